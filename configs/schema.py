@@ -1,0 +1,253 @@
+"""What a run is: the typed recipe. Every key of a recipe file is a field here, with its unit and its default.
+
+Nothing here imports torch: a recipe can be read, checked and changed on a laptop that will never train it.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+
+from configs import registry
+from configs.errors import BadInput, nearest
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are errors, values are immutable once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Data(Section):
+    """Where the samples lie and how they are read."""
+
+    path: str = Field(description="folder or URI (s3://, gs://, hdfs://) that holds train/, valid/ and test/")
+    batch_size: int = Field(1536, gt=0, description="rows a step over all workers together")
+    shards: int = Field(192, gt=0, description="virtual shards; sample order depends on them and never on the workers")
+    shuffle_window: int = Field(4096, gt=0, description="least rows that a shard shuffles together")
+    threads: int = Field(1, gt=0, description="threads a worker that decode Parquet")
+    prefetch: int = Field(4, gt=0, description="batches that a worker keeps ready")
+    on_corrupt: Literal["stop", "skip"] = Field("stop", description="an unreadable row group: stop, or skip and count")
+
+
+class IdFeature(Section):
+    """One id a row (int64, any value; null = missing = the zero vector)."""
+
+    type: Literal["id"]
+    table: str
+    column: str | None = Field(None, description="Parquet column, by default the feature's name")
+
+
+class SequenceFeature(Section):
+    """A list of ids a row, newest last; a longer list loses its oldest entries, and the loss is counted."""
+
+    type: Literal["sequence"]
+    table: str
+    column: str | None = None
+    max_length: int = Field(50, gt=0)
+
+
+class DenseFeature(Section):
+    """One number a row, normalised with the training split's mean and deviation (null = missing = the mean)."""
+
+    type: Literal["dense"]
+    column: str | None = None
+
+
+Feature = Annotated[IdFeature | SequenceFeature | DenseFeature, Field(discriminator="type")]
+
+
+class Table(Section):
+    """An embedding table, shared by every feature that names it."""
+
+    rows: int = Field(gt=0, le=2**40)
+    dim: int = Field(gt=0, multiple_of=4, description="columns; a multiple of 4, as the fused kernels need")
+    hash: Literal["mix", "modulo"] = Field(
+        "mix", description="id -> row: a mixing hash for any ids, or the plain remainder for ids that are 0..rows-1"
+    )
+    sharding: Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"] = "auto"
+    dtype: Literal["float32", "float16"] = "float32"
+    init_std: float = Field(0.01, ge=0, description="deviation of the normal initial values")
+
+
+class Task(Section):
+    """One thing to predict: a binary label column and its weight in the loss."""
+
+    label: str
+    weight: float = Field(1.0, gt=0)
+
+
+class SparseOptimizer(Section):
+    """The optimizer fused into the tables' backward pass."""
+
+    kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    lr: float = Field(0.02, gt=0)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="L2 on the rows that a batch touches")
+
+
+class DenseOptimizer(Section):
+    """The optimizer of everything that is not a table."""
+
+    kind: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip_norm: float | None = Field(None, gt=0, description="largest global norm of the dense gradient")
+
+
+class Schedule(Section):
+    """The learning rates' factor by step, the same for both optimizers."""
+
+    warmup_steps: int = Field(0, ge=0, description="steps of linear rise from 0")
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    final: float = Field(0.0, ge=0, le=1, description="factor at the last step, for linear and cosine")
+
+
+class Optimizers(Section):
+    sparse: SparseOptimizer = SparseOptimizer()
+    dense: DenseOptimizer = DenseOptimizer()
+    schedule: Schedule = Schedule()
+
+
+class Train(Section):
+    epochs: int = Field(1, gt=0)
+    seed: int = Field(1, ge=0)
+    evaluate_every: float = Field(1.0, gt=0, le=1, description="epochs between evaluations on valid/")
+    patience: int | None = Field(None, gt=0, description="stop after this many evaluations without a better one")
+    checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints besides evaluations")
+    keep: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
+    select: str | None = Field(None, description="metric on valid/ that picks the best, by default <first task>.auc")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="autocast type of the dense part")
+    log_every: int = Field(20, gt=0, description="steps between lines of metrics.jsonl")
+
+
+class Evaluate(Section):
+    group_by: str | None = Field(None, description="int64 column whose groups GAUC and UAUC average, as a user id")
+    memory: Literal["exact", "bounded"] = Field("exact", description="bounded: binned AUC, GAUC on a sample of groups")
+
+
+class Topology(Section):
+    """The machines that the sharding planner plans for. The defaults are one H100 node's."""
+
+    workers_per_node: int = Field(8, gt=0)
+    hbm_gb: float = Field(80, gt=0, description="GPU memory a worker")
+    ddr_gb: float = Field(128, gt=0, description="host memory a worker")
+    hbm_gb_s: float = Field(3350, gt=0)
+    ddr_gb_s: float = Field(100, gt=0)
+    intra_gb_s: float = Field(450, gt=0, description="between workers of one node, each way")
+    inter_gb_s: float = Field(50, gt=0, description="between nodes, each way")
+
+
+class Cluster(Section):
+    """Where the run happens; nothing here changes what is learned."""
+
+    workers: int = Field(1, ge=0, description="ranks; 0 trains inside the calling process, without Ray")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    address: str | None = Field(None, description="a running Ray cluster; none starts Ray on this machine")
+    cpus_per_worker: float = Field(1, gt=0)
+    max_failures: int = Field(2, ge=0, description="worker failures survived by restarting from the last checkpoint")
+    timeout_s: int = Field(600, gt=0, description="longest wait for the other ranks")
+    quantize_comms: Literal["none", "fp16", "bf16"] = Field("none", description="type of embeddings on the wire")
+    topology: Topology = Topology()
+
+
+class Export(Section):
+    parity_rows: int = Field(4096, gt=0, description="held-out rows on which file and model must agree")
+    golden_rows: int = Field(32, gt=0, description="rows written to golden.json with their scores")
+    tolerance: float = Field(1e-5, gt=0, description="largest difference of a probability")
+
+
+class ModelConfig(Section):
+    """Base of every model's own config; `kind` is the name under which the model is registered."""
+
+    kind: str
+
+
+class Recipe(Section):
+    """A whole run. See configs/recipes for complete ones."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="run folder below runs/")
+    data: Data
+    features: dict[str, Feature] = Field(min_length=1)
+    tables: dict[str, Table] = {}
+    model: SerializeAsAny[ModelConfig]
+    tasks: dict[str, Task] = Field(min_length=1)
+    optimizers: Optimizers = Optimizers()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+    export: Export = Export()
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_of_its_kind(cls, value: Any) -> Any:
+        return registry.parse_model(value)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        _check_tables(self)
+        _check_arithmetic(self)
+        _check_division(self)
+        return self
+
+    def column(self, feature: str) -> str:
+        """Return the Parquet column that feeds `feature`."""
+        return self.features[feature].column or feature
+
+    def select(self) -> str:
+        """Return the metric on the validation split that picks the best checkpoint."""
+        return self.train.select or f"{next(iter(self.tasks))}.auc"
+
+
+def _check_tables(recipe: Recipe) -> None:
+    used = set()
+    for name, feature in recipe.features.items():
+        if isinstance(feature, DenseFeature):
+            continue
+        if feature.table not in recipe.tables:
+            raise BadInput(
+                f"features.{name}.table: there is no table '{feature.table}'{nearest(feature.table, recipe.tables)}"
+            )
+        used.add(feature.table)
+    for name in recipe.tables:
+        if name not in used:
+            raise BadInput(f"tables.{name}: no feature uses this table; remove it or name it in a feature")
+
+
+def _check_arithmetic(recipe: Recipe) -> None:
+    """Refuse what the fused optimizers would compute otherwise than plain PyTorch."""
+    sparse = recipe.optimizers.sparse
+    if sparse.weight_decay and sparse.kind != "rowwise_adagrad":
+        raise BadInput(
+            f"optimizers.sparse.weight_decay: '{sparse.kind}' ignores it on some devices; "
+            "use kind: rowwise_adagrad, or weight_decay: 0"
+        )
+    for name, table in recipe.tables.items():
+        if table.sharding == "column_wise" and sparse.kind != "sgd":
+            raise BadInput(
+                f"tables.{name}.sharding: column_wise keeps one accumulator a column shard, so '{sparse.kind}' would "
+                "learn something else than on one worker; use row_wise or table_wise, or optimizers.sparse.kind: sgd"
+            )
+        if table.sharding == "data_parallel" and sparse.weight_decay:
+            raise BadInput(
+                f"tables.{name}.sharding: data_parallel would decay every row, not the touched ones; "
+                "use another sharding or optimizers.sparse.weight_decay: 0"
+            )
+        if table.sharding == "data_parallel" and sparse.kind == "adam":
+            raise BadInput(
+                f"tables.{name}.sharding: a data_parallel table's Adam would move untouched rows; "
+                "use another sharding or another optimizers.sparse.kind"
+            )
+
+
+def _check_division(recipe: Recipe) -> None:
+    batch, shards, workers = recipe.data.batch_size, recipe.data.shards, max(recipe.cluster.workers, 1)
+    if shards % workers:
+        wanted = [n for n in range(workers, 4 * max(shards, workers) + 1, workers) if batch % n == 0][:5]
+        fitting = f"data.shards of {', '.join(map(str, wanted))} would" if wanted else (
+            f"a multiple of {workers} that divides data.batch_size would"
+        )
+        raise BadInput(f"data.shards: {shards} shards do not divide among {workers} workers; {fitting}")
+    if batch % shards:
+        below = batch // shards * shards
+        wanted = ", ".join(str(n) for n in (below, below + shards) if n)
+        raise BadInput(f"data.batch_size: {batch} rows do not divide among {shards} data.shards; {wanted} would")
