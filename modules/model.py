@@ -1,0 +1,180 @@
+"""The one shape of every model: hash -> tables -> dense.
+
+    ids (KJT of raw int64) -> IdHash -> KJT of rows -> one EmbeddingCollection a dim -> Dense -> {task: logit}
+
+The same object trains (its tables sharded from outside), scores and exports, so the three cannot disagree.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
+from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+import modules.models  # noqa: F401  (registers every model)
+from configs.schema import DenseFeature, Recipe, SequenceFeature
+from modules.hashing import IdHash
+from modules.inputs import Inputs
+from modules.models.registry import network
+from modules.tables import Initial
+
+_DTYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
+
+
+class ReplicatedCollection(EmbeddingCollection):
+    """Tables that every rank holds whole (sharding: data_parallel), trained as ordinary parameters.
+
+    A class of its own so that no sharder takes it: torchrec's data-parallel kernel pools sequences on CPU.
+    """
+
+
+class Normalise(nn.Module):
+    """Dense features as (x - mean) / std of the training split; a missing value (NaN) becomes the mean, 0.
+
+    Args:
+        width: D, how many dense features there are.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("std", torch.ones(width))
+
+    def forward(self, dense: torch.Tensor) -> torch.Tensor:
+        """Args: dense (B, D) float32, NaN = missing. Returns: (B, D) float32 without NaN."""
+        return torch.nan_to_num((dense - self.mean) / self.std, nan=0.0)
+
+
+class Dense(nn.Module):
+    """Everything after the tables: normalisation, then the model's own network, under autocast if asked.
+
+    A module of its own because it is a leaf to torchrec's tracer and is scripted whole.
+    """
+
+    def __init__(self, network: nn.Module, width: int, bfloat16: bool, device_type: str) -> None:
+        super().__init__()
+        self.normalise = Normalise(width)
+        self.network = network
+        self.bfloat16 = bfloat16
+        self.device_type = device_type
+
+    def forward(
+        self,
+        values: dict[str, torch.Tensor],
+        lengths: dict[str, torch.Tensor],
+        dense: torch.Tensor,
+        weights: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return the logits (B,) by task from jagged embeddings, (N_f, dim) and (B,) a feature, and dense (B, D)."""
+        dense = self.normalise(dense)
+        if torch.jit.is_scripting():
+            return self.network(values, lengths, dense, weights)
+        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.bfloat16):
+            logits = self.network(values, lengths, dense, weights)
+        return {task: logit.float() for task, logit in logits.items()}
+
+
+class Model(nn.Module):
+    """A recipe's model, plain: no process group, no sharding.
+
+    Args:
+        recipe: what to build.
+        device: where dense parameters and replicated tables are made.
+        tables_device: where the other tables are made; ``meta`` when they will be sharded.
+
+    Dense parameters depend on train.seed alone; table rows on (train.seed, table, row), see modules.tables.
+
+    Raises:
+        BadInput: the model's config names features that the recipe lacks, or leaves some unused.
+    """
+
+    def __init__(self, recipe: Recipe, device: str = "cpu", tables_device: str = "cpu") -> None:
+        super().__init__()
+        keyed = {name: f for name, f in recipe.features.items() if not isinstance(f, DenseFeature)}
+        tables = recipe.tables
+        self.hash = IdHash(
+            list(keyed),
+            [tables[f.table].rows for f in keyed.values()],
+            [tables[f.table].hash == "modulo" for f in keyed.values()],
+        )
+        self.collections: dict[str, list[str]] = {}
+        self.tables = nn.ModuleDict()
+        for name, members in _collections(recipe).items():
+            replicated = name.endswith("replicated")
+            kind, where = (ReplicatedCollection, device) if replicated else (EmbeddingCollection, tables_device)
+            features = {t: [f for f in keyed if keyed[f].table == t] for t in members}
+            self.collections[name] = [feature for table in members for feature in features[table]]
+            self.tables[name] = kind(
+                tables=[
+                    EmbeddingConfig(
+                        name=table,
+                        num_embeddings=tables[table].rows,
+                        embedding_dim=tables[table].dim,
+                        feature_names=features[table],
+                        data_type=_DTYPES[tables[table].dtype],
+                    )
+                    for table in members
+                ],
+                device=torch.device(where),
+            )
+        dims = {name: tables[f.table].dim for name, f in keyed.items()}
+        inputs = Inputs(
+            ids={n: d for n, d in dims.items() if not isinstance(keyed[n], SequenceFeature)},
+            sequences={n: d for n, d in dims.items() if isinstance(keyed[n], SequenceFeature)},
+            dense=[n for n, f in recipe.features.items() if isinstance(f, DenseFeature)],
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.train.seed)
+            net = network(recipe.model.kind)(recipe.model, inputs, list(recipe.tasks))
+        bfloat16 = recipe.train.precision == "bfloat16"
+        self.dense = Dense(net, len(inputs.dense), bfloat16, torch.device(device).type).to(device)
+        for collection in self.tables.values():
+            for name, table in collection.embeddings.items():
+                if not table.weight.is_meta:
+                    initial_values(recipe, name).fill(table.weight.data)
+
+    def forward(
+        self, ids: KeyedJaggedTensor, dense: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return the logits (B,) by task.
+
+        Args:
+            ids: raw int64 ids, one key an id or sequence feature, B rows a key.
+            dense: (B, D) float32, NaN = missing.
+            weights: (B,), 0 marks padding rows; None when serving.
+        """
+        values: dict[str, torch.Tensor] = {}
+        lengths: dict[str, torch.Tensor] = {}
+        if len(self.tables):
+            rows = self.hash(ids)
+            for name, collection in self.tables.items():
+                found = collection(rows)
+                for feature in self.collections[name]:
+                    jagged = found[feature]
+                    values[feature] = jagged.values()
+                    lengths[feature] = jagged.lengths()
+        return self.dense(values, lengths, dense, weights)
+
+
+def _collections(recipe: Recipe) -> dict[str, list[str]]:
+    """Group tables by dim, replicated ones apart: tables of one collection share their dim and their treatment."""
+    groups: dict[str, list[str]] = {}
+    for name, table in recipe.tables.items():
+        ending = "_replicated" if table.sharding == "data_parallel" else ""
+        groups.setdefault(f"dim{table.dim}{ending}", []).append(name)
+    return groups
+
+
+def initial_values(recipe: Recipe, table: str) -> Initial:
+    """Return the initial values of a recipe's table."""
+    declared = recipe.tables[table]
+    return Initial(recipe.train.seed, table, declared.dim, declared.init_std)
+
+
+def set_statistics(model: Model, mean: Mapping[str, float], std: Mapping[str, float]) -> None:
+    """Store the training split's mean and deviation of every dense feature in the model."""
+    normalise = model.dense.normalise
+    normalise.mean.copy_(torch.tensor(list(mean.values()), dtype=torch.float32))
+    normalise.std.copy_(torch.tensor(list(std.values()), dtype=torch.float32))

@@ -1,0 +1,56 @@
+"""Initial rows of embedding tables, whatever the sharding plan."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import xxhash
+
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Initial:
+    """The initial values of one table, N(0, std^2), as a pure function of (seed, table, row).
+
+    A shard's rows do not depend on how the table is cut: two shards never repeat each other's rows, a run on any plan
+    starts from the same table, and what training has moved can be told at any time.
+
+    Args:
+        seed: train.seed.
+        table: the table's name.
+        dim: columns of the whole table.
+        std: deviation.
+    """
+
+    seed: int
+    table: str
+    dim: int
+    std: float
+
+    def blocks(self, rows: range, columns: range) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield (slice within `rows`, float32 CPU values (len(slice), len(columns))) for a part of the table."""
+        for index in range(rows.start // _BLOCK, -(-rows.stop // _BLOCK)):
+            first = index * _BLOCK
+            start, stop = max(rows.start, first), min(rows.stop, first + _BLOCK)
+            key = xxhash.xxh64_intdigest(f"{self.table}/{index}".encode(), seed=self.seed)
+            generator = torch.Generator().manual_seed(key >> 1)
+            block = torch.randn(_BLOCK, self.dim, generator=generator) * self.std
+            yield (
+                slice(start - rows.start, stop - rows.start),
+                block[start - first : stop - first, columns.start : columns.stop],
+            )
+
+    def fill(self, shard: torch.Tensor, row: int = 0, column: int = 0) -> None:
+        """Write the initial values into a shard (rows, columns) whose first cell is (row, column) of the table."""
+        rows, columns = range(row, row + shard.shape[0]), range(column, column + shard.shape[1])
+        for where, values in self.blocks(rows, columns):
+            shard[where].copy_(values)
+
+    def moved(self, shard: torch.Tensor, row: int = 0, column: int = 0) -> torch.Tensor:
+        """Return which rows of a shard differ from their initial values, bool (rows,) on the CPU."""
+        rows, columns = range(row, row + shard.shape[0]), range(column, column + shard.shape[1])
+        out = torch.zeros(shard.shape[0], dtype=torch.bool)
+        for where, values in self.blocks(rows, columns):
+            out[where] = (shard[where].cpu() != values.to(shard.dtype)).any(dim=1)
+        return out

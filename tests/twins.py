@@ -1,0 +1,158 @@
+"""Small recipes, batches made in memory, and training as plain PyTorch would do it."""
+
+from typing import Any
+
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+import modules.models  # noqa: F401
+from configs.schema import DenseFeature, Recipe, SequenceFeature
+from modules.batch import Batch
+from modules.model import Model
+
+
+def recipe(**changes: Any) -> Recipe:
+    """A DIN over two tables of one dim and one of another; `changes` are dotted keys with __ for dots."""
+    content = {
+        "data": {"path": "unused", "batch_size": 48, "shards": 12, "shuffle_window": 64},
+        "features": {
+            "user": {"type": "id", "table": "user"},
+            "movie": {"type": "id", "table": "movie"},
+            "history": {"type": "sequence", "table": "movie", "max_length": 6},
+            "rating": {"type": "sequence", "table": "rating", "max_length": 6},
+            "rate": {"type": "dense"},
+        },
+        "tables": {
+            "user": {"rows": 61, "dim": 8, "sharding": "row_wise", "init_std": 0.1},
+            "movie": {"rows": 40, "dim": 8, "sharding": "table_wise", "init_std": 0.1},
+            "rating": {"rows": 8, "dim": 4, "hash": "modulo", "sharding": "table_wise", "init_std": 0.1},
+        },
+        "model": {
+            "kind": "din",
+            "attention": [{"query": ["movie"], "events": ["history"], "side": ["rating"]}],
+            "attention_units": [8, 4],
+            "units": [16, 8],
+        },
+        "tasks": {"click": {"label": "label"}},
+        "optimizers": {"sparse": {"lr": 0.05}, "dense": {"kind": "sgd", "lr": 0.05}},
+        "train": {"epochs": 2, "log_every": 1},
+        "cluster": {"workers": 0, "device": "cpu"},
+    }
+    for dotted, value in changes.items():
+        place, keys = content, dotted.split("__")
+        for key in keys[:-1]:
+            place = place.setdefault(key, {})
+        place[keys[-1]] = value
+    return Recipe.model_validate(content)
+
+
+def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
+    """Global batches with missing ids, empty sequences, missing dense values and padding rows."""
+    size = made_for.data.batch_size
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(-high, high, shape, generator=generator)
+
+    out = []
+    for number in range(count):
+        shared = torch.randint(0, 7, (size,), generator=generator)
+        values, lengths, dense = [], [], []
+        weights = torch.ones(size)
+        weights[torch.rand(size, generator=generator) < 0.1] = 0
+        for feature in made_for.features.values():
+            if isinstance(feature, DenseFeature):
+                column = torch.randn(size, generator=generator)
+                column[::7] = float("nan")
+                dense.append(column)
+                continue
+            length = shared.clone() if isinstance(feature, SequenceFeature) else (shared > 0).long()
+            length[weights == 0] = 0
+            lengths.append(length)
+            values.append(draw(1000, int(length.sum())))
+        keys = [n for n, f in made_for.features.items() if not isinstance(f, DenseFeature)]
+        rows = torch.arange(size) + number * size
+        out.append(
+            Batch(
+                ids=KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(lengths)),
+                dense=torch.stack(dense, 1) if dense else torch.zeros(size, 0),
+                labels=(torch.rand(size, len(made_for.tasks), generator=generator) < 0.4).float(),
+                weights=weights,
+                rows=torch.where(weights > 0, rows, -1),
+            )
+        )
+    return out
+
+
+def part(batch: Batch, rank: int, world: int) -> Batch:
+    """The contiguous part of a global batch that a rank holds."""
+    size = batch.weights.shape[0] // world
+    rows = slice(rank * size, (rank + 1) * size)
+    values, lengths = [], []
+    for key in batch.ids.keys():
+        jagged = batch.ids[key]
+        offsets = jagged.offsets()
+        values.append(jagged.values()[offsets[rows.start] : offsets[rows.stop]])
+        lengths.append(jagged.lengths()[rows])
+    return Batch(
+        KeyedJaggedTensor(keys=batch.ids.keys(), values=torch.cat(values), lengths=torch.cat(lengths)),
+        batch.dense[rows],
+        batch.labels[rows],
+        batch.weights[rows],
+        batch.rows[rows],
+    )
+
+
+def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float], dict[str, torch.Tensor]]:
+    """Train one plain model on global batches.
+
+    Returns:
+        The model, its losses, and each table's optimizer state where there is one.
+    """
+    model = Model(made_for)
+    tables = {name: e.weight for c in model.tables.values() for name, e in c.embeddings.items()}
+    state = {name: torch.zeros_like(weight) for name, weight in tables.items()}
+    dense = torch.optim.SGD(model.dense.parameters(), lr=made_for.optimizers.dense.lr)
+    losses = []
+    for batch in steps:
+        model.zero_grad()
+        logits = model(batch.ids, batch.dense, batch.weights)
+        loss = torch.zeros(())
+        for number, (task, declared) in enumerate(made_for.tasks.items()):
+            each = torch.nn.functional.binary_cross_entropy_with_logits(
+                logits[task], batch.labels[:, number], reduction="none"
+            )
+            loss = loss + declared.weight * (each * batch.weights).sum() / batch.weights.sum()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        dense.step()
+        touched = _touched(model, batch)
+        with torch.no_grad():
+            for name, weight in tables.items():
+                _update(made_for, weight, state[name], touched[name])
+    return model, losses, state
+
+
+def _touched(model: Model, batch: Batch) -> dict[str, torch.Tensor]:
+    rows = model.hash(batch.ids)
+    out = {}
+    for collection in model.tables.values():
+        for config in collection.embedding_configs():
+            mask = torch.zeros(config.num_embeddings, 1)
+            for feature in config.feature_names:
+                mask[rows[feature].values()] = 1
+            out[config.name] = mask
+    return out
+
+
+def _update(made_for: Recipe, weight: torch.Tensor, state: torch.Tensor, touched: torch.Tensor) -> None:
+    """The published formulas: SGD, Adagrad, and Adagrad with one accumulator a row, L2 on touched rows."""
+    sparse = made_for.optimizers.sparse
+    gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
+    gradient = gradient + sparse.weight_decay * touched * weight
+    if sparse.kind == "sgd":
+        weight -= sparse.lr * gradient
+        return
+    square = gradient.square()
+    state += square.mean(dim=1, keepdim=True) if sparse.kind == "rowwise_adagrad" else square
+    weight -= sparse.lr * gradient / (state.sqrt() + sparse.eps)

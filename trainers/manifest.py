@@ -1,0 +1,61 @@
+"""Folders that are either whole or not there: a manifest of sizes and hashes, written last, is the commit."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+MANIFEST = "manifest.json"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file so that a reader sees the old one or the new one, never a part."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def digest(path: Path) -> dict[str, Any]:
+    """Return a file's size in bytes and its xxh64, as a manifest keeps them."""
+    state = xxhash.xxh64()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            state.update(chunk)
+    return {"bytes": path.stat().st_size, "xxh64": state.hexdigest()}
+
+
+def commit(folder: Path, files: dict[str, dict[str, Any]], **content: Any) -> None:
+    """Write the manifest that makes `folder` whole."""
+    write_json(folder / MANIFEST, {"files": files, **content})
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """Return a folder's manifest, or None where it was never committed."""
+    try:
+        return json.loads((folder / MANIFEST).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def damage(folder: Path, manifest: dict[str, Any], share: tuple[int, int] = (0, 1)) -> str | None:
+    """Return which file of a committed folder is missing or changed, in words, or None.
+
+    Args:
+        folder: the folder.
+        manifest: its manifest.
+        share: (this rank, ranks): each rank reads its part of the files.
+    """
+    rank, ranks = share
+    for name in sorted(manifest["files"])[rank::ranks]:
+        path, wanted = folder / name, manifest["files"][name]
+        if not path.exists():
+            return f"{path} is missing"
+        found = digest(path)
+        if found != wanted:
+            return f"{path} is damaged: {found['bytes']} bytes, xxh64 {found['xxh64']}, not as its manifest says"
+    return None

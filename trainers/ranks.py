@@ -1,0 +1,78 @@
+"""The few questions that a rank asks about the others. All answers are right without a process group too."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def world() -> int:
+    """Return the number of ranks."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this rank's number, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Return whether this rank writes what a run writes once."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if world() > 1:
+        dist.barrier()
+
+
+def from_main(value: Any) -> Any:
+    """Return rank 0's value on every rank (pickled; small objects only)."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(value: Any) -> list[Any]:
+    """Return every rank's value, by rank, on every rank (pickled; small objects only)."""
+    if world() == 1:
+        return [value]
+    out: list[Any] = [None] * world()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum over ranks of a tensor."""
+    if world() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+    return values
+
+
+def backend(cuda: bool) -> str:
+    """Return the process group's backend; small objects and checkpoints travel over gloo beside NCCL."""
+    return "cpu:gloo,cuda:nccl" if cuda else "gloo"
+
+
+@contextlib.contextmanager
+def alone(cuda: bool) -> Iterator[None]:
+    """Make this process the only rank of a group of its own, unless it already belongs to one."""
+    if dist.is_initialized():
+        yield
+        return
+    dist.init_process_group(backend(cuda), store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Make every random draw of a step a function of (seed, step, rank): no generator's state is left to save."""
+    torch.manual_seed((seed * 1_000_003 + step) * 4096 + rank())

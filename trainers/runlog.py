@@ -1,0 +1,51 @@
+"""runs/<name>/metrics.jsonl: what a run says while it goes on, one JSON object a line, written by rank 0."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from trainers import ranks
+
+NAME = "metrics.jsonl"
+
+
+class RunLog:
+    """Appends lines to a run's metrics.jsonl.
+
+    Args:
+        run: the run folder.
+        step: the step at which this attempt starts; lines of a lost attempt beyond it are dropped, so that a resumed
+            run's log reads as if it had never stopped.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        self.path = run / NAME
+        if ranks.is_main() and self.path.exists():
+            kept = [line for line in read(run) if line.get("step", 0) <= step]
+            draft = self.path.with_suffix(".draft")
+            draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            draft.replace(self.path)
+
+    def write(self, kind: str, **content: Any) -> None:
+        """Append a line; does nothing on the other ranks."""
+        if ranks.is_main():
+            note(self.path.parent, kind, **content)
+
+
+def note(run: Path, kind: str, **content: Any) -> None:
+    """Append one line to a run's log from outside the training loop."""
+    line = json.dumps({"kind": kind, "time": round(time.time(), 3), **content})
+    with (run / NAME).open("a") as file:
+        file.write(line + "\n")
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """Return a run's lines; a last line that a kill cut short is left out."""
+    out = []
+    for line in (run / NAME).read_text().splitlines():
+        try:
+            out.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return out

@@ -1,0 +1,325 @@
+"""A plain model becomes a sharded one: plan, shards with fused optimizers, dense optimizer, pipeline.
+
+What is computed stays what plain PyTorch computes on the global batch. Three facts keep it so: the loss divides by the
+all-reduced number of rows and is multiplied by the number of ranks (torchrec averages table gradients over ranks);
+dense gradients are averaged in one flat all-reduce; initial table rows depend on (seed, table, row) alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
+from torch import nn
+from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
+from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.types import BoundsCheckMode, ShardingEnv
+from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from configs.errors import BadInput
+from configs.schema import Recipe, SequenceFeature
+from modules.batch import Batch
+from modules.model import Model, ReplicatedCollection, initial_values
+from trainers import ranks
+
+SPARSE = {
+    "rowwise_adagrad": RowWiseAdagrad,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+}
+DENSE = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+}
+
+
+class Loss(nn.Module):
+    """Weighted sum over tasks of the mean binary cross-entropy over the *global* batch.
+
+        L = R * sum_t w_t * sum_i s_i BCE(z_it, y_it) / sum_ranks sum_i s_i
+
+    R is the number of ranks: averaging the ranks' gradients then gives those of one rank on the global batch.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.tasks = list(recipe.tasks)
+        weights = torch.tensor([task.weight for task in recipe.tasks.values()])
+        self.register_buffer("task_weights", weights, persistent=False)
+
+    def forward(self, logits: dict[str, torch.Tensor], batch: Batch) -> tuple[torch.Tensor, "Output"]:
+        stacked = torch.stack([logits[task] for task in self.tasks], dim=1)  # (B, T)
+        each = nn.functional.binary_cross_entropy_with_logits(stacked, batch.labels, reduction="none")  # (B, T)
+        sums = (each * batch.weights.unsqueeze(1)).sum(dim=0)  # (T,)
+        count = batch.weights.sum()
+        total = count.clone()
+        if ranks.world() > 1:
+            dist.all_reduce(total)
+        loss = ranks.world() * (sums * self.task_weights).sum() / total.clamp(min=1.0)
+        return loss, Output(batch, stacked.detach(), sums.detach(), count)
+
+
+@dataclass
+class Output:
+    """What a step leaves for metrics: the batch, logits (B, T), loss sums (T,) and the summed weight, all local."""
+
+    batch: Batch
+    logits: torch.Tensor
+    loss_sums: torch.Tensor
+    count: torch.Tensor
+
+
+class Step(nn.Module):
+    """Batch -> (loss, Output): what the pipeline runs."""
+
+    def __init__(self, model: Model, recipe: Recipe) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = Loss(recipe)
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, Output]:
+        return self.loss(self.model(batch.ids, batch.dense, batch.weights), batch)
+
+
+class Pipeline(TrainPipelineSparseDist):
+    """TorchRec's pipeline (the next batch's ids travel while this one trains) with our own backward.
+
+    Args:
+        clip_norm: largest global norm of the averaged dense gradient, or None.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, dense: list, clip_norm):
+        super().__init__(model, optimizer, device, pipeline_postproc=True)
+        self._dense, self._clip_norm = dense, clip_norm
+
+    def _backward(self, losses: torch.Tensor) -> None:
+        losses.backward()
+        average_gradients(self._dense)
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._dense, self._clip_norm)
+
+    def pipelined(self) -> int:
+        """Return how many table collections exchange their ids ahead of the step."""
+        return len(self._pipelined_modules)
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Average the gradients over ranks in one flat all-reduce; a parameter that got none takes part with zeros."""
+    if ranks.world() == 1:
+        return
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([g.reshape(-1).float() for g in grads])
+    dist.all_reduce(flat)
+    flat /= ranks.world()
+    for parameter, grad, part in zip(parameters, grads, flat.split([g.numel() for g in grads]), strict=True):
+        parameter.grad = grad.copy_(part.view_as(grad))
+
+
+@dataclass
+class Sharded:
+    """A model ready to train: everything that a checkpoint keeps, and the pipeline that steps it."""
+
+    recipe: Recipe
+    module: DistributedModelParallel
+    optimizers: dict[str, torch.optim.Optimizer]  # "tables" (fused), "dense", "replicated": those that exist
+    pipeline: Pipeline
+    device: torch.device
+
+    @property
+    def model(self) -> Model:
+        return self.module.module.model
+
+    def plan(self) -> dict[str, dict[str, object]]:
+        """Return {table: {sharding, ranks}} as planned, for people and checkpoints."""
+        out = {}
+        for collection in self.module.plan.plan.values():
+            for table, how in collection.items():
+                out[table] = {"sharding": how.sharding_type, "ranks": sorted(set(how.ranks or []))}
+        for path, collection in self.model.tables.items():
+            if path.endswith("replicated"):
+                out |= {table: {"sharding": "data_parallel", "ranks": "all"} for table in collection.embeddings}
+        return out
+
+    def shards(self) -> Iterator[tuple[str, torch.Tensor, int, int]]:
+        """Yield (table, local weight, first row, first column) of every sharded piece on this rank."""
+        for module in self.module.modules():
+            if isinstance(module, ShardedEmbeddingCollection):
+                for key, value in module.state_dict().items():
+                    table = key.split(".")[-2]
+                    for shard in value.local_shards():
+                        row, column = shard.metadata.shard_offsets
+                        yield table, shard.tensor, row, column
+
+    def check_pipelined(self) -> None:
+        """Raise where torchrec silently gave up overlapping the exchange of ids (it says nothing itself)."""
+        wanted = sum(not name.endswith("replicated") for name in self.model.tables)
+        if self.pipeline.pipelined() != wanted:
+            raise RuntimeError(
+                f"{self.pipeline.pipelined()} of {wanted} table collections are pipelined; "
+                "a model's forward has become untraceable between the batch and its tables"
+            )
+
+    def set_rates(self, factor: float) -> None:
+        """Set every optimizer's learning rate to its rate in the recipe times `factor`."""
+        sparse, dense = self.recipe.optimizers.sparse.lr, self.recipe.optimizers.dense.lr
+        rates = {"tables": sparse, "replicated": sparse, "dense": dense}
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = rates[name] * factor
+
+
+def check_device(recipe: Recipe, device: torch.device) -> None:
+    """Raise BadInput for what a recipe asks and the device cannot do."""
+    if device.type == "cpu" and recipe.optimizers.sparse.kind == "adam" and recipe.tables:
+        raise BadInput("optimizers.sparse.kind: fbgemm has no fused adam on CPU; use rowwise_adagrad, adagrad or sgd")
+
+
+def shard(recipe: Recipe, device: torch.device) -> Sharded:
+    """Build the recipe's model, its tables sharded over the ranks of the default process group.
+
+    Args:
+        recipe: the run.
+        device: this rank's device.
+
+    Raises:
+        BadInput: the tables do not fit the machines of cluster.topology, or the device cannot train them.
+    """
+    check_device(recipe, device)
+    step = Step(Model(recipe, device=device, tables_device="meta"), recipe)
+    step.loss.to(device)
+    apply_in_backward(
+        SPARSE[recipe.optimizers.sparse.kind],
+        [p for _, c in _sharded_collections(step) for p in c.parameters()],
+        _sparse_arguments(recipe),
+    )
+    # fbgemm ignores weight_decay unless it is told its kind.
+    sharders = [EmbeddingCollectionSharder({"weight_decay_mode": WeightDecayMode.L2}, _codecs(recipe))]
+    module = DistributedModelParallel(
+        step,
+        env=ShardingEnv.from_process_group(dist.group.WORLD),
+        device=device,
+        plan=_plan(recipe, step, sharders, device),
+        sharders=sharders,
+        init_data_parallel=False,
+        init_parameters=False,
+    )
+    optimizers = _optimizers(recipe, module)
+    dense = [p for key in ("dense", "replicated") if key in optimizers for p in optimizers[key].params.values()]
+    combined = CombinedOptimizer(list(optimizers.items()))
+    pipeline = Pipeline(module, combined, device, dense, recipe.optimizers.dense.clip_norm)
+    sharded = Sharded(recipe, module, optimizers, pipeline, device)
+    with torch.no_grad():
+        for table, weight, row, column in sharded.shards():
+            initial_values(recipe, table).fill(weight, row, column)
+    return sharded
+
+
+def _sharded_collections(module: nn.Module) -> Iterator[tuple[str, EmbeddingCollection]]:
+    for path, child in module.named_modules():
+        if type(child) is EmbeddingCollection:
+            yield path, child
+
+
+def _sparse_arguments(recipe: Recipe) -> dict[str, float]:
+    sparse = recipe.optimizers.sparse
+    arguments = {"lr": sparse.lr}
+    if sparse.kind != "sgd":
+        arguments["eps"] = sparse.eps
+    if sparse.weight_decay:
+        arguments["weight_decay"] = sparse.weight_decay
+    return arguments
+
+
+def _codecs(recipe: Recipe):
+    kind = recipe.cluster.quantize_comms
+    if kind == "none":
+        return None
+    forward = CommType.FP16 if kind == "fp16" else CommType.BF16
+    # Gradients need bf16's range; activations can spend the bits on precision.
+    return get_qcomm_codecs_registry(QCommsConfig(forward_precision=forward, backward_precision=CommType.BF16))
+
+
+def topology(recipe: Recipe, world: int, device: str) -> Topology:
+    """Return the planner's view of cluster.topology; bandwidths in bytes per millisecond as torchrec counts them."""
+    t = recipe.cluster.topology
+    giga, per_ms = 1024**3, 1e9 / 1e3
+    return Topology(
+        world_size=world,
+        compute_device=device,
+        hbm_cap=int(t.hbm_gb * giga),
+        ddr_cap=int(t.ddr_gb * giga),
+        local_world_size=min(t.workers_per_node, world),
+        hbm_mem_bw=t.hbm_gb_s * per_ms,
+        ddr_mem_bw=t.ddr_gb_s * per_ms,
+        intra_host_bw=t.intra_gb_s * per_ms,
+        inter_host_bw=t.inter_gb_s * per_ms,
+    )
+
+
+def constraints(recipe: Recipe) -> dict[str, ParameterConstraints]:
+    """Return each sharded table's allowed sharding and its expected ids a row, for the planner."""
+    out = {}
+    for name, table in recipe.tables.items():
+        if table.sharding == "data_parallel":
+            continue
+        # Column-wise and data-parallel are never chosen unasked: both may change what is learned.
+        allowed = ["table_wise", "row_wise"] if table.sharding == "auto" else [table.sharding]
+        users = [f for f in recipe.features.values() if getattr(f, "table", None) == name]
+        lengths = [float(f.max_length) / 2 if isinstance(f, SequenceFeature) else 1.0 for f in users]
+        out[name] = ParameterConstraints(
+            sharding_types=allowed, pooling_factors=lengths, bounds_check_mode=BoundsCheckMode.NONE
+        )
+    return out
+
+
+def _plan(recipe: Recipe, step: nn.Module, sharders: list, device: torch.device):
+    world = ranks.world()
+    planner = EmbeddingShardingPlanner(
+        topology=topology(recipe, world, device.type),
+        batch_size=recipe.data.batch_size // world,
+        constraints=constraints(recipe),
+        debug=False,
+        stats=[],
+    )
+    try:
+        return planner.collective_plan(step, sharders, dist.group.WORLD)
+    except PlannerError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInput(
+            f"tables: no sharding plan fits {world} workers of cluster.topology ({reason}); "
+            "add workers, lower rows or dim, or correct hbm_gb and ddr_gb"
+        ) from error
+
+
+def _optimizers(recipe: Recipe, module: DistributedModelParallel) -> dict[str, torch.optim.Optimizer]:
+    replicated_paths = tuple(
+        f"{path}." for path, child in module.module.named_modules() if isinstance(child, ReplicatedCollection)
+    )
+    rest = dict(in_backward_optimizer_filter(module.module.named_parameters()))
+    replicated = {k: p for k, p in rest.items() if k.startswith(replicated_paths)} if replicated_paths else {}
+    dense = {k: p for k, p in rest.items() if k not in replicated}
+    out: dict[str, torch.optim.Optimizer] = {}
+    if any(isinstance(m, ShardedEmbeddingCollection) for m in module.modules()):
+        out["tables"] = module.fused_optimizer
+    if replicated:
+        make, arguments = SPARSE[recipe.optimizers.sparse.kind], _sparse_arguments(recipe)
+        out["replicated"] = KeyedOptimizerWrapper(replicated, lambda p: make(p, **arguments))
+    d = recipe.optimizers.dense
+    out["dense"] = KeyedOptimizerWrapper(dense, lambda p: DENSE[d.kind](p, lr=d.lr, weight_decay=d.weight_decay))
+    for optimizer in out.values():
+        # Without this Adam's moments are silently left out when a checkpoint is loaded.
+        if isinstance(optimizer, KeyedOptimizerWrapper):
+            optimizer.init_state()
+    return out
