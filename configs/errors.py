@@ -1,7 +1,11 @@
 """The one error that a user's mistake raises, anywhere in livetrain."""
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]*?:(?!\d+(?:/|\s|$))(?:[^/\s]*@|[^@\s]*@)")
+_SECRET_OPTION = re.compile(r"(?i)([?&][^=&\s]*(?:key|secret|token|sig|pass|pwd|cred|auth)[^=&\s]*=)[^&\s]*")
 
 
 class BadInput(ValueError):
@@ -19,3 +23,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     if close:
         return f" (did you mean '{close[0]}'?)"
     return f" (known: {', '.join(known)})" if known else ""
+
+
+def without_credentials(text: str) -> str:
+    """Return `text` without the passwords of its URIs: ``s3://key:secret@bucket/x`` becomes ``s3://bucket/x``.
+
+    Secret-looking query options keep their name and lose their value. A user name alone, a port or a container name
+    (``hdfs://me@host:8020``, ``abfs://box@account``) stays.
+    """
+    return _SECRET_OPTION.sub(r"\1***", _PASSWORD.sub("", text)) if "://" in text else text

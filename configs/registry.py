@@ -29,6 +29,8 @@ def parse_model(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     kind = value.get("kind")
-    if kind not in _CONFIGS:
+    if kind is None:
+        raise BadInput(f"model.kind is missing{nearest('', _CONFIGS)}")
+    if not isinstance(kind, str) or kind not in _CONFIGS:
         raise BadInput(f"model.kind: there is no model '{kind}'{nearest(str(kind), _CONFIGS)}")
     return _CONFIGS[kind].model_validate(value)

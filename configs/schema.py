@@ -10,11 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 from configs import registry
 from configs.errors import BadInput, nearest
 
+# Names of features, tables and tasks become parts of dotted keys, of parameter names and of TorchScript attributes.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+
 
 class Section(BaseModel):
     """A part of a recipe: unknown keys are errors, values are immutable once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Data(Section):
@@ -167,10 +170,10 @@ class Recipe(Section):
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="run folder below runs/")
     data: Data
-    features: dict[str, Feature] = Field(min_length=1)
-    tables: dict[str, Table] = {}
+    features: dict[Name, Feature] = Field(min_length=1)
+    tables: dict[Name, Table] = {}
     model: SerializeAsAny[ModelConfig]
-    tasks: dict[str, Task] = Field(min_length=1)
+    tasks: dict[Name, Task] = Field(min_length=1)
     optimizers: Optimizers = Optimizers()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
@@ -243,8 +246,10 @@ def _check_division(recipe: Recipe) -> None:
     batch, shards, workers = recipe.data.batch_size, recipe.data.shards, max(recipe.cluster.workers, 1)
     if shards % workers:
         wanted = [n for n in range(workers, 4 * max(shards, workers) + 1, workers) if batch % n == 0][:5]
-        fitting = f"data.shards of {', '.join(map(str, wanted))} would" if wanted else (
-            f"a multiple of {workers} that divides data.batch_size would"
+        fitting = (
+            f"data.shards of {', '.join(map(str, wanted))} would"
+            if wanted
+            else (f"a multiple of {workers} that divides data.batch_size would")
         )
         raise BadInput(f"data.shards: {shards} shards do not divide among {workers} workers; {fitting}")
     if batch % shards:

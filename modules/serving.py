@@ -16,6 +16,9 @@ class Inbox(nn.Module):
         limits: longest list a key; 0 for an id feature, whose lengths may be left out when every row has one.
     """
 
+    keys: list[str]
+    limits: list[int]
+
     def __init__(self, keys: list[str], limits: list[int]) -> None:
         super().__init__()
         self.keys = keys
@@ -52,6 +55,8 @@ class Inbox(nn.Module):
 
 class Columns(nn.Module):
     """Named dense tensors (B,) -> (B, D) float32 in the recipe's order; NaN is a missing value."""
+
+    names: list[str]
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """Folders that are either whole or not there: a manifest of sizes and hashes, written last, is the commit."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,20 @@ import xxhash
 MANIFEST = "manifest.json"
 
 
+def finite(content: Any) -> Any:
+    """Return JSON-able content with null for every number that JSON has no word for (nan, infinity)."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, never a part."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with draft.open("w") as file:
-        json.dump(content, file, indent=1)
+        json.dump(finite(content), file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)

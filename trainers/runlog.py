@@ -1,11 +1,13 @@
 """runs/<name>/metrics.jsonl: what a run says while it goes on, one JSON object a line, written by rank 0."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
 
 from trainers import ranks
+from trainers.manifest import finite
 
 NAME = "metrics.jsonl"
 
@@ -35,9 +37,13 @@ class RunLog:
 
 def note(run: Path, kind: str, **content: Any) -> None:
     """Append one line to a run's log from outside the training loop."""
-    line = json.dumps({"kind": kind, "time": round(time.time(), 3), **content})
-    with (run / NAME).open("a") as file:
-        file.write(line + "\n")
+    line = json.dumps(finite({"kind": kind, "time": round(time.time(), 3), **content}), allow_nan=False)
+    with (run / NAME).open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # a kill cut the last line short
+                line = "\n" + line
+        file.write(line.encode() + b"\n")
 
 
 def read(run: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 from torchrec.distributed.types import BoundsCheckMode, ShardingEnv
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
@@ -93,16 +93,13 @@ class Step(nn.Module):
         return self.loss(self.model(batch.ids, batch.dense, batch.weights), batch)
 
 
-class Pipeline(TrainPipelineSparseDist):
-    """TorchRec's pipeline (the next batch's ids travel while this one trains) with our own backward.
+class _Backward:
+    """The backward pass of both pipelines: the tables' update is fused into it, dense gradients are averaged after."""
 
-    Args:
-        clip_norm: largest global norm of the averaged dense gradient, or None.
-    """
-
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, dense: list, clip_norm):
-        super().__init__(model, optimizer, device, pipeline_postproc=True)
+    def averaging(self, dense: list[nn.Parameter], clip_norm: float | None) -> "_Backward":
+        """Set the dense parameters, and the largest norm of their averaged gradient, or None."""
         self._dense, self._clip_norm = dense, clip_norm
+        return self
 
     def _backward(self, losses: torch.Tensor) -> None:
         losses.backward()
@@ -112,7 +109,15 @@ class Pipeline(TrainPipelineSparseDist):
 
     def pipelined(self) -> int:
         """Return how many table collections exchange their ids ahead of the step."""
-        return len(self._pipelined_modules)
+        return len(getattr(self, "_pipelined_modules", []))
+
+
+class TablePipeline(_Backward, TrainPipelineSparseDist):
+    """TorchRec's pipeline: the next batch's ids travel while this one trains."""
+
+
+class DensePipeline(_Backward, TrainPipelineBase):
+    """For a model without sharded tables, which TorchRec's pipeline would trace whole."""
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
@@ -134,7 +139,7 @@ class Sharded:
     recipe: Recipe
     module: DistributedModelParallel
     optimizers: dict[str, torch.optim.Optimizer]  # "tables" (fused), "dense", "replicated": those that exist
-    pipeline: Pipeline
+    pipeline: TablePipeline | DensePipeline
     device: torch.device
 
     @property
@@ -218,7 +223,11 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
     optimizers = _optimizers(recipe, module)
     dense = [p for key in ("dense", "replicated") if key in optimizers for p in optimizers[key].params.values()]
     combined = CombinedOptimizer(list(optimizers.items()))
-    pipeline = Pipeline(module, combined, device, dense, recipe.optimizers.dense.clip_norm)
+    if "tables" in optimizers:
+        pipeline = TablePipeline(module, combined, device, pipeline_postproc=True)
+    else:
+        pipeline = DensePipeline(module, combined, device)
+    pipeline.averaging(dense, recipe.optimizers.dense.clip_norm)
     sharded = Sharded(recipe, module, optimizers, pipeline, device)
     with torch.no_grad():
         for table, weight, row, column in sharded.shards():

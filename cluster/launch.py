@@ -1,0 +1,197 @@
+"""Where a run happens: in this process, on this machine's own Ray, or on a cluster.
+
+Every trap of Ray Train that livetrain has to know of is handled in this file. The run folder is the only state: a
+worker group that Ray starts again looks there for its newest committed checkpoint, so nothing is reported to Ray.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.errors import BadInput
+from configs.load import dump_recipe, load_recipe
+from configs.schema import Recipe
+from trainers import checkpoint, preflight, ranks, report, runlog
+from trainers.export import find_checkpoint, versions
+from trainers.loop import Job, Trainer
+from trainers.manifest import write_json
+from trainers.progress import Watcher
+
+Work = Callable[[torch.device], dict[str, Any]]
+
+
+def train(recipe: Recipe, runs: Path) -> dict[str, Any]:
+    """Train a recipe to its end and return the content of its result.json.
+
+    A run of the same name that did not finish goes on from its last checkpoint.
+
+    Args:
+        recipe: the run; without a name it gets one from the model and the time.
+        runs: folder of run folders, on storage that all workers share.
+
+    Raises:
+        BadInput: the recipe, its data or the run folder is wrong.
+        RuntimeError: the workers failed more often than cluster.max_failures.
+    """
+    name = recipe.name or f"{recipe.model.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+    recipe = recipe.model_copy(update={"name": name})
+    run = preflight.run_folder(runs.resolve(), name)
+    _check_unfinished(run, recipe)
+    started = time.perf_counter()
+    with Watcher(run):
+        sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
+        (run / "config.yaml").write_text(dump_recipe(recipe))
+        job = Job(recipe, run, sources, statistics)
+        result = _launch(partial(_train_here, job), recipe, run)
+    result = {"name": name, **result, "wall_s": time.perf_counter() - started, "versions": versions()}
+    write_json(run / "result.json", result)
+    report.write_report(run)
+    return result
+
+
+def evaluate(run: Path, split: str, which: str) -> dict[str, Any]:
+    """Return the metrics ``<split>.<task>.<metric>`` of a run's checkpoint, computed by the run's number of workers.
+
+    Args:
+        run: a run folder.
+        split: train, valid or test.
+        which: ``best`` or ``last`` checkpoint.
+
+    Raises:
+        BadInput: no such run, split or checkpoint.
+    """
+    if split not in preflight.SPLITS:
+        raise BadInput(f"--split: '{split}' is none of {', '.join(preflight.SPLITS)}")
+    run = run.resolve()
+    path = find_checkpoint(run, which)
+    recipe = load_recipe(run / "config.yaml")
+    with Watcher(run):
+        sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
+        job = Job(recipe, run, sources, statistics)
+        return _launch(partial(_evaluate_here, job, path, split), recipe, run)
+
+
+def _check_unfinished(run: Path, recipe: Recipe) -> None:
+    if (run / "result.json").exists():
+        raise BadInput(f"{run}: this run is finished; give another name, as name={recipe.name}-2, or remove the folder")
+    found = checkpoint.committed(run)
+    if found:
+        checkpoint.check_same(found[-1], recipe, resume=True)
+
+
+def _train_here(job: Job, device: torch.device) -> dict[str, Any]:
+    return Trainer(job, device).run()
+
+
+def _evaluate_here(job: Job, path: Path, split: str, device: torch.device) -> dict[str, Any]:
+    trainer = Trainer(job, device)
+    checkpoint.load(trainer.sharded, job.recipe, path)
+    metrics, _ = trainer.evaluate(split)
+    return {f"{split}.{key}": value for key, value in metrics.items()}
+
+
+def _launch(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
+    """Run `work` on every rank and return rank 0's result."""
+    if recipe.cluster.workers == 0:
+        return _in_process(work, recipe)
+    return _on_ray(work, recipe, run)
+
+
+def _in_process(work: Work, recipe: Recipe) -> dict[str, Any]:
+    cuda = recipe.cluster.device != "cpu" and torch.cuda.is_available()
+    with ranks.alone(cuda):
+        return work(torch.device("cuda", 0) if cuda else torch.device("cpu"))
+
+
+def _on_ray(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
+    cluster = recipe.cluster
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of a recipe mean the caller's folder
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # else the end is noticed up to 2 s late
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    outcome, refusal = run / "outcome.json", run / "refused.txt"
+    for stale in (outcome, refusal):
+        stale.unlink(missing_ok=True)
+    runlog.note(run, "note", text=f"starting {cluster.workers} workers")
+    with _connected(recipe) as cuda:
+        trainer = TorchTrainer(
+            partial(_on_worker, work, run),
+            train_loop_config={},
+            scaling_config=ScalingConfig(
+                num_workers=cluster.workers,
+                use_gpu=cuda,
+                resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cuda else {})},
+            ),
+            # A name of its own each time: Ray takes a finished name for a finished job and does nothing.
+            run_config=RunConfig(
+                name=f"{run.name}-{time.time_ns()}",
+                storage_path=str(run / "ray"),
+                failure_config=FailureConfig(max_failures=cluster.max_failures),
+            ),
+            torch_config=TorchConfig(backend=ranks.backend(cuda), timeout_s=cluster.timeout_s),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            if refusal.exists():
+                raise BadInput(refusal.read_text()) from error
+            raise RuntimeError(f"the workers failed more than {cluster.max_failures} times: {error}") from error
+    content = json.loads(outcome.read_text())
+    outcome.unlink()
+    return content
+
+
+def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
+    """What a Ray worker does. Its outcome travels through the run folder."""
+    from ray.train.torch import get_device
+
+    refusal = run / "refused.txt"
+    if refusal.exists():  # a restart cannot mend bad input: end at once
+        raise BadInput(refusal.read_text())
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    try:
+        result = work(get_device())
+    except BadInput as error:
+        refusal.write_text(str(error))
+        raise
+    if ranks.is_main():
+        write_json(run / "outcome.json", result)
+
+
+@contextlib.contextmanager
+def _connected(recipe: Recipe) -> Iterator[bool]:
+    """Connect to the recipe's Ray cluster, or start one on this machine; yield whether workers get GPUs."""
+    import ray
+
+    cluster = recipe.cluster
+    ours = not ray.is_initialized()
+    if ours:
+        address = cluster.address or os.environ.get("RAY_ADDRESS")
+        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            cpus = max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker))
+            ray.init(address="local", num_cpus=cpus, **quiet)
+    try:
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        cuda = cluster.device == "cuda" or (cluster.device == "auto" and gpus >= cluster.workers)
+        if cuda and gpus < cluster.workers:
+            raise BadInput(
+                f"cluster.device: cuda needs {cluster.workers} GPUs, one a worker, and the Ray cluster has {gpus}; "
+                "lower cluster.workers, or use device: cpu"
+            )
+        yield cuda
+    finally:
+        if ours:
+            ray.shutdown()

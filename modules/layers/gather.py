@@ -1,0 +1,52 @@
+"""The two ends of a dense network: features into one vector a row, scores out by task."""
+
+import torch
+from torch import Tensor, nn
+
+from modules.inputs import Inputs
+from modules.layers import jagged
+from modules.layers.precision import widen
+
+
+class Gather(nn.Module):
+    """Concatenate the embeddings of id features, the means of sequences and the dense features.
+
+    Args:
+        inputs: the recipe's features.
+        pooled: sequence features to average; the others are left out.
+    """
+
+    ids: list[str]
+    pooled: list[str]
+
+    def __init__(self, inputs: Inputs, pooled: list[str]) -> None:
+        super().__init__()
+        self.ids = list(inputs.ids)
+        self.pooled = list(pooled)
+        self.width = sum(inputs.ids.values()) + sum(inputs.sequences[f] for f in pooled) + len(inputs.dense)
+
+    def forward(self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor) -> Tensor:
+        """Build the vector of each row.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings.
+            lengths: feature -> (B,).
+            dense: (B, D), normalised.
+
+        Returns:
+            (B, width): ids, sequences, dense, each in the recipe's order.
+        """
+        parts = [jagged.rows(values[name], lengths[name]) for name in self.ids]
+        parts += [jagged.pool(values[name], lengths[name], True) for name in self.pooled]
+        return torch.cat(parts + [dense], 1)
+
+
+def by_task(logits: Tensor, tasks: list[str]) -> dict[str, Tensor]:
+    """Split (B, T) logits into task -> (B,), in float32 where autocast left less.
+
+    Args:
+        logits: (B, T).
+        tasks: T names.
+    """
+    logits = widen(logits)
+    return {task: logits[:, i] for i, task in enumerate(tasks)}

@@ -1,0 +1,99 @@
+"""Jagged tensors: the events of all rows one after another, (N, d) with N = sum of lengths, and no padding.
+
+Nothing here waits for a GPU: sizes come from shapes, never from values.
+"""
+
+import torch
+from torch import Tensor
+
+
+def rows(values: Tensor, lengths: Tensor) -> Tensor:
+    """Return one vector a row of a feature that has at most one id a row; zeros where it has none.
+
+    Args:
+        values: (N, d) embeddings, N = sum of lengths.
+        lengths: (B,) integer, each 0 or 1.
+
+    Returns:
+        (B, d).
+    """
+    if values.size(0) == lengths.size(0):  # lengths of 0 or 1 that sum to B are all 1
+        return values
+    missing = values.new_zeros(1, values.size(1))
+    index = torch.where(lengths > 0, lengths.cumsum(0) - 1, values.size(0))  # (B,)
+    return torch.cat([values, missing]).index_select(0, index)
+
+
+def segments(lengths: Tensor, total: int) -> Tensor:
+    """Return the row of every event: lengths [2, 0, 1] give [0, 0, 2].
+
+    Args:
+        lengths: (B,) integer.
+        total: N = sum of lengths, known from the shape of the values.
+
+    Returns:
+        (N,) int64.
+    """
+    return torch.repeat_interleave(lengths, output_size=total).long()
+
+
+def spread(x: Tensor, segment: Tensor) -> Tensor:
+    """Repeat each row once for every event of it.
+
+    Args:
+        x: (B, ...).
+        segment: (N,) from `segments`.
+
+    Returns:
+        (N, ...).
+    """
+    return x.index_select(0, segment)
+
+
+def segment_sum(values: Tensor, segment: Tensor, size: int) -> Tensor:
+    """Sum the events of each row; 0 for a row without events.
+
+    Args:
+        values: (N, d).
+        segment: (N,) from `segments`.
+        size: B, the number of rows.
+
+    Returns:
+        (B, d).
+    """
+    return values.new_zeros(size, values.size(1)).index_add(0, segment, values)
+
+
+def segment_softmax(scores: Tensor, segment: Tensor, size: int) -> Tensor:
+    """Softmax over the events of each row, stable for scores of any size.
+
+    Args:
+        scores: (N, h).
+        segment: (N,) from `segments`.
+        size: B, the number of rows.
+
+    Returns:
+        (N, h), summing to 1 over each row that has events.
+    """
+    index = segment.unsqueeze(1).expand_as(scores)  # (N, h)
+    lowest = torch.full([size, scores.size(1)], -float("inf"), dtype=scores.dtype, device=scores.device)
+    # The largest score only keeps exp in range; its derivative cancels, so autograd need not see it.
+    largest = lowest.scatter_reduce(0, index, scores.detach(), reduce="amax", include_self=True)
+    weights = torch.exp(scores - spread(largest, segment))
+    return weights / spread(segment_sum(weights, segment, size), segment)
+
+
+def pool(values: Tensor, lengths: Tensor, mean: bool) -> Tensor:
+    """Sum or average the events of each row; zeros for a row without events.
+
+    Args:
+        values: (N, d), N = sum of lengths.
+        lengths: (B,) integer.
+        mean: average instead of sum.
+
+    Returns:
+        (B, d).
+    """
+    size = lengths.size(0)
+    total = segment_sum(values, segments(lengths, values.size(0)), size)
+    return total / lengths.clamp(min=1).unsqueeze(1) if mean else total

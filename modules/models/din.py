@@ -1,0 +1,155 @@
+"""DIN: deep interest network (Zhou et al., KDD 2018, arXiv 1706.06978)."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from configs.errors import BadInput, nearest
+from configs.schema import ModelConfig, Section
+from modules.inputs import Inputs
+from modules.layers import jagged
+from modules.layers.attention import ActivationUnit
+from modules.layers.gather import Gather, by_task
+from modules.layers.mlp import MLP
+from modules.models.registry import register
+
+Units = list[Annotated[int, Field(gt=0)]]
+
+
+class Attention(Section):
+    """One history and the candidate that looks at it."""
+
+    query: list[str] = Field(min_length=1, description="id features of the candidate")
+    events: list[str] = Field(min_length=1, description="sequence features of the past events, one a query feature")
+    side: list[str] = Field([], description="sequence features that an event has and the candidate has not")
+
+    @model_validator(mode="after")
+    def _paired(self) -> "Attention":
+        if len(self.query) != len(self.events):
+            raise BadInput(
+                f"model.attention: {len(self.query)} query features ({', '.join(self.query)}) face {len(self.events)} "
+                f"events ({', '.join(self.events)}); pair them one to one and move the rest to side"
+            )
+        return self
+
+
+class DINConfig(ModelConfig):
+    """Attention over histories, then one tower."""
+
+    kind: Literal["din"] = "din"
+    attention: list[Attention] = Field(min_length=1)
+    attention_units: Units = Field([64, 16], min_length=1, description="hidden layers of the activation unit")
+    softmax: bool = Field(False, description="normalise the attention over a row's events; the paper does not")
+    units: Units = Field([200, 80], description="hidden layers of the tower")
+    activation: Literal["dice", "relu"] = "dice"
+    dropout: float = Field(0.0, ge=0, lt=1, description="in the tower")
+    pooled: list[str] = Field([], description="sequence features that are only averaged")
+
+
+class _History(nn.Module):
+    """An activation unit with the names of the features it reads."""
+
+    query: list[str]
+    events: list[str]
+    side: list[str]
+
+    def __init__(self, part: Attention, config: DINConfig, inputs: Inputs) -> None:
+        super().__init__()
+        self.query = list(part.query)
+        self.events = list(part.events)
+        self.side = list(part.side)
+        dim = sum(inputs.sequences[name] for name in part.events)
+        side = sum(inputs.sequences[name] for name in part.side)
+        self.width = dim + side
+        self.unit = ActivationUnit(dim, side, config.attention_units, config.activation, config.softmax)
+
+    def forward(self, values: dict[str, Tensor], lengths: dict[str, Tensor], weights: Tensor | None) -> Tensor:
+        """Return the pooled history, (B, width)."""
+        first = self.events[0]
+        for name in self.events + self.side:
+            if values[name].size(0) != values[first].size(0):
+                raise ValueError(f"the sequences {first} and {name} of one history differ in length")
+        query = torch.cat([jagged.rows(values[name], lengths[name]) for name in self.query], 1)  # (B, d)
+        events = torch.cat([values[name] for name in self.events], 1)  # (N, d)
+        side: Tensor | None = None
+        if len(self.side) > 0:
+            side = torch.cat([values[name] for name in self.side], 1)  # (N, s)
+        return self.unit(query, events, side, lengths[first], weights)
+
+
+@register("din", DINConfig)
+class DIN(nn.Module):
+    """logits = MLP([ids, mean of each pooled sequence, dense, each attention's sums]), one output a task.
+
+    Args:
+        config: see `DINConfig`.
+        inputs: the recipe's features.
+        tasks: names of the logits.
+
+    Raises:
+        BadInput: the config names an unknown feature or pairs unequal dims, or a sequence feature is used nowhere.
+    """
+
+    tasks: list[str]
+
+    def __init__(self, config: DINConfig, inputs: Inputs, tasks: list[str]) -> None:
+        super().__init__()
+        _check(config, inputs)
+        self.tasks = list(tasks)
+        self.gather = Gather(inputs, config.pooled)
+        self.histories = nn.ModuleList(_History(part, config, inputs) for part in config.attention)
+        width = self.gather.width + sum(history.width for history in self.histories)
+        self.tower = MLP(width, config.units, config.activation, config.dropout, len(tasks))
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings; the sequences of one attention have equal lengths.
+            lengths: feature -> (B,).
+            dense: (B, D), normalised.
+            weights: (B,), 0 marks padding; None when serving.
+
+        Returns:
+            task -> (B,) logits.
+
+        Raises:
+            ValueError: the sequences of one attention differ in length.
+        """
+        parts = [self.gather(values, lengths, dense)]
+        for history in self.histories:
+            parts.append(history(values, lengths, weights))
+        return by_task(self.tower(torch.cat(parts, 1), weights), self.tasks)
+
+
+def _check(config: DINConfig, inputs: Inputs) -> None:
+    used: list[str] = []
+    for i, part in enumerate(config.attention):
+        where = f"model.attention.{i}"
+        _check_names(f"{where}.query", part.query, inputs.ids, "id")
+        _check_names(f"{where}.events", part.events, inputs.sequences, "sequence")
+        _check_names(f"{where}.side", part.side, inputs.sequences, "sequence")
+        for query, event in zip(part.query, part.events, strict=True):
+            if inputs.ids[query] != inputs.sequences[event]:
+                raise BadInput(
+                    f"{where}: query '{query}' has dim {inputs.ids[query]} and its events '{event}' dim "
+                    f"{inputs.sequences[event]}; give both one table, or tables of one dim"
+                )
+        used += part.events + part.side
+    _check_names("model.pooled", config.pooled, inputs.sequences, "sequence")
+    for name in inputs.sequences:
+        if name not in used + config.pooled:
+            raise BadInput(
+                f"features.{name}: no part of the model reads this sequence; name it in model.attention or "
+                "model.pooled, or remove it"
+            )
+
+
+def _check_names(key: str, names: list[str], known: dict[str, int], kind: str) -> None:
+    for name in names:
+        if name not in known:
+            raise BadInput(f"{key}: there is no {kind} feature '{name}'{nearest(name, known)}")

@@ -1,0 +1,56 @@
+"""DNN: embeddings and a multi-layer perceptron, with every sequence averaged."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from configs.schema import ModelConfig
+from modules.inputs import Inputs
+from modules.layers.gather import Gather, by_task
+from modules.layers.mlp import MLP
+from modules.models.registry import register
+
+
+class DNNConfig(ModelConfig):
+    """A tower on embeddings, mean-pooled sequences and dense features."""
+
+    kind: Literal["dnn"] = "dnn"
+    units: list[Annotated[int, Field(gt=0)]] = Field([200, 80], description="hidden layers of the tower")
+    activation: Literal["dice", "relu"] = "relu"
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+@register("dnn", DNNConfig)
+class DNN(nn.Module):
+    """logits = MLP([ids, mean of each sequence, dense]), one output a task.
+
+    Args:
+        config: see `DNNConfig`.
+        inputs: the recipe's features.
+        tasks: names of the logits.
+    """
+
+    tasks: list[str]
+
+    def __init__(self, config: DNNConfig, inputs: Inputs, tasks: list[str]) -> None:
+        super().__init__()
+        self.tasks = list(tasks)
+        self.gather = Gather(inputs, list(inputs.sequences))
+        self.tower = MLP(self.gather.width, config.units, config.activation, config.dropout, len(tasks))
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings.
+            lengths: feature -> (B,).
+            dense: (B, D), normalised.
+            weights: (B,), 0 marks padding; None when serving.
+
+        Returns:
+            task -> (B,) logits.
+        """
+        return by_task(self.tower(self.gather(values, lengths, dense), weights), self.tasks)

@@ -1,0 +1,73 @@
+"""LR: logistic regression on ids, sequences and dense features."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from configs.errors import BadInput
+from configs.schema import ModelConfig
+from modules.inputs import Inputs
+from modules.layers import jagged
+from modules.layers.gather import by_task
+from modules.models.registry import register
+
+
+class LRConfig(ModelConfig):
+    """Logistic regression: a weight an id, a weight a dense feature and a bias."""
+
+    kind: Literal["lr"] = "lr"
+
+
+@register("lr", LRConfig)
+class LR(nn.Module):
+    """logit_t = bias_t + w_t . dense + the weights of the row's ids, summed over features and events.
+
+    The weight of an id for the t-th task is column t of its table row. Tables have a dim that is a multiple of 4
+    because the fused kernels need one, so with one task a table of dim 4 serves and its columns 1 to 3 stay idle.
+
+    Args:
+        config: see `LRConfig`.
+        inputs: the recipe's features.
+        tasks: names of the logits.
+
+    Raises:
+        BadInput: a table has fewer columns than there are tasks.
+    """
+
+    tasks: list[str]
+    features: list[str]
+
+    def __init__(self, config: LRConfig, inputs: Inputs, tasks: list[str]) -> None:
+        super().__init__()
+        self.tasks = list(tasks)
+        self.features = [*inputs.ids, *inputs.sequences]
+        for name, dim in {**inputs.ids, **inputs.sequences}.items():
+            if dim < len(tasks):
+                raise BadInput(
+                    f"model.kind: lr keeps one column a task, and the table of features.{name} has dim {dim} for "
+                    f"{len(tasks)} tasks; raise its dim"
+                )
+        self.linear = nn.Linear(len(inputs.dense), len(tasks))
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings.
+            lengths: feature -> (B,).
+            dense: (B, D), normalised.
+            weights: unused; rows do not touch each other here.
+
+        Returns:
+            task -> (B,) logits.
+        """
+        count = len(self.tasks)
+        parts = [self.linear(dense)]  # (B, T)
+        for name in self.features:
+            parts.append(jagged.pool(values[name][:, :count], lengths[name], False))
+        return by_task(torch.stack(parts).sum(0), self.tasks)

@@ -1,0 +1,36 @@
+"""The dense networks by `model.kind`."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from configs.errors import BadInput, nearest
+from configs.registry import register_config
+
+_NETWORKS: dict[str, type[nn.Module]] = {}
+
+
+def register(kind: str, config: type) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Make the decorated class the network of `kind`, and `config` the class that checks its recipe section.
+
+    The network is built as `network(config, inputs, tasks)` and called as
+    `forward(values, lengths, dense, weights) -> {task: logits (B,)}`; torch.jit.script must accept it.
+    """
+
+    def enter(network: type[nn.Module]) -> type[nn.Module]:
+        register_config(kind, config)
+        _NETWORKS[kind] = network
+        return network
+
+    return enter
+
+
+def network(kind: str) -> type[nn.Module]:
+    """Return the network class of `kind`.
+
+    Raises:
+        BadInput: no model has this name.
+    """
+    if kind not in _NETWORKS:
+        raise BadInput(f"model.kind: there is no model '{kind}'{nearest(kind, _NETWORKS)}")
+    return _NETWORKS[kind]

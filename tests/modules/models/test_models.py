@@ -1,0 +1,213 @@
+import pytest
+import torch
+
+import modules.models  # noqa: F401  registers every model
+from configs.errors import BadInput
+from configs.registry import configs, parse_model
+from modules.inputs import Inputs
+from modules.models.registry import network
+
+INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 4, "genres": 4}, ["age", "price"])
+TASKS = ["click", "like"]
+DIN = {"kind": "din", "attention": [{"query": ["movie"], "events": ["seen"], "side": ["rated"]}], "pooled": ["genres"]}
+KINDS = {
+    "din": DIN,
+    "din-softmax-relu": {**DIN, "softmax": True, "activation": "relu"},
+    "din-two-histories": {
+        **DIN,
+        "attention": [
+            {"query": ["movie", "user"], "events": ["seen", "rated"]},
+            {"query": ["user"], "events": ["genres"]},
+        ],
+        "pooled": [],
+    },
+    "dnn": {"kind": "dnn"},
+    "dnn-dice": {"kind": "dnn", "activation": "dice"},
+    "lr": {"kind": "lr"},
+}
+# Row by row: the length of each feature. The two sequences of one history are equally long.
+ROWS = [
+    {"user": 1, "movie": 1, "seen": 3, "rated": 3, "genres": 2},
+    {"user": 0, "movie": 1, "seen": 0, "rated": 0, "genres": 0},
+    {"user": 1, "movie": 0, "seen": 1, "rated": 1, "genres": 4},
+    {"user": 1, "movie": 1, "seen": 5, "rated": 5, "genres": 1},
+]
+EMPTY = {"user": 0, "movie": 0, "seen": 0, "rated": 0, "genres": 0}
+
+
+def build(config: dict, inputs: Inputs = INPUTS):
+    torch.manual_seed(0)
+    config = parse_model(config)
+    return network(config.kind)(config, inputs, TASKS)
+
+
+@pytest.fixture(params=KINDS)
+def model(request):
+    return build(KINDS[request.param])
+
+
+def row(index: int, lengths: dict[str, int]) -> dict:
+    generator = torch.Generator().manual_seed(index)
+    dims = {**INPUTS.ids, **INPUTS.sequences}
+    values = {name: torch.randn(length, dims[name], generator=generator) for name, length in lengths.items()}
+    return {"values": values, "lengths": lengths, "dense": torch.randn(2, generator=generator)}
+
+
+def collate(rows: list[dict]) -> tuple:
+    """Return values, lengths and dense of a batch of rows."""
+    values = {name: torch.cat([r["values"][name] for r in rows]) for name in rows[0]["values"]}
+    lengths = {name: torch.tensor([r["lengths"][name] for r in rows]) for name in rows[0]["lengths"]}
+    return values, lengths, torch.stack([r["dense"] for r in rows])
+
+
+def batch() -> list[dict]:
+    return [row(index, lengths) for index, lengths in enumerate(ROWS)]
+
+
+def test_every_model_is_registered():
+    assert {"din", "dnn", "lr"} <= set(configs())
+    with pytest.raises(BadInput, match="did you mean 'din'"):
+        network("dim")
+
+
+def test_gives_a_logit_a_row_and_task(model):
+    logits = model(*collate(batch()), torch.ones(4))
+    assert list(logits) == TASKS
+    assert all(value.shape == (4,) and value.dtype == torch.float32 for value in logits.values())
+    assert not torch.equal(*logits.values())
+
+
+def test_a_score_does_not_depend_on_the_other_rows(model):
+    model.eval()
+    rows = batch()
+    together = model(*collate(rows), None)
+    reverse = model(*collate(rows[::-1]), None)
+    for task in TASKS:
+        torch.testing.assert_close(reverse[task].flip(0), together[task])
+        alone = torch.cat([model(*collate([r]), None)[task] for r in rows])
+        torch.testing.assert_close(alone, together[task])
+
+
+def test_rows_of_weight_0_change_nothing_in_training(model):
+    rows = batch()
+    model.train()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    seen = []
+    for padding in ([], [row(7, ROWS[0]), row(8, EMPTY), row(9, ROWS[3])]):
+        model.load_state_dict(state)
+        model.zero_grad()
+        padded = rows[:2] + padding + rows[2:]
+        weights = torch.tensor([1.0, 1.0] + [0.0] * len(padding) + [1.0, 1.0])
+        values, lengths, dense = collate(padded)
+        values = {name: value.requires_grad_() for name, value in values.items()}
+        logits = model(values, lengths, dense, weights)
+        loss = torch.stack([logits[task].sigmoid() * (weights > 0) for task in TASKS]).sum()
+        loss.backward()
+        gradients = {f"{name}.grad": p.grad for name, p in model.named_parameters()}
+        real = {name: weights.repeat_interleave(lengths[name]) > 0 for name in values}
+        assert not any(bool(value.grad[~real[name]].any()) for name, value in values.items())
+        embeddings = {f"{name}.values": value.grad[real[name]] for name, value in values.items()}
+        seen.append({"loss": loss.detach(), **gradients, **embeddings, **model.state_dict()})
+        seen[-1] = {name: value.clone() for name, value in seen[-1].items()}
+    assert seen[0].keys() == seen[1].keys()
+    for name, value in seen[0].items():
+        torch.testing.assert_close(seen[1][name], value, rtol=1e-4, atol=1e-6, msg=lambda t, name=name: f"{name}: {t}")
+
+
+def test_every_input_and_parameter_has_a_gradient(model):
+    values, lengths, dense = collate(batch())
+    values = {name: value.requires_grad_() for name, value in values.items()}
+    dense.requires_grad_()
+    logits = model(values, lengths, dense, torch.ones(4))
+    sum((logits[task] * torch.arange(1, 5)).sum() for task in TASKS).backward()
+    for name, tensor in {**values, "dense": dense, **dict(model.named_parameters())}.items():
+        assert tensor.grad is not None, name
+        if name != "dense" or hasattr(model, "tower"):  # the weights of LR start at 0
+            assert bool(tensor.grad.any()), name
+
+
+def test_scripted_equals_eager(model):
+    model(*collate(batch()), torch.ones(4))  # moves the running statistics
+    model.eval()
+    scripted = torch.jit.script(model)
+    for rows in (batch(), batch()[:1], [row(7, EMPTY)] * 2):
+        arguments = collate(rows)
+        expected = model(*arguments, None)
+        for _ in range(3):  # the profiling executor changes its mind in the first calls
+            actual = scripted(*arguments, None)
+            for task in TASKS:
+                torch.testing.assert_close(actual[task], expected[task])
+
+
+def test_bfloat16_autocast_stays_close(model):
+    values, lengths, dense = collate(batch())
+    values = {name: value.requires_grad_() for name, value in values.items()}
+    model.eval()
+    full = model(values, lengths, dense, None)
+    model.train()
+    with torch.autocast("cpu", torch.bfloat16):
+        low = model.eval()(values, lengths, dense, None)
+        trained = model.train()(values, lengths, dense, torch.ones(4))
+    for task in TASKS:
+        assert low[task].dtype == torch.float32
+        torch.testing.assert_close(low[task], full[task], rtol=0.05, atol=0.05)
+    sum(logits.sum() for logits in trained.values()).backward()
+    assert all(value.grad.dtype == torch.float32 and bool(value.grad.isfinite().all()) for value in values.values())
+
+
+def test_empty_recipe_parts():
+    only_dense = build({"kind": "dnn"}, Inputs({}, {}, ["age"]))
+    assert only_dense({}, {}, torch.randn(3, 1), None)["click"].shape == (3,)
+    only_ids = build({"kind": "lr"}, Inputs({"user": 4}, {}, []))
+    logits = only_ids({"user": torch.randn(2, 4)}, {"user": torch.tensor([1, 1])}, torch.zeros(2, 0), None)
+    assert logits["like"].shape == (2,)
+
+
+def test_lr_is_a_sum_of_columns():
+    model = build({"kind": "lr"})
+    with torch.no_grad():
+        model.linear.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        model.linear.bias.copy_(torch.tensor([0.5, -0.5]))
+    rows = batch()
+    logits = model(*collate(rows), None)
+    for index, r in enumerate(rows):
+        for t, task in enumerate(TASKS):
+            ids = sum(float(value[:, t].sum()) for value in r["values"].values())
+            expected = ids + float(r["dense"] @ model.linear.weight[t].detach()) + float(model.linear.bias[t])
+            assert float(logits[task][index]) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention": [{"query": ["film"], "events": ["seen"]}]}, r"attention.0.query: .*'film'"),
+        ({"attention": [{"query": ["movie"], "events": ["sen"]}]}, r"attention.0.events: .*did you mean 'seen'"),
+        ({"attention": [{"query": ["movie"], "events": ["seen"], "side": ["rate"]}]}, r"side: .*'rate'"),
+        ({"attention": [{"query": ["user"], "events": ["seen"]}]}, r"'user' has dim 4 .*'seen' dim 8"),
+        ({"pooled": ["genre"]}, r"model.pooled: .*did you mean 'genres'"),
+        ({"pooled": []}, r"features.genres: no part of the model reads"),
+        ({"pooled": ["genres", "movie"]}, r"no sequence feature 'movie'"),
+    ],
+)
+def test_din_names_what_is_wrong(change, message):
+    with pytest.raises(BadInput, match=message):
+        build({**DIN, **change})
+
+
+def test_din_pairs_query_and_events():
+    with pytest.raises(ValueError, match="pair them one to one"):
+        parse_model({"kind": "din", "attention": [{"query": ["movie"], "events": ["seen", "rated"]}]})
+
+
+def test_din_refuses_a_history_of_two_lengths():
+    rows = batch()
+    rows[0]["values"]["rated"] = rows[0]["values"]["rated"][:2]
+    rows[0]["lengths"]["rated"] = 2
+    with pytest.raises(ValueError, match="seen and rated of one history differ in length"):
+        build(DIN)(*collate(rows), None)
+
+
+def test_lr_needs_a_column_a_task():
+    config = parse_model({"kind": "lr"})
+    with pytest.raises(BadInput, match=r"features.user has dim 4 for 5 tasks"):
+        network("lr")(config, INPUTS, list("abcde"))

@@ -1,0 +1,202 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import livetrain
+from configs.errors import BadInput
+
+ROOT = Path(livetrain.__file__).parent
+RECIPE = str(ROOT / "configs/recipes/din_ml1m.yaml")
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run the command line in this process; return (exit code, stdout, stderr)."""
+    monkeypatch.delenv("LIVETRAIN_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["livetrain", *words])
+        try:
+            livetrain.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def floor_below(monkeypatch):
+    """Stand in for the modules that the commands call; `floor_below.calls` holds what they were asked."""
+    calls = []
+
+    def answer(name, value):
+        def fake(*arguments, **options):
+            calls.append((name, *arguments))
+            if isinstance(value, BaseException):
+                raise value
+            return value
+
+        return fake
+
+    def stand_in(module: str, **answers) -> None:
+        fakes = SimpleNamespace(**{name: answer(name, value) for name, value in answers.items()})
+        package, _, leaf = module.rpartition(".")
+        monkeypatch.setitem(sys.modules, module, fakes)
+        monkeypatch.setattr(__import__(package, fromlist=["_"]), leaf, fakes, raising=False)
+
+    stand_in("trainers.report", summary_table="TABLE")
+    stand_in("cluster.launch", train={"test.label.auc": 0.8}, evaluate={"valid.label.auc": 0.7})
+    return SimpleNamespace(calls=calls, stand_in=stand_in)
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "runs" / "wide"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("")
+    return folder
+
+
+@pytest.mark.parametrize("words", [(), ("train",), ("data",), ("data", "ml-1m"), ("evaluate",), ("export",)])
+def test_help_shows_an_example(call, words):
+    code, out, _ = call(*words, "--help")
+    assert code == 0
+    assert words == ("data",) or "livetrain " in out.split("Usage:")[1].split("\n", 1)[1]
+
+
+def test_help_documents_the_exit_codes(call):
+    _, out, _ = call("--help")
+    assert all(
+        words in " ".join(out.split()) for words in ("0 done", "1 the run failed", "2 bad input", "130 interrupt")
+    )
+
+
+def test_the_front_door_imports_nothing_heavy():
+    heavy = "{'torch', 'torchrec', 'ray', 'numpy', 'pyarrow', 'pydantic', 'matplotlib'}"
+    code = f"import sys, livetrain; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_train_hands_the_settled_recipe_down(call, floor_below, tmp_path):
+    code, out, _ = call("train", RECIPE, "train.epochs=2", "tables.movie.dim=32", "--runs", str(tmp_path))
+    assert code == 0
+    (name, recipe, runs), table = floor_below.calls
+    assert (name, recipe.train.epochs, recipe.tables["movie"].dim, runs) == ("train", 2, 32, tmp_path)
+    assert table == ("summary_table", {"test.label.auc": 0.8})
+    assert out == "TABLE\n"
+
+
+def test_evaluate_hands_its_choices_down(call, floor_below, run):
+    assert call("evaluate", str(run))[0] == 0
+    assert call("evaluate", str(run), "--split", "valid", "--checkpoint", "last")[0] == 0
+    asked = [rest for name, *rest in floor_below.calls if name == "evaluate"]
+    assert asked == [[run, "test", "best"], [run, "valid", "last"]]
+
+
+def test_export_says_where_the_file_is_and_how_close(call, floor_below, run):
+    signature = {"parity": {"rows": 4096, "largest_difference": 2.4e-7}}
+    floor_below.stand_in("trainers.export", export=signature)
+    code, out, _ = call("export", str(run))
+    assert code == 0
+    assert f"{run / 'export'}: model.pt" in out
+    assert "4,096 held-out rows" in out
+    assert "2e-07" in out
+    assert floor_below.calls == [("export", run, "best", None)]
+
+
+def test_data_hands_the_protocol_down(call, floor_below, tmp_path):
+    floor_below.stand_in("trainers.data.movielens", prepare={"splits": {"train": {"rows": 1200}, "test": {"rows": 7}}})
+    code, out, _ = call("data", "ml-1m", "--protocol", "dcnv2", "--out", str(tmp_path))
+    assert code == 0
+    assert out == f"{tmp_path}: train 1,200, test 7 rows\n"
+    assert floor_below.calls == [("prepare", "dcnv2", tmp_path, None)]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("train", RECIPE, "train.epoch=2"), "override 'train.epoch=2': unknown key train.epoch"),
+        (("train", RECIPE[:-5] + ".yml"), "there is no such recipe file (did you mean"),
+        (("evaluate", "runs/nothing"), "runs/nothing: this folder holds no run"),
+        (("export", "runs/nothing"), "runs/nothing: this folder holds no run"),
+    ],
+)
+def test_bad_input_is_one_sentence_on_stderr_and_exits_with_2(call, floor_below, words, sentence):
+    code, out, err = call(*words)
+    assert code == 2
+    assert sentence in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert floor_below.calls == []
+
+
+@pytest.mark.parametrize(
+    "words", [("trian",), ("train",), ("evaluate", "runs/x", "--split", "tset"), ("data", "ml-1m", "--out", "x")]
+)
+def test_wrong_arguments_exit_with_2(call, words):
+    code, _, err = call(*words)
+    assert code == 2
+    assert err
+
+
+def test_a_run_that_is_almost_named_is_named(call, floor_below, run):
+    assert f"did you mean '{run}'?" in call("evaluate", str(run) + "r")[2]
+
+
+def test_bad_input_from_below_exits_with_2_and_keeps_secrets(call, floor_below):
+    error = BadInput("s3://KEY:secret@bucket/train: there is no such folder")
+    floor_below.stand_in("cluster.launch", train=error)
+    code, _, err = call("train", RECIPE)
+    assert (code, err) == (2, "s3://bucket/train: there is no such folder\n")
+
+
+def test_a_failed_run_exits_with_1_and_names_the_log(call, floor_below, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    floor_below.stand_in("cluster.launch", train=RuntimeError("a worker died\nand more"))
+    code, _, err = call("train", RECIPE)
+    assert code == 1
+    first, second = err.splitlines()
+    assert first == "failed: RuntimeError: a worker died"
+    log = Path(second.removeprefix("the traceback is in "))
+    assert log.parent == tmp_path
+    assert "Traceback" in log.read_text()
+
+
+@pytest.mark.parametrize("verbose", ["option", "environment"])
+def test_a_failed_run_shows_its_traceback_when_asked(call, floor_below, monkeypatch, verbose):
+    floor_below.stand_in("cluster.launch", train=RuntimeError("a worker died"))
+    monkeypatch.setenv("LIVETRAIN_DEBUG", "1" if verbose == "environment" else "0")
+    code, _, err = call(*(["--verbose"] if verbose == "option" else []), "train", RECIPE)
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_an_interrupted_run_exits_with_130(call, floor_below):
+    floor_below.stand_in("cluster.launch", train=KeyboardInterrupt())
+    assert call("train", RECIPE)[0] == 130
+
+
+def test_schema_needs_no_recipe_and_knows_the_models(call):
+    code, out, _ = call("train", "--schema")
+    assert code == 0
+    definitions = json.loads(out)["$defs"]
+    options = definitions["Recipe"]["properties"]["model"]["oneOf"]
+    kinds = [definitions[option["$ref"].rsplit("/", 1)[1]] for option in options]
+    assert {"din", "dnn", "lr"} <= {kind["properties"]["kind"]["const"] for kind in kinds}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_are_valid_and_fit_on_a_screen(path):
+    import modules.models  # noqa: F401
+    from configs.load import load_recipe
+    from modules.model import Model
+
+    Model(load_recipe(path), device="meta", tables_device="meta")
+    assert len(path.read_text().splitlines()) <= 45

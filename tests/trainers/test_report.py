@@ -1,0 +1,189 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from configs.errors import BadInput
+from trainers.report import draw, summary_table, write_report
+
+POINTS = [{"mean_p": p, "mean_y": p * 1.1, "count": 250} for p in (0.05, 0.2, 0.4, 0.7)]
+LENGTHS = [{"length": name, "auc": auc, "rows": 1000} for name, auc in (("0", 0.61), ("6-10", 0.74), (">100", 0.8))]
+
+
+def training(steps=3000):
+    for step in range(20, steps + 1, 20):
+        yield {"kind": "train", "step": step, "loss": 0.4 + 50 / (step + 200), "rows_per_s": 41_000.0}
+
+
+def evaluations(tasks=("click",), split="valid", steps=(1000, 2000, 3000)):
+    for step in steps:
+        yield {"kind": "eval", "step": step, "split": split, **{f"{task}.auc": 0.7 + step / 1e5 for task in tasks}}
+
+
+def outcome(tasks=("click",), splits=("valid", "test")):
+    figures = {
+        "auc": 0.7312,
+        "gauc": 0.7123,
+        "uauc": 0.71,
+        "log_loss": 0.41,
+        "ne": 0.93,
+        "pcoc": 1.04,
+        "positives": 1234.0,
+    }
+    flat = {f"{split}.{task}.{name}": x for split in splits for task in tasks for name, x in figures.items()}
+    curves = {task: {"calibration": POINTS, "auc_by_length": LENGTHS} for task in tasks}
+    return flat | {f"{split}.rows": 5000.0 for split in splits} | {"rows_per_s": 52310.4, "curves": curves}
+
+
+def write(folder, lines=(), result=None):
+    folder.mkdir(exist_ok=True)
+    if lines:
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    if result is not None:
+        (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def texts(figure):
+    return [text.get_text() for text in figure.texts]
+
+
+def panel(figure, title):
+    """Return the one panel whose title is `title`, apart from what follows in brackets."""
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    return figure.axes[[text.partition(" (")[0] for text in titles].index(title)]
+
+
+def words(axes):
+    legend = axes.get_legend()
+    entries = [] if legend is None else [text.get_text() for text in legend.get_texts()]
+    return [text.get_text() for text in axes.texts] + entries
+
+
+def coloured(picture, quadrant):
+    """Return the share of pixels that are neither white nor grey, of one quarter of the page."""
+    high, wide = (extent // 2 for extent in picture.shape[:2])
+    part = picture[quadrant[0] * high :, quadrant[1] * wide :][:high, :wide, :3]
+    return ((part.max(axis=2) - part.min(axis=2)) > 0.15).mean()
+
+
+QUADRANTS = [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+@pytest.mark.parametrize(
+    "tasks", [("click",), ("click", "long_view", "follow.live", "gift", "like", "share", "report")]
+)
+def test_every_panel_of_a_finished_run_is_drawn(tmp_path, tasks):
+    lines = [*training(), *evaluations(tasks), *evaluations(tasks, "test", [3000])]
+    path = write_report(write(tmp_path / "run", lines, outcome(tasks)))
+    assert path == tmp_path / "run" / "report.png"
+    assert sorted(file.name for file in path.parent.iterdir()) == ["metrics.jsonl", "report.png", "result.json"]
+    picture = imread(path)
+    assert picture.shape[:2] == (1000, 1600)
+    assert all(coloured(picture, quadrant) > 0.001 for quadrant in QUADRANTS)
+
+
+def test_headline_names_run_and_figures(tmp_path):
+    run = write(tmp_path / "din_ml1m-1", training(), outcome())
+    assert texts(draw(run)) == ["din_ml1m-1", "test AUC 0.7312  GAUC 0.7123   |   52,310 rows/s"]
+    run = write(tmp_path / "running", training())
+    assert texts(draw(run)) == ["running", "41,000 rows/s"]
+
+
+def test_titles_and_points_say_what_was_measured(tmp_path):
+    lines = [*training(), *evaluations(), *evaluations(split="test", steps=[2000])]
+    figure = draw(write(tmp_path / "run", lines, outcome()))
+    assert panel(figure, "Calibration").get_title(loc="left") == "Calibration (test), PCOC 1.040"
+    assert any("250 rows a point" in text for text in words(panel(figure, "Calibration")))
+    auc = panel(figure, "AUC")
+    assert words(auc) == ["valid, best 0.7300", "test 0.7200"]
+    assert auc.collections[0].get_offsets().tolist() == [[2000, 0.72]]
+    lengths = panel(figure, "AUC by history length")
+    assert [tick.get_text() for tick in lengths.get_xticklabels()] == ["0\n1,000", "6-10\n1,000", ">100\n1,000"]
+    assert [bar.get_y() + bar.get_height() for bar in lengths.patches] == pytest.approx([0.61, 0.74, 0.8])
+
+
+def test_missing_parts_are_named(tmp_path):
+    figure = draw(write(tmp_path / "run", [*training(), *evaluations()], {}))
+    auc = panel(figure, "AUC")
+    assert "no test split evaluated" in words(auc)
+    assert words(panel(figure, "Calibration")) == ["drawn when the run has ended"]
+    picture = imread(write_report(tmp_path / "run"))
+    assert coloured(picture, (0, 0)) > 0.001
+    assert coloured(picture, (1, 0)) == coloured(picture, (1, 1)) == 0
+
+    figure = draw(write(tmp_path / "bare", [], {"rows_per_s": 10.0}))
+    assert words(panel(figure, "Training loss")) == ["no training steps logged"]
+    assert [words(axes) for axes in figure.axes[1:]] == [["no split evaluated"]] * 3
+
+    result = outcome(splits=["valid"])
+    result["curves"]["click"]["auc_by_length"] = []
+    figure = draw(write(tmp_path / "no_lengths", [], result))
+    assert words(panel(figure, "AUC by history length")) == ["no history lengths evaluated"]
+    assert panel(figure, "Calibration").get_title(loc="left") == "Calibration (valid), PCOC 1.040"
+
+
+def test_a_resumed_run_shows_each_step_once_and_torn_lines_do_not_count(tmp_path):
+    run = write(tmp_path / "run", [*training(1000)])
+    again = [{"kind": "train", "step": step, "loss": 9.0, "rows_per_s": 1.0} for step in (980, 1000, 1020)]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "train", "st\n' + "".join(json.dumps(line) + "\n" for line in again) + '{"kind": "tra')
+    (line,) = panel(draw(run), "Training loss").lines
+    steps, losses = line.get_data()
+    assert steps.tolist() == list(range(20, 1021, 20))
+    assert losses[-4:].tolist() == [pytest.approx(0.4 + 50 / 1160), 9.0, 9.0, 9.0]
+
+
+def test_nan_and_null_are_left_out(tmp_path):
+    lines = [
+        *training(200),
+        {"kind": "train", "step": 220, "loss": math.nan},
+        {"kind": "eval", "step": 200, "click.auc": None},
+    ]
+    result = outcome() | {"test.click.auc": math.nan, "test.click.pcoc": None}
+    figure = draw(write(tmp_path / "run", lines, result))
+    assert len(panel(figure, "Training loss").lines[0].get_xdata()) == 10
+    assert "GAUC 0.7123" in texts(figure)[1]
+    assert " AUC" not in texts(figure)[1].replace(" GAUC", "")
+    assert panel(figure, "Calibration").get_title(loc="left") == "Calibration (test)"
+    assert imread(write_report(tmp_path / "run")).shape[:2] == (1000, 1600)
+
+
+def test_smoothed_loss_keeps_the_level_at_both_ends(tmp_path):
+    lines = [{"kind": "train", "step": step, "loss": 0.5} for step in range(1, 301)]
+    raw, smooth = panel(draw(write(tmp_path / "run", lines)), "Training loss").lines
+    np.testing.assert_allclose(smooth.get_ydata(), raw.get_ydata())
+
+
+def test_no_run_and_a_broken_result_are_named(tmp_path):
+    with pytest.raises(BadInput, match="nowhere: neither metrics.jsonl nor result.json"):
+        write_report(tmp_path / "nowhere")
+    (write(tmp_path / "run") / "result.json").write_text('{"test.click.auc": 0.')
+    with pytest.raises(BadInput, match=r"result\.json: this is no JSON"):
+        write_report(tmp_path / "run")
+
+
+def test_summary_table_has_a_row_a_metric_and_a_column_a_task_and_split():
+    result = outcome(("click", "follow.live")) | {"test.click.auc_error": 3.21e-5, "versions": {"torch": "2"}}
+    result["test.follow.live.gauc"] = math.nan
+    table = summary_table(result)
+    assert [column.header for column in table.columns] == [
+        "metric",
+        "click\nvalid\n5,000 rows",
+        "click\ntest\n5,000 rows",
+        "follow.live\nvalid\n5,000 rows",
+        "follow.live\ntest\n5,000 rows",
+    ]
+    cells = {row[0]: list(row[1:]) for row in zip(*(column.cells for column in table.columns), strict=True)}
+    assert cells["AUC"] == ["0.7312"] * 4
+    assert cells["AUC error at most"] == ["-", "3.2e-05", "-", "-"]
+    assert cells["GAUC"] == ["0.7123"] * 3 + ["-"]
+    assert cells["positives"] == ["1,234"] * 4
+    assert list(cells) == ["AUC", "AUC error at most", "GAUC", "UAUC", "log loss", "NE", "PCOC", "positives"]
+
+
+def test_summary_table_leaves_out_what_was_not_measured():
+    table = summary_table({"test.click.auc": 0.7, "test.click.log_loss": 0.4, "test.rows": 12.0, "wall_s": 3.0})
+    assert [list(column.cells) for column in table.columns] == [["AUC", "log loss"], ["0.7000", "0.4000"]]

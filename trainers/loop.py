@@ -1,0 +1,273 @@
+"""The step and the epoch, on one rank or a thousand.
+
+A run is a function of its recipe: the rows of step k, its learning rate and its random draws depend on k alone, so a
+run that was killed goes on from its last checkpoint as if nothing had happened.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.errors import BadInput
+from configs.schema import Recipe, SequenceFeature
+from modules.batch import Batch
+from modules.hashing import mix
+from modules.model import set_statistics
+from trainers import checkpoint, ranks
+from trainers.data.reader import Reader
+from trainers.data.source import Source, Statistics
+from trainers.evaluation import Evaluation
+from trainers.occupancy import occupancy
+from trainers.runlog import RunLog
+from trainers.sharding import Output, shard
+
+# What may pick the best checkpoint, and whether more or less of it is better.
+SELECTABLE = {"auc": 1, "gauc": 1, "uauc": 1, "log_loss": -1, "ne": -1}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is handed: the checked recipe and data, and the folder to write to. Small and picklable."""
+
+    recipe: Recipe
+    run: Path
+    sources: dict[str, Source]
+    statistics: Statistics
+
+
+def factor(step: int, total: int, recipe: Recipe) -> float:
+    """Return the learning rates' factor at a step (0-based): linear warm-up, then constant, linear or cosine."""
+    schedule = recipe.optimizers.schedule
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    if schedule.decay == "constant":
+        return 1.0
+    done = (step - schedule.warmup_steps) / max(total - schedule.warmup_steps, 1)
+    shape = 1 - done if schedule.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return schedule.final + (1 - schedule.final) * shape
+
+
+class Feed:
+    """Counts the time that the step waits for batches, and hands out no more than `count` of them."""
+
+    def __init__(self, batches: Iterator[Batch], count: int) -> None:
+        self._batches = islice(batches, count)
+        self.waited = 0.0
+
+    def __iter__(self) -> "Feed":
+        return self
+
+    def __next__(self) -> Batch:
+        start = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.waited += time.perf_counter() - start
+
+
+class Meter:
+    """What happened since the last line of the log: loss, rows, time, waiting, and a hash of the rows trained."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.waited_before = 0.0
+        self.loss = self.count = None
+        self.samples = None
+
+    def add(self, output: Output) -> None:
+        rows = output.batch.rows
+        # Order within the batch and among ranks does not matter: a sum of mixed row numbers, padding left out.
+        samples = torch.where(rows >= 0, mix(rows), torch.zeros_like(rows)).sum()
+        if self.loss is None:
+            self.loss, self.count, self.samples = output.loss_sums.clone(), output.count.clone(), samples
+        else:
+            self.loss, self.count, self.samples = (
+                self.loss + output.loss_sums,
+                self.count + output.count,
+                self.samples + samples,
+            )
+
+    def read(self, waited: float) -> dict[str, Any]:
+        """Return the figures over all ranks and start anew. Collective."""
+        totals = ranks.summed(torch.cat([self.loss.double(), self.count.double().reshape(1)])).tolist()
+        samples = ranks.summed(self.samples.reshape(1)).item()
+        seconds = time.perf_counter() - self.started
+        losses = [total / max(totals[-1], 1.0) for total in totals[:-1]]
+        out = {
+            "losses": losses,
+            "rows": totals[-1],
+            "seconds": seconds,
+            "rows_per_s": totals[-1] / seconds,
+            "data_wait": (waited - self.waited_before) / seconds,
+            "samples": f"{samples & (2**64 - 1):016x}",
+        }
+        self.__init__()
+        self.waited_before = waited
+        return out
+
+
+class Trainer:
+    """One rank's part of a run: `Trainer(job, device).run()`.
+
+    Args:
+        job: what to train.
+        device: this rank's device. The default process group exists already.
+    """
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        self.job, self.recipe, self.device = job, job.recipe, device
+        self.sharded = shard(self.recipe, device)
+        set_statistics(self.sharded.model, job.statistics.mean, job.statistics.std)
+        self.reader = self._reader("train", shuffle=True)
+        self.total = self.reader.steps * self.recipe.train.epochs
+        self.step = 0
+        self.position: dict[str, Any] = {"best": None, "best_step": None, "waited": 0, "rows": 0, "seconds": 0.0}
+
+    def _reader(self, split: str, shuffle: bool) -> Reader:
+        return Reader(
+            self.job.sources[split],
+            self.recipe,
+            rank=ranks.rank(),
+            world=ranks.world(),
+            shuffle=shuffle,
+            groups=not shuffle,
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, from the run's newest checkpoint if it has one; return the result with test metrics."""
+        found = checkpoint.load_latest(self.sharded, self.recipe, self.job.run)
+        if found:
+            self.step, self.position = found["step"], found["position"]
+        self.log = RunLog(self.job.run, self.step)
+        if found:
+            self.log.write("note", step=self.step, text=f"resumed at step {self.step}")
+        self._train()
+        return self._finish()
+
+    def _train(self) -> None:
+        batches, epoch = None, -1
+        while self.step < self.total and not self._out_of_patience():
+            if self.step // self.reader.steps != epoch:
+                epoch = self.step // self.reader.steps
+                batches = self.reader.batches(epoch, self.step % self.reader.steps)
+            self._advance(batches, self._next_evaluation())
+            self._validate()
+            self._save()
+        if batches is not None:
+            batches.close()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.recipe.train.patience
+        return patience is not None and self.position["waited"] >= patience
+
+    def _next_evaluation(self) -> int:
+        """Return the next step at which valid/ is evaluated: evenly within an epoch, and at its end."""
+        steps = self.reader.steps
+        every = math.ceil(steps * self.recipe.train.evaluate_every)
+        epoch, within = divmod(self.step, steps)
+        return epoch * steps + min((within // every + 1) * every, steps)
+
+    def _advance(self, batches: Iterator[Batch], stop: int) -> None:
+        """Train from the present step up to `stop`, within one epoch."""
+        pipeline, train = self.sharded.pipeline, self.recipe.train
+        self.sharded.module.train()
+        feed = Feed(batches, stop - self.step)
+        self.meter = Meter()
+        while self.step < stop:
+            self.sharded.set_rates(factor(self.step, self.total, self.recipe))
+            ranks.seed_step(train.seed, self.step)
+            self.meter.add(pipeline.progress(feed))
+            self.step += 1
+            if self.step % train.log_every == 0 or self.step == stop:
+                self._log(feed.waited)
+            if train.checkpoint_every and self.step % train.checkpoint_every == 0 and self.step < stop:
+                self._save()
+        self.sharded.check_pipelined()
+
+    def _log(self, waited: float) -> None:
+        figures = self.meter.read(waited)
+        losses, rows, seconds = (figures.pop(key) for key in ("losses", "rows", "seconds"))
+        tasks = self.recipe.tasks
+        loss = sum(task.weight * part for task, part in zip(tasks.values(), losses, strict=True))
+        if not math.isfinite(loss):
+            raise BadInput(
+                f"optimizers: the loss is {loss} by step {self.step}; lower optimizers.sparse.lr or optimizers.dense.lr, "
+                "or set optimizers.dense.clip_norm"
+            )
+        self.position["rows"] += rows
+        self.position["seconds"] += seconds
+        by_task = {f"{task}.loss": part for task, part in zip(tasks, losses, strict=True)} if len(tasks) > 1 else {}
+        self.log.write(
+            "train",
+            step=self.step,
+            steps=self.total,
+            epoch=self.step / self.reader.steps,
+            loss=loss,
+            lr=self.recipe.optimizers.dense.lr * factor(self.step - 1, self.total, self.recipe),
+            **by_task,
+            **figures,
+        )
+
+    def evaluate(self, split: str) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return (metrics, curves) of the present weights on a split. Collective."""
+        evaluation = Evaluation(list(self.recipe.tasks), memory=self.recipe.evaluate.memory)
+        history = next((n for n, f in self.recipe.features.items() if isinstance(f, SequenceFeature)), None)
+        self.sharded.module.eval()
+        reader = self._reader(split, shuffle=False)
+        batches = reader.batches(0)
+        feed = Feed(batches, reader.steps)
+        with torch.no_grad():
+            for _ in range(reader.steps):
+                output = self.sharded.pipeline.progress(feed)
+                batch = output.batch
+                lengths = batch.ids[history].lengths() if history else None
+                evaluation.update(output.logits, batch.labels, batch.weights, batch.groups, lengths)
+        batches.close()
+        return evaluation.compute(), evaluation.curves()
+
+    def _validate(self) -> None:
+        metrics, _ = self.evaluate("valid")
+        self.log.write("eval", step=self.step, split="valid", **metrics)
+        key, position = self.recipe.select(), self.position
+        value = metrics[key]
+        sign = SELECTABLE[key.split(".")[-1]]
+        # A metric is nan where one class is missing, and null once it went through a checkpoint.
+        if position["best"] is None or math.isnan(position["best"]) or sign * value > sign * position["best"]:
+            position |= {"best": value, "best_step": self.step, "waited": 0, "valid": metrics}
+        else:
+            position["waited"] += 1
+
+    def _save(self) -> None:
+        checkpoint.save(self.sharded, self.recipe, self.job.run, self.step, self.position)
+        if ranks.is_main():
+            checkpoint.prune(self.job.run, self.recipe.train.keep, self.position["best_step"])
+
+    def _finish(self) -> dict[str, Any]:
+        best = self.position["best_step"]
+        if best != self.step:
+            checkpoint.load(self.sharded, self.recipe, checkpoint.folder(self.job.run, best))
+        self.log.write("note", step=self.step, text=f"evaluating test with the checkpoint of step {best}")
+        test, curves = self.evaluate("test")
+        self.log.write("eval", step=best, split="test", **test)
+        cut = ranks.gather(self.reader.cut)
+        return {
+            "step": self.step,
+            "best_step": best,
+            **{f"valid.{k}": v for k, v in self.position["valid"].items()},
+            **{f"test.{k}": v for k, v in test.items()},
+            "rows_per_s": self.position["rows"] / max(self.position["seconds"], 1e-9),
+            "workers": ranks.world(),
+            "device": self.device.type,
+            "plan": self.sharded.plan(),
+            "tables": occupancy(self.sharded, self.recipe, self.job.sources["train"]),
+            "cut": {name: sum(part[name] for part in cut) for name in cut[0]},
+            "skipped_rows": sum(ranks.gather(self.reader.skipped_rows)),
+            "curves": curves,
+        }
+

@@ -1,0 +1,60 @@
+"""Everything that can be wrong with a run, asked before it starts."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from configs.errors import BadInput, nearest
+from configs.schema import Recipe
+from modules.model import Model
+from trainers.data.source import Source, Statistics, scan
+from trainers.loop import SELECTABLE
+
+SPLITS = ("train", "valid", "test")
+
+
+def check(recipe: Recipe, progress: Callable[[str], None]) -> tuple[dict[str, Source], Statistics]:
+    """Open and check a recipe's model and data; return its splits and the training split's statistics.
+
+    Args:
+        recipe: the run.
+        progress: told what is being done, a line at a time.
+
+    Raises:
+        BadInput: the first thing that is wrong, with the mend.
+    """
+    check_select(recipe)
+    Model(recipe, device="meta", tables_device="meta")
+    progress("checking the data")
+    sources = {split: Source.open(recipe, split) for split in SPLITS}
+    statistics = scan(sources["train"], recipe)
+    for split in SPLITS[1:]:
+        scan(sources[split], recipe)
+    return sources, statistics
+
+
+def check_select(recipe: Recipe) -> None:
+    """Raise BadInput where train.select is no metric that a run will have."""
+    grouped = ("gauc", "uauc")
+    known = [m for m in SELECTABLE if recipe.evaluate.group_by or m not in grouped]
+    names = [f"{task}.{metric}" for task in recipe.tasks for metric in known]
+    if recipe.select() not in names:
+        hint = nearest(recipe.select(), names)
+        raise BadInput(f"train.select: no run of this recipe has a metric '{recipe.select()}'{hint}")
+
+
+def run_folder(runs: Path, name: str) -> Path:
+    """Create (or find) a run's folder and prove that it can be written to.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    run = runs / name
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        probe = run / f".probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(f"{run}: cannot write here ({error.strerror}); choose another folder with --runs") from error
+    return run

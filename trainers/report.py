@@ -1,0 +1,317 @@
+"""A finished run on one page: report.png for the eye, a table for the terminal."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from rich.table import Table
+
+from configs.errors import BadInput
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour blind
+MARKERS = ("o", "s", "^", "D", "v", "P")  # a second key to the task, for prints without colour
+INK, GREY, HAIR = "#222222", "#6B6B6B", "#E3E3E3"
+SPLITS = ("valid", "test")
+METRICS = {
+    "auc": "AUC",
+    "auc_error": "AUC error at most",
+    "gauc": "GAUC",
+    "uauc": "UAUC",
+    "log_loss": "log loss",
+    "ne": "NE",
+    "pcoc": "PCOC",
+    "positives": "positives",
+}
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.png` of a run, 1600 x 1000 pixels; see `draw`.
+
+    Args:
+        run: the run's folder.
+
+    Returns:
+        Path of the picture, which appears whole or not at all.
+
+    Raises:
+        BadInput: the folder holds no run, or its result.json is no JSON.
+    """
+    path, unfinished = run / "report.png", run / ".report.png.part"
+    FigureCanvasAgg(draw(run)).print_png(unfinished)
+    os.replace(unfinished, path)
+    return path
+
+
+def draw(run: Path) -> Figure:
+    """Draw a run's training loss, AUC, calibration and AUC by history length.
+
+    It takes metrics.jsonl and result.json, whichever are there, so that a run that still trains can be drawn too. A
+    panel without data says what is missing.
+
+    Args:
+        run: the run's folder.
+
+    Raises:
+        BadInput: the folder holds no run, or its result.json is no JSON.
+    """
+    lines, result = _read_lines(run / "metrics.jsonl"), _read_result(run / "result.json")
+    if not lines and not result:
+        raise BadInput(f"{run}: neither metrics.jsonl nor result.json is there; name a folder that a run has written")
+    figure = Figure(figsize=(16, 10), dpi=100, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.2, wspace=0.03, hspace=0.04, rect=(0, 0, 1, 0.895))
+    panels = figure.subplots(2, 2)
+    _headline(figure, run.resolve().name, lines, result)
+    _draw_loss(panels[0, 0], lines)
+    _draw_auc(panels[0, 1], lines, result)
+    _draw_calibration(panels[1, 0], result)
+    _draw_lengths(panels[1, 1], result)
+    return figure
+
+
+def summary_table(result: dict[str, Any]) -> Table:
+    """Return the metrics of a result.json as a table: a row a metric, a column a task and split."""
+    figures = dict(_figures(result))
+    columns = sorted(
+        {(task, split) for split, task, _ in figures}, key=lambda c: (_tasks(result).index(c[0]), c[1] != "valid")
+    )
+    table = Table(title=result.get("name"), title_justify="left", header_style="bold")
+    table.add_column("metric")
+    for task, split in columns:
+        rows = _number(result.get(f"{split}.rows"))
+        count = "" if rows is None else f"\n{rows:,.0f} rows"
+        table.add_column(f"{task}\n{split}{count}", justify="right")
+    for metric, name in METRICS.items():
+        values = [figures.get((split, task, metric)) for task, split in columns]
+        if any(value is not None for value in values):
+            table.add_row(name, *(_shown(metric, value) for value in values))
+    return table
+
+
+def _shown(metric: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if metric == "auc_error":
+        return f"{value:.1e}"
+    return f"{value:,.0f}" if metric == "positives" else f"{value:.4f}"
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the lines in order of steps; a killed writer's torn line is skipped, a repeated step's last one counts."""
+    lines: dict[tuple, dict[str, Any]] = {}
+    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            line = json.loads(text)
+            lines[line["kind"], line.get("split"), line["step"]] = line
+        except (ValueError, KeyError, TypeError):
+            continue
+    return sorted(lines.values(), key=lambda line: line["step"])
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path}: this is no JSON ({error}); run the evaluation again to rewrite it") from None
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number, or None for anything else: JSON writers disagree on how to spell nan."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def _figures(result: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], float | None]]:
+    """Yield ((split, task, metric), value) for the flat keys; a task's name may hold dots."""
+    for key, value in result.items():
+        split, _, rest = key.partition(".")
+        task, _, metric = rest.rpartition(".")
+        if split in SPLITS and task and metric in METRICS:
+            yield (split, task, metric), _number(value)
+
+
+def _tasks(result: dict[str, Any]) -> list[str]:
+    """Return the tasks that were evaluated, in the result's order."""
+    return list(dict.fromkeys(task for (_, task, _), _ in _figures(result)))
+
+
+def _curves(result: dict[str, Any], kind: str) -> dict[str, list[dict[str, Any]]]:
+    return {task: curves[kind] for task, curves in result.get("curves", {}).items() if curves.get(kind)}
+
+
+def _curve_split(result: dict[str, Any]) -> str:
+    """Return the split whose curves a result holds: the test split's, where there is one."""
+    return "test" if any(split == "test" for (split, _, _), _ in _figures(result)) else "valid"
+
+
+def _style(number: int) -> dict[str, str]:
+    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def _headline(figure: Figure, name: str, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    figures = dict(_figures(result))
+    parts = []
+    tasks = _tasks(result)
+    for task in tasks[:3]:
+        shown = [(METRICS[m], figures.get(("test", task, m))) for m in ("auc", "gauc")]
+        text = "  ".join(f"{label} {value:.4f}" for label, value in shown if value is not None)
+        parts += [f"test {task} {text}" if len(tasks) > 1 else f"test {text}"] if text else []
+    speed = _number(result.get("rows_per_s"))
+    if speed is None:
+        speed = next((_number(line.get("rows_per_s")) for line in reversed(lines) if line["kind"] == "train"), None)
+    parts += [] if speed is None else [f"{speed:,.0f} rows/s"]
+    figure.text(0.0125, 0.975, name, fontsize=22, fontweight="bold", color=INK, va="top")
+    text = "   |   ".join(parts) or "not evaluated yet"
+    figure.text(0.0125, 0.93, text, fontsize=15, color=GREY, va="top")
+
+
+def _panel(axes: Axes, title: str, x: str = "", y: str = "") -> None:
+    axes.set_title(title, loc="left", fontsize=15, fontweight="bold", color=INK, pad=10)
+    axes.set_xlabel(x, fontsize=12, color=GREY)
+    axes.set_ylabel(y, fontsize=12, color=GREY)
+    axes.grid(color=HAIR, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=GREY, labelsize=11, length=0)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#BBBBBB")
+
+
+def _step_axis(axes: Axes, lines: list[dict[str, Any]]) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.set_xlim(0, 1.03 * max([line["step"] for line in lines], default=0) or 1)
+
+
+def _missing(axes: Axes, text: str) -> None:
+    axes.set(xticks=[], yticks=[], xlabel="", ylabel="", facecolor="#F6F6F6")
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=14, color=GREY)
+
+
+def _absent(result: dict[str, Any]) -> str:
+    return "no split evaluated" if result else "drawn when the run has ended"
+
+
+def _note(axes: Axes, text: str, x: float, y: float, **place: str) -> None:
+    axes.text(x, y, text, transform=axes.transAxes, fontsize=11, color=GREY, **place)
+
+
+def _legend(axes: Axes, place: str, columns: int = 1) -> None:
+    axes.legend(loc=place, ncols=columns, fontsize=12, labelcolor=INK, framealpha=0.9, edgecolor="white")
+
+
+def _draw_loss(axes: Axes, lines: list[dict[str, Any]]) -> None:
+    _panel(axes, "Training loss", "step")
+    points = [(line["step"], _number(line.get("loss"))) for line in lines if line["kind"] == "train"]
+    points = [(step, loss) for step, loss in points if loss is not None]
+    if not points:
+        return _missing(axes, "no training steps logged")
+    steps, losses = (np.array(x) for x in zip(*points, strict=True))
+    window = len(losses) // 20
+    if window < 5:
+        axes.plot(steps, losses, color=COLORS[0], linewidth=2, marker="o", markersize=4)
+    else:
+        axes.plot(steps, losses, color=COLORS[0], linewidth=1, alpha=0.3, label="as logged")
+        near = np.ones(window)
+        smooth = np.convolve(losses, near, "same") / np.convolve(np.ones_like(losses), near, "same")
+        axes.plot(steps, smooth, color=COLORS[0], linewidth=2.2, label=f"mean of {window} logged")
+        _legend(axes, "upper right")
+    return _step_axis(axes, lines)
+
+
+def _draw_auc(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    _panel(axes, "AUC", "step")
+    evaluations = [line for line in lines if line["kind"] == "eval"]
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for line in evaluations:
+        for key in line:
+            task, _, metric = key.rpartition(".")
+            value = _number(line[key])
+            if metric == "auc" and value is not None:
+                found.setdefault(task, {}).setdefault(line.get("split", "valid"), []).append((line["step"], value))
+    last = max((line["step"] for line in lines), default=0)
+    for (split, task, metric), value in _figures(result):
+        if metric == "auc" and value is not None:
+            found.setdefault(task, {}).setdefault(split, [(last, value)])
+    if not found:
+        return _missing(axes, "no split evaluated")
+    for number, (task, splits) in enumerate(found.items()):
+        style = _style(number)
+        name = f"{task} " if len(found) > 1 else ""
+        if "valid" in splits:
+            points = zip(*splits["valid"], strict=True)
+            axes.plot(
+                *points, linewidth=2.2, markersize=6, label=f"{name}valid, best {_best(splits['valid'])}", **style
+            )
+        if "test" in splits:
+            step, value = splits["test"][-1]
+            label = f"{name}test {value:.4f}"
+            axes.scatter(step, value, s=260, marker="*", color=style["color"], edgecolor=INK, zorder=5, label=label)
+    if not any("test" in splits for splits in found.values()):
+        _note(axes, "no test split evaluated", 0.01, 0.97, ha="left", va="top")
+    axes.margins(y=0.15)
+    _step_axis(axes, lines)
+    return _legend(axes, "lower right", 1 if len(found) < 4 else 2)
+
+
+def _best(points: list[tuple[int, float]]) -> str:
+    return f"{max(value for _, value in points):.4f}"
+
+
+def _draw_calibration(axes: Axes, result: dict[str, Any]) -> None:
+    curves, split = _curves(result, "calibration"), _curve_split(result)
+    ratios = {task: _number(result.get(f"{split}.{task}.pcoc")) for task in curves}
+    texts = {task: "" if ratio is None else f"PCOC {ratio:.3f}" for task, ratio in ratios.items()}
+    only = f", {next(iter(texts.values()))}" if len(texts) == 1 and any(texts.values()) else ""
+    _panel(axes, f"Calibration ({split}){only}" if curves else "Calibration", "mean prediction", "observed rate")
+    if not curves:
+        return _missing(axes, _absent(result))
+    top = 0.0
+    for number, (task, points) in enumerate(curves.items()):
+        p, y, n = (np.array([point[name] for point in points]) for name in ("mean_p", "mean_y", "count"))
+        error = 1.96 * np.sqrt(y * (1 - y) / n)
+        style = _style(number)
+        axes.errorbar(p, y, error, fmt="none", ecolor=style["color"], alpha=0.45, linewidth=1.4)
+        axes.scatter(p, y, s=20 + 60 * n / n.max(), label=f"{task}  {texts[task]}", zorder=3, **style)
+        top = max(top, p.max(), (y + error).max())
+    axes.axline((0, 0), slope=1, color=GREY, linewidth=1, linestyle=(0, (5, 4)), zorder=1)
+    top = min(top * 1.05, 1.02) or 1.0
+    axes.set(xlim=(-0.015 * top, top), ylim=(-0.03 * top, top))
+    rows = [point["count"] for points in curves.values() for point in points]
+    span = f"{min(rows):,}" if min(rows) == max(rows) else f"{min(rows):,} to {max(rows):,}"
+    text = f"{span} rows a point, bars: 95 %\ndashed: predicted = observed"
+    _note(axes, text, 0.99, 0.03, ha="right", va="bottom")
+    return _legend(axes, "upper left") if len(curves) > 1 else None
+
+
+def _draw_lengths(axes: Axes, result: dict[str, Any]) -> None:
+    curves, split = _curves(result, "auc_by_length"), _curve_split(result)
+    title = f"AUC by history length ({split})" if curves else "AUC by history length"
+    _panel(axes, title, "events in the history, and rows")
+    if not curves:
+        return _missing(axes, "no history lengths evaluated" if result.get("curves") else _absent(result))
+    rows: dict[str, int] = {}
+    for point in (point for points in curves.values() for point in points):
+        rows[point["length"]] = max(rows.get(point["length"], 0), point["rows"])
+    names = sorted(rows, key=lambda name: (name.startswith(">"), int(name.lstrip(">").partition("-")[0])))
+    width = 0.8 / len(curves)
+    for number, (task, points) in enumerate(curves.items()):
+        places = [names.index(point["length"]) + (number - (len(curves) - 1) / 2) * width for point in points]
+        heights = [point["auc"] - 0.5 for point in points]  # a bar starts at .5, the AUC of chance
+        bars = axes.bar(places, heights, width * 0.92, bottom=0.5, color=_style(number)["color"], label=task)
+        if len(curves) * len(names) <= 16:
+            axes.bar_label(bars, [f"{point['auc']:.3f}" for point in points], padding=3, fontsize=11, color=INK)
+    axes.set_xticks(range(len(names)), [f"{name}\n{rows[name]:,}" for name in names])
+    axes.grid(visible=False, axis="x")
+    axes.axhline(0.5, color="#BBBBBB", linewidth=1)
+    axes.margins(y=0.15 if len(curves) == 1 else 0.3)  # room for the legend
+    return _legend(axes, "upper left", 4) if len(curves) > 1 else None
