@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from configs.errors import BadInput, nearest, without_credentials
+from trainers.quiet import hush
 
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
@@ -209,6 +210,7 @@ def _report_failure(error: Exception) -> None:
 
 def main() -> None:
     """Run the command line; the console script `livetrain` is this function."""
+    hush()
     try:
         app()
     except BadInput as error:

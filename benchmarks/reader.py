@@ -1,10 +1,12 @@
 """How fast a rank's batches come, against reading the same columns with pyarrow and doing nothing with them.
 
     python benchmarks/reader.py configs/recipes/din_ml1m.yaml --rows 500000
-    python benchmarks/reader.py configs/recipes/din_ml1m.yaml --rows 500000 --data data/ml-1m-rechorus
+    python benchmarks/reader.py configs/recipes/din_ml1m.yaml --data data/ml-1m-rechorus
 
 Without --data the columns are generated: ids by Zipf's law, lists of 0 to max_length ids. Every row of the table is the
-best of --repeat passes over the training split, in one process; GB/s counts the columns' decoded bytes.
+best of --repeat passes over the whole training split, in one process; --rows is what is generated. GB/s counts the
+columns' decoded bytes; rows a processor second say more than rows/s where other programs run, and "first batch" is the
+time in which the first windows of all shards are read.
 """
 
 import argparse
@@ -12,7 +14,8 @@ import datetime
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -56,39 +59,40 @@ def generate(recipe: Recipe, folder: Path, rows: int, group: int) -> None:
     pq.write_table(pa.table(columns), folder / "train" / "part-0.parquet", row_group_size=group, compression="zstd")
 
 
-def bare(source: Source, columns: list[str], batch_size: int, rows: int, threads: bool) -> tuple[int, int]:
-    """Read with ParquetFile.iter_batches; return rows and bytes."""
-    seen = size = 0
+def bare(source: Source, columns: list[str], batch_size: int, threads: bool) -> Iterator[tuple[int, int]]:
+    """Read with ParquetFile.iter_batches; yield each batch's rows and bytes."""
     for path in dict.fromkeys(group.path for group in source.groups):
         with source.filesystem.open_input_file(path) as handle:
-            file = pq.ParquetFile(handle)
-            for batch in file.iter_batches(batch_size, columns=columns, use_threads=threads):
-                seen, size = seen + batch.num_rows, size + batch.nbytes
-                if seen >= rows:
-                    return seen, size
-    return seen, size
+            for batch in pq.ParquetFile(handle).iter_batches(batch_size, columns=columns, use_threads=threads):
+                yield batch.num_rows, batch.nbytes
 
 
-def read(reader: Reader, steps: int) -> int:
-    """Take a rank's batches; return the rows that are no padding."""
-    return sum(int((batch.rows >= 0).sum()) for batch in reader.batches(0, stop=steps))
+@dataclass
+class Rates:
+    """What one pass took: rows, wall and processor seconds, and seconds to the first batch."""
+
+    rows: int
+    wall: float
+    busy: float
+    first: float
 
 
-def best(repeat: int, work: Callable[[], int]) -> tuple[float, float]:
-    """Return the best rows/s of some runs, and the processor seconds over wall seconds of that run."""
+def best(repeat: int, work: Callable[[], Iterator[int]]) -> Rates:
+    """Return the fastest of some passes; `work` yields the rows of each batch."""
     found = []
     for _ in range(repeat):
-        start, busy = time.perf_counter(), time.process_time()
-        rows = work()
-        wall = time.perf_counter() - start
-        found.append((rows / wall, (time.process_time() - busy) / wall))
-    return max(found)
+        start, busy, first, rows = time.perf_counter(), time.process_time(), 0.0, 0
+        for count in work():
+            rows += count
+            first = first or time.perf_counter() - start
+        found.append(Rates(rows, time.perf_counter() - start, time.process_time() - busy, first))
+    return min(found, key=lambda rates: rates.wall)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
-    parser.add_argument("--rows", type=int, default=500_000, help="rows generated, or read at most")
+    parser.add_argument("--rows", type=int, default=500_000, help="rows generated")
     parser.add_argument("--data", help="prepared data; generated if left out")
     parser.add_argument("--row-group", type=int, default=2048, help="rows of a generated row group")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 4])
@@ -105,46 +109,37 @@ def main() -> None:
 def report(recipe: Recipe, given: argparse.Namespace) -> None:
     """Measure and print the table."""
     torch.set_num_threads(1)
-    source = Source.open(recipe, "train")
-    first = Reader(source, recipe, rank=0, world=given.world, shuffle=True)
-    steps = min(first.steps, -(-given.rows // recipe.data.batch_size))
-    columns = first.columns
-    rows, size = bare(source, columns, recipe.data.batch_size, given.rows, False)
-    table = Table(
-        title=f"{rows:,} rows, {len(columns)} columns, {size / rows:.0f} bytes a row, {recipe.data.shards} shards"
-    )
-    for title in ("who", "rows/s", "GB/s", "of bare", "processors", "ms a batch"):
-        table.add_column(title, justify="left" if title == "who" else "right")
-    peers = {False: "iter_batches, 1 thread", True: "iter_batches, all threads"}
+    source, data = Source.open(recipe, "train"), recipe.data
+    columns = Reader(source, recipe, rank=0, world=given.world, shuffle=True).columns
+    width = sum(size for _, size in bare(source, columns, data.batch_size, False)) / source.rows
+    title = f"{source.rows:,} rows, {len(columns)} columns, {width:.0f} bytes a row, {data.shards} shards"
+    table = Table("who", title=title)
+    for name in ("rows/s", "GB/s", "of bare", "rows / processor s", "first batch, s"):
+        table.add_column(name, justify="right")
     alone = 0.0
-    for threads, name in peers.items():
-        rate, busy = best(
-            given.repeat, lambda t=threads: bare(source, columns, recipe.data.batch_size, given.rows, t)[0]
-        )
+
+    def add(name: str, work: Callable[[], Iterator[int]]) -> None:
+        nonlocal alone
+        found = best(given.repeat, work)
+        rate = found.rows / found.wall
         alone = alone or rate
-        add(table, name, rate, busy, alone, size / rows, recipe.data.batch_size)
+        cells = (f"{rate:,.0f}", f"{rate * width / 1e9:.2f}", f"{rate / alone:.2f}")
+        table.add_row(name, *cells, f"{found.rows / found.busy:,.0f}", f"{found.first:.2f}")
+
+    def passes(reader: Reader) -> Callable[[], Iterator[int]]:
+        return lambda: (int(batch.weights.sum()) for batch in reader.batches(0))
+
+    for threads, name in ((False, "iter_batches, 1 thread"), (True, "iter_batches, all threads")):
+        add(name, lambda t=threads: (rows for rows, _ in bare(source, columns, data.batch_size, t)))
     for threads in given.threads:
-        changed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"threads": threads})})
+        changed = recipe.model_copy(update={"data": data.model_copy(update={"threads": threads})})
         for shuffle in (True, False):
             reader = Reader(source, changed, rank=0, world=given.world, shuffle=shuffle)
-            rate, busy = best(given.repeat, lambda r=reader: read(r, steps))
-            name = f"Reader, {threads} threads{', shuffled' if shuffle else ''}"
-            add(table, name, rate, busy, alone, size / rows, recipe.data.batch_size // given.world)
+            add(f"Reader, threads {threads}, {'shuffled' if shuffle else 'file order'}", passes(reader))
     console = Console(width=120)
     console.print(table)
     versions = f"pyarrow {pa.__version__}, numpy {np.__version__}, torch {torch.__version__}"
     console.print(f"{datetime.date.today()}, {os.cpu_count()} processors, {versions}, rank 0 of {given.world}")
-
-
-def add(table: Table, name: str, rate: float, busy: float, alone: float, width: float, batch: int) -> None:
-    cells = (
-        f"{rate:,.0f}",
-        f"{rate * width / 1e9:.2f}",
-        f"{rate / alone:.2f}",
-        f"{busy:.2f}",
-        f"{1e3 * batch / rate:.2f}",
-    )
-    table.add_row(name, *cells)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from trainers.export import find_checkpoint, versions
 from trainers.loop import Job, Trainer
 from trainers.manifest import write_json
 from trainers.progress import Watcher
+from trainers.quiet import hush
 
 Work = Callable[[torch.device], dict[str, Any]]
 
@@ -153,6 +154,7 @@ def _on_ray(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
 
 def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
     """What a Ray worker does. Its outcome travels through the run folder."""
+    hush()
     from ray.train.torch import get_device
 
     refusal = run / "refused.txt"

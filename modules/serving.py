@@ -1,107 +1,148 @@
-"""The model as a server calls it: dicts of tensors in, probabilities out. Scripted by trainers.export."""
+"""The model as a server calls it: tensors by feature in, probabilities by task out. trainers.export scripts it.
+
+What it needs is plain PyTorch: neither torchrec nor fbgemm has to be loaded, in Python or in C++.
+"""
 
 import torch
-from torch import nn
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torch import Tensor, nn
 
-from configs.schema import DenseFeature, Recipe, SequenceFeature
+from configs.schema import DenseFeature, IdFeature, Recipe, SequenceFeature
+from modules import hashing
 from modules.model import Model
 
 
-class Inbox(nn.Module):
-    """Named tensors -> one KeyedJaggedTensor of raw ids, sequences cut to their newest max_length.
+class Lookup(nn.Module):
+    """One id or sequence feature: raw ids -> embeddings, a list cut to its newest entries.
 
     Args:
-        keys: id and sequence features, in the recipe's order.
-        limits: longest list a key; 0 for an id feature, whose lengths may be left out when every row has one.
+        name: the feature.
+        limit: longest list a row; 0 for an id feature.
+        weight: the table (rows, dim), shared with every other feature of it.
+        modulo: whether an id's row is its plain remainder (see `hashing.row`).
     """
 
-    keys: list[str]
-    limits: list[int]
+    name: str
+    limit: int
+    modulo: bool
 
-    def __init__(self, keys: list[str], limits: list[int]) -> None:
+    def __init__(self, name: str, limit: int, weight: nn.Parameter, modulo: bool) -> None:
         super().__init__()
-        self.keys = keys
-        self.limits = limits
+        self.name = name
+        self.limit = limit
+        self.weight = weight
+        self.modulo = modulo
 
-    def forward(self, ids: dict[str, torch.Tensor], lengths: dict[str, torch.Tensor]) -> KeyedJaggedTensor:
-        values: list[torch.Tensor] = []
-        counts: list[torch.Tensor] = []
-        for i, key in enumerate(self.keys):
-            if key not in ids:
-                raise ValueError("ids: the feature '" + key + "' is missing")
-            value = ids[key].to(torch.int64)
-            limit = self.limits[i]
-            if key in lengths:
-                length = lengths[key].to(torch.int64)
-            elif limit == 0:
-                length = torch.ones_like(value)
-            else:
-                raise ValueError("lengths: the sequence feature '" + key + "' is missing")
-            longest = max(limit, 1)
-            if int(length.sum()) != value.numel():
-                raise ValueError("lengths: those of '" + key + "' do not add up to its number of ids")
-            if length.numel() > 0 and int(length.max()) > longest:
-                ends = torch.repeat_interleave(torch.cumsum(length, 0), length)
-                value = value[ends - torch.arange(value.numel(), device=value.device) <= longest]
-                length = torch.clamp(length, max=longest)
-            values.append(value)
-            counts.append(length)
-        if len(values) == 0:  # a model of dense features alone
-            none = torch.zeros(0, dtype=torch.int64)
-            return KeyedJaggedTensor(keys=self.keys, values=none, lengths=none)
-        return KeyedJaggedTensor(keys=self.keys, values=torch.cat(values), lengths=torch.cat(counts))
+    def forward(self, ids: dict[str, Tensor], lengths: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Look up one feature.
 
+        Args:
+            ids: feature -> (N,) integers of any value, row after row, newest last.
+            lengths: feature -> (B,) integers, N = their sum. An id feature's may be left out when N = B.
 
-class Columns(nn.Module):
-    """Named dense tensors (B,) -> (B, D) float32 in the recipe's order; NaN is a missing value."""
+        Returns:
+            (M, dim) float32 embeddings and (B,) int64 lengths, M = their sum.
 
-    names: list[str]
+        Raises:
+            ValueError: the feature is missing, its ids are no integers, or its lengths do not fit.
+        """
+        if self.name not in ids:
+            raise ValueError("ids: the feature '" + self.name + "' is missing")
+        value = ids[self.name]
+        if value.is_floating_point() and value.numel() > 0:  # an empty list becomes a float tensor all too easily
+            raise ValueError("ids: those of '" + self.name + "' must be integers, for a float loses digits")
+        value = value.to(torch.int64)
+        if self.name in lengths:
+            length = lengths[self.name].to(torch.int64)
+        elif self.limit == 0:
+            length = torch.ones_like(value)
+        else:
+            raise ValueError("lengths: the sequence feature '" + self.name + "' is missing")
+        value, length = self._cut(value, length)
+        found = nn.functional.embedding(hashing.row(value, self.weight.size(0), self.modulo), self.weight)
+        return found.float(), length  # (M, dim), (B,)
 
-    def __init__(self, names: list[str]) -> None:
-        super().__init__()
-        self.names = names
-
-    def forward(self, dense: dict[str, torch.Tensor], ids: KeyedJaggedTensor) -> torch.Tensor:
-        columns: list[torch.Tensor] = []
-        for name in self.names:
-            if name not in dense:
-                raise ValueError("dense: the feature '" + name + "' is missing")
-            columns.append(dense[name].to(torch.float32))
-        if len(columns) == 0:
-            return torch.zeros(ids.stride(), 0)
-        return torch.stack(columns, dim=1)
-
-
-class Probabilities(nn.Module):
-    """Logits (B,) by task -> probabilities (B,) by task."""
-
-    def forward(self, logits: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        out: dict[str, torch.Tensor] = {}
-        for task, logit in logits.items():
-            out[task] = torch.sigmoid(logit)
-        return out
+    def _cut(self, value: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        if length.numel() == 0 and value.numel() == 0:
+            return value, length
+        if length.numel() == 0 or int(length.min()) < 0 or int(length.sum()) != value.numel():
+            raise ValueError("lengths: those of '" + self.name + "' do not add up to its number of ids")
+        if int(length.max()) <= max(self.limit, 1):
+            return value, length
+        if self.limit == 0:
+            raise ValueError("lengths: '" + self.name + "' is an id feature, so a row has one id or none")
+        ends = torch.repeat_interleave(torch.cumsum(length, 0), length)  # (N,), where the row of each id ends
+        newest = ends - torch.arange(value.numel(), device=value.device) <= self.limit
+        return value[newest], torch.clamp(length, max=self.limit)
 
 
 class Scorer(nn.Module):
     """What is exported: ids, lengths and dense by feature -> probability by task.
 
+    The tables and the dense part are the model's own. Only the way to the tables is a second one, without
+    KeyedJaggedTensor, which would tie the file to fbgemm's operators; parity before each export covers it.
+
     Args:
-        model: a plain model in evaluation mode.
+        model: a plain model.
         recipe: its recipe.
     """
 
+    columns: list[str]
+
     def __init__(self, model: Model, recipe: Recipe) -> None:
         super().__init__()
-        keyed = {n: f for n, f in recipe.features.items() if not isinstance(f, DenseFeature)}
-        limits = [f.max_length if isinstance(f, SequenceFeature) else 0 for f in keyed.values()]
-        self.inbox = Inbox(list(keyed), limits)
-        self.columns = Columns([n for n, f in recipe.features.items() if isinstance(f, DenseFeature)])
-        self.model = model
-        self.probabilities = Probabilities()
+        weights = {name: e.weight for c in model.tables.values() for name, e in c.embeddings.items()}
+        self.lookups = nn.ModuleList(
+            Lookup(
+                name,
+                feature.max_length if isinstance(feature, SequenceFeature) else 0,
+                weights[feature.table],
+                recipe.tables[feature.table].hash == "modulo",
+            )
+            for name, feature in recipe.features.items()
+            if isinstance(feature, IdFeature | SequenceFeature)
+        )
+        self.columns = [name for name, feature in recipe.features.items() if isinstance(feature, DenseFeature)]
+        self.dense = model.dense
 
     def forward(
-        self, ids: dict[str, torch.Tensor], lengths: dict[str, torch.Tensor], dense: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
-        jagged = self.inbox(ids, lengths)
-        return self.probabilities(self.model(jagged, self.columns(dense, jagged), None))
+        self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Score B rows.
+
+        Args:
+            ids: feature -> (N,), see `Lookup`.
+            lengths: feature -> (B,), see `Lookup`.
+            dense: feature -> (B,) numbers, not normalised; NaN is a missing value.
+
+        Returns:
+            task -> (B,) float32 probabilities.
+
+        Raises:
+            ValueError: a feature is missing or does not fit the others.
+        """
+        values: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        rows, first = -1, ""
+        for lookup in self.lookups:
+            found, count = lookup(ids, lengths)
+            values[lookup.name], counts[lookup.name] = found, count
+            rows, first = _same(rows, first, count.size(0), lookup.name)
+        columns: list[Tensor] = []
+        for name in self.columns:
+            if name not in dense:
+                raise ValueError("dense: the feature '" + name + "' is missing")
+            columns.append(dense[name].to(torch.float32))
+            rows, first = _same(rows, first, dense[name].size(0), name)
+        table = torch.zeros(rows, 0, device=self.dense.normalise.mean.device)
+        if len(columns) > 0:
+            table = torch.stack(columns, dim=1)  # (B, D)
+        out: dict[str, Tensor] = {}
+        for task, logit in self.dense(values, counts, table, None).items():
+            out[task] = torch.sigmoid(logit)
+        return out
+
+
+def _same(rows: int, first: str, found: int, name: str) -> tuple[int, str]:
+    if rows >= 0 and rows != found:
+        raise ValueError("'" + first + "' has " + str(rows) + " rows and '" + name + "' has " + str(found))
+    return found, name

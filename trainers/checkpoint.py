@@ -26,8 +26,13 @@ log = logging.getLogger("livetrain")
 
 def _state(sharded: Sharded) -> dict[str, Any]:
     """Return the live tensors of a sharded model, by name; loading into them loads the model."""
-    optimizers = {name: optimizer.state_dict()["state"] for name, optimizer in sharded.optimizers.items()}
-    return {"model": sharded.model.state_dict(), "optimizers": optimizers}
+    state: dict[str, Any] = {"model": sharded.model.state_dict()}
+    for name, optimizer in sharded.optimizers.items():
+        # An optimizer without state (plain SGD) must leave no empty entry: nothing would be written for it.
+        kept = {key: values for key, values in optimizer.state_dict()["state"].items() if values}
+        if kept:
+            state[f"optimizer_{name}"] = kept
+    return state
 
 
 def folder(run: Path, step: int) -> Path:

@@ -2,41 +2,43 @@
 
     <run>/export/  model.pt, signature.json, golden.json, manifest.json (last)
 
-The file is the model that was evaluated: hashing, normalisation and the cut of long sequences are inside. It appears
-only after it has scored held-out rows like the checkpoint.
+The file is the model that was evaluated: hashing, normalisation and the cut of long sequences are inside, and plain
+PyTorch runs it. It computes in float32, also after training under bfloat16 autocast; a float16 table stays float16. It
+appears only after it has scored held-out rows like the checkpoint.
 """
 
 import math
 import platform
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torchrec.fx import Tracer
 
-from configs.errors import BadInput
+from configs.errors import BadInput, without_credentials
 from configs.load import load_recipe
-from configs.schema import DenseFeature, IdFeature, Recipe, SequenceFeature
+from configs.schema import DenseFeature, Feature, IdFeature, Recipe, SequenceFeature
 from modules.batch import Batch
 from modules.model import Model
 from modules.serving import Scorer
-from trainers import checkpoint, manifest
+from trainers import checkpoint, manifest, metrics, runlog
 from trainers.data.reader import Reader
 from trainers.data.source import Source
-from trainers.evaluation import Evaluation
 
 _FORMAT = 1
+_FILES = ("model.pt", "signature.json", "golden.json")
+_TIME = "timestamp"  # a column of this name, if the training split has it, says when its rows happened
 
 
 def find_checkpoint(run: Path, which: str) -> Path:
     """Return a run's ``best`` or ``last`` committed checkpoint.
 
     Raises:
-        BadInput: the folder is no run, or has no committed checkpoint.
+        BadInput: the folder is no run, or has no such checkpoint.
     """
     if not (run / "config.yaml").exists():
         raise BadInput(f"{run}: no config.yaml here; name a run folder that `livetrain train` wrote, as runs/<name>")
@@ -46,6 +48,8 @@ def find_checkpoint(run: Path, which: str) -> Path:
     if which == "last":
         return found[-1]
     best = manifest.read(found[-1])["position"]["best_step"]
+    if best is None:
+        raise BadInput(f"{run}: not evaluated yet, so no checkpoint is the best; use --checkpoint last")
     path = checkpoint.folder(run, best)
     if path not in found:
         raise BadInput(f"{path}: the best checkpoint is gone; use --checkpoint last")
@@ -53,153 +57,199 @@ def find_checkpoint(run: Path, which: str) -> Path:
 
 
 def plain_model(recipe: Recipe, path: Path) -> Model:
-    """Return a checkpoint's model, whole, on this process's CPU, in evaluation mode."""
+    """Return a checkpoint's model, whole, on this process's CPU: float32, evaluation mode, no gradients.
+
+    Raises:
+        BadInput: the checkpoint is damaged, or another model's.
+    """
     checkpoint.check_same(path, recipe, resume=False)
     damaged = manifest.damage(path, manifest.read(path))
     if damaged:
         raise BadInput(f"{damaged}; use another checkpoint")
     model = Model(recipe)
     checkpoint.load_plain(model, path)
-    return model.eval()
+    model.dense.bfloat16 = False
+    return model.eval().requires_grad_(False)
 
 
 def script(model: Model, recipe: Recipe) -> torch.jit.ScriptModule:
-    """Return the model as TorchScript: dicts of tensors in, probabilities by task out."""
-    scorer = Scorer(model, recipe).eval()
-    leaves = ["Inbox", "Columns", "IdHash", "Dense", "Probabilities"]
-    graph = Tracer(leaf_modules=leaves).trace(scorer)
-    return torch.jit.script(torch.fx.GraphModule(scorer, graph))
+    """Return the model as TorchScript: dicts of tensors in, probabilities by task out (see modules.serving)."""
+    return torch.jit.script(Scorer(model, recipe).eval())
 
 
 def export(run: Path, which: str = "best", out: Path | None = None) -> dict[str, Any]:
     """Export one checkpoint of a run and prove it on held-out rows.
 
     Args:
-        run: the run folder.
+        run: the run folder, wherever it lies now; the data must still be at the recipe's data.path.
         which: ``best`` or ``last``.
-        out: folder to write, by default <run>/export; replaced as a whole.
+        out: folder to write, by default <run>/export; an earlier export there is replaced as a whole.
 
     Returns:
         The signature, with the parity figures.
 
     Raises:
-        BadInput: no such checkpoint, or the file's scores differ from the model's beyond export.tolerance: then
-            nothing is written.
+        BadInput: no such checkpoint or data, `out` cannot be written or holds something else, or the file's scores
+            differ from the model's beyond export.tolerance: then nothing is written and an earlier export stays.
     """
     path = find_checkpoint(run, which)
+    out = (out or run / "export").resolve()
+    _check_place(out)
     recipe = load_recipe(run / "config.yaml")
     model = plain_model(recipe, path)
-    out = out or run / "export"
-    if out.exists() and any(out.iterdir()) and manifest.read(out) is None:
-        raise BadInput(f"{out}: holds something that is not an export; name an empty folder")
     draft = out.with_name(f".{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
     try:
+        _make(draft)
         script(model, recipe).save(str(draft / "model.pt"))
-        scored = torch.jit.load(str(draft / "model.pt")).eval()
-        parity, golden = _prove(model, scored, recipe)
-        content = _signature(recipe, path, parity)
+        scored = torch.jit.load(str(draft / "model.pt"))
+        parity = _prove(model, scored, recipe)
+        content = manifest.finite(_signature(run, recipe, path, model, parity))
         manifest.write_json(draft / "signature.json", content)
-        manifest.write_json(draft / "golden.json", golden)
-        files = {name: manifest.digest(draft / name) for name in ("model.pt", "signature.json", "golden.json")}
-        manifest.commit(draft, files, format=_FORMAT)
-        shutil.rmtree(out, ignore_errors=True)
-        draft.rename(out)
+        manifest.write_json(draft / "golden.json", _golden(scored, recipe))
+        manifest.commit(draft, {name: manifest.digest(draft / name) for name in _FILES}, format=_FORMAT)
+        _replace(out, draft)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return content
 
 
-def inputs_of(batch: Batch, recipe: Recipe, rows: slice) -> tuple[dict, dict, dict]:
-    """Return some rows of a batch as the exported file takes them: ids, lengths, dense."""
-    ids, lengths, dense = {}, {}, {}
-    for name, feature in recipe.features.items():
-        if isinstance(feature, DenseFeature):
-            dense[name] = batch.dense[rows, len(dense)].contiguous()
-        else:
-            jagged = batch.ids[name]
-            offsets = jagged.offsets()
-            lengths[name] = jagged.lengths()[rows].contiguous()
-            ids[name] = jagged.values()[offsets[rows.start] : offsets[rows.stop]].contiguous()
+def _check_place(out: Path) -> None:
+    """Refuse to replace anything but an earlier export."""
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if out.exists() and "model.pt" not in (manifest.read(out) or {"files": ()})["files"]:
+        raise BadInput(f"{out}: holds something that is not an export; name a new or empty folder with --out")
+
+
+def _make(draft: Path) -> None:
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+    except OSError as error:
+        raise BadInput(
+            f"{draft.parent}: cannot write here ({error.strerror}); name another folder with --out"
+        ) from error
+
+
+def _replace(out: Path, draft: Path) -> None:
+    """Put a whole draft in the place of `out`; two renames are all the time in which `out` is not there."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    draft.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def inputs_of(batch: Batch, recipe: Recipe) -> tuple[dict[str, torch.Tensor], ...]:
+    """Return a batch as the exported file takes it: ids, lengths and dense by feature."""
+    keyed, dense = _names(recipe)
+    ids, lengths = {k: batch.ids[k].values() for k in keyed}, {k: batch.ids[k].lengths() for k in keyed}
+    return ids, lengths, dict(zip(dense, batch.dense.unbind(1), strict=True))
+
+
+def _names(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """Return the names of the id and sequence features, and those of the dense ones."""
+    dense = [name for name, feature in recipe.features.items() if isinstance(feature, DenseFeature)]
+    return [name for name in recipe.features if name not in dense], dense
+
+
+def _held_out(recipe: Recipe, rows: int) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Yield the test split's first batches, and in each the places of real rows, `rows` in all."""
+    reader = Reader(Source.open(recipe, "test"), recipe, rank=0, world=1, shuffle=False)
+    with closing(reader.batches(0)) as batches:
+        for batch in batches:
+            real = torch.nonzero(batch.weights > 0).flatten()[:rows]
+            rows -= real.numel()
+            yield batch, real
+            if not rows:
+                return
+
+
+def _prove(model: Model, scored: torch.jit.ScriptModule, recipe: Recipe) -> dict[str, Any]:
+    """Return how closely the file scores held-out rows like the model, where it is close enough."""
+    parts = []
+    with torch.no_grad():
+        for batch, real in _held_out(recipe, recipe.export.parity_rows):
+            scores = scored(*inputs_of(batch, recipe))
+            logits = model(batch.ids, batch.dense, None)
+            found = torch.stack([scores[task] for task in recipe.tasks])[:, real]  # (T, n)
+            wanted = torch.stack([torch.sigmoid(logits[task]) for task in recipe.tasks])[:, real]
+            parts.append((found, wanted, batch.labels.T[:, real]))
+    found, wanted, labels = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    rows = found.shape[1]
+    worst = float((found - wanted).abs().max()) if rows else math.nan
+    if not worst <= recipe.export.tolerance:  # nan is not close either
+        raise BadInput(
+            f"export: on {rows} held-out rows the file's probabilities differ from the model's by {worst:.2e}, more "
+            f"than export.tolerance={recipe.export.tolerance}; nothing was exported"
+        )
+    aucs = {
+        f"{task}.auc": {"file": metrics.auc(labels[t], found[t]), "model": metrics.auc(labels[t], wanted[t])}
+        for t, task in enumerate(recipe.tasks)
+    }
+    return {"rows": rows, "largest_difference": worst, **aucs}
+
+
+def golden_inputs(golden: dict[str, Any]) -> tuple[dict[str, torch.Tensor], ...]:
+    """Return the rows of a golden.json as the exported file takes them: ids, lengths and dense by feature."""
+    ids, lengths = ({k: torch.tensor(v, dtype=torch.int64) for k, v in golden[p].items()} for p in ("ids", "lengths"))
+    dense = {k: torch.tensor([math.nan if x is None else x for x in v]) for k, v in golden["dense"].items()}
     return ids, lengths, dense
 
 
-def _prove(model: Model, scored: torch.jit.ScriptModule, recipe: Recipe) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Score held-out rows with the file and with the model; return the figures and the golden rows."""
-    source = Source.open(recipe, "test")
-    reader = Reader(source, recipe, rank=0, world=1, shuffle=False, groups=False)
-    by_file, by_model = (Evaluation(list(recipe.tasks), memory="exact") for _ in range(2))
-    rows, worst, golden = 0, 0.0, None
-    batches = reader.batches(0)
-    with torch.no_grad():
-        for batch in batches:
-            real = slice(0, batch.rows.shape[0])
-            scores = scored(*inputs_of(batch, recipe, real))
-            logits = model(batch.ids, batch.dense, None)
-            found = torch.stack([scores[task] for task in recipe.tasks], dim=1)
-            wanted = torch.stack([torch.sigmoid(logits[task]) for task in recipe.tasks], dim=1)
-            kept = batch.weights > 0
-            rows += int(kept.sum())
-            worst = max(worst, float((found - wanted)[kept].abs().max()) if kept.any() else 0.0)
-            by_file.update(torch.logit(found.double()).float(), batch.labels, batch.weights, None, None)
-            by_model.update(torch.logit(wanted.double()).float(), batch.labels, batch.weights, None, None)
-            golden = golden or _golden(batch, recipe, found)
-            if rows >= recipe.export.parity_rows:
-                break
-    batches.close()
-    if not worst <= recipe.export.tolerance:
-        raise BadInput(
-            f"export: the file's probabilities differ from the model's by {worst:.2e} on {rows} held-out rows, more than "
-            f"export.tolerance={recipe.export.tolerance}; nothing was exported"
-        )
-    file_metrics, model_metrics = by_file.compute(), by_model.compute()
-    aucs = {f"{t}.auc": [file_metrics[f"{t}.auc"], model_metrics[f"{t}.auc"]] for t in recipe.tasks}
-    return {"rows": rows, "largest_difference": worst, "auc_of_file_and_model": aucs}, golden
+def _golden(scored: torch.jit.ScriptModule, recipe: Recipe) -> dict[str, Any]:
+    """Return held-out rows as lists, a missing dense value as null, with the scores that a server must reproduce."""
+    keyed, dense = _names(recipe)
+    rows: dict[str, dict[str, list]] = {
+        "ids": {key: [] for key in keyed},
+        "lengths": {key: [] for key in keyed},
+        "dense": {name: [] for name in dense},
+    }
+    count = 0
+    for batch, real in _held_out(recipe, recipe.export.golden_rows):
+        count += real.numel()
+        for key in keyed:
+            lists = batch.ids[key].to_dense()
+            for row in real.tolist():
+                rows["ids"][key] += lists[row].tolist()
+                rows["lengths"][key].append(lists[row].numel())
+        for column, values in zip(batch.dense[real].T.tolist(), rows["dense"].values(), strict=True):
+            values += [None if math.isnan(x) else x for x in column]
+    scores = {task: score.tolist() for task, score in scored(*golden_inputs(rows)).items()}
+    return {"rows": count, **rows, "scores": scores, "tolerance": recipe.export.tolerance}
 
 
-def _golden(batch: Batch, recipe: Recipe, scores: torch.Tensor) -> dict[str, Any]:
-    """Return the first real rows of a batch as lists, with the scores that a server must reproduce."""
-    count = min(int((batch.weights > 0).sum()), recipe.export.golden_rows)
-    order = torch.nonzero(batch.weights > 0).flatten()[:count]
-    picked: dict[str, Any] = {"ids": {}, "lengths": {}, "dense": {}}
-    dense = 0
-    for name, feature in recipe.features.items():
-        if isinstance(feature, DenseFeature):
-            column = batch.dense[order, dense].tolist()
-            picked["dense"][name] = [None if math.isnan(x) else x for x in column]
-            dense += 1
-        else:
-            jagged = batch.ids[name].to_dense()
-            lists = [jagged[i].tolist() for i in order.tolist()]
-            picked["ids"][name] = [value for values in lists for value in values]
-            picked["lengths"][name] = [len(values) for values in lists]
-    named = {task: scores[order, number].tolist() for number, task in enumerate(recipe.tasks)}
-    return {"rows": count, **picked, "scores": named, "tolerance": recipe.export.tolerance}
-
-
-def _signature(recipe: Recipe, path: Path, parity: dict[str, Any]) -> dict[str, Any]:
-    content = manifest.read(path)
+def _signature(run: Path, recipe: Recipe, path: Path, model: Model, parity: dict[str, Any]) -> dict[str, Any]:
+    """Return what a caller has to know about the file, and where it comes from."""
+    step = manifest.read(path)["step"]
+    normalise = model.dense.normalise
+    statistics = iter(zip(normalise.mean.tolist(), normalise.std.tolist(), strict=True))
     return {
         "format": _FORMAT,
-        "call": "model(ids: Dict[str, int64 Tensor], lengths: Dict[str, int64 Tensor], dense: Dict[str, float Tensor])"
-        " -> Dict[str, float Tensor] of probabilities, one a row",
-        "features": {name: _feature(feature, recipe) for name, feature in recipe.features.items()},
-        "tables": {n: {"rows": t.rows, "dim": t.dim, "hash": t.hash, "dtype": t.dtype} for n, t in recipe.tables.items()},
-        "hashing": "row = splitmix64(id) with the sign bit cleared, mod rows (hash: mix); id mod rows (hash: modulo)",
+        "call": "model(ids: Dict[str, Tensor], lengths: Dict[str, Tensor], dense: Dict[str, Tensor])"
+        " -> Dict[str, Tensor]: by feature the int64 ids of all rows one after the other, the int64 number of ids of"
+        " each row, a float32 number a row; by task a float32 probability a row",
+        "features": {name: _feature(feature, statistics) for name, feature in recipe.features.items()},
+        "tables": {
+            n: {"rows": t.rows, "dim": t.dim, "hash": t.hash, "dtype": t.dtype} for n, t in recipe.tables.items()
+        },
+        "hashing": "in the file; row = splitmix64(id) with the sign bit cleared, mod rows (hash: mix), or id mod rows,"
+        " never negative (hash: modulo)",
         "strings": "a string id is the xxh64 (seed 0) of its UTF-8 bytes, read as a signed 64-bit integer",
         "tasks": {name: {"label": task.label, "output": "probability"} for name, task in recipe.tasks.items()},
         "model": recipe.model.model_dump(),
-        "checkpoint": {"step": content["step"], "path": path.name},
-        "training_data": recipe.data.path,
-        "metrics": content["position"].get("valid"),
+        "run": recipe.name,
+        "checkpoint": {"step": step, "path": path.name},
+        "training": _training(recipe),
+        "metrics": _metrics(run, step),
         "parity": parity,
         "versions": versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
 
-def _feature(feature, recipe: Recipe) -> dict[str, Any]:
+def _feature(feature: Feature, statistics: Iterator[tuple[float, float]]) -> dict[str, Any]:
     if isinstance(feature, IdFeature):
         return {"type": "id", "dtype": "int64", "table": feature.table, "missing": "length 0"}
     if isinstance(feature, SequenceFeature):
@@ -211,7 +261,29 @@ def _feature(feature, recipe: Recipe) -> dict[str, Any]:
             "max_length": feature.max_length,
             "missing": "length 0",
         }
-    return {"type": "dense", "dtype": "float32", "missing": "NaN"}
+    mean, std = next(statistics)
+    return {"type": "dense", "dtype": "float32", "missing": "NaN", "mean": mean, "std": std}
+
+
+def _training(recipe: Recipe) -> dict[str, Any]:
+    """Return what the model was trained on; the window is read from footers, null where they do not tell."""
+    source = Source.open(recipe, "train")
+    window = source.id_range(_TIME)
+    return {
+        "data": without_credentials(recipe.data.path),
+        "rows": source.rows,
+        "window": None if window is None else [t if isinstance(t, int | float) else str(t) for t in window],
+        "window_column": _TIME,
+    }
+
+
+def _metrics(run: Path, step: int) -> dict[str, Any]:
+    """Return what the run's log says of a checkpoint, as ``<split>.<task>.<metric>``."""
+    if not (run / runlog.NAME).exists():
+        return {}
+    found = [line for line in runlog.read(run) if line.get("kind") == "eval" and line.get("step") == step]
+    apart = ("kind", "time", "step", "split")
+    return {f"{line['split']}.{key}": value for line in found for key, value in line.items() if key not in apart}
 
 
 def versions() -> dict[str, str]:

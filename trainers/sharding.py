@@ -18,7 +18,7 @@ from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.types import BoundsCheckMode, ShardingEnv
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
@@ -116,8 +116,21 @@ class TablePipeline(_Backward, TrainPipelineSparseDist):
     """TorchRec's pipeline: the next batch's ids travel while this one trains."""
 
 
-class DensePipeline(_Backward, TrainPipelineBase):
-    """For a model without sharded tables, which TorchRec's pipeline would trace whole."""
+class DensePipeline(_Backward):
+    """For a model without sharded tables, which TorchRec's pipeline would trace whole: one batch after the other."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self._model, self._optimizer, self._device = model, optimizer, device
+
+    def progress(self, batches: Iterator[Batch]) -> Output:
+        """Train on the next batch, or only score it when the model is in evaluation mode."""
+        batch = next(batches).to(self._device, non_blocking=True)
+        self._optimizer.zero_grad()
+        loss, output = self._model(batch)
+        if self._model.training:
+            self._backward(loss)
+            self._optimizer.step()
+        return output
 
 
 def average_gradients(parameters: list[nn.Parameter]) -> None:
@@ -328,7 +341,22 @@ def _optimizers(recipe: Recipe, module: DistributedModelParallel) -> dict[str, t
     d = recipe.optimizers.dense
     out["dense"] = KeyedOptimizerWrapper(dense, lambda p: DENSE[d.kind](p, lr=d.lr, weight_decay=d.weight_decay))
     for optimizer in out.values():
-        # Without this Adam's moments are silently left out when a checkpoint is loaded.
         if isinstance(optimizer, KeyedOptimizerWrapper):
-            optimizer.init_state()
+            _make_state(optimizer)
     return out
+
+
+def _make_state(optimizer: KeyedOptimizerWrapper) -> None:
+    """Give an optimizer the state of step 0, which torch would only make in its first step.
+
+    A checkpoint loads into what is there: without this Adam's moments would silently be left out.
+    """
+    before = {key: parameter.detach().clone() for key, parameter in optimizer.params.items()}
+    optimizer.init_state()  # a step with zero gradients: it counts, and weight decay moves the parameters
+    optimizer.zero_grad()
+    with torch.no_grad():
+        for key, parameter in optimizer.params.items():
+            parameter.copy_(before[key])
+        for state in optimizer.state.values():
+            for value in state.values():
+                value.zero_()

@@ -84,7 +84,7 @@ class Decoder:
         ints, at = self._records([rows, *groups, *lengths], values, marks)
         floats = _floats([columns[name] for name in self._dense + self._labels], order, len(rows))
         floats[rows < 0, len(self._dense) :] = 0.0
-        return Block(first, at, ints, marks.tolist(), floats, _counts([*cut, rows < 0], marks))
+        return Block(first, at, ints, marks.tolist(), _lasting(floats), _counts([*cut, rows < 0], marks))
 
     def blank(self, n: int) -> Block:
         """Return n rows of padding, as one step's slice."""
@@ -151,8 +151,8 @@ def _lasting(array: np.ndarray) -> np.ndarray:
     Windows live long and die in another thread than they were made in; malloc would keep such memory a thread and grow
     with every pass, while the pool hands it to the next window.
     """
-    copy = np.frombuffer(pa.allocate_buffer(array.nbytes), array.dtype)
-    copy[:] = array
+    copy = np.frombuffer(pa.allocate_buffer(array.nbytes), array.dtype).reshape(array.shape)
+    copy[...] = array
     return copy
 
 

@@ -81,7 +81,7 @@ def write_split(out: Path, split: str, schema: pa.Schema, pieces: Iterable[pa.Ta
     folder.mkdir(exist_ok=True)
     path, hidden = folder / "part-00000.parquet", folder / ".part-00000.parquet.unfinished"
     rows = 0
-    with pq.ParquetWriter(hidden, schema, compression=COMPRESSION) as writer:
+    with pq.ParquetWriter(hidden, schema, compression=COMPRESSION, write_page_checksum=True) as writer:
         for piece in pieces:
             writer.write_table(piece, row_group_size=ROW_GROUP)
             rows += len(piece)

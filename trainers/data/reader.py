@@ -32,9 +32,9 @@ class Reader:
 
     Memory: a shard holds the window that it reads and the next one, or as many as `prefetch` batches span. A window has
     at least `shuffle_window` rows, and whole row groups as far as they lie in the shard's interval. With R the larger
-    of shuffle_window and a row group's rows, and r bytes a decoded row, a rank holds at most
-    (shards / world) * 2 (R + shuffle_window) r bytes, its whole share of the split if that is less, besides
-    2 threads + 1 decoded row groups and `prefetch` batches. Smaller row groups are the cure for too much.
+    of shuffle_window and a row group's rows, and r bytes a row (8 an id, 8 a feature, 4 a dense feature or label), a
+    rank holds at most (shards / world) * 2 (R + shuffle_window) r bytes, its whole share of the split if that is less,
+    besides 2 threads + 1 decoded row groups and `prefetch` batches. Smaller row groups are the cure for too much.
 
     Args:
         source: the split.

@@ -48,7 +48,10 @@ class Source:
 
     @classmethod
     def open(cls, recipe: Recipe, split: str) -> "Source":
-        """Open `data.path`/`split`.
+        """Open `data.path`/`split`, in a local folder or at any address that pyarrow knows.
+
+        The address chooses the filesystem: file://, s3://, gs://, hdfs://, abfs://, and fsspec+NAME:// for whatever an
+        installed fsspec offers. Credentials come from the environment, as each filesystem documents.
 
         Raises:
             BadInput: whatever footers can show: no folder, no files, no rows, a file that is not whole, a missing

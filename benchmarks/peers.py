@@ -1,0 +1,335 @@
+"""How fast a DIN trains: livetrain against torch-rechub, DeepCTR-Torch and a DIN hand-written in PyTorch.
+
+    python benchmarks/peers.py --data data/ml-1m-rechorus --lengths 50 20 --threads 1 2
+
+Data: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`. All train on the same rows with the same
+sizes, each in a process pinned to as many cores as it has torch threads, one after the other in every round
+(A B C D A B C D ...). livetrain is timed end to end: reading, decoding and shuffling Parquet, hashing ids, exchange,
+training. Its peers get their rows read, hashed, padded and in memory, which favours them; from there on each takes its
+own path: the libraries their data loader and training loop, the hand-written DIN ready tensors.
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib.metadata
+import importlib.util
+import io
+import itertools
+import multiprocessing
+import os
+import re
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from configs.schema import Recipe
+from modules.hashing import row
+from trainers import ranks
+from trainers.data.source import Source, Statistics
+from trainers.loop import Job, Meter, Trainer
+
+DIM, ATTENTION, TOWER = 32, [64, 16], [200, 80]
+SMALL = {"user": 6041, "gender": 64, "age": 57, "occupation": 21, "hour": 24, "weekday": 7}  # table rows
+PEERS = {"torch_rechub": "torch-rechub==0.9.0", "deepctr_torch": "deepctr-torch==0.3.0"}
+IMPORTED = {"sklearn": "scikit-learn", "pandas": "pandas", "tqdm": "tqdm"}  # what the two import beside torch
+
+
+def recipe_of(given: argparse.Namespace, length: int) -> Recipe:
+    """Return livetrain's side: every id hashed, tables trained by row-wise Adagrad, the rest by Adam."""
+    rows = {**SMALL, "movie": given.movies}
+    return Recipe.model_validate(
+        {
+            "data": {"path": given.data, "batch_size": given.batch},
+            "features": {name: {"type": "id", "table": name} for name in rows}
+            | {"history": {"type": "sequence", "table": "movie", "max_length": length}},
+            "tables": {name: {"rows": count, "dim": DIM} for name, count in rows.items()},
+            "model": {
+                "kind": "din",
+                "attention": [{"query": ["movie"], "events": ["history"]}],
+                "attention_units": ATTENTION,
+                "units": TOWER,
+            },
+            "tasks": {"label": {"label": "label"}},
+        }
+    )
+
+
+class Rows:
+    """The training split as its peers want it: table rows from 1, histories padded at the end with 0, in memory."""
+
+    def __init__(self, recipe: Recipe, length: int) -> None:
+        tables = recipe.tables
+        table = pq.read_table(Path(recipe.data.path) / "train", columns=[*SMALL, "movie", "history", "label"])
+
+        def rows_of(values, name: str) -> Tensor:
+            ids = torch.from_numpy(values.to_numpy().copy())
+            return row(ids, tables[name].rows, modulo=False) + 1
+
+        self.ids = {name: rows_of(table[name], name) for name in (*SMALL, "movie")}
+        self.labels = torch.from_numpy(table["label"].to_numpy().astype(np.float32))
+        lists = pc.list_slice(table["history"].combine_chunks(), 0, 10_000)
+        lengths = torch.from_numpy(pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64))
+        self.lengths = lengths.clamp(max=length)
+        first = lengths.cumsum(0) - self.lengths  # where the newest `length` events of a row begin
+        at = first.unsqueeze(1) + torch.arange(length)
+        events = rows_of(pc.list_flatten(lists), "movie")
+        inside = torch.arange(length) < self.lengths.unsqueeze(1)  # (rows, T)
+        self.history = torch.where(inside, events[at.clamp_(max=events.numel() - 1)], 0)
+        self._order = itertools.cycle(torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(1)))
+
+    def take(self, count: int) -> Tensor:
+        """Return the next rows of a fixed random order."""
+        return torch.tensor(list(itertools.islice(self._order, count)))
+
+
+class Livetrain:
+    """The product's reader, sharded model and pipeline, driven as `Trainer` drives them."""
+
+    def __init__(self, recipe: Recipe, rows: Rows) -> None:
+        self._batch, self._meter, self._step = recipe.data.batch_size, Meter(), 0
+        job = Job(recipe, Path(), {"train": Source.open(recipe, "train")}, Statistics(0, {}, {}, {}))
+        self._trainer = Trainer(job, torch.device("cpu"))
+        self._trainer.sharded.module.train()
+        reader = self._trainer.reader
+        self._batches = itertools.chain.from_iterable(reader.batches(epoch) for epoch in itertools.count())
+
+    def train(self, steps: int) -> float:
+        """Train; return rows/s. The batches that were read ahead while others ran are used up before."""
+        self._run(2 * self._trainer.recipe.data.prefetch)
+        return steps * self._batch / self._run(steps)
+
+    def _run(self, steps: int) -> float:
+        start, sharded = time.perf_counter(), self._trainer.sharded
+        for _ in range(steps):
+            sharded.set_rates(1.0)
+            ranks.seed_step(1, self._step)
+            self._meter.add(sharded.pipeline.progress(self._batches))
+            self._step += 1
+        return time.perf_counter() - start
+
+
+class Rechub:
+    """torch-rechub: DataGenerator and CTRTrainer with Adam, without its L2. Its DIN knows no mask."""
+
+    def __init__(self, recipe: Recipe, rows: Rows) -> None:
+        from torch_rechub.basic.features import SequenceFeature, SparseFeature
+        from torch_rechub.models.ranking import DIN
+        from torch_rechub.trainers import CTRTrainer
+
+        self._rows, self._batch = rows, recipe.data.batch_size
+        sizes = {name: table.rows + 1 for name, table in recipe.tables.items()}
+        history = SequenceFeature("history", sizes["movie"], DIM, pooling="concat", shared_with="movie", padding_idx=0)
+        features = {name: SparseFeature(name, sizes[name], DIM) for name in rows.ids}
+        model = DIN(
+            [features[name] for name in SMALL], [history], [features["movie"]], {"dims": TOWER}, {"dims": ATTENTION}
+        )
+        self._trainer = CTRTrainer(model, optimizer_params={"lr": 1e-3})
+
+    def train(self, steps: int) -> float:
+        """Train; return rows/s."""
+        from torch_rechub.utils.data import DataGenerator
+
+        at = self._rows.take(steps * self._batch)
+        x = {name: ids[at].numpy() for name, ids in self._rows.ids.items()}
+        x["history"] = self._rows.history[at].numpy()
+        data = DataGenerator(x, self._rows.labels[at].numpy())
+        loader, _, _ = data.generate_dataloader(x_val=x, y_val=[0], x_test=x, y_test=[0], batch_size=self._batch)
+        start = time.perf_counter()
+        with contextlib.redirect_stderr(io.StringIO()):
+            self._trainer.train_one_epoch(loader)
+        return len(at) / (time.perf_counter() - start)
+
+
+class DeepCTR:
+    """DeepCTR-Torch: compile and fit with Adam, without its L2. Its tower has ReLU: with Dice it stops at an assertion."""
+
+    def __init__(self, recipe: Recipe, rows: Rows) -> None:
+        from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat
+        from deepctr_torch.models import DIN
+
+        self._rows, self._batch = rows, recipe.data.batch_size
+        sizes = {name: table.rows + 1 for name, table in recipe.tables.items()}
+        columns = [SparseFeat(name, sizes[name], DIM) for name in rows.ids]
+        events = SparseFeat("hist_movie", sizes["movie"], DIM, embedding_name="movie")
+        columns.append(VarLenSparseFeat(events, maxlen=rows.history.size(1), length_name="length"))
+        self._model = DIN(
+            columns,
+            ["movie"],
+            dnn_hidden_units=TOWER,
+            att_hidden_size=ATTENTION,
+            att_activation="Dice",
+            l2_reg_embedding=0,
+        )
+        self._model.compile("adam", "binary_crossentropy")
+
+    def train(self, steps: int) -> float:
+        """Train; return rows/s."""
+        at = self._rows.take(steps * self._batch)
+        x = {name: ids[at].numpy() for name, ids in self._rows.ids.items()}
+        x |= {"hist_movie": self._rows.history[at].numpy(), "length": self._rows.lengths[at].numpy()}
+        labels = self._rows.labels[at].numpy()
+        start = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            self._model.fit(x, labels, batch_size=self._batch, verbose=0)
+        return len(at) / (time.perf_counter() - start)
+
+
+class Dice(nn.Module):
+    """Dice by PyTorch's batch normalisation."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(units, eps=1e-8, affine=False)
+        self.alpha = nn.Parameter(torch.zeros(units))
+
+    def forward(self, x: Tensor) -> Tensor:
+        p = self.norm(x).sigmoid()
+        return x * (self.alpha + p * (1 - self.alpha))
+
+
+def mlp(width: int, units: list[int]) -> nn.Sequential:
+    """Return Linear and Dice for each of `units`, then one output."""
+    layers: list[nn.Module] = []
+    for size in units:
+        layers += [nn.Linear(width, size), Dice(size)]
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, 1))
+
+
+class PlainDIN(nn.Module):
+    """DIN in PyTorch: padded input, cut to the batch's longest history; the activation unit sees the events alone."""
+
+    def __init__(self, sizes: dict[str, int]) -> None:
+        super().__init__()
+        self.tables = nn.ModuleDict({name: nn.Embedding(size, DIM, sparse=True) for name, size in sizes.items()})
+        for table in self.tables.values():
+            nn.init.normal_(table.weight, std=0.01)
+        self.unit, self.tower = mlp(4 * DIM, ATTENTION), mlp((len(sizes) + 1) * DIM, TOWER)
+
+    def forward(self, ids: dict[str, Tensor], history: Tensor, lengths: Tensor) -> Tensor:
+        found = {name: self.tables[name](part) for name, part in ids.items()}  # (B, d) each
+        inside = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)  # (B, T)
+        owner = inside.nonzero()[:, 0]  # (N,)
+        events = self.tables["movie"](history[:, : inside.size(1)][inside])  # (N, d)
+        query = found["movie"].index_select(0, owner)
+        weight = self.unit(torch.cat([query, events, query - events, query * events], 1))  # (N, 1)
+        pooled = torch.zeros(len(lengths), DIM).index_add(0, owner, weight * events)  # (B, d)
+        return self.tower(torch.cat([*found.values(), pooled], 1)).squeeze(1)
+
+
+class Plain:
+    """`PlainDIN` with sparse Adagrad for tables and Adam for the rest, on tensors that are sliced by batch."""
+
+    def __init__(self, recipe: Recipe, rows: Rows) -> None:
+        self._rows, self._batch = rows, recipe.data.batch_size
+        self._model = PlainDIN({name: table.rows + 1 for name, table in recipe.tables.items()})
+        tables = list(self._model.tables.parameters())
+        rest = [*self._model.unit.parameters(), *self._model.tower.parameters()]
+        self._optimizers = [torch.optim.Adagrad(tables, lr=0.02), torch.optim.Adam(rest, lr=1e-3)]
+
+    def train(self, steps: int) -> float:
+        """Train; return rows/s."""
+        rows, at = self._rows, self._rows.take(steps * self._batch)
+        start = time.perf_counter()
+        for part in at.split(self._batch):
+            logits = self._model({k: v[part] for k, v in rows.ids.items()}, rows.history[part], rows.lengths[part])
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, rows.labels[part])
+            for optimizer in self._optimizers:
+                optimizer.zero_grad()
+            loss.backward()
+            for optimizer in self._optimizers:
+                optimizer.step()
+        return len(at) / (time.perf_counter() - start)
+
+
+CONTENDERS = {"livetrain": Livetrain, "torch-rechub": Rechub, "DeepCTR-Torch": DeepCTR, "plain PyTorch": Plain}
+
+
+def measure(given: argparse.Namespace, length: int, threads: int) -> dict[str, list[float]]:
+    """Return each contender's rows/s by round. Runs in a process of its own."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(1)
+    recipe = recipe_of(given, length)
+    rows = Rows(recipe, length)
+    with ranks.alone(False):
+        running = {name: make(recipe, rows) for name, make in CONTENDERS.items()}
+        steps = {}
+        for name, contender in running.items():
+            contender.train(3)
+            steps[name] = max(5, round(given.seconds * contender.train(5) / given.batch))
+        rates: dict[str, list[float]] = {name: [] for name in running}
+        for _ in range(given.rounds):
+            for name, contender in running.items():
+                rates[name].append(contender.train(steps[name]))
+    return rates
+
+
+def lines(case: str, rates: dict[str, list[float]]) -> Iterator[str]:
+    """Yield a case's rows of the table."""
+    for name, found in rates.items():
+        ratios = [mine / other for mine, other in zip(rates["livetrain"], found, strict=True)]
+        ratio = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f}-{max(ratios):.2f})"
+        cells = (case, name, f"{statistics.median(found):,.0f}", f"{min(found):,.0f}-{max(found):,.0f}")
+        yield "| " + " | ".join((*cells, "" if name == "livetrain" else ratio)) + " |"
+
+
+def check_peers() -> None:
+    """Exit with the command that installs what is missing."""
+    missing = [name for module, name in {**PEERS, **IMPORTED}.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        sys.exit(
+            f"missing: {', '.join(missing)}. Install beside the environment and put the folder on PYTHONPATH:\n"
+            f"    pip install --no-deps --target peers {' '.join(missing)}\n"
+            "    export PYTHONPATH=peers"
+        )
+
+
+def machine() -> str:
+    """Return the processor, the number of cores and the memory."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()}-core {os.uname().machine} ({cpu}), {memory:.0f} GiB"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="data/ml-1m-rechorus")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[50, 20], help="longest history")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="cores and torch threads")
+    parser.add_argument("--movies", type=int, default=4000, help="rows of the movie table")
+    parser.add_argument("--batch", type=int, default=1536)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4, help="length of one contender's turn, about")
+    given = parser.parse_args()
+    check_peers()
+    versions = ", ".join(
+        f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchrec", "fbgemm-gpu-cpu")
+    )
+    print(f"{datetime.date.today()}, {machine()}; {', '.join(PEERS.values())}, {versions}, numpy {np.__version__}.")
+    print(f"Batch {given.batch}, movie table of {given.movies:,} rows; {given.rounds} rounds of {given.seconds:g} s.\n")
+    print(
+        "| history, threads | who | rows/s, median | min-max | livetrain over it, median (min-max) |\n"
+        + "| --- " * 5
+        + "|"
+    )
+    cores = sorted(os.sched_getaffinity(0))
+    for length, threads in itertools.product(given.lengths, given.threads):
+        os.sched_setaffinity(0, cores[-threads:])  # the new process inherits it, with every thread it will start
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            rates = pool.submit(measure, given, length, threads).result()
+        print(*lines(f"{length}, {threads}", rates), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
