@@ -152,7 +152,7 @@ class Rechub:
 
 
 class DeepCTR:
-    """DeepCTR-Torch: compile and fit with Adam, without its L2. Its tower has ReLU: with Dice it stops at an assertion."""
+    """DeepCTR-Torch: compile and fit with Adam, without its L2. Its tower fails with Dice, so it has ReLU."""
 
     def __init__(self, recipe: Recipe, rows: Rows) -> None:
         from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat

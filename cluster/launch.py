@@ -144,9 +144,10 @@ def _on_ray(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
         try:
             trainer.fit()
         except Exception as error:
-            if refusal.exists():
-                raise BadInput(refusal.read_text()) from error
-            raise RuntimeError(f"the workers failed more than {cluster.max_failures} times: {error}") from error
+            if not refusal.exists():
+                raise RuntimeError(f"the workers failed more than {cluster.max_failures} times: {error}") from error
+    if refusal.exists():
+        raise BadInput(refusal.read_text())
     content = json.loads(outcome.read_text())
     outcome.unlink()
     return content
@@ -158,8 +159,8 @@ def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
     from ray.train.torch import get_device
 
     refusal = run / "refused.txt"
-    if refusal.exists():  # a restart cannot mend bad input: end at once
-        raise BadInput(refusal.read_text())
+    if refusal.exists():  # Ray starts the group again, but that cannot mend bad input: end at once
+        return
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     try:
         result = work(get_device())

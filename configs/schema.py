@@ -246,12 +246,11 @@ def _check_division(recipe: Recipe) -> None:
     batch, shards, workers = recipe.data.batch_size, recipe.data.shards, max(recipe.cluster.workers, 1)
     if shards % workers:
         wanted = [n for n in range(workers, 4 * max(shards, workers) + 1, workers) if batch % n == 0][:5]
-        fitting = (
-            f"data.shards of {', '.join(map(str, wanted))} would"
-            if wanted
-            else (f"a multiple of {workers} that divides data.batch_size would")
+        near = max(round(shards / workers), 1) * workers
+        mend = f"data.shards of {', '.join(map(str, wanted))} would" if wanted else (
+            f"data.shards of {near} with a data.batch_size of {max(round(batch / near), 1) * near} would"
         )
-        raise BadInput(f"data.shards: {shards} shards do not divide among {workers} workers; {fitting}")
+        raise BadInput(f"data.shards: {shards} shards do not divide among {workers} workers; {mend}")
     if batch % shards:
         below = batch // shards * shards
         wanted = ", ".join(str(n) for n in (below, below + shards) if n)

@@ -1,10 +1,14 @@
 """What all tests share."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests import samples
 from tests.pool import Pool
 
 torch.set_num_threads(1)
@@ -16,3 +20,17 @@ def two_ranks() -> Iterator[Pool]:
     pool = Pool(2)
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Path:
+    """A finished run of `samples.recipe`, trained in this process. Tests leave its folder as they found it."""
+    from cluster import launch
+
+    folder = tmp_path_factory.mktemp("small")
+    data = samples.write(folder / "data")
+    part = data / "train/part-0.parquet"
+    table = pq.read_table(part)
+    pq.write_table(table.append_column("timestamp", pa.array(range(5000, 5000 + len(table)))), part)
+    launch.train(samples.recipe(data), folder / "runs")
+    return folder / "runs/small"

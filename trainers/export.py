@@ -114,10 +114,11 @@ def export(run: Path, which: str = "best", out: Path | None = None) -> dict[str,
 
 
 def _check_place(out: Path) -> None:
-    """Refuse to replace anything but an earlier export."""
-    if out.is_dir() and not any(out.iterdir()):
+    """Refuse to replace anything but an earlier export or an empty folder."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    if out.exists() and "model.pt" not in (manifest.read(out) or {"files": ()})["files"]:
+    found = manifest.read(out) if out.is_dir() else None
+    if found is None or "model.pt" not in found["files"]:
         raise BadInput(f"{out}: holds something that is not an export; name a new or empty folder with --out")
 
 
@@ -231,9 +232,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model, parity: dict
         " -> Dict[str, Tensor]: by feature the int64 ids of all rows one after the other, the int64 number of ids of"
         " each row, a float32 number a row; by task a float32 probability a row",
         "features": {name: _feature(feature, statistics) for name, feature in recipe.features.items()},
-        "tables": {
-            n: {"rows": t.rows, "dim": t.dim, "hash": t.hash, "dtype": t.dtype} for n, t in recipe.tables.items()
-        },
+        "tables": {name: t.model_dump(include={"rows", "dim", "hash", "dtype"}) for name, t in recipe.tables.items()},
         "hashing": "in the file; row = splitmix64(id) with the sign bit cleared, mod rows (hash: mix), or id mod rows,"
         " never negative (hash: modulo)",
         "strings": "a string id is the xxh64 (seed 0) of its UTF-8 bytes, read as a signed 64-bit integer",

@@ -69,14 +69,29 @@ class _History(nn.Module):
         """Return the pooled history, (B, width)."""
         first = self.events[0]
         for name in self.events + self.side:
-            if values[name].size(0) != values[first].size(0):
-                raise ValueError(f"the sequences {first} and {name} of one history differ in length")
+            if not _parallel(lengths[name], lengths[first]):
+                complaint = (
+                    f"features {first} and {name}: the lists of one history must have the same length in every row; "
+                    "mend the columns, or give both features one max_length"
+                )
+                if torch.jit.is_scripting():
+                    raise ValueError(complaint)
+                else:  # noqa: RET506 (TorchScript needs the branch to leave BadInput out)
+                    raise BadInput(complaint)
         query = torch.cat([jagged.rows(values[name], lengths[name]) for name in self.query], 1)  # (B, d)
         events = torch.cat([values[name] for name in self.events], 1)  # (N, d)
         side: Tensor | None = None
         if len(self.side) > 0:
             side = torch.cat([values[name] for name in self.side], 1)  # (N, s)
         return self.unit(query, events, side, lengths[first], weights)
+
+
+def _parallel(one: Tensor, other: Tensor) -> bool:
+    """Return whether two features have equal lengths, without waiting for a GPU: there a kernel asserts it."""
+    if one.is_cuda:
+        torch._assert_async((one == other).all())
+        return True
+    return torch.equal(one, other)
 
 
 @register("din", DINConfig)

@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from configs.errors import BadInput
 from configs.schema import Recipe
 from tests import twins
 from trainers import ranks
-from trainers.sharding import shard
+from trainers.sharding import check_device, constraints, shard
 
 STEPS = 20
 
@@ -93,3 +94,63 @@ def test_two_ranks_equal_plain(two_ranks, changes):
     first, second = two_ranks.run(train_sharded, made_for)
     compare(first, made_for, 2e-6)
     assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
+
+
+LOOSE = {
+    "fp16 tables": {"tables__user__dtype": "float16", "tables__movie__dtype": "float16"},
+    "fp16 on the wire": {"cluster__quantize_comms": "fp16"},
+    "bf16 on the wire": {"cluster__quantize_comms": "bf16"},
+    "bf16 in the dense part": {"train__precision": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("changes", LOOSE.values(), ids=LOOSE.keys())
+def test_fewer_bits_stay_close(two_ranks, changes):
+    made_for = twins.recipe(**changes)
+    found = two_ranks.run(train_sharded, made_for)[0]
+    assert found["tables"]["user"].dtype == torch.float32
+    _, losses, _ = twins.train_plain(twins.recipe(), twins.batches(made_for, STEPS))
+    apart = (torch.tensor(found["losses"])[:, 0] - torch.tensor(losses)).abs().max()
+    assert 0 < apart < 5e-3
+
+
+def test_two_tasks_weigh_in(two_ranks):
+    made_for = twins.recipe(tasks__like={"label": "like", "weight": 0.3})
+    compare_tasks = two_ranks.run(train_sharded, made_for)[0]
+    model, _, _ = twins.train_plain(made_for, twins.batches(made_for, STEPS))
+    for name, value in model.dense.state_dict().items():
+        assert torch.allclose(compare_tasks["dense"][name], value, atol=2e-6), name
+
+
+def test_the_planner_never_chooses_what_changes_the_arithmetic():
+    for allowed in constraints(twins.recipe(tables__user__sharding="auto")).values():
+        assert set(allowed.sharding_types) <= {"table_wise", "row_wise"}
+
+
+def test_tables_that_fit_nowhere_are_refused():
+    made_for = twins.recipe(
+        tables__user__rows=2**30, tables__user__dim=128, tables__movie__dim=128, cluster__topology={"ddr_gb": 1}
+    )
+    with ranks.alone(cuda=False), pytest.raises(BadInput, match="no sharding plan fits 1 workers"):
+        shard(made_for, torch.device("cpu"))
+
+
+def test_fused_adam_needs_a_gpu():
+    with pytest.raises(BadInput, match="no fused adam on CPU"):
+        check_device(twins.recipe(optimizers__sparse__kind="adam"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tables__movie__sharding": "column_wise"}, "one accumulator a column shard"),
+        ({"optimizers__sparse": {"kind": "sgd", "weight_decay": 0.1}}, "weight_decay"),
+        ({"tables__user__sharding": "data_parallel", "optimizers__sparse__weight_decay": 0.1}, "decay every row"),
+        ({"cluster__workers": 5}, "12 shards do not divide among 5 workers; data.shards of 10 with a data.batch_size of 50 would"),
+        ({"cluster__workers": 8}, "12 shards do not divide among 8 workers; data.shards of 8, 16, 24, 48 would"),
+        ({"data__batch_size": 50}, "50 rows do not divide among 12 data.shards; 48, 60 would"),
+    ],
+)
+def test_what_would_compute_something_else_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        twins.recipe(**changes)

@@ -199,12 +199,16 @@ def test_din_pairs_query_and_events():
         parse_model({"kind": "din", "attention": [{"query": ["movie"], "events": ["seen", "rated"]}]})
 
 
-def test_din_refuses_a_history_of_two_lengths():
-    rows = batch()
-    rows[0]["values"]["rated"] = rows[0]["values"]["rated"][:2]
-    rows[0]["lengths"]["rated"] = 2
-    with pytest.raises(ValueError, match="seen and rated of one history differ in length"):
-        build(DIN)(*collate(rows), None)
+@pytest.mark.parametrize("scripted", [False, True])
+def test_din_refuses_lists_of_one_history_that_are_not_parallel(scripted):
+    """Even where the totals agree: row 0 lacks what row 1 has too much."""
+    values, lengths, dense = collate(batch())
+    lengths["rated"] = lengths["rated"].flip(0)
+    assert not torch.equal(lengths["rated"], lengths["seen"])
+    model = torch.jit.script(build(DIN)) if scripted else build(DIN)
+    error = torch.jit.Error if scripted else BadInput
+    with pytest.raises(error, match="features seen and rated: the lists of one history must have the same length"):
+        model(values, lengths, dense, None)
 
 
 def test_lr_needs_a_column_a_task():

@@ -1,0 +1,131 @@
+"""Ray Train for real: two workers on this machine, killed workers, killed drivers, other numbers of workers."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from cluster import launch
+from configs.errors import BadInput
+from configs.load import dump_recipe
+from tests import samples
+from trainers import runlog
+
+ROOT = Path(__file__).parents[2]
+
+
+def log(run: Path) -> list[dict]:
+    return [line for line in runlog.read(run) if line["kind"] == "train"]
+
+
+def wait_for_step(run: Path, step: int, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (run / runlog.NAME).exists() and any(line["step"] >= step for line in log(run)):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{run} never came to step {step}")
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    """One Ray for the tests that do not need to see it start."""
+    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_two_ray_workers_train_and_evaluate(tmp_path):
+    data = samples.write(tmp_path / "data")
+    alone = launch.train(samples.recipe(data, name="alone"), tmp_path)
+    found = launch.train(samples.recipe(data, cluster__workers=2), tmp_path)
+    run = tmp_path / "small"
+    assert [x["samples"] for x in log(run)] == [x["samples"] for x in log(tmp_path / "alone")]
+    assert found["workers"] == 2
+    assert found["test.click.auc"] == pytest.approx(alone["test.click.auc"], abs=0.01)
+    assert found["plan"]["user"] == {"sharding": "row_wise", "ranks": [0, 1]}
+    assert json.loads((run / "result.json").read_text())["test.click.auc"] == found["test.click.auc"]
+    assert (run / "report.png").stat().st_size > 10_000
+    again = launch.evaluate(run, "test", "best")
+    assert again["test.click.auc"] == found["test.click.auc"]
+    with pytest.raises(BadInput, match="this run is finished"):
+        launch.train(samples.recipe(data, cluster__workers=2), tmp_path)
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_what_a_worker_refuses_is_one_sentence(tmp_path):
+    """A page goes bad after the data were checked: no retry can mend it."""
+    data = samples.write(tmp_path / "data")
+    recipe = samples.recipe(data, cluster__workers=2, train__epochs=40)
+    file = data / "valid" / "part-0.parquet"
+
+    def spoil() -> None:
+        wait_for_step(tmp_path / "small", 1)
+        file.unlink()
+
+    spoiler = threading.Thread(target=spoil)
+    spoiler.start()
+    with pytest.raises(BadInput, match=r"part-0\.parquet"):
+        launch.train(recipe, tmp_path)
+    spoiler.join()
+
+
+def start(recipe_file: Path, runs: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "livetrain", "train", str(recipe_file), "--runs", str(runs), *overrides]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory) -> tuple[Path, Path]:
+    """A recipe of 420 steps, and the log of its run that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("long")
+    data = samples.write(folder / "data", rows=20_000)
+    recipe = samples.recipe(
+        data, cluster__workers=2, train__checkpoint_every=20, optimizers__sparse__kind="sgd", optimizers__dense__kind="sgd"
+    )
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    launch.train(recipe.model_copy(update={"name": "whole"}), folder)
+    return folder / "recipe.yaml", folder / "whole"
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_replaced_and_the_run_is_the_same(long_run, tmp_path):
+    recipe, whole = long_run
+    driver = start(recipe, tmp_path)
+    wait_for_step(tmp_path / "small", 100)
+    victims = subprocess.run(["pgrep", "-f", "RayTrainWorker"], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(victims[0]), signal.SIGKILL)
+    output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, output.decode()
+    found = log(tmp_path / "small")
+    notes = [line["text"] for line in runlog.read(tmp_path / "small") if line["kind"] == "note"]
+    assert any(text.startswith("resumed at step") for text in notes)
+    keys = ("step", "loss", "samples")
+    assert [[x[k] for k in keys] for x in found] == [[x[k] for k in keys] for x in log(whole)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_killed_driver_resumes_on_other_workers(long_run, tmp_path, workers):
+    recipe, whole = long_run
+    driver = start(recipe, tmp_path)
+    wait_for_step(tmp_path / "small", 100)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    subprocess.run(["pkill", "-9", "-f", "RayTrainWorker"], check=False)
+    again = start(recipe, tmp_path, f"cluster.workers={workers}")
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output.decode()
+    found = log(tmp_path / "small")
+    assert [x["samples"] for x in found] == [x["samples"] for x in log(whole)]
+    assert [x["loss"] for x in found[:120]] == pytest.approx([x["loss"] for x in log(whole)][:120], abs=1e-5)
