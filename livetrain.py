@@ -137,7 +137,11 @@ def train(
     from cluster import launch
     from trainers import report
 
-    out.print(report.summary_table(launch.train(settled, runs)))
+    result = launch.train(settled, runs)
+    out.print(report.summary_table(result))
+    for line in report.table_lines(result):
+        _say(line)
+    _say(f"everything is in {runs / result['name']}; plots: report.png")
 
 
 @app.command()

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -48,7 +49,7 @@ def train(recipe: Recipe, runs: Path) -> dict[str, Any]:
     run = preflight.run_folder(runs.resolve(), name)
     _check_unfinished(run, recipe)
     started = time.perf_counter()
-    with Watcher(run):
+    with Watcher(run), _leaving_nothing(run):
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
         (run / "config.yaml").write_text(dump_recipe(recipe))
         job = Job(recipe, run, sources, statistics)
@@ -87,6 +88,20 @@ def _check_unfinished(run: Path, recipe: Recipe) -> None:
     found = checkpoint.committed(run)
     if found:
         checkpoint.check_same(found[-1], recipe, resume=True)
+
+
+@contextlib.contextmanager
+def _leaving_nothing(run: Path) -> Iterator[None]:
+    """Where a new run is refused before its first step, remove its folder, which was empty until now."""
+    new = not any(run.iterdir())
+    try:
+        yield
+    except BadInput:
+        log = runlog.read(run) if (run / runlog.NAME).exists() else []
+        trained = checkpoint.committed(run) or any(line["kind"] == "train" for line in log)
+        if new and not trained:
+            shutil.rmtree(run, ignore_errors=True)
+        raise
 
 
 def _train_here(job: Job, device: torch.device) -> dict[str, Any]:

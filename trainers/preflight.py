@@ -27,10 +27,23 @@ def check(recipe: Recipe, progress: Callable[[str], None]) -> tuple[dict[str, So
     Model(recipe, device="meta", tables_device="meta")
     progress("checking the data")
     sources = {split: Source.open(recipe, split) for split in SPLITS}
+    for split in SPLITS[1:]:
+        _check_groups(sources[split], recipe)
     statistics = scan(sources["train"], recipe)
     for split in SPLITS[1:]:
         scan(sources[split], recipe)
     return sources, statistics
+
+
+def _check_groups(source: Source, recipe: Recipe) -> None:
+    """Raise BadInput where a row to evaluate belongs to no group: it would count as one more user's."""
+    column = recipe.evaluate.group_by
+    count = source.nulls(column) if column else 0
+    if count:
+        raise BadInput(
+            f"{source.folder}: column '{column}' is null in {count:,} rows, and evaluate.group_by needs it in every row; "
+            "fill it, or leave evaluate.group_by out"
+        )
 
 
 def check_select(recipe: Recipe) -> None:

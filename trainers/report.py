@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rich.table import Table
 
 from configs.errors import BadInput
+from trainers import runlog
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour blind
 MARKERS = ("o", "s", "^", "D", "v", "P")  # a second key to the task, for prints without colour
@@ -62,7 +63,7 @@ def draw(run: Path) -> Figure:
     Raises:
         BadInput: the folder holds no run, or its result.json is no JSON.
     """
-    lines, result = _read_lines(run / "metrics.jsonl"), _read_result(run / "result.json")
+    lines, result = _lines(run), _read_result(run / "result.json")
     if not lines and not result:
         raise BadInput(f"{run}: neither metrics.jsonl nor result.json is there; name a folder that a run has written")
     figure = Figure(figsize=(16, 10), dpi=100, layout="constrained", facecolor="white")
@@ -95,6 +96,24 @@ def summary_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def table_lines(result: dict[str, Any]) -> list[str]:
+    """Return a sentence a table on how full it is, and one on rows and lists that were left out, if any."""
+    lines = []
+    for name, table in result["tables"].items():
+        line = f"table {name}: {table['occupied']:,} of {table['rows']:,} rows in use ({table['occupancy']:.1%})"
+        if table["collisions"] is None:
+            line += "; the table is full, give it more rows"
+        elif table["collisions"]:
+            line += f"; about {table['collisions']:,} of {table['ids']:,} ids share a row"
+        lines.append(line)
+    cut = ", ".join(f"{count:,} of {name}" for name, count in result["cut"].items() if count)
+    if cut:
+        lines.append(f"lists cut to max_length in training: {cut}")
+    if result["skipped_rows"]:
+        lines.append(f"rows of unreadable row groups left out: {result['skipped_rows']:,}")
+    return lines
+
+
 def _shown(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
@@ -103,15 +122,13 @@ def _shown(metric: str, value: float | None) -> str:
     return f"{value:,.0f}" if metric == "positives" else f"{value:.4f}"
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines in order of steps; a killed writer's torn line is skipped, a repeated step's last one counts."""
-    lines: dict[tuple, dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            line = json.loads(text)
-            lines[line["kind"], line.get("split"), line["step"]] = line
-        except (ValueError, KeyError, TypeError):
-            continue
+def _lines(run: Path) -> list[dict[str, Any]]:
+    """Return a run's training and evaluation lines in order of steps; of a repeated step the last one counts."""
+    lines = {
+        (line["kind"], line.get("split"), line["step"]): line
+        for line in runlog.read(run)
+        if isinstance(line.get("step"), int) and line.get("kind") in ("train", "eval")
+    }
     return sorted(lines.values(), key=lambda line: line["step"])
 
 

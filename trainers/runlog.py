@@ -48,10 +48,12 @@ def note(run: Path, kind: str, **content: Any) -> None:
 
 def read(run: Path) -> list[dict[str, Any]]:
     """Return a run's lines; a last line that a kill cut short is left out."""
-    out = []
-    for line in (run / NAME).read_text().splitlines():
+    path, out = run / NAME, []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            out.append(json.loads(line))
+            line = json.loads(text)
         except json.JSONDecodeError:
             continue
+        if isinstance(line, dict):
+            out.append(line)
     return out

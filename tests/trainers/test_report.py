@@ -6,7 +6,7 @@ import pytest
 from matplotlib.image import imread
 
 from configs.errors import BadInput
-from trainers.report import draw, summary_table, write_report
+from trainers.report import draw, summary_table, table_lines, write_report
 
 POINTS = [{"mean_p": p, "mean_y": p * 1.1, "count": 250} for p in (0.05, 0.2, 0.4, 0.7)]
 LENGTHS = [{"length": name, "auc": auc, "rows": 1000} for name, auc in (("0", 0.61), ("6-10", 0.74), (">100", 0.8))]
@@ -187,3 +187,20 @@ def test_summary_table_has_a_row_a_metric_and_a_column_a_task_and_split():
 def test_summary_table_leaves_out_what_was_not_measured():
     table = summary_table({"test.click.auc": 0.7, "test.click.log_loss": 0.4, "test.rows": 12.0, "wall_s": 3.0})
     assert [list(column.cells) for column in table.columns] == [["AUC", "log loss"], ["0.7000", "0.4000"]]
+
+
+def test_tables_in_words():
+    result = {
+        "tables": {
+            "movie": {"rows": 1000, "occupied": 300, "occupancy": 0.3, "ids": 357, "collisions": 57},
+            "age": {"rows": 7, "occupied": 7, "occupancy": 1.0, "ids": None, "collisions": None},
+        },
+        "cut": {"history": 12, "rating": 0},
+        "skipped_rows": 3,
+    }
+    assert table_lines(result) == [
+        "table movie: 300 of 1,000 rows in use (30.0%); about 57 of 357 ids share a row",
+        "table age: 7 of 7 rows in use (100.0%); the table is full, give it more rows",
+        "lists cut to max_length in training: 12 of history",
+        "rows of unreadable row groups left out: 3",
+    ]

@@ -110,6 +110,11 @@ class Source:
                 highs.append(found.max)
         return (min(lows), max(highs)) if lows else None
 
+    def nulls(self, column: str) -> int:
+        """Return how many nulls the footers know of in a column."""
+        found = [self.statistics(group, column) for group in self.groups]
+        return sum(s.null_count for s in found if s is not None and s.has_null_count)
+
     def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
         """Read some columns of a row group, in the calling thread.
 
