@@ -97,8 +97,7 @@ def _leaving_nothing(run: Path) -> Iterator[None]:
     try:
         yield
     except BadInput:
-        log = runlog.read(run) if (run / runlog.NAME).exists() else []
-        trained = checkpoint.committed(run) or any(line["kind"] == "train" for line in log)
+        trained = checkpoint.committed(run) or any(line.get("kind") == "train" for line in runlog.read(run))
         if new and not trained:
             shutil.rmtree(run, ignore_errors=True)
         raise

@@ -17,15 +17,15 @@ step() { printf 'setup: %s (%d s)\n' "$1" "$SECONDS"; }
 install() { "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$@"; }
 
 case $TRIO in
-  2.13) TORCH=2.13.0 REC=1.8.0 ;;
-  2.12) TORCH=2.12.0 REC=1.7.0 ;;
-  2.11) TORCH=2.11.0 REC=1.6.0 ;;
+  2.13) TORCH=2.13.0 REC=1.8.0 GEMM=1.8.0 ;;
+  2.12) TORCH=2.12.0 REC=1.7.0 GEMM=1.7.0 ;;
+  2.11) TORCH=2.11.0 REC=1.6.1 GEMM=1.6.0 ;;
   *) fail "TRIO is '$TRIO'; use 2.13, 2.12 or 2.11" ;;
 esac
 # Both fbgemm wheels unpack into one folder, so an environment only ever sees one of them.
 case $ACCELERATOR in
-  cpu) FBGEMM=fbgemm-gpu-cpu==$REC ;;
-  cuda) FBGEMM=fbgemm-gpu==$REC ;;
+  cpu) FBGEMM=fbgemm-gpu-cpu==$GEMM ;;
+  cuda) FBGEMM=fbgemm-gpu==$GEMM ;;
   *) fail "ACCELERATOR is '$ACCELERATOR'; use cpu or cuda" ;;
 esac
 

@@ -278,8 +278,6 @@ def _training(recipe: Recipe) -> dict[str, Any]:
 
 def _metrics(run: Path, step: int) -> dict[str, Any]:
     """Return what the run's log says of a checkpoint, as ``<split>.<task>.<metric>``."""
-    if not (run / runlog.NAME).exists():
-        return {}
     found = [line for line in runlog.read(run) if line.get("kind") == "eval" and line.get("step") == step]
     apart = ("kind", "time", "step", "split")
     return {f"{line['split']}.{key}": value for line in found for key, value in line.items() if key not in apart}

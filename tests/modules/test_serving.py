@@ -174,6 +174,7 @@ WRONG = {
     "those of 'user' do not add up": lambda v, n, d: (v, {**n, "user": torch.tensor([], dtype=torch.int64)}, d),
     "'user' must be integers": lambda v, n, d: ({**v, "user": torch.tensor([1.0, 2.0])}, n, d),
     "'user' is an id feature": lambda v, n, d: (v, {**n, "user": torch.tensor([2, 0])}, d),
+    "lists of one history must have the same length": lambda v, n, d: (v, {**n, "rating": torch.tensor([1, 3])}, d),
     "'user' has 3 rows and 'movie' has 2": lambda v, n, d: (
         {**v, "user": torch.tensor([1, 2, 3])},
         without(n, "user"),
