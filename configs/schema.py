@@ -247,8 +247,10 @@ def _check_division(recipe: Recipe) -> None:
     if shards % workers:
         wanted = [n for n in range(workers, 4 * max(shards, workers) + 1, workers) if batch % n == 0][:5]
         near = max(round(shards / workers), 1) * workers
-        mend = f"data.shards of {', '.join(map(str, wanted))} would" if wanted else (
-            f"data.shards of {near} with a data.batch_size of {max(round(batch / near), 1) * near} would"
+        mend = (
+            f"data.shards of {', '.join(map(str, wanted))} would"
+            if wanted
+            else (f"data.shards of {near} with a data.batch_size of {max(round(batch / near), 1) * near} would")
         )
         raise BadInput(f"data.shards: {shards} shards do not divide among {workers} workers; {mend}")
     if batch % shards:

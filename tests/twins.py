@@ -89,7 +89,7 @@ def part(batch: Batch, rank: int, world: int) -> Batch:
     size = batch.weights.shape[0] // world
     rows = slice(rank * size, (rank + 1) * size)
     values, lengths = [], []
-    for key in batch.ids.keys():
+    for key in list(batch.ids.keys()):
         jagged = batch.ids[key]
         offsets = jagged.offsets()
         values.append(jagged.values()[offsets[rows.start] : offsets[rows.stop]])

@@ -160,4 +160,3 @@ def _first_difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
             if before.get(name) != now.get(name):
                 return _first_difference(f"{key}.{name}", before.get(name), now.get(name))
     return key, before, now
-

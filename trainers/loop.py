@@ -25,7 +25,8 @@ from trainers.data.source import Source, Statistics
 from trainers.evaluation import Evaluation
 from trainers.occupancy import occupancy
 from trainers.runlog import RunLog
-from trainers.sharding import Output, shard
+from trainers.sharding import shard
+from trainers.step import Output
 
 # What may pick the best checkpoint, and whether more or less of it is better.
 SELECTABLE = {"auc": 1, "gauc": 1, "uauc": 1, "log_loss": -1, "ne": -1}
@@ -197,8 +198,8 @@ class Trainer:
         loss = sum(task.weight * part for task, part in zip(tasks.values(), losses, strict=True))
         if not math.isfinite(loss):
             raise BadInput(
-                f"optimizers: the loss is {loss} by step {self.step}; lower optimizers.sparse.lr or optimizers.dense.lr, "
-                "or set optimizers.dense.clip_norm"
+                f"optimizers: the loss is {loss} by step {self.step}; lower optimizers.sparse.lr or "
+                "optimizers.dense.lr, or set optimizers.dense.clip_norm"
             )
         self.position["rows"] += rows
         self.position["seconds"] += seconds
@@ -270,4 +271,3 @@ class Trainer:
             "skipped_rows": sum(ranks.gather(self.reader.skipped_rows)),
             "curves": curves,
         }
-

@@ -69,4 +69,4 @@ def _below(recipe: Recipe, table: str, train: Source) -> bool:
     """Return whether every id that meets a table lies in 0..rows-1, by the Parquet footers."""
     users = [recipe.column(n) for n, f in recipe.features.items() if getattr(f, "table", None) == table]
     ranges = [train.id_range(column) for column in users]
-    return all(r is not None and 0 <= r[0] and r[1] < recipe.tables[table].rows for r in ranges)
+    return all(r is not None and r[0] >= 0 and r[1] < recipe.tables[table].rows for r in ranges)

@@ -41,8 +41,8 @@ def _check_groups(source: Source, recipe: Recipe) -> None:
     count = source.nulls(column) if column else 0
     if count:
         raise BadInput(
-            f"{source.folder}: column '{column}' is null in {count:,} rows, and evaluate.group_by needs it in every row; "
-            "fill it, or leave evaluate.group_by out"
+            f"{source.folder}: column '{column}' is null in {count:,} rows, and evaluate.group_by needs it in every "
+            "row; fill it, or leave evaluate.group_by out"
         )
 
 

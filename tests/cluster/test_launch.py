@@ -91,7 +91,11 @@ def long_run(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("long")
     data = samples.write(folder / "data", rows=20_000)
     recipe = samples.recipe(
-        data, cluster__workers=2, train__checkpoint_every=20, optimizers__sparse__kind="sgd", optimizers__dense__kind="sgd"
+        data,
+        cluster__workers=2,
+        train__checkpoint_every=20,
+        optimizers__sparse__kind="sgd",
+        optimizers__dense__kind="sgd",
     )
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     launch.train(recipe.model_copy(update={"name": "whole"}), folder)
@@ -103,7 +107,9 @@ def test_a_killed_worker_is_replaced_and_the_run_is_the_same(long_run, tmp_path)
     recipe, whole = long_run
     driver = start(recipe, tmp_path)
     wait_for_step(tmp_path / "small", 100)
-    victims = subprocess.run(["pgrep", "-f", "RayTrainWorker"], capture_output=True, text=True, check=True).stdout.split()
+    victims = subprocess.run(
+        ["pgrep", "-f", "RayTrainWorker"], capture_output=True, text=True, check=True
+    ).stdout.split()
     os.kill(int(victims[0]), signal.SIGKILL)
     output, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, output.decode()

@@ -166,14 +166,18 @@ def test_a_checkpoint_of_another_model_is_refused(data, tmp_path):
 
 
 def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
-    made = job(data, tmp_path, train__patience=1, train__epochs=30, optimizers__dense__lr=1e-12, optimizers__sparse__lr=1e-12)
+    made = job(
+        data, tmp_path, train__patience=1, train__epochs=30, optimizers__dense__lr=1e-12, optimizers__sparse__lr=1e-12
+    )
     found = train(made)["result"]
     assert found["step"] < 30 * 21
 
 
 def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path):
     with pytest.raises(BadInput, match="the loss is nan by step .* lower optimizers"):
-        train(job(data, tmp_path, optimizers__sparse__lr=1e38, optimizers__sparse__kind="sgd", model__activation="relu"))
+        train(
+            job(data, tmp_path, optimizers__sparse__lr=1e38, optimizers__sparse__kind="sgd", model__activation="relu")
+        )
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ def whole(values: dict[str, object]) -> dict[str, torch.Tensor]:
     return out
 
 
-def train_sharded(made_for: Recipe, device: torch.device = torch.device("cpu")):
-    sharded = shard(made_for, device)
+def train_sharded(made_for: Recipe):
+    sharded = shard(made_for, torch.device("cpu"))
     rank, world = dist.get_rank(), dist.get_world_size()
     feed = iter([twins.part(batch, rank, world) for batch in twins.batches(made_for, STEPS)])
     sharded.module.train()
@@ -146,7 +146,10 @@ def test_fused_adam_needs_a_gpu():
         ({"tables__movie__sharding": "column_wise"}, "one accumulator a column shard"),
         ({"optimizers__sparse": {"kind": "sgd", "weight_decay": 0.1}}, "weight_decay"),
         ({"tables__user__sharding": "data_parallel", "optimizers__sparse__weight_decay": 0.1}, "decay every row"),
-        ({"cluster__workers": 5}, "12 shards do not divide among 5 workers; data.shards of 10 with a data.batch_size of 50 would"),
+        (
+            {"cluster__workers": 5},
+            "12 shards do not divide among 5 workers; data.shards of 10 with a data.batch_size of 50 would",
+        ),
         ({"cluster__workers": 8}, "12 shards do not divide among 8 workers; data.shards of 8, 16, 24, 48 would"),
         ({"data__batch_size": 50}, "50 rows do not divide among 12 data.shards; 48, 60 would"),
     ],
