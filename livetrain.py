@@ -59,6 +59,10 @@ class Which(StrEnum):
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/din_ml1m.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE...", help="Changes to the recipe, such as train.epochs=2 cluster.workers=4."),
+]
 Checkpoint = Annotated[Which, typer.Option(help="The best on the validation split, or the newest.")]
 
 
@@ -181,7 +185,88 @@ def export(
     signature = exporter.export(run, checkpoint.value, folder)
     parity = signature["parity"]
     _say(f"{folder or run / 'export'}: model.pt, signature.json, golden.json")
-    _say(f"on {parity['rows']:,} held-out rows the file is within {parity['largest_difference']:.0e} of the model")
+    apart = parity["largest_difference"]
+    how = f"within {apart:.0e} of those of" if apart else "exactly those of"
+    _say(f"on {parity['rows']:,} held-out rows the file's scores are {how} the model")
+
+
+@app.command()
+def submit(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see configs/recipes.")],
+    runs: Annotated[Path, typer.Option(help="Absolute folder for runs, on storage that all nodes share.")],
+    address: Annotated[
+        str,
+        typer.Option(
+            envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"],
+            help="The cluster's dashboard, such as http://head:8265.",
+            show_default=False,
+        ),
+    ],
+    overrides: Overrides = None,
+    job_id: Annotated[
+        str | None, typer.Option("--id", help="The job's id, by default NAME-DATE. An id never runs twice.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Return once the job is on the cluster.")] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel-on-interrupt", help="Ctrl-C stops the job too, not only following it.")
+    ] = False,
+) -> None:
+    """Train a recipe as a job of a running Ray cluster, follow its output, and exit with its code.
+
+    livetrain's sources and the recipe travel, nothing else. The same id attaches to a job that runs, and tells how
+    one ended that has. Where the cluster wants a token, RAY_AUTH_TOKEN gives it.
+
+    Example: `livetrain submit recipe.yaml data.path=/shared/data --runs /shared/runs --address http://head:8265`
+    """
+    settled = _load(recipe, overrides)
+    from cluster import submit as jobs
+
+    code = jobs.submit(
+        settled, runs, address, job_id=job_id, detach=detach, cancel_on_interrupt=cancel, say=_note, write=_raw
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="Whose workers, tables and data to check.")
+    ] = None,
+    overrides: Overrides = None,
+    runs: Annotated[Path, typer.Option(help="Folder for runs, on storage that all nodes share.")] = Path("runs"),
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="The Ray cluster, by default the recipe's or this machine's own; http://head:8265 asks from inside.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Check a cluster before a job: versions, exchange between workers, shared storage, memory, the tables' plan.
+
+    Exits with 0 when all is well, and with 2 otherwise; every line that failed says what to mend.
+
+    Example: `livetrain doctor configs/recipes/din_ml1m.yaml --runs /shared/runs --address auto`
+    """
+    if overrides and recipe is None:
+        raise BadInput("doctor: KEY=VALUE changes a recipe, and none is named; put RECIPE before it")
+    settled = _load(recipe, overrides) if recipe else None
+    if address and address.startswith(("http://", "https://")):
+        from cluster import submit as jobs
+
+        raise typer.Exit(jobs.ask(settled, runs, address, say=_note, write=_raw))
+    from cluster import doctor as checks
+
+    findings = checks.examine(settled, runs, address, progress=_note)
+    out.print(checks.table(findings))
+    raise typer.Exit(0 if all(finding.ok for finding in findings) else BAD_INPUT)
+
+
+def _load(recipe: Path, overrides: list[str] | None):
+    import modules.models  # noqa: F401
+    from configs.load import load_recipe
+
+    return load_recipe(recipe, overrides or [])
 
 
 def _check_run(run: Path) -> None:
@@ -193,6 +278,15 @@ def _check_run(run: Path) -> None:
 
 def _say(sentence: str) -> None:
     out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _note(sentence: str) -> None:
+    err.print(Text(sentence, "dim"), soft_wrap=True)
+
+
+def _raw(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def _complain(sentence: str) -> None:

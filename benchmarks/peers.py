@@ -3,10 +3,13 @@
     python benchmarks/peers.py --data data/ml-1m-rechorus --lengths 50 20 --threads 1 2
 
 Data: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`. All train on the same rows with the same
-sizes, each in a process pinned to as many cores as it has torch threads, one after the other in every round
+sizes, each in a process of its own pinned to as many cores as it has torch threads, one after the other in every round
 (A B C D A B C D ...). livetrain is timed end to end: reading, decoding and shuffling Parquet, hashing ids, exchange,
 training. Its peers get their rows read, hashed, padded and in memory, which favours them; from there on each takes its
 own path: the libraries their data loader and training loop, the hand-written DIN ready tensors.
+
+Rows a processor second say more than rows/s where other programs run. --huge says who gets memory in huge pages, by
+THP_MEM_ALLOC_ENABLE=1 set before PyTorch is imported.
 """
 
 import argparse
@@ -22,8 +25,9 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -38,9 +42,12 @@ from modules.hashing import row
 from trainers import ranks
 from trainers.data.source import Source, Statistics
 from trainers.loop import Job, Meter, Trainer
+from trainers.quiet import hush
 
 DIM, ATTENTION, TOWER = 32, [64, 16], [200, 80]
+SAMPLE = 200_000  # rows of the split that the peers draw theirs from
 SMALL = {"user": 6041, "gender": 64, "age": 57, "occupation": 21, "hour": 24, "weekday": 7}  # table rows
+Seconds = tuple[float, float]  # wall, processor: of all threads
 PEERS = {"torch_rechub": "torch-rechub==0.9.0", "deepctr_torch": "deepctr-torch==0.3.0"}
 IMPORTED = {"sklearn": "scikit-learn", "pandas": "pandas", "tqdm": "tqdm"}  # what the two import beside torch
 
@@ -71,6 +78,7 @@ class Rows:
     def __init__(self, recipe: Recipe, length: int) -> None:
         tables = recipe.tables
         table = pq.read_table(Path(recipe.data.path) / "train", columns=[*SMALL, "movie", "history", "label"])
+        table = table.take(np.sort(np.random.default_rng(1).permutation(len(table))[:SAMPLE]))
 
         def rows_of(values, name: str) -> Tensor:
             ids = torch.from_numpy(values.to_numpy().copy())
@@ -78,10 +86,10 @@ class Rows:
 
         self.ids = {name: rows_of(table[name], name) for name in (*SMALL, "movie")}
         self.labels = torch.from_numpy(table["label"].to_numpy().astype(np.float32))
-        lists = pc.list_slice(table["history"].combine_chunks(), 0, 10_000)
-        lengths = torch.from_numpy(pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64))
+        lists = table["history"]
+        lengths = torch.from_numpy(pc.list_value_length(lists).to_numpy().astype(np.int64))
         self.lengths = lengths.clamp(max=length)
-        first = lengths.cumsum(0) - self.lengths  # where the newest `length` events of a row begin
+        first = lengths.cumsum(0) - self.lengths  # (rows,), where the newest `length` events of a row begin
         at = first.unsqueeze(1) + torch.arange(length)
         events = rows_of(pc.list_flatten(lists), "movie")
         inside = torch.arange(length) < self.lengths.unsqueeze(1)  # (rows, T)
@@ -104,19 +112,18 @@ class Livetrain:
         reader = self._trainer.reader
         self._batches = itertools.chain.from_iterable(reader.batches(epoch) for epoch in itertools.count())
 
-    def train(self, steps: int) -> float:
-        """Train; return rows/s. The batches that were read ahead while others ran are used up before."""
+    def prepare(self, steps: int) -> Callable[[], object]:
+        """Return what trains so many batches; what was read ahead while others ran is used up before."""
         self._run(2 * self._trainer.recipe.data.prefetch)
-        return steps * self._batch / self._run(steps)
+        return partial(self._run, steps)
 
-    def _run(self, steps: int) -> float:
-        start, sharded = time.perf_counter(), self._trainer.sharded
+    def _run(self, steps: int) -> None:
+        sharded = self._trainer.sharded
         for _ in range(steps):
             sharded.set_rates(1.0)
             ranks.seed_step(1, self._step)
             self._meter.add(sharded.pipeline.progress(self._batches))
             self._step += 1
-        return time.perf_counter() - start
 
 
 class Rechub:
@@ -136,8 +143,8 @@ class Rechub:
         )
         self._trainer = CTRTrainer(model, optimizer_params={"lr": 1e-3})
 
-    def train(self, steps: int) -> float:
-        """Train; return rows/s."""
+    def prepare(self, steps: int) -> Callable[[], object]:
+        """Return what trains so many batches; getting their rows together is not timed."""
         from torch_rechub.utils.data import DataGenerator
 
         at = self._rows.take(steps * self._batch)
@@ -145,10 +152,7 @@ class Rechub:
         x["history"] = self._rows.history[at].numpy()
         data = DataGenerator(x, self._rows.labels[at].numpy())
         loader, _, _ = data.generate_dataloader(x_val=x, y_val=[0], x_test=x, y_test=[0], batch_size=self._batch)
-        start = time.perf_counter()
-        with contextlib.redirect_stderr(io.StringIO()):
-            self._trainer.train_one_epoch(loader)
-        return len(at) / (time.perf_counter() - start)
+        return partial(self._trainer.train_one_epoch, loader)
 
 
 class DeepCTR:
@@ -173,16 +177,13 @@ class DeepCTR:
         )
         self._model.compile("adam", "binary_crossentropy")
 
-    def train(self, steps: int) -> float:
-        """Train; return rows/s."""
+    def prepare(self, steps: int) -> Callable[[], object]:
+        """Return what trains so many batches; getting their rows together is not timed."""
         at = self._rows.take(steps * self._batch)
         x = {name: ids[at].numpy() for name, ids in self._rows.ids.items()}
         x |= {"hist_movie": self._rows.history[at].numpy(), "length": self._rows.lengths[at].numpy()}
         labels = self._rows.labels[at].numpy()
-        start = time.perf_counter()
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            self._model.fit(x, labels, batch_size=self._batch, verbose=0)
-        return len(at) / (time.perf_counter() - start)
+        return partial(self._model.fit, x, labels, batch_size=self._batch, verbose=0)
 
 
 class Dice(nn.Module):
@@ -238,11 +239,13 @@ class Plain:
         rest = [*self._model.unit.parameters(), *self._model.tower.parameters()]
         self._optimizers = [torch.optim.Adagrad(tables, lr=0.02), torch.optim.Adam(rest, lr=1e-3)]
 
-    def train(self, steps: int) -> float:
-        """Train; return rows/s."""
-        rows, at = self._rows, self._rows.take(steps * self._batch)
-        start = time.perf_counter()
-        for part in at.split(self._batch):
+    def prepare(self, steps: int) -> Callable[[], object]:
+        """Return what trains so many batches; getting their rows together is not timed."""
+        return partial(self._run, self._rows.take(steps * self._batch).split(self._batch))
+
+    def _run(self, parts: Sequence[Tensor]) -> None:
+        rows = self._rows
+        for part in parts:
             logits = self._model({k: v[part] for k, v in rows.ids.items()}, rows.history[part], rows.lengths[part])
             loss = nn.functional.binary_cross_entropy_with_logits(logits, rows.labels[part])
             for optimizer in self._optimizers:
@@ -250,38 +253,64 @@ class Plain:
             loss.backward()
             for optimizer in self._optimizers:
                 optimizer.step()
-        return len(at) / (time.perf_counter() - start)
 
 
 CONTENDERS = {"livetrain": Livetrain, "torch-rechub": Rechub, "DeepCTR-Torch": DeepCTR, "plain PyTorch": Plain}
+RUNNING = {}  # the contender of this process
 
 
-def measure(given: argparse.Namespace, length: int, threads: int) -> dict[str, list[float]]:
-    """Return each contender's rows/s by round. Runs in a process of its own."""
+def start(name: str, given: argparse.Namespace, length: int, threads: int) -> int:
+    """Build a contender in this process; return the number of steps that last about given.seconds."""
+    hush()
     torch.set_num_threads(threads)
     torch.manual_seed(1)
     recipe = recipe_of(given, length)
-    rows = Rows(recipe, length)
-    with ranks.alone(False):
-        running = {name: make(recipe, rows) for name, make in CONTENDERS.items()}
-        steps = {}
-        for name, contender in running.items():
-            contender.train(3)
-            steps[name] = max(5, round(given.seconds * contender.train(5) / given.batch))
-        rates: dict[str, list[float]] = {name: [] for name in running}
+    RUNNING["batch"], RUNNING["group"] = given.batch, contextlib.ExitStack()  # open as long as this process lives
+    RUNNING["group"].enter_context(ranks.alone(False))
+    RUNNING["it"] = CONTENDERS[name](recipe, Rows(recipe, length))
+    turn(3)
+    return max(5, round(given.seconds / turn(5)[0] / given.batch))
+
+
+def turn(steps: int) -> Seconds:
+    """Train this process's contender; return wall and processor seconds a row."""
+    work, rows = RUNNING["it"].prepare(steps), steps * RUNNING["batch"]
+    wall, busy = time.perf_counter(), time.process_time()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        work()
+    return (time.perf_counter() - wall) / rows, (time.process_time() - busy) / rows
+
+
+def measure(given: argparse.Namespace, length: int, threads: int, cores: list[int]) -> dict[str, list[Seconds]]:
+    """Return each contender's seconds a row, by round."""
+    os.sched_setaffinity(0, cores[-threads:])  # a new process inherits it, with every thread that it starts
+    found: dict[str, list[Seconds]] = {name: [] for name in CONTENDERS}
+    with contextlib.ExitStack() as stack:
+        pools, steps = {}, {}
+        for name in CONTENDERS:
+            huge = given.huge == "all" or given.huge == name
+            os.environ["THP_MEM_ALLOC_ENABLE"] = str(int(huge))
+            pools[name] = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
+            steps[name] = pools[name].submit(start, name, given, length, threads).result()
         for _ in range(given.rounds):
-            for name, contender in running.items():
-                rates[name].append(contender.train(steps[name]))
-    return rates
+            for name, pool in pools.items():
+                found[name].append(pool.submit(turn, steps[name]).result())
+    return found
 
 
-def lines(case: str, rates: dict[str, list[float]]) -> Iterator[str]:
+def lines(case: str, found: dict[str, list[Seconds]]) -> Iterator[str]:
     """Yield a case's rows of the table."""
-    for name, found in rates.items():
-        ratios = [mine / other for mine, other in zip(rates["livetrain"], found, strict=True)]
-        ratio = f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f}-{max(ratios):.2f})"
-        cells = (case, name, f"{statistics.median(found):,.0f}", f"{min(found):,.0f}-{max(found):,.0f}")
-        yield "| " + " | ".join((*cells, "" if name == "livetrain" else ratio)) + " |"
+
+    def spread(values: list[float], form: str, strong: str = "") -> str:
+        return f"{strong}{statistics.median(values):{form}}{strong} ({min(values):{form}}-{max(values):{form}})"
+
+    for name, seconds in found.items():
+        cells = [case, name]
+        cells += [spread([1 / each[kind] for each in seconds], ",.0f") for kind in (0, 1)]
+        for kind in (0, 1):
+            ratios = [other[kind] / mine[kind] for other, mine in zip(seconds, found["livetrain"], strict=True)]
+            cells.append("" if name == "livetrain" else spread(ratios, ".2f", "**"))
+        yield f"| {' | '.join(cells)} |"
 
 
 def check_peers() -> None:
@@ -311,24 +340,20 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1536)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="length of one contender's turn, about")
+    parser.add_argument("--huge", choices=["none", "livetrain", "all"], default="none", help="who uses huge pages")
     given = parser.parse_args()
     check_peers()
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchrec", "fbgemm-gpu-cpu")
     )
     print(f"{datetime.date.today()}, {machine()}; {', '.join(PEERS.values())}, {versions}, numpy {np.__version__}.")
-    print(f"Batch {given.batch}, movie table of {given.movies:,} rows; {given.rounds} rounds of {given.seconds:g} s.\n")
-    print(
-        "| history, threads | who | rows/s, median | min-max | livetrain over it, median (min-max) |\n"
-        + "| --- " * 5
-        + "|"
-    )
+    print(f"Batch {given.batch}, {given.movies:,} movie rows, {given.rounds} rounds of {given.seconds:g} s a turn.")
+    print(f"Huge pages: {given.huge}. Cells: median (min-max) over rounds; the ratios are taken round by round.\n")
+    print("| history, threads | who | rows/s | rows/processor s | livetrain over it, rows/s | by processor time |")
+    print("| --- " * 6 + "|")
     cores = sorted(os.sched_getaffinity(0))
     for length, threads in itertools.product(given.lengths, given.threads):
-        os.sched_setaffinity(0, cores[-threads:])  # the new process inherits it, with every thread it will start
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            rates = pool.submit(measure, given, length, threads).result()
-        print(*lines(f"{length}, {threads}", rates), sep="\n", flush=True)
+        print(*lines(f"{length}, {threads}", measure(given, length, threads, cores)), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -123,6 +123,8 @@ def _launch(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
 
 def _in_process(work: Work, recipe: Recipe) -> dict[str, Any]:
     cuda = recipe.cluster.device != "cpu" and torch.cuda.is_available()
+    if recipe.cluster.device == "cuda" and not cuda:
+        raise BadInput("cluster.device: this machine has no GPU that torch can use; use device: cpu, or auto")
     with ranks.alone(cuda):
         return work(torch.device("cuda", 0) if cuda else torch.device("cpu"))
 
@@ -176,8 +178,11 @@ def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
     if refusal.exists():  # Ray starts the group again, but that cannot mend bad input: end at once
         return
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    device = get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     try:
-        result = work(get_device())
+        result = work(device)
     except BadInput as error:
         refusal.write_text(str(error))
         raise

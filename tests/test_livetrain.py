@@ -51,8 +51,8 @@ def floor_below(monkeypatch):
         monkeypatch.setitem(sys.modules, module, fakes)
         monkeypatch.setattr(__import__(package, fromlist=["_"]), leaf, fakes, raising=False)
 
-    stand_in("trainers.report", summary_table="TABLE")
-    stand_in("cluster.launch", train={"test.label.auc": 0.8}, evaluate={"valid.label.auc": 0.7})
+    stand_in("trainers.report", summary_table="TABLE", table_lines=["LINE"])
+    stand_in("cluster.launch", train={"name": "wide", "test.label.auc": 0.8}, evaluate={"valid.label.auc": 0.7})
     return SimpleNamespace(calls=calls, stand_in=stand_in)
 
 
@@ -88,10 +88,10 @@ def test_the_front_door_imports_nothing_heavy():
 def test_train_hands_the_settled_recipe_down(call, floor_below, tmp_path):
     code, out, _ = call("train", RECIPE, "train.epochs=2", "tables.movie.dim=32", "--runs", str(tmp_path))
     assert code == 0
-    (name, recipe, runs), table = floor_below.calls
+    (name, recipe, runs), table, lines = floor_below.calls
     assert (name, recipe.train.epochs, recipe.tables["movie"].dim, runs) == ("train", 2, 32, tmp_path)
-    assert table == ("summary_table", {"test.label.auc": 0.8})
-    assert out == "TABLE\n"
+    assert table[1:] == lines[1:] == ({"name": "wide", "test.label.auc": 0.8},)
+    assert out == f"TABLE\nLINE\neverything is in {tmp_path / 'wide'}; plots: report.png\n"
 
 
 def test_evaluate_hands_its_choices_down(call, floor_below, run):

@@ -6,6 +6,7 @@ run that was killed goes on from its last checkpoint as if nothing had happened.
 
 import math
 import time
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -27,6 +28,8 @@ from trainers.occupancy import occupancy
 from trainers.runlog import RunLog
 from trainers.sharding import shard
 from trainers.step import Output
+
+SKIPPED = "skipped rows"  # beside the names of sequence features, which have no spaces
 
 # What may pick the best checkpoint, and whether more or less of it is better.
 SELECTABLE = {"auc": 1, "gauc": 1, "uauc": 1, "log_loss": -1, "ne": -1}
@@ -55,10 +58,12 @@ def factor(step: int, total: int, recipe: Recipe) -> float:
 
 
 class Feed:
-    """Counts the time that the step waits for batches, and hands out no more than `count` of them."""
+    """Hands out `count` batches of a reader, and counts the time that the step waits for them."""
 
-    def __init__(self, batches: Iterator[Batch], count: int) -> None:
+    def __init__(self, batches: Iterator[Batch], count: int, reader: Reader) -> None:
         self._batches = islice(batches, count)
+        self._reader = reader
+        self._handed: deque[dict[str, int]] = deque()
         self.waited = 0.0
 
     def __iter__(self) -> "Feed":
@@ -67,9 +72,15 @@ class Feed:
     def __next__(self) -> Batch:
         start = time.perf_counter()
         try:
-            return next(self._batches)
+            batch = next(self._batches)
         finally:
             self.waited += time.perf_counter() - start
+        self._handed.append({**self._reader.cut, SKIPPED: self._reader.skipped_rows})
+        return batch
+
+    def left_out(self) -> dict[str, int]:
+        """Return what the reader had left out by the batch that was just trained; the pipeline holds later ones."""
+        return self._handed.popleft()
 
 
 class Meter:
@@ -129,6 +140,8 @@ class Trainer:
         self.total = self.reader.steps * self.recipe.train.epochs
         self.step = 0
         self.position: dict[str, Any] = {"best": None, "best_step": None, "waited": 0, "rows": 0, "seconds": 0.0}
+        self.left_out: dict[str, int] = {}  # lists cut a feature, and rows skipped: on this rank, in this attempt
+        self.left_out_before: dict[str, int] = {}  # on all ranks, in the attempts before
 
     def _reader(self, split: str, shuffle: bool) -> Reader:
         return Reader(
@@ -145,6 +158,7 @@ class Trainer:
         found = checkpoint.load_latest(self.sharded, self.recipe, self.job.run)
         if found:
             self.step, self.position = found["step"], found["position"]
+            self.left_out_before = self.position["left_out"]
         self.log = RunLog(self.job.run, self.step)
         if found:
             self.log.write("note", step=self.step, text=f"resumed at step {self.step}")
@@ -178,12 +192,13 @@ class Trainer:
         """Train from the present step up to `stop`, within one epoch."""
         pipeline, train = self.sharded.pipeline, self.recipe.train
         self.sharded.module.train()
-        feed = Feed(batches, stop - self.step)
+        feed = Feed(batches, stop - self.step, self.reader)
         self.meter = Meter()
         while self.step < stop:
             self.sharded.set_rates(factor(self.step, self.total, self.recipe))
             ranks.seed_step(train.seed, self.step)
             self.meter.add(pipeline.progress(feed))
+            self.left_out = feed.left_out()
             self.step += 1
             if self.step % train.log_every == 0 or self.step == stop:
                 self._log(feed.waited)
@@ -222,7 +237,7 @@ class Trainer:
         self.sharded.module.eval()
         reader = self._reader(split, shuffle=False)
         batches = reader.batches(0)
-        feed = Feed(batches, reader.steps)
+        feed = Feed(batches, reader.steps, reader)
         with torch.no_grad():
             for _ in range(reader.steps):
                 output = self.sharded.pipeline.progress(feed)
@@ -245,9 +260,16 @@ class Trainer:
             position["waited"] += 1
 
     def _save(self) -> None:
+        self.position["left_out"] = self._left_out()
         checkpoint.save(self.sharded, self.recipe, self.job.run, self.step, self.position)
         if ranks.is_main():
             checkpoint.prune(self.job.run, self.recipe.train.keep, self.position["best_step"])
+
+    def _left_out(self) -> dict[str, int]:
+        total = Counter(self.left_out_before)
+        for part in ranks.gather(self.left_out):
+            total.update(part)
+        return dict(total)
 
     def _finish(self) -> dict[str, Any]:
         best = self.position["best_step"]
@@ -256,7 +278,8 @@ class Trainer:
         self.log.write("note", step=self.step, text=f"evaluating test with the checkpoint of step {best}")
         test, curves = self.evaluate("test")
         self.log.write("eval", step=best, split="test", **test)
-        cut = ranks.gather(self.reader.cut)
+        cut = dict(self.position["left_out"])
+        skipped = cut.pop(SKIPPED)
         return {
             "step": self.step,
             "best_step": best,
@@ -267,7 +290,7 @@ class Trainer:
             "device": self.device.type,
             "plan": self.sharded.plan(),
             "tables": occupancy(self.sharded, self.recipe, self.job.sources["train"]),
-            "cut": {name: sum(part[name] for part in cut) for name in cut[0]},
-            "skipped_rows": sum(ranks.gather(self.reader.skipped_rows)),
+            "cut": cut,
+            "skipped_rows": skipped,
             "curves": curves,
         }

@@ -84,7 +84,8 @@ def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, whole, tmp_pat
     assert same(found, whole[1])
     keys = ("step", "loss", "samples")
     assert [[x[k] for k in keys] for x in log(tmp_path)] == [[x[k] for k in keys] for x in log(whole[0])]
-    assert found["result"]["test.click.auc"] == whole[1]["result"]["test.click.auc"]
+    for key in ("test.click.auc", "cut", "tables"):
+        assert found["result"][key] == whole[1]["result"][key]
 
 
 def test_two_ranks_resume_bitwise(two_ranks, data, tmp_path):

@@ -1,0 +1,377 @@
+"""Sending a recipe to a running Ray cluster: what travels, under which id, and how its end comes back.
+
+Only livetrain's own sources and the recipe travel. Data, runs, credentials and the repository's history stay where
+they are; what the job needs of them it finds on the cluster.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from configs.errors import BadInput, without_credentials
+from configs.load import dump_recipe
+from configs.schema import Recipe
+
+PACKAGES = ("configs", "modules", "trainers", "cluster")
+LIMIT = 512 * 2**20  # bytes; Ray keeps a job's working directory in a store whose messages are at most this large
+INTERRUPTED = 130
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_POLL_S, _RECONNECTS, _STOP_S = 0.5, 5, 60.0
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is sent: the recipe as the cluster will read it, the command there, and the id."""
+
+    id: str
+    files: dict[str, bytes]  # path in the job's working directory -> content
+    entrypoint: str
+    recipe: str  # digest of the recipe and the runs folder: whether an id's earlier job was this one
+
+
+class Cluster:
+    """A Ray cluster's jobs, reached through its dashboard.
+
+    Args:
+        address: the dashboard's URL, such as ``http://head:8265``.
+
+    Raises:
+        BadInput: nobody answers there, or the cluster does not accept the token.
+    """
+
+    def __init__(self, address: str) -> None:
+        if not address.startswith(("http://", "https://")):
+            raise BadInput(
+                f"--address: '{without_credentials(address)}' is no dashboard's URL; "
+                "give the one that `ray start --head` prints, as in http://head:8265"
+            )
+        if os.environ.get("RAY_AUTH_TOKEN"):
+            os.environ.setdefault("RAY_AUTH_MODE", "token")  # who gives a token wants it to be used
+        self.address = address.rstrip("/")
+        self._shown = without_credentials(self.address)
+        self._reach()
+        from ray.job_submission import JobSubmissionClient
+
+        with self._said(), _only_address(self.address):
+            self.client = JobSubmissionClient(self.address, headers=_headers())
+
+    def find(self, job: str) -> Any | None:
+        """Return Ray's details of a job, or None where the cluster knows no such id."""
+        from ray.exceptions import AuthenticationError
+
+        try:
+            return self.client.get_job_info(job)
+        except AuthenticationError:
+            raise
+        except RuntimeError as error:
+            if "404" in str(error):
+                return None
+            raise
+
+    def send(self, job: Job) -> None:
+        """Upload the job's files and start it."""
+        with tempfile.TemporaryDirectory(prefix="livetrain-") as folder, self._said():
+            for name, content in job.files.items():
+                path = Path(folder, name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+            self.client.submit_job(
+                entrypoint=job.entrypoint,
+                submission_id=job.id,
+                runtime_env={"working_dir": folder},
+                metadata={"recipe": job.recipe, "livetrain": version("livetrain")},
+            )
+
+    def follow(self, job: str, write: Say) -> Any:
+        """Write a job's output, from its start, as it comes; return Ray's details once the job has ended.
+
+        A dropped connection is taken up again where it broke.
+
+        Raises:
+            ConnectionError: the cluster stays away.
+        """
+        written, failures = 0, 0
+        while True:
+            try:
+                written = asyncio.run(self._tail(job, written, write))
+                details = self.client.get_job_info(job)
+                failures = 0
+            except KeyboardInterrupt:
+                raise
+            except Exception as error:
+                failures += 1
+                if failures > _RECONNECTS:
+                    raise ConnectionError(
+                        f"{self._shown} does not answer any more; job {job} may still run there, and the same "
+                        "command attaches to it again"
+                    ) from error
+                time.sleep(2**failures * _POLL_S)
+                continue
+            if details.status.is_terminal():
+                return details
+            time.sleep(_POLL_S)
+
+    def stop(self, job: str) -> Any:
+        """Stop a job and wait until it has ended; return Ray's details."""
+        self.client.stop_job(job)
+        end = time.monotonic() + _STOP_S
+        while not (details := self.client.get_job_info(job)).status.is_terminal() and time.monotonic() < end:
+            time.sleep(_POLL_S)
+        return details
+
+    async def _tail(self, job: str, written: int, write: Say) -> int:
+        """Write what comes after the first `written` characters of a job's output; return how many there are now."""
+        seen = 0
+        async for text in self.client.tail_job_logs(job):
+            new = text[max(written - seen, 0) :]
+            seen += len(text)
+            if new:
+                write(new)
+                written = seen
+        return written
+
+    def _reach(self) -> None:
+        """Ask for the version first: Ray's own client waits minutes for an address behind which nobody is."""
+        import requests
+
+        try:
+            answer = requests.get(f"{self.address}/api/version", timeout=10)
+        except requests.RequestException as error:
+            raise BadInput(
+                f"--address: no Ray cluster answers at {self._shown} ({type(error).__name__}); check that the head "
+                "node runs, with its dashboard, and that this machine reaches it"
+            ) from error
+        if answer.status_code in (401, 403):  # asked without the token: Ray's client will bring it
+            return
+        if answer.status_code != 200 or "ray_version" not in answer.text:
+            raise BadInput(
+                f"--address: what answers at {self._shown} is no Ray dashboard (HTTP {answer.status_code}); "
+                "give the URL that `ray start --head` prints, as in http://head:8265"
+            )
+
+    @contextlib.contextmanager
+    def _said(self) -> Iterator[None]:
+        from ray.exceptions import AuthenticationError
+
+        try:
+            yield
+        except AuthenticationError as error:
+            if "required" in str(error).splitlines()[0].lower():
+                raise BadInput(
+                    f"--address: {self._shown} wants a token (HTTP 401); set RAY_AUTH_MODE=token and the cluster's "
+                    "token as RAY_AUTH_TOKEN, or its file as RAY_AUTH_TOKEN_PATH (by default ~/.ray/auth_token)"
+                ) from error
+            raise BadInput(
+                f"--address: {self._shown} does not accept this token (HTTP 403); "
+                "set RAY_AUTH_TOKEN, or the file of RAY_AUTH_TOKEN_PATH, to the cluster's own"
+            ) from error
+
+
+def submit(
+    recipe: Recipe,
+    runs: Path,
+    address: str,
+    *,
+    job_id: str | None = None,
+    detach: bool = False,
+    cancel_on_interrupt: bool = False,
+    say: Say = print,
+    write: Say = lambda text: print(text, end="", flush=True),
+) -> int:
+    """Train a recipe as a job of a running cluster and return the exit code of its end.
+
+    The same id never runs twice: a second call attaches to the running job, or tells how the finished one ended.
+
+    Args:
+        recipe: the run, loaded and overridden.
+        runs: folder of run folders as the cluster's nodes see it, absolute.
+        address: the dashboard's URL.
+        job_id: the job's id, by default the run's name and the date.
+        detach: return once the job is there.
+        cancel_on_interrupt: whether Ctrl-C stops the job; otherwise it only stops following it.
+        say: told what happens, a sentence at a time.
+        write: given the job's output as it comes.
+
+    Returns:
+        0 done; the command's own code where it failed; 1 where the cluster failed it; 130 stopped or interrupted.
+
+    Raises:
+        BadInput: the recipe cannot run elsewhere, the address does not answer, or the id is another job's.
+    """
+    job = prepare(recipe, runs, job_id)
+    cluster = Cluster(address)
+    found = cluster.find(job.id)
+    if found is None:
+        say(f"sending {len(job.files)} files, {size(job.files) / 2**20:.1f} MiB, as job {job.id}")
+        try:
+            cluster.send(job)
+        except RuntimeError:
+            found = cluster.find(job.id)  # somebody else sent it in this moment
+            if found is None:
+                raise
+    if found is not None:
+        _check_same(job, found)
+        if found.status.is_terminal():
+            _tell(job.id, found, say, again=True)
+            return exit_code(found)
+        say(f"job {job.id} is {str(found.status).lower()} already; attached to it")
+    if detach:
+        say(f"job {job.id} is on the cluster; the same command without --detach follows it")
+        return 0
+    return follow(cluster, job.id, cancel_on_interrupt, say, write)
+
+
+def follow(cluster: Cluster, job: str, cancel_on_interrupt: bool, say: Say, write: Say) -> int:
+    """Write a job's output until it ends, or until Ctrl-C; return the exit code of its end."""
+    try:
+        details = cluster.follow(job, write)
+    except KeyboardInterrupt:
+        if not cancel_on_interrupt:
+            say(f"job {job} goes on; the same command attaches to it, `ray job stop {job}` ends it")
+            return INTERRUPTED
+        say(f"stopping job {job}")
+        details = cluster.stop(job)
+    _tell(job, details, say)
+    return exit_code(details)
+
+
+def prepare(recipe: Recipe, runs: Path, job_id: str | None = None) -> Job:
+    """Return what is sent for a recipe.
+
+    Raises:
+        BadInput: the recipe cannot run on another machine, or the id is none.
+    """
+    check_portable(recipe, runs)
+    name = recipe.name or recipe.model.kind
+    job_id = job_id or f"{name}-{time.strftime('%Y-%m-%d')}"
+    if not _ID.fullmatch(job_id):
+        raise BadInput(f"--id: '{job_id}' must be letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    # Without a name of its own the run takes the id's, so that a job of this id never starts a second run.
+    inside = recipe.cluster.model_copy(update={"address": None})
+    text = dump_recipe(recipe.model_copy(update={"name": recipe.name or job_id, "cluster": inside}))
+    files = sources() | {"recipe.yaml": text.encode()}
+    check_size(files)
+    entrypoint = f"python livetrain.py train recipe.yaml --runs {shlex.quote(str(runs))}"
+    return Job(job_id, files, entrypoint, hashlib.sha256(f"{text}\n{runs}".encode()).hexdigest())
+
+
+def check_portable(recipe: Recipe, runs: Path) -> None:
+    """Raise BadInput for what means something on this machine only."""
+    path = recipe.data.path
+    if without_credentials(path) != path:
+        raise BadInput(
+            f"data.path: {without_credentials(path)} comes with a password, which is never sent; "
+            "leave it out and give it to the cluster's environment"
+        )
+    if "://" not in path and not os.path.isabs(path):
+        raise BadInput(
+            f"data.path: '{path}' is relative, and the job's folder on the cluster holds no data; "
+            f"give a URI or the absolute path that all nodes share, as in data.path=/shared/{Path(path).name}"
+        )
+    if not runs.is_absolute():
+        raise BadInput(
+            f"--runs: '{runs}' is relative, and the job's folder on the cluster goes away with the job; "
+            "give the absolute path of a folder that all nodes share, as in --runs /shared/runs"
+        )
+
+
+def check_size(files: dict[str, bytes], limit: int = LIMIT) -> None:
+    """Raise BadInput where the files are more than Ray takes."""
+    if size(files) < limit:
+        return
+    largest = max(files, key=lambda name: len(files[name]))
+    raise BadInput(
+        f"{largest}: with its {len(files[largest]) / 2**20:.1f} MiB the job's folder comes to "
+        f"{size(files) / 2**20:.1f} MiB, and Ray takes less than {limit / 2**20:.0f}; make it smaller"
+    )
+
+
+def size(files: dict[str, bytes]) -> int:
+    """Return the bytes of all files."""
+    return sum(map(len, files.values()))
+
+
+def sources(root: Path = Path(__file__).parents[1]) -> dict[str, bytes]:
+    """Return livetrain's own sources by their path below `root`, with the metadata that tells their version.
+
+    Recipes are left out: they may hold what is not for others, and a job needs its own only.
+    """
+    paths = [root / "livetrain.py", *(path for package in PACKAGES for path in (root / package).rglob("*.py"))]
+    paths = sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    if (root / "pyproject.toml").is_file():
+        files["pyproject.toml"] = (root / "pyproject.toml").read_bytes()
+    number = version("livetrain")
+    metadata = f"Metadata-Version: 2.1\nName: livetrain\nVersion: {number}\n"
+    return files | {f"livetrain-{number}.dist-info/METADATA": metadata.encode()}
+
+
+def exit_code(details: Any) -> int:
+    """Return the exit code that stands for a job's end."""
+    status, code = str(details.status), details.driver_exit_code
+    if status == "SUCCEEDED":
+        return 0
+    if status == "STOPPED":
+        return INTERRUPTED
+    return code if code and code > 0 else 1
+
+
+def _check_same(job: Job, found: Any) -> None:
+    if (found.metadata or {}).get("recipe") != job.recipe:
+        raise BadInput(
+            f"--id: {job.id} is the id of a job with another recipe or --runs ({found.status}); "
+            f"give another, as in --id {job.id}-2"
+        )
+
+
+def _tell(job: str, details: Any, say: Say, again: bool = False) -> None:
+    """Say how a job ended. What its command printed is not repeated; what Ray reports in its place is."""
+    status = str(details.status).lower()
+    ended = time.strftime(" at %Y-%m-%d %H:%M", time.localtime(details.end_time / 1000)) if details.end_time else ""
+    why = f" with exit code {details.driver_exit_code}" if details.driver_exit_code else ""
+    if status == "failed" and details.driver_exit_code is None:
+        why = f" before or beside its command: {' '.join((details.message or 'without a reason').split())}"
+    say(f"job {job} {'has already ' if again else ''}{status}{why}{ended if again else ''}")
+    if again and status != "succeeded":
+        say(f"to try again, give another id, as in --id {job}-2; under the same name= the run goes on where it was")
+
+
+def _headers() -> dict[str, str] | None:
+    """Return the headers that Ray's own command line takes from RAY_JOB_HEADERS, for a proxy before the cluster."""
+    text = os.environ.get("RAY_JOB_HEADERS")
+    if not text:
+        return None
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict):
+        raise BadInput('RAY_JOB_HEADERS: it must be a JSON object of headers, as in {"Authorization": "Bearer ..."}')
+    return found
+
+
+@contextlib.contextmanager
+def _only_address(address: str) -> Iterator[None]:
+    """Have Ray's client use this address: RAY_ADDRESS would silently replace it."""
+    before = os.environ.get("RAY_API_SERVER_ADDRESS")
+    os.environ["RAY_API_SERVER_ADDRESS"] = address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_API_SERVER_ADDRESS"]
+        else:
+            os.environ["RAY_API_SERVER_ADDRESS"] = before
