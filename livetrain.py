@@ -115,10 +115,7 @@ def ml_1m(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see configs/recipes.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE...", help="Changes to the recipe, such as train.epochs=2 cluster.workers=4."),
-    ] = None,
+    overrides: Overrides = None,
     runs: Annotated[Path, typer.Option(help="Folder that the run's own folder is made in.")] = Path("runs"),
     schema: Annotated[
         bool,
@@ -134,10 +131,7 @@ def train(
 
     Example: `livetrain train configs/recipes/din_ml1m.yaml train.epochs=2 tables.movie.dim=32 name=wide`
     """
-    import modules.models  # noqa: F401
-    from configs.load import load_recipe
-
-    settled = load_recipe(recipe, overrides or [])
+    settled = _load(recipe, overrides)
     from cluster import launch
     from trainers import report
 
@@ -230,7 +224,7 @@ def submit(
 @app.command()
 def doctor(
     recipe: Annotated[
-        Path | None, typer.Argument(metavar="[RECIPE]", help="Whose workers, tables and data to check.")
+        Path | None, typer.Argument(metavar="RECIPE", help="Whose workers, tables and data to check.")
     ] = None,
     overrides: Overrides = None,
     runs: Annotated[Path, typer.Option(help="Folder for runs, on storage that all nodes share.")] = Path("runs"),

@@ -54,19 +54,14 @@ IMPORTED = {"sklearn": "scikit-learn", "pandas": "pandas", "tqdm": "tqdm"}  # wh
 
 def recipe_of(given: argparse.Namespace, length: int) -> Recipe:
     """Return livetrain's side: every id hashed, tables trained by row-wise Adagrad, the rest by Adam."""
-    rows = {**SMALL, "movie": given.movies}
+    rows, unit = {**SMALL, "movie": given.movies}, [{"query": ["movie"], "events": ["history"]}]
     return Recipe.model_validate(
         {
             "data": {"path": given.data, "batch_size": given.batch},
             "features": {name: {"type": "id", "table": name} for name in rows}
             | {"history": {"type": "sequence", "table": "movie", "max_length": length}},
             "tables": {name: {"rows": count, "dim": DIM} for name, count in rows.items()},
-            "model": {
-                "kind": "din",
-                "attention": [{"query": ["movie"], "events": ["history"]}],
-                "attention_units": ATTENTION,
-                "units": TOWER,
-            },
+            "model": {"kind": "din", "attention": unit, "attention_units": ATTENTION, "units": TOWER},
             "tasks": {"label": {"label": "label"}},
         }
     )
@@ -167,14 +162,8 @@ class DeepCTR:
         columns = [SparseFeat(name, sizes[name], DIM) for name in rows.ids]
         events = SparseFeat("hist_movie", sizes["movie"], DIM, embedding_name="movie")
         columns.append(VarLenSparseFeat(events, maxlen=rows.history.size(1), length_name="length"))
-        self._model = DIN(
-            columns,
-            ["movie"],
-            dnn_hidden_units=TOWER,
-            att_hidden_size=ATTENTION,
-            att_activation="Dice",
-            l2_reg_embedding=0,
-        )
+        sizes = {"dnn_hidden_units": TOWER, "att_hidden_size": ATTENTION}
+        self._model = DIN(columns, ["movie"], **sizes, att_activation="Dice", l2_reg_embedding=0)
         self._model.compile("adam", "binary_crossentropy")
 
     def prepare(self, steps: int) -> Callable[[], object]:

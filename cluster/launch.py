@@ -20,7 +20,7 @@ import torch
 
 from configs.errors import BadInput
 from configs.load import dump_recipe, load_recipe
-from configs.schema import Recipe
+from configs.schema import Cluster, Recipe
 from trainers import checkpoint, preflight, ranks, report, runlog
 from trainers.export import find_checkpoint, versions
 from trainers.loop import Job, Trainer
@@ -193,9 +193,15 @@ def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
 @contextlib.contextmanager
 def _connected(recipe: Recipe) -> Iterator[bool]:
     """Connect to the recipe's Ray cluster, or start one on this machine; yield whether workers get GPUs."""
+    with attached(recipe.cluster):
+        yield on_gpus(recipe.cluster)
+
+
+@contextlib.contextmanager
+def attached(cluster: Cluster) -> Iterator[None]:
+    """Connect to the Ray cluster that a recipe names (else RAY_ADDRESS), or start one on this machine."""
     import ray
 
-    cluster = recipe.cluster
     ours = not ray.is_initialized()
     if ours:
         address = cluster.address or os.environ.get("RAY_ADDRESS")
@@ -206,14 +212,25 @@ def _connected(recipe: Recipe) -> Iterator[bool]:
             cpus = max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker))
             ray.init(address="local", num_cpus=cpus, **quiet)
     try:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        cuda = cluster.device == "cuda" or (cluster.device == "auto" and gpus >= cluster.workers)
-        if cuda and gpus < cluster.workers:
-            raise BadInput(
-                f"cluster.device: cuda needs {cluster.workers} GPUs, one a worker, and the Ray cluster has {gpus}; "
-                "lower cluster.workers, or use device: cpu"
-            )
-        yield cuda
+        yield
     finally:
         if ours:
             ray.shutdown()
+
+
+def on_gpus(cluster: Cluster) -> bool:
+    """Return whether workers get a GPU each.
+
+    Raises:
+        BadInput: they should, and there are too few.
+    """
+    import ray
+
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    cuda = cluster.device == "cuda" or (cluster.device == "auto" and gpus >= cluster.workers)
+    if cuda and gpus < cluster.workers:
+        raise BadInput(
+            f"cluster.device: cuda needs {cluster.workers} GPUs, one a worker, and the Ray cluster has {gpus}; "
+            "lower cluster.workers, or use device: cpu"
+        )
+    return cuda

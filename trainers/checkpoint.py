@@ -4,24 +4,42 @@
 
 A checkpoint holds the tables' shards, the dense part, both optimizers' state and, in its manifest, the position in the
 data, the best evaluation so far, the sharding plan and the recipe. It loads on any number of ranks.
+
+Training waits only while every rank copies its own shards; a thread writes the copy. The ranks' threads talk over a
+process group of their own, since collectives of two threads on one group would meet each other's.
 """
 
+import contextlib
+import copy
 import logging
+import os
 import shutil
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, TypeVar
 
+import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import yaml
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorBase
 
 from configs.errors import BadInput
 from configs.load import dump_recipe
 from configs.schema import Recipe
 from modules.model import Model
-from trainers import manifest, ranks
+from trainers import manifest, ranks, runlog
 from trainers.sharding import Sharded
 
+T = TypeVar("T")
 log = logging.getLogger("livetrain")
+
+# Writing leaves the processor to training where both want it.
+NICE = 10
 
 
 def _state(sharded: Sharded) -> dict[str, Any]:
@@ -40,41 +58,186 @@ def folder(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def save(sharded: Sharded, recipe: Recipe, run: Path, step: int, position: dict[str, Any]) -> Path:
-    """Write the checkpoint of `step` and commit it. Collective.
+class WriteFailed(Exception):
+    """A rank could not do its part of a checkpoint; every rank knows, and can go on."""
+
+
+class Saver:
+    """Writes a run's checkpoints while training goes on, one at a time. A context manager; every call is collective.
+
+    A write that fails leaves no trace but a warning and a note in the run's log. Its copy is kept, for it may be the
+    best so far: it is written once more before the next checkpoint is copied or the run ends, while training waits.
 
     Args:
         sharded: what to save.
-        recipe: kept in the manifest, so that a checkpoint of another model is told apart.
+        recipe: kept in the manifests, so that a checkpoint of another model is told apart.
         run: the run folder, on storage that every rank shares.
-        step: optimizer steps done.
-        position: JSON-able state of the loop (best metric, evaluations without a better one ...).
-
-    Returns:
-        The checkpoint's folder.
     """
+
+    def __init__(self, sharded: Sharded, recipe: Recipe, run: Path) -> None:
+        self._sharded, self._recipe, self._run = sharded, recipe, run
+        self._buffers: dict[tuple, torch.Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._write: Callable[[], None] | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> "Saver":
+        timeout = timedelta(seconds=self._recipe.cluster.timeout_s)
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if ranks.world() > 1 else None
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # A run that ends early still commits what it copied: the ranks' threads need no rank's training.
+        self._join()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+
+    def save(self, step: int, position: dict[str, Any]) -> None:
+        """Copy the state of `step` and begin to write it, once the write before it is done.
+
+        Args:
+            step: optimizer steps done.
+            position: JSON-able state of the loop (best metric, evaluations without a better one ...).
+
+        Raises:
+            BadInput: the checkpoint before this one could not be written twice.
+        """
+        self.wait()
+        content = {
+            "step": step,
+            "position": copy.deepcopy(position),
+            "workers": ranks.world(),
+            "plan": self._sharded.plan(),
+            "recipe": yaml.safe_load(dump_recipe(self._recipe)),
+        }
+        copied = self._copy(_state(self._sharded), ())
+        if self._sharded.device.type == "cuda":
+            torch.cuda.synchronize(self._sharded.device)
+        self._write = partial(write, copied, self._run, content, self._group)
+        self._thread = threading.Thread(target=self._in_background, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when everything saved is committed.
+
+        Raises:
+            BadInput: the last checkpoint could not be written, in the background and once more now.
+        """
+        self._join()
+        if isinstance(self._error, WriteFailed):
+            self._attempt()
+        if isinstance(self._error, WriteFailed):
+            raise BadInput(
+                f"{self._run}: a checkpoint could not be written, twice ({self._error}); make space or mend the "
+                "storage, then start the run again: it goes on from its last checkpoint"
+            )
+        if self._error is not None:
+            raise self._error
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _in_background(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        self._attempt()
+
+    def _attempt(self) -> None:
+        try:
+            self._write()
+            self._error = None
+        except BaseException as error:
+            self._error = error
+
+    def _copy(self, value: Any, at: tuple) -> Any:
+        """Return a state on the host that training does not change; tensors go to buffers kept from save to save."""
+        if isinstance(value, dict):
+            return {key: self._copy(part, (*at, key)) for key, part in value.items()}
+        if isinstance(value, ShardedTensor):
+            shards = [
+                Shard.from_tensor_and_offsets(
+                    self._copy(shard.tensor, (*at, number)), shard.metadata.shard_offsets, ranks.rank()
+                )
+                for number, shard in enumerate(value.local_shards())
+            ]
+            # The base class asks neither for a process group nor for shards on the planned device.
+            return ShardedTensorBase._init_from_local_shards_and_global_metadata(
+                shards, value.metadata(), value.sharding_spec()
+            )
+        if isinstance(value, torch.Tensor):
+            if at not in self._buffers:
+                self._buffers[at] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            return self._buffers[at].copy_(value.detach(), non_blocking=True)
+        return copy.deepcopy(value)
+
+
+def write(state: dict[str, Any], run: Path, content: dict[str, Any], group: dist.ProcessGroup | None) -> None:
+    """Write a state, commit it and prune what is older. Collective over `group`; None is this process alone.
+
+    Args:
+        state: tensors by name, as `Saver` copied them.
+        run: the run folder.
+        content: of the manifest: step, position, workers, plan, recipe.
+        group: a group that nothing else uses meanwhile.
+
+    Raises:
+        WriteFailed: on every rank, where one of them could not do its part.
+    """
+    step, rank, world, main = content["step"], ranks.rank(), ranks.world(), ranks.is_main()
     path = folder(run, step)
-    if ranks.is_main():
-        # What lies here was never committed, or is the same step of a longer run that was resumed further back.
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
-    ranks.barrier()
-    dcp.save(_state(sharded), storage_writer=dcp.FileSystemWriter(path, sync_files=True), no_dist=ranks.world() == 1)
-    names = ranks.from_main(sorted(p.name for p in path.iterdir()))
-    mine = {name: manifest.digest(path / name) for name in names[ranks.rank() :: ranks.world()]}
-    files = {name: entry for part in ranks.gather(mine) for name, entry in part.items()}
-    if ranks.is_main():
-        manifest.commit(
-            path,
-            files,
-            step=step,
-            position=position,
-            workers=ranks.world(),
-            plan=sharded.plan(),
-            recipe=yaml.safe_load(dump_recipe(recipe)),
-        )
-    ranks.barrier()
-    return path
+    try:
+        _together(lambda: _empty(path) if main else None, group)
+        _together(lambda: _write_tensors(state, path, group), group)
+        names = _together(lambda: sorted(p.name for p in path.iterdir()) if main else [], group)[0]
+        digests = _together(lambda: {name: manifest.digest(path / name) for name in names[rank::world]}, group)
+        files = {name: entry for part in digests for name, entry in part.items()}
+        _together(lambda: manifest.commit(path, files, **content) if main else None, group)
+    except WriteFailed as error:
+        if main:
+            shutil.rmtree(path, ignore_errors=True)
+            text = f"the checkpoint of step {step} could not be written: {error}"
+            log.warning(text)
+            with contextlib.suppress(OSError):  # the log lies on the same storage
+                runlog.note(run, "note", text=text)
+        raise
+    if main:
+        prune(run, content["recipe"]["train"]["keep"], content["position"]["best_step"], path)
+
+
+def _together(work: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
+    """Do a rank's part of the work; return every rank's result, or raise WriteFailed on every rank."""
+    try:
+        mine = work()
+    except (Exception, dcp.CheckpointException) as error:  # the latter is no Exception
+        mine = WriteFailed(_in_words(error))
+    everyone = [mine]
+    if group is not None:
+        everyone = [None] * ranks.world()
+        dist.all_gather_object(everyone, mine, group=group)
+    for result in everyone:
+        if isinstance(result, WriteFailed):
+            raise result
+    return everyone
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, dcp.CheckpointException):
+        return "; ".join(f"rank {rank}: {_in_words(cause)}" for rank, (cause, _) in error.failures.items())
+    return f"{type(error).__name__}: {error}"
+
+
+def _write_tensors(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> None:
+    torch.serialization.set_crc32_options(False)  # the manifest's hashes are what is checked
+    # Copying ahead is for tensors on a GPU, and would open the first one from this thread.
+    writer = dcp.FileSystemWriter(path, sync_files=True, per_thread_copy_ahead=0)
+    dcp.save(state, storage_writer=writer, process_group=group, no_dist=group is None)
+
+
+def _empty(path: Path) -> None:
+    """Make an empty folder. What lies there was never committed, or is of a run that was resumed further back."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
 
 
 def committed(run: Path) -> list[Path]:
@@ -82,12 +245,16 @@ def committed(run: Path) -> list[Path]:
     return [p for p in sorted((run / "checkpoints").glob("step-*")) if manifest.read(p) is not None]
 
 
-def prune(run: Path, keep: int, best: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints and the one of step `best`. The newest is never deleted."""
-    for path in committed(run)[:-keep]:
+def prune(run: Path, keep: int, best: int | None, newest: Path) -> None:
+    """Delete what is older than the newest `keep` checkpoints, but not the one of step `best`.
+
+    Those beyond `newest`, the one just committed, are left of a run that was resumed further back: they do not count.
+    """
+    for path in [p for p in committed(run) if p <= newest][:-keep]:
         if best is None or path != folder(run, best):
-            (path / manifest.MANIFEST).unlink()
-            shutil.rmtree(path)
+            with contextlib.suppress(OSError):  # what cannot be deleted now is tried again after the next checkpoint
+                (path / manifest.MANIFEST).unlink()
+                shutil.rmtree(path)
 
 
 def load_latest(sharded: Sharded, recipe: Recipe, run: Path) -> dict[str, Any] | None:

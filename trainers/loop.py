@@ -162,8 +162,10 @@ class Trainer:
         self.log = RunLog(self.job.run, self.step)
         if found:
             self.log.write("note", step=self.step, text=f"resumed at step {self.step}")
-        self._train()
-        return self._finish()
+        with checkpoint.Saver(self.sharded, self.recipe, self.job.run) as self.saver:
+            self._train()
+            self.saver.wait()
+            return self._finish()
 
     def _train(self) -> None:
         batches, epoch = None, -1
@@ -261,9 +263,7 @@ class Trainer:
 
     def _save(self) -> None:
         self.position["left_out"] = self._left_out()
-        checkpoint.save(self.sharded, self.recipe, self.job.run, self.step, self.position)
-        if ranks.is_main():
-            checkpoint.prune(self.job.run, self.recipe.train.keep, self.position["best_step"])
+        self.saver.save(self.step, self.position)
 
     def _left_out(self) -> dict[str, int]:
         total = Counter(self.left_out_before)

@@ -5,6 +5,7 @@ all-reduced number of rows and is multiplied by the number of ranks (torchrec av
 dense gradients are averaged in one flat all-reduce; initial table rows depend on (seed, table, row) alone.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import BoundsCheckMode, ShardingEnv
+from torchrec.distributed.types import BoundsCheckMode, ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -114,15 +115,8 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
         BadInput: the tables do not fit the machines of cluster.topology, or the device cannot train them.
     """
     check_device(recipe, device)
-    step = Step(Model(recipe, device=device, tables_device="meta"), recipe)
+    step, sharders = _fused(recipe, device)
     step.loss.to(device)
-    apply_in_backward(
-        SPARSE[recipe.optimizers.sparse.kind],
-        [p for _, c in _sharded_collections(step) for p in c.parameters()],
-        _sparse_arguments(recipe),
-    )
-    # fbgemm ignores weight_decay unless it is told its kind.
-    sharders = [EmbeddingCollectionSharder({"weight_decay_mode": WeightDecayMode.L2}, _codecs(recipe))]
     module = DistributedModelParallel(
         step,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -145,6 +139,35 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
         for table, weight, row, column in sharded.shards():
             initial_values(recipe, table).fill(weight, row, column)
     return sharded
+
+
+def dry_plan(recipe: Recipe, world: int, device: str) -> ShardingPlan:
+    """Return the plan that `world` ranks would make for the recipe's tables, without those ranks.
+
+    Args:
+        recipe: the run.
+        world: number of ranks.
+        device: the ranks' device type, cpu or cuda.
+
+    Raises:
+        BadInput: the tables do not fit the machines of cluster.topology, or the device cannot train them.
+    """
+    check_device(recipe, torch.device(device))
+    step, sharders = _fused(recipe, torch.device("meta"))
+    with _fitting(world):
+        return _planner(recipe, world, device).plan(step, sharders)
+
+
+def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[EmbeddingCollectionSharder]]:
+    """Return the step with an optimizer fused into every table, and the sharders for it."""
+    step = Step(Model(recipe, device=device, tables_device="meta"), recipe)
+    apply_in_backward(
+        SPARSE[recipe.optimizers.sparse.kind],
+        [p for _, c in _sharded_collections(step) for p in c.parameters()],
+        _sparse_arguments(recipe),
+    )
+    # fbgemm ignores weight_decay unless it is told its kind.
+    return step, [EmbeddingCollectionSharder({"weight_decay_mode": WeightDecayMode.L2}, _codecs(recipe))]
 
 
 def _sharded_collections(module: nn.Module) -> Iterator[tuple[str, EmbeddingCollection]]:
@@ -205,17 +228,26 @@ def constraints(recipe: Recipe) -> dict[str, ParameterConstraints]:
     return out
 
 
-def _plan(recipe: Recipe, step: nn.Module, sharders: list, device: torch.device):
+def _plan(recipe: Recipe, step: nn.Module, sharders: list, device: torch.device) -> ShardingPlan:
     world = ranks.world()
-    planner = EmbeddingShardingPlanner(
-        topology=topology(recipe, world, device.type),
+    with _fitting(world):
+        return _planner(recipe, world, device.type).collective_plan(step, sharders, dist.group.WORLD)
+
+
+def _planner(recipe: Recipe, world: int, device: str) -> EmbeddingShardingPlanner:
+    return EmbeddingShardingPlanner(
+        topology=topology(recipe, world, device),
         batch_size=recipe.data.batch_size // world,
         constraints=constraints(recipe),
         debug=False,
         stats=[],
     )
+
+
+@contextlib.contextmanager
+def _fitting(world: int) -> Iterator[None]:
     try:
-        return planner.collective_plan(step, sharders, dist.group.WORLD)
+        yield
     except PlannerError as error:
         reason = str(error).strip().splitlines()[0]
         raise BadInput(
