@@ -4,8 +4,8 @@
 
 "livetrain" is a run as it is: Parquet decoded, shuffled and joined, ids hashed, weighted loss, metrics, learning-rate
 schedule. "bare" is what torchrec's examples show: DistributedModelParallel with DDP around the same network,
-TrainPipelineSparseDist, a mean loss, on batches that lie in memory, hashed already. Ranks are processes pinned to a core
-each; the two take turns, and ratios are of neighbouring rounds. Weak scaling: every rank has the batch of one.
+TrainPipelineSparseDist, a mean loss, on batches that lie in memory, hashed already. Ranks are processes pinned to one
+core each; the two take turns, and ratios are of neighbouring rounds. Weak scaling: every rank has the batch of one.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Bare(nn.Module):
         planner = EmbeddingShardingPlanner(
             topology=Topology(world_size=dist.get_world_size(), compute_device="cpu"),
             batch_size=batches[0].weights.shape[0],
-            constraints=constraints(recipe),
+            constraints=constraints(recipe, "cpu"),
         )
         plan = planner.collective_plan(self, sharders, dist.group.WORLD)
         sharded = DistributedModelParallel(self, device=CPU, plan=plan, sharders=sharders)
@@ -120,7 +120,9 @@ def rank_main(rank: int, world: int, store: str, given: argparse.Namespace, answ
             if turn:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
     if rank == 0:
-        answers.put({name: [given.steps * recipe.data.batch_size / s for s in times] for name, times in seconds.items()})
+        answers.put(
+            {name: [given.steps * recipe.data.batch_size / s for s in times] for name, times in seconds.items()}
+        )
         answers.close()
         answers.join_thread()
     os._exit(0)  # the reader's and the pipeline's half-used batches need no goodbye

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -65,6 +66,12 @@ class Cluster:
         self._reach()
         from ray.job_submission import JobSubmissionClient
 
+        for chatty in (
+            "dashboard.modules.dashboard_sdk",
+            "dashboard.modules.job.sdk",
+            "_private.runtime_env.packaging",
+        ):
+            logging.getLogger(f"ray.{chatty}").setLevel(logging.WARNING)
         with self._said(), _only_address(self.address):
             self.client = JobSubmissionClient(self.address, headers=_headers())
 
@@ -212,6 +219,7 @@ def submit(
         BadInput: the recipe cannot run elsewhere, the address does not answer, or the id is another job's.
     """
     job = prepare(recipe, runs, job_id)
+    _check_model(recipe)
     cluster = Cluster(address)
     found = cluster.find(job.id)
     if found is None:
@@ -248,6 +256,31 @@ def follow(cluster: Cluster, job: str, cancel_on_interrupt: bool, say: Say, writ
     return exit_code(details)
 
 
+def ask(recipe: Recipe | None, runs: Path, address: str, say: Say, write: Say) -> int:
+    """Run the doctor as a job of its own, where a job would run; return its exit code.
+
+    Raises:
+        BadInput: as `submit` does.
+    """
+    files, words = sources(), ["python", "livetrain.py", "doctor"]
+    if recipe is None:
+        _check_runs(runs)
+    else:
+        check_portable(recipe, runs)
+        files["recipe.yaml"] = dump_recipe(_for_inside(recipe)).encode()
+        words.append("recipe.yaml")
+    check_size(files)
+    job = Job(f"doctor-{time.strftime('%Y-%m-%d-%H%M%S')}", files, shlex.join([*words, "--runs", str(runs)]), "")
+    cluster = Cluster(address)
+    cluster.send(job)
+    return follow(cluster, job.id, cancel_on_interrupt=True, say=say, write=write)
+
+
+def _for_inside(recipe: Recipe) -> Recipe:
+    """Return the recipe for a process on the cluster, which finds its cluster by itself."""
+    return recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"address": None})})
+
+
 def prepare(recipe: Recipe, runs: Path, job_id: str | None = None) -> Job:
     """Return what is sent for a recipe.
 
@@ -260,8 +293,7 @@ def prepare(recipe: Recipe, runs: Path, job_id: str | None = None) -> Job:
     if not _ID.fullmatch(job_id):
         raise BadInput(f"--id: '{job_id}' must be letters, digits, '.', '_' and '-', beginning with a letter or digit")
     # Without a name of its own the run takes the id's, so that a job of this id never starts a second run.
-    inside = recipe.cluster.model_copy(update={"address": None})
-    text = dump_recipe(recipe.model_copy(update={"name": recipe.name or job_id, "cluster": inside}))
+    text = dump_recipe(_for_inside(recipe).model_copy(update={"name": recipe.name or job_id}))
     files = sources() | {"recipe.yaml": text.encode()}
     check_size(files)
     entrypoint = f"python livetrain.py train recipe.yaml --runs {shlex.quote(str(runs))}"
@@ -281,6 +313,10 @@ def check_portable(recipe: Recipe, runs: Path) -> None:
             f"data.path: '{path}' is relative, and the job's folder on the cluster holds no data; "
             f"give a URI or the absolute path that all nodes share, as in data.path=/shared/{Path(path).name}"
         )
+    _check_runs(runs)
+
+
+def _check_runs(runs: Path) -> None:
     if not runs.is_absolute():
         raise BadInput(
             f"--runs: '{runs}' is relative, and the job's folder on the cluster goes away with the job; "
@@ -327,6 +363,15 @@ def exit_code(details: Any) -> int:
     if status == "STOPPED":
         return INTERRUPTED
     return code if code and code > 0 else 1
+
+
+def _check_model(recipe: Recipe) -> None:
+    """Raise BadInput for what only building the model shows."""
+    from modules.model import Model
+    from trainers import preflight
+
+    preflight.check_select(recipe)
+    Model(recipe, device="meta", tables_device="meta")
 
 
 def _check_same(job: Job, found: Any) -> None:

@@ -69,6 +69,10 @@ class Table(Section):
     )
     sharding: Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"] = "auto"
     dtype: Literal["float32", "float16"] = "float32"
+    memory: Literal["auto", "gpu", "host"] = Field(
+        "auto", description="on GPUs: all rows in GPU memory, or in host memory behind a GPU cache (for large tables)"
+    )
+    cache: float = Field(0.2, gt=0, le=1, description="part of a table in host memory that its GPU cache holds")
     init_std: float = Field(0.01, ge=0, description="deviation of the normal initial values")
 
 
@@ -119,8 +123,26 @@ class Train(Section):
     checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints besides evaluations")
     keep: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
     select: str | None = Field(None, description="metric on valid/ that picks the best, by default <first task>.auc")
-    precision: Literal["float32", "bfloat16"] = Field("float32", description="autocast type of the dense part")
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32", description="of the dense part: tf32 speeds up matrix products on GPUs, bfloat16 autocasts"
+    )
     log_every: int = Field(20, gt=0, description="steps between lines of metrics.jsonl")
+    profile: str | None = Field(None, description="first..last step, as 20..30: write a torch profiler trace of them")
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _first_to_last(cls, value: Any) -> Any:
+        ends = str(value).split("..")
+        if value is not None and not (
+            len(ends) == 2 and all(end.isdecimal() for end in ends) and 1 <= int(ends[0]) <= int(ends[1])
+        ):
+            raise BadInput(f"train.profile got '{value}', wanted the first and the last step, from 1, as 20..30")
+        return value
+
+    def profiled(self) -> range:
+        """Return the steps, counted from 1 as in metrics.jsonl, that a profiler records: none by default."""
+        first, last = map(int, self.profile.split("..")) if self.profile else (1, 0)
+        return range(first, last + 1)
 
 
 class Evaluate(Section):
@@ -159,6 +181,15 @@ class Export(Section):
     tolerance: float = Field(1e-5, gt=0, description="largest difference of a probability")
 
 
+class Wandb(Section):
+    """Weights & Biases: what metrics.jsonl gets, the report and the exports go there too. The key is its own affair."""
+
+    project: str = Field(min_length=1)
+    entity: str | None = Field(None, description="user or team, by default the one logged in")
+    mode: Literal["online", "offline"] = Field("online", description="offline: kept in the run folder for `wandb sync`")
+    tags: list[str] = []
+
+
 class ModelConfig(Section):
     """Base of every model's own config; `kind` is the name under which the model is registered."""
 
@@ -179,6 +210,7 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
     export: Export = Export()
+    wandb: Wandb | None = None
 
     @field_validator("model", mode="before")
     @classmethod

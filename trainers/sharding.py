@@ -19,7 +19,7 @@ from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import BoundsCheckMode, ShardingEnv, ShardingPlan
+from torchrec.distributed.types import BoundsCheckMode, CacheParams, ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -29,7 +29,7 @@ from configs.errors import BadInput
 from configs.schema import Recipe, SequenceFeature
 from modules.model import Model, ReplicatedCollection, initial_values
 from trainers import ranks
-from trainers.step import DensePipeline, Step, TablePipeline
+from trainers.step import CachedTablePipeline, DensePipeline, Step, TablePipeline
 
 SPARSE = {
     "rowwise_adagrad": RowWiseAdagrad,
@@ -37,6 +37,8 @@ SPARSE = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
 }
+_CACHED = "fused_uvm_caching"
+_KERNELS = {"auto": ["fused", _CACHED], "gpu": ["fused"], "host": [_CACHED]}
 DENSE = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -52,7 +54,7 @@ class Sharded:
     recipe: Recipe
     module: DistributedModelParallel
     optimizers: dict[str, torch.optim.Optimizer]  # "tables" (fused), "dense", "replicated": those that exist
-    pipeline: TablePipeline | DensePipeline
+    pipeline: TablePipeline | CachedTablePipeline | DensePipeline
     device: torch.device
 
     @property
@@ -115,13 +117,16 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
         BadInput: the tables do not fit the machines of cluster.topology, or the device cannot train them.
     """
     check_device(recipe, device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if recipe.train.precision == "tf32" else "highest")
     step, sharders = _fused(recipe, device)
     step.loss.to(device)
+    plan = _plan(recipe, step, sharders, device)
     module = DistributedModelParallel(
         step,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
         device=device,
-        plan=_plan(recipe, step, sharders, device),
+        plan=plan,
         sharders=sharders,
         init_data_parallel=False,
         init_parameters=False,
@@ -130,7 +135,8 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
     dense = [p for key in ("dense", "replicated") if key in optimizers for p in optimizers[key].params.values()]
     combined = CombinedOptimizer(list(optimizers.items()))
     if "tables" in optimizers:
-        pipeline = TablePipeline(module, combined, device, pipeline_postproc=True)
+        kind = CachedTablePipeline if _cached(plan) else TablePipeline
+        pipeline = kind(module, combined, device, pipeline_postproc=True)
     else:
         pipeline = DensePipeline(module, combined, device)
     pipeline.averaging(dense, recipe.optimizers.dense.clip_norm)
@@ -212,8 +218,8 @@ def topology(recipe: Recipe, world: int, device: str) -> Topology:
     )
 
 
-def constraints(recipe: Recipe) -> dict[str, ParameterConstraints]:
-    """Return each sharded table's allowed sharding and its expected ids a row, for the planner."""
+def constraints(recipe: Recipe, device: str) -> dict[str, ParameterConstraints]:
+    """Return each sharded table's allowed sharding and kernels, and its expected ids a row, for the planner."""
     out = {}
     for name, table in recipe.tables.items():
         if table.sharding == "data_parallel":
@@ -223,7 +229,11 @@ def constraints(recipe: Recipe) -> dict[str, ParameterConstraints]:
         users = [f for f in recipe.features.values() if getattr(f, "table", None) == name]
         lengths = [float(f.max_length) / 2 if isinstance(f, SequenceFeature) else 1.0 for f in users]
         out[name] = ParameterConstraints(
-            sharding_types=allowed, pooling_factors=lengths, bounds_check_mode=BoundsCheckMode.NONE
+            sharding_types=allowed,
+            compute_kernels=_KERNELS[table.memory] if device == "cuda" else ["fused"],
+            cache_params=CacheParams(load_factor=table.cache, prefetch_pipeline=True) if device == "cuda" else None,
+            pooling_factors=lengths,
+            bounds_check_mode=BoundsCheckMode.NONE,
         )
     return out
 
@@ -238,7 +248,7 @@ def _planner(recipe: Recipe, world: int, device: str) -> EmbeddingShardingPlanne
     return EmbeddingShardingPlanner(
         topology=topology(recipe, world, device),
         batch_size=recipe.data.batch_size // world,
-        constraints=constraints(recipe),
+        constraints=constraints(recipe, device),
         debug=False,
         stats=[],
     )
@@ -254,6 +264,11 @@ def _fitting(world: int) -> Iterator[None]:
             f"tables: no sharding plan fits {world} workers of cluster.topology ({reason}); "
             "add workers, lower rows or dim, or correct hbm_gb and ddr_gb"
         ) from error
+
+
+def _cached(plan: ShardingPlan) -> bool:
+    """Return whether a table lies in host memory behind a GPU cache."""
+    return any(how.compute_kernel == _CACHED for tables in plan.plan.values() for how in tables.values())
 
 
 def _optimizers(recipe: Recipe, module: DistributedModelParallel) -> dict[str, torch.optim.Optimizer]:

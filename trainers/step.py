@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import nn
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
 from configs.schema import Recipe
 from modules.batch import Batch
@@ -72,9 +72,12 @@ class _Backward:
 
     def _backward(self, losses: torch.Tensor) -> None:
         losses.backward()
-        average_gradients(self._dense)
+        self._average()
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._dense, self._clip_norm)
+
+    def _average(self) -> None:
+        average_gradients(self._dense)
 
     def pipelined(self) -> int:
         """Return how many table collections exchange their ids ahead of the step."""
@@ -83,6 +86,10 @@ class _Backward:
 
 class TablePipeline(_Backward, TrainPipelineSparseDist):
     """TorchRec's pipeline: the next batch's ids travel while this one trains."""
+
+
+class CachedTablePipeline(_Backward, PrefetchTrainPipelineSparseDist):
+    """The same with tables in host memory: the next batch's rows move to the GPU's cache while this one trains."""
 
 
 class DensePipeline(_Backward):

@@ -19,9 +19,11 @@ def whole(values: dict[str, object]) -> dict[str, torch.Tensor]:
     for name, value in values.items():
         shards = value.local_shards() if hasattr(value, "local_shards") else None
         if shards is None:
-            pieces[name] = [(tuple(value.shape), (0,) * value.dim(), value.detach().clone())]
+            pieces[name] = [(tuple(value.shape), (0,) * value.dim(), value.detach().cpu().clone())]
         else:
-            pieces[name] = [(tuple(value.size()), tuple(s.metadata.shard_offsets), s.tensor.clone()) for s in shards]
+            pieces[name] = [
+                (tuple(value.size()), tuple(s.metadata.shard_offsets), s.tensor.cpu().clone()) for s in shards
+            ]
     out = {}
     for held in ranks.gather(pieces):
         for name, parts in held.items():
@@ -32,7 +34,8 @@ def whole(values: dict[str, object]) -> dict[str, torch.Tensor]:
 
 
 def train_sharded(made_for: Recipe):
-    sharded = shard(made_for, torch.device("cpu"))
+    device = torch.device(made_for.cluster.device)
+    sharded = shard(made_for, device)
     rank, world = dist.get_rank(), dist.get_world_size()
     feed = iter([twins.part(batch, rank, world) for batch in twins.batches(made_for, STEPS)])
     sharded.module.train()
@@ -50,7 +53,7 @@ def train_sharded(made_for: Recipe):
         for key, entry in sharded.optimizers["tables"].state_dict()["state"].items():
             state |= {key.split(".")[-2]: value for value in entry.values()}
     tables = {k.split(".")[-2]: v for k, v in sharded.model.state_dict().items() if k.startswith("tables.")}
-    dense = {k: v.detach().clone() for k, v in sharded.model.dense.state_dict().items()}
+    dense = {k: v.detach().cpu().clone() for k, v in sharded.model.dense.state_dict().items()}
     return {"losses": losses, "tables": whole(tables), "dense": dense, "state": whole(state), "plan": sharded.plan()}
 
 
@@ -88,6 +91,16 @@ def test_one_rank_equals_plain(changes):
     compare(found, made_for, 2e-6)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("memory", ["gpu", "host"])
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+def test_a_gpu_equals_plain(changes, memory):
+    made_for = twins.recipe(**changes, cluster__device="cuda", tables__movie__memory=memory)
+    with ranks.alone(cuda=True):
+        found = train_sharded(made_for)
+    compare(found, made_for, 2e-5)
+
+
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
 def test_two_ranks_equal_plain(two_ranks, changes):
     made_for = twins.recipe(**changes)
@@ -123,7 +136,7 @@ def test_two_tasks_weigh_in(two_ranks):
 
 
 def test_the_planner_never_chooses_what_changes_the_arithmetic():
-    for allowed in constraints(twins.recipe(tables__user__sharding="auto")).values():
+    for allowed in constraints(twins.recipe(tables__user__sharding="auto"), "cuda").values():
         assert set(allowed.sharding_types) <= {"table_wise", "row_wise"}
 
 

@@ -1,0 +1,326 @@
+"""Asking a cluster, before a job does, everything that a job needs of it.
+
+Each check returns one sentence, or raises BadInput with the mend; `examine` turns both into lines of a table.
+"""
+
+import contextlib
+import math
+import os
+import shutil
+import statistics
+import time
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from rich.markup import escape
+from rich.table import Table
+from torchrec.distributed.types import ShardingPlan
+
+from cluster import launch
+from cluster.exchange import Exchanged, exchange
+from cluster.nodes import ask, look
+from configs.errors import BadInput, without_credentials
+from configs.schema import Cluster, Recipe
+from trainers import sharding
+from trainers.data.files import list_files, open_filesystem
+from trainers.preflight import SPLITS
+
+SEEN_S = 10  # longest time after which a file must be visible on another machine
+_STATE = {"rowwise_adagrad": lambda dim: 4, "adagrad": lambda dim: 4 * dim, "adam": lambda dim: 8 * dim}  # bytes a row
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's table; `text` says what was found or, where it failed, what to mend."""
+
+    check: str
+    ok: bool
+    text: str
+
+
+class _Findings(list[Finding]):
+    def of(self, check: str, examined: Callable[..., str], *arguments: Any) -> bool:
+        """Add what a check found; whatever it raises is a finding too, since the next checks can still be made."""
+        try:
+            self.append(Finding(check, True, examined(*arguments)))
+        except BadInput as error:
+            self.append(Finding(check, False, str(error)))
+        except Exception as error:
+            first = next(iter(str(error).strip().splitlines()), "")
+            self.append(Finding(check, False, without_credentials(f"{type(error).__name__}: {first}")))
+        return self[-1].ok
+
+
+def examine(
+    recipe: Recipe | None, runs: Path, address: str | None, progress: Callable[[str], None] = lambda text: None
+) -> list[Finding]:
+    """Check a Ray cluster; with a recipe also its data, its tables' plan and the memory that they need.
+
+    Args:
+        recipe: what is to run, or None for the cluster alone (one worker a GPU, or else one a node).
+        runs: the folder of run folders that all nodes must share.
+        address: the cluster, by default the recipe's, RAY_ADDRESS, or a Ray of this machine's own.
+        progress: told what is being done, a line at a time.
+
+    Raises:
+        BadInput: there is no cluster at the address.
+    """
+    cluster = (recipe.cluster if recipe else Cluster()).model_copy(update={"address": address} if address else {})
+    found = _Findings()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(launch.attached(cluster))
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            first = next(iter(str(error).splitlines()), type(error).__name__)
+            raise BadInput(
+                f"--address: no Ray cluster answers at {cluster.address or os.environ.get('RAY_ADDRESS')} ({first}); "
+                "start one with `ray start --head`"
+            ) from error
+        _examine(recipe, runs.resolve(), cluster, found, progress)
+    return found
+
+
+def _examine(
+    recipe: Recipe | None, runs: Path, cluster: Cluster, found: _Findings, progress: Callable[[str], None]
+) -> None:
+    progress("asking the nodes")
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    workers = max(recipe.cluster.workers, 1) if recipe else gpus or len(nodes)
+    cluster = cluster.model_copy(update={"workers": workers})
+    answers, silent = ask(nodes, look)
+    found.of("nodes", nodes_answer, nodes, answers, silent)
+    found.of("versions", versions_agree, look(), answers)
+    progress("writing and reading in the runs folder")
+    found.of("storage", storage_is_shared, runs, nodes)
+    if recipe:
+        found.of("data", data_is_seen, recipe, nodes)
+    if not found.of("devices", devices_suffice, cluster, answers):
+        return
+    cuda = launch.on_gpus(cluster)
+    progress(f"starting {workers} workers")
+    met: list[Exchanged] = []
+    found.of("exchange", workers_exchange, cluster, cuda, met)
+    if not recipe:
+        return
+    progress("planning the tables")
+    plans: list[ShardingPlan] = []
+    if found.of("plan", tables_are_planned, recipe, workers, cuda, plans):
+        found.of("memory", memory_suffices, need(recipe, plans[0], workers, cuda), met, answers)
+
+
+def table(findings: list[Finding]) -> Table:
+    """Return the findings as a table for people."""
+    out = Table()
+    out.add_column("check", no_wrap=True)
+    out.add_column("")
+    out.add_column("found", overflow="fold")
+    for finding in findings:
+        sign = "[green]ok[/green]" if finding.ok else "[red]failed[/red]"
+        out.add_row(finding.check, sign, escape(finding.text))
+    return out
+
+
+def nodes_answer(nodes: dict[str, dict], answers: dict[str, dict], silent: dict[str, str]) -> str:
+    """Say how many nodes there are; refuse those that cannot run livetrain."""
+    if silent:
+        node, why = next(iter(silent.items()))
+        raise BadInput(
+            f"{_name(nodes[node])} and {len(silent) - 1} other of {len(nodes)} nodes do not run livetrain ({why}); "
+            "install it there with cluster/setup.sh, or send the recipe with livetrain submit"
+        )
+    cpus = sum(node["Resources"].get("CPU", 0) for node in nodes.values())
+    kinds = Counter(name for answer in answers.values() for name, _ in answer["gpus"])
+    gpus = ", ".join(f"{count} {name}" for name, count in kinds.items()) or "no GPU"
+    return f"{len(nodes)} with {cpus:g} CPUs and {gpus}"
+
+
+def versions_agree(here: dict[str, Any], answers: dict[str, dict]) -> str:
+    """Compare every node's versions with this process's."""
+    for answer in answers.values():
+        for package, number in here["versions"].items():
+            if answer["versions"][package] != number:
+                raise BadInput(
+                    f"{answer['host']} has {package} {answer['versions'][package]}, and the driver on {here['host']} "
+                    f"{number}; set both up from one commit with cluster/setup.sh"
+                )
+    return "everywhere " + ", ".join(f"{package} {number}" for package, number in here["versions"].items())
+
+
+def devices_suffice(cluster: Cluster, answers: dict[str, dict]) -> str:
+    """Compare the GPUs with what the recipe asks and its topology claims."""
+    if not launch.on_gpus(cluster):
+        return f"{cluster.workers} workers on CPUs"
+    memory = [size for answer in answers.values() for _, size in answer["gpus"]]
+    claimed = cluster.topology.hbm_gb
+    # Cards are sold in GB of 10^9 and report a little less than they hold.
+    if memory and claimed * 1e9 * 0.98 > min(memory):
+        raise BadInput(
+            f"cluster.topology.hbm_gb: the plan counts on {claimed:g} GB a GPU, and the smallest has "
+            f"{min(memory) / 1e9:.0f}; set it to {math.floor(min(memory) / 1e9)}"
+        )
+    smallest = f"of at least {min(memory) / 1e9:.0f} GB" if memory else "of unknown memory"
+    return f"{cluster.workers} workers, one GPU {smallest} each"
+
+
+def storage_is_shared(runs: Path, nodes: dict[str, dict]) -> str:
+    """Have every node read a file of this process's, and read one of every node's."""
+    token, ours = uuid.uuid4().hex, not runs.exists()
+    folder = runs / f".doctor-{token[:8]}"
+    try:
+        folder.mkdir(parents=True)
+        (folder / "driver").write_text(token)
+    except OSError as error:
+        raise BadInput(f"{runs}: cannot write here ({error.strerror}); choose another folder with --runs") from error
+    try:
+        answers, silent = ask(nodes, _write_and_read, str(folder), token)
+        wrong = {**silent, **{node: why for node, why in answers.items() if why}}
+        for node in nodes:
+            if node not in wrong and not _seen(folder / node, token):
+                wrong[node] = "its file does not arrive here"
+        if wrong:
+            node, why = next(iter(wrong.items()))
+            raise BadInput(
+                f"{runs}: {_name(nodes[node])} does not share it ({why}); "
+                "mount one storage there on all nodes, or choose another folder with --runs"
+            )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if ours:
+            with contextlib.suppress(OSError):
+                runs.rmdir()
+    return f"{runs} is written and read by the driver and {len(nodes)} node{'s' * (len(nodes) > 1)}"
+
+
+def _write_and_read(folder: str, token: str) -> str:
+    if not _seen(Path(folder, "driver"), token):
+        return "the driver's file is not there"
+    try:
+        Path(folder, ray.get_runtime_context().get_node_id()).write_text(token)
+    except OSError as error:
+        return f"it cannot write there: {error.strerror}"
+    return ""
+
+
+def _seen(path: Path, content: str) -> bool:
+    """Return whether a file has the content, granting a network's caches some time."""
+    end = time.monotonic() + SEEN_S
+    while True:
+        if path.is_file() and path.read_text() == content:
+            return True
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+
+
+def data_is_seen(recipe: Recipe, nodes: dict[str, dict]) -> str:
+    """Compare the data files that every node sees with those that this process sees."""
+    here = files_seen(recipe.data.path)
+    answers, silent = ask(nodes, files_seen, recipe.data.path)
+    shown = without_credentials(recipe.data.path)
+    for node in nodes:
+        if node in silent:
+            raise BadInput(f"{_name(nodes[node])} cannot read the data: {silent[node].partition(': ')[2]}")
+        if answers[node] != here:
+            raise BadInput(
+                f"data.path: {_name(nodes[node])} sees other files in {shown} than the driver; put the data on storage "
+                "that all nodes share"
+            )
+    return f"{shown}: " + ", ".join(f"{len(names)} files of {split}" for split, names in here.items())
+
+
+def files_seen(path: str) -> dict[str, list[str]]:
+    """Return {split: its Parquet files} as this machine sees them."""
+    filesystem, root = open_filesystem(path)
+    return {split: list_files(filesystem, f"{root}/{split}") for split in SPLITS}
+
+
+def workers_exchange(cluster: Cluster, cuda: bool, met: list[Exchanged]) -> str:
+    """Have the recipe's number of workers exchange data as embeddings are exchanged; `met` gets one entry a worker."""
+    met += exchange(cluster, cuda)
+    kind = "NCCL" if cuda else "gloo"
+    machines = len({one.node for one in met})
+    where = f"{len(met)} workers on {machines} node{'s' * (machines > 1)}"
+    if len(met) == 1:
+        return f"one worker starts, and has nobody to exchange with ({kind})"
+    slowest = min(one.rate for one in met)
+    median = statistics.median(one.rate for one in met)
+    return f"{where}: all-to-all over {kind}, {median / 1e6:,.0f} MB/s a worker, the slowest {slowest / 1e6:,.0f}"
+
+
+def tables_are_planned(recipe: Recipe, workers: int, cuda: bool, plans: list[ShardingPlan]) -> str:
+    """Plan the recipe's tables for its workers; `plans` gets the plan."""
+    plans.append(sharding.dry_plan(recipe, workers, "cuda" if cuda else "cpu"))
+    said = [f"{name} data_parallel" for name, one in recipe.tables.items() if one.sharding == "data_parallel"]
+    for collection in plans[0].plan.values():
+        for name, how in collection.items():
+            on = sorted(set(how.ranks or []))
+            where = f"rank {on[0]}" if len(on) == 1 else f"{len(on)} ranks"
+            said.append(f"{name} {how.sharding_type} on {where}")
+    more = f" and {len(said) - 12} more" if len(said) > 12 else ""
+    return ", ".join(said[:12]) + more if said else "there are no tables"
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that the tables and their optimizer's state take of each worker, by rank."""
+
+    gpu: list[int]
+    host: list[int]
+
+
+def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
+    """Return what the tables take: rows * (dim * bytes an element + bytes of optimizer state a row), by shard."""
+    state = _STATE.get(recipe.optimizers.sparse.kind, lambda dim: 0)
+    element = {"float32": 4, "float16": 2}
+    gpu, host = [0] * workers, [0] * workers
+    for collection in plan.plan.values():
+        for name, how in collection.items():
+            part = host if not cuda or "uvm" in how.compute_kernel else gpu
+            for shard in how.sharding_spec.shards:
+                rows, dim = shard.shard_sizes
+                part[shard.placement.rank()] += rows * (dim * element[recipe.tables[name].dtype] + state(dim))
+    for one in recipe.tables.values():
+        if one.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
+            size = one.rows * (2 * one.dim * element[one.dtype] + state(one.dim))
+            part = gpu if cuda else host
+            part[:] = [sum_ + size for sum_ in part]
+    return Need(gpu, host)
+
+
+def memory_suffices(need: Need, met: list[Exchanged], answers: dict[str, dict]) -> str:
+    """Compare what the tables need with what the workers' GPUs and machines have left."""
+    if not met:
+        raise BadInput("it cannot be told without the workers; mend the exchange between them first")
+    on_host: defaultdict[str, int] = defaultdict(int)
+    for one in met:
+        on_host[one.node] += need.host[one.rank]
+        if need.gpu[one.rank] > one.gpu_free:
+            raise BadInput(
+                f"tables: rank {one.rank} needs {need.gpu[one.rank] / _GIB:.2f} GiB on its GPU, which has "
+                f"{one.gpu_free / _GIB:.2f} free; add workers, lower rows or dim, or use dtype: float16"
+            )
+    for node, wanted in on_host.items():
+        if wanted > answers[node]["free"]:
+            raise BadInput(
+                f"tables: the workers on {answers[node]['host']} need {wanted / _GIB:.2f} GiB of host memory, and "
+                f"{answers[node]['free'] / _GIB:.2f} are free; add nodes, lower rows or dim, or use dtype: float16"
+            )
+    least = min(answers[node]["free"] for node in on_host)
+    said = (
+        f"tables take {max(need.host) / _GIB:.2f} GiB a worker of the host, which has at least {least / _GIB:.1f} free"
+    )
+    if any(need.gpu):
+        spare = min(one.gpu_free for one in met)
+        said = f"tables take {max(need.gpu) / _GIB:.2f} GiB a GPU, which has at least {spare / _GIB:.1f} free; " + said
+    return said
+
+
+def _name(node: dict) -> str:
+    return f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
