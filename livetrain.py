@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from configs.errors import BadInput, nearest, without_credentials
-from trainers.quiet import hush
+from trainers.process import prepare
 
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
@@ -56,6 +56,12 @@ class Split(StrEnum):
 class Which(StrEnum):
     best = "best"
     last = "last"
+
+
+class Quantize(StrEnum):
+    none = "none"
+    float16 = "float16"
+    int8 = "int8"
 
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/din_ml1m.", show_default=False)]
@@ -166,22 +172,42 @@ def export(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Folder to write, by default RUN/export.", show_default=False)
     ] = None,
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="How tables are stored, by default as the recipe says.", show_default=False)
+    ] = None,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Also time 500 candidates of one user, for every way to store tables.")
+    ] = False,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FEATURE",
+            help="For --bench: a feature of the candidate. By default the ids that share a table with a sequence.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write a run's model as one TorchScript file, with its signature and scored example rows.
 
-    The file appears only after it has given the trained model's scores on held-out rows.
+    The file appears only after it has given the trained model's scores on held-out rows, up to a tolerance where
+    tables are quantised.
 
-    Example: `livetrain export runs/din_ml1m --out served/2026-11-24`
+    Example: `livetrain export runs/din_ml1m --quantize int8 --bench --out served/2026-11-24`
     """
     _check_run(run)
     from trainers import export as exporter
+    from trainers import tracking
 
-    signature = exporter.export(run, checkpoint.value, folder)
-    parity = signature["parity"]
+    signature = exporter.export(run, checkpoint.value, folder, quantize and quantize.value)
+    with tracking.later(run, _complain) as tracker:
+        tracker.export(folder or run / "export", signature)
     _say(f"{folder or run / 'export'}: model.pt, signature.json, golden.json")
-    apart = parity["largest_difference"]
-    how = f"within {apart:.0e} of those of" if apart else "exactly those of"
-    _say(f"on {parity['rows']:,} held-out rows the file's scores are {how} the model")
+    for line in exporter.lines(signature):
+        _say(line)
+    if bench:
+        from trainers import latency
+
+        out.print(latency.table(latency.compare(run, checkpoint.value, candidate)))
 
 
 @app.command()
@@ -302,7 +328,7 @@ def _report_failure(error: Exception) -> None:
 
 def main() -> None:
     """Run the command line; the console script `livetrain` is this function."""
-    hush()
+    prepare()
     try:
         app()
     except BadInput as error:

@@ -42,7 +42,7 @@ from modules.hashing import row
 from trainers import ranks
 from trainers.data.source import Source, Statistics
 from trainers.loop import Job, Meter, Trainer
-from trainers.quiet import hush
+from trainers.process import prepare
 
 DIM, ATTENTION, TOWER = 32, [64, 16], [200, 80]
 SAMPLE = 200_000  # rows of the split that the peers draw theirs from
@@ -250,7 +250,7 @@ RUNNING = {}  # the contender of this process
 
 def start(name: str, given: argparse.Namespace, length: int, threads: int) -> int:
     """Build a contender in this process; return the number of steps that last about given.seconds."""
-    hush()
+    prepare()
     torch.set_num_threads(threads)
     torch.manual_seed(1)
     recipe = recipe_of(given, length)

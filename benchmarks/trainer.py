@@ -37,7 +37,7 @@ from modules.model import Model, set_statistics
 from trainers.data.source import Source, Statistics, scan
 from trainers.export import versions
 from trainers.loop import Job, Meter, Trainer
-from trainers.quiet import hush
+from trainers.process import prepare
 from trainers.ranks import seed_step
 from trainers.sharding import constraints
 
@@ -100,7 +100,7 @@ class Bare(nn.Module):
 
 def rank_main(rank: int, world: int, store: str, given: argparse.Namespace, answers) -> None:
     """Run the rounds on one rank; rank 0 sends the seconds of each."""
-    hush()
+    prepare()
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
@@ -154,7 +154,7 @@ def spread(values: list[float], digits: int = 0) -> str:
 
 
 def main() -> None:
-    hush()
+    prepare()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", help="changes to the recipe, as in livetrain train")

@@ -32,7 +32,6 @@ from trainers.preflight import SPLITS
 
 SEEN_S = 10  # longest time after which a file must be visible on another machine
 _STATE = {"rowwise_adagrad": lambda dim: 4, "adagrad": lambda dim: 4 * dim, "adam": lambda dim: 8 * dim}  # bytes a row
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ def nodes_answer(nodes: dict[str, dict], answers: dict[str, dict], silent: dict[
     cpus = sum(node["Resources"].get("CPU", 0) for node in nodes.values())
     kinds = Counter(name for answer in answers.values() for name, _ in answer["gpus"])
     gpus = ", ".join(f"{count} {name}" for name, count in kinds.items()) or "no GPU"
-    return f"{len(nodes)} with {cpus:g} CPUs and {gpus}"
+    return f"{_count(len(nodes), 'node')} with {cpus:g} CPUs and {gpus}"
 
 
 def versions_agree(here: dict[str, Any], answers: dict[str, dict]) -> str:
@@ -156,7 +155,7 @@ def versions_agree(here: dict[str, Any], answers: dict[str, dict]) -> str:
 def devices_suffice(cluster: Cluster, answers: dict[str, dict]) -> str:
     """Compare the GPUs with what the recipe asks and its topology claims."""
     if not launch.on_gpus(cluster):
-        return f"{cluster.workers} workers on CPUs"
+        return f"{_count(cluster.workers, 'worker')} on CPUs"
     memory = [size for answer in answers.values() for _, size in answer["gpus"]]
     claimed = cluster.topology.hbm_gb
     # Cards are sold in GB of 10^9 and report a little less than they hold.
@@ -166,7 +165,7 @@ def devices_suffice(cluster: Cluster, answers: dict[str, dict]) -> str:
             f"{min(memory) / 1e9:.0f}; set it to {math.floor(min(memory) / 1e9)}"
         )
     smallest = f"of at least {min(memory) / 1e9:.0f} GB" if memory else "of unknown memory"
-    return f"{cluster.workers} workers, one GPU {smallest} each"
+    return f"{_count(cluster.workers, 'worker')}, one GPU {smallest} each"
 
 
 def storage_is_shared(runs: Path, nodes: dict[str, dict]) -> str:
@@ -195,7 +194,7 @@ def storage_is_shared(runs: Path, nodes: dict[str, dict]) -> str:
         if ours:
             with contextlib.suppress(OSError):
                 runs.rmdir()
-    return f"{runs} is written and read by the driver and {len(nodes)} node{'s' * (len(nodes) > 1)}"
+    return f"{runs} is written and read by the driver and {_count(len(nodes), 'node')}"
 
 
 def _write_and_read(folder: str, token: str) -> str:
@@ -232,7 +231,7 @@ def data_is_seen(recipe: Recipe, nodes: dict[str, dict]) -> str:
                 f"data.path: {_name(nodes[node])} sees other files in {shown} than the driver; put the data on storage "
                 "that all nodes share"
             )
-    return f"{shown}: " + ", ".join(f"{len(names)} files of {split}" for split, names in here.items())
+    return f"{shown}: " + ", ".join(f"{_count(len(names), 'file')} of {split}" for split, names in here.items())
 
 
 def files_seen(path: str) -> dict[str, list[str]]:
@@ -246,7 +245,7 @@ def workers_exchange(cluster: Cluster, cuda: bool, met: list[Exchanged]) -> str:
     met += exchange(cluster, cuda)
     kind = "NCCL" if cuda else "gloo"
     machines = len({one.node for one in met})
-    where = f"{len(met)} workers on {machines} node{'s' * (machines > 1)}"
+    where = f"{len(met)} workers on {_count(machines, 'node')}"
     if len(met) == 1:
         return f"one worker starts, and has nobody to exchange with ({kind})"
     slowest = min(one.rate for one in met)
@@ -282,15 +281,17 @@ def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
     gpu, host = [0] * workers, [0] * workers
     for collection in plan.plan.values():
         for name, how in collection.items():
-            part = host if not cuda or "uvm" in how.compute_kernel else gpu
+            one, behind_cache = recipe.tables[name], "uvm" in how.compute_kernel
             for shard in how.sharding_spec.shards:
                 rows, dim = shard.shard_sizes
-                part[shard.placement.rank()] += rows * (dim * element[recipe.tables[name].dtype] + state(dim))
+                weights, rank = rows * dim * element[one.dtype], shard.placement.rank()
+                (gpu if cuda and not behind_cache else host)[rank] += weights + rows * state(dim)
+                gpu[rank] += math.ceil(weights * one.cache) if behind_cache else 0
     for one in recipe.tables.values():
         if one.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
             size = one.rows * (2 * one.dim * element[one.dtype] + state(one.dim))
             part = gpu if cuda else host
-            part[:] = [sum_ + size for sum_ in part]
+            part[:] = [taken + size for taken in part]
     return Need(gpu, host)
 
 
@@ -303,24 +304,30 @@ def memory_suffices(need: Need, met: list[Exchanged], answers: dict[str, dict]) 
         on_host[one.node] += need.host[one.rank]
         if need.gpu[one.rank] > one.gpu_free:
             raise BadInput(
-                f"tables: rank {one.rank} needs {need.gpu[one.rank] / _GIB:.2f} GiB on its GPU, which has "
-                f"{one.gpu_free / _GIB:.2f} free; add workers, lower rows or dim, or use dtype: float16"
+                f"tables: rank {one.rank} needs {_amount(need.gpu[one.rank])} on its GPU, which has "
+                f"{_amount(one.gpu_free)} free; add workers, lower rows or dim, or use dtype: float16"
             )
     for node, wanted in on_host.items():
         if wanted > answers[node]["free"]:
             raise BadInput(
-                f"tables: the workers on {answers[node]['host']} need {wanted / _GIB:.2f} GiB of host memory, and "
-                f"{answers[node]['free'] / _GIB:.2f} are free; add nodes, lower rows or dim, or use dtype: float16"
+                f"tables: the workers on {answers[node]['host']} need {_amount(wanted)} of host memory, and "
+                f"{_amount(answers[node]['free'])} are free; add nodes, lower rows or dim, or use dtype: float16"
             )
     least = min(answers[node]["free"] for node in on_host)
-    said = (
-        f"tables take {max(need.host) / _GIB:.2f} GiB a worker of the host, which has at least {least / _GIB:.1f} free"
-    )
+    said = f"tables take {_amount(max(need.host))} a worker of the host, which has at least {_amount(least)} free"
     if any(need.gpu):
         spare = min(one.gpu_free for one in met)
-        said = f"tables take {max(need.gpu) / _GIB:.2f} GiB a GPU, which has at least {spare / _GIB:.1f} free; " + said
+        said = f"tables take {_amount(max(need.gpu))} a GPU, which has at least {_amount(spare)} free; " + said
     return said
 
 
 def _name(node: dict) -> str:
     return f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _amount(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

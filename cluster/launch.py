@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,12 +22,12 @@ import torch
 from configs.errors import BadInput
 from configs.load import dump_recipe, load_recipe
 from configs.schema import Cluster, Recipe
-from trainers import checkpoint, preflight, ranks, report, runlog
+from trainers import checkpoint, preflight, ranks, report, runlog, tracking
 from trainers.export import find_checkpoint, versions
 from trainers.loop import Job, Trainer
 from trainers.manifest import write_json
 from trainers.progress import Watcher
-from trainers.quiet import hush
+from trainers.process import ENVIRONMENT, prepare
 
 Work = Callable[[torch.device], dict[str, Any]]
 
@@ -56,7 +57,7 @@ def train(recipe: Recipe, runs: Path) -> dict[str, Any]:
         result = _launch(partial(_train_here, job), recipe, run)
     result = {"name": name, **result, "wall_s": time.perf_counter() - started, "versions": versions()}
     write_json(run / "result.json", result)
-    report.write_report(run)
+    tracking.report(recipe, run, report.write_report(run), result)
     return result
 
 
@@ -162,6 +163,8 @@ def _on_ray(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
         except Exception as error:
             if not refusal.exists():
                 raise RuntimeError(f"the workers failed more than {cluster.max_failures} times: {error}") from error
+        finally:
+            shutil.rmtree(run / "ray", ignore_errors=True)  # Ray's own notes on a run that is told in full elsewhere
     if refusal.exists():
         raise BadInput(refusal.read_text())
     content = json.loads(outcome.read_text())
@@ -171,9 +174,11 @@ def _on_ray(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
 
 def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
     """What a Ray worker does. Its outcome travels through the run folder."""
-    hush()
+    prepare()
     from ray.train.torch import get_device
 
+    if not (run / "config.yaml").exists():
+        raise RuntimeError(f"{platform.node()} does not see {run}: --runs must lie on storage that all nodes share")
     refusal = run / "refused.txt"
     if refusal.exists():  # Ray starts the group again, but that cannot mend bad input: end at once
         return
@@ -207,10 +212,11 @@ def attached(cluster: Cluster) -> Iterator[None]:
         address = cluster.address or os.environ.get("RAY_ADDRESS")
         quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
         else:
             cpus = max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker))
-            ray.init(address="local", num_cpus=cpus, **quiet)
+            # Nobody looks at the dashboard of a Ray that ends with its run; it takes ten processes and a gigabyte.
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     try:
         yield
     finally:

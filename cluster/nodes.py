@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.submit import sources
+from cluster.parcel import sources
 
 ANSWER_S = 120  # longest wait for a node
 

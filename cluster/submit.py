@@ -1,46 +1,47 @@
-"""Sending a recipe to a running Ray cluster: what travels, under which id, and how its end comes back.
-
-Only livetrain's own sources and the recipe travel. Data, runs, credentials and the repository's history stay where
-they are; what the job needs of them it finds on the cluster.
-"""
+"""Sending a recipe to a running Ray cluster, following it there, and bringing its end back."""
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import os
-import re
-import shlex
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cluster.parcel import Job, doctor_job, prepare, size
 from configs.errors import BadInput, without_credentials
-from configs.load import dump_recipe
 from configs.schema import Recipe
 
-PACKAGES = ("configs", "modules", "trainers", "cluster")
-LIMIT = 512 * 2**20  # bytes; Ray keeps a job's working directory in a store whose messages are at most this large
 INTERRUPTED = 130
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _POLL_S, _RECONNECTS, _STOP_S = 0.5, 5, 60.0
 
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Job:
-    """What is sent: the recipe as the cluster will read it, the command there, and the id."""
+class _Output:
+    """A text that comes in pieces, and from its start again whenever the line broke; each part is written once."""
 
-    id: str
-    files: dict[str, bytes]  # path in the job's working directory -> content
-    entrypoint: str
-    recipe: str  # digest of the recipe and the runs folder: whether an id's earlier job was this one
+    def __init__(self, write: Say) -> None:
+        self._write, self._written = write, 0
+
+    async def read(self, pieces: AsyncIterator[str]) -> None:
+        seen = 0
+        async for text in pieces:
+            self._add(seen, text)
+            seen += len(text)
+
+    def add_whole(self, text: str) -> None:
+        self._add(0, text)
+
+    def _add(self, start: int, text: str) -> None:
+        new = text[max(self._written - start, 0) :]
+        if new:
+            self._written = start + len(text)
+            self._write(new)
 
 
 class Cluster:
@@ -110,14 +111,13 @@ class Cluster:
         Raises:
             ConnectionError: the cluster stays away.
         """
-        written, failures = 0, 0
+        output, failures = _Output(write), 0
         while True:
+            complete = self._tail(job, output)
             try:
-                written = asyncio.run(self._tail(job, written, write))
                 details = self.client.get_job_info(job)
-                failures = 0
-            except KeyboardInterrupt:
-                raise
+                if details.status.is_terminal() and not complete:
+                    output.add_whole(self.client.get_job_logs(job))
             except Exception as error:
                 failures += 1
                 if failures > _RECONNECTS:
@@ -129,6 +129,7 @@ class Cluster:
                 continue
             if details.status.is_terminal():
                 return details
+            failures = 0
             time.sleep(_POLL_S)
 
     def stop(self, job: str) -> Any:
@@ -139,16 +140,13 @@ class Cluster:
             time.sleep(_POLL_S)
         return details
 
-    async def _tail(self, job: str, written: int, write: Say) -> int:
-        """Write what comes after the first `written` characters of a job's output; return how many there are now."""
-        seen = 0
-        async for text in self.client.tail_job_logs(job):
-            new = text[max(written - seen, 0) :]
-            seen += len(text)
-            if new:
-                write(new)
-                written = seen
-        return written
+    def _tail(self, job: str, output: "_Output") -> bool:
+        """Write a job's output as it comes; return whether it came to its end rather than broke off."""
+        try:
+            asyncio.run(output.read(self.client.tail_job_logs(job)))
+        except Exception:
+            return False
+        return True
 
     def _reach(self) -> None:
         """Ask for the version first: Ray's own client waits minutes for an address behind which nobody is."""
@@ -219,10 +217,10 @@ def submit(
         BadInput: the recipe cannot run elsewhere, the address does not answer, or the id is another job's.
     """
     job = prepare(recipe, runs, job_id)
-    _check_model(recipe)
     cluster = Cluster(address)
     found = cluster.find(job.id)
     if found is None:
+        _check_model(recipe)
         say(f"sending {len(job.files)} files, {size(job.files) / 2**20:.1f} MiB, as job {job.id}")
         try:
             cluster.send(job)
@@ -262,97 +260,10 @@ def ask(recipe: Recipe | None, runs: Path, address: str, say: Say, write: Say) -
     Raises:
         BadInput: as `submit` does.
     """
-    files, words = sources(), ["python", "livetrain.py", "doctor"]
-    if recipe is None:
-        _check_runs(runs)
-    else:
-        check_portable(recipe, runs)
-        files["recipe.yaml"] = dump_recipe(_for_inside(recipe)).encode()
-        words.append("recipe.yaml")
-    check_size(files)
-    job = Job(f"doctor-{time.strftime('%Y-%m-%d-%H%M%S')}", files, shlex.join([*words, "--runs", str(runs)]), "")
+    job = doctor_job(recipe, runs)
     cluster = Cluster(address)
     cluster.send(job)
     return follow(cluster, job.id, cancel_on_interrupt=True, say=say, write=write)
-
-
-def _for_inside(recipe: Recipe) -> Recipe:
-    """Return the recipe for a process on the cluster, which finds its cluster by itself."""
-    return recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"address": None})})
-
-
-def prepare(recipe: Recipe, runs: Path, job_id: str | None = None) -> Job:
-    """Return what is sent for a recipe.
-
-    Raises:
-        BadInput: the recipe cannot run on another machine, or the id is none.
-    """
-    check_portable(recipe, runs)
-    name = recipe.name or recipe.model.kind
-    job_id = job_id or f"{name}-{time.strftime('%Y-%m-%d')}"
-    if not _ID.fullmatch(job_id):
-        raise BadInput(f"--id: '{job_id}' must be letters, digits, '.', '_' and '-', beginning with a letter or digit")
-    # Without a name of its own the run takes the id's, so that a job of this id never starts a second run.
-    text = dump_recipe(_for_inside(recipe).model_copy(update={"name": recipe.name or job_id}))
-    files = sources() | {"recipe.yaml": text.encode()}
-    check_size(files)
-    entrypoint = f"python livetrain.py train recipe.yaml --runs {shlex.quote(str(runs))}"
-    return Job(job_id, files, entrypoint, hashlib.sha256(f"{text}\n{runs}".encode()).hexdigest())
-
-
-def check_portable(recipe: Recipe, runs: Path) -> None:
-    """Raise BadInput for what means something on this machine only."""
-    path = recipe.data.path
-    if without_credentials(path) != path:
-        raise BadInput(
-            f"data.path: {without_credentials(path)} comes with a password, which is never sent; "
-            "leave it out and give it to the cluster's environment"
-        )
-    if "://" not in path and not os.path.isabs(path):
-        raise BadInput(
-            f"data.path: '{path}' is relative, and the job's folder on the cluster holds no data; "
-            f"give a URI or the absolute path that all nodes share, as in data.path=/shared/{Path(path).name}"
-        )
-    _check_runs(runs)
-
-
-def _check_runs(runs: Path) -> None:
-    if not runs.is_absolute():
-        raise BadInput(
-            f"--runs: '{runs}' is relative, and the job's folder on the cluster goes away with the job; "
-            "give the absolute path of a folder that all nodes share, as in --runs /shared/runs"
-        )
-
-
-def check_size(files: dict[str, bytes], limit: int = LIMIT) -> None:
-    """Raise BadInput where the files are more than Ray takes."""
-    if size(files) < limit:
-        return
-    largest = max(files, key=lambda name: len(files[name]))
-    raise BadInput(
-        f"{largest}: with its {len(files[largest]) / 2**20:.1f} MiB the job's folder comes to "
-        f"{size(files) / 2**20:.1f} MiB, and Ray takes less than {limit / 2**20:.0f}; make it smaller"
-    )
-
-
-def size(files: dict[str, bytes]) -> int:
-    """Return the bytes of all files."""
-    return sum(map(len, files.values()))
-
-
-def sources(root: Path = Path(__file__).parents[1]) -> dict[str, bytes]:
-    """Return livetrain's own sources by their path below `root`, with the metadata that tells their version.
-
-    Recipes are left out: they may hold what is not for others, and a job needs its own only.
-    """
-    paths = [root / "livetrain.py", *(path for package in PACKAGES for path in (root / package).rglob("*.py"))]
-    paths = sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts))
-    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
-    if (root / "pyproject.toml").is_file():
-        files["pyproject.toml"] = (root / "pyproject.toml").read_bytes()
-    number = version("livetrain")
-    metadata = f"Metadata-Version: 2.1\nName: livetrain\nVersion: {number}\n"
-    return files | {f"livetrain-{number}.dist-info/METADATA": metadata.encode()}
 
 
 def exit_code(details: Any) -> int:

@@ -12,6 +12,7 @@ from configs.errors import BadInput, nearest
 
 # Names of features, tables and tasks become parts of dotted keys, of parameter names and of TorchScript attributes.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+Quantization = Literal["none", "float16", "int8"]
 
 
 class Section(BaseModel):
@@ -176,9 +177,12 @@ class Cluster(Section):
 
 
 class Export(Section):
+    quantize: Quantization = Field("none", description="how the file stores tables; the dense part stays float32")
     parity_rows: int = Field(4096, gt=0, description="held-out rows on which file and model must agree")
     golden_rows: int = Field(32, gt=0, description="rows written to golden.json with their scores")
-    tolerance: float = Field(1e-5, gt=0, description="largest difference of a probability")
+    tolerance: float = Field(1e-5, gt=0, description="largest difference of a probability, tables as trained")
+    tolerance_float16: float = Field(1e-3, gt=0, description="the same for quantize: float16")
+    tolerance_int8: float = Field(1e-2, gt=0, description="the same for quantize: int8")
 
 
 class Wandb(Section):

@@ -1,14 +1,18 @@
 """The model as a server calls it: tensors by feature in, probabilities by task out. trainers.export scripts it.
 
+`forward` scores rows as the model was trained on them. `rank` scores many candidates of one user, whose features come
+once, are looked up once and, in DIN, are attended to without being repeated.
+
 What it needs is plain PyTorch: neither torchrec nor fbgemm has to be loaded, in Python or in C++.
 """
 
 import torch
 from torch import Tensor, nn
 
-from configs.schema import DenseFeature, IdFeature, Recipe, SequenceFeature
+from configs.schema import DenseFeature, IdFeature, Quantization, Recipe, SequenceFeature
 from modules import hashing
 from modules.model import Model
+from modules.quantized import store
 
 
 class Lookup(nn.Module):
@@ -17,7 +21,7 @@ class Lookup(nn.Module):
     Args:
         name: the feature.
         limit: longest list a row; 0 for an id feature.
-        weight: the table (rows, dim), shared with every other feature of it.
+        table: rows (N,) -> (N, dim) float32, see modules.quantized; shared with every other feature of it.
         modulo: whether an id's row is its plain remainder (see `hashing.row`).
     """
 
@@ -25,11 +29,11 @@ class Lookup(nn.Module):
     limit: int
     modulo: bool
 
-    def __init__(self, name: str, limit: int, weight: nn.Parameter, modulo: bool) -> None:
+    def __init__(self, name: str, limit: int, table: nn.Module, modulo: bool) -> None:
         super().__init__()
         self.name = name
         self.limit = limit
-        self.weight = weight
+        self.table = table
         self.modulo = modulo
 
     def forward(self, ids: dict[str, Tensor], lengths: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -58,8 +62,7 @@ class Lookup(nn.Module):
         else:
             raise ValueError("lengths: the sequence feature '" + self.name + "' is missing")
         value, length = self._cut(value, length)
-        found = nn.functional.embedding(hashing.row(value, self.weight.size(0), self.modulo), self.weight)
-        return found.float(), length  # (M, dim), (B,)
+        return self.table(hashing.row(value, self.table.rows, self.modulo)), length  # (M, dim), (B,)
 
     def _cut(self, value: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         if length.numel() == 0 and value.numel() == 0:
@@ -78,24 +81,26 @@ class Lookup(nn.Module):
 class Scorer(nn.Module):
     """What is exported: ids, lengths and dense by feature -> probability by task.
 
-    The tables and the dense part are the model's own. Only the way to the tables is a second one, without
+    The dense part is the model's own, and so are the tables unless they are quantised. Only the way to the tables is a second one, without
     KeyedJaggedTensor, which would tie the file to fbgemm's operators; parity before each export covers it.
 
     Args:
         model: a plain model.
         recipe: its recipe.
+        quantize: how tables are stored.
     """
 
     columns: list[str]
+    shares: bool
 
-    def __init__(self, model: Model, recipe: Recipe) -> None:
+    def __init__(self, model: Model, recipe: Recipe, quantize: Quantization = "none") -> None:
         super().__init__()
-        weights = {name: e.weight for c in model.tables.values() for name, e in c.embeddings.items()}
+        tables = {n: store(e.weight, quantize) for c in model.tables.values() for n, e in c.embeddings.items()}
         self.lookups = nn.ModuleList(
             Lookup(
                 name,
                 feature.max_length if isinstance(feature, SequenceFeature) else 0,
-                weights[feature.table],
+                tables[feature.table],
                 recipe.tables[feature.table].hash == "modulo",
             )
             for name, feature in recipe.features.items()
@@ -103,6 +108,7 @@ class Scorer(nn.Module):
         )
         self.columns = [name for name, feature in recipe.features.items() if isinstance(feature, DenseFeature)]
         self.dense = model.dense
+        self.shares = getattr(model.dense.network, "shares", False)
 
     def forward(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
@@ -120,29 +126,69 @@ class Scorer(nn.Module):
         Raises:
             ValueError: a feature is missing or does not fit the others.
         """
+        values, counts, table = self._gather(ids, lengths, dense, False)
+        return self._score(values, counts, table)
+
+    @torch.jit.export
+    def rank(
+        self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Score B candidates of one user: `forward` of B rows that each repeat the user, without the repetition.
+
+        Args:
+            ids: feature -> ids of one row, which are the user's, or of B rows, one a candidate; see `Lookup`.
+            lengths: feature -> (1,) or (B,), likewise.
+            dense: feature -> (1,) or (B,) numbers, likewise.
+
+        Returns:
+            task -> (B,) float32 probabilities.
+
+        Raises:
+            ValueError: a feature is missing, or has neither one row nor as many as the other candidates' features.
+        """
+        values, counts, table = self._gather(ids, lengths, dense, True)
+        size = table.size(0)
+        if not self.shares:
+            for lookup in self.lookups:
+                if counts[lookup.name].size(0) != size:
+                    values[lookup.name] = values[lookup.name].repeat(size, 1)
+                    counts[lookup.name] = counts[lookup.name].expand(size)
+        return self._score(values, counts, table)
+
+    def _gather(
+        self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor], shared: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Return embeddings and lengths by feature and the dense table (B, D)."""
         values: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         rows, first = -1, ""
         for lookup in self.lookups:
             found, count = lookup(ids, lengths)
             values[lookup.name], counts[lookup.name] = found, count
-            rows, first = _same(rows, first, count.size(0), lookup.name)
+            rows, first = _same(rows, first, count.size(0), lookup.name, shared)
         columns: list[Tensor] = []
         for name in self.columns:
             if name not in dense:
                 raise ValueError("dense: the feature '" + name + "' is missing")
             columns.append(dense[name].to(torch.float32))
-            rows, first = _same(rows, first, dense[name].size(0), name)
+            rows, first = _same(rows, first, dense[name].size(0), name, shared)
         table = torch.zeros(rows, 0, device=self.dense.normalise.mean.device)
         if len(columns) > 0:
-            table = torch.stack(columns, dim=1)  # (B, D)
+            table = torch.stack([column.expand(rows) for column in columns], dim=1)  # (B, D)
+        return values, counts, table
+
+    def _score(self, values: dict[str, Tensor], counts: dict[str, Tensor], table: Tensor) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
         for task, logit in self.dense(values, counts, table, None).items():
             out[task] = torch.sigmoid(logit)
         return out
 
 
-def _same(rows: int, first: str, found: int, name: str) -> tuple[int, str]:
+def _same(rows: int, first: str, found: int, name: str, shared: bool) -> tuple[int, str]:
+    """Return the number of rows after one more feature, and a feature that has it; one row fits all if `shared`."""
     if rows >= 0 and rows != found:
-        raise ValueError("'" + first + "' has " + str(rows) + " rows and '" + name + "' has " + str(found))
+        if shared and found == 1:
+            return rows, first
+        if not (shared and rows == 1):
+            raise ValueError("'" + first + "' has " + str(rows) + " rows and '" + name + "' has " + str(found))
     return found, name

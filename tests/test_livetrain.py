@@ -64,7 +64,9 @@ def run(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("words", [(), ("train",), ("data",), ("data", "ml-1m"), ("evaluate",), ("export",)])
+@pytest.mark.parametrize(
+    "words", [(), ("train",), ("data",), ("data", "ml-1m"), ("evaluate",), ("export",), ("submit",), ("doctor",)]
+)
 def test_help_shows_an_example(call, words):
     code, out, _ = call(*words, "--help")
     assert code == 0
@@ -102,14 +104,27 @@ def test_evaluate_hands_its_choices_down(call, floor_below, run):
 
 
 def test_export_says_where_the_file_is_and_how_close(call, floor_below, run):
-    signature = {"parity": {"rows": 4096, "largest_difference": 2.4e-7}}
-    floor_below.stand_in("trainers.export", export=signature)
+    floor_below.stand_in("trainers.export", export={"its": "signature"}, lines=["so close", "so large"])
     code, out, _ = call("export", str(run))
     assert code == 0
-    assert f"{run / 'export'}: model.pt" in out
-    assert "4,096 held-out rows" in out
-    assert "2e-07" in out
-    assert floor_below.calls == [("export", run, "best", None)]
+    assert out == f"{run / 'export'}: model.pt, signature.json, golden.json\nso close\nso large\n"
+    assert floor_below.calls == [("export", run, "best", None, None), ("lines", {"its": "signature"})]
+
+
+def test_export_hands_quantisation_and_candidates_down(call, floor_below, run, tmp_path):
+    floor_below.stand_in("trainers.export", export={}, lines=[])
+    floor_below.stand_in("trainers.latency", compare=["measured"], table="TABLE")
+    words = ("--quantize", "int8", "--bench", "--candidate", "movie", "--candidate", "hour", "--out", str(tmp_path))
+    code, out, _ = call("export", str(run), *words)
+    assert code == 0
+    assert out.endswith("TABLE\n")
+    assert floor_below.calls == [
+        ("export", run, "best", tmp_path, "int8"),
+        ("lines", {}),
+        ("compare", run, "best", ["movie", "hour"]),
+        ("table", ["measured"]),
+    ]
+    assert call("export", str(run), "--quantize", "int4")[0] == 2
 
 
 def test_data_hands_the_protocol_down(call, floor_below, tmp_path):

@@ -12,13 +12,17 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 
+from configs.errors import BadInput
+from configs.schema import Recipe
 from modules.batch import Batch
 from modules.model import ReplicatedCollection
+from trainers import ranks
 from trainers.sharding import Sharded
 
 # As they follow one another in a step.
@@ -189,3 +193,57 @@ class Breakdown:
 
     def _at_embeddings(self, _gradient: torch.Tensor) -> None:
         self._enter("embedding_backward")
+
+
+class Profile:
+    """A torch profiler trace of the steps that train.profile names, by rank 0.
+
+        <run>/profile/  trace.json.gz (for chrome://tracing or ui.perfetto.dev), operators.txt
+
+    Args:
+        recipe: the run.
+        run: the run folder.
+        device: this rank's device.
+        total: steps of the run.
+
+    Raises:
+        BadInput: train.profile begins after the run's last step.
+    """
+
+    def __init__(self, recipe: Recipe, run: Path, device: torch.device, total: int) -> None:
+        steps = recipe.train.profiled()
+        if steps and steps.start > total:
+            raise BadInput(f"train.profile: step {steps.start} never comes, the run has {total}; name earlier steps")
+        self._steps = steps if ranks.is_main() else range(0)
+        self._folder, self._device = run / "profile", device
+        self._profiler: torch.profiler.profile | None = None
+        self._recorded: list[int] = []
+
+    def before(self, step: int) -> None:
+        """Start or end the recording where it has to before a step, counted from 1."""
+        if step not in self._steps:
+            return self.end()
+        if self._profiler is None:
+            kinds = torch.profiler.ProfilerActivity
+            self._profiler = torch.profiler.profile(
+                activities=[kinds.CPU, kinds.CUDA] if self._device.type == "cuda" else [kinds.CPU]
+            )
+            self._profiler.start()
+        return self._recorded.append(step)
+
+    def end(self) -> None:
+        """Write what was recorded, if anything was: an evaluation would fill the trace with other work."""
+        if self._profiler is None:
+            return
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._profiler.stop()
+        self._folder.mkdir(exist_ok=True)
+        draft = self._folder / "draft.json.gz"
+        self._profiler.export_chrome_trace(str(draft))
+        draft.replace(self._folder / "trace.json.gz")
+        order = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
+        table = self._profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
+        heading = f"steps {self._recorded[0]} to {self._recorded[-1]} on rank 0, operators by {order}"
+        (self._folder / "operators.txt").write_text(f"{heading}\n{table}\n")
+        self._profiler, self._steps = None, range(0)

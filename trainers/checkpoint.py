@@ -27,6 +27,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import yaml
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorBase
+from torch.utils.serialization import config
 
 from configs.errors import BadInput
 from configs.load import dump_recipe
@@ -38,7 +39,7 @@ from trainers.sharding import Sharded
 T = TypeVar("T")
 log = logging.getLogger("livetrain")
 
-# Writing leaves the processor to training where both want it.
+# The writing thread leaves the processor to training where both want it.
 NICE = 10
 
 
@@ -67,6 +68,7 @@ class Saver:
 
     A write that fails leaves no trace but a warning and a note in the run's log. Its copy is kept, for it may be the
     best so far: it is written once more before the next checkpoint is copied or the run ends, while training waits.
+    The copy takes as much host memory as the rank's shards, pinned where they lie on a GPU.
 
     Args:
         sharded: what to save.
@@ -112,7 +114,7 @@ class Saver:
         }
         copied = self._copy(_state(self._sharded), ())
         if self._sharded.device.type == "cuda":
-            torch.cuda.synchronize(self._sharded.device)
+            torch.cuda.current_stream(self._sharded.device).synchronize()
         self._write = partial(write, copied, self._run, content, self._group)
         self._thread = threading.Thread(target=self._in_background, name="checkpoint", daemon=True)
         self._thread.start()
@@ -228,10 +230,10 @@ def _in_words(error: BaseException) -> str:
 
 
 def _write_tensors(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> None:
-    torch.serialization.set_crc32_options(False)  # the manifest's hashes are what is checked
     # Copying ahead is for tensors on a GPU, and would open the first one from this thread.
     writer = dcp.FileSystemWriter(path, sync_files=True, per_thread_copy_ahead=0)
-    dcp.save(state, storage_writer=writer, process_group=group, no_dist=group is None)
+    with config.patch({"save.compute_crc32": False}):  # the manifest's hashes are what is checked
+        dcp.save(state, storage_writer=writer, process_group=group, no_dist=group is None)
 
 
 def _empty(path: Path) -> None:
@@ -252,7 +254,7 @@ def prune(run: Path, keep: int, best: int | None, newest: Path) -> None:
     """
     for path in [p for p in committed(run) if p <= newest][:-keep]:
         if best is None or path != folder(run, best):
-            with contextlib.suppress(OSError):  # what cannot be deleted now is tried again after the next checkpoint
+            with contextlib.suppress(OSError):  # a storage that will not delete is no reason to stop training
                 (path / manifest.MANIFEST).unlink()
                 shutil.rmtree(path)
 

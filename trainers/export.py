@@ -3,8 +3,9 @@
     <run>/export/  model.pt, signature.json, golden.json, manifest.json (last)
 
 The file is the model that was evaluated: hashing, normalisation and the cut of long sequences are inside, and plain
-PyTorch runs it. It computes in float32, also after training under bfloat16 autocast; a float16 table stays float16. It
-appears only after it has scored held-out rows like the checkpoint.
+PyTorch runs it. It computes in float32, also after training under bfloat16 autocast; tables are stored as they were
+trained, or quantised. It appears only after it has scored held-out rows like the checkpoint: within export.tolerance,
+or .tolerance_float16 or .tolerance_int8 where quantisation has to show.
 """
 
 import math
@@ -21,7 +22,7 @@ import torch
 
 from configs.errors import BadInput, without_credentials
 from configs.load import load_recipe
-from configs.schema import DenseFeature, Feature, IdFeature, Recipe, SequenceFeature
+from configs.schema import DenseFeature, Feature, IdFeature, Quantization, Recipe, SequenceFeature
 from modules.batch import Batch
 from modules.model import Model
 from modules.serving import Scorer
@@ -30,6 +31,7 @@ from trainers.data.reader import Reader
 from trainers.data.source import Source
 
 _FORMAT = 1
+Inputs = tuple[dict[str, torch.Tensor], ...]  # ids, lengths and dense by feature, as the file takes them
 _FILES = ("model.pt", "signature.json", "golden.json")
 _TIME = "timestamp"  # a column of this name, if the training split has it, says when its rows happened
 
@@ -72,38 +74,46 @@ def plain_model(recipe: Recipe, path: Path) -> Model:
     return model.eval().requires_grad_(False)
 
 
-def script(model: Model, recipe: Recipe) -> torch.jit.ScriptModule:
+def script(model: Model, recipe: Recipe, quantize: Quantization) -> torch.jit.ScriptModule:
     """Return the model as TorchScript: dicts of tensors in, probabilities by task out (see modules.serving)."""
-    return torch.jit.script(Scorer(model, recipe).eval())
+    return torch.jit.script(Scorer(model, recipe, quantize).eval())
 
 
-def export(run: Path, which: str = "best", out: Path | None = None) -> dict[str, Any]:
+def export(
+    run: Path, which: str = "best", out: Path | None = None, quantize: Quantization | None = None
+) -> dict[str, Any]:
     """Export one checkpoint of a run and prove it on held-out rows.
 
     Args:
         run: the run folder, wherever it lies now; the data must still be at the recipe's data.path.
         which: ``best`` or ``last``.
         out: folder to write, by default <run>/export; an earlier export there is replaced as a whole.
+        quantize: how tables are stored, by default as the recipe's export.quantize says.
 
     Returns:
-        The signature, with the parity figures.
+        The signature, with the parity figures and the sizes.
 
     Raises:
         BadInput: no such checkpoint or data, `out` cannot be written or holds something else, or the file's scores
-            differ from the model's beyond export.tolerance: then nothing is written and an earlier export stays.
+            differ from the model's beyond the tolerance: then nothing is written and an earlier export stays.
     """
     path = find_checkpoint(run, which)
     out = (out or run / "export").resolve()
     _check_place(out)
     recipe = load_recipe(run / "config.yaml")
+    quantize = quantize or recipe.export.quantize
     model = plain_model(recipe, path)
     draft = out.with_name(f".{out.name}.draft")
     try:
         _make(draft)
-        script(model, recipe).save(str(draft / "model.pt"))
+        script(model, recipe, quantize).save(str(draft / "model.pt"))
         scored = torch.jit.load(str(draft / "model.pt"))
-        parity = _prove(model, scored, recipe)
-        content = manifest.finite(_signature(run, recipe, path, model, parity))
+        found = {
+            "quantize": quantize,
+            "sizes": sizes(draft / "model.pt", scored, recipe),
+            "parity": prove(model, scored, recipe, quantize),
+        }
+        content = manifest.finite(_signature(run, recipe, path, model) | found)
         manifest.write_json(draft / "signature.json", content)
         manifest.write_json(draft / "golden.json", _golden(scored, recipe))
         manifest.commit(draft, {name: manifest.digest(draft / name) for name in _FILES}, format=_FORMAT)
@@ -142,7 +152,7 @@ def _replace(out: Path, draft: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def inputs_of(batch: Batch, recipe: Recipe) -> tuple[dict[str, torch.Tensor], ...]:
+def inputs_of(batch: Batch, recipe: Recipe) -> Inputs:
     """Return a batch as the exported file takes it: ids, lengths and dense by feature."""
     keyed, dense = _names(recipe)
     ids, lengths = {k: batch.ids[k].values() for k in keyed}, {k: batch.ids[k].lengths() for k in keyed}
@@ -153,6 +163,35 @@ def _names(recipe: Recipe) -> tuple[list[str], list[str]]:
     """Return the names of the id and sequence features, and those of the dense ones."""
     dense = [name for name, feature in recipe.features.items() if isinstance(feature, DenseFeature)]
     return [name for name in recipe.features if name not in dense], dense
+
+
+def one_user(inputs: Inputs, user: list[str], row: int) -> tuple[Inputs, Inputs]:
+    """Make rows candidates of one user.
+
+    Args:
+        inputs: B rows.
+        user: the features that all rows take from `row`; the others stay.
+        row: whose.
+
+    Returns:
+        The same rows as `rank` takes them, the user's features once, and as `forward` does, repeated B times.
+    """
+    once: Inputs = ({}, {}, {})
+    repeated: Inputs = ({}, {}, {})
+    ids, lengths, dense = inputs
+    for name, count in lengths.items():
+        if name not in user:
+            for part in (once, repeated):
+                part[0][name], part[1][name] = ids[name], count
+            continue
+        end = int(count[: row + 1].sum())
+        own = ids[name][end - int(count[row]) : end]
+        once[0][name], once[1][name] = own, count[row : row + 1]
+        repeated[0][name], repeated[1][name] = own.repeat(count.numel()), count[row].repeat(count.numel())
+    for name, column in dense.items():
+        once[2][name] = column[row : row + 1] if name in user else column
+        repeated[2][name] = column[row].repeat(column.numel()) if name in user else column
+    return once, repeated
 
 
 def _held_out(recipe: Recipe, rows: int) -> Iterator[tuple[Batch, torch.Tensor]]:
@@ -167,9 +206,26 @@ def _held_out(recipe: Recipe, rows: int) -> Iterator[tuple[Batch, torch.Tensor]]
                 return
 
 
-def _prove(model: Model, scored: torch.jit.ScriptModule, recipe: Recipe) -> dict[str, Any]:
-    """Return how closely the file scores held-out rows like the model, where it is close enough."""
-    parts = []
+def lines(signature: dict[str, Any]) -> list[str]:
+    """Return in sentences how close the file is to the model, and how large."""
+    parity, size = signature["parity"], signature["sizes"]
+    apart = parity["largest_difference"]
+    how = f"within {apart:.0e} of those of" if apart else "exactly those of"
+    found = [f"on {parity['rows']:,} held-out rows the file's scores are {how} the model"]
+    for key, auc in parity.items():
+        if isinstance(auc, dict) and auc["file"] is not None:
+            found.append(f"{key.removesuffix('.auc')} AUC on them: file {auc['file']:.5f}, model {auc['model']:.5f}")
+    shown, wide = ({k: f"{part[k] / 1e6:,.2f} MB" for k in ("tables", "file")} for part in (size, size["float32"]))
+    return [*found, *(f"{k}: {shown[k]}, with float32 tables {wide[k]}" for k in shown)]
+
+
+def prove(model: Model, scored: torch.jit.ScriptModule, recipe: Recipe, quantize: Quantization) -> dict[str, Any]:
+    """Return how closely the file scores held-out rows like the model.
+
+    Raises:
+        BadInput: less closely than the recipe's tolerance.
+    """
+    parts, ranked = [], 0.0
     with torch.no_grad():
         for batch, real in _held_out(recipe, recipe.export.parity_rows):
             scores = scored(*inputs_of(batch, recipe))
@@ -177,51 +233,79 @@ def _prove(model: Model, scored: torch.jit.ScriptModule, recipe: Recipe) -> dict
             found = torch.stack([scores[task] for task in recipe.tasks])[:, real]  # (T, n)
             wanted = torch.stack([torch.sigmoid(logits[task]) for task in recipe.tasks])[:, real]
             parts.append((found, wanted, batch.labels.T[:, real]))
+            ranked = max(ranked, _rank_difference(scored, batch, recipe))
     found, wanted, labels = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     rows = found.shape[1]
+    key = "tolerance" if quantize == "none" else f"tolerance_{quantize}"
     worst = float((found - wanted).abs().max()) if rows else math.nan
-    if not worst <= recipe.export.tolerance:  # nan is not close either
-        raise BadInput(
-            f"export: on {rows} held-out rows the file's probabilities differ from the model's by {worst:.2e}, more "
-            f"than export.tolerance={recipe.export.tolerance}; nothing was exported"
-        )
+    _check_close(f"on {rows} held-out rows the file's probabilities differ from the model's", worst, key, recipe)
+    _check_close("the file's rank differs from its forward", ranked, "tolerance", recipe)
     aucs = {
         f"{task}.auc": {"file": metrics.auc(labels[t], found[t]), "model": metrics.auc(labels[t], wanted[t])}
         for t, task in enumerate(recipe.tasks)
     }
-    return {"rows": rows, "largest_difference": worst, **aucs}
+    return {"rows": rows, "largest_difference": worst, "largest_difference_of_rank": ranked, **aucs}
 
 
-def golden_inputs(golden: dict[str, Any]) -> tuple[dict[str, torch.Tensor], ...]:
+def _check_close(what: str, difference: float, key: str, recipe: Recipe) -> None:
+    tolerance = getattr(recipe.export, key)
+    if not difference <= tolerance:  # nan is not close either
+        raise BadInput(f"export: {what} by {difference:.2e}, more than export.{key}={tolerance}; nothing was exported")
+
+
+def _rank_difference(scored: torch.jit.ScriptModule, batch: Batch, recipe: Recipe) -> float:
+    """Return how far `rank` is from `forward` where all rows of a batch get the sequences of its longest row."""
+    sequences = [name for name, feature in recipe.features.items() if isinstance(feature, SequenceFeature)]
+    longest = int(batch.ids[sequences[0]].lengths().argmax()) if sequences else 0
+    once, repeated = one_user(inputs_of(batch, recipe), sequences or list(recipe.features)[:1], longest)
+    scores = zip(scored.rank(*once).values(), scored(*repeated).values(), strict=True)
+    return max(float((one - other).abs().max()) for one, other in scores)
+
+
+def sizes(file: Path, scored: torch.jit.ScriptModule, recipe: Recipe) -> dict[str, Any]:
+    """Return the bytes of the file and of the tables in it, and what they would be in float32."""
+    stored = {part.data_ptr(): part for name, part in scored.state_dict().items() if name.startswith("lookups.")}
+    tables, whole = sum(part.nbytes for part in stored.values()), file.stat().st_size
+    wide = sum(4 * table.rows * table.dim for table in recipe.tables.values())
+    return {"tables": tables, "file": whole, "float32": {"tables": wide, "file": whole - tables + wide}}
+
+
+def golden_inputs(rows: dict[str, Any]) -> Inputs:
     """Return the rows of a golden.json as the exported file takes them: ids, lengths and dense by feature."""
-    ids, lengths = ({k: torch.tensor(v, dtype=torch.int64) for k, v in golden[p].items()} for p in ("ids", "lengths"))
-    dense = {k: torch.tensor([math.nan if x is None else x for x in v]) for k, v in golden["dense"].items()}
+    ids, lengths = ({k: torch.tensor(v, dtype=torch.int64) for k, v in rows[p].items()} for p in ("ids", "lengths"))
+    dense = {k: torch.tensor([math.nan if x is None else x for x in v]) for k, v in rows["dense"].items()}
     return ids, lengths, dense
 
 
 def _golden(scored: torch.jit.ScriptModule, recipe: Recipe) -> dict[str, Any]:
-    """Return held-out rows as lists, a missing dense value as null, with the scores that a server must reproduce."""
+    """Return held-out rows with the scores that a server must reproduce."""
+    rows = held_out_rows(recipe, recipe.export.golden_rows)
+    scores = {task: score.tolist() for task, score in scored(*golden_inputs(rows)).items()}
+    return {**rows, "scores": scores, "tolerance": recipe.export.tolerance}
+
+
+def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:
+    """Return the test split's first rows as lists, a missing dense value as None, and how many there are."""
     keyed, dense = _names(recipe)
-    rows: dict[str, dict[str, list]] = {
+    found: dict[str, dict[str, list]] = {
         "ids": {key: [] for key in keyed},
         "lengths": {key: [] for key in keyed},
         "dense": {name: [] for name in dense},
     }
     count = 0
-    for batch, real in _held_out(recipe, recipe.export.golden_rows):
+    for batch, real in _held_out(recipe, rows):
         count += real.numel()
         for key in keyed:
             lists = batch.ids[key].to_dense()
             for row in real.tolist():
-                rows["ids"][key] += lists[row].tolist()
-                rows["lengths"][key].append(lists[row].numel())
-        for column, values in zip(batch.dense[real].T.tolist(), rows["dense"].values(), strict=True):
+                found["ids"][key] += lists[row].tolist()
+                found["lengths"][key].append(lists[row].numel())
+        for column, values in zip(batch.dense[real].T.tolist(), found["dense"].values(), strict=True):
             values += [None if math.isnan(x) else x for x in column]
-    scores = {task: score.tolist() for task, score in scored(*golden_inputs(rows)).items()}
-    return {"rows": count, **rows, "scores": scores, "tolerance": recipe.export.tolerance}
+    return {"rows": count, **found}
 
 
-def _signature(run: Path, recipe: Recipe, path: Path, model: Model, parity: dict[str, Any]) -> dict[str, Any]:
+def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str, Any]:
     """Return what a caller has to know about the file, and where it comes from."""
     step = manifest.read(path)["step"]
     normalise = model.dense.normalise
@@ -231,6 +315,8 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model, parity: dict
         "call": "model(ids: Dict[str, Tensor], lengths: Dict[str, Tensor], dense: Dict[str, Tensor])"
         " -> Dict[str, Tensor]: by feature the int64 ids of all rows one after the other, the int64 number of ids of"
         " each row, a float32 number a row; by task a float32 probability a row",
+        "rank": "model.rank(ids, lengths, dense): the same for candidates of one user, whose features are given once,"
+        " as one row",
         "features": {name: _feature(feature, statistics) for name, feature in recipe.features.items()},
         "tables": {name: t.model_dump(include={"rows", "dim", "hash", "dtype"}) for name, t in recipe.tables.items()},
         "hashing": "in the file; row = splitmix64(id) with the sign bit cleared, mod rows (hash: mix), or id mod rows,"
@@ -242,7 +328,6 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model, parity: dict
         "checkpoint": {"step": step, "path": path.name},
         "training": _training(recipe),
         "metrics": _metrics(run, step),
-        "parity": parity,
         "versions": versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }

@@ -20,7 +20,8 @@ from configs.schema import Recipe, SequenceFeature
 from modules.batch import Batch
 from modules.hashing import mix
 from modules.model import set_statistics
-from trainers import checkpoint, ranks
+from trainers import checkpoint, gauges, ranks
+from trainers.breakdown import Breakdown, Profile
 from trainers.data.reader import Reader
 from trainers.data.source import Source, Statistics
 from trainers.evaluation import Evaluation
@@ -28,6 +29,7 @@ from trainers.occupancy import occupancy
 from trainers.runlog import RunLog
 from trainers.sharding import shard
 from trainers.step import Output
+from trainers.tracking import Tracker
 
 SKIPPED = "skipped rows"  # beside the names of sequence features, which have no spaces
 
@@ -135,6 +137,7 @@ class Trainer:
     def __init__(self, job: Job, device: torch.device) -> None:
         self.job, self.recipe, self.device = job, job.recipe, device
         self.sharded = shard(self.recipe, device)
+        self.breakdown = Breakdown(self.sharded)
         set_statistics(self.sharded.model, job.statistics.mean, job.statistics.std)
         self.reader = self._reader("train", shuffle=True)
         self.total = self.reader.steps * self.recipe.train.epochs
@@ -159,10 +162,13 @@ class Trainer:
         if found:
             self.step, self.position = found["step"], found["position"]
             self.left_out_before = self.position["left_out"]
+        self.profile = Profile(self.recipe, self.job.run, self.device, self.total)
         self.log = RunLog(self.job.run, self.step)
         if found:
             self.log.write("note", step=self.step, text=f"resumed at step {self.step}")
-        with checkpoint.Saver(self.sharded, self.recipe, self.job.run) as self.saver:
+        tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))
+        with tracker, checkpoint.Saver(self.sharded, self.recipe, self.job.run) as self.saver:
+            self.log.listeners += [tracker.line, *gauges.listeners(self.recipe.name)]
             self._train()
             self.saver.wait()
             return self._finish()
@@ -194,18 +200,22 @@ class Trainer:
         """Train from the present step up to `stop`, within one epoch."""
         pipeline, train = self.sharded.pipeline, self.recipe.train
         self.sharded.module.train()
-        feed = Feed(batches, stop - self.step, self.reader)
+        feed = Feed(self.breakdown.waiting(batches), stop - self.step, self.reader)
         self.meter = Meter()
         while self.step < stop:
             self.sharded.set_rates(factor(self.step, self.total, self.recipe))
             ranks.seed_step(train.seed, self.step)
-            self.meter.add(pipeline.progress(feed))
+            self.profile.before(self.step + 1)
+            with self.breakdown.step():
+                output = pipeline.progress(feed)
+            self.meter.add(output)
             self.left_out = feed.left_out()
             self.step += 1
             if self.step % train.log_every == 0 or self.step == stop:
                 self._log(feed.waited)
             if train.checkpoint_every and self.step % train.checkpoint_every == 0 and self.step < stop:
                 self._save()
+        self.profile.end()
         self.sharded.check_pipelined()
 
     def _log(self, waited: float) -> None:
@@ -230,6 +240,7 @@ class Trainer:
             lr=self.recipe.optimizers.dense.lr * factor(self.step - 1, self.total, self.recipe),
             **by_task,
             **figures,
+            **self.breakdown.read(seconds),
         )
 
     def evaluate(self, split: str) -> tuple[dict[str, float], dict[str, Any]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from configs.errors import BadInput, nearest
 from configs.schema import Recipe
 from modules.model import Model
+from trainers import tracking
 from trainers.data.source import Source, Statistics, scan
 from trainers.loop import SELECTABLE
 
@@ -23,6 +24,7 @@ def check(recipe: Recipe, progress: Callable[[str], None]) -> tuple[dict[str, So
     Raises:
         BadInput: the first thing that is wrong, with the mend.
     """
+    tracking.check(recipe)
     check_select(recipe)
     Model(recipe, device="meta", tables_device="meta")
     progress("checking the data")

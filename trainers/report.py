@@ -20,6 +20,17 @@ from trainers import runlog
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour blind
 MARKERS = ("o", "s", "^", "D", "v", "P")  # a second key to the task, for prints without colour
 INK, GREY, HAIR = "#222222", "#6B6B6B", "#E3E3E3"
+PARTS = {  # of a step, in their order; tables are blue and the network is green, lighter on the way back
+    "data_wait": "#D55E00",
+    "id_exchange": "#CC79A7",
+    "embedding_forward": "#0072B2",
+    "dense_forward": "#009E73",
+    "dense_backward": "#80CEB9",
+    "embedding_backward": "#80B8D8",
+    "all_reduce": "#E69F00",
+    "optimizer": "#7A6BB0",
+    "rest": "#C8C8C8",
+}
 SPLITS = ("valid", "test")
 METRICS = {
     "auc": "AUC",
@@ -52,7 +63,7 @@ def write_report(run: Path) -> Path:
 
 
 def draw(run: Path) -> Figure:
-    """Draw a run's training loss, AUC, calibration and AUC by history length.
+    """Draw a run's training loss, AUC, calibration, AUC by history length, and where its time went.
 
     It takes metrics.jsonl and result.json, whichever are there, so that a run that still trains can be drawn too. A
     panel without data says what is missing.
@@ -68,12 +79,14 @@ def draw(run: Path) -> Figure:
         raise BadInput(f"{run}: neither metrics.jsonl nor result.json is there; name a folder that a run has written")
     figure = Figure(figsize=(16, 10), dpi=100, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.2, h_pad=0.2, wspace=0.03, hspace=0.04, rect=(0, 0, 1, 0.895))
-    panels = figure.subplots(2, 2)
+    grid = figure.add_gridspec(3, 2, height_ratios=[1, 1, 0.3])
+    panels = [[figure.add_subplot(grid[row, column]) for column in (0, 1)] for row in (0, 1)]
     _headline(figure, run.resolve().name, lines, result)
-    _draw_loss(panels[0, 0], lines)
-    _draw_auc(panels[0, 1], lines, result)
-    _draw_calibration(panels[1, 0], result)
-    _draw_lengths(panels[1, 1], result)
+    _draw_loss(panels[0][0], lines)
+    _draw_auc(panels[0][1], lines, result)
+    _draw_calibration(panels[1][0], result)
+    _draw_lengths(panels[1][1], result)
+    _draw_times(figure.add_subplot(grid[2, :]), lines)
     return figure
 
 
@@ -332,3 +345,30 @@ def _draw_lengths(axes: Axes, result: dict[str, Any]) -> None:
     axes.axhline(0.5, color="#BBBBBB", linewidth=1)
     axes.margins(y=0.15 if len(curves) == 1 else 0.3)  # room for the legend
     return _legend(axes, "upper left", 4) if len(curves) > 1 else None
+
+
+def _draw_times(axes: Axes, lines: list[dict[str, Any]]) -> None:
+    """Draw a step's mean time as one bar, cut into its parts in their order."""
+    timed = [line for line in lines if _number(line.get("ms.step")) is not None]
+    steps = np.diff([0] + [line["step"] for line in timed])
+    if len(timed) > 1:
+        timed, steps = timed[1:], steps[1:]  # the first steps also build what the later ones use
+    if not timed:
+        _panel(axes, "Where a step's time goes")
+        return _missing(axes, "no step times logged")
+    whole, *parts = (
+        np.average([_number(line.get(f"ms.{part}")) or 0.0 for line in timed], weights=steps)
+        for part in ("step", *list(PARTS)[:-1])
+    )
+    _panel(axes, f"Where a step's time goes (mean of rank 0), {whole:.1f} ms", " ")  # room for the legend
+    left = 0.0
+    for (part, color), width in zip(PARTS.items(), [*parts, max(whole - sum(parts), 0.0)], strict=True):
+        label = f"{part.replace('_', ' ')} {width / whole:.0%}"
+        axes.barh(0, width, left=left, color=color, edgecolor="white", linewidth=1.5, label=label)
+        left += width
+    axes.set(yticks=[], xticks=[], xlim=(0, whole))
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    style = {"fontsize": 10.5, "labelcolor": INK, "frameon": False, "handlelength": 0.9, "handletextpad": 0.4}
+    place = {"loc": "upper left", "bbox_to_anchor": (-0.008, 0), "ncols": len(PARTS), "borderaxespad": 0.2}
+    return axes.legend(**place, **style, columnspacing=1.0).set_in_layout(False)  # it is as wide as the page

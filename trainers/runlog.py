@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ class RunLog:
 
     def __init__(self, run: Path, step: int) -> None:
         self.path = run / NAME
+        self.listeners: list[Callable[[str, dict[str, Any]], None]] = []  # told (kind, content) of each line
         if ranks.is_main() and self.path.exists():
             kept = [line for line in read(run) if line.get("step", 0) <= step]
             draft = self.path.with_suffix(".draft")
@@ -33,6 +35,8 @@ class RunLog:
         """Append a line; does nothing on the other ranks."""
         if ranks.is_main():
             note(self.path.parent, kind, **content)
+            for listener in self.listeners:
+                listener(kind, content)
 
 
 def note(run: Path, kind: str, **content: Any) -> None:

@@ -1,5 +1,7 @@
 """Dice, the activation of DIN: a PReLU whose turning point follows the data."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -8,32 +10,54 @@ from modules.layers.distributed import all_reduce_sum
 from modules.layers.precision import widen
 
 
+_TILE = 2048  # rows; a CPU's cache holds a tile through the whole chain of elementwise operations
+
+
+def _tiles(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut tensors of N rows into tiles that a CPU's cache holds; on a GPU there is one tile."""
+    size = _TILE if tensors[0].device.type == "cpu" else max(tensors[0].size(0), 1)
+    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
+
+
 class _Dice(torch.autograd.Function):
     """Dice with given statistics, and with the gradient that flows through them as in batch normalisation.
 
-    By hand because the chain of elementwise operations that autograd would record takes half as long again.
+    By hand, and tile by tile, because the chain of elementwise operations that autograd would record passes over main
+    memory at every link: it takes twice as long.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, alpha: Tensor, mean: Tensor, scale: Tensor, valid: Tensor, count: Tensor) -> Tensor:
-        ctx.save_for_backward(x, alpha, mean, scale, valid, count)
-        p = torch.addcmul(-mean * scale, x, scale).sigmoid_()  # (B, H)
-        return torch.addcmul(alpha, p, 1 - alpha).mul_(x)
+        out, p = torch.empty_like(x), torch.empty_like(x)  # (B, H)
+        shift, rest = -mean * scale, 1 - alpha
+        for x_t, p_t, out_t in _tiles(x, p, out):
+            torch.addcmul(shift, x_t, scale, out=p_t).sigmoid_()
+            torch.addcmul(alpha, p_t, rest, out=out_t).mul_(x_t)
+        ctx.save_for_backward(x, p, alpha, mean, scale, valid, count)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        x, alpha, mean, scale, valid, count = ctx.saved_tensors
-        z = torch.addcmul(-mean * scale, x, scale)  # (B, H)
-        p = z.sigmoid()
-        through_p = gradient * x
-        through_p_p = through_p * p
-        d_alpha = (through_p - through_p_p).sum(0)  # (H,)
-        d_z = through_p_p.addcmul_(through_p_p, p, value=-1).mul_(1 - alpha)
-        sums = all_reduce_sum(torch.stack([d_z.sum(0), (d_z * z).sum(0)])) / count  # (2, H)
-        d_x = torch.addcmul(alpha, p, 1 - alpha).mul_(gradient).addcmul_(d_z, scale)
-        d_statistics = torch.addcmul(sums[0], z, sums[1]).mul_(scale)
-        return d_x.sub_(d_statistics.mul_(valid)), d_alpha, None, None, None, None
+        x, p, alpha, mean, scale, valid, count = ctx.saved_tensors
+        shift, rest = -mean * scale, 1 - alpha
+        d_x, d_z = torch.empty_like(x), torch.empty_like(x)  # (B, H); z = scale * x + shift, p = sigmoid(z)
+        d_alpha, sum_z, sum_zx = (torch.zeros_like(alpha) for _ in range(3))
+        for x_t, p_t, g_t, d_x_t, d_z_t in _tiles(x, p, gradient, d_x, d_z):
+            torch.addcmul(alpha, p_t, rest, out=d_x_t).mul_(g_t)
+            through = g_t * x_t
+            through.sub_(through * p_t)
+            d_alpha += through.sum(0)
+            torch.mul(through, p_t, out=d_z_t).mul_(rest)
+            sum_z += d_z_t.sum(0)
+            sum_zx += through.copy_(d_z_t).mul_(x_t).sum(0)
+        # Mean and variance are functions of every valid row: d_x = scale (d_z - valid (mean(d_z) + z mean(d_z z))).
+        sum_zz = scale * sum_zx + shift * sum_z
+        by_mean, by_z = all_reduce_sum(torch.stack([sum_z, sum_zz])) / count  # (H,), (H,)
+        constant, slope = -(by_mean + shift * by_z) * scale, -by_z * scale * scale
+        for x_t, valid_t, d_x_t, d_z_t in _tiles(x, valid, d_x, d_z):
+            d_x_t.addcmul_(d_z_t, scale).addcmul_(torch.addcmul(constant, x_t, slope), valid_t)
+        return d_x, d_alpha, None, None, None, None
 
 
 class Dice(nn.Module):
@@ -74,8 +98,9 @@ class Dice(nn.Module):
         wide = widen(x)
         if self.training and not torch.jit.is_scripting():  # a scripted file only scores
             return self._train(wide, weights).to(x.dtype)
-        p = torch.sigmoid((wide - self.running_mean) * torch.rsqrt(self.running_var + self.eps))
-        return (wide * (self.alpha + p * (1 - self.alpha))).to(x.dtype)
+        scale = torch.rsqrt(self.running_var + self.eps)
+        p = torch.addcmul(-self.running_mean * scale, wide, scale).sigmoid_()  # most of a DIN's time when it scores
+        return torch.addcmul(self.alpha, p, 1 - self.alpha).mul_(wide).to(x.dtype)
 
     @torch.jit.unused
     def _train(self, x: Tensor, weights: Tensor | None) -> Tensor:
@@ -92,10 +117,14 @@ class Dice(nn.Module):
         One reduction carries sums of distances from the running mean: sums of raw squares would lose the variance
         of a neuron whose mean is large.
         """
-        distance = (x - self.running_mean).mul_(valid)  # (B, H)
-        first = distance.sum(0)
-        sums = all_reduce_sum(torch.cat([first, distance.square_().sum(0), valid.sum(0)]))  # (2H + 1,)
         units = x.size(1)
+        sums = x.new_zeros(2 * units + 1)
+        for x_t, valid_t in _tiles(x, valid):
+            distance = (x_t - self.running_mean).mul_(valid_t)
+            sums[:units] += distance.sum(0)
+            sums[units:-1] += distance.square_().sum(0)
+        sums[-1] = valid.sum()
+        sums = all_reduce_sum(sums)
         count = sums[-1].clamp(min=1)
         shift = sums[:units] / count
         variance = (sums[units:-1] / count - shift.square()).clamp_(min=0)

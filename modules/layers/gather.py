@@ -30,7 +30,7 @@ class Gather(nn.Module):
 
         Args:
             values: feature -> (sum of lengths, dim) embeddings.
-            lengths: feature -> (B,).
+            lengths: feature -> (B,), or (1,) of a feature that all rows share.
             dense: (B, D), normalised.
 
         Returns:
@@ -38,7 +38,7 @@ class Gather(nn.Module):
         """
         parts = [jagged.rows(values[name], lengths[name]) for name in self.ids]
         parts += [jagged.pool(values[name], lengths[name], True) for name in self.pooled]
-        return torch.cat(parts + [dense], 1)
+        return torch.cat([part.expand(dense.size(0), -1) for part in parts] + [dense], 1)
 
 
 def by_task(logits: Tensor, tasks: list[str]) -> dict[str, Tensor]:

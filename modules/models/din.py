@@ -65,8 +65,10 @@ class _History(nn.Module):
         self.width = dim + side
         self.unit = ActivationUnit(dim, side, config.attention_units, config.activation, config.softmax)
 
-    def forward(self, values: dict[str, Tensor], lengths: dict[str, Tensor], weights: Tensor | None) -> Tensor:
-        """Return the pooled history, (B, width)."""
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], size: int, weights: Tensor | None
+    ) -> Tensor:
+        """Return the pooled history, (B, width), of B = `size` rows."""
         first = self.events[0]
         for name in self.events + self.side:
             if not _parallel(lengths[name], lengths[first]):
@@ -78,11 +80,14 @@ class _History(nn.Module):
                     raise ValueError(complaint)
                 else:  # noqa: RET506 (TorchScript needs the branch to leave BadInput out)
                     raise BadInput(complaint)
-        query = torch.cat([jagged.rows(values[name], lengths[name]) for name in self.query], 1)  # (B, d)
+        query = torch.cat([jagged.rows(values[name], lengths[name]) for name in self.query], 1)
+        query = query.expand(size, -1)  # (B, d)
         events = torch.cat([values[name] for name in self.events], 1)  # (N, d)
         side: Tensor | None = None
         if len(self.side) > 0:
             side = torch.cat([values[name] for name in self.side], 1)  # (N, s)
+        if lengths[first].size(0) != size:  # one history for all rows
+            return self.unit.shared(query, events, side)
         return self.unit(query, events, side, lengths[first], weights)
 
 
@@ -108,6 +113,7 @@ class DIN(nn.Module):
     """
 
     tasks: list[str]
+    shares = True
 
     def __init__(self, config: DINConfig, inputs: Inputs, tasks: list[str]) -> None:
         super().__init__()
@@ -125,7 +131,7 @@ class DIN(nn.Module):
 
         Args:
             values: feature -> (sum of lengths, dim) embeddings; the sequences of one attention have equal lengths.
-            lengths: feature -> (B,).
+            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
             dense: (B, D), normalised.
             weights: (B,), 0 marks padding; None when serving.
 
@@ -137,7 +143,7 @@ class DIN(nn.Module):
         """
         parts = [self.gather(values, lengths, dense)]
         for history in self.histories:
-            parts.append(history(values, lengths, weights))
+            parts.append(history(values, lengths, dense.size(0), weights))
         return by_task(self.tower(torch.cat(parts, 1), weights), self.tasks)
 
 

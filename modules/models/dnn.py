@@ -32,6 +32,7 @@ class DNN(nn.Module):
     """
 
     tasks: list[str]
+    shares = True
 
     def __init__(self, config: DNNConfig, inputs: Inputs, tasks: list[str]) -> None:
         super().__init__()
@@ -46,7 +47,7 @@ class DNN(nn.Module):
 
         Args:
             values: feature -> (sum of lengths, dim) embeddings.
-            lengths: feature -> (B,).
+            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
             dense: (B, D), normalised.
             weights: (B,), 0 marks padding; None when serving.
 

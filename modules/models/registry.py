@@ -15,6 +15,8 @@ def register(kind: str, config: type) -> Callable[[type[nn.Module]], type[nn.Mod
 
     The network is built as `network(config, inputs, tasks)` and called as
     `forward(values, lengths, dense, weights) -> {task: logits (B,)}`; torch.jit.script must accept it.
+    A network with the class attribute `shares = True` also takes, when serving, features of one row that all rows of
+    `dense` share; for the others modules.serving repeats them.
     """
 
     def enter(network: type[nn.Module]) -> type[nn.Module]:

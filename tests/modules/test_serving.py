@@ -34,7 +34,7 @@ rows = st.fixed_dictionaries(
 )
 
 
-def build(**changes: Any) -> tuple[Model, torch.jit.ScriptModule]:
+def build(quantize: str = "none", **changes: Any) -> tuple[Model, torch.jit.ScriptModule]:
     """A model with weights that matter, and its scripted scorer after a round trip through a file."""
     recipe = twins.recipe(**changes)
     model = Model(recipe).eval().requires_grad_(False)
@@ -45,7 +45,7 @@ def build(**changes: Any) -> tuple[Model, torch.jit.ScriptModule]:
         if parameter.is_floating_point():
             parameter.add_(torch.rand(parameter.shape, generator=generator) * 0.3)
     file = io.BytesIO()
-    torch.jit.save(torch.jit.script(Scorer(model, recipe).eval()), file)
+    torch.jit.save(torch.jit.script(Scorer(model, recipe, quantize).eval()), file)
     return model, torch.jit.load(io.BytesIO(file.getvalue()))
 
 
@@ -83,9 +83,7 @@ def test_the_file_scores_exactly_like_the_model(kind):
     model, scored = build(**MODELS[kind])
     recipe = twins.recipe(**MODELS[kind])
     for batch in twins.batches(recipe, 4):  # enough calls for TorchScript to optimise in between
-        keys = batch.ids.keys()
-        columns = {"rate": batch.dense[:, 0]} if batch.dense.shape[1] else {}
-        found = scored({k: batch.ids[k].values() for k in keys}, {k: batch.ids[k].lengths() for k in keys}, columns)
+        found = scored(*by_feature(batch))
         logits = model(batch.ids, batch.dense, None)
         assert list(found) == list(recipe.tasks)
         for task, logit in logits.items():
@@ -161,6 +159,79 @@ def test_features_that_the_model_does_not_know_are_ignored(din):
     assert torch.equal(scored(more, lengths, dense)["click"], scored(values, lengths, dense)["click"])
 
 
+def by_feature(batch) -> tuple[dict[str, torch.Tensor], ...]:
+    keys = batch.ids.keys()
+    values, lengths = ({k: getattr(batch.ids[k], part)() for k in keys} for part in ("values", "lengths"))
+    return values, lengths, {"rate": batch.dense[:, 0]} if batch.dense.shape[1] else {}
+
+
+def one_user(call: tuple[dict[str, torch.Tensor], ...], user: list[str], row: int, times: int) -> tuple[dict, ...]:
+    """The features of `user` as those of one row, so many times; the others as they are."""
+    values, lengths, dense = ({**part} for part in call)
+    for name in user:
+        if name in values:
+            before, count = int(lengths[name][:row].sum()), lengths[name][row]
+            values[name] = values[name][before : before + int(count)].repeat(times)
+            lengths[name] = count.repeat(times)
+        elif name in dense:
+            dense[name] = dense[name][row].repeat(times)
+    return values, lengths, dense
+
+
+@pytest.mark.parametrize("user", [["user", "history", "rating", "rate"], ["history", "rating"], ["movie"], []])
+@pytest.mark.parametrize("kind", MODELS)
+def test_rank_scores_candidates_like_rows_that_repeat_the_user(kind, user):
+    _, scored = build(**MODELS[kind])
+    (batch,) = twins.batches(twins.recipe(**MODELS[kind]), 1)
+    call, size = by_feature(batch), batch.weights.numel()
+    for row in (*range(8), size - 1):
+        found = scored.rank(*one_user(call, user, row, 1))
+        wanted = scored(*one_user(call, user, row, size))
+        assert list(found) == list(wanted)
+        for task, scores in wanted.items():
+            torch.testing.assert_close(found[task], scores, rtol=0, atol=1e-6)
+            assert scores.std() > 0
+
+
+def test_rank_of_rows_that_share_nothing_is_forward(din):
+    _, scored = din
+    rows = inputs([sample(), sample(user=4, events=()), sample(movie=None)])
+    for call in (rows, inputs([sample()])):
+        assert torch.equal(scored.rank(*call)["click"], scored(*call)["click"])
+
+
+@pytest.mark.parametrize("events", [(), ((3, 4),), ((3, 4),) * 9])
+def test_a_user_without_candidates_gets_no_scores(din, events):
+    _, scored = din
+    values, lengths, dense = inputs([sample(events=events)])
+    none = torch.zeros(0, dtype=torch.int64)
+    assert scored.rank({**values, "movie": none}, {**lengths, "movie": none}, dense)["click"].shape == (0,)
+
+
+def test_rank_looks_the_user_up_once():
+    recipe = twins.recipe()
+    scorer = Scorer(Model(recipe), recipe).eval()
+    asked = {}
+    for lookup in scorer.lookups:
+        # Two features share a table, so the rows are counted where each feature asks for them.
+        lookup.register_forward_hook(lambda module, _, out: asked.update({module.name: out[0].size(0)}))
+    values, lengths, dense = inputs([sample(events=[(3, 4), (5, 1)])])
+    many = torch.arange(300)
+    scorer.rank({**values, "movie": many}, {**lengths, "movie": torch.ones_like(many)}, dense)
+    assert asked == {"user": 1, "movie": 300, "history": 2, "rating": 2}
+
+
+@pytest.mark.parametrize("way", ["rank", "forward"])
+@pytest.mark.parametrize("kind", ["din", "lr", "float16"])
+@pytest.mark.parametrize(("quantize", "most"), [("float16", 1e-3), ("int8", 1e-2)])
+def test_quantised_tables_score_almost_like_the_model(quantize, most, kind, way):
+    model, scored = build(quantize, **MODELS[kind])
+    for batch in twins.batches(twins.recipe(**MODELS[kind]), 3):
+        found = getattr(scored, way)(*by_feature(batch))["click"]
+        off = (found - torch.sigmoid(model(batch.ids, batch.dense, None)["click"])).abs().max()
+        assert 0 < off < most
+
+
 def without(part: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
     return {key: value for key, value in part.items() if key != name}
 
@@ -194,9 +265,18 @@ def test_wrong_calls_are_told_apart(din, sentence):
         scored(*call)
 
 
-def test_a_table_that_two_features_share_is_in_the_file_once():
+def test_rank_refuses_features_that_are_neither_the_users_nor_of_each_candidate(din):
+    _, scored = din
+    values, lengths, dense = inputs([sample()] * 3)
+    two = {**values, "movie": torch.tensor([1, 2])}
+    with pytest.raises(torch.jit.Error, match="ValueError: 'user' has 3 rows and 'movie' has 2"):
+        scored.rank(two, without(lengths, "movie"), dense)
+
+
+@pytest.mark.parametrize(("quantize", "bytes_a_row"), [("none", 32), ("float16", 16), ("int8", 16)])
+def test_a_table_that_two_features_share_is_in_the_file_once(quantize, bytes_a_row):
     recipe = twins.recipe(tables__movie__rows=50_000)
     file = io.BytesIO()
-    torch.jit.save(torch.jit.script(Scorer(Model(recipe), recipe)), file)
-    table = 50_000 * 8 * 4
+    torch.jit.save(torch.jit.script(Scorer(Model(recipe), recipe, quantize)), file)
+    table = 50_000 * bytes_a_row
     assert table < file.getbuffer().nbytes < 1.5 * table

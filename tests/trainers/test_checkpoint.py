@@ -205,7 +205,6 @@ def test_a_write_that_fails_twice_ends_the_run_and_the_last_good_one_stays(two_r
         assert message.endswith("then start the run again: it goes on from its last checkpoint")
     assert set(left) <= set(steps(made.run))
     assert max(steps(made.run)) == left[-1]
-    assert not list((made.run / "checkpoints").glob("step-*[!0-9]*"))
     assert len(list((made.run / "checkpoints").iterdir())) == len(steps(made.run))
     for found, wanted in zip(two_ranks.run(train, made), two_ranks.run(train, never), strict=True):
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)

@@ -6,7 +6,8 @@ import pytest
 from matplotlib.image import imread
 
 from configs.errors import BadInput
-from trainers.report import draw, summary_table, table_lines, write_report
+from trainers import breakdown
+from trainers.report import PARTS, draw, summary_table, table_lines, write_report
 
 POINTS = [{"mean_p": p, "mean_y": p * 1.1, "count": 250} for p in (0.05, 0.2, 0.4, 0.7)]
 LENGTHS = [{"length": name, "auc": auc, "rows": 1000} for name, auc in (("0", 0.61), ("6-10", 0.74), (">100", 0.8))]
@@ -85,6 +86,26 @@ def test_every_panel_of_a_finished_run_is_drawn(tmp_path, tasks):
     assert all(coloured(picture, quadrant) > 0.001 for quadrant in QUADRANTS)
 
 
+def test_a_steps_time_is_cut_into_its_parts(tmp_path):
+    parts = {"data_wait": 1.0, "id_exchange": 2.0, "dense_forward": 4.0, "optimizer": 2.0}
+    slow = {f"ms.{part}": 100 * spent for part, spent in parts.items()} | {"ms.step": 1000.0}  # the first line
+    lines = [line | {f"ms.{part}": spent for part, spent in parts.items()} | {"ms.step": 10.0} for line in training()]
+    lines[0] |= slow
+    lines[2] |= {"ms.step": 12.0}  # a checkpoint, say
+    lines[-1] |= {"step": lines[-2]["step"] + 10}  # half as many steps count half
+    figure = draw(write(tmp_path / "run", lines))
+    axes = panel(figure, "Where a step's time goes")
+    mean = 10 + 2 / 148.5
+    assert axes.get_title(loc="left").endswith(", 10.0 ms")
+    widths = dict(zip(PARTS, [bar.get_width() for bar in axes.patches], strict=True))
+    assert {part: width for part, width in widths.items() if width} == pytest.approx(parts | {"rest": mean - 9})
+    assert words(axes)[:3] == ["data wait 10%", "id exchange 20%", "embedding forward 0%"]
+
+
+def test_the_parts_drawn_are_the_parts_measured():
+    assert list(PARTS) == [*breakdown.PARTS, "rest"]
+
+
 def test_headline_names_run_and_figures(tmp_path):
     run = write(tmp_path / "din_ml1m-1", training(), outcome())
     assert texts(draw(run)) == ["din_ml1m-1", "test AUC 0.7312  GAUC 0.7123   |   52,310 rows/s"]
@@ -116,7 +137,8 @@ def test_missing_parts_are_named(tmp_path):
 
     figure = draw(write(tmp_path / "bare", [], {"rows_per_s": 10.0}))
     assert words(panel(figure, "Training loss")) == ["no training steps logged"]
-    assert [words(axes) for axes in figure.axes[1:]] == [["no split evaluated"]] * 3
+    assert [words(axes) for axes in figure.axes[1:4]] == [["no split evaluated"]] * 3
+    assert words(panel(figure, "Where a step's time goes")) == ["no step times logged"]
 
     result = outcome(splits=["valid"])
     result["curves"]["click"]["auc_by_length"] = []

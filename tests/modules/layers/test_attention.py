@@ -64,6 +64,21 @@ def test_no_events_at_all(softmax):
     assert all(not bool(parameter.grad.any()) for parameter in module.parameters())
 
 
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("activation", ["dice", "relu"])
+@given(rows=st.integers(0, 6), length=st.integers(0, 5), side=st.sampled_from([0, 2]))
+@settings(max_examples=20)
+def test_a_shared_history_is_as_good_as_a_repeated_one(activation, softmax, rows, length, side):
+    module = unit(side, activation, softmax).eval()
+    query = torch.randn(rows, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    _, events, extra, _ = case([length], side)
+    repeated = None if extra is None else extra.repeat(rows, 1)
+    lengths = torch.full((rows,), length)
+    torch.testing.assert_close(
+        module.shared(query, events, extra), module(query, events.repeat(rows, 1), repeated, lengths, None)
+    )
+
+
 def test_softmax_weights_sum_to_one():
     module = unit(softmax=True).eval()
     query, events, _, size = case([3, 1])

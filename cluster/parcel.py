@@ -1,0 +1,129 @@
+"""What of livetrain travels to a cluster: its own sources and one recipe, fit for another machine.
+
+Data, runs, credentials and the repository's history stay where they are; what a job needs of them it finds there.
+"""
+
+import hashlib
+import os
+import re
+import shlex
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from configs.errors import BadInput, without_credentials
+from configs.load import dump_recipe
+from configs.schema import Recipe
+
+PACKAGES = ("configs", "modules", "trainers", "cluster")
+LIMIT = 512 * 2**20  # bytes; Ray keeps a job's working directory in a store whose messages are at most this large
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is sent: the recipe as the cluster will read it, the command there, and the id."""
+
+    id: str
+    files: dict[str, bytes]  # path in the job's working directory -> content
+    entrypoint: str
+    recipe: str  # digest of the recipe and the runs folder: whether an id's earlier job was this one
+
+
+def prepare(recipe: Recipe, runs: Path, job_id: str | None = None) -> Job:
+    """Return what is sent for a recipe.
+
+    Raises:
+        BadInput: the recipe cannot run on another machine, or the id is none.
+    """
+    check_portable(recipe, runs)
+    name = recipe.name or recipe.model.kind
+    job_id = job_id or f"{name}-{time.strftime('%Y-%m-%d')}"
+    if not _ID.fullmatch(job_id):
+        raise BadInput(f"--id: '{job_id}' must be letters, digits, '.', '_' and '-', beginning with a letter or digit")
+    # Without a name of its own the run takes the id's, so that a job of this id never starts a second run.
+    text = dump_recipe(for_inside(recipe).model_copy(update={"name": recipe.name or job_id}))
+    files = sources() | {"recipe.yaml": text.encode()}
+    check_size(files)
+    entrypoint = f"python livetrain.py train recipe.yaml --runs {shlex.quote(str(runs))}"
+    return Job(job_id, files, entrypoint, hashlib.sha256(f"{text}\n{runs}".encode()).hexdigest())
+
+
+def check_portable(recipe: Recipe, runs: Path) -> None:
+    """Raise BadInput for what means something on this machine only."""
+    path = recipe.data.path
+    if without_credentials(path) != path:
+        raise BadInput(
+            f"data.path: {without_credentials(path)} comes with a password, which is never sent; "
+            "leave it out and give it to the cluster's environment"
+        )
+    if "://" not in path and not os.path.isabs(path):
+        raise BadInput(
+            f"data.path: '{path}' is relative, and the job's folder on the cluster holds no data; "
+            f"give a URI or the absolute path that all nodes share, as in data.path=/shared/{Path(path).name}"
+        )
+    check_runs(runs)
+
+
+def check_runs(runs: Path) -> None:
+    """Raise BadInput for a runs folder that would lie in the job's own."""
+    if not runs.is_absolute():
+        raise BadInput(
+            f"--runs: '{runs}' is relative, and the job's folder on the cluster goes away with the job; "
+            "give the absolute path of a folder that all nodes share, as in --runs /shared/runs"
+        )
+
+
+def check_size(files: dict[str, bytes], limit: int = LIMIT) -> None:
+    """Raise BadInput where the files are more than Ray takes."""
+    if size(files) < limit:
+        return
+    largest = max(files, key=lambda name: len(files[name]))
+    raise BadInput(
+        f"{largest}: with its {len(files[largest]) / 2**20:.1f} MiB the job's folder comes to "
+        f"{size(files) / 2**20:.1f} MiB, and Ray takes less than {limit / 2**20:.0f}; make it smaller"
+    )
+
+
+def size(files: dict[str, bytes]) -> int:
+    """Return the bytes of all files."""
+    return sum(map(len, files.values()))
+
+
+def sources(root: Path = Path(__file__).parents[1]) -> dict[str, bytes]:
+    """Return livetrain's own sources by their path below `root`, with the metadata that tells their version.
+
+    Recipes are left out: they may hold what is not for others, and a job needs its own only.
+    """
+    paths = [root / "livetrain.py", *(path for package in PACKAGES for path in (root / package).rglob("*.py"))]
+    paths = sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    if (root / "pyproject.toml").is_file():
+        files["pyproject.toml"] = (root / "pyproject.toml").read_bytes()
+    number = version("livetrain")
+    metadata = f"Metadata-Version: 2.1\nName: livetrain\nVersion: {number}\n"
+    return files | {f"livetrain-{number}.dist-info/METADATA": metadata.encode()}
+
+
+def for_inside(recipe: Recipe) -> Recipe:
+    """Return the recipe for a process on the cluster, which finds its cluster by itself."""
+    return recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"address": None})})
+
+
+def doctor_job(recipe: Recipe | None, runs: Path) -> Job:
+    """Return what is sent to run the doctor on the cluster, once.
+
+    Raises:
+        BadInput: the recipe cannot run on another machine.
+    """
+    files, words = sources(), ["python", "livetrain.py", "doctor"]
+    if recipe is None:
+        check_runs(runs)
+    else:
+        check_portable(recipe, runs)
+        files["recipe.yaml"] = dump_recipe(for_inside(recipe)).encode()
+        words.append("recipe.yaml")
+    check_size(files)
+    job_id = f"doctor-{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
+    return Job(job_id, files, shlex.join([*words, "--runs", str(runs)]), "")

@@ -1,0 +1,394 @@
+"""Jobs for real: a head node of this machine, with token authentication, and the command line against it."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cluster import parcel, submit
+from configs.errors import BadInput
+from configs.load import dump_recipe, load_recipe
+from tests import samples
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "0123456789abcdef" * 4
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, "HOME": str(home), "PATH": path, "PYTHONPATH": "", **more}
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """A head node that wants a token; `head.livetrain(*words)` runs the command line with it."""
+    home = tmp_path_factory.mktemp("home")
+    temporary = tempfile.mkdtemp(prefix="ray-")  # short: Ray's sockets lie in it
+    dashboard, agent, client = free_ports(3)
+    command = [
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0", "--num-cpus=2"),
+        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
+        *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
+        *("--object-store-memory=100000000", "--disable-usage-stats", f"--temp-dir={temporary}"),
+    ]
+    node = environment(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
+    log = (home / "head.log").open("w")
+    ray = subprocess.Popen(command, env=node, stdout=log, stderr=log, start_new_session=True, cwd=home)
+    address = f"http://127.0.0.1:{dashboard}"
+
+    def start(*words: str, token: str | None = TOKEN) -> subprocess.Popen:
+        given = {"RAY_AUTH_TOKEN": token} if token else {}
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "livetrain.py"), *words, "--address", address],
+            env=environment(home, COLUMNS="200", **given),
+            cwd=home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def livetrain(*words: str, token: str | None = TOKEN) -> SimpleNamespace:
+        command = start(*words, token=token)
+        out, err = command.communicate(timeout=240)
+        return SimpleNamespace(code=command.returncode, out=out, err=err)
+
+    try:
+        _wait_for(dashboard, ray)
+        yield SimpleNamespace(start=start, livetrain=livetrain, address=address)
+    finally:
+        os.killpg(ray.pid, signal.SIGKILL)  # a graceful end takes half a minute
+        ray.wait()
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _wait_for(port: int, ray: subprocess.Popen) -> None:
+    for _ in range(600):
+        assert ray.poll() is None, "the head node ended"
+        with socket.socket() as one:
+            if one.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise AssertionError("the head node did not start")
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    """A recipe file of one Ray worker, with its data beside it."""
+    settled = samples.recipe(samples.write(tmp_path / "data"), cluster__workers=1, train__epochs=1)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(settled))
+    return tmp_path / "recipe.yaml"
+
+
+def test_a_submitted_recipe_trains_once_whatever_the_number_of_submissions(head, recipe, tmp_path):
+    words = ("submit", str(recipe), "--runs", str(tmp_path / "runs"), "--id", "once")
+    first = head.livetrain(*words)
+    assert first.code == 0, first.err
+    assert "MiB, as job once" in first.err
+    assert "checking the data" in first.out
+    assert "test AUC" in first.out
+    assert "job once succeeded" in first.err
+    written = (tmp_path / "runs/small/result.json").stat().st_mtime_ns
+    again = head.livetrain(*words)
+    assert (again.code, again.out) == (0, "")
+    assert "job once has already succeeded at 20" in again.err
+    assert (tmp_path / "runs/small/result.json").stat().st_mtime_ns == written
+    other = head.livetrain(*words, "train.epochs=3")
+    assert other.code == 2
+    assert "--id: once is the id of a job with another recipe" in other.err
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_gives_its_code_and_sentence(head, recipe, tmp_path):
+    words = ("submit", str(recipe), "data.path=/no/such/data", "--runs", str(tmp_path / "runs"), "--id", "fails")
+    failed = head.livetrain(*words)
+    assert failed.code == 2
+    assert "there is no folder /no/such/data/train" in failed.out
+    assert "job fails failed with exit code 2" in failed.err
+    again = head.livetrain(*words)
+    assert again.code == 2
+    assert "has already failed with exit code 2" in again.err
+    assert "--id fails-2" in again.err
+
+
+def read_until(command: subprocess.Popen, words: str) -> None:
+    for line in command.stdout:
+        if words in line:
+            return
+    raise AssertionError(f"'{words}' was never said: {command.stderr.read()}")
+
+
+@pytest.mark.slow
+def test_an_interrupt_leaves_the_job_or_stops_it_as_asked(head, recipe, tmp_path):
+    words = ("submit", str(recipe), "train.epochs=100000", "--runs", str(tmp_path / "runs"), "--id", "long")
+    sent = head.livetrain(*words, "--detach")
+    assert (sent.code, sent.out) == (0, "")
+    left = head.start(*words)
+    read_until(left, "step ")
+    left.send_signal(signal.SIGINT)
+    _, err = left.communicate(timeout=60)
+    assert left.returncode == 130
+    assert "job long is running already; attached to it" in err
+    assert "job long goes on" in err
+    stopping = head.start(*words, "--cancel-on-interrupt")
+    read_until(stopping, "checking the data")  # the output comes from its start
+    stopping.send_signal(signal.SIGINT)
+    _, err = stopping.communicate(timeout=90)
+    assert stopping.returncode == 130
+    assert "job long stopped" in err
+    ended = head.livetrain(*words)
+    assert ended.code == 130
+    assert "has already stopped" in ended.err
+
+
+@pytest.mark.slow
+def test_the_doctor_examines_a_cluster_from_inside(head, recipe, tmp_path):
+    words = (str(recipe), "--runs", str(tmp_path / "runs"))
+    well = head.livetrain("doctor", *words, "cluster.workers=2")
+    assert well.code == 0, well.out
+    assert "all-to-all over gloo" in well.out
+    ill = head.livetrain("doctor", *words, "data.path=/no/such/data")
+    assert ill.code == 2
+    assert "failed" in ill.out
+
+
+@pytest.mark.parametrize(
+    ("token", "sentence"), [(None, "wants a token (HTTP 401)"), ("f" * 64, "does not accept this token (HTTP 403)")]
+)
+def test_a_cluster_that_refuses_the_token_is_one_sentence(head, recipe, tmp_path, token, sentence):
+    refused = head.livetrain("submit", str(recipe), "--runs", str(tmp_path / "runs"), token=token)
+    assert refused.code == 2
+    assert sentence in refused.err
+    assert "RAY_AUTH_TOKEN" in refused.err
+    assert refused.err.count("\n") == 1
+
+
+def test_nobody_at_the_address():
+    (port,) = free_ports(1)
+    with pytest.raises(BadInput, match=f"no Ray cluster answers at http://127.0.0.1:{port}"):
+        submit.Cluster(f"http://127.0.0.1:{port}")
+
+
+@pytest.mark.parametrize("address", ["head:6379", "ray://head:10001", "auto"])
+def test_an_address_that_is_no_dashboard_url(address):
+    with pytest.raises(BadInput, match="is no dashboard's URL; give the one"):
+        submit.Cluster(address)
+
+
+def test_somebody_else_at_the_address():
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>welcome</html>")
+
+        def log_message(self, *arguments) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with pytest.raises(BadInput, match="is no Ray dashboard"):
+        submit.Cluster(f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_headers_must_be_an_object(monkeypatch, text):
+    monkeypatch.setenv("RAY_JOB_HEADERS", text)
+    with pytest.raises(BadInput, match="RAY_JOB_HEADERS: it must be a JSON object"):
+        submit._headers()
+
+
+# What travels
+
+
+def test_only_sources_and_the_recipe_travel(tmp_path):
+    names = """
+        livetrain.py pyproject.toml configs/schema.py configs/recipes/mine.yaml configs/.env cluster/.hidden/x.py
+        modules/models/din.py modules/__pycache__/din.pyc trainers/token.txt cluster/setup.sh data/a.parquet
+        runs/a/config.yaml .git/config notes.py
+    """
+    for name in names.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = parcel.sources(tmp_path)
+    own = {"livetrain.py", "pyproject.toml", "configs/schema.py", "modules/models/din.py"}
+    assert {name for name in found if not name.endswith("METADATA")} == own
+    assert found["modules/models/din.py"] == b"modules/models/din.py"
+
+
+def test_the_sources_run_without_an_installation(tmp_path):
+    for name, content in parcel.sources().items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    metadata = "importlib.metadata.distribution('livetrain').locate_file('x')"
+    script = f"import importlib.metadata, livetrain; print(livetrain.__file__, {metadata})"
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [(tmp_path / path).parent for path in done.stdout.split()] == [tmp_path, tmp_path]
+
+
+def test_the_recipe_that_travels_is_the_resolved_one(recipe, tmp_path):
+    settled = load_recipe(recipe, ["train.epochs=7", "cluster.address=head:6379"])
+    job = parcel.prepare(settled, Path("/shared/my runs"))
+    assert job.id == f"small-{time.strftime('%Y-%m-%d')}"
+    assert job.entrypoint == "python livetrain.py train recipe.yaml --runs '/shared/my runs'"
+    (tmp_path / "sent.yaml").write_bytes(job.files["recipe.yaml"])
+    sent = load_recipe(tmp_path / "sent.yaml")
+    assert (sent.train.epochs, sent.cluster.address, sent.name) == (7, None, "small")
+
+
+def test_a_run_without_a_name_takes_the_jobs(recipe, tmp_path):
+    settled = load_recipe(recipe, ["name=null"])
+    job = parcel.prepare(settled, tmp_path)
+    assert job.id == f"din-{time.strftime('%Y-%m-%d')}"
+    assert f"name: {job.id}".encode() in job.files["recipe.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("override", "runs", "sentence"),
+    [
+        ("data.path=data/ml-1m", "/runs", "data.path: 'data/ml-1m' is relative, .* as in data.path=/shared/ml-1m"),
+        ("data.path=s3://me:secret@bucket/x", "/runs", "data.path: s3://bucket/x comes with a password"),
+        ("train.epochs=1", "runs", "--runs: 'runs' is relative, .* as in --runs /shared/runs"),
+    ],
+)
+def test_what_only_this_machine_knows_is_refused(recipe, override, runs, sentence):
+    with pytest.raises(BadInput, match=sentence) as caught:
+        parcel.prepare(load_recipe(recipe, [override]), Path(runs))
+    assert "secret" not in str(caught.value)
+
+
+def test_an_id_must_be_a_name(recipe):
+    with pytest.raises(BadInput, match="--id: 'a/b' must be letters"):
+        parcel.prepare(load_recipe(recipe), Path("/runs"), "a/b")
+
+
+def test_too_much_is_refused_with_its_largest_file():
+    parcel.check_size({"a.py": b"1" * 10, "b.py": b"2" * 89}, limit=100)
+    with pytest.raises(BadInput, match=r"^b\.py: with its .* and Ray takes less than"):
+        parcel.check_size({"a.py": b"1" * 10, "b.py": b"2" * 90}, limit=100)
+
+
+def test_the_limit_is_rays():
+    from ray._private.ray_constants import GRPC_CPP_MAX_MESSAGE_SIZE
+
+    assert parcel.LIMIT == GRPC_CPP_MAX_MESSAGE_SIZE
+
+
+# How a job's end comes back
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("FAILED", 2, 2),
+        ("FAILED", None, 1),
+        ("FAILED", -9, 1),
+        ("STOPPED", None, 130),
+    ],
+)
+def test_exit_codes(status, code, expected):
+    assert submit.exit_code(SimpleNamespace(status=status, driver_exit_code=code)) == expected
+
+
+class Jobs:
+    """Ray's client, on a line that breaks after a piece more each time, `breaks` times; `away` answers nothing else."""
+
+    def __init__(self, *pieces: str, breaks: int = 0, away: bool = False) -> None:
+        self.pieces, self.breaks, self.away, self.tails = pieces, breaks, away, 0
+
+    async def tail_job_logs(self, job: str):
+        self.tails += 1
+        for index, piece in enumerate(self.pieces):
+            yield piece
+            if index + 1 == self.tails <= self.breaks:
+                raise RuntimeError("closed")
+
+    def get_job_info(self, job: str) -> SimpleNamespace:
+        if self.away:
+            raise ConnectionError("away")
+        ended = self.tails > self.breaks or self.tails == len(self.pieces)
+        return SimpleNamespace(status=SimpleNamespace(is_terminal=lambda: ended))
+
+    def get_job_logs(self, job: str) -> str:
+        return "".join(self.pieces)
+
+
+@pytest.fixture
+def cluster(monkeypatch) -> submit.Cluster:
+    monkeypatch.setattr(submit, "_POLL_S", 0.0)
+    cluster = object.__new__(submit.Cluster)
+    cluster._shown = "http://head"
+    return cluster
+
+
+@pytest.mark.parametrize("breaks", [0, 2, 7, 8])
+def test_a_broken_connection_repeats_and_loses_nothing(cluster, breaks):
+    """More breaks than attempts in a row are allowed; the last of eight comes in the job's last words."""
+    lines = [f"line {number}\n" for number in range(8)]
+    cluster.client = Jobs(*lines, breaks=breaks)
+    written = []
+    assert cluster.follow("job", written.append).status.is_terminal()
+    assert "".join(written) == "".join(lines)
+
+
+def test_what_came_after_the_line_broke_for_good_is_fetched(cluster):
+    cluster.client = Jobs("one\n", "two\n", breaks=1)
+    cluster.client.get_job_info = lambda job: SimpleNamespace(status=SimpleNamespace(is_terminal=lambda: True))
+    written = []
+    cluster.follow("job", written.append)
+    assert written == ["one\n", "two\n"]
+
+
+def test_a_cluster_that_stays_away_is_given_up(cluster):
+    cluster.client = Jobs("one\n", away=True)
+    written = []
+    with pytest.raises(ConnectionError, match="http://head does not answer any more; job small may still run"):
+        cluster.follow("small", written.append)
+    assert written == ["one\n"]
+
+
+def test_two_submissions_at_once_make_one_job(monkeypatch, recipe, tmp_path):
+    settled = load_recipe(recipe)
+    job = parcel.prepare(settled, tmp_path)
+    details = SimpleNamespace(status="RUNNING", metadata={"recipe": job.recipe}, driver_exit_code=0)
+    details.status = type("Status", (str,), {"is_terminal": lambda self: False})("RUNNING")
+    answers = iter([None, details])
+
+    class Raced:
+        def __init__(self, address: str) -> None:
+            pass
+
+        def find(self, job: str):
+            return next(answers)
+
+        def send(self, job) -> None:
+            raise RuntimeError("Job with submission_id small already exists.")
+
+    monkeypatch.setattr(submit, "Cluster", Raced)
+    said = []
+    assert submit.submit(settled, tmp_path, "http://head", detach=True, say=said.append) == 0
+    assert f"job {job.id} is running already; attached to it" in said

@@ -1,0 +1,149 @@
+"""How fast an exported file ranks: one call with 500 candidates of one user, on one thread, by how tables are stored.
+
+`rank`, which gets the user's features once, is compared with `forward` on rows that repeat them. Users change from call
+to call, all ways of calling take turns, and inputs are made before the clock starts.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from rich import box
+from rich.table import Table
+
+from configs.errors import BadInput, nearest
+from configs.load import load_recipe
+from configs.schema import IdFeature, Quantization, Recipe, SequenceFeature
+from trainers import export
+from trainers.export import Inputs
+
+CANDIDATES = 500
+_USERS = 30
+_HEAD = ("tables", "tables MB", "file MB", "AUC", "user", "p50 ms", "p99 ms", "rows/s", "faster")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A way to store tables: sizes in bytes, parity with the model, candidates a call and seconds of every call."""
+
+    quantize: Quantization
+    sizes: dict[str, Any]
+    parity: dict[str, Any]
+    candidates: int
+    rank: list[float]
+    forward: list[float]
+
+
+def compare(run: Path, which: str = "best", candidate: list[str] | None = None, rounds: int = 10) -> list[Measured]:
+    """Measure a run's model with its tables as trained, in float16 and in 8 bits.
+
+    Args:
+        run: the run folder.
+        which: ``best`` or ``last`` checkpoint.
+        candidate: the candidate's features, all others being the user's; by default the ids that share a table with a
+            sequence.
+        rounds: passes over 30 users, each of whom is scored in every way.
+
+    Raises:
+        BadInput: no such checkpoint, data or feature; or a file differs from the model beyond its tolerance.
+    """
+    recipe = load_recipe(run / "config.yaml")
+    user = user_features(recipe, candidate)
+    model = export.plain_model(recipe, export.find_checkpoint(run, which))
+    files, found = {}, {}
+    for quantize in get_args(Quantization):
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.pt"
+            export.script(model, recipe, quantize).save(str(file))
+            files[quantize] = scored = torch.jit.load(str(file))
+            found[quantize] = (export.sizes(file, scored, recipe), export.prove(model, scored, recipe, quantize))
+    rows = export.held_out_rows(recipe, CANDIDATES)
+    count = rows["rows"]
+    seconds = _measure(files, _requests(export.golden_inputs(rows), count, user), rounds)
+    return [Measured(q, *found[q], count, seconds[q, "rank"], seconds[q, "forward"]) for q in files]
+
+
+def user_features(recipe: Recipe, candidate: list[str] | None) -> list[str]:
+    """Return the features that are not the candidate's.
+
+    Raises:
+        BadInput: a named feature does not exist, or none is named and no id shares a table with a sequence.
+    """
+    for name in candidate or []:
+        if name not in recipe.features:
+            raise BadInput(f"--candidate: there is no feature '{name}'{nearest(name, recipe.features)}")
+    past = {feature.table for feature in recipe.features.values() if isinstance(feature, SequenceFeature)}
+    offered = candidate or [n for n, f in recipe.features.items() if isinstance(f, IdFeature) and f.table in past]
+    if not offered:
+        raise BadInput(
+            "--bench: no id feature shares a table with a sequence, so the candidate's features cannot be told from "
+            "the user's; name them with --candidate"
+        )
+    return [name for name in recipe.features if name not in offered]
+
+
+def _requests(rows: Inputs, count: int, user: list[str]) -> list[dict[str, Inputs]]:
+    """Return what `rank` and `forward` are given for each user, by their names."""
+    places = np.linspace(0, count - 1, _USERS).astype(int).tolist()
+    return [dict(zip(("rank", "forward"), export.one_user(rows, user, place), strict=True)) for place in places]
+
+
+def _measure(
+    files: dict[Quantization, torch.jit.ScriptModule], requests: list[dict[str, Inputs]], rounds: int
+) -> dict[tuple[Quantization, str], list[float]]:
+    """Return the seconds of every call by file and method; a first pass, while TorchScript optimises, is left out."""
+    calls: dict[tuple[Quantization, str], Callable] = {
+        (quantize, way): getattr(scored, way) for quantize, scored in files.items() for way in ("rank", "forward")
+    }
+    seconds: dict[tuple[Quantization, str], list[float]] = {key: [] for key in calls}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            for request in requests * (rounds + 1):
+                for (quantize, way), call in calls.items():
+                    start = time.perf_counter()
+                    call(*request[way])
+                    seconds[quantize, way].append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(threads)
+    return {key: values[len(requests) :] for key, values in seconds.items()}
+
+
+def cells(measured: list[Measured]) -> list[tuple[str, ...]]:
+    """Return the comparison as text, its head first: two lines a way to store tables."""
+    out: list[tuple[str, ...]] = [_HEAD]
+    for m in measured:
+        aucs = [value["file"] for key, value in m.parity.items() if key.endswith(".auc")]
+        about = (
+            m.quantize.replace("none", "trained"),
+            f"{m.sizes['tables'] / 1e6:.2f}",
+            f"{m.sizes['file'] / 1e6:.2f}",
+            " ".join("-" if auc is None else f"{auc:.5f}" for auc in aucs),
+        )
+        faster = np.median(m.forward) / np.median(m.rank)
+        out.append((*about, "once", *_timing(m.rank, m.candidates), f"{faster:.2f}x"))
+        out.append((*[""] * len(about), "repeated", *_timing(m.forward, m.candidates), ""))
+    return out
+
+
+def _timing(seconds: list[float], candidates: int) -> tuple[str, ...]:
+    p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
+    return f"{p50:.2f}", f"{p99:.2f}", f"{candidates * len(seconds) / sum(seconds):,.0f}"
+
+
+def table(measured: list[Measured]) -> Table:
+    """Return the comparison for a terminal."""
+    head, *lines = cells(measured)
+    title = f"{measured[0].candidates} candidates of one user, one thread"
+    found = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE)
+    for name in head:
+        found.add_column(name, justify="left" if name in ("tables", "user") else "right")
+    for line in lines:
+        found.add_row(*line)
+    return found
