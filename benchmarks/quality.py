@@ -40,12 +40,12 @@ def main() -> None:
     given = arguments()
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     rows = []
+    given.out.parent.mkdir(parents=True, exist_ok=True)
     for path in given.recipes:
         results = [measure(path, seed, given) for seed in given.seeds]
         rows.append(row(path.stem, results))
         print(f"{HEAD}\n{rows[-1]}", flush=True)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(document(rows, results[-1]["versions"], given))
+        given.out.write_text(document(rows, results[-1]["versions"], given))
     print(f"written to {given.out}")
 
 

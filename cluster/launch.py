@@ -26,8 +26,8 @@ from trainers import checkpoint, preflight, ranks, report, runlog, tracking
 from trainers.export import find_checkpoint, versions
 from trainers.loop import Job, Trainer
 from trainers.manifest import write_json
-from trainers.progress import Watcher
 from trainers.process import ENVIRONMENT, prepare
+from trainers.progress import Watcher
 
 Work = Callable[[torch.device], dict[str, Any]]
 

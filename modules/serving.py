@@ -81,8 +81,9 @@ class Lookup(nn.Module):
 class Scorer(nn.Module):
     """What is exported: ids, lengths and dense by feature -> probability by task.
 
-    The dense part is the model's own, and so are the tables unless they are quantised. Only the way to the tables is a second one, without
-    KeyedJaggedTensor, which would tie the file to fbgemm's operators; parity before each export covers it.
+    The dense part is the model's own, and so are the tables unless they are quantised. Only the way to the tables is a
+    second one, without KeyedJaggedTensor, which would tie the file to fbgemm's operators; parity before each export
+    covers it.
 
     Args:
         model: a plain model.
@@ -130,9 +131,7 @@ class Scorer(nn.Module):
         return self._score(values, counts, table)
 
     @torch.jit.export
-    def rank(
-        self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def rank(self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]) -> dict[str, Tensor]:
         """Score B candidates of one user: `forward` of B rows that each repeat the user, without the repetition.
 
         Args:

@@ -141,7 +141,8 @@ def table(measured: list[Measured]) -> Table:
     """Return the comparison for a terminal."""
     head, *lines = cells(measured)
     title = f"{measured[0].candidates} candidates of one user, one thread"
-    found = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE)
+    found = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE, pad_edge=False)
+    found.collapse_padding = True
     for name in head:
         found.add_column(name, justify="left" if name in ("tables", "user") else "right")
     for line in lines:

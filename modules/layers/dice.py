@@ -9,7 +9,6 @@ from torch.autograd.function import once_differentiable
 from modules.layers.distributed import all_reduce_sum
 from modules.layers.precision import widen
 
-
 _TILE = 2048  # rows; a CPU's cache holds a tile through the whole chain of elementwise operations
 
 

@@ -39,7 +39,7 @@ def wait_for_step(run: Path, step: int, seconds: float = 120) -> None:
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[None]:
     """One Ray for the tests that do not need to see it start."""
-    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 

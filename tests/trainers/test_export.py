@@ -15,6 +15,8 @@ import torch
 from cluster import launch
 from configs.errors import BadInput
 from configs.load import dump_recipe, load_recipe
+from modules.layers.attention import ActivationUnit
+from modules.serving import Scorer
 from tests import samples
 from trainers import checkpoint, manifest, metrics
 from trainers import export as exporter
@@ -22,6 +24,7 @@ from trainers.export import export
 
 FILES = ["golden.json", "manifest.json", "model.pt", "signature.json"]
 DNN = {"model": {"kind": "dnn", "units": [16]}}
+SCORE = Path(__file__).parents[1] / "cpp/score.cpp"
 LR = {"model": {"kind": "lr"}, "features": {"rate": {"type": "dense"}}, "tables": {}}
 
 SERVER = """
@@ -32,7 +35,12 @@ golden = json.load(open("golden.json"))
 ids = {name: torch.tensor(values, dtype=torch.int64) for name, values in golden["ids"].items()}
 lengths = {name: torch.tensor(values) for name, values in golden["lengths"].items()}
 dense = {n: torch.tensor([math.nan if x is None else x for x in values]) for n, values in golden["dense"].items()}
-scores = torch.jit.load("model.pt")(ids, lengths, dense)
+model = torch.jit.load("model.pt")
+scores = model(ids, lengths, dense)
+first = {name: values[: lengths[name][0]] for name, values in ids.items() if name != "movie"}
+one = {name: torch.tensor([values.numel()]) for name, values in first.items()}
+movies = {"movie": torch.arange(500)}
+assert model.rank({**first, **movies}, one, {n: x[:1] for n, x in dense.items()})["click"].shape == (500,)
 assert {task: score.tolist() for task, score in scores.items()} == golden["scores"]
 assert not {"torchrec", "fbgemm_gpu", "modules"} & set(sys.modules)
 """
@@ -127,6 +135,7 @@ def test_the_signature_says_what_a_caller_needs(served, small_run):
     assert signature["metrics"]["test.click.log_loss"] == result["test.click.log_loss"]
     assert signature["parity"]["rows"] == 500
     assert signature["parity"]["largest_difference"] == 0
+    assert signature["quantize"] == "none"
     assert signature["parity"]["click.auc"]["file"] == pytest.approx(result["test.click.auc"], abs=1e-4)
     assert {"python", "torch", "torchrec"} <= set(signature["versions"])
 
@@ -179,11 +188,11 @@ def broken(by: float) -> Callable:
     """A `script` whose file has slightly other weights than the model, as a mistake in scripting would give it."""
     script = exporter.script
 
-    def breaks(model, recipe):
+    def breaks(model, recipe, quantize):
         off = copy.deepcopy(model)
         for weight in off.dense.network.parameters():
             weight.add_(by)
-        return script(off, recipe)
+        return script(off, recipe, quantize)
 
     return breaks
 
@@ -199,6 +208,105 @@ def test_a_file_that_scores_otherwise_never_appears(small_run, served, tmp_path,
             export(small_run, out=out)
     assert content(earlier) == before
     assert [path.name for path in tmp_path.iterdir()] == ["earlier"]
+
+
+@pytest.mark.parametrize("quantize", ["float16", "int8"])
+def test_quantised_tables_are_proved_within_their_own_tolerance(copied, served, quantize):
+    run = copied("export.tolerance=1e-6", f"export.quantize={quantize}")
+    signature = export(run)
+    assert signature["quantize"] == quantize
+    assert 1e-6 < signature["parity"]["largest_difference"] < {"float16": 1e-3, "int8": 1e-2}[quantize]
+    assert signature["parity"]["largest_difference_of_rank"] < 1e-6
+    auc = signature["parity"]["click.auc"]
+    assert auc["model"] == read(served / "signature.json")["parity"]["click.auc"]["model"]
+    assert auc["file"] == pytest.approx(auc["model"], abs=5e-3)
+    size = signature["sizes"]
+    assert size["tables"] == {"float16": 2 * (612 * 8 + 6 * 4), "int8": 612 * 16 + 6 * 12}[quantize]
+    assert size["float32"]["tables"] == 4 * (612 * 8 + 6 * 4)
+    assert size["float32"]["file"] == pytest.approx((served / "model.pt").stat().st_size, rel=0.02)
+    assert size["file"] == (run / "export/model.pt").stat().st_size
+    golden = read(run / "export/golden.json")
+    assert golden["ids"] == read(served / "golden.json")["ids"]
+    assert golden["scores"] != read(served / "golden.json")["scores"]
+    done = subprocess.run([sys.executable, "-c", SERVER], cwd=run / "export", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_quantisation_on_the_command_line_beats_the_recipes(copied, served):
+    run = copied("export.quantize=int8")
+    assert export(run, quantize="none")["quantize"] == "none"
+    assert read(run / "export/golden.json") == read(served / "golden.json")
+
+
+def test_tables_that_lose_too_much_are_not_exported(copied):
+    run = copied("export.tolerance_int8=1e-6")
+    with pytest.raises(BadInput, match=r"more than export.tolerance_int8=1e-06; nothing was exported"):
+        export(run, quantize="int8")
+    assert not (run / "export").exists()
+    assert export(run, quantize="float16")["quantize"] == "float16"
+
+
+def test_a_file_that_ranks_otherwise_than_it_scores_never_appears(small_run, tmp_path, monkeypatch):
+    shared = ActivationUnit.shared
+    monkeypatch.setattr(ActivationUnit, "shared", lambda self, *inputs: shared(self, *inputs) + 0.1)
+
+    def unscripted(model, recipe, quantize):
+        scorer = Scorer(model, recipe, quantize).eval()
+        scorer.save = lambda path: Path(path).write_bytes(b"")
+        monkeypatch.setattr(torch.jit, "load", lambda _: scorer)
+        return scorer
+
+    monkeypatch.setattr(exporter, "script", unscripted)
+    with pytest.raises(BadInput, match="the file's rank differs from its forward by .*; nothing was exported"):
+        export(small_run, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lines_say_how_close_and_how_large(served):
+    first, auc, tables, file = exporter.lines(read(served / "signature.json"))
+    assert first == "on 500 held-out rows the file's scores are exactly those of the model"
+    assert auc.startswith("click AUC on them: file 0.")
+    assert tables == "tables: 0.02 MB, with float32 tables 0.02 MB"
+    assert file.startswith("file: 0.")
+    off = read(served / "signature.json") | {"parity": {"rows": 4096, "largest_difference": 2.4e-3}}
+    assert exporter.lines(off)[0] == "on 4,096 held-out rows the file's scores are within 2e-03 of those of the model"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Path:
+    """tests/cpp/score.cpp, compiled as the README says."""
+    if not shutil.which("g++"):
+        pytest.skip("there is no g++")
+    torch_folder, out = Path(torch.__file__).parent, tmp_path_factory.mktemp("cpp") / "score"
+    includes = [f"-I{torch_folder / 'include' / part}" for part in (".", "torch/csrc/api/include")]
+    libraries = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch_folder / 'lib'}"]
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    command = ["g++", "-std=c++20", "-O0", abi, *includes, str(SCORE), "-o", str(out), *libraries]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["none", "float16", "int8"])
+def test_a_cpp_program_reproduces_the_golden_rows(program, small_run, tmp_path, quantize):
+    export(small_run, out=tmp_path / "out", quantize=quantize)
+    golden = read(tmp_path / "out/golden.json")
+    assert None in golden["dense"]["rate"]
+    rows = tmp_path / "rows.txt"
+
+    def written() -> subprocess.CompletedProcess:
+        columns = [(part, k, v) for part in ("ids", "lengths", "dense", "scores") for k, v in golden[part].items()]
+        lines = [" ".join([part, k, *("nan" if x is None else repr(x) for x in v)]) for part, k, v in columns]
+        rows.write_text("\n".join(lines))
+        command = [str(program), str(tmp_path / "out/model.pt"), str(rows)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = written()
+    assert (done.returncode, done.stdout) == (0, "1 task(s), 0 scores differ\n"), done.stderr
+    golden["scores"]["click"][3] += 1e-6
+    done = written()
+    assert (done.returncode, done.stdout) == (1, "1 task(s), 1 scores differ\n"), done.stderr
 
 
 def test_a_new_export_replaces_an_earlier_one_as_a_whole(small_run, served, tmp_path):
