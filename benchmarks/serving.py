@@ -14,11 +14,13 @@ import os
 import platform
 from pathlib import Path
 
-from trainers.quiet import hush
+from trainers.process import prepare
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from trainers import latency
-from trainers.export import versions
+prepare()  # as livetrain does, before PyTorch is imported
+
+import modules.models  # noqa: E402, F401  (registers the kinds that a recipe may name)
+from trainers import latency  # noqa: E402
+from trainers.export import versions  # noqa: E402
 
 
 def main() -> None:
@@ -27,13 +29,14 @@ def main() -> None:
     parser.add_argument("--candidate", nargs="+", help="the candidate's features, where they cannot be told")
     parser.add_argument("--rounds", type=int, default=20, help="passes over 30 users")
     given = parser.parse_args()
-    hush()
     measured = latency.compare(given.run, candidate=given.candidate, rounds=given.rounds)
     head, *lines = latency.cells(measured)
     for line in (head, ["---"] * len(head), *lines):
         print("|", " | ".join(line), "|")
     found = versions()
+    huge = os.environ["THP_MEM_ALLOC_ENABLE"]
     print(f"\n{measured[0].candidates} candidates, {len(measured[0].rank)} calls each, one thread;", end=" ")
+    print(f"THP_MEM_ALLOC_ENABLE={huge};", end=" ")
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores of {_processor()};", end=" ")
     print(f"python {found['python']}, torch {found['torch']}; {datetime.date.today()}")
     print("largest difference of a probability from the model's:", end=" ")

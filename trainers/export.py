@@ -210,8 +210,8 @@ def lines(signature: dict[str, Any]) -> list[str]:
     """Return in sentences how close the file is to the model, and how large."""
     parity, size = signature["parity"], signature["sizes"]
     apart = parity["largest_difference"]
-    how = f"within {apart:.0e} of those of" if apart else "exactly those of"
-    found = [f"on {parity['rows']:,} held-out rows the file's scores are {how} the model"]
+    how = f"differ from the model's by up to {apart:.1e}" if apart else "are exactly the model's"
+    found = [f"on {parity['rows']:,} held-out rows the file's scores {how}"]
     for key, auc in parity.items():
         if isinstance(auc, dict) and auc["file"] is not None:
             found.append(f"{key.removesuffix('.auc')} AUC on them: file {auc['file']:.5f}, model {auc['model']:.5f}")

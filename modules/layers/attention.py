@@ -68,17 +68,18 @@ class ActivationUnit(nn.Module):
             return pooled
         return torch.cat([pooled, jagged.segment_sum(relevance * side, segment, size)], 1)
 
-    def shared(self, query: Tensor, events: Tensor, side: Tensor | None) -> Tensor:
+    def shared(self, query: Tensor, events: Tensor, side: Tensor | None, tile: int = 4096) -> Tensor:
         """Pool one history for many candidates, as a server ranks them; for evaluation mode.
 
         W [q, e, q-e, q*e, s] + b is linear in q, so each event is folded into a layer of its own, once:
         W_k q + c_k  with  W_k = Wq + Wd + Wp * e_k  (by column),  c_k = (We - Wd) e_k + Ws s_k + b,
-        and one matrix product takes all candidates through the layers of all events. No event is repeated.
+        and one matrix product takes candidates through the layers of all events. No event is repeated.
 
         Args:
             query: (B, d), the candidates.
             events: (T, d), the one history of all of them.
             side: (T, s), or None when the unit has no side.
+            tile: pairs of a candidate and an event that a CPU's cache holds through the whole unit.
 
         Returns:
             (B, d + s): what `forward` gives for B rows that each repeat the history.
@@ -88,14 +89,18 @@ class ActivationUnit(nn.Module):
         if side is not None:
             constant = torch.addmm(constant, side, of_side.t())
             events = torch.cat([events, side], 1)  # (T, d + s)
-        size, length = query.size(0), events.size(0)
         layers = of_query + of_difference + of_product * events[:, : query.size(1)].unsqueeze(1)  # (T, H, d)
-        hidden = torch.addmm(constant.flatten(), query, layers.flatten(0, 1).t())  # (B, T * H)
-        hidden = self.activation(hidden.reshape(size * length, constant.size(1)), None)
-        relevance = self.rest(hidden, None).reshape(size, length)
-        if self.softmax:
-            relevance = relevance.softmax(1)
-        return relevance @ events
+        length, units = constant.shape
+        rows = query.size(0) if query.is_cuda else tile // max(length, 1)
+        pooled: list[Tensor] = []
+        for part in query.split(max(rows, 1)):  # (n, d)
+            hidden = torch.addmm(constant.flatten(), part, layers.flatten(0, 1).t())  # (n, T * H)
+            hidden = self.activation(hidden.reshape(part.size(0) * length, units), None)
+            relevance = self.rest(hidden, None).reshape(part.size(0), length)
+            if self.softmax:
+                relevance = relevance.softmax(1)
+            pooled.append(relevance @ events)
+        return torch.cat(pooled)
 
     def _first(self, query: Tensor, events: Tensor, side: Tensor | None, segment: Tensor) -> Tensor:
         """Apply `self.first` to [q, e, q - e, q * e, s] without building it: (N, H).

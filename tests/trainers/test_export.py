@@ -264,12 +264,12 @@ def test_a_file_that_ranks_otherwise_than_it_scores_never_appears(small_run, tmp
 
 def test_the_lines_say_how_close_and_how_large(served):
     first, auc, tables, file = exporter.lines(read(served / "signature.json"))
-    assert first == "on 500 held-out rows the file's scores are exactly those of the model"
+    assert first == "on 500 held-out rows the file's scores are exactly the model's"
     assert auc.startswith("click AUC on them: file 0.")
     assert tables == "tables: 0.02 MB, with float32 tables 0.02 MB"
     assert file.startswith("file: 0.")
     off = read(served / "signature.json") | {"parity": {"rows": 4096, "largest_difference": 2.4e-3}}
-    assert exporter.lines(off)[0] == "on 4,096 held-out rows the file's scores are within 2e-03 of those of the model"
+    assert exporter.lines(off)[0] == "on 4,096 held-out rows the file's scores differ from the model's by up to 2.4e-03"
 
 
 @pytest.fixture(scope="module")

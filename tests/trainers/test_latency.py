@@ -52,16 +52,6 @@ def test_percentiles_and_rates_are_of_all_calls():
     assert repeated[4:] == ("repeated", "2.00", "200.00", "62,972", "")
 
 
-def test_threads_are_given_back(small_run):
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        latency.compare(small_run, rounds=1)
-        assert torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_both_ways_are_asked_for_the_same_scores(small_run):
     recipe = load_recipe(small_run / "config.yaml")
     model = export.plain_model(recipe, export.find_checkpoint(small_run, "best"))

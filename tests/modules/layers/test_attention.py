@@ -73,10 +73,9 @@ def test_a_shared_history_is_as_good_as_a_repeated_one(activation, softmax, rows
     query = torch.randn(rows, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     _, events, extra, _ = case([length], side)
     repeated = None if extra is None else extra.repeat(rows, 1)
-    lengths = torch.full((rows,), length)
-    torch.testing.assert_close(
-        module.shared(query, events, extra), module(query, events.repeat(rows, 1), repeated, lengths, None)
-    )
+    wanted = module(query, events.repeat(rows, 1), repeated, torch.full((rows,), length), None)
+    for tile in (4096, 2 * length + 1):  # all candidates at once, and two at a time
+        torch.testing.assert_close(module.shared(query, events, extra, tile), wanted)
 
 
 def test_softmax_weights_sum_to_one():
