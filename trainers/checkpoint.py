@@ -300,10 +300,13 @@ def check_same(path: Path, recipe: Recipe, resume: bool) -> None:
         recipe: the run's recipe.
         resume: whether the position in the data is to hold too.
     """
-    saved, wanted = manifest.read(path)["recipe"], yaml.safe_load(dump_recipe(recipe))
+    saved, wanted = (
+        yaml.safe_load(dump_recipe(each)) for each in (Recipe.model_validate(manifest.read(path)["recipe"]), recipe)
+    )
     for content in (saved, wanted):
         for table in content["tables"].values():
-            del table["sharding"]
+            for where in ("sharding", "memory", "cache"):  # where rows lie is not what they are
+                del table[where]
     same = ["features", "tables", "model", "tasks", "optimizers.sparse.kind", "optimizers.dense.kind"]
     if resume:
         same += ["data.path", "data.batch_size", "data.shards", "data.shuffle_window", "train.seed"]

@@ -246,7 +246,8 @@ class Trainer:
     def evaluate(self, split: str) -> tuple[dict[str, float], dict[str, Any]]:
         """Return (metrics, curves) of the present weights on a split. Collective."""
         evaluation = Evaluation(list(self.recipe.tasks), memory=self.recipe.evaluate.memory)
-        history = next((n for n, f in self.recipe.features.items() if isinstance(f, SequenceFeature)), None)
+        sequences = {n: f.max_length for n, f in self.recipe.features.items() if isinstance(f, SequenceFeature)}
+        history = max(sequences, key=sequences.get, default=None)
         self.sharded.module.eval()
         reader = self._reader(split, shuffle=False)
         batches = reader.batches(0)

@@ -1,6 +1,7 @@
 """Checkpoints are written beside training, hold the step they were taken at, and outlive every failure."""
 
 import errno
+import json
 import logging
 import multiprocessing as mp
 import os
@@ -18,6 +19,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from configs.errors import BadInput
+from configs.load import load_recipe
 from tests import samples
 from trainers import checkpoint, manifest, preflight, ranks, runlog
 from trainers.data.reader import Reader
@@ -273,3 +275,16 @@ def test_prune_keeps_the_newest_and_the_best(tmp_path, keep, best, newest, left)
         manifest.commit(checkpoint.folder(tmp_path, step), {})
     checkpoint.prune(tmp_path, keep, best, checkpoint.folder(tmp_path, newest))
     assert steps(tmp_path) == left
+
+
+def test_a_checkpoint_from_before_a_key_existed_still_loads(small_run, tmp_path):
+    """A later version adds keys with defaults; where rows lie is no part of the model."""
+    path = checkpoint.committed(small_run)[-1]
+    content = manifest.read(path)
+    for table in content["recipe"]["tables"].values():
+        for key in ("memory", "cache", "dtype"):
+            table.pop(key)
+    del content["recipe"]["train"]["profile"]
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    recipe = load_recipe(small_run / "config.yaml", ["tables.user.memory=host", "tables.movie.sharding=row_wise"])
+    checkpoint.check_same(tmp_path, recipe, resume=True)
