@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1536)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4, help="length of one contender's turn, about")
-    parser.add_argument("--huge", choices=["none", "livetrain", "all"], default="none", help="who uses huge pages")
+    parser.add_argument("--huge", choices=["none", "livetrain", "all"], default="livetrain", help="who uses huge pages")
     given = parser.parse_args()
     check_peers()
     versions = ", ".join(
