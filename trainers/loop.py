@@ -25,10 +25,10 @@ from trainers.breakdown import Breakdown, Profile
 from trainers.data.reader import Reader
 from trainers.data.source import Source, Statistics
 from trainers.evaluation import Evaluation
+from trainers.loss import Output
 from trainers.occupancy import occupancy
 from trainers.runlog import RunLog
 from trainers.sharding import shard
-from trainers.step import Output
 from trainers.tracking import Tracker
 
 SKIPPED = "skipped rows"  # beside the names of sequence features, which have no spaces

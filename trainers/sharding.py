@@ -120,7 +120,6 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if recipe.train.precision == "tf32" else "highest")
     step, sharders = _fused(recipe, device)
-    step.loss.to(device)
     plan = _plan(recipe, step, sharders, device)
     module = DistributedModelParallel(
         step,
@@ -139,7 +138,8 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
         pipeline = kind(module, combined, device, pipeline_postproc=True)
     else:
         pipeline = DensePipeline(module, combined, device)
-    pipeline.averaging(dense, recipe.optimizers.dense.clip_norm)
+    task_weights = torch.tensor([task.weight for task in recipe.tasks.values()], device=device)
+    pipeline.settle(dense, task_weights, recipe.optimizers.dense.clip_norm)
     sharded = Sharded(recipe, module, optimizers, pipeline, device)
     with torch.no_grad():
         for table, weight, row, column in sharded.shards():

@@ -1,7 +1,6 @@
-"""One step: the loss, its gradients averaged over ranks, and the pipeline that runs it."""
+"""One step: gradients of the tasks' losses, averaged over ranks, and the pipeline that runs it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -12,46 +11,11 @@ from configs.schema import Recipe
 from modules.batch import Batch
 from modules.model import Model
 from trainers import ranks
-
-
-class Loss(nn.Module):
-    """Weighted sum over tasks of the mean binary cross-entropy over the *global* batch.
-
-        L = R * sum_t w_t * sum_i s_i BCE(z_it, y_it) / sum_ranks sum_i s_i
-
-    R is the number of ranks: averaging the ranks' gradients then gives those of one rank on the global batch.
-    """
-
-    def __init__(self, recipe: Recipe) -> None:
-        super().__init__()
-        self.tasks = list(recipe.tasks)
-        weights = torch.tensor([task.weight for task in recipe.tasks.values()])
-        self.register_buffer("task_weights", weights, persistent=False)
-
-    def forward(self, logits: dict[str, torch.Tensor], batch: Batch) -> tuple[torch.Tensor, "Output"]:
-        stacked = torch.stack([logits[task] for task in self.tasks], dim=1)  # (B, T)
-        each = nn.functional.binary_cross_entropy_with_logits(stacked, batch.labels, reduction="none")  # (B, T)
-        sums = (each * batch.weights.unsqueeze(1)).sum(dim=0)  # (T,)
-        count = batch.weights.sum()
-        total = count.clone()
-        if ranks.world() > 1:
-            dist.all_reduce(total)
-        loss = ranks.world() * (sums * self.task_weights).sum() / total.clamp(min=1.0)
-        return loss, Output(batch, stacked.detach(), sums.detach(), count)
-
-
-@dataclass
-class Output:
-    """What a step leaves for metrics: the batch, logits (B, T), loss sums (T,) and the summed weight, all local."""
-
-    batch: Batch
-    logits: torch.Tensor
-    loss_sums: torch.Tensor
-    count: torch.Tensor
+from trainers.loss import Loss, Output
 
 
 class Step(nn.Module):
-    """Batch -> (loss, Output): what the pipeline runs."""
+    """Batch -> (losses (T,), Output): what the pipeline runs."""
 
     def __init__(self, model: Model, recipe: Recipe) -> None:
         super().__init__()
@@ -65,13 +29,12 @@ class Step(nn.Module):
 class _Backward:
     """The backward pass of both pipelines: the tables' update is fused into it, dense gradients are averaged after."""
 
-    def averaging(self, dense: list[nn.Parameter], clip_norm: float | None) -> "_Backward":
-        """Set the dense parameters, and the largest norm of their averaged gradient, or None."""
-        self._dense, self._clip_norm = dense, clip_norm
-        return self
+    def settle(self, dense: list[nn.Parameter], task_weights: torch.Tensor, clip_norm: float | None) -> None:
+        """Set the dense parameters, the tasks' weights (T,), and the largest norm of the averaged gradient, or None."""
+        self._dense, self._task_weights, self._clip_norm = dense, task_weights, clip_norm
 
     def _backward(self, losses: torch.Tensor) -> None:
-        losses.backward()
+        (losses * self._task_weights).sum().backward()
         self._average()
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._dense, self._clip_norm)
@@ -102,9 +65,9 @@ class DensePipeline(_Backward):
         """Train on the next batch, or only score it when the model is in evaluation mode."""
         batch = next(batches).to(self._device, non_blocking=True)
         self._optimizer.zero_grad()
-        loss, output = self._model(batch)
+        losses, output = self._model(batch)
         if self._model.training:
-            self._backward(loss)
+            self._backward(losses)
             self._optimizer.step()
         return output
 
