@@ -116,6 +116,51 @@ class Optimizers(Section):
     schedule: Schedule = Schedule()
 
 
+Scope = Annotated[
+    Literal["shared", "trunk"],
+    Field(description="where gradients are compared: in all that is shared, or, cheaper, at the input of the trunk"),
+]
+MeasureEvery = Annotated[
+    int | None, Field(gt=0, description="steps between measurements of the tasks' gradients, which cost as in pcgrad")
+]
+
+
+class SumOfGradients(Section):
+    """The tasks' losses, each with its task's weight, are added."""
+
+    kind: Literal["sum"] = "sum"
+    scope: Scope = "shared"
+    measure_every: MeasureEvery = None
+
+
+class PCGrad(Section):
+    """Gradients of tasks are projected so that none points against another (2001.06782)."""
+
+    kind: Literal["pcgrad"]
+    scope: Scope = "shared"
+
+
+class GradNorm(Section):
+    """Task weights that make the tasks train at similar rates (1711.02257)."""
+
+    kind: Literal["gradnorm"]
+    scope: Scope = "shared"
+    alpha: float = Field(1.5, ge=0, description="how strongly the rates are pulled together")
+    lr: float = Field(0.025, gt=0, description="of the task weights, whatever the schedule")
+
+
+class Uncertainty(Section):
+    """Task weights exp(-s) with a learned s a task (1705.07115)."""
+
+    kind: Literal["uncertainty"]
+    scope: Scope = "shared"
+    lr: float = Field(0.025, gt=0, description="of s, whatever the schedule")
+    measure_every: MeasureEvery = None
+
+
+Gradients = SumOfGradients | PCGrad | GradNorm | Uncertainty
+
+
 class Train(Section):
     epochs: int = Field(1, gt=0)
     seed: int = Field(1, ge=0)
@@ -209,12 +254,18 @@ class Recipe(Section):
     tables: dict[Name, Table] = {}
     model: SerializeAsAny[ModelConfig]
     tasks: dict[Name, Task] = Field(min_length=1)
+    gradients: Gradients = Field(SumOfGradients(), discriminator="kind")
     optimizers: Optimizers = Optimizers()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
     export: Export = Export()
     wandb: Wandb | None = None
+
+    @field_validator("gradients", mode="before")
+    @classmethod
+    def _summed_by_default(cls, value: Any) -> Any:
+        return {"kind": "sum", **value} if isinstance(value, dict) else value
 
     @field_validator("model", mode="before")
     @classmethod
@@ -225,6 +276,7 @@ class Recipe(Section):
     def _parts_fit(self) -> "Recipe":
         _check_tables(self)
         _check_arithmetic(self)
+        _check_gradients(self)
         _check_division(self)
         return self
 
@@ -276,6 +328,18 @@ def _check_arithmetic(recipe: Recipe) -> None:
                 f"tables.{name}.sharding: a data_parallel table's Adam would move untouched rows; "
                 "use another sharding or another optimizers.sparse.kind"
             )
+
+
+def _check_gradients(recipe: Recipe) -> None:
+    if len(recipe.tasks) > 1:
+        return
+    if recipe.gradients.kind != "sum":
+        raise BadInput(
+            f"gradients.kind: '{recipe.gradients.kind}' combines the gradients of several tasks, and "
+            f"'{next(iter(recipe.tasks))}' is the only one; add tasks, or use kind: sum"
+        )
+    if recipe.gradients.measure_every:
+        raise BadInput("gradients.measure_every: one task has no other to be compared with; add tasks, or leave it out")
 
 
 def _check_division(recipe: Recipe) -> None:

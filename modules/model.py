@@ -14,6 +14,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 import modules.models  # noqa: F401  (registers every model)
+from configs.errors import BadInput
 from configs.schema import DenseFeature, Recipe, SequenceFeature
 from modules.hashing import IdHash
 from modules.inputs import Inputs
@@ -87,7 +88,8 @@ class Model(nn.Module):
     Dense parameters depend on train.seed alone; table rows on (train.seed, table, row), see modules.tables.
 
     Raises:
-        BadInput: the model's config names features that the recipe lacks, or leaves some unused.
+        BadInput: the model's config names features that the recipe lacks, or leaves some unused, or the recipe asks for
+            gradients at a trunk that the model has not.
     """
 
     def __init__(self, recipe: Recipe, device: str = "cpu", tables_device: str = "cpu") -> None:
@@ -128,6 +130,11 @@ class Model(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.train.seed)
             net = network(recipe.model.kind)(recipe.model, inputs, list(recipe.tasks))
+        if recipe.gradients.scope == "trunk" and not hasattr(net, "trunk"):
+            raise BadInput(
+                f"gradients.scope: '{recipe.model.kind}' has no trunk that its tasks share; use scope: shared, or "
+                "another model.kind"
+            )
         bfloat16 = recipe.train.precision == "bfloat16"
         self.dense = Dense(net, len(inputs.dense), bfloat16, torch.device(device).type).to(device)
         for collection in self.tables.values():

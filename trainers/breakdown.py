@@ -31,9 +31,9 @@ PARTS = (
     "id_exchange",  # hashing the ids and sending them to the ranks that hold their rows
     "embedding_forward",  # looking rows up and sending them back
     "dense_forward",  # the network and the loss, whose count of rows is summed over ranks
-    "dense_backward",  # the gradients of both
+    "dense_backward",  # the gradients of both, and combining those of the tasks
     "embedding_backward",  # sending rows' gradients to their tables; the tables' update is fused into it
-    "all_reduce",  # averaging the dense gradients over ranks
+    "all_reduce",  # averaging the dense gradients over ranks, and what combining them needs
     "optimizer",  # the dense part's update
 )
 
@@ -118,7 +118,7 @@ class Breakdown:
         self._during(pipeline, "wait_sparse_data_dist", "id_exchange")
         self._during(pipeline, "_prefetch", "embedding_forward")
         self._during(pipeline, "_backward", "dense_backward")
-        self._during(pipeline, "_average", "all_reduce")
+        self._during(pipeline.combination, "_average", "all_reduce", then="dense_backward")
         self._during(pipeline._optimizer, "step", "optimizer")
         for module in sharded.module.modules():
             if isinstance(module, ShardedEmbeddingCollection):  # waits for its ids first, then looks them up
@@ -126,7 +126,8 @@ class Breakdown:
                 self._during(module, "compute_and_output_dist", "embedding_forward", then="embedding_forward")
             elif isinstance(module, ReplicatedCollection):
                 module.register_forward_pre_hook(lambda *_: self._enter("embedding_forward"))
-        sharded.model.dense.register_forward_pre_hook(self._at_dense)
+        # First, for the hook that may cut the graph here hides the embeddings from those after it.
+        sharded.model.dense.register_forward_pre_hook(self._at_dense, prepend=True)
         sharded.module.register_forward_hook(lambda *_: self._enter(None))
 
     @contextlib.contextmanager

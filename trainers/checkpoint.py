@@ -2,8 +2,9 @@
 
     <run>/checkpoints/step-00000640/  *.distcp, .metadata, manifest.json (last)
 
-A checkpoint holds the tables' shards, the dense part, both optimizers' state and, in its manifest, the position in the
-data, the best evaluation so far, the sharding plan and the recipe. It loads on any number of ranks.
+A checkpoint holds the tables' shards, the dense part, both optimizers' state, what the combiner of the tasks' gradients
+has learned and, in its manifest, the position in the data, the best evaluation so far, the sharding plan and the
+recipe. It loads on any number of ranks.
 
 Training waits only while every rank copies its own shards; a thread writes the copy. The ranks' threads talk over a
 process group of their own, since collectives of two threads on one group would meet each other's.
@@ -51,6 +52,8 @@ def _state(sharded: Sharded) -> dict[str, Any]:
         kept = {key: values for key, values in optimizer.state_dict()["state"].items() if values}
         if kept:
             state[f"optimizer_{name}"] = kept
+    if learned := sharded.pipeline.combination.combiner.state_dict():
+        state["gradients"] = learned
     return state
 
 
@@ -307,7 +310,7 @@ def check_same(path: Path, recipe: Recipe, resume: bool) -> None:
         for table in content["tables"].values():
             for where in ("sharding", "memory", "cache"):  # where rows lie is not what they are
                 del table[where]
-    same = ["features", "tables", "model", "tasks", "optimizers.sparse.kind", "optimizers.dense.kind"]
+    same = ["features", "tables", "model", "tasks", "gradients.kind", "optimizers.sparse.kind", "optimizers.dense.kind"]
     if resume:
         same += ["data.path", "data.batch_size", "data.shards", "data.shuffle_window", "train.seed"]
     for key in same:

@@ -161,6 +161,7 @@ class Trainer:
         found = checkpoint.load_latest(self.sharded, self.recipe, self.job.run)
         if found:
             self.step, self.position = found["step"], found["position"]
+            self.sharded.pipeline.combination.step = self.step
             self.left_out_before = self.position["left_out"]
         self.profile = Profile(self.recipe, self.job.run, self.device, self.total)
         self.log = RunLog(self.job.run, self.step)
@@ -240,6 +241,7 @@ class Trainer:
             lr=self.recipe.optimizers.dense.lr * factor(self.step - 1, self.total, self.recipe),
             **by_task,
             **figures,
+            **self.sharded.pipeline.combination.monitor.read(),
             **self.breakdown.read(seconds),
         )
 

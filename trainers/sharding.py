@@ -29,6 +29,7 @@ from configs.errors import BadInput
 from configs.schema import Recipe, SequenceFeature
 from modules.model import Model, ReplicatedCollection, initial_values
 from trainers import ranks
+from trainers.combine import Combination
 from trainers.step import CachedTablePipeline, DensePipeline, Step, TablePipeline
 
 SPARSE = {
@@ -131,15 +132,17 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
         init_parameters=False,
     )
     optimizers = _optimizers(recipe, module)
-    dense = [p for key in ("dense", "replicated") if key in optimizers for p in optimizers[key].params.values()]
+    dense, replicated = (
+        list(optimizers[key].params.values()) if key in optimizers else [] for key in ("dense", "replicated")
+    )
     combined = CombinedOptimizer(list(optimizers.items()))
     if "tables" in optimizers:
         kind = CachedTablePipeline if _cached(plan) else TablePipeline
         pipeline = kind(module, combined, device, pipeline_postproc=True)
     else:
         pipeline = DensePipeline(module, combined, device)
-    task_weights = torch.tensor([task.weight for task in recipe.tasks.values()], device=device)
-    pipeline.settle(dense, task_weights, recipe.optimizers.dense.clip_norm)
+    combination = Combination(recipe, step.model, dense, replicated, device)
+    pipeline.settle(combination, dense + replicated, recipe.optimizers.dense.clip_norm)
     sharded = Sharded(recipe, module, optimizers, pipeline, device)
     with torch.no_grad():
         for table, weight, row, column in sharded.shards():

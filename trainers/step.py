@@ -1,16 +1,15 @@
-"""One step: gradients of the tasks' losses, averaged over ranks, and the pipeline that runs it."""
+"""One step, from a batch to the combined gradient of its losses, and the pipelines that run it."""
 
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
 from configs.schema import Recipe
 from modules.batch import Batch
 from modules.model import Model
-from trainers import ranks
+from trainers.combine import Combination
 from trainers.loss import Loss, Output
 
 
@@ -27,20 +26,16 @@ class Step(nn.Module):
 
 
 class _Backward:
-    """The backward pass of both pipelines: the tables' update is fused into it, dense gradients are averaged after."""
+    """The backward pass of both pipelines: the tables' update is fused into it."""
 
-    def settle(self, dense: list[nn.Parameter], task_weights: torch.Tensor, clip_norm: float | None) -> None:
-        """Set the dense parameters, the tasks' weights (T,), and the largest norm of the averaged gradient, or None."""
-        self._dense, self._task_weights, self._clip_norm = dense, task_weights, clip_norm
+    def settle(self, combination: Combination, dense: list[nn.Parameter], clip_norm: float | None) -> None:
+        """Set what combines the tasks' gradients, and the largest norm of the combined gradient of `dense`, or None."""
+        self.combination, self._dense, self._clip_norm = combination, dense, clip_norm
 
     def _backward(self, losses: torch.Tensor) -> None:
-        (losses * self._task_weights).sum().backward()
-        self._average()
+        self.combination.backward(losses)
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._dense, self._clip_norm)
-
-    def _average(self) -> None:
-        average_gradients(self._dense)
 
     def pipelined(self) -> int:
         """Return how many table collections exchange their ids ahead of the step."""
@@ -70,15 +65,3 @@ class DensePipeline(_Backward):
             self._backward(losses)
             self._optimizer.step()
         return output
-
-
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Average the gradients over ranks in one flat all-reduce; a parameter that got none takes part with zeros."""
-    if ranks.world() == 1:
-        return
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([g.reshape(-1).float() for g in grads])
-    dist.all_reduce(flat)
-    flat /= ranks.world()
-    for parameter, grad, part in zip(parameters, grads, flat.split([g.numel() for g in grads]), strict=True):
-        parameter.grad = grad.copy_(part.view_as(grad))

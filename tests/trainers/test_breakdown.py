@@ -98,8 +98,8 @@ def test_parts_follow_one_another_and_the_backward_pass_is_cut_between_network_a
     exchanged, looked_up = "id_exchange", "embedding_forward"
     ahead = [exchanged, None, "data_wait", None]  # the ids of the next batch, and the batch after it
     forward = [exchanged, looked_up] * 2 + ["dense_forward", None]  # collections of dim 8 and of dim 4
-    backward = ["dense_backward", "embedding_backward", "all_reduce", None, "optimizer", None]
-    assert order == [*ahead, *forward, exchanged, None, *backward]
+    backward = ["dense_backward", "embedding_backward", "all_reduce", "dense_backward", None]
+    assert order == [*ahead, *forward, exchanged, None, *backward, "optimizer", None]
     assert seen["network done"]
     assert all(torch.equal(a, b) for a, b in zip(seen["tables"], tables, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(moved, tables, strict=True))

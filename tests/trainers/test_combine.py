@@ -1,0 +1,265 @@
+"""Combined gradients under sharding are those of plain PyTorch that runs one backward pass a task."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+from torchjd.aggregation import PCGrad
+
+import tests.networks  # noqa: F401  (registers its network in every rank)
+from configs.errors import BadInput
+from configs.schema import Recipe
+from modules import gradients
+from modules.batch import Batch
+from modules.model import Model
+from tests import twins
+from tests.networks import own_of
+from tests.trainers.test_sharding import whole
+from trainers import ranks
+from trainers.sharding import shard
+
+STEPS = 20
+TASKS = {"click": {"label": "click"}, "like": {"label": "like", "weight": 0.7}, "gift": {"label": "gift"}}
+CPU = torch.device("cpu")
+
+
+def recipe(kind: str, **changes) -> Recipe:
+    made = {
+        "model": {"kind": "test_experts"},
+        "tasks": TASKS,
+        "gradients__kind": kind,
+        # The first step of Adagrad is g / |g|, which tells rounding errors of zero from zero; contrary tasks cancel.
+        "optimizers__sparse__eps": 1e-3,
+    }
+    return twins.recipe(**(made | changes))
+
+
+def batches(made_for: Recipe) -> list[Batch]:
+    """Global batches in which the second task mostly wants the contrary of the first."""
+    out = twins.batches(made_for, STEPS)
+    generator = torch.Generator().manual_seed(5)
+    for batch in out:
+        contrary = torch.rand(len(batch.labels), generator=generator) < 0.9
+        batch.labels[:, 1] = torch.where(contrary, 1 - batch.labels[:, 0], batch.labels[:, 1])
+    return out
+
+
+# The reference: tables are ordinary parameters on one rank, and nothing of trainers.combine is used.
+
+
+def with_torchjd(gram: torch.Tensor, losses: torch.Tensor, step: int, seed: int) -> torch.Tensor:
+    torch.manual_seed(seed * 1_000_003 + step)
+    return PCGrad().gramian_weighting(gram)
+
+
+def gradients_by_task(model: Model, batch: Batch, weights: list[float], at_trunk: bool):
+    """Return each task's loss and gradients: at the embeddings (or the trunk's input) and in the dense part."""
+    rows, values, lengths = model.hash(batch.ids), {}, {}
+    for name, collection in model.tables.items():
+        found = collection(rows)
+        for feature in model.collections[name]:
+            values[feature], lengths[feature] = found[feature].values(), found[feature].lengths()
+    below = list(values.values())
+    seen = []
+    if at_trunk:
+        handle = model.dense.network.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        logits = model.dense(values, lengths, batch.dense, batch.weights)
+        handle.remove()
+    else:
+        seen = [value.detach().requires_grad_() for value in below]
+        logits = model.dense(dict(zip(values, seen, strict=True)), lengths, batch.dense, batch.weights)
+    names, parameters = zip(*model.dense.named_parameters(), strict=True)
+    losses, at_cut, dense = [], [], []
+    for number, logit in enumerate(logits.values()):
+        each = torch.nn.functional.binary_cross_entropy_with_logits(logit, batch.labels[:, number], reduction="none")
+        loss = weights[number] * (each * batch.weights).sum() / batch.weights.sum()
+        found = torch.autograd.grad(loss, [*seen, *parameters], retain_graph=True, materialize_grads=True)
+        losses.append(loss.detach())
+        at_cut.append(found[: len(seen)])
+        dense.append(dict(zip(names, found[len(seen) :], strict=True)))
+    return torch.stack(losses).double(), (seen if at_trunk else below), at_cut, dense
+
+
+def flat(tensors) -> torch.Tensor:
+    return torch.cat([tensor.reshape(-1).double() for tensor in tensors])
+
+
+def train_reference(made_for: Recipe, combine: Callable) -> dict:
+    """Train one plain model; `combine(gram, losses, step)` gives the weights of the tasks."""
+    model = Model(made_for)
+    tables = {name: e.weight for c in model.tables.values() for name, e in c.embeddings.items()}
+    state = {name: torch.zeros_like(weight) for name, weight in tables.items()}
+    optimizer = torch.optim.SGD(model.dense.parameters(), lr=made_for.optimizers.dense.lr)
+    weights = [task.weight for task in made_for.tasks.values()]
+    at_trunk = made_for.gradients.scope == "trunk"
+    used, conflicts = [], 0
+    for step, batch in enumerate(batches(made_for)):
+        model.zero_grad()
+        losses, below, at_cut, dense = gradients_by_task(model, batch, weights, at_trunk)
+        shared = [name for name in dense[0] if own_of(name) is None]
+        measured = [
+            flat([*cut] if at_trunk else [*cut, *(each[name] for name in shared)])
+            for cut, each in zip(at_cut, dense, strict=True)
+        ]
+        jacobian = torch.stack(measured)
+        gram = jacobian @ jacobian.T
+        conflicts += bool((gram < 0).any())
+        used.append(combine(gram, losses, step))
+        w = used[-1].float()
+        if not at_trunk and made_for.gradients.kind == "pcgrad":  # the whole of torchjd, gradients and all
+            torch.manual_seed(made_for.train.seed * 1_000_003 + step)
+            assert torch.allclose(PCGrad()(jacobian), used[-1] @ jacobian, atol=1e-12)
+        grads = [sum(w[t] * cut[i] for t, cut in enumerate(at_cut)) for i in range(len(below))]
+        torch.autograd.backward(below, grads)  # through the bottom too, if that is below
+        for name, parameter in model.dense.named_parameters():
+            task = own_of(name)
+            if task is not None:
+                parameter.grad = dense[task][name]
+            elif not at_trunk or "trunk" in name:
+                parameter.grad = sum(w[t] * each[name] for t, each in enumerate(dense))
+        optimizer.step()
+        touched = twins._touched(model, batch)
+        with torch.no_grad():
+            for name, weight in tables.items():
+                twins._update(made_for, weight, state[name], touched[name])
+    return {
+        "tables": {name: weight.detach().float() for name, weight in tables.items()},
+        "dense": {name: value.detach() for name, value in model.dense.state_dict().items()},
+        "weights": torch.stack(used),
+        "conflict": conflicts / STEPS,
+    }
+
+
+def train_sharded(made_for: Recipe) -> dict:
+    sharded = shard(made_for, CPU)
+    rank, world = dist.get_rank(), dist.get_world_size()
+    feed = iter([twins.part(batch, rank, world) for batch in batches(made_for)])
+    sharded.module.train()
+    sharded.set_rates(1.0)
+    seen = []
+    for step in range(STEPS):
+        ranks.seed_step(1, step)
+        sharded.pipeline.progress(feed)
+        seen.append(sharded.pipeline.combination.monitor.read())
+    sharded.check_pipelined()
+    tables = {k.split(".")[-2]: v for k, v in sharded.model.state_dict().items() if k.startswith("tables.")}
+    return {
+        "tables": whole(tables),
+        "dense": {k: v.detach().clone() for k, v in sharded.model.dense.state_dict().items()},
+        "learned": {k: v.clone() for k, v in sharded.pipeline.combination.combiner.state_dict().items()},
+        "seen": seen,
+    }
+
+
+def compare(found: dict, wanted: dict, tolerance: float = 1e-5) -> None:
+    for name, value in wanted["dense"].items():
+        assert torch.allclose(found["dense"][name], value, atol=tolerance, rtol=0), name
+    for name, value in wanted["tables"].items():
+        assert torch.allclose(found["tables"][name], value, atol=tolerance, rtol=0), name
+    if found["seen"][0]:
+        weights = torch.tensor([[step[f"grad.{task}.weight"] for task in TASKS] for step in found["seen"]])
+        assert torch.allclose(weights.double(), wanted["weights"], atol=1e-4)
+
+
+SHARDINGS = {
+    "tables and rows": {},
+    "rows": {"tables__movie__sharding": "row_wise", "tables__rating__sharding": "row_wise"},
+    "columns and SGD": {"optimizers__sparse__kind": "sgd", "tables__movie__sharding": "column_wise"},
+    "replicated": {"tables__user__sharding": "data_parallel", "tables__movie__sharding": "data_parallel"},
+    "all replicated": {f"tables__{name}__sharding": "data_parallel" for name in ("user", "movie", "rating")},
+}
+every_sharding = pytest.mark.parametrize("changes", SHARDINGS.values(), ids=SHARDINGS.keys())
+both_scopes = pytest.mark.parametrize("scope", ["shared", "trunk"])
+
+
+@every_sharding
+@both_scopes
+def test_pcgrad_equals_torchjd_on_one_rank_and_on_two(two_ranks, changes, scope):
+    made_for = recipe("pcgrad", gradients__scope=scope, **changes)
+    wanted = train_reference(made_for, lambda *given: with_torchjd(*given, seed=made_for.train.seed))
+    assert wanted["conflict"] > 0.5  # or there would be nothing to project
+    with ranks.alone(cuda=False):
+        compare(train_sharded(made_for), wanted)
+    first, second = two_ranks.run(train_sharded, made_for)
+    compare(first, wanted)
+    assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
+    conflicts = [step["grad.conflict"] for step in first["seen"]]
+    assert sum(conflicts) / STEPS == pytest.approx(wanted["conflict"])
+
+
+@pytest.mark.parametrize("kind", ["sum", "gradnorm", "uncertainty"])
+@both_scopes
+def test_the_other_combiners_equal_a_backward_pass_a_task(two_ranks, kind, scope):
+    made_for = recipe(kind, gradients__scope=scope, tables__rating__sharding="data_parallel")
+    if kind != "sum":
+        rate = {"gradnorm": 1.0, "uncertainty": 0.1}[kind]
+        made_for = recipe(kind, gradients={"kind": kind, "scope": scope, "lr": rate})
+    initial = math.log(2) * torch.tensor([task.weight for task in made_for.tasks.values()], dtype=torch.float64)
+    combiner = gradients.combiner(made_for.gradients, initial, made_for.train.seed)
+    wanted = train_reference(made_for, combiner)
+    if kind != "sum":
+        assert (wanted["weights"][-1] - 1).abs().max() > 0.1
+    with ranks.alone(cuda=False):
+        compare(train_sharded(made_for), wanted)
+    first, _ = two_ranks.run(train_sharded, made_for)
+    compare(first, wanted)
+    for name, value in combiner.state_dict().items():
+        assert torch.allclose(first["learned"][name], value, atol=1e-5), name
+
+
+@pytest.mark.parametrize("kind", ["sum", "uncertainty"])
+@both_scopes
+def test_measuring_changes_nothing_that_is_learned(kind, scope):
+    found = []
+    for every in (None, 4):
+        made_for = recipe(kind, gradients={"kind": kind, "scope": scope, "measure_every": every})
+        with ranks.alone(cuda=False):
+            found.append(train_sharded(made_for))
+    for part in ("dense", "tables"):
+        for name, value in found[0][part].items():
+            assert torch.allclose(found[1][part][name], value, atol=1e-5), name
+    measured = [step for step, seen in enumerate(found[1]["seen"]) if "grad.conflict" in seen]
+    assert measured == list(range(0, STEPS, 4))
+    names = {"grad.cos.click.like", "grad.cos.click.gift", "grad.cos.like.gift"}
+    assert names < set(found[1]["seen"][0])
+    assert found[1]["seen"][0]["grad.cos.click.like"] < 0
+    assert not any("norm" in key for seen in found[0]["seen"] for key in seen)
+
+
+def test_pcgrad_in_bfloat16_stays_close(two_ranks):
+    made_for = recipe("pcgrad", train__precision="bfloat16", gradients__scope="trunk")
+    wanted = train_reference(recipe("pcgrad"), lambda *given: with_torchjd(*given, seed=1))
+    found = two_ranks.run(train_sharded, made_for)[0]
+    for name, value in wanted["tables"].items():
+        assert torch.allclose(found["tables"][name], value, atol=0.2), name
+
+
+def test_clipping_sees_the_combined_gradient(two_ranks):
+    made_for = recipe("pcgrad", optimizers__dense__clip_norm=1e-3)
+    before = Model(made_for).dense.state_dict()
+    found = two_ranks.run(train_sharded, made_for)[0]["dense"]
+    parameters = [name for name, _ in Model(made_for).dense.named_parameters()]
+    moved = flat(found[name] - before[name] for name in parameters).norm()
+    assert 0 < moved <= STEPS * 1e-3 * made_for.optimizers.dense.lr * 1.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gradients": {"kind": "pcgrad"}}, "gradients.kind: 'pcgrad' combines the gradients of several tasks"),
+        ({"gradients": {"measure_every": 5}}, "gradients.measure_every: one task has no other"),
+        ({"gradients": {"kind": "pcgrad", "alpha": 1}}, "Extra inputs are not permitted"),
+        ({"gradients": {"kind": "gradnorm", "measure_every": 3}}, "Extra inputs are not permitted"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        twins.recipe(**changes)
+
+
+def test_a_model_without_a_trunk_is_refused():
+    made_for = twins.recipe(tasks=TASKS, gradients={"kind": "pcgrad", "scope": "trunk"})
+    with pytest.raises(BadInput, match="gradients.scope: 'din' has no trunk that its tasks share; use scope: shared"):
+        Model(made_for, device="meta", tables_device="meta")
