@@ -127,7 +127,7 @@ class Model(nn.Module):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.train.seed)
-            net = network(recipe.model.kind)(recipe.model, inputs, list(recipe.tasks))
+            net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)
         bfloat16 = recipe.train.precision == "bfloat16"
         self.dense = Dense(net, len(inputs.dense), bfloat16, torch.device(device).type).to(device)
         for collection in self.tables.values():
