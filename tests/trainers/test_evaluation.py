@@ -236,8 +236,9 @@ def test_bounded_memory_does_not_grow():
     for _ in range(5):
         evaluation.update(**columns)
     kept = evaluation._store
-    assert kept.counts.shape[-1] == BINS
-    assert kept.counts.sum() == 5 * sum(len(known(columns, t)[0]) for t in range(2))
+    for t, store in enumerate(kept.stores.values()):
+        assert store.counts.shape[-1] == BINS
+        assert store.counts.sum() == 5 * len(known(columns, t)[0])
     assert sum(len(part) for part in kept.sample.parts) == kept.sample.size <= 100
 
 
