@@ -62,6 +62,10 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
 
     The models must be registered before (``import modules.models``), for `model.kind` to be known.
 
+    A file with the key ``base``, the path of another recipe file from its own folder, is that recipe with the file's
+    keys put over it: mappings are merged key by key, anything else is replaced. The base may have a base of its own,
+    and need not be complete.
+
     Args:
         path: a YAML file.
         overrides: ``dotted.key=value`` with a YAML value, such as ``train.epochs=2`` or ``tables.movie.dim=32``.
@@ -76,7 +80,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         >>> load_recipe("configs/recipes/din_ml1m.yaml", ["train.epochs=2"]).train.epochs  # doctest: +SKIP
         2
     """
-    tree, lines = _read(Path(path))
+    tree, places = _read(Path(path))
     keys = []
     for text in overrides:
         dotted, value = _parse_override(text)
@@ -86,7 +90,7 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         return Recipe.model_validate(tree)
     except ValidationError as error:
         place, sentence = first_complaint(error, Recipe, tree)
-        where = _where(str(path), place, lines, keys)
+        where = _where(str(path), place, places, keys)
         raise BadInput(f"{where}: {without_credentials(sentence)}") from None
 
 
@@ -110,7 +114,10 @@ def json_schema() -> dict[str, Any]:
     for option in options:
         part = definitions[option["$ref"].rsplit("/", 1)[1]]
         part["required"] = sorted({*part.get("required", []), "kind"})
-    definitions["Recipe"]["properties"]["model"] = {"oneOf": options, "title": "Model"}
+    recipe = definitions["Recipe"]
+    recipe["properties"]["model"] = {"oneOf": options, "title": "Model"}
+    recipe["properties"]["base"] = {"type": "string", "description": "recipe file that this one is put over"}
+    recipe |= {"if": {"required": ["base"]}, "else": {"required": recipe.pop("required")}}
     definitions.pop("ModelConfig", None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -120,7 +127,37 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> tuple[dict, dict[tuple[str, ...], int]]:
+def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict, dict[tuple[str, ...], str]]:
+    """Return the mapping of a file on its base, and where each of its keys stands, as ``file, line n``.
+
+    Args:
+        path: the file.
+        above: the files that are built on this one.
+    """
+    tree, lines = _read_alone(path)
+    places = {place: f"{path}, line {line}" for place, line in lines.items()}
+    if "base" not in tree:
+        return tree, places
+    base, where = tree.pop("base"), places.pop(("base",))
+    if not isinstance(base, str):
+        raise BadInput(f"{where}: base is the path of another recipe file, not {_shape(base)}")
+    file, above = path.parent / base, (*above, path.resolve())
+    if not file.is_file():
+        raise BadInput(f"{where}: base: there is no recipe file {file}; write its path as seen from {path.parent}/")
+    if file.resolve() in above:
+        raise BadInput(f"{where}: base: {file} is itself built on {path}; name a file that is not")
+    under, places_under = _read(file, above)
+    return _merge(under, tree), places_under | places
+
+
+def _merge(under: Any, over: Any) -> Any:
+    """Return `over` put on `under`: mappings key by key, anything else as a whole."""
+    if not isinstance(under, dict) or not isinstance(over, dict):
+        return over
+    return under | {key: _merge(under.get(key), value) for key, value in over.items()}
+
+
+def _read_alone(path: Path) -> tuple[dict, dict[tuple[str, ...], int]]:
     """Return the file's mapping, and the line of each of its keys."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -214,7 +251,7 @@ def _put(tree: Any, keys: tuple[str, ...], value: Any, text: str, done: tuple[st
 
 
 def _where(
-    path: str, place: tuple[str, ...], lines: dict[tuple[str, ...], int], overrides: list[tuple[tuple[str, ...], str]]
+    path: str, place: tuple[str, ...], places: dict[tuple[str, ...], str], overrides: list[tuple[tuple[str, ...], str]]
 ) -> str:
     """Name who said what stands at `place`: the last override that touches it, or else a line of the file."""
     for keys, text in reversed(overrides):
@@ -222,9 +259,9 @@ def _where(
             return f"override '{text}'"
     if not place:
         return f"{path} with {' '.join(text for _, text in overrides)}" if overrides else path
-    while place and place not in lines:
+    while place and place not in places:
         place = place[:-1]
-    return f"{path}, line {lines[place]}" if place else path
+    return places.get(place, path)
 
 
 def _map_text(value: Any, change) -> Any:

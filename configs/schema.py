@@ -78,10 +78,27 @@ class Table(Section):
 
 
 class Task(Section):
-    """One thing to predict: a binary label column and its weight in the loss."""
+    """One thing to predict: a label column, what kind of label it is, and its weight in the loss."""
 
     label: str
+    kind: Literal["binary", "watch_time", "regression"] = Field(
+        "binary", description="0 or 1; a time, whose expected value is predicted; a number, in squared logarithms"
+    )
     weight: float = Field(1.0, gt=0)
+    unknown: bool = Field(False, description="null labels are not known yet: the task learns from the other rows")
+    sample_weight: str | None = Field(None, description="column of the rows' weights in this task's training loss")
+    negatives_kept: float = Field(
+        1.0, gt=0, le=1, description="share of this label's negatives that the training split has kept"
+    )
+
+    @model_validator(mode="after")
+    def _negatives_exist(self) -> "Task":
+        if self.kind != "binary" and self.negatives_kept != 1:
+            raise BadInput(
+                f"negatives_kept: a task of kind {self.kind} has no negatives; give the rows that were kept a "
+                "sample_weight of 1 / the share instead"
+            )
+        return self
 
 
 class SparseOptimizer(Section):
@@ -168,7 +185,9 @@ class Train(Section):
     patience: int | None = Field(None, gt=0, description="stop after this many evaluations without a better one")
     checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints besides evaluations")
     keep: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
-    select: str | None = Field(None, description="metric on valid/ that picks the best, by default <first task>.auc")
+    select: str | None = Field(
+        None, description="metric on valid/ that picks the best, by default the first task's auc or xauc"
+    )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="of the dense part: tf32 speeds up matrix products on GPUs, bfloat16 autocasts"
     )
@@ -225,7 +244,9 @@ class Export(Section):
     quantize: Quantization = Field("none", description="how the file stores tables; the dense part stays float32")
     parity_rows: int = Field(4096, gt=0, description="held-out rows on which file and model must agree")
     golden_rows: int = Field(32, gt=0, description="rows written to golden.json with their scores")
-    tolerance: float = Field(1e-5, gt=0, description="largest difference of a probability, tables as trained")
+    tolerance: float = Field(
+        1e-5, gt=0, description="largest difference of a prediction (relative above 1), tables as trained"
+    )
     tolerance_float16: float = Field(1e-3, gt=0, description="the same for quantize: float16")
     tolerance_int8: float = Field(1e-2, gt=0, description="the same for quantize: int8")
 
@@ -286,7 +307,8 @@ class Recipe(Section):
 
     def select(self) -> str:
         """Return the metric on the validation split that picks the best checkpoint."""
-        return self.train.select or f"{next(iter(self.tasks))}.auc"
+        name, task = next(iter(self.tasks.items()))
+        return self.train.select or f"{name}.{'auc' if task.kind == 'binary' else 'xauc'}"
 
 
 def _check_tables(recipe: Recipe) -> None:

@@ -1,6 +1,6 @@
 """One batch on its way from Parquet to the model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -11,21 +11,21 @@ from torchrec.streamable import Pipelineable
 class Batch(Pipelineable):
     """B rows of one rank, padding included.
 
-    A padding row has weight 0, row number -1, empty sequences, missing ids, missing dense values and label 0.
+    A padding row has weight 0, row number -1, empty sequences, missing ids, missing dense values, label 0 and
+    sample weight 0.
     """
 
     ids: KeyedJaggedTensor  # raw int64 ids; one key an id or sequence feature, in the recipe's order
     dense: torch.Tensor  # (B, D) float32, NaN = missing; one column a dense feature, in the recipe's order
-    labels: torch.Tensor  # (B, T) float32; one column a task, in the recipe's order
+    labels: torch.Tensor  # (B, T) float32; one column a task, in the recipe's order; NaN = not known yet
     weights: torch.Tensor  # (B,) float32
     rows: torch.Tensor  # (B,) int64, number of the row within its split
     groups: torch.Tensor | None = None  # (B,) int64, the column evaluate.group_by, only when evaluating
+    sample_weights: torch.Tensor | None = None  # (B, T) float32, only where a task of the recipe has a sample_weight
 
     def _map(self, change) -> "Batch":
-        groups = None if self.groups is None else change(self.groups)
-        return Batch(
-            change(self.ids), change(self.dense), change(self.labels), change(self.weights), change(self.rows), groups
-        )
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Batch(**{name: None if part is None else change(part) for name, part in parts.items()})
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         return self._map(lambda part: part.to(device=device, non_blocking=non_blocking))
@@ -34,7 +34,7 @@ class Batch(Pipelineable):
         return self._map(lambda part: part.pin_memory())
 
     def record_stream(self, stream: torch.Stream) -> None:
-        for part in (self.ids, self.dense, self.labels, self.weights, self.rows):
-            part.record_stream(stream)
-        if self.groups is not None:
-            self.groups.record_stream(stream)
+        for field in fields(self):
+            part = getattr(self, field.name)
+            if part is not None:
+                part.record_stream(stream)

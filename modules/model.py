@@ -129,7 +129,7 @@ class Model(nn.Module):
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.train.seed)
-            net = network(recipe.model.kind)(recipe.model, inputs, list(recipe.tasks))
+            net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)
         if recipe.gradients.scope == "trunk" and not hasattr(net, "trunk"):
             raise BadInput(
                 f"gradients.scope: '{recipe.model.kind}' has no trunk that its tasks share; use scope: shared, or "

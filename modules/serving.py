@@ -1,4 +1,4 @@
-"""The model as a server calls it: tensors by feature in, probabilities by task out. trainers.export scripts it.
+"""The model as a server calls it: tensors by feature in, predictions by task out. trainers.export scripts it.
 
 `forward` scores rows as the model was trained on them. `rank` scores many candidates of one user, whose features come
 once, are looked up once and, in DIN, are attended to without being repeated.
@@ -13,6 +13,7 @@ from configs.schema import DenseFeature, IdFeature, Quantization, Recipe, Sequen
 from modules import hashing
 from modules.model import Model
 from modules.quantized import store
+from modules.tasks import kinds
 
 
 class Lookup(nn.Module):
@@ -79,7 +80,7 @@ class Lookup(nn.Module):
 
 
 class Scorer(nn.Module):
-    """What is exported: ids, lengths and dense by feature -> probability by task.
+    """What is exported: ids, lengths and dense by feature -> by task a probability, or the number that it predicts.
 
     The dense part is the model's own, and so are the tables unless they are quantised. Only the way to the tables is a
     second one, without KeyedJaggedTensor, which would tie the file to fbgemm's operators; parity before each export
@@ -109,6 +110,7 @@ class Scorer(nn.Module):
         )
         self.columns = [name for name, feature in recipe.features.items() if isinstance(feature, DenseFeature)]
         self.dense = model.dense
+        self.kinds = nn.ModuleDict(kinds(recipe.tasks))
         self.shares = getattr(model.dense.network, "shares", False)
 
     def forward(
@@ -122,7 +124,7 @@ class Scorer(nn.Module):
             dense: feature -> (B,) numbers, not normalised; NaN is a missing value.
 
         Returns:
-            task -> (B,) float32 probabilities.
+            task -> (B,) float32 predictions.
 
         Raises:
             ValueError: a feature is missing or does not fit the others.
@@ -140,7 +142,7 @@ class Scorer(nn.Module):
             dense: feature -> (1,) or (B,) numbers, likewise.
 
         Returns:
-            task -> (B,) float32 probabilities.
+            task -> (B,) float32 predictions.
 
         Raises:
             ValueError: a feature is missing, or has neither one row nor as many as the other candidates' features.
@@ -177,9 +179,10 @@ class Scorer(nn.Module):
         return values, counts, table
 
     def _score(self, values: dict[str, Tensor], counts: dict[str, Tensor], table: Tensor) -> dict[str, Tensor]:
+        logits = self.dense(values, counts, table, None)
         out: dict[str, Tensor] = {}
-        for task, logit in self.dense(values, counts, table, None).items():
-            out[task] = torch.sigmoid(logit)
+        for task, kind in self.kinds.items():
+            out[task] = kind(logits[task])
         return out
 
 

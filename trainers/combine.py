@@ -49,7 +49,7 @@ class _Split:
 class _ByTask:
     """The gradients of T tasks above the cut, on this rank."""
 
-    at_cut: list[Tensor]  # of every leaf, (T, ...)
+    at_cut: list[list[Tensor]]  # of every leaf, by task
     shared: Tensor  # (T, P), all shared parameters side by side
     own: list[list[Tensor]]  # of every own parameter, by task
 
@@ -77,10 +77,13 @@ class Combination:
         self._config, self._tasks = recipe.gradients, list(recipe.tasks)
         self._dense, self._replicated, self._device = dense, replicated, device
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
-        weights = [task.weight for task in recipe.tasks.values()]
-        self._task_weights = torch.tensor(weights, device=device)
-        untrained = math.log(2) * torch.tensor(weights, dtype=torch.float64)  # of a binary task's weighted loss
-        self.combiner = gradients.combiner(recipe.gradients, untrained, recipe.train.seed)
+        tasks = recipe.tasks.values()
+        self._task_weights = torch.tensor([task.weight for task in tasks], device=device)
+        # The loss of knowing nothing. That of other tasks depends on the labels' size: the first batch will tell.
+        untrained = [task.weight * math.log(2) if task.kind == "binary" else 0.0 for task in tasks]
+        self.combiner = gradients.combiner(
+            recipe.gradients, torch.tensor(untrained, dtype=torch.float64), recipe.train.seed
+        )
         self.monitor = Monitor(self._tasks)
         self.step = 0  # steps before this one
         self._cut: list[tuple[Tensor, Tensor]] = []  # (end of the graph below, leaf of the graph above)
@@ -129,7 +132,7 @@ class Combination:
     def _several_passes(self, losses: Tensor) -> None:
         split = self._split()
         found = self._pass_by_task(losses, split)
-        gram = sum((flat := rows.flatten(1).float()) @ flat.T for rows in found.at_cut)  # (T, T), of this rank's rows
+        gram = sum(_gram(rows) for rows in found.at_cut)  # (T, T), of this rank's rows
         own = [gradient for gradients_ in found.own for gradient in gradients_]
         if self._config.scope == "shared":
             gram, losses, shared, *own = self._average([gram, losses.detach(), found.shared, *own])
@@ -141,17 +144,19 @@ class Combination:
         gram, losses = torch.cat([gram, losses.unsqueeze(0)]).double().cpu().split([len(losses), 1])
         weights = self.combiner(gram, losses[0], self.step)
         self.monitor.add(gram, weights)
-        self._assign(weights.to(self._device), split, shared, own, found.at_cut)
+        self._assign(weights, split, shared, own, found.at_cut)
 
-    def _assign(self, weights: Tensor, split: _Split, shared: Tensor, own: list[Tensor], at_cut: list[Tensor]) -> None:
+    def _assign(
+        self, weights: Tensor, split: _Split, shared: Tensor, own: list[Tensor], at_cut: list[list[Tensor]]
+    ) -> None:
         """Set the gradients of the parameters above the cut, then run backward below it."""
-        combined = (weights.to(shared) @ shared).split([p.numel() for p in split.shared])
+        combined = (weights.to(shared.device, shared.dtype) @ shared).split([p.numel() for p in split.shared])
         for parameter, gradient in zip(split.shared, combined, strict=True):
             parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
         for parameter, gradient in zip((p for each in split.own for p in each), own, strict=True):
             parameter.grad = gradient
         below = [end for end, _ in self._cut]
-        torch.autograd.backward(below, [torch.tensordot(weights.to(rows), rows, 1) for rows in at_cut])
+        torch.autograd.backward(below, [_weighted(weights, rows) for rows in at_cut])
         averaged = self._config.scope == "shared"  # all dense parameters lie above that cut
         self._average_gradients(self._replicated if averaged else self._dense + self._replicated)
 
@@ -160,23 +165,25 @@ class Combination:
         # A task's loss sees its own logits alone, so one pass gives the derivative of each.
         starts = torch.autograd.grad(losses.sum(), [leaf for _, leaf in self._logits])
         leaves = [leaf for _, leaf in self._cut]
-        count, sizes = len(leaves), [p.numel() for p in split.shared]
-        at_cut = [leaf.new_zeros(len(starts), *leaf.shape) for leaf in leaves]
+        sizes = [p.numel() for p in split.shared]
         shared = torch.zeros(len(starts), sum(sizes), device=self._device)
+        at_cut: list[list[Tensor]] = [[] for _ in leaves]
         own = []
         for task, ((logits, _), start) in enumerate(zip(self._logits, starts, strict=True)):
-            given = torch.autograd.grad(
+            found = torch.autograd.grad(
                 logits,
                 [*leaves, *split.shared, *split.own[task]],
                 start,
                 retain_graph=task + 1 < len(starts),
                 allow_unused=True,
             )
-            places = [rows[task] for rows in at_cut] + list(shared[task].split(sizes))
-            for place, gradient in zip(places, given[: len(places)], strict=True):
+            for leaf, rows, gradient in zip(leaves, at_cut, found[: len(leaves)], strict=True):
+                rows.append(torch.zeros_like(leaf) if gradient is None else gradient)
+            of_shared = found[len(leaves) : len(leaves) + len(sizes)]
+            for place, gradient in zip(shared[task].split(sizes), of_shared, strict=True):
                 if gradient is not None:
-                    place.copy_(gradient.reshape(place.shape))
-            own.append(list(given[count + len(sizes) :]))
+                    place.copy_(gradient.reshape(-1))
+            own.append(list(found[len(leaves) + len(sizes) :]))
         return _ByTask(at_cut, shared, own)
 
     def _average(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -246,6 +253,27 @@ class Combination:
         return (
             {task: leaf for task, (_, leaf) in zip(self._tasks, self._logits, strict=True)} if self._by_task else None
         )
+
+
+def _gram(rows: list[Tensor]) -> Tensor:
+    """Return the (T, T) float32 inner products of T gradients of one shape."""
+    flat = [row.reshape(-1).float() for row in rows]
+    if flat[0].is_cuda:  # one product instead of many small kernels
+        stacked = torch.stack(flat)
+        return stacked @ stacked.T
+    gram = flat[0].new_empty(len(flat), len(flat))  # on a CPU stacking costs more than all products
+    for i, one in enumerate(flat):
+        for j, other in enumerate(flat[: i + 1]):
+            gram[i, j] = gram[j, i] = one @ other
+    return gram
+
+
+def _weighted(weights: Tensor, rows: list[Tensor]) -> Tensor:
+    """Return sum_t w_t rows_t, in the place of the first."""
+    total = rows[0].mul_(float(weights[0]))
+    for row, weight in zip(rows[1:], weights[1:].tolist(), strict=True):
+        total.add_(row, alpha=weight)
+    return total
 
 
 def _leaf(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Metrics of a split that many ranks evaluate together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -8,9 +8,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from trainers import metrics, ranks
+from modules.tasks import Kind
+from trainers import metrics, numbers, ranks
 
-UNKNOWN = -1  # code of a label that is missing
+UNKNOWN = -1  # code of a label that is missing; every kind's labels are 0 or more
 LENGTH_EDGES = np.array([0, 5, 10, 20, 50, 100])  # last length of each bucket but the last
 LENGTH_NAMES = ("0", "1-5", "6-10", "11-20", "21-50", "51-100", ">100")
 BINS = 2**16  # of a histogram of logits
@@ -25,18 +26,18 @@ class _Rows:
     """n rows on the host, padding dropped."""
 
     logits: np.ndarray  # (n, T) float32
-    labels: np.ndarray  # (n, T) int8: 0, 1 or UNKNOWN
+    labels: np.ndarray  # (n, T) the label or UNKNOWN; int8 where all tasks are binary, else float32
     groups: np.ndarray  # (n,) int64, zeros where the evaluation has no groups
     buckets: np.ndarray  # (n,) int8, index of LENGTH_NAMES, zeros where it has no lengths
 
     @classmethod
-    def empty(cls, tasks: int) -> "_Rows":
-        labels = np.zeros((0, tasks), np.int8)
+    def empty(cls, kinds: list[Kind]) -> "_Rows":
+        labels = np.zeros((0, len(kinds)), _label_type(kinds))
         return cls(labels.astype(np.float32), labels, np.zeros(0, np.int64), np.zeros(0, np.int8))
 
     @classmethod
-    def concat(cls, parts: list["_Rows"], tasks: int) -> "_Rows":
-        parts = parts or [cls.empty(tasks)]
+    def concat(cls, parts: list["_Rows"], kinds: list[Kind]) -> "_Rows":
+        parts = parts or [cls.empty(kinds)]
         return cls(*(np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(cls)))
 
     def __getitem__(self, chosen: np.ndarray) -> "_Rows":
@@ -44,6 +45,14 @@ class _Rows:
 
     def __len__(self) -> int:
         return len(self.groups)
+
+
+def _label_type(kinds: list[Kind]) -> type[np.generic]:
+    return np.float32 if any(kind.numeric for kind in kinds) else np.int8
+
+
+def _predictions(kind: Kind, logits: np.ndarray) -> np.ndarray:
+    return kind(torch.from_numpy(logits)).numpy()
 
 
 def _device() -> torch.device:
@@ -92,29 +101,32 @@ def _by_length(counts: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> list[d
 
 
 class _Exact:
-    """Keeps every row: 5 bytes a task and 9 besides. Rank 0 holds all ranks' rows when it computes."""
+    """Keeps every row: 5 bytes a task, or 8 with numeric ones, and 9 besides. Rank 0 has them all when it computes."""
 
-    def __init__(self, tasks: Sequence[str]) -> None:
-        self.tasks = tasks
+    def __init__(self, kinds: Mapping[str, Kind]) -> None:
+        self.kinds = kinds
         self.parts: list[_Rows] = []
 
     def add(self, rows: _Rows, grouped: bool) -> None:
         self.parts.append(rows)
 
     def finish(self, grouped: bool, measured: bool) -> tuple[dict[str, float], dict[str, Any]]:
-        rows = _Rows.concat(self.parts, len(self.tasks))
+        rows = _Rows.concat(self.parts, list(self.kinds.values()))
         self.parts = [rows]
         groups, buckets = _gather(rows.groups), _gather(rows.buckets)
         values: dict[str, float] = {"rows": float(_reduce(np.array([len(rows)]))[0])}
         curves: dict[str, Any] = {}
-        for t, task in enumerate(self.tasks):
+        for t, (task, kind) in enumerate(self.kinds.items()):
             logits, labels = _gather(rows.logits[:, t]), _gather(rows.labels[:, t])
             if ranks.is_main():
                 known = labels != UNKNOWN
                 labels, logits = labels[known], logits[known]
-                figures = _figures(labels, logits, groups[known] if grouped else None)
+                if kind.numeric:
+                    figures, curves[task] = numbers.figures(labels, _predictions(kind, logits)), _no_curves()
+                else:
+                    figures = _figures(labels, logits, groups[known] if grouped else None)
+                    curves[task] = _curves(labels, logits, buckets[known] if measured else None)
                 values |= {f"{task}.{name}": figure for name, figure in figures.items()}
-                curves[task] = _curves(labels, logits, buckets[known] if measured else None)
         return values, curves
 
 
@@ -126,13 +138,17 @@ def _figures(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray | None) 
         "log_loss": metrics.log_loss(labels, logits),
         "ne": metrics.normalised_entropy(labels, logits),
         "pcoc": metrics.pcoc(labels, logits),
-        "positives": float(labels.sum()),
+        "positives": float(np.count_nonzero(labels)),
     }
+
+
+def _no_curves() -> dict[str, list[Any]]:
+    return {"calibration": [], "auc_by_length": []}
 
 
 def _curves(labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray | None) -> dict[str, Any]:
     if np.isnan(logits).any():
-        return {"calibration": [], "auc_by_length": []}
+        return _no_curves()
     scores, positives, negatives = metrics.count_by_score(labels, logits)
 
     def counts(bucket: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,8 +168,8 @@ class _GroupSample:
     same however the rows were spread over ranks.
     """
 
-    def __init__(self, tasks: int, budget: int) -> None:
-        self.tasks, self.budget = tasks, budget
+    def __init__(self, kinds: list[Kind], budget: int) -> None:
+        self.kinds, self.budget = kinds, budget
         self.halvings = 0
         self.parts: list[_Rows] = []
         self.size = 0
@@ -170,7 +186,7 @@ class _GroupSample:
     def cut(self, halvings: int) -> None:
         """Keep the share 2^-halvings of all groups."""
         self.halvings = halvings
-        self.parts = [self._chosen(_Rows.concat(self.parts, self.tasks))]
+        self.parts = [self._chosen(_Rows.concat(self.parts, self.kinds))]
         self.size = len(self.parts[0])
 
     def settle(self) -> _Rows:
@@ -189,40 +205,24 @@ def _mix(ids: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-class _Bounded:
-    """Keeps histograms, sums and a sample of groups: 7 MiB a task and the sample, however many rows there are."""
+class _Probabilities:
+    """A binary task's histogram of logits by label and history length, and sums: 7 MiB."""
 
-    def __init__(self, tasks: Sequence[str], sample_rows: int) -> None:
-        self.tasks = tasks
-        self.counts = np.zeros((len(tasks), len(LENGTH_NAMES), 2, BINS), np.int64)
-        self.sums = np.zeros((len(tasks), 2))  # losses, probabilities
-        self.rows = 0
-        self.sample = _GroupSample(len(tasks), sample_rows)
+    def __init__(self, kind: Kind) -> None:
+        self.counts = np.zeros((len(LENGTH_NAMES), 2, BINS), np.int64)
+        self.sums = np.zeros(2)  # losses, probabilities
 
-    def add(self, rows: _Rows, grouped: bool) -> None:
-        self.rows += len(rows)
-        for t in range(len(self.tasks)):
-            known = rows.labels[:, t] != UNKNOWN
-            logits, labels = rows.logits[known, t].astype(np.float64), rows.labels[known, t]
-            self.sums[t] += metrics.losses(labels, logits).sum(), metrics.sigmoid(logits).sum()
-            heights = (np.clip(logits, -LIMIT, LIMIT) + LIMIT) * (BINS / (2 * LIMIT))
-            bins = np.minimum(np.nan_to_num(heights).astype(np.int64), BINS - 1)
-            places = np.ravel_multi_index((rows.buckets[known], labels, bins), self.counts[t].shape)
-            np.add.at(self.counts[t].reshape(-1), places, 1)  # one index: the fast path of add.at
-        if grouped:
-            self.sample.add(rows)
+    def add(self, labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray) -> None:
+        logits, labels = logits.astype(np.float64), labels.astype(np.int64)
+        self.sums += metrics.losses(labels, logits).sum(), metrics.sigmoid(logits).sum()
+        heights = (np.clip(logits, -LIMIT, LIMIT) + LIMIT) * (BINS / (2 * LIMIT))
+        bins = np.minimum(np.nan_to_num(heights).astype(np.int64), BINS - 1)
+        places = np.ravel_multi_index((buckets, labels, bins), self.counts.shape)
+        np.add.at(self.counts.reshape(-1), places, 1)  # one index: the fast path of add.at
 
-    def finish(self, grouped: bool, measured: bool) -> tuple[dict[str, float], dict[str, Any]]:
+    def finish(self, measured: bool) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return figures and curves over the rows of all ranks. Collective."""
         counts, sums = _reduce(self.counts), _reduce(self.sums)
-        values: dict[str, float] = {"rows": float(_reduce(np.array([self.rows]))[0])}
-        curves: dict[str, Any] = {}
-        for t, task in enumerate(self.tasks):
-            figures, curves[task] = self._task(counts[t], sums[t], measured)
-            values |= {f"{task}.{name}": figure for name, figure in figures.items()}
-        return (values | self._grouped() if grouped else values), curves
-
-    def _task(self, counts: np.ndarray, sums: np.ndarray, measured: bool) -> tuple[dict[str, float], dict[str, Any]]:
-        """Return figures and curves of one task from its counts (lengths, 2, BINS) and sums (2,)."""
         negatives, positives = counts.sum(axis=0)
         rows, hits = int(counts.sum()), int(positives.sum())
         loss, predicted = (float(x) for x in sums)
@@ -236,17 +236,61 @@ class _Bounded:
             "positives": float(hits),
         }
         if diverged:
-            return figures, {"calibration": [], "auc_by_length": []}
+            return figures, _no_curves()
         middles = metrics.sigmoid((np.arange(BINS) + 0.5) * (2 * LIMIT / BINS) - LIMIT)
         points = metrics.calibration(middles, positives, negatives)
         lengths = _by_length(lambda bucket: (counts[bucket, 1], counts[bucket, 0])) if measured else []
         return figures, {"calibration": points, "auc_by_length": lengths}
 
+
+class _Numbers:
+    """A numeric task's histogram: 2 MiB."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind, self.histogram = kind, numbers.Histogram()
+
+    def add(self, labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray) -> None:
+        self.histogram.add(labels, _predictions(self.kind, logits))
+
+    def finish(self, measured: bool) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return figures and curves over the rows of all ranks. Collective."""
+        total = numbers.Histogram()
+        total.counts, total.sums = _reduce(self.histogram.counts), _reduce(self.histogram.sums)
+        return total.figures(), _no_curves()
+
+
+class _Bounded:
+    """Keeps histograms, sums and a sample of groups: 7 MiB a task and the sample, however many rows there are."""
+
+    def __init__(self, kinds: Mapping[str, Kind], sample_rows: int) -> None:
+        self.kinds = kinds
+        self.stores = {task: _Numbers(kind) if kind.numeric else _Probabilities(kind) for task, kind in kinds.items()}
+        self.rows = 0
+        self.sample = _GroupSample(list(kinds.values()), sample_rows)
+
+    def add(self, rows: _Rows, grouped: bool) -> None:
+        self.rows += len(rows)
+        for t, store in enumerate(self.stores.values()):
+            known = rows.labels[:, t] != UNKNOWN
+            store.add(rows.labels[known, t], rows.logits[known, t], rows.buckets[known])
+        if grouped:
+            self.sample.add(rows)
+
+    def finish(self, grouped: bool, measured: bool) -> tuple[dict[str, float], dict[str, Any]]:
+        values: dict[str, float] = {"rows": float(_reduce(np.array([self.rows]))[0])}
+        curves: dict[str, Any] = {}
+        for task, store in self.stores.items():
+            figures, curves[task] = store.finish(measured)
+            values |= {f"{task}.{name}": figure for name, figure in figures.items()}
+        return (values | self._grouped() if grouped else values), curves
+
     def _grouped(self) -> dict[str, float]:
         rows = self.sample.settle()
         values = {"gauc_groups_share": 2.0**-self.sample.halvings}
         groups = _gather(rows.groups)
-        for t, task in enumerate(self.tasks):
+        for t, (task, kind) in enumerate(self.kinds.items()):
+            if kind.numeric:
+                continue
             logits, labels = _gather(rows.logits[:, t]), _gather(rows.labels[:, t])
             if ranks.is_main():
                 known = labels != UNKNOWN
@@ -259,20 +303,22 @@ class Evaluation:
     """Collects one split's predictions on every rank and turns them into metrics that all ranks agree on.
 
     Args:
-        tasks: names of the T tasks, in the columns' order.
-        memory: `exact` keeps every row, 5 bytes a task and 9 besides, and gathers them to rank 0. `bounded` needs the
-            same memory for any number of rows: AUC comes from 65,536 bins of the logit between -16 and 16, and
-            `<task>.auc_error` bounds its error; log loss, NE and PCOC are exact; GAUC and UAUC are exact on a share
-            of the groups, `gauc_groups_share`, picked by a hash of their ids.
+        tasks: the T tasks and their kinds, in the columns' order (see modules.tasks.kinds).
+        memory: `exact` keeps every row, 5 bytes a task and 9 besides (8 a task with numeric ones), and gathers them to
+            rank 0. `bounded` needs the same memory for any number of rows: AUC comes from 65,536 bins of the logit
+            between -16 and 16, and `<task>.auc_error` bounds its error; log loss, NE and PCOC are exact; GAUC and UAUC
+            are exact on a share of the groups, `gauc_groups_share`, picked by a hash of their ids; of a number,
+            `<task>.xauc_error` bounds the error of xAUC and the rest is exact.
         sample_rows: largest number of rows, over all ranks, of the groups that `bounded` samples.
     """
 
     def __init__(
         self,
-        tasks: Sequence[str],
+        tasks: Mapping[str, Kind],
         memory: Literal["exact", "bounded"] = "exact",
         sample_rows: int = SAMPLE_ROWS,
     ) -> None:
+        self._label_type = _label_type(list(tasks.values()))
         self._store = _Exact(tasks) if memory == "exact" else _Bounded(tasks, sample_rows)
         self._pending: list[tuple[torch.Tensor | None, ...]] = []
         self._given: tuple[bool, bool] | None = None  # groups, lengths
@@ -289,8 +335,8 @@ class Evaluation:
         """Add a batch of this rank. On a GPU the host does not wait, but for a copy every 64 batches.
 
         Args:
-            logits: (B, T) scores before the sigmoid.
-            labels: (B, T) 0 or 1; nan = unknown, the row does not count for that task.
+            logits: (B, T), of which the kinds make the predictions.
+            labels: (B, T) as the tasks' kinds have them; nan = unknown, the row does not count for that task.
             weights: (B,) 0 drops the row as padding; any other weight counts it once.
             groups: (B,) integer group of each row, for GAUC and UAUC; in every update or in none.
             lengths: (B,) history length of each row, for AUC by length; in every update or in none.
@@ -318,7 +364,7 @@ class Evaluation:
         number = int(real.sum())
         rows = _Rows(
             logits.float().numpy()[real],
-            np.where(np.isnan(labels), UNKNOWN, labels).astype(np.int8),
+            np.where(np.isnan(labels), UNKNOWN, labels).astype(self._label_type),
             np.zeros(number, np.int64) if groups is None else groups.numpy()[real].astype(np.int64),
             _bucket(np.zeros(number) if lengths is None else lengths.numpy()[real]),
         )
@@ -328,8 +374,9 @@ class Evaluation:
         """Return the metrics over the rows of all ranks. Collective: every rank calls it and gets the same figures.
 
         Returns:
-            `rows`, and by task `<task>.auc`, `.log_loss`, `.ne`, `.pcoc`, `.positives`; with groups `.gauc` and
-            `.uauc`; in bounded memory `.auc_error` and, with groups, `gauc_groups_share`. Undefined ones are nan.
+            `rows`, and by binary task `<task>.auc`, `.log_loss`, `.ne`, `.pcoc`, `.positives`; with groups `.gauc`
+            and `.uauc`; in bounded memory `.auc_error` and, with groups, `gauc_groups_share`. By numeric task `.xauc`,
+            `.mae`, `.rmse` and `.pcoc`; in bounded memory `.xauc_error`. Undefined ones are nan.
         """
         self._flush()
         given = np.array(self._given or (False, False), np.int64)  # a rank without rows has not seen either

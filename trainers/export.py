@@ -26,7 +26,8 @@ from configs.schema import DenseFeature, Feature, IdFeature, Quantization, Recip
 from modules.batch import Batch
 from modules.model import Model
 from modules.serving import Scorer
-from trainers import checkpoint, manifest, metrics, runlog
+from modules.tasks import kinds
+from trainers import checkpoint, manifest, metrics, numbers, runlog
 from trainers.data.reader import Reader
 from trainers.data.source import Source
 
@@ -75,7 +76,7 @@ def plain_model(recipe: Recipe, path: Path) -> Model:
 
 
 def script(model: Model, recipe: Recipe, quantize: Quantization) -> torch.jit.ScriptModule:
-    """Return the model as TorchScript: dicts of tensors in, probabilities by task out (see modules.serving)."""
+    """Return the model as TorchScript: dicts of tensors in, predictions by task out (see modules.serving)."""
     return torch.jit.script(Scorer(model, recipe, quantize).eval())
 
 
@@ -214,7 +215,9 @@ def lines(signature: dict[str, Any]) -> list[str]:
     found = [f"on {parity['rows']:,} held-out rows the file's scores {how}"]
     for key, auc in parity.items():
         if isinstance(auc, dict) and auc["file"] is not None:
-            found.append(f"{key.removesuffix('.auc')} AUC on them: file {auc['file']:.5f}, model {auc['model']:.5f}")
+            task, _, name = key.rpartition(".")
+            name = name.replace("auc", "AUC")
+            found.append(f"{task} {name} on them: file {auc['file']:.5f}, model {auc['model']:.5f}")
     shown, wide = ({k: f"{part[k] / 1e6:,.2f} MB" for k in ("tables", "file")} for part in (size, size["float32"]))
     return [*found, *(f"{k}: {shown[k]}, with float32 tables {wide[k]}" for k in shown)]
 
@@ -225,26 +228,33 @@ def prove(model: Model, scored: torch.jit.ScriptModule, recipe: Recipe, quantize
     Raises:
         BadInput: less closely than the recipe's tolerance.
     """
-    parts, ranked = [], 0.0
+    parts, ranked, predict = [], 0.0, kinds(recipe.tasks)
     with torch.no_grad():
         for batch, real in _held_out(recipe, recipe.export.parity_rows):
             scores = scored(*inputs_of(batch, recipe))
             logits = model(batch.ids, batch.dense, None)
             found = torch.stack([scores[task] for task in recipe.tasks])[:, real]  # (T, n)
-            wanted = torch.stack([torch.sigmoid(logits[task]) for task in recipe.tasks])[:, real]
+            wanted = torch.stack([kind(logits[task]) for task, kind in predict.items()])[:, real]
             parts.append((found, wanted, batch.labels.T[:, real]))
             ranked = max(ranked, _rank_difference(scored, batch, recipe))
     found, wanted, labels = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     rows = found.shape[1]
     key = "tolerance" if quantize == "none" else f"tolerance_{quantize}"
-    worst = float((found - wanted).abs().max()) if rows else math.nan
-    _check_close(f"on {rows} held-out rows the file's probabilities differ from the model's", worst, key, recipe)
+    worst = _apart(found, wanted) if rows else math.nan
+    _check_close(f"on {rows} held-out rows the file's predictions differ from the model's", worst, key, recipe)
     _check_close("the file's rank differs from its forward", ranked, "tolerance", recipe)
-    aucs = {
-        f"{task}.auc": {"file": metrics.auc(labels[t], found[t]), "model": metrics.auc(labels[t], wanted[t])}
-        for t, task in enumerate(recipe.tasks)
-    }
+    aucs = {}
+    for t, (task, kind) in enumerate(predict.items()):
+        known = ~labels[t].isnan()
+        name, auc = ("xauc", numbers.xauc) if kind.numeric else ("auc", metrics.auc)
+        both = {"file": found, "model": wanted}
+        aucs[f"{task}.{name}"] = {k: auc(labels[t, known].numpy(), p[t, known].numpy()) for k, p in both.items()}
     return {"rows": rows, "largest_difference": worst, "largest_difference_of_rank": ranked, **aucs}
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest difference of two predictions, relative to the second where that is above 1."""
+    return float(((one - other).abs() / other.abs().clamp(min=1)).max())
 
 
 def _check_close(what: str, difference: float, key: str, recipe: Recipe) -> None:
@@ -259,7 +269,7 @@ def _rank_difference(scored: torch.jit.ScriptModule, batch: Batch, recipe: Recip
     longest = int(batch.ids[sequences[0]].lengths().argmax()) if sequences else 0
     once, repeated = one_user(inputs_of(batch, recipe), sequences or list(recipe.features)[:1], longest)
     scores = zip(scored.rank(*once).values(), scored(*repeated).values(), strict=True)
-    return max(float((one - other).abs().max()) for one, other in scores)
+    return max(_apart(one, other) for one, other in scores)
 
 
 def sizes(file: Path, scored: torch.jit.ScriptModule, recipe: Recipe) -> dict[str, Any]:
@@ -314,7 +324,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
         "format": _FORMAT,
         "call": "model(ids: Dict[str, Tensor], lengths: Dict[str, Tensor], dense: Dict[str, Tensor])"
         " -> Dict[str, Tensor]: by feature the int64 ids of all rows one after the other, the int64 number of ids of"
-        " each row, a float32 number a row; by task a float32 probability a row",
+        " each row, a float32 number a row; by task a float32 number a row, see tasks",
         "rank": "model.rank(ids, lengths, dense): the same for candidates of one user, whose features are given once,"
         " as one row",
         "features": {name: _feature(feature, statistics) for name, feature in recipe.features.items()},
@@ -322,7 +332,10 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
         "hashing": "in the file; row = splitmix64(id) with the sign bit cleared, mod rows (hash: mix), or id mod rows,"
         " never negative (hash: modulo)",
         "strings": "a string id is the xxh64 (seed 0) of its UTF-8 bytes, read as a signed 64-bit integer",
-        "tasks": {name: {"label": task.label, "output": "probability"} for name, task in recipe.tasks.items()},
+        "tasks": {
+            name: {"label": recipe.tasks[name].label, "output": kind.output}
+            for name, kind in kinds(recipe.tasks).items()
+        },
         "model": recipe.model.model_dump(),
         "run": recipe.name,
         "checkpoint": {"step": step, "path": path.name},

@@ -20,6 +20,7 @@ from configs.schema import Recipe, SequenceFeature
 from modules.batch import Batch
 from modules.hashing import mix
 from modules.model import set_statistics
+from modules.tasks import kinds
 from trainers import checkpoint, gauges, ranks
 from trainers.breakdown import Breakdown, Profile
 from trainers.data.reader import Reader
@@ -30,11 +31,13 @@ from trainers.occupancy import occupancy
 from trainers.runlog import RunLog
 from trainers.sharding import shard
 from trainers.tracking import Tracker
+from trainers.utilisation import Utilisation
 
 SKIPPED = "skipped rows"  # beside the names of sequence features, which have no spaces
 
-# What may pick the best checkpoint, and whether more or less of it is better.
+# What may pick the best checkpoint, and whether more or less of it is better: of a binary task, and of a numeric one.
 SELECTABLE = {"auc": 1, "gauc": 1, "uauc": 1, "log_loss": -1, "ne": -1}
+SELECTABLE_NUMBERS = {"xauc": 1, "mae": -1, "rmse": -1}
 
 
 @dataclass(frozen=True)
@@ -91,33 +94,29 @@ class Meter:
     def __init__(self) -> None:
         self.started = time.perf_counter()
         self.waited_before = 0.0
-        self.loss = self.count = None
-        self.samples = None
+        self.sums = self.samples = None
 
     def add(self, output: Output) -> None:
         rows = output.batch.rows
         # Order within the batch and among ranks does not matter: a sum of mixed row numbers, padding left out.
         samples = torch.where(rows >= 0, mix(rows), torch.zeros_like(rows)).sum()
-        if self.loss is None:
-            self.loss, self.count, self.samples = output.loss_sums.clone(), output.count.clone(), samples
+        sums = torch.cat([output.loss_sums, output.weight_sums, output.count.reshape(1)])
+        if self.sums is None:
+            self.sums, self.samples = sums, samples
         else:
-            self.loss, self.count, self.samples = (
-                self.loss + output.loss_sums,
-                self.count + output.count,
-                self.samples + samples,
-            )
+            self.sums, self.samples = self.sums + sums, self.samples + samples
 
     def read(self, waited: float) -> dict[str, Any]:
         """Return the figures over all ranks and start anew. Collective."""
-        totals = ranks.summed(torch.cat([self.loss.double(), self.count.double().reshape(1)])).tolist()
+        *totals, rows = ranks.summed(self.sums.double()).tolist()
         samples = ranks.summed(self.samples.reshape(1)).item()
         seconds = time.perf_counter() - self.started
-        losses = [total / max(totals[-1], 1.0) for total in totals[:-1]]
+        sums, weights = totals[: len(totals) // 2], totals[len(totals) // 2 :]
         out = {
-            "losses": losses,
-            "rows": totals[-1],
+            "losses": [part / weight if weight else 0.0 for part, weight in zip(sums, weights, strict=True)],
+            "rows": rows,
             "seconds": seconds,
-            "rows_per_s": totals[-1] / seconds,
+            "rows_per_s": rows / seconds,
             "data_wait": (waited - self.waited_before) / seconds,
             "samples": f"{samples & (2**64 - 1):016x}",
         }
@@ -138,6 +137,7 @@ class Trainer:
         self.job, self.recipe, self.device = job, job.recipe, device
         self.sharded = shard(self.recipe, device)
         self.breakdown = Breakdown(self.sharded)
+        self.utilisation = Utilisation(self.sharded.model.dense)
         set_statistics(self.sharded.model, job.statistics.mean, job.statistics.std)
         self.reader = self._reader("train", shuffle=True)
         self.total = self.reader.steps * self.recipe.train.epochs
@@ -207,19 +207,20 @@ class Trainer:
             self.sharded.set_rates(factor(self.step, self.total, self.recipe))
             ranks.seed_step(train.seed, self.step)
             self.profile.before(self.step + 1)
-            with self.breakdown.step():
+            logged = (self.step + 1) % train.log_every == 0 or self.step + 1 == stop
+            with self.breakdown.step(), self.utilisation.watching(logged):
                 output = pipeline.progress(feed)
             self.meter.add(output)
             self.left_out = feed.left_out()
             self.step += 1
-            if self.step % train.log_every == 0 or self.step == stop:
-                self._log(feed.waited)
+            if logged:
+                self._log(feed.waited, self.utilisation.read(output.batch.weights))
             if train.checkpoint_every and self.step % train.checkpoint_every == 0 and self.step < stop:
                 self._save()
         self.profile.end()
         self.sharded.check_pipelined()
 
-    def _log(self, waited: float) -> None:
+    def _log(self, waited: float, gates: dict[str, float]) -> None:
         figures = self.meter.read(waited)
         losses, rows, seconds = (figures.pop(key) for key in ("losses", "rows", "seconds"))
         tasks = self.recipe.tasks
@@ -240,6 +241,7 @@ class Trainer:
             loss=loss,
             lr=self.recipe.optimizers.dense.lr * factor(self.step - 1, self.total, self.recipe),
             **by_task,
+            **gates,
             **figures,
             **self.sharded.pipeline.combination.monitor.read(),
             **self.breakdown.read(seconds),
@@ -247,7 +249,7 @@ class Trainer:
 
     def evaluate(self, split: str) -> tuple[dict[str, float], dict[str, Any]]:
         """Return (metrics, curves) of the present weights on a split. Collective."""
-        evaluation = Evaluation(list(self.recipe.tasks), memory=self.recipe.evaluate.memory)
+        evaluation = Evaluation(kinds(self.recipe.tasks), memory=self.recipe.evaluate.memory)
         sequences = {n: f.max_length for n, f in self.recipe.features.items() if isinstance(f, SequenceFeature)}
         history = max(sequences, key=sequences.get, default=None)
         self.sharded.module.eval()
@@ -268,7 +270,7 @@ class Trainer:
         self.log.write("eval", step=self.step, split="valid", **metrics)
         key, position = self.recipe.select(), self.position
         value = metrics[key]
-        sign = SELECTABLE[key.split(".")[-1]]
+        sign = (SELECTABLE | SELECTABLE_NUMBERS)[key.split(".")[-1]]
         # A metric is nan where one class is missing, and null once it went through a checkpoint.
         if position["best"] is None or math.isnan(position["best"]) or sign * value > sign * position["best"]:
             position |= {"best": value, "best_step": self.step, "waited": 0, "valid": metrics}

@@ -8,40 +8,58 @@ from torch import nn
 
 from configs.schema import Recipe
 from modules.batch import Batch
+from modules.tasks import kinds
 from trainers import ranks
 
 
 @dataclass
 class Output:
-    """What a step leaves for metrics: the batch, logits (B, T), loss sums (T,) and the summed weight, all local."""
+    """What a step leaves for metrics, all local: batch, logits (B, T), sums of loss and weight (T,), number of rows."""
 
     batch: Batch
     logits: torch.Tensor
     loss_sums: torch.Tensor
+    weight_sums: torch.Tensor
     count: torch.Tensor
 
 
 class Loss(nn.Module):
-    """The mean binary cross-entropy of each task over the *global* batch.
+    """The weighted mean of each task's own loss over the rows of the *global* batch whose label is known.
 
-        L_t = R * sum_i s_i BCE(z_it, y_it) / sum_ranks sum_i s_i
+        L_t = R * sum_i s_it loss_t(z_it, y_it) / sum_ranks sum_i s_it
 
-    R is the number of ranks: averaging the ranks' gradients then gives those of one rank on the global batch. How the
-    tasks weigh in is not decided here.
+    s_it is 0 for padding and for a label that is not known yet, and otherwise the task's sample_weight, by default 1. R
+    is the number of ranks: averaging the ranks' gradients then gives those of one rank on the global batch. A task of
+    which the batch knows no label has a loss of 0. How the tasks weigh in is not decided here.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.tasks = list(recipe.tasks)
+        self.kinds = list(kinds(recipe.tasks).values())
+        self.one_kind = len({type(kind) for kind in self.kinds}) == 1
+        self.unknown = any(task.unknown for task in recipe.tasks.values())
 
     def forward(self, logits: dict[str, torch.Tensor], batch: Batch) -> tuple[torch.Tensor, Output]:
         """Return the losses (T,) and what metrics need, from logits (B,) by task and the batch."""
         stacked = torch.stack([logits[task] for task in self.tasks], dim=1)  # (B, T)
-        each = nn.functional.binary_cross_entropy_with_logits(stacked, batch.labels, reduction="none")  # (B, T)
-        sums = (each * batch.weights.unsqueeze(1)).sum(dim=0)  # (T,)
-        count = batch.weights.sum()
-        total = count.clone()
+        labels, weights = batch.labels, batch.weights.unsqueeze(1)  # (B, T), (B, 1)
+        if batch.sample_weights is not None:
+            weights = weights * batch.sample_weights  # (B, T)
+        if self.unknown:
+            known = ~labels.isnan()
+            labels, weights = torch.where(known, labels, 0.0), weights * known
+        sums = (self._each(stacked, labels) * weights).sum(dim=0)  # (T,)
+        weight_sums = weights.sum(dim=0).expand_as(sums)
+        total = weight_sums.clone()
         if ranks.world() > 1:
             dist.all_reduce(total)
-        losses = ranks.world() * sums / total.clamp(min=1.0)
-        return losses, Output(batch, stacked.detach(), sums.detach(), count)
+        losses = ranks.world() * sums / torch.where(total > 0, total, 1.0)
+        return losses, Output(batch, stacked.detach(), sums.detach(), weight_sums, batch.weights.sum())
+
+    def _each(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Return the loss of every row and task, (B, T)."""
+        if self.one_kind:
+            return self.kinds[0].loss(logits, labels)
+        columns = zip(self.kinds, logits.unbind(1), labels.unbind(1), strict=True)
+        return torch.stack([kind.loss(logit, label) for kind, logit, label in columns], dim=1)

@@ -7,9 +7,10 @@ from pathlib import Path
 from configs.errors import BadInput, nearest
 from configs.schema import Recipe
 from modules.model import Model
+from modules.tasks import kinds
 from trainers import tracking
 from trainers.data.source import Source, Statistics, scan
-from trainers.loop import SELECTABLE
+from trainers.loop import SELECTABLE, SELECTABLE_NUMBERS
 
 SPLITS = ("train", "valid", "test")
 
@@ -32,6 +33,7 @@ def check(recipe: Recipe, progress: Callable[[str], None]) -> tuple[dict[str, So
     for split in SPLITS[1:]:
         _check_groups(sources[split], recipe)
     statistics = scan(sources["train"], recipe)
+    _check_known(sources["train"], recipe, statistics)
     for split in SPLITS[1:]:
         scan(sources[split], recipe)
     return sources, statistics
@@ -48,11 +50,22 @@ def _check_groups(source: Source, recipe: Recipe) -> None:
         )
 
 
+def _check_known(source: Source, recipe: Recipe, statistics: Statistics) -> None:
+    """Raise BadInput where a task has nothing to learn from."""
+    for name, share in statistics.unknown.items():
+        if share == 1:
+            raise BadInput(
+                f"{source.folder}: tasks.{name}.label '{recipe.tasks[name].label}' is null in every row, so nothing "
+                "can be learned of it; wait until labels are known, or leave the task out"
+            )
+
+
 def check_select(recipe: Recipe) -> None:
     """Raise BadInput where train.select is no metric that a run will have."""
     grouped = ("gauc", "uauc")
     known = [m for m in SELECTABLE if recipe.evaluate.group_by or m not in grouped]
-    names = [f"{task}.{metric}" for task in recipe.tasks for metric in known]
+    numeric = {name: kind.numeric for name, kind in kinds(recipe.tasks).items()}
+    names = [f"{task}.{m}" for task in recipe.tasks for m in (SELECTABLE_NUMBERS if numeric[task] else known)]
     if recipe.select() not in names:
         hint = nearest(recipe.select(), names)
         raise BadInput(f"train.select: no run of this recipe has a metric '{recipe.select()}'{hint}")

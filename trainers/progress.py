@@ -113,7 +113,7 @@ class State:
         self.epoch = 0.0
         self.rows_per_s: float | None = None
         self.loss: float | None = None
-        self.auc: tuple[str, float] | None = None
+        self.auc: tuple[str, float] | None = None  # of the first task; xAUC where it predicts a number
         self._first: tuple[float, int] | None = None  # (time, step) of the first line, to judge the pace by
         self._last = (0.0, 0)
 
@@ -127,9 +127,10 @@ class State:
             if self._first is None or self.step < self._first[1]:  # restarted from a checkpoint
                 self._first = self._last
         elif line.get("kind") == "eval":
-            name = next((key for key in line if key.endswith(".auc")), None)
+            name = next((key for key in line if key.endswith((".auc", ".xauc"))), None)
             if name is not None and line[name] is not None:
-                self.auc = (f"{line.get('split', '')} AUC".strip(), float(line[name]))
+                title = "AUC" if name.endswith(".auc") else "xAUC"
+                self.auc = (f"{line.get('split', '')} {title}".strip(), float(line[name]))
 
     @property
     def seconds_left(self) -> float | None:

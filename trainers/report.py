@@ -41,6 +41,10 @@ METRICS = {
     "ne": "NE",
     "pcoc": "PCOC",
     "positives": "positives",
+    "xauc": "xAUC",
+    "xauc_error": "xAUC error at most",
+    "mae": "MAE",
+    "rmse": "RMSE",
 }
 
 
@@ -130,7 +134,7 @@ def table_lines(result: dict[str, Any]) -> list[str]:
 def _shown(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if metric == "auc_error":
+    if metric in ("auc_error", "xauc_error"):
         return f"{value:.1e}"
     return f"{value:,.0f}" if metric == "positives" else f"{value:.4f}"
 
@@ -192,7 +196,7 @@ def _headline(figure: Figure, name: str, lines: list[dict[str, Any]], result: di
     parts = []
     tasks = _tasks(result)
     for task in tasks[:3]:
-        shown = [(METRICS[m], figures.get(("test", task, m))) for m in ("auc", "gauc")]
+        shown = [(METRICS[m], figures.get(("test", task, m))) for m in ("auc", "gauc", "xauc")]
         text = "  ".join(f"{label} {value:.4f}" for label, value in shown if value is not None)
         parts += [f"test {task} {text}" if len(tasks) > 1 else f"test {text}"] if text else []
     speed = _number(result.get("rows_per_s"))

@@ -1,11 +1,10 @@
-"""The two ends of a dense network: features into one vector a row, scores out by task."""
+"""The features of a row without its histories, as one vector."""
 
 import torch
 from torch import Tensor, nn
 
 from modules.inputs import Inputs
 from modules.layers import jagged
-from modules.layers.precision import widen
 
 
 class Gather(nn.Module):
@@ -39,14 +38,3 @@ class Gather(nn.Module):
         parts = [jagged.rows(values[name], lengths[name]) for name in self.ids]
         parts += [jagged.pool(values[name], lengths[name], True) for name in self.pooled]
         return torch.cat([part.expand(dense.size(0), -1) for part in parts] + [dense], 1)
-
-
-def by_task(logits: Tensor, tasks: list[str]) -> dict[str, Tensor]:
-    """Split (B, T) logits into task -> (B,), in float32 where autocast left less.
-
-    Args:
-        logits: (B, T).
-        tasks: T names.
-    """
-    logits = widen(logits)
-    return {task: logits[:, i] for i, task in enumerate(tasks)}

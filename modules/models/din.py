@@ -1,102 +1,25 @@
 """DIN: deep interest network (Zhou et al., KDD 2018, arXiv 1706.06978)."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from configs.errors import BadInput, nearest
-from configs.schema import ModelConfig, Section
+from configs.schema import Task
 from modules.inputs import Inputs
-from modules.layers import jagged
-from modules.layers.attention import ActivationUnit
-from modules.layers.gather import Gather, by_task
+from modules.layers.bottom import Attention, Bottom, BottomConfig, Units
 from modules.layers.mlp import MLP
 from modules.models.registry import register
-
-Units = list[Annotated[int, Field(gt=0)]]
-
-
-class Attention(Section):
-    """One history and the candidate that looks at it."""
-
-    query: list[str] = Field(min_length=1, description="id features of the candidate")
-    events: list[str] = Field(min_length=1, description="sequence features of the past events, one a query feature")
-    side: list[str] = Field([], description="sequence features that an event has and the candidate has not")
-
-    @model_validator(mode="after")
-    def _paired(self) -> "Attention":
-        if len(self.query) != len(self.events):
-            raise BadInput(
-                f"model.attention: {len(self.query)} query features ({', '.join(self.query)}) face {len(self.events)} "
-                f"events ({', '.join(self.events)}); pair them one to one and move the rest to side"
-            )
-        return self
+from modules.tasks import Heads
 
 
-class DINConfig(ModelConfig):
+class DINConfig(BottomConfig):
     """Attention over histories, then one tower."""
 
     kind: Literal["din"] = "din"
     attention: list[Attention] = Field(min_length=1)
-    attention_units: Units = Field([64, 16], min_length=1, description="hidden layers of the activation unit")
-    softmax: bool = Field(False, description="normalise the attention over a row's events; the paper does not")
     units: Units = Field([200, 80], description="hidden layers of the tower")
-    activation: Literal["dice", "relu"] = "dice"
     dropout: float = Field(0.0, ge=0, lt=1, description="in the tower")
-    pooled: list[str] = Field([], description="sequence features that are only averaged")
-
-
-class _History(nn.Module):
-    """An activation unit with the names of the features it reads."""
-
-    query: list[str]
-    events: list[str]
-    side: list[str]
-
-    def __init__(self, part: Attention, config: DINConfig, inputs: Inputs) -> None:
-        super().__init__()
-        self.query = list(part.query)
-        self.events = list(part.events)
-        self.side = list(part.side)
-        dim = sum(inputs.sequences[name] for name in part.events)
-        side = sum(inputs.sequences[name] for name in part.side)
-        self.width = dim + side
-        self.unit = ActivationUnit(dim, side, config.attention_units, config.activation, config.softmax)
-
-    def forward(
-        self, values: dict[str, Tensor], lengths: dict[str, Tensor], size: int, weights: Tensor | None
-    ) -> Tensor:
-        """Return the pooled history, (B, width), of B = `size` rows."""
-        first = self.events[0]
-        for name in self.events + self.side:
-            if not _parallel(lengths[name], lengths[first]):
-                complaint = (
-                    f"features {first} and {name}: the lists of one history must have the same length in every row; "
-                    "mend the columns, or give both features one max_length"
-                )
-                if torch.jit.is_scripting():
-                    raise ValueError(complaint)
-                else:  # noqa: RET506 (TorchScript needs the branch to leave BadInput out)
-                    raise BadInput(complaint)
-        query = torch.cat([jagged.rows(values[name], lengths[name]) for name in self.query], 1)
-        query = query.expand(size, -1)  # (B, d)
-        events = torch.cat([values[name] for name in self.events], 1)  # (N, d)
-        side: Tensor | None = None
-        if len(self.side) > 0:
-            side = torch.cat([values[name] for name in self.side], 1)  # (N, s)
-        if lengths[first].size(0) != size:  # one history for all rows
-            return self.unit.shared(query, events, side)
-        return self.unit(query, events, side, lengths[first], weights)
-
-
-def _parallel(one: Tensor, other: Tensor) -> bool:
-    """Return whether two features have equal lengths, without waiting for a GPU: there a kernel asserts it."""
-    if one.is_cuda:
-        torch._assert_async((one == other).all())
-        return True
-    return torch.equal(one, other)
 
 
 @register("din", DINConfig)
@@ -106,23 +29,19 @@ class DIN(nn.Module):
     Args:
         config: see `DINConfig`.
         inputs: the recipe's features.
-        tasks: names of the logits.
+        tasks: one logit each.
 
     Raises:
-        BadInput: the config names an unknown feature or pairs unequal dims, or a sequence feature is used nowhere.
+        BadInput: the config does not fit the features, see `Bottom`.
     """
 
-    tasks: list[str]
     shares = True
 
-    def __init__(self, config: DINConfig, inputs: Inputs, tasks: list[str]) -> None:
+    def __init__(self, config: DINConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         super().__init__()
-        _check(config, inputs)
-        self.tasks = list(tasks)
-        self.gather = Gather(inputs, config.pooled)
-        self.histories = nn.ModuleList(_History(part, config, inputs) for part in config.attention)
-        width = self.gather.width + sum(history.width for history in self.histories)
-        self.tower = MLP(width, config.units, config.activation, config.dropout, len(tasks))
+        self.bottom = Bottom(config, inputs)
+        self.tower = MLP(self.bottom.width, config.units, config.activation, config.dropout, len(tasks))
+        self.heads = Heads(tasks)
 
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
@@ -141,36 +60,5 @@ class DIN(nn.Module):
         Raises:
             ValueError: the sequences of one attention differ in length.
         """
-        parts = [self.gather(values, lengths, dense)]
-        for history in self.histories:
-            parts.append(history(values, lengths, dense.size(0), weights))
-        return by_task(self.tower(torch.cat(parts, 1), weights), self.tasks)
-
-
-def _check(config: DINConfig, inputs: Inputs) -> None:
-    used: list[str] = []
-    for i, part in enumerate(config.attention):
-        where = f"model.attention.{i}"
-        _check_names(f"{where}.query", part.query, inputs.ids, "id")
-        _check_names(f"{where}.events", part.events, inputs.sequences, "sequence")
-        _check_names(f"{where}.side", part.side, inputs.sequences, "sequence")
-        for query, event in zip(part.query, part.events, strict=True):
-            if inputs.ids[query] != inputs.sequences[event]:
-                raise BadInput(
-                    f"{where}: query '{query}' has dim {inputs.ids[query]} and its events '{event}' dim "
-                    f"{inputs.sequences[event]}; give both one table, or tables of one dim"
-                )
-        used += part.events + part.side
-    _check_names("model.pooled", config.pooled, inputs.sequences, "sequence")
-    for name in inputs.sequences:
-        if name not in used + config.pooled:
-            raise BadInput(
-                f"features.{name}: no part of the model reads this sequence; name it in model.attention or "
-                "model.pooled, or remove it"
-            )
-
-
-def _check_names(key: str, names: list[str], known: dict[str, int], kind: str) -> None:
-    for name in names:
-        if name not in known:
-            raise BadInput(f"{key}: there is no {kind} feature '{name}'{nearest(name, known)}")
+        x = self.bottom(values, lengths, dense, weights)
+        return self.heads(self.tower(x, weights).unbind(1))

@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from configs.schema import ModelConfig
+from configs.schema import ModelConfig, Task
 from modules.inputs import Inputs
-from modules.layers.gather import Gather, by_task
+from modules.layers.gather import Gather
 from modules.layers.mlp import MLP
 from modules.models.registry import register
+from modules.tasks import Heads
 
 
 class DNNConfig(ModelConfig):
@@ -28,17 +29,16 @@ class DNN(nn.Module):
     Args:
         config: see `DNNConfig`.
         inputs: the recipe's features.
-        tasks: names of the logits.
+        tasks: one logit each.
     """
 
-    tasks: list[str]
     shares = True
 
-    def __init__(self, config: DNNConfig, inputs: Inputs, tasks: list[str]) -> None:
+    def __init__(self, config: DNNConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         super().__init__()
-        self.tasks = list(tasks)
         self.gather = Gather(inputs, list(inputs.sequences))
         self.tower = MLP(self.gather.width, config.units, config.activation, config.dropout, len(tasks))
+        self.heads = Heads(tasks)
 
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
@@ -54,4 +54,4 @@ class DNN(nn.Module):
         Returns:
             task -> (B,) logits.
         """
-        return by_task(self.tower(self.gather(values, lengths, dense), weights), self.tasks)
+        return self.heads(self.tower(self.gather(values, lengths, dense), weights).unbind(1))

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from configs.errors import BadInput
-from configs.schema import ModelConfig
+from configs.schema import ModelConfig, Task
 from modules.inputs import Inputs
 from modules.layers import jagged
-from modules.layers.gather import by_task
 from modules.models.registry import register
+from modules.tasks import Heads
 
 
 class LRConfig(ModelConfig):
@@ -29,18 +29,18 @@ class LR(nn.Module):
     Args:
         config: see `LRConfig`.
         inputs: the recipe's features.
-        tasks: names of the logits.
+        tasks: one logit each.
 
     Raises:
         BadInput: a table has fewer columns than there are tasks.
     """
 
-    tasks: list[str]
     features: list[str]
+    count: int
 
-    def __init__(self, config: LRConfig, inputs: Inputs, tasks: list[str]) -> None:
+    def __init__(self, config: LRConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         super().__init__()
-        self.tasks = list(tasks)
+        self.count = len(tasks)
         self.features = [*inputs.ids, *inputs.sequences]
         for name, dim in {**inputs.ids, **inputs.sequences}.items():
             if dim < len(tasks):
@@ -51,6 +51,7 @@ class LR(nn.Module):
         self.linear = nn.Linear(len(inputs.dense), len(tasks))
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
+        self.heads = Heads(tasks)
 
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
@@ -66,8 +67,7 @@ class LR(nn.Module):
         Returns:
             task -> (B,) logits.
         """
-        count = len(self.tasks)
         parts = [self.linear(dense)]  # (B, T)
         for name in self.features:
-            parts.append(jagged.pool(values[name][:, :count], lengths[name], False))
-        return by_task(torch.stack(parts).sum(0), self.tasks)
+            parts.append(jagged.pool(values[name][:, : self.count], lengths[name], False))
+        return self.heads(torch.stack(parts).sum(0).unbind(1))

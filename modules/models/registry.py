@@ -13,8 +13,9 @@ _NETWORKS: dict[str, type[nn.Module]] = {}
 def register(kind: str, config: type) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Make the decorated class the network of `kind`, and `config` the class that checks its recipe section.
 
-    The network is built as `network(config, inputs, tasks)` and called as
-    `forward(values, lengths, dense, weights) -> {task: logits (B,)}`; torch.jit.script must accept it.
+    The network is built as `network(config, inputs, tasks)`, tasks being the recipe's, and called as
+    `forward(values, lengths, dense, weights) -> {task: logits (B,)}`, which modules.tasks.Heads makes of the network's
+    last layer; torch.jit.script must accept it.
     A network with the class attribute `shares = True` also takes, when serving, features of one row that all rows of
     `dense` share; for the others modules.serving repeats them.
     """

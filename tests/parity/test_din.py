@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from configs.schema import Task
 from modules.inputs import Inputs
 from modules.models.din import DIN, DINConfig
 
@@ -35,7 +36,7 @@ def twin(padded: dict[str, Tensor], mask: Tensor, dense: Tensor, state: dict, co
     rows = torch.ones(len(mask), dtype=torch.bool)
     q = torch.cat([padded["movie"], padded["maker"]], -1)[:, None, :].expand(-1, mask.size(1), -1)
     e, s = torch.cat([padded["seen"], padded["by"]], -1), padded["rated"]
-    unit = "histories.0.unit"
+    unit = "bottom.histories.0.unit"
     h = linear(torch.cat([q, e, q - e, q * e, s], -1), state, f"{unit}.first")  # (B, T, H)
     h = activate(h, mask, state, f"{unit}.activation", config.activation, training)
     h = linear(h, state, f"{unit}.rest.linears.0")
@@ -64,7 +65,7 @@ def test_equals_the_padded_twin(softmax, activation, training):
         activation=activation,
         softmax=softmax,
     )
-    model = DIN(config, INPUTS, ["click"]).double().train(training)
+    model = DIN(config, INPUTS, {"click": Task(label="click")}).double().train(training)
     for name, value in model.state_dict().items():
         if name.endswith(("alpha", "running_mean")):
             value.uniform_(-0.5, 0.5)

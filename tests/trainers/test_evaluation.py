@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from modules.tasks import Binary
 from trainers import metrics
 from trainers.evaluation import BINS, LENGTH_NAMES, LIMIT, Evaluation
 
@@ -18,8 +19,10 @@ SAMPLE = 700  # rows, fewer than there are, so that the sample of groups must sh
 RANK = """
 import json, sys
 import numpy as np, torch, torch.distributed as dist
+from modules.tasks import Binary
 from trainers import evaluation as module
 from trainers.evaluation import Evaluation
+tasks = {"click": Binary(), "stay": Binary()}
 module._CHUNK = 500  # several chunks a column, the last ones empty on one rank
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
@@ -31,11 +34,11 @@ found = {}
 for share, parts in shares.items():
     start, stop = parts[rank]
     for memory in ("exact", "bounded"):
-        evaluation = Evaluation(["click", "stay"], memory=memory, sample_rows=int(sys.argv[3]))
+        evaluation = Evaluation(tasks, memory=memory, sample_rows=int(sys.argv[3]))
         for at in range(start, stop, 256):
             evaluation.update(**{k: v[at : min(at + 256, stop)] for k, v in data.items()})
         found[f"{share}.{memory}"] = [evaluation.compute(), evaluation.curves()]
-empty = Evaluation(["click", "stay"])
+empty = Evaluation(tasks)
 found["nothing"] = [empty.compute(), empty.curves()]
 with open(f"{folder}/{rank}.json", "w") as file:
     json.dump(found, file)
@@ -60,7 +63,7 @@ def data(size=3000, seed=0) -> dict[str, torch.Tensor]:
 
 
 def evaluate(columns, memory="exact", step=256, **options) -> Evaluation:
-    evaluation = Evaluation(TASKS, memory=memory, **options)
+    evaluation = Evaluation(dict.fromkeys(TASKS, Binary()), memory=memory, **options)
     for start in range(0, len(columns["weights"]), step):
         evaluation.update(**{name: column[start : start + step] for name, column in columns.items()})
     return evaluation
@@ -220,7 +223,7 @@ def test_bounded_auc_keeps_its_bound(spread):
 
 def test_bounded_counts_infinite_and_extreme_logits():
     extremes = [-np.inf, np.finfo(np.float32).min, -LIMIT, LIMIT, np.finfo(np.float32).max, np.inf]
-    evaluation = Evaluation(["click"], memory="bounded")
+    evaluation = Evaluation({"click": Binary()}, memory="bounded")
     evaluation.update(torch.tensor(extremes)[:, None], torch.tensor([0.0, 0, 0, 1, 1, 1])[:, None], torch.ones(6))
     found = evaluation.compute()
     assert found["click.auc"] == 1.0
@@ -229,12 +232,13 @@ def test_bounded_counts_infinite_and_extreme_logits():
 
 def test_bounded_memory_does_not_grow():
     columns = data()
-    evaluation = Evaluation(TASKS, memory="bounded", sample_rows=100)
+    evaluation = Evaluation(dict.fromkeys(TASKS, Binary()), memory="bounded", sample_rows=100)
     for _ in range(5):
         evaluation.update(**columns)
     kept = evaluation._store
-    assert kept.counts.shape[-1] == BINS
-    assert kept.counts.sum() == 5 * sum(len(known(columns, t)[0]) for t in range(2))
+    for t, store in enumerate(kept.stores.values()):
+        assert store.counts.shape[-1] == BINS
+        assert store.counts.sum() == 5 * len(known(columns, t)[0])
     assert sum(len(part) for part in kept.sample.parts) == kept.sample.size <= 100
 
 
@@ -262,7 +266,7 @@ def test_sample_is_the_largest_that_fits_and_of_whole_groups():
 
 def test_sample_picks_about_its_share_of_consecutive_ids():
     ids = torch.arange(20_000)
-    evaluation = Evaluation(["click"], memory="bounded", sample_rows=6_000)
+    evaluation = Evaluation({"click": Binary()}, memory="bounded", sample_rows=6_000)
     evaluation.update((ids % 7)[:, None].float(), (ids % 2)[:, None].float(), torch.ones(20_000), ids)
     assert evaluation.compute()["gauc_groups_share"] == 0.25
     assert abs(evaluation._store.sample.size - 5_000) < 250  # four deviations of a fair coin

@@ -35,7 +35,7 @@ class Block:
     at: list[int]
     ints: np.ndarray  # int64
     marks: list[int]
-    floats: np.ndarray  # (n, D + T) float32: dense features, then labels
+    floats: np.ndarray  # (n, D + T + W) float32: dense features, labels, then sample weights
     counts: np.ndarray | None  # (steps, F + 1) int64: lists cut, a feature, then rows skipped; None = all zero
 
 
@@ -54,8 +54,11 @@ class Decoder:
         self._limits = [f.max_length if isinstance(f, SequenceFeature) else None for f in sparse.values()]
         self._dense = [recipe.column(name) for name, f in recipe.features.items() if isinstance(f, DenseFeature)]
         self._labels = [task.label for task in recipe.tasks.values()]
+        self._weighted = [place for place, task in enumerate(recipe.tasks.values()) if task.sample_weight]
+        weights = [task.sample_weight for task in recipe.tasks.values() if task.sample_weight]
+        self._floats = [*self._dense, *self._labels, *weights]
         self._group = recipe.evaluate.group_by if groups else None
-        named = [*self._sparse, *self._dense, *self._labels, *([self._group] if self._group else [])]
+        named = [*self._sparse, *self._floats, *([self._group] if self._group else [])]
         self.columns = list(dict.fromkeys(named))
 
     def block(
@@ -82,7 +85,7 @@ class Decoder:
         ]
         values, lengths, cut = zip(*sparse, strict=True) if sparse else ((), (), ())
         ints, at = self._records([rows, *groups, *lengths], values, marks)
-        floats = _floats([columns[name] for name in self._dense + self._labels], order, len(rows))
+        floats = _floats([columns[name] for name in self._floats], order, len(rows))
         floats[rows < 0, len(self._dense) :] = 0.0
         return Block(first, at, ints, marks.tolist(), _lasting(floats), _counts([*cut, rows < 0], marks))
 
@@ -92,7 +95,7 @@ class Decoder:
         lengths = [np.zeros(n, np.int64)] * len(self.keys)
         values = [np.zeros(0, np.int64)] * len(self.keys)
         ints, at = self._records([np.full(n, -1), *groups, *lengths], values, np.array([0, n]))
-        floats = np.zeros((n, len(self._dense) + len(self._labels)), np.float32)
+        floats = np.zeros((n, len(self._floats)), np.float32)
         floats[:, : len(self._dense)] = np.nan
         return Block(0, at, ints, [0, n], floats, None)
 
@@ -117,14 +120,19 @@ class Decoder:
             stride=batch,
             length_per_key=heads[:, 1:].sum(axis=0).tolist(),  # known here, so no device ever has to be asked
         )
-        floats = torch.from_numpy(floats)
+        sizes = [len(self._dense), len(self._labels), len(self._weighted)]
+        dense, labels, given = torch.from_numpy(floats).split(sizes, dim=1)
+        sample_weights = None
+        if self._weighted:
+            sample_weights = torch.ones_like(labels).index_copy_(1, torch.tensor(self._weighted), given)
         return Batch(
             ids=ids,
-            dense=floats[:, : len(self._dense)].contiguous(),
-            labels=floats[:, len(self._dense) :].contiguous(),
+            dense=dense.contiguous(),
+            labels=labels.contiguous(),
             weights=(rows >= 0).float(),
             rows=rows,
             groups=groups,
+            sample_weights=sample_weights,
         )
 
     def _records(

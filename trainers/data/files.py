@@ -57,7 +57,10 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
     for name, feature in recipe.features.items():
         kind = {IdFeature: "id", SequenceFeature: "sequence"}.get(type(feature), "dense")
         wanted.append((recipe.column(name), kind, f"features.{name}"))
-    wanted += [(task.label, "label", f"tasks.{name}.label") for name, task in recipe.tasks.items()]
+    for name, task in recipe.tasks.items():
+        wanted.append((task.label, "label" if task.kind == "binary" else "number", f"tasks.{name}.label"))
+        if task.sample_weight:
+            wanted.append((task.sample_weight, "number", f"tasks.{name}.sample_weight"))
     if recipe.evaluate.group_by:
         wanted.append((recipe.evaluate.group_by, "group", "evaluate.group_by"))
     return wanted
@@ -79,6 +82,7 @@ _TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "id": (_integer, "int64; hash strings to int64 when preparing the data"),
     "sequence": (_list, "list<int64>; hash strings to int64 when preparing the data"),
     "dense": (_number, "a number (float32, float64 or an integer); convert it when preparing the data"),
+    "number": (_number, "a number (float32, float64 or an integer); convert it when preparing the data"),
     "label": (_number, "an integer, boolean or float of 0 and 1; convert it when preparing the data"),
     "group": (_integer, "int64; convert it when preparing the data"),
 }

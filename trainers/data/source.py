@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from configs.errors import BadInput
-from configs.schema import DenseFeature, Recipe
+from configs.schema import DenseFeature, Recipe, Task
+from modules.tasks import kinds
 from trainers.data.files import check_columns, check_same, list_files, open_filesystem, short, shown, wanted_columns
 
 log = logging.getLogger(__name__)
@@ -194,13 +195,15 @@ class Statistics:
         rows: rows read.
         mean: of each dense feature, over the rows that have it; 0 where none has.
         std: population deviation of each dense feature; 1 where it is constant.
-        rate: share of positive labels, a task.
+        rate: mean of the known labels, a task: of a binary one the share of positives.
+        unknown: share of the rows whose label is not known yet, a task.
     """
 
     rows: int
     mean: dict[str, float]
     std: dict[str, float]
     rate: dict[str, float]
+    unknown: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -225,19 +228,20 @@ def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None 
         progress: called with the rows of every row group that is done.
 
     Raises:
-        BadInput: a label other than 0 and 1, a null label, NaN or an infinite value in a dense feature (a missing
-            value is null), or a value that float32 cannot hold.
+        BadInput: a label that is not of its task's kind, a null label of a task without `unknown: true`, a sample
+            weight that is null, negative or infinite, NaN or an infinite value in a dense feature (a missing value is
+            null), or a value that float32 cannot hold.
         CorruptGroup: with `on_corrupt: stop`.
     """
     dense = {name: recipe.column(name) for name, f in recipe.features.items() if isinstance(f, DenseFeature)}
-    labels = {name: task.label for name, task in recipe.tasks.items()}
-    moments, positives, rows = _Moments(*np.zeros((3, len(dense)))), np.zeros(len(labels)), 0
+    tasks = recipe.tasks
+    moments, labels, rows = _Moments(*np.zeros((3, len(dense)))), np.zeros((2, len(tasks))), 0
     with ThreadPoolExecutor(pa.cpu_count()) as pool:
-        jobs = [pool.submit(_scan_group, source, group, dense, labels) for group in source.groups]
+        jobs = [pool.submit(_scan_group, source, group, dense, tasks) for group in source.groups]
         for group, job in zip(source.groups, jobs, strict=True):
             found = _result(job, pool, recipe.data.on_corrupt == "skip")
             if found is not None:
-                moments, positives, rows = moments.merge(found[0]), positives + found[1], rows + group.rows
+                moments, labels, rows = moments.merge(found[0]), labels + found[1], rows + group.rows
             if progress is not None:
                 progress(group.rows)
     if not rows:
@@ -247,7 +251,8 @@ def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None 
         rows=rows,
         mean=dict(zip(dense, moments.mean.tolist(), strict=True)),
         std=dict(zip(dense, np.where(deviation > 0, deviation, 1.0).tolist(), strict=True)),
-        rate=dict(zip(labels, (positives / rows).tolist(), strict=True)),
+        rate=dict(zip(tasks, (labels[0] / np.maximum(labels[1], 1)).tolist(), strict=True)),
+        unknown=dict(zip(tasks, (1 - labels[1] / rows).tolist(), strict=True)),
     )
 
 
@@ -280,20 +285,24 @@ def _result(job: Future, pool: ThreadPoolExecutor, skip: bool) -> tuple[_Moments
 
 
 def _scan_group(
-    source: Source, group: RowGroup, dense: dict[str, str], labels: dict[str, str]
+    source: Source, group: RowGroup, dense: dict[str, str], tasks: dict[str, Task]
 ) -> tuple[_Moments, np.ndarray]:
-    """Return one row group's moments of the dense columns and its positives of every task."""
-    constant = {column: value for column in labels.values() if (value := _constant(source, group, column)) is not None}
-    table = source.read(group, list(dict.fromkeys([*dense.values(), *(set(labels.values()) - constant.keys())])))
+    """Return one row group's moments of the dense columns, and (2, T): sum and number of every task's known labels."""
+    columns = {task.label for task in tasks.values()}
+    constant = {column: value for column in columns if (value := _constant(source, group, column)) is not None}
+    weights = [task.sample_weight for task in tasks.values() if task.sample_weight]
+    table = source.read(group, list(dict.fromkeys([*dense.values(), *sorted(columns - constant.keys()), *weights])))
     moments = np.zeros((3, len(dense)))
     for place, (name, column) in enumerate(dense.items()):
         moments[:, place] = _moments(source, group, name, table.column(column))
-    positives = np.zeros(len(labels))
-    for place, (name, column) in enumerate(labels.items()):
-        values = pa.chunked_array([[constant[column]]]) if column in constant else table.column(column)
-        share = _positives(source, group, name, column, values)
-        positives[place] = share * (group.rows if column in constant else 1)
-    return _Moments(*moments), positives
+    labels = np.zeros((2, len(tasks)))
+    for place, (name, task) in enumerate(tasks.items()):
+        values = pa.chunked_array([[constant[task.label]]]) if task.label in constant else table.column(task.label)
+        found = _labels(source, group, name, task, values)
+        labels[:, place] = found * (group.rows if task.label in constant else 1)
+        if task.sample_weight:
+            _check_weights(source, group, name, task.sample_weight, table.column(task.sample_weight))
+    return _Moments(*moments), labels
 
 
 def _constant(source: Source, group: RowGroup, column: str) -> int | None:
@@ -324,13 +333,31 @@ def _moments(source: Source, group: RowGroup, name: str, column: pa.ChunkedArray
     return float(len(numbers)), float(numbers[0] + mean), float(np.square(apart - mean).sum())
 
 
-def _positives(source: Source, group: RowGroup, task: str, label: str, column: pa.ChunkedArray) -> float:
+def _labels(source: Source, group: RowGroup, name: str, task: Task, column: pa.ChunkedArray) -> np.ndarray:
+    """Return the sum and the number of a task's known labels, (2,)."""
+    kind = kinds({name: task})[name]
     numbers = column.cast(pa.float64(), safe=False).to_numpy()  # null = NaN
-    bad = (numbers != 0) & (numbers != 1)
+    known = ~np.isnan(numbers)
+    bad = ~kind.fits(numbers)
+    if task.unknown:
+        bad &= known
+    if bad.any():
+        first = int(bad.argmax())
+        mend = "" if known[first] else ", set unknown: true if it is not known yet"
+        raise BadInput(
+            f"{source.shown(group.path)}, row group {group.index}, row {first}: tasks.{name}.label '{task.label}' "
+            f"holds {column[first].as_py()}, but a label is {kind.wanted}; correct the data{mend}, or leave such rows "
+            "out"
+        )
+    return np.array([numbers[known].sum(), known.sum()])
+
+
+def _check_weights(source: Source, group: RowGroup, name: str, label: str, column: pa.ChunkedArray) -> None:
+    numbers = column.cast(pa.float64(), safe=False).to_numpy()  # null = NaN
+    bad = ~((numbers >= 0) & (numbers < np.finfo(np.float32).max))
     if bad.any():
         first = int(bad.argmax())
         raise BadInput(
-            f"{source.shown(group.path)}, row group {group.index}, row {first}: tasks.{task}.label '{label}' holds "
-            f"{column[first].as_py()}, but a label is 0 or 1; correct the data, or leave such rows out"
+            f"{source.shown(group.path)}, row group {group.index}, row {first}: tasks.{name}.sample_weight '{label}' "
+            f"holds {column[first].as_py()}, but a weight is a finite number from 0 on; correct the data"
         )
-    return float(numbers.sum())

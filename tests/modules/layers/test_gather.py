@@ -1,7 +1,7 @@
 import torch
 
 from modules.inputs import Inputs
-from modules.layers.gather import Gather, by_task
+from modules.layers.gather import Gather
 
 INPUTS = Inputs({"user": 2, "movie": 1}, {"seen": 1, "genres": 2}, ["age"])
 
@@ -21,11 +21,3 @@ def test_concatenates_ids_means_and_dense():
     expected = torch.tensor([[0.0, 0.0, 3.0, 6.0, 8.0, 0.5], [1.0, 2.0, 4.0, 0.0, 0.0, -0.5]])
     assert torch.equal(gather(values, lengths, torch.tensor([[0.5], [-0.5]])), expected)
     assert gather.width == expected.size(1)
-
-
-def test_by_task_splits_columns():
-    logits = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    split = by_task(logits, ["click", "like"])
-    assert {task: column.tolist() for task, column in split.items()} == {"click": [1.0, 3.0], "like": [2.0, 4.0]}
-    assert by_task(logits.bfloat16(), ["click", "like"])["like"].dtype == torch.float32
-    assert by_task(logits.double(), ["click", "like"])["like"].dtype == torch.float64

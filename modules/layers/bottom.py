@@ -1,0 +1,169 @@
+"""The bottom of the ranking networks: all features of a row, histories seen from the candidate, as one vector."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from configs.errors import BadInput, nearest
+from configs.schema import ModelConfig, Section
+from modules.inputs import Inputs
+from modules.layers import jagged
+from modules.layers.attention import ActivationUnit
+from modules.layers.gather import Gather
+
+Units = list[Annotated[int, Field(gt=0)]]
+
+
+class Attention(Section):
+    """One history and the candidate that looks at it."""
+
+    query: list[str] = Field(min_length=1, description="id features of the candidate")
+    events: list[str] = Field(min_length=1, description="sequence features of the past events, one a query feature")
+    side: list[str] = Field([], description="sequence features that an event has and the candidate has not")
+
+    @model_validator(mode="after")
+    def _paired(self) -> "Attention":
+        if len(self.query) != len(self.events):
+            raise BadInput(
+                f"model.attention: {len(self.query)} query features ({', '.join(self.query)}) face {len(self.events)} "
+                f"events ({', '.join(self.events)}); pair them one to one and move the rest to side"
+            )
+        return self
+
+
+class BottomConfig(ModelConfig):
+    """The keys of every model that begins with a `Bottom`."""
+
+    attention: list[Attention] = []
+    attention_units: Units = Field([64, 16], min_length=1, description="hidden layers of the activation unit")
+    softmax: bool = Field(False, description="normalise the attention over a row's events; DIN's paper does not")
+    activation: Literal["dice", "relu"] = "dice"
+    pooled: list[str] = Field([], description="sequence features that are only averaged")
+
+
+class History(nn.Module):
+    """An activation unit with the names of the features it reads."""
+
+    query: list[str]
+    events: list[str]
+    side: list[str]
+
+    def __init__(self, part: Attention, config: BottomConfig, inputs: Inputs) -> None:
+        super().__init__()
+        self.query = list(part.query)
+        self.events = list(part.events)
+        self.side = list(part.side)
+        dim = sum(inputs.sequences[name] for name in part.events)
+        side = sum(inputs.sequences[name] for name in part.side)
+        self.width = dim + side
+        self.unit = ActivationUnit(dim, side, config.attention_units, config.activation, config.softmax)
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], size: int, weights: Tensor | None
+    ) -> Tensor:
+        """Return the pooled history, (B, width), of B = `size` rows."""
+        first = self.events[0]
+        for name in self.events + self.side:
+            if not _parallel(lengths[name], lengths[first]):
+                complaint = (
+                    f"features {first} and {name}: the lists of one history must have the same length in every row; "
+                    "mend the columns, or give both features one max_length"
+                )
+                if torch.jit.is_scripting():
+                    raise ValueError(complaint)
+                else:  # noqa: RET506 (TorchScript needs the branch to leave BadInput out)
+                    raise BadInput(complaint)
+        query = torch.cat([jagged.rows(values[name], lengths[name]) for name in self.query], 1)
+        query = query.expand(size, -1)  # (B, d)
+        events = torch.cat([values[name] for name in self.events], 1)  # (N, d)
+        side: Tensor | None = None
+        if len(self.side) > 0:
+            side = torch.cat([values[name] for name in self.side], 1)  # (N, s)
+        if lengths[first].size(0) != size:  # one history for all rows
+            return self.unit.shared(query, events, side)
+        return self.unit(query, events, side, lengths[first], weights)
+
+
+def _parallel(one: Tensor, other: Tensor) -> bool:
+    """Return whether two features have equal lengths, without waiting for a GPU: there a kernel asserts it."""
+    if one.is_cuda:
+        torch._assert_async((one == other).all())
+        return True
+    return torch.equal(one, other)
+
+
+class Bottom(nn.Module):
+    """x = [ids, mean of each pooled sequence, dense, each attention's sums], one vector a row.
+
+    Args:
+        config: see `BottomConfig`.
+        inputs: the recipe's features.
+
+    Attributes:
+        width: of x.
+
+    Raises:
+        BadInput: the config names an unknown feature or pairs unequal dims, or a sequence feature is used nowhere.
+
+    Source of the attention: Zhou et al., "Deep interest network", 1706.06978.
+    """
+
+    def __init__(self, config: BottomConfig, inputs: Inputs) -> None:
+        super().__init__()
+        _check(config, inputs)
+        self.gather = Gather(inputs, config.pooled)
+        self.histories = nn.ModuleList(History(part, config, inputs) for part in config.attention)
+        self.width = self.gather.width + sum(history.width for history in self.histories)
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Build the vector of each row.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings; the sequences of one attention have equal lengths.
+            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
+            dense: (B, D), normalised.
+            weights: (B,), 0 marks padding; None when serving.
+
+        Returns:
+            (B, width).
+
+        Raises:
+            ValueError: the sequences of one attention differ in length.
+        """
+        parts = [self.gather(values, lengths, dense)]
+        for history in self.histories:
+            parts.append(history(values, lengths, dense.size(0), weights))
+        return torch.cat(parts, 1)
+
+
+def _check(config: BottomConfig, inputs: Inputs) -> None:
+    used: list[str] = []
+    for i, part in enumerate(config.attention):
+        where = f"model.attention.{i}"
+        _check_names(f"{where}.query", part.query, inputs.ids, "id")
+        _check_names(f"{where}.events", part.events, inputs.sequences, "sequence")
+        _check_names(f"{where}.side", part.side, inputs.sequences, "sequence")
+        for query, event in zip(part.query, part.events, strict=True):
+            if inputs.ids[query] != inputs.sequences[event]:
+                raise BadInput(
+                    f"{where}: query '{query}' has dim {inputs.ids[query]} and its events '{event}' dim "
+                    f"{inputs.sequences[event]}; give both one table, or tables of one dim"
+                )
+        used += part.events + part.side
+    _check_names("model.pooled", config.pooled, inputs.sequences, "sequence")
+    for name in inputs.sequences:
+        if name not in used + config.pooled:
+            raise BadInput(
+                f"features.{name}: no part of the model reads this sequence; name it in model.attention or "
+                "model.pooled, or remove it"
+            )
+
+
+def _check_names(key: str, names: list[str], known: dict[str, int], kind: str) -> None:
+    for name in names:
+        if name not in known:
+            raise BadInput(f"{key}: there is no {kind} feature '{name}'{nearest(name, known)}")

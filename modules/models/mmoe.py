@@ -1,0 +1,57 @@
+"""MMoE: multi-gate mixture of experts (Ma et al., KDD 2018, 10.1145/3219819.3220007)."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from configs.schema import Task
+from modules.inputs import Inputs
+from modules.layers.bottom import Bottom
+from modules.layers.experts import Experts, Gate, mix
+from modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
+from modules.models.registry import register
+from modules.tasks import Heads
+
+
+class MMoEConfig(MultiTaskConfig):
+    """Experts that all tasks share, a gate and a tower a task."""
+
+    kind: Literal["mmoe"] = "mmoe"
+    experts: int = Field(4, gt=0)
+    expert_units: Layers = Field([128], description="layers of an expert")
+
+
+class _Trunk(nn.Module):
+    def __init__(self, config: MMoEConfig, tasks: dict[str, Task], width: int) -> None:
+        super().__init__()
+        names = [f"shared{i}" for i in range(config.experts)]
+        self.experts = Experts(config.experts, width, config.expert_units, config.dropout)
+        self.gates = nn.ModuleList(Gate(width, task, names) for task in tasks)
+        self.towers = towers(config, tasks, config.expert_units[-1])
+
+    def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
+        """Args: x (B, width). Returns: a (B,) logit a task."""
+        experts = [self.experts(x)]
+        out: list[Tensor] = []
+        for gate, tower in zip(self.gates, self.towers):  # noqa: B905  TorchScript knows no strict=
+            out.append(tower(mix(gate(x), experts)).squeeze(1))
+        return out
+
+
+@register("mmoe", MMoEConfig)
+class MMoE(MultiTask):
+    """y_k = tower_k(sum_i softmax(W_k x)_i E_i(x)), x from `Bottom`.
+
+    Args:
+        config: see `MMoEConfig`.
+        inputs: the recipe's features.
+        tasks: one gate and one tower each.
+
+    Raises:
+        BadInput: the config does not fit the features, see `Bottom`.
+    """
+
+    def __init__(self, config: MMoEConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        bottom = Bottom(config, inputs)
+        super().__init__(bottom, _Trunk(config, tasks, bottom.width), Heads(tasks))

@@ -1,0 +1,70 @@
+"""The frame of the multi-task networks: one bottom, a trunk with an output a task, heads."""
+
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from configs.schema import Task
+from modules.layers.bottom import Bottom, BottomConfig, Units
+from modules.layers.mlp import MLP
+from modules.tasks import Heads
+
+Layers = Annotated[Units, Field(min_length=1)]
+
+
+class MultiTaskConfig(BottomConfig):
+    """The keys of every multi-task model: those of the bottom, and of each task's tower."""
+
+    tower_units: Units = Field([64], description="hidden layers of each task's tower")
+    dropout: float = Field(0.0, ge=0, lt=1, description="in experts and towers")
+
+
+def towers(config: MultiTaskConfig, tasks: dict[str, Task], width: int) -> nn.ModuleList:
+    """Return a perceptron with ReLU a task, (B, width) -> (B, 1)."""
+    return nn.ModuleList(MLP(width, config.tower_units, "relu", config.dropout, outputs=1) for _ in tasks)
+
+
+class MultiTask(nn.Module):
+    """logits = heads(trunk(bottom(features))).
+
+    A task's logit is built by modules of its own wherever the tasks part: autograd reaches a parameter from one logit
+    alone exactly if it is that task's own, and a task's backward pass never computes another task's part.
+
+    `trunk` is called once a step, as trunk(x, weights) -> a (B,) logit a task, with x (B, width) what the bottom made:
+    the place at which the tasks' gradients can be compared. Beyond x everything is ReLU, whose backward pass can be
+    batched over tasks.
+
+    Args:
+        bottom: the recipe's features as one vector a row.
+        trunk: everything from there to the logits.
+        heads: turns them into what the tasks' losses and predictions take.
+    """
+
+    shares = True
+
+    def __init__(self, bottom: Bottom, trunk: nn.Module, heads: Heads) -> None:
+        super().__init__()
+        self.bottom = bottom
+        self.trunk = trunk
+        self.heads = heads
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings; the sequences of one attention have equal lengths.
+            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
+            dense: (B, D), normalised.
+            weights: (B,), 0 marks padding; None when serving.
+
+        Returns:
+            task -> (B,) logits.
+
+        Raises:
+            ValueError: the sequences of one attention differ in length.
+        """
+        x = self.bottom(values, lengths, dense, weights)
+        return self.heads(self.trunk(x, weights))

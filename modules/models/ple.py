@@ -1,0 +1,97 @@
+"""CGC and PLE: progressive layered extraction (Tang et al., RecSys 2020, 10.1145/3383313.3412236)."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from configs.schema import Task
+from modules.inputs import Inputs
+from modules.layers.bottom import Bottom
+from modules.layers.experts import Level
+from modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
+from modules.models.registry import register
+from modules.tasks import Heads
+
+
+class CGCConfig(MultiTaskConfig):
+    """One level of own and shared experts, a gate and a tower a task."""
+
+    kind: Literal["cgc"] = "cgc"
+    own: int = Field(1, gt=0, description="experts of each task, a level")
+    shared: int = Field(1, gt=0, description="experts of all tasks, a level")
+    expert_units: Layers = Field([128], description="layers of an expert")
+
+
+class PLEConfig(CGCConfig):
+    """CGC in several levels."""
+
+    kind: Literal["ple"] = "ple"
+    levels: int = Field(2, gt=0)
+
+
+class _Trunk(nn.Module):
+    def __init__(self, config: CGCConfig, tasks: dict[str, Task], width: int, levels: int) -> None:
+        super().__init__()
+        sizes = [width] + [config.expert_units[-1]] * levels
+        self.streams = len(tasks) + 1
+        self.levels = nn.ModuleList(
+            Level(
+                list(tasks),
+                sizes[level],
+                config.own,
+                config.shared,
+                config.expert_units,
+                config.dropout,
+                label="" if levels == 1 else f"level{level}.",
+                last=level == levels - 1,
+            )
+            for level in range(levels)
+        )
+        self.towers = towers(config, tasks, sizes[-1])
+
+    def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
+        """Args: x (B, width). Returns: a (B,) logit a task."""
+        streams = [x] * self.streams
+        for level in self.levels:
+            streams = level(streams)
+        out: list[Tensor] = []
+        for i, tower in enumerate(self.towers):
+            out.append(tower(streams[i]).squeeze(1))
+        return out
+
+
+@register("cgc", CGCConfig)
+class CGC(MultiTask):
+    """y_k = tower_k(the k-th stream of one `Level` on x), x from `Bottom`.
+
+    Args:
+        config: see `CGCConfig`.
+        inputs: the recipe's features.
+        tasks: own experts, a gate and a tower each.
+
+    Raises:
+        BadInput: the config does not fit the features, see `Bottom`.
+    """
+
+    def __init__(self, config: CGCConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        bottom = Bottom(config, inputs)
+        super().__init__(bottom, _Trunk(config, tasks, bottom.width, levels=1), Heads(tasks))
+
+
+@register("ple", PLEConfig)
+class PLE(MultiTask):
+    """y_k = tower_k(the k-th stream after several `Level`s on x), x from `Bottom`.
+
+    Args:
+        config: see `PLEConfig`.
+        inputs: the recipe's features.
+        tasks: own experts and a gate in each level, and a tower, each.
+
+    Raises:
+        BadInput: the config does not fit the features, see `Bottom`.
+    """
+
+    def __init__(self, config: PLEConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        bottom = Bottom(config, inputs)
+        super().__init__(bottom, _Trunk(config, tasks, bottom.width, config.levels), Heads(tasks))

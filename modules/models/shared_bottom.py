@@ -1,0 +1,51 @@
+"""Shared bottom: one network for all tasks up to a small tower each (Caruana, "Multitask learning", 1997)."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from configs.schema import Task
+from modules.inputs import Inputs
+from modules.layers.bottom import Bottom
+from modules.layers.mlp import MLP
+from modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
+from modules.models.registry import register
+from modules.tasks import Heads
+
+
+class SharedBottomConfig(MultiTaskConfig):
+    """Shared layers, then a tower a task."""
+
+    kind: Literal["shared_bottom"] = "shared_bottom"
+    shared_units: Layers = Field([128], description="layers that all tasks share")
+
+
+class _Trunk(nn.Module):
+    def __init__(self, config: SharedBottomConfig, tasks: dict[str, Task], width: int) -> None:
+        super().__init__()
+        self.shared = MLP(width, config.shared_units, "relu", config.dropout)
+        self.towers = towers(config, tasks, config.shared_units[-1])
+
+    def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
+        """Args: x (B, width). Returns: a (B,) logit a task."""
+        shared = self.shared(x)
+        return [tower(shared).squeeze(1) for tower in self.towers]
+
+
+@register("shared_bottom", SharedBottomConfig)
+class SharedBottom(MultiTask):
+    """y_k = tower_k(shared(x)), x from `Bottom`.
+
+    Args:
+        config: see `SharedBottomConfig`.
+        inputs: the recipe's features.
+        tasks: one tower each.
+
+    Raises:
+        BadInput: the config does not fit the features, see `Bottom`.
+    """
+
+    def __init__(self, config: SharedBottomConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        bottom = Bottom(config, inputs)
+        super().__init__(bottom, _Trunk(config, tasks, bottom.width), Heads(tasks))
