@@ -269,8 +269,8 @@ def _gram(rows: list[Tensor]) -> Tensor:
 
 
 def _weighted(weights: Tensor, rows: list[Tensor]) -> Tensor:
-    """Return sum_t w_t rows_t, in the place of the first."""
-    total = rows[0].mul_(float(weights[0]))
+    """Return sum_t w_t rows_t."""
+    total = rows[0] * float(weights[0])  # not in place: autograd may have given one tensor to several inputs
     for row, weight in zip(rows[1:], weights[1:].tolist(), strict=True):
         total.add_(row, alpha=weight)
     return total
