@@ -245,36 +245,49 @@ def _legend(axes: Axes, place: str, columns: int = 1) -> None:
 
 def _draw_loss(axes: Axes, lines: list[dict[str, Any]]) -> None:
     _panel(axes, "Training loss", "step")
-    points = [(line["step"], _number(line.get("loss"))) for line in lines if line["kind"] == "train"]
-    points = [(step, loss) for step, loss in points if loss is not None]
-    if not points:
+    lines = [line for line in lines if line["kind"] == "train"]
+    keys = [key for key in (lines[-1] if lines else {}) if key.endswith(".loss")] or ["loss"]
+    found = {key: [(line["step"], _number(line.get(key))) for line in lines] for key in keys}
+    found = {key: [point for point in points if point[1] is not None] for key, points in found.items()}
+    found = {key: points for key, points in found.items() if points}
+    if not found:
         return _missing(axes, "no training steps logged")
-    steps, losses = (np.array(x) for x in zip(*points, strict=True))
-    window = len(losses) // 20
-    if window < 5:
-        axes.plot(steps, losses, color=COLORS[0], linewidth=2, marker="o", markersize=4)
-    else:
-        axes.plot(steps, losses, color=COLORS[0], linewidth=1, alpha=0.3, label="as logged")
-        near = np.ones(window)
-        smooth = np.convolve(losses, near, "same") / np.convolve(np.ones_like(losses), near, "same")
-        axes.plot(steps, smooth, color=COLORS[0], linewidth=2.2, label=f"mean of {window} logged")
+    for number, (key, points) in enumerate(found.items()):
+        _draw_curve(axes, key.removesuffix("loss").rstrip("."), points, COLORS[number % len(COLORS)])
+    if len(found) > 1:
+        axes.set_yscale("log")  # a watch time's loss is not a click's
+    if axes.get_legend_handles_labels()[0]:
         _legend(axes, "upper right")
     return _step_axis(axes, lines)
 
 
+def _draw_curve(axes: Axes, task: str, points: list[tuple[int, float]], color: str) -> None:
+    """Draw a loss as it was logged, and a running mean where there are many points; `task` is "" where there is one."""
+    steps, losses = (np.array(x) for x in zip(*points, strict=True))
+    window = len(losses) // 20
+    if window < 5:
+        axes.plot(steps, losses, color=color, linewidth=2, marker="o", markersize=4, label=task or None)
+        return
+    axes.plot(steps, losses, color=color, linewidth=1, alpha=0.3, label=None if task else "as logged")
+    near = np.ones(window)
+    smooth = np.convolve(losses, near, "same") / np.convolve(np.ones_like(losses), near, "same")
+    axes.plot(steps, smooth, color=color, linewidth=2.2, label=f"{task} mean of {window} logged".strip())
+
+
 def _draw_auc(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:
-    _panel(axes, "AUC", "step")
+    numeric = any(metric == "xauc" for (_, _, metric), _ in _figures(result))
+    _panel(axes, "AUC (of a number xAUC)" if numeric else "AUC", "step")
     evaluations = [line for line in lines if line["kind"] == "eval"]
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in evaluations:
         for key in line:
             task, _, metric = key.rpartition(".")
             value = _number(line[key])
-            if metric == "auc" and value is not None:
+            if metric in ("auc", "xauc") and value is not None:
                 found.setdefault(task, {}).setdefault(line.get("split", "valid"), []).append((line["step"], value))
     last = max((line["step"] for line in lines), default=0)
     for (split, task, metric), value in _figures(result):
-        if metric == "auc" and value is not None:
+        if metric in ("auc", "xauc") and value is not None:
             found.setdefault(task, {}).setdefault(split, [(last, value)])
     if not found:
         return _missing(axes, "no split evaluated")

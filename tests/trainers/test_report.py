@@ -179,6 +179,25 @@ def test_smoothed_loss_keeps_the_level_at_both_ends(tmp_path):
     np.testing.assert_allclose(smooth.get_ydata(), raw.get_ydata())
 
 
+def test_several_tasks_have_a_loss_each_and_numbers_their_own_metrics(tmp_path):
+    lines = [line | {"click.loss": 0.4, "watch.loss": 40.0} for line in training()]
+    lines += [line | {"watch.xauc": 0.6} for line in evaluations()]
+    result = outcome() | {"test.watch.xauc": 0.61, "test.watch.mae": 12.5, "test.watch.rmse": 30.25}
+    result["curves"]["watch"] = {"calibration": [], "auc_by_length": []}
+    figure = draw(write(tmp_path / "run", lines, result))
+    loss, auc = panel(figure, "Training loss"), panel(figure, "AUC")
+    assert loss.get_yscale() == "log"
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == [
+        "click mean of 7 logged",
+        "watch mean of 7 logged",
+    ]
+    assert "watch test 0.6100" in [text.get_text() for text in auc.get_legend().get_texts()]
+    assert "test watch xAUC 0.6100" in texts(figure)[1]
+    cells = {row[0]: list(row[1:]) for row in zip(*(c.cells for c in summary_table(result).columns), strict=True)}
+    assert cells["MAE"][-1] == "12.5000"
+    assert cells["RMSE"][-1] == "30.2500"
+
+
 def test_no_run_and_a_broken_result_are_named(tmp_path):
     with pytest.raises(BadInput, match="nowhere: neither metrics.jsonl nor result.json"):
         write_report(tmp_path / "nowhere")
