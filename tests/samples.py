@@ -32,9 +32,29 @@ def write(folder: Path, rows: int = 2000, seed: int = 0) -> Path:
             "rating": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(rating)),
             "rate": pa.array(rate, mask=rng.random(count) < 0.1),
             "label": pa.array(label.astype(np.int8)),
+            "like": pa.array((label & (rng.random(count) < 0.4)).astype(np.int8)),  # only after a click
+            "watch": pa.array(np.where(label, np.exp(rng.normal(2, 0.5, count) + 0.3 * score), 0).astype(np.float32)),
+            "gift": pa.array(np.where(label, rng.integers(0, 20, count), 0), mask=rng.random(count) < 0.3),  # late
+            "worth": pa.array(rng.random(count).astype(np.float32)),
         }
         pq.write_table(pa.table(table), folder / split / "part-0.parquet", row_group_size=128)
     return folder
+
+
+MULTI_TASK: dict[str, Any] = {
+    "tasks": {
+        "click": {"label": "label"},
+        "like": {"label": "like", "sample_weight": "worth"},
+        "watch": {"label": "watch", "kind": "watch_time", "weight": 0.1},
+        "gift": {"label": "gift", "kind": "regression", "unknown": True},
+    },
+    "model": {
+        "attention": [{"query": ["movie"], "events": ["history"], "side": ["rating"]}],
+        "attention_units": [8],
+        "tower_units": [8],
+    },
+}
+"""Changes to `recipe`: tasks of every kind, and what every multi-task model shares; `model.kind` is left to say."""
 
 
 def recipe(data: Path, **changes: Any) -> Recipe:

@@ -47,8 +47,11 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
-    """Global batches with missing ids, empty sequences, missing dense values and padding rows."""
-    size = made_for.data.batch_size
+    """Global batches with missing ids, empty sequences, missing dense values and padding rows.
+
+    Labels are of their tasks' kinds, three in ten unknown where that is allowed; sample weights are between 0 and 2.
+    """
+    size, tasks = made_for.data.batch_size, list(made_for.tasks.values())
     generator = torch.Generator().manual_seed(seed)
 
     def draw(high: int, *shape: int) -> torch.Tensor:
@@ -72,13 +75,25 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
             values.append(draw(1000, int(length.sum())))
         keys = [n for n, f in made_for.features.items() if not isinstance(f, DenseFeature)]
         rows = torch.arange(size) + number * size
+        labels = (torch.rand(size, len(tasks), generator=generator) < 0.4).float()
+        for t, task in enumerate(tasks):
+            if task.kind != "binary":
+                labels[:, t] *= torch.rand(size, generator=generator) * 9
+            if task.unknown:
+                labels[torch.rand(size, generator=generator) < 0.3, t] = float("nan")
+        labels[weights == 0] = 0
+        sample_weights = None
+        if any(task.sample_weight for task in tasks):
+            sample_weights = 2 * torch.rand(size, len(tasks), generator=generator)
+            sample_weights[:, [not task.sample_weight for task in tasks]] = 1
         out.append(
             Batch(
                 ids=KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(lengths)),
                 dense=torch.stack(dense, 1) if dense else torch.zeros(size, 0),
-                labels=(torch.rand(size, len(made_for.tasks), generator=generator) < 0.4).float(),
+                labels=labels,
                 weights=weights,
                 rows=torch.where(weights > 0, rows, -1),
+                sample_weights=sample_weights,
             )
         )
     return out
@@ -100,6 +115,7 @@ def part(batch: Batch, rank: int, world: int) -> Batch:
         batch.labels[rows],
         batch.weights[rows],
         batch.rows[rows],
+        sample_weights=None if batch.sample_weights is None else batch.sample_weights[rows],
     )
 
 
@@ -119,10 +135,10 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
         logits = model(batch.ids, batch.dense, batch.weights)
         loss = torch.zeros(())
         for number, (task, declared) in enumerate(made_for.tasks.items()):
-            each = torch.nn.functional.binary_cross_entropy_with_logits(
-                logits[task], batch.labels[:, number], reduction="none"
-            )
-            loss = loss + declared.weight * (each * batch.weights).sum() / batch.weights.sum()
+            known = (batch.weights > 0) & ~batch.labels[:, number].isnan()
+            each = _loss(declared.kind, logits[task][known], batch.labels[known, number])
+            share = torch.ones(len(each)) if batch.sample_weights is None else batch.sample_weights[known, number]
+            loss = loss + declared.weight * (each * share).sum() / share.sum()
         loss.backward()
         losses.append(float(loss.detach()))
         dense.step()
@@ -131,6 +147,17 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
             for name, weight in tables.items():
                 _update(made_for, weight, state[name], touched[name])
     return model, losses, state
+
+
+def _loss(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The published formulas; of watch time with each row once more as a negative of weight 1 where it is positive."""
+    if kind == "regression":
+        return (logits - torch.log(1 + labels)) ** 2
+    p = torch.sigmoid(logits)
+    if kind == "binary":
+        return -(labels * torch.log(p) + (1 - labels) * torch.log(1 - p))
+    positive, negative = torch.where(labels > 0, labels, 0), torch.ones_like(labels)
+    return -(positive * torch.log(p) + negative * torch.log(1 - p))
 
 
 def _touched(model: Model, batch: Batch) -> dict[str, torch.Tensor]:

@@ -49,7 +49,7 @@ METRICS = {
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.png` of a run, 1600 x 1000 pixels; see `draw`.
+    """Write `report.png` of a run, 1600 x 1000 pixels, 1350 high where experts have gates; see `draw`.
 
     Args:
         run: the run's folder.
@@ -67,7 +67,7 @@ def write_report(run: Path) -> Path:
 
 
 def draw(run: Path) -> Figure:
-    """Draw a run's training loss, AUC, calibration, AUC by history length, and where its time went.
+    """Draw a run's training loss, AUC, calibration, AUC by history length, use of experts, and where its time went.
 
     It takes metrics.jsonl and result.json, whichever are there, so that a run that still trains can be drawn too. A
     panel without data says what is missing.
@@ -81,35 +81,48 @@ def draw(run: Path) -> Figure:
     lines, result = _lines(run), _read_result(run / "result.json")
     if not lines and not result:
         raise BadInput(f"{run}: neither metrics.jsonl nor result.json is there; name a folder that a run has written")
-    figure = Figure(figsize=(16, 10), dpi=100, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.2, wspace=0.03, hspace=0.04, rect=(0, 0, 1, 0.895))
-    grid = figure.add_gridspec(3, 2, height_ratios=[1, 1, 0.3])
+    gates = _gates(lines)
+    rows, height = (3, 13.5) if gates else (2, 10)
+    figure = Figure(figsize=(16, height), dpi=100, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.2, wspace=0.03, hspace=0.04, rect=(0, 0, 1, 1 - 1.05 / height))
+    grid = figure.add_gridspec(rows + 1, 2, height_ratios=[1] * rows + [0.3])
     panels = [[figure.add_subplot(grid[row, column]) for column in (0, 1)] for row in (0, 1)]
     _headline(figure, run.resolve().name, lines, result)
     _draw_loss(panels[0][0], lines)
     _draw_auc(panels[0][1], lines, result)
     _draw_calibration(panels[1][0], result)
     _draw_lengths(panels[1][1], result)
-    _draw_times(figure.add_subplot(grid[2, :]), lines)
+    if gates:
+        _draw_gates(figure.add_subplot(grid[2, :]), gates)
+    _draw_times(figure.add_subplot(grid[-1, :]), lines)
     return figure
 
 
 def summary_table(result: dict[str, Any]) -> Table:
-    """Return the metrics of a result.json as a table: a row a metric, a column a task and split."""
-    figures = dict(_figures(result))
-    columns = sorted(
-        {(task, split) for split, task, _ in figures}, key=lambda c: (_tasks(result).index(c[0]), c[1] != "valid")
-    )
+    """Return the metrics of a result.json as a table: a row a metric, a column a task and split.
+
+    Beyond two tasks a terminal is too narrow for that: then each task has rows of its own, and each split a column.
+    """
+    figures, tasks = dict(_figures(result)), _tasks(result)
+    splits = sorted({split for split, _, _ in figures}, key=lambda split: split != "valid")
     table = Table(title=result.get("name"), title_justify="left", header_style="bold")
-    table.add_column("metric")
-    for task, split in columns:
-        rows = _number(result.get(f"{split}.rows"))
-        count = "" if rows is None else f"\n{rows:,.0f} rows"
-        table.add_column(f"{task}\n{split}{count}", justify="right")
-    for metric, name in METRICS.items():
-        values = [figures.get((split, task, metric)) for task, split in columns]
-        if any(value is not None for value in values):
-            table.add_row(name, *(_shown(metric, value) for value in values))
+    rows = {split: _number(result.get(f"{split}.rows")) for split in splits}
+    heads = {split: split if rows[split] is None else f"{split}\n{rows[split]:,.0f} rows" for split in splits}
+    known = [(task, split) for task in tasks for split in splits if any((split, task, m) in figures for m in METRICS)]
+    if len(tasks) > 2:
+        blocks = [(task, [(task, split) for split in splits]) for task in tasks]
+        names = ["task", "metric", *heads.values()]
+    else:
+        blocks = [("", known)]
+        names = ["metric", *(f"{task}\n{heads[split]}" for task, split in known)]
+    for place, name in enumerate(names):
+        table.add_column(name, justify="left" if place < len(names) - len(blocks[0][1]) else "right")
+    for task, columns in blocks:
+        for metric, name in METRICS.items():
+            values = [figures.get((split, of, metric)) for of, split in columns]
+            if any(value is not None for value in values):
+                table.add_row(*([task] if task else []), name, *(_shown(metric, value) for value in values))
+        table.add_section()
     return table
 
 
@@ -203,9 +216,10 @@ def _headline(figure: Figure, name: str, lines: list[dict[str, Any]], result: di
     if speed is None:
         speed = next((_number(line.get("rows_per_s")) for line in reversed(lines) if line["kind"] == "train"), None)
     parts += [] if speed is None else [f"{speed:,.0f} rows/s"]
-    figure.text(0.0125, 0.975, name, fontsize=22, fontweight="bold", color=INK, va="top")
+    inch = 1 / figure.get_figheight()
+    figure.text(0.0125, 1 - 0.25 * inch, name, fontsize=22, fontweight="bold", color=INK, va="top")
     text = "   |   ".join(parts) or "not evaluated yet"
-    figure.text(0.0125, 0.93, text, fontsize=15, color=GREY, va="top")
+    figure.text(0.0125, 1 - 0.7 * inch, text, fontsize=15, color=GREY, va="top")
 
 
 def _panel(axes: Axes, title: str, x: str = "", y: str = "") -> None:
@@ -245,36 +259,49 @@ def _legend(axes: Axes, place: str, columns: int = 1) -> None:
 
 def _draw_loss(axes: Axes, lines: list[dict[str, Any]]) -> None:
     _panel(axes, "Training loss", "step")
-    points = [(line["step"], _number(line.get("loss"))) for line in lines if line["kind"] == "train"]
-    points = [(step, loss) for step, loss in points if loss is not None]
-    if not points:
+    lines = [line for line in lines if line["kind"] == "train"]
+    keys = [key for key in (lines[-1] if lines else {}) if key.endswith(".loss")] or ["loss"]
+    found = {key: [(line["step"], _number(line.get(key))) for line in lines] for key in keys}
+    found = {key: [point for point in points if point[1] is not None] for key, points in found.items()}
+    found = {key: points for key, points in found.items() if points}
+    if not found:
         return _missing(axes, "no training steps logged")
-    steps, losses = (np.array(x) for x in zip(*points, strict=True))
-    window = len(losses) // 20
-    if window < 5:
-        axes.plot(steps, losses, color=COLORS[0], linewidth=2, marker="o", markersize=4)
-    else:
-        axes.plot(steps, losses, color=COLORS[0], linewidth=1, alpha=0.3, label="as logged")
-        near = np.ones(window)
-        smooth = np.convolve(losses, near, "same") / np.convolve(np.ones_like(losses), near, "same")
-        axes.plot(steps, smooth, color=COLORS[0], linewidth=2.2, label=f"mean of {window} logged")
+    for number, (key, points) in enumerate(found.items()):
+        _draw_curve(axes, key.removesuffix("loss").rstrip("."), points, COLORS[number % len(COLORS)])
+    if len(found) > 1:
+        axes.set_yscale("log")  # a watch time's loss is not a click's
+    if axes.get_legend_handles_labels()[0]:
         _legend(axes, "upper right")
     return _step_axis(axes, lines)
 
 
+def _draw_curve(axes: Axes, task: str, points: list[tuple[int, float]], color: str) -> None:
+    """Draw a loss as it was logged, and a running mean where there are many points; `task` is "" where there is one."""
+    steps, losses = (np.array(x) for x in zip(*points, strict=True))
+    window = len(losses) // 20
+    if window < 5:
+        axes.plot(steps, losses, color=color, linewidth=2, marker="o", markersize=4, label=task or None)
+        return
+    axes.plot(steps, losses, color=color, linewidth=1, alpha=0.3, label=None if task else "as logged")
+    near = np.ones(window)
+    smooth = np.convolve(losses, near, "same") / np.convolve(np.ones_like(losses), near, "same")
+    axes.plot(steps, smooth, color=color, linewidth=2.2, label=f"{task} mean of {window} logged".strip())
+
+
 def _draw_auc(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:
-    _panel(axes, "AUC", "step")
+    numeric = any(metric == "xauc" for (_, _, metric), _ in _figures(result))
+    _panel(axes, "AUC (of a number xAUC)" if numeric else "AUC", "step")
     evaluations = [line for line in lines if line["kind"] == "eval"]
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in evaluations:
         for key in line:
             task, _, metric = key.rpartition(".")
             value = _number(line[key])
-            if metric == "auc" and value is not None:
+            if metric in ("auc", "xauc") and value is not None:
                 found.setdefault(task, {}).setdefault(line.get("split", "valid"), []).append((line["step"], value))
     last = max((line["step"] for line in lines), default=0)
     for (split, task, metric), value in _figures(result):
-        if metric == "auc" and value is not None:
+        if metric in ("auc", "xauc") and value is not None:
             found.setdefault(task, {}).setdefault(split, [(last, value)])
     if not found:
         return _missing(axes, "no split evaluated")
@@ -349,6 +376,35 @@ def _draw_lengths(axes: Axes, result: dict[str, Any]) -> None:
     axes.axhline(0.5, color="#BBBBBB", linewidth=1)
     axes.margins(y=0.15 if len(curves) == 1 else 0.3)  # room for the legend
     return _legend(axes, "upper left", 4) if len(curves) > 1 else None
+
+
+def _gates(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return the newest mean weight of each expert, and its entropy, by gate."""
+    newest = next((line for line in reversed(lines) if line["kind"] == "train"), {})
+    found: dict[str, dict[str, float]] = {}
+    for key, value in newest.items():
+        gate, _, expert = key.removeprefix("gate.").rpartition(".")
+        if key.startswith("gate.") and _number(value) is not None:
+            found.setdefault(gate, {})[expert] = float(value)
+    return found
+
+
+def _draw_gates(axes: Axes, gates: dict[str, dict[str, float]]) -> None:
+    _panel(axes, "Use of experts (last logged step)", "mean weight of each expert; entropy 1: all alike, 0: one a row")
+    names = list(dict.fromkeys(name for experts in gates.values() for name in experts if name != "entropy"))
+    for row, experts in enumerate(gates.values()):
+        left, entropy = 0.0, experts.pop("entropy", math.nan)
+        for name, share in experts.items():
+            axes.barh(row, share, left=left, height=0.7, color=COLORS[names.index(name) % len(COLORS)], alpha=0.8)
+            if share > 0.04:
+                axes.text(
+                    left + share / 2, row, f"{name} {share:.2f}", ha="center", va="center", fontsize=11, color=INK
+                )
+            left += share
+        axes.text(1.01, row, f"entropy {entropy:.2f}", va="center", fontsize=11, color=GREY)
+    axes.set(yticks=range(len(gates)), yticklabels=list(gates), xlim=(0, 1.1), ylim=(len(gates) - 0.5, -0.5))
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    axes.grid(visible=False)
 
 
 def _draw_times(axes: Axes, lines: list[dict[str, Any]]) -> None:

@@ -288,3 +288,42 @@ def test_the_json_schema_accepts_recipes_and_refuses_others(write):
         assert not check.is_valid(wrong), (section, key)
     del tree["model"]["kind"]
     assert not check.is_valid(tree)
+    assert not check.is_valid({"base": 3, "name": "x"})
+    assert check.is_valid({"base": "recipe.yaml", "train": {"epochs": 2}})
+    assert not check.is_valid({"train": {"epochs": 2}})
+
+
+def test_a_recipe_over_another_one(write, tmp_path):
+    write()
+    (tmp_path / "sub").mkdir()
+    over = tmp_path / "sub/over.yaml"
+    over.write_text(
+        "base: ../recipe.yaml\nfeatures: {age: {type: dense}}\nmodel: {hidden: [8]}\noptimizers: {dense: {lr: 0.1}}\n"
+    )
+    top = tmp_path / "top.yaml"
+    top.write_text("base: sub/over.yaml\nmodel: {looks: []}\n")
+    recipe = load_recipe(top, ["train.epochs=3"])
+    assert list(recipe.features) == ["user", "history", "rate", "age"]
+    assert (recipe.model.hidden, recipe.model.looks) == ([8], [])
+    assert (recipe.optimizers.dense.lr, recipe.train.epochs) == (0.1, 3)
+    assert load_recipe(over).model.looks[0].query == ["user"]
+    assert "base" not in dump_recipe(recipe)
+
+
+def test_what_is_wrong_below_a_recipe_is_named(write, tmp_path):
+    base, over = write(), tmp_path / "over.yaml"
+
+    def refused(text: str) -> str:
+        over.write_text(text)
+        with pytest.raises(BadInput) as caught:
+            load_recipe(over)
+        return str(caught.value)
+
+    assert refused("base: recipe.yaml\ntrain: {epoch: 3}\n").startswith(f"{over}, line 2: unknown key train.epoch")
+    assert refused("base: [1]\n") == f"{over}, line 1: base is the path of another recipe file, not a list"
+    assert refused("base: none.yaml\n") == (
+        f"{over}, line 1: base: there is no recipe file {tmp_path}/none.yaml; write its path as seen from {tmp_path}/"
+    )
+    assert f"base: {over} is itself built on {over}" in refused("base: over.yaml\n")
+    write(BASE.replace("rows: 6041", "rows: many"))
+    assert refused("base: recipe.yaml\n").startswith(f"{base}, line 7: tables.user.rows got 'many'")

@@ -184,6 +184,51 @@ def test_every_kind_of_model_exports(small_run, tmp_path, kind, changes):
     assert bool(half) == (kind == "bfloat16")
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"kind": "shared_bottom"},
+        {"kind": "esmm", "chains": [["click", "like"]]},
+        {"kind": "mmoe"},
+        {"kind": "cgc"},
+        {"kind": "ple", "own": 2},
+    ],
+    ids=lambda model: model["kind"],
+)
+def test_multi_task_models_export_all_tasks_in_one_call(small_run, tmp_path, model):
+    tasks, kind = samples.MULTI_TASK["tasks"], model["kind"]
+    model = {**samples.MULTI_TASK["model"], **model}
+    recipe = samples.recipe(
+        small_run.parents[1] / "data", name=kind, model=model, tasks=tasks, train__epochs=1, train__evaluate_every=1
+    )
+    result = launch.train(recipe, tmp_path)
+    exact = export(tmp_path / kind)
+    assert exact["parity"]["largest_difference"] < 1e-6
+    assert exact["parity"]["largest_difference_of_rank"] < 1e-5
+    assert {name: task["output"].split(",")[0] for name, task in exact["tasks"].items()} == {
+        "click": "probability",
+        "like": "probability",
+        "watch": "expected value",
+        "gift": "typical value",
+    }
+    golden = read(tmp_path / kind / "export/golden.json")
+    scored = torch.jit.load(tmp_path / kind / "export/model.pt")
+    scores = scored(*exporter.golden_inputs(golden))
+    assert {task: score.tolist() for task, score in scores.items()} == golden["scores"]
+    assert list(scores) == list(tasks)
+    if kind == "esmm":
+        assert bool((scores["like"] < scores["click"]).all())
+    metrics = {"click": "auc", "like": "auc", "watch": "xauc", "gift": "xauc"}
+    for task, metric in metrics.items():
+        both = exact["parity"][f"{task}.{metric}"]
+        assert both["model"] == both["file"] == pytest.approx(result[f"test.{task}.{metric}"], abs=1e-9)
+        assert 0 < both["file"] < 1
+    assert result["test.watch.rmse"] > result["test.watch.mae"] > 0
+    for quantize in ("float16", "int8"):
+        stored = export(tmp_path / kind, out=tmp_path / quantize, quantize=quantize)
+        assert 0 < stored["parity"]["largest_difference"] < 1e-2
+
+
 def broken(by: float) -> Callable:
     """A `script` whose file has slightly other weights than the model, as a mistake in scripting would give it."""
     script = exporter.script

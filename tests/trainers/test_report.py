@@ -179,6 +179,37 @@ def test_smoothed_loss_keeps_the_level_at_both_ends(tmp_path):
     np.testing.assert_allclose(smooth.get_ydata(), raw.get_ydata())
 
 
+def test_several_tasks_have_a_loss_each_and_numbers_their_own_metrics(tmp_path):
+    lines = [line | {"click.loss": 0.4, "watch.loss": 40.0} for line in training()]
+    lines += [line | {"watch.xauc": 0.6} for line in evaluations()]
+    result = outcome() | {"test.watch.xauc": 0.61, "test.watch.mae": 12.5, "test.watch.rmse": 30.25}
+    result["curves"]["watch"] = {"calibration": [], "auc_by_length": []}
+    figure = draw(write(tmp_path / "run", lines, result))
+    loss, auc = panel(figure, "Training loss"), panel(figure, "AUC")
+    assert loss.get_yscale() == "log"
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == [
+        "click mean of 7 logged",
+        "watch mean of 7 logged",
+    ]
+    assert "watch test 0.6100" in [text.get_text() for text in auc.get_legend().get_texts()]
+    assert "test watch xAUC 0.6100" in texts(figure)[1]
+    cells = {row[0]: list(row[1:]) for row in zip(*(c.cells for c in summary_table(result).columns), strict=True)}
+    assert cells["MAE"][-1] == "12.5000"
+    assert cells["RMSE"][-1] == "30.2500"
+
+
+def test_gates_have_a_bar_each(tmp_path):
+    gates = {"gate.click.own0": 0.7, "gate.click.shared0": 0.3, "gate.click.entropy": 0.88}
+    gates |= {"gate.level0.like.own0": 0.02, "gate.level0.like.shared0": 0.98, "gate.level0.like.entropy": 0.14}
+    lines = [line | gates for line in training(100)]
+    run = write(tmp_path / "run", lines, outcome())
+    axes = panel(draw(run), "Use of experts")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["click", "level0.like"]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.7, 0.3, 0.02, 0.98])
+    assert set(words(axes)) >= {"own0 0.70", "shared0 0.30", "entropy 0.88", "shared0 0.98", "entropy 0.14"}
+    assert imread(write_report(run)).shape[:2] == (1350, 1600)
+
+
 def test_no_run_and_a_broken_result_are_named(tmp_path):
     with pytest.raises(BadInput, match="nowhere: neither metrics.jsonl nor result.json"):
         write_report(tmp_path / "nowhere")
@@ -204,6 +235,15 @@ def test_summary_table_has_a_row_a_metric_and_a_column_a_task_and_split():
     assert cells["GAUC"] == ["0.7123"] * 3 + ["-"]
     assert cells["positives"] == ["1,234"] * 4
     assert list(cells) == ["AUC", "AUC error at most", "GAUC", "UAUC", "log loss", "NE", "PCOC", "positives"]
+
+
+def test_summary_table_of_many_tasks_has_rows_of_each():
+    result = outcome(("click", "view")) | {"valid.watch.xauc": 0.6, "test.watch.xauc": 0.61, "test.watch.mae": 3.0}
+    table = summary_table(result)
+    assert [column.header for column in table.columns] == ["task", "metric", "valid\n5,000 rows", "test\n5,000 rows"]
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert rows[0] == ("click", "AUC", "0.7312", "0.7312")
+    assert rows[-2:] == [("watch", "xAUC", "0.6000", "0.6100"), ("watch", "MAE", "-", "3.0000")]
 
 
 def test_summary_table_leaves_out_what_was_not_measured():

@@ -44,9 +44,9 @@ def train_sharded(made_for: Recipe):
     for step in range(STEPS):
         ranks.seed_step(1, step)
         output = sharded.pipeline.progress(feed)
-        sums = torch.cat([output.loss_sums, output.count.reshape(1)])
+        sums = torch.stack([output.loss_sums, output.weight_sums])
         dist.all_reduce(sums)
-        losses.append((sums[:-1] / sums[-1]).tolist())
+        losses.append((sums[0] / sums[1]).tolist())
     sharded.check_pipelined()
     state = {}
     if "tables" in sharded.optimizers:
@@ -60,7 +60,8 @@ def train_sharded(made_for: Recipe):
 def compare(found: dict, made_for: Recipe, tolerance: float) -> None:
     model, losses, state = twins.train_plain(made_for, twins.batches(made_for, STEPS))
     tables = {n: e.weight.detach() for c in model.tables.values() for n, e in c.embeddings.items()}
-    assert torch.tensor(found["losses"])[:, 0] == pytest.approx(torch.tensor(losses), abs=tolerance)
+    weights = torch.tensor([task.weight for task in made_for.tasks.values()])
+    assert torch.tensor(found["losses"]) @ weights == pytest.approx(torch.tensor(losses), abs=tolerance)
     for name, weight in tables.items():
         assert torch.allclose(found["tables"][name], weight.float(), atol=tolerance), name
         if name in found["state"]:
@@ -133,6 +134,37 @@ def test_two_tasks_weigh_in(two_ranks):
     model, _, _ = twins.train_plain(made_for, twins.batches(made_for, STEPS))
     for name, value in model.dense.state_dict().items():
         assert torch.allclose(compare_tasks["dense"][name], value, atol=2e-6), name
+
+
+BOTTOM = {"attention": twins.recipe().model.model_dump()["attention"], "attention_units": [8], "tower_units": [8]}
+MODELS = {
+    "shared_bottom": {"shared_units": [16]},
+    "esmm": {"chains": [["click", "like"]]},
+    "mmoe": {"experts": 3, "expert_units": [16]},
+    "cgc": {"own": 2, "expert_units": [16]},
+    "ple": {"expert_units": [16, 8]},
+}
+TASKS = {
+    "click": {"label": "click", "negatives_kept": 0.3},
+    "like": {"label": "like", "weight": 0.5, "unknown": True},
+    "watch": {"label": "watch", "kind": "watch_time", "weight": 0.2, "sample_weight": "worth"},
+    "gift": {"label": "gift", "kind": "regression", "weight": 0.4, "unknown": True},
+}
+
+
+def multi_task(kind: str) -> Recipe:
+    return twins.recipe(model={"kind": kind, **BOTTOM, **MODELS[kind]}, tasks=TASKS)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_multi_task_models_with_tasks_of_every_kind_equal_plain(two_ranks, kind):
+    made_for = multi_task(kind)
+    with ranks.alone(cuda=False):
+        alone = train_sharded(made_for)
+    compare(alone, made_for, 5e-6)
+    first, second = two_ranks.run(train_sharded, made_for)
+    compare(first, made_for, 5e-6)
+    assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
 
 
 def test_the_planner_never_chooses_what_changes_the_arithmetic():

@@ -299,3 +299,65 @@ def test_scan_of_a_corrupt_group(tmp_path, caplog):
     corrupt(path, group=1, column="age")
     with pytest.raises(BadInput, match="not one row group can be read"):
         scan(Source.open(recipe, "train"), recipe)
+
+
+def with_tasks(recipe, **tasks):
+    return type(recipe).model_validate(recipe.model_dump() | {"model": recipe.model, "tasks": tasks})
+
+
+NUMBERS = {
+    "watch": {"label": "like", "kind": "watch_time", "unknown": True, "sample_weight": "price"},
+    "spent": {"label": "age", "kind": "regression"},
+}
+
+
+def test_numbers_and_unknown_labels(tmp_path):
+    rows = [ROW | {"like": like, "age": 2.5, "price": 3} for like in (None, 7.5, 0.0, math.nan, 1e4)]
+    write_split(tmp_path / "train", [rows])
+    recipe = with_tasks(make_recipe(tmp_path, features={"user": {"type": "id", "table": "users"}}, shards=1), **NUMBERS)
+    source = Source.open(recipe, "train")
+    assert source.columns == ["user", "like", "price", "age"]
+    found = scan(source, recipe)
+    assert found.rate == {"watch": pytest.approx(10007.5 / 3), "spent": 2.5}
+    assert found.unknown == {"watch": pytest.approx(0.4), "spent": 0}
+    assert Statistics.from_dict({k: v for k, v in found.to_dict().items() if k != "unknown"}).unknown == {}
+    (batch,) = Reader(source, recipe, rank=0, world=1, shuffle=False).batches(0)
+    assert batch.labels[:5, 1].tolist() == [2.5] * 5
+    assert batch.labels[:5, 0].isnan().tolist() == [True, False, False, True, False]
+    assert batch.sample_weights[:5].tolist() == [[3, 1]] * 5
+    assert batch.weights.tolist() == [1] * 5 + [0] * 7
+    assert not batch.labels[5:].any()
+    assert not batch.sample_weights[5:, 0].any()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "text"),
+    [
+        ("like", -1.0, "tasks.watch.label 'like' holds -1.0, but a label is a number from 0 on; correct the data, or"),
+        ("like", math.inf, "tasks.watch.label 'like' holds inf,"),
+        ("age", None, "tasks.spent.label 'age' holds None, but a label is a number from 0 on; correct the data, set "),
+        ("age", 1e39, "tasks.spent.label 'age' holds 1e+39,"),
+        ("price", -3, "tasks.watch.sample_weight 'price' holds -3, but a weight is a finite number from 0 on"),
+        ("price", None, "tasks.watch.sample_weight 'price' holds None,"),
+    ],
+)
+def test_bad_numbers_and_weights(tmp_path, column, value, text):
+    rows = [ROW | {"like": 1.0, "age": 2.5, "price": 3} for _ in range(4)]
+    rows[3][column] = value
+    write_split(tmp_path / "train", [rows], group=2)
+    recipe = with_tasks(make_recipe(tmp_path, features={"user": {"type": "id", "table": "users"}}), **NUMBERS)
+    with pytest.raises(BadInput) as caught:
+        scan(Source.open(recipe, "train"), recipe)
+    assert str(caught.value).startswith(f"{tmp_path}/train/part-0.parquet, row group 1, row 1: {text}")
+
+
+def test_a_skipped_row_weighs_nothing(tmp_path):
+    rows = [ROW | {"like": 1.0, "age": 2.5, "price": 3} for _ in range(10)]
+    (path,) = write_split(tmp_path / "train", [rows], group=5)
+    corrupt(path, group=0, column="price")
+    features = {"user": {"type": "id", "table": "users"}}
+    recipe = with_tasks(make_recipe(tmp_path, features=features, shards=1, on_corrupt="skip"), **NUMBERS)
+    (batch,) = Reader(Source.open(recipe, "train"), recipe, rank=0, world=1, shuffle=False).batches(0)
+    for column in (batch.labels, batch.sample_weights[:, :1]):
+        assert bool(column.isfinite().all())
+        assert not column[batch.weights == 0].any()
