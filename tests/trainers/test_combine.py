@@ -1,7 +1,9 @@
 """Combined gradients under sharding are those of plain PyTorch that runs one backward pass a task."""
 
+import json
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +15,11 @@ from configs.schema import Recipe
 from modules import gradients
 from modules.batch import Batch
 from modules.model import Model
-from tests import twins
+from tests import samples, twins
+from tests.trainers.test_loop import job, log, same, train
 from tests.trainers.test_sharding import whole
-from trainers import ranks
+from trainers import checkpoint, ranks
+from trainers.loop import Job
 from trainers.sharding import shard
 
 STEPS = 20
@@ -265,7 +269,9 @@ def test_measuring_changes_nothing_that_is_learned(kind, scope):
     assert measured == list(range(0, STEPS, 4))
     names = {"grad.cos.click.like", "grad.cos.click.watch", "grad.cos.like.watch"}
     assert names < set(found[1]["seen"][0])
-    assert found[1]["seen"][0]["grad.cos.click.like"] < 0
+    cosines = [[found[1]["seen"][step][name] for name in names] for step in measured]
+    assert [found[1]["seen"][step]["grad.conflict"] for step in measured] == [min(each) < 0 for each in cosines]
+    assert sum(min(each) < 0 for each in cosines) > 0
     assert not any("norm" in key for seen in found[0]["seen"] for key in seen)
 
 
@@ -304,3 +310,76 @@ def test_a_model_without_a_trunk_is_refused():
     made_for = twins.recipe(tasks=TASKS, gradients={"kind": "pcgrad", "scope": "trunk"})
     with pytest.raises(BadInput, match="gradients.scope: 'din' has no trunk that its tasks share; use scope: shared"):
         Model(made_for, device="meta", tables_device="meta")
+
+
+# A whole run: what combiners learn goes on after a kill, and its figures reach the log.
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return samples.write(tmp_path_factory.mktemp("samples"), rows=960)
+
+
+def whole_run(data: Path, run: Path, config: dict, **changes) -> Job:
+    content = {"model": CGC, "tasks": samples.MULTI_TASK["tasks"], "gradients": config, "train__epochs": 1}
+    return job(data, run, **(content | changes))
+
+
+KINDS = {
+    "pcgrad": {"kind": "pcgrad", "scope": "trunk"},
+    "gradnorm": {"kind": "gradnorm", "lr": 1.0},
+    "uncertainty": {"kind": "uncertainty", "lr": 0.3, "measure_every": 2},
+}
+FIGURES = ("step", "loss", "samples", "grad.like.weight", "grad.like.norm", "grad.cos.click.like", "grad.conflict")
+
+
+@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
+def test_killed_and_resumed_it_is_bitwise_the_run_that_was_not(data, tmp_path, config):
+    never = whole_run(data, tmp_path / "never", config, train__checkpoint_every=3)
+    made = whole_run(data, tmp_path / "made", config, train__checkpoint_every=3)
+    wanted = train(never)
+    train(made, 7)
+    found = train(made)
+    assert same(found, wanted)
+    lines = [
+        [{k: x[k] for k in FIGURES if k in x} for x in log(run)] for run in (tmp_path / "made", tmp_path / "never")
+    ]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 10
+    assert all(set(FIGURES) <= set(line) for line in lines[0][::2])
+    weights = [line["grad.like.weight"] for line in lines[0]]
+    assert len(set(weights)) > 1
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_it_goes_on_with_another_number_of_ranks(two_ranks, data, tmp_path, first):
+    slow = {"optimizers__sparse__kind": "sgd", "optimizers__dense__kind": "sgd", "train__checkpoint_every": 3}
+    never = whole_run(data, tmp_path / "never", KINDS["gradnorm"], **slow)
+    made = whole_run(data, tmp_path / "made", KINDS["gradnorm"], **slow)
+    wanted = train(never)
+    if first == 1:
+        train(made, 7)
+        found = two_ranks.run(train, made)[0]
+    else:
+        two_ranks.run(train, made, 7)
+        found = train(made)
+    for name, value in wanted["dense"].items():
+        assert torch.allclose(found["dense"][name], value, atol=1e-5), name
+    weights = [[line["grad.like.weight"] for line in log(tmp_path / run)] for run in ("made", "never")]
+    assert weights[0] == pytest.approx(weights[1], abs=1e-5)
+
+
+def test_another_combiner_cannot_take_a_checkpoint_over(data, tmp_path):
+    train(whole_run(data, tmp_path, KINDS["pcgrad"], train__checkpoint_every=3), 7)
+    with pytest.raises(BadInput, match="gradients.kind=pcgrad, but the recipe says gradnorm"):
+        train(whole_run(data, tmp_path, KINDS["gradnorm"]))
+
+
+def test_a_checkpoint_from_before_combiners_is_one_of_a_sum(data, tmp_path):
+    made = whole_run(data, tmp_path, {"kind": "sum"}, train__checkpoint_every=3)
+    train(made, 7)
+    for path in checkpoint.committed(tmp_path):
+        content = json.loads((path / "manifest.json").read_text())
+        del content["recipe"]["gradients"]
+        (path / "manifest.json").write_text(json.dumps(content))
+    assert train(made)["result"]["step"] == 10
