@@ -124,6 +124,7 @@ WRONG_RECIPE = {
     "tasks.spent={label: watch, kind: regression, sample_weight: gift}": (
         "tasks.spent.sample_weight 'gift' holds None, but a weight is a finite number from 0 on",
     ),
+    "train.select=click.xauc": ("train.select: no run of this recipe has a metric 'click.xauc' (did you mean",),
     "optimizers.sparse.kind=adam": ("optimizers.sparse.kind: fbgemm has no fused adam on CPU; use rowwise_adagrad",),
 }
 
@@ -147,6 +148,14 @@ def test_wrong_data_is_named(train, data, tmp_path, spoil):
 @pytest.mark.parametrize("override", WRONG_RECIPE)
 def test_a_wrong_recipe_is_named(train, tmp_path, override):
     check_refused(*train(override), WRONG_RECIPE[override])
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_task_of_which_nothing_is_known_is_named(train, data, tmp_path):
+    file = data / "train/part-0.parquet"
+    change(file, lambda t: t.set_column(8, "gift", pa.nulls(len(t), pa.int64())))
+    pieces = ("tasks.spent.label 'gift' is null in every row", "wait until labels are known, or leave the task out")
+    check_refused(*train("tasks.spent={label: gift, kind: regression, unknown: true}"), pieces)
     assert not list(tmp_path.glob("runs/*"))
 
 

@@ -43,7 +43,7 @@ class Loss(nn.Module):
     def forward(self, logits: dict[str, torch.Tensor], batch: Batch) -> tuple[torch.Tensor, Output]:
         """Return the losses (T,) and what metrics need, from logits (B,) by task and the batch."""
         given = stacked = torch.stack([logits[task] for task in self.tasks], dim=1)  # (B, T)
-        labels, weights = batch.labels, batch.weights.unsqueeze(1)  # (B, T), (B, 1)
+        labels, weights, count = batch.labels, batch.weights.unsqueeze(1), batch.weights.sum()  # (B, T), (B, 1), ()
         if batch.sample_weights is not None:
             weights = weights * batch.sample_weights  # (B, T)
         if self.unknown:
@@ -51,12 +51,14 @@ class Loss(nn.Module):
             stacked, labels = torch.where(known, stacked, 0.0), torch.where(known, labels, 0.0)  # no inf times 0
             weights = weights * known
         sums = (self._each(stacked, labels) * weights).sum(dim=0)  # (T,)
-        weight_sums = weights.sum(dim=0).expand_as(sums)
-        total = weight_sums.clone()
+        alike = batch.sample_weights is None and not self.unknown
+        weight_sums = count.expand_as(sums) if alike else weights.sum(dim=0)  # (T,)
+        total = weight_sums
         if ranks.world() > 1:
+            total = weight_sums.clone()
             dist.all_reduce(total)
-        losses = ranks.world() * sums / torch.where(total > 0, total, 1.0)
-        return losses, Output(batch, given.detach(), sums.detach(), weight_sums, batch.weights.sum())
+        losses = ranks.world() * sums / total.clamp(min=1e-30)  # 0 where nothing weighs
+        return losses, Output(batch, given.detach(), sums.detach(), weight_sums, count)
 
     def _each(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Return the loss of every row and task, (B, T)."""

@@ -18,13 +18,14 @@ from configs.load import dump_recipe, load_recipe
 from modules.layers.attention import ActivationUnit
 from modules.serving import Scorer
 from tests import samples
-from trainers import checkpoint, manifest, metrics
+from trainers import checkpoint, manifest, metrics, runlog
 from trainers import export as exporter
 from trainers.export import export
 
 FILES = ["golden.json", "manifest.json", "model.pt", "signature.json"]
 DNN = {"model": {"kind": "dnn", "units": [16]}}
 SCORE = Path(__file__).parents[1] / "cpp/score.cpp"
+GATED = ("mmoe", "cgc", "ple")
 LR = {"model": {"kind": "lr"}, "features": {"rate": {"type": "dense"}}, "tables": {}}
 
 SERVER = """
@@ -218,8 +219,10 @@ def test_multi_task_models_export_all_tasks_in_one_call(small_run, tmp_path, mod
     assert list(scores) == list(tasks)
     if kind == "esmm":
         assert bool((scores["like"] < scores["click"]).all())
-    metrics = {"click": "auc", "like": "auc", "watch": "xauc", "gift": "xauc"}
-    for task, metric in metrics.items():
+    trained = [line for line in runlog.read(tmp_path / kind) if line["kind"] == "train"]
+    assert all(all(f"{task}.loss" in line for task in tasks) for line in trained)
+    assert all((f"gate.{'level1.' * (kind == 'ple')}gift.entropy" in line) == (kind in GATED) for line in trained)
+    for task, metric in {"click": "auc", "like": "auc", "watch": "xauc", "gift": "xauc"}.items():
         both = exact["parity"][f"{task}.{metric}"]
         assert both["model"] == both["file"] == pytest.approx(result[f"test.{task}.{metric}"], abs=1e-9)
         assert 0 < both["file"] < 1

@@ -61,6 +61,17 @@ def test_a_task_without_its_unknown_rows_is_the_same_task():
     assert float(found["counts"][1]) == float(weights.sum())
 
 
+def test_a_single_task_counts_what_it_knows():
+    logits, labels, weights, _ = draw()
+    loss = Loss(twins.recipe(tasks={"like": TASKS["like"]}))
+    losses, output = loss(logits, batch(labels[:, 1:2], weights, None))
+    known = (weights > 0) & ~labels[:, 1].isnan()
+    each = torch.nn.functional.binary_cross_entropy_with_logits(logits["like"][known], labels[known, 1])
+    torch.testing.assert_close(losses, each.reshape(1))
+    assert output.weight_sums.tolist() == [float(known.sum())]
+    assert float(output.count) == float(weights.sum())
+
+
 def test_nothing_of_an_unknown_row_leaks():
     """Whatever its logit: even one that overflows the loss."""
     logits, labels, weights, sample_weights = draw()
