@@ -11,15 +11,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rich.table import Table
 
 from configs.errors import BadInput
 from trainers import runlog
+from trainers.gradient_panels import gradient_panels
+from trainers.panels import COLORS, GREY, INK, finite_number, legend, missing, note, panel, step_axis, task_style
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour blind
-MARKERS = ("o", "s", "^", "D", "v", "P")  # a second key to the task, for prints without colour
-INK, GREY, HAIR = "#222222", "#6B6B6B", "#E3E3E3"
 PARTS = {  # of a step, in their order; tables are blue and the network is green, lighter on the way back
     "data_wait": "#D55E00",
     "id_exchange": "#CC79A7",
@@ -67,7 +65,9 @@ def write_report(run: Path) -> Path:
 
 
 def draw(run: Path) -> Figure:
-    """Draw a run's training loss, AUC, calibration, AUC by history length, use of experts, and where its time went.
+    """Draw a run's training loss, AUC, calibration, AUC by history length, and where its time went.
+
+    Below, as far as they were logged: the use of experts, and the cosines of the tasks' gradients and their weights.
 
     It takes metrics.jsonl and result.json, whichever are there, so that a run that still trains can be drawn too. A
     panel without data says what is missing.
@@ -81,8 +81,9 @@ def draw(run: Path) -> Figure:
     lines, result = _lines(run), _read_result(run / "result.json")
     if not lines and not result:
         raise BadInput(f"{run}: neither metrics.jsonl nor result.json is there; name a folder that a run has written")
-    gates = _gates(lines)
-    rows, height = (3, 13.5) if gates else (2, 10)
+    gates, combined = _gates(lines), gradient_panels(lines)
+    rows = 2 + bool(gates) + bool(combined)
+    height = 3 + 3.5 * rows
     figure = Figure(figsize=(16, height), dpi=100, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.2, h_pad=0.2, wspace=0.03, hspace=0.04, rect=(0, 0, 1, 1 - 1.05 / height))
     grid = figure.add_gridspec(rows + 1, 2, height_ratios=[1] * rows + [0.3])
@@ -94,6 +95,9 @@ def draw(run: Path) -> Figure:
     _draw_lengths(panels[1][1], result)
     if gates:
         _draw_gates(figure.add_subplot(grid[2, :]), gates)
+    for column, draw_panel in enumerate(combined):
+        place = grid[rows - 1, column] if len(combined) > 1 else grid[rows - 1, :]
+        draw_panel(figure.add_subplot(place))
     _draw_times(figure.add_subplot(grid[-1, :]), lines)
     return figure
 
@@ -106,7 +110,7 @@ def summary_table(result: dict[str, Any]) -> Table:
     figures, tasks = dict(_figures(result)), _tasks(result)
     splits = sorted({split for split, _, _ in figures}, key=lambda split: split != "valid")
     table = Table(title=result.get("name"), title_justify="left", header_style="bold")
-    rows = {split: _number(result.get(f"{split}.rows")) for split in splits}
+    rows = {split: finite_number(result.get(f"{split}.rows")) for split in splits}
     heads = {split: split if rows[split] is None else f"{split}\n{rows[split]:,.0f} rows" for split in splits}
     known = [(task, split) for task in tasks for split in splits if any((split, task, m) in figures for m in METRICS)]
     if len(tasks) > 2:
@@ -171,19 +175,13 @@ def _read_result(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: this is no JSON ({error}); run the evaluation again to rewrite it") from None
 
 
-def _number(value: Any) -> float | None:
-    """Return a finite number, or None for anything else: JSON writers disagree on how to spell nan."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None
-
-
 def _figures(result: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], float | None]]:
     """Yield ((split, task, metric), value) for the flat keys; a task's name may hold dots."""
     for key, value in result.items():
         split, _, rest = key.partition(".")
         task, _, metric = rest.rpartition(".")
         if split in SPLITS and task and metric in METRICS:
-            yield (split, task, metric), _number(value)
+            yield (split, task, metric), finite_number(value)
 
 
 def _tasks(result: dict[str, Any]) -> list[str]:
@@ -200,10 +198,6 @@ def _curve_split(result: dict[str, Any]) -> str:
     return "test" if any(split == "test" for (split, _, _), _ in _figures(result)) else "valid"
 
 
-def _style(number: int) -> dict[str, str]:
-    return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
-
-
 def _headline(figure: Figure, name: str, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:
     figures = dict(_figures(result))
     parts = []
@@ -212,9 +206,11 @@ def _headline(figure: Figure, name: str, lines: list[dict[str, Any]], result: di
         shown = [(METRICS[m], figures.get(("test", task, m))) for m in ("auc", "gauc", "xauc")]
         text = "  ".join(f"{label} {value:.4f}" for label, value in shown if value is not None)
         parts += [f"test {task} {text}" if len(tasks) > 1 else f"test {text}"] if text else []
-    speed = _number(result.get("rows_per_s"))
+    speed = finite_number(result.get("rows_per_s"))
     if speed is None:
-        speed = next((_number(line.get("rows_per_s")) for line in reversed(lines) if line["kind"] == "train"), None)
+        speed = next(
+            (finite_number(line.get("rows_per_s")) for line in reversed(lines) if line["kind"] == "train"), None
+        )
     parts += [] if speed is None else [f"{speed:,.0f} rows/s"]
     inch = 1 / figure.get_figheight()
     figure.text(0.0125, 1 - 0.25 * inch, name, fontsize=22, fontweight="bold", color=INK, va="top")
@@ -222,57 +218,26 @@ def _headline(figure: Figure, name: str, lines: list[dict[str, Any]], result: di
     figure.text(0.0125, 1 - 0.7 * inch, text, fontsize=15, color=GREY, va="top")
 
 
-def _panel(axes: Axes, title: str, x: str = "", y: str = "") -> None:
-    axes.set_title(title, loc="left", fontsize=15, fontweight="bold", color=INK, pad=10)
-    axes.set_xlabel(x, fontsize=12, color=GREY)
-    axes.set_ylabel(y, fontsize=12, color=GREY)
-    axes.grid(color=HAIR, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=GREY, labelsize=11, length=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#BBBBBB")
-
-
-def _step_axis(axes: Axes, lines: list[dict[str, Any]]) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    axes.set_xlim(0, 1.03 * max([line["step"] for line in lines], default=0) or 1)
-
-
-def _missing(axes: Axes, text: str) -> None:
-    axes.set(xticks=[], yticks=[], xlabel="", ylabel="", facecolor="#F6F6F6")
-    axes.spines[["left", "bottom"]].set_visible(False)
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=14, color=GREY)
-
-
 def _absent(result: dict[str, Any]) -> str:
     return "no split evaluated" if result else "drawn when the run has ended"
 
 
-def _note(axes: Axes, text: str, x: float, y: float, **place: str) -> None:
-    axes.text(x, y, text, transform=axes.transAxes, fontsize=11, color=GREY, **place)
-
-
-def _legend(axes: Axes, place: str, columns: int = 1) -> None:
-    axes.legend(loc=place, ncols=columns, fontsize=12, labelcolor=INK, framealpha=0.9, edgecolor="white")
-
-
 def _draw_loss(axes: Axes, lines: list[dict[str, Any]]) -> None:
-    _panel(axes, "Training loss", "step")
+    panel(axes, "Training loss", "step")
     lines = [line for line in lines if line["kind"] == "train"]
     keys = [key for key in (lines[-1] if lines else {}) if key.endswith(".loss")] or ["loss"]
-    found = {key: [(line["step"], _number(line.get(key))) for line in lines] for key in keys}
+    found = {key: [(line["step"], finite_number(line.get(key))) for line in lines] for key in keys}
     found = {key: [point for point in points if point[1] is not None] for key, points in found.items()}
     found = {key: points for key, points in found.items() if points}
     if not found:
-        return _missing(axes, "no training steps logged")
+        return missing(axes, "no training steps logged")
     for number, (key, points) in enumerate(found.items()):
         _draw_curve(axes, key.removesuffix("loss").rstrip("."), points, COLORS[number % len(COLORS)])
     if len(found) > 1:
         axes.set_yscale("log")  # a watch time's loss is not a click's
     if axes.get_legend_handles_labels()[0]:
-        _legend(axes, "upper right")
-    return _step_axis(axes, lines)
+        legend(axes, "upper right")
+    return step_axis(axes, lines)
 
 
 def _draw_curve(axes: Axes, task: str, points: list[tuple[int, float]], color: str) -> None:
@@ -290,13 +255,13 @@ def _draw_curve(axes: Axes, task: str, points: list[tuple[int, float]], color: s
 
 def _draw_auc(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:
     numeric = any(metric == "xauc" for (_, _, metric), _ in _figures(result))
-    _panel(axes, "AUC (of a number xAUC)" if numeric else "AUC", "step")
+    panel(axes, "AUC (of a number xAUC)" if numeric else "AUC", "step")
     evaluations = [line for line in lines if line["kind"] == "eval"]
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for line in evaluations:
         for key in line:
             task, _, metric = key.rpartition(".")
-            value = _number(line[key])
+            value = finite_number(line[key])
             if metric in ("auc", "xauc") and value is not None:
                 found.setdefault(task, {}).setdefault(line.get("split", "valid"), []).append((line["step"], value))
     last = max((line["step"] for line in lines), default=0)
@@ -304,9 +269,9 @@ def _draw_auc(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any]) -
         if metric in ("auc", "xauc") and value is not None:
             found.setdefault(task, {}).setdefault(split, [(last, value)])
     if not found:
-        return _missing(axes, "no split evaluated")
+        return missing(axes, "no split evaluated")
     for number, (task, splits) in enumerate(found.items()):
-        style = _style(number)
+        style = task_style(number)
         name = f"{task} " if len(found) > 1 else ""
         if "valid" in splits:
             points = zip(*splits["valid"], strict=True)
@@ -318,10 +283,10 @@ def _draw_auc(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any]) -
             label = f"{name}test {value:.4f}"
             axes.scatter(step, value, s=260, marker="*", color=style["color"], edgecolor=INK, zorder=5, label=label)
     if not any("test" in splits for splits in found.values()):
-        _note(axes, "no test split evaluated", 0.01, 0.97, ha="left", va="top")
+        note(axes, "no test split evaluated", 0.01, 0.97, ha="left", va="top")
     axes.margins(y=0.15)
-    _step_axis(axes, lines)
-    return _legend(axes, "lower right", 1 if len(found) < 4 else 2)
+    step_axis(axes, lines)
+    return legend(axes, "lower right", 1 if len(found) < 4 else 2)
 
 
 def _best(points: list[tuple[int, float]]) -> str:
@@ -330,17 +295,17 @@ def _best(points: list[tuple[int, float]]) -> str:
 
 def _draw_calibration(axes: Axes, result: dict[str, Any]) -> None:
     curves, split = _curves(result, "calibration"), _curve_split(result)
-    ratios = {task: _number(result.get(f"{split}.{task}.pcoc")) for task in curves}
+    ratios = {task: finite_number(result.get(f"{split}.{task}.pcoc")) for task in curves}
     texts = {task: "" if ratio is None else f"PCOC {ratio:.3f}" for task, ratio in ratios.items()}
     only = f", {next(iter(texts.values()))}" if len(texts) == 1 and any(texts.values()) else ""
-    _panel(axes, f"Calibration ({split}){only}" if curves else "Calibration", "mean prediction", "observed rate")
+    panel(axes, f"Calibration ({split}){only}" if curves else "Calibration", "mean prediction", "observed rate")
     if not curves:
-        return _missing(axes, _absent(result))
+        return missing(axes, _absent(result))
     top = 0.0
     for number, (task, points) in enumerate(curves.items()):
         p, y, n = (np.array([point[name] for point in points]) for name in ("mean_p", "mean_y", "count"))
         error = 1.96 * np.sqrt(y * (1 - y) / n)
-        style = _style(number)
+        style = task_style(number)
         axes.errorbar(p, y, error, fmt="none", ecolor=style["color"], alpha=0.45, linewidth=1.4)
         axes.scatter(p, y, s=20 + 60 * n / n.max(), label=f"{task}  {texts[task]}", zorder=3, **style)
         top = max(top, p.max(), (y + error).max())
@@ -350,16 +315,16 @@ def _draw_calibration(axes: Axes, result: dict[str, Any]) -> None:
     rows = [point["count"] for points in curves.values() for point in points]
     span = f"{min(rows):,}" if min(rows) == max(rows) else f"{min(rows):,} to {max(rows):,}"
     text = f"{span} rows a point, bars: 95 %\ndashed: predicted = observed"
-    _note(axes, text, 0.99, 0.03, ha="right", va="bottom")
-    return _legend(axes, "upper left") if len(curves) > 1 else None
+    note(axes, text, 0.99, 0.03, ha="right", va="bottom")
+    return legend(axes, "upper left") if len(curves) > 1 else None
 
 
 def _draw_lengths(axes: Axes, result: dict[str, Any]) -> None:
     curves, split = _curves(result, "auc_by_length"), _curve_split(result)
     title = f"AUC by history length ({split})" if curves else "AUC by history length"
-    _panel(axes, title, "events in the history, and rows")
+    panel(axes, title, "events in the history, and rows")
     if not curves:
-        return _missing(axes, "no history lengths evaluated" if result.get("curves") else _absent(result))
+        return missing(axes, "no history lengths evaluated" if result.get("curves") else _absent(result))
     rows: dict[str, int] = {}
     for point in (point for points in curves.values() for point in points):
         rows[point["length"]] = max(rows.get(point["length"], 0), point["rows"])
@@ -368,14 +333,14 @@ def _draw_lengths(axes: Axes, result: dict[str, Any]) -> None:
     for number, (task, points) in enumerate(curves.items()):
         places = [names.index(point["length"]) + (number - (len(curves) - 1) / 2) * width for point in points]
         heights = [point["auc"] - 0.5 for point in points]  # a bar starts at .5, the AUC of chance
-        bars = axes.bar(places, heights, width * 0.92, bottom=0.5, color=_style(number)["color"], label=task)
+        bars = axes.bar(places, heights, width * 0.92, bottom=0.5, color=task_style(number)["color"], label=task)
         if len(curves) * len(names) <= 16:
             axes.bar_label(bars, [f"{point['auc']:.3f}" for point in points], padding=3, fontsize=11, color=INK)
     axes.set_xticks(range(len(names)), [f"{name}\n{rows[name]:,}" for name in names])
     axes.grid(visible=False, axis="x")
     axes.axhline(0.5, color="#BBBBBB", linewidth=1)
     axes.margins(y=0.15 if len(curves) == 1 else 0.3)  # room for the legend
-    return _legend(axes, "upper left", 4) if len(curves) > 1 else None
+    return legend(axes, "upper left", 4) if len(curves) > 1 else None
 
 
 def _gates(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -384,13 +349,13 @@ def _gates(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for key, value in newest.items():
         gate, _, expert = key.removeprefix("gate.").rpartition(".")
-        if key.startswith("gate.") and _number(value) is not None:
+        if key.startswith("gate.") and finite_number(value) is not None:
             found.setdefault(gate, {})[expert] = float(value)
     return found
 
 
 def _draw_gates(axes: Axes, gates: dict[str, dict[str, float]]) -> None:
-    _panel(axes, "Use of experts (last logged step)", "mean weight of each expert; entropy 1: all alike, 0: one a row")
+    panel(axes, "Use of experts (last logged step)", "mean weight of each expert; entropy 1: all alike, 0: one a row")
     names = list(dict.fromkeys(name for experts in gates.values() for name in experts if name != "entropy"))
     for row, experts in enumerate(gates.values()):
         left, entropy = 0.0, experts.pop("entropy", math.nan)
@@ -409,18 +374,18 @@ def _draw_gates(axes: Axes, gates: dict[str, dict[str, float]]) -> None:
 
 def _draw_times(axes: Axes, lines: list[dict[str, Any]]) -> None:
     """Draw a step's mean time as one bar, cut into its parts in their order."""
-    timed = [line for line in lines if _number(line.get("ms.step")) is not None]
+    timed = [line for line in lines if finite_number(line.get("ms.step")) is not None]
     steps = np.diff([0] + [line["step"] for line in timed])
     if len(timed) > 1:
         timed, steps = timed[1:], steps[1:]  # the first steps also build what the later ones use
     if not timed:
-        _panel(axes, "Where a step's time goes")
-        return _missing(axes, "no step times logged")
+        panel(axes, "Where a step's time goes")
+        return missing(axes, "no step times logged")
     whole, *parts = (
-        np.average([_number(line.get(f"ms.{part}")) or 0.0 for line in timed], weights=steps)
+        np.average([finite_number(line.get(f"ms.{part}")) or 0.0 for line in timed], weights=steps)
         for part in ("step", *list(PARTS)[:-1])
     )
-    _panel(axes, f"Where a step's time goes (mean of rank 0), {whole:.1f} ms", " ")  # room for the legend
+    panel(axes, f"Where a step's time goes (mean of rank 0), {whole:.1f} ms", " ")  # room for the legend
     left = 0.0
     for (part, color), width in zip(PARTS.items(), [*parts, max(whole - sum(parts), 0.0)], strict=True):
         label = f"{part.replace('_', ' ')} {width / whole:.0%}"

@@ -210,6 +210,43 @@ def test_gates_have_a_bar_each(tmp_path):
     assert imread(write_report(run)).shape[:2] == (1350, 1600)
 
 
+def keys(axes) -> list[str]:
+    return [text.get_text() for text in axes.get_legend().get_texts()]
+
+
+def test_combined_gradients_have_cosines_and_weights(tmp_path):
+    found = {"grad.conflict": 0.5, "grad.cos.click.like": -0.25, "grad.cos.click.gift": 0.5}
+    found |= {"grad.click.weight": 1.5, "grad.like.weight": 0.5, "grad.click.norm": 3.0}
+    lines = [line | found for line in training(100)]
+    cosines, weights = (
+        panel(draw(write(tmp_path / "run", lines, outcome())), title)
+        for title in ("Cosines of the tasks", "Weights of")
+    )
+    assert cosines.get_title(loc="left").endswith("50% of steps conflict")
+    assert [text.get_text() for text in cosines.get_legend().get_texts()] == [
+        "click, like  -0.25",
+        "click, gift  +0.50",
+    ]
+    assert [text.get_text() for text in weights.get_legend().get_texts()] == ["click  1.50", "like  0.50"]
+    assert imread(write_report(tmp_path / "run")).shape[:2] == (1350, 1600)
+
+
+def test_a_plain_sum_has_no_panel_of_weights(tmp_path):
+    measured = {"grad.click.weight": 1.0, "grad.like.weight": 1.0, "grad.cos.click.like": 0.1, "grad.conflict": 0.0}
+    figure = draw(write(tmp_path / "measured", [line | measured for line in training(100)], outcome()))
+    titles = [axes.get_title(loc="left") for axes in figure.axes]
+    assert any(title.startswith("Cosines") for title in titles)
+    assert not any(title.startswith("Weights") for title in titles)
+
+
+def test_of_many_pairs_those_that_conflict_most_are_drawn(tmp_path):
+    pairs = {f"grad.cos.a.b{i}": i / 10 for i in range(9)} | {"grad.conflict": 0.0}
+    figure = draw(write(tmp_path / "run", [line | pairs for line in training(100)], outcome()))
+    axes = panel(figure, "Cosines of the tasks' gradients")
+    assert keys(axes) == [f"a, b{i}  +{i / 10:.2f}" for i in range(6)]
+    assert "the 6 of 9 pairs that conflict most" in words(axes)
+
+
 def test_no_run_and_a_broken_result_are_named(tmp_path):
     with pytest.raises(BadInput, match="nowhere: neither metrics.jsonl nor result.json"):
         write_report(tmp_path / "nowhere")
