@@ -54,8 +54,7 @@ def _draw_cosines(axes: Axes, cosines: Curves, lines: list[dict[str, Any]]) -> N
     axes.axhline(0, color=GREY, linewidth=1, linestyle=(0, (5, 4)), zorder=1)
     if len(shown) < len(means):
         note(axes, f"the {len(shown)} of {len(means)} pairs that conflict most", 0.99, 0.97, ha="right", va="top")
-    step_axis(axes, lines)
-    legend(axes, "lower left", 2)
+    _finish(axes, lines)
 
 
 def _draw_weights(axes: Axes, weights: Curves, lines: list[dict[str, Any]]) -> None:
@@ -63,5 +62,12 @@ def _draw_weights(axes: Axes, weights: Curves, lines: list[dict[str, Any]]) -> N
     for number, (task, points) in enumerate(weights.items()):
         label = f"{task}  {points[-1][1]:.2f}"
         axes.plot(*zip(*points, strict=True), linewidth=1.6, markersize=4, label=label, **task_style(number))
+    _finish(axes, lines)
+
+
+def _finish(axes: Axes, lines: list[dict[str, Any]]) -> None:
+    """Number the steps, and put the legend below the curves."""
+    lowest, highest = axes.get_ylim()
+    axes.set_ylim(lowest - 0.5 * (highest - lowest), highest)
     step_axis(axes, lines)
-    legend(axes, "upper left", 2)
+    legend(axes, "lower left", 2)

@@ -105,6 +105,26 @@ def test_parts_follow_one_another_and_the_backward_pass_is_cut_between_network_a
     assert not any(torch.equal(a, b) for a, b in zip(moved, tables, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("scope", "after"), [("shared", ["embedding_backward"]), ("trunk", ["embedding_backward", "all_reduce"])]
+)
+def test_combining_gradients_has_its_parts_in_their_order(data, tmp_path, scope, after):
+    model = {"kind": "cgc", **samples.MULTI_TASK["model"]}
+    config = {"kind": "pcgrad", "scope": scope}
+    made = job(data, tmp_path, model=model, tasks=samples.MULTI_TASK["tasks"], gradients=config)
+    with ranks.alone(cuda=False):
+        trainer = Trainer(made, torch.device("cpu"))
+        trainer.sharded.module.train()
+        feed = Feed(trainer.breakdown.waiting(trainer.reader.batches(0)), 3, trainer.reader)
+        order = []
+        with mock.patch.object(trainer.breakdown._clock, "enter", order.append), trainer.breakdown.step():
+            trainer.sharded.pipeline.progress(feed)
+    found = order[order.index("dense_backward") :]
+    averaged = ["all_reduce", "dense_backward"]  # the Gram matrix, and in scope shared the gradients
+    assert found[:3] == ["dense_backward", *averaged]
+    assert [part for part in found[3:] if part not in (None, "dense_backward", "optimizer")][: len(after)] == after
+
+
 class Device:
     """A GPU that is at moment `now`, and the host that runs ahead of it to moment `host`, in milliseconds."""
 

@@ -4,17 +4,22 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 from torchjd.aggregation import PCGrad
 
 from configs.errors import BadInput
-from configs.schema import Recipe
+from configs.schema import ModelConfig, Recipe, Task
 from modules import gradients
 from modules.batch import Batch
+from modules.inputs import Inputs
+from modules.layers import jagged
 from modules.model import Model
+from modules.models.registry import register
 from tests import samples, twins
 from tests.trainers.test_loop import job, log, same, train
 from tests.trainers.test_sharding import whole
@@ -310,6 +315,30 @@ def test_a_model_without_a_trunk_is_refused():
     made_for = twins.recipe(tasks=TASKS, gradients={"kind": "pcgrad", "scope": "trunk"})
     with pytest.raises(BadInput, match="gradients.scope: 'din' has no trunk that its tasks share; use scope: shared"):
         Model(made_for, device="meta", tables_device="meta")
+
+
+class ShortCutConfig(ModelConfig):
+    kind: Literal["test_short_cut"] = "test_short_cut"
+
+
+@register("test_short_cut", ShortCutConfig)
+class ShortCut(nn.Module):
+    """The user's embedding goes past the trunk, straight to the logits."""
+
+    def __init__(self, config: ShortCutConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        super().__init__()
+        self.tasks, self.trunk = list(tasks), nn.Linear(8, len(tasks))
+
+    def forward(self, values, lengths, dense, weights=None):
+        rows = jagged.rows(values["movie"], lengths["movie"])
+        past = jagged.rows(values["user"], lengths["user"]).sum(1)
+        return {task: logit + past for task, logit in zip(self.tasks, self.trunk(rows).unbind(1), strict=True)}
+
+
+def test_a_table_that_is_read_past_the_trunk_is_not_left_untrained():
+    made_for = recipe("pcgrad", model={"kind": "test_short_cut"}, gradients__scope="trunk")
+    with ranks.alone(cuda=False), pytest.raises(RuntimeError, match="read past the input of the shared trunk"):
+        train_sharded(made_for)
 
 
 # A whole run: what combiners learn goes on after a kill, and its figures reach the log.
