@@ -30,6 +30,7 @@ KINDS = {
     "shared_bottom": {**DIN, "kind": "shared_bottom"},
     "esmm": {**DIN, "kind": "esmm", "chains": [["click", "like"]], "tower_units": [16]},
     "mmoe": {**DIN, "kind": "mmoe", "expert_units": [16, 8], "activation": "relu"},
+    "mmoe-without-attention": {"kind": "mmoe", "pooled": ["seen", "rated", "genres"], "expert_units": [16]},
     "cgc": {**DIN, "kind": "cgc", "own": 2, "expert_units": [16]},
     "ple": {**DIN, "kind": "ple", "shared": 2, "expert_units": [16, 8]},
 }
