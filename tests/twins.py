@@ -88,7 +88,7 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
             sample_weights[:, [not task.sample_weight for task in tasks]] = 1
         out.append(
             Batch(
-                ids=KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(lengths)),
+                ids=_keyed(keys, values, lengths),
                 dense=torch.stack(dense, 1) if dense else torch.zeros(size, 0),
                 labels=labels,
                 weights=weights,
@@ -97,6 +97,11 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
             )
         )
     return out
+
+
+def _keyed(keys: list[str], values: list[torch.Tensor], lengths: list[torch.Tensor]) -> KeyedJaggedTensor:
+    none = torch.zeros(0, dtype=torch.long)  # where a recipe has no ids at all
+    return KeyedJaggedTensor(keys=keys, values=torch.cat([none, *values]), lengths=torch.cat([none, *lengths]))
 
 
 def part(batch: Batch, rank: int, world: int) -> Batch:
@@ -110,7 +115,7 @@ def part(batch: Batch, rank: int, world: int) -> Batch:
         values.append(jagged.values()[offsets[rows.start] : offsets[rows.stop]])
         lengths.append(jagged.lengths()[rows])
     return Batch(
-        KeyedJaggedTensor(keys=batch.ids.keys(), values=torch.cat(values), lengths=torch.cat(lengths)),
+        _keyed(list(batch.ids.keys()), values, lengths),
         batch.dense[rows],
         batch.labels[rows],
         batch.weights[rows],
@@ -161,9 +166,9 @@ def _loss(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 
 def _touched(model: Model, batch: Batch) -> dict[str, torch.Tensor]:
-    rows = model.hash(batch.ids)
     out = {}
     for collection in model.tables.values():
+        rows = model.hash(batch.ids)
         for config in collection.embedding_configs():
             mask = torch.zeros(config.num_embeddings, 1)
             for feature in config.feature_names:

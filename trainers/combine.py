@@ -76,7 +76,6 @@ class Combination:
     ) -> None:
         self._config, self._tasks = recipe.gradients, list(recipe.tasks)
         self._dense, self._replicated, self._device = dense, replicated, device
-        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         tasks = recipe.tasks.values()
         self._task_weights = torch.tensor([task.weight for task in tasks], device=device)
         # The loss of knowing nothing. That of other tasks depends on the labels' size: the first batch will tell.
@@ -132,7 +131,9 @@ class Combination:
     def _several_passes(self, losses: Tensor) -> None:
         split = self._split()
         found = self._pass_by_task(losses, split)
-        gram = sum(_gram(rows) for rows in found.at_cut)  # (T, T), of this rank's rows
+        gram = torch.zeros(len(losses), len(losses), device=self._device)  # of this rank's rows
+        for rows in found.at_cut:
+            gram += _gram(rows)
         own = [gradient for gradients_ in found.own for gradient in gradients_]
         if self._config.scope == "shared":
             gram, losses, shared, *own = self._average([gram, losses.detach(), found.shared, *own])
@@ -155,8 +156,10 @@ class Combination:
             parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
         for parameter, gradient in zip((p for each in split.own for p in each), own, strict=True):
             parameter.grad = gradient
-        below = [end for end, _ in self._cut]
-        torch.autograd.backward(below, [_weighted(weights, rows) for rows in at_cut])
+        below = [(end, rows) for (end, _), rows in zip(self._cut, at_cut, strict=True) if end.requires_grad]
+        if below:  # a model of dense features alone has nothing to learn there
+            ends, by_task = zip(*below, strict=True)
+            torch.autograd.backward(ends, [_weighted(weights, rows) for rows in by_task])
         averaged = self._config.scope == "shared"  # all dense parameters lie above that cut
         self._average_gradients(self._replicated if averaged else self._dense + self._replicated)
 

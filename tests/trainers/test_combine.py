@@ -76,9 +76,9 @@ def gradients_by_task(model: Model, made_for: Recipe, batch: Batch):
     A parameter that a task's loss does not depend on has no gradient of that task: None.
     """
     at_trunk = made_for.gradients.scope == "trunk"
-    rows, values, lengths = model.hash(batch.ids), {}, {}
+    values, lengths = {}, {}
     for name, collection in model.tables.items():
-        found = collection(rows)
+        found = collection(model.hash(batch.ids))
         for feature in model.collections[name]:
             values[feature], lengths[feature] = found[feature].values(), found[feature].lengths()
     below = list(values.values())
@@ -143,7 +143,8 @@ def train_reference(made_for: Recipe, combine: Callable) -> dict:
             torch.manual_seed(made_for.train.seed * 1_000_003 + step)
             assert torch.allclose(PCGrad()(jacobian), used[-1] @ jacobian, atol=1e-12)
         grads = [sum(w[t] * cut[i] for t, cut in enumerate(at_cut)) for i in range(len(below))]
-        torch.autograd.backward(below, grads)  # through the bottom too, if that is below
+        if below:
+            torch.autograd.backward(below, grads)  # through the bottom too, if that is below
         for name, parameter in model.dense.named_parameters():
             if name in shared:
                 parameter.grad = sum(w[t] * each[name] for t, each in enumerate(filled))
@@ -257,6 +258,17 @@ def test_the_other_combiners_equal_a_backward_pass_a_task(two_ranks, kind, scope
     compare(first, wanted)
     for name, value in combiner.state_dict().items():
         assert torch.allclose(first["learned"][name], value, atol=1e-5), name
+
+
+def test_a_model_of_dense_features_alone():
+    small = {"features": {"rate": {"type": "dense"}}, "tables": {}}
+    small["model"] = {"kind": "cgc", "expert_units": [8], "tower_units": [4]}
+    made_for = recipe("pcgrad", **small)
+    wanted = train_reference(made_for, lambda *given: with_torchjd(*given, seed=made_for.train.seed))
+    with ranks.alone(cuda=False):
+        compare(train_sharded(made_for), wanted)
+        seen = train_sharded(recipe("pcgrad", gradients__scope="trunk", **small))["seen"]
+    assert all(step["grad.click.norm"] > 0 for step in seen)
 
 
 @pytest.mark.parametrize("kind", ["sum", "uncertainty"])
