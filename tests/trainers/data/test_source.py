@@ -74,7 +74,7 @@ def test_any_filesystem(tmp_path, scheme, monkeypatch):
     else:
         path = "subtree://here"
         subtree = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-        monkeypatch.setattr("trainers.data.source.open_filesystem", lambda path: (subtree, ""))
+        monkeypatch.setattr("trainers.data.files.open_filesystem", lambda path: (subtree, ""))
     recipe = make_recipe(path)
     source = pickle.loads(pickle.dumps(Source.open(recipe, "train")))
     assert source.rows == 30

@@ -198,6 +198,8 @@ class _History:
         actions = actions.filter(pc.equal(actions["domain"], sequence.domain))
         new = rows if sequence.event == EXPOSURE else actions.filter(pc.equal(actions["kind"], sequence.event))
         old = self._old()
+        here = pc.is_in(old["user"], pa.chunked_array([*rows["user"].chunks, *actions["user"].chunks], pa.int64()))
+        self._idle, old = old.filter(pc.invert(here)), old.filter(here)  # of users who have no part in this day
         columns = ("user", "time", "item", "author")
         self.user, self.time, self.item, self.author = (
             np.concatenate([_numbers(old, column), _numbers(new, column)]) for column in columns
@@ -215,7 +217,7 @@ class _History:
         path = before / "sequences" / self._name / f"part-{self._task.bucket:05d}.parquet" if before else None
         if path is None:
             return pa.schema([(name, pa.int64()) for name in names]).empty_table()
-        return pq.read_table(path, columns=names, partitioning=None)
+        return pq.read_table(path, columns=names, partitioning=None).combine_chunks()
 
     def _learn(self, old: pa.Table, actions: pa.Table) -> None:
         """Note from when on each entry's actions are known: those of earlier days, and the day's own."""
@@ -255,7 +257,8 @@ class _History:
             columns |= {f"known_{bit}": self._known[:, place] for place, bit in enumerate(BITS)}
         path = self._task.state / "sequences" / self._name / f"part-{self._task.bucket:05d}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({name: column[events] for name, column in columns.items()}), path, compression="zstd")
+        kept = pa.table({name: column[events] for name, column in columns.items()})
+        pq.write_table(pa.concat_tables([self._idle, kept]), path, compression="zstd")
 
 
 def _told(adapter: Adapter, rows: pa.Table) -> dict[str, pa.Array]:
