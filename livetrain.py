@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -116,6 +117,46 @@ def ml_1m(
     manifest = movielens.prepare(protocol.value, folder, raw, progress=lambda text: err.print(Text(text, "dim")))
     rows = ", ".join(f"{split} {part['rows']:,}" for split, part in manifest["splits"].items())
     _say(f"{folder}: {rows} rows")
+
+
+Raw = Annotated[Path, typer.Option(help="Folder with the source's raw files.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the partitions: new, or one to add new days to.")]
+Video = Annotated[int, typer.Option("--video-history", min=1, help="Short videos that a row's history keeps.")]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Make users' parts on this Ray cluster; --out must be shared."),
+]
+
+
+@data.command()
+def kuairand(folder: Out, raw: Raw, video: Video = 50, ray: Ray = None) -> None:
+    """Prepare KuaiRand-Pure: short-video exposures of 27,000 users, a partition a day.
+
+    RAW holds log_*.csv (or .parquet), user_features_pure.csv and video_features_basic_pure.csv.
+
+    Example: `livetrain data kuairand --raw KuaiRand-Pure/data --out data/kuairand`
+    """
+    _prepare("kuairand", raw, folder, ray, video=video)
+
+
+def _prepare(source: str, raw: Path, folder: Path, ray: str | None, **options: int) -> None:
+    """Prepare an event log, in this machine's processes or on a Ray cluster."""
+    from trainers.data.events import report
+    from trainers.data.events.bucket import Options
+    from trainers.data.events.prepare import prepare
+    from trainers.data.events.sources import ADAPTERS
+
+    cluster = nullcontext()
+    if ray is not None:
+        from cluster.prepare import on_ray
+
+        cluster = on_ray(ray)
+    with cluster as run, report.Bar(err) as bar:
+        prepared = prepare(ADAPTERS[source], raw, folder, Options(**options), progress=bar, run=run)
+    out.print(report.table(prepared))
+    for note in prepared["report"]["notes"]:
+        _say(note)
+    _say(f"{folder}: {len(prepared['days'])} days; options, columns and this report: dataset.json")
 
 
 @app.command()
