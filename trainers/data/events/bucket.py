@@ -19,7 +19,9 @@ from trainers.data.history import Timeline
 
 NEVER = np.iinfo(np.int64).max
 NOBODY = -1
-"""Author, in a sequence, of what has none: a list has no nulls."""
+"""Author or topic, in a sequence, of what has none: a list has no nulls."""
+ENTRY = ("user", "time", "item", "author", "topic")
+"""What the state keeps of a sequence's entry, besides from when on its actions are known."""
 PIECE = 16 * layout.ROW_GROUP  # rows in memory at a time with their lists
 
 
@@ -40,11 +42,9 @@ class Options:
     click_s: int = 600
     effective_view_s: int = 30
 
-    def seconds(self, name: str) -> int:
-        """Return how long a label waits; an effective view takes its time after the click."""
-        return {"window": self.window_s, "click": self.click_s, "effective_view": self.click_s + self.effective_view_s}[
-            name
-        ]
+    def seconds(self, names: tuple[str, ...]) -> int:
+        """Return the sum of some of the options."""
+        return sum(getattr(self, name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -200,9 +200,8 @@ class _History:
         old = self._old()
         here = pc.is_in(old["user"], pa.chunked_array([*rows["user"].chunks, *actions["user"].chunks], pa.int64()))
         self._idle, old = old.filter(pc.invert(here)), old.filter(here)  # of users who have no part in this day
-        columns = ("user", "time", "item", "author")
-        self.user, self.time, self.item, self.author = (
-            np.concatenate([_numbers(old, column), _numbers(new, column)]) for column in columns
+        self.user, self.time, self.item, self.author, self.topic = (
+            np.concatenate([_numbers(old, column), _numbers(new, column)]) for column in ENTRY
         )
         self._known = np.full((len(self.user), len(BITS)), NEVER)
         if sequence.action:
@@ -212,7 +211,7 @@ class _History:
         self._spans = self._timeline.before(_numbers(rows, "user"), self._at)
 
     def _old(self) -> pa.Table:
-        names = ["user", "time", "item", "author", *(f"known_{bit}" for bit in BITS if self._sequence.action)]
+        names = [*ENTRY, *(f"known_{bit}" for bit in BITS if self._sequence.action)]
         before = self._task.before
         path = before / "sequences" / self._name / f"part-{self._task.bucket:05d}.parquet" if before else None
         if path is None:
@@ -239,6 +238,8 @@ class _History:
             values[self._sequence.item] = self.item[events]
         if self._sequence.author:
             values[self._sequence.author] = self.author[events]
+        if self._sequence.topic:
+            values[self._sequence.topic] = self.topic[events]
         if self._sequence.action:
             values["action"] = sum((self._known[events, k] < at) * bit for k, bit in enumerate(BITS))
         seconds = np.maximum((at - self.time[events]) // 1000, 1)
@@ -252,7 +253,7 @@ class _History:
         everything = self._timeline.before(users, np.full(len(users), NEVER))
         kept = type(spans)(spans.last(self._limit).start, everything.stop)
         _, events = self._timeline.latest(kept, int(kept.count.max(initial=0)))
-        columns = {"user": self.user, "time": self.time, "item": self.item, "author": self.author}
+        columns = {name: getattr(self, name) for name in ENTRY}
         if self._sequence.action:
             columns |= {f"known_{bit}": self._known[:, place] for place, bit in enumerate(BITS)}
         path = self._task.state / "sequences" / self._name / f"part-{self._task.bucket:05d}.parquet"
@@ -265,7 +266,7 @@ def _told(adapter: Adapter, rows: pa.Table) -> dict[str, pa.Array]:
     """Return the columns that come with the rows: ids, context, attributes, room state, rates of earlier days."""
     columns = {"user": rows["user"], adapter.item: rows["item"], adapter.author: rows["author"]}
     columns |= {"timestamp": rows["time"]}
-    hidden = {"user", "item", "author", "time"}
+    hidden = {"user", "item", "author", "time", "topic"}
     for name in rows.column_names:
         if name not in hidden and "." not in name:
             kind = pa.int64() if pa.types.is_integer(rows[name].type) else pa.float32()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import duckdb
 
-from trainers.data.events.model import BITS, CLICK, EXPOSURE, GIFT, LIKE, WATCH, Adapter
+from trainers.data.events.model import BITS, CLICK, EXPOSURE, GIFT, LIKE, WATCH, Adapter, Attributes
 
 ROOM_WINDOW_MS = 300_000  # likes and gifts of a room that count as its last minutes
 _COUNTED = (EXPOSURE, *BITS)
@@ -51,13 +51,17 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
     """
     counts = _take(connection, adapter, day)
     joined, columns = [], ["e.*"]
+    local = f"(e.time + {1000 * adapter.utc_offset_s})"
+    columns += [f"{local} // 3600000 % 24 AS hour", f"({local} // 86400000 + 3) % 7 AS weekday"]  # Monday is 0
+    prefix, name = adapter.topics.get(adapter.domain, (None, None))
+    columns += [f"{prefix}_known.{name} AS topic" if prefix else "NULL::BIGINT AS topic"]
     if adapter.domain == "live":
         _room_state(connection, day)
         columns += ["greatest(coalesce(now.viewers, 0), 0) AS room_viewers"]
         columns += [f"coalesce(now.{what}, 0) - coalesce(past.{what}, 0) AS room_{what}" for what in ("likes", "gifts")]
         joined += ["ASOF LEFT JOIN room_totals now ON e.item = now.room AND e.time > now.time"]
         joined += [f"ASOF LEFT JOIN room_totals past ON e.item = past.room AND e.time - {ROOM_WINDOW_MS} > past.time"]
-    for prefix, known in adapter.attributes.items():
+    for prefix, known in _joined(adapter):
         columns += [f"{prefix}_known.{name}" for name in (*known.ids, *known.dense)]
         if known.age:
             start = f"{prefix}_known.start"
@@ -84,11 +88,17 @@ def _take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> 
     Days may overlap, so what the day before has carried over may stand in this day's log again.
     """
     shown = "user, item, author, time" + "".join(f", {name}" for name in adapter.context)
-    exposures = f"read_parquet('{day.exposures}')" if day.exposures else "(FROM no_exposures)"
-    actions = f"read_parquet('{day.actions}')" if day.actions else "(FROM no_actions)"
+    exposures = f"read_parquet('{day.exposures}', hive_partitioning = false)" if day.exposures else "(FROM no_exposures)"
+    actions = f"read_parquet('{day.actions}', hive_partitioning = false)" if day.actions else "(FROM no_actions)"
     keyed = "user IS NOT NULL AND item IS NOT NULL AND time IS NOT NULL"
     inside = f"{keyed} AND time >= {day.horizon} AND time < {day.cut}"
     _read_state(connection, day, "carry", "carry", f"SELECT {_EVENT} FROM no_actions")
+    topic = "".join(f" WHEN '{domain}' THEN about_{domain}.{name}" for domain, (_, name) in adapter.topics.items())
+    topic = f"CASE domain{topic} END" if topic else "NULL"
+    topics = " ".join(
+        f"LEFT JOIN attributes_{prefix} about_{domain} ON domain = '{domain}' AND item = about_{domain}.id"
+        for domain, (prefix, _) in adapter.topics.items()
+    )
     connection.execute(f"""
         CREATE OR REPLACE TABLE exposures AS SELECT {shown} FROM {exposures} e WHERE {inside}
         AND NOT EXISTS (FROM carry c WHERE kind = {EXPOSURE} AND c.user = e.user AND c.item = e.item AND c.time = e.time)
@@ -97,9 +107,10 @@ def _take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> 
         CREATE OR REPLACE TABLE fresh AS
         SELECT DISTINCT {_EVENT} FROM {actions} WHERE {keyed} EXCEPT SELECT {_EVENT} FROM carry""")
     connection.execute(f"""
-        CREATE OR REPLACE TABLE events AS SELECT {_EVENT}, true AS carried FROM carry
-        UNION ALL SELECT {_EVENT}, false FROM fresh
-        UNION ALL SELECT user, '{adapter.domain}', item, author, time, {EXPOSURE}, NULL, NULL, false FROM exposures""")
+        CREATE OR REPLACE TABLE events AS SELECT {_EVENT}, true AS carried, NULL::BIGINT AS topic FROM carry
+        UNION ALL SELECT {_EVENT}, false, {topic} FROM fresh {topics}
+        UNION ALL SELECT user, '{adapter.domain}', item, author, time, {EXPOSURE}, NULL, NULL, false, NULL
+        FROM exposures""")
     found, whole, within = _one(connection, f"count(*), count(*) FILTER ({keyed}), count(*) FILTER ({inside})", exposures)
     acted, complete = _one(connection, f"count(*), count(*) FILTER ({keyed})", actions)
     kept, distinct = _one(connection, "count(*)", "exposures")[0], _one(connection, "count(*)", "fresh")[0]
@@ -134,10 +145,14 @@ def _room_state(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
         FROM moments WINDOW past AS (PARTITION BY room ORDER BY time)""")
 
 
+def _joined(adapter: Adapter) -> list[tuple[str, Attributes]]:
+    return [(prefix, known) for prefix, known in adapter.attributes.items() if known.key]
+
+
 def _unknown(connection: duckdb.DuckDBPyConnection, adapter: Adapter) -> dict[str, int]:
     """Count exposures of ids that the attributes do not know, and those before an id's start."""
     words = {}
-    for prefix, known in adapter.attributes.items():
+    for prefix, known in _joined(adapter):
         words[f"exposures of a {prefix} that its file does not hold: kept, attributes null"] = f'"unknown.{prefix}"'
         if known.age:
             words[f"exposures at or before the start of their {prefix}: kept, {known.age} null"] = f'"early.{prefix}"'
@@ -193,7 +208,7 @@ def _copy(connection: duckdb.DuckDBPyConnection, select: str, path: Path) -> Non
 
 def _read_state(connection: duckdb.DuckDBPyConnection, day: Day, name: str, table: str, empty: str) -> None:
     """Make a view of a part of the state of the day before, or of an empty table."""
-    source = f"FROM read_parquet('{day.before / name}.parquet')" if day.before else empty
+    source = f"FROM read_parquet('{day.before / name}.parquet', hive_partitioning = false)" if day.before else empty
     connection.execute(f"CREATE OR REPLACE VIEW {table} AS {source}")
 
 

@@ -99,10 +99,9 @@ ADAPTER = Adapter(
     },
     exposures=f"""
         SELECT user_id AS user, video_id AS item, author_id AS author, time_ms AS time, {_DAY} AS day,
-               tab, is_rand, (time_ms // 3600000 + 8) % 24 AS hour, ((time_ms + 28800000) // 86400000 + 3) % 7 AS weekday,
-               duration_ms / 1000.0 AS duration
+               tab, is_rand, duration_ms / 1000.0 AS duration
         FROM log LEFT JOIN video_features USING (video_id)""",
-    context={"tab": "id", "is_rand": "id", "hour": "id", "weekday": "id", "duration": "dense"},
+    context={"tab": "id", "is_rand": "id", "duration": "dense"},
     actions=f"""
         SELECT user, 'video' AS domain, item, author, a.time AS time, a.kind AS kind, a.value AS value,
                session, day
@@ -136,9 +135,10 @@ ADAPTER = Adapter(
         "profile_enter": Label(PROFILE),
     },
     sequences={
-        "video": Sequence("video", EXPOSURE, item="id", author="author"),
-        "like": Sequence("video", LIKE, item="video", author="author", action=False),
+        "video": Sequence("video", EXPOSURE, item="id", author="author", topic="tag"),
+        "like": Sequence("video", LIKE, item="video", author="author", topic="tag", action=False),
     },
+    topics={"video": ("video", "tag")},
     statistics={"user": "user", "video": "item", "author": "author"},
     # Of the time before the log only the order is told, and the last event's time: the others get the milliseconds
     # before it. What a user liked or watched long is told by video.

@@ -86,14 +86,14 @@ class Label:
 
     Args:
         kind: of the actions.
-        delay: the option that says how many seconds after the exposure an action still counts, and before which the
-            label is not known; None: the source records it with the exposure, so it is always known.
+        delay: the options whose sum says how many seconds after the exposure an action still counts, and before which
+            the label is not known; None: the source records it with the exposure, so it is always known.
         total: the sum of the actions' values (float32) instead of 0 and 1 (int8).
         session: the source tells it when the play ends: not known while a play that was begun goes on.
     """
 
     kind: int
-    delay: str | None = None
+    delay: tuple[str, ...] | None = None
     total: bool = False
     session: bool = False
 
@@ -107,6 +107,7 @@ class Sequence:
         event: the kind that makes an entry: EXPOSURE, CLICK or LIKE.
         item: suffix of the column of rooms or videos; None leaves it out.
         author: suffix of the column of streamers or authors; None leaves it out.
+        topic: suffix of the column of the items' categories (`Adapter.topics`); None leaves it out.
         action: also give `<name>_action`, the bits of what had been done with an entry before the row's time.
     """
 
@@ -114,6 +115,7 @@ class Sequence:
     event: int
     item: str | None
     author: str | None
+    topic: str | None = None
     action: bool = True
 
 
@@ -122,14 +124,14 @@ class Attributes:
     """What is known of every id of one kind.
 
     Args:
-        key: column of the exposures that holds the id: user, item or author.
+        key: column of the exposures that holds the id: user, item or author; None keeps it for topics alone.
         select: SELECT over the raw tables that gives `id` and the columns.
         ids: columns that are categories: strings in the SELECT, ids in the samples.
         dense: columns that are numbers.
         age: samples' column for the seconds since `start` (ms), which the SELECT then gives too; null before it.
     """
 
-    key: str
+    key: str | None
     select: str
     ids: tuple[str, ...] = ()
     dense: tuple[str, ...] = ()
@@ -155,6 +157,7 @@ class Adapter:
         attributes: prefix of nothing but the report -> what is known of ids.
         labels: column -> label.
         sequences: name -> sequence.
+        topics: domain -> (prefix of attributes, column of them) that says what an item is about.
         statistics: prefix of the columns -> key (user, item or author) that earlier days are summed by.
         earlier: sequence -> SELECT of entries from before the log: user, item, author, time, bits.
         terms: of use of the data.
@@ -172,6 +175,7 @@ class Adapter:
     labels: dict[str, Label]
     sequences: dict[str, Sequence]
     statistics: dict[str, str]
+    topics: dict[str, tuple[str, str]] = field(default_factory=dict)
     overlap_s: int = 0
     context: dict[str, str] = field(default_factory=dict)
     earlier: dict[str, str] = field(default_factory=dict)

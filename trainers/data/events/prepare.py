@@ -303,13 +303,16 @@ class _Preparation:
             path = folder / "sequences" / name
             path.mkdir(parents=True, exist_ok=True)
             select = self._adapter.earlier.get(name)
-            columns = ["user", "time", "item", "author"]
-            table = pa.schema([(column, pa.int64()) for column in (*columns, "bits")]).empty_table()
+            table = pa.schema([(column, pa.int64()) for column in (*bucket.ENTRY, "bits")]).empty_table()
             if select:
-                table = self._connection.sql(f"SELECT * FROM ({select}) ORDER BY user, time").to_arrow_table()
+                prefix, about = self._adapter.topics.get(sequence.domain, (None, "NULL::BIGINT"))
+                known = f"LEFT JOIN attributes_{prefix} known ON item = known.id" if prefix else ""
+                table = self._connection.sql(
+                    f"SELECT user, time, item, author, {about} AS topic, bits FROM ({select}) {known} ORDER BY user, time"
+                ).to_arrow_table()
             bits = table["bits"].to_numpy()
             known = {f"known_{bit}": np.where(bits & bit, table["time"].to_numpy(), NEVER) for bit in BITS}
-            made = table.select(columns).set_column(3, "author", table["author"].fill_null(NOBODY))
+            made = pa.table({column: table[column].fill_null(NOBODY).cast(pa.int64()) for column in bucket.ENTRY})
             for title, times in (known if sequence.action else {}).items():
                 made = made.append_column(title, pa.array(times))
             place = np.mod(table["user"].to_numpy(), self._buckets)
