@@ -122,10 +122,56 @@ def ml_1m(
 Raw = Annotated[Path, typer.Option(help="Folder with the source's raw files.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the partitions: new, or one to add new days to.")]
 Video = Annotated[int, typer.Option("--video-history", min=1, help="Short videos that a row's history keeps.")]
+Live = Annotated[int, typer.Option("--live-history", min=1, help="Rooms that a row's history keeps.")]
+Window = Annotated[
+    int, typer.Option(min=1, help="Seconds after which a like, comment, follow or gift is no outcome of an exposure.")
+]
+Click = Annotated[int, typer.Option("--click-window", min=1, help="Seconds in which a click follows its exposure.")]
+Effective = Annotated[int, typer.Option("--effective-view", min=1, help="Seconds that make a view effective.")]
 Ray = Annotated[
     str | None,
     typer.Option("--ray", metavar="ADDRESS", help="Make users' parts on this Ray cluster; --out must be shared."),
 ]
+
+
+@data.command()
+def kuailive(
+    folder: Out,
+    raw: Raw,
+    live: Live = 50,
+    window: Window = 3600,
+    effective: Effective = 30,
+    ray: Ray = None,
+) -> None:
+    """Prepare KuaiLive: rooms that were shown, and clicks, views, likes, comments and gifts there, a partition a day.
+
+    RAW holds click.csv, negative.csv, comment.csv, like.csv, gift.csv, room.csv, user.csv and streamer.csv.
+
+    Example: `livetrain data kuailive --raw KuaiLive --out data/kuailive`
+    """
+    _prepare("kuailive", raw, folder, ray, live=live, window_s=window, effective_view_s=effective)
+
+
+@data.command("kuailive-m3")
+def kuailive_m3(
+    folder: Out,
+    raw: Raw,
+    live: Live = 50,
+    video: Video = 50,
+    window: Window = 3600,
+    click: Click = 600,
+    effective: Effective = 30,
+    ray: Ray = None,
+) -> None:
+    """Prepare KuaiLive-M3: rooms that were shown, with the same users' histories of rooms and of short videos.
+
+    RAW holds live_interaction.csv, live_show.parquet, live_room_meta.parquet, photo_play.parquet, author_profile.csv
+    and, if there, photo_tag.csv.
+
+    Example: `livetrain data kuailive-m3 --raw KuaiLive-M3 --out data/kuailive-m3`
+    """
+    options = {"window_s": window, "click_s": click, "effective_view_s": effective}
+    _prepare("kuailive-m3", raw, folder, ray, live=live, video=video, **options)
 
 
 @data.command()

@@ -153,7 +153,7 @@ def _unknown(connection: duckdb.DuckDBPyConnection, adapter: Adapter) -> dict[st
     """Count exposures of ids that the attributes do not know, and those before an id's start."""
     words = {}
     for prefix, known in _joined(adapter):
-        words[f"exposures of a {prefix} that its file does not hold: kept, attributes null"] = f'"unknown.{prefix}"'
+        words[f"exposures of a {prefix} that no file describes: kept, its attributes null"] = f'"unknown.{prefix}"'
         if known.age:
             words[f"exposures at or before the start of their {prefix}: kept, {known.age} null"] = f'"early.{prefix}"'
     query = ", ".join(f"count(*) FILTER ({flag})" for flag in words.values())

@@ -173,7 +173,7 @@ class _Preparation:
             counted = "".join(f", count(*) FILTER ({condition})" for condition in file.checks.values())
             found = self._connection.execute(f"SELECT count(*){counted} FROM {table}").fetchall()[0]
             words = ("rows", *file.checks)
-            self._report["raw"] |= {f"{table}: {word}": n for word, n in zip(words, found, strict=True)}
+            self._report["raw"] |= {f"{file.names[0]}: {word}": n for word, n in zip(words, found, strict=True)}
 
     def _days(self) -> list[str]:
         """Return the days to prepare; note what the raw log holds of days that are done."""
