@@ -57,10 +57,9 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
     columns += [f"{prefix}_known.{name} AS topic" if prefix else "NULL::BIGINT AS topic"]
     if adapter.domain == "live":
         _room_state(connection, day)
-        columns += ["greatest(coalesce(now.viewers, 0), 0) AS room_viewers"]
-        columns += [f"coalesce(now.{what}, 0) - coalesce(past.{what}, 0) AS room_{what}" for what in ("likes", "gifts")]
-        joined += ["ASOF LEFT JOIN room_totals now ON e.item = now.room AND e.time > now.time"]
-        joined += [f"ASOF LEFT JOIN room_totals past ON e.item = past.room AND e.time - {ROOM_WINDOW_MS} > past.time"]
+        columns += ["greatest(coalesce(now.viewers, 0), 0) AS room_viewers"]  # a log may begin amid views
+        columns += [f"coalesce(now.{what}, 0) AS room_{what}" for what in ("likes", "gifts")]
+        joined += ["JOIN room_moments now ON e.item = now.room AND e.time = now.time"]
     for prefix, known in _joined(adapter):
         columns += [f"{prefix}_known.{name}" for name in (*known.ids, *known.dense)]
         if known.age:
@@ -130,19 +129,26 @@ def _one(connection: duckdb.DuckDBPyConnection, what: str, source: str) -> tuple
 
 
 def _room_state(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
-    """Make `room_totals`: at each moment of a room, its viewers, and its likes and gifts since the day's beginning."""
+    """Make `room_moments`: a room's viewers, and its likes and gifts of the last minutes, before each of its moments.
+
+    Every exposure is such a moment. (An ASOF join would say the same, in quadratic time.)
+    """
     _read_state(connection, day, "rooms", "rooms", "SELECT 0::BIGINT AS room, 0::BIGINT AS viewers WHERE false")
     begin = day.horizon - ROOM_WINDOW_MS
     connection.execute(f"""
-        CREATE OR REPLACE TABLE room_totals AS
+        CREATE OR REPLACE TABLE room_moments AS
         WITH moments AS (
             SELECT item AS room, time, count(*) FILTER (kind = {CLICK}) - count(*) FILTER (kind = {WATCH}) AS viewers,
                    count(*) FILTER (kind = {LIKE}) AS likes, count(*) FILTER (kind = {GIFT}) AS gifts
-            FROM events WHERE domain = 'live' AND kind IN ({CLICK}, {WATCH}, {LIKE}, {GIFT}) AND time >= {begin}
+            FROM events
+            WHERE domain = 'live' AND kind IN ({EXPOSURE}, {CLICK}, {WATCH}, {LIKE}, {GIFT}) AND time >= {begin}
             GROUP BY ALL
             UNION ALL SELECT room, {begin - 1}, viewers, 0, 0 FROM rooms)
-        SELECT room, time, sum(viewers) OVER past AS viewers, sum(likes) OVER past AS likes, sum(gifts) OVER past AS gifts
-        FROM moments WINDOW past AS (PARTITION BY room ORDER BY time)""")
+        SELECT room, time, sum(viewers) OVER (PARTITION BY room ORDER BY time
+                                              RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS viewers,
+               sum(likes) OVER recent AS likes, sum(gifts) OVER recent AS gifts
+        FROM moments
+        WINDOW recent AS (PARTITION BY room ORDER BY time RANGE BETWEEN {ROOM_WINDOW_MS} PRECEDING AND 1 PRECEDING)""")
 
 
 def _joined(adapter: Adapter) -> list[tuple[str, Attributes]]:

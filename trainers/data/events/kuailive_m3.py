@@ -129,15 +129,13 @@ ADAPTER = Adapter(
         ),
     },
     exposures=f"""
-        SELECT user_id AS user, live_id AS item, author_id AS author, epoch_ms(show_timestamp) AS time,
-               day_of(epoch_ms(show_timestamp)) AS day
-        FROM live_show
-        UNION ALL
-        SELECT p.user, p.item, p.author, p.begin, day_of(p.begin)
-        FROM ({_PLAYS}) p
-        ASOF LEFT JOIN (SELECT user_id AS user, live_id AS item, epoch_ms(show_timestamp) AS shown FROM live_show) s
-        ON p.user = s.user AND p.item = s.item AND p.begin >= s.shown
-        WHERE s.shown IS NULL OR p.begin - s.shown > 1000 * getvariable('click_s')""",
+        SELECT user, item, author, time, day_of(time) AS day
+        FROM (SELECT *, max(CASE WHEN NOT play THEN time END) OVER (PARTITION BY user, item ORDER BY time, play) AS shown
+              FROM (SELECT user_id AS user, live_id AS item, author_id AS author, epoch_ms(show_timestamp) AS time,
+                           false AS play
+                    FROM live_show
+                    UNION ALL SELECT user, item, author, begin, true FROM ({_PLAYS})))
+        WHERE NOT play OR shown IS NULL OR time - shown > 1000 * getvariable('click_s')""",
     actions=f"{_acts('live', _LIVE_ACTIONS, _PLAYS)} UNION ALL {_acts('video', _VIDEO_ACTIONS, _VIDEO_PLAYS)}",
     attributes={
         "streamer": Attributes(
