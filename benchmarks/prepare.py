@@ -83,8 +83,8 @@ def main() -> None:
     print("| source | days | events | samples | seconds | events/s | peak memory | samples on disk |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     print(
-        f"| {given.source} | {len(prepared['days'])} | {events:,} | {rows:,} | {seconds:,.0f} | {events / seconds:,.0f} | "
-        f"{peak / 2**30:.2f} GiB | {size / 2**30:.2f} GiB |"
+        f"| {given.source} | {len(prepared['days'])} | {events:,} | {rows:,} | {seconds:,.0f} | "
+        f"{events / seconds:,.0f} | {peak / 2**30:.2f} GiB | {size / 2**30:.2f} GiB |"
     )
     shutil.rmtree(folder, ignore_errors=True)
 

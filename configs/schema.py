@@ -38,7 +38,7 @@ class Days(Section):
             first, last = date.max, date.min
         if first > last:
             raise BadInput(
-                f"data.days.{info.field_name} got '{value}', wanted the first and the last day, as 2022-04-25..2022-05-04"
+                f"data.days.{info.field_name} got '{value}', wanted its first and last day, as 2022-04-25..2022-05-04"
             )
         return value
 

@@ -87,7 +87,9 @@ def _take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> 
     Days may overlap, so what the day before has carried over may stand in this day's log again.
     """
     shown = "user, item, author, time" + "".join(f", {name}" for name in adapter.context)
-    exposures = f"read_parquet('{day.exposures}', hive_partitioning = false)" if day.exposures else "(FROM no_exposures)"
+    exposures = (
+        f"read_parquet('{day.exposures}', hive_partitioning = false)" if day.exposures else "(FROM no_exposures)"
+    )
     actions = f"read_parquet('{day.actions}', hive_partitioning = false)" if day.actions else "(FROM no_actions)"
     keyed = "user IS NOT NULL AND item IS NOT NULL AND time IS NOT NULL"
     inside = f"{keyed} AND time >= {day.horizon} AND time < {day.cut}"
@@ -99,8 +101,9 @@ def _take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> 
         for domain, (prefix, _) in adapter.topics.items()
     )
     connection.execute(f"""
-        CREATE OR REPLACE TABLE exposures AS SELECT {shown} FROM {exposures} e WHERE {inside}
-        AND NOT EXISTS (FROM carry c WHERE kind = {EXPOSURE} AND c.user = e.user AND c.item = e.item AND c.time = e.time)
+        CREATE OR REPLACE TABLE exposures AS SELECT {shown} FROM {exposures} e
+        WHERE {inside} AND NOT EXISTS (
+            FROM carry c WHERE kind = {EXPOSURE} AND c.user = e.user AND c.item = e.item AND c.time = e.time)
         QUALIFY row_number() OVER (PARTITION BY user, item, time ORDER BY {shown}) = 1""")
     connection.execute(f"""
         CREATE OR REPLACE TABLE fresh AS
@@ -110,7 +113,9 @@ def _take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> 
         UNION ALL SELECT {_EVENT}, false, {topic} FROM fresh {topics}
         UNION ALL SELECT user, '{adapter.domain}', item, author, time, {EXPOSURE}, NULL, NULL, false, NULL
         FROM exposures""")
-    found, whole, within = _one(connection, f"count(*), count(*) FILTER ({keyed}), count(*) FILTER ({inside})", exposures)
+    found, whole, within = _one(
+        connection, f"count(*), count(*) FILTER ({keyed}), count(*) FILTER ({inside})", exposures
+    )
     acted, complete = _one(connection, f"count(*), count(*) FILTER ({keyed})", actions)
     kept, distinct = _one(connection, "count(*)", "exposures")[0], _one(connection, "count(*)", "fresh")[0]
     return {

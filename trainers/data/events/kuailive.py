@@ -22,6 +22,7 @@ from trainers.data.events.model import (
 )
 
 UTC8 = 8 * 3600
+BACKWARDS = "ends before it starts: its start taken as unknown, room_age null"
 _ONEHOT = tuple(f"onehot_feat{n}" for n in range(7))
 _USER = ("age", "gender", "country", "device_brand", "device_price", "fans_num", "follow_num")
 _USER += ("accu_watch_live_cnt", "accu_watch_live_duration", "is_live_streamer", "is_photo_author", *_ONEHOT)
@@ -46,8 +47,8 @@ def person(prefix: str, names: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
 
 def _act(kind: int, table: str, value: str = "NULL::DOUBLE") -> str:
     return (
-        f"SELECT {_KEY}, 'live' AS domain, timestamp AS time, {kind} AS kind, {value} AS value, NULL::BIGINT AS session, "
-        f"day_of(timestamp) AS day FROM {table}"
+        f"SELECT {_KEY}, 'live' AS domain, timestamp AS time, {kind} AS kind, {value} AS value, "
+        f"NULL::BIGINT AS session, day_of(timestamp) AS day FROM {table}"
     )
 
 
@@ -84,7 +85,9 @@ ADAPTER = Adapter(
                 **dict.fromkeys(("live_type", "live_content_category", "live_name_id"), "VARCHAR"),
             },
             unused=("p_date", "streamer_id"),
-            checks={"ends before it starts: its start taken as unknown, room_age null": "end_timestamp < start_timestamp"},
+            checks={
+                "ends before it starts: its start taken as unknown, room_age null": "end_timestamp < start_timestamp"
+            },
         ),
         "user": RawFile(
             names=("user.csv",),

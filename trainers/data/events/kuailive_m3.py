@@ -7,7 +7,7 @@ is the number of gifts. Timestamps are wall-clock times in UTC.
 Source: imgkkk574/KuaiLive-M3.
 """
 
-from trainers.data.events.kuailive import UTC8, person
+from trainers.data.events.kuailive import BACKWARDS, UTC8, person
 from trainers.data.events.model import (
     CLICK,
     COMMENT,
@@ -32,7 +32,8 @@ _AUTHOR_SELECT, _AUTHOR_IDS = person(
 )
 _LONG_MS = "1000 * getvariable('effective_view_s')"
 _PLAYS = f"""
-    SELECT user_id AS user, live_id AS item, author_id AS author, {_START} AS begin, greatest({_END}, {_START}) AS finish,
+    SELECT user_id AS user, live_id AS item, author_id AS author,
+           {_START} AS begin, greatest({_END}, {_START}) AS finish,
            CASE WHEN play_duration >= 0 THEN play_duration END AS watch, {", ".join(_COUNTS.values())}, send_gift_num
     FROM live_interaction"""
 _LIVE_ACTIONS = [
@@ -102,7 +103,7 @@ ADAPTER = Adapter(
                 **dict.fromkeys(("start_timestamp", "end_timestamp"), "TIMESTAMP"),
             },
             unused=("author_id", "live_duration"),
-            checks={"ends before it starts: its start taken as unknown, room_age null": "end_timestamp < start_timestamp"},
+            checks={BACKWARDS: "end_timestamp < start_timestamp"},
         ),
         "photo_play": RawFile(
             names=("photo_play.parquet", "photo_play.csv"),
@@ -130,7 +131,8 @@ ADAPTER = Adapter(
     },
     exposures=f"""
         SELECT user, item, author, time, day_of(time) AS day
-        FROM (SELECT *, max(CASE WHEN NOT play THEN time END) OVER (PARTITION BY user, item ORDER BY time, play) AS shown
+        FROM (SELECT *, max(CASE WHEN NOT play THEN time END)
+                        OVER (PARTITION BY user, item ORDER BY time, play) AS shown
               FROM (SELECT user_id AS user, live_id AS item, author_id AS author, epoch_ms(show_timestamp) AS time,
                            false AS play
                     FROM live_show
@@ -149,7 +151,9 @@ ADAPTER = Adapter(
             age="room_age",
         ),
         "video": Attributes(
-            key=None, select="SELECT photo_id AS id, first_level_category_name AS category FROM photo_tag", ids=("category",)
+            key=None,
+            select="SELECT photo_id AS id, first_level_category_name AS category FROM photo_tag",
+            ids=("category",),
         ),
     },
     labels={

@@ -47,11 +47,12 @@ _USER = (
 _VIDEO = ("video_type", "upload_type", "music_id", "music_type", "tag")
 
 _DAY = "CAST(strptime(CAST(date AS VARCHAR), '%Y%m%d') AS DATE)"
+_PLAYED = "CASE WHEN play_time_ms IS NOT NULL THEN greatest(play_time_ms, 0) / 1000.0 END"
 _END = "time_ms + greatest(coalesce(play_time_ms, 0), 0)"
 _ACTIONS = ", ".join(
     [
         f"{{'kind': {CLICK}, 'time': time_ms, 'value': NULL::DOUBLE, 'done': is_click = 1}}",
-        f"{{'kind': {WATCH}, 'time': {_END}, 'value': CASE WHEN play_time_ms IS NOT NULL THEN greatest(play_time_ms, 0) / 1000.0 END, 'done': true}}",
+        f"{{'kind': {WATCH}, 'time': {_END}, 'value': {_PLAYED}, 'done': true}}",
         *(
             f"{{'kind': {kind}, 'time': {_END}, 'value': NULL::DOUBLE, 'done': {flag} = 1}}"
             for kind, flag in _FLAGS.items()
@@ -84,7 +85,12 @@ ADAPTER = Adapter(
         ),
         "video_features": RawFile(
             names=("video_features_basic_pure.csv", "video_features_basic_pure.parquet"),
-            columns={"video_id": "BIGINT", "author_id": "BIGINT", "upload_dt": "DATE", **dict.fromkeys(_VIDEO, "VARCHAR")},
+            columns={
+                "video_id": "BIGINT",
+                "author_id": "BIGINT",
+                "upload_dt": "DATE",
+                **dict.fromkeys(_VIDEO, "VARCHAR"),
+            },
             unused=("visible_status", "video_duration", "server_width", "server_height"),
         ),
         "user_sequences": RawFile(

@@ -96,7 +96,9 @@ def _open(adapter: Adapter, out: Path, options: Options) -> dict[str, Any]:
     same = {"dataset": adapter.name, "version": VERSION, "options": asdict(options)}
     for key, wanted in same.items():
         if found.get(key) != wanted:
-            raise BadInput(f"{out} was prepared with {key} {found.get(key)}, not {wanted}; keep to it, or name a new folder")
+            raise BadInput(
+                f"{out} was prepared with {key} {found.get(key)}, not {wanted}; keep to it, or name a new folder"
+            )
     return found
 
 
@@ -204,8 +206,8 @@ class _Preparation:
         empty = [day for day in days if day not in self._raw]
         if len(empty) > 366:
             raise BadInput(
-                f"{self._adapter.name}: exposures lie from {first} to {last}, and {len(empty):,} days between have none; "
-                "correct the log's times"
+                f"{self._adapter.name}: exposures lie from {first} to {last}, and {len(empty):,} days between have "
+                "none; correct the log's times"
             )
         self._report["notes"] += [f"date={day} has no exposure: its partition is empty" for day in empty]
         return days
@@ -227,9 +229,10 @@ class _Preparation:
                 names = [pa.field(f.name, pa.int64() if f.name in known.ids else f.type) for f in reader.schema]
                 writer = pq.ParquetWriter(path, pa.schema(names))
             writer.close()
+            names = ", ".join(reader.schema.names)
             self._connection.execute(
                 f"CREATE OR REPLACE TABLE attributes_{prefix} AS SELECT * FROM read_parquet('{path}') "
-                f"WHERE id IS NOT NULL QUALIFY row_number() OVER (PARTITION BY id ORDER BY {', '.join(reader.schema.names)}) = 1"
+                f"WHERE id IS NOT NULL QUALIFY row_number() OVER (PARTITION BY id ORDER BY {names}) = 1"
             )
             kept = self._connection.execute(f"SELECT count(*) FROM attributes_{prefix}").fetchall()[0][0]
             rows = pq.read_metadata(path).num_rows
@@ -308,7 +311,8 @@ class _Preparation:
                 prefix, about = self._adapter.topics.get(sequence.domain, (None, "NULL::BIGINT"))
                 known = f"LEFT JOIN attributes_{prefix} known ON item = known.id" if prefix else ""
                 table = self._connection.sql(
-                    f"SELECT user, time, item, author, {about} AS topic, bits FROM ({select}) {known} ORDER BY user, time"
+                    f"SELECT user, time, item, author, {about} AS topic, bits FROM ({select}) {known} "
+                    "ORDER BY user, time, item"
                 ).to_arrow_table()
             bits = table["bits"].to_numpy()
             known = {f"known_{bit}": np.where(bits & bit, table["time"].to_numpy(), NEVER) for bit in BITS}

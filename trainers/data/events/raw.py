@@ -48,7 +48,9 @@ def _select(path: Path, raw: RawFile, notes: list[str]) -> str:
     for column in raw.columns:
         if column not in found:
             raise BadInput(f"{path} has no column '{column}'{nearest(column, found)}; its columns must be as published")
-    notes += [f"{path.name}: unknown column '{name}' is not read" for name in found if name not in {*declared, *raw.unused}]
+    notes += [
+        f"{path.name}: unknown column '{name}' is not read" for name in found if name not in {*declared, *raw.unused}
+    ]
     if path.suffix == ".parquet":
         source = f"read_parquet({_text(str(path))})"
     else:
@@ -112,6 +114,6 @@ def check_times(name: str, least: int | None, most: int | None) -> None:
     for time in (least, most):
         if time is not None and not _EARLIEST <= time <= _LATEST:
             raise BadInput(
-                f"{name}: an exposure's time is {time}, which as milliseconds since 1970 lies outside the years 2000 to "
-                "2100; correct the log's times"
+                f"{name}: an exposure's time is {time}, as milliseconds since 1970 outside the years 2000 to 2100; "
+                "correct the log's times"
             )

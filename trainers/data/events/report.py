@@ -18,8 +18,10 @@ class Bar:
 
     def __init__(self, console: Console):
         self._console, self._animated = console, console.is_terminal or console.is_jupyter
-        columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=console)
+        doing = TextColumn("{task.description}")
+        self._bar = Progress(
+            BarColumn(bar_width=20), MofNCompleteColumn(), doing, TimeRemainingColumn(), console=console
+        )
 
     def __enter__(self) -> "Bar":
         if self._animated:

@@ -60,15 +60,23 @@ def streamer(item: int) -> int:
     return 100 + item % 3
 
 
-# Few users and items, and times on a grid, so that ties, sequels and days that meet are common.
-moments = st.builds(lambda hour, step: hour * HOUR + 20 * step, st.integers(0, 71), st.integers(0, 12))
+# Few users and items, and times on a grid that has the last seconds of an hour, so that ties, sequels and what goes on
+# at midnight are common.
+moments = st.builds(lambda hour, step: hour * HOUR + 20 * step, st.integers(0, 71), st.integers(0, 12) | st.just(179))
 offsets = st.lists(st.sampled_from([0, 20, 40, 300, 5000]), max_size=2).map(tuple)
 visits = st.builds(
-    Visit, moments, st.integers(1, 3), st.integers(1, 4), st.booleans(), st.sampled_from([0, 20, 30, 400, 9000]), offsets, offsets
+    Visit,
+    moments,
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.booleans(),
+    st.sampled_from([0, 20, 30, 400, 9000]),
+    offsets,
+    offsets,
 )
-visit_lists = st.lists(visits, min_size=1, max_size=25, unique_by=lambda visit: (visit.user, visit.item, visit.time)).map(
-    lambda made: [visit if visit.click else replace(visit, likes=(), gifts=()) for visit in made]
-)
+visit_lists = st.lists(
+    visits, min_size=1, max_size=25, unique_by=lambda visit: (visit.user, visit.item, visit.time)
+).map(lambda made: [visit if visit.click else replace(visit, likes=(), gifts=()) for visit in made])
 
 
 def write(source: str, folder: Path, visits: Iterable[Visit]) -> Path:
@@ -108,7 +116,16 @@ def _kuailive(folder: Path, visits: list[Visit]) -> None:
     gifts = [(*key[v], v.ms + 1000 * after, 5) for v in visits for after in v.gifts]
     _lines(folder / "gift.csv", f"{EVENT_CSV},gift_price", gifts)
     rooms = [
-        (20250525, item, streamer(item), 1, START + 1000 * HOUR * (4 * item - 6), START + 10**9, f"topic{item % 2}", item)
+        (
+            20250525,
+            item,
+            streamer(item),
+            1,
+            START + 1000 * HOUR * (4 * item - 6),
+            START + 10**9,
+            f"topic{item % 2}",
+            item,
+        )
         for item in range(1, 5)
     ]
     _lines(folder / "room.csv", ROOM_CSV, rooms)
@@ -171,7 +188,9 @@ def _m3(folder: Path, visits: list[Visit]) -> None:
     }
     pq.write_table(pa.table(rooms), folder / "live_room_meta.parquet")
     levels = ",".join(f"{level}_level_category_name" for level in ("first", "second", "third", "fourth"))
-    _lines(folder / "photo_tag.csv", f"photo_id,{levels}", [(1, "food", "noodles", None, None), (2, "music", *[None] * 3)])
+    _lines(
+        folder / "photo_tag.csv", f"photo_id,{levels}", [(1, "food", "noodles", None, None), (2, "music", *[None] * 3)]
+    )
     profile = "author_id,is_photo_author,is_live_author,gender,age_segment,fans_user_num"
     _lines(folder / "author_profile.csv", profile, [(100 + n, 1, 1, "F", "18-23", "1k-1w") for n in range(3)])
 
@@ -198,5 +217,8 @@ def _kuairand(folder: Path, visits: list[Visit]) -> None:
         "video_id,author_id,video_type,upload_dt,upload_type,visible_status,video_duration,server_width,server_height,"
         "music_id,music_type,tag"
     )
-    videos = [(n, streamer(n), "NORMAL", f"2025-05-{19 + 2 * n}", "Kmovie", 0.0, 20_000, 720, 1280, n, 9.0, n % 2) for n in range(1, 5)]
+    videos = [
+        (n, streamer(n), "NORMAL", f"2025-05-{19 + 2 * n}", "Kmovie", 0.0, 20_000, 720, 1280, n, 9.0, n % 2)
+        for n in range(1, 5)
+    ]
     _lines(folder / "video_features_basic_pure.csv", header, videos)

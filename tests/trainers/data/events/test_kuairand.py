@@ -52,12 +52,10 @@ def test_the_real_log(tmp_path):
     assert sum(count for day, count in rows.items() if day > "2022-05-05") == 42_422
     assert found["report"]["days"]["exposures of the same user, item and time: one kept"] == 5_885
     table = samples(tmp_path / "out")
-    test = table.filter(pc.greater(pc.add(table["timestamp"], 3 * 3_600_000), 1_651_766_400_000))  # 05-06, as it may begin
-    assert len(test) >= 42_422
-    tested = pa.concat_tables(
-        pq.read_table(path, partitioning=None) for day in (6, 7, 8) for path in (tmp_path / "out").glob(f"date=2022-05-0{day}/*.parquet")
-    )
-    positives = {name: int(np.sum(tested[name].to_numpy())) for name in ("click", "long_view", "like", "profile_enter")}
+    days = [path for day in (6, 7, 8) for path in (tmp_path / "out").glob(f"date=2022-05-0{day}/*.parquet")]
+    tested = pa.concat_tables(pq.read_table(path, partitioning=None) for path in days)
+    tasks = ("click", "long_view", "like", "profile_enter")
+    positives = {name: int(np.sum(tested[name].to_numpy())) for name in tasks}
     assert positives == {"click": 18_863, "long_view": 13_289, "like": 724, "profile_enter": 788}
     lengths = pc.list_value_length(table["video_id"]).to_numpy()
     assert lengths.max() == 50

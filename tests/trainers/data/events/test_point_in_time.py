@@ -5,7 +5,6 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from tests.trainers.data.events.logs import SOURCES, START, moments, prepared, visit_lists
 from trainers.data.events.sources import ADAPTERS
@@ -67,4 +66,3 @@ def test_later_events_change_no_feature(tmp_path_factory, source, log, others, c
     assert common
     for key in common:
         assert old[key] == new[key]
-

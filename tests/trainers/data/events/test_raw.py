@@ -24,7 +24,8 @@ KUAILIVE = {  # the published example values; a user without age, a price that i
     "like.csv": "user_id,live_id,streamer_id,timestamp\n10,900,56006,1748131225000\n10,900,56006,1748131226000\n",
     "gift.csv": "user_id,live_id,streamer_id,timestamp,gift_price\n10,900,56006,1748131221000,10\n"
     "10,901,56007,1748131301000,\n",
-    "room.csv": "p_date,live_id,streamer_id,live_type,start_timestamp,end_timestamp,live_content_category,live_name_id\n"
+    "room.csv": "p_date,live_id,streamer_id,live_type,start_timestamp,end_timestamp,live_content_category,"
+    "live_name_id\n"
     "20250525,900,56006,1,1748131180878,1748138380878,Relationship,17\n20250525,901,56007,1,1748131100000,1748138380878,,0\n",
     "user.csv": "user_id,age,gender,country,device_brand,device_price,reg_timestamp,fans_num,follow_num,"
     "first_watch_live_timestamp,accu_watch_live_cnt,accu_watch_live_duration,is_live_streamer,is_photo_author,"
@@ -121,7 +122,11 @@ def add(line):
         ("like.csv", add("1,2,101"), "like.csv, line 4: 3 fields where 4 belong; correct the file"),
         ("user.csv", lambda text: "", "user.csv is empty; its first line must name its columns"),
         ("room.csv", lambda text: text.replace("p_date", "live_id", 1), "column 'live_id' stands twice"),
-        ("negative.csv", add(f"1,2,101,{START // 1000}"), "lies outside the years 2000 to 2100; correct the log's times"),
+        (
+            "negative.csv",
+            add(f"1,2,101,{START // 1000}"),
+            "outside the years 2000 to 2100; correct the log's times",
+        ),
         ("negative.csv", add(f"1,2,101,{START - 10**11}"), "days between have none; correct the log's times"),
     ],
 )
@@ -136,17 +141,52 @@ def test_what_cannot_be_read_stops_with_one_sentence(tmp_path, name, change, say
 @pytest.mark.parametrize(
     ("name", "change", "part", "words"),
     [
-        ("click.csv", add(f"77,2,101,{START + 5000},5"), "days", "exposures of a user that no file describes: kept, its attributes null"),
-        ("click.csv", add(f"1,99,101,{START + 5000},5"), "days", "exposures of a room that no file describes: kept, its attributes null"),
+        (
+            "click.csv",
+            add(f"77,2,101,{START + 5000},5"),
+            "days",
+            "exposures of a user that no file describes: kept, its attributes null",
+        ),
+        (
+            "click.csv",
+            add(f"1,99,101,{START + 5000},5"),
+            "days",
+            "exposures of a room that no file describes: kept, its attributes null",
+        ),
         ("click.csv", add(f"1,,101,{START + 5000},5"), "days", "exposures without user, item or time: dropped"),
         ("click.csv", add("1,2,101,,5"), "raw", "exposures without a time: dropped"),
-        ("click.csv", add(f"1,2,101,{START + 5000},-5"), "raw", "click.csv: watch_live_time is negative: taken as missing"),
-        ("negative.csv", lambda text: text + text.splitlines()[1] + "\n", "days", "exposures of the same user, item and time: one kept"),
+        (
+            "click.csv",
+            add(f"1,2,101,{START + 5000},-5"),
+            "raw",
+            "click.csv: watch_live_time is negative: taken as missing",
+        ),
+        (
+            "negative.csv",
+            lambda text: text + text.splitlines()[1] + "\n",
+            "days",
+            "exposures of the same user, item and time: one kept",
+        ),
         ("like.csv", lambda text: text + text.splitlines()[1] + "\n", "days", "actions that stand twice: one kept"),
         ("like.csv", add(f",2,101,{START + 5000}"), "days", "actions without user, item or time: dropped"),
-        ("like.csv", add(f"2,3,101,{START + 1000}"), "days", "actions that answer no exposure: kept, in histories and statistics"),
-        ("room.csv", add(f"20250525,55,101,1,{START},{START - 1},x,1"), "raw", "room.csv: ends before it starts: its start taken as unknown, room_age null"),
-        ("user.csv", lambda text: text + text.splitlines()[1] + "\n", "raw", "user: rows without an id or of one that stands twice: dropped"),
+        (
+            "like.csv",
+            add(f"2,3,101,{START + 1000}"),
+            "days",
+            "actions that answer no exposure: kept, in histories and statistics",
+        ),
+        (
+            "room.csv",
+            add(f"20250525,55,101,1,{START},{START - 1},x,1"),
+            "raw",
+            "room.csv: ends before it starts: its start taken as unknown, room_age null",
+        ),
+        (
+            "user.csv",
+            lambda text: text + text.splitlines()[1] + "\n",
+            "raw",
+            "user: rows without an id or of one that stands twice: dropped",
+        ),
     ],
 )
 def test_what_is_odd_is_counted(tmp_path, name, change, part, words):
@@ -172,7 +212,9 @@ def test_unknown_columns_and_missing_optional_files_are_noted(tmp_path):
 
 
 def test_order_of_lines_does_not_matter(tmp_path):
-    shuffled = samples_of(tmp_path / "a", "click.csv", lambda text: "\n".join([(lines := text.splitlines())[0], *lines[:0:-1]]) + "\n")
+    shuffled = samples_of(
+        tmp_path / "a", "click.csv", lambda text: "\n".join([(lines := text.splitlines())[0], *lines[:0:-1]]) + "\n"
+    )
     assert shuffled.equals(samples_of(tmp_path / "b", "click.csv", lambda text: text))
 
 
