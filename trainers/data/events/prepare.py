@@ -35,7 +35,7 @@ from trainers.data.ids import string_ids
 
 VERSION = 1  # of the samples; a change of what is written raises it
 MEMORY = "1500MB"  # of DuckDB; what needs more goes to disk
-BUCKET_ROWS = 250_000  # exposures of a day that are made at a time
+BUCKET_ROWS = 50_000  # exposures of a day in a bucket, of the first logs; what a bucket holds in memory grows with it
 DAY_MS = 86_400_000
 BATCH = 100_000  # rows of an attributes' table in memory at a time
 
