@@ -5,7 +5,9 @@ cluster. Whatever a row is told of the past goes through `Timeline.before`, whic
 millisecond is not part of it.
 """
 
+import platform
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from configs.errors import BadInput
 from trainers.data import layout
 from trainers.data.events.model import BITS, CLICK, EXPOSURE, WATCH, Adapter, Sequence
 from trainers.data.history import Timeline
@@ -75,38 +78,36 @@ class Task:
 
 
 def build(task: Task) -> dict[str, int]:
-    """Write one bucket's samples and what the next day needs of its histories; return counts for the report."""
+    """Write one bucket's samples and what the next day needs of its histories; return counts for the report.
+
+    Raises:
+        BadInput: this machine does not see the folder of the preparation.
+    """
     adapter = task.adapter
+    if not task.part.parent.is_dir():
+        raise BadInput(
+            f"{task.part.parent}: {platform.node()} does not see this folder; --out must lie on storage that all nodes "
+            "share"
+        )
     rows = _read(task.rows, task.rows_schema, ["time", "user", "item"])
     events = _read(task.events, task.events_schema, ["time", "user", "item", "kind", "domain", "session", "value"])
     user, item, time = (_numbers(rows, name) for name in ("user", "item", "time"))
     fresh = events.filter(pc.and_(pc.invert(events["carried"]), pc.not_equal(events["kind"], EXPOSURE)))
     own = pc.equal(fresh["domain"], adapter.domain)
-    outcomes, answered = labels(task, user, item, time, fresh.filter(own))
+    outcomes, unanswered = labels(task, user, item, time, fresh.filter(own))
     histories = {name: _History(task, name, rows, fresh) for name in adapter.sequences}
     for history in histories.values():
         history.keep()
     columns = _told(adapter, rows) | _seen(task, rows, events)
-    schema = None
 
-    def pieces():
-        for start in range(0, max(len(rows), 1), PIECE):
-            stop = min(start + PIECE, len(rows))
-            lists = {name: column for h in histories.values() for name, column in h.lists(start, stop).items()}
-            chosen = {name: column.slice(start, stop - start) for name, column in (columns | outcomes).items()}
-            names = [name for name in chosen if name not in outcomes] + [*lists, *outcomes]
-            yield pa.table({name: (chosen | lists)[name] for name in names})
+    def piece(start: int) -> pa.Table:
+        lists = {name: column for history in histories.values() for name, column in history.lists(start).items()}
+        cut = {name: column.slice(start, PIECE) for name, column in (columns | outcomes).items()}
+        return pa.table({name: (cut | lists)[name] for name in (*columns, *lists, *outcomes)})
 
-    made = pieces()
-    first = next(made)
-    schema = first.schema
-    layout.write_part(task.part, schema, _chain(first, made))
-    return {"rows": len(rows), "actions that answer no exposure: kept, in histories and statistics": answered}
-
-
-def _chain(first, rest):
-    yield first
-    yield from rest
+    first = piece(0)  # of a day without rows too: it has the schema
+    layout.write_part(task.part, first.schema, chain([first], map(piece, range(PIECE, len(rows), PIECE))))
+    return {"rows": len(rows), "actions that answer no exposure: kept, in histories and statistics": unanswered}
 
 
 def _read(folder: Path, schema: pa.Schema, order: list[str]) -> pa.Table:
@@ -143,11 +144,10 @@ def latest_owner(key: np.ndarray, time: np.ndarray, wanted: np.ndarray, moment: 
 
 
 def _begin(actions: pa.Table) -> np.ndarray:
-    return _numbers_of(pc.coalesce(actions["session"], actions["time"])) if len(actions) else np.zeros(0, np.int64)
-
-
-def _numbers_of(column) -> np.ndarray:
-    return column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
+    """Return when the exposure or the play that each action belongs to had begun at the latest, (N,) ms."""
+    time = _numbers(actions, "time")
+    session = _numbers(actions, "session", NEVER)
+    return np.where(session == NEVER, time, session)
 
 
 def labels(
@@ -229,10 +229,11 @@ class _History:
         found = owner >= 0
         np.minimum.at(self._known, (owner[found], place[found]), _numbers(actions, "time")[found])
 
-    def lists(self, start: int, stop: int) -> dict[str, pa.Array]:
-        """Return the list columns of rows [start, stop)."""
-        offsets, events = self._timeline.latest(self._spans[start:stop], self._limit)
-        at = np.repeat(self._at[start:stop], np.diff(offsets))
+    def lists(self, start: int) -> dict[str, pa.Array]:
+        """Return the list columns of the PIECE rows from `start` on."""
+        piece = slice(start, start + PIECE)
+        offsets, events = self._timeline.latest(self._spans[piece], self._limit)
+        at = np.repeat(self._at[piece], np.diff(offsets))
         values = {}
         if self._sequence.item:
             values[self._sequence.item] = self.item[events]

@@ -33,7 +33,11 @@ def open_raw(connection: duckdb.DuckDBPyConnection, adapter: Adapter, folder: Pa
         if not paths:
             notes.append(f"there is no {raw.names[0]}: nothing is known of what it tells")
         parts = [_select(path, raw, notes) for path in paths] or [_empty(raw)]
-        connection.execute(f"CREATE OR REPLACE VIEW {table} AS {' UNION ALL '.join(parts)}")
+        try:
+            connection.execute(f"CREATE OR REPLACE VIEW {table} AS {' UNION ALL '.join(parts)}")
+        except duckdb.Error as error:
+            why = str(error).strip().splitlines()[0]
+            raise BadInput(f"{paths[0]}: a column is of another type than published ({why}); correct it") from None
     return notes
 
 
