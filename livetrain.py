@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -116,6 +117,92 @@ def ml_1m(
     manifest = movielens.prepare(protocol.value, folder, raw, progress=lambda text: err.print(Text(text, "dim")))
     rows = ", ".join(f"{split} {part['rows']:,}" for split, part in manifest["splits"].items())
     _say(f"{folder}: {rows} rows")
+
+
+Raw = Annotated[Path, typer.Option(help="Folder with the source's raw files.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the partitions: new, or one to add new days to.")]
+Video = Annotated[int, typer.Option("--video-history", min=1, help="Short videos that a row's history keeps.")]
+Live = Annotated[int, typer.Option("--live-history", min=1, help="Rooms that a row's history keeps.")]
+Window = Annotated[
+    int, typer.Option(min=1, help="Seconds after which a like, comment, follow or gift is no outcome of an exposure.")
+]
+Click = Annotated[int, typer.Option("--click-window", min=1, help="Seconds in which a click follows its exposure.")]
+Effective = Annotated[int, typer.Option("--effective-view", min=1, help="Seconds that make a view effective.")]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Make users' parts on this Ray cluster; --out must be shared."),
+]
+
+
+@data.command()
+def kuailive(
+    folder: Out,
+    raw: Raw,
+    live: Live = 50,
+    window: Window = 3600,
+    effective: Effective = 30,
+    ray: Ray = None,
+) -> None:
+    """Prepare KuaiLive: rooms that were shown, and clicks, views, likes, comments and gifts there, a partition a day.
+
+    RAW holds click.csv, negative.csv, comment.csv, like.csv, gift.csv, room.csv, user.csv and streamer.csv.
+
+    Example: `livetrain data kuailive --raw KuaiLive --out data/kuailive`
+    """
+    _prepare("kuailive", raw, folder, ray, live=live, window_s=window, effective_view_s=effective)
+
+
+@data.command("kuailive-m3")
+def kuailive_m3(
+    folder: Out,
+    raw: Raw,
+    live: Live = 50,
+    video: Video = 50,
+    window: Window = 3600,
+    click: Click = 600,
+    effective: Effective = 30,
+    ray: Ray = None,
+) -> None:
+    """Prepare KuaiLive-M3: rooms that were shown, with the same users' histories of rooms and of short videos.
+
+    RAW holds live_interaction.csv, live_show.parquet, live_room_meta.parquet, photo_play.parquet, author_profile.csv
+    and, if there, photo_tag.csv.
+
+    Example: `livetrain data kuailive-m3 --raw KuaiLive-M3 --out data/kuailive-m3`
+    """
+    options = {"window_s": window, "click_s": click, "effective_view_s": effective}
+    _prepare("kuailive-m3", raw, folder, ray, live=live, video=video, **options)
+
+
+@data.command()
+def kuairand(folder: Out, raw: Raw, video: Video = 50, ray: Ray = None) -> None:
+    """Prepare KuaiRand-Pure: short-video exposures of 27,000 users, a partition a day.
+
+    RAW holds log_*.csv (or .parquet), user_features_pure.csv and video_features_basic_pure.csv.
+
+    Example: `livetrain data kuairand --raw KuaiRand-Pure/data --out data/kuairand`
+    """
+    _prepare("kuairand", raw, folder, ray, video=video)
+
+
+def _prepare(source: str, raw: Path, folder: Path, ray: str | None, **options: int) -> None:
+    """Prepare an event log, in this machine's processes or on a Ray cluster."""
+    from trainers.data.events import report
+    from trainers.data.events.bucket import Options
+    from trainers.data.events.prepare import prepare
+    from trainers.data.events.sources import ADAPTERS
+
+    cluster = nullcontext()
+    if ray is not None:
+        from cluster.prepare import on_ray
+
+        cluster = on_ray(ray)
+    with cluster as run, report.Bar(err) as bar:
+        prepared = prepare(ADAPTERS[source], raw, folder, Options(**options), progress=bar, run=run)
+    out.print(report.table(prepared))
+    for note in prepared["report"]["notes"]:
+        _say(note)
+    _say(f"{folder}: {len(prepared['days'])} days; options, columns and this report: dataset.json")
 
 
 @app.command()

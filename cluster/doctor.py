@@ -27,7 +27,7 @@ from cluster.nodes import ask, look
 from configs.errors import BadInput, without_credentials
 from configs.schema import Cluster, Recipe
 from trainers import sharding
-from trainers.data.files import list_files, open_filesystem
+from trainers.data.files import split_files
 from trainers.preflight import SPLITS
 
 SEEN_S = 10  # longest time after which a file must be visible on another machine
@@ -220,8 +220,8 @@ def _seen(path: Path, content: str) -> bool:
 
 def data_is_seen(recipe: Recipe, nodes: dict[str, dict]) -> str:
     """Compare the data files that every node sees with those that this process sees."""
-    here = files_seen(recipe.data.path)
-    answers, silent = ask(nodes, files_seen, recipe.data.path)
+    here = files_seen(recipe)
+    answers, silent = ask(nodes, files_seen, recipe)
     shown = without_credentials(recipe.data.path)
     for node in nodes:
         if node in silent:
@@ -234,10 +234,9 @@ def data_is_seen(recipe: Recipe, nodes: dict[str, dict]) -> str:
     return f"{shown}: " + ", ".join(f"{_count(len(names), 'file')} of {split}" for split, names in here.items())
 
 
-def files_seen(path: str) -> dict[str, list[str]]:
+def files_seen(recipe: Recipe) -> dict[str, list[str]]:
     """Return {split: its Parquet files} as this machine sees them."""
-    filesystem, root = open_filesystem(path)
-    return {split: list_files(filesystem, f"{root}/{split}") for split in SPLITS}
+    return {split: split_files(recipe, split)[2] for split in SPLITS}
 
 
 def workers_exchange(cluster: Cluster, cuda: bool, met: list[Exchanged]) -> str:

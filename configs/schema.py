@@ -3,9 +3,10 @@
 Nothing here imports torch: a recipe can be read, checked and changed on a laptop that will never train it.
 """
 
+from datetime import date, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from configs import registry
 from configs.errors import BadInput, nearest
@@ -21,10 +22,47 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
+class Days(Section):
+    """Which day partitions each split reads: first..last day, both included, as 2022-04-25..2022-05-04."""
+
+    train: str
+    valid: str
+    test: str
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _first_to_last(cls, value: Any, info: ValidationInfo) -> Any:
+        try:
+            first, last = map(date.fromisoformat, str(value).split(".."))
+        except ValueError:
+            first, last = date.max, date.min
+        if first > last:
+            raise BadInput(
+                f"data.days.{info.field_name} got '{value}', wanted its first and last day, as 2022-04-25..2022-05-04"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Days":
+        for earlier, later in (("train", "valid"), ("valid", "test")):
+            if self.of(earlier)[-1] >= self.of(later)[0]:
+                raise BadInput(
+                    f"data.days: {later} ({getattr(self, later)}) must begin after {earlier} "
+                    f"({getattr(self, earlier)}) ends; give days that follow one another"
+                )
+        return self
+
+    def of(self, split: str) -> list[str]:
+        """Return a split's days, each as 2022-04-25."""
+        first, last = map(date.fromisoformat, getattr(self, split).split(".."))
+        return [str(first + timedelta(days=number)) for number in range((last - first).days + 1)]
+
+
 class Data(Section):
     """Where the samples lie and how they are read."""
 
-    path: str = Field(description="folder or URI (s3://, gs://, hdfs://) that holds train/, valid/ and test/")
+    path: str = Field(description="folder or URI (s3://, gs://, hdfs://) that holds train/, valid/ and test/, or days")
+    days: Days | None = Field(None, description="the splits as days of path's partitions date=YYYY-MM-DD/")
     batch_size: int = Field(1536, gt=0, description="rows a step over all workers together")
     shards: int = Field(192, gt=0, description="virtual shards; sample order depends on them and never on the workers")
     shuffle_window: int = Field(4096, gt=0, description="least rows that a shard shuffles together")

@@ -312,7 +312,7 @@ def check_same(path: Path, recipe: Recipe, resume: bool) -> None:
                 del table[where]
     same = ["features", "tables", "model", "tasks", "gradients.kind", "optimizers.sparse.kind", "optimizers.dense.kind"]
     if resume:
-        same += ["data.path", "data.batch_size", "data.shards", "data.shuffle_window", "train.seed"]
+        same += ["data.path", "data.days", "data.batch_size", "data.shards", "data.shuffle_window", "train.seed"]
     for key in same:
         before, now = _at(saved, key), _at(wanted, key)
         if before != now:

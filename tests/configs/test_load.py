@@ -133,6 +133,30 @@ def test_a_wrong_override_is_named_with_its_mend(write, override, sentence):
 
 
 @pytest.mark.parametrize(
+    ("split", "days", "sentence"),
+    [
+        ("train", "2025-05-26..2025-05-25", ".train got '2025-05-26..2025-05-25', wanted its first and last day"),
+        ("valid", "2025-05-27", ".valid got '2025-05-27', wanted its first and last day, as 2022-04-25..2022-05-04"),
+        ("test", "2025-05-32..2025-06-01", ".test got '2025-05-32..2025-06-01', wanted its first and last day"),
+        ("valid", "2025-05-26..2025-05-27", ": valid (2025-05-26..2025-05-27) must begin after train"),
+        ("test", "2025-05-20..2025-05-21", ": test (2025-05-20..2025-05-21) must begin after valid"),
+    ],
+)
+def test_days_that_are_no_splits(write, split, days, sentence):
+    good = {"train": "2025-05-25..2025-05-26", "valid": "2025-05-27..2025-05-27", "test": "2025-05-28..2025-05-29"}
+    tree = ", ".join(f"{name}: {value}" for name, value in (good | {split: days}).items())
+    with pytest.raises(BadInput) as caught:
+        load_recipe(write(), [f"data.days={{{tree}}}"])
+    assert f": data.days{sentence}" in str(caught.value)
+    assert load_recipe(write(), [f"data.days.{name}={value}" for name, value in good.items()]).data.days.of(
+        "train"
+    ) == [
+        "2025-05-25",
+        "2025-05-26",
+    ]
+
+
+@pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
         ("table: movie}", "tabel: movie}", ", line 4: unknown key features.history.tabel (did you mean 'table'?)"),

@@ -31,8 +31,31 @@ def short(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
+def split_files(recipe: Recipe, split: str) -> tuple[fs.FileSystem, str, list[str]]:
+    """Return where a recipe's split lies: its filesystem, its name for messages, and its Parquet files, sorted.
+
+    Without `data.days` a split is the folder of its name; with them it is the partitions of its days, in their order.
+
+    Raises:
+        BadInput: as `list_files`; a day's partition is missing.
+    """
+    filesystem, root = open_filesystem(recipe.data.path)
+    if recipe.data.days is None:
+        folder = f"{root}/{split}"
+        return filesystem, shown(filesystem, folder), list_files(filesystem, folder)
+    days, paths = recipe.data.days.of(split), []
+    for day, info in zip(days, filesystem.get_file_info([f"{root}/date={day}" for day in days]), strict=True):
+        if info.type != fs.FileType.Directory:
+            raise BadInput(
+                f"data.days.{split}: {shown(filesystem, root)} has no partition date={day}; prepare that day, or "
+                "choose other days"
+            )
+        paths += list_files(filesystem, info.path)
+    return filesystem, f"{shown(filesystem, root)}/date={getattr(recipe.data.days, split)}", paths
+
+
 def list_files(filesystem: fs.FileSystem, folder: str) -> list[str]:
-    """Return the sorted paths of a split's Parquet files. Names that begin with . or _ are left out, as Spark does.
+    """Return the sorted paths of a folder's Parquet files. Names that begin with . or _ are left out, as Spark does.
 
     Raises:
         BadInput: there is no such folder, it cannot be listed, or it holds no Parquet file.

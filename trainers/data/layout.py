@@ -79,7 +79,17 @@ def write_split(out: Path, split: str, schema: pa.Schema, pieces: Iterable[pa.Ta
     """
     folder = out / split
     folder.mkdir(exist_ok=True)
-    path, hidden = folder / "part-00000.parquet", folder / ".part-00000.parquet.unfinished"
+    return write_part(folder / "part-00000.parquet", schema, pieces)
+
+
+def write_part(path: Path, schema: pa.Schema, pieces: Iterable[pa.Table]) -> int:
+    """Write one Parquet file, which has its name only once it is complete; return its rows.
+
+    Args:
+        path: in a folder that exists.
+        schema, pieces: as for `write_split`.
+    """
+    hidden = path.with_name(f".{path.name}.unfinished")
     rows = 0
     with pq.ParquetWriter(hidden, schema, compression=COMPRESSION, write_page_checksum=True) as writer:
         for piece in pieces:

@@ -14,7 +14,7 @@ from pyarrow import fs
 from configs.errors import BadInput
 from configs.schema import DenseFeature, Recipe, Task
 from modules.tasks import kinds
-from trainers.data.files import check_columns, check_same, list_files, open_filesystem, short, shown, wanted_columns
+from trainers.data.files import check_columns, check_same, short, shown, split_files, wanted_columns
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class Source:
 
     @classmethod
     def open(cls, recipe: Recipe, split: str) -> "Source":
-        """Open `data.path`/`split`, in a local folder or at any address that pyarrow knows.
+        """Open a split of `data.path`, in a local folder or at any address that pyarrow knows.
 
         The address chooses the filesystem: file://, s3://, gs://, hdfs://, abfs://, and fsspec+NAME:// for whatever an
         installed fsspec offers. Credentials come from the environment, as each filesystem documents.
@@ -58,10 +58,8 @@ class Source:
             BadInput: whatever footers can show: no folder, no files, no rows, a file that is not whole, a missing
                 column, a column of the wrong type, files that differ.
         """
-        filesystem, root = open_filesystem(recipe.data.path)
-        folder = f"{root}/{split}"
-        paths = list_files(filesystem, folder)
-        source = cls(shown(filesystem, folder), filesystem, [], pa.schema([]))
+        filesystem, folder, paths = split_files(recipe, split)
+        source = cls(folder, filesystem, [], pa.schema([]))
         with ThreadPoolExecutor(min(_FOOTER_THREADS, len(paths))) as pool:
             opened = list(pool.map(source._footer, paths))
         wanted = wanted_columns(recipe)
@@ -73,7 +71,7 @@ class Source:
             source._footers[path] = footer
             source.groups += [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
         if not source.rows:
-            raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}/")
+            raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
         return source
 
     @property

@@ -74,7 +74,7 @@ def test_any_filesystem(tmp_path, scheme, monkeypatch):
     else:
         path = "subtree://here"
         subtree = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-        monkeypatch.setattr("trainers.data.source.open_filesystem", lambda path: (subtree, ""))
+        monkeypatch.setattr("trainers.data.files.open_filesystem", lambda path: (subtree, ""))
     recipe = make_recipe(path)
     source = pickle.loads(pickle.dumps(Source.open(recipe, "train")))
     assert source.rows == 30
@@ -361,3 +361,30 @@ def test_a_skipped_row_weighs_nothing(tmp_path):
     for column in (batch.labels, batch.sample_weights[:, :1]):
         assert bool(column.isfinite().all())
         assert not column[batch.weights == 0].any()
+
+
+def write_days(folder, days):
+    for day, rows in days.items():
+        write_split(folder / f"date={day}", [make_rows(rows, seed=rows)])
+
+
+DAYS = {"train": "2025-05-25..2025-05-26", "valid": "2025-05-27..2025-05-27", "test": "2025-05-28..2025-05-29"}
+
+
+def test_splits_are_days(tmp_path):
+    write_days(tmp_path, {"2025-05-25": 3, "2025-05-26": 5, "2025-05-27": 2, "2025-05-28": 0, "2025-05-29": 4})
+    write_split(tmp_path / "date=2025-05-30", [make_rows(9)])  # of no split
+    recipe = make_recipe(tmp_path, days=DAYS)
+    found = {split: Source.open(recipe, split) for split in DAYS}
+    assert {split: source.rows for split, source in found.items()} == {"train": 8, "valid": 2, "test": 4}
+    assert [group.path.split("/")[-2] for group in found["train"].groups] == ["date=2025-05-25", "date=2025-05-26"]
+    assert found["test"].folder == f"{tmp_path}/date=2025-05-28..2025-05-29"
+
+
+def test_a_missing_day_is_named(tmp_path):
+    write_days(tmp_path, {"2025-05-25": 3})
+    with pytest.raises(BadInput) as error:
+        Source.open(make_recipe(tmp_path, days=DAYS), "train")
+    assert str(error.value) == (
+        f"data.days.train: {tmp_path} has no partition date=2025-05-26; prepare that day, or choose other days"
+    )

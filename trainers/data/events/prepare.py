@@ -1,0 +1,384 @@
+"""From raw files to day partitions: one day after the other, each written whole or not at all.
+
+    out/date=2022-04-25/part-00000.parquet ...   the samples of a day, a file a bucket of users; manifest.json last
+    out/_state/date=2022-04-25/                  what the next day needs of the past (day.py)
+    out/_work/                                   of the preparation that runs, or was killed
+    out/dataset.json                             options, columns, days and the report
+
+DuckDB does what is the same for all users, out of core; buckets of users are made side by side. A night of new logs
+adds one partition and touches no other; a killed preparation goes on with the first day that has no partition.
+"""
+
+import datetime
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from configs.errors import BadInput
+from trainers import manifest
+from trainers.data import layout
+from trainers.data.events import bucket, raw
+from trainers.data.events.bucket import NEVER, NOBODY, Options, Task
+from trainers.data.events.day import Day, lay_out
+from trainers.data.events.model import ACTIONS, BITS, EXPOSURES, Adapter
+from trainers.data.ids import string_ids
+
+VERSION = 1  # of the samples; a change of what is written raises it
+MEMORY = "1500MB"  # of DuckDB; what needs more goes to disk
+BUCKET_ROWS = 50_000  # exposures of a day in a bucket, of the first logs; what a bucket holds in memory grows with it
+DAY_MS = 86_400_000
+BATCH = 100_000  # rows of an attributes' table in memory at a time
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, and how many of how many days are."""
+Map = Callable[[Callable[[Task], dict[str, int]], list[Task]], Iterable[dict[str, int]]]
+"""Runs a function on every task, anywhere that sees the same files; the results come in any order."""
+
+
+def prepare(
+    adapter: Adapter,
+    source: Path,
+    out: Path,
+    options: Options | None = None,
+    progress: Progress = lambda what, done, days: None,
+    run: Map | None = None,
+) -> dict[str, Any]:
+    """Write a partition for every day of a raw log that has none below `out` yet.
+
+    Args:
+        adapter: of the source.
+        source: folder of its raw files.
+        out: a new or empty folder, or one that the same adapter and options have written.
+        options: by default those of `Options`.
+        progress: see `Progress`.
+        run: where buckets are made; by default in this machine's processes.
+
+    Returns:
+        What dataset.json holds.
+
+    Raises:
+        BadInput: raw files are missing or wrong, `out` holds something else, or options differ from its own.
+    """
+    options = options or Options()
+    out = out.resolve()
+    found = _open(adapter, out, options)
+    work = out / "_work"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        with _connect(adapter, options, work) as connection, _local(run) as run:
+            progress("reading the raw files", 0, 0)
+            notes = raw.open_raw(connection, adapter, source)
+            try:
+                return _Preparation(adapter, options, out, work, connection, found).go(notes, progress, run)
+            except (duckdb.ConversionException, duckdb.InvalidInputException) as error:
+                raise raw.complaint(error, source) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _open(adapter: Adapter, out: Path, options: Options) -> dict[str, Any]:
+    """Return dataset.json of what `out` already holds, {} for a new folder."""
+    found = layout.finished(out)
+    if found is None:
+        layout.begin(out)
+        return {}
+    same = {"dataset": adapter.name, "version": VERSION, "options": asdict(options)}
+    for key, wanted in same.items():
+        if found.get(key) != wanted:
+            raise BadInput(
+                f"{out} was prepared with {key} {found.get(key)}, not {wanted}; keep to it, or name a new folder"
+            )
+    return found
+
+
+def _connect(adapter: Adapter, options: Options, work: Path) -> duckdb.DuckDBPyConnection:
+    connection = duckdb.connect(str(work / "work.duckdb"))
+    settings = {"memory_limit": f"'{MEMORY}'", "temp_directory": f"'{work / 'spill'}'", "threads": os.cpu_count() or 1}
+    settings |= {"preserve_insertion_order": "false", "partitioned_write_flush_threshold": 32_768, "TimeZone": "'UTC'"}
+    for name, value in settings.items():
+        connection.execute(f"SET {name} = {value}")
+    connection.execute(
+        f"CREATE MACRO day_of(t) AS CAST(TRY(make_timestamp((t + {1000 * adapter.utc_offset_s}) * 1000)) AS DATE)"
+    )
+    for name, value in asdict(options).items():
+        connection.execute(f"SET VARIABLE {name} = {value}")
+    exposures = EXPOSURES.empty_table()
+    for name, kind in adapter.context.items():
+        exposures = exposures.append_column(name, pa.array([], pa.int64() if kind == "id" else pa.float64()))
+    connection.register("no_exposures", exposures)
+    connection.register("no_actions", ACTIONS.empty_table())
+    return connection
+
+
+class _local:
+    """The given map, or one over this machine's processes, which it ends when left."""
+
+    def __init__(self, run: Map | None):
+        self._run, self._pool = run, None
+
+    def __enter__(self) -> Map:
+        return self._run or self._map
+
+    def _map(self, work: Callable[[Task], dict[str, int]], tasks: list[Task]) -> Iterator[dict[str, int]]:
+        if len(tasks) == 1 or (os.cpu_count() or 1) == 1:
+            return map(work, tasks)
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
+        return self._pool.map(work, tasks)
+
+    def __exit__(self, *error) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+
+class _Preparation:
+    """One call of `prepare`: the days to do, and how one is done."""
+
+    def __init__(self, adapter, options, out: Path, work: Path, connection, found: dict[str, Any]):
+        self._adapter: Adapter = adapter
+        self._options: Options = options
+        self._out, self._work, self._connection, self._found = out, work, connection, found
+        self._done = {path.name.removeprefix("date="): manifest.read(path) for path in sorted(out.glob("date=*"))}
+        self._raw: dict[str, int] = {}
+
+    def go(self, notes: list[str], progress: Progress, run: Map) -> dict[str, Any]:
+        self._check(notes)
+        days = self._days()
+        # Fixed by the first logs: later days must find the state of their users in the same buckets.
+        self._buckets = self._found.get("buckets") or max(1, -(-max(self._raw.values(), default=0) // BUCKET_ROWS))
+        if days:
+            progress("sorting the raw files by day", 0, len(days))
+            self._load_attributes()
+            self._stage(days[0])
+        self._finish()
+        for number, day in enumerate(days):
+            progress(f"preparing {day}", number, len(days))
+            self._one(day, run)
+        progress("done", len(days), len(days))
+        return self._finish()
+
+    def _check(self, notes: list[str]) -> None:
+        """Count the rows of every raw table, and those that its checks name."""
+        self._report: dict[str, Any] = {"notes": notes, "raw": {}}
+        for table, file in self._adapter.files.items():
+            counted = "".join(f", count(*) FILTER ({condition})" for condition in file.checks.values())
+            found = self._connection.execute(f"SELECT count(*){counted} FROM {table}").fetchall()[0]
+            words = ("rows", *file.checks)
+            self._report["raw"] |= {f"{file.names[0]}: {word}": n for word, n in zip(words, found, strict=True)}
+
+    def _days(self) -> list[str]:
+        """Return the days to prepare; note what the raw log holds of days that are done."""
+        counted = self._connection.execute(
+            f"SELECT CAST(day AS VARCHAR), count(*), min(time), max(time) FROM ({self._adapter.exposures}) GROUP BY ALL"
+        ).fetchall()
+        if not counted:
+            raise BadInput(f"{self._adapter.name}: the raw log holds no exposure; give one that does with --raw")
+        for _, _, least, most in counted:
+            raw.check_times(self._adapter.name, least, most)
+        self._raw = {day: count for day, count, *_ in counted if day is not None}
+        self._report["raw"]["exposures without a time: dropped"] = sum(n for day, n, *_ in counted if day is None)
+        for day in sorted(set(self._raw) & set(self._done)):
+            before = self._done[day]["exposures"]
+            if self._raw[day] != before:
+                self._report["notes"] += [
+                    f"date={day} was prepared from {before:,} exposures and the log now holds {self._raw[day]:,}: "
+                    "the partition stays as it is"
+                ]
+        first = min(self._raw) if not self._done else _next(max(self._done))
+        late = sorted(day for day in self._raw if self._done and day < min(self._done))
+        if late:
+            self._report["notes"] += [f"{len(late)} days before {min(self._done)} came too late and are left out"]
+        days, day, last = [], first, max(self._raw, default=first)
+        while day <= last:
+            days.append(day)
+            day = _next(day)
+        empty = [day for day in days if day not in self._raw]
+        if len(empty) > 366:
+            raise BadInput(
+                f"{self._adapter.name}: exposures lie from {first} to {last}, and {len(empty):,} days between have "
+                "none; correct the log's times"
+            )
+        self._report["notes"] += [f"date={day} has no exposure: its partition is empty" for day in empty]
+        return days
+
+    def _load_attributes(self) -> None:
+        """Make the tables attributes_<prefix>: an id once, categories as ids."""
+        for prefix, known in self._adapter.attributes.items():
+            path = self._work / f"attributes_{prefix}.parquet"
+            reader = self._connection.sql(known.select).to_arrow_reader(BATCH)
+            writer = None
+            for batch in reader:
+                table = pa.Table.from_batches([batch])
+                for name in known.ids:
+                    place = table.schema.get_field_index(name)
+                    table = table.set_column(place, name, string_ids(table[name].cast(pa.string())))
+                writer = writer or pq.ParquetWriter(path, table.schema)
+                writer.write_table(table)
+            if writer is None:
+                names = [pa.field(f.name, pa.int64() if f.name in known.ids else f.type) for f in reader.schema]
+                writer = pq.ParquetWriter(path, pa.schema(names))
+            writer.close()
+            names = ", ".join(reader.schema.names)
+            self._connection.execute(
+                f"CREATE OR REPLACE TABLE attributes_{prefix} AS SELECT * FROM read_parquet('{path}') "
+                f"WHERE id IS NOT NULL QUALIFY row_number() OVER (PARTITION BY id ORDER BY {names}) = 1"
+            )
+            kept = self._connection.execute(f"SELECT count(*) FROM attributes_{prefix}").fetchall()[0][0]
+            rows = pq.read_metadata(path).num_rows
+            self._report["raw"][f"{prefix}: rows without an id or of one that stands twice: dropped"] = rows - kept
+
+    def _stage(self, first: str) -> None:
+        """Read every raw file once, and write the internal form of the days from `first` on, a folder a day."""
+        begin = f"DATE '{first}'"
+        for what in ("exposures", "actions"):
+            select = f"SELECT * FROM ({getattr(self._adapter, what)})"
+            if self._done or what == "exposures":
+                select += f" WHERE day >= {begin}"
+            else:  # what users did before the first exposure is history
+                select = f"SELECT * REPLACE (greatest(day, {begin}) AS day) FROM ({select})"
+            self._connection.execute(
+                f"COPY ({select}) TO '{self._work / what}' (FORMAT parquet, PARTITION_BY (day), COMPRESSION lz4)"
+            )
+
+    def _one(self, day: str, run: Map) -> None:
+        """Make one day's partition, and then make it visible."""
+        work = self._work / day
+        work.mkdir()
+        horizon, cut, next_horizon = (self._moment(day, *at) for at in ((0, True), (1, False), (1, True)))
+        before = self._out / "_state" / f"date={max(self._done)}" if self._done else None
+        if before is not None and not before.is_dir():
+            raise BadInput(f"{before} is missing, and the next day needs it; restore it, or prepare into a new folder")
+        staged = [str(folder / "*.parquet") if folder.is_dir() else None for folder in self._staged(day)]
+        plan = Day(*staged, before, horizon, cut, next_horizon, work, self._buckets)
+        counts = lay_out(self._connection, self._adapter, plan)
+        (work / "partition").mkdir()
+        for made in run(bucket.build, self._tasks(plan, before or self._seed())):
+            for words, count in made.items():
+                counts[words] = counts.get(words, 0) + count
+        self._commit(day, work, counts)
+
+    def _staged(self, day: str) -> list[Path]:
+        return [self._work / what / f"day={day}" for what in ("exposures", "actions")]
+
+    def _moment(self, day: str, later: int, horizon: bool) -> int:
+        """Return the local midnight that begins `day` or one `later`, or that day's horizon, in ms."""
+        days = (datetime.date.fromisoformat(day) - datetime.date(1970, 1, 1)).days + later
+        early = self._adapter.overlap_s if horizon else 0
+        return days * DAY_MS - 1000 * (self._adapter.utc_offset_s + early)
+
+    def _tasks(self, day: Day, before: Path) -> list[Task]:
+        rows = self._connection.sql("SELECT * FROM rows_only LIMIT 0").to_arrow_table().schema
+        events = self._connection.sql("SELECT * FROM events LIMIT 0").to_arrow_table().schema
+        return [
+            Task(
+                self._adapter,
+                self._options,
+                number,
+                day.work / "rows" / f"bucket={number}",
+                rows,
+                day.work / "events" / f"bucket={number}",
+                events,
+                day.horizon,
+                day.cut,
+                day.next_horizon,
+                before,
+                day.work / "partition" / f"part-{number:05d}.parquet",
+                day.work / "state",
+            )
+            for number in range(self._buckets)
+        ]
+
+    def _seed(self) -> Path:
+        """Write what the adapter knows from before the log as the state of a day before the first."""
+        folder = self._work / "seed"
+        for name, sequence in self._adapter.sequences.items():
+            path = folder / "sequences" / name
+            path.mkdir(parents=True, exist_ok=True)
+            select = self._adapter.earlier.get(name)
+            table = pa.schema([(column, pa.int64()) for column in (*bucket.ENTRY, "bits")]).empty_table()
+            if select:
+                prefix, about = self._adapter.topics.get(sequence.domain, (None, "NULL::BIGINT"))
+                known = f"LEFT JOIN attributes_{prefix} known ON item = known.id" if prefix else ""
+                table = self._connection.sql(
+                    f"SELECT user, time, item, author, {about} AS topic, bits FROM ({select}) {known} "
+                    "ORDER BY user, time, item"
+                ).to_arrow_table()
+            bits = table["bits"].to_numpy()
+            known = {f"known_{bit}": np.where(bits & bit, table["time"].to_numpy(), NEVER) for bit in BITS}
+            made = pa.table({column: table[column].fill_null(NOBODY).cast(pa.int64()) for column in bucket.ENTRY})
+            for title, times in (known if sequence.action else {}).items():
+                made = made.append_column(title, pa.array(times))
+            place = np.mod(table["user"].to_numpy(), self._buckets)
+            for number in range(self._buckets):
+                pq.write_table(made.filter(pa.array(place == number)), path / f"part-{number:05d}.parquet")
+        return folder
+
+    def _commit(self, day: str, work: Path, counts: dict[str, int]) -> None:
+        """Make a day visible: its state first, so that a partition never lacks it."""
+        partition, state = work / "partition", self._out / "_state" / f"date={day}"
+        files = {path.name: manifest.digest(path) for path in sorted(partition.iterdir())}
+        content = {"exposures": self._raw.get(day, 0), "rows": counts.pop("rows"), "report": counts}
+        manifest.commit(partition, files, **content)
+        shutil.rmtree(state, ignore_errors=True)
+        state.parent.mkdir(exist_ok=True)
+        os.replace(work / "state", state)
+        os.replace(partition, self._out / f"date={day}")
+        self._done[day] = manifest.read(self._out / f"date={day}")
+        self._finish()
+        for old in sorted(state.parent.iterdir())[:-2]:  # the last day can be removed and made again
+            shutil.rmtree(old)
+        shutil.rmtree(work)
+
+    def _finish(self) -> dict[str, Any]:
+        """Write dataset.json as things stand."""
+        total: dict[str, int] = {}
+        for done in self._done.values():
+            for words, count in done["report"].items():
+                total[words] = total.get(words, 0) + count
+        content = {
+            "dataset": self._adapter.name,
+            "version": VERSION,
+            "terms": self._adapter.terms,
+            "options": asdict(self._options),
+            "buckets": self._buckets,
+            "utc_offset_s": self._adapter.utc_offset_s,
+            "days": {day: {"rows": done["rows"]} for day, done in sorted(self._done.items())},
+            "report": {**self._report, "days": total},
+            **self._columns(),
+            "string_hash": "xxh64, seed 0, of the UTF-8 bytes, as a signed 64-bit integer",
+        }
+        return layout.finish(self._out, content)
+
+    def _columns(self) -> dict[str, Any]:
+        """Return the columns and the roles that they play."""
+        if not self._done:
+            return {}
+        schema = pq.read_schema(self._out / f"date={max(self._done)}" / "part-00000.parquet")
+        labels = list(self._adapter.labels)
+        features = [field for field in schema if field.name not in (*labels, "timestamp")]
+        return {
+            "columns": {field.name: str(field.type) for field in schema},
+            "roles": {
+                "time": "timestamp",
+                "group": "user",
+                "labels": labels,
+                "ids": [field.name for field in features if pa.types.is_integer(field.type)],
+                "sequences": [field.name for field in features if pa.types.is_list(field.type)],
+                "dense": [field.name for field in features if pa.types.is_floating(field.type)],
+            },
+        }
+
+
+def _next(day: str) -> str:
+    return str(datetime.date.fromisoformat(day) + datetime.timedelta(days=1))
