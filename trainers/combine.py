@@ -164,8 +164,13 @@ class Combination:
         self._average_gradients(self._replicated if averaged else self._dense + self._replicated)
 
     def _pass_by_task(self, losses: Tensor, split: _Split) -> _ByTask:
-        """Run backward from each task's logits to the cut and to the parameters on the way."""
-        # A task's loss sees its own logits alone, so one pass gives the derivative of each.
+        """Run backward from each task's logits to the cut and to the parameters on the way.
+
+        One pass a task, in the same order on every rank, and not one for all: Dice sums over ranks within its backward
+        pass, which autograd cannot batch.
+        """
+        # A task's loss sees its own logits alone, so one pass gives the derivative of each. From there on each task's
+        # pass meets only what it shares with others and its own part; the stacked losses would lead through all towers.
         starts = torch.autograd.grad(losses.sum(), [leaf for _, leaf in self._logits])
         leaves = [leaf for _, leaf in self._cut]
         sizes = [p.numel() for p in split.shared]
