@@ -15,7 +15,7 @@ POPULAR, PERSONAL, FOLLOWED = 0.35, 0.30, 0.15
 SECOND_TOPIC = 0.4  # weight of a streamer's second topic beside the room's own
 MORE_LIKES, MORE_COMMENTS, MORE_GIFTS = 0.25, 0.35, 0.25  # chance of one more action of the kind, again and again
 LATE_GIFTS = 0.12  # measured: 12.0 % of gifts match no view by time
-PRICE_MEDIAN, PRICE_USER, PRICE_GIFT = 2.0, 2.0, 2.0  # gift price; log deviations between users and between gifts
+PRICE_MEDIAN, PRICE_USER, PRICE_GIFT = 0.35, 2.0, 2.2  # gift price; log deviations between users and between gifts
 PRICE_MOST = 56_246  # measured
 
 

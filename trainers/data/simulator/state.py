@@ -24,8 +24,7 @@ class State:
         self.excitement = np.zeros(len(world.users), np.float32)
         self._gained = np.zeros(len(world.users), np.float32)
         self._on_air = np.full(len(world.streamers), -1, np.int64)
-        users = np.repeat(np.arange(len(world.users)), world.users.favourites.shape[1])
-        self._followed = np.unique(self._pair(users, world.users.favourites.ravel()))
+        self._followed = np.zeros(0, np.int64)  # new (user, author) pairs, rising; favourites are not among them
 
     def enter(self, slot: int) -> np.ndarray:
         """Go on to a slot of the log, counted from 0; return the rooms on air all through it, by topic."""
@@ -50,15 +49,15 @@ class State:
         return self._on_air[streamer]
 
     def follows(self, user: np.ndarray, author: np.ndarray) -> np.ndarray:
-        """Return which users followed which authors before this slot."""
-        wanted = self._pair(user, author)
-        place = np.minimum(np.searchsorted(self._followed, wanted), len(self._followed) - 1)
-        return self._followed[place] == wanted
+        """Return which users follow which authors by now."""
+        wanted, old = self._pair(user, author), (self._world.users.favourites[user] == author[:, None]).any(axis=1)
+        place = np.searchsorted(self._followed, wanted)
+        return old | (np.append(self._followed, -1)[place] == wanted)
 
     def follow(self, user: np.ndarray, author: np.ndarray) -> None:
         """Remember new follows."""
-        if len(user):
-            self._followed = np.union1d(self._followed, self._pair(user, author))
+        new = np.unique(self._pair(user, author))
+        self._followed = np.insert(self._followed, np.searchsorted(self._followed, new), new)
 
     def excite(self, user: np.ndarray, signal: float) -> None:
         """Add to users' excitement from the next slot on; a user may come more than once."""
