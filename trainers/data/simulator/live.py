@@ -1,6 +1,6 @@
 """Live exposures of one slot: which rooms are shown, and what users do there."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -170,15 +170,6 @@ def affinity(interest: np.ndarray, user: np.ndarray, topic: np.ndarray, second: 
     return (interest[user, topic] + SECOND_TOPIC * interest[user, second]) / np.sqrt(1 + SECOND_TOPIC**2)
 
 
-def join(parts: list[Exposures]) -> Exposures:
-    """Return several slots' exposures as one."""
-    true = Chances(*(np.concatenate([getattr(p.chances, f.name) for p in parts]) for f in fields(Chances)))
-    columns = {
-        f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Exposures) if f.name != "chances"
-    }
-    return Exposures(chances=true, **columns)
-
-
 def action_times(shown: Exposures, number: np.ndarray, settings: Settings, purpose: str, slot: int) -> tuple:
     """Place the actions of effective views.
 
@@ -187,7 +178,7 @@ def action_times(shown: Exposures, number: np.ndarray, settings: Settings, purpo
         number: (n,) actions of one kind at each.
         settings: of the world.
         purpose: names the kind, for its random stream.
-        slot: first slot of `shown`.
+        slot: of `shown`, counted from the log's start.
 
     Returns:
         (m,) row of `shown` and (m,) epoch ms: action i of k falls into the i-th k-th of the view, so none coincide.

@@ -6,7 +6,7 @@ import pyarrow as pa
 from trainers.data.simulator import live, profiles
 from trainers.data.simulator.live import Exposures
 from trainers.data.simulator.profiles import Ids
-from trainers.data.simulator.settings import TASKS, day_name
+from trainers.data.simulator.settings import SLOTS, TASKS, day_name
 from trainers.data.simulator.videos import Plays
 from trainers.data.simulator.world import World
 from trainers.data.simulator.write import Files
@@ -22,15 +22,15 @@ class Recorder:
     def __init__(self, world: World, ids: Ids, files: Files):
         self._world, self._ids, self._files = world, ids, files
 
-    def live(self, day: int, slot: int, shown: Exposures) -> None:
-        """Record exposures of one day; `slot` is the first of them, counted from the log's start."""
+    def live(self, slot: int, shown: Exposures) -> None:
+        """Record a slot's live exposures; slots count from the log's start."""
         key = self._key(shown, np.arange(len(shown)))
         self._kuailive(slot, shown, key)
         self._m3(shown)
         true = {f"p_{task}": getattr(shown.chances, task) for task in TASKS}
         labels = (shown.click, shown.effective, shown.likes, shown.comments, shown.follow, shown.gifts)
         self._files.add(
-            TRUTH.format(day=day_name(day)),
+            TRUTH.format(day=day_name(slot // SLOTS)),
             key
             | true
             | {"expected_watch_time": shown.chances.watch_time}

@@ -14,18 +14,18 @@ from trainers.data.simulator.state import State
 from trainers.data.simulator.world import World
 
 VERSION = 1  # of the model; a change of what is drawn raises it
-HOUR_SLOTS = 6  # slots that are recorded together
 
 
 def simulate(settings: Settings, out: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
     """Write a world's raw files and truth below `out`.
 
-    Memory: a few hundred bytes a user, streamer, room and video, and an hour's exposures; see benchmarks/results.
+    Memory: the latent state (a few hundred bytes a user, streamer, room and video), one day's moments, and write.BUFFER
+    rows a file; benchmarks/results/simulator.md has figures.
 
     Args:
         settings: the world's size and dials.
         out: a new or empty folder.
-        progress: told (hours done, hours in all).
+        progress: told (slots done, slots in all).
 
     Returns:
         Rows by file.
@@ -62,17 +62,13 @@ def _write_profiles(drawn: World, ids: Ids, draft: Path) -> None:
 def _live_through(drawn: World, recorder: Recorder, files: write.Files, progress: Callable[[int, int], None]) -> None:
     settings = drawn.settings
     state, feed, player = State(drawn), live.Feed(drawn), videos.Player(drawn)
-    hours = settings.days * SLOTS // HOUR_SLOTS
     for day, weight in enumerate(world.popularity(settings, drawn.streamers)):
         shown_live, shown_videos = sittings.of_day(drawn, day)
         player.open(day)
-        for first in range(0, SLOTS, HOUR_SLOTS):
-            parts = []
-            for of_day in range(first, first + HOUR_SLOTS):
-                slot = day * SLOTS + of_day
-                active = state.enter(slot)
-                recorder.videos(player.slot(slot, state, *shown_videos.slot(of_day)))
-                parts.append(feed.slot(slot, state, active, weight, *shown_live.slot(of_day)))
-            recorder.live(day, day * SLOTS + first, live.join(parts))
-            progress((day * SLOTS + first) // HOUR_SLOTS + 1, hours)
+        for of_day in range(SLOTS):
+            slot = day * SLOTS + of_day
+            active = state.enter(slot)
+            recorder.videos(player.slot(slot, state, *shown_videos.slot(of_day)))
+            recorder.live(slot, feed.slot(slot, state, active, weight, *shown_live.slot(of_day)))
+            progress(slot + 1, settings.days * SLOTS)
         files.close(TRUTH.format(day=day_name(day)))

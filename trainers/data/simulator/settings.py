@@ -94,7 +94,9 @@ def count(text: str) -> int:
     try:
         value = float(digits) * factor
     except ValueError:
-        raise BadInput(f"--users {text}: write a number such as 500, 20k or 1.5m") from None
+        value = float("nan")
+    if not np.isfinite(value):
+        raise BadInput(f"--users {text}: write a number such as 500, 20k or 1.5m")
     if value != int(value):
         raise BadInput(f"--users {text}: that is no whole number of users")
     return int(value)
