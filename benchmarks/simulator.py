@@ -2,10 +2,10 @@
 
     python benchmarks/simulator.py [--users 20k] [--days 14] [--out benchmarks/results/simulator.md]
 
-Simulates a world, puts its figures beside KuaiLive's published and measured ones, and scores the last two days with what
-can be had without a sequence model: popularity, logistic regression on ids and running rates, and, as a stand-in for
-everything that a user's history reveals, boosted trees on hand-made counts of what he did with the candidate's topic and
-streamer before. The way is (AUC - 0.5) / (oracle's AUC - 0.5).
+Simulates a world, puts its figures beside KuaiLive's published and measured ones, and scores the last two days with
+what can be had without a sequence model: popularity, logistic regression on ids and running rates, and, as a stand-in
+for everything that a user's history reveals, boosted trees on hand-made counts of what he did with the candidate's
+topic and streamer before. The way is (AUC - 0.5) / (oracle's AUC - 0.5).
 """
 
 import argparse
@@ -24,7 +24,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
 from trainers import metrics
-from trainers.data.simulator import Settings, count, oracle, simulate
+from trainers.data.simulator import Settings, count, simulate
 
 TASKS = ("click", "effective_view", "like", "gift")
 FEW = 10  # earlier live exposures below which a user counts as one with few live events
@@ -74,8 +74,8 @@ def main() -> None:
         exposures = rows["kuailive/click.csv"] + rows["kuailive/negative.csv"]
         speed = (
             f"{exposures:,} live exposures and {rows['kuailive-m3/photo_play.parquet']:,} plays of videos in "
-            f"{seconds:.0f} s, writing included: {exposures / seconds * 60 / 1e6:.1f} M exposures a minute; peak memory "
-            f"of the process {memory:.2f} GB."
+            f"{seconds:.0f} s, writing included: {exposures / seconds * 60 / 1e6:.1f} M exposures a minute; peak "
+            f"memory of the process {memory:.2f} GB."
         )
         print(speed, flush=True)
         con = opened(folder)
@@ -174,14 +174,15 @@ def zipf(sizes: np.ndarray) -> float:
 HISTORY = """
 create table log as
     select t.*, r.live_content_category topic, s.live_operation_tag second,
-        (t.timestamp - r.start_timestamp) / 60000 age, dense_rank() over (order by (t.timestamp + 28800000) // 86400000) as day
+        (t.timestamp - r.start_timestamp) / 60000 age,
+        dense_rank() over (order by (t.timestamp + 28800000) // 86400000) as day
     from truth t join room r using (live_id) join streamer s on s.streamer_id = t.streamer_id;
 create table counted as select *,
     {running_user}, {running_topic}, {running_pair}, {running_streamer} from log;
 create table watched as
     select user_id, first_level_category_name topic, epoch_ms(enter_timestamp) ts,
-        count(*) over topics v_n, sum(is_complete_play) over topics v_complete, sum(like_status_type) over topics v_like,
-        count(*) over everything v_all
+        count(*) over topics v_n, sum(is_complete_play) over topics v_complete,
+        sum(like_status_type) over topics v_like, count(*) over everything v_all
     from play join tag using (photo_id)
     window topics as (partition by user_id, first_level_category_name order by enter_timestamp),
         everything as (partition by user_id order by enter_timestamp);
@@ -334,10 +335,10 @@ live events are common, and streamers are few enough for their ids to be learnt.
 
 ## Difficulty
 
-Share of the way from 0.5 to the oracle's AUC on the last two days. Popularity: the streamer's earlier rate. Logistic
-regression: ids of user, streamer, room and topic, running rates and counts. Trees: boosted trees on the same rates, then
-also on counts of what the user did before with the candidate's topic, its second topic and its streamer, then also with
-videos on these topics. The last two stand for what a sequence model can learn from histories.
+AUC on the last two days, and its share of the way from 0.5 to the oracle's. Popularity: the streamer's earlier rate.
+Logistic regression: ids of user, streamer, room and topic, running rates and counts. Trees: boosted trees on the same
+rates, then also on counts of what the user did before with the candidate's topic, its second topic and its streamer,
+then also with videos on these topics. The last two stand for what a sequence model can learn from histories.
 
 {hard}
 """
