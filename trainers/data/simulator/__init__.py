@@ -20,7 +20,7 @@ lengths are lognormal. On day d videos are shown that were uploaded by then.
 
 **Exposure.** Sittings are Poisson per user, with lognormal rates; a sitting shows Poisson numbers of rooms and videos,
 both lognormal and drawn independently, so many users with few live exposures watch videos. 35 % of live exposures are
-drawn by popularity, 30 % on a topic drawn from softmax(click_u), 15 % from the four streamers whom the user follows from
+drawn by popularity, 30 % on a topic drawn from softmax(click_u), 15 % from the four streamers followed from
 the start, 20 % evenly from all rooms on air. Only rooms that are on air during the whole 10-minute slot are shown.
 
 **What a user does** at an exposure, with F = 1 for a streamer followed from the start, Q and C a streamer's quality and

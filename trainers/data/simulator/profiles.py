@@ -125,6 +125,11 @@ def users(world: World, ids: Ids) -> pa.Table:
     )
 
 
+def _persons(world: World) -> dict[str, pa.Array]:
+    """Return (authors,) columns of who the creators are, the same in both forms."""
+    return _Column(world.settings.random("persons"), world.authors).person()
+
+
 def _fans(world: World) -> np.ndarray:
     """Return (authors,) rough numbers of fans."""
     state, random = world.streamers, world.settings.random("fans")
@@ -143,7 +148,7 @@ def streamers(world: World, ids: Ids) -> pa.Table:
     return pa.table(
         {
             "streamer_id": ids.streamer,
-            **make.person(),
+            **{name: column[: len(state)] for name, column in _persons(world).items()},
             "live_operation_tag": make.gaps(pa.array(TOPICS).take(pa.array(state.second)), NO_TAG),
             "fans_user_num": bins(_fans(world)[: len(state)], _decades(2, 7)),
             "fans_group_fans_num": make.gaps(bins(make.around(_fans(world)[: len(state)] / 500, 1.0), edges)),
@@ -297,7 +302,7 @@ def authors(world: World, ids: Ids) -> pa.Table:
     """Return author_profile.csv."""
     live = np.arange(world.authors) < len(world.streamers)
     photo = np.bincount(world.videos.author, minlength=world.authors) > 0
-    make = _Column(world.settings.random("profiles of authors"), world.authors)
+    person = _persons(world)
     edges = ((1_000, "1k"), (10_000, "1w"), (100_000, "10w"), (1_000_000, "100w"), (10_000_000, "1000w"))
     names = [f"{low}-{high}" for low, high in zip(("0", "1k", "1w", "10w", "100w"), (e for _, e in edges), strict=True)]
     fans = np.searchsorted([edge for edge, _ in edges], _fans(world), side="right")
@@ -306,8 +311,8 @@ def authors(world: World, ids: Ids) -> pa.Table:
             "author_id": ids.author,
             "is_photo_author": photo.astype(np.int64),
             "is_live_author": live.astype(np.int64),
-            "gender": pc.fill_null(make.choose(("M", "F"), (0.55, 0.45)), "U"),
-            "age_segment": pc.fill_null(make.choose(AGES, AGE_SHARE), "unknown"),
+            "gender": pc.fill_null(person["gender"], "U"),
+            "age_segment": pc.fill_null(person["age"], "unknown"),
             "fans_user_num": pa.array([*names, "1000w+"]).take(pa.array(fans)),
         }
     )
