@@ -305,7 +305,7 @@ def logistic(log: dict[str, np.ndarray], task: str, train: np.ndarray, test: np.
         ids = np.nan_to_num(log[name]).astype(np.int64)
         parts.append(sparse.csr_matrix((np.ones(len(ids)), ids, np.arange(len(ids) + 1))))
     rows = sparse.hstack(parts).tocsr()
-    model = LogisticRegression(C=0.3, max_iter=200).fit(rows[train], log[task][train])
+    model = LogisticRegression(C=0.3, max_iter=100).fit(rows[train], log[task][train])
     return model.decision_function(rows[test])
 
 

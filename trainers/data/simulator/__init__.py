@@ -38,6 +38,7 @@ Heat is a room's sum of earlier likes, comments and gifts, excitement a user's s
 rooms and likes of videos, each forgotten exponentially and updated at slot borders: actions bring further actions, in
 rooms as in people. So rare actions come in bursts, and what a user did in either domain in the last hour tells of the
 next gift.
+The logits of like, comment and gift are balanced for the conflict dial: it moves interests, not rates.
 Given the past up to the slot, all labels are independent draws from these probabilities, which is what the truth holds.
 12 % of gifts come after the view, evenly until the room ends; nothing is recorded after the log's last day.
 

@@ -10,13 +10,17 @@ from trainers.data.simulator.settings import EFFECTIVE_S
 # (intercept, weights) of the logits; see the package's docstring for what each input is.
 CLICK = {"intercept": -2.23, "interest": 1.5, "quality": 0.4, "burst": 0.3, "favourite": 1.0}
 STAY = {"intercept": -1.75, "interest": 0.6, "quality": 0.25, "burst": 0.3, "favourite": 0.8}
-LIKE = {"intercept": -3.2, "value": 0.8, "charm": 0.4, "burst": 0.8, "heat": 0.3, "excited": 0.8, "favourite": 0.5}
-COMMENT = {"intercept": -3.27, "value": 0.6, "charm": 0.3, "burst": 1.0, "heat": 0.4, "excited": 0.9, "favourite": 0.7}
+LIKE = {"intercept": -3.15, "value": 0.8, "charm": 0.4, "burst": 0.8, "heat": 0.3, "excited": 0.8, "favourite": 0.5}
+COMMENT = {"intercept": -3.22, "value": 0.6, "charm": 0.3, "burst": 1.0, "heat": 0.4, "excited": 0.9, "favourite": 0.7}
 FOLLOW = {"intercept": -5.8, "interest": 0.6, "charm": 0.5, "burst": 0.4, "excited": 0.5}
-GIFT = {"intercept": -5.0, "value": 0.9, "charm": 0.4, "burst": 1.2, "heat": 0.5, "excited": 0.9, "favourite": 1.2}
+GIFT = {"intercept": -4.95, "value": 0.9, "charm": 0.4, "burst": 1.2, "heat": 0.5, "excited": 0.9, "favourite": 1.2}
 VIDEO_COMPLETE = {"intercept": -1.0, "interest": 0.9}
 VIDEO_LIKE = {"intercept": -3.6, "value": 0.9, "excited": 0.6}
 VIDEO_FOLLOW = {"intercept": -5.5, "value": 0.5}
+
+# Whoever has clicked likes the topic, so with a conflict he would hardly give, and without one give much. These make
+# the rates of actions independent of the dial: with k = 1 - 2 conflict, logits are lowered by a k + b k^2.
+BALANCE = {"like": (2.39, 0.40), "comment": (1.81, 0.27), "gift": (2.81, 0.55), "video_like": (0.72, 0.30)}
 
 # Watch time given a click is a mixture of leaving at once and staying, each lognormal (median in s, sigma). Together
 # they fit the measured quartiles of shop rooms: 1.8, 5.4 and 34 s, 205 s at 90 %, 19 % over a minute, mean 122 s.
@@ -46,8 +50,18 @@ def logit(weights: dict[str, float], offset: np.ndarray, **inputs: np.ndarray) -
     return total
 
 
+def balance(task: str, conflict: float) -> float:
+    """Return what the conflict dial takes from a task's logit."""
+    k, (a, b) = 1 - 2 * conflict, BALANCE[task]
+    return a * k + b * k**2
+
+
 def live(
-    inputs: dict[str, np.ndarray], users: dict[str, np.ndarray], followed: np.ndarray, left_s: np.ndarray
+    inputs: dict[str, np.ndarray],
+    users: dict[str, np.ndarray],
+    followed: np.ndarray,
+    left_s: np.ndarray,
+    conflict: float,
 ) -> Chances:
     """Return the chances of live exposures.
 
@@ -56,6 +70,7 @@ def live(
         users: (n,) each: bias, patience, warmth, purse.
         followed: (n,) whether the user follows the streamer already.
         left_s: (n,) seconds until the room or the log ends, which cut a view short.
+        conflict: the dial of `Settings`.
     """
     click = expit(logit(CLICK, users["bias"], **inputs))
     stay = expit(logit(STAY, users["patience"], **inputs))
@@ -65,10 +80,10 @@ def live(
         click=click,
         stay=stay,
         effective_view=effective,
-        like=effective * expit(logit(LIKE, users["warmth"], **inputs)),
-        comment=effective * expit(logit(COMMENT, users["warmth"], **inputs)),
+        like=effective * expit(logit(LIKE, users["warmth"] - balance("like", conflict), **inputs)),
+        comment=effective * expit(logit(COMMENT, users["warmth"] - balance("comment", conflict), **inputs)),
         follow=effective * follow,
-        gift=effective * expit(logit(GIFT, users["purse"], **inputs)),
+        gift=effective * expit(logit(GIFT, users["purse"] - balance("gift", conflict), **inputs)),
         watch_time=click * expected_watch(stay, left_s),
     )
 

@@ -109,7 +109,7 @@ class Feed:
         followed = state.follows(user, streamer)
         left_s = (np.minimum(rooms.end[room], settings.end_ms) - time) / 1000
         traits = {name: getattr(users, name)[user] for name in ("bias", "patience", "warmth", "purse")}
-        true = chances.live(self._inputs(state, user, room, streamer), traits, followed, left_s)
+        true = chances.live(self._inputs(state, user, room, streamer), traits, followed, left_s, settings.conflict)
 
         number = len(user)
         click = random.random(number) < true.click

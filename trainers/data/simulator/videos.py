@@ -64,7 +64,9 @@ class Player:
             return random.random(len(user)) < chance
 
         complete = happens(chances.VIDEO_COMPLETE, 0.5 * users.patience[user])
-        like = happens(chances.VIDEO_LIKE, users.warmth[user])
+        like = happens(
+            chances.VIDEO_LIKE, users.warmth[user] - chances.balance("video_like", self._world.settings.conflict)
+        )
         follow = happens(chances.VIDEO_FOLLOW, users.warmth[user]) & ~followed
         share = np.where(complete, 1.0, random.beta(0.6, 1.8, len(user)))
         watch_ms = np.maximum(np.floor(share * videos.duration_ms[video]), 200).astype(np.int64)

@@ -112,6 +112,21 @@ def test_the_dials_set_the_correlations_that_they_document(conflict, transfer, s
     assert users.live_value.std() == pytest.approx(1, abs=0.08)
 
 
+def test_the_conflict_dial_turns_interests_and_leaves_rates(tmp_path):
+    """With conflict the rooms that a user would click are not those that he would give to."""
+    rates, likes = {}, {}
+    for conflict in (0.0, 1.0):
+        out = tmp_path / str(conflict)
+        simulate(Settings(2000, 1, 4, conflict), out)
+        true = oracle.read(out, [f"p_{task}" for task in TASKS])
+        rates[conflict] = {task: true[f"p_{task}"].mean() for task in TASKS}
+        likes[conflict] = np.corrcoef(np.log(true["p_click"]), np.log(true["p_like"] / true["p_effective_view"]))[0, 1]
+    assert likes[0.0] > 0.4
+    assert likes[1.0] < -0.2
+    for task in TASKS:
+        assert rates[0.0][task] == pytest.approx(rates[1.0][task], rel=0.3), task
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     strategies.lists(strategies.integers(0, len(TOPICS) - 1), min_size=1, max_size=40),
