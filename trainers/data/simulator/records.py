@@ -1,7 +1,6 @@
 """What happened, as rows of the raw files and of the truth."""
 
 import numpy as np
-import pyarrow as pa
 
 from trainers.data.simulator import live, profiles
 from trainers.data.simulator.live import Exposures
@@ -107,9 +106,7 @@ class Recorder:
                 "author_id": self._ids.author[author],
                 "enter_timestamp": profiles.stamps(plays.time),
                 "leave_timestamp": profiles.stamps(plays.time + plays.watch_ms),
-                "enter_play_type": pa.DictionaryArray.from_arrays(np.zeros(len(plays), np.int8), ["slide_up"]).cast(
-                    pa.string()
-                ),
+                "enter_play_type": np.full(len(plays), "slide_up"),
                 "is_complete_play": plays.complete.astype(np.int64),
                 "like_status_type": plays.like.astype(np.int64),
                 "is_follow_before_play": plays.followed.astype(np.int64),

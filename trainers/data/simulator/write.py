@@ -76,7 +76,6 @@ class Parquet:
 
     def write(self, table: pa.Table) -> None:
         if self._writer is None:
-            # write_statistics off for lists of floats costs nothing to readers, who never filter by them.
             self._writer = pq.ParquetWriter(self._path, table.schema, compression=COMPRESSION)
         self._writer.write_table(table, row_group_size=BUFFER)
 

@@ -164,6 +164,44 @@ def test_excitement_and_heat_raise_the_next_slot_and_fade():
     assert state.excitement[3] == pytest.approx(2 * np.exp(-40 / 45), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["burst", "heat", "excited", "favourite", "value", "charm"])
+def test_what_makes_rare_actions_come_in_bursts_raises_their_chances(name):
+    names = ("interest", "value", "quality", "charm", "burst", "heat", "excited", "favourite")
+    inputs = {each: np.zeros(2) for each in names} | {name: np.array([0.0, 1.0])}
+    users = {each: np.zeros(2) for each in ("bias", "patience", "warmth", "purse")}
+    true = chances.live(inputs, users, np.array([False, False]), np.array([900.0, 900.0]), conflict=0.5)
+    for task in ("like", "comment", "gift"):
+        low, high = getattr(true, task) / true.effective_view
+        assert high > 1.2 * low, task
+    assert (true.like < true.effective_view).all()
+    assert (true.effective_view < true.click).all()
+
+
+def test_nobody_follows_twice_and_a_closing_room_has_no_effective_view():
+    inputs = dict.fromkeys(
+        ("interest", "value", "quality", "charm", "burst", "heat", "excited", "favourite"), np.zeros(3)
+    )
+    users = dict.fromkeys(("bias", "patience", "warmth", "purse"), np.zeros(3))
+    true = chances.live(inputs, users, np.array([False, True, False]), np.array([900.0, 900.0, 29.0]), conflict=0.5)
+    assert (true.follow > 0).tolist() == [True, False, False]
+    assert (true.effective_view > 0).tolist() == [True, True, False]
+    assert true.watch_time[2] < true.watch_time[0]
+
+
+def test_popularity_drifts_from_day_to_day_and_new_streamers_rise():
+    chosen = Settings(20_000, 8, seed=3)
+    streamers = world._streamers(chosen)
+    days = np.array(list(world.popularity(chosen, streamers))) / streamers.weight
+    old = np.log(days[:, streamers.born == 0])
+    assert old.std(axis=1) == pytest.approx(np.full(8, world.DRIFT_STD), rel=0.1)
+    for lag in (1, 3, 6):
+        assert np.corrcoef(old[0], old[lag])[0, 1] == pytest.approx(world.DRIFT_DAY**lag, abs=0.05)
+    new = streamers.born == 3
+    assert new.sum() > 20
+    assert (days[:3, new] == 0).all()
+    assert np.median(days[3, new]) < 0.6 * np.median(days[7, new])
+
+
 def test_follows_are_remembered_once_each():
     drawn = world.build(Settings(50, 1, seed=2))
     state, favourite = State(drawn), drawn.users.favourites[7, 0]
