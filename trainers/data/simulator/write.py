@@ -26,7 +26,7 @@ def folder(out: Path, **content: object) -> Iterator[Path]:
     Raises:
         BadInput: `out` is there and not empty, or cannot be written.
     """
-    draft = out.with_name(f".{out.name}.unfinished")
+    draft = out.absolute().with_name(f".{out.absolute().name}.unfinished")
     try:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise BadInput(f"{out} is not empty; name a new folder with --out, or remove it")
