@@ -10,6 +10,7 @@ topic and streamer before. The way is (AUC - 0.5) / (oracle's AUC - 0.5).
 
 import argparse
 import datetime
+import os
 import resource
 import shutil
 import subprocess
@@ -110,7 +111,7 @@ def timed(users: str, days: int, out: Path) -> str:
         f"{users} users and {days} days: {exposures:,} live exposures and {plays:,} plays of videos in {seconds:.0f} s "
         f"({usage.ru_utime + usage.ru_stime:.0f} s of processor time), {size / 1e9:.1f} GB of files written and hashed "
         f"included: {exposures / seconds * 60 / 1e6:.1f} M live exposures a minute; peak memory "
-        f"{usage.ru_maxrss / 1e6:.2f} GB."
+        f"{usage.ru_maxrss / 1e6:.2f} GB; the machine's load average was {os.getloadavg()[0]:.0f}."
     )
 
 
@@ -351,7 +352,7 @@ def document(given: argparse.Namespace, speed: str, calibrated: str, hard: str) 
     """Return the Markdown file."""
     return f"""# The simulated world: calibration and difficulty
 
-Command: `python benchmarks/simulator.py --users {given.users} --days {given.days} --seed {given.seed}`
+Command: `python benchmarks/simulator.py --users {given.users} --days {given.days} --seed {given.seed} --speed-users {given.speed_users}`
 On {datetime.date.today()}: {processor()}; numpy {np.__version__}, scikit-learn {sklearn.__version__}.
 
 ## Speed
