@@ -350,9 +350,10 @@ MODELS = {
 
 def document(given: argparse.Namespace, speed: str, calibrated: str, hard: str) -> str:
     """Return the Markdown file."""
+    sizes = f"--users {given.users} --days {given.days} --seed {given.seed} --speed-users {given.speed_users}"
     return f"""# The simulated world: calibration and difficulty
 
-Command: `python benchmarks/simulator.py --users {given.users} --days {given.days} --seed {given.seed} --speed-users {given.speed_users}`
+Command: `python benchmarks/simulator.py {sizes}`
 On {datetime.date.today()}: {processor()}; numpy {np.__version__}, scikit-learn {sklearn.__version__}.
 
 ## Speed
