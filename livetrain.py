@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.text import Text
 
 from configs.errors import BadInput, nearest, without_credentials
@@ -203,6 +204,51 @@ def _prepare(source: str, raw: Path, folder: Path, ray: str | None, **options: i
     for note in prepared["report"]["notes"]:
         _say(note)
     _say(f"{folder}: {len(prepared['days'])} days; options, columns and this report: dataset.json")
+
+
+@data.command()
+def simulate(
+    users: Annotated[str, typer.Option(help="How many users: 500, 20k, 1.5m.")],
+    days: Annotated[int, typer.Option(help="How many days of log, from 2025-05-25 on.")],
+    folder: Annotated[Path, typer.Option("--out", help="New folder for kuailive/, kuailive-m3/ and truth/.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 7,
+    conflict: Annotated[
+        float,
+        typer.Option(help="0..1: the interest behind clicks and that behind gifts correlate with 1 - 2 CONFLICT."),
+    ] = 0.5,
+    transfer: Annotated[
+        float, typer.Option(help="0..1: how a user's interests in short videos correlate with those in live rooms.")
+    ] = 0.7,
+) -> None:
+    """Write the logs of a simulated world in KuaiLive's and KuaiLive-M3's form, with every label's true probability.
+
+    Example: `livetrain data simulate --users 20k --days 14 --seed 7 --out data/simulated`
+    """
+    from trainers.data import simulator
+
+    settings = simulator.Settings(simulator.count(users), days, seed, conflict, transfer)
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task("simulating", total=None)
+        rows = simulator.simulate(settings, folder, lambda done, total: bar.update(task, completed=done, total=total))
+    exposures = rows["kuailive/click.csv"] + rows["kuailive/negative.csv"]
+    plays = rows["kuailive-m3/photo_play.parquet"]
+    _say(f"{folder}: {exposures:,} live exposures and {plays:,} plays of short videos; kuailive/, kuailive-m3/, truth/")
+
+
+@data.command()
+def oracle(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `simulate` wrote.", show_default=False)],
+    days: Annotated[
+        str | None, typer.Option(help="Only these days, such as 2025-06-06..2025-06-07.", show_default=False)
+    ] = None,
+) -> None:
+    """Print the best AUC, GAUC and UAUC that any model can reach on a simulated world, per task.
+
+    Example: `livetrain data oracle data/simulated --days 2025-06-06..2025-06-07`
+    """
+    from trainers.data.simulator import oracle as truth
+
+    out.print(truth.table(truth.measure(folder, truth.parse_days(days))))
 
 
 @app.command()

@@ -219,3 +219,29 @@ def test_recipes_are_valid_and_fit_on_a_screen(path):
 
     Model(load_recipe(path), device="meta", tables_device="meta")
     assert len(path.read_text().splitlines()) <= 45
+
+
+def test_a_world_is_simulated_and_its_oracle_printed(call, tmp_path):
+    code, out, _ = call("data", "simulate", "--users", "60", "--days", "1", "--out", str(tmp_path / "world"))
+    assert code == 0
+    assert "live exposures" in out
+    code, out, _ = call("data", "oracle", str(tmp_path / "world"), "--days", "2025-05-25")
+    assert code == 0
+    assert all(word in out for word in ("click", "effective_view", "gift", "UAUC"))
+
+
+@pytest.mark.parametrize(
+    ("words", "mend"),
+    [
+        (("simulate", "--users", "lots", "--days", "1", "--out", "x"), "20k"),
+        (("simulate", "--users", "60", "--days", "0", "--out", "x"), "1 to 365"),
+        (("simulate", "--users", "60", "--days", "1", "--conflict", "2", "--out", "x"), "0 to 1"),
+        (("oracle", "x"), "livetrain data simulate"),
+    ],
+)
+def test_a_wrong_world_is_refused_in_one_sentence(call, monkeypatch, tmp_path, words, mend):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call("data", *words)
+    assert code == 2
+    assert mend in " ".join(err.split())
+    assert not list(tmp_path.iterdir())
