@@ -23,7 +23,7 @@ def gradient_panels(lines: list[dict[str, Any]]) -> list[Callable[[Axes], None]]
     Args:
         lines: of metrics.jsonl, in order of steps.
     """
-    cosines, weights = _curves(lines, "grad.cos.", ""), _curves(lines, "grad.", ".weight")
+    cosines, weights = _curves(lines, ["grad", "cos", None, None]), _curves(lines, ["grad", None, "weight"])
     out = []
     if cosines:
         out.append(partial(_draw_cosines, cosines=cosines, lines=lines))
@@ -32,13 +32,16 @@ def gradient_panels(lines: list[dict[str, Any]]) -> list[Callable[[Axes], None]]
     return out
 
 
-def _curves(lines: list[dict[str, Any]], start: str, end: str) -> Curves:
+def _curves(lines: list[dict[str, Any]], form: list[str | None]) -> Curves:
+    """Return (step, value) of the keys of a form, named by what stands in its gaps: names of tasks have no dots."""
     found: Curves = {}
     for line in lines:
         for key in line:
-            value = finite_number(line[key]) if key.startswith(start) and key.endswith(end) else None
-            if value is not None:
-                found.setdefault(key.removeprefix(start).removesuffix(end), []).append((line["step"], value))
+            parts, value = key.split("."), finite_number(line[key])
+            fits = len(parts) == len(form) and all(f in (None, part) for f, part in zip(form, parts, strict=True))
+            if fits and value is not None:
+                name = ", ".join(part for f, part in zip(form, parts, strict=True) if f is None)
+                found.setdefault(name, []).append((line["step"], value))
     return found
 
 
@@ -49,7 +52,7 @@ def _draw_cosines(axes: Axes, cosines: Curves, lines: list[dict[str, Any]]) -> N
     means = {pair: np.mean([value for _, value in points]) for pair, points in cosines.items()}
     shown = sorted(means, key=means.get)[:MOST_PAIRS]
     for number, pair in enumerate(shown):
-        label = f"{pair.replace('.', ', ')}  {means[pair]:+.2f}"
+        label = f"{pair}  {means[pair]:+.2f}"
         axes.plot(*zip(*cosines[pair], strict=True), linewidth=1.6, markersize=4, label=label, **task_style(number))
     axes.axhline(0, color=GREY, linewidth=1, linestyle=(0, (5, 4)), zorder=1)
     if len(shown) < len(means):
