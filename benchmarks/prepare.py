@@ -4,8 +4,8 @@
     python benchmarks/prepare.py kuailive-m3 --raw data/simulated-80k/kuailive-m3
 
 Prepares all days in a child process, and adds up what its processes hold of memory (PSS, so that shared pages count
-once) ten times a second. CPU seconds are those of all its processes, so that they mean something where other programs
-run too; two cores cannot need less than half of them. Events are the rows of the log's exposures and of its plays, likes, comments and gifts.
+once) ten times a second. CPU seconds are those of all its processes: they mean something where other programs run too,
+and two cores need at least half of them. Events are the rows of exposures, plays, likes, comments and gifts.
 """
 
 import argparse
