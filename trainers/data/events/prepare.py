@@ -2,14 +2,16 @@
 
     out/date=2022-04-25/part-00000.parquet ...   the samples of a day, a file a bucket of users; manifest.json last
     out/_state/date=2022-04-25/                  what the next day needs of the past (day.py)
-    out/_work/                                   of the preparation that runs, or was killed
+    out/_work/, out/_lock                        of the preparation that runs, or was killed
     out/dataset.json                             options, columns, days and the report
 
 DuckDB does what is the same for all users, out of core; buckets of users are made side by side. A night of new logs
 adds one partition and touches no other; a killed preparation goes on with the first day that has no partition.
 """
 
+import contextlib
 import datetime
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -71,20 +73,49 @@ def prepare(
     """
     options = options or Options()
     out = out.resolve()
+    for option, path in (("--raw", source), ("--out", out)):
+        if set("'*?[]") & set(str(path)):
+            raise BadInput(f"{option} {path}: DuckDB takes ' * ? [ ] in a path for a pattern; choose one without them")
     found = _open(adapter, out, options)
+    with _alone(out) as work, _connect(adapter, options, work) as connection, _local(run) as run:
+        progress("reading the raw files", 0, 0)
+        notes = raw.open_raw(connection, adapter, source)
+        try:
+            return _Preparation(adapter, options, out, work, connection, found).go(notes, progress, run)
+        except (duckdb.ConversionException, duckdb.InvalidInputException) as error:
+            raise raw.complaint(error, source) from error
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[Path]:
+    """Keep other preparations out of a folder, and yield its work folder, which is gone afterwards."""
     work = out / "_work"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        with _connect(adapter, options, work) as connection, _local(run) as run:
-            progress("reading the raw files", 0, 0)
-            notes = raw.open_raw(connection, adapter, source)
-            try:
-                return _Preparation(adapter, options, out, work, connection, found).go(notes, progress, run)
-            except (duckdb.ConversionException, duckdb.InvalidInputException) as error:
-                raise raw.complaint(error, source) from error
-    finally:
+    with (out / "_lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{out}: another preparation is writing to this folder; wait until it ends") from None
         shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _partitions(out: Path) -> dict[str, dict[str, Any]]:
+    """Return the manifest of every partition below `out`.
+
+    Raises:
+        BadInput: one has none, or there is a gap between two days.
+    """
+    found = {path.name.removeprefix("date="): manifest.read(path) for path in sorted(out.glob("date=*"))}
+    for day, content in found.items():
+        if content is None:
+            raise BadInput(f"{out}/date={day} has no {manifest.MANIFEST}, so it is not whole; remove it")
+        if _next(day) not in found and day != max(found):
+            raise BadInput(f"{out}/date={_next(day)} is missing among later days; restore it, or name a new folder")
+    return found
 
 
 def _open(adapter: Adapter, out: Path, options: Options) -> dict[str, Any]:
@@ -121,25 +152,23 @@ def _connect(adapter: Adapter, options: Options, work: Path) -> duckdb.DuckDBPyC
     return connection
 
 
-class _local:
-    """The given map, or one over this machine's processes, which it ends when left."""
+@contextlib.contextmanager
+def _local(run: Map | None) -> Iterator[Map]:
+    """Yield the given map, or one over this machine's processes, which start with the first day that needs them."""
+    pools = []
 
-    def __init__(self, run: Map | None):
-        self._run, self._pool = run, None
-
-    def __enter__(self) -> Map:
-        return self._run or self._map
-
-    def _map(self, work: Callable[[Task], dict[str, int]], tasks: list[Task]) -> Iterator[dict[str, int]]:
-        if len(tasks) == 1 or (os.cpu_count() or 1) == 1:
+    def in_processes(work: Callable[[Task], dict[str, int]], tasks: list[Task]) -> Iterator[dict[str, int]]:
+        if len(tasks) == 1 or os.cpu_count() == 1:
             return map(work, tasks)
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
-        return self._pool.map(work, tasks)
+        if not pools:
+            pools.append(ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")))
+        return pools[0].map(work, tasks)
 
-    def __exit__(self, *error) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+    try:
+        yield run or in_processes
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
 
 
 class _Preparation:
@@ -149,7 +178,7 @@ class _Preparation:
         self._adapter: Adapter = adapter
         self._options: Options = options
         self._out, self._work, self._connection, self._found = out, work, connection, found
-        self._done = {path.name.removeprefix("date="): manifest.read(path) for path in sorted(out.glob("date=*"))}
+        self._done = _partitions(out)
         self._raw: dict[str, int] = {}
 
     def go(self, notes: list[str], progress: Progress, run: Map) -> dict[str, Any]:
