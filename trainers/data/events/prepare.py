@@ -217,13 +217,7 @@ class _Preparation:
             raw.check_times(self._adapter.name, least, most)
         self._raw = {day: count for day, count, *_ in counted if day is not None}
         self._report["raw"]["exposures without a time: dropped"] = sum(n for day, n, *_ in counted if day is None)
-        for day in sorted(set(self._raw) & set(self._done)):
-            before = self._done[day]["exposures"]
-            if self._raw[day] != before:
-                self._report["notes"] += [
-                    f"date={day} was prepared from {before:,} exposures and the log now holds {self._raw[day]:,}: "
-                    "the partition stays as it is"
-                ]
+        self._compare()
         first = min(self._raw) if not self._done else _next(max(self._done))
         late = sorted(day for day in self._raw if self._done and day < min(self._done))
         if late:
@@ -240,6 +234,31 @@ class _Preparation:
             )
         self._report["notes"] += [f"date={day} has no exposure: its partition is empty" for day in empty]
         return days
+
+    def _compare(self) -> None:
+        """Note days that are done and of which the log now tells something else."""
+        begin = min([*self._done, *self._raw], default="1970-01-01")
+        acted = dict(
+            self._connection.execute(
+                f"SELECT CAST(day AS VARCHAR), count(*) FROM ({self._actions(begin)}) GROUP BY ALL"
+            ).fetchall()
+        )
+        self._report["raw"]["actions without a time: dropped"] = acted.pop(None, 0)
+        for day, done in self._done.items():
+            now = {"exposures": self._raw.get(day, 0), "actions": acted.get(day, 0)}
+            for what, count in now.items():
+                if count > done[what] or (count != done[what] and day in self._raw):
+                    self._report["notes"] += [
+                        f"date={day} was prepared from {done[what]:,} {what} and the log now holds {count:,}: the "
+                        "partition stays as it is"
+                    ]
+
+    def _actions(self, begin: str) -> str:
+        """Return SQL for the actions; what users did before the first exposures' day is history of that day."""
+        return (
+            f"SELECT * REPLACE (CASE WHEN day < DATE '{begin}' THEN DATE '{begin}' ELSE day END AS day) "
+            f"FROM ({self._adapter.actions})"
+        )
 
     def _load_attributes(self) -> None:
         """Make the tables attributes_<prefix>: an id once, categories as ids."""
@@ -269,15 +288,11 @@ class _Preparation:
 
     def _stage(self, first: str) -> None:
         """Read every raw file once, and write the internal form of the days from `first` on, a folder a day."""
-        begin = f"DATE '{first}'"
-        for what in ("exposures", "actions"):
-            select = f"SELECT * FROM ({getattr(self._adapter, what)})"
-            if self._done or what == "exposures":
-                select += f" WHERE day >= {begin}"
-            else:  # what users did before the first exposure is history
-                select = f"SELECT * REPLACE (greatest(day, {begin}) AS day) FROM ({select})"
+        exposures, actions = f"SELECT * FROM ({self._adapter.exposures})", self._actions(min([*self._done, first]))
+        for what, select in (("exposures", exposures), ("actions", actions)):
             self._connection.execute(
-                f"COPY ({select}) TO '{self._work / what}' (FORMAT parquet, PARTITION_BY (day), COMPRESSION lz4)"
+                f"COPY (SELECT * FROM ({select}) WHERE day >= DATE '{first}') TO '{self._work / what}' "
+                "(FORMAT parquet, PARTITION_BY (day), COMPRESSION lz4)"
             )
 
     def _one(self, day: str, run: Map) -> None:
@@ -357,7 +372,8 @@ class _Preparation:
         """Make a day visible: its state first, so that a partition never lacks it."""
         partition, state = work / "partition", self._out / "_state" / f"date={day}"
         files = {path.name: manifest.digest(path) for path in sorted(partition.iterdir())}
-        content = {"exposures": self._raw.get(day, 0), "rows": counts.pop("rows"), "report": counts}
+        read = {what: counts[f"{what} read"] for what in ("exposures", "actions")}
+        content = {**read, "rows": counts.pop("rows"), "report": counts}
         manifest.commit(partition, files, **content)
         shutil.rmtree(state, ignore_errors=True)
         state.parent.mkdir(exist_ok=True)

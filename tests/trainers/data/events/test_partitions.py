@@ -175,11 +175,15 @@ def test_a_changed_past_is_named_and_left_alone(tmp_path):
     log = make_log()
     prepared("kuailive", tmp_path, log)
     before = content(tmp_path / "out")
-    prepared("kuailive", tmp_path, [*log, Visit(26 * HOUR + 3, 8, 4)])
+    prepared("kuailive", tmp_path, [*log, Visit(26 * HOUR + 3, 8, 4, watch=3, likes=(2,))])
     assert content(tmp_path / "out") == before
-    (note,) = layout.finished(tmp_path / "out")["report"]["notes"]
-    assert note.startswith("date=2025-05-26 was prepared from ")
-    assert note.endswith(": the partition stays as it is")
+    notes = layout.finished(tmp_path / "out")["report"]["notes"]
+    kept = manifest.read(tmp_path / "out/date=2025-05-26")
+    for what, more, note in zip(("exposures", "actions"), (1, 3), notes, strict=True):
+        assert note == (
+            f"date=2025-05-26 was prepared from {kept[what]} {what} and the log now holds {kept[what] + more}: the "
+            "partition stays as it is"
+        )
 
 
 def test_folders_that_are_not_whole_are_named(tmp_path):
