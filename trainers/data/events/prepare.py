@@ -22,24 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import BadInput
 from trainers import manifest
 from trainers.data import layout
-from trainers.data.events import bucket, raw
-from trainers.data.events.bucket import NEVER, NOBODY, Options, Task
+from trainers.data.events import bucket, raw, stage
+from trainers.data.events.bucket import Options, Task
 from trainers.data.events.day import Day, lay_out
-from trainers.data.events.model import ACTIONS, BITS, EXPOSURES, Adapter
-from trainers.data.ids import string_ids
+from trainers.data.events.model import Adapter
 
 VERSION = 1  # of the samples; a change of what is written raises it
-MEMORY = "1500MB"  # of DuckDB; what needs more goes to disk
 BUCKET_ROWS = 50_000  # exposures of a day in a bucket, of the first logs; what a bucket holds in memory grows with it
 DAY_MS = 86_400_000
-BATCH = 100_000  # rows of an attributes' table in memory at a time
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many days are."""
@@ -77,7 +73,7 @@ def prepare(
         if set("'*?[]") & set(str(path)):
             raise BadInput(f"{option} {path}: DuckDB takes ' * ? [ ] in a path for a pattern; choose one without them")
     found = _open(adapter, out, options)
-    with _alone(out) as work, _connect(adapter, options, work) as connection, _local(run) as run:
+    with _alone(out) as work, stage.connect(adapter, options, work) as connection, _local(run) as run:
         progress("reading the raw files", 0, 0)
         notes = raw.open_raw(connection, adapter, source)
         try:
@@ -133,25 +129,6 @@ def _open(adapter: Adapter, out: Path, options: Options) -> dict[str, Any]:
     return found
 
 
-def _connect(adapter: Adapter, options: Options, work: Path) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(str(work / "work.duckdb"))
-    settings = {"memory_limit": f"'{MEMORY}'", "temp_directory": f"'{work / 'spill'}'", "threads": os.cpu_count() or 1}
-    settings |= {"preserve_insertion_order": "false", "partitioned_write_flush_threshold": 32_768, "TimeZone": "'UTC'"}
-    for name, value in settings.items():
-        connection.execute(f"SET {name} = {value}")
-    connection.execute(
-        f"CREATE MACRO day_of(t) AS CAST(TRY(make_timestamp((t + {1000 * adapter.utc_offset_s}) * 1000)) AS DATE)"
-    )
-    for name, value in asdict(options).items():
-        connection.execute(f"SET VARIABLE {name} = {value}")
-    exposures = EXPOSURES.empty_table()
-    for name, kind in adapter.context.items():
-        exposures = exposures.append_column(name, pa.array([], pa.int64() if kind == "id" else pa.float64()))
-    connection.register("no_exposures", exposures)
-    connection.register("no_actions", ACTIONS.empty_table())
-    return connection
-
-
 @contextlib.contextmanager
 def _local(run: Map | None) -> Iterator[Map]:
     """Yield the given map, or one over this machine's processes, which start with the first day that needs them."""
@@ -188,8 +165,8 @@ class _Preparation:
         self._buckets = self._found.get("buckets") or max(1, -(-max(self._raw.values(), default=0) // BUCKET_ROWS))
         if days:
             progress("sorting the raw files by day", 0, len(days))
-            self._load_attributes()
-            self._stage(days[0])
+            self._report["raw"] |= stage.load_attributes(self._connection, self._adapter, self._work)
+            stage.by_day(self._connection, self._adapter, self._work, min([*self._done, days[0]]), days[0])
         self._finish()
         for number, day in enumerate(days):
             progress(f"preparing {day}", number, len(days))
@@ -240,7 +217,7 @@ class _Preparation:
         begin = min([*self._done, *self._raw], default="1970-01-01")
         acted = dict(
             self._connection.execute(
-                f"SELECT CAST(day AS VARCHAR), count(*) FROM ({self._actions(begin)}) GROUP BY ALL"
+                f"SELECT CAST(day AS VARCHAR), count(*) FROM ({stage.actions_from(self._adapter, begin)}) GROUP BY ALL"
             ).fetchall()
         )
         self._report["raw"]["actions without a time: dropped"] = acted.pop(None, 0)
@@ -252,48 +229,6 @@ class _Preparation:
                         f"date={day} was prepared from {done[what]:,} {what} and the log now holds {count:,}: the "
                         "partition stays as it is"
                     ]
-
-    def _actions(self, begin: str) -> str:
-        """Return SQL for the actions; what users did before the first exposures' day is history of that day."""
-        return (
-            f"SELECT * REPLACE (CASE WHEN day < DATE '{begin}' THEN DATE '{begin}' ELSE day END AS day) "
-            f"FROM ({self._adapter.actions})"
-        )
-
-    def _load_attributes(self) -> None:
-        """Make the tables attributes_<prefix>: an id once, categories as ids."""
-        for prefix, known in self._adapter.attributes.items():
-            path = self._work / f"attributes_{prefix}.parquet"
-            reader = self._connection.sql(known.select).to_arrow_reader(BATCH)
-            writer = None
-            for batch in reader:
-                table = pa.Table.from_batches([batch])
-                for name in known.ids:
-                    place = table.schema.get_field_index(name)
-                    table = table.set_column(place, name, string_ids(table[name].cast(pa.string())))
-                writer = writer or pq.ParquetWriter(path, table.schema)
-                writer.write_table(table)
-            if writer is None:
-                names = [pa.field(f.name, pa.int64() if f.name in known.ids else f.type) for f in reader.schema]
-                writer = pq.ParquetWriter(path, pa.schema(names))
-            writer.close()
-            names = ", ".join(reader.schema.names)
-            self._connection.execute(
-                f"CREATE OR REPLACE TABLE attributes_{prefix} AS SELECT * FROM read_parquet('{path}') "
-                f"WHERE id IS NOT NULL QUALIFY row_number() OVER (PARTITION BY id ORDER BY {names}) = 1"
-            )
-            kept = self._connection.execute(f"SELECT count(*) FROM attributes_{prefix}").fetchall()[0][0]
-            rows = pq.read_metadata(path).num_rows
-            self._report["raw"][f"{prefix}: rows without an id or of one that stands twice: dropped"] = rows - kept
-
-    def _stage(self, first: str) -> None:
-        """Read every raw file once, and write the internal form of the days from `first` on, a folder a day."""
-        exposures, actions = f"SELECT * FROM ({self._adapter.exposures})", self._actions(min([*self._done, first]))
-        for what, select in (("exposures", exposures), ("actions", actions)):
-            self._connection.execute(
-                f"COPY (SELECT * FROM ({select}) WHERE day >= DATE '{first}') TO '{self._work / what}' "
-                "(FORMAT parquet, PARTITION_BY (day), COMPRESSION lz4)"
-            )
 
     def _one(self, day: str, run: Map) -> None:
         """Make one day's partition, and then make it visible."""
@@ -307,7 +242,10 @@ class _Preparation:
         plan = Day(*staged, before, horizon, cut, next_horizon, work, self._buckets)
         counts = lay_out(self._connection, self._adapter, plan)
         (work / "partition").mkdir()
-        for made in run(bucket.build, self._tasks(plan, before or self._seed())):
+        for made in run(
+            bucket.build,
+            self._tasks(plan, before or stage.seed(self._connection, self._adapter, self._work, self._buckets)),
+        ):
             for words, count in made.items():
                 counts[words] = counts.get(words, 0) + count
         self._commit(day, work, counts)
@@ -342,31 +280,6 @@ class _Preparation:
             )
             for number in range(self._buckets)
         ]
-
-    def _seed(self) -> Path:
-        """Write what the adapter knows from before the log as the state of a day before the first."""
-        folder = self._work / "seed"
-        for name, sequence in self._adapter.sequences.items():
-            path = folder / "sequences" / name
-            path.mkdir(parents=True, exist_ok=True)
-            select = self._adapter.earlier.get(name)
-            table = pa.schema([(column, pa.int64()) for column in (*bucket.ENTRY, "bits")]).empty_table()
-            if select:
-                prefix, about = self._adapter.topics.get(sequence.domain, (None, "NULL::BIGINT"))
-                known = f"LEFT JOIN attributes_{prefix} known ON item = known.id" if prefix else ""
-                table = self._connection.sql(
-                    f"SELECT user, time, item, author, {about} AS topic, bits FROM ({select}) {known} "
-                    "ORDER BY user, time, item"
-                ).to_arrow_table()
-            bits = table["bits"].to_numpy()
-            known = {f"known_{bit}": np.where(bits & bit, table["time"].to_numpy(), NEVER) for bit in BITS}
-            made = pa.table({column: table[column].fill_null(NOBODY).cast(pa.int64()) for column in bucket.ENTRY})
-            for title, times in (known if sequence.action else {}).items():
-                made = made.append_column(title, pa.array(times))
-            place = np.mod(table["user"].to_numpy(), self._buckets)
-            for number in range(self._buckets):
-                pq.write_table(made.filter(pa.array(place == number)), path / f"part-{number:05d}.parquet")
-        return folder
 
     def _commit(self, day: str, work: Path, counts: dict[str, int]) -> None:
         """Make a day visible: its state first, so that a partition never lacks it."""
