@@ -66,7 +66,11 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("train",), ("data",), ("data", "ml-1m"), ("evaluate",), ("export",), ("submit",), ("doctor",)]
+    "words",
+    [
+        *((), ("train",), ("evaluate",), ("export",), ("submit",), ("doctor",)),
+        *(("data", *name) for name in ((), ("ml-1m",), ("kuailive",), ("kuailive-m3",), ("kuairand",))),
+    ],
 )
 def test_help_shows_an_example(call, words):
     code, out, _ = call(*words, "--help")

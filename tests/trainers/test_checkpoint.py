@@ -288,3 +288,13 @@ def test_a_checkpoint_from_before_a_key_existed_still_loads(small_run, tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     recipe = load_recipe(small_run / "config.yaml", ["tables.user.memory=host", "tables.movie.sharding=row_wise"])
     checkpoint.check_same(tmp_path, recipe, resume=True)
+
+
+def test_a_checkpoint_of_other_days_is_no_place_to_go_on_from(small_run):
+    days = {"train": "2025-05-25..2025-05-26", "valid": "2025-05-27..2025-05-27", "test": "2025-05-28..2025-05-28"}
+    tree = ", ".join(f"{split}: {value}" for split, value in days.items())
+    recipe = load_recipe(small_run / "config.yaml", [f"data.days={{{tree}}}"])
+    path = checkpoint.committed(small_run)[-1]
+    checkpoint.check_same(path, recipe, resume=False)
+    with pytest.raises(BadInput, match=r"written with data.days=None, but the recipe says"):
+        checkpoint.check_same(path, recipe, resume=True)

@@ -118,6 +118,7 @@ def _read(folder: Path, schema: pa.Schema, order: list[str]) -> pa.Table:
 
 
 def _numbers(table: pa.Table, name: str, missing: int = NOBODY) -> np.ndarray:
+    """Return an integer column, (N,) with `missing` for null."""
     return table[name].fill_null(missing).to_numpy() if len(table) else np.zeros(0, np.int64)
 
 

@@ -2,14 +2,16 @@
 
     out/date=2022-04-25/part-00000.parquet ...   the samples of a day, a file a bucket of users; manifest.json last
     out/_state/date=2022-04-25/                  what the next day needs of the past (day.py)
-    out/_work/                                   of the preparation that runs, or was killed
+    out/_work/, out/_lock                        of the preparation that runs, or was killed
     out/dataset.json                             options, columns, days and the report
 
 DuckDB does what is the same for all users, out of core; buckets of users are made side by side. A night of new logs
 adds one partition and touches no other; a killed preparation goes on with the first day that has no partition.
 """
 
+import contextlib
 import datetime
+import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -20,24 +22,20 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from configs.errors import BadInput
 from trainers import manifest
 from trainers.data import layout
-from trainers.data.events import bucket, raw
-from trainers.data.events.bucket import NEVER, NOBODY, Options, Task
+from trainers.data.events import bucket, raw, stage
+from trainers.data.events.bucket import Options, Task
 from trainers.data.events.day import Day, lay_out
-from trainers.data.events.model import ACTIONS, BITS, EXPOSURES, Adapter
-from trainers.data.ids import string_ids
+from trainers.data.events.model import Adapter
 
 VERSION = 1  # of the samples; a change of what is written raises it
-MEMORY = "1500MB"  # of DuckDB; what needs more goes to disk
 BUCKET_ROWS = 50_000  # exposures of a day in a bucket, of the first logs; what a bucket holds in memory grows with it
 DAY_MS = 86_400_000
-BATCH = 100_000  # rows of an attributes' table in memory at a time
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many days are."""
@@ -71,20 +69,49 @@ def prepare(
     """
     options = options or Options()
     out = out.resolve()
+    for option, path in (("--raw", source), ("--out", out)):
+        if set("'*?[]") & set(str(path)):
+            raise BadInput(f"{option} {path}: DuckDB takes ' * ? [ ] in a path for a pattern; choose one without them")
     found = _open(adapter, out, options)
+    with _alone(out) as work, stage.connect(adapter, options, work) as connection, _local(run) as run:
+        progress("reading the raw files", 0, 0)
+        notes = raw.open_raw(connection, adapter, source)
+        try:
+            return _Preparation(adapter, options, out, work, connection, found).go(notes, progress, run)
+        except (duckdb.ConversionException, duckdb.InvalidInputException) as error:
+            raise raw.complaint(error, source) from error
+
+
+@contextlib.contextmanager
+def _alone(out: Path) -> Iterator[Path]:
+    """Keep other preparations out of a folder, and yield its work folder, which is gone afterwards."""
     work = out / "_work"
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    try:
-        with _connect(adapter, options, work) as connection, _local(run) as run:
-            progress("reading the raw files", 0, 0)
-            notes = raw.open_raw(connection, adapter, source)
-            try:
-                return _Preparation(adapter, options, out, work, connection, found).go(notes, progress, run)
-            except (duckdb.ConversionException, duckdb.InvalidInputException) as error:
-                raise raw.complaint(error, source) from error
-    finally:
+    with (out / "_lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BadInput(f"{out}: another preparation is writing to this folder; wait until it ends") from None
         shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _partitions(out: Path) -> dict[str, dict[str, Any]]:
+    """Return the manifest of every partition below `out`.
+
+    Raises:
+        BadInput: one has none, or there is a gap between two days.
+    """
+    found = {path.name.removeprefix("date="): manifest.read(path) for path in sorted(out.glob("date=*"))}
+    for day, content in found.items():
+        if content is None:
+            raise BadInput(f"{out}/date={day} has no {manifest.MANIFEST}, so it is not whole; remove it")
+        if _next(day) not in found and day != max(found):
+            raise BadInput(f"{out}/date={_next(day)} is missing among later days; restore it, or name a new folder")
+    return found
 
 
 def _open(adapter: Adapter, out: Path, options: Options) -> dict[str, Any]:
@@ -102,44 +129,23 @@ def _open(adapter: Adapter, out: Path, options: Options) -> dict[str, Any]:
     return found
 
 
-def _connect(adapter: Adapter, options: Options, work: Path) -> duckdb.DuckDBPyConnection:
-    connection = duckdb.connect(str(work / "work.duckdb"))
-    settings = {"memory_limit": f"'{MEMORY}'", "temp_directory": f"'{work / 'spill'}'", "threads": os.cpu_count() or 1}
-    settings |= {"preserve_insertion_order": "false", "partitioned_write_flush_threshold": 32_768, "TimeZone": "'UTC'"}
-    for name, value in settings.items():
-        connection.execute(f"SET {name} = {value}")
-    connection.execute(
-        f"CREATE MACRO day_of(t) AS CAST(TRY(make_timestamp((t + {1000 * adapter.utc_offset_s}) * 1000)) AS DATE)"
-    )
-    for name, value in asdict(options).items():
-        connection.execute(f"SET VARIABLE {name} = {value}")
-    exposures = EXPOSURES.empty_table()
-    for name, kind in adapter.context.items():
-        exposures = exposures.append_column(name, pa.array([], pa.int64() if kind == "id" else pa.float64()))
-    connection.register("no_exposures", exposures)
-    connection.register("no_actions", ACTIONS.empty_table())
-    return connection
+@contextlib.contextmanager
+def _local(run: Map | None) -> Iterator[Map]:
+    """Yield the given map, or one over this machine's processes, which start with the first day that needs them."""
+    pools = []
 
-
-class _local:
-    """The given map, or one over this machine's processes, which it ends when left."""
-
-    def __init__(self, run: Map | None):
-        self._run, self._pool = run, None
-
-    def __enter__(self) -> Map:
-        return self._run or self._map
-
-    def _map(self, work: Callable[[Task], dict[str, int]], tasks: list[Task]) -> Iterator[dict[str, int]]:
-        if len(tasks) == 1 or (os.cpu_count() or 1) == 1:
+    def in_processes(work: Callable[[Task], dict[str, int]], tasks: list[Task]) -> Iterator[dict[str, int]]:
+        if len(tasks) == 1 or os.cpu_count() == 1:
             return map(work, tasks)
-        if self._pool is None:
-            self._pool = ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"))
-        return self._pool.map(work, tasks)
+        if not pools:
+            pools.append(ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")))
+        return pools[0].map(work, tasks)
 
-    def __exit__(self, *error) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+    try:
+        yield run or in_processes
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
 
 
 class _Preparation:
@@ -149,7 +155,7 @@ class _Preparation:
         self._adapter: Adapter = adapter
         self._options: Options = options
         self._out, self._work, self._connection, self._found = out, work, connection, found
-        self._done = {path.name.removeprefix("date="): manifest.read(path) for path in sorted(out.glob("date=*"))}
+        self._done = _partitions(out)
         self._raw: dict[str, int] = {}
 
     def go(self, notes: list[str], progress: Progress, run: Map) -> dict[str, Any]:
@@ -159,8 +165,8 @@ class _Preparation:
         self._buckets = self._found.get("buckets") or max(1, -(-max(self._raw.values(), default=0) // BUCKET_ROWS))
         if days:
             progress("sorting the raw files by day", 0, len(days))
-            self._load_attributes()
-            self._stage(days[0])
+            self._report["raw"] |= stage.load_attributes(self._connection, self._adapter, self._work)
+            stage.by_day(self._connection, self._adapter, self._work, min([*self._done, days[0]]), days[0])
         self._finish()
         for number, day in enumerate(days):
             progress(f"preparing {day}", number, len(days))
@@ -188,13 +194,7 @@ class _Preparation:
             raw.check_times(self._adapter.name, least, most)
         self._raw = {day: count for day, count, *_ in counted if day is not None}
         self._report["raw"]["exposures without a time: dropped"] = sum(n for day, n, *_ in counted if day is None)
-        for day in sorted(set(self._raw) & set(self._done)):
-            before = self._done[day]["exposures"]
-            if self._raw[day] != before:
-                self._report["notes"] += [
-                    f"date={day} was prepared from {before:,} exposures and the log now holds {self._raw[day]:,}: "
-                    "the partition stays as it is"
-                ]
+        self._compare()
         first = min(self._raw) if not self._done else _next(max(self._done))
         late = sorted(day for day in self._raw if self._done and day < min(self._done))
         if late:
@@ -212,44 +212,23 @@ class _Preparation:
         self._report["notes"] += [f"date={day} has no exposure: its partition is empty" for day in empty]
         return days
 
-    def _load_attributes(self) -> None:
-        """Make the tables attributes_<prefix>: an id once, categories as ids."""
-        for prefix, known in self._adapter.attributes.items():
-            path = self._work / f"attributes_{prefix}.parquet"
-            reader = self._connection.sql(known.select).to_arrow_reader(BATCH)
-            writer = None
-            for batch in reader:
-                table = pa.Table.from_batches([batch])
-                for name in known.ids:
-                    place = table.schema.get_field_index(name)
-                    table = table.set_column(place, name, string_ids(table[name].cast(pa.string())))
-                writer = writer or pq.ParquetWriter(path, table.schema)
-                writer.write_table(table)
-            if writer is None:
-                names = [pa.field(f.name, pa.int64() if f.name in known.ids else f.type) for f in reader.schema]
-                writer = pq.ParquetWriter(path, pa.schema(names))
-            writer.close()
-            names = ", ".join(reader.schema.names)
+    def _compare(self) -> None:
+        """Note days that are done and of which the log now tells something else."""
+        begin = min([*self._done, *self._raw], default="1970-01-01")
+        acted = dict(
             self._connection.execute(
-                f"CREATE OR REPLACE TABLE attributes_{prefix} AS SELECT * FROM read_parquet('{path}') "
-                f"WHERE id IS NOT NULL QUALIFY row_number() OVER (PARTITION BY id ORDER BY {names}) = 1"
-            )
-            kept = self._connection.execute(f"SELECT count(*) FROM attributes_{prefix}").fetchall()[0][0]
-            rows = pq.read_metadata(path).num_rows
-            self._report["raw"][f"{prefix}: rows without an id or of one that stands twice: dropped"] = rows - kept
-
-    def _stage(self, first: str) -> None:
-        """Read every raw file once, and write the internal form of the days from `first` on, a folder a day."""
-        begin = f"DATE '{first}'"
-        for what in ("exposures", "actions"):
-            select = f"SELECT * FROM ({getattr(self._adapter, what)})"
-            if self._done or what == "exposures":
-                select += f" WHERE day >= {begin}"
-            else:  # what users did before the first exposure is history
-                select = f"SELECT * REPLACE (greatest(day, {begin}) AS day) FROM ({select})"
-            self._connection.execute(
-                f"COPY ({select}) TO '{self._work / what}' (FORMAT parquet, PARTITION_BY (day), COMPRESSION lz4)"
-            )
+                f"SELECT CAST(day AS VARCHAR), count(*) FROM ({stage.actions_from(self._adapter, begin)}) GROUP BY ALL"
+            ).fetchall()
+        )
+        self._report["raw"]["actions without a time: dropped"] = acted.pop(None, 0)
+        for day, done in self._done.items():
+            now = {"exposures": self._raw.get(day, 0), "actions": acted.get(day, 0)}
+            for what, count in now.items():
+                if count > done[what] or (count != done[what] and day in self._raw):
+                    self._report["notes"] += [
+                        f"date={day} was prepared from {done[what]:,} {what} and the log now holds {count:,}: the "
+                        "partition stays as it is"
+                    ]
 
     def _one(self, day: str, run: Map) -> None:
         """Make one day's partition, and then make it visible."""
@@ -263,7 +242,10 @@ class _Preparation:
         plan = Day(*staged, before, horizon, cut, next_horizon, work, self._buckets)
         counts = lay_out(self._connection, self._adapter, plan)
         (work / "partition").mkdir()
-        for made in run(bucket.build, self._tasks(plan, before or self._seed())):
+        for made in run(
+            bucket.build,
+            self._tasks(plan, before or stage.seed(self._connection, self._adapter, self._work, self._buckets)),
+        ):
             for words, count in made.items():
                 counts[words] = counts.get(words, 0) + count
         self._commit(day, work, counts)
@@ -299,36 +281,12 @@ class _Preparation:
             for number in range(self._buckets)
         ]
 
-    def _seed(self) -> Path:
-        """Write what the adapter knows from before the log as the state of a day before the first."""
-        folder = self._work / "seed"
-        for name, sequence in self._adapter.sequences.items():
-            path = folder / "sequences" / name
-            path.mkdir(parents=True, exist_ok=True)
-            select = self._adapter.earlier.get(name)
-            table = pa.schema([(column, pa.int64()) for column in (*bucket.ENTRY, "bits")]).empty_table()
-            if select:
-                prefix, about = self._adapter.topics.get(sequence.domain, (None, "NULL::BIGINT"))
-                known = f"LEFT JOIN attributes_{prefix} known ON item = known.id" if prefix else ""
-                table = self._connection.sql(
-                    f"SELECT user, time, item, author, {about} AS topic, bits FROM ({select}) {known} "
-                    "ORDER BY user, time, item"
-                ).to_arrow_table()
-            bits = table["bits"].to_numpy()
-            known = {f"known_{bit}": np.where(bits & bit, table["time"].to_numpy(), NEVER) for bit in BITS}
-            made = pa.table({column: table[column].fill_null(NOBODY).cast(pa.int64()) for column in bucket.ENTRY})
-            for title, times in (known if sequence.action else {}).items():
-                made = made.append_column(title, pa.array(times))
-            place = np.mod(table["user"].to_numpy(), self._buckets)
-            for number in range(self._buckets):
-                pq.write_table(made.filter(pa.array(place == number)), path / f"part-{number:05d}.parquet")
-        return folder
-
     def _commit(self, day: str, work: Path, counts: dict[str, int]) -> None:
         """Make a day visible: its state first, so that a partition never lacks it."""
         partition, state = work / "partition", self._out / "_state" / f"date={day}"
         files = {path.name: manifest.digest(path) for path in sorted(partition.iterdir())}
-        content = {"exposures": self._raw.get(day, 0), "rows": counts.pop("rows"), "report": counts}
+        read = {what: counts[f"{what} read"] for what in ("exposures", "actions")}
+        content = {**read, "rows": counts.pop("rows"), "report": counts}
         manifest.commit(partition, files, **content)
         shutil.rmtree(state, ignore_errors=True)
         state.parent.mkdir(exist_ok=True)

@@ -1,7 +1,9 @@
 """Days: each one partition, made whole or not at all, the same whether made at once, night by night, or after kills."""
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -173,8 +175,39 @@ def test_a_changed_past_is_named_and_left_alone(tmp_path):
     log = make_log()
     prepared("kuailive", tmp_path, log)
     before = content(tmp_path / "out")
-    prepared("kuailive", tmp_path, [*log, Visit(26 * HOUR + 3, 8, 4)])
+    prepared("kuailive", tmp_path, [*log, Visit(26 * HOUR + 3, 8, 4, watch=3, likes=(2,))])
     assert content(tmp_path / "out") == before
-    (note,) = layout.finished(tmp_path / "out")["report"]["notes"]
-    assert note.startswith("date=2025-05-26 was prepared from ")
-    assert note.endswith(": the partition stays as it is")
+    notes = layout.finished(tmp_path / "out")["report"]["notes"]
+    kept = manifest.read(tmp_path / "out/date=2025-05-26")
+    for what, more, note in zip(("exposures", "actions"), (1, 3), notes, strict=True):
+        assert note == (
+            f"date=2025-05-26 was prepared from {kept[what]} {what} and the log now holds {kept[what] + more}: the "
+            "partition stays as it is"
+        )
+
+
+def test_folders_that_are_not_whole_are_named(tmp_path):
+    log, out = make_log(), tmp_path / "out"
+    prepared("kuailive", tmp_path, log)
+    adapter, raw = ADAPTERS["kuailive"], tmp_path / "out-raw"
+    before = content(out)
+    shutil.rmtree(out / "date=2025-05-28")
+    prepare(adapter, raw, out)  # the last day can be made again
+    assert content(out) == before
+    (out / "date=2025-05-26").rename(tmp_path / "aside")
+    with pytest.raises(BadInput, match="date=2025-05-26 is missing among later days"):
+        prepare(adapter, raw, out)
+    (out / "date=2025-05-26").mkdir()
+    with pytest.raises(BadInput, match=r"date=2025-05-26 has no manifest.json, so it is not whole; remove it"):
+        prepare(adapter, raw, out)
+    with pytest.raises(BadInput, match="takes ' \\* \\? \\[ \\] in a path for a pattern"):
+        prepare(adapter, raw, tmp_path / "o'ut")
+
+
+def test_one_preparation_at_a_time(tmp_path):
+    log = make_log(20)
+    prepared("kuailive", tmp_path, log)
+    with (tmp_path / "out/_lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BadInput, match="another preparation is writing to this folder"):
+            prepare(ADAPTERS["kuailive"], tmp_path / "out-raw", tmp_path / "out")

@@ -169,6 +169,7 @@ def test_what_cannot_be_read_stops_with_one_sentence(tmp_path, name, change, say
         ),
         ("like.csv", lambda text: text + text.splitlines()[1] + "\n", "days", "actions that stand twice: one kept"),
         ("like.csv", add(f",2,101,{START + 5000}"), "days", "actions without user, item or time: dropped"),
+        ("like.csv", add("1,2,101,"), "raw", "actions without a time: dropped"),
         (
             "like.csv",
             add(f"2,3,101,{START + 1000}"),
