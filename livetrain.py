@@ -251,6 +251,31 @@ def oracle(
     out.print(truth.table(truth.measure(folder, truth.parse_days(days))))
 
 
+@data.command("check")
+def check(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A prepared dataset: train/, valid/, test/, or date=YYYY-MM-DD/.")
+    ],
+    picture: Annotated[
+        Path | None, typer.Option("--out", help="The picture to write, by default DIR/check.png.", show_default=False)
+    ] = None,
+) -> None:
+    """Check prepared data before training: types, ranges, duplicates, time order, label rates, unseen ids, leakage.
+
+    Exits with 0 when nothing is wrong, and with 2 otherwise; "look" is for a person to judge.
+
+    Example: `livetrain data check data/ml-1m-rechorus`
+    """
+    from trainers.data.checks import plot, run
+    from trainers.data.checks.findings import Verdict
+
+    checked = run.check(folder, _note)
+    out.print(run.columns_table(checked))
+    out.print(run.findings_table(checked))
+    _say(f"plots: {plot.write(checked, picture or folder / 'check.png')}")
+    raise typer.Exit(BAD_INPUT if checked.worst == Verdict.wrong else 0)
+
+
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see configs/recipes.")],

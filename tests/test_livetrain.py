@@ -9,6 +9,7 @@ import pytest
 
 import livetrain
 from configs.errors import BadInput
+from tests.trainers.data.checks.prepared import write
 
 ROOT = Path(livetrain.__file__).parent
 RECIPE = str(ROOT / "configs/recipes/din_ml1m.yaml")
@@ -69,7 +70,7 @@ def run(tmp_path):
     "words",
     [
         *((), ("train",), ("evaluate",), ("export",), ("submit",), ("doctor",)),
-        *(("data", *name) for name in ((), ("ml-1m",), ("kuailive",), ("kuailive-m3",), ("kuairand",))),
+        *(("data", *name) for name in ((), ("ml-1m",), ("kuailive",), ("kuailive-m3",), ("kuairand",), ("check",))),
     ],
 )
 def test_help_shows_an_example(call, words):
@@ -143,9 +144,21 @@ def test_data_hands_the_protocol_down(call, floor_below, tmp_path):
     assert floor_below.calls == [("prepare", "dcnv2", tmp_path, None)]
 
 
+def test_data_check_shows_all_and_exits_by_the_worst_verdict(call, tmp_path):
+    code, out, err = call("data", "check", str(write(tmp_path / "honest")))
+    assert (code, err.splitlines()[0]) == (0, "6,000 rows in 4 days")
+    assert all(word in out for word in ("columns", "findings", "live_streamer", "leakage"))
+    assert out.endswith(f"plots: {tmp_path / 'honest' / 'check.png'}\n")
+    leak = write(tmp_path / "leak", spoil=lambda number, rows: rows.update(planted=rows["click"].copy()))
+    code, out, _ = call("data", "check", str(leak), "--out", str(tmp_path / "leak.png"))
+    assert (code, "planted" in out, (tmp_path / "leak.png").is_file()) == (2, True, True)
+    assert not (leak / "check.png").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
+        (("data", "check", "nowhere"), "nowhere: there is no such folder"),
         (("train", RECIPE, "train.epoch=2"), "override 'train.epoch=2': unknown key train.epoch"),
         (("train", RECIPE[:-5] + ".yml"), "there is no such recipe file (did you mean"),
         (("evaluate", "runs/nothing"), "runs/nothing: this folder holds no run"),

@@ -9,6 +9,7 @@ from configs.schema import Recipe
 from modules.model import Model
 from modules.tasks import kinds
 from trainers import tracking
+from trainers.data.checks import brief
 from trainers.data.source import Source, Statistics, scan
 from trainers.loop import SELECTABLE, SELECTABLE_NUMBERS
 
@@ -32,11 +33,11 @@ def check(recipe: Recipe, progress: Callable[[str], None]) -> tuple[dict[str, So
     sources = {split: Source.open(recipe, split) for split in SPLITS}
     for split in SPLITS[1:]:
         _check_groups(sources[split], recipe)
-    statistics = scan(sources["train"], recipe)
-    _check_known(sources["train"], recipe, statistics)
-    for split in SPLITS[1:]:
-        scan(sources[split], recipe)
-    return sources, statistics
+    brief.refuse_outcomes(recipe)
+    statistics = {split: scan(sources[split], recipe) for split in SPLITS}
+    _check_known(sources["train"], recipe, statistics["train"])
+    brief.examine(recipe, sources, statistics, progress)
+    return sources, statistics["train"]
 
 
 def _check_groups(source: Source, recipe: Recipe) -> None:

@@ -47,6 +47,11 @@ def finished(out: Path) -> dict | None:
         raise BadInput(f"{out / MANIFEST} cannot be read ({error}); remove the folder or name another") from None
 
 
+def unfinished(out: Path) -> bool:
+    """Say whether a preparation has begun in a folder and not ended."""
+    return (out / _UNFINISHED).exists()
+
+
 def begin(out: Path) -> None:
     """Make `out` ready for writing: new or empty, or left by a preparation that did not finish, which is cleared.
 

@@ -248,6 +248,20 @@ def _running(name: str, key: np.ndarray, log: _Log, recent: tuple[int, ...] = ()
     return columns | {f"{name}_count": pa.array(np.log1p(spans.count).astype(np.float32))}
 
 
+def _roles(schema: pa.Schema, ids: tuple[str, ...]) -> dict[str, Any]:
+    """Return which part each column plays."""
+    context = ("hour", "weekday", "period")
+    return {
+        "time": "timestamp" if "timestamp" in schema.names else None,
+        "group": "user",
+        "item": "movie",
+        "labels": ["label"],
+        "ids": [name for name in (*ids, *context) if name in schema.names],
+        "sequences": [field.name for field in schema if pa.types.is_list(field.type)],
+        "dense": [field.name for field in schema if pa.types.is_floating(field.type)],
+    }
+
+
 def _manifest(protocol: str, raw: Raw, samples: Samples, splits: dict[str, dict]) -> dict[str, Any]:
     kept = pa.array(np.concatenate(list(samples.splits.values())))
     ids = ("user", "movie", "gender", "age", "occupation", "zip")
@@ -260,6 +274,7 @@ def _manifest(protocol: str, raw: Raw, samples: Samples, splits: dict[str, dict]
         **samples.facts,
         "splits": splits,
         "vocabulary": {name: pc.count_distinct(samples.columns[name].take(kept)).as_py() for name in ids},
+        "roles": _roles(samples.schema, ids),
         "columns": {field.name: str(field.type) for field in samples.schema},
         "string_hash": "xxh64, seed 0, of the UTF-8 bytes, as a signed 64-bit integer",
     }

@@ -11,6 +11,8 @@ import pytest
 
 from configs.errors import BadInput
 from trainers.data import movielens, movielens_raw
+from trainers.data.checks import run
+from trainers.data.checks.findings import Verdict
 from trainers.data.ids import string_id
 
 DAY = 86_400
@@ -111,6 +113,17 @@ def test_a_copy_converted_to_utf8_gives_the_same_ids(prepared, tmp_path):
     movies.write_bytes(movies.read_bytes().decode("latin-1").encode("utf-8"))
     movielens.prepare("dcnv2", tmp_path / "out", raw)
     assert everything(tmp_path / "out") == everything(prepared / "dcnv2")
+
+
+@pytest.mark.parametrize("protocol", ["rechorus", "dcnv2"])
+def test_the_manifest_gives_every_column_its_role_and_the_checks_find_nothing_wrong_in_them(prepared, protocol):
+    checked = run.check(prepared / protocol)
+    roles = checked.dataset.manifest["roles"]
+    named = [name for part in roles.values() for name in ([part] if isinstance(part, str) else part or [])]
+    assert set(named) == set(checked.dataset.schema.names)
+    assert (roles["time"], roles["labels"]) == ("timestamp" if protocol == "rechorus" else None, ["label"])
+    wrong = {finding.check for finding in checked.findings if finding.verdict == Verdict.wrong}
+    assert not wrong & {"schema", "roles", "ranges", "lengths", "time order"}
 
 
 def test_rechorus_rows_follow_the_definition(prepared):

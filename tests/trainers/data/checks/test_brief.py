@@ -1,0 +1,128 @@
+"""What a run says of its own columns before it starts, and the little that it refuses."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from configs.errors import BadInput
+from tests import samples
+from trainers import preflight
+from trainers.data.checks import brief
+from trainers.data.checks.findings import share
+from trainers.data.source import Source, scan
+
+
+def change(folder, split, **columns):
+    """Set columns of a split's file; a function gets the table."""
+    path = folder / split / "part-0.parquet"
+    table = pq.read_table(path)
+    for name, values in columns.items():
+        values = values(table) if callable(values) else values
+        table = table.drop_columns(name) if name in table.column_names else table
+        table = table.append_column(name, values)
+    pq.write_table(table, path, row_group_size=128)
+
+
+def everywhere(folder, **columns):
+    for split in preflight.SPLITS:
+        change(folder, split, **columns)
+
+
+def notes(recipe):
+    said = []
+    preflight.check(recipe, said.append)
+    return said
+
+
+@pytest.fixture
+def data(tmp_path):
+    return samples.write(tmp_path / "data")
+
+
+def test_a_run_notes_rates_nulls_unseen_ids_and_the_best_column(data):
+    change(data, "test", user=lambda table: pa.array(np.arange(len(table)) + 50))  # 450 of 500 are not in train
+    said = notes(samples.recipe(data))
+    labels = {split: pq.read_table(data / split)["label"].to_numpy() for split in preflight.SPLITS}
+    wanted = ", ".join(f"{labels[split].mean():.3f} in {split}" for split in preflight.SPLITS)
+    assert f"label click: mean {wanted}" in said
+    nulls = next(text for text in said if text.startswith("nulls: "))
+    absent = pq.read_table(data / "train")["movie"].null_count
+    assert f"movie {share(absent / 2000)} of train" in nulls
+    assert "user" not in nulls
+    unseen = "ids not in train: movie 100.0 % of valid, 100.0 % of test, user 0.0 % of valid, 90.0 % of test"
+    assert unseen in said
+    assert any(text.startswith("leakage probe of label: best single column: rate (AUC 0.7") for text in said)
+
+
+def test_a_feature_that_leaks_is_named_and_training_goes_on(data):
+    everywhere(
+        data,
+        planted=lambda table: pa.array(table["label"].to_numpy() + np.random.default_rng(0).random(len(table)) * 0.9),
+    )
+    features = {"planted": {"type": "dense"}, "user": {"type": "id", "table": "user"}}
+    recipe = samples.recipe(
+        data, features=features, tables={"user": {"rows": 100, "dim": 4}}, model={"kind": "dnn", "units": [4]}
+    )
+    assert "wrong: leakage probe of label: predicted too well by planted (AUC 1.000" in "\n".join(notes(recipe))
+
+
+@pytest.mark.parametrize(
+    "feature", [{"type": "dense", "column": "label"}, {"type": "id", "table": "user", "column": "label"}]
+)
+def test_a_label_as_a_feature_is_refused(data, feature):
+    recipe = samples.recipe(data, features__extra=feature)
+    with pytest.raises(
+        BadInput, match=r"features\.extra: column 'label' is an outcome of the row \(tasks\.click\.label\)"
+    ):
+        preflight.check(recipe, lambda text: None)
+
+
+def test_an_outcome_that_the_manifest_names_is_refused_as_a_feature(data):
+    everywhere(data, watch_time=lambda table: pa.array(np.random.default_rng(0).random(len(table))))
+    recipe = samples.recipe(data, features__watch={"type": "dense", "column": "watch_time"})
+    preflight.check(recipe, lambda text: None)
+    (data / "dataset.json").write_text(json.dumps({"roles": {"labels": ["label", "watch_time"]}}))
+    with pytest.raises(BadInput, match=r"features\.watch: column 'watch_time' .*\(dataset\.json lists it"):
+        preflight.check(recipe, lambda text: None)
+
+
+def test_a_copy_of_a_label_under_another_name_is_refused(data):
+    everywhere(data, innocent=lambda table: table["label"].cast(pa.float32()))
+    recipe = samples.recipe(data, features__innocent={"type": "dense"})
+    with pytest.raises(BadInput, match=r"features\.innocent: column 'innocent' equals 'label' \(tasks\.click\.label\)"):
+        preflight.check(recipe, lambda text: None)
+    change(data, "train", innocent=_one_other)
+    preflight.check(recipe, lambda text: None)  # one row differs: for a person to judge
+
+
+def _one_other(table):
+    values = table["label"].to_numpy().astype(np.float32)
+    values[0] = 1 - values[0]
+    return pa.array(values)
+
+
+def test_what_is_read_is_bounded_and_said(data, monkeypatch):
+    monkeypatch.setattr(brief, "PROBED", 256)
+    monkeypatch.setattr(brief, "KNOWN", 512)
+    read = []
+    monkeypatch.setattr(Source, "read", _counting(Source.read, read))
+    recipe = samples.recipe(data)
+    sources = {split: Source.open(recipe, split) for split in preflight.SPLITS}
+    said = []
+    statistics = {split: scan(source, recipe) for split, source in sources.items()}
+    read.clear()
+    brief.examine(recipe, sources, statistics, said.append)
+    assert sum(read) <= 3 * (256 + 128) + 512 + 128  # never more than a row group too many
+    known = sum(read[-5:])
+    assert next(text for text in said if text.startswith("ids not")).endswith(f"on {known} rows of it, so at most that")
+
+
+def _counting(method, read):
+    def counted(self, group, columns):
+        read.append(group.rows)
+        return method(self, group, columns)
+
+    return counted

@@ -1,0 +1,138 @@
+"""The checks that a run makes of its own columns before it starts, on samples: a second, whatever the data's size.
+
+Only what is certainly wrong is refused: an outcome of the row as a feature, by its name or because it equals a label.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from configs.errors import BadInput
+from configs.schema import IdFeature, Recipe
+from trainers.data import layout
+from trainers.data.checks import leaks
+from trainers.data.checks.dataset import spaced
+from trainers.data.checks.findings import Verdict, listed, share
+from trainers.data.files import open_filesystem
+from trainers.data.source import Source, Statistics
+
+PROBED = 32_768  # rows of train/ that are probed, and rows of each other split that are looked at
+KNOWN = 1_048_576  # rows of train/ whose ids count as seen
+
+
+def refuse_outcomes(recipe: Recipe) -> None:
+    """Raise BadInput where a feature reads a label: a task's, or one that dataset.json lists under roles."""
+    outcomes = dict.fromkeys(_labels(recipe), f"{layout.MANIFEST} lists it under roles.labels")
+    outcomes |= {task.label: f"tasks.{name}.label" for name, task in recipe.tasks.items()}
+    for name in recipe.features:
+        column = recipe.column(name)
+        if column in outcomes:
+            raise BadInput(
+                f"features.{name}: column '{column}' is an outcome of the row ({outcomes[column]}), so the model would "
+                "be given its answer; remove the feature"
+            )
+
+
+def examine(
+    recipe: Recipe, sources: dict[str, Source], statistics: dict[str, Statistics], note: Callable[[str], None]
+) -> None:
+    """Note label rates, nulls, unseen ids and the best single column for each label.
+
+    Args:
+        recipe: the run.
+        sources: its splits; the first is learned from.
+        statistics: of each split.
+        note: told each sentence.
+
+    Raises:
+        BadInput: a feature equals a label on every sampled row.
+    """
+    splits = list(sources)
+    for task in recipe.tasks:
+        rates = ", ".join(f"{_rate(statistics[split].rate[task])} in {split}" for split in splits)
+        unknown = {split: statistics[split].unknown.get(task, 0.0) for split in splits}
+        late = ", ".join(f"{share(value)} of {split}" for split, value in unknown.items() if value)
+        note(f"label {task}: mean {rates}{f'; not known yet in {late}' if late else ''}")
+    columns = list(dict.fromkeys(map(recipe.column, recipe.features)))
+    labels = list(dict.fromkeys(task.label for task in recipe.tasks.values()))
+    train = _read(sources[splits[0]], [*columns, *labels], PROBED)
+    later = {split: _read(sources[split], columns, PROBED) for split in splits[1:]}
+    _refuse_copies(recipe, train)
+    nulls = [text for name in columns if (text := _nulls(name, {splits[0]: train} | later))]
+    if nulls:
+        note(f"nulls: {'; '.join(nulls[:3])}{f'; {len(nulls) - 3} more columns' if len(nulls) > 3 else ''}")
+    _note_unseen(recipe, sources[splits[0]], later, note)
+    found = leaks.check(leaks.probe(train, columns, labels), labels)
+    for finding in found:
+        loud = "" if finding.verdict == Verdict.ok else f"{finding.verdict.value}: "
+        note(f"{loud}leakage probe of {finding.subject}: {finding.text}")
+
+
+def _labels(recipe: Recipe) -> list[str]:
+    """Return the labels that the dataset's manifest names; none where there is no manifest to read."""
+    filesystem, root = open_filesystem(recipe.data.path)
+    try:
+        with filesystem.open_input_stream(f"{root}/{layout.MANIFEST}") as file:
+            roles = json.loads(file.read()).get("roles", {})
+    except (OSError, pa.ArrowException, ValueError, AttributeError):
+        return []
+    return list(roles.get("labels", [])) if isinstance(roles, dict) else []
+
+
+def _read(source: Source, columns: list[str], most: int) -> pa.Table:
+    """Return evenly spaced row groups of about `most` rows together, always the same ones."""
+    count = math.ceil(most / max(source.rows / len(source.groups), 1))
+    chosen = [source.groups[place] for place in spaced(len(source.groups), count)]
+    with ThreadPoolExecutor(pa.cpu_count()) as pool:
+        return pa.concat_tables(pool.map(lambda group: source.read(group, columns), chosen))
+
+
+def _refuse_copies(recipe: Recipe, train: pa.Table) -> None:
+    for name in recipe.features:
+        column = train[recipe.column(name)]
+        for task, wanted in recipe.tasks.items():
+            if leaks.is_copy(column, train[wanted.label]):
+                raise BadInput(
+                    f"features.{name}: column '{recipe.column(name)}' equals '{wanted.label}' (tasks.{task}.label) on "
+                    f"every one of {len(train):,} sampled rows, so the model would be given its answer; "
+                    "remove the feature"
+                )
+
+
+def _nulls(column: str, samples: dict[str, pa.Table]) -> str | None:
+    shares = {split: table[column].null_count / max(len(table), 1) for split, table in samples.items()}
+    if not any(shares.values()):
+        return None
+    return f"{column} {', '.join(f'{share(value)} of {split}' for split, value in shares.items())}"
+
+
+def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note: Callable[[str], None]) -> None:
+    ids = [recipe.column(name) for name, feature in recipe.features.items() if isinstance(feature, IdFeature)]
+    ids = list(dict.fromkeys(ids))
+    if not ids:
+        return
+    known = _read(train, ids, KNOWN)
+    most = "" if len(known) == train.rows else f", measured on {len(known):,} rows of it, so at most that"
+    found = []
+    for column in ids:
+        seen = pc.unique(known[column])
+        shares = {split: _unseen(table[column], seen) for split, table in later.items()}
+        if any(shares.values()):
+            found.append(
+                (max(shares.values()), f"{column} {', '.join(f'{share(v)} of {s}' for s, v in shares.items())}")
+            )
+    texts = [text for _, text in sorted(found, reverse=True)]
+    note(f"ids not in train: {listed(texts) if texts else 'none'}{most}")
+
+
+def _unseen(column: pa.ChunkedArray, seen: pa.Array) -> float:
+    column = column.drop_null()
+    return 1 - pc.sum(pc.is_in(column, value_set=seen)).as_py() / len(column) if len(column) else 0.0
+
+
+def _rate(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.01 else f"{value:.2g}"

@@ -1,0 +1,189 @@
+"""Leakage probes: how well one column alone ranks a label.
+
+A feature that is known before the exposure says a little about its outcome. One that says nearly everything was
+computed from the outcome. So each column is turned into scores, and their AUC against each label is its probe:
+
+- a number as it is, null below all (its being null may be what leaks);
+- an id, a string or an integer by the label's rate among the rows of its value, taken out of fold;
+- a sequence by its length, by its newest element (as an id), and by whether that element is one of the row's ids: a
+  history that already holds the row's own event.
+
+AUC below .5 counts as its mirror image. Labels are not probed: one outcome may well tell another. An amount (watch
+time, the value of a gift) is ranked as "above its median".
+
+Thresholds, from benchmarks/results/checks.md: of KuaiRand's columns those known before the exposure reach .78 at most,
+and a boosted-tree model on many of them .83; copies and re-encodings of an outcome lie above .98, weaker outcomes from
+.85. Either is met only where the AUC less two standard errors (Hanley and McNeil, Radiology 1982) still is.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainers import metrics
+from trainers.data.checks.findings import Finding, Verdict, listed
+
+LOOK, WRONG = 0.85, 0.98
+SAMPLE = 100_000  # rows
+LEAST = 30  # rows of each class, without which an AUC says nothing
+FOLDS, SMOOTH = 5, 5.0  # an id's rate counts SMOOTH rows of the overall rate besides its own
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How well `column` alone ranks `label`: AUC (at least .5), its standard error, and by what."""
+
+    column: str
+    label: str
+    auc: float
+    error: float
+    how: str
+
+    @property
+    def verdict(self) -> Verdict:
+        sure = self.auc - 2 * self.error
+        return Verdict.wrong if sure > WRONG else Verdict.look if sure > LOOK else Verdict.ok
+
+
+def probe(sample: pa.Table, columns: list[str], labels: list[str]) -> list[Probe]:
+    """Return the best probe of every column against every label that has LEAST rows of both classes.
+
+    Args:
+        sample: rows, with all the columns.
+        columns: to be probed: numbers, booleans, strings and lists of them.
+        labels: numbers, null where unknown.
+    """
+    fold = np.random.default_rng(0).integers(0, FOLDS, len(sample))  # by chance: rows may follow a rhythm of their own
+    targets = {label: target for label in labels if (target := _target(sample[label])) is not None}
+    best: dict[tuple[str, str], Probe] = {}
+    ids = [name for name in columns if pa.types.is_integer(sample.schema.field(name).type)]
+    for column in columns:
+        for how, codes, ordered in _scores(sample, column, ids):
+            for label, (known, positive) in targets.items():
+                found = _probe(column, label, how, codes[known], positive[known], None if ordered else fold[known])
+                if (column, label) not in best or found.auc > best[column, label].auc:
+                    best[column, label] = found
+    return list(best.values())
+
+
+def check(probes: list[Probe], labels: list[str]) -> list[Finding]:
+    """Return a finding for every label: the columns that predict it too well, or the best one."""
+    findings = []
+    for label in labels:
+        found = sorted((p for p in probes if p.label == label), key=lambda p: -p.auc)
+        if not found:
+            text = f"not probed: fewer than {LEAST} sampled rows of one class"
+            findings.append(Finding("leakage", label, Verdict.ok, text))
+            continue
+        flagged = [p for p in found if p.verdict != Verdict.ok]
+        if flagged:
+            worst = max((p.verdict for p in flagged), key=list(Verdict).index)
+            text = f"predicted too well by {listed([str_of(p) for p in flagged])}; is it known before the exposure?"
+            findings.append(Finding("leakage", label, worst, text))
+        else:
+            findings.append(Finding("leakage", label, Verdict.ok, f"best single column: {str_of(found[0])}"))
+    return findings
+
+
+def is_copy(column: pa.ChunkedArray, label: pa.ChunkedArray) -> bool:
+    """Say whether a column equals a label on every row; never of a label with less than LEAST rows of a class."""
+    target = _target(label)
+    if target is None or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        return False
+    values = pc.fill_null(column.cast(pa.float64(), safe=False), math.nan).to_numpy()
+    return bool((values == label.cast(pa.float64(), safe=False).to_numpy())[target[0]].all())
+
+
+def str_of(found: Probe) -> str:
+    """Return a probe in words."""
+    return f"{found.column} (AUC {found.auc:.3f}, {found.how})"
+
+
+def _target(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return (n,) bool which rows are known, and which are positive; None where one class is too small."""
+    values = pc.fill_null(column.cast(pa.float64(), safe=False), math.nan).to_numpy()
+    known = np.isfinite(values)
+    binary = np.isin(values[known], (0.0, 1.0)).all()
+    cut = 0.5 if binary or not known.any() else np.median(values[known])
+    positive = known & (values > cut)
+    enough = min(int(positive.sum()), int(known.sum() - positive.sum())) >= LEAST
+    return (known, positive) if enough else None
+
+
+def _scores(sample: pa.Table, name: str, ids: list[str]) -> Iterator[tuple[str, np.ndarray, bool]]:
+    """Yield (how, (n,) codes from 0, whether the codes' order is the score) of a column."""
+    column, kind = sample[name].combine_chunks(), sample.schema.field(name).type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths = pc.fill_null(pc.list_value_length(column), 0)
+        yield "length", _codes(lengths), True
+        newest = _newest(column)
+        yield "newest element", _codes(newest), False
+        for other in ids:
+            same = pc.fill_null(pc.equal(newest, sample[other].combine_chunks()), False)
+            yield f"newest element = {other}", same.to_numpy(zero_copy_only=False).astype(np.int64), True
+        return
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        yield "as it is", _codes(column), True
+    if not pa.types.is_floating(kind):
+        yield "rate of its value", _codes(column), False
+
+
+def _newest(column: pa.Array) -> pa.Array:
+    """Return the last element of each list, null where there is none."""
+    offsets = column.offsets.to_numpy()
+    filled = np.diff(offsets) > 0
+    filled &= column.is_valid().to_numpy(zero_copy_only=False)
+    return column.values.take(pa.array(np.maximum(offsets[1:] - 1, 0), mask=~filled))
+
+
+def _codes(column: pa.Array) -> np.ndarray:
+    """Return (n,) the rank of each value among the distinct ones; null and NaN come first."""
+    if pa.types.is_floating(column.type):
+        column = pc.add(pc.if_else(pc.is_nan(column), None, column), 0.0)  # -0.0 and 0.0 are one value
+    words = column.dictionary_encode()
+    order = pc.array_sort_indices(words.dictionary).to_numpy()
+    rank = np.empty(len(order) + 1, np.int64)
+    rank[order], rank[-1] = np.arange(1, len(order) + 1), 0
+    places = pc.fill_null(words.indices, -1).to_numpy()
+    return rank[places]
+
+
+def _probe(
+    column: str, label: str, how: str, codes: np.ndarray, positive: np.ndarray, fold: np.ndarray | None
+) -> Probe:
+    if fold is None:
+        total = np.bincount(codes)
+        ones = np.bincount(codes, weights=positive, minlength=len(total))
+        auc = metrics.auc_from_counts(ones, total - ones)
+    else:
+        auc = _out_of_fold(codes, positive, fold)
+    auc = max(auc, 0.5 if fold is not None else 1 - auc)
+    return Probe(column, label, auc, _error(auc, int(positive.sum()), int((~positive).sum())), how)
+
+
+def _out_of_fold(codes: np.ndarray, positive: np.ndarray, fold: np.ndarray) -> float:
+    """Return the AUC of each row's score: the smoothed rate of its value in the other folds.
+
+    score = (positives of the value elsewhere + SMOOTH p) / (rows of the value elsewhere + SMOOTH), p the overall rate.
+    All rows of a value and fold share one score, so the AUC follows from the counts of these cells.
+    """
+    width = int(codes.max(initial=0)) + 1
+    cell = codes * FOLDS + fold
+    total = np.bincount(cell, minlength=width * FOLDS).reshape(width, FOLDS)
+    ones = np.bincount(cell, weights=positive, minlength=width * FOLDS).reshape(width, FOLDS)
+    elsewhere, ones_elsewhere = (x.sum(1, keepdims=True) - x for x in (total, ones))
+    score = (ones_elsewhere + SMOOTH * positive.mean()) / (elsewhere + SMOOTH)
+    used = total > 0
+    _, place = np.unique(score[used], return_inverse=True)
+    positives, rows = (np.bincount(place, weights=x[used]) for x in (ones, total))
+    return metrics.auc_from_counts(positives, rows - positives)
+
+
+def _error(auc: float, positives: int, negatives: int) -> float:
+    one, two = auc / (2 - auc), 2 * auc**2 / (1 + auc)
+    spread = auc * (1 - auc) + (positives - 1) * (one - auc**2) + (negatives - 1) * (two - auc**2)
+    return math.sqrt(max(spread, 0.0) / (positives * negatives))
