@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from cluster.sweep.board import number, short
 from cluster.sweep.trials import Sweep, Trial
 from configs.space import Choice, Domain, LogUniform
-from trainers.report import COLORS, GREY, HAIR, INK
+from trainers.panels import COLORS, GREY, HAIR, INK
 
 COLORMAP = colormaps["viridis"]
 LEAST = 4  # trials below which importance says nothing
