@@ -30,6 +30,7 @@ from trainers.process import prepare
 DRIVER = {"memory": 2**29}
 POLL_S = 0.25  # between looks at a trial's log
 ERROR_LENGTH = 2000  # characters of a failed trial's error that are kept
+DIED = "\nthe trial's process died: it was killed, or memory ran out"
 
 
 def tune(
@@ -280,7 +281,8 @@ def _follower(sweep: Sweep, board: Board) -> Any:
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             own = sweep.trials[trial.config["number"]]
-            own.error = str(trial.get_error() or "its process ended")[-ERROR_LENGTH:]
+            text = Path(trial.error_file).read_text() if trial.error_file else ""
+            own.error = text[-ERROR_LENGTH:] + (DIED if "actor died" in text or not text else "")
             board.ended(own)
             sweep.save()
 
