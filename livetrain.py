@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
+from typer.core import TyperGroup
 
 from configs.errors import BadInput, nearest, without_credentials
 from trainers.process import prepare
@@ -41,6 +42,23 @@ app = typer.Typer(
 data = typer.Typer(no_args_is_help=True)
 app.add_typer(data, name="data", help="Prepare a dataset: raw logs in, Parquet that `train` reads out.")
 
+
+class _SearchFirst(TyperGroup):
+    """A group whose first word is a command of it, or else the first argument of its command `search`."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, *ctx.help_option_names):
+            args = ["search", *args]
+        return super().parse_args(ctx, args)
+
+
+tune = typer.Typer(cls=_SearchFirst, no_args_is_help=True)
+app.add_typer(
+    tune,
+    name="tune",
+    help="Search a recipe's best values: `livetrain tune RECIPE --space SPACE`; see `livetrain tune search --help`.",
+)
+
 out, err = Console(), Console(stderr=True)
 
 
@@ -58,6 +76,16 @@ class Split(StrEnum):
 class Which(StrEnum):
     best = "best"
     last = "last"
+
+
+class Search(StrEnum):
+    random = "random"
+    optuna = "optuna"
+
+
+class Scheduler(StrEnum):
+    asha = "asha"
+    none = "none"
 
 
 class Quantize(StrEnum):
@@ -366,6 +394,96 @@ def export(
         from trainers import latency
 
         out.print(latency.table(latency.compare(run, checkpoint.value, candidate)))
+
+
+@tune.command("search")
+def tune_search(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="A YAML file; see configs/recipes.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    space: Annotated[
+        Path | None, typer.Option(help="A YAML file of keys and values; see configs/spaces.", show_default=False)
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Trials.", show_default="20")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What to choose by: valid/auc, valid/TASK.METRIC, or an expression over them; several options give a "
+            "Pareto front.",
+            show_default="valid/auc",
+        ),
+    ] = None,
+    search: Annotated[Search | None, typer.Option(help="How values are drawn.", show_default="random")] = None,
+    scheduler: Annotated[
+        Scheduler | None,
+        typer.Option(
+            help="Whether ASHA stops trials early, as it does by default where there is one metric.", show_default=False
+        ),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.", show_default="1")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="The sweep's folder, by default runs/NAME-sweep-TIME.", show_default=False),
+    ] = None,
+    resumed: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="DIR", help="Go on with a sweep that was killed.", show_default=False),
+    ] = None,
+) -> None:
+    """Train a recipe with many values of its keys, and say which were best on the validation split.
+
+    Every trial is a training with a run folder of its own, DIR/trials/N; as many train at a time as the cluster has
+    room for. Trials that fall behind are stopped early; one that fails is started again from its checkpoint.
+
+    Example: `livetrain tune RECIPE --space configs/spaces/din.yaml --samples 20 --metric valid/auc`
+    """
+    asked = {"metrics": metric, "samples": samples, "search": search, "scheduler": scheduler, "seed": seed}
+    given = {key: getattr(value, "value", value) for key, value in asked.items() if value is not None}
+    if resumed is not None and (given or any(part is not None for part in (recipe, space, folder))):
+        raise BadInput("tune: --resume goes on with what the sweep's folder says; leave all other arguments out")
+    if resumed is None and (recipe is None or space is None):
+        raise BadInput("tune: a sweep needs RECIPE and --space, or --resume DIR")
+    settled = _load(recipe, overrides) if resumed is None else None
+    from cluster import sweep as sweeps
+    from cluster.sweep import board
+
+    try:
+        found = sweeps.resume(resumed) if settled is None else sweeps.tune(settled, space, folder, **given)
+    except KeyboardInterrupt as interrupt:
+        _note(str(interrupt))
+        raise
+    out.print(board.table(found))
+    _say(f"everything is in {found.folder}: sweep.json, parallel.png, importance.png, curves.png, best.png")
+    if not any(trial.state == "finished" for trial in found.trials):
+        _complain("no trial has finished; the table and sweep.json say why")
+        raise typer.Exit(FAILED)
+    _say(f"best: {found.run(found.best)}; its recipe: livetrain tune best {found.folder} --out recipe.yaml")
+
+
+@tune.command("best")
+def tune_best(
+    sweep: Annotated[Path, typer.Argument(metavar="DIR", help="A sweep's folder.", show_default=False)],
+    file: Annotated[Path, typer.Option("--out", help="The recipe file to write.", show_default=False)],
+    trial: Annotated[
+        int | None, typer.Option(help="Another trial than the best, by its number.", show_default=False)
+    ] = None,
+) -> None:
+    """Write a sweep's best trial as a recipe that trains it again.
+
+    Of several metrics the first one decides, unless --trial names another trial of the Pareto front.
+
+    Example: `livetrain tune best runs/din_ml1m-sweep --out configs/recipes/din_tuned.yaml`
+    """
+    from cluster.sweep.trials import Sweep
+
+    text = Sweep.open(sweep).winner(trial)
+    try:
+        file.write_text(text)
+    except OSError as error:
+        raise BadInput(f"{file}: cannot write here ({error.strerror}); choose another file with --out") from error
+    _say(text.split("\n", 1)[0].removeprefix("# "))
+    _say(f"written to {file}; livetrain train {file} trains it")
 
 
 @app.command()

@@ -31,8 +31,10 @@ from trainers.progress import Watcher
 
 Work = Callable[[torch.device], dict[str, Any]]
 
+PLACEMENT = "placement.txt"  # in a run's folder while its workers live: the id of Ray's reservation for them
 
-def train(recipe: Recipe, runs: Path) -> dict[str, Any]:
+
+def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
     """Train a recipe to its end and return the content of its result.json.
 
     A run of the same name that did not finish goes on from its last checkpoint.
@@ -40,6 +42,7 @@ def train(recipe: Recipe, runs: Path) -> dict[str, Any]:
     Args:
         recipe: the run; without a name it gets one from the model and the time.
         runs: folder of run folders, on storage that all workers share.
+        test: whether the run ends with the metrics of the test split; `evaluate` gives them later too.
 
     Raises:
         BadInput: the recipe, its data or the run folder is wrong.
@@ -53,7 +56,7 @@ def train(recipe: Recipe, runs: Path) -> dict[str, Any]:
     with Watcher(run), _leaving_nothing(run):
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
         (run / "config.yaml").write_text(dump_recipe(recipe))
-        job = Job(recipe, run, sources, statistics)
+        job = Job(recipe, run, sources, statistics, test)
         result = _launch(partial(_train_here, job), recipe, run)
     result = {"name": name, **result, "wall_s": time.perf_counter() - started, "versions": versions()}
     write_json(run / "result.json", result)
@@ -142,6 +145,7 @@ def _on_ray(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
         stale.unlink(missing_ok=True)
     runlog.note(run, "note", text=f"starting {cluster.workers} workers")
     with _connected(recipe) as cuda:
+        release(run)
         trainer = TorchTrainer(
             partial(_on_worker, work, run),
             train_loop_config={},
@@ -164,6 +168,7 @@ def _on_ray(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
             if not refusal.exists():
                 raise RuntimeError(f"the workers failed more than {cluster.max_failures} times: {error}") from error
         finally:
+            (run / PLACEMENT).unlink(missing_ok=True)
             shutil.rmtree(run / "ray", ignore_errors=True)  # Ray's own notes on a run that is told in full elsewhere
     if refusal.exists():
         raise BadInput(refusal.read_text())
@@ -176,12 +181,15 @@ def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
     """What a Ray worker does. Its outcome travels through the run folder."""
     prepare()
     from ray.train.torch import get_device
+    from ray.util import get_current_placement_group
 
     if not (run / "config.yaml").exists():
         raise RuntimeError(f"{platform.node()} does not see {run}: --runs must lie on storage that all nodes share")
     refusal = run / "refused.txt"
     if refusal.exists():  # Ray starts the group again, but that cannot mend bad input: end at once
         return
+    if ranks.is_main():
+        (run / PLACEMENT).write_text(get_current_placement_group().id.hex())
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
     device = get_device()
     if device.type == "cuda":
@@ -195,6 +203,21 @@ def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
         write_json(run / "outcome.json", result)
 
 
+def release(run: Path) -> None:
+    """End the workers of a run whose own driver is gone or is to go, and free what Ray holds for them, at once.
+
+    Ray Train leaves that to a helper which asks the dashboard; where there is none, nothing would ever free it.
+    """
+    import ray
+    from ray.util import remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    note = run / PLACEMENT
+    if note.exists():
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(note.read_text()))))
+        note.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def _connected(recipe: Recipe) -> Iterator[bool]:
     """Connect to the recipe's Ray cluster, or start one on this machine; yield whether workers get GPUs."""
@@ -203,8 +226,13 @@ def _connected(recipe: Recipe) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def attached(cluster: Cluster) -> Iterator[None]:
-    """Connect to the Ray cluster that a recipe names (else RAY_ADDRESS), or start one on this machine."""
+def attached(cluster: Cluster, dashboard: bool = False) -> Iterator[None]:
+    """Connect to the Ray cluster that a recipe names (else RAY_ADDRESS), or start one on this machine.
+
+    Args:
+        cluster: of the recipe.
+        dashboard: whether a Ray that is started here has one, which Ray's own helpers need to tidy up after a driver.
+    """
     import ray
 
     ours = not ray.is_initialized()
@@ -216,7 +244,7 @@ def attached(cluster: Cluster) -> Iterator[None]:
         else:
             cpus = max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker))
             # Nobody looks at the dashboard of a Ray that ends with its run; it takes ten processes and a gigabyte.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
     try:
         yield
     finally:
@@ -232,11 +260,11 @@ def on_gpus(cluster: Cluster) -> bool:
     """
     import ray
 
-    gpus = int(ray.cluster_resources().get("GPU", 0))
-    cuda = cluster.device == "cuda" or (cluster.device == "auto" and gpus >= cluster.workers)
-    if cuda and gpus < cluster.workers:
+    gpus, wanted = int(ray.cluster_resources().get("GPU", 0)), max(cluster.workers, 1)
+    cuda = cluster.device == "cuda" or (cluster.device == "auto" and gpus >= wanted)
+    if cuda and gpus < wanted:
         raise BadInput(
-            f"cluster.device: cuda needs {cluster.workers} GPUs, one a worker, and the Ray cluster has {gpus}; "
+            f"cluster.device: cuda needs {wanted} GPUs, one a worker, and the Ray cluster has {gpus}; "
             "lower cluster.workers, or use device: cpu"
         )
     return cuda

@@ -94,13 +94,42 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         raise BadInput(f"{where}: {without_credentials(sentence)}") from None
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """Return the recipe as YAML: every default shown, keys in the schema's order, no credentials.
+def override(recipe: Recipe, values: dict[str, Any]) -> Recipe:
+    """Return a recipe with other values at some dotted keys, checked like a recipe that was read.
+
+    Raises:
+        BadInput: a key is none, or the whole is no valid recipe any more.
+
+    Example:
+        >>> override(recipe, {"optimizers.dense.lr": 0.01}).optimizers.dense.lr  # doctest: +SKIP
+        0.01
+    """
+    tree: Any = recipe.model_dump(mode="json")
+    for key, value in values.items():
+        tree = _put(tree, tuple(key.split(".")), value, f"{key}={value}")
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise BadInput(first_complaint(error, Recipe, tree)[1]) from None
+
+
+def dump_recipe(recipe: Recipe, defaults: bool = True) -> str:
+    """Return the recipe as YAML: keys in the schema's order, no credentials, every default shown unless told otherwise.
 
     ``load_recipe`` of this text gives an equal recipe; only a password inside a URI is left out, as it belongs in the
     environment.
+
+    Args:
+        recipe: what to write.
+        defaults: False leaves out what is as the schema has it.
     """
-    tree = _map_text(recipe.model_dump(mode="json"), without_credentials)
+    tree = recipe.model_dump(mode="json", exclude_defaults=not defaults)
+    tree["model"] = {"kind": recipe.model.kind} | tree["model"]  # a kind is its class's default
+    return dump_tree(_map_text(tree, without_credentials))
+
+
+def dump_tree(tree: Any) -> str:
+    """Return mappings, lists and plain values as YAML that `load_recipe` reads back unchanged."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=118)
 
 
@@ -134,7 +163,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict, dict[tuple[st
         path: the file.
         above: the files that are built on this one.
     """
-    tree, lines = _read_alone(path)
+    tree, lines = read_tree(path, "recipe", "keys (data, features, model, tasks, ...)")
     places = {place: f"{path}, line {line}" for place, line in lines.items()}
     if "base" not in tree:
         return tree, places
@@ -157,16 +186,25 @@ def _merge(under: Any, over: Any) -> Any:
     return under | {key: _merge(under.get(key), value) for key, value in over.items()}
 
 
-def _read_alone(path: Path) -> tuple[dict, dict[tuple[str, ...], int]]:
-    """Return the file's mapping, and the line of each of its keys."""
+def read_tree(path: Path, what: str, keys: str) -> tuple[dict, dict[tuple[str, ...], int]]:
+    """Return a YAML file's mapping, and the line of each of its keys.
+
+    Args:
+        path: the file.
+        what: what the file is, for messages.
+        keys: what its keys are, for messages.
+
+    Raises:
+        BadInput: it cannot be read, is no YAML, sets a key twice, or is no mapping.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         beside = [str(other) for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise BadInput(f"{path}: there is no such recipe file{nearest(str(path), beside)}") from None
+        raise BadInput(f"{path}: there is no such {what} file{nearest(str(path), beside)}") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise BadInput(f"{path}: this recipe cannot be read ({reason})") from None
+        raise BadInput(f"{path}: this {what} cannot be read ({reason})") from None
     lines: dict[tuple[str, ...], int] = {}
     loader = _Loader(text)
     try:
@@ -181,7 +219,7 @@ def _read_alone(path: Path) -> tuple[dict, dict[tuple[str, ...], int]]:
     finally:
         loader.dispose()
     if not isinstance(tree, dict):
-        raise BadInput(f"{path}: a recipe is a mapping of keys (data, features, model, tasks, ...), not {_shape(tree)}")
+        raise BadInput(f"{path}: a {what} is a mapping of {keys}, not {_shape(tree)}")
     return tree, lines
 
 

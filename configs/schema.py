@@ -296,6 +296,7 @@ class Wandb(Section):
     entity: str | None = Field(None, description="user or team, by default the one logged in")
     mode: Literal["online", "offline"] = Field("online", description="offline: kept in the run folder for `wandb sync`")
     tags: list[str] = []
+    group: str | None = Field(None, description="runs that belong together; a sweep sets its own name for its trials")
 
 
 class ModelConfig(Section):

@@ -262,3 +262,47 @@ def test_a_wrong_world_is_refused_in_one_sentence(call, monkeypatch, tmp_path, w
     assert code == 2
     assert mend in " ".join(err.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_tune_takes_a_recipe_where_its_other_commands_take_their_names(call, tmp_path):
+    code, out, _ = call("tune", "--help")
+    assert code == 0
+    assert "best" in out
+    code, out, _ = call("tune", "search", "--help")
+    assert code == 0
+    assert all(option in out for option in ("--space", "--samples", "--metric", "--resume"))
+    for words, sentence in (
+        ((RECIPE,), "a sweep needs RECIPE and --space, or --resume DIR"),
+        (("--samples", "3"), "a sweep needs RECIPE and --space, or --resume DIR"),
+        ((RECIPE, "--resume", str(tmp_path)), "leave all other arguments out"),
+        (("--resume", str(tmp_path), "--samples", "3"), "leave all other arguments out"),
+        (("--resume", str(tmp_path)), "this folder holds no sweep"),
+        ((RECIPE, "--space", str(tmp_path / "no.yaml")), "there is no such space file"),
+        ((RECIPE, "train.epoch=1", "--space", "x.yaml"), "unknown key train.epoch"),
+        (("best", str(tmp_path), "--out", "x.yaml"), "this folder holds no sweep"),
+    ):
+        code, _, err = call("tune", *words)
+        assert (code, sentence in " ".join(err.split())) == (2, True), err
+
+
+def test_tune_best_writes_a_recipe(call, tmp_path):
+    from cluster.sweep.trials import Settings, Sweep, Trial
+    from configs.load import load_recipe
+    from configs.space import parse_space
+
+    space = {"optimizers.dense.lr": {"uniform": [0.001, 0.1]}}
+    sweep = Sweep(tmp_path / "sweep", load_recipe(RECIPE), parse_space(space), Settings(metrics=["valid/auc"]))
+    sweep.create()
+    rates = (0.01, 0.02)
+    sweep.trials = [Trial(n, {"optimizers.dense.lr": r}, "finished", [0.7 + r]) for n, r in enumerate(rates)]
+    sweep.save()
+    out = tmp_path / "best.yaml"
+    code, said, _ = call("tune", "best", str(tmp_path / "sweep"), "--out", str(out))
+    assert code == 0
+    assert "Trial 1 of 2" in said
+    assert load_recipe(out).optimizers.dense.lr == 0.02
+    assert call("tune", "best", str(tmp_path / "sweep"), "--out", str(out), "--trial", "0")[0] == 0
+    assert load_recipe(out).optimizers.dense.lr == 0.01
+    code, _, err = call("tune", "best", str(tmp_path / "sweep"), "--out", str(tmp_path / "no" / "best.yaml"))
+    assert code == 2
+    assert "choose another file with --out" in " ".join(err.split())

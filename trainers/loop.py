@@ -48,6 +48,7 @@ class Job:
     run: Path
     sources: dict[str, Source]
     statistics: Statistics
+    test: bool = True  # whether the run ends with the test split; a sweep's trials leave it unread
 
 
 def factor(step: int, total: int, recipe: Recipe) -> float:
@@ -60,6 +61,17 @@ def factor(step: int, total: int, recipe: Recipe) -> float:
     done = (step - schedule.warmup_steps) / max(total - schedule.warmup_steps, 1)
     shape = 1 - done if schedule.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return schedule.final + (1 - schedule.final) * shape
+
+
+def is_better(metric: str, value: float | None, best: float | None) -> bool:
+    """Tell whether an evaluation picks a new best checkpoint: `value` of the metric ``<task>.<name>`` against the best.
+
+    A metric is nan where one class is missing, and null once it went through a checkpoint or a log.
+    """
+    if best is None or math.isnan(best):
+        return True
+    sign = (SELECTABLE | SELECTABLE_NUMBERS)[metric.split(".")[-1]]
+    return value is not None and sign * value > sign * best
 
 
 class Feed:
@@ -157,7 +169,7 @@ class Trainer:
         )
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, from the run's newest checkpoint if it has one; return the result with test metrics."""
+        """Train to the end, from the run's newest checkpoint if it has one; return the content of result.json."""
         found = checkpoint.load_latest(self.sharded, self.recipe, self.job.run)
         if found:
             self.step, self.position = found["step"], found["position"]
@@ -270,9 +282,7 @@ class Trainer:
         self.log.write("eval", step=self.step, split="valid", **metrics)
         key, position = self.recipe.select(), self.position
         value = metrics[key]
-        sign = (SELECTABLE | SELECTABLE_NUMBERS)[key.split(".")[-1]]
-        # A metric is nan where one class is missing, and null once it went through a checkpoint.
-        if position["best"] is None or math.isnan(position["best"]) or sign * value > sign * position["best"]:
+        if is_better(key, value, position["best"]):
             position |= {"best": value, "best_step": self.step, "waited": 0, "valid": metrics}
         else:
             position["waited"] += 1
@@ -287,13 +297,17 @@ class Trainer:
             total.update(part)
         return dict(total)
 
+    def _test(self, best: int) -> tuple[dict[str, float], dict[str, Any]]:
+        self.log.write("note", step=self.step, text=f"evaluating test with the checkpoint of step {best}")
+        test, curves = self.evaluate("test")
+        self.log.write("eval", step=best, split="test", **test)
+        return test, curves
+
     def _finish(self) -> dict[str, Any]:
         best = self.position["best_step"]
         if best != self.step:
             checkpoint.load(self.sharded, self.recipe, checkpoint.folder(self.job.run, best))
-        self.log.write("note", step=self.step, text=f"evaluating test with the checkpoint of step {best}")
-        test, curves = self.evaluate("test")
-        self.log.write("eval", step=best, split="test", **test)
+        test, curves = self._test(best) if self.job.test else ({}, {})
         cut = dict(self.position["left_out"])
         skipped = cut.pop(SKIPPED)
         return {

@@ -63,13 +63,22 @@ def _check_known(source: Source, recipe: Recipe, statistics: Statistics) -> None
 
 def check_select(recipe: Recipe) -> None:
     """Raise BadInput where train.select is no metric that a run will have."""
-    grouped = ("gauc", "uauc")
-    known = [m for m in SELECTABLE if recipe.evaluate.group_by or m not in grouped]
-    numeric = {name: kind.numeric for name, kind in kinds(recipe.tasks).items()}
-    names = [f"{task}.{m}" for task in recipe.tasks for m in (SELECTABLE_NUMBERS if numeric[task] else known)]
+    names = selectable(recipe)
     if recipe.select() not in names:
         hint = nearest(recipe.select(), names)
         raise BadInput(f"train.select: no run of this recipe has a metric '{recipe.select()}'{hint}")
+
+
+def selectable(recipe: Recipe) -> dict[str, int]:
+    """Return the metrics ``<task>.<metric>`` of an evaluation that can be best: 1 where more is, -1 where less is."""
+    grouped = ("gauc", "uauc")
+    known = {m: sign for m, sign in SELECTABLE.items() if recipe.evaluate.group_by or m not in grouped}
+    numeric = {name: kind.numeric for name, kind in kinds(recipe.tasks).items()}
+    return {
+        f"{task}.{metric}": sign
+        for task in recipe.tasks
+        for metric, sign in (SELECTABLE_NUMBERS if numeric[task] else known).items()
+    }
 
 
 def run_folder(runs: Path, name: str) -> Path:

@@ -98,6 +98,7 @@ class Tracker:
             entity=asked.entity,
             mode=asked.mode,
             tags=asked.tags,
+            group=asked.group,
             name=self._recipe.name,
             id=_run_id(self._folder, self._recipe),
             resume="allow",

@@ -18,7 +18,7 @@ from trainers.breakdown import PARTS
 from trainers.loop import Job, Trainer
 from trainers.tracking import Tracker
 
-SECTION = {"project": "tests", "mode": "offline", "tags": ["small"]}
+SECTION = {"project": "tests", "mode": "offline", "tags": ["small"], "group": "some"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,8 +73,8 @@ def test_config_report_result_and_export_are_sent_under_one_id(tracked):
     runs = sent(tracked, "run")
     name = (tracked / "wandb/id").read_text()
     assert name.startswith("small-")
-    assert [(run.run_id, run.project, run.display_name, list(run.tags)) for run in runs] == [
-        (name, "tests", "small", ["small"])
+    assert [(run.run_id, run.project, run.display_name, list(run.tags), run.run_group) for run in runs] == [
+        (name, "tests", "small", ["small"], "some")
     ] * 3
     config = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
     assert {key: config[key] for key in config if key != "_wandb"} == yaml.safe_load(

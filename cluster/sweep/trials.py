@@ -1,0 +1,256 @@
+"""A sweep on disk: what was asked, and what became of every trial.
+
+`<sweep>/recipe.yaml` and `space.yaml` are what was asked, `sweep.json` the rest and the trials, rewritten whole at
+every change by the one process that runs the sweep. `<sweep>/trials/<name>` are normal run folders, whose logs and
+checkpoints are the truth on each trial: a sweep that was killed needs nothing else to go on.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from cluster.sweep.metric import Metric, parse
+from configs.errors import BadInput, nearest
+from configs.load import dump_recipe, dump_tree, load_recipe, override
+from configs.schema import Recipe, Section
+from configs.space import Space, load_space
+from trainers import runlog
+from trainers.export import versions
+from trainers.manifest import write_json
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+RECORD, ERROR = "sweep.json", "error.txt"
+ENDED = ("finished", "stopped", "failed")
+
+
+class Settings(Section):
+    """How a sweep searches."""
+
+    metrics: list[str] = Field(min_length=1, description="what is chosen by; several give a Pareto front")
+    samples: int = Field(20, gt=0, description="trials")
+    search: Literal["random", "optuna"] = "random"
+    scheduler: Literal["asha", "none"] = "asha"
+    seed: int = Field(1, ge=0)
+
+
+@dataclass
+class Trial:
+    """One training of a sweep."""
+
+    number: int
+    values: dict[str, Any]  # drawn for this trial, by recipe key
+    state: str = "waiting"  # then running, then one of ENDED
+    scores: list[float | None] = field(default_factory=list)  # of the sweep's metrics, at the checkpoint it keeps
+    epoch: float = 0.0  # that its last evaluation was made at
+    seconds: float = 0.0
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.number:03d}"
+
+
+@dataclass
+class Sweep:
+    """A sweep's folder, read: `Sweep.open(folder)`, or what `tune` returns."""
+
+    folder: Path
+    recipe: Recipe
+    space: Space
+    settings: Settings
+    trials: list[Trial] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Sweep":
+        """Read a sweep that runs, was killed or has ended.
+
+        Raises:
+            BadInput: the folder holds no sweep.
+        """
+        folder = Path(folder).resolve()
+        try:
+            record = json.loads((folder / RECORD).read_text())
+        except (OSError, json.JSONDecodeError):
+            near = nearest(str(folder), [str(found.parent) for found in folder.parent.glob(f"*/{RECORD}")])
+            raise BadInput(f"{folder}: this folder holds no sweep ({RECORD} is missing){near}") from None
+        known = {part.name for part in fields(Trial)}
+        trials = [Trial(**{k: v for k, v in trial.items() if k in known}) for trial in record["trials"]]
+        recipe, space = load_recipe(folder / "recipe.yaml"), load_space(folder / "space.yaml")
+        return cls(folder, recipe, space, Settings.model_validate(record["settings"]), trials)
+
+    def create(self) -> None:
+        """Write what was asked.
+
+        Raises:
+            BadInput: the folder holds a sweep already, or cannot be written to.
+        """
+        if (self.folder / RECORD).exists():
+            raise BadInput(
+                f"{self.folder}: a sweep is there already; go on with it by --resume {self.folder}, "
+                "or choose another folder with --out"
+            )
+        try:
+            (self.folder / "trials").mkdir(parents=True, exist_ok=True)
+            (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe))
+            (self.folder / "space.yaml").write_text(dump_tree(self.space.tree()))
+        except OSError as error:
+            raise BadInput(f"{self.folder}: cannot write here ({error.strerror}); choose another with --out") from error
+        self.save()
+
+    def save(self) -> None:
+        """Write sweep.json, whole or not at all."""
+        trials = [asdict(trial) | {"run": f"trials/{trial.name}"} for trial in self.trials]
+        settings = self.settings.model_dump(mode="json")
+        write_json(self.folder / RECORD, {"settings": settings, "trials": trials, "versions": versions()})
+
+    @cached_property
+    def metrics(self) -> list[Metric]:
+        """The metrics that the sweep chooses by."""
+        return [parse(text, self.recipe) for text in self.settings.metrics]
+
+    def run(self, trial: Trial) -> Path:
+        """Return a trial's run folder."""
+        return self.folder / "trials" / trial.name
+
+    def recipe_of(self, trial: Trial) -> Recipe:
+        """Return the recipe that a trial trained: the sweep's with the trial's values, under the sweep's own name.
+
+        Raises:
+            BadInput: the values do not go together.
+        """
+        return override(self.recipe, trial.values)
+
+    def evaluations(self, trial: Trial) -> list[dict[str, Any]]:
+        """Return a trial's evaluations so far; see `read_evaluations`."""
+        return read_evaluations(self.run(trial), self.recipe, self.metrics)
+
+    @property
+    def best(self) -> Trial:
+        """The finished trial that is best by the first metric.
+
+        Raises:
+            BadInput: no trial has finished with a number.
+        """
+        found = [trial for trial in self.trials if trial.state == "finished" and None not in trial.scores]
+        if not found:
+            raise BadInput(f"{self.folder}: no trial has finished yet; go on with --resume {self.folder}")
+        return max(found, key=lambda trial: (self.metrics[0].score(trial.scores[0]), -trial.number))
+
+    @property
+    def front(self) -> list[Trial]:
+        """The Pareto front: the finished trials than which no other is as good by all metrics and better by one."""
+        known = [trial for trial in self.trials if trial.state == "finished" and None not in trial.scores]
+        points = {
+            trial.number: [m.score(v) for m, v in zip(self.metrics, trial.scores, strict=True)] for trial in known
+        }
+
+        def beaten(point: list[float]) -> bool:
+            return any(o != point and all(a >= b for a, b in zip(o, point, strict=True)) for o in points.values())
+
+        return sorted(
+            (trial for trial in known if not beaten(points[trial.number])),
+            key=lambda trial: -points[trial.number][0],
+        )
+
+    def trial(self, number: int) -> Trial:
+        """Return a trial by its number.
+
+        Raises:
+            BadInput: there is none.
+        """
+        for trial in self.trials:
+            if trial.number == number:
+                return trial
+        raise BadInput(f"{self.folder}: there is no trial {number}; it has {len(self.trials)}, counted from 0")
+
+    @property
+    def frame(self) -> "pandas.DataFrame":
+        """All trials, best first, a row each: number, state, metrics, epoch, drawn values, run folder, error."""
+        import pandas
+
+        on_front = {trial.number for trial in self.front}
+        rows = [
+            {
+                "trial": trial.number,
+                "state": trial.state,
+                **dict(zip((m.text for m in self.metrics), trial.scores or [None] * len(self.metrics), strict=True)),
+                **({"pareto": trial.number in on_front} if len(self.metrics) > 1 else {}),
+                "epoch": trial.epoch,
+                "seconds": trial.seconds,
+                **{key: trial.values.get(key) for key in self.space.domains},
+                "run": str(self.run(trial)),
+                "error": trial.error,
+            }
+            for trial in self.ranked()
+        ]
+        return pandas.DataFrame(rows)
+
+    def ranked(self) -> list[Trial]:
+        """Return the trials by how far they came, the finished ones first, and within that by the first metric."""
+        order = ("finished", "running", "stopped", "waiting", "failed")
+        metric = self.metrics[0]
+        return sorted(
+            self.trials,
+            key=lambda t: (order.index(t.state), -metric.score(t.scores[0] if t.scores else None), t.number),
+        )
+
+    def plots(self) -> dict[str, "Figure"]:
+        """Return the sweep's plots by name: parallel, importance, curves, best, and with several metrics pareto."""
+        from cluster.sweep import plots
+
+        return plots.draw(self)
+
+    def winner(self, number: int | None = None) -> str:
+        """Return the recipe, as YAML, that trains like a trial: only what differs from the defaults, and its origin.
+
+        Args:
+            number: the trial, by default the best.
+
+        Raises:
+            BadInput: there is no such trial, or it has not finished.
+        """
+        trial = self.best if number is None else self.trial(number)
+        if trial.state != "finished":
+            raise BadInput(f"{self.folder}: trial {trial.number} is {trial.state}; choose one that has finished")
+        pairs = zip(self.metrics, trial.scores, strict=True)
+        reached = ", ".join(f"{metric.text} = {value!r}" for metric, value in pairs)
+        made_with = versions()
+        lines = [
+            f"Trial {trial.number} of {len(self.trials)} of the sweep {self.folder.name}, "
+            f"chosen on the validation split: {reached}",
+            *(f"drawn: {key}: {value}" for key, value in trial.values.items()),
+            "made with " + ", ".join(f"{name} {made_with[name]}" for name in ("livetrain", "torch", "torchrec")),
+        ]
+        recipe = self.recipe_of(trial).model_copy(update={"name": None})
+        return "".join(f"# {line}\n" for line in lines) + dump_recipe(recipe, defaults=False)
+
+
+def read_evaluations(run: Path, recipe: Recipe, metrics: list[Metric]) -> list[dict[str, Any]]:
+    """Return what a run's log says of each evaluation on the validation split, in order of steps.
+
+    Returns:
+        By evaluation `step`, `epoch`, the metrics by their own names, and `scores`: the values of `metrics` at the
+        best checkpoint by then, as ``train.select`` picks it, which is the one that is kept, measured and exported.
+    """
+    from trainers.loop import is_better
+
+    lines = runlog.read(run)
+    epochs = {line["step"]: line["epoch"] for line in lines if line.get("kind") == "train"}
+    found = {line["step"]: line for line in lines if line.get("kind") == "eval" and line.get("split") == "valid"}
+    out, best, kept = [], None, []
+    for step in sorted(found):
+        value = found[step].get(recipe.select())
+        if is_better(recipe.select(), value, best):
+            best = value
+            kept = [None if math.isnan(v) else v for v in (metric.value(found[step]) for metric in metrics)]
+        out.append(found[step] | {"epoch": epochs.get(step, 0.0), "scores": kept})
+    return out
