@@ -18,6 +18,26 @@ def _tiles(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
+def correction(sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor) -> Tensor:
+    """Return what mean and variance, functions of every valid row, add to the gradient of x. Collective.
+
+    d_x = scale d_z + valid (constant + slope x) + ..., as in batch normalisation
+    d_x = scale (d_z - valid (mean(d_z) + z mean(d_z z))) + ... with z = scale x + shift, y = x gate(z).
+
+    Args:
+        sums: (3, H), over this rank's rows, of d_alpha, d_z and d_z x.
+        scale: (H,), 1 / sqrt(variance + eps).
+        shift: (H,), -mean scale.
+        count: (), the valid rows of all ranks.
+
+    Returns:
+        (2, H): constant and slope.
+    """
+    _, sum_z, sum_zx = sums
+    by_mean, by_z = all_reduce_sum(torch.stack([sum_z, scale * sum_zx + shift * sum_z])) / count  # (H,), (H,)
+    return torch.stack([-(by_mean + shift * by_z) * scale, -by_z * scale * scale])
+
+
 class _Dice(torch.autograd.Function):
     """Dice with given statistics, and with the gradient that flows through them as in batch normalisation.
 
@@ -26,20 +46,20 @@ class _Dice(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, alpha: Tensor, mean: Tensor, scale: Tensor, valid: Tensor, count: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, alpha: Tensor, scale: Tensor, shift: Tensor, valid: Tensor, count: Tensor) -> Tensor:
         out, p = torch.empty_like(x), torch.empty_like(x)  # (B, H)
-        shift, rest = -mean * scale, 1 - alpha
+        rest = 1 - alpha
         for x_t, p_t, out_t in _tiles(x, p, out):
             torch.addcmul(shift, x_t, scale, out=p_t).sigmoid_()
             torch.addcmul(alpha, p_t, rest, out=out_t).mul_(x_t)
-        ctx.save_for_backward(x, p, alpha, mean, scale, valid, count)
+        ctx.save_for_backward(x, p, alpha, scale, shift, valid, count)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        x, p, alpha, mean, scale, valid, count = ctx.saved_tensors
-        shift, rest = -mean * scale, 1 - alpha
+        x, p, alpha, scale, shift, valid, count = ctx.saved_tensors
+        rest = 1 - alpha
         d_x, d_z = torch.empty_like(x), torch.empty_like(x)  # (B, H); z = scale * x + shift, p = sigmoid(z)
         d_alpha, sum_z, sum_zx = (torch.zeros_like(alpha) for _ in range(3))
         for x_t, p_t, g_t, d_x_t, d_z_t in _tiles(x, p, gradient, d_x, d_z):
@@ -50,10 +70,7 @@ class _Dice(torch.autograd.Function):
             torch.mul(through, p_t, out=d_z_t).mul_(rest)
             sum_z += d_z_t.sum(0)
             sum_zx += through.copy_(d_z_t).mul_(x_t).sum(0)
-        # Mean and variance are functions of every valid row: d_x = scale (d_z - valid (mean(d_z) + z mean(d_z z))).
-        sum_zz = scale * sum_zx + shift * sum_z
-        by_mean, by_z = all_reduce_sum(torch.stack([sum_z, sum_zz])) / count  # (H,), (H,)
-        constant, slope = -(by_mean + shift * by_z) * scale, -by_z * scale * scale
+        constant, slope = correction(torch.stack([d_alpha, sum_z, sum_zx]), scale, shift, count)
         for x_t, valid_t, d_x_t, d_z_t in _tiles(x, valid, d_x, d_z):
             d_x_t.addcmul_(d_z_t, scale).addcmul_(torch.addcmul(constant, x_t, slope), valid_t)
         return d_x, d_alpha, None, None, None, None
@@ -105,29 +122,37 @@ class Dice(nn.Module):
     def _train(self, x: Tensor, weights: Tensor | None) -> Tensor:
         with torch.no_grad():
             valid = (x.new_ones(x.size(0)) if weights is None else (weights > 0).to(x.dtype)).unsqueeze(1)  # (B, 1)
-            mean, variance, count = self._statistics(x, valid)
-            self._update(mean, variance, count)
-            scale = torch.rsqrt(variance + self.eps)
-        return _Dice.apply(x, self.alpha, mean, scale, valid, count)
+            sums = x.new_zeros(2, x.size(1))
+            for x_t, valid_t in _tiles(x, valid):
+                distance = (x_t - self.running_mean).mul_(valid_t)
+                sums[0] += distance.sum(0)
+                sums[1] += distance.square_().sum(0)
+            scale, shift, count = self.settle(sums, valid.sum())
+        return _Dice.apply(x, self.alpha, scale, shift, valid, count)
 
-    def _statistics(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean (H,), biased variance (H,) and number (), at least 1, of the valid rows of all ranks.
+    @torch.jit.unused
+    def settle(self, sums: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn sums over this rank's valid rows into the statistics of this step; the running ones move. Collective.
 
         One reduction carries sums of distances from the running mean: sums of raw squares would lose the variance
         of a neuron whose mean is large.
+
+        Args:
+            sums: (2, H), of x - running_mean and of its square.
+            number: (), of those rows.
+
+        Returns:
+            scale (H,) and shift (H,) with (x - mean) / deviation = scale x + shift, and the number () of the rows of
+            all ranks, at least 1.
         """
-        units = x.size(1)
-        sums = x.new_zeros(2 * units + 1)
-        for x_t, valid_t in _tiles(x, valid):
-            distance = (x_t - self.running_mean).mul_(valid_t)
-            sums[:units] += distance.sum(0)
-            sums[units:-1] += distance.square_().sum(0)
-        sums[-1] = valid.sum()
-        sums = all_reduce_sum(sums)
-        count = sums[-1].clamp(min=1)
-        shift = sums[:units] / count
-        variance = (sums[units:-1] / count - shift.square()).clamp_(min=0)
-        return self.running_mean + shift, variance, count
+        total = all_reduce_sum(torch.cat([sums.flatten(), number.reshape(1)]))
+        count = total[-1].clamp(min=1)
+        distance, square = (total[:-1] / count).view_as(sums)
+        variance = (square - distance.square()).clamp_(min=0)
+        mean = self.running_mean + distance
+        self._update(mean, variance, count)
+        scale = torch.rsqrt(variance + self.eps)
+        return scale, -mean * scale, count
 
     def _update(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         unbiased = variance * (count / (count - 1).clamp(min=1))
