@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.layers import jagged, native
+from modules.layers import compiled, fused, jagged
 from modules.layers.mlp import MLP, Activation, activate
 from modules.layers.precision import widen
 
@@ -56,7 +56,7 @@ class ActivationUnit(nn.Module):
             (B, d + s); zeros for a row without events.
         """
         if self.training and not torch.jit.is_scripting():
-            library = native.library_for(events)
+            library = compiled.library_for(events)
             if library is not None and self.dice:
                 return self._native(library, query, events, side, lengths, weights)
         size = query.size(0)
@@ -110,7 +110,7 @@ class ActivationUnit(nn.Module):
     @torch.jit.unused
     def _native(
         self,
-        library: native.Library,
+        library: compiled.Library,
         query: Tensor,
         events: Tensor,
         side: Tensor | None,
@@ -118,15 +118,15 @@ class ActivationUnit(nn.Module):
         weights: Tensor | None,
     ) -> Tensor:
         """Do what `forward` does by compiled passes."""
-        where = native.Events.of(lengths, weights, events)
+        where = fused.Events.of(lengths, weights, events)
         e = (events if side is None else torch.cat([events, side], 1)).contiguous()  # (N, d + s)
         blocks = self.first.weight.split(self.blocks, 1)
         dices, linears = [self.activation, *self.rest.activations], [*self.rest.linears, self.rest.last]
-        relevance = native.relevance(library, where, query, e, blocks, self.first.bias, dices, linears)  # (N, 1)
+        relevance = fused.relevance(library, where, query, e, blocks, self.first.bias, dices, linears)  # (N, 1)
         if self.softmax:
             segment = jagged.segments(lengths, e.size(0))
             relevance = jagged.segment_softmax(relevance, segment, query.size(0))
-        return native.WeightedSums.apply(library, where, relevance, e)
+        return fused.WeightedSums.apply(library, where, relevance, e)
 
     def _first(self, query: Tensor, events: Tensor, side: Tensor | None, segment: Tensor) -> Tensor:
         """Apply `self.first` to [q, e, q - e, q * e, s] without building it: (N, H).

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from modules.layers.compiled import Library, library_for
 from modules.layers.distributed import all_reduce_sum
 from modules.layers.precision import widen
 
@@ -18,11 +19,23 @@ def _tiles(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
+def valid_rows(weights: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return 1 for rows that count and 0 for padding, (B,), or None if all count; for a CPU, where it costs no wait.
+
+    Args:
+        weights: (B,), 0 marks padding; None if there is none.
+        like: a tensor of the type wanted.
+    """
+    if weights is None or bool((weights > 0).all()):
+        return None
+    return (weights > 0).to(like.dtype)
+
+
 def correction(sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor) -> Tensor:
     """Return what mean and variance, functions of every valid row, add to the gradient of x. Collective.
 
-    d_x = scale d_z + valid (constant + slope x) + ..., as in batch normalisation
-    d_x = scale (d_z - valid (mean(d_z) + z mean(d_z z))) + ... with z = scale x + shift, y = x gate(z).
+    As in batch normalisation, with d_z the gradient of z = scale x + shift, the gradient of x through z is
+    scale (d_z - valid (mean(d_z) + z mean(d_z z))) = scale d_z + valid (constant + slope x).
 
     Args:
         sums: (3, H), over this rank's rows, of d_alpha, d_z and d_z x.
@@ -76,6 +89,28 @@ class _Dice(torch.autograd.Function):
         return d_x, d_alpha, None, None, None, None
 
 
+class _CompiledDice(torch.autograd.Function):
+    """`_Dice` by compiled passes, for contiguous x; valid is None where every row is."""
+
+    @staticmethod
+    def forward(ctx, library: Library, x: Tensor, alpha: Tensor, scale: Tensor, shift: Tensor, valid, count) -> Tensor:
+        curve, out = torch.stack([alpha, scale, shift]), torch.empty_like(x)
+        library.call("dice_forward", *x.shape, x, curve, out)
+        ctx.library = library
+        ctx.save_for_backward(x, curve, valid, count)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        x, curve, valid, count = ctx.saved_tensors
+        d_x, sums = torch.empty_like(x), x.new_zeros(3, x.size(1))
+        ctx.library.call("dice_backward", *x.shape, x, gradient.contiguous(), curve, d_x, sums)
+        change = correction(sums, curve[1], curve[2], count)
+        ctx.library.call("dice_complete", *x.shape, d_x, x, change, valid)
+        return None, d_x, sums[0], None, None, None, None
+
+
 class Dice(nn.Module):
     """Data-adaptive activation.
 
@@ -120,6 +155,9 @@ class Dice(nn.Module):
 
     @torch.jit.unused
     def _train(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        library = library_for(x)
+        if library is not None:
+            return self._train_compiled(library, x.contiguous(), weights)
         with torch.no_grad():
             valid = (x.new_ones(x.size(0)) if weights is None else (weights > 0).to(x.dtype)).unsqueeze(1)  # (B, 1)
             sums = x.new_zeros(2, x.size(1))
@@ -129,6 +167,15 @@ class Dice(nn.Module):
                 sums[1] += distance.square_().sum(0)
             scale, shift, count = self.settle(sums, valid.sum())
         return _Dice.apply(x, self.alpha, scale, shift, valid, count)
+
+    @torch.jit.unused
+    def _train_compiled(self, library: Library, x: Tensor, weights: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            valid = valid_rows(weights, x)
+            sums = x.new_zeros(2, x.size(1))
+            library.call("dice_moments", *x.shape, x, self.running_mean, valid, sums)
+            scale, shift, count = self.settle(sums, x.new_tensor(x.size(0)) if valid is None else valid.sum())
+        return _CompiledDice.apply(library, x, self.alpha, scale, shift, valid, count)
 
     @torch.jit.unused
     def settle(self, sums: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:

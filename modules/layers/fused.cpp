@@ -5,7 +5,7 @@
 // columns; an upper-case one is a multiple of 16, its last columns zeros, so that vectors never end within a row.
 //
 // The first layer, W [q, e, q - e, q * e, s] + b, is a layer of its own for each row's events:
-//     x = base_b + A_b e,  A_b = event + product diag(q_b),  base_b = (Wq + Wd) q_b + b
+//     x = base_b + A_b e,  A_b = event + diag(q_b) product,  base_b = (Wq + Wd) q_b + b
 // where e stands for [e, s] and q for [q, 0]: half the arithmetic of two products, and q * e is never built.
 
 #include <algorithm>
@@ -133,7 +133,7 @@ inline void differentiate(int64_t n, int64_t H, const T* x, const T* gradient, c
 // What the statistics, functions of every valid row, add to the gradient of x: valid (constant + slope x), `correction`
 // (2, H) being the two
 inline void complete(int64_t n, int64_t H, const T* d_x, const T* x, const T* correction, const T* valid,
-                     T* __restrict out) {
+                     T* out) {
   const T *constant = correction, *slope = correction + H;
   for (int64_t i = 0; i < n; ++i, x += H, d_x += H, out += H) {
     const T weight = valid ? valid[i] : T(1);
@@ -178,11 +178,27 @@ void share(int64_t n, int64_t threads, const Work& work) {
   for (auto& other : others) other.join();
 }
 
-// A_b (K, H) of a row: event + product diag(q). Transposed, (H, K), q runs along the columns.
+// out (H,) += the sum of the rows of x
+inline void add_rows(int64_t n, int64_t H, const T* x, T* __restrict out) {
+  for (int64_t i = 0; i < n; ++i, x += H) {
+#pragma GCC ivdep
+    for (int64_t j = 0; j < H; ++j) out[j] += x[j];
+  }
+}
+
+// A_b (K, H) of a row: event + diag(q) product.
 inline void fold(int64_t K, int64_t H, const T* event, const T* product, const T* q, T* __restrict out) {
   for (int64_t k = 0; k < K; ++k, event += H, product += H, out += H) {
 #pragma GCC ivdep
     for (int64_t j = 0; j < H; ++j) out[j] = event[j] + q[k] * product[j];
+  }
+}
+
+// The same transposed: (H, K).
+inline void turn(int64_t H, int64_t K, const T* event, const T* product, const T* q, T* __restrict out) {
+  for (int64_t j = 0; j < H; ++j, event += K, product += K, out += K) {
+#pragma GCC ivdep
+    for (int64_t c = 0; c < K; ++c) out[c] = event[c] + q[c] * product[c];
   }
 }
 
@@ -201,7 +217,7 @@ void first_forward(int64_t B, int64_t k, int64_t H, const int64_t* offsets, cons
       if (n == 0) continue;
       T* x_b = x + offsets[b] * H;
       fold(k, H, event, product, q + b * k, layer.data());
-      product_of(n, k, H, e + offsets[b] * k, k, int64_t(1), layer.data(), [&](int64_t i, int64_t j, V v) {
+      product_of(n, k, H, e + offsets[b] * k, k, 1, layer.data(), [&](int64_t i, int64_t j, V v) {
         at(x_b + i * H + j) = v + at(base + b * H + j);
       });
       moments(n, H, x_b, centre, valid ? valid + offsets[b] : nullptr, found[thread].chunk.data());
@@ -220,7 +236,7 @@ void next_forward(int64_t N, int64_t H, int64_t m, int64_t M, const T* x, const 
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
       activate(n, H, x + i * H, curve, y.data());
-      product_of(n, H, M, y.data(), H, int64_t(1), weight, [&](int64_t r, int64_t j, V v) {
+      product_of(n, H, M, y.data(), H, 1, weight, [&](int64_t r, int64_t j, V v) {
         at(made.data() + r * M + j) = v + at(bias + j);
       });
       for (int64_t r = 0; r < n; ++r) std::copy_n(made.data() + r * M, m, out + (i + r) * m);
@@ -251,14 +267,12 @@ void next_backward(int64_t N, int64_t H, int64_t m, const T* x, const T* curve, 
         complete(n, m, d, out + i * m, correction, valid ? valid + i : nullptr, whole.data());
         d = whole.data();
       }
-      product_of(n, m, H, d, m, int64_t(1), weight, [&](int64_t r, int64_t j, V v) { at(d_y.data() + r * H + j) = v; });
+      product_of(n, m, H, d, m, 1, weight, [&](int64_t r, int64_t j, V v) { at(d_y.data() + r * H + j) = v; });
       differentiate(n, H, x + i * H, d_y.data(), curve, y.data(), d_x + i * H, found[thread].chunk.data());
-      product_of(m, n, H, d, int64_t(1), m, y.data(), [&](int64_t r, int64_t j, V v) {
+      product_of(m, n, H, d, 1, m, y.data(), [&](int64_t r, int64_t j, V v) {
         at(weights[thread].chunk.data() + r * H + j) += v;
       });
-      for (int64_t r = 0; r < n; ++r) {
-        for (int64_t j = 0; j < m; ++j) biases[thread].chunk[j] += d[r * m + j];
-      }
+      add_rows(n, m, d, biases[thread].chunk.data());
       found[thread].fold();
       weights[thread].fold();
       biases[thread].fold();
@@ -278,35 +292,28 @@ void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* o
                     int64_t threads) {
   std::vector<Sums> events(threads, Sums(k * H)), products(threads, Sums(k * H));
   share(B, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> whole, layer(H * K), wide(K, T(0)), gradient(k * H), made;
+    std::vector<T> whole, layer(H * K), wide(K, T(0)), made, dots(k * LANES);
     for (int64_t b = from; b < to; ++b) {
       const int64_t first = offsets[b], n = offsets[b + 1] - first;
       if (n == 0) continue;
       whole.resize(std::max<size_t>(whole.size(), n * H));
       made.resize(std::max<size_t>(made.size(), n * K));
-      T *d = whole.data(), *d_base_b = d_base + b * H;
+      T* d = whole.data();
       const T *q_b = q + b * k, *e_b = e + first * k;
       complete(n, H, d_x + first * H, x + first * H, correction, valid ? valid + first : nullptr, d);
-      for (int64_t i = 0; i < n; ++i) {
-        for (int64_t j = 0; j < H; ++j) d_base_b[j] += d[i * H + j];
-      }
+      add_rows(n, H, d, d_base + b * H);
       std::copy_n(q_b, k, wide.data());
-      for (int64_t j = 0; j < H; ++j) {
-        for (int64_t c = 0; c < K; ++c) layer[j * K + c] = event_t[j * K + c] + wide[c] * product_t[j * K + c];
-      }
-      product_of(n, H, K, d, H, int64_t(1), layer.data(), [&](int64_t i, int64_t j, V v) { at(made.data() + i * K + j) = v; });
-      for (int64_t i = 0; i < n; ++i) std::copy_n(made.data() + i * K, k, d_e + (first + i) * k);
-      product_of(k, n, H, e_b, int64_t(1), k, d, [&](int64_t c, int64_t j, V v) { at(gradient.data() + c * H + j) = v; });
-      for (int64_t c = 0; c < k; ++c) {  // `gradient` is that of A_b
-        V dot = {};
-        for (int64_t j = 0; j < H; j += LANES) {
-          const V v = at(gradient.data() + c * H + j);
-          at(events[thread].chunk.data() + c * H + j) += v;
-          at(products[thread].chunk.data() + c * H + j) += q_b[c] * v;
-          dot += v * at(product + c * H + j);
-        }
-        d_q[b * k + c] = total(dot);
-      }
+      turn(H, K, event_t, product_t, wide.data(), layer.data());
+      T* d_e_b = K == k ? d_e + first * k : made.data();
+      product_of(n, H, K, d, H, 1, layer.data(), [&](int64_t i, int64_t j, V v) { at(d_e_b + i * K + j) = v; });
+      for (int64_t i = 0; i < n && K != k; ++i) std::copy_n(d_e_b + i * K, k, d_e + (first + i) * k);
+      std::fill_n(dots.data(), k * LANES, T(0));
+      product_of(k, n, H, e_b, 1, k, d, [&](int64_t c, int64_t j, V v) {  // v is part of the gradient of A_b
+        at(events[thread].chunk.data() + c * H + j) += v;
+        at(products[thread].chunk.data() + c * H + j) += q_b[c] * v;
+        at(dots.data() + c * LANES) += v * at(product + c * H + j);
+      });
+      for (int64_t c = 0; c < k; ++c) d_q[b * k + c] = total(at(dots.data() + c * LANES));
       if (b % 16 == 0) events[thread].fold(), products[thread].fold();
     }
     events[thread].fold();
@@ -342,6 +349,42 @@ void pool_backward(int64_t B, int64_t k, const int64_t* offsets, const T* w, con
         for (int64_t j = 0; j < k; ++j) d_e[i * k + j] = w[i] * d[j];
       }
     }
+  });
+}
+
+// Dice alone, for x (N, H) of any width: the moments, the values, and the gradient of x and the sums of `differentiate`.
+void dice_moments(int64_t N, int64_t H, const T* x, const T* centre, const T* valid, T* sums, int64_t threads) {
+  std::vector<Sums> found(threads, Sums(2 * H));
+  share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i += CHUNK) {
+      moments(std::min(CHUNK, to - i), H, x + i * H, centre, valid ? valid + i : nullptr, found[thread].chunk.data());
+      found[thread].fold();
+    }
+  });
+  for (const auto& part : found) part.into(sums);
+}
+
+void dice_forward(int64_t N, int64_t H, const T* x, const T* curve, T* y, int64_t threads) {
+  share(N, threads, [&](int64_t, int64_t from, int64_t to) { activate(to - from, H, x + from * H, curve, y + from * H); });
+}
+
+void dice_backward(int64_t N, int64_t H, const T* x, const T* d_y, const T* curve, T* d_x, T* sums, int64_t threads) {
+  std::vector<Sums> found(threads, Sums(3 * H));
+  share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
+    std::vector<T> y(CHUNK * H);
+    for (int64_t i = from; i < to; i += CHUNK) {
+      const int64_t n = std::min(CHUNK, to - i);
+      differentiate(n, H, x + i * H, d_y + i * H, curve, y.data(), d_x + i * H, found[thread].chunk.data());
+      found[thread].fold();
+    }
+  });
+  for (const auto& part : found) part.into(sums);
+}
+
+// Complete d_x in place.
+void dice_complete(int64_t N, int64_t H, T* d_x, const T* x, const T* correction, const T* valid, int64_t threads) {
+  share(N, threads, [&](int64_t, int64_t from, int64_t to) {
+    complete(to - from, H, d_x + from * H, x + from * H, correction, valid ? valid + from : nullptr, d_x + from * H);
   });
 }
 

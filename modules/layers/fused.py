@@ -1,10 +1,9 @@
-"""DIN's activation unit for training on a CPU, by the compiled passes of din.cpp; attention.py is its plain twin.
+"""DIN's activation unit for training on a CPU, by the compiled passes of fused.cpp; attention.py is its plain twin.
 
 What is kept from forward to backward is each layer's values before Dice, whose statistics need all of them. All else
 is cheaper to compute again than to write to main memory and read back.
 """
 
-import ctypes
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,53 +12,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from modules.layers.dice import Dice, correction
+from modules.layers.compiled import Library
+from modules.layers.dice import Dice, correction, valid_rows
 
-ALIGN = 16  # widths that din.cpp wants to be multiples
-
-
-class Library:
-    """A compiled din.cpp.
-
-    Args:
-        path: the shared object.
-        dtype: what it was compiled for, its REAL.
-    """
-
-    def __init__(self, path: str, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype = dtype
-        self._library = ctypes.CDLL(path)
-
-    def call(self, name: str, *arguments: int | Tensor | None) -> None:
-        """Call a function of din.cpp with sizes, and with tensors to read and write; the last argument is the threads.
-
-        Raises:
-            ValueError: a tensor is not contiguous, or not one of this library's.
-        """
-        given: list[ctypes.c_int64 | ctypes.c_void_p] = []
-        for argument in arguments:
-            if isinstance(argument, int):
-                given.append(ctypes.c_int64(argument))
-                continue
-            if argument is not None and not (argument.is_contiguous() and argument.dtype in (self.dtype, torch.int64)):
-                raise ValueError(f"{name}: a {argument.dtype} tensor of shape {tuple(argument.shape)} cannot be read")
-            given.append(ctypes.c_void_p(argument.data_ptr() if argument is not None else None))
-        self._library[name](*given, ctypes.c_int64(torch.get_num_threads()))
-
-
-_libraries: dict[torch.dtype, Library] = {}
-
-
-def use(library: Library) -> None:
-    """Train with a library from now on, in this process."""
-    _libraries[library.dtype] = library
-
-
-def library_for(x: Tensor) -> Library | None:
-    """Return the library that can train on x: none without one in use, on a GPU, or under autocast."""
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
-        return None
-    return _libraries.get(x.dtype)
+ALIGN = 16  # what fused.cpp wants widths to be multiples of
 
 
 class Events(NamedTuple):
@@ -71,16 +27,16 @@ class Events(NamedTuple):
     @classmethod
     def of(cls, lengths: Tensor, weights: Tensor | None, like: Tensor) -> "Events":
         """Build it from lengths (B,), weights (B,) or None, and the events (N, d)."""
-        offsets = F.pad(lengths.long().cumsum(0), (1, 0))
-        if weights is None or bool((weights > 0).all()):
-            return cls(offsets, None)
-        return cls(offsets, torch.repeat_interleave((weights > 0).to(like.dtype), lengths, output_size=like.size(0)))
+        valid = valid_rows(weights, like)
+        if valid is not None:
+            valid = torch.repeat_interleave(valid, lengths, output_size=like.size(0))
+        return cls(F.pad(lengths.long().cumsum(0), (1, 0)), valid)
 
 
 class Relevance(torch.autograd.Function):
     """x_1 = base + A e,  x_i+1 = W_i dice_i(x_i) + b_i:  (N, 1), the last one.
 
-    A (d, H) = event + diag(q) product is a layer of each row's own, see din.cpp.
+    A (d, H) = event + diag(q) product is a layer of each row's own, see fused.cpp.
     """
 
     @staticmethod

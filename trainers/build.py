@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 import xxhash
 
-from modules.layers import attention, native
+from modules.layers import compiled, fused
+from modules.layers.dice import Dice
 
 log = logging.getLogger("livetrain")
 
-SOURCE = Path(native.__file__).with_name("din.cpp")
+SOURCE = Path(fused.__file__).with_name("fused.cpp")
 _REAL = {torch.float32: "float", torch.float64: "double"}
 # No -ffast-math: what is not a number must stay so.
 _FLAGS = "-std=c++17 -O3 -march=native -mprefer-vector-width=512 -fno-math-errno -fno-trapping-math -shared -fPIC -pthread"
@@ -26,16 +27,16 @@ _FLAGS = "-std=c++17 -O3 -march=native -mprefer-vector-width=512 -fno-math-errno
 
 def enable(model: torch.nn.Module, device: torch.device) -> None:
     """Let a model that has something to gain train by compiled passes on this process's CPU; say where it cannot."""
-    if device.type != "cpu" or not any(isinstance(part, attention.ActivationUnit) for part in model.modules()):
+    if device.type != "cpu" or not any(isinstance(part, Dice) for part in model.modules()):
         return
     try:
-        native.use(library())
+        compiled.use(library())
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("training DIN without compiled layers, which takes about twice as long: %s", error)
 
 
 @cache
-def library(dtype: torch.dtype = torch.float32) -> native.Library:
+def library(dtype: torch.dtype = torch.float32) -> compiled.Library:
     """Return the layers compiled for this machine, from the cache (XDG_CACHE_HOME or ~/.cache) if they lie there.
 
     The compiler is CXX, or the c++, g++ or clang++ of the PATH. A compilation is never seen half done, and ranks that
@@ -52,14 +53,14 @@ def library(dtype: torch.dtype = torch.float32) -> native.Library:
     command = [*compiler, f"-DREAL={_REAL[dtype]}", *_FLAGS.split(), str(SOURCE)]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "livetrain"
     folder.mkdir(parents=True, exist_ok=True)
-    made = folder / f"din-{_fingerprint(command)}.so"
+    made = folder / f"fused-{_fingerprint(command)}.so"
     with open(folder / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
             with tempfile.TemporaryDirectory(dir=folder) as draft:
-                subprocess.run([*command, "-o", f"{draft}/din.so"], check=True, capture_output=True, text=True)
-                os.replace(f"{draft}/din.so", made)
-    return native.Library(str(made), dtype)
+                subprocess.run([*command, "-o", f"{draft}/fused.so"], check=True, capture_output=True, text=True)
+                os.replace(f"{draft}/fused.so", made)
+    return compiled.Library(str(made), dtype)
 
 
 def _fingerprint(command: list[str]) -> str:
