@@ -22,7 +22,8 @@ log = logging.getLogger("livetrain")
 SOURCE = Path(fused.__file__).with_name("fused.cpp")
 _REAL = {torch.float32: "float", torch.float64: "double"}
 # No -ffast-math: what is not a number must stay so.
-_FLAGS = "-std=c++17 -O3 -march=native -mprefer-vector-width=512 -fno-math-errno -fno-trapping-math -shared -fPIC -pthread"
+_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread"]
+_WIDE = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
 
 
 def enable(model: torch.nn.Module, device: torch.device) -> None:
@@ -50,7 +51,7 @@ def library(dtype: torch.dtype = torch.float32) -> compiled.Library:
     compiler = compiler or [found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))][:1]
     if not compiler:
         raise FileNotFoundError("no C++ compiler on the PATH; install g++, or name one by CXX")
-    command = [*compiler, f"-DREAL={_REAL[dtype]}", *_FLAGS.split(), str(SOURCE)]
+    command = [*compiler, f"-DREAL={_REAL[dtype]}", *_FLAGS, *_WIDE, str(SOURCE)]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "livetrain"
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / f"fused-{_fingerprint(command)}.so"

@@ -19,7 +19,7 @@ class Library:
         self._library = ctypes.CDLL(path)
 
     def call(self, name: str, *arguments: int | Tensor | None) -> None:
-        """Call a function of fused.cpp with sizes, and with tensors to read and write; the last argument is the threads.
+        """Call a function of fused.cpp with sizes and with tensors to read and write; torch's threads are added.
 
         Raises:
             ValueError: a tensor is not contiguous, or not one of this library's.

@@ -1,4 +1,5 @@
-// DIN's activation unit in training, on a CPU: what modules/layers/attention.py computes, in a few passes over the events.
+// DIN's activation unit in training, on a CPU: what modules/layers/attention.py computes, in a few passes over the
+// events.
 //
 // Each exported function is one pass over all rows or events, cut among threads, a row or 64 events at a time, so that
 // what lies between two matrix products never leaves the cache. Arrays are contiguous. H, M and K stand for numbers of
@@ -32,12 +33,8 @@ using T = REAL;
 typedef T V __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
 constexpr int64_t LANES = BYTES / sizeof(T);
 
-inline V& at(T* p) {
-  return *reinterpret_cast<V*>(p);
-}
-inline const V& at(const T* p) {
-  return *reinterpret_cast<const V*>(p);
-}
+inline V& at(T* p) { return *reinterpret_cast<V*>(p); }
+inline const V& at(const T* p) { return *reinterpret_cast<const V*>(p); }
 inline T total(V v) {
   T sum = 0;
   for (int64_t lane = 0; lane < LANES; ++lane) sum += v[lane];
@@ -46,8 +43,8 @@ inline T total(V v) {
 
 // Rows [0, n) of A B, ACROSS vectors of columns at most: R rows at a time, then R / 2, ... The sums stay in registers.
 template <int C, int R, typename Emit>
-inline void rows(int64_t from, int64_t n, int64_t inner, const T* a, int64_t row, int64_t step, const T* b, int64_t width,
-                 Emit emit) {
+inline void rows(int64_t from, int64_t n, int64_t inner, const T* a, int64_t row, int64_t step, const T* b,
+                 int64_t width, Emit emit) {
   for (; from + R <= n; from += R) {
     V sum[R][C] = {};
     const T* a_k = a + from * row;
@@ -75,7 +72,8 @@ inline void rows(int64_t from, int64_t n, int64_t inner, const T* a, int64_t row
 // emit(i, j, v) for every row i < n and vector v of columns j... of A B, where A[i][k] = a[i * row + k * step] and B is
 // (inner, width). A step of 1 reads A by rows, a row of 1 transposed.
 template <typename Emit>
-inline void product_of(int64_t n, int64_t inner, int64_t width, const T* a, int64_t row, int64_t step, const T* b, Emit emit) {
+inline void product_of(int64_t n, int64_t inner, int64_t width, const T* a, int64_t row, int64_t step, const T* b,
+                       Emit emit) {
   int64_t j = 0;
   const auto shifted = [&](int64_t i, int64_t column, V v) { emit(i, j + column, v); };
   for (; j + ACROSS * LANES <= width; j += ACROSS * LANES)
@@ -85,8 +83,8 @@ inline void product_of(int64_t n, int64_t inner, int64_t width, const T* a, int6
   for (; j < width; j += LANES) rows<1, 12>(0, n, inner, a, row, step, b + j, width, shifted);
 }
 
-// e^x for |x| <= 87, else of the nearest such x: 2^n e^r with |r| <= ln(2) / 2, where the first terms of Taylor's series
-// are exact to float32. The library's is a call, around which no loop is vectorised.
+// e^x for |x| <= 87, else of the nearest such x: 2^n e^r with |r| <= ln(2) / 2, where the first terms of Taylor's
+// series are exact to float32. The library's is a call, around which no loop is vectorised.
 inline float exponential(float x) {
   x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x;
   const float n = std::nearbyint(x * 1.44269504f);
@@ -115,7 +113,7 @@ inline void activate(int64_t n, int64_t H, const T* x, const T* curve, T* __rest
 inline void differentiate(int64_t n, int64_t H, const T* x, const T* gradient, const T* curve, T* __restrict y,
                           T* __restrict d_x, T* __restrict sums) {
   const T *alpha = curve, *scale = curve + H, *shift = curve + 2 * H;
-  T *__restrict d_alpha = sums, *__restrict sum_z = sums + H, *__restrict sum_zx = sums + 2 * H;
+  T* __restrict d_alpha = sums, * __restrict sum_z = sums + H, * __restrict sum_zx = sums + 2 * H;
   for (int64_t i = 0; i < n; ++i, x += H, gradient += H, y += H, d_x += H) {
 #pragma GCC ivdep
     for (int64_t j = 0; j < H; ++j) {
@@ -132,8 +130,7 @@ inline void differentiate(int64_t n, int64_t H, const T* x, const T* gradient, c
 
 // What the statistics, functions of every valid row, add to the gradient of x: valid (constant + slope x), `correction`
 // (2, H) being the two
-inline void complete(int64_t n, int64_t H, const T* d_x, const T* x, const T* correction, const T* valid,
-                     T* out) {
+inline void complete(int64_t n, int64_t H, const T* d_x, const T* x, const T* correction, const T* valid, T* out) {
   const T *constant = correction, *slope = correction + H;
   for (int64_t i = 0; i < n; ++i, x += H, d_x += H, out += H) {
     const T weight = valid ? valid[i] : T(1);
@@ -144,7 +141,7 @@ inline void complete(int64_t n, int64_t H, const T* d_x, const T* x, const T* co
 
 // sums (2, H) += [x - centre, (x - centre)^2] over the valid rows
 inline void moments(int64_t n, int64_t H, const T* x, const T* centre, const T* valid, T* __restrict sums) {
-  T *__restrict first = sums, *__restrict second = sums + H;
+  T* __restrict first = sums, * __restrict second = sums + H;
   for (int64_t i = 0; i < n; ++i, x += H) {
     const T weight = valid ? valid[i] : T(1);
 #pragma GCC ivdep
@@ -173,7 +170,8 @@ struct Sums {
 template <typename Work>
 void share(int64_t n, int64_t threads, const Work& work) {
   std::vector<std::thread> others;
-  for (int64_t t = 1; t < threads; ++t) others.emplace_back([&, t] { work(t, n * t / threads, n * (t + 1) / threads); });
+  for (int64_t t = 1; t < threads; ++t)
+    others.emplace_back([&, t] { work(t, n * t / threads, n * (t + 1) / threads); });
   work(0, 0, n / threads);
   for (auto& other : others) other.join();
 }
@@ -217,9 +215,8 @@ void first_forward(int64_t B, int64_t k, int64_t H, const int64_t* offsets, cons
       if (n == 0) continue;
       T* x_b = x + offsets[b] * H;
       fold(k, H, event, product, q + b * k, layer.data());
-      product_of(n, k, H, e + offsets[b] * k, k, 1, layer.data(), [&](int64_t i, int64_t j, V v) {
-        at(x_b + i * H + j) = v + at(base + b * H + j);
-      });
+      product_of(n, k, H, e + offsets[b] * k, k, 1, layer.data(),
+                 [&](int64_t i, int64_t j, V v) { at(x_b + i * H + j) = v + at(base + b * H + j); });
       moments(n, H, x_b, centre, valid ? valid + offsets[b] : nullptr, found[thread].chunk.data());
       found[thread].fold();
     }
@@ -228,17 +225,16 @@ void first_forward(int64_t B, int64_t k, int64_t H, const int64_t* offsets, cons
 }
 
 // out (N, m) = bias + y W, y = dice(x), and the moments (2, M) of out if there is a `centre`; W is (H, M), m <= M.
-void next_forward(int64_t N, int64_t H, int64_t m, int64_t M, const T* x, const T* curve, const T* weight, const T* bias,
-                  const T* centre, const T* valid, T* out, T* sums, int64_t threads) {
+void next_forward(int64_t N, int64_t H, int64_t m, int64_t M, const T* x, const T* curve, const T* weight,
+                  const T* bias, const T* centre, const T* valid, T* out, T* sums, int64_t threads) {
   std::vector<Sums> found(threads, Sums(2 * M));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
     std::vector<T> y(CHUNK * H), made(CHUNK * M);
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
       activate(n, H, x + i * H, curve, y.data());
-      product_of(n, H, M, y.data(), H, 1, weight, [&](int64_t r, int64_t j, V v) {
-        at(made.data() + r * M + j) = v + at(bias + j);
-      });
+      product_of(n, H, M, y.data(), H, 1, weight,
+                 [&](int64_t r, int64_t j, V v) { at(made.data() + r * M + j) = v + at(bias + j); });
       for (int64_t r = 0; r < n; ++r) std::copy_n(made.data() + r * M, m, out + (i + r) * m);
       if (centre) {
         moments(n, M, made.data(), centre, valid ? valid + i : nullptr, found[thread].chunk.data());
@@ -252,11 +248,11 @@ void next_forward(int64_t N, int64_t H, int64_t m, int64_t M, const T* x, const 
 }
 
 // Back through out = bias + dice(x) W from d_out (N, m): d_x (N, H), still to be completed, sums (3, H) of
-// `differentiate`, and the gradients of W transposed, (m, H), and of the bias (m,). If out went into another Dice, d_out
-// is completed by its `correction` (2, m), and `out` itself is needed.
+// `differentiate`, and the gradients of W transposed, (m, H), and of the bias (m,). If out went into another Dice,
+// d_out is completed by its `correction` (2, m), and `out` itself is needed.
 void next_backward(int64_t N, int64_t H, int64_t m, const T* x, const T* curve, const T* weight, const T* d_out,
-                   const T* out, const T* correction, const T* valid, T* d_x, T* sums, T* d_weight,
-                   T* d_bias, int64_t threads) {
+                   const T* out, const T* correction, const T* valid, T* d_x, T* sums, T* d_weight, T* d_bias,
+                   int64_t threads) {
   std::vector<Sums> found(threads, Sums(3 * H)), weights(threads, Sums(m * H)), biases(threads, Sums(m));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
     std::vector<T> whole(CHUNK * m), d_y(CHUNK * H), y(CHUNK * H);
@@ -269,9 +265,8 @@ void next_backward(int64_t N, int64_t H, int64_t m, const T* x, const T* curve, 
       }
       product_of(n, m, H, d, m, 1, weight, [&](int64_t r, int64_t j, V v) { at(d_y.data() + r * H + j) = v; });
       differentiate(n, H, x + i * H, d_y.data(), curve, y.data(), d_x + i * H, found[thread].chunk.data());
-      product_of(m, n, H, d, 1, m, y.data(), [&](int64_t r, int64_t j, V v) {
-        at(weights[thread].chunk.data() + r * H + j) += v;
-      });
+      product_of(m, n, H, d, 1, m, y.data(),
+                 [&](int64_t r, int64_t j, V v) { at(weights[thread].chunk.data() + r * H + j) += v; });
       add_rows(n, m, d, biases[thread].chunk.data());
       found[thread].fold();
       weights[thread].fold();
@@ -288,7 +283,8 @@ void next_backward(int64_t N, int64_t H, int64_t m, const T* x, const T* curve, 
 // Back through the first layer from d_x (N, H), to be completed: d_e (N, k), d_base (B, H), d_q (B, k) without what
 // goes through base, and the gradients of event and product, (k, H). event_t and product_t are (H, K).
 void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* offsets, const T* e, const T* q,
-                    const T* product, const T* event_t, const T* product_t, const T* d_x, const T* x, const T* correction, const T* valid, T* d_e, T* d_base, T* d_q, T* d_event, T* d_product,
+                    const T* product, const T* event_t, const T* product_t, const T* d_x, const T* x,
+                    const T* correction, const T* valid, T* d_e, T* d_base, T* d_q, T* d_event, T* d_product,
                     int64_t threads) {
   std::vector<Sums> events(threads, Sums(k * H)), products(threads, Sums(k * H));
   share(B, threads, [&](int64_t thread, int64_t from, int64_t to) {
@@ -336,8 +332,8 @@ void pool_forward(int64_t B, int64_t k, const int64_t* offsets, const T* w, cons
   });
 }
 
-void pool_backward(int64_t B, int64_t k, const int64_t* offsets, const T* w, const T* e, const T* d_pooled, T* d_w, T* d_e,
-                   int64_t threads) {
+void pool_backward(int64_t B, int64_t k, const int64_t* offsets, const T* w, const T* e, const T* d_pooled, T* d_w,
+                   T* d_e, int64_t threads) {
   share(B, threads, [&](int64_t, int64_t from, int64_t to) {
     for (int64_t b = from; b < to; ++b) {
       const T* d = d_pooled + b * k;
@@ -352,7 +348,8 @@ void pool_backward(int64_t B, int64_t k, const int64_t* offsets, const T* w, con
   });
 }
 
-// Dice alone, for x (N, H) of any width: the moments, the values, and the gradient of x and the sums of `differentiate`.
+// Dice alone, for x (N, H) of any width: the moments, the values, and the gradient of x and the sums of
+// `differentiate`.
 void dice_moments(int64_t N, int64_t H, const T* x, const T* centre, const T* valid, T* sums, int64_t threads) {
   std::vector<Sums> found(threads, Sums(2 * H));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
@@ -365,7 +362,8 @@ void dice_moments(int64_t N, int64_t H, const T* x, const T* centre, const T* va
 }
 
 void dice_forward(int64_t N, int64_t H, const T* x, const T* curve, T* y, int64_t threads) {
-  share(N, threads, [&](int64_t, int64_t from, int64_t to) { activate(to - from, H, x + from * H, curve, y + from * H); });
+  share(N, threads,
+        [&](int64_t, int64_t from, int64_t to) { activate(to - from, H, x + from * H, curve, y + from * H); });
 }
 
 void dice_backward(int64_t N, int64_t H, const T* x, const T* d_y, const T* curve, T* d_x, T* sums, int64_t threads) {
