@@ -79,7 +79,7 @@ class Bare(nn.Module):
         planner = EmbeddingShardingPlanner(
             topology=Topology(world_size=dist.get_world_size(), compute_device="cpu"),
             batch_size=batches[0].weights.shape[0],
-            constraints=constraints(recipe, "cpu"),
+            constraints=constraints(recipe, dist.get_world_size(), "cpu"),
         )
         plan = planner.collective_plan(self, sharders, dist.group.WORLD)
         sharded = DistributedModelParallel(self, device=CPU, plan=plan, sharders=sharders)
