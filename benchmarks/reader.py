@@ -8,8 +8,8 @@ best of --repeat passes over the whole training split, in one process; --rows is
 columns' decoded bytes; rows a processor second say more than rows/s where other programs run, and "first batch" is the
 time in which the first windows of all shards are read.
 
---peer adds torch-rechub's DataGenerator (benchmarks/peers.py says how to install it) on the first 100,000 rows, which are
-read, padded and in memory before. That favours it; what is timed is its shuffling and its batches.
+--peer adds torch-rechub's DataGenerator (benchmarks/peers.py says how to install it) on the first 100,000 rows. They
+are read, padded and in memory before, which favours it; what is timed is its shuffling and its batches.
 """
 
 import argparse
