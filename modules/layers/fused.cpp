@@ -166,13 +166,13 @@ struct Sums {
   }
 };
 
-// Call work(thread, from, to) over [0, n) in as many parts as there are threads, this one included.
+// Call work(thread, from, to) over [0, n) in as many parts as there are threads, this one included, but none of few.
 template <typename Work>
 void share(int64_t n, int64_t threads, const Work& work) {
+  const int64_t parts = std::max<int64_t>(1, std::min(threads, n / CHUNK));
   std::vector<std::thread> others;
-  for (int64_t t = 1; t < threads; ++t)
-    others.emplace_back([&, t] { work(t, n * t / threads, n * (t + 1) / threads); });
-  work(0, 0, n / threads);
+  for (int64_t t = 1; t < parts; ++t) others.emplace_back([&, t] { work(t, n * t / parts, n * (t + 1) / parts); });
+  work(0, 0, n / parts);
   for (auto& other : others) other.join();
 }
 
