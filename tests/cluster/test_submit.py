@@ -227,8 +227,8 @@ def test_headers_must_be_an_object(monkeypatch, text):
 def test_only_sources_and_the_recipe_travel(tmp_path):
     names = """
         livetrain.py pyproject.toml configs/schema.py configs/recipes/mine.yaml configs/.env cluster/.hidden/x.py
-        modules/models/din.py modules/layers/fused.cpp modules/__pycache__/din.pyc trainers/token.txt cluster/setup.sh data/a.parquet
-        runs/a/config.yaml .git/config notes.py
+        modules/models/din.py modules/__pycache__/din.pyc trainers/token.txt cluster/setup.sh data/a.parquet
+        modules/layers/fused.cpp runs/a/config.yaml .git/config notes.py
     """
     for name in names.split():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
