@@ -8,6 +8,9 @@ sizes, each in a process of its own pinned to as many cores as it has torch thre
 training. Its peers get their rows read, hashed, padded and in memory, which favours them; from there on each takes its
 own path: the libraries their data loader and training loop, the hand-written DIN ready tensors.
 
+On two cores livetrain runs twice: as one worker of two threads, like its peers, and as two workers of one thread, each
+with half of every batch, which is how a recipe uses two cores.
+
 Rows a processor second say more than rows/s where other programs run. --huge says who gets memory in huge pages, by
 THP_MEM_ALLOC_ENABLE=1 set before PyTorch is imported.
 """
@@ -24,16 +27,19 @@ import os
 import re
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
@@ -119,6 +125,52 @@ class Livetrain:
             ranks.seed_step(1, self._step)
             self._meter.add(sharded.pipeline.progress(self._batches))
             self._step += 1
+
+
+class Workers(Livetrain):
+    """The product on two workers of one thread and one core: this process and one that it starts."""
+
+    def __init__(self, recipe: Recipe, rows: Rows) -> None:
+        self._pipe: Connection = RUNNING["pipe"]
+        super().__init__(recipe, rows)
+        self.others = 0.0  # processor seconds of the other worker, in the last turn
+
+    def prepare(self, steps: int) -> Callable[[], object]:
+        """Return what trains so many batches on both."""
+        self._pipe.send(steps)
+        work = super().prepare(steps)
+
+        def both() -> None:
+            work()
+            self.others = self._pipe.recv()
+
+        return both
+
+
+def follow(store: str, given: argparse.Namespace, length: int, core: int, pipe: Connection) -> None:
+    """Be the second of `Workers`: train as often as the first one says."""
+    prepare()
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=1, world_size=2)
+    it = Livetrain(recipe_of(given, length), None)
+    while True:
+        work = it.prepare(pipe.recv())
+        busy = time.process_time()
+        work()
+        pipe.send(time.process_time() - busy)
+
+
+def pair(given: argparse.Namespace, length: int) -> None:
+    """Start the second worker, and make this process the first."""
+    RUNNING["pipe"], theirs = multiprocessing.get_context("spawn").Pipe()
+    first, second = sorted(os.sched_getaffinity(0))
+    store = f"{tempfile.mkdtemp()}/store"
+    arguments = (store, given, length, second, theirs)
+    multiprocessing.get_context("spawn").Process(target=follow, args=arguments, daemon=True).start()
+    os.sched_setaffinity(0, {first})
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=2)
 
 
 class Rechub:
@@ -244,7 +296,14 @@ class Plain:
                 optimizer.step()
 
 
-CONTENDERS = {"livetrain": Livetrain, "torch-rechub": Rechub, "DeepCTR-Torch": DeepCTR, "plain PyTorch": Plain}
+WORKERS = "livetrain, 2 workers"
+CONTENDERS = {
+    "livetrain": Livetrain,
+    WORKERS: Workers,
+    "torch-rechub": Rechub,
+    "DeepCTR-Torch": DeepCTR,
+    "plain PyTorch": Plain,
+}
 RUNNING = {}  # the contender of this process
 
 
@@ -255,7 +314,10 @@ def start(name: str, given: argparse.Namespace, length: int, threads: int) -> in
     torch.manual_seed(1)
     recipe = recipe_of(given, length)
     RUNNING["batch"], RUNNING["group"] = given.batch, contextlib.ExitStack()  # open as long as this process lives
-    RUNNING["group"].enter_context(ranks.alone(False))
+    if name == WORKERS:
+        pair(given, length)
+    else:
+        RUNNING["group"].enter_context(ranks.alone(False))
     RUNNING["it"] = CONTENDERS[name](recipe, Rows(recipe, length))
     turn(3)
     return max(5, round(given.seconds / turn(5)[0] / given.batch))
@@ -267,17 +329,19 @@ def turn(steps: int) -> Seconds:
     wall, busy = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         work()
-    return (time.perf_counter() - wall) / rows, (time.process_time() - busy) / rows
+    wall, busy = time.perf_counter() - wall, time.process_time() - busy + getattr(RUNNING["it"], "others", 0.0)
+    return wall / rows, busy / rows
 
 
 def measure(given: argparse.Namespace, length: int, threads: int, cores: list[int]) -> dict[str, list[Seconds]]:
     """Return each contender's seconds a row, by round."""
     os.sched_setaffinity(0, cores[-threads:])  # a new process inherits it, with every thread that it starts
-    found: dict[str, list[Seconds]] = {name: [] for name in CONTENDERS}
+    names = [name for name in CONTENDERS if name != WORKERS or threads == 2]
+    found: dict[str, list[Seconds]] = {name: [] for name in names}
     with contextlib.ExitStack() as stack:
         pools, steps = {}, {}
-        for name in CONTENDERS:
-            huge = given.huge == "all" or given.huge == name
+        for name in names:
+            huge = given.huge == "all" or given.huge == "livetrain" and name.startswith("livetrain")
             os.environ["THP_MEM_ALLOC_ENABLE"] = str(int(huge))
             pools[name] = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
             steps[name] = pools[name].submit(start, name, given, length, threads).result()
@@ -296,9 +360,10 @@ def lines(case: str, found: dict[str, list[Seconds]]) -> Iterator[str]:
     for name, seconds in found.items():
         cells = [case, name]
         cells += [spread([1 / each[kind] for each in seconds], ",.0f") for kind in (0, 1)]
-        for kind in (0, 1):
-            ratios = [other[kind] / mine[kind] for other, mine in zip(seconds, found["livetrain"], strict=True)]
-            cells.append("" if name == "livetrain" else spread(ratios, ".2f", "**"))
+        for ours, kind in (("livetrain", 0), ("livetrain", 1), (WORKERS, 0)):
+            pairs = zip(seconds, found.get(ours, []), strict=False)  # no pair where `ours` did not run
+            ratios = [other[kind] / mine[kind] for other, mine in pairs]
+            cells.append("" if name in (ours, WORKERS) or not ratios else spread(ratios, ".2f", "**"))
         yield f"| {' | '.join(cells)} |"
 
 
@@ -338,8 +403,9 @@ def main() -> None:
     print(f"{datetime.date.today()}, {machine()}; {', '.join(PEERS.values())}, {versions}, numpy {np.__version__}.")
     print(f"Batch {given.batch}, {given.movies:,} movie rows, {given.rounds} rounds of {given.seconds:g} s a turn.")
     print(f"Huge pages: {given.huge}. Cells: median (min-max) over rounds; the ratios are taken round by round.\n")
-    print("| history, threads | who | rows/s | rows/processor s | livetrain over it, rows/s | by processor time |")
-    print("| --- " * 6 + "|")
+    over = "livetrain over it, rows/s | by processor time | 2 workers over it, rows/s"
+    print(f"| history, threads | who | rows/s | rows/processor s | {over} |")
+    print("| --- " * 7 + "|")
     cores = sorted(os.sched_getaffinity(0))
     for length, threads in itertools.product(given.lengths, given.threads):
         print(*lines(f"{length}, {threads}", measure(given, length, threads, cores)), sep="\n", flush=True)

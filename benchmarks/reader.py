@@ -1,12 +1,15 @@
 """How fast a rank's batches come, against reading the same columns with pyarrow and doing nothing with them.
 
     python benchmarks/reader.py configs/recipes/din_ml1m.yaml --rows 500000
-    python benchmarks/reader.py configs/recipes/din_ml1m.yaml --data data/ml-1m-rechorus
+    python benchmarks/reader.py configs/recipes/din_ml1m.yaml --data data/ml-1m-rechorus --peer
 
 Without --data the columns are generated: ids by Zipf's law, lists of 0 to max_length ids. Every row of the table is the
 best of --repeat passes over the whole training split, in one process; --rows is what is generated. GB/s counts the
 columns' decoded bytes; rows a processor second say more than rows/s where other programs run, and "first batch" is the
 time in which the first windows of all shards are read.
+
+--peer adds torch-rechub's DataGenerator (benchmarks/peers.py says how to install it) on the first 100,000 rows. They
+are read, padded and in memory before, which favours it; what is timed is its shuffling and its batches.
 """
 
 import argparse
@@ -20,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from rich.console import Console
@@ -32,6 +36,7 @@ from trainers.data.reader import Reader
 from trainers.data.source import Source
 
 IDS = 100_000
+PEER_ROWS = 100_000
 
 
 def generate(recipe: Recipe, folder: Path, rows: int, group: int) -> None:
@@ -67,6 +72,29 @@ def bare(source: Source, columns: list[str], batch_size: int, threads: bool) -> 
                 yield batch.num_rows, batch.nbytes
 
 
+def peer(source: Source, recipe: Recipe, columns: list[str]) -> Callable[[], Iterator[int]]:
+    """Return a pass of torch-rechub's loader over the same columns, in one process."""
+    from torch_rechub.utils.data import DataGenerator
+
+    paths = list(dict.fromkeys(group.path for group in source.groups))
+    table = pq.read_table(paths, columns=columns, filesystem=source.filesystem).slice(0, PEER_ROWS)
+    labels = [task.label for task in recipe.tasks.values()]
+    x = {}
+    for name, feature in recipe.features.items():
+        column = table[recipe.column(name)]
+        if not isinstance(feature, SequenceFeature):
+            x[name] = column.to_numpy()
+            continue
+        lengths, ids = pc.list_value_length(column).to_numpy(), pc.list_flatten(column).to_numpy()
+        kept = np.minimum(lengths, feature.max_length)
+        at = np.arange(feature.max_length) + (np.cumsum(lengths) - kept)[:, None]  # of the newest ids of each row
+        inside = np.arange(feature.max_length) < kept[:, None]
+        x[name] = np.where(inside, ids[np.minimum(at, len(ids) - 1)], 0)
+    data = DataGenerator(x, table[labels[0]].to_numpy())
+    loader, _, _ = data.generate_dataloader(x_val=x, y_val=[0], x_test=x, y_test=[0], batch_size=recipe.data.batch_size)
+    return lambda: (len(labels) for _, labels in loader)
+
+
 @dataclass
 class Rates:
     """What one pass took: rows, wall and processor seconds, and seconds to the first batch."""
@@ -97,6 +125,7 @@ def main() -> None:
     parser.add_argument("--row-group", type=int, default=2048, help="rows of a generated row group")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--world", type=int, default=1, help="measure rank 0 of this many workers")
+    parser.add_argument("--peer", action="store_true", help="also torch-rechub's loader")
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -136,6 +165,8 @@ def report(recipe: Recipe, given: argparse.Namespace) -> None:
         for shuffle in (True, False):
             reader = Reader(source, changed, rank=0, world=given.world, shuffle=shuffle)
             add(f"Reader, threads {threads}, {'shuffled' if shuffle else 'file order'}", passes(reader))
+    if given.peer:
+        add("torch-rechub DataGenerator, in memory, shuffled", peer(source, recipe, columns))
     console = Console(width=120)
     console.print(table)
     versions = f"pyarrow {pa.__version__}, numpy {np.__version__}, torch {torch.__version__}"

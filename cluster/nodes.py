@@ -13,7 +13,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.parcel import sources
+from cluster.parcel import SUFFIXES, sources
 
 ANSWER_S = 120  # longest wait for a node
 
@@ -24,7 +24,7 @@ def look() -> dict[str, Any]:
     fbgemm = next((f"{_version(name)} ({name})" for name in ("fbgemm-gpu", "fbgemm-gpu-cpu") if _version(name)), "")
     digest = hashlib.sha256()
     for name, content in sources().items():
-        if name.endswith(".py"):
+        if name.endswith(SUFFIXES):
             digest.update(name.encode() + content)
     return {
         "versions": {

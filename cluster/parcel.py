@@ -17,6 +17,7 @@ from configs.load import dump_recipe
 from configs.schema import Recipe
 
 PACKAGES = ("configs", "modules", "trainers", "cluster")
+SUFFIXES = (".py", ".cpp")  # of the sources in them
 LIMIT = 512 * 2**20  # bytes; Ray keeps a job's working directory in a store whose messages are at most this large
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -96,7 +97,8 @@ def sources(root: Path = Path(__file__).parents[1]) -> dict[str, bytes]:
 
     Recipes are left out: they may hold what is not for others, and a job needs its own only.
     """
-    paths = [root / "livetrain.py", *(path for package in PACKAGES for path in (root / package).rglob("*.py"))]
+    found = (path for package in PACKAGES for path in (root / package).rglob("*") if path.suffix in SUFFIXES)
+    paths = [root / "livetrain.py", *found]
     paths = sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts))
     files = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
     if (root / "pyproject.toml").is_file():

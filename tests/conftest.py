@@ -8,8 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from modules.layers import compiled
 from tests import samples
 from tests.pool import Pool
+from trainers import build
 
 torch.set_num_threads(1)
 
@@ -20,6 +22,15 @@ def two_ranks() -> Iterator[Pool]:
     pool = Pool(2)
     yield pool
     pool.close()
+
+
+@pytest.fixture(scope="module", params=["plain", "compiled"])
+def way(request) -> Iterator[str]:
+    """How layers train on the CPU: as they are written, and by compiled passes."""
+    if request.param == "compiled":
+        compiled.use(build.library(torch.float32), build.library(torch.float64))
+    yield request.param
+    compiled.use()
 
 
 @pytest.fixture(scope="session")

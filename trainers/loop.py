@@ -21,7 +21,7 @@ from modules.batch import Batch
 from modules.hashing import mix
 from modules.model import set_statistics
 from modules.tasks import kinds
-from trainers import checkpoint, gauges, ranks
+from trainers import build, checkpoint, gauges, ranks
 from trainers.breakdown import Breakdown, Profile
 from trainers.data.reader import Reader
 from trainers.data.source import Source, Statistics
@@ -148,6 +148,7 @@ class Trainer:
     def __init__(self, job: Job, device: torch.device) -> None:
         self.job, self.recipe, self.device = job, job.recipe, device
         self.sharded = shard(self.recipe, device)
+        build.enable(self.sharded.model, device)
         self.breakdown = Breakdown(self.sharded)
         self.utilisation = Utilisation(self.sharded.model.dense)
         set_statistics(self.sharded.model, job.statistics.mean, job.statistics.std)

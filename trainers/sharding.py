@@ -221,14 +221,20 @@ def topology(recipe: Recipe, world: int, device: str) -> Topology:
     )
 
 
-def constraints(recipe: Recipe, device: str) -> dict[str, ParameterConstraints]:
-    """Return each sharded table's allowed sharding and kernels, and its expected ids a row, for the planner."""
-    out = {}
+def constraints(recipe: Recipe, world: int, device: str) -> dict[str, ParameterConstraints]:
+    """Return each sharded table's allowed sharding and kernels, and its expected ids a row, for the planner.
+
+    Args:
+        recipe: declares the tables.
+        world: number of ranks; one alone has nobody to share a table's rows with.
+        device: "cpu" or "cuda".
+    """
+    free, out = ["table_wise", "row_wise"] if world > 1 else ["table_wise"], {}
     for name, table in recipe.tables.items():
         if table.sharding == "data_parallel":
             continue
         # Column-wise and data-parallel are never chosen unasked: both may change what is learned.
-        allowed = ["table_wise", "row_wise"] if table.sharding == "auto" else [table.sharding]
+        allowed = free if table.sharding == "auto" else [table.sharding]
         users = [f for f in recipe.features.values() if getattr(f, "table", None) == name]
         lengths = [float(f.max_length) / 2 if isinstance(f, SequenceFeature) else 1.0 for f in users]
         out[name] = ParameterConstraints(
@@ -251,7 +257,7 @@ def _planner(recipe: Recipe, world: int, device: str) -> EmbeddingShardingPlanne
     return EmbeddingShardingPlanner(
         topology=topology(recipe, world, device),
         batch_size=recipe.data.batch_size // world,
-        constraints=constraints(recipe, device),
+        constraints=constraints(recipe, world, device),
         debug=False,
         stats=[],
     )
@@ -288,7 +294,8 @@ def _optimizers(recipe: Recipe, module: DistributedModelParallel) -> dict[str, t
         make, arguments = SPARSE[recipe.optimizers.sparse.kind], _sparse_arguments(recipe)
         out["replicated"] = KeyedOptimizerWrapper(replicated, lambda p: make(p, **arguments))
     d = recipe.optimizers.dense
-    out["dense"] = KeyedOptimizerWrapper(dense, lambda p: DENSE[d.kind](p, lr=d.lr, weight_decay=d.weight_decay))
+    arguments = {"lr": d.lr, "weight_decay": d.weight_decay, "fused": True}  # one pass over each parameter
+    out["dense"] = KeyedOptimizerWrapper(dense, lambda p: DENSE[d.kind](p, **arguments))
     for optimizer in out.values():
         if isinstance(optimizer, KeyedOptimizerWrapper):
             _make_state(optimizer)

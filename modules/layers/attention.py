@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.layers import jagged
+from modules.layers import compiled, fused, jagged
 from modules.layers.mlp import MLP, Activation, activate
 from modules.layers.precision import widen
 
@@ -35,6 +35,7 @@ class ActivationUnit(nn.Module):
         super().__init__()
         self.blocks = [dim, dim, dim, dim, side]
         self.softmax = softmax
+        self.dice = activation == "dice"
         self.first = nn.Linear(4 * dim + side, units[0])
         self.activation = activate(activation, units[0])
         self.rest = MLP(units[0], units[1:], activation, outputs=1)
@@ -54,6 +55,10 @@ class ActivationUnit(nn.Module):
         Returns:
             (B, d + s); zeros for a row without events.
         """
+        if self.training and not torch.jit.is_scripting():
+            library = compiled.library_for(events)
+            if library is not None and self.dice:
+                return self._native(library, query, events, side, lengths, weights)
         size = query.size(0)
         segment = jagged.segments(lengths, events.size(0))  # (N,)
         valid = weights
@@ -101,6 +106,27 @@ class ActivationUnit(nn.Module):
                 relevance = relevance.softmax(1)
             pooled.append(relevance @ events)
         return torch.cat(pooled)
+
+    @torch.jit.unused
+    def _native(
+        self,
+        library: compiled.Library,
+        query: Tensor,
+        events: Tensor,
+        side: Tensor | None,
+        lengths: Tensor,
+        weights: Tensor | None,
+    ) -> Tensor:
+        """Do what `forward` does by compiled passes."""
+        where = fused.Events.of(lengths, weights, events)
+        e = (events if side is None else torch.cat([events, side], 1)).contiguous()  # (N, d + s)
+        blocks = self.first.weight.split(self.blocks, 1)
+        dices, linears = [self.activation, *self.rest.activations], [*self.rest.linears, self.rest.last]
+        relevance = fused.relevance(library, where, query, e, blocks, self.first.bias, dices, linears)  # (N, 1)
+        if self.softmax:
+            segment = jagged.segments(lengths, e.size(0))
+            relevance = jagged.segment_softmax(relevance, segment, query.size(0))
+        return fused.WeightedSums.apply(library, where, relevance, e)
 
     def _first(self, query: Tensor, events: Tensor, side: Tensor | None, segment: Tensor) -> Tensor:
         """Apply `self.first` to [q, e, q - e, q * e, s] without building it: (N, H).

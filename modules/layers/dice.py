@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from modules.layers.compiled import Library, library_for
 from modules.layers.distributed import all_reduce_sum
 from modules.layers.precision import widen
 
@@ -18,6 +19,38 @@ def _tiles(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
+def valid_rows(weights: Tensor | None, like: Tensor) -> Tensor | None:
+    """Return 1 for rows that count and 0 for padding, (B,), or None if all count; for a CPU, where it costs no wait.
+
+    Args:
+        weights: (B,), 0 marks padding; None if there is none.
+        like: a tensor of the type wanted.
+    """
+    if weights is None or bool((weights > 0).all()):
+        return None
+    return (weights > 0).to(like.dtype)
+
+
+def correction(sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor) -> Tensor:
+    """Return what mean and variance, functions of every valid row, add to the gradient of x. Collective.
+
+    As in batch normalisation, with d_z the gradient of z = scale x + shift, the gradient of x through z is
+    scale (d_z - valid (mean(d_z) + z mean(d_z z))) = scale d_z + valid (constant + slope x).
+
+    Args:
+        sums: (3, H), over this rank's rows, of d_alpha, d_z and d_z x.
+        scale: (H,), 1 / sqrt(variance + eps).
+        shift: (H,), -mean scale.
+        count: (), the valid rows of all ranks.
+
+    Returns:
+        (2, H): constant and slope.
+    """
+    _, sum_z, sum_zx = sums
+    by_mean, by_z = all_reduce_sum(torch.stack([sum_z, scale * sum_zx + shift * sum_z])) / count  # (H,), (H,)
+    return torch.stack([-(by_mean + shift * by_z) * scale, -by_z * scale * scale])
+
+
 class _Dice(torch.autograd.Function):
     """Dice with given statistics, and with the gradient that flows through them as in batch normalisation.
 
@@ -26,20 +59,20 @@ class _Dice(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, alpha: Tensor, mean: Tensor, scale: Tensor, valid: Tensor, count: Tensor) -> Tensor:
+    def forward(ctx, x: Tensor, alpha: Tensor, scale: Tensor, shift: Tensor, valid: Tensor, count: Tensor) -> Tensor:
         out, p = torch.empty_like(x), torch.empty_like(x)  # (B, H)
-        shift, rest = -mean * scale, 1 - alpha
+        rest = 1 - alpha
         for x_t, p_t, out_t in _tiles(x, p, out):
             torch.addcmul(shift, x_t, scale, out=p_t).sigmoid_()
             torch.addcmul(alpha, p_t, rest, out=out_t).mul_(x_t)
-        ctx.save_for_backward(x, p, alpha, mean, scale, valid, count)
+        ctx.save_for_backward(x, p, alpha, scale, shift, valid, count)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor):
-        x, p, alpha, mean, scale, valid, count = ctx.saved_tensors
-        shift, rest = -mean * scale, 1 - alpha
+        x, p, alpha, scale, shift, valid, count = ctx.saved_tensors
+        rest = 1 - alpha
         d_x, d_z = torch.empty_like(x), torch.empty_like(x)  # (B, H); z = scale * x + shift, p = sigmoid(z)
         d_alpha, sum_z, sum_zx = (torch.zeros_like(alpha) for _ in range(3))
         for x_t, p_t, g_t, d_x_t, d_z_t in _tiles(x, p, gradient, d_x, d_z):
@@ -50,13 +83,32 @@ class _Dice(torch.autograd.Function):
             torch.mul(through, p_t, out=d_z_t).mul_(rest)
             sum_z += d_z_t.sum(0)
             sum_zx += through.copy_(d_z_t).mul_(x_t).sum(0)
-        # Mean and variance are functions of every valid row: d_x = scale (d_z - valid (mean(d_z) + z mean(d_z z))).
-        sum_zz = scale * sum_zx + shift * sum_z
-        by_mean, by_z = all_reduce_sum(torch.stack([sum_z, sum_zz])) / count  # (H,), (H,)
-        constant, slope = -(by_mean + shift * by_z) * scale, -by_z * scale * scale
+        constant, slope = correction(torch.stack([d_alpha, sum_z, sum_zx]), scale, shift, count)
         for x_t, valid_t, d_x_t, d_z_t in _tiles(x, valid, d_x, d_z):
             d_x_t.addcmul_(d_z_t, scale).addcmul_(torch.addcmul(constant, x_t, slope), valid_t)
         return d_x, d_alpha, None, None, None, None
+
+
+class _CompiledDice(torch.autograd.Function):
+    """`_Dice` by compiled passes, for contiguous x; valid is None where every row is."""
+
+    @staticmethod
+    def forward(ctx, library: Library, x: Tensor, alpha: Tensor, scale: Tensor, shift: Tensor, valid, count) -> Tensor:
+        curve, out = torch.stack([alpha, scale, shift]), torch.empty_like(x)
+        library.call("dice_forward", *x.shape, x, curve, out)
+        ctx.library = library
+        ctx.save_for_backward(x, curve, valid, count)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        x, curve, valid, count = ctx.saved_tensors
+        d_x, sums = torch.empty_like(x), x.new_zeros(3, x.size(1))
+        ctx.library.call("dice_backward", *x.shape, x, gradient.contiguous(), curve, d_x, sums)
+        change = correction(sums, curve[1], curve[2], count)
+        ctx.library.call("dice_complete", *x.shape, d_x, x, change, valid)
+        return None, d_x, sums[0], None, None, None, None
 
 
 class Dice(nn.Module):
@@ -103,31 +155,51 @@ class Dice(nn.Module):
 
     @torch.jit.unused
     def _train(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        library = library_for(x)
+        if library is not None:
+            return self._train_compiled(library, x.contiguous(), weights)
         with torch.no_grad():
             valid = (x.new_ones(x.size(0)) if weights is None else (weights > 0).to(x.dtype)).unsqueeze(1)  # (B, 1)
-            mean, variance, count = self._statistics(x, valid)
-            self._update(mean, variance, count)
-            scale = torch.rsqrt(variance + self.eps)
-        return _Dice.apply(x, self.alpha, mean, scale, valid, count)
+            sums = x.new_zeros(2, x.size(1))
+            for x_t, valid_t in _tiles(x, valid):
+                distance = (x_t - self.running_mean).mul_(valid_t)
+                sums[0] += distance.sum(0)
+                sums[1] += distance.square_().sum(0)
+            scale, shift, count = self.settle(sums, valid.sum())
+        return _Dice.apply(x, self.alpha, scale, shift, valid, count)
 
-    def _statistics(self, x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean (H,), biased variance (H,) and number (), at least 1, of the valid rows of all ranks.
+    @torch.jit.unused
+    def _train_compiled(self, library: Library, x: Tensor, weights: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            valid = valid_rows(weights, x)
+            sums = x.new_zeros(2, x.size(1))
+            library.call("dice_moments", *x.shape, x, self.running_mean, valid, sums)
+            scale, shift, count = self.settle(sums, x.new_tensor(x.size(0)) if valid is None else valid.sum())
+        return _CompiledDice.apply(library, x, self.alpha, scale, shift, valid, count)
+
+    @torch.jit.unused
+    def settle(self, sums: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Turn sums over this rank's valid rows into the statistics of this step; the running ones move. Collective.
 
         One reduction carries sums of distances from the running mean: sums of raw squares would lose the variance
         of a neuron whose mean is large.
+
+        Args:
+            sums: (2, H), of x - running_mean and of its square.
+            number: (), of those rows.
+
+        Returns:
+            scale (H,) and shift (H,) with (x - mean) / deviation = scale x + shift, and the number () of the rows of
+            all ranks, at least 1.
         """
-        units = x.size(1)
-        sums = x.new_zeros(2 * units + 1)
-        for x_t, valid_t in _tiles(x, valid):
-            distance = (x_t - self.running_mean).mul_(valid_t)
-            sums[:units] += distance.sum(0)
-            sums[units:-1] += distance.square_().sum(0)
-        sums[-1] = valid.sum()
-        sums = all_reduce_sum(sums)
-        count = sums[-1].clamp(min=1)
-        shift = sums[:units] / count
-        variance = (sums[units:-1] / count - shift.square()).clamp_(min=0)
-        return self.running_mean + shift, variance, count
+        total = all_reduce_sum(torch.cat([sums.flatten(), number.reshape(1)]))
+        count = total[-1].clamp(min=1)
+        distance, square = (total[:-1] / count).view_as(sums)
+        variance = (square - distance.square()).clamp_(min=0)
+        mean = self.running_mean + distance
+        self._update(mean, variance, count)
+        scale = torch.rsqrt(variance + self.eps)
+        return scale, -mean * scale, count
 
     def _update(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         unbiased = variance * (count / (count - 1).clamp(min=1))

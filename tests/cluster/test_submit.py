@@ -228,13 +228,13 @@ def test_only_sources_and_the_recipe_travel(tmp_path):
     names = """
         livetrain.py pyproject.toml configs/schema.py configs/recipes/mine.yaml configs/.env cluster/.hidden/x.py
         modules/models/din.py modules/__pycache__/din.pyc trainers/token.txt cluster/setup.sh data/a.parquet
-        runs/a/config.yaml .git/config notes.py
+        modules/layers/fused.cpp runs/a/config.yaml .git/config notes.py
     """
     for name in names.split():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     found = parcel.sources(tmp_path)
-    own = {"livetrain.py", "pyproject.toml", "configs/schema.py", "modules/models/din.py"}
+    own = {"livetrain.py", "pyproject.toml", "configs/schema.py", "modules/models/din.py", "modules/layers/fused.cpp"}
     assert {name for name in found if not name.endswith("METADATA")} == own
     assert found["modules/models/din.py"] == b"modules/models/din.py"
 

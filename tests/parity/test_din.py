@@ -9,6 +9,8 @@ from configs.schema import Task
 from modules.inputs import Inputs
 from modules.models.din import DIN, DINConfig
 
+pytestmark = pytest.mark.usefixtures("way")
+
 LENGTHS = [4, 0, 1, 7, 2, 3]
 INPUTS = Inputs({"movie": 8, "maker": 4, "user": 4}, {"seen": 8, "by": 4, "rated": 4}, ["age"])
 

@@ -168,7 +168,7 @@ def test_multi_task_models_with_tasks_of_every_kind_equal_plain(two_ranks, kind)
 
 
 def test_the_planner_never_chooses_what_changes_the_arithmetic():
-    for allowed in constraints(twins.recipe(tables__user__sharding="auto"), "cuda").values():
+    for allowed in constraints(twins.recipe(tables__user__sharding="auto"), 2, "cuda").values():
         assert set(allowed.sharding_types) <= {"table_wise", "row_wise"}
 
 

@@ -1,4 +1,4 @@
-"""One rank of test_dice's comparison: python dice_rank.py RANK WORLD FOLDER. Kept apart so that it imports little."""
+"""One rank of test_dice's comparison: python dice_rank.py RANK WORLD FOLDER WAY. Apart, so that it imports little."""
 
 import sys
 from pathlib import Path
@@ -6,8 +6,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from modules.layers import compiled
+from modules.layers.attention import ActivationUnit
 from modules.layers.dice import Dice
 from modules.layers.distributed import all_reduce_sum
+from trainers import build
 
 # Rows of rank 0 in each step of 13 rows; rank 1 has the rest. In the last step rank 1 has none.
 SPLITS = [9, 4, 13]
@@ -41,6 +44,32 @@ def steps(rank: int, world: int) -> dict:
     return {"y": outputs, "x": gradients, "parameters": parameters, "buffers": dict(layers.named_buffers())}
 
 
+def histories(rank: int, world: int) -> dict:
+    """Pool the histories of this rank's rows twice; gradients are summed over the passes."""
+    torch.manual_seed(5)
+    unit = ActivationUnit(4, 2, [6, 3]).double()
+    for name, parameter in unit.named_parameters():
+        if name.endswith("alpha"):
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
+    generator = torch.Generator().manual_seed(6)
+    outputs, gradients = [], []
+    for split in SPLITS:
+        lengths = torch.randint(0, 5, (13,), generator=generator)
+        weights = (torch.rand(13, generator=generator) < 0.7).double()
+        query = torch.randn(13, 4, generator=generator).double()
+        events, side = (torch.randn(int(lengths.sum()), size, generator=generator).double() for size in (4, 2))
+        upstream = torch.randn(13, 6, generator=generator).double()
+        mine = slice(0, 13) if world == 1 else slice(0, split) if rank == 0 else slice(split, 13)
+        events, side = (torch.cat([x[:0], *x.split(lengths.tolist())[mine]]) for x in (events, side))
+        inputs = [x.requires_grad_() for x in (query[mine], events, side)]
+        pooled = unit(*inputs, lengths[mine], weights[mine])
+        (pooled * upstream[mine]).sum().backward()
+        outputs.append(pooled.detach())
+        gradients.append([x.grad for x in inputs])
+    parameters = {name: parameter.grad for name, parameter in unit.named_parameters()}
+    return {"y": outputs, "inputs": gradients, "parameters": parameters, "buffers": dict(unit.named_buffers())}
+
+
 def reduced(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the all-reduced sum of (rank + 1) * [1, 2] and its gradient under the weight rank + 1."""
     x = (torch.tensor([1.0, 2.0]) * (rank + 1)).requires_grad_()
@@ -49,12 +78,15 @@ def reduced(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     return total.detach(), x.grad
 
 
-def main(rank: int, world: int, folder: Path) -> None:
+def main(rank: int, world: int, folder: Path, way: str) -> None:
     torch.set_num_threads(1)
+    if way == "compiled":
+        compiled.use(build.library(torch.float64))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    torch.save({"steps": steps(rank, world), "reduced": reduced(rank)}, folder / f"{rank}.pt")
+    found = {"steps": steps(rank, world), "histories": histories(rank, world), "reduced": reduced(rank)}
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])

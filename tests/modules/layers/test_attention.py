@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from modules.layers import jagged
 from modules.layers.attention import ActivationUnit
 
+pytestmark = pytest.mark.usefixtures("way")
+
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=6)
 
 

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 
 from modules.layers.dice import Dice
 from modules.layers.distributed import all_reduce_sum
+
+pytestmark = pytest.mark.usefixtures("way")
 
 SCRIPT = Path(__file__).with_name("dice_rank.py")
 ROOT = Path(__file__).parents[3]
@@ -137,12 +140,12 @@ def test_without_a_group_a_sum_is_the_identity():
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory) -> list[dict]:
+def ranks(tmp_path_factory, way) -> list[dict]:
     """What two gloo ranks computed."""
     folder = tmp_path_factory.mktemp("ranks")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     started = [
-        subprocess.Popen([sys.executable, str(SCRIPT), str(rank), "2", str(folder)], env=environment)
+        subprocess.Popen([sys.executable, str(SCRIPT), str(rank), "2", str(folder), way], env=environment)
         for rank in range(2)
     ]
     try:
@@ -154,26 +157,46 @@ def ranks(tmp_path_factory) -> list[dict]:
 
 
 @pytest.fixture(scope="module")
-def alone() -> dict:
-    """What one rank computes on the whole batches."""
+def alone(way) -> ModuleType:
+    """The script, to compute on one rank with the whole batches."""
     spec = importlib.util.spec_from_file_location("dice_rank", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.steps(0, 1)
+    return module
+
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def compare_sums(ranks: list[dict], key: str, wanted: dict) -> None:
+    """The ranks' gradients add up to those of one rank, and all of them have its running statistics."""
+    first, second = (rank[key] for rank in ranks)
+    for name, gradient in wanted["parameters"].items():
+        both = first["parameters"][name] + second["parameters"][name]
+        torch.testing.assert_close(both, gradient, **CLOSE, msg=lambda text, name=name: f"{name}: {text}")
+    for name, buffer in wanted["buffers"].items():
+        torch.testing.assert_close(first["buffers"][name], buffer, **CLOSE)
+        assert torch.equal(first["buffers"][name], second["buffers"][name])
 
 
 def test_two_ranks_equal_one(ranks, alone):
-    first, second = (rank["steps"] for rank in ranks)
-    close = {"rtol": 1e-9, "atol": 1e-9}
+    wanted = alone.steps(0, 1)
     for step in range(3):
-        torch.testing.assert_close(torch.cat([first["y"][step], second["y"][step]]), alone["y"][step], **close)
-        torch.testing.assert_close(torch.cat([first["x"][step], second["x"][step]]), alone["x"][step], **close)
-    for name, gradient in alone["parameters"].items():
-        both = first["parameters"][name] + second["parameters"][name]
-        torch.testing.assert_close(both, gradient, **close, msg=lambda text, name=name: f"{name}: {text}")
-    for name, buffer in alone["buffers"].items():
-        torch.testing.assert_close(first["buffers"][name], buffer, **close)
-        assert torch.equal(first["buffers"][name], second["buffers"][name])
+        for part in ("y", "x"):
+            both = torch.cat([rank["steps"][part][step] for rank in ranks])
+            torch.testing.assert_close(both, wanted[part][step], **CLOSE)
+    compare_sums(ranks, "steps", wanted)
+
+
+def test_two_ranks_pool_like_one(ranks, alone):
+    wanted = alone.histories(0, 1)
+    for step in range(3):
+        both = torch.cat([rank["histories"]["y"][step] for rank in ranks])
+        torch.testing.assert_close(both, wanted["y"][step], **CLOSE)
+        for i, gradient in enumerate(wanted["inputs"][step]):
+            both = torch.cat([rank["histories"]["inputs"][step][i] for rank in ranks])
+            torch.testing.assert_close(both, gradient, **CLOSE)
+    compare_sums(ranks, "histories", wanted)
 
 
 def test_reduction_and_its_gradient(ranks):

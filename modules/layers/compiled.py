@@ -1,0 +1,51 @@
+"""Calls the compiled passes of fused.cpp, where there is a library of them: trainers.build makes it."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+
+class Library:
+    """A compiled fused.cpp.
+
+    Args:
+        path: the shared object.
+        dtype: what it was compiled for, its REAL.
+    """
+
+    def __init__(self, path: str, dtype: torch.dtype = torch.float32) -> None:
+        self.dtype = dtype
+        self._library = ctypes.CDLL(path)
+
+    def call(self, name: str, *arguments: int | Tensor | None) -> None:
+        """Call a function of fused.cpp with sizes and with tensors to read and write; torch's threads are added.
+
+        Raises:
+            ValueError: a tensor is not contiguous, or not one of this library's.
+        """
+        given: list[ctypes.c_int64 | ctypes.c_void_p] = []
+        for argument in arguments:
+            if isinstance(argument, int):
+                given.append(ctypes.c_int64(argument))
+                continue
+            if argument is not None and not (argument.is_contiguous() and argument.dtype in (self.dtype, torch.int64)):
+                raise ValueError(f"{name}: a {argument.dtype} tensor of shape {tuple(argument.shape)} cannot be read")
+            given.append(ctypes.c_void_p(argument.data_ptr() if argument is not None else None))
+        self._library[name](*given, ctypes.c_int64(torch.get_num_threads()))
+
+
+_libraries: dict[torch.dtype, Library] = {}
+
+
+def use(*libraries: Library) -> None:
+    """Train with these libraries, at most one a type, from now on in this process, and with no other."""
+    _libraries.clear()
+    _libraries.update({library.dtype: library for library in libraries})
+
+
+def library_for(x: Tensor) -> Library | None:
+    """Return the library that can train on x: none without one in use, on a GPU, or under autocast."""
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        return None
+    return _libraries.get(x.dtype)

@@ -1,0 +1,389 @@
+// DIN's activation unit in training, on a CPU: what modules/layers/attention.py computes, in a few passes over the
+// events.
+//
+// Each exported function is one pass over all rows or events, cut among threads, a row or 64 events at a time, so that
+// what lies between two matrix products never leaves the cache. Arrays are contiguous. H, M and K stand for numbers of
+// columns; an upper-case one is a multiple of 16, its last columns zeros, so that vectors never end within a row.
+//
+// The first layer, W [q, e, q - e, q * e, s] + b, is a layer of its own for each row's events:
+//     x = base_b + A_b e,  A_b = event + diag(q_b) product,  base_b = (Wq + Wd) q_b + b
+// where e stands for [e, s] and q for [q, 0]: half the arithmetic of two products, and q * e is never built.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#ifndef REAL
+#define REAL float
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, REGISTERS = 24, ACROSS = 4;  // of a vector; accumulators; vectors side by side
+#else
+constexpr int BYTES = 32, REGISTERS = 12, ACROSS = 2;
+#endif
+constexpr int64_t CHUNK = 64;  // events
+
+using T = REAL;
+typedef T V __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
+constexpr int64_t LANES = BYTES / sizeof(T);
+
+inline V& at(T* p) { return *reinterpret_cast<V*>(p); }
+inline const V& at(const T* p) { return *reinterpret_cast<const V*>(p); }
+inline T total(V v) {
+  T sum = 0;
+  for (int64_t lane = 0; lane < LANES; ++lane) sum += v[lane];
+  return sum;
+}
+
+// Rows [0, n) of A B, ACROSS vectors of columns at most: R rows at a time, then R / 2, ... The sums stay in registers.
+template <int C, int R, typename Emit>
+inline void rows(int64_t from, int64_t n, int64_t inner, const T* a, int64_t row, int64_t step, const T* b,
+                 int64_t width, Emit emit) {
+  for (; from + R <= n; from += R) {
+    V sum[R][C] = {};
+    const T* a_k = a + from * row;
+    const T* b_k = b;
+    for (int64_t k = 0; k < inner; ++k, a_k += step, b_k += width) {
+      V right[C];
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) right[c] = at(b_k + c * LANES);
+#pragma GCC unroll 32
+      for (int r = 0; r < R; ++r) {
+        const V left = a_k[r * row] - V{};
+#pragma GCC unroll 8
+        for (int c = 0; c < C; ++c) sum[r][c] += left * right[c];
+      }
+    }
+#pragma GCC unroll 32
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+      for (int c = 0; c < C; ++c) emit(from + r, c * LANES, sum[r][c]);
+    }
+  }
+  if constexpr (R > 1) rows<C, R / 2>(from, n, inner, a, row, step, b, width, emit);
+}
+
+// emit(i, j, v) for every row i < n and vector v of columns j... of A B, where A[i][k] = a[i * row + k * step] and B is
+// (inner, width). A step of 1 reads A by rows, a row of 1 transposed.
+template <typename Emit>
+inline void product_of(int64_t n, int64_t inner, int64_t width, const T* a, int64_t row, int64_t step, const T* b,
+                       Emit emit) {
+  int64_t j = 0;
+  const auto shifted = [&](int64_t i, int64_t column, V v) { emit(i, j + column, v); };
+  for (; j + ACROSS * LANES <= width; j += ACROSS * LANES)
+    rows<ACROSS, REGISTERS / ACROSS>(0, n, inner, a, row, step, b + j, width, shifted);
+  for (; j + 2 * LANES <= width; j += 2 * LANES)
+    rows<2, REGISTERS / 2>(0, n, inner, a, row, step, b + j, width, shifted);
+  for (; j < width; j += LANES) rows<1, 12>(0, n, inner, a, row, step, b + j, width, shifted);
+}
+
+// e^x for |x| <= 87, else of the nearest such x: 2^n e^r with |r| <= ln(2) / 2, where the first terms of Taylor's
+// series are exact to float32. The library's is a call, around which no loop is vectorised.
+inline float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x > 87.0f ? 87.0f : x;
+  const float n = std::nearbyint(x * 1.44269504f);
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2), in two parts
+  float y = 1.0f / 5040;
+  for (float divisor : {720.0f, 120.0f, 24.0f, 6.0f, 2.0f, 1.0f, 1.0f}) y = y * r + 1.0f / divisor;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float power;
+  std::memcpy(&power, &bits, sizeof power);
+  return y * power;
+}
+inline double exponential(double x) { return std::exp(x); }
+
+inline T sigmoid(T z) { return T(1) / (T(1) + exponential(-z)); }
+
+// y = x (alpha + (1 - alpha) p), p = sigmoid(z), z = scale x + shift: Dice of one step, `curve` (3, H) being the three
+inline void activate(int64_t n, int64_t H, const T* x, const T* curve, T* __restrict y) {
+  const T *alpha = curve, *scale = curve + H, *shift = curve + 2 * H;
+  for (int64_t i = 0; i < n; ++i, x += H, y += H) {
+#pragma GCC ivdep
+    for (int64_t j = 0; j < H; ++j) y[j] = x[j] * (alpha[j] + (T(1) - alpha[j]) * sigmoid(scale[j] * x[j] + shift[j]));
+  }
+}
+
+// y; the gradient of x but for what the statistics add; and sums (3, H) += [d_alpha, d_z, d_z x]
+inline void differentiate(int64_t n, int64_t H, const T* x, const T* gradient, const T* curve, T* __restrict y,
+                          T* __restrict d_x, T* __restrict sums) {
+  const T *alpha = curve, *scale = curve + H, *shift = curve + 2 * H;
+  T* __restrict d_alpha = sums, * __restrict sum_z = sums + H, * __restrict sum_zx = sums + 2 * H;
+  for (int64_t i = 0; i < n; ++i, x += H, gradient += H, y += H, d_x += H) {
+#pragma GCC ivdep
+    for (int64_t j = 0; j < H; ++j) {
+      const T p = sigmoid(scale[j] * x[j] + shift[j]), rest = T(1) - alpha[j], gate = alpha[j] + rest * p;
+      const T through = gradient[j] * x[j] * (T(1) - p), d_z = through * p * rest;
+      y[j] = x[j] * gate;
+      d_x[j] = gradient[j] * gate + d_z * scale[j];
+      d_alpha[j] += through;
+      sum_z[j] += d_z;
+      sum_zx[j] += d_z * x[j];
+    }
+  }
+}
+
+// What the statistics, functions of every valid row, add to the gradient of x: valid (constant + slope x), `correction`
+// (2, H) being the two
+inline void complete(int64_t n, int64_t H, const T* d_x, const T* x, const T* correction, const T* valid, T* out) {
+  const T *constant = correction, *slope = correction + H;
+  for (int64_t i = 0; i < n; ++i, x += H, d_x += H, out += H) {
+    const T weight = valid ? valid[i] : T(1);
+#pragma GCC ivdep
+    for (int64_t j = 0; j < H; ++j) out[j] = d_x[j] + weight * (constant[j] + slope[j] * x[j]);
+  }
+}
+
+// sums (2, H) += [x - centre, (x - centre)^2] over the valid rows
+inline void moments(int64_t n, int64_t H, const T* x, const T* centre, const T* valid, T* __restrict sums) {
+  T* __restrict first = sums, * __restrict second = sums + H;
+  for (int64_t i = 0; i < n; ++i, x += H) {
+    const T weight = valid ? valid[i] : T(1);
+#pragma GCC ivdep
+    for (int64_t j = 0; j < H; ++j) {
+      const T distance = (x[j] - centre[j]) * weight;
+      first[j] += distance;
+      second[j] += distance * distance;
+    }
+  }
+}
+
+// A thread's sums: made in T over a chunk, kept in double, added to the caller's array by `into` when all are done.
+struct Sums {
+  std::vector<T> chunk;
+  std::vector<double> all;
+  explicit Sums(int64_t size) : chunk(size, T(0)), all(size, 0.0) {}
+  void fold() {
+    for (size_t j = 0; j < chunk.size(); ++j) all[j] += chunk[j], chunk[j] = T(0);
+  }
+  void into(T* out) const {
+    for (size_t j = 0; j < all.size(); ++j) out[j] += static_cast<T>(all[j]);
+  }
+};
+
+// Call work(thread, from, to) over [0, n) in as many parts as there are threads, this one included, but none of few.
+template <typename Work>
+void share(int64_t n, int64_t threads, const Work& work) {
+  const int64_t parts = std::max<int64_t>(1, std::min(threads, n / CHUNK));
+  std::vector<std::thread> others;
+  for (int64_t t = 1; t < parts; ++t) others.emplace_back([&, t] { work(t, n * t / parts, n * (t + 1) / parts); });
+  work(0, 0, n / parts);
+  for (auto& other : others) other.join();
+}
+
+// out (H,) += the sum of the rows of x
+inline void add_rows(int64_t n, int64_t H, const T* x, T* __restrict out) {
+  for (int64_t i = 0; i < n; ++i, x += H) {
+#pragma GCC ivdep
+    for (int64_t j = 0; j < H; ++j) out[j] += x[j];
+  }
+}
+
+// A_b (K, H) of a row: event + diag(q) product.
+inline void fold(int64_t K, int64_t H, const T* event, const T* product, const T* q, T* __restrict out) {
+  for (int64_t k = 0; k < K; ++k, event += H, product += H, out += H) {
+#pragma GCC ivdep
+    for (int64_t j = 0; j < H; ++j) out[j] = event[j] + q[k] * product[j];
+  }
+}
+
+// The same transposed: (H, K).
+inline void turn(int64_t H, int64_t K, const T* event, const T* product, const T* q, T* __restrict out) {
+  for (int64_t j = 0; j < H; ++j, event += K, product += K, out += K) {
+#pragma GCC ivdep
+    for (int64_t c = 0; c < K; ++c) out[c] = event[c] + q[c] * product[c];
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+// x (N, H) = base_b + e A_b for the events e (N, k) of every row b of B, and its moments (2, H) around `centre`.
+void first_forward(int64_t B, int64_t k, int64_t H, const int64_t* offsets, const T* e, const T* q, const T* base,
+                   const T* event, const T* product, const T* centre, const T* valid, T* x, T* sums, int64_t threads) {
+  std::vector<Sums> found(threads, Sums(2 * H));
+  share(B, threads, [&](int64_t thread, int64_t from, int64_t to) {
+    std::vector<T> layer(k * H);
+    for (int64_t b = from; b < to; ++b) {
+      const int64_t n = offsets[b + 1] - offsets[b];
+      if (n == 0) continue;
+      T* x_b = x + offsets[b] * H;
+      fold(k, H, event, product, q + b * k, layer.data());
+      product_of(n, k, H, e + offsets[b] * k, k, 1, layer.data(),
+                 [&](int64_t i, int64_t j, V v) { at(x_b + i * H + j) = v + at(base + b * H + j); });
+      moments(n, H, x_b, centre, valid ? valid + offsets[b] : nullptr, found[thread].chunk.data());
+      found[thread].fold();
+    }
+  });
+  for (const auto& part : found) part.into(sums);
+}
+
+// out (N, m) = bias + y W, y = dice(x), and the moments (2, M) of out if there is a `centre`; W is (H, M), m <= M.
+void next_forward(int64_t N, int64_t H, int64_t m, int64_t M, const T* x, const T* curve, const T* weight,
+                  const T* bias, const T* centre, const T* valid, T* out, T* sums, int64_t threads) {
+  std::vector<Sums> found(threads, Sums(2 * M));
+  share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
+    std::vector<T> y(CHUNK * H), made(CHUNK * M);
+    for (int64_t i = from; i < to; i += CHUNK) {
+      const int64_t n = std::min(CHUNK, to - i);
+      activate(n, H, x + i * H, curve, y.data());
+      product_of(n, H, M, y.data(), H, 1, weight,
+                 [&](int64_t r, int64_t j, V v) { at(made.data() + r * M + j) = v + at(bias + j); });
+      for (int64_t r = 0; r < n; ++r) std::copy_n(made.data() + r * M, m, out + (i + r) * m);
+      if (centre) {
+        moments(n, M, made.data(), centre, valid ? valid + i : nullptr, found[thread].chunk.data());
+        found[thread].fold();
+      }
+    }
+  });
+  if (centre) {
+    for (const auto& part : found) part.into(sums);
+  }
+}
+
+// Back through out = bias + dice(x) W from d_out (N, m): d_x (N, H), still to be completed, sums (3, H) of
+// `differentiate`, and the gradients of W transposed, (m, H), and of the bias (m,). If out went into another Dice,
+// d_out is completed by its `correction` (2, m), and `out` itself is needed.
+void next_backward(int64_t N, int64_t H, int64_t m, const T* x, const T* curve, const T* weight, const T* d_out,
+                   const T* out, const T* correction, const T* valid, T* d_x, T* sums, T* d_weight, T* d_bias,
+                   int64_t threads) {
+  std::vector<Sums> found(threads, Sums(3 * H)), weights(threads, Sums(m * H)), biases(threads, Sums(m));
+  share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
+    std::vector<T> whole(CHUNK * m), d_y(CHUNK * H), y(CHUNK * H);
+    for (int64_t i = from; i < to; i += CHUNK) {
+      const int64_t n = std::min(CHUNK, to - i);
+      const T* d = d_out + i * m;
+      if (correction) {
+        complete(n, m, d, out + i * m, correction, valid ? valid + i : nullptr, whole.data());
+        d = whole.data();
+      }
+      product_of(n, m, H, d, m, 1, weight, [&](int64_t r, int64_t j, V v) { at(d_y.data() + r * H + j) = v; });
+      differentiate(n, H, x + i * H, d_y.data(), curve, y.data(), d_x + i * H, found[thread].chunk.data());
+      product_of(m, n, H, d, 1, m, y.data(),
+                 [&](int64_t r, int64_t j, V v) { at(weights[thread].chunk.data() + r * H + j) += v; });
+      add_rows(n, m, d, biases[thread].chunk.data());
+      found[thread].fold();
+      weights[thread].fold();
+      biases[thread].fold();
+    }
+  });
+  for (int64_t t = 0; t < threads; ++t) {
+    found[t].into(sums);
+    weights[t].into(d_weight);
+    biases[t].into(d_bias);
+  }
+}
+
+// Back through the first layer from d_x (N, H), to be completed: d_e (N, k), d_base (B, H), d_q (B, k) without what
+// goes through base, and the gradients of event and product, (k, H). event_t and product_t are (H, K).
+void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* offsets, const T* e, const T* q,
+                    const T* product, const T* event_t, const T* product_t, const T* d_x, const T* x,
+                    const T* correction, const T* valid, T* d_e, T* d_base, T* d_q, T* d_event, T* d_product,
+                    int64_t threads) {
+  std::vector<Sums> events(threads, Sums(k * H)), products(threads, Sums(k * H));
+  share(B, threads, [&](int64_t thread, int64_t from, int64_t to) {
+    std::vector<T> whole, layer(H * K), wide(K, T(0)), made, dots(k * LANES);
+    for (int64_t b = from; b < to; ++b) {
+      const int64_t first = offsets[b], n = offsets[b + 1] - first;
+      if (n == 0) continue;
+      whole.resize(std::max<size_t>(whole.size(), n * H));
+      made.resize(std::max<size_t>(made.size(), n * K));
+      T* d = whole.data();
+      const T *q_b = q + b * k, *e_b = e + first * k;
+      complete(n, H, d_x + first * H, x + first * H, correction, valid ? valid + first : nullptr, d);
+      add_rows(n, H, d, d_base + b * H);
+      std::copy_n(q_b, k, wide.data());
+      turn(H, K, event_t, product_t, wide.data(), layer.data());
+      T* d_e_b = K == k ? d_e + first * k : made.data();
+      product_of(n, H, K, d, H, 1, layer.data(), [&](int64_t i, int64_t j, V v) { at(d_e_b + i * K + j) = v; });
+      for (int64_t i = 0; i < n && K != k; ++i) std::copy_n(d_e_b + i * K, k, d_e + (first + i) * k);
+      std::fill_n(dots.data(), k * LANES, T(0));
+      product_of(k, n, H, e_b, 1, k, d, [&](int64_t c, int64_t j, V v) {  // v is part of the gradient of A_b
+        at(events[thread].chunk.data() + c * H + j) += v;
+        at(products[thread].chunk.data() + c * H + j) += q_b[c] * v;
+        at(dots.data() + c * LANES) += v * at(product + c * H + j);
+      });
+      for (int64_t c = 0; c < k; ++c) d_q[b * k + c] = total(at(dots.data() + c * LANES));
+      if (b % 16 == 0) events[thread].fold(), products[thread].fold();
+    }
+    events[thread].fold();
+    products[thread].fold();
+  });
+  for (int64_t t = 0; t < threads; ++t) events[t].into(d_event), products[t].into(d_product);
+}
+
+// pooled (B, k) = the sum of each row's events e (N, k) times their weights w (N,)
+void pool_forward(int64_t B, int64_t k, const int64_t* offsets, const T* w, const T* e, T* pooled, int64_t threads) {
+  share(B, threads, [&](int64_t, int64_t from, int64_t to) {
+    for (int64_t b = from; b < to; ++b) {
+      T* __restrict out = pooled + b * k;
+      std::fill_n(out, k, T(0));
+      for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) {
+#pragma GCC ivdep
+        for (int64_t j = 0; j < k; ++j) out[j] += w[i] * e[i * k + j];
+      }
+    }
+  });
+}
+
+void pool_backward(int64_t B, int64_t k, const int64_t* offsets, const T* w, const T* e, const T* d_pooled, T* d_w,
+                   T* d_e, int64_t threads) {
+  share(B, threads, [&](int64_t, int64_t from, int64_t to) {
+    for (int64_t b = from; b < to; ++b) {
+      const T* d = d_pooled + b * k;
+      for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) {
+        T dot = 0;
+        for (int64_t j = 0; j < k; ++j) dot += d[j] * e[i * k + j];
+        d_w[i] = dot;
+#pragma GCC ivdep
+        for (int64_t j = 0; j < k; ++j) d_e[i * k + j] = w[i] * d[j];
+      }
+    }
+  });
+}
+
+// Dice alone, for x (N, H) of any width: the moments, the values, and the gradient of x and the sums of
+// `differentiate`.
+void dice_moments(int64_t N, int64_t H, const T* x, const T* centre, const T* valid, T* sums, int64_t threads) {
+  std::vector<Sums> found(threads, Sums(2 * H));
+  share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i += CHUNK) {
+      moments(std::min(CHUNK, to - i), H, x + i * H, centre, valid ? valid + i : nullptr, found[thread].chunk.data());
+      found[thread].fold();
+    }
+  });
+  for (const auto& part : found) part.into(sums);
+}
+
+void dice_forward(int64_t N, int64_t H, const T* x, const T* curve, T* y, int64_t threads) {
+  share(N, threads,
+        [&](int64_t, int64_t from, int64_t to) { activate(to - from, H, x + from * H, curve, y + from * H); });
+}
+
+void dice_backward(int64_t N, int64_t H, const T* x, const T* d_y, const T* curve, T* d_x, T* sums, int64_t threads) {
+  std::vector<Sums> found(threads, Sums(3 * H));
+  share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
+    std::vector<T> y(CHUNK * H);
+    for (int64_t i = from; i < to; i += CHUNK) {
+      const int64_t n = std::min(CHUNK, to - i);
+      differentiate(n, H, x + i * H, d_y + i * H, curve, y.data(), d_x + i * H, found[thread].chunk.data());
+      found[thread].fold();
+    }
+  });
+  for (const auto& part : found) part.into(sums);
+}
+
+// Complete d_x in place.
+void dice_complete(int64_t N, int64_t H, T* d_x, const T* x, const T* correction, const T* valid, int64_t threads) {
+  share(N, threads, [&](int64_t, int64_t from, int64_t to) {
+    complete(to - from, H, d_x + from * H, x + from * H, correction, valid ? valid + from : nullptr, d_x + from * H);
+  });
+}
+
+}  // extern "C"

@@ -1,0 +1,163 @@
+"""DIN's activation unit for training on a CPU, by the compiled passes of fused.cpp; attention.py is its plain twin.
+
+What is kept from forward to backward is each layer's values before Dice, whose statistics need all of them. All else
+is cheaper to compute again than to write to main memory and read back.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from modules.layers.compiled import Library
+from modules.layers.dice import Dice, correction, valid_rows
+
+ALIGN = 16  # what fused.cpp wants widths to be multiples of
+
+
+class Events(NamedTuple):
+    """Where each row's events lie."""
+
+    offsets: Tensor  # (B + 1,) int64
+    valid: Tensor | None  # (N,), 0 for the events of padding rows; None where there are none
+
+    @classmethod
+    def of(cls, lengths: Tensor, weights: Tensor | None, like: Tensor) -> "Events":
+        """Build it from lengths (B,), weights (B,) or None, and the events (N, d)."""
+        valid = valid_rows(weights, like)
+        if valid is not None:
+            valid = torch.repeat_interleave(valid, lengths, output_size=like.size(0))
+        return cls(F.pad(lengths.long().cumsum(0), (1, 0)), valid)
+
+
+class Relevance(torch.autograd.Function):
+    """x_1 = base + A e,  x_i+1 = W_i dice_i(x_i) + b_i:  (N, 1), the last one.
+
+    A (d, H) = event + diag(q) product is a layer of each row's own, see fused.cpp.
+    """
+
+    @staticmethod
+    def forward(ctx, library, events, dices, e, q, base, event, product, *rest: Tensor) -> Tensor:
+        """Args:
+        library: to call.
+        events: where the rows' events lie.
+        dices: the activation of every hidden layer.
+        e, q: (N, d) and (B, d).
+        base: (B, H).
+        event, product: (d, H).
+        rest: of each hidden layer alpha (H,), and weight (H', H) and bias (H',) of the linear layer that follows.
+            All widths but that of the last layer are multiples of ALIGN, filled with zeros.
+        """
+        (rows, d), width = q.shape, base.size(1)
+        offsets, valid = events
+        x, sums = e.new_empty(e.size(0), width), e.new_zeros(2, width)
+        centre = _pad(dices[0].running_mean, width)
+        library.call("first_forward", rows, d, width, offsets, e, q, base, event, product, centre, valid, x, sums)
+        number = e.new_tensor(e.size(0)) if valid is None else valid.sum()  # of valid events
+        kept: list[Tensor] = []
+        for i, (dice, alpha, weight, bias) in enumerate(zip(dices, rest[::3], rest[1::3], rest[2::3], strict=True)):
+            units, (wide, width) = dice.alpha.size(0), weight.shape
+            scale, shift, count = dice.settle(sums[:, :units], number)
+            curve = torch.stack([alpha, _pad(scale, width), _pad(shift, width)])
+            kept += [x, curve, count]
+            following = dices[i + 1] if i + 1 < len(dices) else None
+            centre = None if following is None else _pad(following.running_mean, wide)
+            room = -(-wide // ALIGN) * ALIGN
+            turned = _pad(weight, room, 0).t().contiguous()
+            out, sums = e.new_empty(e.size(0), wide), e.new_zeros(2, room)
+            arguments = (x, curve, turned, _pad(bias, room), centre, valid, out, sums)
+            library.call("next_forward", e.size(0), width, wide, room, *arguments)
+            x = out
+        ctx.library, ctx.depth = library, len(dices)
+        ctx.save_for_backward(offsets, valid, e, q, event, product, *rest[1::3], *kept)
+        return x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        offsets, valid, e, q, event, product, *saved = ctx.saved_tensors
+        weights, kept = saved[: ctx.depth], saved[ctx.depth :]
+        rest: list[Tensor] = []
+        d_out, out, correct = gradient.contiguous(), None, None
+        for i in reversed(range(ctx.depth)):
+            x, curve, count = kept[3 * i : 3 * i + 3]
+            wide, width = weights[i].shape
+            d_x, sums = torch.empty_like(x), x.new_zeros(3, width)
+            d_weight, d_bias = x.new_zeros(wide, width), x.new_zeros(wide)
+            arguments = (x, curve, weights[i].contiguous(), d_out, out, correct, valid, d_x, sums, d_weight, d_bias)
+            ctx.library.call("next_backward", x.size(0), width, wide, *arguments)
+            rest = [sums[0], d_weight, d_bias, *rest]
+            d_out, out, correct = d_x, x, correction(sums, curve[1], curve[2], count)
+        (rows, d), width = q.shape, event.size(1)
+        room = -(-d // ALIGN) * ALIGN
+        turned = [_pad(block, room, 0).t().contiguous() for block in (event, product)]  # (H, room)
+        d_e, d_q, d_base = torch.empty_like(e), torch.zeros_like(q), q.new_zeros(rows, width)
+        d_event, d_product = torch.zeros_like(event), torch.zeros_like(product)
+        arguments = (offsets, e, q, product, *turned, d_out, out, correct, valid, d_e, d_base, d_q, d_event, d_product)
+        ctx.library.call("first_backward", rows, d, room, width, *arguments)
+        return None, None, None, d_e, d_q, d_base, d_event, d_product, *rest
+
+
+class WeightedSums(torch.autograd.Function):
+    """The sum of each row's events e (N, d) times their weights w (N, 1): (B, d)."""
+
+    @staticmethod
+    def forward(ctx, library, events, w: Tensor, e: Tensor) -> Tensor:
+        ctx.library = library
+        ctx.save_for_backward(events.offsets, w, e)
+        out = e.new_empty(events.offsets.size(0) - 1, e.size(1))
+        library.call("pool_forward", *out.shape, events.offsets, w, e, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        offsets, w, e = ctx.saved_tensors
+        d_w, d_e = torch.empty_like(w), torch.empty_like(e)
+        ctx.library.call("pool_backward", *gradient.shape, offsets, w, e, gradient.contiguous(), d_w, d_e)
+        return None, None, d_w, d_e
+
+
+def relevance(
+    library: Library,
+    events: Events,
+    query: Tensor,
+    e: Tensor,
+    blocks: Sequence[Tensor],
+    bias: Tensor,
+    dices: list[Dice],
+    linears: list[torch.nn.Linear],
+) -> Tensor:
+    """Return the unit's weight of every event, (N, 1), differentiable.
+
+    Args:
+        library: to call.
+        events: where the rows' events lie.
+        query: (B, d).
+        e: (N, d + s), contiguous: events and their side.
+        blocks: the first layer's weight (H, .) of q, e, q - e, q * e and the side.
+        bias: (H,), the first layer's.
+        dices: every hidden layer's activation.
+        linears: the layer after each of them.
+    """
+    of_query, of_event, of_difference, of_product, of_side = blocks
+    width = -(-bias.size(0) // ALIGN) * ALIGN
+    base = F.linear(query, _pad(of_query + of_difference, width, 0), _pad(bias, width))  # (B, H)
+    event = _pad(torch.cat([of_event - of_difference, of_side], 1), width, 0).t().contiguous()  # (d + s, H)
+    product = F.pad(of_product.t(), (0, width - bias.size(0), 0, of_side.size(1)))  # (d + s, H)
+    rest: list[Tensor] = []
+    for dice, linear in zip(dices, linears, strict=True):
+        wide = linear.out_features if linear is linears[-1] else -(-linear.out_features // ALIGN) * ALIGN
+        rest += [_pad(dice.alpha, width), _pad(_pad(linear.weight, width), wide, 0), _pad(linear.bias, wide)]
+        width = wide
+    q = F.pad(query, (0, of_side.size(1))).contiguous()  # (B, d + s)
+    return Relevance.apply(library, events, dices, e, q, base, event, product.contiguous(), *rest)
+
+
+def _pad(x: Tensor, size: int, dim: int = -1) -> Tensor:
+    """Return x with zeros added at the end of a dimension until it has a size."""
+    missing = size - x.size(dim)
+    return x if missing == 0 else F.pad(x, (0, missing) if dim in (-1, x.dim() - 1) else (0, 0, 0, missing))

@@ -1,0 +1,187 @@
+"""The compiled passes against the layers as they are written, which test_attention and test_dice hold to account."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from modules.layers import compiled
+from modules.layers.attention import ActivationUnit
+from modules.layers.dice import Dice
+from modules.layers.mlp import MLP
+from trainers import build
+
+
+@pytest.fixture(autouse=True)
+def plain_again():
+    yield
+    compiled.use()
+
+
+def unit(dim: int, side: int, units: list[int], softmax: bool = False) -> ActivationUnit:
+    torch.manual_seed(0)
+    module = ActivationUnit(dim, side, units, softmax=softmax).double()
+    for name, parameter in module.named_parameters():
+        if name.endswith("alpha"):
+            torch.nn.init.uniform_(parameter, -0.5, 0.5)
+    return module
+
+
+def case(dim: int, side: int, lengths: list[int]) -> tuple:
+    """Return random query, events and side, and the lengths."""
+    draw = torch.Generator().manual_seed(sum(lengths))
+    number = sum(lengths)
+    query, events, extra = (
+        torch.randn(rows, size, generator=draw, dtype=torch.float64, requires_grad=True)
+        for rows, size in ((len(lengths), dim), (number, dim), (number, side))
+    )
+    return query, events, extra if side else None, torch.tensor(lengths)
+
+
+def results(module: ActivationUnit, inputs: tuple, weights: Tensor | None, way: str) -> dict[str, Tensor]:
+    """Return what two steps leave: the last output, its gradients and the statistics."""
+    compiled.use(*([build.library(torch.float64)] if way == "compiled" else []))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    query, events, side, lengths = inputs
+    named = {"query": query, "events": events, "side": side, **dict(module.named_parameters())}
+    named = {name: tensor for name, tensor in named.items() if tensor is not None}
+    for _ in range(2):
+        pooled = module(query, events, side, lengths, weights)
+    upstream = torch.arange(pooled.numel(), dtype=torch.float64).view_as(pooled).cos()
+    gradients = torch.autograd.grad(pooled, list(named.values()), upstream)
+    found = {"pooled": pooled.detach(), **dict(zip(named, gradients, strict=True))}
+    found |= {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module.load_state_dict(before)
+    return found
+
+
+def compare(module: ActivationUnit, inputs: tuple, weights: Tensor | None) -> None:
+    plain, fast = (results(module, inputs, weights, way) for way in ("plain", "compiled"))
+    for name, wanted in plain.items():
+        torch.testing.assert_close(fast[name], wanted, rtol=1e-7, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.sampled_from([0, 3]), st.booleans(), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_any_lengths(lengths, side, softmax, padding):
+    weights = torch.tensor([float(row % 3 > 0) for row in range(len(lengths))], dtype=torch.float64)
+    compare(unit(4, side, [6, 3], softmax), case(4, side, lengths), weights if padding else None)
+
+
+@pytest.mark.parametrize(
+    ("dim", "side", "units"),
+    [(32, 0, [64, 16]), (16, 16, [80, 40]), (1, 0, [1]), (7, 2, [33, 17, 5]), (48, 0, [130, 16]), (16, 0, [16, 200])],
+)
+def test_any_widths(dim, side, units):
+    compare(unit(dim, side, units), case(dim, side, [3, 0, 70, 1, 25, 0, 6]), None)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_share_the_work(threads):
+    module, inputs = unit(8, 0, [16, 5]), case(8, 0, [int(n) for n in torch.arange(150) % 7])
+    wanted = results(module, inputs, None, "plain")
+    torch.set_num_threads(threads)
+    try:
+        found = results(module, inputs, None, "compiled")
+    finally:
+        torch.set_num_threads(1)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("way", ["plain", "compiled"])
+def test_gradcheck(way):
+    compiled.use(*([build.library(torch.float64)] if way == "compiled" else []))
+    module = unit(3, 2, [4, 3])
+    query, events, side, lengths = case(3, 2, [2, 0, 3, 1])
+    weights = torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+
+    def pooled(query: Tensor, events: Tensor, side: Tensor, *parameters: Tensor) -> Tensor:
+        named = dict(zip(dict(module.named_parameters()), parameters, strict=True))
+        return torch.func.functional_call(module, named, (query, events, side, lengths, weights))
+
+    assert torch.autograd.gradcheck(pooled, (query, events, side, *module.parameters()))
+
+
+def test_float32_is_accurate_to_float32():
+    inputs = case(32, 0, [int(n) for n in torch.arange(400) % 51])
+    exact = results(unit(32, 0, [64, 16]), inputs, None, "plain")
+    compiled.use(build.library(torch.float32))
+    module = unit(32, 0, [64, 16]).float()
+    query, events = (x.detach().float().requires_grad_() for x in inputs[:2])
+    for _ in range(2):
+        pooled = module(query, events, None, inputs[3], None)
+    upstream = torch.arange(pooled.numel(), dtype=torch.float64).view_as(pooled).cos().float()
+    found = dict(zip(["query", "events"], torch.autograd.grad(pooled, [query, events], upstream), strict=True))
+    for name, value in {"pooled": pooled, **found}.items():
+        apart = (value.double() - exact[name]).abs().max() / exact[name].abs().max()
+        assert apart < 2e-6, name
+
+
+def test_one_graph_serves_several_backward_passes():
+    compiled.use(build.library(torch.float64))
+    module = unit(4, 2, [6, 3])
+    query, events, side, lengths = case(4, 2, [3, 0, 5])
+    pooled = module(query, events, side, lengths, None)
+    first, second = pooled[:, :3].sum(), (pooled[:, 3:] ** 2).sum()
+    of = [query, events, side, *module.parameters()]
+    one = torch.autograd.grad(first, of, retain_graph=True)
+    two = torch.autograd.grad(second, of, retain_graph=True)
+    again = torch.autograd.grad(first, of, retain_graph=True)
+    both = torch.autograd.grad(first + second, of)
+    for a, b, c, d in zip(one, two, again, both, strict=True):
+        assert torch.equal(a, c)
+        torch.testing.assert_close(a + b, d)
+
+
+def test_a_tower_with_dice():
+    torch.manual_seed(1)
+    mlp, x = MLP(10, [20, 7], "dice", outputs=2).double(), torch.randn(130, 10, dtype=torch.float64)
+    weights = (torch.arange(130) % 5 > 0).double()
+    wanted = torch.autograd.grad(mlp(x, weights).square().sum(), list(mlp.parameters()))
+    compiled.use(build.library(torch.float64))
+    found = torch.autograd.grad(mlp(x, weights).square().sum(), list(mlp.parameters()))
+    for name, a, b in zip(dict(mlp.named_parameters()), found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def test_what_is_not_a_number_stays_so():
+    compiled.use(build.library())
+    x = torch.ones(70, 3)
+    x[66, 1] = float("nan")
+    y = Dice(3)(x)
+    assert bool(y[:, 1].isnan().all())
+    assert bool(y[:, [0, 2]].isfinite().all())
+
+
+def test_outliers_saturate():
+    x = torch.zeros(20_000, 2)
+    x[0, 0], x[0, 1] = 1.0, -1.0  # 141 deviations away: exp overflows in float32
+
+    def gradient() -> tuple[Tensor, Tensor]:
+        leaf = x.clone().requires_grad_()
+        y = Dice(2)(leaf)
+        return y.detach(), torch.autograd.grad(y[:1].sum(), leaf)[0]
+
+    wanted = gradient()
+    compiled.use(build.library())
+    for a, b in zip(gradient(), wanted, strict=True):
+        assert bool(a.isfinite().all())
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_autocast_and_other_types_take_the_plain_way():
+    compiled.use(build.library())
+    assert compiled.library_for(torch.zeros(1)) is not None
+    assert compiled.library_for(torch.zeros(1, dtype=torch.float64)) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compiled.library_for(torch.zeros(1)) is None
+
+
+def test_tensors_that_cannot_be_read_are_refused():
+    library = build.library()
+    with pytest.raises(ValueError, match="dice_forward: a torch.float64 tensor"):
+        library.call("dice_forward", 2, 1, torch.zeros(2, 1, dtype=torch.float64), torch.zeros(3, 1), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="cannot be read"):
+        library.call("dice_forward", 2, 2, torch.zeros(2, 2).t(), torch.zeros(3, 2), torch.zeros(2, 2))
