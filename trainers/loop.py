@@ -30,6 +30,7 @@ from trainers.loss import Output
 from trainers.occupancy import occupancy
 from trainers.runlog import RunLog
 from trainers.sharding import shard
+from trainers.spectrum import Spectra
 from trainers.tracking import Tracker
 from trainers.utilisation import Utilisation
 
@@ -292,7 +293,9 @@ class Trainer:
         if best != self.step:
             checkpoint.load(self.sharded, self.recipe, checkpoint.folder(self.job.run, best))
         self.log.write("note", step=self.step, text=f"evaluating test with the checkpoint of step {best}")
-        test, curves = self.evaluate("test")
+        spectra = Spectra(self.sharded.model.dense.network)
+        with spectra.watching():
+            test, curves = self.evaluate("test")
         self.log.write("eval", step=best, split="test", **test)
         cut = dict(self.position["left_out"])
         skipped = cut.pop(SKIPPED)
@@ -309,4 +312,5 @@ class Trainer:
             "cut": cut,
             "skipped_rows": skipped,
             "curves": curves,
+            "spectra": spectra.read(),
         }
