@@ -156,7 +156,8 @@ class FARM(nn.Module):
 
     Decided here, as the public sources leave them open: the candidate's attention is DIN's unit; positions enter after
     the filter, whose spectrum is the events' alone; a row takes part in the alignment if it has events in both domains;
-    rows are of one user if the user's embeddings are the same, bit by bit.
+    rows are of one user if the user's embeddings are the same, bit by bit, so users that share a table's row count as
+    one, and all unknown ones as one.
 
     In training the answer has a further entry, `REGULARISER`: the weighted loss of the alignment.
 
@@ -218,6 +219,10 @@ class FARM(nn.Module):
             events, count = domain(values, lengths)
             views.append(filtered(events, count))
             counts.append(count)
+        rows = max([count.size(0) for count in counts])
+        for i, count in enumerate(counts):
+            if count.size(0) < rows:  # one history for all rows, beside another one a row
+                views[i], counts[i] = views[i].repeat(rows, 1), count.repeat(rows)
         fused = views
         if self.fuse is not None:
             fused = self.fuse(views, counts)

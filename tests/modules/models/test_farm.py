@@ -151,11 +151,13 @@ def test_rows_of_one_user_are_known_by_their_embedding():
     assert [[bool(a == b) for b in marks] for a in marks] == [[a == b for b in USERS] for a in USERS]
 
 
-def test_one_user_for_all_candidates():
+@pytest.mark.parametrize("own", [[], ["video", "video_gap"]], ids=["both histories", "one history"])
+@pytest.mark.parametrize("fuse", ["attention", "concat"])
+def test_one_user_for_all_candidates(own, fuse):
     """What a server asks: histories of one row, candidates of many."""
-    model = build().eval()
+    model = build(fuse=fuse).eval()
     values, lengths, dense = batch([7] * 6, [12] * 6, [1] * 6)
-    shared = ["user", "live", "live_action", "video", "video_gap"]
+    shared = [name for name in ("user", "live", "live_action", "video", "video_gap") if name not in own]
     once = {n: v[: len(v) // 6] if n in shared else v for n, v in values.items()}
     repeated = {n: v[: len(v) // 6].repeat(6, 1) if n in shared else v for n, v in values.items()}
     wanted = model(repeated, lengths, dense)
