@@ -9,10 +9,11 @@ from modules.layers.bottom import Attention, check_parallel
 
 
 class Domain(nn.Module):
-    """V_k = W e_k + U s_k + b for events,  q = LayerNorm(W e + b) for the candidate.
+    """V_k = W e_k + U s_k for events,  q = LayerNorm(W e) for the candidate.
 
     The candidate's features are the counterparts of an event's, so both go through one W; s are what an event has and
-    a candidate has not, such as its action signals and the time since it.
+    a candidate has not, such as its action signals and the time since it. There is no bias: beside it new embeddings,
+    which are small, would all look alike once they are normalised.
 
     Args:
         part: the features.
@@ -29,7 +30,7 @@ class Domain(nn.Module):
         self.query = list(part.query)
         self.events = list(part.events)
         self.side = list(part.side)
-        self.project = nn.Linear(sum(inputs.sequences[name] for name in part.events), width)
+        self.project = nn.Linear(sum(inputs.sequences[name] for name in part.events), width, bias=False)
         side = sum(inputs.sequences[name] for name in part.side)
         self.project_side = nn.Linear(side, width, bias=False) if part.side else None
         self.norm = nn.LayerNorm(width)

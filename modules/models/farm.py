@@ -148,7 +148,7 @@ class FARM(nn.Module):
 
     For each domain, short video and live as a rule, over a user's events k:
 
-        V = W e_k + U s_k + b              event with its action signals
+        V = W e_k + U s_k                  event with its action signals
         F = filter(V)                      see layers.frequency
         L_align(mean F_1, mean F_2)        see layers.align; before fusion, in training only
         H = self-attention(F + position);  C_1 = H_1 + cross-attention(H_1, H_2), and the other way round
