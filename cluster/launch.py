@@ -22,7 +22,7 @@ import torch
 from configs.errors import BadInput
 from configs.load import dump_recipe, load_recipe
 from configs.schema import Cluster, Recipe
-from trainers import checkpoint, preflight, ranks, report, runlog, tracking
+from trainers import checkpoint, preflight, ranks, report, runlog, spectrum, tracking
 from trainers.export import find_checkpoint, versions
 from trainers.loop import Job, Trainer
 from trainers.manifest import write_json
@@ -60,6 +60,7 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
         result = _launch(partial(_train_here, job), recipe, run)
     result = {"name": name, **result, "wall_s": time.perf_counter() - started, "versions": versions()}
     write_json(run / "result.json", result)
+    spectrum.write_spectrum(run, result["spectra"])
     tracking.report(recipe, run, report.write_report(run), result)
     return result
 

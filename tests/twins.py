@@ -9,6 +9,7 @@ import modules.models  # noqa: F401
 from configs.schema import DenseFeature, Recipe, SequenceFeature
 from modules.batch import Batch
 from modules.model import Model
+from modules.models.registry import REGULARISER
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -128,7 +129,7 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
     """Train one plain model on global batches.
 
     Returns:
-        The model, its losses, and each table's optimizer state where there is one.
+        The model, its tasks' losses, and each table's optimizer state where there is one.
     """
     model = Model(made_for)
     tables = {name: e.weight for c in model.tables.values() for name, e in c.embeddings.items()}
@@ -144,8 +145,9 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
             each = _loss(declared.kind, logits[task][known], batch.labels[known, number])
             share = torch.ones(len(each)) if batch.sample_weights is None else batch.sample_weights[known, number]
             loss = loss + declared.weight * (each * share).sum() / share.sum()
-        loss.backward()
         losses.append(float(loss.detach()))
+        loss = loss + logits.get(REGULARISER, 0.0)
+        loss.backward()
         dense.step()
         touched = _touched(model, batch)
         with torch.no_grad():

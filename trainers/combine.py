@@ -18,6 +18,9 @@ A parameter that one task alone reaches keeps that task's gradient, without the 
 tables like the others, since where a table lies must not change what is learned. A combiner that needs no gradients
 takes one ordinary backward pass.
 
+A network's regulariser (see modules.models.registry) is added to the sum, whatever the combiner: it is no task, so it
+is in no Gram matrix and has no weight but its own.
+
 The losses carry a factor R, the number of ranks (see trainers.loss), so losses and dense gradients are averages over
 ranks. Of the gradient at the cut every rank holds its own rows, R times too large: the Gram matrix there is the sum of
 the ranks' divided by R^2.
@@ -34,6 +37,7 @@ from torch import Tensor, nn
 from configs.schema import Recipe
 from modules import gradients
 from modules.model import Model
+from modules.models.registry import REGULARISER
 from trainers import ranks
 
 
@@ -47,10 +51,10 @@ class _Split:
 
 @dataclass
 class _ByTask:
-    """The gradients of T tasks above the cut, on this rank."""
+    """The gradients of T tasks above the cut, on this rank, and last, if that lies there, of the regulariser."""
 
     at_cut: list[list[Tensor]]  # of every leaf, by task
-    shared: Tensor  # (T, P), all shared parameters side by side
+    shared: Tensor  # (T, P) or (T + 1, P), all shared parameters side by side
     own: list[list[Tensor]]  # of every own parameter, by task
 
 
@@ -87,13 +91,14 @@ class Combination:
         self.step = 0  # steps before this one
         self._cut: list[tuple[Tensor, Tensor]] = []  # (end of the graph below, leaf of the graph above)
         self._logits: list[tuple[Tensor, Tensor]] = []  # the same, by task
+        self._regulariser: Tensor | None = None
         self._splits: dict[bool, _Split] = {}
         if len(self._tasks) > 1:
             if self._config.scope == "trunk":
                 model.dense.network.trunk.register_forward_pre_hook(self._at_trunk)
             else:
                 model.dense.register_forward_pre_hook(self._at_embeddings)
-            model.dense.register_forward_hook(self._at_logits)
+        model.dense.register_forward_hook(self._at_logits)
 
     @property
     def _by_task(self) -> bool:
@@ -112,17 +117,20 @@ class Combination:
             self._several_passes(losses)
         else:
             self._one_pass(losses)
-        self._cut, self._logits = [], []  # or they would keep the graph
+        self.monitor.add_regulariser(self._regulariser)
+        self._cut, self._logits, self._regulariser = [], [], None  # or they would keep the graph
         self.step += 1
 
     def _one_pass(self, losses: Tensor) -> None:
         if self._config.kind == "sum":
-            losses.sum().backward()
+            total = losses.sum()
         else:
-            (total,) = self._average([losses.detach()])
-            weights = self.combiner(None, total.double().cpu(), self.step)
+            (averaged,) = self._average([losses.detach()])
+            weights = self.combiner(None, averaged.double().cpu(), self.step)
             self.monitor.add(None, weights)
-            (losses * weights.to(losses)).sum().backward()
+            total = (losses * weights.to(losses)).sum()
+        (total if self._regulariser is None else total + self._regulariser).backward()
+        if self._config.kind != "sum":
             for own, weight in zip(self._split().own, weights.tolist(), strict=True):
                 for parameter in own:
                     parameter.grad /= weight  # it came with the loss
@@ -131,20 +139,22 @@ class Combination:
     def _several_passes(self, losses: Tensor) -> None:
         split = self._split()
         found = self._pass_by_task(losses, split)
-        gram = torch.zeros(len(losses), len(losses), device=self._device)  # of this rank's rows
+        count = len(losses)
+        gram = torch.zeros(count, count, device=self._device)  # of this rank's rows
         for rows in found.at_cut:
-            gram += _gram(rows)
+            gram += _gram(rows[:count])
         own = [gradient for gradients_ in found.own for gradient in gradients_]
         if self._config.scope == "shared":
             gram, losses, shared, *own = self._average([gram, losses.detach(), found.shared, *own])
-            gram = gram / ranks.world() + shared @ shared.T
+            gram = gram / ranks.world() + shared[:count] @ shared[:count].T
         else:
             shared = found.shared
             gram, losses = self._average([gram, losses.detach()])
             gram = gram / ranks.world()
-        gram, losses = torch.cat([gram, losses.unsqueeze(0)]).double().cpu().split([len(losses), 1])
+        gram, losses = torch.cat([gram, losses.unsqueeze(0)]).double().cpu().split([count, 1])
         weights = self.combiner(gram, losses[0], self.step)
         self.monitor.add(gram, weights)
+        weights = nn.functional.pad(weights, (0, len(shared) - count), value=1.0)
         self._assign(weights, split, shared, own, found.at_cut)
 
     def _assign(
@@ -156,10 +166,12 @@ class Combination:
             parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
         for parameter, gradient in zip((p for each in split.own for p in each), own, strict=True):
             parameter.grad = gradient
-        below = [(end, rows) for (end, _), rows in zip(self._cut, at_cut, strict=True) if end.requires_grad]
-        if below:  # a model of dense features alone has nothing to learn there
-            ends, by_task = zip(*below, strict=True)
-            torch.autograd.backward(ends, [_weighted(weights, rows) for rows in by_task])
+        cut = [(end, rows) for (end, _), rows in zip(self._cut, at_cut, strict=True) if end.requires_grad]
+        ends, starts = [end for end, _ in cut], [_weighted(weights, rows) for _, rows in cut]
+        if self._config.scope == "trunk" and self._regulariser is not None:  # all of it lies below that cut
+            ends, starts = [*ends, self._regulariser], [*starts, torch.ones_like(self._regulariser)]
+        if ends:  # a model of dense features alone has nothing to learn there
+            torch.autograd.backward(ends, starts)
         averaged = self._config.scope == "shared"  # all dense parameters lie above that cut
         self._average_gradients(self._replicated if averaged else self._dense + self._replicated)
 
@@ -171,24 +183,28 @@ class Combination:
         """
         # A task's loss sees its own logits alone, so one pass gives the derivative of each. From there on each task's
         # pass meets only what it shares with others and its own part; the stacked losses would lead through all towers.
-        starts = torch.autograd.grad(losses.sum(), [leaf for _, leaf in self._logits])
+        starts = list(torch.autograd.grad(losses.sum(), [leaf for _, leaf in self._logits]))
+        ends, owned = [logits for logits, _ in self._logits], list(split.own)
+        if self._config.scope == "shared" and self._regulariser is not None:
+            ends, starts = [*ends, self._regulariser], [*starts, torch.ones_like(self._regulariser)]
+            owned.append([])
         leaves = [leaf for _, leaf in self._cut]
         sizes = [p.numel() for p in split.shared]
         shared = torch.zeros(len(starts), sum(sizes), device=self._device)
         at_cut: list[list[Tensor]] = [[] for _ in leaves]
         own = []
-        for task, ((logits, _), start) in enumerate(zip(self._logits, starts, strict=True)):
+        for row, (end, start, parameters) in enumerate(zip(ends, starts, owned, strict=True)):
             found = torch.autograd.grad(
-                logits,
-                [*leaves, *split.shared, *split.own[task]],
+                end,
+                [*leaves, *split.shared, *parameters],
                 start,
-                retain_graph=task + 1 < len(starts),
+                retain_graph=row + 1 < len(starts),
                 allow_unused=True,
             )
             for leaf, rows, gradient in zip(leaves, at_cut, found[: len(leaves)], strict=True):
                 rows.append(torch.zeros_like(leaf) if gradient is None else gradient)
             of_shared = found[len(leaves) : len(leaves) + len(sizes)]
-            for place, gradient in zip(shared[task].split(sizes), of_shared, strict=True):
+            for place, gradient in zip(shared[row].split(sizes), of_shared, strict=True):
                 if gradient is not None:
                     place.copy_(gradient.reshape(-1))
             own.append(list(found[len(leaves) + len(sizes) :]))
@@ -257,6 +273,7 @@ class Combination:
         """Cut between the network and the loss, which mixes the tasks' graphs."""
         if not (dense.training and torch.is_grad_enabled()):
             return None
+        self._regulariser = logits.get(REGULARISER)
         self._logits = [(logits[task], _leaf(logits[task])) for task in self._tasks]
         return (
             {task: leaf for task, (_, leaf) in zip(self._tasks, self._logits, strict=True)} if self._by_task else None
@@ -318,6 +335,7 @@ class Monitor:
         self._steps = self._measured = self._conflicts = 0
         self._weights, self._norms = (torch.zeros(count, dtype=torch.float64) for _ in range(2))
         self._cosines = torch.zeros(count, count, dtype=torch.float64)
+        self._regularisers: list[Tensor] = []
 
     def add(self, gram: Tensor | None, weights: Tensor) -> None:
         """Take in a step: the Gram matrix (T, T), None where it was not measured, and the weights (T,)."""
@@ -329,17 +347,25 @@ class Monitor:
             self._norms += gram.diagonal().clamp(min=0).sqrt()
             self._cosines += gradients.cosines(gram)
 
+    def add_regulariser(self, loss: Tensor | None) -> None:
+        """Take in a step's regulariser, if the network has one: (), R times this rank's part of it."""
+        if loss is not None:
+            self._regularisers.append(loss.detach())
+
     def read(self) -> dict[str, float]:
-        """Return means over the steps since the last reading, for the log, and start anew.
+        """Return means over the steps since the last reading, for the log, and start anew. Collective.
 
         ``grad.<task>.weight``, and of the steps that were measured ``grad.<task>.norm``, ``grad.cos.<task>.<task>`` and
-        ``grad.conflict``, the share of them in which any two tasks' gradients pointed against each other.
+        ``grad.conflict``, the share of them in which any two tasks' gradients pointed against each other;
+        ``regulariser`` where the network has one.
         """
         out = dict(self._figures())
         self._clear()
         return out
 
     def _figures(self) -> Iterator[tuple[str, float]]:
+        if self._regularisers:
+            yield "regulariser", float(ranks.summed(torch.stack(self._regularisers).mean())) / ranks.world()
         for i, task in enumerate(self._tasks):
             if self._steps:
                 yield f"grad.{task}.weight", float(self._weights[i]) / self._steps

@@ -30,6 +30,7 @@ from trainers.loss import Output
 from trainers.occupancy import occupancy
 from trainers.runlog import RunLog
 from trainers.sharding import shard
+from trainers.spectrum import Spectra
 from trainers.tracking import Tracker
 from trainers.utilisation import Utilisation
 
@@ -308,7 +309,9 @@ class Trainer:
         best = self.position["best_step"]
         if best != self.step:
             checkpoint.load(self.sharded, self.recipe, checkpoint.folder(self.job.run, best))
-        test, curves = self._test(best) if self.job.test else ({}, {})
+        spectra = Spectra(self.sharded.model.dense.network)
+        with spectra.watching():
+            test, curves = self._test(best) if self.job.test else ({}, {})
         cut = dict(self.position["left_out"])
         skipped = cut.pop(SKIPPED)
         return {
@@ -324,4 +327,5 @@ class Trainer:
             "cut": cut,
             "skipped_rows": skipped,
             "curves": curves,
+            "spectra": spectra.read(),
         }

@@ -65,16 +65,7 @@ class History(nn.Module):
     ) -> Tensor:
         """Return the pooled history, (B, width), of B = `size` rows."""
         first = self.events[0]
-        for name in self.events + self.side:
-            if not _parallel(lengths[name], lengths[first]):
-                complaint = (
-                    f"features {first} and {name}: the lists of one history must have the same length in every row; "
-                    "mend the columns, or give both features one max_length"
-                )
-                if torch.jit.is_scripting():
-                    raise ValueError(complaint)
-                else:  # noqa: RET506 (TorchScript needs the branch to leave BadInput out)
-                    raise BadInput(complaint)
+        check_parallel(lengths, self.events + self.side)
         query = torch.cat([jagged.rows(values[name], lengths[name]) for name in self.query], 1)
         query = query.expand(size, -1)  # (B, d)
         events = torch.cat([values[name] for name in self.events], 1)  # (N, d)
@@ -84,6 +75,28 @@ class History(nn.Module):
         if lengths[first].size(0) != size:  # one history for all rows
             return self.unit.shared(query, events, side)
         return self.unit(query, events, side, lengths[first], weights)
+
+
+def check_parallel(lengths: dict[str, Tensor], names: list[str]) -> None:
+    """Raise where the lists of one history differ in length in any row.
+
+    Args:
+        lengths: feature -> (B,).
+        names: the history's features.
+
+    Raises:
+        BadInput: they do; ValueError when scripted.
+    """
+    for name in names:
+        if not _parallel(lengths[name], lengths[names[0]]):
+            complaint = (
+                f"features {names[0]} and {name}: the lists of one history must have the same length in every row; "
+                "mend the columns, or give both features one max_length"
+            )
+            if torch.jit.is_scripting():
+                raise ValueError(complaint)
+            else:  # noqa: RET506 (TorchScript needs the branch to leave BadInput out)
+                raise BadInput(complaint)
 
 
 def _parallel(one: Tensor, other: Tensor) -> bool:
@@ -112,7 +125,7 @@ class Bottom(nn.Module):
 
     def __init__(self, config: BottomConfig, inputs: Inputs) -> None:
         super().__init__()
-        _check(config, inputs)
+        check_features(config.attention, config.pooled, inputs)
         self.gather = Gather(inputs, config.pooled)
         self.histories = nn.ModuleList(History(part, config, inputs) for part in config.attention)
         self.width = self.gather.width + sum(history.width for history in self.histories)
@@ -140,9 +153,10 @@ class Bottom(nn.Module):
         return torch.cat(parts, 1)
 
 
-def _check(config: BottomConfig, inputs: Inputs) -> None:
+def check_features(attention: list[Attention], pooled: list[str], inputs: Inputs) -> None:
+    """Raise BadInput where the keys `attention` and `pooled` of a model do not fit the recipe's features."""
     used: list[str] = []
-    for i, part in enumerate(config.attention):
+    for i, part in enumerate(attention):
         where = f"model.attention.{i}"
         _check_names(f"{where}.query", part.query, inputs.ids, "id")
         _check_names(f"{where}.events", part.events, inputs.sequences, "sequence")
@@ -154,9 +168,9 @@ def _check(config: BottomConfig, inputs: Inputs) -> None:
                     f"{inputs.sequences[event]}; give both one table, or tables of one dim"
                 )
         used += part.events + part.side
-    _check_names("model.pooled", config.pooled, inputs.sequences, "sequence")
+    _check_names("model.pooled", pooled, inputs.sequences, "sequence")
     for name in inputs.sequences:
-        if name not in used + config.pooled:
+        if name not in used + pooled:
             raise BadInput(
                 f"features.{name}: no part of the model reads this sequence; name it in model.attention or "
                 "model.pooled, or remove it"

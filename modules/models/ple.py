@@ -30,7 +30,16 @@ class PLEConfig(CGCConfig):
     levels: int = Field(2, gt=0)
 
 
-class _Trunk(nn.Module):
+class Trunk(nn.Module):
+    """`Level`s, then a tower a task.
+
+    Args:
+        config: experts and towers.
+        tasks: own experts, a gate in each level, and a tower, each.
+        width: of the input.
+        levels: how many.
+    """
+
     def __init__(self, config: CGCConfig, tasks: dict[str, Task], width: int, levels: int) -> None:
         super().__init__()
         sizes = [width] + [config.expert_units[-1]] * levels
@@ -76,7 +85,7 @@ class CGC(MultiTask):
 
     def __init__(self, config: CGCConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         bottom = Bottom(config, inputs)
-        super().__init__(bottom, _Trunk(config, tasks, bottom.width, levels=1), Heads(tasks))
+        super().__init__(bottom, Trunk(config, tasks, bottom.width, levels=1), Heads(tasks))
 
 
 @register("ple", PLEConfig)
@@ -94,4 +103,4 @@ class PLE(MultiTask):
 
     def __init__(self, config: PLEConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         bottom = Bottom(config, inputs)
-        super().__init__(bottom, _Trunk(config, tasks, bottom.width, config.levels), Heads(tasks))
+        super().__init__(bottom, Trunk(config, tasks, bottom.width, config.levels), Heads(tasks))

@@ -8,6 +8,7 @@ from configs.errors import BadInput, nearest
 from configs.registry import register_config
 
 _NETWORKS: dict[str, type[nn.Module]] = {}
+REGULARISER = "(regulariser)"  # no task can have this name
 
 
 def register(kind: str, config: type) -> Callable[[type[nn.Module]], type[nn.Module]]:
@@ -16,6 +17,9 @@ def register(kind: str, config: type) -> Callable[[type[nn.Module]], type[nn.Mod
     The network is built as `network(config, inputs, tasks)`, tasks being the recipe's, and called as
     `forward(values, lengths, dense, weights) -> {task: logits (B,)}`, which modules.tasks.Heads makes of the network's
     last layer; torch.jit.script must accept it.
+    In training the answer may have a further entry, REGULARISER -> (): a loss of the network's own, which no combiner
+    of the tasks' gradients weighs. It is weighted already, R times this rank's part of the global batch's, as trainers'
+    losses are, and reaches nothing beyond the network's `trunk`.
     A network with the class attribute `shares = True` also takes, when serving, features of one row that all rows of
     `dense` share; for the others modules.serving repeats them.
     """

@@ -19,7 +19,7 @@ from modules.batch import Batch
 from modules.inputs import Inputs
 from modules.layers import jagged
 from modules.model import Model
-from modules.models.registry import register
+from modules.models.registry import REGULARISER, register
 from tests import samples, twins
 from tests.trainers.test_loop import job, log, same, train
 from tests.trainers.test_sharding import whole
@@ -100,7 +100,11 @@ def gradients_by_task(model: Model, made_for: Recipe, batch: Batch):
         losses.append(loss.detach())
         at_cut.append([torch.zeros_like(s) if g is None else g for s, g in zip(seen, found, strict=False)])
         dense.append(dict(zip(names, found[len(seen) :], strict=True)))
-    return torch.stack(losses).double(), below, at_cut, dense
+    regulariser = logits.get(REGULARISER)
+    extra = []  # its gradients, where it lies above the cut
+    if regulariser is not None and not at_trunk:
+        extra = torch.autograd.grad(regulariser, [*seen, *parameters], materialize_grads=True)
+    return torch.stack(losses).double(), below, at_cut, dense, (regulariser, extra)
 
 
 def flat(tensors) -> torch.Tensor:
@@ -117,7 +121,7 @@ def train_reference(made_for: Recipe, combine: Callable) -> dict:
     used, conflicts = [], 0
     for step, batch in enumerate(batches(made_for)):
         model.zero_grad()
-        losses, below, at_cut, dense = gradients_by_task(model, made_for, batch)
+        losses, below, at_cut, dense, (regulariser, extra) = gradients_by_task(model, made_for, batch)
         reach = {name: [t for t, each in enumerate(dense) if each[name] is not None] for name in dense[0]}
         if at_trunk:  # parameters below get theirs from the one pass below
             above = {name for name in reach if name.startswith(("network.trunk.", "network.heads."))}
@@ -143,6 +147,10 @@ def train_reference(made_for: Recipe, combine: Callable) -> dict:
             torch.manual_seed(made_for.train.seed * 1_000_003 + step)
             assert torch.allclose(PCGrad()(jacobian), used[-1] @ jacobian, atol=1e-12)
         grads = [sum(w[t] * cut[i] for t, cut in enumerate(at_cut)) for i in range(len(below))]
+        if regulariser is not None and at_trunk:
+            below, grads = [*below, regulariser], [*grads, torch.ones(())]
+        elif regulariser is not None:
+            grads = [grad + more for grad, more in zip(grads, extra, strict=False)]
         if below:
             torch.autograd.backward(below, grads)  # through the bottom too, if that is below
         for name, parameter in model.dense.named_parameters():
@@ -150,6 +158,8 @@ def train_reference(made_for: Recipe, combine: Callable) -> dict:
                 parameter.grad = sum(w[t] * each[name] for t, each in enumerate(filled))
             elif name in above and reach[name]:
                 parameter.grad = dense[reach[name][0]][name]
+        for parameter, more in zip(model.dense.parameters(), extra[len(below) :], strict=False):
+            parameter.grad += more
         optimizer.step()
         touched = twins._touched(model, batch)
         with torch.no_grad():

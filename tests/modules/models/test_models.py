@@ -13,6 +13,13 @@ INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 4, "genres": 4}, [
 TASKS = ["click", "like"]
 DECLARED = {task: Task(label=task) for task in TASKS}
 DIN = {"kind": "din", "attention": [{"query": ["movie"], "events": ["seen"], "side": ["rated"]}], "pooled": ["genres"]}
+FARM = {
+    "kind": "farm",
+    "attention": [*DIN["attention"], {"query": ["user"], "events": ["genres"]}],
+    "width": 8,
+    "frequency": {"cutoff": 2, "units": [4]},
+    "expert_units": [16],
+}
 KINDS = {
     "din": DIN,
     "din-softmax-relu": {**DIN, "softmax": True, "activation": "relu"},
@@ -24,6 +31,11 @@ KINDS = {
         ],
         "pooled": [],
     },
+    "farm": FARM,
+    "farm-learned": {**FARM, "frequency": {"filter": "learned", "length": 4}},
+    "farm-concat": {**FARM, "fuse": "concat", "frequency": None, "softmax": True, "levels": 2},
+    "farm-one-domain": {**FARM, "attention": FARM["attention"][:1], "pooled": ["genres"]},
+    "sasrec": {**DIN, "kind": "sasrec", "width": 8},
     "dnn": {"kind": "dnn"},
     "dnn-dice": {"kind": "dnn", "activation": "dice"},
     "lr": {"kind": "lr"},

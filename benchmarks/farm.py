@@ -1,0 +1,178 @@
+"""What FARM's network costs: a training step's time and peak memory against history length and against padding.
+
+    python benchmarks/farm.py
+
+Two histories a row, as in configs/recipes/farm_simulated.yaml (width 32, two heads, one block, CGC, five tasks), in
+float32, from embeddings in memory: forward and backward, no tables, no optimizer. Every case runs in its own process,
+and peak memory is what the steps added to what was there before. The peer for padding is the same network on
+the same batch with every row filled up to the longest, which is what a padded implementation computes.
+
+The second part times the low-pass alone, against the FFT of each user's rows one after the other.
+"""
+
+import argparse
+import datetime
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import modules.models  # noqa: F401  (registers the kinds)
+from configs.registry import parse_model
+from configs.schema import Task
+from modules.inputs import Inputs
+from modules.layers.buckets import buckets
+from modules.layers.frequency import bins, low_pass
+from modules.models.registry import network
+from trainers.export import versions
+
+LENGTHS = (50, 100, 200, 500, 1000)
+SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)  # of the rectangle of rows and longest row that is padding
+LONGEST = 500  # events, where the padding varies
+ROWS = 32
+CUTOFFS = (3, 10, 0.1, 0.5)
+DIMS = {"live": 16, "live_side": 16, "video": 16, "video_side": 32}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/farm_speed.md"))
+    given = parser.parse_args()
+    by_length = [alone(step_cost, [length] * ROWS, given.steps) for length in LENGTHS]
+    by_share = [alone(step_cost, with_padding(share), given.steps) for share in SHARES]
+    by_cutoff = [
+        (longest, cutoff, *alone(filter_cost, longest, cutoff, given.steps))
+        for longest in (50, 500, 1000)
+        for cutoff in CUTOFFS
+    ]
+    text = document(by_length, by_share, by_cutoff)
+    given.out.write_text(text)
+    print(text)
+
+
+def alone(function: Callable, *arguments):
+    """Return function(*arguments), called in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def with_padding(share: float) -> list[int]:
+    """Return the lengths of `ROWS` rows, one of them `LONGEST`, of whose rectangle `share` is padding."""
+    rest = (LONGEST * ROWS * (1 - share) - LONGEST) / (ROWS - 1)
+    spread = min(rest - 1, LONGEST - rest)  # as uneven as can be
+    return [LONGEST, *(round(rest + spread * (2 * i / (ROWS - 2) - 1)) for i in range(ROWS - 1))]
+
+
+def farm() -> torch.nn.Module:
+    config = {
+        "kind": "farm",
+        "attention": [
+            {"query": ["streamer"], "events": ["live"], "side": ["live_side"]},
+            {"query": ["streamer"], "events": ["video"], "side": ["video_side"]},
+        ],
+        "align": {"user": "user"},
+        "positions": 1000,
+    }
+    inputs = Inputs({"user": 16, "streamer": 16}, DIMS, [])
+    return network("farm")(parse_model(config), inputs, {f"task{i}": Task(label="y") for i in range(5)})
+
+
+def step_cost(lengths: list[int], steps: int) -> tuple[float, float]:
+    """Return a step's median time in ms and its peak memory in MiB, both histories having these lengths."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, size = farm().train(), len(lengths)
+    values = {"user": torch.randn(size, 16), "streamer": torch.randn(size, 16)}
+    counts = {name: torch.ones(size, dtype=torch.long) for name in values}
+    for name, dim in DIMS.items():
+        values[name], counts[name] = torch.randn(sum(lengths), dim).requires_grad_(), torch.tensor(lengths)
+    dense, weights = torch.zeros(size, 0), torch.ones(size)
+
+    def step() -> None:
+        sum(logit.sum() for logit in model(values, counts, dense, weights).values()).backward()
+
+    before = peak()
+    took = timed(step, steps)
+    return took, peak() - before
+
+
+def filter_cost(longest: int, cutoff: float, steps: int) -> tuple[float, float]:
+    """Return the times in ms of the low-pass, forward and backward: ours, and an FFT a user."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, longest + 1, (256,), generator=generator)
+    values = torch.randn(int(lengths.sum()), 32, generator=generator).requires_grad_()
+    counted, low = lengths.tolist(), bins(lengths, cutoff).tolist()
+
+    def ours() -> None:
+        low_pass(values, lengths, buckets(lengths, len(values)), cutoff).sum().backward()
+
+    def by_user() -> None:
+        out = []
+        for part, kept in zip(values.split(counted), low, strict=True):
+            spectrum = torch.fft.rfft(part, dim=0)[:kept]
+            out.append(torch.fft.irfft(spectrum, n=len(part), dim=0))
+        torch.cat(out).sum().backward()
+
+    return timed(ours, steps), timed(by_user, steps)
+
+
+def timed(step: Callable[[], None], steps: int) -> float:
+    """Return the median time of a step in ms, after one that warms up."""
+    step()
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+def peak() -> float:
+    """Return this process's peak memory so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def document(by_length: list, by_share: list, by_cutoff: list) -> str:
+    """Return the Markdown file."""
+    made_with = ", ".join(map(" ".join, versions().items()))
+    lines = [
+        "# What FARM's network costs\n",
+        f"Command: `python {' '.join(sys.argv)}`, on a machine with nothing else to do.",
+        f"{datetime.date.today()}, {os.cpu_count()}-core {platform.machine()}, one thread; {made_with}.\n",
+        f"{ROWS} rows, two histories each.\n",
+    ]
+    lines += ["| events a history | step, ms | us an event | peak memory, MiB | KiB an event |", "| --- " * 5 + "|"]
+    for length, (took, memory) in zip(LENGTHS, by_length, strict=True):
+        events = 2 * ROWS * length
+        each = f"{1e3 * took / events:.1f} | {memory:,.0f} | {1024 * memory / events:.1f}"
+        lines.append(f"| {length:,} | {took:,.1f} | {each} |")
+    full = by_share[0]
+    lines += ["", f"The longest of the {ROWS} rows has {LONGEST} events; the others are shorter.\n"]
+    lines += [
+        "| padding a rectangle would hold | events | step, ms | of the padded step | peak memory, MiB | of the padded |"
+    ]
+    lines += ["| --- " * 6 + "|"]
+    for share, (took, memory) in zip(SHARES, by_share, strict=True):
+        events = 2 * sum(with_padding(share))
+        cells = f"{took:,.1f} | {took / full[0]:.2f} | {memory:,.0f} | {memory / full[1]:.2f}"
+        lines.append(f"| {share:.0%} | {events:,} | {cells} |")
+    lines += ["", "The low-pass alone, forward and backward, 256 rows of 1 to so many events, 32 columns.\n"]
+    lines += ["| longest row | cutoff | ours, ms | an FFT a user, ms |", "| --- " * 4 + "|"]
+    for longest, cutoff, ours, by_user in by_cutoff:
+        shown = f"{cutoff:.0%} of a user's frequencies" if cutoff < 1 else f"{cutoff} frequencies"
+        lines.append(f"| {longest:,} | {shown} | {ours:.1f} | {by_user:.1f} |")
+    return "\n".join([*lines, ""])
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

@@ -1,0 +1,91 @@
+"""Two views of one user pulled together, other users' views apart: FARM's alignment of domains."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modules.layers.distributed import all_gather, all_reduce_sum
+from modules.layers.precision import widen
+
+
+def signature(embeddings: Tensor) -> Tensor:
+    """Return one number a row, equal where the embeddings are bitwise equal: rows of one id have one signature.
+
+    A network is given embeddings, not ids; within a batch those of one id are copies of one table row. Different
+    rows agree with the chance of a 64-bit hash, unless a table was initialised with equal rows (init_std: 0).
+
+    Args:
+        embeddings: (B, d) float32 or a 16-bit type.
+
+    Returns:
+        (B,) int64.
+    """
+    bits = embeddings.detach().float().contiguous().view(torch.int32).long()  # (B, d)
+    odd = torch.arange(1, bits.size(1) + 1, device=bits.device) * -0x61C8864680B583EB | 1
+    return ((bits ^ (bits << 17)) * odd).sum(1)
+
+
+class Align(nn.Module):
+    """Symmetric InfoNCE between two representations of each row's user, as a loss on its own.
+
+        L = lambda(step) / (2 n) sum_i [-log softmax_j(a_i b_j / tau)_i - log softmax_j(b_i a_j / tau)_i]
+
+    over n valid rows, a and b L2-normalised. j runs over i itself and the valid rows of *other* users: another row of
+    the same user is neither a positive nor a negative. lambda rises linearly to `weight` over `warmup` steps.
+
+    Like every loss here it is multiplied by the number of ranks and divided by the global n, so that averaging the
+    ranks' gradients gives those of one rank on the global batch. With `gathered` the negatives are the rows of all
+    ranks, and that holds exactly; without, they are the rank's own and fewer on more ranks.
+
+    Args:
+        weight: lambda after the warm-up.
+        temperature: tau.
+        warmup: steps.
+        gathered: negatives from all ranks.
+
+    Source: FARM, 2502.09375, aligns domains by contrast; the form is decided here after CLIP (2103.00020).
+    """
+
+    def __init__(self, weight: float, temperature: float, warmup: int, gathered: bool) -> None:
+        super().__init__()
+        self.weight, self.temperature, self.warmup, self.gathered = weight, temperature, warmup, gathered
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # trained so far; goes with the checkpoint
+
+    @torch.jit.unused
+    def forward(self, one: Tensor, other: Tensor, user: Tensor, valid: Tensor) -> Tensor:
+        """Return the loss of one training step and count it.
+
+        Args:
+            one: (B, d), a domain's representation.
+            other: (B, d), the other domain's.
+            user: (B,) int64, equal for rows of one user (see `signature`).
+            valid: (B,) bool, rows that take part.
+
+        Returns:
+            (), float32.
+        """
+        self.steps += 1
+        rise = self.weight if self.warmup == 0 else self.weight * (self.steps / self.warmup).clamp(max=1.0)
+        with torch.autocast(one.device.type, enabled=False):
+            a, b = F.normalize(widen(one), dim=1), F.normalize(widen(other), dim=1)
+            world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+            count = all_reduce_sum(valid.sum().to(a.dtype)).clamp(min=1.0)
+            return rise * world * self._sum(a, b, user, valid) / (2 * count)
+
+    def _sum(self, a: Tensor, b: Tensor, user: Tensor, valid: Tensor) -> Tensor:
+        """Return the two directions' losses summed over this rank's valid rows: ()."""
+        first, views, users, kept = 0, torch.cat([a, b], 1), user, valid
+        if self.gathered:
+            views, first = all_gather(views)
+            marks, _ = all_gather(torch.stack([user, valid.long()], 1))
+            users, kept = marks[:, 0], marks[:, 1] > 0
+        every_a, every_b = views.chunk(2, 1)  # (R B, d)
+        own = torch.arange(a.size(0), device=a.device) + first  # (B,), this rank's rows among all
+        apart = kept & (user.unsqueeze(1) != users)  # (B, R B)
+        apart[torch.arange(a.size(0), device=a.device), own] = True
+        total = a.new_zeros(())
+        for view, others in ((a, every_b), (b, every_a)):
+            scores = (view @ others.t() / self.temperature).masked_fill(~apart, -float("inf"))
+            total = total + F.cross_entropy(scores, own, reduction="none").mul(valid).sum()
+        return total

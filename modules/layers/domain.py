@@ -1,0 +1,57 @@
+"""The events of one domain and the candidate that is compared with them, in one space."""
+
+import torch
+from torch import Tensor, nn
+
+from modules.inputs import Inputs
+from modules.layers import jagged
+from modules.layers.bottom import Attention, check_parallel
+
+
+class Domain(nn.Module):
+    """V_k = W e_k + U s_k for events,  q = LayerNorm(W e) for the candidate.
+
+    The candidate's features are the counterparts of an event's, so both go through one W; s are what an event has and
+    a candidate has not, such as its action signals and the time since it. There is no bias: beside it new embeddings,
+    which are small, would all look alike once they are normalised.
+
+    Args:
+        part: the features.
+        inputs: the recipe's.
+        width: d, size of V and q.
+    """
+
+    query: list[str]
+    events: list[str]
+    side: list[str]
+
+    def __init__(self, part: Attention, inputs: Inputs, width: int) -> None:
+        super().__init__()
+        self.query = list(part.query)
+        self.events = list(part.events)
+        self.side = list(part.side)
+        self.project = nn.Linear(sum(inputs.sequences[name] for name in part.events), width, bias=False)
+        side = sum(inputs.sequences[name] for name in part.side)
+        self.project_side = nn.Linear(side, width, bias=False) if part.side else None
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, values: dict[str, Tensor], lengths: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the events of each row, (N, d), and how many it has, (B,).
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings.
+            lengths: feature -> (B,), or (1,) of features that all rows share.
+
+        Raises:
+            BadInput: the domain's lists differ in length; ValueError when scripted.
+        """
+        check_parallel(lengths, self.events + self.side)
+        events = self.project(torch.cat([values[name] for name in self.events], 1))
+        if self.project_side is not None:
+            events = events + self.project_side(torch.cat([values[name] for name in self.side], 1))
+        return events, lengths[self.events[0]]
+
+    def candidate(self, values: dict[str, Tensor], lengths: dict[str, Tensor], size: int) -> Tensor:
+        """Return the candidate of each of B = `size` rows: (B, d)."""
+        found = torch.cat([jagged.rows(values[name], lengths[name]) for name in self.query], 1)
+        return self.norm(self.project(found)).expand(size, -1)

@@ -1,0 +1,155 @@
+"""Attention among the events of one row, on jagged values."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modules.layers import jagged
+from modules.layers.buckets import Buckets, pad, present, unpad
+
+
+class Positions(nn.Module):
+    """Add a learned vector for an event's age in events: 0 is the newest, all from the `count`-th on share the last.
+
+    Counted from the newest, so a list that was cut, or that grew, keeps the positions of its recent events.
+
+    Args:
+        count: vectors.
+        width: d.
+    """
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.vectors = nn.Parameter(torch.randn(count, width) * 0.02)
+
+    def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
+        """Args: values (N, d), lengths (B,), N = their sum. Returns: (N, d)."""
+        ends = jagged.spread(lengths.cumsum(0), jagged.segments(lengths, values.size(0)))
+        age = ends - 1 - torch.arange(values.size(0), device=values.device)
+        return values + self.vectors.index_select(0, age.clamp(max=self.vectors.size(0) - 1))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of each event of one sequence to the events of another, row by row.
+
+    out = concat_h softmax(q_h k_h' / sqrt(d / h)) v_h W_o
+
+    Rows are padded in groups of like lengths and each group is one `scaled_dot_product_attention`, which on the
+    usual kernels keeps no matrix of scores: memory is linear in the events, time is the sum of the rows' squares.
+
+    Args:
+        width: d.
+        heads: h, divides d.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.keys = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width, bias=False)  # without bias nothing seen adds nothing
+
+    def forward(
+        self, queries: Tensor, asks: Buckets, keys: Tensor, answers: Buckets, lengths: Tensor, causal: bool
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            queries: (M, d) events that look.
+            asks: their buckets.
+            keys: (N, d) events that are looked at.
+            answers: their buckets; the same rows in the same groups.
+            lengths: (B,) integer, events a row of `keys`.
+            causal: an event sees itself and what came before it, as in a sequence that looks at itself.
+
+        Returns:
+            (M, d); zeros where the row is left out of the buckets.
+        """
+        q = self.query(queries)
+        pairs = self.keys(keys)
+        masks = present(answers, lengths)
+        out: list[Tensor] = []
+        for block, pair, mask in zip(pad(q, asks), pad(pairs, answers), masks):  # noqa: B905  TorchScript knows no strict=
+            k, v = pair.chunk(2, 2)
+            if causal:  # padding lies behind all events, where no event looks
+                mixed = F.scaled_dot_product_attention(self._part(block), self._part(k), self._part(v), is_causal=True)
+            else:
+                mixed = F.scaled_dot_product_attention(
+                    self._part(block), self._part(k), self._part(v), attn_mask=mask.unsqueeze(1).unsqueeze(1)
+                )
+            out.append(mixed.transpose(1, 2).flatten(2))
+        return self.out(unpad(out, asks, q[:0] + pairs[:0].chunk(2, 1)[0]))
+
+    def _part(self, x: Tensor) -> Tensor:
+        """Part (n, T, d) among heads: (n, h, T, d / h)."""
+        return x.unflatten(2, [self.heads, -1]).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Self-attention, then a feed-forward layer, each on normalised input and added to it.
+
+    x <- x + Dropout(Attention(LayerNorm(x)));  x <- x + Dropout(W_2 relu(W_1 LayerNorm(x)))
+
+    Args:
+        width: d.
+        heads: of the attention.
+        dropout: share dropped in training.
+        causal: an event sees only itself and what came before it.
+
+    Source: SASRec, 1808.09781, section III.B and C.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+        self.norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.forward_norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, values: Tensor, layout: Buckets, lengths: Tensor) -> Tensor:
+        """Args: values (N, d), their buckets, lengths (B,). Returns: (N, d)."""
+        x = self.norm(values)
+        values = values + self.dropout(self.attention(x, layout, x, layout, lengths, self.causal))
+        return values + self.dropout(self.out(self.hidden(self.forward_norm(values)).relu()))
+
+
+class Cross(nn.Module):
+    """Let the events of one sequence look at those of another: x <- x + Dropout(Attention(LN(x), LN'(y))).
+
+    Args:
+        width: d of both.
+        heads: of the attention.
+        dropout: share dropped in training.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.other_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, values: Tensor, asks: Buckets, others: Tensor, answers: Buckets, lengths: Tensor) -> Tensor:
+        """Look across.
+
+        Args:
+            values: (M, d) events that look.
+            asks: their buckets.
+            others: (N, d) events that are looked at.
+            answers: their buckets, the same rows in the same groups.
+            lengths: (B,) integer, events a row of `others`.
+
+        Returns:
+            (M, d); `values` where a row has no others.
+        """
+        seen = self.attention(self.norm(values), asks, self.other_norm(others), answers, lengths, False)
+        return values + self.dropout(seen)
+
+
+def newest(values: Tensor, lengths: Tensor) -> Tensor:
+    """Return the last event of each row, zeros where there is none: (N, d), (B,) -> (B, d)."""
+    last = torch.where(lengths > 0, lengths.cumsum(0) - 1, values.size(0))
+    return torch.cat([values, values.new_zeros(1, values.size(1))]).index_select(0, last)

@@ -1,0 +1,255 @@
+"""FARM: frequency-aware model for cross-domain live-streaming recommendation (Kuaishou, KDD 2026, arXiv 2502.09375).
+
+The paper has no public code, and what is known of it is its structure. What was decided here says so where it stands.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from configs.errors import BadInput, nearest
+from configs.schema import Section, Task
+from modules.inputs import Inputs
+from modules.layers import jagged
+from modules.layers.align import Align, signature
+from modules.layers.attention import ActivationUnit
+from modules.layers.bottom import Attention, check_features
+from modules.layers.buckets import buckets, paired
+from modules.layers.domain import Domain
+from modules.layers.frequency import Learned, Plain, Split
+from modules.layers.gather import Gather
+from modules.layers.sequence import Block, Cross, Positions
+from modules.models.ple import CGCConfig, Trunk
+from modules.models.registry import REGULARISER, register
+from modules.tasks import Heads
+
+
+class FrequencyConfig(Section):
+    """How a domain's events are filtered."""
+
+    filter: Literal["split", "learned"] = Field(
+        "split", description="gated low and high frequencies of each user's own length; or FMLP-Rec's learned filter"
+    )
+    cutoff: float = Field(3, gt=0, description="split: number of low frequencies, or below 1 the share of a user's own")
+    units: list[Annotated[int, Field(gt=0)]] = Field([32], description="split: hidden layers of the gates")
+    length: int | None = Field(
+        None, gt=1, description="learned: events to which every row is padded; newest ones count"
+    )
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    @field_validator("cutoff")
+    @classmethod
+    def _whole(cls, cutoff: float) -> float:
+        if cutoff >= 1 and cutoff != int(cutoff):
+            raise BadInput(f"model.frequency.cutoff: {cutoff} is neither a number of frequencies nor a share below 1")
+        return cutoff
+
+    @model_validator(mode="after")
+    def _length_where_needed(self) -> "FrequencyConfig":
+        if self.filter == "learned" and self.length is None:
+            raise BadInput("model.frequency.length: a learned filter needs it, as the longest max_length of the events")
+        return self
+
+
+class AlignConfig(Section):
+    """How the two domains' views of a user are pulled together."""
+
+    user: str = Field(description="id feature of the user, whose other rows are no negatives")
+    weight: float = Field(0.1, ge=0, description="of the alignment's loss beside the tasks'; 0 leaves it out")
+    temperature: float = Field(0.1, gt=0)
+    warmup: int = Field(0, ge=0, description="steps in which the weight rises from 0")
+    negatives: Literal["global", "rank"] = Field(
+        "global", description="rows of the whole batch; or only of the rank, which learns otherwise on more ranks"
+    )
+
+
+class FARMConfig(CGCConfig):
+    """One or two domains of events: filtered by frequency, aligned, fused by attention; then PLE."""
+
+    kind: Literal["farm"] = "farm"
+    attention: list[Attention] = Field(min_length=1, max_length=2, description="one history a domain")
+    width: int = Field(32, gt=0, description="size of an event in either domain")
+    frequency: FrequencyConfig | None = FrequencyConfig()
+    align: AlignConfig | None = None
+    fuse: Literal["attention", "concat"] = Field(
+        "attention", description="self- and cross-attention before the candidate looks; or only the candidate's look"
+    )
+    blocks: int = Field(1, ge=0, description="self-attention blocks a domain")
+    heads: int = Field(2, gt=0)
+    positions: int = Field(64, gt=0, description="newest events that have a position of their own")
+    levels: int = Field(1, gt=0, description="of PLE; one level is CGC")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "FARMConfig":
+        if self.width % self.heads:
+            raise BadInput(f"model.heads: {self.heads} heads do not divide model.width {self.width}")
+        if self.align and self.align.weight and len(self.attention) == 1:
+            raise BadInput("model.align: one domain has nothing to be aligned with; remove align, or add a history")
+        return self
+
+
+def _filter(config: FARMConfig, name: str) -> nn.Module:
+    frequency = config.frequency
+    if frequency is None:
+        return Plain(config.width)
+    if frequency.filter == "learned":
+        return Learned(config.width, frequency.length, frequency.dropout)
+    return Split(config.width, frequency.cutoff, frequency.units, frequency.dropout, name)
+
+
+class _Fuse(nn.Module):
+    """Self-attention in each domain, then each domain's events look at the other's.
+
+    With one domain there is nothing to look at across.
+
+    Args:
+        config: width, heads, blocks, positions, dropout.
+    """
+
+    def __init__(self, config: FARMConfig) -> None:
+        super().__init__()
+        width, count = config.width, len(config.attention)
+        self.positions = nn.ModuleList(Positions(config.positions, width) for _ in range(count))
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(Block(width, config.heads, config.dropout, causal=False) for _ in range(config.blocks))
+            for _ in range(count)
+        )
+        self.crosses = nn.ModuleList(
+            Cross(width, config.heads, config.dropout) for _ in range(count if count > 1 else 0)
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(count))
+
+    def forward(self, events: list[Tensor], lengths: list[Tensor]) -> list[Tensor]:
+        """Args: (N, d) events and (B,) lengths a domain. Returns: (N, d) a domain."""
+        own: list[Tensor] = []
+        for i, (positions, blocks) in enumerate(zip(self.positions, self.blocks)):  # noqa: B905
+            x = positions(events[i], lengths[i])
+            layout = buckets(lengths[i], x.size(0))
+            for block in blocks:
+                x = block(x, layout, lengths[i])
+            own.append(x)
+        mixed = own
+        if len(own) == 2:
+            layouts = list(paired(lengths[0], own[0].size(0), lengths[1], own[1].size(0)))
+            mixed = []
+            for i, cross in enumerate(self.crosses):
+                mixed.append(cross(own[i], layouts[i], own[1 - i], layouts[1 - i], lengths[1 - i]))
+        out: list[Tensor] = []
+        for i, norm in enumerate(self.norms):
+            out.append(norm(mixed[i]))
+        return out
+
+
+@register("farm", FARMConfig)
+class FARM(nn.Module):
+    """logits = PLE([ids, pooled sequences, dense, what the candidate saw in each domain]).
+
+    For each domain, short video and live as a rule, over a user's events k:
+
+        V = W e_k + U s_k                  event with its action signals
+        F = filter(V)                      see layers.frequency
+        L_align(mean F_1, mean F_2)        see layers.align; before fusion, in training only
+        H = self-attention(F + position);  C_1 = H_1 + cross-attention(H_1, H_2), and the other way round
+        seen = activation unit(q, LayerNorm(C))   as in DIN, q the candidate in V's space
+
+    Decided here, as the public sources leave them open: the candidate's attention is DIN's unit; positions enter after
+    the filter, whose spectrum is the events' alone; a row takes part in the alignment if it has events in both domains;
+    rows are of one user if the user's embeddings are the same, bit by bit, so users that share a table's row count as
+    one, and all unknown ones as one.
+
+    In training the answer has a further entry, `REGULARISER`: the weighted loss of the alignment.
+
+    Args:
+        config: see `FARMConfig`.
+        inputs: the recipe's features.
+        tasks: own experts and a gate in each level, and a tower, each.
+
+    Raises:
+        BadInput: the config does not fit the features.
+    """
+
+    shares = True
+    user: str
+
+    def __init__(self, config: FARMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        super().__init__()
+        check_features(config.attention, config.pooled, inputs)
+        width, align = config.width, config.align
+        self.gather = Gather(inputs, config.pooled)
+        self.domains = nn.ModuleList(Domain(part, inputs, width) for part in config.attention)
+        self.filters = nn.ModuleList(_filter(config, part.events[0]) for part in config.attention)
+        self.user = align.user if align else ""
+        self.align = None
+        if align and align.user not in inputs.ids:
+            raise BadInput(f"model.align.user: there is no id feature '{align.user}'{nearest(align.user, inputs.ids)}")
+        if align and align.weight:
+            self.align = Align(align.weight, align.temperature, align.warmup, align.negatives == "global")
+        self.fuse = _Fuse(config) if config.fuse == "attention" else None
+        self.units = nn.ModuleList(
+            ActivationUnit(width, 0, config.attention_units, config.activation, config.softmax)
+            for _ in config.attention
+        )
+        x = self.gather.width + width * len(config.attention)
+        self.trunk = Trunk(config, tasks, x, config.levels)
+        self.heads = Heads(tasks)
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings; the sequences of one domain have equal lengths.
+            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
+            dense: (B, D), normalised.
+            weights: (B,), 0 marks padding; None when serving.
+
+        Returns:
+            task -> (B,) logits, and in training `REGULARISER` -> ().
+
+        Raises:
+            ValueError: the sequences of one domain differ in length.
+        """
+        size = dense.size(0)
+        views: list[Tensor] = []  # (N, d) a domain
+        counts: list[Tensor] = []  # (B,)
+        for domain, filtered in zip(self.domains, self.filters):  # noqa: B905  TorchScript knows no strict=
+            events, count = domain(values, lengths)
+            views.append(filtered(events, count))
+            counts.append(count)
+        rows = max([count.size(0) for count in counts])
+        for i, count in enumerate(counts):
+            if count.size(0) < rows:  # one history for all rows, beside another one a row
+                views[i], counts[i] = views[i].repeat(rows, 1), count.repeat(rows)
+        fused = views
+        if self.fuse is not None:
+            fused = self.fuse(views, counts)
+        parts = [self.gather(values, lengths, dense)]
+        for i, (domain, unit) in enumerate(zip(self.domains, self.units)):  # noqa: B905
+            query = domain.candidate(values, lengths, size)
+            if counts[i].size(0) != size:  # one history for all rows
+                parts.append(unit.shared(query, fused[i], None))
+            else:
+                parts.append(unit(query, fused[i], None, counts[i], weights))
+        logits = self.heads(self.trunk(torch.cat(parts, 1), weights))
+        if self.align is not None and self.training and not torch.jit.is_scripting():  # a scripted file only scores
+            logits[REGULARISER] = self._regulariser(views, counts, values, lengths, weights)
+        return logits
+
+    @torch.jit.unused
+    def _regulariser(
+        self,
+        views: list[Tensor],
+        counts: list[Tensor],
+        values: dict[str, Tensor],
+        lengths: dict[str, Tensor],
+        weights: Tensor | None,
+    ) -> Tensor:
+        """Return the alignment's weighted loss, from each domain's events before fusion."""
+        one, other = (jagged.pool(view, count, True) for view, count in zip(views, counts, strict=True))
+        valid = (counts[0] > 0) & (counts[1] > 0)
+        if weights is not None:
+            valid = valid & (weights > 0)
+        return self.align(one, other, signature(jagged.rows(values[self.user], lengths[self.user])), valid)

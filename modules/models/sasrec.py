@@ -1,0 +1,104 @@
+"""SASRec: self-attentive sequential recommendation (Kang and McAuley, ICDM 2018, arXiv 1808.09781), as a ranker."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from configs.errors import BadInput
+from configs.schema import ModelConfig, Task
+from modules.inputs import Inputs
+from modules.layers.bottom import Attention, Units, check_features
+from modules.layers.buckets import buckets
+from modules.layers.domain import Domain
+from modules.layers.gather import Gather
+from modules.layers.mlp import MLP
+from modules.layers.sequence import Block, Positions, newest
+from modules.models.registry import register
+from modules.tasks import Heads
+
+
+class SASRecConfig(ModelConfig):
+    """Causal self-attention over one history, whose newest state meets the candidate; then one tower."""
+
+    kind: Literal["sasrec"] = "sasrec"
+    attention: list[Attention] = Field(min_length=1, max_length=1, description="the history")
+    pooled: list[str] = Field([], description="sequence features that are only averaged")
+    width: int = Field(32, gt=0, description="size of an event")
+    blocks: int = Field(2, gt=0, description="self-attention blocks")
+    heads: int = Field(1, gt=0)
+    positions: int = Field(64, gt=0, description="newest events that have a position of their own")
+    units: Units = Field([200, 80], description="hidden layers of the tower")
+    activation: Literal["dice", "relu"] = "dice"
+    dropout: float = Field(0.0, ge=0, lt=1, description="in blocks and tower")
+
+    @model_validator(mode="after")
+    def _divides(self) -> "SASRecConfig":
+        if self.width % self.heads:
+            raise BadInput(f"model.heads: {self.heads} heads do not divide model.width {self.width}")
+        return self
+
+
+@register("sasrec", SASRecConfig)
+class SASRec(nn.Module):
+    """logits = MLP([ids, pooled, dense, h, q, h * q]),  h = LayerNorm(blocks(V + position)) of the newest event
+
+    SASRec ranks items by h . q after learning which item comes next, at every position. Impressions have labels and
+    features of their own, so here h and the candidate q meet in a tower, and there is one target a row. What is
+    SASRec's is the reading of the history: causal blocks, positions, the newest state. A row without events has h = 0.
+
+    Args:
+        config: see `SASRecConfig`.
+        inputs: the recipe's features.
+        tasks: one logit each.
+
+    Raises:
+        BadInput: the config does not fit the features.
+    """
+
+    shares = True
+
+    def __init__(self, config: SASRecConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        super().__init__()
+        check_features(config.attention, config.pooled, inputs)
+        width = config.width
+        self.gather = Gather(inputs, config.pooled)
+        self.domain = Domain(config.attention[0], inputs, width)
+        self.positions = Positions(config.positions, width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.dropout, causal=True) for _ in range(config.blocks)
+        )
+        self.norm = nn.LayerNorm(width)
+        x = self.gather.width + 3 * width
+        self.tower = MLP(x, config.units, config.activation, config.dropout, len(tasks))
+        self.heads = Heads(tasks)
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings; the sequences of the history have equal lengths.
+            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
+            dense: (B, D), normalised.
+            weights: (B,), 0 marks padding; None when serving.
+
+        Returns:
+            task -> (B,) logits.
+
+        Raises:
+            ValueError: the sequences of the history differ in length.
+        """
+        size = dense.size(0)
+        events, count = self.domain(values, lengths)
+        events = self.dropout(self.positions(events, count))
+        layout = buckets(count, events.size(0))
+        for block in self.blocks:
+            events = block(events, layout, count)
+        state = newest(self.norm(events), count).expand(size, -1)  # (B, d)
+        query = self.domain.candidate(values, lengths, size)
+        x = torch.cat([self.gather(values, lengths, dense), state, query, state * query], 1)
+        return self.heads(self.tower(x, weights).unbind(1))
