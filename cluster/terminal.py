@@ -1,0 +1,18 @@
+"""What commands write to: results to standard output, what is being done to standard error."""
+
+from rich.console import Console
+from rich.text import Text
+
+out, err = Console(), Console(stderr=True)
+
+BAD_INPUT = 2  # exit code
+
+
+def say(sentence: str) -> None:
+    """Write a sentence of the result."""
+    out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def note(sentence: str) -> None:
+    """Write what is being done."""
+    err.print(Text(sentence, "dim"), soft_wrap=True)
