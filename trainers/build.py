@@ -32,8 +32,9 @@ def enable(model: torch.nn.Module, device: torch.device) -> None:
         return
     try:
         compiled.use(library())
-    except (OSError, subprocess.SubprocessError) as error:
-        log.warning("training DIN without compiled layers, which takes about twice as long: %s", error)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: there is no home
+        reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1]
+        log.warning("training DIN without compiled layers, which takes about twice as long: %s", reason)
 
 
 @cache
