@@ -110,8 +110,9 @@ class Livetrain:
         job = Job(recipe, Path(), {"train": Source.open(recipe, "train")}, Statistics(0, {}, {}, {}))
         self._trainer = Trainer(job, torch.device("cpu"))
         self._trainer.sharded.module.train()
-        reader = self._trainer.reader
-        self._batches = itertools.chain.from_iterable(reader.batches(epoch) for epoch in itertools.count())
+        reader, self.parts = self._trainer.reader, self._trainer.breakdown
+        batches = itertools.chain.from_iterable(reader.batches(epoch) for epoch in itertools.count())
+        self._batches = self.parts.waiting(batches)
 
     def prepare(self, steps: int) -> Callable[[], object]:
         """Return what trains so many batches; what was read ahead while others ran is used up before."""
@@ -123,7 +124,9 @@ class Livetrain:
         for _ in range(steps):
             sharded.set_rates(1.0)
             ranks.seed_step(1, self._step)
-            self._meter.add(sharded.pipeline.progress(self._batches))
+            with self.parts.step():
+                output = sharded.pipeline.progress(self._batches)
+            self._meter.add(output)
             self._step += 1
 
 
@@ -318,7 +321,8 @@ def start(name: str, given: argparse.Namespace, length: int, threads: int) -> in
         pair(given, length)
     else:
         RUNNING["group"].enter_context(ranks.alone(False))
-    RUNNING["it"] = CONTENDERS[name](recipe, Rows(recipe, length))
+    rows = Rows(recipe, length)
+    RUNNING["history"], RUNNING["it"] = float(rows.lengths.double().mean()), CONTENDERS[name](recipe, rows)
     turn(3)
     return max(5, round(given.seconds / turn(5)[0] / given.batch))
 
@@ -326,11 +330,32 @@ def start(name: str, given: argparse.Namespace, length: int, threads: int) -> in
 def turn(steps: int) -> Seconds:
     """Train this process's contender; return wall and processor seconds a row."""
     work, rows = RUNNING["it"].prepare(steps), steps * RUNNING["batch"]
+    if hasattr(RUNNING["it"], "parts"):
+        RUNNING["it"].parts.read(0.0)  # forget what came before
     wall, busy = time.perf_counter(), time.process_time()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         work()
-    wall, busy = time.perf_counter() - wall, time.process_time() - busy + getattr(RUNNING["it"], "others", 0.0)
+    RUNNING["last"] = time.perf_counter() - wall
+    wall, busy = RUNNING["last"], time.process_time() - busy + getattr(RUNNING["it"], "others", 0.0)
     return wall / rows, busy / rows
+
+
+def inside() -> str:
+    """Say where the last turn's steps went, and how long their matrix products alone would take."""
+    a, b = torch.randn(2, 1024, 1024)
+    seconds = []
+    for _ in range(8):
+        start = time.process_time()
+        a @ b
+        seconds.append(time.process_time() - start)
+    rate = 2 * 1024**3 / min(seconds)
+    towers = [(len(SMALL) + 2) * DIM, *TOWER, 1]
+    cells = RUNNING["history"] * (DIM * ATTENTION[0] + ATTENTION[0] * ATTENTION[1] + ATTENTION[1])
+    cells += sum(m * n for m, n in itertools.pairwise(towers))  # weights that a row meets
+    floor = 6 * cells * RUNNING["batch"] / rate  # a multiplication and an addition, for values and two gradients
+    parts = {name: ms for name, ms in RUNNING["it"].parts.read(RUNNING["last"]).items() if ms >= 0.05}
+    spent = ", ".join(f"{name.removeprefix('ms.')} {ms:.1f}" for name, ms in parts.items())
+    return f"livetrain, ms a step: {spent}. Products alone, at this core's {rate / 1e9:.0f} GFLOP/s: {1e3 * floor:.1f}."
 
 
 def measure(given: argparse.Namespace, length: int, threads: int, cores: list[int]) -> dict[str, list[Seconds]]:
@@ -348,6 +373,7 @@ def measure(given: argparse.Namespace, length: int, threads: int, cores: list[in
         for _ in range(given.rounds):
             for name, pool in pools.items():
                 found[name].append(pool.submit(turn, steps[name]).result())
+        print(f"History {length}, threads {threads}:", pools["livetrain"].submit(inside).result(), file=sys.stderr)
     return found
 
 
