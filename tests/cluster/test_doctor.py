@@ -118,7 +118,7 @@ def test_storage_that_a_node_does_not_share(tmp_path, monkeypatch):
 
 def test_data_that_a_node_sees_otherwise(tmp_path, monkeypatch):
     recipe = samples.recipe(samples.write(tmp_path / "data"))
-    here = doctor.files_seen(recipe.data.path)
+    here = doctor.files_seen(recipe)
     assert {split: len(names) for split, names in here.items()} == {"train": 1, "valid": 1, "test": 1}
     monkeypatch.setattr(doctor, "ask", lambda *_: ({"a": here, "b": {**here, "train": []}}, {}))
     with pytest.raises(BadInput, match="node beta .* sees other files in .* than the driver"):
