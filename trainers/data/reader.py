@@ -251,6 +251,8 @@ class _Stream:
     def take(self, step: int) -> tuple[list[tuple[Block, int]], int]:
         """Return a step's slices as (block, k), and the number of rows that the shard has no more."""
         at, stop = step * self._rows, (step + 1) * self._rows
+        if stop <= self._read:  # nearly always: the window that the step before ended in
+            return [(self._block, step - self._block.first)], 0
         slices = []
         while at < min(stop, self._end):
             if at >= self._read:
