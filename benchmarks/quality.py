@@ -1,11 +1,11 @@
-"""How good the recipes' models are: every recipe trained with several seeds, measured on the test split.
+"""How good the recipes' models are: every recipe trained with several seeds, measured on the test split, by task.
 
     python benchmarks/quality.py configs/recipes/dnn_dcnv2.yaml configs/recipes/din_ml1m.yaml --seeds 1 2 3
 
 Each run keeps the checkpoint that is best on the validation split; the test split is read once, after that. The table
 gives mean and deviation over seeds, and two bootstrap errors of the test AUC, which say how much another draw of test
 rows, or of whole users, would move it. Runs go to --runs as <recipe>-seed<n>; one that is there and whose recipe is
-unchanged is read, not trained again.
+unchanged is read, not trained again. quality_kuairand.py and quality_simulated.py set the recipes beside baselines.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import os
 import platform
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from trainers.data.source import Source
 from trainers.export import find_checkpoint, plain_model
 
 HEAD = (
-    "| recipe | seeds | test rows | test AUC | error, rows | error, users | test GAUC | test log loss "
+    "| recipe | task | seeds | test rows | test AUC | error, rows | error, users | test GAUC | test log loss "
     "| valid AUC | valid GAUC | valid log loss | best steps | rows/s |"
 )
 
@@ -43,8 +44,8 @@ def main() -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     for path in given.recipes:
         results = [measure(path, seed, given) for seed in given.seeds]
-        rows.append(row(path.stem, results))
-        print(f"{HEAD}\n{rows[-1]}", flush=True)
+        rows += lines(path.stem, results)
+        print("\n".join([HEAD, *rows]), flush=True)
         given.out.write_text(document(rows, results[-1]["versions"], given))
     print(f"written to {given.out}")
 
@@ -52,16 +53,28 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", type=Path, nargs="+")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--workers", type=int, default=0, help="Ray workers; 0 trains inside this process")
-    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality_ml1m.md"))
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to every recipe")
+    add_training(parser)
     return parser.parse_args()
 
 
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """Add what says how recipes are trained: seeds, workers, folder of runs, changes to every recipe."""
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--workers", type=int, default=0, help="Ray workers; 0 trains inside this process")
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"))
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to every recipe")
+
+
 def measure(path: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
-    """Return one run's result.json with its test AUC's bootstrap errors; the run is trained if it is not there."""
+    """Return one run's result.json with its test AUCs' bootstrap errors; the run is trained if it is not there."""
+    recipe, run = trained(path, seed, given)
+    found = {f"test.{task}.{name}": error for task, pair in errors(recipe, run).items() for name, error in pair.items()}
+    return json.loads((run / "result.json").read_text()) | found
+
+
+def trained(path: Path, seed: int, given: argparse.Namespace) -> tuple[Recipe, Path]:
+    """Return the recipe and the folder of a run, which is trained if it is not there."""
     name = f"{path.stem}-seed{seed}"
     changes = [f"train.seed={seed}", f"cluster.workers={given.workers}", f"name={name}", *given.set]
     recipe, run = load_recipe(path, changes), given.runs / name
@@ -69,75 +82,106 @@ def measure(path: Path, seed: int, given: argparse.Namespace) -> dict[str, Any]:
         launch.train(recipe, given.runs)
     elif (run / "config.yaml").read_text() != dump_recipe(recipe):
         sys.exit(f"{run}: this run was trained with another recipe; remove it, or give another --runs")
-    return json.loads((run / "result.json").read_text()) | errors(recipe, run)
+    return recipe, run
 
 
-def errors(recipe: Recipe, run: Path) -> dict[str, float]:
-    """Return the bootstrap errors of the first task's test AUC, by rows and by groups."""
-    labels, logits, groups = scores(recipe, run)
+def errors(recipe: Recipe, run: Path) -> dict[str, dict[str, float]]:
+    """Return, by task, the bootstrap errors of the test AUC over rows and over groups."""
     return {
-        "error_rows": metrics.bootstrap(labels, logits)[0],
-        "error_groups": metrics.bootstrap(labels, logits, groups)[0],
+        task: {
+            "error_rows": metrics.bootstrap(found.labels, found.logits)[0],
+            "error_groups": metrics.bootstrap(found.labels, found.logits, found.groups)[0],
+        }
+        for task, found in scores(recipe, run).items()
     }
 
 
-def scores(recipe: Recipe, run: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return labels, logits and groups (n,) of the test split's rows, scored by the run's best checkpoint."""
-    model, task = plain_model(recipe, find_checkpoint(run, "best")), next(iter(recipe.tasks))
-    reader = Reader(Source.open(recipe, "test"), recipe, rank=0, world=1, shuffle=False, groups=True)
-    found = []
+@dataclass(frozen=True)
+class Scores:
+    """The rows of a split whose label is known, scored for one task; (n,) each, in the order of the split's rows."""
+
+    labels: np.ndarray
+    logits: np.ndarray
+    groups: np.ndarray
+    rows: np.ndarray  # number of the row in the split: sorted files, row groups, rows
+
+
+def scores(recipe: Recipe, run: Path, split: str = "test") -> dict[str, Scores]:
+    """Return, by binary task, how a run's best checkpoint scores a split."""
+    model = plain_model(recipe, find_checkpoint(run, "best"))
+    reader = Reader(Source.open(recipe, split), recipe, rank=0, world=1, shuffle=False, groups=True)
+    places = {task: place for place, task in enumerate(recipe.tasks) if recipe.tasks[task].kind == "binary"}
+    found: dict[str, list[tuple[torch.Tensor, ...]]] = {task: [] for task in places}
     with torch.no_grad():
         for batch in reader.batches(0):
-            logits, kept = model(batch.ids, batch.dense, None)[task], batch.weights > 0
-            found.append((batch.labels[kept, 0], logits[kept], batch.groups[kept]))
-    return tuple(torch.cat(part).numpy() for part in zip(*found, strict=True))
+            logits = model(batch.ids, batch.dense, None)
+            for task, place in places.items():
+                known = batch.weights > 0
+                if batch.sample_weights is not None:
+                    known &= batch.sample_weights[:, place] > 0
+                columns = (batch.labels[:, place], logits[task], batch.groups, batch.rows)
+                found[task].append(tuple(column[known] for column in columns))
+    joined = {task: [torch.cat(x).numpy() for x in zip(*parts, strict=True)] for task, parts in found.items()}
+    return {task: Scores(*(x[np.argsort(parts[-1])] for x in parts)) for task, parts in joined.items()}
 
 
-def row(name: str, results: list[dict[str, Any]]) -> str:
-    """Return a recipe's line of the table."""
-    task = next(key.split(".")[1] for key in results[0] if key.startswith("test.") and key.endswith(".auc"))
+def lines(name: str, results: list[dict[str, Any]]) -> list[str]:
+    """Return a recipe's lines of the table, one a task."""
+    tasks = [key.split(".")[1] for key in results[0] if key.startswith("test.") and key.endswith(".auc")]
+    return [line(name, task, results) for task in tasks]
+
+
+def line(name: str, task: str, results: list[dict[str, Any]]) -> str:
+    """Return one line of the table."""
 
     def of(key: str) -> np.ndarray:
         return np.array([result[key] for result in results])
 
-    def spread(key: str) -> str:
-        values = of(key)
-        return f"{values.mean():.4f}" + (f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else "")
-
     cells = [
         name,
+        task,
         len(results),
         f"{results[0]['test.rows']:,.0f}",
-        f"**{spread(f'test.{task}.auc')}**",
-        f"{of('error_rows').mean():.4f}",
-        f"{of('error_groups').mean():.4f}",
-        *(spread(f"test.{task}.{figure}") for figure in ("gauc", "log_loss")),
-        *(spread(f"valid.{task}.{figure}") for figure in ("auc", "gauc", "log_loss")),
+        f"**{spread(of(f'test.{task}.auc'))}**",
+        f"{of(f'test.{task}.error_rows').mean():.4f}",
+        f"{of(f'test.{task}.error_groups').mean():.4f}",
+        *(spread(of(f"test.{task}.{figure}")) for figure in ("gauc", "log_loss")),
+        *(spread(of(f"valid.{task}.{figure}")) for figure in ("auc", "gauc", "log_loss")),
         ", ".join(f"{step:,.0f}" for step in of("best_step")),
         f"{of('rows_per_s').mean():,.0f}",
     ]
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def spread(values: np.ndarray) -> str:
+    """Return mean and deviation of a figure over seeds."""
+    return f"{values.mean():.4f}" + (f" ± {values.std(ddof=1):.4f}" if len(values) > 1 else "")
+
+
 def document(rows: list[str], versions: dict[str, str], given: argparse.Namespace) -> str:
     """Return the Markdown file."""
-    rule = "|" + " --- |" * (HEAD.count("|") - 1)
-    where = f"{given.workers} Ray workers" if given.workers else "one process, without Ray"
-    made_with = ", ".join(map(" ".join, versions.items()))
     intro = f"""# What the MovieLens-1M recipes reach
 
-Command: `{command()}`
-On {datetime.date.today()}: {where}, {torch.get_num_threads()} thread(s) each, {processor()}; {made_with}.
+{made(versions, given)}
 
 Mean ± deviation over seeds. A run keeps the checkpoint of the best validation AUC, and nothing is chosen on the test
 split. "error": bootstrap deviation of the test AUC over rows and over whole users.
 """
-    return "\n".join([intro, HEAD, rule, *rows, ""])
+    return "\n".join([intro, HEAD, rule(HEAD), *rows, ""])
 
 
-def command() -> str:
-    """Return the command line that is running."""
-    return shlex.join(["python", "benchmarks/quality.py", *sys.argv[1:]])
+def rule(head: str) -> str:
+    """Return the line below a table's head."""
+    return "|" + " --- |" * (head.count("|") - 1)
+
+
+def made(versions: dict[str, str], given: argparse.Namespace) -> str:
+    """Return how a file of results was made: command, date, machine, versions."""
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    where = f"{given.workers} Ray workers" if given.workers else "one process, without Ray"
+    made_with = ", ".join(map(" ".join, versions.items()))
+    return f"""Command: `{command}`
+On {datetime.date.today()}: {where}, {torch.get_num_threads()} thread(s) each, {processor()}; {made_with}."""
 
 
 def processor() -> str:
