@@ -68,7 +68,7 @@ class Variant:
 
 CGC = Variant("cgc, sum", "cgc", ("gradients.measure_every=5",))
 PCGRAD = Variant("cgc, pcgrad shared", "cgc", ("gradients={kind: pcgrad, scope: shared}",))
-GRADNORM = Variant("cgc, gradnorm", "cgc", ("gradients={kind: gradnorm, scope: trunk}",))
+GRADNORM = Variant("cgc, gradnorm", "cgc", ("gradients={kind: gradnorm, scope: shared}",))
 MODELS = [
     *(Variant(kind, kind) for kind in ("shared_bottom", "esmm", "mmoe")),
     CGC,
@@ -347,7 +347,8 @@ def conflict(given: argparse.Namespace) -> list[str]:
 {about(given, truth)}
 The interests behind click and watch time correlate with those behind like and gift with 1, 0 and -1 for a conflict of
 0, 0.5 and 1. "over the sum": the expected AUC less that of the plain sum with the same seed, mean ± deviation.
-Cosines are means over steps, in all that is shared (sum, pcgrad) or at the input of the trunk (gradnorm).
+Cosines are means over steps, in all that is shared; of the sum every fifth step was measured. "in conflict": any two
+tasks' gradients point against each other.
 """
     return [intro, head, rule(head), *lines, "", *cosines]
 
@@ -359,7 +360,7 @@ def compared(bench: Bench, truth: Truth, task: str) -> list[str]:
     for variant in (CGC, PCGRAD, GRADNORM):
         runs = bench.of(variant.name, task)
         lead = 1e4 * (np.array([truth.of_run(run)[task] for run in runs]) - own)
-        shown = f"{lead.mean():+.0f}" + (f" ± {lead.std(ddof=1):.0f}" if len(lead) > 1 else "")
+        shown = f"{round(lead.mean()):+d}" + (f" ± {lead.std(ddof=1):.0f}" if len(lead) > 1 else "")
         before, percent, after = truth.row(variant.name, task, runs).partition("%** |")
         lines.append(f"{before}{percent} {shown if variant is not CGC else '-'} |{after}")
     return lines
