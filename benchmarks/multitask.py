@@ -305,8 +305,8 @@ def simulated(given: argparse.Namespace) -> list[str]:
     intro = f"""# Multi-task learning on simulated live streams
 
 {about(given, truth)}
-The world has a conflict of 0.5: the interests behind click and behind like do not correlate. "single task" is the shared
-bottom cut to one task, a run a task.
+The world has a conflict of 0.5: the interests behind click and behind like do not correlate. "single task" is the
+shared bottom cut to one task, a run a task.
 """
     return [intro, SIMULATED_HEAD, rule(SIMULATED_HEAD), *lines, "", *gradients(bench, [CGC, PCGRAD, GRADNORM])]
 
