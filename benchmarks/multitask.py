@@ -1,0 +1,380 @@
+"""Multi-task models and ways to combine gradients side by side: on KuaiRand, on simulated streams, under conflict.
+
+    livetrain data kuairand --raw DIR --out data/kuairand
+    python benchmarks/multitask.py kuairand --seeds 1 2 3
+
+    for c in 0 0.5 1; do
+        livetrain data simulate --users 6k --days 14 --conflict $c --out data/world-$c
+        livetrain data kuailive --raw data/world-$c/kuailive --out data/conflict-$c
+    done
+    python benchmarks/multitask.py simulated --seeds 1 2 3
+    python benchmarks/multitask.py conflict --seeds 1 2 3
+
+A run is one epoch, measured at its end; no figure of the test days is used to choose anything. Runs that are there are
+read, not trained again. What stands in a file of results from "## Found" on is written by hand, and is kept.
+"""
+
+import argparse
+import json
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from quality import add_training, made, rule, scores, spread, trained
+from quality_kuairand import HEAD, TEST, TRAIN, baselines
+
+from configs.load import load_recipe
+from configs.schema import Recipe
+from trainers import metrics, runlog
+from trainers.data.files import split_files
+from trainers.export import versions
+
+TASKS = {  # what is learned, of a recipe's tasks
+    "kuairand": ("click", "long_view", "like", "profile_enter"),
+    "simulated": ("click", "effective_view", "like", "gift"),
+}
+STRENGTHS = (0, 0.5, 1)  # the worlds' --conflict; the interests behind click and like correlate with 1, 0 and -1
+# Less than half of the base recipes' history, and one evaluation a run: these runs are many.
+LENGTHS = {
+    "kuairand": ("video_id", "video_author", "video_action", "video_gap", "like_video", "like_author", "like_gap"),
+    "simulated": ("live_streamer", "live_category", "live_action", "live_gap"),
+}
+FOUND = "## Found"
+SIMULATED_HEAD = (
+    "| model | task | seeds | test AUC | test GAUC | expected AUC | way to the oracle | valid AUC | best steps |"
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is trained: a recipe's kind of model, changes to it, and the only task that it learns, if it is cut."""
+
+    name: str
+    model: str
+    changes: tuple[str, ...] = ()
+    task: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its runs."""
+        return "-".join(filter(None, (*self.name.replace(",", "").split(), self.task)))
+
+
+CGC = Variant("cgc, sum", "cgc", ("gradients.measure_every=5",))
+PCGRAD = Variant("cgc, pcgrad shared", "cgc", ("gradients={kind: pcgrad, scope: shared}",))
+# Ten times the default rate: at the default, a few hundred steps move the weights by less than a tenth.
+GRADNORM = Variant("cgc, gradnorm", "cgc", ("gradients={kind: gradnorm, scope: trunk, lr: 0.25}",))
+MODELS = [
+    *(Variant(kind, kind) for kind in ("shared_bottom", "esmm", "mmoe")),
+    CGC,
+    Variant("cgc, pcgrad trunk", "cgc", ("gradients={kind: pcgrad, scope: trunk}",)),
+    PCGRAD,
+    GRADNORM,
+    Variant("cgc, uncertainty", "cgc", ("gradients={kind: uncertainty, scope: trunk}",)),
+]
+
+
+@dataclass
+class Run:
+    """A finished run."""
+
+    recipe: Recipe
+    folder: Path
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """Its result.json."""
+        return json.loads((self.folder / "result.json").read_text())
+
+
+@dataclass
+class Bench:
+    """Where variants are trained: recipes <model>_<source>.yaml on the data of one folder.
+
+    Args:
+        source: kuairand or simulated.
+        data: folder of the prepared data.
+        given: the command line.
+    """
+
+    source: str
+    data: Path
+    given: argparse.Namespace
+    runs: dict[tuple[str, str | None], list[Run]] = field(default_factory=dict)  # (variant, its task) -> one a seed
+
+    def train(self, variants: list[Variant]) -> None:
+        """Train variants with every seed; one seed of all of them after the other."""
+        for seed in self.given.seeds:
+            for variant in variants:
+                recipe, folder = trained(self.path(variant.model), seed, self._given(variant))
+                run = Run(recipe, folder)
+                self.runs.setdefault((variant.name, variant.task), []).append(run)
+                found = [run.result[f"valid.{task}.auc"] for task in TASKS[self.source] if task in recipe.tasks]
+                print(self.data, variant.folder, seed, f"{run.result['wall_s']:.0f} s, valid AUC", *found, flush=True)
+
+    def path(self, model: str) -> Path:
+        """Return the recipe file of a kind of model."""
+        return Path(f"configs/recipes/{model}_{self.source}.yaml")
+
+    def _given(self, variant: Variant) -> argparse.Namespace:
+        changes = [f"data.path={self.data}", "train.evaluate_every=1", *self.given.set, *variant.changes]
+        changes += [f"features.{name}.max_length=20" for name in LENGTHS[self.source]]
+        known = load_recipe(self.path(variant.model)).tasks
+        learned = [variant.task] if variant.task else TASKS[self.source]
+        tasks = {name: known[name].model_dump(exclude_defaults=True) for name in learned}
+        changes.append(f"tasks={json.dumps(tasks)}")
+        runs = self.given.runs / self.data.name / variant.folder
+        return argparse.Namespace(**vars(self.given) | {"set": changes, "runs": runs})
+
+    def of(self, name: str, task: str) -> list[Run]:
+        """Return the runs that tell of a variant's task."""
+        return self.runs.get((name, task)) or self.runs[name, None]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("kuairand", "simulated", "conflict"))
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of kuairand/, world-*/ and conflict-*/")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    add_training(parser)
+    parser.set_defaults(runs=Path("runs/multitask"))
+    given = parser.parse_args()
+    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    write = {"kuairand": kuairand, "simulated": simulated, "conflict": conflict}[given.what]
+    name = "conflict.md" if given.what == "conflict" else f"multitask_{given.what}.md"
+    text = "\n".join(write(given)) + "\n"
+    kept = (given.out / name).read_text() if (given.out / name).exists() else ""
+    (given.out / name).write_text(text + (f"\n{FOUND}{kept.split(FOUND, 1)[1]}" if FOUND in kept else ""))
+    print(f"{text}\nwritten to {given.out / name}")
+
+
+def single(source: str) -> list[Variant]:
+    """Return the shared bottom cut to each task alone."""
+    return [Variant("single task", "shared_bottom", task=task) for task in TASKS[source]]
+
+
+def kuairand(given: argparse.Namespace) -> list[str]:
+    """Return the lines of the file on KuaiRand."""
+    bench = Bench("kuairand", given.data / "kuairand", given)
+    bench.train([*MODELS, *single("kuairand")])
+    test = read(bench.data, TEST)
+    trees = without_embeddings(bench)
+    lines = []
+    for task in TASKS["kuairand"]:
+        lines += trees[task]
+        lines += [row(name, task, bench.of(name, task), ["-", "-"]) for name in names()]
+    positives = ", ".join(f"{task} {test[task].to_numpy().sum():,}" for task in TASKS["kuairand"])
+    intro = f"""# Multi-task learning on KuaiRand-Pure
+
+{made(versions(), given)}
+
+Mean ± deviation over seeds, on {len(test):,} rows of 05-06..05-08; positives: {positives}. Baselines learn from
+04-25..05-05; recipes from 04-25..05-04 in one epoch, measured at its end, and 05-05 is their validation. "single task"
+is the shared bottom cut to one task, a run a task. Histories are cut to 20 events. "error": bootstrap deviation of the
+test AUC over rows and over whole users, of the baselines, and about as large for the rest.
+"""
+    return [intro, HEAD, rule(HEAD), *lines, "", *gradients(bench, [CGC, PCGRAD, GRADNORM])]
+
+
+def read(data: Path, days: list[str]) -> pa.Table:
+    """Return the rows of some days."""
+    parts = [part for day in days for part in sorted((data / f"date={day}").glob("*.parquet"))]
+    return pa.concat_tables([pq.read_table(part, partitioning=None) for part in parts])
+
+
+def without_embeddings(bench: Bench) -> dict[str, list[str]]:
+    """Return the baselines' lines by task; kept beside the runs."""
+    kept = bench.given.runs / bench.data.name / "baselines.json"
+    if not kept.exists():
+        train, test = read(bench.data, TRAIN), read(bench.data, TEST)
+        found = {task: baselines(train, test, task, [1, 2, 3]) for task in TASKS["kuairand"]}
+        kept.write_text(json.dumps(found))
+    return json.loads(kept.read_text())
+
+
+def names() -> list[str]:
+    """Return the variants' names in the order of the tables."""
+    return ["single task", *(variant.name for variant in MODELS)]
+
+
+def row(name: str, task: str, runs: list[Run], more: list[str]) -> str:
+    """Return a variant's line for a task; `more` goes between the test figures and the validation's."""
+
+    def of(key: str) -> np.ndarray:
+        return np.array([run.result[key] for run in runs], dtype=float)  # nan: a split without a positive
+
+    cells = [name, task, len(runs), f"**{spread(of(f'test.{task}.auc'))}**", spread(of(f"test.{task}.gauc")), *more]
+    cells += [spread(of(f"valid.{task}.auc")), ", ".join(f"{step:,.0f}" for step in of("best_step"))]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def gradients(bench: Bench, variants: list[Variant]) -> list[str]:
+    """Return a table of what was measured of the tasks' gradients: cosines, conflicts, weights; means over steps."""
+    tasks = list(bench.of(variants[0].name, "click")[0].recipe.tasks)
+    pairs = list(combinations(tasks, 2))
+    head = f"| cosines, {bench.data.name} | {' | '.join(f'{a}, {b}' for a, b in pairs)} | steps in conflict | weights |"
+    lines = [head, rule(head)]
+    for variant in variants:
+        means = [_logged(run.folder) for run in bench.of(variant.name, "click")]
+
+        def mean(key: str, means=means) -> str:
+            return f"{np.mean([found[key] for found in means]):.2f}"
+
+        cosines = [mean(f"grad.cos.{a}.{b}") for a, b in pairs]
+        weights = ", ".join(f"{task} {mean(f'grad.{task}.weight')}" for task in tasks)
+        lines.append(f"| {' | '.join([variant.name, *cosines, mean('grad.conflict'), weights])} |")
+    return [*lines, ""]
+
+
+def _logged(folder: Path) -> dict[str, float]:
+    """Return the means over a run's steps of what its log says of gradients."""
+    found = [line for line in runlog.read(folder) if line.get("kind") == "train"]
+    steps = np.diff([0, *(line["step"] for line in found)])
+    keys = [key for key in found[0] if key.startswith("grad.")]
+    return {key: float(np.average([line[key] for line in found], weights=steps)) for key in keys}
+
+
+class Truth:
+    """The true probabilities of a simulated world's test rows.
+
+    Args:
+        world: what `livetrain data simulate` wrote.
+        recipe: names the samples made of it.
+    """
+
+    def __init__(self, world: Path, recipe: Recipe) -> None:
+        files = ", ".join(f"'{path}'" for path in split_files(recipe, "test")[2])
+        found = duckdb.sql(
+            f"SELECT t.* FROM read_parquet([{files}], file_row_number = true, filename = true,"
+            f" hive_partitioning = false) s JOIN read_parquet('{world}/truth/*/*.parquet', hive_partitioning = false) t"
+            " ON t.user_id = s.user AND t.live_id = s.room AND t.timestamp = s.timestamp"
+            " ORDER BY s.filename, s.file_row_number"
+        ).to_arrow_table()
+        self.rows = len(found)
+        self._found = found
+
+    def chance(self, task: str) -> np.ndarray:
+        """Return (n,) the probability of a label, in the order of the split's rows."""
+        return self._found[f"p_{task}"].to_numpy()
+
+    def label(self, task: str) -> np.ndarray:
+        """Return (n,) the label that came up."""
+        return self._found[task].to_numpy()
+
+    def expected_auc(self, task: str, score: np.ndarray) -> float:
+        """Return the AUC of scores (n,) with every row a positive to the extent of its label's probability.
+
+        That is the AUC's mean over other draws of the labels, near enough, and has none of their noise.
+        """
+        order = np.argsort(score, kind="stable")
+        chance = self.chance(task)[order]
+        return metrics.auc_from_counts(chance, 1 - chance)
+
+    def of_run(self, run: Run) -> dict[str, float]:
+        """Return the expected AUC of a run's best checkpoint by binary task; kept beside the run."""
+        kept = run.folder / "expected.json"
+        if not kept.exists():
+            found = scores(run.recipe, run.folder)
+            if {len(each.logits) for each in found.values()} != {self.rows}:
+                raise SystemExit(f"{run.folder}: the world's truth/ and the run's test split do not have the same rows")
+            kept.write_text(json.dumps({task: self.expected_auc(task, each.logits) for task, each in found.items()}))
+        return json.loads(kept.read_text())
+
+    def row(self, name: str, task: str, runs: list[Run]) -> str:
+        """Return a variant's line for a task."""
+        expected = np.array([self.of_run(run)[task] for run in runs])
+        way = 100 * (expected - 0.5) / (self.expected_auc(task, self.chance(task)) - 0.5)
+        return row(name, task, runs, [spread(expected), f"**{way.mean():.1f} %**"])
+
+    def oracle(self, task: str) -> str:
+        """Return the line of the true probability itself."""
+        auc = metrics.auc(self.label(task), self.chance(task))
+        gauc = metrics.gauc(self.label(task), self.chance(task), self._found["user_id"].to_numpy())
+        best = self.expected_auc(task, self.chance(task))
+        return f"| the truth | {task} | - | {auc:.4f} | {gauc:.4f} | {best:.4f} | 100 % | - | - |"
+
+
+def simulated(given: argparse.Namespace) -> list[str]:
+    """Return the lines of the file on simulated streams, with a conflict of 0.5."""
+    bench = Bench("simulated", given.data / "conflict-0.5", given)
+    bench.train([*MODELS, *single("simulated")])
+    truth = truth_of(bench, given.data / "world-0.5")
+    lines = []
+    for task in TASKS["simulated"]:
+        lines.append(truth.oracle(task))
+        lines += [truth.row(name, task, bench.of(name, task)) for name in names()]
+    intro = f"""# Multi-task learning on simulated live streams
+
+{about(given, truth)}
+The world has a conflict of 0.5: the interests behind click and behind like do not correlate. "single task" is the
+shared bottom cut to one task, a run a task.
+"""
+    return [intro, SIMULATED_HEAD, rule(SIMULATED_HEAD), *lines, "", *gradients(bench, [CGC, PCGRAD, GRADNORM])]
+
+
+def truth_of(bench: Bench, world: Path) -> Truth:
+    """Return the truth of a bench's test rows."""
+    return Truth(world, bench.of(CGC.name, "click")[0].recipe)
+
+
+def about(given: argparse.Namespace, truth: Truth) -> str:
+    """Return how a file on simulated streams was made, and what its columns are."""
+    positives = ", ".join(f"{task} {truth.label(task).sum():,}" for task in TASKS["simulated"])
+    return f"""Data: `livetrain data simulate --users 6k --days 14 --conflict C --out data/world-C`, then
+`livetrain data kuailive --raw data/world-C/kuailive --out data/conflict-C`, for each C.
+{made(versions(), given)}
+
+Mean ± deviation over seeds, on {truth.rows:,} rows of the last two days; positives: {positives}. A run
+is one epoch, measured at its end. Expected AUC: that of the same scores with each row a positive to the extent of
+its true probability, so without the noise of the labels' draw; way = (expected AUC - .5) / (the truth's - .5).
+Histories are cut to 20 events.
+"""
+
+
+def conflict(given: argparse.Namespace) -> list[str]:
+    """Return the lines of the file on planted conflict."""
+    head = SIMULATED_HEAD.replace("| model | task |", "| conflict | combiner | task |").replace(
+        "| valid AUC |", "| over the sum, x 1e-4 | valid AUC |"
+    )
+    lines, cosines = [], []
+    for strength in STRENGTHS:
+        bench = Bench("simulated", given.data / f"conflict-{strength}", given)
+        bench.train([CGC, PCGRAD, GRADNORM])
+        truth = truth_of(bench, given.data / f"world-{strength}")
+        for task in TASKS["simulated"]:
+            lines += [f"| {strength} {line}" for line in compared(bench, truth, task)]
+        cosines += gradients(bench, [CGC, PCGRAD, GRADNORM])
+    intro = f"""# Conflict between tasks, planted at three strengths
+
+{about(given, truth)}
+The interests behind click and watch time correlate with those behind like and gift with 1, 0 and -1 for a conflict of
+0, 0.5 and 1. "over the sum": the expected AUC less that of the plain sum with the same seed, mean ± deviation.
+Cosines are means over steps: of the sum over every fifth step. sum and pcgrad measure them in all that is shared,
+gradnorm at the input of the trunk. "in conflict": any two tasks' gradients point against each other.
+"""
+    return [intro, head, rule(head), *lines, "", *cosines]
+
+
+def compared(bench: Bench, truth: Truth, task: str) -> list[str]:
+    """Return a task's lines: the truth, and each combiner with its lead over the plain sum."""
+    own = [truth.of_run(run)[task] for run in bench.of(CGC.name, task)]
+    lines = [truth.oracle(task).replace("| 100 % |", "| 100 % | - |")]
+    for variant in (CGC, PCGRAD, GRADNORM):
+        runs = bench.of(variant.name, task)
+        lead = 1e4 * (np.array([truth.of_run(run)[task] for run in runs]) - own)
+        shown = f"{round(lead.mean()):+d}" + (f" ± {lead.std(ddof=1):.0f}" if len(lead) > 1 else "")
+        before, percent, after = truth.row(variant.name, task, runs).partition("%** |")
+        lines.append(f"{before}{percent} {shown if variant is not CGC else '-'} |{after}")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
