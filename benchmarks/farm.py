@@ -36,7 +36,7 @@ from trainers.export import versions
 LENGTHS = (50, 100, 200, 500, 1000)
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)  # of the rectangle of rows and longest row that is padding
 LONGEST = 500  # events, where the padding varies
-ROWS = 32
+ROWS = 16
 CUTOFFS = (3, 10, 0.1, 0.5)
 DIMS = {"live": 16, "live_side": 16, "video": 16, "video_side": 32}
 
@@ -60,7 +60,7 @@ def main() -> None:
 
 def alone(function: Callable, *arguments):
     """Return function(*arguments), called in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
+    with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
@@ -126,13 +126,13 @@ def filter_cost(longest: int, cutoff: float, steps: int) -> tuple[float, float]:
 
 
 def timed(step: Callable[[], None], steps: int) -> float:
-    """Return the median time of a step in ms, after one that warms up."""
+    """Return the median processor time of a step in ms, after one that warms up."""
     step()
     times = []
     for _ in range(steps):
-        start = time.perf_counter()
+        start = time.process_time()
         step()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return 1e3 * statistics.median(times)
 
 
@@ -146,7 +146,8 @@ def document(by_length: list, by_share: list, by_cutoff: list) -> str:
     made_with = ", ".join(map(" ".join, versions().items()))
     lines = [
         "# What FARM's network costs\n",
-        f"Command: `python {' '.join(sys.argv)}`, on a machine with nothing else to do.",
+        f"Command: `python {' '.join(sys.argv)}`. Times are processor time of one thread, which other programs on the",
+        f"machine stretch less than the clock's; its load was {os.getloadavg()[0]:.0f}.\n",
         f"{datetime.date.today()}, {os.cpu_count()}-core {platform.machine()}, one thread; {made_with}.\n",
         f"{ROWS} rows, two histories each.\n",
     ]
