@@ -57,7 +57,8 @@ def main() -> None:
 
 def read(data: Path, days: list[str]) -> pa.Table:
     """Return the rows of some days."""
-    return pa.concat_tables([pq.read_table(data / f"date={day}", partitioning=None) for day in days])
+    files = [path for day in days for path in sorted((data / f"date={day}").glob("*.parquet"))]
+    return pa.concat_tables([pq.read_table(path, partitioning=None) for path in files])
 
 
 def baselines(train: pa.Table, test: pa.Table, task: str, seeds: list[int]) -> list[str]:
