@@ -258,7 +258,7 @@ class Truth:
             " ON t.user_id = s.user AND t.live_id = s.room AND t.timestamp = s.timestamp"
             " ORDER BY s.filename, s.file_row_number"
         ).to_arrow_table()
-        self.rows = len(found)
+        self.name, self.rows = world.name, len(found)
         self._found = found
 
     def chance(self, task: str) -> np.ndarray:
@@ -332,8 +332,8 @@ def about(given: argparse.Namespace, truth: Truth) -> str:
 `livetrain data kuailive --raw data/world-C/kuailive --out data/conflict-C`, for each C.
 {made(versions(), given)}
 
-Mean ± deviation over seeds, on {truth.rows:,} rows of the last two days; positives: {positives}. A run
-is one epoch, measured at its end. Expected AUC: that of the same scores with each row a positive to the extent of
+Mean ± deviation over seeds, on {truth.rows:,} rows of the last two days; positives in {truth.name}: {positives}.
+A run is one epoch, measured at its end. Expected AUC: that of the same scores with each row a positive to the extent of
 its true probability, so without the noise of the labels' draw; way = (expected AUC - .5) / (the truth's - .5).
 Histories are cut to 20 events.
 """
