@@ -64,7 +64,8 @@ def _parts(world: Path, found: pa.Table, logit: np.ndarray) -> dict[str, np.ndar
         "quality": CLICK["quality"] * made.streamers.quality[streamer].astype(np.float64),
         "favourite": CLICK["favourite"] * (made.users.favourites[user] == streamer[:, None]).any(axis=1),
     }
-    return parts | {"burst": logit - CLICK["intercept"] - sum(parts.values())}
+    rest = logit - CLICK["intercept"] - sum(parts.values())
+    return parts | {"burst": np.where(rest > CLICK["burst"] / 2, CLICK["burst"], 0.0)}  # rounding tells of large logits
 
 
 def _place(numbers: np.ndarray, asked: np.ndarray) -> np.ndarray:
