@@ -33,6 +33,14 @@ def way(request) -> Iterator[str]:
     compiled.use()
 
 
+@pytest.fixture(autouse=True)
+def _as_written_after(request) -> Iterator[None]:
+    """A run switches compiled passes on for its process: off again, or later tests would depend on earlier ones."""
+    yield
+    if "way" not in request.fixturenames:
+        compiled.use()
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> Path:
     """A finished run of `samples.recipe`, trained in this process. Tests leave its folder as they found it."""

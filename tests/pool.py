@@ -13,6 +13,8 @@ def _serve(rank: int, world: int, store: str, pipe) -> None:
     import torch
     import torch.distributed as dist
 
+    from modules.layers import compiled
+
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     while (call := pipe.recv()) is not None:
@@ -21,6 +23,7 @@ def _serve(rank: int, world: int, store: str, pipe) -> None:
             pipe.send((True, function(*arguments)))
         except BaseException:
             pipe.send((False, traceback.format_exc()))
+        compiled.use()  # what a run switched on
     dist.destroy_process_group()
 
 
