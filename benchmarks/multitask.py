@@ -25,11 +25,9 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from quality import add_training, made, rule, scores, spread, trained
-from quality_kuairand import HEAD, TEST, TRAIN, baselines
+from quality_kuairand import HEAD, TEST, TRAIN, baselines, read
 
 from configs.load import load_recipe
 from configs.schema import Recipe
@@ -182,12 +180,6 @@ is the shared bottom cut to one task, a run a task. Histories are cut to 20 even
 test AUC over rows and over whole users, of the baselines, and about as large for the rest.
 """
     return [intro, HEAD, rule(HEAD), *lines, "", *gradients(bench, [CGC, PCGRAD, GRADNORM])]
-
-
-def read(data: Path, days: list[str]) -> pa.Table:
-    """Return the rows of some days."""
-    parts = [part for day in days for part in sorted((data / f"date={day}").glob("*.parquet"))]
-    return pa.concat_tables([pq.read_table(part, partitioning=None) for part in parts])
 
 
 def without_embeddings(bench: Bench) -> dict[str, list[str]]:
