@@ -152,6 +152,7 @@ def _run(sweep: Sweep) -> None:
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that fails early, or is short, reports nothing
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     from ray import tune as ray_tune
+    from ray.tune import CLIReporter
     from ray.tune.execution.placement_groups import PlacementGroupFactory
 
     from cluster.sweep.search import Search, scheduler
@@ -177,6 +178,7 @@ def _run(sweep: Sweep) -> None:
             raise_on_failed_trial=False,
             callbacks=[_follower(sweep, board)],
             verbose=0,
+            progress_reporter=CLIReporter(),  # silent then; the one that Tune finds for a notebook clears the board
         )
     shutil.rmtree(sweep.folder / "ray", ignore_errors=True)  # Tune's own notes: the sweep's are beside them
 
