@@ -1,5 +1,7 @@
 """What all tests share."""
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,23 @@ from tests.pool import Pool
 from trainers import build
 
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.livetrain_status = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End with the tests' own status, at once.
+
+    A process that has held torch, Ray, DuckDB and wandb side by side has been seen to crash in these libraries' own
+    clean-up, after the last test and its fixtures were done with.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(getattr(config, "livetrain_status", 1))
 
 
 @pytest.fixture(scope="session")
