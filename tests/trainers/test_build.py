@@ -6,7 +6,8 @@ import torch
 
 from modules.layers import compiled
 from modules.layers.mlp import MLP
-from trainers import build
+from trainers import build, compiler
+from trainers.data import records
 
 CPU = torch.device("cpu")
 
@@ -33,7 +34,7 @@ def test_compiles_once_a_machine(tmp_path, monkeypatch):
         thread.join()
     assert len(made(tmp_path)) == 1
     assert made(tmp_path)[0].endswith(".so")
-    monkeypatch.setattr(build.os, "replace", None)  # nothing is compiled again
+    monkeypatch.setattr(compiler.os, "replace", None)  # nothing is compiled again
     build.library()
 
 
@@ -62,6 +63,7 @@ def test_trains_without_where_it_must(case, tmp_path, monkeypatch, caplog):
 
 
 def test_one_source_has_one_name():
-    command = ["g++", "-O3", "fused.cpp"]
-    assert build._fingerprint(command) == build._fingerprint(list(command))
-    assert build._fingerprint(command) != build._fingerprint(["g++", "-O2", "fused.cpp"])
+    command = ["g++", "-O3"]
+    assert compiler._fingerprint(build.SOURCE, command) == compiler._fingerprint(build.SOURCE, list(command))
+    assert compiler._fingerprint(build.SOURCE, command) != compiler._fingerprint(build.SOURCE, ["g++", "-O2"])
+    assert compiler._fingerprint(build.SOURCE, command) != compiler._fingerprint(records.SOURCE, command)

@@ -1,15 +1,7 @@
-"""Arrow tables to blocks of shuffled rows, and slices of blocks to a `Batch`.
+"""Arrow tables to blocks of shuffled rows, and the blocks' slices to a `Batch`."""
 
-A batch takes a few rows from each of hundreds of blocks, so what counts is the number of places that it touches. A
-block therefore holds, for every step that reads it, one contiguous record of all its int64 values, and a batch is one
-slice a block, one concatenation, and one kernel that puts the parts of the records in the batch's order.
-"""
-
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import fbgemm_gpu  # noqa: F401  (registers torch.ops.fbgemm)
 import numpy as np
 import pyarrow as pa
 import torch
@@ -17,26 +9,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from configs.schema import DenseFeature, Recipe, SequenceFeature
 from modules.batch import Batch
+from trainers.data.records import Block, Column, Decoded, lasting, passes, running
 
 NO_GROUP = np.iinfo(np.int64).min
 """Group of a row whose `evaluate.group_by` is null, and of padding."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """The rows of one window in reading order, arranged by the steps that read them.
-
-    Step `first + k` reads rows [marks[k], marks[k + 1]) and the record ints[at[k] : at[k + 1]], which holds, with m its
-    rows and F features: m, the number of values of each feature (F); row numbers (m, -1 = padding); groups (m), if
-    any; lengths (F times m); values (F times their number).
-    """
-
-    first: int
-    at: list[int]
-    ints: np.ndarray  # int64
-    marks: list[int]
-    floats: np.ndarray  # (n, D + T + W) float32: dense features, labels, then sample weights
-    counts: np.ndarray | None  # (steps, F + 1) int64: lists cut, a feature, then rows skipped; None = all zero
 
 
 class Decoder:
@@ -51,7 +27,8 @@ class Decoder:
         sparse = {name: f for name, f in recipe.features.items() if not isinstance(f, DenseFeature)}
         self.keys = list(sparse)
         self._sparse = [recipe.column(name) for name in sparse]
-        self._limits = [f.max_length if isinstance(f, SequenceFeature) else None for f in sparse.values()]
+        limits = [f.max_length if isinstance(f, SequenceFeature) else 1 for f in sparse.values()]
+        self._limits = np.array(limits, np.int64)
         self._dense = [recipe.column(name) for name, f in recipe.features.items() if isinstance(f, DenseFeature)]
         self._labels = [task.label for task in recipe.tasks.values()]
         self._weighted = [place for place, task in enumerate(recipe.tasks.values()) if task.sample_weight]
@@ -60,119 +37,78 @@ class Decoder:
         self._group = recipe.evaluate.group_by if groups else None
         named = [*self._sparse, *self._floats, *([self._group] if self._group else [])]
         self.columns = list(dict.fromkeys(named))
+        self._passes = passes()
 
     def block(
-        self, table: pa.Table, rows: np.ndarray, order: np.ndarray | None, first: int, marks: np.ndarray
+        self, tables: Sequence[pa.Table], rows: np.ndarray, order: np.ndarray | None, first: int, marks: np.ndarray
     ) -> Block:
         """Decode one window.
 
         Args:
-            table: n rows as stored; a row that could not be read is null throughout.
+            tables: its pieces, n rows as stored; a row that could not be read is null throughout.
             rows: (n,) row numbers, -1 where the row could not be read.
             order: (n,) reading order, None as stored.
             first: the first step that reads the window.
             marks: (steps + 1,) where each step's slice begins, and the end of the last.
         """
-        columns = {name: _whole(table.column(name)) for name in self.columns}
-        rows = rows if order is None else rows[order]
-        groups = []
+        pieces = [{name: _whole(table.column(name)) for name in self.columns} for table in tables]
+        plain = [rows]
         if self._group is not None:
-            stored = columns[self._group].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy()
-            groups = [stored if order is None else stored[order]]
-        sparse = [
-            _ids(columns[column], order) if limit is None else _lists(columns[column], limit, order)
-            for column, limit in zip(self._sparse, self._limits, strict=True)
-        ]
-        values, lengths, cut = zip(*sparse, strict=True) if sparse else ((), (), ())
-        ints, at = self._records([rows, *groups, *lengths], values, marks)
-        floats = _floats([columns[name] for name in self._floats], order, len(rows))
-        floats[rows < 0, len(self._dense) :] = 0.0
-        return Block(first, at, ints, marks.tolist(), _lasting(floats), _counts([*cut, rows < 0], marks))
+            groups = [piece[self._group].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy() for piece in pieces]
+            plain.append(np.concatenate(groups))
+        bounds = np.cumsum([0, *map(len, tables)])
+        columns = [[_column(piece[name]) for piece in pieces] for name in self._sparse]
+        records, at = self._passes.pack(Decoded(bounds, columns, self._limits, np.stack(plain), order, marks))
+        floats = lasting(len(rows) * len(self._floats), np.float32).reshape(len(rows), -1)
+        for place, name in enumerate(self._floats):
+            parts = [piece[name].cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False) for piece in pieces]
+            numbers = np.concatenate(parts)
+            if place >= len(self._dense):
+                numbers[rows < 0] = 0.0
+            floats[:, place] = numbers if order is None else numbers[order]
+        return Block(first, at, records, marks, floats)
 
-    def blank(self, n: int) -> Block:
-        """Return n rows of padding, as one step's slice."""
-        groups = [] if self._group is None else [np.full(n, NO_GROUP)]
-        lengths = [np.zeros(n, np.int64)] * len(self.keys)
-        values = [np.zeros(0, np.int64)] * len(self.keys)
-        ints, at = self._records([np.full(n, -1), *groups, *lengths], values, np.array([0, n]))
-        floats = np.zeros((n, len(self._floats)), np.float32)
+    def blank(self, step: int, rows: int) -> Block:
+        """Return rows of padding, for one step."""
+        bounds, plain = np.array([0, rows]), np.full((1 if self._group is None else 2, rows), -1)
+        plain[1:] = NO_GROUP
+        columns = [[Column(np.zeros(0, np.int64), np.zeros(rows + 1, np.int64))] for _ in self.keys]
+        records, at = self._passes.pack(Decoded(bounds, columns, self._limits, plain, None, bounds))
+        floats = np.zeros((rows, len(self._floats)), np.float32)
         floats[:, : len(self._dense)] = np.nan
-        return Block(0, at, ints, [0, n], floats, None)
+        return Block(step, at, records, bounds, floats)
 
-    def join(self, parts: Sequence[tuple[Block, int]]) -> Batch:
-        """Join slice k of each (block, k), in order, to one batch."""
-        records = [block.ints[block.at[k] : block.at[k + 1]] for block, k in parts]
-        floats = np.concatenate([block.floats[block.marks[k] : block.marks[k + 1]] for block, k in parts])
-        flat, features, batch = np.concatenate(records), len(self.keys), len(floats)
-        starts = _running(np.fromiter(map(len, records), np.int64, len(records)))[:-1]
-        heads = flat[starts[:, None] + np.arange(1 + features)]  # (parts, 1 + F)
-        simple = np.repeat(heads[:, :1], (1 if self._group is None else 2) + features, axis=1)
-        sizes = np.concatenate([np.full((len(parts), 1), 1 + features), simple, heads[:, 1:]], axis=1)
-        flat = _transposed(flat, sizes)[heads.size :]
-        rows, flat = flat[:batch].clone(), flat[batch:]  # a copy, so that whoever keeps it does not keep the ids
-        groups = None
-        if self._group is not None:
-            groups, flat = flat[:batch].clone(), flat[batch:]
-        ids = KeyedJaggedTensor(
-            keys=self.keys,
-            values=flat[features * batch :],
-            lengths=flat[: features * batch],
-            stride=batch,
-            length_per_key=heads[:, 1:].sum(axis=0).tolist(),  # known here, so no device ever has to be asked
-        )
+    def join(self, step: int, blocks: Sequence[Block]) -> tuple[Batch, np.ndarray]:
+        """Join one step's slices of some blocks, in the blocks' order.
+
+        Returns:
+            batch: the step's rows.
+            counts: (1 + F,) rows that could not be read, padding included, and lists cut, a sparse feature.
+        """
+        features, plains = len(self.keys), 1 if self._group is None else 2
+        head, plain, ids, floats = self._passes.join(step, blocks, plains, features)
+        batch = int(head[0])
         sizes = [len(self._dense), len(self._labels), len(self._weighted)]
-        dense, labels, given = torch.from_numpy(floats).split(sizes, dim=1)
+        dense, labels, given = floats.split(sizes, dim=1)
         sample_weights = None
         if self._weighted:
             sample_weights = torch.ones_like(labels).index_copy_(1, torch.tensor(self._weighted), given)
-        return Batch(
-            ids=ids,
+        made = Batch(
+            ids=KeyedJaggedTensor(
+                keys=self.keys,
+                values=ids[features * batch :],
+                lengths=ids[: features * batch],
+                stride=batch,
+                length_per_key=head[2 : 2 + features].tolist(),  # known here, so no device ever has to be asked
+            ),
             dense=dense.contiguous(),
             labels=labels.contiguous(),
-            weights=(rows >= 0).float(),
-            rows=rows,
-            groups=groups,
+            weights=(plain[0] >= 0).float(),
+            rows=plain[0],
+            groups=None if self._group is None else plain[1],
             sample_weights=sample_weights,
         )
-
-    def _records(
-        self, simple: Sequence[np.ndarray], values: Sequence[np.ndarray], marks: np.ndarray
-    ) -> tuple[np.ndarray, list[int]]:
-        """Return the records of all steps, one after the other, and their bounds.
-
-        Args:
-            simple: row numbers, groups if any, and F lengths, each (n,).
-            values: F times (sum of lengths,).
-            marks: (steps + 1,).
-        """
-        lengths = simple[len(simple) - len(values) :]
-        cuts = [_running(length)[marks] for length in lengths]
-        heads = np.diff(np.stack([marks, *cuts]), axis=1)  # (1 + F, steps)
-        sizes = np.concatenate([np.full_like(heads[:1], len(heads)), np.repeat(heads[:1], len(simple), 0), heads[1:]])
-        flat = np.concatenate([heads.T.reshape(-1), *simple, *values])
-        return _lasting(_transposed(flat, sizes).numpy()), _running(sizes.sum(axis=0)).tolist()
-
-
-def _lasting(array: np.ndarray) -> np.ndarray:
-    """Copy a window's array to Arrow's memory pool.
-
-    Windows live long and die in another thread than they were made in; malloc would keep such memory a thread and grow
-    with every pass, while the pool hands it to the next window.
-    """
-    copy = np.frombuffer(pa.allocate_buffer(array.nbytes), array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-@functools.lru_cache(maxsize=64)
-def _transposition(rows: int, columns: int) -> torch.Tensor:
-    return torch.arange(rows * columns, dtype=torch.int32).view(rows, columns).t().reshape(-1)
-
-
-def _transposed(flat: np.ndarray, sizes: np.ndarray) -> torch.Tensor:
-    """Return the R x C segments of `flat`, whose lengths are `sizes` (R, C), column by column instead of row by row."""
-    order, lengths = _transposition(*sizes.shape), torch.from_numpy(np.ascontiguousarray(sizes).reshape(-1))
-    return torch.ops.fbgemm.permute_1D_sparse_data(order, lengths, torch.from_numpy(flat), None, len(flat))[1]
+        return made, np.concatenate([head[1:2], head[2 + features :]])
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
@@ -180,65 +116,19 @@ def _whole(column: pa.ChunkedArray) -> pa.Array:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
-def _running(lengths: np.ndarray) -> np.ndarray:
-    """Return the n + 1 offsets of n lengths."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-
-def _counts(flags: list[np.ndarray], marks: np.ndarray) -> np.ndarray | None:
-    """Count each array of flags by step, (steps, flags); None where nothing is set."""
-    if not any(flag.any() for flag in flags):
-        return None
-    return np.stack([np.diff(_running(flag)[marks]) for flag in flags], axis=1)
-
-
-def _ids(array: pa.Array, order: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return values, lengths (0 where null, else 1) and no cuts, in reading order."""
-    array = array.cast(pa.int64())
-    if order is not None:
-        array = array.take(pa.array(order))
-    lengths = np.ones(len(array), np.int64)
-    if array.null_count:
-        lengths = array.is_valid().to_numpy(zero_copy_only=False).astype(np.int64)
-        array = array.drop_null()
-    return array.to_numpy(), lengths, np.zeros(len(lengths), bool)
-
-
-def _lists(array: pa.Array, limit: int, order: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return values, lengths and which lists were cut, in reading order.
-
-    A null list is empty, a null element is dropped, and of a list that is still longer than `limit` the last `limit`
-    elements stay.
-    """
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    values = array.values.slice(offsets[0], offsets[-1] - offsets[0]).cast(pa.int64())
-    offsets -= offsets[0]
+def _column(array: pa.Array) -> Column:
+    """Return a column of ids or of lists of ids; a null is no id or an empty list, a null element is left out."""
+    if isinstance(array, pa.ListArray | pa.LargeListArray):
+        if array.null_count:  # a null list may have values in memory
+            offsets, values = running(array.value_lengths().fill_null(0).to_numpy()), array.flatten()
+        else:
+            offsets = array.offsets.to_numpy().astype(np.int64)
+            values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+            offsets -= offsets[0]
+    else:
+        offsets, values = np.arange(len(array) + 1) if array.null_count else None, array
+    values = values if values.type == pa.int64() else values.cast(pa.int64())
     if values.null_count:
-        offsets = _running(values.is_valid().to_numpy(zero_copy_only=False))[offsets]
+        offsets = running(values.is_valid().to_numpy(zero_copy_only=False))[offsets]
         values = values.drop_null()
-    stored = np.diff(offsets)
-    present = stored if not array.null_count else stored * array.is_valid().to_numpy(zero_copy_only=False)
-    kept = np.minimum(present, limit)
-    cut = present > limit
-    if order is None and np.array_equal(kept, stored):
-        return values.to_numpy(), kept, cut
-    order = np.arange(len(kept)) if order is None else order
-    # Each list is two segments, what goes and what stays; one kernel copies those that stay into their new order.
-    segments = np.stack([stored - kept, kept], axis=1).reshape(-1)
-    _, moved, _ = torch.ops.fbgemm.permute_1D_sparse_data(
-        torch.from_numpy((2 * order + 1).astype(np.int32)),
-        torch.from_numpy(segments),
-        torch.from_dlpack(values),
-        None,
-        int(kept.sum()),
-    )
-    return moved.numpy(), kept[order], cut[order]
-
-
-def _floats(arrays: list[pa.Array], order: np.ndarray | None, rows: int) -> np.ndarray:
-    """Return (rows, columns) float32 in reading order, null = NaN."""
-    matrix = np.empty((rows, len(arrays)), np.float32)
-    for column, array in enumerate(arrays):
-        numbers = array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
-        matrix[:, column] = numbers if order is None else numbers[order]
-    return matrix
+    return Column(values.to_numpy(), offsets)

@@ -102,47 +102,30 @@ class Reader:
 
         with closing(run_ahead(make, self._data.prefetch, self._data.threads)) as ahead:
             for batch, counts in ahead:
+                self.skipped_rows += int(counts[0])
                 for feature, key in self._sequences.items():
-                    self.cut[key] += int(counts[feature])
-                self.skipped_rows += int(counts[-1])
+                    self.cut[key] += int(counts[1 + feature])
                 yield batch
 
     def _assemble(self, loaders: Loaders, epoch: int, start: int, stop: int) -> Iterator[tuple[Batch, np.ndarray]]:
-        """Build the batches one after the other, asking the loaders for windows ahead of their use."""
-        read = _Groups(self._read, 2 * self._data.threads + 1)
-        streams = [
-            _Stream(
-                windows,
-                rows=self._order.slice,
-                start=start,
-                ahead=self._data.prefetch,
-                early=place / len(self._shards),
-                load=lambda window, shard=shard: loaders.submit(self._load, read, epoch, shard, window),
-            )
-            for place, (shard, windows) in enumerate(
-                zip(self._shards, self._order.windows(epoch, self._shards), strict=True)
-            )
-        ]
-        blank = functools.cache(self._decoder.blank)
-        for step in range(start, stop):
-            for stream in streams:
-                stream.ask(step)
-            yield self._join(streams, step, blank)
+        """Build the batches one after the other, asking the loaders for windows ahead of their use.
 
-    def _join(self, streams: list["_Stream"], step: int, blank: Callable[[int], Block]) -> tuple[Batch, np.ndarray]:
-        """Return a step's batch, and its counts: lists cut, a key, then rows skipped."""
-        parts = []
-        for stream in streams:
-            slices, missing = stream.take(step)
-            parts += slices
-            if missing:
-                parts.append((blank(missing), 0))
-        counts = np.zeros(len(self._decoder.keys) + 1, np.int64)
-        for block, k in parts:
-            if block.counts is not None:
-                counts += block.counts[k]
-        batch = self._decoder.join(parts)
-        return batch.pin_memory() if self._pin else batch, counts
+        A batch comes with its counts: rows skipped, then lists cut, a sparse feature.
+        """
+        read = _Groups(self._read, 2 * self._data.threads + 1)
+        streams = _Streams(
+            self._order.windows(epoch, self._shards),
+            rows=self._order.slice,
+            start=start,
+            ahead=self._data.prefetch,
+            load=lambda place, window: loaders.submit(self._load, read, epoch, self._shards[place], window),
+            blank=functools.lru_cache(maxsize=self._order.slice)(self._decoder.blank),
+        )
+        for step in range(start, stop):
+            blocks, missing = streams.take(step)
+            batch, counts = self._decoder.join(step, blocks)
+            counts[0] -= missing
+            yield batch.pin_memory() if self._pin else batch, counts
 
     def _load(self, read: "_Groups", epoch: int, shard: int, window: Window) -> Block:
         """Read, shuffle and decode one window."""
@@ -161,7 +144,7 @@ class Reader:
         first, last = window.start // size, -(-window.stop // size)
         marks = np.clip(np.arange(first, last + 1) * size, window.start, window.stop) - window.start
         order = self._order.permutation(epoch, shard, window)
-        return self._decoder.block(pa.concat_tables(tables), np.concatenate(rows), order, first, marks)
+        return self._decoder.block(tables, np.concatenate(rows), order, first, marks)
 
     def _read(self, number: int) -> pa.Table | None:
         """Read one row group; None for an unreadable one that the recipe says to skip."""
@@ -205,59 +188,67 @@ class _Groups:
         return future.result()
 
 
-class _Stream:
-    """One shard's windows: asked for ahead of their use, handed out slice by slice.
+class _Streams:
+    """The windows of a rank's shards: asked for ahead of their use, handed out step by step.
 
     Args:
-        windows: of the shard's whole interval.
-        rows: that a step takes.
+        windows: of each shard's whole interval.
+        rows: that a step takes of a shard.
         start: the first step that will be taken.
-        ahead: steps before its use at which a window is asked for, at the latest.
-        early: in [0, 1), the part of a window's time by which this shard asks earlier still. It differs from shard to
-            shard, or all would load at the same step where their windows are of one size.
-        load: starts to load a window.
+        ahead: steps before its use at which a window is asked for, at the latest. Shards ask earlier still, by a part
+            of a window's time that differs from shard to shard, or all would load at the same step where their windows
+            are of one size.
+        load: starts to load a shard's window, (number of the shard, window).
+        blank: returns padding, (step, rows).
     """
 
     def __init__(
         self,
-        windows: list[Window],
+        windows: list[list[Window]],
         rows: int,
         start: int,
         ahead: int,
-        early: float,
-        load: Callable[[Window], Future],
+        load: Callable[[int, Window], Future],
+        blank: Callable[[int, int], Block],
     ) -> None:
         self._rows = rows
-        self._end = windows[-1].stop if windows else 0
+        self._ends = [own[-1].stop if own else 0 for own in windows]
         self._load = load
-        self._block: Block | None = None
-        self._read = 0  # end of that block
-        self._asked: deque[tuple[Window, Future]] = deque()
-        self._waiting: deque[tuple[int, Window]] = deque()
-        last = 0
-        for window in windows:
-            use = window.start // rows
-            if window.stop > start * rows:
-                earliest = use - ahead
-                self._waiting.append((min(earliest, max(last, earliest - int(early * (use - last)))), window))
-            last = use
+        self._blank = blank
+        self._blocks: list[Block | None] = [None] * len(windows)
+        self._read = [0] * len(windows)  # end of that block
+        self._asked: list[deque[tuple[Window, Future]]] = [deque() for _ in windows]
+        plan = []
+        for shard, own in enumerate(windows):
+            last = 0
+            for window in own:
+                use = window.start // rows
+                if window.stop > start * rows:
+                    earliest = use - ahead
+                    early = int(shard / len(windows) * (use - last))
+                    plan.append((min(earliest, max(last, earliest - early)), shard, window))
+                last = use
+        self._plan = deque(sorted(plan, key=lambda ask: ask[0]))
 
-    def ask(self, step: int) -> None:
-        """Ask for the windows whose time has come."""
-        while self._waiting and self._waiting[0][0] <= step:
-            window = self._waiting.popleft()[1]
-            self._asked.append((window, self._load(window)))
-
-    def take(self, step: int) -> tuple[list[tuple[Block, int]], int]:
-        """Return a step's slices as (block, k), and the number of rows that the shard has no more."""
-        at, stop = step * self._rows, (step + 1) * self._rows
-        if stop <= self._read:  # nearly always: the window that the step before ended in
-            return [(self._block, step - self._block.first)], 0
-        slices = []
-        while at < min(stop, self._end):
-            if at >= self._read:
-                window, loading = self._asked.popleft()
-                self._block, self._read = loading.result(), window.stop
-            slices.append((self._block, step - self._block.first))
-            at = self._read
-        return slices, max(0, stop - max(self._end, step * self._rows))
+    def take(self, step: int) -> tuple[list[Block], int]:
+        """Return the blocks that a step's rows lie in, padding included, and the rows of padding."""
+        while self._plan and self._plan[0][0] <= step:
+            _, shard, window = self._plan.popleft()
+            self._asked[shard].append((window, self._load(shard, window)))
+        stop = (step + 1) * self._rows
+        if stop <= min(self._read):  # nearly always: the windows that the step before ended in
+            return list(self._blocks), 0
+        blocks, missing = [], 0
+        for shard, end in enumerate(self._ends):
+            at = step * self._rows
+            while at < min(stop, end):
+                if at >= self._read[shard]:
+                    window, loading = self._asked[shard].popleft()
+                    self._blocks[shard], self._read[shard] = loading.result(), window.stop
+                blocks.append(self._blocks[shard])
+                at = self._read[shard]
+            lacking = stop - max(end, step * self._rows)
+            if lacking > 0:
+                blocks.append(self._blank(step, lacking))
+                missing += lacking
+        return blocks, missing

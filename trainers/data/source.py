@@ -1,6 +1,7 @@
 """A split on disk: its files found, its footers read, its columns checked against the recipe."""
 
 import logging
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from trainers.data.files import check_columns, check_same, short, shown, split_f
 log = logging.getLogger(__name__)
 
 _FOOTER_THREADS = 16  # footers are small and far away: waiting, not work
+_OPEN_FILES = 4  # that a thread keeps open
 
 
 class CorruptGroup(BadInput):
@@ -46,6 +48,7 @@ class Source:
     groups: list[RowGroup]
     schema: pa.Schema  # of the columns that the recipe names, and of no others
     _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
+    _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     @classmethod
     def open(cls, recipe: Recipe, split: str) -> "Source":
@@ -141,20 +144,26 @@ class Source:
             ) from error
 
     def _decode(self, group: RowGroup, columns: list[str]) -> pa.Table:
-        local = isinstance(self.filesystem, fs.LocalFileSystem)
-        with self.filesystem.open_input_file(group.path) as handle:
-            file = pq.ParquetFile(
-                handle,
-                metadata=self._metadata(group.path),
-                pre_buffer=not local,  # far away, one wide read is cheaper than many narrow ones
-                page_checksum_verification=True,
-            )
-            table = file.read_row_group(group.index, columns=columns, use_threads=False)
+        files: dict[str, pq.ParquetFile] = self._open.__dict__  # this thread's, the last one used at the end
+        file = files.pop(group.path, None) or self._opened(group.path)
+        table = file.read_row_group(group.index, columns=columns, use_threads=False)
+        while len(files) >= _OPEN_FILES:
+            del files[next(iter(files))]
+        files[group.path] = file  # a file that could not be read is not kept: its second try opens it again
         if table.num_rows != group.rows:
             raise pa.ArrowInvalid(f"{table.num_rows} rows instead of {group.rows}")
         # Files may differ in what their schemas say besides the types.
         fields = pa.schema([self.schema.field(name) for name in columns])
         return pa.Table.from_arrays([table.column(name) for name in columns], schema=fields)
+
+    def _opened(self, path: str) -> pq.ParquetFile:
+        return pq.ParquetFile(
+            self.filesystem.open_input_file(path),
+            metadata=self._metadata(path),
+            # Far away, one wide read is cheaper than many narrow ones.
+            pre_buffer=not isinstance(self.filesystem, fs.LocalFileSystem),
+            page_checksum_verification=True,
+        )
 
     def _arrives(self, group: RowGroup) -> bool:
         """Say whether the row group's bytes can be fetched, whatever they hold."""
@@ -182,7 +191,11 @@ class Source:
             ) from error
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_footers": {}}  # footers can be large; a worker reads those that it needs
+        # Footers can be large; a worker reads those that it needs.
+        return {name: value for name, value in self.__dict__.items() if name != "_open"} | {"_footers": {}}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _open=threading.local())
 
 
 @dataclass(frozen=True)

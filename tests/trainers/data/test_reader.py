@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from configs.errors import BadInput
 from tests.trainers.data.parquet import SCHEMA, corrupt, make_recipe, make_rows, write_split
-from trainers.data.decode import NO_GROUP, _lists
+from trainers.data import decode, records
+from trainers.data.decode import NO_GROUP, _column
 from trainers.data.reader import Reader
 from trainers.data.source import CorruptGroup, Source
 
@@ -94,6 +95,15 @@ def recipe(tmp_path):
     return make_recipe(tmp_path)
 
 
+@pytest.fixture(scope="module", params=["compiled", "plain"])
+def passes(request):
+    """How records are made; all other tests take the compiled passes where there is a compiler."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "plain":
+            patch.setattr(decode, "passes", records.Plain)
+        yield
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     count=st.integers(1, 70),
@@ -105,7 +115,7 @@ def recipe(tmp_path):
     shuffle=st.booleans(),
     start=st.integers(0, 6),
 )
-def test_any_shape(count, files, group, per_shard, window, threads_, shuffle, start):
+def test_any_shape(passes, count, files, group, per_shard, window, threads_, shuffle, start):
     """Every row once an epoch with its values; the same rows a step on 1, 2, 3 ranks; resumed bit for bit."""
     rows = make_rows(count, seed=count)
     cuts = [count * n // files for n in range(files + 1)]
@@ -209,10 +219,21 @@ def test_null_lists_with_values_and_sliced_lists():
         pa.array([1, 2, 3, 4, 5, 6, 7, None, 9]),
         mask=pa.array([False, True, False, False]),
     )
-    values, lengths, cut = _lists(lists.slice(1), 2, None)
-    assert (values.tolist(), lengths.tolist(), cut.tolist()) == ([6, 7, 9], [0, 1, 2], [False, False, False])
-    values, lengths, cut = _lists(lists, 1, np.array([3, 1, 0, 2]))
-    assert (values.tolist(), lengths.tolist(), cut.tolist()) == ([9, 2, 6], [1, 0, 1, 1], [True, False, True, False])
+    for array, values, offsets in (
+        (lists, [1, 2, 6, 7, 9], [0, 2, 2, 3, 5]),
+        (lists.slice(1), [6, 7, 9], [0, 0, 1, 3]),
+        (lists.slice(2), [6, 7, 9], [0, 1, 3]),
+        (lists.slice(0, 1), [1, 2], [0, 2]),
+    ):
+        found = _column(array)
+        assert (found.values.tolist(), found.offsets.tolist()) == (values, offsets)
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint32(), pa.int64()])
+def test_ids_of_any_integer_type(kind):
+    assert _column(pa.array([3, 1], kind)).offsets is None
+    found = _column(pa.array([3, None, 1], kind).slice(1))
+    assert (found.values.tolist(), found.offsets.tolist(), found.values.dtype) == ([1], [0, 0, 1], np.int64)
 
 
 @pytest.mark.parametrize("compression", ["zstd", "none"])

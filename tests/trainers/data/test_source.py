@@ -388,3 +388,13 @@ def test_a_missing_day_is_named(tmp_path):
     assert str(error.value) == (
         f"data.days.train: {tmp_path} has no partition date=2025-05-26; prepare that day, or choose other days"
     )
+
+
+def test_few_files_stay_open(tmp_path):
+    """A thread keeps the files that it used last; whoever unpickles a source opens its own."""
+    write_split(tmp_path / "train", [make_rows(4, seed=n) for n in range(6)])
+    source = Source.open(make_recipe(tmp_path), "train")
+    for group in [*source.groups, *reversed(source.groups)]:
+        assert source.read(group, ["movie"]).num_rows == group.rows
+    assert len(source._open.__dict__) == 4
+    assert not pickle.loads(pickle.dumps(source))._open.__dict__
