@@ -75,4 +75,8 @@ def alone(cuda: bool) -> Iterator[None]:
 
 def seed_step(seed: int, step: int) -> None:
     """Make every random draw of a step a function of (seed, step, rank): no generator's state is left to save."""
-    torch.manual_seed((seed * 1_000_003 + step) * 4096 + rank())
+    value = (seed * 1_000_003 + step) * 4096 + rank()
+    # torch.manual_seed would do, but where there is no GPU it keeps a note of every call, in case one appears.
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed(value)
