@@ -14,11 +14,20 @@
 #include <cstdint>
 #include <cstring>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #ifndef REAL
 #define REAL float
 #endif
+
+// OpenMP's runtime, where PyTorch has loaded one: its threads go on waiting, busily, after PyTorch's own work, and other
+// threads would have to share the processors with them. No header: no compiler need know OpenMP.
+extern "C" {
+[[gnu::weak]] void GOMP_parallel(void (*)(void*), void*, unsigned threads, unsigned flags);
+[[gnu::weak]] int omp_get_thread_num();
+[[gnu::weak]] int omp_get_num_threads();
+}
 
 namespace {
 
@@ -170,10 +179,22 @@ struct Sums {
 template <typename Work>
 void share(int64_t n, int64_t threads, const Work& work) {
   const int64_t parts = std::max<int64_t>(1, std::min(threads, n / CHUNK));
-  std::vector<std::thread> others;
-  for (int64_t t = 1; t < parts; ++t) others.emplace_back([&, t] { work(t, n * t / parts, n * (t + 1) / parts); });
-  work(0, 0, n / parts);
-  for (auto& other : others) other.join();
+  const auto part = [&](int64_t t) { work(t, n * t / parts, n * (t + 1) / parts); };
+  if (parts == 1) {
+    part(0);
+  } else if (GOMP_parallel && omp_get_thread_num && omp_get_num_threads) {
+    const std::pair<int64_t, decltype(part)&> all{parts, part};
+    const auto some = [](void* data) {  // there may be fewer threads than were asked for
+      const auto& [parts, part] = *static_cast<decltype(all)*>(data);
+      for (int64_t t = omp_get_thread_num(); t < parts; t += omp_get_num_threads()) part(t);
+    };
+    GOMP_parallel(some, const_cast<void*>(static_cast<const void*>(&all)), parts, 0);
+  } else {
+    std::vector<std::thread> others;
+    for (int64_t t = 1; t < parts; ++t) others.emplace_back(part, t);
+    part(0);
+    for (auto& other : others) other.join();
+  }
 }
 
 // out (H,) += the sum of the rows of x
