@@ -119,7 +119,7 @@ class Reader:
             start=start,
             ahead=self._data.prefetch,
             load=lambda place, window: loaders.submit(self._load, read, epoch, self._shards[place], window),
-            blank=functools.lru_cache(maxsize=self._order.slice)(self._decoder.blank),
+            blank=functools.lru_cache(self._decoder.blank),
         )
         for step in range(start, stop):
             blocks, missing = streams.take(step)

@@ -1,5 +1,7 @@
 """The compiled passes against the layers as they are written, which test_attention and test_dice hold to account."""
 
+import ctypes
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from modules.layers import compiled
 from modules.layers.attention import ActivationUnit
 from modules.layers.dice import Dice
 from modules.layers.mlp import MLP
-from trainers import build
+from trainers import build, compiler
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +80,11 @@ def test_any_widths(dim, side, units):
 
 
 @pytest.mark.parametrize("threads", [2, 3])
-def test_threads_share_the_work(threads):
+@pytest.mark.parametrize("whose", ["PyTorch's", "their own"])
+def test_threads_share_the_work(threads, whose, monkeypatch):
+    if whose == "their own":  # as where no OpenMP is to be found
+        other = compiler.shared_object(build.SOURCE, "-DREAL=double", "-DGOMP_parallel=absent")
+        monkeypatch.setattr(build, "library", lambda dtype: compiled.Library(str(other), dtype))
     module, inputs = unit(8, 0, [16, 5]), case(8, 0, [int(n) for n in torch.arange(150) % 7])
     wanted = results(module, inputs, None, "plain")
     torch.set_num_threads(threads)
@@ -88,6 +94,12 @@ def test_threads_share_the_work(threads):
         torch.set_num_threads(1)
     for name in wanted:
         torch.testing.assert_close(found[name], wanted[name], rtol=1e-7, atol=1e-9)
+
+
+def test_pytorch_s_threads_can_be_called():
+    """Beside them, threads of our own would find no free processor."""
+    process = ctypes.CDLL(None)
+    assert all(hasattr(process, name) for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads"))
 
 
 @pytest.mark.parametrize("way", ["plain", "compiled"])
