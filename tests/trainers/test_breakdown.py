@@ -189,7 +189,8 @@ def test_a_profile_records_the_steps_asked_for(data, tmp_path):
     assert len([name for name in names if name.startswith("## forward ")]) == 2
     table = (tmp_path / "profile/operators.txt").read_text()
     assert table.startswith("steps 2 to 3 on rank 0, operators by self_cpu_time_total\n")
-    assert "aten::addmm" in table
+    assert "aten::" in table  # which operators come first differs from run to run
+    assert "aten::addmm" in names
     assert sorted(path.name for path in (tmp_path / "profile").iterdir()) == ["operators.txt", "trace.json.gz"]
 
 
