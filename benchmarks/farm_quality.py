@@ -28,7 +28,7 @@ from trainers.data.reader import Reader
 from trainers.data.source import Source
 from trainers.export import find_checkpoint, plain_model, versions
 
-FEW = 5  # events
+FEW = {"simulated": 5, "kuairand": 0}  # events
 SPARSE = {"simulated": "live_streamer", "kuairand": "like_video"}  # the sparse domain's history
 RECIPES = Path("configs/recipes")
 Scores = dict[str, np.ndarray]  # of the test split's rows: logits and labels by task, groups, events
@@ -133,8 +133,8 @@ def tables(data: str, by_name: dict[str, list[Scores]]) -> Iterator[str]:
     yield f"\n{len(first['groups']):,} test rows of {len(np.unique(first['groups'])):,} users; positive: {rates}."
     for kind in ("auc", "gauc", "uauc"):
         yield from table(f"test {kind.upper()}", by_name, {task: (task, kind, None) for task in tasks})
-    few = first["events"] <= FEW
-    for title, rows in ((f"at most {FEW} events", few), (f"more than {FEW} events", ~few)):
+    few = first["events"] <= FEW[data]
+    for title, rows in ((f"at most {FEW[data]} events", few), (f"more than {FEW[data]} events", ~few)):
         columns = {f"{task} {kind.upper()}": (task, kind, rows) for task in tasks[:2] for kind in ("auc", "gauc")}
         columns |= {f"{task} AUC": (task, "auc", rows) for task in tasks[2:]}
         yield from table(f"{title} of {SPARSE[data]} before: {rows.sum():,} rows", by_name, columns)
