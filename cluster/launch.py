@@ -5,6 +5,7 @@ worker group that Ray starts again looks there for its newest committed checkpoi
 """
 
 import contextlib
+import fcntl
 import json
 import logging
 import math
@@ -31,6 +32,9 @@ from trainers.progress import Watcher
 
 Work = Callable[[torch.device], dict[str, Any]]
 
+LOCK = ".lock"  # in a run's folder, held by the process that trains it
+_PATIENCE_S = 20.0  # longest wait for a process that held a run and is on its way out
+
 PLACEMENT = "placement.txt"  # in a run's folder while its workers live: the id of Ray's reservation for them
 
 
@@ -45,12 +49,17 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
         test: whether the run ends with the metrics of the test split; `evaluate` gives them later too.
 
     Raises:
-        BadInput: the recipe, its data or the run folder is wrong.
+        BadInput: the recipe, its data or the run folder is wrong, or another process is training the run.
         RuntimeError: the workers failed more often than cluster.max_failures.
     """
     name = recipe.name or f"{recipe.model.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     recipe = recipe.model_copy(update={"name": name})
     run = preflight.run_folder(runs.resolve(), name)
+    with _alone(run):
+        return _train(recipe, run, test)
+
+
+def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     _check_unfinished(run, recipe)
     started = time.perf_counter()
     with Watcher(run), _leaving_nothing(run):
@@ -58,7 +67,7 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
         (run / "config.yaml").write_text(dump_recipe(recipe))
         job = Job(recipe, run, sources, statistics, test)
         result = _launch(partial(_train_here, job), recipe, run)
-    result = {"name": name, **result, "wall_s": time.perf_counter() - started, "versions": versions()}
+    result = {"name": recipe.name, **result, "wall_s": time.perf_counter() - started, "versions": versions()}
     write_json(run / "result.json", result)
     spectrum.write_spectrum(run, result["spectra"])
     tracking.report(recipe, run, report.write_report(run), result)
@@ -98,7 +107,7 @@ def _check_unfinished(run: Path, recipe: Recipe) -> None:
 @contextlib.contextmanager
 def _leaving_nothing(run: Path) -> Iterator[None]:
     """Where a new run is refused before its first step, remove its folder, which was empty until now."""
-    new = not any(run.iterdir())
+    new = all(path.name == LOCK for path in run.iterdir())
     try:
         yield
     except BadInput:
@@ -106,6 +115,34 @@ def _leaving_nothing(run: Path) -> Iterator[None]:
         if new and not trained:
             shutil.rmtree(run, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """Keep a run to this process: two that write its checkpoints at once would damage both.
+
+    A process that ends, or is killed, lets go of its run; one that is dying is waited for. Storage that knows no locks
+    is taken as it is.
+
+    Raises:
+        BadInput: another process is training the run.
+    """
+    with open(run / LOCK, "w") as lock:
+        stop = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > stop:
+                    raise BadInput(
+                        f"{run}: another process is training this run; wait for its end, or give another name"
+                    ) from None
+                time.sleep(0.2)
+            except OSError:
+                break
+        run.mkdir(exist_ok=True)  # whoever held it may have left nothing
+        yield
 
 
 def _train_here(job: Job, device: torch.device) -> dict[str, Any]:

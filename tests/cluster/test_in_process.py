@@ -1,13 +1,17 @@
 """cluster.workers: 0, the whole way in this process."""
 
+import errno
 import json
 import shutil
+import subprocess
+import sys
 
 import pyarrow.parquet as pq
 import pytest
 
 from cluster import launch
 from configs.errors import BadInput
+from tests import samples
 
 
 def test_a_finished_run_holds_its_parts(small_run):
@@ -52,3 +56,49 @@ def test_evaluate_takes_the_checkpoint_it_is_told(small_run, tmp_path):
 def test_evaluate_refuses_an_unknown_split(small_run):
     with pytest.raises(BadInput, match="--split: 'tests' is none of train, valid, test"):
         launch.evaluate(small_run, "tests", "best")
+
+
+HOLD = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "w")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def hold(run, seconds):
+    """Have another process hold a run for some seconds."""
+    run.mkdir()
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run / launch.LOCK), str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    return other
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return samples.write(tmp_path_factory.mktemp("data") / "data")
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_PATIENCE_S", 0.5)
+    with hold(tmp_path / "small", 60) as other:
+        with pytest.raises(BadInput, match=r"small: another process is training this run; wait for its end"):
+            launch.train(samples.recipe(data), tmp_path)
+        other.kill()
+    assert [path.name for path in (tmp_path / "small").iterdir()] == [launch.LOCK]  # nothing of the other's is touched
+
+
+def test_a_process_on_its_way_out_is_waited_for(data, tmp_path):
+    with hold(tmp_path / "small", 2):
+        assert launch.train(samples.recipe(data, train__epochs=1), tmp_path)["step"] > 0
+
+
+def test_storage_without_locks_is_taken_as_it_is(data, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    monkeypatch.setattr(launch.fcntl, "flock", refuse)
+    assert launch.train(samples.recipe(data, train__epochs=1), tmp_path)["step"] > 0
