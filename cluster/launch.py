@@ -127,22 +127,23 @@ def _alone(run: Path) -> Iterator[None]:
     Raises:
         BadInput: another process is training the run.
     """
-    with open(run / LOCK, "w") as lock:
-        stop = time.monotonic() + _PATIENCE_S
-        while True:
+    stop = time.monotonic() + _PATIENCE_S
+    while True:
+        run.mkdir(exist_ok=True)
+        with open(run / LOCK, "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
+                held = os.fstat(lock.fileno()).st_nlink > 0  # or whoever had it was refused, and left nothing
             except BlockingIOError:
-                if time.monotonic() > stop:
-                    raise BadInput(
-                        f"{run}: another process is training this run; wait for its end, or give another name"
-                    ) from None
-                time.sleep(0.2)
+                held = False
             except OSError:
-                break
-        run.mkdir(exist_ok=True)  # whoever held it may have left nothing
-        yield
+                held = True
+            if held:
+                yield
+                return
+        if time.monotonic() > stop:
+            raise BadInput(f"{run}: another process is training this run; wait for its end, or give another name")
+        time.sleep(0.2)
 
 
 def _train_here(job: Job, device: torch.device) -> dict[str, Any]:

@@ -59,20 +59,21 @@ def test_evaluate_refuses_an_unknown_split(small_run):
 
 
 HOLD = """
-import fcntl, sys, time
+import fcntl, shutil, sys, time
 lock = open(sys.argv[1], "w")
 fcntl.flock(lock, fcntl.LOCK_EX)
 print("held", flush=True)
 time.sleep(float(sys.argv[2]))
+if len(sys.argv) > 3:
+    shutil.rmtree(sys.argv[3])
 """
 
 
-def hold(run, seconds):
-    """Have another process hold a run for some seconds."""
+def hold(run, seconds, *removed):
+    """Have another process hold a run for some seconds, and remove a folder at the end."""
     run.mkdir()
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(run / launch.LOCK), str(seconds)], stdout=subprocess.PIPE, text=True
-    )
+    arguments = [run / launch.LOCK, seconds, *removed]
+    other = subprocess.Popen([sys.executable, "-c", HOLD, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
     return other
 
@@ -94,6 +95,13 @@ def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path, monkeypatch):
 def test_a_process_on_its_way_out_is_waited_for(data, tmp_path):
     with hold(tmp_path / "small", 2):
         assert launch.train(samples.recipe(data, train__epochs=1), tmp_path)["step"] > 0
+
+
+def test_a_lock_goes_with_the_folder_of_a_refused_run(data, tmp_path):
+    """Whoever waited for it holds the run's new lock, not the one that is gone."""
+    with hold(tmp_path / "small", 2, tmp_path / "small"):
+        launch.train(samples.recipe(data, train__epochs=1), tmp_path)
+    assert (tmp_path / "small" / launch.LOCK).exists()
 
 
 def test_storage_without_locks_is_taken_as_it_is(data, tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ class Decoder:
         weights = [task.sample_weight for task in recipe.tasks.values() if task.sample_weight]
         self._floats = [*self._dense, *self._labels, *weights]
         self._group = recipe.evaluate.group_by if groups else None
+        self._plains = 1 if self._group is None else 2  # columns of one value a row: its number, and its group
         named = [*self._sparse, *self._floats, *([self._group] if self._group else [])]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
@@ -70,7 +71,7 @@ class Decoder:
 
     def blank(self, step: int, rows: int) -> Block:
         """Return rows of padding, for one step."""
-        bounds, plain = np.array([0, rows]), np.full((1 if self._group is None else 2, rows), -1)
+        bounds, plain = np.array([0, rows]), np.full((self._plains, rows), -1)
         plain[1:] = NO_GROUP
         columns = [[Column(np.zeros(0, np.int64), np.zeros(rows + 1, np.int64))] for _ in self.keys]
         records, at = self._passes.pack(Decoded(bounds, columns, self._limits, plain, None, bounds))
@@ -85,8 +86,8 @@ class Decoder:
             batch: the step's rows.
             counts: (1 + F,) rows that could not be read, padding included, and lists cut, a sparse feature.
         """
-        features, plains = len(self.keys), 1 if self._group is None else 2
-        head, plain, ids, floats = self._passes.join(step, blocks, plains, features)
+        features = len(self.keys)
+        head, plain, ids, floats = self._passes.join(step, blocks, self._plains, features)
         batch = int(head[0])
         sizes = [len(self._dense), len(self._labels), len(self._weighted)]
         dense, labels, given = floats.split(sizes, dim=1)

@@ -147,11 +147,11 @@ class Source:
         files: dict[str, pq.ParquetFile] = self._open.__dict__  # this thread's, the last one used at the end
         file = files.pop(group.path, None) or self._opened(group.path)
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
+        if table.num_rows != group.rows:
+            raise pa.ArrowInvalid(f"{table.num_rows} rows instead of {group.rows}")
         while len(files) >= _OPEN_FILES:
             del files[next(iter(files))]
         files[group.path] = file  # a file that could not be read is not kept: its second try opens it again
-        if table.num_rows != group.rows:
-            raise pa.ArrowInvalid(f"{table.num_rows} rows instead of {group.rows}")
         # Files may differ in what their schemas say besides the types.
         fields = pa.schema([self.schema.field(name) for name in columns])
         return pa.Table.from_arrays([table.column(name) for name in columns], schema=fields)

@@ -1,5 +1,6 @@
 """The compiled passes and NumPy's, against records written the slow way."""
 
+import functools
 import logging
 
 import numpy as np
@@ -10,7 +11,12 @@ from hypothesis import strategies as st
 from trainers import compiler
 from trainers.data.records import SOURCE, Block, Column, Compiled, Decoded, Plain, passes, running
 
-WAYS = {"compiled": Compiled(compiler.shared_object(SOURCE)), "plain": Plain()}
+WAYS = ["compiled", "plain"]
+
+
+@functools.cache
+def passes_by(way):
+    return Compiled(compiler.shared_object(SOURCE)) if way == "compiled" else Plain()
 
 
 @st.composite
@@ -54,7 +60,7 @@ def record(window, ids, k):
 @given(drawn=windows())
 def test_pack(way, drawn):
     window, ids = drawn
-    records, at = WAYS[way].pack(window)
+    records, at = passes_by(way).pack(window)
     expected = [record(window, ids, k) for k in range(len(window.marks) - 1)]
     assert at.tolist() == running(np.array([len(one) for one in expected])).tolist()
     assert records.tolist() == [number for one in expected for number in one]
@@ -68,10 +74,10 @@ def test_join(way, drawn, others, width):
     window, ids = drawn
     steps, rows = len(window.marks) - 1, window.plain.shape[1]
     floats = np.arange(rows * width, dtype=np.float32).reshape(rows, width)
-    records, at = WAYS[way].pack(window)
+    records, at = passes_by(way).pack(window)
     numbers = [(1 + other) % steps for other in range(others)] + [0]
     blocks = [Block(7 - k, at, records, window.marks, floats) for k in numbers]
-    head, plain, found, dense = WAYS[way].join(7, blocks, 2, len(ids))
+    head, plain, found, dense = passes_by(way).join(7, blocks, 2, len(ids))
 
     parts = [record(window, ids, k) for k in numbers]
     first = 2 + 2 * len(ids)
