@@ -9,7 +9,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from configs.schema import DenseFeature, Recipe, SequenceFeature
 from modules.batch import Batch
-from trainers.data.records import Block, Column, Decoded, lasting, passes, running
+from trainers.data.records import Block, Column, Columns, Slice, passes, running
 
 NO_GROUP = np.iinfo(np.int64).min
 """Group of a row whose `evaluate.group_by` is null, and of padding."""
@@ -40,44 +40,34 @@ class Decoder:
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
 
-    def block(
-        self, tables: Sequence[pa.Table], rows: np.ndarray, order: np.ndarray | None, first: int, marks: np.ndarray
-    ) -> Block:
-        """Decode one window.
-
-        Args:
-            tables: its pieces, n rows as stored; a row that could not be read is null throughout.
-            rows: (n,) row numbers, -1 where the row could not be read.
-            order: (n,) reading order, None as stored.
-            first: the first step that reads the window.
-            marks: (steps + 1,) where each step's slice begins, and the end of the last.
-        """
-        pieces = [{name: _whole(table.column(name)) for name in self.columns} for table in tables]
-        plain = [rows]
+    def decode(self, table: pa.Table, first: int) -> Columns:
+        """Decode rows whose first one has the number `first`."""
+        whole = {name: _whole(table.column(name)) for name in self.columns}
+        plain = []
         if self._group is not None:
-            groups = [piece[self._group].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy() for piece in pieces]
-            plain.append(np.concatenate(groups))
-        bounds = np.cumsum([0, *map(len, tables)])
-        columns = [[_column(piece[name]) for piece in pieces] for name in self._sparse]
-        records, at = self._passes.pack(Decoded(bounds, columns, self._limits, np.stack(plain), order, marks))
-        floats = lasting(len(rows) * len(self._floats), np.float32).reshape(len(rows), -1)
-        for place, name in enumerate(self._floats):
-            parts = [piece[name].cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False) for piece in pieces]
-            numbers = np.concatenate(parts)
-            if place >= len(self._dense):
-                numbers[rows < 0] = 0.0
-            floats[:, place] = numbers if order is None else numbers[order]
-        return Block(first, at, records, marks, floats)
+            plain.append(whole[self._group].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy())
+        return Columns(
+            first,
+            [_column(whole[name]) for name in self._sparse],
+            plain,
+            [_floats(whole[name]) for name in self._floats],
+        )
+
+    def unreadable(self, rows: int) -> Columns:
+        """Return rows that could not be read."""
+        none = Column(np.zeros(0, np.int64), np.zeros(rows + 1, np.int64))
+        plain = [np.full(rows, NO_GROUP)] * (self._plains - 1)
+        dense, others = np.full(rows, np.nan, np.float32), np.zeros(rows, np.float32)
+        floats = [dense if place < len(self._dense) else others for place in range(len(self._floats))]
+        return Columns(-1, [none] * len(self.keys), plain, floats)
+
+    def block(self, first: int, slices: Sequence[Slice], order: np.ndarray | None, marks: np.ndarray) -> Block:
+        """Arrange one window by its steps, as `Passes.pack` says."""
+        return self._passes.pack(first, slices, self._limits, order, marks)
 
     def blank(self, step: int, rows: int) -> Block:
         """Return rows of padding, for one step."""
-        bounds, plain = np.array([0, rows]), np.full((self._plains, rows), -1)
-        plain[1:] = NO_GROUP
-        columns = [[Column(np.zeros(0, np.int64), np.zeros(rows + 1, np.int64))] for _ in self.keys]
-        records, at = self._passes.pack(Decoded(bounds, columns, self._limits, plain, None, bounds))
-        floats = np.zeros((rows, len(self._floats)), np.float32)
-        floats[:, : len(self._dense)] = np.nan
-        return Block(step, at, records, bounds, floats)
+        return self.block(step, [Slice(self.unreadable(rows), 0, rows)], None, np.array([0, rows]))
 
     def join(self, step: int, blocks: Sequence[Block]) -> tuple[Batch, np.ndarray]:
         """Join one step's slices of some blocks, in the blocks' order.
@@ -115,6 +105,11 @@ class Decoder:
 def _whole(column: pa.ChunkedArray) -> pa.Array:
     """Return a column as one array, copied only where it comes in several chunks."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _floats(array: pa.Array) -> np.ndarray:
+    """Return a column of numbers; a null is NaN."""
+    return array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
 
 
 def _column(array: pa.Array) -> Column:

@@ -9,14 +9,14 @@ from concurrent.futures import Future
 from contextlib import closing
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from configs.schema import Recipe, SequenceFeature
 from modules.batch import Batch
-from trainers.data.decode import Block, Decoder
+from trainers.data.decode import Decoder
 from trainers.data.order import Order, Window
 from trainers.data.prefetch import Loaders, run_ahead
+from trainers.data.records import Block, Columns, Slice
 from trainers.data.source import CorruptGroup, Source
 
 log = logging.getLogger(__name__)
@@ -128,52 +128,37 @@ class Reader:
             yield batch.pin_memory() if self._pin else batch, counts
 
     def _load(self, read: "_Groups", epoch: int, shard: int, window: Window) -> Block:
-        """Read, shuffle and decode one window."""
-        tables, rows = [], []
-        for piece in window.pieces:
-            table = read(piece.group)
-            count = piece.stop - piece.start
-            if table is None:
-                tables.append(self._nulls(count))
-                rows.append(np.full(count, -1, np.int64))
-            else:
-                tables.append(table.slice(piece.start, count))
-                first = int(self._first_rows[piece.group])
-                rows.append(np.arange(first + piece.start, first + piece.stop))
+        """Read and shuffle one window."""
+        slices = [Slice(read(piece.group), piece.start, piece.stop) for piece in window.pieces]
         size = self._order.slice
         first, last = window.start // size, -(-window.stop // size)
         marks = np.clip(np.arange(first, last + 1) * size, window.start, window.stop) - window.start
-        order = self._order.permutation(epoch, shard, window)
-        return self._decoder.block(tables, np.concatenate(rows), order, first, marks)
+        return self._decoder.block(first, slices, self._order.permutation(epoch, shard, window), marks)
 
-    def _read(self, number: int) -> pa.Table | None:
-        """Read one row group; None for an unreadable one that the recipe says to skip."""
+    def _read(self, number: int) -> Columns:
+        """Read and decode one row group; rows that hold nothing for an unreadable one that the recipe says to skip."""
+        group = self._source.groups[number]
         try:
-            return self._source.read(self._source.groups[number], self.columns)
+            return self._decoder.decode(self._source.read(group, self.columns), int(self._first_rows[number]))
         except CorruptGroup as error:
             if self._data.on_corrupt == "stop":
                 raise
             if number not in self._warned:
                 self._warned.add(number)
                 log.warning("skipped: %s", error)
-            return None
-
-    def _nulls(self, rows: int) -> pa.Table:
-        """Return rows that hold nothing, with the columns of a row group."""
-        fields = [self._source.schema.field(name) for name in self.columns]
-        return pa.table([pa.nulls(rows, column.type) for column in fields], schema=pa.schema(fields))
+            return self._decoder.unreadable(group.rows)
 
 
 class _Groups:
     """The last few row groups, decoded: neighbouring shards meet in one, and ask for it one after the other."""
 
-    def __init__(self, read: Callable[[int], pa.Table | None], keep: int) -> None:
+    def __init__(self, read: Callable[[int], Columns], keep: int) -> None:
         self._read = read
         self._keep = keep
         self._kept: OrderedDict[int, Future] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, number: int) -> pa.Table | None:
+    def __call__(self, number: int) -> Columns:
         with self._lock:
             mine = number not in self._kept
             future = self._kept.setdefault(number, Future())
@@ -197,7 +182,8 @@ class _Streams:
         start: the first step that will be taken.
         ahead: steps before its use at which a window is asked for, at the latest. Shards ask earlier still, by a part
             of a window's time that differs from shard to shard, or all would load at the same step where their windows
-            are of one size.
+            are of one size. A shard of two windows asks for both at once: the second one ends in the row group that the
+            next shard begins with, which is then decoded once.
         load: starts to load a shard's window, (number of the shard, window).
         blank: returns padding, (step, rows).
     """
@@ -212,21 +198,21 @@ class _Streams:
         blank: Callable[[int, int], Block],
     ) -> None:
         self._rows = rows
-        self._ends = [own[-1].stop if own else 0 for own in windows]
+        self._ends = np.array([own[-1].stop if own else 0 for own in windows])
         self._load = load
         self._blank = blank
         self._blocks: list[Block | None] = [None] * len(windows)
-        self._read = [0] * len(windows)  # end of that block
+        self._read = np.zeros(len(windows), np.int64)  # end of that block
         self._asked: list[deque[tuple[Window, Future]]] = [deque() for _ in windows]
         plan = []
         for shard, own in enumerate(windows):
-            last = 0
+            last, early = 0, 1.0 if len(own) == 2 else shard / len(windows)
             for window in own:
                 use = window.start // rows
+                latest = use - ahead
                 if window.stop > start * rows:
-                    earliest = use - ahead
-                    early = int(shard / len(windows) * (use - last))
-                    plan.append((min(earliest, max(last, earliest - early)), shard, window))
+                    ask = min(latest, max(last, latest - int(early * (use - last))))
+                    plan.append((max(start, ask), shard, window))
                 last = use
         self._plan = deque(sorted(plan, key=lambda ask: ask[0]))
 
@@ -235,20 +221,20 @@ class _Streams:
         while self._plan and self._plan[0][0] <= step:
             _, shard, window = self._plan.popleft()
             self._asked[shard].append((window, self._load(shard, window)))
-        stop = (step + 1) * self._rows
-        if stop <= min(self._read):  # nearly always: the windows that the step before ended in
-            return list(self._blocks), 0
-        blocks, missing = [], 0
-        for shard, end in enumerate(self._ends):
-            at = step * self._rows
+        begin, stop = step * self._rows, (step + 1) * self._rows
+        blocks, copied, missing = [], 0, 0
+        for shard in np.flatnonzero(self._read < stop):  # few: most shards go on in the window of the step before
+            blocks += self._blocks[copied:shard]
+            copied = shard + 1
+            at, end = begin, self._ends[shard]
             while at < min(stop, end):
                 if at >= self._read[shard]:
                     window, loading = self._asked[shard].popleft()
                     self._blocks[shard], self._read[shard] = loading.result(), window.stop
                 blocks.append(self._blocks[shard])
                 at = self._read[shard]
-            lacking = stop - max(end, step * self._rows)
+            lacking = stop - max(int(end), begin)
             if lacking > 0:
                 blocks.append(self._blank(step, lacking))
                 missing += lacking
-        return blocks, missing
+        return blocks + self._blocks[copied:], missing

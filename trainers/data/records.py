@@ -30,30 +30,34 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 class Column(NamedTuple):
-    """A feature's ids in n rows: one a row; or row i's are values[offsets[i] : offsets[i + 1]], and no others."""
+    """A feature's ids in n rows: one a row; or row i's are values[offsets[i] : offsets[i + 1]]."""
 
     values: np.ndarray  # int64
     offsets: np.ndarray | None  # (n + 1,) int64
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """(n,) int64, ids of each row."""
-        return np.ones(len(self.values), np.int64) if self.offsets is None else np.diff(self.offsets)
 
-    def kept(self, limit: int) -> int:
-        """Return how many ids there are of at most `limit` a row."""
-        return len(self.values) if self.offsets is None else int(np.minimum(self.lengths, limit).sum())
+@dataclass
+class Columns:
+    """n rows as decoded."""
+
+    first: int  # number of the first row, -1 where the rows could not be read
+    ids: list[Column]  # F features
+    plain: list[np.ndarray]  # P - 1 columns besides the row's number, (n,) int64
+    floats: list[np.ndarray]  # W columns, (n,) float32
+
+    def __post_init__(self) -> None:
+        arrays = [array for column in self.ids for array in column] + self.plain + self.floats
+        addresses = [0 if array is None else array.ctypes.data for array in arrays]
+        self._struct = np.array([self.first, *addresses], np.int64)  # records.cpp's Columns
+        self.address = self._struct.ctypes.data
 
 
-class Decoded(NamedTuple):
-    """n rows as decoded, in one piece or more, and how they are to be arranged."""
+class Slice(NamedTuple):
+    """Rows [start, stop) of some columns."""
 
-    bounds: np.ndarray  # (pieces + 1,) int64, where each piece begins, and n
-    columns: list[list[Column]]  # F features, each in every piece
-    limits: np.ndarray  # (F,) int64: of a longer list its last ids count
-    plain: np.ndarray  # (P, n) int64; the first one is negative where a row could not be read
-    order: np.ndarray | None  # (n,) int64 reading order, None as stored
-    marks: np.ndarray  # (steps + 1,) int64, where each step's rows begin in reading order, and n
+    columns: Columns
+    start: int
+    stop: int
 
 
 @dataclass
@@ -87,8 +91,18 @@ class Joined(NamedTuple):
 class Passes(Protocol):
     """The two copies between decoded columns and a batch."""
 
-    def pack(self, window: Decoded) -> tuple[np.ndarray, np.ndarray]:
-        """Return a window's records, and where each of them begins and the last one ends, (steps + 1,)."""
+    def pack(
+        self, first: int, slices: Sequence[Slice], limits: np.ndarray, order: np.ndarray | None, marks: np.ndarray
+    ) -> Block:
+        """Arrange a window by its steps.
+
+        Args:
+            first: the first step.
+            slices: the window's n rows, as stored.
+            limits: (F,) int64; of a longer list its last ids count.
+            order: (n,) int64 reading order, None as stored.
+            marks: (steps + 1,) int64, where each step's rows begin in reading order, and n.
+        """
 
     def join(self, step: int, blocks: Sequence[Block], plains: int, features: int) -> Joined:
         """Put the records of one step, of which each block has one, together in the blocks' order."""
@@ -113,20 +127,22 @@ class Compiled:
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
+        self._library["ids"].restype = ctypes.c_int64
 
-    def pack(self, window: Decoded) -> tuple[np.ndarray, np.ndarray]:
+    def pack(
+        self, first: int, slices: Sequence[Slice], limits: np.ndarray, order: np.ndarray | None, marks: np.ndarray
+    ) -> Block:
         """See `Passes`."""
-        bounds, columns, limits, plain, order, marks = window
-        steps, (plains, rows), features = len(marks) - 1, plain.shape, len(columns)
-        values = 0
-        for pieces, limit in zip(columns, limits, strict=True):
-            values += sum(column.kept(limit) for column in pieces)
-        records = lasting((2 + 2 * features) * steps + (plains + features) * rows + values, np.int64)
-        at = np.empty(steps + 1, np.int64)
-        arrays = [_address(array) or 0 for pieces in columns for column in pieces for array in column]
-        sizes = (steps, len(bounds) - 1, plains, features)
-        self._call("pack", *sizes, marks, bounds, order, plain, np.array(arrays, np.int64), limits, records, at)
-        return records, at
+        held, steps, rows = slices[0].columns, len(marks) - 1, int(marks[-1])
+        features, others, width = len(held.ids), len(held.plain), len(held.floats)
+        cut = np.array([(part.columns.address, part.start, part.stop) for part in slices], np.int64)
+        values = self._call("ids", len(slices), features, cut, limits)
+        count = (2 + 2 * features) * steps + (1 + others + features) * rows + values
+        records, at = lasting(count, np.int64), np.empty(steps + 1, np.int64)
+        floats = lasting(rows * width, np.float32).reshape(rows, width)
+        sizes = (steps, len(slices), features, others, width)
+        self._call("pack", *sizes, cut, limits, order, marks, records, at, floats)
+        return Block(first, at, records, marks, floats)
 
     def join(self, step: int, blocks: Sequence[Block], plains: int, features: int) -> Joined:
         """See `Passes`."""
@@ -140,19 +156,27 @@ class Compiled:
         self._call("join", step, len(blocks), plains, features, width, head, addresses, plain, ids, floats)
         return Joined(head, plain, ids, floats)
 
-    def _call(self, name: str, *arguments: int | np.ndarray | Tensor | None) -> None:
+    def _call(self, name: str, *arguments: int | np.ndarray | Tensor | None) -> int:
         given = [ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(_address(a)) for a in arguments]
-        self._library[name](*given)
+        return self._library[name](*given)
 
 
 class Plain:
     """The same by NumPy, and fbgemm's copies of segments."""
 
-    def pack(self, window: Decoded) -> tuple[np.ndarray, np.ndarray]:
+    def pack(
+        self, first: int, slices: Sequence[Slice], limits: np.ndarray, order: np.ndarray | None, marks: np.ndarray
+    ) -> Block:
         """See `Passes`."""
-        order = np.arange(window.bounds[-1]) if window.order is None else window.order
-        plain, marks = window.plain[:, order], window.marks
-        taken = [_take(pieces, limit, order) for pieces, limit in zip(window.columns, window.limits, strict=True)]
+        order = np.arange(marks[-1]) if order is None else order
+        held = slices[0].columns
+        plain = [np.concatenate([_numbers(part) for part in slices])]
+        plain += [_joined(slices, [part.columns.plain[p] for part in slices]) for p in range(len(held.plain))]
+        plain = [column[order] for column in plain]
+        taken = [
+            _take([_cut(part, part.columns.ids[f]) for part in slices], int(limit), order)
+            for f, limit in enumerate(limits)
+        ]
         values, lengths, cut = zip(*taken, strict=True) if taken else ((), (), ())
         counted = np.stack([running(counts)[marks] for counts in (plain[0] < 0, *lengths, *cut)])
         heads = np.diff(np.concatenate([marks[None], counted]), axis=1)  # (2 + 2 F, steps)
@@ -161,7 +185,10 @@ class Plain:
         moved = _transposed(flat, sizes.T).numpy()
         records = lasting(len(moved), np.int64)
         records[...] = moved
-        return records, running(sizes.sum(axis=1))
+        floats = lasting(len(order) * len(held.floats), np.float32).reshape(len(order), -1)
+        for w in range(len(held.floats)):
+            floats[:, w] = _joined(slices, [part.columns.floats[w] for part in slices])[order]
+        return Block(first, running(sizes.sum(axis=1)), records, marks, floats)
 
     def join(self, step: int, blocks: Sequence[Block], plains: int, features: int) -> Joined:
         """See `Passes`."""
@@ -190,16 +217,38 @@ def _address(array: np.ndarray | Tensor | None) -> int | None:
     return array.data_ptr() if isinstance(array, Tensor) else array.ctypes.data
 
 
-def _take(pieces: list[Column], limit: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a feature's values, lengths and which lists were cut, in reading order."""
-    stored = np.concatenate([piece.lengths for piece in pieces])
+def _numbers(part: Slice) -> np.ndarray:
+    """Return the numbers of a slice's rows."""
+    rows = np.arange(part.start, part.stop)
+    return np.full_like(rows, -1) if part.columns.first < 0 else rows + part.columns.first
+
+
+def _joined(slices: Sequence[Slice], arrays: list[np.ndarray]) -> np.ndarray:
+    """Return the slices of a column, which each slice has an array of, one after the other."""
+    return np.concatenate([array[part.start : part.stop] for part, array in zip(slices, arrays, strict=True)])
+
+
+def _cut(part: Slice, column: Column) -> tuple[np.ndarray, np.ndarray]:
+    """Return a feature's values and lengths in a slice."""
+    if column.offsets is None:
+        values = column.values[part.start : part.stop]
+        return values, np.ones_like(values)
+    offsets = column.offsets[part.start : part.stop + 1]
+    return column.values[offsets[0] : offsets[-1]], np.diff(offsets)
+
+
+def _take(
+    parts: list[tuple[np.ndarray, np.ndarray]], limit: int, order: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a feature's values, lengths and which lists were cut, in reading order, from values and lengths."""
+    values, stored = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     kept = np.minimum(stored, limit)
     # Each list is two segments, what goes and what stays; one kernel copies those that stay into their new order.
     segments = np.stack([stored - kept, kept], axis=1).reshape(-1)
     _, moved, _ = torch.ops.fbgemm.permute_1D_sparse_data(
         torch.from_numpy((2 * order + 1).astype(np.int32)),
         torch.from_numpy(segments),
-        torch.from_numpy(np.concatenate([piece.values for piece in pieces])),
+        torch.from_numpy(values),
         None,
         int(kept.sum()),
     )

@@ -150,6 +150,18 @@ def test_resume_at_every_step(recipe):
         assert all(same(one, other) for one, other in zip(rest, whole[start:], strict=True))
 
 
+def test_shards_of_two_windows_decode_a_row_group_once(tmp_path, monkeypatch):
+    write_split(tmp_path / "train", [make_rows(60)], 4)
+    asked = []
+    read = Source.read
+    monkeypatch.setattr(Source, "read", lambda self, group, columns: asked.append(group) or read(self, group, columns))
+    reader = open_reader(make_recipe(tmp_path, shuffle_window=6))
+    assert {len(own) for own in reader._order.windows(0, range(6))} == {2}
+    for _ in reader.batches(0):
+        pass
+    assert len(asked) == len(set(asked)) == 15
+
+
 def test_epochs_differ_and_evaluation_keeps_file_order(recipe):
     def order(reader, epoch):
         return torch.cat([batch.rows for batch in reader.batches(epoch)]).tolist()
