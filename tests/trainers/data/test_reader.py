@@ -155,7 +155,7 @@ def test_shards_of_two_windows_decode_a_row_group_once(tmp_path, monkeypatch):
     asked = []
     read = Source.read
     monkeypatch.setattr(Source, "read", lambda self, group, columns: asked.append(group) or read(self, group, columns))
-    reader = open_reader(make_recipe(tmp_path, shuffle_window=6))
+    reader = open_reader(make_recipe(tmp_path, shuffle_window=6, threads=1, prefetch=1))
     assert {len(own) for own in reader._order.windows(0, range(6))} == {2}
     for _ in reader.batches(0):
         pass

@@ -55,10 +55,7 @@ def test_duplicates_and_unseen_ids_are_numpys(parts, by_day):
     by_part = {}
     for _, part, count, new in found["user"].days:  # a split may span several days
         by_part[part] = tuple(np.add(by_part.get(part, (0, 0)), (count, new)))
-    if by_day:
-        assert [(part, *counts) for part, counts in sorted(by_part.items())] == unseen_by_hand(parts, by_day)
-    else:  # rows without a time belong to no day and are left out
-        timed = [[row if row[2] is not None else (None, *row[1:]) for row in part] for part in parts[1:]]
-        assert [(part, *counts) for part, counts in sorted(by_part.items())] == unseen_by_hand(
-            [parts[0], *timed], by_day
-        )
+    dated = any(row[2] is not None for part in parts for row in part)
+    if dated and not by_day:  # rows without a time belong to no day and are left out
+        parts = [parts[0], *([row if row[2] is not None else (None, *row[1:]) for row in part] for part in parts[1:])]
+    assert [(part, *counts) for part, counts in sorted(by_part.items())] == unseen_by_hand(parts, by_day)
