@@ -39,19 +39,22 @@ IDS = 100_000
 PEER_ROWS = 100_000
 
 
-def generate(recipe: Recipe, folder: Path, rows: int, group: int) -> None:
-    """Write a training split that has the recipe's columns."""
+def generate(recipe: Recipe, folder: Path, rows: int, group: int, different: int = IDS) -> None:
+    """Write a training split that has the recipe's columns, with ids below `different`."""
     draw = np.random.default_rng(0)
 
     def ids(count: int) -> np.ndarray:
-        return draw.zipf(1.2, count).astype(np.int64) % IDS
+        return draw.zipf(1.2, count).astype(np.int64) % different
 
     columns = {}
+    drawn: dict[int, np.ndarray] = {}  # the offsets of lists by their limit: those of one history are as long
     for name, feature in recipe.features.items():
         if isinstance(feature, SequenceFeature):
-            offsets = np.concatenate([[0], np.cumsum(draw.integers(0, feature.max_length + 1, rows))])
-            lists = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(ids(int(offsets[-1]))))
-            columns[recipe.column(name)] = lists
+            longest = feature.max_length
+            if longest not in drawn:
+                drawn[longest] = np.concatenate([[0], np.cumsum(draw.integers(0, longest + 1, rows))]).astype(np.int32)
+            offsets = drawn[longest]
+            columns[recipe.column(name)] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids(int(offsets[-1]))))
         elif isinstance(feature, DenseFeature):
             columns[recipe.column(name)] = pa.array(draw.normal(size=rows).astype(np.float32))
         else:

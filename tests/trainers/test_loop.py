@@ -11,9 +11,6 @@ from tests import samples
 from trainers import checkpoint, preflight, ranks, runlog
 from trainers.loop import Job, Trainer, factor
 
-CPU = torch.device("cpu")
-
-
 class Killed(Exception):
     pass
 
@@ -27,8 +24,9 @@ def job(data: Path, run: Path, **changes) -> Job:
 
 def train(made: Job, kill_at: int | None = None) -> dict:
     """Run a job on the ranks of this group; `kill_at` stops it dead after that many steps, as a kill would."""
-    with ranks.alone(cuda=False):
-        trainer = Trainer(made, CPU)
+    cuda = made.recipe.cluster.device == "cuda"
+    with ranks.alone(cuda):
+        trainer = Trainer(made, torch.device("cuda", 0) if cuda else torch.device("cpu"))
         if kill_at is not None:
             step = trainer.sharded.pipeline.progress
 
@@ -86,6 +84,18 @@ def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, whole, tmp_pat
     assert [[x[k] for k in keys] for x in log(tmp_path)] == [[x[k] for k in keys] for x in log(whole[0])]
     for key in ("test.click.auc", "cut", "tables"):
         assert found["result"][key] == whole[1]["result"][key]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("memory", ["gpu", "host"])
+def test_a_gpu_trains_what_a_cpu_trains_killed_or_not(data, whole, tmp_path, memory):
+    made = job(data, tmp_path, train__checkpoint_every=7, cluster__device="cuda", tables__movie__memory=memory)
+    train(made, kill_at=21)
+    found = train(made)
+    ours, wanted = log(tmp_path), log(whole[0])
+    assert [line["samples"] for line in ours] == [line["samples"] for line in wanted]
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in wanted], rel=1e-3)
+    assert found["result"]["test.click.auc"] == pytest.approx(whole[1]["result"]["test.click.auc"], abs=1e-2)
 
 
 def test_two_ranks_resume_bitwise(two_ranks, data, tmp_path):
