@@ -1,5 +1,5 @@
-// DIN's activation unit in training, on a CPU: what modules/layers/attention.py computes, in a few passes over the
-// events.
+// DIN's activation unit and towers with Dice in training, on a CPU: what modules/layers/attention.py and mlp.py compute,
+// in a few passes over the events, or rows.
 //
 // Each exported function is one pass over all rows or events, cut among threads, a row or 64 events at a time, so that
 // what lies between two matrix products never leaves the cache. Arrays are contiguous. H, M and K stand for numbers of
@@ -37,6 +37,7 @@ constexpr int BYTES = 64, REGISTERS = 24, ACROSS = 4;  // of a vector; accumulat
 constexpr int BYTES = 32, REGISTERS = 12, ACROSS = 2;
 #endif
 constexpr int64_t CHUNK = 64;  // events
+constexpr int64_t FEW = 512;  // events whose sum in float32 is as good as any
 
 using T = REAL;
 typedef T V __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
@@ -162,16 +163,19 @@ inline void moments(int64_t n, int64_t H, const T* x, const T* centre, const T* 
   }
 }
 
-// A thread's sums: made in T over a chunk, kept in double, added to the caller's array by `into` when all are done.
+// A thread's sums: made in T over FEW rows, kept in double, added to the caller's array by `into` when all are done.
 struct Sums {
   std::vector<T> chunk;
   std::vector<double> all;
+  int64_t rows = 0;  // in `chunk`
   explicit Sums(int64_t size) : chunk(size, T(0)), all(size, 0.0) {}
-  void fold() {
+  void fold(int64_t n) {
+    if ((rows += n) < FEW) return;
     for (size_t j = 0; j < chunk.size(); ++j) all[j] += chunk[j], chunk[j] = T(0);
+    rows = 0;
   }
   void into(T* out) const {
-    for (size_t j = 0; j < all.size(); ++j) out[j] += static_cast<T>(all[j]);
+    for (size_t j = 0; j < all.size(); ++j) out[j] += static_cast<T>(all[j] + chunk[j]);
   }
 };
 
@@ -239,7 +243,7 @@ void first_forward(int64_t B, int64_t k, int64_t H, const int64_t* offsets, cons
       product_of(n, k, H, e + offsets[b] * k, k, 1, layer.data(),
                  [&](int64_t i, int64_t j, V v) { at(x_b + i * H + j) = v + at(base + b * H + j); });
       moments(n, H, x_b, centre, valid ? valid + offsets[b] : nullptr, found[thread].chunk.data());
-      found[thread].fold();
+      found[thread].fold(n);
     }
   });
   for (const auto& part : found) part.into(sums);
@@ -259,7 +263,7 @@ void next_forward(int64_t N, int64_t H, int64_t m, int64_t M, const T* x, const 
       for (int64_t r = 0; r < n; ++r) std::copy_n(made.data() + r * M, m, out + (i + r) * m);
       if (centre) {
         moments(n, M, made.data(), centre, valid ? valid + i : nullptr, found[thread].chunk.data());
-        found[thread].fold();
+        found[thread].fold(n);
       }
     }
   });
@@ -289,9 +293,9 @@ void next_backward(int64_t N, int64_t H, int64_t m, const T* x, const T* curve, 
       product_of(m, n, H, d, 1, m, y.data(),
                  [&](int64_t r, int64_t j, V v) { at(weights[thread].chunk.data() + r * H + j) += v; });
       add_rows(n, m, d, biases[thread].chunk.data());
-      found[thread].fold();
-      weights[thread].fold();
-      biases[thread].fold();
+      found[thread].fold(n);
+      weights[thread].fold(n);
+      biases[thread].fold(n);
     }
   });
   for (int64_t t = 0; t < threads; ++t) {
@@ -331,12 +335,59 @@ void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* o
         at(dots.data() + c * LANES) += v * at(product + c * H + j);
       });
       for (int64_t c = 0; c < k; ++c) d_q[b * k + c] = total(at(dots.data() + c * LANES));
-      if (b % 16 == 0) events[thread].fold(), products[thread].fold();
+      events[thread].fold(n), products[thread].fold(n);
     }
-    events[thread].fold();
-    products[thread].fold();
   });
   for (int64_t t = 0; t < threads; ++t) events[t].into(d_event), products[t].into(d_product);
+}
+
+// out (N, H) = bias + x W for x (N, k), and the moments (2, H) of out if there is a `centre`; W is (k, H).
+void linear_forward(int64_t N, int64_t k, int64_t H, const T* x, const T* weight, const T* bias, const T* centre,
+                    const T* valid, T* out, T* sums, int64_t threads) {
+  std::vector<Sums> found(threads, Sums(2 * H));
+  share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i += CHUNK) {
+      const int64_t n = std::min(CHUNK, to - i);
+      T* out_i = out + i * H;
+      product_of(n, k, H, x + i * k, k, 1, weight,
+                 [&](int64_t r, int64_t j, V v) { at(out_i + r * H + j) = v + at(bias + j); });
+      if (centre) {
+        moments(n, H, out_i, centre, valid ? valid + i : nullptr, found[thread].chunk.data());
+        found[thread].fold(n);
+      }
+    }
+  });
+  if (centre) {
+    for (const auto& part : found) part.into(sums);
+  }
+}
+
+// Back through out = bias + x W from d_out (N, H), completed by its `correction` if `out` went into a Dice: d_x (N, k),
+// and the gradients of W, (k, H), and of the bias (H,). weight_t is (H, K).
+void linear_backward(int64_t N, int64_t k, int64_t K, int64_t H, const T* x, const T* weight_t, const T* d_out,
+                     const T* out, const T* correction, const T* valid, T* d_x, T* d_weight, T* d_bias,
+                     int64_t threads) {
+  std::vector<Sums> weights(threads, Sums(k * H)), biases(threads, Sums(H));
+  share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
+    std::vector<T> whole(CHUNK * H), made(CHUNK * K);
+    for (int64_t i = from; i < to; i += CHUNK) {
+      const int64_t n = std::min(CHUNK, to - i);
+      const T* d = d_out + i * H;
+      if (correction) {
+        complete(n, H, d, out + i * H, correction, valid ? valid + i : nullptr, whole.data());
+        d = whole.data();
+      }
+      T* d_x_i = K == k ? d_x + i * k : made.data();
+      product_of(n, H, K, d, H, 1, weight_t, [&](int64_t r, int64_t j, V v) { at(d_x_i + r * K + j) = v; });
+      for (int64_t r = 0; r < n && K != k; ++r) std::copy_n(d_x_i + r * K, k, d_x + (i + r) * k);
+      product_of(k, n, H, x + i * k, 1, k, d,
+                 [&](int64_t c, int64_t j, V v) { at(weights[thread].chunk.data() + c * H + j) += v; });
+      add_rows(n, H, d, biases[thread].chunk.data());
+      weights[thread].fold(n);
+      biases[thread].fold(n);
+    }
+  });
+  for (int64_t t = 0; t < threads; ++t) weights[t].into(d_weight), biases[t].into(d_bias);
 }
 
 // pooled (B, k) = the sum of each row's events e (N, k) times their weights w (N,)
@@ -375,8 +426,9 @@ void dice_moments(int64_t N, int64_t H, const T* x, const T* centre, const T* va
   std::vector<Sums> found(threads, Sums(2 * H));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i += CHUNK) {
-      moments(std::min(CHUNK, to - i), H, x + i * H, centre, valid ? valid + i : nullptr, found[thread].chunk.data());
-      found[thread].fold();
+      const int64_t n = std::min(CHUNK, to - i);
+      moments(n, H, x + i * H, centre, valid ? valid + i : nullptr, found[thread].chunk.data());
+      found[thread].fold(n);
     }
   });
   for (const auto& part : found) part.into(sums);
@@ -394,7 +446,7 @@ void dice_backward(int64_t N, int64_t H, const T* x, const T* d_y, const T* curv
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
       differentiate(n, H, x + i * H, d_y + i * H, curve, y.data(), d_x + i * H, found[thread].chunk.data());
-      found[thread].fold();
+      found[thread].fold(n);
     }
   });
   for (const auto& part : found) part.into(sums);
