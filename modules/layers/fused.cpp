@@ -1,7 +1,7 @@
 // DIN's activation unit and towers with Dice in training, on a CPU: what modules/layers/attention.py and mlp.py compute,
 // in a few passes over the events, or rows.
 //
-// Each exported function is one pass over all rows or events, cut among threads, a row or 64 events at a time, so that
+// Each exported function is one pass over all rows or events, cut among threads, a row or CHUNK events at a time, so that
 // what lies between two matrix products never leaves the cache. Arrays are contiguous. H, M and K stand for numbers of
 // columns; an upper-case one is a multiple of 16, its last columns zeros, so that vectors never end within a row.
 //
@@ -36,7 +36,7 @@ constexpr int BYTES = 64, REGISTERS = 24, ACROSS = 4;  // of a vector; accumulat
 #else
 constexpr int BYTES = 32, REGISTERS = 12, ACROSS = 2;
 #endif
-constexpr int64_t CHUNK = 64;  // events
+constexpr int64_t CHUNK = 48;  // events, a multiple of what `rows` takes at a time
 constexpr int64_t FEW = 512;  // events whose sum in float32 is as good as any
 
 using T = REAL;
@@ -45,17 +45,19 @@ constexpr int64_t LANES = BYTES / sizeof(T);
 
 inline V& at(T* p) { return *reinterpret_cast<V*>(p); }
 inline const V& at(const T* p) { return *reinterpret_cast<const V*>(p); }
-inline T total(V v) {
-  T sum = 0;
-  for (int64_t lane = 0; lane < LANES; ++lane) sum += v[lane];
-  return sum;
+template <int64_t N = LANES>
+inline T total(const T* p) {  // of N values, in pairs: one after the other each would wait for the one before
+  if constexpr (N == 1) return *p;
+  else return total<N / 2>(p) + total<N / 2>(p + N / 2);
 }
 
-// Rows [0, n) of A B, ACROSS vectors of columns at most: R rows at a time, then R / 2, ... The sums stay in registers.
+// Rows [from, n) of A B, ACROSS vectors of columns at most: in the fewest groups of up to R rows, as even as can be: few
+// rows at a time leave the processor waiting for the sums before. These stay in registers.
 template <int C, int R, typename Emit>
 inline void rows(int64_t from, int64_t n, int64_t inner, const T* a, int64_t row, int64_t step, const T* b,
                  int64_t width, Emit emit) {
-  for (; from + R <= n; from += R) {
+  const int64_t groups = (n - from + R - 1) / R;
+  for (int64_t of_all = n - from - groups * (R - 1); of_all > 0; --of_all, from += R) {  // the others have fewer rows
     V sum[R][C] = {};
     const T* a_k = a + from * row;
     const T* b_k = b;
@@ -76,7 +78,7 @@ inline void rows(int64_t from, int64_t n, int64_t inner, const T* a, int64_t row
       for (int c = 0; c < C; ++c) emit(from + r, c * LANES, sum[r][c]);
     }
   }
-  if constexpr (R > 1) rows<C, R / 2>(from, n, inner, a, row, step, b, width, emit);
+  if constexpr (R > 1) rows<C, R - 1>(from, n, inner, a, row, step, b, width, emit);
 }
 
 // emit(i, j, v) for every row i < n and vector v of columns j... of A B, where A[i][k] = a[i * row + k * step] and B is
@@ -313,7 +315,7 @@ void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* o
                     int64_t threads) {
   std::vector<Sums> events(threads, Sums(k * H)), products(threads, Sums(k * H));
   share(B, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> whole, layer(H * K), wide(K, T(0)), made, dots(k * LANES);
+    std::vector<T> whole, layer(H * K), wide(K, T(0)), made;
     for (int64_t b = from; b < to; ++b) {
       const int64_t first = offsets[b], n = offsets[b + 1] - first;
       if (n == 0) continue;
@@ -328,13 +330,22 @@ void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* o
       T* d_e_b = K == k ? d_e + first * k : made.data();
       product_of(n, H, K, d, H, 1, layer.data(), [&](int64_t i, int64_t j, V v) { at(d_e_b + i * K + j) = v; });
       for (int64_t i = 0; i < n && K != k; ++i) std::copy_n(d_e_b + i * K, k, d_e + (first + i) * k);
-      std::fill_n(dots.data(), k * LANES, T(0));
-      product_of(k, n, H, e_b, 1, k, d, [&](int64_t c, int64_t j, V v) {  // v is part of the gradient of A_b
-        at(events[thread].chunk.data() + c * H + j) += v;
-        at(products[thread].chunk.data() + c * H + j) += q_b[c] * v;
-        at(dots.data() + c * LANES) += v * at(product + c * H + j);
-      });
-      for (int64_t c = 0; c < k; ++c) d_q[b * k + c] = total(at(dots.data() + c * LANES));
+      // The gradient of A_b first: added to the sums as it is made, it would keep the product waiting for memory.
+      product_of(k, n, H, e_b, 1, k, d, [&](int64_t c, int64_t j, V v) { at(layer.data() + c * H + j) = v; });
+      for (int64_t c = 0; c < k; ++c) {
+        const T* of_layer = layer.data() + c * H;
+        T *d_event_c = events[thread].chunk.data() + c * H, *d_product_c = products[thread].chunk.data() + c * H;
+        V dot = {};
+        for (int64_t j = 0; j < H; j += LANES) {
+          const V v = at(of_layer + j);
+          at(d_event_c + j) += v;
+          at(d_product_c + j) += q_b[c] * v;
+          dot += v * at(product + c * H + j);
+        }
+        T lanes[LANES];
+        at(lanes) = dot;
+        d_q[b * k + c] = total(lanes);
+      }
       events[thread].fold(n), products[thread].fold(n);
     }
   });
