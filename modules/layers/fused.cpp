@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -45,6 +46,20 @@ constexpr int64_t LANES = BYTES / sizeof(T);
 
 inline V& at(T* p) { return *reinterpret_cast<V*>(p); }
 inline const V& at(const T* p) { return *reinterpret_cast<const V*>(p); }
+
+// An array of T whose rows of vectors, like a tensor's, begin with a line of the cache: a vector across two lines is
+// loaded twice.
+template <typename Item>
+struct Lined {
+  using value_type = Item;
+  static constexpr std::align_val_t LINE{64};
+  Item* allocate(size_t n) { return static_cast<Item*>(::operator new(n * sizeof(Item), LINE)); }
+  void deallocate(Item* p, size_t) { ::operator delete(p, LINE); }
+  bool operator==(const Lined&) const { return true; }
+  bool operator!=(const Lined&) const { return false; }
+};
+using Array = std::vector<T, Lined<T>>;
+
 template <int64_t N = LANES>
 inline T total(const T* p) {  // of N values, in pairs: one after the other each would wait for the one before
   if constexpr (N == 1) return *p;
@@ -167,7 +182,7 @@ inline void moments(int64_t n, int64_t H, const T* x, const T* centre, const T* 
 
 // A thread's sums: made in T over FEW rows, kept in double, added to the caller's array by `into` when all are done.
 struct Sums {
-  std::vector<T> chunk;
+  Array chunk;
   std::vector<double> all;
   int64_t rows = 0;  // in `chunk`
   explicit Sums(int64_t size) : chunk(size, T(0)), all(size, 0.0) {}
@@ -236,7 +251,7 @@ void first_forward(int64_t B, int64_t k, int64_t H, const int64_t* offsets, cons
                    const T* event, const T* product, const T* centre, const T* valid, T* x, T* sums, int64_t threads) {
   std::vector<Sums> found(threads, Sums(2 * H));
   share(B, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> layer(k * H);
+    Array layer(k * H);
     for (int64_t b = from; b < to; ++b) {
       const int64_t n = offsets[b + 1] - offsets[b];
       if (n == 0) continue;
@@ -256,7 +271,7 @@ void next_forward(int64_t N, int64_t H, int64_t m, int64_t M, const T* x, const 
                   const T* bias, const T* centre, const T* valid, T* out, T* sums, int64_t threads) {
   std::vector<Sums> found(threads, Sums(2 * M));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> y(CHUNK * H), made(CHUNK * M);
+    Array y(CHUNK * H), made(CHUNK * M);
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
       activate(n, H, x + i * H, curve, y.data());
@@ -282,7 +297,7 @@ void next_backward(int64_t N, int64_t H, int64_t m, const T* x, const T* curve, 
                    int64_t threads) {
   std::vector<Sums> found(threads, Sums(3 * H)), weights(threads, Sums(m * H)), biases(threads, Sums(m));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> whole(CHUNK * m), d_y(CHUNK * H), y(CHUNK * H);
+    Array whole(CHUNK * m), d_y(CHUNK * H), y(CHUNK * H);
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
       const T* d = d_out + i * m;
@@ -315,7 +330,7 @@ void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* o
                     int64_t threads) {
   std::vector<Sums> events(threads, Sums(k * H)), products(threads, Sums(k * H));
   share(B, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> whole, layer(H * K), wide(K, T(0)), made;
+    Array whole, layer(H * K), wide(K, T(0)), made;
     for (int64_t b = from; b < to; ++b) {
       const int64_t first = offsets[b], n = offsets[b + 1] - first;
       if (n == 0) continue;
@@ -380,7 +395,7 @@ void linear_backward(int64_t N, int64_t k, int64_t K, int64_t H, const T* x, con
                      int64_t threads) {
   std::vector<Sums> weights(threads, Sums(k * H)), biases(threads, Sums(H));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> whole(CHUNK * H), made(CHUNK * K);
+    Array whole(CHUNK * H), made(CHUNK * K);
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
       const T* d = d_out + i * H;
@@ -453,7 +468,7 @@ void dice_forward(int64_t N, int64_t H, const T* x, const T* curve, T* y, int64_
 void dice_backward(int64_t N, int64_t H, const T* x, const T* d_y, const T* curve, T* d_x, T* sums, int64_t threads) {
   std::vector<Sums> found(threads, Sums(3 * H));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> y(CHUNK * H);
+    Array y(CHUNK * H);
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
       differentiate(n, H, x + i * H, d_y + i * H, curve, y.data(), d_x + i * H, found[thread].chunk.data());
