@@ -446,8 +446,8 @@ void pool_backward(int64_t B, int64_t k, const int64_t* offsets, const T* w, con
   });
 }
 
-// Dice alone, for x (N, H) of any width: the moments, the values, and the gradient of x and the sums of
-// `differentiate`.
+// Dice alone, for x (N, H) of any width: the moments, the curve of this step, the values, and the gradient of x and the
+// sums of `differentiate`.
 void dice_moments(int64_t N, int64_t H, const T* x, const T* centre, const T* valid, T* sums, int64_t threads) {
   std::vector<Sums> found(threads, Sums(2 * H));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
@@ -458,6 +458,34 @@ void dice_moments(int64_t N, int64_t H, const T* x, const T* centre, const T* va
     }
   });
   for (const auto& part : found) part.into(sums);
+}
+
+// From the sums over all ranks of `moments` around the running mean, and of rows, total (2 W + 1,), and from alpha (W,):
+// the curve (3, W) of a Dice of H <= W units, and the number of rows, at least 1. The running statistics (H,) move.
+void dice_settle(int64_t H, int64_t W, double eps, double momentum, const T* total, const T* alpha, T* mean,
+                 T* variance, T* curve, T* count, int64_t) {
+  const double rows = std::max(1.0, double(total[2 * W]));
+  *count = rows;
+  std::copy_n(alpha, W, curve);
+  std::fill_n(curve + W, 2 * W, T(0));
+  for (int64_t j = 0; j < H; ++j) {
+    const double distance = total[j] / rows, spread = total[W + j] / rows - distance * distance;
+    const double found = spread < 0 ? 0 : spread, scale = 1 / std::sqrt(found + eps);
+    curve[W + j] = scale;
+    curve[2 * W + j] = -(mean[j] + distance) * scale;
+    mean[j] += momentum * distance;
+    if (rows > 1) variance[j] += momentum * (found * rows / (rows - 1) - variance[j]);  // one row has no variance
+  }
+}
+
+// The correction (2, W) of a Dice from the sums over all ranks of d_z and d_z x, (2, W): dice.py says how.
+void dice_correction(int64_t W, const T* sums, const T* curve, const T* count, T* correction, int64_t) {
+  const T *scale = curve + W, *shift = curve + 2 * W;
+  for (int64_t j = 0; j < W; ++j) {
+    const T by_mean = sums[j] / *count, by_z = (scale[j] * sums[W + j] + shift[j] * sums[j]) / *count;
+    correction[j] = -(by_mean + shift[j] * by_z) * scale[j];
+    correction[W + j] = -by_z * scale[j] * scale[j];
+  }
 }
 
 void dice_forward(int64_t N, int64_t H, const T* x, const T* curve, T* y, int64_t threads) {

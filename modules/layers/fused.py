@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from modules.layers.compiled import Library
-from modules.layers.dice import Dice, correction, valid_rows
+from modules.layers.dice import Dice, compiled_correction, valid_rows
 
 ALIGN = 16  # what fused.cpp wants widths to be multiples of
 
@@ -212,9 +212,8 @@ def _onward(
     number = x.new_tensor(x.size(0)) if valid is None else valid.sum()  # of valid events
     kept: list[Tensor] = []
     for i, (dice, alpha, weight, bias) in enumerate(zip(dices, rest[::3], rest[1::3], rest[2::3], strict=True)):
-        units, (wide, width) = dice.alpha.size(0), weight.shape
-        scale, shift, count = dice.settle(sums[:, :units], number)
-        curve = torch.stack([alpha, _pad(scale, width), _pad(shift, width)])
+        wide, width = weight.shape
+        curve, count = dice.settle_compiled(library, alpha, sums, number)
         kept += [x, curve, count]
         following = dices[i + 1] if i + 1 < len(dices) else None
         centre = None if following is None else _pad(following.running_mean, wide)
@@ -246,7 +245,7 @@ def _back(
         arguments = (x, curve, weights[i].contiguous(), d_out, out, correct, valid, d_x, sums, d_weight, d_bias)
         library.call("next_backward", x.size(0), width, wide, *arguments)
         rest = [sums[0], d_weight, d_bias, *rest]
-        d_out, out, correct = d_x, x, correction(sums, curve[1], curve[2], count)
+        d_out, out, correct = d_x, x, compiled_correction(library, sums, curve, count)
     return d_out, out, correct, rest
 
 
