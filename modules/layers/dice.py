@@ -51,10 +51,10 @@ def correction(sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor) -> Ten
     return torch.stack([-(by_mean + shift * by_z) * scale, -by_z * scale * scale])
 
 
-def compiled_correction(library: Library, sums: Tensor, curve: Tensor, count: Tensor) -> Tensor:
-    """Return `correction` by a compiled pass, from the curve (3, H) of `Dice.settle_compiled`. Collective."""
-    out = torch.empty_like(sums[1:])
-    library.call("dice_correction", sums.size(1), all_reduce_sum(sums[1:]), curve, count, out)
+def compiled_correction(library: Library, units: int, sums: Tensor, curve: Tensor, count: Tensor) -> Tensor:
+    """Return `correction` (2, W) by a compiled pass, from sums (3, W) and what `settle_compiled` gave. Collective."""
+    total, out = all_reduce_sum(sums[1:, :units].contiguous()), torch.empty_like(sums[1:])
+    library.call("dice_correction", units, sums.size(1), total, curve, count, out)
     return out
 
 
@@ -113,7 +113,7 @@ class _CompiledDice(torch.autograd.Function):
         x, curve, valid, count = ctx.saved_tensors
         d_x, sums = torch.empty_like(x), x.new_zeros(3, x.size(1))
         ctx.library.call("dice_backward", *x.shape, x, gradient.contiguous(), curve, d_x, sums)
-        change = compiled_correction(ctx.library, sums, curve, count)
+        change = compiled_correction(ctx.library, x.size(1), sums, curve, count)
         ctx.library.call("dice_complete", *x.shape, d_x, x, change, valid)
         return None, d_x, sums[0], None, None, None
 
@@ -222,10 +222,11 @@ class Dice(nn.Module):
         Returns:
             The curve (3, W): alpha, scale and shift; and the number () of the rows of all ranks, at least 1.
         """
-        total = all_reduce_sum(torch.cat([sums.flatten(), number.reshape(1)]))
+        units = self.alpha.size(0)
+        total = all_reduce_sum(torch.cat([sums[:, :units].flatten(), number.reshape(1)]))
         curve, count = sums.new_empty(3, sums.size(1)), torch.empty_like(number)
         statistics = (self.running_mean, self.running_var)
-        sizes = (self.alpha.size(0), sums.size(1), float(self.eps), float(self.momentum))
+        sizes = (units, sums.size(1), float(self.eps), float(self.momentum))
         library.call("dice_settle", *sizes, total, alpha.detach(), *statistics, curve, count)
         return curve, count
 

@@ -60,10 +60,15 @@ struct Lined {
 };
 using Array = std::vector<T, Lined<T>>;
 
-template <int64_t N = LANES>
-inline T total(const T* p) {  // of N values, in pairs: one after the other each would wait for the one before
+template <int64_t N>
+inline T total(const T* p) {
   if constexpr (N == 1) return *p;
   else return total<N / 2>(p) + total<N / 2>(p + N / 2);
+}
+inline T total(V v) {  // in pairs: one after the other each would wait for the one before
+  T lanes[LANES];
+  at(lanes) = v;
+  return total<LANES>(lanes);
 }
 
 // Rows [from, n) of A B, ACROSS vectors of columns at most: in the fewest groups of up to R rows, as even as can be: few
@@ -180,19 +185,21 @@ inline void moments(int64_t n, int64_t H, const T* x, const T* centre, const T* 
   }
 }
 
-// A thread's sums: made in T over FEW rows, kept in double, added to the caller's array by `into` when all are done.
+// A thread's sums: made in T over FEW rows, kept in double if there are more, added to the caller's array by `into` when
+// all are done.
 struct Sums {
-  Array chunk;
+  Array few;
   std::vector<double> all;
-  int64_t rows = 0;  // in `chunk`
-  explicit Sums(int64_t size) : chunk(size, T(0)), all(size, 0.0) {}
+  int64_t rows = 0;  // in `few`
+  explicit Sums(int64_t size) : few(size, T(0)) {}
   void fold(int64_t n) {
     if ((rows += n) < FEW) return;
-    for (size_t j = 0; j < chunk.size(); ++j) all[j] += chunk[j], chunk[j] = T(0);
+    all.resize(few.size());
+    for (size_t j = 0; j < few.size(); ++j) all[j] += few[j], few[j] = T(0);
     rows = 0;
   }
   void into(T* out) const {
-    for (size_t j = 0; j < all.size(); ++j) out[j] += static_cast<T>(all[j] + chunk[j]);
+    for (size_t j = 0; j < few.size(); ++j) out[j] += all.empty() ? few[j] : static_cast<T>(all[j] + few[j]);
   }
 };
 
@@ -259,7 +266,7 @@ void first_forward(int64_t B, int64_t k, int64_t H, const int64_t* offsets, cons
       fold(k, H, event, product, q + b * k, layer.data());
       product_of(n, k, H, e + offsets[b] * k, k, 1, layer.data(),
                  [&](int64_t i, int64_t j, V v) { at(x_b + i * H + j) = v + at(base + b * H + j); });
-      moments(n, H, x_b, centre, valid ? valid + offsets[b] : nullptr, found[thread].chunk.data());
+      moments(n, H, x_b, centre, valid ? valid + offsets[b] : nullptr, found[thread].few.data());
       found[thread].fold(n);
     }
   });
@@ -279,7 +286,7 @@ void next_forward(int64_t N, int64_t H, int64_t m, int64_t M, const T* x, const 
                  [&](int64_t r, int64_t j, V v) { at(made.data() + r * M + j) = v + at(bias + j); });
       for (int64_t r = 0; r < n; ++r) std::copy_n(made.data() + r * M, m, out + (i + r) * m);
       if (centre) {
-        moments(n, M, made.data(), centre, valid ? valid + i : nullptr, found[thread].chunk.data());
+        moments(n, M, made.data(), centre, valid ? valid + i : nullptr, found[thread].few.data());
         found[thread].fold(n);
       }
     }
@@ -306,10 +313,10 @@ void next_backward(int64_t N, int64_t H, int64_t m, const T* x, const T* curve, 
         d = whole.data();
       }
       product_of(n, m, H, d, m, 1, weight, [&](int64_t r, int64_t j, V v) { at(d_y.data() + r * H + j) = v; });
-      differentiate(n, H, x + i * H, d_y.data(), curve, y.data(), d_x + i * H, found[thread].chunk.data());
+      differentiate(n, H, x + i * H, d_y.data(), curve, y.data(), d_x + i * H, found[thread].few.data());
       product_of(m, n, H, d, 1, m, y.data(),
-                 [&](int64_t r, int64_t j, V v) { at(weights[thread].chunk.data() + r * H + j) += v; });
-      add_rows(n, m, d, biases[thread].chunk.data());
+                 [&](int64_t r, int64_t j, V v) { at(weights[thread].few.data() + r * H + j) += v; });
+      add_rows(n, m, d, biases[thread].few.data());
       found[thread].fold(n);
       weights[thread].fold(n);
       biases[thread].fold(n);
@@ -349,7 +356,7 @@ void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* o
       product_of(k, n, H, e_b, 1, k, d, [&](int64_t c, int64_t j, V v) { at(layer.data() + c * H + j) = v; });
       for (int64_t c = 0; c < k; ++c) {
         const T* of_layer = layer.data() + c * H;
-        T *d_event_c = events[thread].chunk.data() + c * H, *d_product_c = products[thread].chunk.data() + c * H;
+        T *d_event_c = events[thread].few.data() + c * H, *d_product_c = products[thread].few.data() + c * H;
         V dot = {};
         for (int64_t j = 0; j < H; j += LANES) {
           const V v = at(of_layer + j);
@@ -357,9 +364,7 @@ void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* o
           at(d_product_c + j) += q_b[c] * v;
           dot += v * at(product + c * H + j);
         }
-        T lanes[LANES];
-        at(lanes) = dot;
-        d_q[b * k + c] = total(lanes);
+        d_q[b * k + c] = total(dot);
       }
       events[thread].fold(n), products[thread].fold(n);
     }
@@ -378,7 +383,7 @@ void linear_forward(int64_t N, int64_t k, int64_t H, const T* x, const T* weight
       product_of(n, k, H, x + i * k, k, 1, weight,
                  [&](int64_t r, int64_t j, V v) { at(out_i + r * H + j) = v + at(bias + j); });
       if (centre) {
-        moments(n, H, out_i, centre, valid ? valid + i : nullptr, found[thread].chunk.data());
+        moments(n, H, out_i, centre, valid ? valid + i : nullptr, found[thread].few.data());
         found[thread].fold(n);
       }
     }
@@ -407,8 +412,8 @@ void linear_backward(int64_t N, int64_t k, int64_t K, int64_t H, const T* x, con
       product_of(n, H, K, d, H, 1, weight_t, [&](int64_t r, int64_t j, V v) { at(d_x_i + r * K + j) = v; });
       for (int64_t r = 0; r < n && K != k; ++r) std::copy_n(d_x_i + r * K, k, d_x + (i + r) * k);
       product_of(k, n, H, x + i * k, 1, k, d,
-                 [&](int64_t c, int64_t j, V v) { at(weights[thread].chunk.data() + c * H + j) += v; });
-      add_rows(n, H, d, biases[thread].chunk.data());
+                 [&](int64_t c, int64_t j, V v) { at(weights[thread].few.data() + c * H + j) += v; });
+      add_rows(n, H, d, biases[thread].few.data());
       weights[thread].fold(n);
       biases[thread].fold(n);
     }
@@ -453,23 +458,23 @@ void dice_moments(int64_t N, int64_t H, const T* x, const T* centre, const T* va
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
-      moments(n, H, x + i * H, centre, valid ? valid + i : nullptr, found[thread].chunk.data());
+      moments(n, H, x + i * H, centre, valid ? valid + i : nullptr, found[thread].few.data());
       found[thread].fold(n);
     }
   });
   for (const auto& part : found) part.into(sums);
 }
 
-// From the sums over all ranks of `moments` around the running mean, and of rows, total (2 W + 1,), and from alpha (W,):
+// From the sums over all ranks of `moments` around the running mean, and of rows, total (2 H + 1,), and from alpha (W,):
 // the curve (3, W) of a Dice of H <= W units, and the number of rows, at least 1. The running statistics (H,) move.
 void dice_settle(int64_t H, int64_t W, double eps, double momentum, const T* total, const T* alpha, T* mean,
                  T* variance, T* curve, T* count, int64_t) {
-  const double rows = std::max(1.0, double(total[2 * W]));
+  const double rows = std::max(1.0, double(total[2 * H]));
   *count = rows;
   std::copy_n(alpha, W, curve);
   std::fill_n(curve + W, 2 * W, T(0));
   for (int64_t j = 0; j < H; ++j) {
-    const double distance = total[j] / rows, spread = total[W + j] / rows - distance * distance;
+    const double distance = total[j] / rows, spread = total[H + j] / rows - distance * distance;
     const double found = spread < 0 ? 0 : spread, scale = 1 / std::sqrt(found + eps);
     curve[W + j] = scale;
     curve[2 * W + j] = -(mean[j] + distance) * scale;
@@ -478,11 +483,12 @@ void dice_settle(int64_t H, int64_t W, double eps, double momentum, const T* tot
   }
 }
 
-// The correction (2, W) of a Dice from the sums over all ranks of d_z and d_z x, (2, W): dice.py says how.
-void dice_correction(int64_t W, const T* sums, const T* curve, const T* count, T* correction, int64_t) {
+// The correction (2, W) of a Dice from the sums over all ranks of d_z and d_z x, (2, H): dice.py says how.
+void dice_correction(int64_t H, int64_t W, const T* sums, const T* curve, const T* count, T* correction, int64_t) {
   const T *scale = curve + W, *shift = curve + 2 * W;
-  for (int64_t j = 0; j < W; ++j) {
-    const T by_mean = sums[j] / *count, by_z = (scale[j] * sums[W + j] + shift[j] * sums[j]) / *count;
+  std::fill_n(correction, 2 * W, T(0));
+  for (int64_t j = 0; j < H; ++j) {
+    const T by_mean = sums[j] / *count, by_z = (scale[j] * sums[H + j] + shift[j] * sums[j]) / *count;
     correction[j] = -(by_mean + shift[j] * by_z) * scale[j];
     correction[W + j] = -by_z * scale[j] * scale[j];
   }
@@ -499,7 +505,7 @@ void dice_backward(int64_t N, int64_t H, const T* x, const T* d_y, const T* curv
     Array y(CHUNK * H);
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
-      differentiate(n, H, x + i * H, d_y + i * H, curve, y.data(), d_x + i * H, found[thread].chunk.data());
+      differentiate(n, H, x + i * H, d_y + i * H, curve, y.data(), d_x + i * H, found[thread].few.data());
       found[thread].fold(n);
     }
   });

@@ -58,7 +58,7 @@ class Relevance(torch.autograd.Function):
         centre = _pad(dices[0].running_mean, width)
         library.call("first_forward", rows, d, width, offsets, e, q, base, event, product, centre, valid, x, sums)
         x, kept = _onward(library, valid, dices, rest, x, sums)
-        ctx.library, ctx.depth = library, len(dices)
+        ctx.library, ctx.units = library, [dice.alpha.size(0) for dice in dices]
         ctx.save_for_backward(offsets, valid, e, q, event, product, *rest[1::3], *kept)
         return x
 
@@ -66,7 +66,7 @@ class Relevance(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         offsets, valid, e, q, event, product, *saved = ctx.saved_tensors
-        d_out, out, correct, rest = _back(ctx.library, valid, saved[: ctx.depth], saved[ctx.depth :], gradient)
+        d_out, out, correct, rest = _back(ctx.library, ctx.units, valid, saved, gradient)
         (rows, d), width = q.shape, event.size(1)
         room = _room(d)
         turned = [_pad(block, room, 0).t().contiguous() for block in (event, product)]  # (H, room)
@@ -96,7 +96,7 @@ class Layers(torch.autograd.Function):
         turned = weight.t().contiguous()
         library.call("linear_forward", rows, x.size(1), width, x, turned, bias, centre, valid, out, sums)
         out, kept = _onward(library, valid, dices, rest, out, sums)
-        ctx.library, ctx.depth = library, len(dices)
+        ctx.library, ctx.units = library, [dice.alpha.size(0) for dice in dices]
         ctx.save_for_backward(valid, x, weight, *rest[1::3], *kept)
         return out
 
@@ -104,7 +104,7 @@ class Layers(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient: Tensor):
         valid, x, weight, *saved = ctx.saved_tensors
-        d_out, out, correct, rest = _back(ctx.library, valid, saved[: ctx.depth], saved[ctx.depth :], gradient)
+        d_out, out, correct, rest = _back(ctx.library, ctx.units, valid, saved, gradient)
         (rows, k), width = x.shape, weight.size(0)
         room = _room(k)
         d_x, d_weight, d_bias = torch.empty_like(x), x.new_zeros(k, width), x.new_zeros(width)
@@ -227,17 +227,24 @@ def _onward(
 
 
 def _back(
-    library: Library, valid: Tensor | None, weights: Sequence[Tensor], kept: Sequence[Tensor], gradient: Tensor
+    library: Library, units: list[int], valid: Tensor | None, saved: Sequence[Tensor], gradient: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None, list[Tensor]]:
     """Go back from the gradient of the last layer to that of x_1. Collective.
+
+    Args:
+        library: to call.
+        units: of every Dice.
+        valid: as of `_onward`.
+        saved: the weight after each Dice, then what `_onward` kept.
+        gradient: (N, H'), of the last layer.
 
     Returns:
         The gradient of x_1, (N, H), but for what the statistics add; x_1 and the `correction` that tells this, None
         where no Dice follows; the gradients of `rest`.
     """
-    rest: list[Tensor] = []
+    weights, kept, rest = saved[: len(units)], saved[len(units) :], []
     d_out, out, correct = gradient.contiguous(), None, None
-    for i in reversed(range(len(weights))):
+    for i in reversed(range(len(units))):
         x, curve, count = kept[3 * i : 3 * i + 3]
         wide, width = weights[i].shape
         d_x, sums = torch.empty_like(x), x.new_zeros(3, width)
@@ -245,7 +252,7 @@ def _back(
         arguments = (x, curve, weights[i].contiguous(), d_out, out, correct, valid, d_x, sums, d_weight, d_bias)
         library.call("next_backward", x.size(0), width, wide, *arguments)
         rest = [sums[0], d_weight, d_bias, *rest]
-        d_out, out, correct = d_x, x, compiled_correction(library, sums, curve, count)
+        d_out, out, correct = d_x, x, compiled_correction(library, units[i], sums, curve, count)
     return d_out, out, correct, rest
 
 
