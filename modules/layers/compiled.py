@@ -18,16 +18,16 @@ class Library:
         self.dtype = dtype
         self._library = ctypes.CDLL(path)
 
-    def call(self, name: str, *arguments: int | Tensor | None) -> None:
-        """Call a function of fused.cpp with sizes and with tensors to read and write; torch's threads are added.
+    def call(self, name: str, *arguments: int | float | Tensor | None) -> None:
+        """Call a function of fused.cpp with sizes, doubles and tensors to read and write; torch's threads are added.
 
         Raises:
             ValueError: a tensor is not contiguous, or not one of this library's.
         """
-        given: list[ctypes.c_int64 | ctypes.c_void_p] = []
+        given: list[ctypes.c_int64 | ctypes.c_double | ctypes.c_void_p] = []
         for argument in arguments:
-            if isinstance(argument, int):
-                given.append(ctypes.c_int64(argument))
+            if isinstance(argument, int | float):
+                given.append((ctypes.c_int64 if isinstance(argument, int) else ctypes.c_double)(argument))
                 continue
             if argument is not None and not (argument.is_contiguous() and argument.dtype in (self.dtype, torch.int64)):
                 raise ValueError(f"{name}: a {argument.dtype} tensor of shape {tuple(argument.shape)} cannot be read")

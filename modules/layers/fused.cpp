@@ -1,7 +1,7 @@
-// DIN's activation unit in training, on a CPU: what modules/layers/attention.py computes, in a few passes over the
-// events.
+// DIN's activation unit and towers with Dice in training, on a CPU: what modules/layers/attention.py and mlp.py compute,
+// in a few passes over the events, or rows.
 //
-// Each exported function is one pass over all rows or events, cut among threads, a row or 64 events at a time, so that
+// Each exported function is one pass over all rows or events, cut among threads, a row or CHUNK events at a time, so that
 // what lies between two matrix products never leaves the cache. Arrays are contiguous. H, M and K stand for numbers of
 // columns; an upper-case one is a multiple of 16, its last columns zeros, so that vectors never end within a row.
 //
@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -36,7 +37,8 @@ constexpr int BYTES = 64, REGISTERS = 24, ACROSS = 4;  // of a vector; accumulat
 #else
 constexpr int BYTES = 32, REGISTERS = 12, ACROSS = 2;
 #endif
-constexpr int64_t CHUNK = 64;  // events
+constexpr int64_t CHUNK = 48;  // events, a multiple of what `rows` takes at a time
+constexpr int64_t FEW = 512;  // events whose sum in float32 is as good as any
 
 using T = REAL;
 typedef T V __attribute__((vector_size(BYTES), aligned(sizeof(T)), may_alias));
@@ -44,17 +46,38 @@ constexpr int64_t LANES = BYTES / sizeof(T);
 
 inline V& at(T* p) { return *reinterpret_cast<V*>(p); }
 inline const V& at(const T* p) { return *reinterpret_cast<const V*>(p); }
-inline T total(V v) {
-  T sum = 0;
-  for (int64_t lane = 0; lane < LANES; ++lane) sum += v[lane];
-  return sum;
+
+// An array of T whose rows of vectors, like a tensor's, begin with a line of the cache: a vector across two lines is
+// loaded twice.
+template <typename Item>
+struct Lined {
+  using value_type = Item;
+  static constexpr std::align_val_t LINE{64};
+  Item* allocate(size_t n) { return static_cast<Item*>(::operator new(n * sizeof(Item), LINE)); }
+  void deallocate(Item* p, size_t) { ::operator delete(p, LINE); }
+  bool operator==(const Lined&) const { return true; }
+  bool operator!=(const Lined&) const { return false; }
+};
+using Array = std::vector<T, Lined<T>>;
+
+template <int64_t N>
+inline T total(const T* p) {
+  if constexpr (N == 1) return *p;
+  else return total<N / 2>(p) + total<N / 2>(p + N / 2);
+}
+inline T total(V v) {  // in pairs: one after the other each would wait for the one before
+  T lanes[LANES];
+  at(lanes) = v;
+  return total<LANES>(lanes);
 }
 
-// Rows [0, n) of A B, ACROSS vectors of columns at most: R rows at a time, then R / 2, ... The sums stay in registers.
+// Rows [from, n) of A B, ACROSS vectors of columns at most: in the fewest groups of up to R rows, as even as can be: few
+// rows at a time leave the processor waiting for the sums before. These stay in registers.
 template <int C, int R, typename Emit>
 inline void rows(int64_t from, int64_t n, int64_t inner, const T* a, int64_t row, int64_t step, const T* b,
                  int64_t width, Emit emit) {
-  for (; from + R <= n; from += R) {
+  const int64_t groups = (n - from + R - 1) / R;
+  for (int64_t of_all = n - from - groups * (R - 1); of_all > 0; --of_all, from += R) {  // the others have fewer rows
     V sum[R][C] = {};
     const T* a_k = a + from * row;
     const T* b_k = b;
@@ -75,7 +98,7 @@ inline void rows(int64_t from, int64_t n, int64_t inner, const T* a, int64_t row
       for (int c = 0; c < C; ++c) emit(from + r, c * LANES, sum[r][c]);
     }
   }
-  if constexpr (R > 1) rows<C, R / 2>(from, n, inner, a, row, step, b, width, emit);
+  if constexpr (R > 1) rows<C, R - 1>(from, n, inner, a, row, step, b, width, emit);
 }
 
 // emit(i, j, v) for every row i < n and vector v of columns j... of A B, where A[i][k] = a[i * row + k * step] and B is
@@ -162,16 +185,21 @@ inline void moments(int64_t n, int64_t H, const T* x, const T* centre, const T* 
   }
 }
 
-// A thread's sums: made in T over a chunk, kept in double, added to the caller's array by `into` when all are done.
+// A thread's sums: made in T over FEW rows, kept in double if there are more, added to the caller's array by `into` when
+// all are done.
 struct Sums {
-  std::vector<T> chunk;
+  Array few;
   std::vector<double> all;
-  explicit Sums(int64_t size) : chunk(size, T(0)), all(size, 0.0) {}
-  void fold() {
-    for (size_t j = 0; j < chunk.size(); ++j) all[j] += chunk[j], chunk[j] = T(0);
+  int64_t rows = 0;  // in `few`
+  explicit Sums(int64_t size) : few(size, T(0)) {}
+  void fold(int64_t n) {
+    if ((rows += n) < FEW) return;
+    all.resize(few.size());
+    for (size_t j = 0; j < few.size(); ++j) all[j] += few[j], few[j] = T(0);
+    rows = 0;
   }
   void into(T* out) const {
-    for (size_t j = 0; j < all.size(); ++j) out[j] += static_cast<T>(all[j]);
+    for (size_t j = 0; j < few.size(); ++j) out[j] += all.empty() ? few[j] : static_cast<T>(all[j] + few[j]);
   }
 };
 
@@ -230,7 +258,7 @@ void first_forward(int64_t B, int64_t k, int64_t H, const int64_t* offsets, cons
                    const T* event, const T* product, const T* centre, const T* valid, T* x, T* sums, int64_t threads) {
   std::vector<Sums> found(threads, Sums(2 * H));
   share(B, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> layer(k * H);
+    Array layer(k * H);
     for (int64_t b = from; b < to; ++b) {
       const int64_t n = offsets[b + 1] - offsets[b];
       if (n == 0) continue;
@@ -238,8 +266,8 @@ void first_forward(int64_t B, int64_t k, int64_t H, const int64_t* offsets, cons
       fold(k, H, event, product, q + b * k, layer.data());
       product_of(n, k, H, e + offsets[b] * k, k, 1, layer.data(),
                  [&](int64_t i, int64_t j, V v) { at(x_b + i * H + j) = v + at(base + b * H + j); });
-      moments(n, H, x_b, centre, valid ? valid + offsets[b] : nullptr, found[thread].chunk.data());
-      found[thread].fold();
+      moments(n, H, x_b, centre, valid ? valid + offsets[b] : nullptr, found[thread].few.data());
+      found[thread].fold(n);
     }
   });
   for (const auto& part : found) part.into(sums);
@@ -250,7 +278,7 @@ void next_forward(int64_t N, int64_t H, int64_t m, int64_t M, const T* x, const 
                   const T* bias, const T* centre, const T* valid, T* out, T* sums, int64_t threads) {
   std::vector<Sums> found(threads, Sums(2 * M));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> y(CHUNK * H), made(CHUNK * M);
+    Array y(CHUNK * H), made(CHUNK * M);
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
       activate(n, H, x + i * H, curve, y.data());
@@ -258,8 +286,8 @@ void next_forward(int64_t N, int64_t H, int64_t m, int64_t M, const T* x, const 
                  [&](int64_t r, int64_t j, V v) { at(made.data() + r * M + j) = v + at(bias + j); });
       for (int64_t r = 0; r < n; ++r) std::copy_n(made.data() + r * M, m, out + (i + r) * m);
       if (centre) {
-        moments(n, M, made.data(), centre, valid ? valid + i : nullptr, found[thread].chunk.data());
-        found[thread].fold();
+        moments(n, M, made.data(), centre, valid ? valid + i : nullptr, found[thread].few.data());
+        found[thread].fold(n);
       }
     }
   });
@@ -276,7 +304,7 @@ void next_backward(int64_t N, int64_t H, int64_t m, const T* x, const T* curve, 
                    int64_t threads) {
   std::vector<Sums> found(threads, Sums(3 * H)), weights(threads, Sums(m * H)), biases(threads, Sums(m));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> whole(CHUNK * m), d_y(CHUNK * H), y(CHUNK * H);
+    Array whole(CHUNK * m), d_y(CHUNK * H), y(CHUNK * H);
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
       const T* d = d_out + i * m;
@@ -285,13 +313,13 @@ void next_backward(int64_t N, int64_t H, int64_t m, const T* x, const T* curve, 
         d = whole.data();
       }
       product_of(n, m, H, d, m, 1, weight, [&](int64_t r, int64_t j, V v) { at(d_y.data() + r * H + j) = v; });
-      differentiate(n, H, x + i * H, d_y.data(), curve, y.data(), d_x + i * H, found[thread].chunk.data());
+      differentiate(n, H, x + i * H, d_y.data(), curve, y.data(), d_x + i * H, found[thread].few.data());
       product_of(m, n, H, d, 1, m, y.data(),
-                 [&](int64_t r, int64_t j, V v) { at(weights[thread].chunk.data() + r * H + j) += v; });
-      add_rows(n, m, d, biases[thread].chunk.data());
-      found[thread].fold();
-      weights[thread].fold();
-      biases[thread].fold();
+                 [&](int64_t r, int64_t j, V v) { at(weights[thread].few.data() + r * H + j) += v; });
+      add_rows(n, m, d, biases[thread].few.data());
+      found[thread].fold(n);
+      weights[thread].fold(n);
+      biases[thread].fold(n);
     }
   });
   for (int64_t t = 0; t < threads; ++t) {
@@ -309,7 +337,7 @@ void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* o
                     int64_t threads) {
   std::vector<Sums> events(threads, Sums(k * H)), products(threads, Sums(k * H));
   share(B, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> whole, layer(H * K), wide(K, T(0)), made, dots(k * LANES);
+    Array whole, layer(H * K), wide(K, T(0)), made;
     for (int64_t b = from; b < to; ++b) {
       const int64_t first = offsets[b], n = offsets[b + 1] - first;
       if (n == 0) continue;
@@ -324,19 +352,73 @@ void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* o
       T* d_e_b = K == k ? d_e + first * k : made.data();
       product_of(n, H, K, d, H, 1, layer.data(), [&](int64_t i, int64_t j, V v) { at(d_e_b + i * K + j) = v; });
       for (int64_t i = 0; i < n && K != k; ++i) std::copy_n(d_e_b + i * K, k, d_e + (first + i) * k);
-      std::fill_n(dots.data(), k * LANES, T(0));
-      product_of(k, n, H, e_b, 1, k, d, [&](int64_t c, int64_t j, V v) {  // v is part of the gradient of A_b
-        at(events[thread].chunk.data() + c * H + j) += v;
-        at(products[thread].chunk.data() + c * H + j) += q_b[c] * v;
-        at(dots.data() + c * LANES) += v * at(product + c * H + j);
-      });
-      for (int64_t c = 0; c < k; ++c) d_q[b * k + c] = total(at(dots.data() + c * LANES));
-      if (b % 16 == 0) events[thread].fold(), products[thread].fold();
+      // The gradient of A_b first: added to the sums as it is made, it would keep the product waiting for memory.
+      product_of(k, n, H, e_b, 1, k, d, [&](int64_t c, int64_t j, V v) { at(layer.data() + c * H + j) = v; });
+      for (int64_t c = 0; c < k; ++c) {
+        const T* of_layer = layer.data() + c * H;
+        T *d_event_c = events[thread].few.data() + c * H, *d_product_c = products[thread].few.data() + c * H;
+        V dot = {};
+        for (int64_t j = 0; j < H; j += LANES) {
+          const V v = at(of_layer + j);
+          at(d_event_c + j) += v;
+          at(d_product_c + j) += q_b[c] * v;
+          dot += v * at(product + c * H + j);
+        }
+        d_q[b * k + c] = total(dot);
+      }
+      events[thread].fold(n), products[thread].fold(n);
     }
-    events[thread].fold();
-    products[thread].fold();
   });
   for (int64_t t = 0; t < threads; ++t) events[t].into(d_event), products[t].into(d_product);
+}
+
+// out (N, H) = bias + x W for x (N, k), and the moments (2, H) of out if there is a `centre`; W is (k, H).
+void linear_forward(int64_t N, int64_t k, int64_t H, const T* x, const T* weight, const T* bias, const T* centre,
+                    const T* valid, T* out, T* sums, int64_t threads) {
+  std::vector<Sums> found(threads, Sums(2 * H));
+  share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; i += CHUNK) {
+      const int64_t n = std::min(CHUNK, to - i);
+      T* out_i = out + i * H;
+      product_of(n, k, H, x + i * k, k, 1, weight,
+                 [&](int64_t r, int64_t j, V v) { at(out_i + r * H + j) = v + at(bias + j); });
+      if (centre) {
+        moments(n, H, out_i, centre, valid ? valid + i : nullptr, found[thread].few.data());
+        found[thread].fold(n);
+      }
+    }
+  });
+  if (centre) {
+    for (const auto& part : found) part.into(sums);
+  }
+}
+
+// Back through out = bias + x W from d_out (N, H), completed by its `correction` if `out` went into a Dice: d_x (N, k),
+// and the gradients of W, (k, H), and of the bias (H,). weight_t is (H, K).
+void linear_backward(int64_t N, int64_t k, int64_t K, int64_t H, const T* x, const T* weight_t, const T* d_out,
+                     const T* out, const T* correction, const T* valid, T* d_x, T* d_weight, T* d_bias,
+                     int64_t threads) {
+  std::vector<Sums> weights(threads, Sums(k * H)), biases(threads, Sums(H));
+  share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
+    Array whole(CHUNK * H), made(CHUNK * K);
+    for (int64_t i = from; i < to; i += CHUNK) {
+      const int64_t n = std::min(CHUNK, to - i);
+      const T* d = d_out + i * H;
+      if (correction) {
+        complete(n, H, d, out + i * H, correction, valid ? valid + i : nullptr, whole.data());
+        d = whole.data();
+      }
+      T* d_x_i = K == k ? d_x + i * k : made.data();
+      product_of(n, H, K, d, H, 1, weight_t, [&](int64_t r, int64_t j, V v) { at(d_x_i + r * K + j) = v; });
+      for (int64_t r = 0; r < n && K != k; ++r) std::copy_n(d_x_i + r * K, k, d_x + (i + r) * k);
+      product_of(k, n, H, x + i * k, 1, k, d,
+                 [&](int64_t c, int64_t j, V v) { at(weights[thread].few.data() + c * H + j) += v; });
+      add_rows(n, H, d, biases[thread].few.data());
+      weights[thread].fold(n);
+      biases[thread].fold(n);
+    }
+  });
+  for (int64_t t = 0; t < threads; ++t) weights[t].into(d_weight), biases[t].into(d_bias);
 }
 
 // pooled (B, k) = the sum of each row's events e (N, k) times their weights w (N,)
@@ -369,17 +451,47 @@ void pool_backward(int64_t B, int64_t k, const int64_t* offsets, const T* w, con
   });
 }
 
-// Dice alone, for x (N, H) of any width: the moments, the values, and the gradient of x and the sums of
-// `differentiate`.
+// Dice alone, for x (N, H) of any width: the moments, the curve of this step, the values, and the gradient of x and the
+// sums of `differentiate`.
 void dice_moments(int64_t N, int64_t H, const T* x, const T* centre, const T* valid, T* sums, int64_t threads) {
   std::vector<Sums> found(threads, Sums(2 * H));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
     for (int64_t i = from; i < to; i += CHUNK) {
-      moments(std::min(CHUNK, to - i), H, x + i * H, centre, valid ? valid + i : nullptr, found[thread].chunk.data());
-      found[thread].fold();
+      const int64_t n = std::min(CHUNK, to - i);
+      moments(n, H, x + i * H, centre, valid ? valid + i : nullptr, found[thread].few.data());
+      found[thread].fold(n);
     }
   });
   for (const auto& part : found) part.into(sums);
+}
+
+// From the sums over all ranks of `moments` around the running mean, and of rows, total (2 H + 1,), and from alpha (W,):
+// the curve (3, W) of a Dice of H <= W units, and the number of rows, at least 1. The running statistics (H,) move.
+void dice_settle(int64_t H, int64_t W, double eps, double momentum, const T* total, const T* alpha, T* mean,
+                 T* variance, T* curve, T* count, int64_t) {
+  const double rows = std::max(1.0, double(total[2 * H]));
+  *count = rows;
+  std::copy_n(alpha, W, curve);
+  std::fill_n(curve + W, 2 * W, T(0));
+  for (int64_t j = 0; j < H; ++j) {
+    const double distance = total[j] / rows, spread = total[H + j] / rows - distance * distance;
+    const double found = spread < 0 ? 0 : spread, scale = 1 / std::sqrt(found + eps);
+    curve[W + j] = scale;
+    curve[2 * W + j] = -(mean[j] + distance) * scale;
+    mean[j] += momentum * distance;
+    if (rows > 1) variance[j] += momentum * (found * rows / (rows - 1) - variance[j]);  // one row has no variance
+  }
+}
+
+// The correction (2, W) of a Dice from the sums over all ranks of d_z and d_z x, (2, H): dice.py says how.
+void dice_correction(int64_t H, int64_t W, const T* sums, const T* curve, const T* count, T* correction, int64_t) {
+  const T *scale = curve + W, *shift = curve + 2 * W;
+  std::fill_n(correction, 2 * W, T(0));
+  for (int64_t j = 0; j < H; ++j) {
+    const T by_mean = sums[j] / *count, by_z = (scale[j] * sums[H + j] + shift[j] * sums[j]) / *count;
+    correction[j] = -(by_mean + shift[j] * by_z) * scale[j];
+    correction[W + j] = -by_z * scale[j] * scale[j];
+  }
 }
 
 void dice_forward(int64_t N, int64_t H, const T* x, const T* curve, T* y, int64_t threads) {
@@ -390,11 +502,11 @@ void dice_forward(int64_t N, int64_t H, const T* x, const T* curve, T* y, int64_
 void dice_backward(int64_t N, int64_t H, const T* x, const T* d_y, const T* curve, T* d_x, T* sums, int64_t threads) {
   std::vector<Sums> found(threads, Sums(3 * H));
   share(N, threads, [&](int64_t thread, int64_t from, int64_t to) {
-    std::vector<T> y(CHUNK * H);
+    Array y(CHUNK * H);
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
-      differentiate(n, H, x + i * H, d_y + i * H, curve, y.data(), d_x + i * H, found[thread].chunk.data());
-      found[thread].fold();
+      differentiate(n, H, x + i * H, d_y + i * H, curve, y.data(), d_x + i * H, found[thread].few.data());
+      found[thread].fold(n);
     }
   });
   for (const auto& part : found) part.into(sums);

@@ -2,8 +2,10 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from modules.layers import compiled, fused
 from modules.layers.dice import Dice
 
 Activation = Literal["dice", "relu"]
@@ -45,6 +47,7 @@ class MLP(nn.Module):
         self.linears = nn.ModuleList(nn.Linear(m, n) for m, n in zip(sizes[:-1], units, strict=True))
         self.activations = nn.ModuleList(activate(activation, n) for n in units)
         self.dropout = nn.Dropout(dropout)
+        self.native = activation == "dice" and dropout == 0 and len(units) > 0
         self.last = nn.Identity() if outputs is None else nn.Linear(sizes[-1], outputs)
 
     def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -57,6 +60,18 @@ class MLP(nn.Module):
         Returns:
             (B, outputs), or (B, units[-1]) without a last layer.
         """
+        if self.training and self.native and not torch.jit.is_scripting():
+            library = compiled.library_for(x)
+            if library is not None:
+                return self._native(library, x, weights)
         for linear, activation in zip(self.linears, self.activations):  # noqa: B905  TorchScript knows no strict=
             x = self.dropout(activation(linear(x), weights))
         return self.last(x)
+
+    @torch.jit.unused
+    def _native(self, library: compiled.Library, x: Tensor, weights: Tensor | None) -> Tensor:
+        """Do what `forward` does by compiled passes."""
+        if isinstance(self.last, nn.Linear):
+            return fused.layers(library, x, weights, [*self.linears, self.last], list(self.activations))
+        *dices, last = self.activations
+        return last(fused.layers(library, x, weights, list(self.linears), dices), weights)

@@ -8,18 +8,18 @@ import torch.distributed as dist
 
 from modules.layers import compiled
 from modules.layers.attention import ActivationUnit
-from modules.layers.dice import Dice
 from modules.layers.distributed import all_reduce_sum
+from modules.layers.mlp import MLP
 from trainers import build
 
 # Rows of rank 0 in each step of 13 rows; rank 1 has the rest. In the last step rank 1 has none.
 SPLITS = [9, 4, 13]
 
 
-def network() -> torch.nn.ModuleList:
+def network() -> MLP:
     torch.manual_seed(3)
-    layers = torch.nn.ModuleList([torch.nn.Linear(6, 8), Dice(8), torch.nn.Linear(8, 8), Dice(8)])
-    for dice in (layers[1], layers[3]):
+    layers = MLP(6, [8, 8], "dice")
+    for dice in layers.activations:
         torch.nn.init.uniform_(dice.alpha, -0.5, 0.5)
     return layers.double()  # so that rounding hides nothing
 
@@ -35,8 +35,7 @@ def steps(rank: int, world: int) -> dict:
         upstream = torch.randn(13, 8, generator=generator).double()
         mine = slice(0, 13) if world == 1 else slice(0, split) if rank == 0 else slice(split, 13)
         x = x[mine].requires_grad_()
-        hidden = layers[1](layers[0](x), weights[mine])
-        y = layers[3](layers[2](hidden), weights[mine])
+        y = layers(x, weights[mine])
         (y * upstream[mine]).sum().backward()
         outputs.append(y.detach())
         gradients.append(x.grad)

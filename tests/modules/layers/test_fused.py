@@ -147,15 +147,90 @@ def test_one_graph_serves_several_backward_passes():
         torch.testing.assert_close(a + b, d)
 
 
-def test_a_tower_with_dice():
+def tower(width: int, units: list[int], outputs: int | None, dropout: float = 0.0) -> MLP:
     torch.manual_seed(1)
-    mlp, x = MLP(10, [20, 7], "dice", outputs=2).double(), torch.randn(130, 10, dtype=torch.float64)
-    weights = (torch.arange(130) % 5 > 0).double()
-    wanted = torch.autograd.grad(mlp(x, weights).square().sum(), list(mlp.parameters()))
+    mlp = MLP(width, units, "dice", dropout, outputs).double()
+    for activation in mlp.activations:
+        torch.nn.init.uniform_(activation.alpha, -0.5, 0.5)
+    return mlp
+
+
+def tower_results(mlp: MLP, x: Tensor, weights: Tensor | None, way: str) -> dict[str, Tensor]:
+    """Return what two steps leave: the last output, its gradients and the statistics."""
+    compiled.use(*([build.library(torch.float64)] if way == "compiled" else []))
+    before = {name: value.clone() for name, value in mlp.state_dict().items()}
+    for _ in range(2):
+        y = mlp(x, weights)
+    named = {"x": x, **dict(mlp.named_parameters())}
+    upstream = torch.arange(y.numel(), dtype=torch.float64).view_as(y).cos()
+    found = {"y": y.detach(), **dict(zip(named, torch.autograd.grad(y, list(named.values()), upstream), strict=True))}
+    found |= {name: buffer.clone() for name, buffer in mlp.named_buffers()}
+    mlp.load_state_dict(before)
+    return found
+
+
+@given(
+    st.integers(0, 200),
+    st.integers(1, 40),
+    st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    st.sampled_from([None, 1, 3]),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_tower_of_any_shape(rows, width, units, outputs, padding):
+    mlp, x = tower(width, units, outputs), torch.randn(rows, width, dtype=torch.float64, requires_grad=True)
+    weights = (torch.arange(rows) % 5 > 0).double() if padding else None
+    wanted, found = (tower_results(mlp, x, weights, way) for way in ("plain", "compiled"))
+    for name in wanted:
+        torch.testing.assert_close(
+            found[name], wanted[name], rtol=1e-6, atol=1e-8, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+def test_threads_share_a_tower():
+    mlp, x = tower(32, [48, 5], 2), torch.randn(1000, 32, dtype=torch.float64, requires_grad=True)
+    wanted = tower_results(mlp, x, None, "plain")
+    torch.set_num_threads(3)
+    try:
+        found = tower_results(mlp, x, None, "compiled")
+    finally:
+        torch.set_num_threads(1)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-7, atol=1e-9)
+
+
+def test_a_tower_s_gradients_are_those_of_differences():
     compiled.use(build.library(torch.float64))
-    found = torch.autograd.grad(mlp(x, weights).square().sum(), list(mlp.parameters()))
-    for name, a, b in zip(dict(mlp.named_parameters()), found, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+    mlp, x = tower(3, [5, 4], 2), torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.tensor([1.0] * 5 + [0.0] * 2, dtype=torch.float64)
+
+    def outputs(x: Tensor, *parameters: Tensor) -> Tensor:
+        named = dict(zip(dict(mlp.named_parameters()), parameters, strict=True))
+        return torch.func.functional_call(mlp, named, (x, weights))
+
+    assert torch.autograd.gradcheck(outputs, (x, *mlp.parameters()))
+
+
+def test_a_tower_in_float32_is_accurate_to_float32():
+    mlp, x = tower(256, [200, 80], 1), torch.randn(1536, 256, dtype=torch.float64, requires_grad=True)
+    exact = tower_results(mlp, x, None, "plain")
+    compiled.use(build.library(torch.float32))
+    mlp, x = mlp.float(), x.detach().float().requires_grad_()
+    for _ in range(2):
+        y = mlp(x)
+    named = {"x": x, **dict(mlp.named_parameters())}
+    upstream = torch.arange(y.numel(), dtype=torch.float64).view_as(y).cos().float()
+    found = {"y": y.detach(), **dict(zip(named, torch.autograd.grad(y, list(named.values()), upstream), strict=True))}
+    for name, value in found.items():
+        apart = (value.double() - exact[name]).abs().max() / exact[name].abs().max().clamp(min=1e-6)
+        assert apart < 1e-5, f"{name}: {apart}"
+
+
+def test_dropout_takes_a_tower_the_plain_way():
+    compiled.use(build.library(torch.float64))
+    mlp = tower(5, [400], None, dropout=0.5)
+    zeros = (mlp(torch.randn(3, 5, dtype=torch.float64)) == 0).double().mean()
+    assert 0.3 < zeros < 0.7
 
 
 def test_what_is_not_a_number_stays_so():
