@@ -127,7 +127,7 @@ class Compiled:
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
-        self._library["ids"].restype = ctypes.c_int64
+        self._library.ids.restype = ctypes.c_int64
 
     def pack(
         self, first: int, slices: Sequence[Slice], limits: np.ndarray, order: np.ndarray | None, marks: np.ndarray
@@ -158,7 +158,7 @@ class Compiled:
 
     def _call(self, name: str, *arguments: int | np.ndarray | Tensor | None) -> int:
         given = [ctypes.c_int64(a) if isinstance(a, int) else ctypes.c_void_p(_address(a)) for a in arguments]
-        return self._library[name](*given)
+        return getattr(self._library, name)(*given)
 
 
 class Plain:
