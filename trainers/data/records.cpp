@@ -104,6 +104,7 @@ void pack(int64_t steps, int64_t slices, int64_t features, int64_t others, int64
         const int64_t end = offsets ? offsets[place.row + 1] : place.row + 1;
         const int64_t kept = std::min(end - begins, limits[f]);
         lists.push_back({values + end - kept, kept});
+        for (int64_t i = end - kept; i < end; i += 8) __builtin_prefetch(values + i);  // copied only in the next loop
         *out++ = kept;
         sums[f] += kept;
         cuts[f] += kept < end - begins;
