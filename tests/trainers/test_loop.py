@@ -11,6 +11,7 @@ from tests import samples
 from trainers import checkpoint, preflight, ranks, runlog
 from trainers.loop import Job, Trainer, factor
 
+
 class Killed(Exception):
     pass
 
