@@ -78,7 +78,7 @@ class Run:
         return {name.removeprefix("ms."): value for name, value in found.items() if name.startswith("ms.")}
 
     def busy(self) -> float | None:
-        """Return the share of the time in which the GPU worked; None for a CPU."""
+        """Return the share of the time in which the GPU worked; None for a CPU, or where the profiler sees nothing."""
         if self._device.type != "cuda":
             return None
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
@@ -86,8 +86,10 @@ class Run:
         spans = sorted(
             (event.time_range.start, event.time_range.end)
             for event in profiler.events()
-            if event.device_type == DeviceType.CUDA
+            if event.device_type == DeviceType.CUDA and not event.is_user_annotation  # these span idle time too
         )
+        if not spans:
+            return None
         worked, end = 0.0, spans[0][0]
         for start, stop in spans:
             worked += max(0.0, stop - max(start, end))
