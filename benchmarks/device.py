@@ -119,7 +119,8 @@ def agreement(recipe: Recipe, source: Source, statistics: Statistics, device: to
             found.append((torch.tensor(sums, dtype=torch.float64), weights))
     (sums, ours), (others, theirs) = found
     loss = ((sums - others).abs() / sums.abs()).max()
-    apart = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(ours, theirs, strict=True))
+    pairs = zip(ours, theirs, strict=True)
+    apart = max(((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
     size = recipe.data.batch_size
     return f"agreement with a CPU over {steps} steps of {size:,} rows: loss {loss:.1e}, network {apart:.1e}"
 

@@ -171,6 +171,14 @@ inline void complete(int64_t n, int64_t H, const T* d_x, const T* x, const T* co
   }
 }
 
+// Rows [i, i + n) of the gradient d_x (N, H) of x: completed in `room`, or as they are where no Dice follows x.
+inline const T* completed(int64_t n, int64_t H, int64_t i, const T* d_x, const T* x, const T* correction, const T* valid,
+                          T* room) {
+  if (!correction) return d_x + i * H;
+  complete(n, H, d_x + i * H, x + i * H, correction, valid ? valid + i : nullptr, room);
+  return room;
+}
+
 // sums (2, H) += [x - centre, (x - centre)^2] over the valid rows
 inline void moments(int64_t n, int64_t H, const T* x, const T* centre, const T* valid, T* __restrict sums) {
   T* __restrict first = sums, * __restrict second = sums + H;
@@ -307,11 +315,7 @@ void next_backward(int64_t N, int64_t H, int64_t m, const T* x, const T* curve, 
     Array whole(CHUNK * m), d_y(CHUNK * H), y(CHUNK * H);
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
-      const T* d = d_out + i * m;
-      if (correction) {
-        complete(n, m, d, out + i * m, correction, valid ? valid + i : nullptr, whole.data());
-        d = whole.data();
-      }
+      const T* d = completed(n, m, i, d_out, out, correction, valid, whole.data());
       product_of(n, m, H, d, m, 1, weight, [&](int64_t r, int64_t j, V v) { at(d_y.data() + r * H + j) = v; });
       differentiate(n, H, x + i * H, d_y.data(), curve, y.data(), d_x + i * H, found[thread].few.data());
       product_of(m, n, H, d, 1, m, y.data(),
@@ -403,11 +407,7 @@ void linear_backward(int64_t N, int64_t k, int64_t K, int64_t H, const T* x, con
     Array whole(CHUNK * H), made(CHUNK * K);
     for (int64_t i = from; i < to; i += CHUNK) {
       const int64_t n = std::min(CHUNK, to - i);
-      const T* d = d_out + i * H;
-      if (correction) {
-        complete(n, H, d, out + i * H, correction, valid ? valid + i : nullptr, whole.data());
-        d = whole.data();
-      }
+      const T* d = completed(n, H, i, d_out, out, correction, valid, whole.data());
       T* d_x_i = K == k ? d_x + i * k : made.data();
       product_of(n, H, K, d, H, 1, weight_t, [&](int64_t r, int64_t j, V v) { at(d_x_i + r * K + j) = v; });
       for (int64_t r = 0; r < n && K != k; ++r) std::copy_n(d_x_i + r * K, k, d_x + (i + r) * k);

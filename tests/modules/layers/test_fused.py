@@ -58,10 +58,14 @@ def results(module: ActivationUnit, inputs: tuple, weights: Tensor | None, way: 
     return found
 
 
+def alike(found: dict[str, Tensor], wanted: dict[str, Tensor], rtol: float = 1e-7, atol: float = 1e-9) -> None:
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=rtol, atol=atol, msg=lambda text, n=name: f"{n}: {text}")
+
+
 def compare(module: ActivationUnit, inputs: tuple, weights: Tensor | None) -> None:
     plain, fast = (results(module, inputs, weights, way) for way in ("plain", "compiled"))
-    for name, wanted in plain.items():
-        torch.testing.assert_close(fast[name], wanted, rtol=1e-7, atol=1e-9, msg=lambda text, n=name: f"{n}: {text}")
+    alike(fast, plain)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.sampled_from([0, 3]), st.booleans(), st.booleans())
@@ -92,8 +96,7 @@ def test_threads_share_the_work(threads, whose, monkeypatch):
         found = results(module, inputs, None, "compiled")
     finally:
         torch.set_num_threads(1)
-    for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name], rtol=1e-7, atol=1e-9)
+    alike(found, wanted)
 
 
 def test_pytorch_s_threads_can_be_called():
@@ -157,12 +160,12 @@ def tower(width: int, units: list[int], outputs: int | None, dropout: float = 0.
 
 def tower_results(mlp: MLP, x: Tensor, weights: Tensor | None, way: str) -> dict[str, Tensor]:
     """Return what two steps leave: the last output, its gradients and the statistics."""
-    compiled.use(*([build.library(torch.float64)] if way == "compiled" else []))
+    compiled.use(*([build.library(x.dtype)] if way == "compiled" else []))
     before = {name: value.clone() for name, value in mlp.state_dict().items()}
     for _ in range(2):
         y = mlp(x, weights)
     named = {"x": x, **dict(mlp.named_parameters())}
-    upstream = torch.arange(y.numel(), dtype=torch.float64).view_as(y).cos()
+    upstream = torch.arange(y.numel(), dtype=torch.float64).view_as(y).cos().to(y)
     found = {"y": y.detach(), **dict(zip(named, torch.autograd.grad(y, list(named.values()), upstream), strict=True))}
     found |= {name: buffer.clone() for name, buffer in mlp.named_buffers()}
     mlp.load_state_dict(before)
@@ -181,10 +184,7 @@ def test_a_tower_of_any_shape(rows, width, units, outputs, padding):
     mlp, x = tower(width, units, outputs), torch.randn(rows, width, dtype=torch.float64, requires_grad=True)
     weights = (torch.arange(rows) % 5 > 0).double() if padding else None
     wanted, found = (tower_results(mlp, x, weights, way) for way in ("plain", "compiled"))
-    for name in wanted:
-        torch.testing.assert_close(
-            found[name], wanted[name], rtol=1e-6, atol=1e-8, msg=lambda text, n=name: f"{n}: {text}"
-        )
+    alike(found, wanted, rtol=1e-6, atol=1e-8)
 
 
 def test_threads_share_a_tower():
@@ -195,8 +195,7 @@ def test_threads_share_a_tower():
         found = tower_results(mlp, x, None, "compiled")
     finally:
         torch.set_num_threads(1)
-    for name in wanted:
-        torch.testing.assert_close(found[name], wanted[name], rtol=1e-7, atol=1e-9)
+    alike(found, wanted)
 
 
 def test_a_tower_s_gradients_are_those_of_differences():
@@ -214,13 +213,7 @@ def test_a_tower_s_gradients_are_those_of_differences():
 def test_a_tower_in_float32_is_accurate_to_float32():
     mlp, x = tower(256, [200, 80], 1), torch.randn(1536, 256, dtype=torch.float64, requires_grad=True)
     exact = tower_results(mlp, x, None, "plain")
-    compiled.use(build.library(torch.float32))
-    mlp, x = mlp.float(), x.detach().float().requires_grad_()
-    for _ in range(2):
-        y = mlp(x)
-    named = {"x": x, **dict(mlp.named_parameters())}
-    upstream = torch.arange(y.numel(), dtype=torch.float64).view_as(y).cos().float()
-    found = {"y": y.detach(), **dict(zip(named, torch.autograd.grad(y, list(named.values()), upstream), strict=True))}
+    found = tower_results(mlp.float(), x.detach().float().requires_grad_(), None, "compiled")
     for name, value in found.items():
         apart = (value.double() - exact[name]).abs().max() / exact[name].abs().max().clamp(min=1e-6)
         assert apart < 1e-5, f"{name}: {apart}"
