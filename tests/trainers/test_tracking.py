@@ -47,8 +47,7 @@ def tracked(tmp_path_factory) -> Path:
 
 def sent(run: Path, kind: str) -> list:
     """Return the records of a kind that a run has sent, in order."""
-    files = sorted((run / "wandb").glob("offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
-    return [getattr(r, kind) for path in files for r in records(path) if r.WhichOneof("record_type") == kind]
+    return [getattr(record, kind) for record in records(run) if record.WhichOneof("record_type") == kind]
 
 
 def values(items) -> dict:
@@ -98,6 +97,7 @@ def test_what_is_secret_is_not_sent(tmp_path, monkeypatch):
     recipe = samples.recipe("s3://me:hunter2@bucket/data", wandb=SECTION)
     with Tracker(recipe, tmp_path) as tracker:
         tracker.line("train", {"step": 1, "loss": 0.5})
+    assert len(sent(tmp_path, "history")) == 1
     files = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file()]
     assert any(b"s3://bucket/data" in path.read_bytes() for path in files)
     assert not any(b"hunter2" in path.read_bytes() for path in files)
