@@ -119,8 +119,10 @@ class Task(Section):
     """One thing to predict: a label column, what kind of label it is, and its weight in the loss."""
 
     label: str
-    kind: Literal["binary", "watch_time", "regression"] = Field(
-        "binary", description="0 or 1; a time, whose expected value is predicted; a number, in squared logarithms"
+    kind: Literal["binary", "watch_time", "regression", "retrieval"] = Field(
+        "binary",
+        description="0 or 1; a time, whose expected value is predicted; a number, in squared logarithms; 0 or 1, whose "
+        "positives are to be found among all items",
     )
     weight: float = Field(1.0, gt=0)
     unknown: bool = Field(False, description="null labels are not known yet: the task learns from the other rows")
@@ -224,7 +226,7 @@ class Train(Section):
     checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints besides evaluations")
     keep: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
     select: str | None = Field(
-        None, description="metric on valid/ that picks the best, by default the first task's auc or xauc"
+        None, description="metric on valid/ that picks the best, by default the first task's auc, xauc or recall_100"
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="of the dense part: tf32 speeds up matrix products on GPUs, bfloat16 autocasts"
@@ -347,7 +349,8 @@ class Recipe(Section):
     def select(self) -> str:
         """Return the metric on the validation split that picks the best checkpoint."""
         name, task = next(iter(self.tasks.items()))
-        return self.train.select or f"{name}.{'auc' if task.kind == 'binary' else 'xauc'}"
+        best = {"binary": "auc", "retrieval": "recall_100"}
+        return self.train.select or f"{name}.{best.get(task.kind, 'xauc')}"
 
 
 def _check_tables(recipe: Recipe) -> None:

@@ -20,6 +20,7 @@ from modules.hashing import IdHash
 from modules.inputs import Inputs
 from modules.models.registry import network
 from modules.tables import Initial
+from modules.tasks import kinds
 
 _DTYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
 
@@ -67,13 +68,20 @@ class Dense(nn.Module):
         lengths: dict[str, torch.Tensor],
         dense: torch.Tensor,
         weights: torch.Tensor | None,
+        keys: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return the logits (B,) by task from jagged embeddings, (N_f, dim) and (B,) a feature, and dense (B, D)."""
+        """Return the logits (B,) by task from jagged embeddings, (N_f, dim) and (B,) a feature, and dense (B, D).
+
+        `keys` are the raw ids that the network asks for (see modules.models.registry).
+        """
         dense = self.normalise(dense)
         if torch.jit.is_scripting():
             return self.network(values, lengths, dense, weights)
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.bfloat16):
-            logits = self.network(values, lengths, dense, weights)
+            if keys is None:
+                logits = self.network(values, lengths, dense, weights)
+            else:
+                logits = self.network(values, lengths, dense, weights, keys)
         return {task: logit.float() for task, logit in logits.items()}
 
 
@@ -89,7 +97,7 @@ class Model(nn.Module):
 
     Raises:
         BadInput: the model's config names features that the recipe lacks, or leaves some unused, or the recipe asks for
-            gradients at a trunk that the model has not.
+            gradients at a trunk that the model has not, or the model finds items and a task does not, or the reverse.
     """
 
     def __init__(self, recipe: Recipe, device: str = "cpu", tables_device: str = "cpu") -> None:
@@ -135,6 +143,18 @@ class Model(nn.Module):
                 f"gradients.scope: '{recipe.model.kind}' has no trunk that its tasks share; use scope: shared, or "
                 "another model.kind"
             )
+        for name, kind in kinds(recipe.tasks).items():
+            if kind.retrieval and not hasattr(net, "towers"):
+                raise BadInput(
+                    f"tasks.{name}.kind: retrieval needs a model with two towers, and '{recipe.model.kind}' has none; "
+                    "use model.kind: dssm, or kind: binary"
+                )
+            if hasattr(net, "towers") and not kind.retrieval:
+                raise BadInput(
+                    f"tasks.{name}.kind: '{recipe.model.kind}' finds items and predicts no {kind.output}; "
+                    "use kind: retrieval"
+                )
+        self.key: str | None = getattr(net, "key", None)
         bfloat16 = recipe.train.precision == "bfloat16"
         self.dense = Dense(net, len(inputs.dense), bfloat16, torch.device(device).type).to(device)
         for collection in self.tables.values():
@@ -162,7 +182,9 @@ class Model(nn.Module):
                     jagged = found[feature]
                     values[feature] = jagged.values()
                     lengths[feature] = jagged.lengths()
-        return self.dense(values, lengths, dense, weights)
+        if self.key is None or weights is None:
+            return self.dense(values, lengths, dense, weights)
+        return self.dense(values, lengths, dense, weights, ids[self.key].values())
 
 
 def _collections(recipe: Recipe) -> dict[str, list[str]]:

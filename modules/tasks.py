@@ -27,6 +27,7 @@ class Binary(nn.Module):
     wanted = "0 or 1"
     output = "probability"
     numeric = False
+    retrieval = False
 
     @staticmethod
     def fits(labels: Array) -> Array:
@@ -59,6 +60,7 @@ class WatchTime(nn.Module):
     wanted = "a number from 0 on"
     output = "expected value, in the label's unit"
     numeric = True
+    retrieval = False
 
     @staticmethod
     def fits(labels: Array) -> Array:
@@ -87,6 +89,7 @@ class Regression(nn.Module):
     wanted = "a number from 0 on"
     output = "typical value, in the label's unit"
     numeric = True
+    retrieval = False
 
     @staticmethod
     def fits(labels: Array) -> Array:
@@ -103,8 +106,42 @@ class Regression(nn.Module):
         return torch.expm1(logits)
 
 
-Kind = Binary | WatchTime | Regression
-_KINDS: dict[str, type[nn.Module]] = {"binary": Binary, "watch_time": WatchTime, "regression": Regression}
+class Retrieval(nn.Module):
+    """A label of 0 or 1 whose positives are to be found among all items: softmax over the items of a batch.
+
+    loss = -log sigmoid(z) = softplus(-z), of positives only,  prediction = the score itself
+
+    In training z is the logit of the row's item against all others of the batch, s_i - log sum_{j != i} e^s_j: then
+    sigmoid(z) is its softmax. The prediction ranks items and is no probability.
+    """
+
+    wanted = "0 or 1"
+    output = "score, by which items are ranked"
+    numeric = False
+    retrieval = True
+
+    @staticmethod
+    def fits(labels: Array) -> Array:
+        """Return which labels, of any shape, are of this kind."""
+        return (labels == 0) | (labels == 1)
+
+    @staticmethod
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        """Return each row's loss, were its label 1; all of one shape."""
+        return F.softplus(-logits)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the predictions; of one shape."""
+        return logits
+
+
+Kind = Binary | WatchTime | Regression | Retrieval
+_KINDS: dict[str, type[nn.Module]] = {
+    "binary": Binary,
+    "watch_time": WatchTime,
+    "regression": Regression,
+    "retrieval": Retrieval,
+}
 
 
 def kinds(tasks: Mapping[str, Task]) -> dict[str, Kind]:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from modules.tasks import Kind
 from trainers import metrics, numbers, ranks
 
+RANKING = ("auc", "auc_error", "gauc", "uauc", "positives")  # what a score that is no probability can be asked
 UNKNOWN = -1  # code of a label that is missing; every kind's labels are 0 or more
 LENGTH_EDGES = np.array([0, 5, 10, 20, 50, 100])  # last length of each bucket but the last
 LENGTH_NAMES = ("0", "1-5", "6-10", "11-20", "21-50", "51-100", ">100")
@@ -126,6 +127,8 @@ class _Exact:
                 else:
                     figures = _figures(labels, logits, groups[known] if grouped else None)
                     curves[task] = _curves(labels, logits, buckets[known] if measured else None)
+                    if kind.retrieval:
+                        figures, curves[task] = _of_ranking(figures, curves[task])
                 values |= {f"{task}.{name}": figure for name, figure in figures.items()}
         return values, curves
 
@@ -140,6 +143,11 @@ def _figures(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray | None) 
         "pcoc": metrics.pcoc(labels, logits),
         "positives": float(np.count_nonzero(labels)),
     }
+
+
+def _of_ranking(figures: dict[str, float], curves: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Return what holds of scores that are no probabilities."""
+    return {name: figure for name, figure in figures.items() if name in RANKING}, curves | {"calibration": []}
 
 
 def _no_curves() -> dict[str, list[Any]]:
@@ -281,6 +289,8 @@ class _Bounded:
         curves: dict[str, Any] = {}
         for task, store in self.stores.items():
             figures, curves[task] = store.finish(measured)
+            if self.kinds[task].retrieval:
+                figures, curves[task] = _of_ranking(figures, curves[task])
             values |= {f"{task}.{name}": figure for name, figure in figures.items()}
         return (values | self._grouped() if grouped else values), curves
 

@@ -28,6 +28,7 @@ from trainers.data.source import Source, Statistics
 from trainers.evaluation import Evaluation
 from trainers.loss import Output
 from trainers.occupancy import occupancy
+from trainers.retrieval import AT, Retrieval
 from trainers.runlog import RunLog
 from trainers.sharding import shard
 from trainers.spectrum import Spectra
@@ -36,9 +37,11 @@ from trainers.utilisation import Utilisation
 
 SKIPPED = "skipped rows"  # beside the names of sequence features, which have no spaces
 
-# What may pick the best checkpoint, and whether more or less of it is better: of a binary task, and of a numeric one.
+# What may pick the best checkpoint, and whether more or less of it is better: of a binary task, of a numeric one, and
+# of one of retrieval, beside those of a binary one that do not ask for a probability.
 SELECTABLE = {"auc": 1, "gauc": 1, "uauc": 1, "log_loss": -1, "ne": -1}
 SELECTABLE_NUMBERS = {"xauc": 1, "mae": -1, "rmse": -1}
+SELECTABLE_ITEMS = {f"{metric}_{k}": 1 for metric in ("recall", "ndcg") for k in AT}
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def is_better(metric: str, value: float | None, best: float | None) -> bool:
     """
     if best is None or math.isnan(best):
         return True
-    sign = (SELECTABLE | SELECTABLE_NUMBERS)[metric.split(".")[-1]]
+    sign = (SELECTABLE | SELECTABLE_NUMBERS | SELECTABLE_ITEMS)[metric.split(".")[-1]]
     return value is not None and sign * value > sign * best
 
 
@@ -266,18 +269,20 @@ class Trainer:
         evaluation = Evaluation(kinds(self.recipe.tasks), memory=self.recipe.evaluate.memory)
         sequences = {n: f.max_length for n, f in self.recipe.features.items() if isinstance(f, SequenceFeature)}
         history = max(sequences, key=sequences.get, default=None)
+        retrieval = Retrieval(self.sharded.model.dense.network, self.recipe)
         self.sharded.module.eval()
         reader = self._reader(split, shuffle=False)
         batches = reader.batches(0)
         feed = Feed(batches, reader.steps, reader)
-        with torch.no_grad():
+        with torch.no_grad(), retrieval.watching():
             for _ in range(reader.steps):
                 output = self.sharded.pipeline.progress(feed)
                 batch = output.batch
                 lengths = batch.ids[history].lengths() if history else None
                 evaluation.update(output.logits, batch.labels, batch.weights, batch.groups, lengths)
+                retrieval.add(batch)
         batches.close()
-        return evaluation.compute(), evaluation.curves()
+        return evaluation.compute() | retrieval.compute(), evaluation.curves()
 
     def _validate(self) -> None:
         metrics, _ = self.evaluate("valid")

@@ -30,7 +30,8 @@ class Loss(nn.Module):
 
     s_it is 0 for padding and for a label that is not known yet, and otherwise the task's sample_weight, by default 1. R
     is the number of ranks: averaging the ranks' gradients then gives those of one rank on the global batch. A task of
-    which the batch knows no label has a loss of 0. How the tasks weigh in is not decided here.
+    which the batch knows no label has a loss of 0; of a task of kind retrieval only rows of label 1 count. How the
+    tasks weigh in is not decided here.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -39,6 +40,7 @@ class Loss(nn.Module):
         self.kinds = list(kinds(recipe.tasks).values())
         self.one_kind = len({type(kind) for kind in self.kinds}) == 1
         self.unknown = any(task.unknown for task in recipe.tasks.values())
+        self.retrieval = any(kind.retrieval for kind in self.kinds)  # then all are
 
     def forward(self, logits: dict[str, torch.Tensor], batch: Batch) -> tuple[torch.Tensor, Output]:
         """Return the losses (T,) and what metrics need, from logits (B,) by task and the batch."""
@@ -50,8 +52,10 @@ class Loss(nn.Module):
             known = ~labels.isnan()
             stacked, labels = torch.where(known, stacked, 0.0), torch.where(known, labels, 0.0)  # no inf times 0
             weights = weights * known
+        if self.retrieval:
+            weights = weights * labels
         sums = (self._each(stacked, labels) * weights).sum(dim=0)  # (T,)
-        alike = batch.sample_weights is None and not self.unknown
+        alike = batch.sample_weights is None and not self.unknown and not self.retrieval
         weight_sums = count.expand_as(sums) if alike else weights.sum(dim=0)  # (T,)
         total = weight_sums
         if ranks.world() > 1:

@@ -11,7 +11,8 @@ from modules.tasks import kinds
 from trainers import tracking
 from trainers.data.checks import brief
 from trainers.data.source import Source, Statistics, scan
-from trainers.loop import SELECTABLE, SELECTABLE_NUMBERS
+from trainers.evaluation import RANKING
+from trainers.loop import SELECTABLE, SELECTABLE_ITEMS, SELECTABLE_NUMBERS
 
 SPLITS = ("train", "valid", "test")
 
@@ -73,11 +74,13 @@ def selectable(recipe: Recipe) -> dict[str, int]:
     """Return the metrics ``<task>.<metric>`` of an evaluation that can be best: 1 where more is, -1 where less is."""
     grouped = ("gauc", "uauc")
     known = {m: sign for m, sign in SELECTABLE.items() if recipe.evaluate.group_by or m not in grouped}
-    numeric = {name: kind.numeric for name, kind in kinds(recipe.tasks).items()}
+    ranking = {m: sign for m, sign in known.items() if m in RANKING}
     return {
         f"{task}.{metric}": sign
-        for task in recipe.tasks
-        for metric, sign in (SELECTABLE_NUMBERS if numeric[task] else known).items()
+        for task, kind in kinds(recipe.tasks).items()
+        for metric, sign in (
+            SELECTABLE_NUMBERS if kind.numeric else ranking | SELECTABLE_ITEMS if kind.retrieval else known
+        ).items()
     }
 
 

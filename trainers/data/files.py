@@ -81,7 +81,8 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
         kind = {IdFeature: "id", SequenceFeature: "sequence"}.get(type(feature), "dense")
         wanted.append((recipe.column(name), kind, f"features.{name}"))
     for name, task in recipe.tasks.items():
-        wanted.append((task.label, "label" if task.kind == "binary" else "number", f"tasks.{name}.label"))
+        numeric = task.kind in ("watch_time", "regression")
+        wanted.append((task.label, "number" if numeric else "label", f"tasks.{name}.label"))
         if task.sample_weight:
             wanted.append((task.sample_weight, "number", f"tasks.{name}.sample_weight"))
     if recipe.evaluate.group_by:

@@ -1,0 +1,199 @@
+"""DSSM: two towers whose vectors meet in one product, so that the best of millions of items are found by an index.
+
+Huang et al., "Learning deep structured semantic models for web search using clickthrough data", CIKM 2013, trained as
+in Yi et al., RecSys 2019 (10.1145/3298689.3346996).
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from configs.errors import BadInput, nearest
+from configs.schema import ModelConfig, Task
+from modules.inputs import Inputs
+from modules.layers import jagged
+from modules.layers.bottom import Units
+from modules.layers.distributed import all_gather
+from modules.layers.gather import Gather
+from modules.layers.mlp import MLP
+from modules.layers.precision import widen
+from modules.layers.rarity import Rarity
+from modules.models.registry import register
+
+_NEVER = -1e30  # a score that no sum of exponentials notices
+
+
+class DSSMConfig(ModelConfig):
+    """A tower for the user and one for the item."""
+
+    kind: Literal["dssm"] = "dssm"
+    key: str = Field(description="id feature that tells items apart; one of the item's")
+    item: list[str] = Field([], description="the item's other features; all that are not named are the user's")
+    width: int = Field(32, gt=0, description="size of the two vectors")
+    units: Units = Field([128, 64], description="hidden layers of each tower")
+    activation: Literal["dice", "relu"] = "relu"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    temperature: float = Field(0.1, gt=0, description="divides the cosine in the softmax")
+    log_q: bool = Field(True, description="correct for how often an item is in batches")
+
+
+class Tower(nn.Module):
+    """vector = MLP([ids, mean of each sequence, dense]) / its length
+
+    Args:
+        config: see `DSSMConfig`.
+        inputs: the features of this side.
+        columns: which columns of the dense tensor are this side's.
+    """
+
+    def __init__(self, config: DSSMConfig, inputs: Inputs, columns: list[int]) -> None:
+        super().__init__()
+        self.register_buffer("columns", torch.tensor(columns, dtype=torch.long), persistent=False)
+        self.gather = Gather(inputs, list(inputs.sequences))
+        self.layers = MLP(self.gather.width, config.units, config.activation, config.dropout, config.width)
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        """Return the vectors.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings; those of the other side may be there too.
+            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
+            dense: (B, D), all columns, normalised.
+            weights: (B,), 0 marks padding; None when serving.
+
+        Returns:
+            (B, width), of length 1, float32 or wider.
+        """
+        x = self.gather(values, lengths, dense.index_select(1, self.columns))
+        return F.normalize(widen(self.layers(x, weights)), dim=1)
+
+
+class Towers(nn.Module):
+    """Both vectors of each row.
+
+    Args:
+        config: see `DSSMConfig`.
+        inputs: the recipe's features.
+
+    Raises:
+        BadInput: the config names an unknown feature, or leaves the user none.
+    """
+
+    def __init__(self, config: DSSMConfig, inputs: Inputs) -> None:
+        super().__init__()
+        known = [*inputs.ids, *inputs.sequences, *inputs.dense]
+        if config.key not in inputs.ids:
+            raise BadInput(f"model.key: there is no id feature '{config.key}'{nearest(config.key, inputs.ids)}")
+        for name in config.item:
+            if name not in known:
+                raise BadInput(f"model.item: there is no feature '{name}'{nearest(name, known)}")
+        self.items = [name for name in known if name in [config.key, *config.item]]
+        self.users = [name for name in known if name not in self.items]
+        if not self.users:
+            raise BadInput("model.item: names every feature, and the user's tower needs one; leave the user's out")
+        self.user = _tower(config, inputs, self.users)
+        self.item = _tower(config, inputs, self.items)
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the user's and the item's vector of each row, (B, width) both; arguments as `Tower.forward`."""
+        return self.user(values, lengths, dense, weights), self.item(values, lengths, dense, weights)
+
+
+def _tower(config: DSSMConfig, inputs: Inputs, names: list[str]) -> Tower:
+    own = Inputs(
+        ids={name: dim for name, dim in inputs.ids.items() if name in names},
+        sequences={name: dim for name, dim in inputs.sequences.items() if name in names},
+        dense=[name for name in inputs.dense if name in names],
+    )
+    return Tower(config, own, [column for column, name in enumerate(inputs.dense) if name in names])
+
+
+@register("dssm", DSSMConfig)
+class DSSM(nn.Module):
+    """score = <u, v>, the cosine of the two towers' vectors.
+
+    In training a row's item stands against the items of all other rows of the *global* batch, by a softmax:
+
+        s_ij = <u_i, v_j> / tau - log q_j,    loss_i = -log(e^s_ii / sum_j e^s_ij) = softplus(-z_i),
+        z_i = s_ii - log sum_{j != i} e^s_ij
+
+    and z_i is the logit that this network answers. q_j is how often the item is in batches (see `Rarity`): without it
+    popular items, drawn as negatives so often, would be held down. j runs over rows of any label, for what was shown
+    and not wanted is a good negative; another row with the same item is left out. Only rows whose label is 1 teach
+    (see modules.tasks.Retrieval).
+
+    Args:
+        config: see `DSSMConfig`.
+        inputs: the recipe's features.
+        tasks: one.
+
+    Raises:
+        BadInput: see `Towers`; several tasks.
+    """
+
+    shares = True
+
+    def __init__(self, config: DSSMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        super().__init__()
+        if len(tasks) > 1:
+            raise BadInput(f"tasks: dssm learns one vector of each side, for one task, and here are {len(tasks)}")
+        self.task = next(iter(tasks))
+        self.key = config.key
+        self.temperature = config.temperature
+        self.towers = Towers(config, inputs)
+        self.rarity = Rarity() if config.log_q else None
+
+    def forward(
+        self,
+        values: dict[str, Tensor],
+        lengths: dict[str, Tensor],
+        dense: Tensor,
+        weights: Tensor | None = None,
+        keys: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings.
+            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
+            dense: (B, D), normalised.
+            weights: (B,), 0 marks padding; None when serving.
+            keys: (sum of lengths,) raw ids of the feature `key`; in training.
+
+        Returns:
+            task -> (B,): z in training, otherwise the cosine.
+        """
+        user, item = self.towers(values, lengths, dense, weights)
+        if self.training and not torch.jit.is_scripting():
+            return {self.task: self._against_others(user, item, keys, lengths[self.key], weights > 0)}
+        return {self.task: (user * item).sum(1)}
+
+    @torch.jit.unused
+    def _against_others(self, user: Tensor, item: Tensor, keys: Tensor, lengths: Tensor, real: Tensor) -> Tensor:
+        """Return z of each row.
+
+        Args:
+            user: (B, width).
+            item: (B, width).
+            keys: (sum of lengths,) ids of the items.
+            lengths: (B,), 0 where a row has no item.
+            real: (B,) bool, false for padding.
+        """
+        keys, valid = jagged.rows(keys.unsqueeze(1), lengths).squeeze(1), real & (lengths > 0)  # (B,)
+        with torch.autocast(user.device.type, enabled=False):
+            items, first = all_gather(item)  # (N, width), N = R B
+            marks, _ = all_gather(torch.stack([keys, valid.long()], 1))
+            every_key, candidate = marks[:, 0], marks[:, 1] > 0
+            scores = user @ items.t() / self.temperature  # (B, N)
+            if self.rarity is not None:
+                scores = scores - self.rarity(every_key, candidate).to(scores.dtype)
+            others = scores.masked_fill(~candidate | (every_key == keys.unsqueeze(1)), _NEVER)
+            own = torch.arange(len(user), device=user.device)
+            return scores[own, own + first] - others.logsumexp(1)
