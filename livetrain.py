@@ -197,7 +197,8 @@ def export(
     signature = exporter.export(run, checkpoint.value, folder, quantize and quantize.value)
     with tracking.later(run, _complain) as tracker:
         tracker.export(folder or run / "export", signature)
-    say(f"{folder or run / 'export'}: model.pt, signature.json, golden.json")
+    towers = "user.pt, item.pt, " if "towers" in signature else ""
+    say(f"{folder or run / 'export'}: model.pt, {towers}signature.json, golden.json")
     for line in exporter.lines(signature):
         say(line)
     if bench:

@@ -6,12 +6,14 @@ once, are looked up once and, in DIN, are attended to without being repeated.
 What it needs is plain PyTorch: neither torchrec nor fbgemm has to be loaded, in Python or in C++.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from configs.schema import DenseFeature, IdFeature, Quantization, Recipe, SequenceFeature
 from modules import hashing
-from modules.model import Model
+from modules.model import Model, Normalise
 from modules.quantized import store
 from modules.tasks import kinds
 
@@ -79,7 +81,58 @@ class Lookup(nn.Module):
         return value[newest], torch.clamp(length, max=self.limit)
 
 
-class Scorer(nn.Module):
+class Features(nn.Module):
+    """A recipe's features, or some of them, from a caller's tensors to what a network takes.
+
+    Args:
+        model: a plain model.
+        recipe: its recipe.
+        quantize: how tables are stored.
+        names: the features; all by default.
+    """
+
+    columns: list[str]
+
+    def __init__(self, model: Model, recipe: Recipe, quantize: Quantization, names: list[str] | None = None) -> None:
+        super().__init__()
+        chosen = {n: f for n, f in recipe.features.items() if names is None or n in names}
+        keyed = {n: f for n, f in chosen.items() if isinstance(f, IdFeature | SequenceFeature)}
+        weights = {name: table.weight for part in model.tables.values() for name, table in part.embeddings.items()}
+        tables = {name: store(weights[name], quantize) for name in {feature.table for feature in keyed.values()}}
+        self.lookups = nn.ModuleList(
+            Lookup(
+                name,
+                feature.max_length if isinstance(feature, SequenceFeature) else 0,
+                tables[feature.table],
+                recipe.tables[feature.table].hash == "modulo",
+            )
+            for name, feature in keyed.items()
+        )
+        self.columns = [name for name, feature in chosen.items() if isinstance(feature, DenseFeature)]
+
+    def _gather(
+        self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor], shared: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Return embeddings and lengths by feature and the dense table (B, D)."""
+        values: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        rows, first = -1, ""
+        for lookup in self.lookups:
+            found, count = lookup(ids, lengths)
+            values[lookup.name], counts[lookup.name] = found, count
+            rows, first = _same(rows, first, count.size(0), lookup.name, shared)
+        columns: list[Tensor] = []
+        for name in self.columns:
+            if name not in dense:
+                raise ValueError("dense: the feature '" + name + "' is missing")
+            columns.append(dense[name].to(torch.float32))
+            rows, first = _same(rows, first, dense[name].size(0), name, shared)
+        if len(columns) > 0:
+            return values, counts, torch.stack([column.expand(rows) for column in columns], dim=1)  # (B, D)
+        return values, counts, torch.zeros(rows, 0, device=counts[first].device)
+
+
+class Scorer(Features):
     """What is exported: ids, lengths and dense by feature -> by task a probability, or the number that it predicts.
 
     The dense part is the model's own, and so are the tables unless they are quantised. Only the way to the tables is a
@@ -92,23 +145,11 @@ class Scorer(nn.Module):
         quantize: how tables are stored.
     """
 
-    columns: list[str]
+    columns: list[str]  # again, for TorchScript does not look at a base class's annotations
     shares: bool
 
     def __init__(self, model: Model, recipe: Recipe, quantize: Quantization = "none") -> None:
-        super().__init__()
-        tables = {n: store(e.weight, quantize) for c in model.tables.values() for n, e in c.embeddings.items()}
-        self.lookups = nn.ModuleList(
-            Lookup(
-                name,
-                feature.max_length if isinstance(feature, SequenceFeature) else 0,
-                tables[feature.table],
-                recipe.tables[feature.table].hash == "modulo",
-            )
-            for name, feature in recipe.features.items()
-            if isinstance(feature, IdFeature | SequenceFeature)
-        )
-        self.columns = [name for name, feature in recipe.features.items() if isinstance(feature, DenseFeature)]
+        super().__init__(model, recipe, quantize)
         self.dense = model.dense
         self.kinds = nn.ModuleDict(kinds(recipe.tasks))
         self.shares = getattr(model.dense.network, "shares", False)
@@ -156,34 +197,53 @@ class Scorer(nn.Module):
                     counts[lookup.name] = counts[lookup.name].expand(size)
         return self._score(values, counts, table)
 
-    def _gather(
-        self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor], shared: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """Return embeddings and lengths by feature and the dense table (B, D)."""
-        values: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}
-        rows, first = -1, ""
-        for lookup in self.lookups:
-            found, count = lookup(ids, lengths)
-            values[lookup.name], counts[lookup.name] = found, count
-            rows, first = _same(rows, first, count.size(0), lookup.name, shared)
-        columns: list[Tensor] = []
-        for name in self.columns:
-            if name not in dense:
-                raise ValueError("dense: the feature '" + name + "' is missing")
-            columns.append(dense[name].to(torch.float32))
-            rows, first = _same(rows, first, dense[name].size(0), name, shared)
-        table = torch.zeros(rows, 0, device=self.dense.normalise.mean.device)
-        if len(columns) > 0:
-            table = torch.stack([column.expand(rows) for column in columns], dim=1)  # (B, D)
-        return values, counts, table
-
     def _score(self, values: dict[str, Tensor], counts: dict[str, Tensor], table: Tensor) -> dict[str, Tensor]:
         logits = self.dense(values, counts, table, None)
         out: dict[str, Tensor] = {}
         for task, kind in self.kinds.items():
             out[task] = kind(logits[task])
         return out
+
+
+class Encoder(Features):
+    """One tower of a model that finds items: features of its side in, vectors out.
+
+    Args:
+        model: a plain model whose network has `towers`.
+        recipe: its recipe.
+        side: "user" or "item".
+        quantize: how tables are stored.
+    """
+
+    columns: list[str]
+
+    def __init__(
+        self, model: Model, recipe: Recipe, side: Literal["user", "item"], quantize: Quantization = "none"
+    ) -> None:
+        towers = model.dense.network.towers
+        super().__init__(model, recipe, quantize, towers.names[side])
+        self.tower = getattr(towers, side)
+        whole = model.dense.normalise
+        self.normalise = Normalise(len(self.columns))
+        self.normalise.mean = whole.mean[self.tower.columns]
+        self.normalise.std = whole.std[self.tower.columns]
+
+    def forward(self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]) -> Tensor:
+        """Return the vectors of B rows.
+
+        Args:
+            ids: feature -> (N,), see `Lookup`; features of the other side may be there and are not read.
+            lengths: feature -> (B,), likewise.
+            dense: feature -> (B,) numbers, not normalised; likewise.
+
+        Returns:
+            (B, width) float32, of length 1.
+
+        Raises:
+            ValueError: a feature is missing or does not fit the others.
+        """
+        values, counts, table = self._gather(ids, lengths, dense, False)
+        return self.tower.encode(values, counts, self.normalise(table), None)
 
 
 def _same(rows: int, first: str, found: int, name: str, shared: bool) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """A checkpoint becomes a TorchScript file that scores.
 
     <run>/export/  model.pt, signature.json, golden.json, manifest.json (last)
+                   user.pt, item.pt: the towers of a model that finds items
 
 The file is the model that was evaluated: hashing, normalisation and the cut of long sequences are inside, and plain
 PyTorch runs it. It computes in float32, also after training under bfloat16 autocast; tables are stored as they were
@@ -12,7 +13,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,7 @@ from configs.load import load_recipe
 from configs.schema import DenseFeature, Feature, IdFeature, Quantization, Recipe, SequenceFeature
 from modules.batch import Batch
 from modules.model import Model
-from modules.serving import Scorer
+from modules.serving import Encoder, Scorer
 from modules.tasks import kinds
 from trainers import checkpoint, manifest, metrics, numbers, runlog
 from trainers.data.reader import Reader
@@ -33,7 +34,6 @@ from trainers.data.source import Source
 
 _FORMAT = 1
 Inputs = tuple[dict[str, torch.Tensor], ...]  # ids, lengths and dense by feature, as the file takes them
-_FILES = ("model.pt", "signature.json", "golden.json")
 _TIME = "timestamp"  # a column of this name, if the training split has it, says when its rows happened
 
 
@@ -109,19 +109,30 @@ def export(
         _make(draft)
         script(model, recipe, quantize).save(str(draft / "model.pt"))
         scored = torch.jit.load(str(draft / "model.pt"))
+        towers = _encode(draft, model, recipe, quantize)
         found = {
             "quantize": quantize,
             "sizes": sizes(draft / "model.pt", scored, recipe),
-            "parity": prove(model, scored, recipe, quantize),
+            "parity": prove(model, scored, recipe, quantize, towers),
         }
         content = manifest.finite(_signature(run, recipe, path, model) | found)
         manifest.write_json(draft / "signature.json", content)
         manifest.write_json(draft / "golden.json", _golden(scored, recipe))
-        manifest.commit(draft, {name: manifest.digest(draft / name) for name in _FILES}, format=_FORMAT)
+        manifest.commit(draft, {p.name: manifest.digest(p) for p in sorted(draft.iterdir())}, format=_FORMAT)
         _replace(out, draft)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return content
+
+
+def _encode(draft: Path, model: Model, recipe: Recipe, quantize: Quantization) -> list[torch.jit.ScriptModule]:
+    """Write both towers of a model that finds items, and return them as loaded again; none of another model."""
+    found = []
+    for side in getattr(getattr(model.dense.network, "towers", None), "names", ()):
+        path = str(draft / f"{side}.pt")
+        torch.jit.script(Encoder(model, recipe, side, quantize).eval()).save(path)
+        found.append(torch.jit.load(path))
+    return found
 
 
 def _check_place(out: Path) -> None:
@@ -222,13 +233,19 @@ def lines(signature: dict[str, Any]) -> list[str]:
     return [*found, *(f"{k}: {shown[k]}, with float32 tables {wide[k]}" for k in shown)]
 
 
-def prove(model: Model, scored: torch.jit.ScriptModule, recipe: Recipe, quantize: Quantization) -> dict[str, Any]:
-    """Return how closely the file scores held-out rows like the model.
+def prove(
+    model: Model,
+    scored: torch.jit.ScriptModule,
+    recipe: Recipe,
+    quantize: Quantization,
+    towers: Sequence[torch.jit.ScriptModule] = (),
+) -> dict[str, Any]:
+    """Return how closely the file, and the product of the towers' vectors, score held-out rows like the model.
 
     Raises:
         BadInput: less closely than the recipe's tolerance.
     """
-    parts, ranked, predict = [], 0.0, kinds(recipe.tasks)
+    parts, ranked, product, predict = [], 0.0, 0.0, kinds(recipe.tasks)
     with torch.no_grad():
         for batch, real in _held_out(recipe, recipe.export.parity_rows):
             scores = scored(*inputs_of(batch, recipe))
@@ -237,12 +254,16 @@ def prove(model: Model, scored: torch.jit.ScriptModule, recipe: Recipe, quantize
             wanted = torch.stack([kind(logits[task]) for task, kind in predict.items()])[:, real]
             parts.append((found, wanted, batch.labels.T[:, real]))
             ranked = max(ranked, _rank_difference(scored, batch, recipe))
+            if towers:
+                user, item = (tower(*inputs_of(batch, recipe)) for tower in towers)
+                product = max(product, _apart((user * item).sum(1), next(iter(scores.values()))))
     found, wanted, labels = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     rows = found.shape[1]
     key = "tolerance" if quantize == "none" else f"tolerance_{quantize}"
     worst = _apart(found, wanted) if rows else math.nan
     _check_close(f"on {rows} held-out rows the file's predictions differ from the model's", worst, key, recipe)
     _check_close("the file's rank differs from its forward", ranked, "tolerance", recipe)
+    _check_close("the towers' product differs from the file's score", product, "tolerance", recipe)
     aucs = {}
     for t, (task, kind) in enumerate(predict.items()):
         known = ~labels[t].isnan()
@@ -320,6 +341,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
     step = manifest.read(path)["step"]
     normalise = model.dense.normalise
     statistics = iter(zip(normalise.mean.tolist(), normalise.std.tolist(), strict=True))
+    towers = getattr(model.dense.network, "towers", None)
     return {
         "format": _FORMAT,
         "call": "model(ids: Dict[str, Tensor], lengths: Dict[str, Tensor], dense: Dict[str, Tensor])"
@@ -336,6 +358,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
             name: {"label": recipe.tasks[name].label, "output": kind.output}
             for name, kind in kinds(recipe.tasks).items()
         },
+        **({} if towers is None else {"towers": _towers(towers.names)}),
         "model": recipe.model.model_dump(),
         "run": recipe.name,
         "checkpoint": {"step": step, "path": path.name},
@@ -343,6 +366,14 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
         "metrics": _metrics(run, step),
         "versions": versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _towers(names: dict[str, list[str]]) -> dict[str, Any]:
+    return {
+        "call": "user.pt and item.pt (ids, lengths, dense) -> Tensor (B, width): the vectors of B rows, from the"
+        " features of their side alone; the product of the two is the score",
+        **names,
     }
 
 

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from trainers import metrics
+
 POLL_S = 0.25
 PLAIN_LINE_S = 10.0
 
@@ -113,7 +115,7 @@ class State:
         self.epoch = 0.0
         self.rows_per_s: float | None = None
         self.loss: float | None = None
-        self.auc: tuple[str, float] | None = None  # of the first task; xAUC where it predicts a number
+        self.leading: tuple[str, float] | None = None  # metric of the first task, see metrics.leading
         self._first: tuple[float, int] | None = None  # (time, step) of the first line, to judge the pace by
         self._last = (0.0, 0)
 
@@ -127,10 +129,11 @@ class State:
             if self._first is None or self.step < self._first[1]:  # restarted from a checkpoint
                 self._first = self._last
         elif line.get("kind") == "eval":
-            name = next((key for key in line if key.endswith((".auc", ".xauc"))), None)
-            if name is not None and line[name] is not None:
-                title = "AUC" if name.endswith(".auc") else "xAUC"
-                self.auc = (f"{line.get('split', '')} {title}".strip(), float(line[name]))
+            task = next((key.rpartition(".")[0] for key in line if key.endswith((".auc", ".xauc"))), None)
+            found = metrics.leading({key.rpartition(".")[2] for key in line if key.rpartition(".")[0] == task})
+            if task is not None and found is not None and line[f"{task}.{found[0]}"] is not None:
+                title = f"{line.get('split', '')} {found[1]}".strip()
+                self.leading = (title, float(line[f"{task}.{found[0]}"]))
 
     @property
     def seconds_left(self) -> float | None:
@@ -146,8 +149,8 @@ class State:
             parts.append(f"{self.rows_per_s:,.0f} rows/s")
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4f}")
-        if self.auc is not None:
-            parts.append(f"{self.auc[0]} {self.auc[1]:.4f}")
+        if self.leading is not None:
+            parts.append(f"{self.leading[0]} {self.leading[1]:.4f}")
         if self.seconds_left is not None and self.step < self.steps:
             parts.append(f"{_clock(self.seconds_left)} left")
         return "  ".join(parts)

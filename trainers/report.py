@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from configs.errors import BadInput
-from trainers import runlog
+from trainers import metrics, runlog
 from trainers.gradient_panels import gradient_panels
 from trainers.panels import COLORS, GREY, INK, finite_number, legend, missing, note, panel, step_axis, task_style
+from trainers.retrieval import AT
 
 PARTS = {  # of a step, in their order; tables are blue and the network is green, lighter on the way back
     "data_wait": "#D55E00",
@@ -43,6 +44,9 @@ METRICS = {
     "xauc_error": "xAUC error at most",
     "mae": "MAE",
     "rmse": "RMSE",
+    **{f"{metric}_{k}": f"{title}@{k}" for metric, title in (("recall", "recall"), ("ndcg", "NDCG")) for k in AT},
+    "items": "items",
+    "queries": "rows ranked",
 }
 
 
@@ -90,7 +94,7 @@ def draw(run: Path) -> Figure:
     panels = [[figure.add_subplot(grid[row, column]) for column in (0, 1)] for row in (0, 1)]
     _headline(figure, run.resolve().name, lines, result)
     _draw_loss(panels[0][0], lines)
-    _draw_auc(panels[0][1], lines, result)
+    _draw_leading(panels[0][1], lines, result)
     _draw_calibration(panels[1][0], result)
     _draw_lengths(panels[1][1], result)
     if gates:
@@ -203,7 +207,7 @@ def _headline(figure: Figure, name: str, lines: list[dict[str, Any]], result: di
     parts = []
     tasks = _tasks(result)
     for task in tasks[:3]:
-        shown = [(METRICS[m], figures.get(("test", task, m))) for m in ("auc", "gauc", "xauc")]
+        shown = [(METRICS[m], figures.get(("test", task, m))) for m in ("recall_100", "auc", "gauc", "xauc")]
         text = "  ".join(f"{label} {value:.4f}" for label, value in shown if value is not None)
         parts += [f"test {task} {text}" if len(tasks) > 1 else f"test {text}"] if text else []
     speed = finite_number(result.get("rows_per_s"))
@@ -253,21 +257,25 @@ def _draw_curve(axes: Axes, task: str, points: list[tuple[int, float]], color: s
     axes.plot(steps, smooth, color=color, linewidth=2.2, label=f"{task} mean of {window} logged".strip())
 
 
-def _draw_auc(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:
-    numeric = any(metric == "xauc" for (_, _, metric), _ in _figures(result))
-    panel(axes, "AUC (of a number xAUC)" if numeric else "AUC", "step")
-    evaluations = [line for line in lines if line["kind"] == "eval"]
-    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for line in evaluations:
-        for key in line:
-            task, _, metric = key.rpartition(".")
-            value = finite_number(line[key])
-            if metric in ("auc", "xauc") and value is not None:
-                found.setdefault(task, {}).setdefault(line.get("split", "valid"), []).append((line["step"], value))
+def _draw_leading(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:
+    """Draw each task's leading metric, of the evaluations and, where they were not logged, of the result."""
+    points = [
+        ((line.get("split", "valid"), *key.rpartition(".")[::2]), line["step"], finite_number(line[key]))
+        for line in lines
+        if line["kind"] == "eval"
+        for key in line
+    ]
+    points = [point for point in points if point[-1] is not None]
+    logged = {key[:2] for key, _, _ in points}
     last = max((line["step"] for line in lines), default=0)
-    for (split, task, metric), value in _figures(result):
-        if metric in ("auc", "xauc") and value is not None:
-            found.setdefault(task, {}).setdefault(split, [(last, value)])
+    points += [(key, last, value) for key, value in _figures(result) if key[:2] not in logged and value is not None]
+    known = {task: {key[2] for key, _, _ in points if key[1] == task} for (_, task, _), _, _ in points}
+    shown = {task: pair for task, names in known.items() if (pair := metrics.leading(names))}
+    panel(axes, " / ".join(dict.fromkeys(title for _, title in shown.values())) or "AUC", "step")
+    found: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for (split, task, metric), step, value in points:
+        if task in shown and metric == shown[task][0]:
+            found.setdefault(task, {}).setdefault(split, []).append((step, value))
     if not found:
         return missing(axes, "no split evaluated")
     for number, (task, splits) in enumerate(found.items()):

@@ -69,7 +69,13 @@ class Tower(nn.Module):
         Returns:
             (B, width), of length 1, float32 or wider.
         """
-        x = self.gather(values, lengths, dense.index_select(1, self.columns))
+        return self.encode(values, lengths, dense.index_select(1, self.columns), weights)
+
+    def encode(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None
+    ) -> Tensor:
+        """Do what `forward` does from this side's columns of `dense` alone."""
+        x = self.gather(values, lengths, dense)
         return F.normalize(widen(self.layers(x, weights)), dim=1)
 
 
@@ -79,6 +85,9 @@ class Towers(nn.Module):
     Args:
         config: see `DSSMConfig`.
         inputs: the recipe's features.
+
+    Attributes:
+        names: the features of each side, "user" and "item".
 
     Raises:
         BadInput: the config names an unknown feature, or leaves the user none.
@@ -92,12 +101,13 @@ class Towers(nn.Module):
         for name in config.item:
             if name not in known:
                 raise BadInput(f"model.item: there is no feature '{name}'{nearest(name, known)}")
-        self.items = [name for name in known if name in [config.key, *config.item]]
-        self.users = [name for name in known if name not in self.items]
-        if not self.users:
+        items = [name for name in known if name in [config.key, *config.item]]
+        users = [name for name in known if name not in items]
+        if not users:
             raise BadInput("model.item: names every feature, and the user's tower needs one; leave the user's out")
-        self.user = _tower(config, inputs, self.users)
-        self.item = _tower(config, inputs, self.items)
+        self.names = {"user": users, "item": items}
+        self.user = _tower(config, inputs, users)
+        self.item = _tower(config, inputs, items)
 
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None
@@ -139,6 +149,7 @@ class DSSM(nn.Module):
     """
 
     shares = True
+    __jit_ignored_attributes__ = ["rarity"]  # which only training needs, and which is large
 
     def __init__(self, config: DSSMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         super().__init__()

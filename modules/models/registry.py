@@ -24,8 +24,8 @@ def register(kind: str, config: type) -> Callable[[type[nn.Module]], type[nn.Mod
     `dense` share; for the others modules.serving repeats them.
     A network with an attribute `key`, the name of an id feature, is given that feature's raw ids in training, as a
     further argument (sum of lengths,).
-    A network with a module `towers`, called as (values, lengths, dense, weights) -> (user (B, d), item (B, d)), finds
-    items by the product of the two: it learns tasks of kind retrieval, and no other network does.
+    A network with a module `towers`, as modules.models.dssm.Towers, finds items by the product of the two vectors that
+    it answers: it learns tasks of kind retrieval, and no other network does.
     """
 
     def enter(network: type[nn.Module]) -> type[nn.Module]:

@@ -185,7 +185,7 @@ def test_several_tasks_have_a_loss_each_and_numbers_their_own_metrics(tmp_path):
     result = outcome() | {"test.watch.xauc": 0.61, "test.watch.mae": 12.5, "test.watch.rmse": 30.25}
     result["curves"]["watch"] = {"calibration": [], "auc_by_length": []}
     figure = draw(write(tmp_path / "run", lines, result))
-    loss, auc = panel(figure, "Training loss"), panel(figure, "AUC")
+    loss, auc = panel(figure, "Training loss"), panel(figure, "AUC / xAUC")
     assert loss.get_yscale() == "log"
     assert [text.get_text() for text in loss.get_legend().get_texts()] == [
         "click mean of 7 logged",
