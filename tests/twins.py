@@ -78,7 +78,7 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
         rows = torch.arange(size) + number * size
         labels = (torch.rand(size, len(tasks), generator=generator) < 0.4).float()
         for t, task in enumerate(tasks):
-            if task.kind != "binary":
+            if task.kind in ("watch_time", "regression"):
                 labels[:, t] *= torch.rand(size, generator=generator) * 9
             if task.unknown:
                 labels[torch.rand(size, generator=generator) < 0.3, t] = float("nan")
@@ -142,6 +142,8 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
         loss = torch.zeros(())
         for number, (task, declared) in enumerate(made_for.tasks.items()):
             known = (batch.weights > 0) & ~batch.labels[:, number].isnan()
+            if declared.kind == "retrieval":
+                known &= batch.labels[:, number] == 1
             each = _loss(declared.kind, logits[task][known], batch.labels[known, number])
             share = torch.ones(len(each)) if batch.sample_weights is None else batch.sample_weights[known, number]
             loss = loss + declared.weight * (each * share).sum() / share.sum()
@@ -161,6 +163,8 @@ def _loss(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     if kind == "regression":
         return (logits - torch.log(1 + labels)) ** 2
     p = torch.sigmoid(logits)
+    if kind == "retrieval":  # of positives
+        return -torch.log(p)
     if kind == "binary":
         return -(labels * torch.log(p) + (1 - labels) * torch.log(1 - p))
     positive, negative = torch.where(labels > 0, labels, 0), torch.ones_like(labels)

@@ -23,7 +23,7 @@ from modules.layers.precision import widen
 from modules.layers.rarity import Rarity
 from modules.models.registry import register
 
-_NEVER = -1e30  # a score that no sum of exponentials notices
+_NEVER = -1e30  # a score that no sum of exponentials notices; its opposite is a logit with no loss
 
 
 class DSSMConfig(ModelConfig):
@@ -136,8 +136,8 @@ class DSSM(nn.Module):
 
     and z_i is the logit that this network answers. q_j is how often the item is in batches (see `Rarity`): without it
     popular items, drawn as negatives so often, would be held down. j runs over rows of any label, for what was shown
-    and not wanted is a good negative; another row with the same item is left out. Only rows whose label is 1 teach
-    (see modules.tasks.Retrieval).
+    and not wanted is a good negative; another row with the same item is left out. Only rows that have an item and whose
+    label is 1 teach (see modules.tasks.Retrieval).
 
     Args:
         config: see `DSSMConfig`.
@@ -207,4 +207,4 @@ class DSSM(nn.Module):
                 scores = scores - self.rarity(every_key, candidate).to(scores.dtype)
             others = scores.masked_fill(~candidate | (every_key == keys.unsqueeze(1)), _NEVER)
             own = torch.arange(len(user), device=user.device)
-            return scores[own, own + first] - others.logsumexp(1)
+            return torch.where(valid, scores[own, own + first] - others.logsumexp(1), -_NEVER)
