@@ -1,0 +1,89 @@
+"""NCF: neural collaborative filtering (He et al., WWW 2017, arXiv 1708.05031): GMF, MLP and NeuMF."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from configs.errors import BadInput, nearest
+from configs.schema import ModelConfig, Task
+from modules.inputs import Inputs
+from modules.layers import jagged
+from modules.layers.bottom import Units
+from modules.layers.mlp import MLP
+from modules.models.registry import register
+from modules.tasks import Heads
+
+
+class NCFConfig(ModelConfig):
+    """A user and an item, by their product, by a perceptron, or by both."""
+
+    kind: Literal["ncf"] = "ncf"
+    user: str = Field("user", description="id feature")
+    item: str = Field(description="id feature")
+    product: int = Field(8, ge=0, description="columns of either id's table row whose products count; 0: MLP alone")
+    units: Units = Field([64, 32, 16, 8], description="hidden layers on the other columns; without these, GMF alone")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+@register("ncf", NCFConfig)
+class NCF(nn.Module):
+    """logits = W [p_u * q_i, MLP([p'_u, q'_i])] + b, one row of W a task: equation 12, NeuMF.
+
+    p and q are the first `product` columns of the two table rows, p' and q' the others. A table has as many columns as
+    both parts of the paper's two tables have together, and is looked up once. All parts are trained at once, without
+    the paper's pre-training of either.
+
+    Args:
+        config: see `NCFConfig`.
+        inputs: the recipe's features: the two ids and nothing else.
+        tasks: one logit each.
+
+    Raises:
+        BadInput: the recipe lacks a feature or has others, or a table has fewer columns than are multiplied.
+    """
+
+    shares = True
+
+    def __init__(self, config: NCFConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        super().__init__()
+        self.user, self.item, self.product = config.user, config.item, config.product
+        pair = {"user": config.user, "item": config.item}
+        for key, name in pair.items():
+            if name not in inputs.ids:
+                raise BadInput(f"model.{key}: there is no id feature '{name}'{nearest(name, inputs.ids)}")
+            if inputs.ids[name] < config.product:
+                raise BadInput(
+                    f"model.product: {config.product} columns are more than the table of features.{name} has, dim "
+                    f"{inputs.ids[name]}; raise its dim, or lower model.product"
+                )
+        for name in [*inputs.ids, *inputs.sequences, *inputs.dense]:
+            if name not in pair.values():
+                raise BadInput(f"features.{name}: ncf reads model.user and model.item only; remove it")
+        rest = sum(inputs.ids[name] - config.product for name in pair.values())
+        self.mlp = MLP(rest, config.units, "relu", config.dropout) if rest else None
+        width = config.product + ((config.units or [rest])[-1] if rest else 0)
+        self.last = nn.Linear(width, len(tasks))
+        self.heads = Heads(tasks)
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings.
+            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
+            dense: (B, 0).
+            weights: unused; rows do not touch each other here.
+
+        Returns:
+            task -> (B,) logits.
+        """
+        user = jagged.rows(values[self.user], lengths[self.user]).expand(dense.size(0), -1)
+        item = jagged.rows(values[self.item], lengths[self.item]).expand(dense.size(0), -1)
+        parts = [user[:, : self.product] * item[:, : self.product]]
+        if self.mlp is not None:
+            parts.append(self.mlp(torch.cat([user[:, self.product :], item[:, self.product :]], 1)))
+        return self.heads(self.last(torch.cat(parts, 1)).unbind(1))
