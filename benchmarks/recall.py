@@ -6,7 +6,8 @@
 
 Every clicked row of 05-06..05-08 asks for its video among all videos of these days. The baselines learn from the clicks
 of 04-25..05-05 and from the histories that the rows of these days carry; a recipe learns from the days that it names
-for train and picks its checkpoint by those for valid. The baselines' settings are those with the best recall@100 on
+for train and picks its checkpoint by those for valid. It sees what a user watched up to the asked row, and so does
+item-CF "of the row's own history". The baselines' settings are those with the best recall@100 on
 05-05 after learning from the days before it. Item-CF and matrix factorisation are those of the library implicit.
 """
 
@@ -33,7 +34,7 @@ from trainers.retrieval import AT
 
 HEAD = f"| method | seeds | {' | '.join(f'recall@{k}' for k in AT)} | {' | '.join(f'NDCG@{k}' for k in AT)} |"
 FACTORS, ALPHAS, NEIGHBOURS = (16, 64), (1.0, 5.0, 20.0), (50, 200, 1000)
-Scores = Callable[[np.ndarray, np.ndarray], np.ndarray]  # users (n,), items (N,) -> (n, N), the more the better
+Scores = Callable[[pa.Table, np.ndarray], np.ndarray]  # n asked rows, items (N,) -> (n, N), the more the better
 Method = Callable[[pa.Table], Scores]  # learns from rows
 
 
@@ -66,7 +67,11 @@ def baselines() -> list[dict[str, Method]]:
     return [
         {"most clicked": popular},
         {"most clicked on the last day": lambda rows: popular(of_last_day(rows))},
-        {f"item-CF, {k} neighbours": partial(item_cf, neighbours=k) for k in NEIGHBOURS},
+        {f"item-CF, {k} neighbours": partial(item_cf, neighbours=k, fresh=False) for k in NEIGHBOURS},
+        {
+            f"item-CF of the row's own history, {k} neighbours": partial(item_cf, neighbours=k, fresh=True)
+            for k in NEIGHBOURS
+        },
         {
             f"matrix factorisation, {factors} factors, alpha {alpha:g}": partial(
                 factorised, factors=factors, alpha=alpha
@@ -87,9 +92,9 @@ def popular(rows: pa.Table) -> Scores:
     clicked = rows.filter(pc.equal(rows["click"], 1))["video"].to_numpy()
     known, counts = np.unique(clicked, return_counts=True)
 
-    def scores(users: np.ndarray, items: np.ndarray) -> np.ndarray:
+    def scores(asked: pa.Table, items: np.ndarray) -> np.ndarray:
         place = np.searchsorted(known, items).clip(0, len(known) - 1)
-        return np.broadcast_to(np.where(known[place] == items, counts[place], 0), (len(users), len(items)))
+        return np.broadcast_to(np.where(known[place] == items, counts[place], 0), (len(asked), len(items)))
 
     return scores
 
@@ -99,53 +104,84 @@ class Clicks:
 
     def __init__(self, rows: pa.Table) -> None:
         clicked = rows.filter(pc.equal(rows["click"], 1))
-        lists = pc.list_value_length(rows["video_id"]).fill_null(0).to_numpy()
-        users = np.concatenate([clicked["user"].to_numpy(), np.repeat(rows["user"].to_numpy(), lists)])
-        items = np.concatenate([clicked["video"].to_numpy(), pc.list_flatten(rows["video_id"]).to_numpy()])
+        owner, seen = histories(rows)
+        users = np.concatenate([clicked["user"].to_numpy(), rows["user"].to_numpy()[owner]])
+        items = np.concatenate([clicked["video"].to_numpy(), seen])
         self.users, self.items = np.unique(users), np.unique(items)
-        pair = np.searchsorted(self.users, users), np.searchsorted(self.items, items)
-        self.matrix = sparse.csr_matrix((np.ones(len(users), np.float32), pair), (len(self.users), len(self.items)))
-        self.matrix.data[:] = 1.0
+        place = np.searchsorted(self.users, users), np.searchsorted(self.items, items)
+        self.matrix = ones(place, (len(self.users), len(self.items)))
 
-    def among(self, users: np.ndarray, items: np.ndarray, score: Callable[[np.ndarray, np.ndarray], np.ndarray]):
-        """Return (n, N) of what `score` says of the known rows and columns; the rest has the lowest of them."""
-        row, column = np.searchsorted(self.users, users), np.searchsorted(self.items, items)
-        row, column = row.clip(0, len(self.users) - 1), column.clip(0, len(self.items) - 1)
-        out = score(row, column)
-        out[:, self.items[column] != items] = out.min()
-        out[self.users[row] != users] = out.min()
+    def history(self, asked: pa.Table) -> sparse.csr_matrix:
+        """Return the same for asked rows, of the known items in the history that each carries: (n, N)."""
+        owner, seen = histories(asked)
+        place = np.searchsorted(self.items, seen).clip(0, len(self.items) - 1)
+        known = self.items[place] == seen
+        return ones((owner[known], place[known]), (len(asked), len(self.items)))
+
+    def of_users(self, asked: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places of the asked rows' users, and which of them are known: (n,) both."""
+        place = np.searchsorted(self.users, asked["user"].to_numpy()).clip(0, len(self.users) - 1)
+        return place, self.users[place] == asked["user"].to_numpy()
+
+    def among(self, items: np.ndarray, score: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return (n, N) scores of items, from `score` of the places of the known ones; the others come last."""
+        place = np.searchsorted(self.items, items).clip(0, len(self.items) - 1)
+        out = score(place)
+        out[:, self.items[place] != items] = out.min()
         return out
 
 
-def item_cf(rows: pa.Table, neighbours: int) -> Scores:
+def histories(rows: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row and the video of every event of the rows' histories."""
+    lengths = pc.list_value_length(rows["video_id"]).fill_null(0).to_numpy()
+    return np.repeat(np.arange(len(rows)), lengths), pc.list_flatten(rows["video_id"]).to_numpy()
+
+
+def ones(place: tuple[np.ndarray, np.ndarray], shape: tuple[int, int]) -> sparse.csr_matrix:
+    """Return a matrix of 1 at the places, however often they come."""
+    matrix = sparse.csr_matrix((np.ones(len(place[0]), np.float32), place), shape)
+    matrix.data[:] = 1.0
+    return matrix
+
+
+def item_cf(rows: pa.Table, neighbours: int, fresh: bool) -> Scores:
+    """Return scores by the similarity to what a user has seen: while learning, or up to the asked row if `fresh`."""
     clicks = Clicks(rows)
     model = CosineRecommender(K=neighbours + 1)  # the item itself takes a place
     model.fit(clicks.matrix, show_progress=False)
     similar = model.similarity.tolil()
     similar.setdiag(0)
     similar = similar.tocsr()
-    return lambda users, items: clicks.among(
-        users, items, lambda row, column: (clicks.matrix[row] @ similar[:, column]).toarray()
-    )
+
+    def scores(asked: pa.Table, items: np.ndarray) -> np.ndarray:
+        place, known = clicks.of_users(asked)
+        seen = clicks.history(asked) if fresh else sparse.diags(known.astype(np.float32)) @ clicks.matrix[place]
+        return clicks.among(items, lambda column: (seen @ similar[:, column]).toarray())
+
+    return scores
 
 
 def factorised(rows: pa.Table, factors: int, alpha: float) -> Scores:
     clicks = Clicks(rows)
     model = AlternatingLeastSquares(factors, alpha=alpha, random_state=1, num_threads=1)
     model.fit(clicks.matrix, show_progress=False)
-    return lambda users, items: clicks.among(
-        users, items, lambda row, column: model.user_factors[row] @ model.item_factors[column].T
-    )
+
+    def scores(asked: pa.Table, items: np.ndarray) -> np.ndarray:
+        place, known = clicks.of_users(asked)
+        users = model.user_factors[place] * known[:, None]
+        return clicks.among(items, lambda column: users @ model.item_factors[column].T)
+
+    return scores
 
 
 def measured(scores: Scores, asked: pa.Table) -> dict[str, float]:
     """Return recall and NDCG of the clicked rows of some days among the videos of these days; ties count against."""
     items = np.unique(asked["video"].to_numpy())
     clicked = asked.filter(pc.equal(asked["click"], 1))
-    users, wanted = clicked["user"].to_numpy(), np.searchsorted(items, clicked["video"].to_numpy())
+    wanted = np.searchsorted(items, clicked["video"].to_numpy())
     places = []
-    for start in range(0, len(users), 1024):
-        part = scores(users[start : start + 1024], items)
+    for start in range(0, len(clicked), 1024):
+        part = scores(clicked.slice(start, 1024), items)
         own = np.take_along_axis(part, wanted[start : start + 1024, None], 1)
         places.append((part >= own).sum(1))
     place = np.concatenate(places)
