@@ -71,6 +71,8 @@ def write_report(run: Path) -> Path:
 def draw(run: Path) -> Figure:
     """Draw a run's training loss, AUC, calibration, AUC by history length, and where its time went.
 
+    Of a task of retrieval, recall stands in the place of AUC and calibration.
+
     Below, as far as they were logged: the use of experts, and the cosines of the tasks' gradients and their weights.
 
     It takes metrics.jsonl and result.json, whichever are there, so that a run that still trains can be drawn too. A
@@ -95,7 +97,11 @@ def draw(run: Path) -> Figure:
     _headline(figure, run.resolve().name, lines, result)
     _draw_loss(panels[0][0], lines)
     _draw_leading(panels[0][1], lines, result)
-    _draw_calibration(panels[1][0], result)
+    recalls = {key: value for key, value in _figures(result) if key[2].startswith("recall_") and value is not None}
+    if recalls:
+        _draw_recalls(panels[1][0], recalls)
+    else:
+        _draw_calibration(panels[1][0], result)
     _draw_lengths(panels[1][1], result)
     if gates:
         _draw_gates(figure.add_subplot(grid[2, :]), gates)
@@ -157,7 +163,7 @@ def _shown(metric: str, value: float | None) -> str:
         return "-"
     if metric in ("auc_error", "xauc_error"):
         return f"{value:.1e}"
-    return f"{value:,.0f}" if metric == "positives" else f"{value:.4f}"
+    return f"{value:,.0f}" if metric in ("positives", "items", "queries") else f"{value:.4f}"
 
 
 def _lines(run: Path) -> list[dict[str, Any]]:
@@ -325,6 +331,21 @@ def _draw_calibration(axes: Axes, result: dict[str, Any]) -> None:
     text = f"{span} rows a point, bars: 95 %\ndashed: predicted = observed"
     note(axes, text, 0.99, 0.03, ha="right", va="bottom")
     return legend(axes, "upper left") if len(curves) > 1 else None
+
+
+def _draw_recalls(axes: Axes, recalls: dict[tuple[str, str, str], float]) -> None:
+    """Draw the share of items found, by length of the list; `recalls` by split, task (there is one) and metric."""
+    panel(axes, "Found in the best K items", "K", "share")
+    splits = list(dict.fromkeys(split for split, _, _ in recalls))
+    for number, split in enumerate(splits):
+        heights = [value for key, value in recalls.items() if key[0] == split]
+        places = [k + (number - (len(splits) - 1) / 2) * 0.4 for k in range(len(heights))]
+        bars = axes.bar(places, heights, 0.37, color=COLORS[number], label=split)
+        axes.bar_label(bars, [f"{height:.3f}" for height in heights], padding=3, fontsize=11, color=INK)
+    axes.set_xticks(range(len(AT)), [str(k) for k in AT])
+    axes.grid(visible=False, axis="x")
+    axes.margins(y=0.15)
+    return legend(axes, "upper left")
 
 
 def _draw_lengths(axes: Axes, result: dict[str, Any]) -> None:

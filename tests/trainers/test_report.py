@@ -298,3 +298,20 @@ def test_tables_in_words():
         "lists cut to max_length in training: 12 of history",
         "rows of unreadable row groups left out: 3",
     ]
+
+
+def test_a_retrieval_shows_what_it_finds(tmp_path):
+    lines = [*training()] + [
+        {"kind": "eval", "step": step, "split": "valid", "click.auc": 0.6, "click.recall_100": step / 1e3}
+        for step in (100, 200)
+    ]
+    found = {f"click.recall_{k}": k / 250 for k in (10, 50, 100)} | {"click.auc": 0.6, "click.items": 4622.0}
+    result = {"name": "x", "rows_per_s": 1.0} | {
+        f"{split}.{k}": v for split in ("valid", "test") for k, v in found.items()
+    }
+    figure = draw(write(tmp_path / "run", lines, result))
+    assert "test recall@100 0.4000" in texts(figure)[1]
+    assert "valid, best 0.2000" in words(panel(figure, "recall@100"))
+    assert [bar.get_height() for bar in panel(figure, "Found in the best K items").patches] == [0.04, 0.2, 0.4] * 2
+    cells = {row[0]: list(row[1:]) for row in zip(*(c.cells for c in summary_table(result).columns), strict=True)}
+    assert (cells["recall@50"], cells["items"]) == (["0.2000"] * 2, ["4,622"] * 2)
