@@ -386,8 +386,8 @@ class Evaluation:
         Returns:
             `rows`, and by binary task `<task>.auc`, `.log_loss`, `.ne`, `.pcoc`, `.positives`; with groups `.gauc`
             and `.uauc`; in bounded memory `.auc_error` and, with groups, `gauc_groups_share`. By numeric task `.xauc`,
-            `.mae`, `.rmse` and `.pcoc`; in bounded memory `.xauc_error`. By task of retrieval those of a binary one that
-            are in `RANKING`. Undefined ones are nan.
+            `.mae`, `.rmse` and `.pcoc`; in bounded memory `.xauc_error`. By task of retrieval those of `RANKING`.
+            Undefined ones are nan.
         """
         self._flush()
         given = np.array(self._given or (False, False), np.int64)  # a rank without rows has not seen either
