@@ -94,7 +94,7 @@ class Bench:
         self.count += 1
         content = {"step": self.count, "position": {"best_step": None}, "recipe": {"train": {"keep": 1}}}
         clock = Clock()
-        checkpoint.write(checkpoint._state(self.sharded), self.folder, content, dist.group.WORLD)
+        checkpoint.write(checkpoint.state(self.sharded), self.folder, content, dist.group.WORLD)
         clock.stop()
         return {"stall": clock.wall, "cpu": clock.cpu}
 

@@ -232,6 +232,7 @@ class Train(Section):
         "float32", description="of the dense part: tf32 speeds up matrix products on GPUs, bfloat16 autocasts"
     )
     log_every: int = Field(20, gt=0, description="steps between lines of metrics.jsonl")
+    warm_start: str | None = Field(None, description="run folder whose best checkpoint this run begins with")
     profile: str | None = Field(None, description="first..last step, as 20..30: write a torch profiler trace of them")
 
     @field_validator("profile", mode="before")

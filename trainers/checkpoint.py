@@ -44,7 +44,7 @@ log = logging.getLogger("livetrain")
 NICE = 10
 
 
-def _state(sharded: Sharded) -> dict[str, Any]:
+def state(sharded: Sharded) -> dict[str, Any]:
     """Return the live tensors of a sharded model, by name; loading into them loads the model."""
     state: dict[str, Any] = {"model": sharded.model.state_dict()}
     for name, optimizer in sharded.optimizers.items():
@@ -115,7 +115,7 @@ class Saver:
             "plan": self._sharded.plan(),
             "recipe": yaml.safe_load(dump_recipe(self._recipe)),
         }
-        copied = self._copy(_state(self._sharded), ())
+        copied = self._copy(state(self._sharded), ())
         if self._sharded.device.type == "cuda":
             torch.cuda.current_stream(self._sharded.device).synchronize()
         self._write = partial(write, copied, self._run, content, self._group)
@@ -285,7 +285,7 @@ def load_latest(sharded: Sharded, recipe: Recipe, run: Path) -> dict[str, Any] |
 def load(sharded: Sharded, recipe: Recipe, path: Path, resume: bool = False) -> None:
     """Load one committed checkpoint into a sharded model, in place, on any number of ranks. Collective."""
     check_same(path, recipe, resume)
-    dcp.load(_state(sharded), checkpoint_id=path, no_dist=ranks.world() == 1)
+    dcp.load(state(sharded), checkpoint_id=path, no_dist=ranks.world() == 1)
 
 
 def load_plain(model: Model, path: Path) -> None:

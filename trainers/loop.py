@@ -21,7 +21,7 @@ from modules.batch import Batch
 from modules.hashing import mix
 from modules.model import set_statistics
 from modules.tasks import kinds
-from trainers import build, checkpoint, gauges, ranks
+from trainers import build, checkpoint, gauges, ranks, start
 from trainers.breakdown import Breakdown, Profile
 from trainers.data.reader import Reader
 from trainers.data.source import Source, Statistics
@@ -174,16 +174,24 @@ class Trainer:
         )
 
     def run(self) -> dict[str, Any]:
-        """Train to the end, from the run's newest checkpoint if it has one; return the content of result.json."""
+        """Train to the end and return the content of result.json.
+
+        From the run's newest checkpoint if it has one, otherwise from that of train.warm_start, if the recipe names it.
+        """
         found = checkpoint.load_latest(self.sharded, self.recipe, self.job.run)
         if found:
             self.step, self.position = found["step"], found["position"]
             self.sharded.pipeline.combination.step = self.step
             self.left_out_before = self.position["left_out"]
+        begun = None if found else start.find(self.recipe)
+        if begun is not None:
+            start.load(self.sharded, self.recipe, begun)
         self.profile = Profile(self.recipe, self.job.run, self.device, self.total)
         self.log = RunLog(self.job.run, self.step)
         if found:
             self.log.write("note", step=self.step, text=f"resumed at step {self.step}")
+        if begun is not None:
+            self.log.write("note", step=self.step, text=f"begins with {begun}")
         tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))
         with tracker, checkpoint.Saver(self.sharded, self.recipe, self.job.run) as self.saver:
             self.log.listeners += [tracker.line, *gauges.listeners(self.recipe.name)]

@@ -121,7 +121,7 @@ def go_on(sharded: Sharded, feed: Any, count: int) -> None:
 
 
 def blocking(sharded: Sharded, path: Path) -> None:
-    dcp.save(checkpoint._state(sharded), checkpoint_id=path, no_dist=ranks.world() == 1)
+    dcp.save(checkpoint.state(sharded), checkpoint_id=path, no_dist=ranks.world() == 1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
