@@ -28,7 +28,7 @@ to mend) · 130 interrupted.
 **Start here**: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`, then
 `livetrain train configs/recipes/din_ml1m.yaml`
 """
-FAILED = 1
+FAILED, WORSE = 1, 3
 
 app = typer.Typer(
     help=HELP,
@@ -332,6 +332,36 @@ def submit(
         settled, runs, address, job_id=job_id, detach=detach, cancel_on_interrupt=cancel, say=note, write=_raw
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def nightly(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file with data.days.")],
+    publish: Annotated[str, typer.Option(help="Folder or URI of the published versions, which servers read.")],
+    overrides: Overrides = None,
+    runs: Annotated[Path, typer.Option(help="Folder of the nights' runs.")] = Path("runs"),
+    day: Annotated[
+        str | None, typer.Option(help="The test split's last day, by default the newest of the data.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="By how much the new model may be worse than the published one.")
+    ] = 0.002,
+    keep: Annotated[int, typer.Option(min=1, help="Published versions that stay.")] = 7,
+    cold: Annotated[bool, typer.Option("--cold", help="Begin anew, without last night's weights.")] = False,
+) -> None:
+    """Retrain on the newest days, begin with last night's model, and publish what is no worse.
+
+    The recipe's days are moved on alike, until test ends with DAY. Started again, the command repeats nothing that is
+    done. It exits with 3 where the new model is not published because it is worse than the present one.
+
+    Example: `livetrain nightly configs/recipes/din_kuairand.yaml --publish /models/din --runs /shared/runs`
+    """
+    settled = _load(recipe, overrides)
+    settled = settled.model_copy(update={"name": settled.name or recipe.stem})
+    from cluster import nightly as nights
+
+    if nights.night(settled, runs, day, publish, tolerance, keep, cold, say) is None:
+        raise typer.Exit(WORSE)
 
 
 @app.command()

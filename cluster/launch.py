@@ -22,8 +22,8 @@ import torch
 
 from configs.errors import BadInput
 from configs.load import dump_recipe, load_recipe
-from configs.schema import Cluster, Recipe
-from trainers import checkpoint, preflight, ranks, report, runlog, spectrum, tracking
+from configs.schema import Cluster, Days, Recipe
+from trainers import checkpoint, preflight, ranks, report, runlog, spectrum, start, tracking
 from trainers.export import find_checkpoint, versions
 from trainers.loop import Job, Trainer
 from trainers.manifest import write_json
@@ -63,6 +63,8 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     _check_unfinished(run, recipe)
     started = time.perf_counter()
     with Watcher(run), _leaving_nothing(run):
+        if not checkpoint.committed(run):
+            start.find(recipe)
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
         (run / "config.yaml").write_text(dump_recipe(recipe))
         job = Job(recipe, run, sources, statistics, test)
@@ -74,13 +76,14 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     return result
 
 
-def evaluate(run: Path, split: str, which: str) -> dict[str, Any]:
+def evaluate(run: Path, split: str, which: str, days: Days | None = None) -> dict[str, Any]:
     """Return the metrics ``<split>.<task>.<metric>`` of a run's checkpoint, computed by the run's number of workers.
 
     Args:
         run: a run folder.
         split: train, valid or test.
         which: ``best`` or ``last`` checkpoint.
+        days: what the splits read in the place of the run's own days.
 
     Raises:
         BadInput: no such run, split or checkpoint.
@@ -90,6 +93,8 @@ def evaluate(run: Path, split: str, which: str) -> dict[str, Any]:
     run = run.resolve()
     path = find_checkpoint(run, which)
     recipe = load_recipe(run / "config.yaml")
+    if days is not None:
+        recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"days": days})})
     with Watcher(run):
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
         job = Job(recipe, run, sources, statistics)

@@ -8,7 +8,7 @@ from configs.errors import BadInput, nearest
 from configs.schema import Recipe
 from modules.model import Model
 from modules.tasks import kinds
-from trainers import start, tracking
+from trainers import tracking
 from trainers.data.checks import brief
 from trainers.data.source import Source, Statistics, scan
 from trainers.evaluation import RANKING
@@ -30,7 +30,6 @@ def check(recipe: Recipe, progress: Callable[[str], None]) -> tuple[dict[str, So
     tracking.check(recipe)
     check_select(recipe)
     Model(recipe, device="meta", tables_device="meta")
-    start.find(recipe)
     progress("checking the data")
     sources = {split: Source.open(recipe, split) for split in SPLITS}
     for split in SPLITS[1:]:

@@ -1,10 +1,12 @@
 """A warm start: the new run begins as the old one ended, whatever the ranks and however much its tables grew."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from cluster import launch
 from configs.errors import BadInput
 from modules.batch import Batch
 from modules.model import Model
@@ -92,11 +94,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def yesterday(data, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "yesterday"
-    loop.train(loop.job(data, run, train__epochs=1))
-    made = samples.recipe(data, train__epochs=1)
-    from configs.load import dump_recipe
-
-    (run / "config.yaml").write_text(dump_recipe(made))
+    launch.train(samples.recipe(data, name="yesterday", train__epochs=1), run.parent)
     return run
 
 
@@ -144,12 +142,11 @@ def test_a_run_goes_on_from_another_and_is_resumed_bitwise(yesterday, data, tmp_
 )
 def test_what_does_not_fit_is_said_before_anything_starts(yesterday, data, tmp_path, changes, message):
     with pytest.raises(BadInput, match=message):
-        loop.job(data, tmp_path / "run", **{"train__warm_start": str(yesterday), **changes})
+        launch.train(samples.recipe(data, **{"train__warm_start": str(yesterday), **changes}), tmp_path)
+    assert not (tmp_path / "small").exists()
 
 
 def test_a_damaged_start_is_refused(yesterday, data, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(yesterday, copy)
     shard_file = next(find_checkpoint(copy, "best").glob("*.distcp"))

@@ -1,0 +1,145 @@
+"""A night's retraining: the recipe's days moved on, a run that begins with last night's, and a model for the servers.
+
+A night is a function of the day that its test split ends with, and every step of it is done once: the command that is
+started again, after a kill or by a scheduler that is not sure, goes on where it was and repeats nothing.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+from pyarrow import fs
+
+from cluster import launch
+from configs.errors import BadInput
+from configs.load import load_recipe
+from configs.schema import Days, Recipe
+from trainers import export, manifest, preflight, publish
+from trainers.data.files import open_filesystem, shown
+
+Say = Callable[[str], None]
+SPLITS = preflight.SPLITS
+
+
+def newest_day(recipe: Recipe) -> str:
+    """Return the last day for which the data have a partition.
+
+    Raises:
+        BadInput: they have none.
+    """
+    system, root = open_filesystem(recipe.data.path)
+    selector = fs.FileSelector(root, allow_not_found=True)
+    days = [i.base_name[5:] for i in system.get_file_info(selector) if i.base_name.startswith("date=")]
+    if not days:
+        raise BadInput(f"data.path: {shown(system, root)} has no partition date=YYYY-MM-DD; prepare a day first")
+    return max(days)
+
+
+def moved(recipe: Recipe, day: str) -> Recipe:
+    """Return the recipe with all its days moved alike, so that test ends with `day`, and the night's name.
+
+    Raises:
+        BadInput: the recipe names no days, or `day` is none.
+    """
+    if recipe.data.days is None:
+        raise BadInput("data.days: a nightly run moves the recipe's days on, and it names none; add data.days")
+    try:
+        by = date.fromisoformat(day) - date.fromisoformat(recipe.data.days.of("test")[-1])
+    except ValueError:
+        raise BadInput(f"--day: '{day}' is no day; write it as 2022-05-08") from None
+
+    def shift(first_to_last: str) -> str:
+        return "..".join(str(date.fromisoformat(end) + timedelta(by.days)) for end in first_to_last.split(".."))
+
+    days = Days(**{split: shift(getattr(recipe.data.days, split)) for split in SPLITS})
+    data = recipe.data.model_copy(update={"days": days})
+    return recipe.model_copy(update={"data": data, "name": f"{recipe.name}-{day}"})
+
+
+def earlier(runs: Path, name: str, day: str) -> Path | None:
+    """Return the newest finished night of a recipe before a day.
+
+    Args:
+        runs: folder of run folders.
+        name: the recipe's, without a day.
+        day: as 2022-05-08.
+    """
+    nights = [path.parent for path in runs.glob(f"{name}-????-??-??/result.json")]
+    before = [night for night in nights if night.name[-10:] < day]
+    return max(before, key=lambda night: night.name[-10:], default=None)
+
+
+def night(
+    recipe: Recipe, runs: Path, day: str | None, where: str, tolerance: float, keep: int, cold: bool, say: Say
+) -> dict[str, Any] | None:
+    """Train, judge and publish one night.
+
+    The new model is published unless the one that is published now is better by more than `tolerance` on the night's
+    test days, by the metric that picks checkpoints.
+
+    Args:
+        recipe: with a name and with days, which say how long each split is and how they follow one another.
+        runs: folder of run folders, where the nights before lie too.
+        day: the test split's last; None is the newest of the data.
+        where: folder or URI of the published versions.
+        tolerance: of the metric.
+        keep: published versions that stay.
+        cold: begin anew, without last night's weights.
+        say: told what was done.
+
+    Returns:
+        The pointer to the published model, or None where it is worse than the one before.
+
+    Raises:
+        BadInput: what `launch.train` and `publish` raise it for; a later version is published already.
+    """
+    day = day or newest_day(recipe)
+    tonight = moved(recipe, day)
+    run, before = runs.resolve() / tonight.name, publish.current(where)
+    if before is not None and before.get("run") == tonight.name:
+        say(f"{tonight.name} is published already, as {before['folder']}")
+        return before
+    if not (run / "result.json").exists():
+        begin = None if cold else earlier(runs.resolve(), recipe.name, day) or tonight.train.warm_start
+        if (run / "config.yaml").exists():  # a killed night goes on as it began
+            begin = load_recipe(run / "config.yaml").train.warm_start
+        train = tonight.train.model_copy(update={"warm_start": begin and str(begin)})
+        launch.train(tonight.model_copy(update={"train": train}), runs)
+    metric = f"test.{tonight.select()}"
+    figure = json.loads((run / "result.json").read_text())[metric]
+    say(f"{tonight.name}: {metric} {_shown(figure)}")
+    if before is not None and not _good_enough(figure, tonight, runs, before, tolerance, say):
+        return None
+    if manifest.read(run / "export") is None:
+        export.export(run)
+    pointer = publish.publish(run / "export", where, day, keep, run=tonight.name, metric=metric, value=figure)
+    say(f"published as {pointer['folder']}, fence {pointer['fence']}, in {where}")
+    return pointer
+
+
+def _good_enough(
+    figure: float | None, tonight: Recipe, runs: Path, before: dict[str, Any], tolerance: float, say: Say
+) -> bool:
+    """Return whether the night's model may replace the published one, judged on the night's test days."""
+    old = runs.resolve() / str(before.get("run"))
+    if not (old / "config.yaml").exists():
+        say(f"{old} is gone, so the published model is not compared")
+        return True
+    metric = f"test.{tonight.select()}"
+    theirs = launch.evaluate(old, "test", "best", tonight.data.days)[metric]
+    sign = preflight.selectable(tonight)[tonight.select()]
+    if theirs is None or math.isnan(theirs):
+        return True
+    worse = math.nan if figure is None else sign * (theirs - figure)
+    if worse <= tolerance:
+        say(f"the published model, {old.name}, has {_shown(theirs)} on the same days")
+        return True
+    say(f"not published: {old.name} has {_shown(theirs)} on the same days, better by more than {tolerance}")
+    return False
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"

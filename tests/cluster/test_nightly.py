@@ -1,0 +1,164 @@
+"""Nights one after another, on real partitions: what each begins with, what is published, and what is not."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import livetrain
+from cluster import launch, nightly
+from configs.errors import BadInput
+from configs.load import dump_recipe, load_recipe
+from configs.schema import Recipe
+from tests import samples
+from trainers import manifest, publish, runlog
+
+DAYS = [f"2022-05-0{day}" for day in range(1, 7)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Six days of samples of one distribution."""
+    folder = tmp_path_factory.mktemp("days")
+    for number, day in enumerate(DAYS):
+        made = samples.write(folder / "made" / day, rows=480, seed=number)
+        shutil.copytree(made / "train", folder / "data" / f"date={day}")
+    return folder / "data"
+
+
+def recipe(data: Path, **changes) -> Recipe:
+    days = {"train": "2022-05-01..2022-05-02", "valid": "2022-05-03..2022-05-03", "test": "2022-05-04..2022-05-04"}
+    made = {"name": "din", "data__days": days, "train__epochs": 1, "evaluate__group_by": None}
+    return samples.recipe(data, **{**made, **changes})
+
+
+class Nights:
+    def __init__(self, data: Path, folder: Path) -> None:
+        self.recipe, self.runs, self.where, self.said = recipe(data), folder / "runs", str(folder / "models"), []
+
+    def night(self, day: str | None, tolerance: float = 1.0, cold: bool = False, **changes):
+        made = self.recipe.model_copy(update=changes)
+        return nightly.night(made, self.runs, day, self.where, tolerance, 7, cold, self.said.append)
+
+    def notes(self, day: str) -> list[str]:
+        return [line["text"] for line in runlog.read(self.runs / f"din-{day}") if line["kind"] == "note"]
+
+
+@pytest.fixture
+def nights(data, tmp_path) -> Nights:
+    return Nights(data, tmp_path)
+
+
+def test_nights_follow_one_another(nights):
+    first = nights.night("2022-05-04")
+    assert not any("begins with" in note for note in nights.notes("2022-05-04"))
+    second = nights.night(None)  # the newest day is 05-06
+    assert (first["fence"], second["fence"], second["version"]) == (1, 2, "2022-05-06")
+    assert any(f"begins with {nights.runs / 'din-2022-05-04'}" in note for note in nights.notes("2022-05-06"))
+    made = load_recipe(nights.runs / "din-2022-05-06/config.yaml")
+    assert made.data.days.model_dump() == {
+        "train": "2022-05-03..2022-05-04",
+        "valid": "2022-05-05..2022-05-05",
+        "test": "2022-05-06..2022-05-06",
+    }
+    served = Path(nights.where) / publish.current(nights.where)["folder"]
+    assert manifest.damage(served, manifest.read(served)) is None
+    assert json.loads((served / "signature.json").read_text())["run"] == "din-2022-05-06"
+    result = json.loads((nights.runs / "din-2022-05-06/result.json").read_text())
+    assert second["value"] == result["test.click.auc"]
+    with pytest.raises(BadInput, match="version 2022-05-06 is published, and 2022-05-05 is older"):
+        nights.night("2022-05-05")
+
+
+def test_a_night_is_done_once(nights, monkeypatch):
+    pointer = nights.night("2022-05-04")
+
+    def never(*arguments):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(launch, "train", never)
+    assert nights.night("2022-05-04") == pointer
+    assert nights.said[-1] == "din-2022-05-04 is published already, as 2022-05-04.000001"
+    (Path(nights.where) / publish.POINTER).unlink()  # as if the night had been killed before
+    assert nights.night("2022-05-04") == pointer
+
+
+def test_a_killed_night_goes_on_as_it_began(nights, monkeypatch):
+    nights.night("2022-05-04")
+    train = launch.train
+
+    def killed(made, runs):
+        monkeypatch.setattr("trainers.loop.Trainer.run", lambda trainer: (_ for _ in ()).throw(KeyboardInterrupt))
+        try:
+            return train(made, runs)
+        finally:
+            monkeypatch.undo()
+
+    monkeypatch.setattr(launch, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        nights.night("2022-05-06")
+    assert (nights.runs / "din-2022-05-06/config.yaml").exists()
+    nights.night("2022-05-05")
+    nights.night("2022-05-06")
+    assert any("begins with" in note and "din-2022-05-04" in note for note in nights.notes("2022-05-06"))
+
+
+def test_a_cold_night_begins_anew(nights):
+    nights.night("2022-05-04")
+    nights.night("2022-05-05", cold=True)
+    assert not any("begins with" in note for note in nights.notes("2022-05-05"))
+
+
+def test_a_worse_model_is_not_published(nights):
+    before = nights.night("2022-05-04")
+    spoilt = nights.recipe.optimizers.model_copy(
+        update={"sparse": nights.recipe.optimizers.sparse.model_copy(update={"lr": 30.0})}
+    )
+    assert nights.night("2022-05-05", tolerance=0.002, cold=True, optimizers=spoilt) is None
+    assert "not published: din-2022-05-04 has" in nights.said[-1]
+    assert publish.current(nights.where) == before
+    theirs = launch.evaluate(
+        nights.runs / "din-2022-05-04", "test", "best", nightly.moved(nights.recipe, "2022-05-05").data.days
+    )
+    assert f"{theirs['test.click.auc']:.4f}" in nights.said[-1]
+    assert nights.night("2022-05-05", tolerance=0.9)["fence"] == 2  # whoever takes it says so
+
+
+def test_without_the_published_run_nothing_is_compared(nights):
+    nights.night("2022-05-04")
+    shutil.rmtree(nights.runs / "din-2022-05-04")
+    assert nights.night("2022-05-05", tolerance=0.0)["fence"] == 2
+    assert any("is gone, so the published model is not compared" in said for said in nights.said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "day", "message"),
+    [
+        ({"data__days": None}, "2022-05-04", "data.days: a nightly run moves the recipe's days on, and it names none"),
+        ({}, "tomorrow", "--day: 'tomorrow' is no day; write it as 2022-05-08"),
+        ({}, "2022-05-09", "data.days.train: .* has no partition date=2022-05-07"),
+    ],
+)
+def test_what_is_wrong_is_said_and_nothing_is_left(data, tmp_path, changes, day, message):
+    with pytest.raises(BadInput, match=message):
+        nightly.night(recipe(data, **changes), tmp_path / "runs", day, str(tmp_path / "m"), 0.0, 7, False, print)
+    assert not list((tmp_path / "runs").glob("*"))
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_command_ends_with_3_where_nothing_was_published(data, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "din.yaml"
+    path.write_text(dump_recipe(recipe(data, name=None)))
+    asked = []
+
+    def night(made, *arguments):
+        asked.append((made.name, *arguments[:-1]))
+
+    monkeypatch.setattr(nightly, "night", night)
+    monkeypatch.setattr(sys, "argv", ["livetrain", "nightly", str(path), "--publish", "models", "--day", "2022-05-04"])
+    with pytest.raises(SystemExit) as end:
+        livetrain.main()
+    assert end.value.code == 3
+    assert asked == [("din", Path("runs"), "2022-05-04", "models", 0.002, 7, False)]
