@@ -29,7 +29,8 @@ class Kernel(nn.Module):
         super().__init__()
         dims = [*fields.dims.values(), dense]
         field = torch.repeat_interleave(torch.arange(len(dims)), torch.tensor(dims))  # (S,)
-        self.register_buffer("masked", field.unsqueeze(1) >= field, persistent=False)  # (S, S)
+        # (S, S); it follows from the dims, so no checkpoint needs it.
+        self.register_buffer("masked", field.unsqueeze(1) >= field, persistent=False)
         self.weight = nn.Parameter(torch.zeros(fields.tasks, len(field), len(field)))
         for of_task in self.weight.detach():
             for i, rows in enumerate(of_task.split(dims)):

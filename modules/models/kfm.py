@@ -21,7 +21,7 @@ class KFMConfig(ModelConfig):
 class KFM(Interactions):
     """logit = first order + sum_{i<j} v_i^T W_ij v_j, see `Fields` and `Kernel`.
 
-    Tables may differ in dim. With every W_ij = 1 this is FM, but for dense features, which are one field here.
+    Tables may differ in dim. With the identity as every W_ij this is FM, except that the dense features are one field.
 
     Args:
         config: see `KFMConfig`.

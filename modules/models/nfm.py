@@ -1,12 +1,13 @@
 """NFM: neural factorisation machine (He and Chua, SIGIR 2017, arXiv 1708.05027)."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from configs.schema import Task
 from modules.inputs import Inputs
+from modules.layers.bottom import Units
 from modules.layers.factorisation import BiInteraction
 from modules.layers.fields import Fields
 from modules.layers.mlp import MLP
@@ -20,7 +21,7 @@ class NFMConfig(DNNConfig):
     """First-order weights, and a tower on the products of factors."""
 
     kind: Literal["nfm"] = "nfm"
-    units: list[Annotated[int, Field(gt=0)]] = Field([128, 128], description="hidden layers of the tower")
+    units: Units = Field([128, 128], description="hidden layers of the tower")
     dropout: float = Field(0.0, ge=0, lt=1, description="of the products and in the tower")
 
 
@@ -40,8 +41,8 @@ class _Term(nn.Module):
 class NFM(Interactions):
     """logit = first order + MLP(dropout(f)), f = sum_{i<j} v_i * v_j of `BiInteraction`.
 
-    The paper also normalises f by its batch statistics. That is left out: ranks would have to exchange them for every
-    number of ranks to learn the same, as those of Dice are, which `activation: dice` has in the layer after f.
+    The paper also normalises f by the batch's statistics. It is left out here: to learn what one rank learns, all ranks
+    would have to sum them in every step.
 
     Args:
         config: see `NFMConfig`.
