@@ -35,6 +35,10 @@ class Gather(nn.Module):
         Returns:
             (B, width): ids, sequences, dense, each in the recipe's order.
         """
+        return torch.cat(self.each(values, lengths, dense.size(0)) + [dense], 1)
+
+    def each(self, values: dict[str, Tensor], lengths: dict[str, Tensor], size: int) -> list[Tensor]:
+        """Return the parts without the dense features: (B, dim) each, of B = `size` rows."""
         parts = [jagged.rows(values[name], lengths[name]) for name in self.ids]
         parts += [jagged.pool(values[name], lengths[name], True) for name in self.pooled]
-        return torch.cat([part.expand(dense.size(0), -1) for part in parts] + [dense], 1)
+        return [part.expand(size, -1) for part in parts]

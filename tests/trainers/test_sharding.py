@@ -144,6 +144,7 @@ MODELS = {
     "cgc": {"own": 2, "expert_units": [16]},
     "ple": {"expert_units": [16, 8]},
 }
+FACTORS = {"kfm": {}, "deepfm": {"units": [16]}}  # these want more columns than there are tasks
 TASKS = {
     "click": {"label": "click", "negatives_kept": 0.3},
     "like": {"label": "like", "weight": 0.5, "unknown": True},
@@ -153,10 +154,12 @@ TASKS = {
 
 
 def multi_task(kind: str) -> Recipe:
+    if kind in FACTORS:
+        return twins.recipe(model={"kind": kind, **FACTORS[kind]}, tasks=TASKS, tables__rating__dim=8)
     return twins.recipe(model={"kind": kind, **BOTTOM, **MODELS[kind]}, tasks=TASKS)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", [*MODELS, *FACTORS])
 def test_multi_task_models_with_tasks_of_every_kind_equal_plain(two_ranks, kind):
     made_for = multi_task(kind)
     with ranks.alone(cuda=False):

@@ -10,6 +10,8 @@ from modules.models.lr import LR
 from modules.models.registry import network
 
 INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 4, "genres": 4}, ["age", "price"])
+ONE_DIM = Inputs({"user": 8, "movie": 8}, {"seen": 8, "rated": 8, "genres": 8}, ["age", "price"])
+ELEMENTWISE = ["fm", "nfm", "deepfm"]  # kinds that multiply factors element by element, so that tables need one dim
 TASKS = ["click", "like"]
 DECLARED = {task: Task(label=task) for task in TASKS}
 DIN = {"kind": "din", "attention": [{"query": ["movie"], "events": ["seen"], "side": ["rated"]}], "pooled": ["genres"]}
@@ -39,6 +41,16 @@ KINDS = {
     "dnn": {"kind": "dnn"},
     "dnn-dice": {"kind": "dnn", "activation": "dice"},
     "lr": {"kind": "lr"},
+    "fm": {"kind": "fm"},
+    "nfm": {"kind": "nfm", "units": [16]},
+    "nfm-dice": {"kind": "nfm", "activation": "dice"},
+    "kfm": {"kind": "kfm"},
+    "wide_deep": {"kind": "wide_deep"},
+    "deepfm": {"kind": "deepfm"},
+    "deepfm-dice": {"kind": "deepfm", "activation": "dice"},
+    "dcnv2": {"kind": "dcnv2"},
+    "dcnv2-stacked": {"kind": "dcnv2", "structure": "stacked", "cross_layers": 3, "rank": 4, "activation": "dice"},
+    "dcnv2-crosses-alone": {"kind": "dcnv2", "structure": "stacked", "units": []},
     "shared_bottom": {**DIN, "kind": "shared_bottom"},
     "esmm": {**DIN, "kind": "esmm", "chains": [["click", "like"]], "tower_units": [16]},
     "mmoe": {**DIN, "kind": "mmoe", "expert_units": [16, 8], "activation": "relu"},
@@ -63,13 +75,23 @@ def build(config: dict, inputs: Inputs = INPUTS):
 
 
 @pytest.fixture(params=KINDS)
-def model(request):
-    return build(KINDS[request.param])
+def config(request):
+    return KINDS[request.param]
 
 
-def row(index: int, lengths: dict[str, int]) -> dict:
+@pytest.fixture
+def inputs(config):
+    return ONE_DIM if config["kind"] in ELEMENTWISE else INPUTS
+
+
+@pytest.fixture
+def model(config, inputs):
+    return build(config, inputs)
+
+
+def row(index: int, lengths: dict[str, int], inputs: Inputs = INPUTS) -> dict:
     generator = torch.Generator().manual_seed(index)
-    dims = {**INPUTS.ids, **INPUTS.sequences}
+    dims = {**inputs.ids, **inputs.sequences}
     values = {name: torch.randn(length, dims[name], generator=generator) for name, length in lengths.items()}
     return {"values": values, "lengths": lengths, "dense": torch.randn(2, generator=generator)}
 
@@ -81,8 +103,8 @@ def collate(rows: list[dict]) -> tuple:
     return values, lengths, torch.stack([r["dense"] for r in rows])
 
 
-def batch() -> list[dict]:
-    return [row(index, lengths) for index, lengths in enumerate(ROWS)]
+def batch(inputs: Inputs = INPUTS) -> list[dict]:
+    return [row(index, lengths, inputs) for index, lengths in enumerate(ROWS)]
 
 
 def test_every_model_is_registered():
@@ -91,16 +113,16 @@ def test_every_model_is_registered():
         network("dim")
 
 
-def test_gives_a_logit_a_row_and_task(model):
-    logits = model(*collate(batch()), torch.ones(4))
+def test_gives_a_logit_a_row_and_task(model, inputs):
+    logits = model(*collate(batch(inputs)), torch.ones(4))
     assert list(logits) == TASKS
     assert all(value.shape == (4,) and value.dtype == torch.float32 for value in logits.values())
     assert not torch.equal(*logits.values())
 
 
-def test_a_score_does_not_depend_on_the_other_rows(model):
+def test_a_score_does_not_depend_on_the_other_rows(model, inputs):
     model.eval()
-    rows = batch()
+    rows = batch(inputs)
     together = model(*collate(rows), None)
     reverse = model(*collate(rows[::-1]), None)
     for task in TASKS:
@@ -109,12 +131,12 @@ def test_a_score_does_not_depend_on_the_other_rows(model):
         torch.testing.assert_close(alone, together[task])
 
 
-def test_rows_of_weight_0_change_nothing_in_training(model):
-    rows = batch()
+def test_rows_of_weight_0_change_nothing_in_training(model, inputs):
+    rows = batch(inputs)
     model.train()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     seen = []
-    for padding in ([], [row(7, ROWS[0]), row(8, EMPTY), row(9, ROWS[3])]):
+    for padding in ([], [row(7, ROWS[0], inputs), row(8, EMPTY, inputs), row(9, ROWS[3], inputs)]):
         model.load_state_dict(state)
         model.zero_grad()
         padded = rows[:2] + padding + rows[2:]
@@ -135,8 +157,8 @@ def test_rows_of_weight_0_change_nothing_in_training(model):
         torch.testing.assert_close(seen[1][name], value, rtol=1e-4, atol=1e-6, msg=lambda t, name=name: f"{name}: {t}")
 
 
-def test_every_input_and_parameter_has_a_gradient(model):
-    values, lengths, dense = collate(batch())
+def test_every_input_and_parameter_has_a_gradient(model, inputs):
+    values, lengths, dense = collate(batch(inputs))
     values = {name: value.requires_grad_() for name, value in values.items()}
     dense.requires_grad_()
     logits = model(values, lengths, dense, torch.ones(4))
@@ -147,11 +169,11 @@ def test_every_input_and_parameter_has_a_gradient(model):
             assert bool(tensor.grad.any()), name
 
 
-def test_scripted_equals_eager(model):
-    model(*collate(batch()), torch.ones(4))  # moves the running statistics
+def test_scripted_equals_eager(model, inputs):
+    model(*collate(batch(inputs)), torch.ones(4))  # moves the running statistics
     model.eval()
     scripted = torch.jit.script(model)
-    for rows in (batch(), batch()[:1], [row(7, EMPTY)] * 2):
+    for rows in (batch(inputs), batch(inputs)[:1], [row(7, EMPTY, inputs)] * 2):
         arguments = collate(rows)
         expected = model(*arguments, None)
         for _ in range(3):  # the profiling executor changes its mind in the first calls
@@ -160,8 +182,8 @@ def test_scripted_equals_eager(model):
                 torch.testing.assert_close(actual[task], expected[task])
 
 
-def test_bfloat16_autocast_stays_close(model):
-    values, lengths, dense = collate(batch())
+def test_bfloat16_autocast_stays_close(model, inputs):
+    values, lengths, dense = collate(batch(inputs))
     values = {name: value.requires_grad_() for name, value in values.items()}
     model.eval()
     full = model(values, lengths, dense, None)
@@ -182,6 +204,23 @@ def test_empty_recipe_parts():
     only_ids = build({"kind": "lr"}, Inputs({"user": 4}, {}, []))
     logits = only_ids({"user": torch.randn(2, 4)}, {"user": torch.tensor([1, 1])}, torch.zeros(2, 0), None)
     assert logits["like"].shape == (2,)
+
+
+@pytest.mark.parametrize("kind", ["fm", "nfm", "kfm", "wide_deep", "deepfm", "dcnv2"])
+def test_interactions_without_some_type_of_feature(kind):
+    user = ({"user": torch.randn(2, 4)}, {"user": torch.tensor([1, 1])})
+    seen = ({"seen": torch.randn(3, 4)}, {"seen": torch.tensor([0, 3])})
+    for inputs, (values, lengths), dense in (
+        (Inputs({"user": 4}, {}, []), user, 0),
+        (Inputs({}, {"seen": 4}, ["age"]), seen, 1),
+        (Inputs({}, {}, ["age", "price"]), ({}, {}), 2),
+    ):
+        if kind in ELEMENTWISE and dense == 2:
+            with pytest.raises(BadInput, match="no feature has a table; add an id or a sequence feature"):
+                build({"kind": kind}, inputs)
+            continue
+        logits = build({"kind": kind}, inputs)(values, lengths, torch.randn(2, dense), None)
+        assert all(logit.shape == (2,) and bool(logit.isfinite().all()) for logit in logits.values())
 
 
 def test_lr_is_a_sum_of_columns():
@@ -236,3 +275,16 @@ def test_lr_needs_a_column_a_task():
     config = parse_model({"kind": "lr"})
     with pytest.raises(BadInput, match=r"features.user has dim 4 for 5 tasks"):
         network("lr")(config, INPUTS, {task: Task(label=task) for task in "abcde"})
+
+
+@pytest.mark.parametrize("kind", ["fm", "nfm", "kfm", "wide_deep", "deepfm"])
+def test_factors_need_columns_beside_those_of_the_tasks(kind):
+    tasks = {task: Task(label=task) for task in "abcd"}
+    with pytest.raises(BadInput, match=r"features.user has dim 4, and with 4 tasks its first 4 .*; raise its dim"):
+        network(kind)(parse_model({"kind": kind}), INPUTS, tasks)
+
+
+@pytest.mark.parametrize("kind", ELEMENTWISE)
+def test_factors_multiplied_element_by_element_have_one_size(kind):
+    with pytest.raises(BadInput, match=r"features.user has dim 4, that of features.movie dim 8; .* or use kind kfm"):
+        build({"kind": kind})

@@ -1,0 +1,70 @@
+"""DCN-V2: deep and cross network (Wang et al., WWW 2021, arXiv 2008.13535)."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from configs.schema import Task
+from modules.inputs import Inputs
+from modules.layers.cross import Cross
+from modules.layers.gather import Gather
+from modules.layers.mlp import MLP
+from modules.models.dnn import DNNConfig
+from modules.models.registry import register
+from modules.tasks import Heads
+
+
+class DCNv2Config(DNNConfig):
+    """A cross network and a tower on embeddings, mean-pooled sequences and dense features."""
+
+    kind: Literal["dcnv2"] = "dcnv2"
+    cross_layers: int = Field(2, gt=0)
+    rank: int | None = Field(None, gt=0, description="of the cross layers' matrices, by default whole")
+    structure: Literal["parallel", "stacked"] = Field(
+        "parallel", description="the tower beside the cross network, or on top of it"
+    )
+
+
+@register("dcnv2", DCNv2Config)
+class DCNv2(nn.Module):
+    """logits = W [Cross(x), MLP(x)], or W MLP(Cross(x)) when stacked, x = [ids, mean of each sequence, dense].
+
+    Args:
+        config: see `DCNv2Config`.
+        inputs: the recipe's features.
+        tasks: one logit each.
+    """
+
+    shares = True
+
+    def __init__(self, config: DCNv2Config, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        super().__init__()
+        self.gather = Gather(inputs, list(inputs.sequences))
+        width = self.gather.width
+        self.parallel = config.structure == "parallel"
+        self.cross = Cross(width, config.cross_layers, config.rank)
+        self.tower = MLP(width, config.units, config.activation, config.dropout)
+        sizes = [width, *config.units]
+        self.last = nn.Linear(sizes[-1] + (width if self.parallel else 0), len(tasks))
+        self.heads = Heads(tasks)
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings.
+            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
+            dense: (B, D), normalised.
+            weights: (B,), 0 marks padding; None when serving.
+
+        Returns:
+            task -> (B,) logits.
+        """
+        x = self.gather(values, lengths, dense)  # (B, width)
+        crossed = self.cross(x)  # (B, width)
+        hidden = torch.cat([crossed, self.tower(x, weights)], 1) if self.parallel else self.tower(crossed, weights)
+        return self.heads(self.last(hidden).unbind(1))

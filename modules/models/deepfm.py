@@ -1,0 +1,53 @@
+"""DeepFM: a factorisation machine and a tower on the same factors (Guo et al., IJCAI 2017, arXiv 1703.04247)."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from configs.schema import Task
+from modules.inputs import Inputs
+from modules.layers.factorisation import Factorisation
+from modules.layers.fields import Fields
+from modules.models.dnn import DNNConfig
+from modules.models.interactions import Interactions
+from modules.models.registry import register
+from modules.models.wide_deep import Deep
+from modules.tasks import Heads
+
+
+class DeepFMConfig(DNNConfig):
+    """First-order weights, products of factors, and a tower on factors and dense features."""
+
+    kind: Literal["deepfm"] = "deepfm"
+
+
+class _Term(nn.Module):
+    def __init__(self, config: DeepFMConfig, fields: Fields, dense: int) -> None:
+        super().__init__()
+        self.products = Factorisation(fields, dense)
+        self.deep = Deep(config, fields, dense)
+
+    def forward(self, factors: list[Tensor], dense: Tensor, weights: Tensor | None) -> Tensor:
+        """Args: factors (B, k) a field, dense (B, D), weights (B,). Returns: (B, T)."""
+        return self.products(factors, dense, weights) + self.deep(factors, dense, weights)
+
+
+@register("deepfm", DeepFMConfig)
+class DeepFM(Interactions):
+    """logit = first order + sum_{i<j} v_i . v_j + MLP([factors, dense]), see `Fields` and `Factorisation`.
+
+    The tower reads dense features as they are, not times their vectors: its first layer learns the same functions of
+    both.
+
+    Args:
+        config: see `DeepFMConfig`.
+        inputs: the recipe's features.
+        tasks: one logit each.
+
+    Raises:
+        BadInput: the tables do not fit, see `Fields` and `BiInteraction`.
+    """
+
+    def __init__(self, config: DeepFMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        fields = Fields(inputs, len(tasks))
+        super().__init__(fields, _Term(config, fields, len(inputs.dense)), Heads(tasks))

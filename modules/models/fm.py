@@ -1,0 +1,37 @@
+"""FM: factorisation machine (Rendle, ICDM 2010, 10.1109/ICDM.2010.127)."""
+
+from typing import Literal
+
+from configs.schema import ModelConfig, Task
+from modules.inputs import Inputs
+from modules.layers.factorisation import Factorisation
+from modules.layers.fields import Fields
+from modules.models.interactions import Interactions
+from modules.models.registry import register
+from modules.tasks import Heads
+
+
+class FMConfig(ModelConfig):
+    """First-order weights and products of factors."""
+
+    kind: Literal["fm"] = "fm"
+
+
+@register("fm", FMConfig)
+class FM(Interactions):
+    """logit = first order + sum_{i<j} v_i . v_j, see `Fields` and, for several tasks, `Factorisation`.
+
+    On two id features alone this is matrix factorisation with biases.
+
+    Args:
+        config: see `FMConfig`.
+        inputs: the recipe's features.
+        tasks: one logit each.
+
+    Raises:
+        BadInput: the tables do not fit, see `Fields` and `BiInteraction`.
+    """
+
+    def __init__(self, config: FMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        fields = Fields(inputs, len(tasks))
+        super().__init__(fields, Factorisation(fields, len(inputs.dense)), Heads(tasks))

@@ -1,0 +1,43 @@
+"""The frame of FM and its kin: first-order weights, and a term of the fields' factors."""
+
+from torch import Tensor, nn
+
+from modules.layers.fields import Fields
+from modules.tasks import Heads
+
+
+class Interactions(nn.Module):
+    """logits = heads(first order + term(factors)), both from `Fields`.
+
+    `term` is called as term(factors, dense, weights) -> (B, T), with a (B, d) factor a field.
+
+    Args:
+        fields: the recipe's features.
+        term: what the factors add to the first-order logits.
+        heads: turns the sums into what the tasks' losses and predictions take.
+    """
+
+    shares = True
+
+    def __init__(self, fields: Fields, term: nn.Module, heads: Heads) -> None:
+        super().__init__()
+        self.fields = fields
+        self.term = term
+        self.heads = heads
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Score a batch.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings.
+            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
+            dense: (B, D), normalised.
+            weights: (B,), 0 marks padding; None when serving.
+
+        Returns:
+            task -> (B,) logits.
+        """
+        first, factors = self.fields(values, lengths, dense)
+        return self.heads((first + self.term(factors, dense, weights)).unbind(1))

@@ -1,0 +1,37 @@
+"""KFM: kernel factorisation machine (Qu et al., TOIS 2018, arXiv 1807.00311)."""
+
+from typing import Literal
+
+from configs.schema import ModelConfig, Task
+from modules.inputs import Inputs
+from modules.layers.fields import Fields
+from modules.layers.kernel import Kernel
+from modules.models.interactions import Interactions
+from modules.models.registry import register
+from modules.tasks import Heads
+
+
+class KFMConfig(ModelConfig):
+    """First-order weights, and products of factors through a matrix a pair of fields."""
+
+    kind: Literal["kfm"] = "kfm"
+
+
+@register("kfm", KFMConfig)
+class KFM(Interactions):
+    """logit = first order + sum_{i<j} v_i^T W_ij v_j, see `Fields` and `Kernel`.
+
+    Tables may differ in dim. With the identity as every W_ij this is FM, except that the dense features are one field.
+
+    Args:
+        config: see `KFMConfig`.
+        inputs: the recipe's features.
+        tasks: one logit each.
+
+    Raises:
+        BadInput: a table has too few columns, see `Fields`.
+    """
+
+    def __init__(self, config: KFMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
+        fields = Fields(inputs, len(tasks))
+        super().__init__(fields, Kernel(fields, len(inputs.dense)), Heads(tasks))
