@@ -348,6 +348,12 @@ def nightly(
     ] = 0.002,
     keep: Annotated[int, typer.Option(min=1, help="Published versions that stay.")] = 7,
     cold: Annotated[bool, typer.Option("--cold", help="Begin anew, without last night's weights.")] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="A cluster's dashboard, such as http://head:8265: the night is a job there.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Retrain on the newest days, begin with last night's model, and publish what is no worse.
 
@@ -358,6 +364,16 @@ def nightly(
     """
     settled = _load(recipe, overrides)
     settled = settled.model_copy(update={"name": settled.name or recipe.stem})
+    if address is not None:
+        if "://" not in publish and not Path(publish).is_absolute():
+            raise BadInput(
+                f"--publish: '{publish}' is relative; give a URI or a path that all nodes of the cluster share"
+            )
+        from cluster import submit as jobs
+
+        options = ["--publish", publish, *(["--day", day] if day else []), *(["--cold"] if cold else [])]
+        options += ["--tolerance", str(tolerance), "--keep", str(keep)]
+        raise typer.Exit(jobs.ask("nightly", settled, runs, address, note, _raw, options, cancel_on_interrupt=False))
     from cluster import nightly as nights
 
     if nights.night(settled, runs, day, publish, tolerance, keep, cold, say) is None:
@@ -391,7 +407,7 @@ def doctor(
     if address and address.startswith(("http://", "https://")):
         from cluster import submit as jobs
 
-        raise typer.Exit(jobs.ask(settled, runs, address, say=note, write=_raw))
+        raise typer.Exit(jobs.ask("doctor", settled, runs, address, say=note, write=_raw))
     from cluster import doctor as checks
 
     findings = checks.examine(settled, runs, address, progress=note)

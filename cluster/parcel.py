@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -119,13 +120,19 @@ def for_inside(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"address": None})})
 
 
-def doctor_job(recipe: Recipe | None, runs: Path) -> Job:
-    """Return what is sent to run the doctor on the cluster, once.
+def once(command: str, recipe: Recipe | None, runs: Path, options: Sequence[str] = ()) -> Job:
+    """Return what is sent to run a command of livetrain on the cluster, under an id that is never used again.
+
+    Args:
+        command: as in `livetrain doctor`.
+        recipe: its recipe, if it has one.
+        runs: its --runs.
+        options: its other options.
 
     Raises:
         BadInput: the recipe cannot run on another machine.
     """
-    files, words = sources(), ["python", "livetrain.py", "doctor"]
+    files, words = sources(), ["python", "livetrain.py", command]
     if recipe is None:
         check_runs(runs)
     else:
@@ -133,5 +140,5 @@ def doctor_job(recipe: Recipe | None, runs: Path) -> Job:
         files["recipe.yaml"] = dump_recipe(for_inside(recipe)).encode()
         words.append("recipe.yaml")
     check_size(files)
-    job_id = f"doctor-{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
-    return Job(job_id, files, shlex.join([*words, "--runs", str(runs)]), "")
+    job_id = f"{command}-{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
+    return Job(job_id, files, shlex.join([*words, "--runs", str(runs), *options]), "")

@@ -7,12 +7,12 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster.parcel import Job, doctor_job, prepare, size
+from cluster.parcel import Job, once, prepare, size
 from configs.errors import BadInput, without_credentials
 from configs.schema import Recipe
 
@@ -254,16 +254,25 @@ def follow(cluster: Cluster, job: str, cancel_on_interrupt: bool, say: Say, writ
     return exit_code(details)
 
 
-def ask(recipe: Recipe | None, runs: Path, address: str, say: Say, write: Say) -> int:
-    """Run the doctor as a job of its own, where a job would run; return its exit code.
+def ask(
+    command: str,
+    recipe: Recipe | None,
+    runs: Path,
+    address: str,
+    say: Say,
+    write: Say,
+    options: Sequence[str] = (),
+    cancel_on_interrupt: bool = True,
+) -> int:
+    """Run a command of livetrain as a job of its own, where a job would run; return its exit code.
 
     Raises:
         BadInput: as `submit` does.
     """
-    job = doctor_job(recipe, runs)
+    job = once(command, recipe, runs, options)
     cluster = Cluster(address)
     cluster.send(job)
-    return follow(cluster, job.id, cancel_on_interrupt=True, say=say, write=write)
+    return follow(cluster, job.id, cancel_on_interrupt, say, write)
 
 
 def exit_code(details: Any) -> int:

@@ -9,6 +9,7 @@ import pytest
 
 import livetrain
 from cluster import launch, nightly
+from cluster.parcel import once
 from configs.errors import BadInput
 from configs.load import dump_recipe, load_recipe
 from configs.schema import Recipe
@@ -162,3 +163,21 @@ def test_the_command_ends_with_3_where_nothing_was_published(data, tmp_path, mon
         livetrain.main()
     assert end.value.code == 3
     assert asked == [("din", Path("runs"), "2022-05-04", "models", 0.002, 7, False)]
+
+
+def test_a_night_on_a_cluster_publishes_where_all_nodes_see_it(data, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "din.yaml"
+    path.write_text(dump_recipe(recipe(data)))
+    words = [str(path), "--runs", "/shared/runs", "--address", "http://head:8265"]
+    monkeypatch.setattr(sys, "argv", ["livetrain", "nightly", *words, "--publish", "models"])
+    with pytest.raises(SystemExit) as end:
+        livetrain.main()
+    assert end.value.code == 2
+    assert "--publish: 'models' is relative; give a URI or a path that all nodes" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    job = once("nightly", load_recipe(path), Path("/shared/runs"), ["--publish", "s3://models/a b", "--cold"])
+    assert job.entrypoint == (
+        "python livetrain.py nightly recipe.yaml --runs /shared/runs --publish 's3://models/a b' --cold"
+    )
+    assert job.id.startswith("nightly-")

@@ -173,6 +173,33 @@ def test_the_doctor_examines_a_cluster_from_inside(head, recipe, tmp_path):
     assert "failed" in ill.out
 
 
+@pytest.mark.slow
+def test_a_night_is_a_job_of_the_cluster(head, tmp_path):
+    """Its code is the command's own: done, done already, and bad input."""
+    days = {"train": "2022-05-01..2022-05-01", "valid": "2022-05-02..2022-05-02", "test": "2022-05-03..2022-05-03"}
+    for number, split in enumerate(days, 1):
+        made = samples.write(tmp_path / "made" / split, rows=480, seed=number)
+        shutil.copytree(made / "train", tmp_path / f"data/date=2022-05-0{number}")
+    settled = samples.recipe(tmp_path / "data", data__days=days, cluster__workers=1, train__epochs=1)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(settled))
+    words = (
+        "nightly",
+        str(tmp_path / "recipe.yaml"),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--publish",
+        str(tmp_path / "m"),
+    )
+    first, second = head.livetrain(*words), head.livetrain(*words)
+    assert (first.code, second.code) == (0, 0), first.out + first.err
+    assert "published as 2022-05-03.000001, fence 1" in first.out
+    assert "is published already" in second.out
+    wrong = head.livetrain(*words, "--day", "2022-05-04")
+    assert wrong.code == 2
+    assert "has no partition date=2022-05-02" not in wrong.out
+    assert "has no partition date=2022-05-04" in wrong.out
+
+
 @pytest.mark.parametrize(
     ("token", "sentence"), [(None, "wants a token (HTTP 401)"), ("f" * 64, "does not accept this token (HTTP 403)")]
 )

@@ -1,0 +1,120 @@
+"""The Kubernetes files: what KubeRay's own definitions accept, and what this project's commands do."""
+
+import gzip
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import typer
+import yaml
+
+import livetrain
+
+ROOT = Path(livetrain.__file__).parent
+FOLDER = ROOT / "cluster/kubernetes"
+CRDS = Path(os.environ.get("LIVETRAIN_DATA", "nowhere")) / "kuberay-crds"
+CLUSTER, NIGHTLY = (yaml.safe_load((FOLDER / name).read_text()) for name in ("cluster.yaml", "nightly.yaml"))
+
+
+def closed(schema: Any) -> Any:
+    """A definition that refuses what it does not know, as the API server's strict validation does."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {key: closed(value) for key, value in schema.items()}
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+    if schema.get("type") == "object" and "properties" in schema:
+        out.setdefault("additionalProperties", False)
+    return out
+
+
+def problems(made: dict) -> list[str]:
+    path = CRDS / f"ray.io_{made['kind'].lower()}s.yaml.gz"
+    versions = yaml.safe_load(gzip.decompress(path.read_bytes()))["spec"]["versions"]
+    name = made["apiVersion"].split("/")[1]
+    (schema,) = (v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == name)
+    return [
+        error.message
+        for error in jsonschema.Draft7Validator(closed(schema["properties"]["spec"])).iter_errors(made["spec"])
+    ]
+
+
+@pytest.mark.skipif(not CRDS.is_dir(), reason="LIVETRAIN_DATA has no kuberay-crds")
+def test_kuberay_accepts_the_cluster():
+    assert problems(CLUSTER) == []
+    assert problems({**CLUSTER, "spec": {**CLUSTER["spec"], "headGroup": {}}}) != []
+
+
+def pods() -> dict[str, dict]:
+    spec = CLUSTER["spec"]
+    return {
+        "head": spec["headGroupSpec"]["template"]["spec"],
+        "worker": spec["workerGroupSpecs"][0]["template"]["spec"],
+        "submit": NIGHTLY["spec"]["jobTemplate"]["spec"]["template"]["spec"],
+    }
+
+
+def test_every_pod_has_the_image_and_the_volumes_that_it_mounts():
+    containers = {name: pod["containers"][0] for name, pod in pods().items()}
+    assert list(containers) == [container["name"] for container in containers.values()]
+    assert len({container["image"] for container in containers.values()}) == 1
+    for name, pod in pods().items():
+        mounts = {mount["name"]: mount["mountPath"] for mount in containers[name]["volumeMounts"]}
+        assert set(mounts) == {volume["name"] for volume in pod["volumes"]}
+        assert mounts["shared"] == "/shared"
+    claims = {
+        v["persistentVolumeClaim"]["claimName"]
+        for pod in pods().values()
+        for v in pod["volumes"]
+        if v["name"] == "shared"
+    }
+    assert claims == {"livetrain"}
+
+
+def test_workers_have_as_many_gpus_as_the_planner_thinks():
+    from configs.schema import Topology
+
+    worker = pods()["worker"]["containers"][0]["resources"]
+    assert worker["limits"] == worker["requests"]
+    assert worker["limits"]["nvidia.com/gpu"] == Topology().workers_per_node
+    groups = CLUSTER["spec"]["workerGroupSpecs"]
+    assert sum(group["replicas"] for group in groups) * worker["limits"]["nvidia.com/gpu"] == 64
+
+
+def test_versions_are_those_that_are_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (ray,) = (re.search(r"==(.*)", one)[1] for one in project["dependencies"] if one.startswith("ray["))
+    assert CLUSTER["spec"]["rayVersion"] == ray
+    for pod in pods().values():
+        assert pod["containers"][0]["image"].endswith(f":{project['version']}")
+    assert f":{project['version']} ." in (FOLDER / "Dockerfile").read_text()
+
+
+def test_the_night_is_a_command_of_this_project():
+    """It is parsed as the pod would have it parsed, and asks the cluster of the other file."""
+    container = pods()["submit"]["containers"][0]
+    program, command, *words = container["command"] + container["args"]
+    assert (program, command) == ("livetrain", "nightly")
+    commands = typer.main.get_command(livetrain.app).commands
+    given = commands[command].make_context(command, words).params
+    assert given["address"] == f"http://{CLUSTER['metadata']['name']}-head-svc:8265"
+    assert all(str(given[key]).startswith("/shared/") for key in ("recipe", "runs", "publish"))
+    secret = next(one["valueFrom"]["secretKeyRef"] for one in container["env"] if "valueFrom" in one)
+    assert secret == {"name": CLUSTER["spec"]["authOptions"]["secretName"], "key": "auth_token"}
+    failures = NIGHTLY["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+    assert failures[0]["onExitCodes"]["values"] == [livetrain.BAD_INPUT, livetrain.WORSE]
+    assert NIGHTLY["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def test_the_image_has_what_the_set_up_needs():
+    lines = (FOLDER / "Dockerfile").read_text()
+    assert "ACCELERATOR=cuda cluster/setup.sh" in lines
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert not {"cluster", "pyproject.toml", "README.md", "livetrain.py"} & set(ignored)
+    assert {".venv", "data", "runs"} <= set(ignored)
