@@ -1,4 +1,4 @@
-"""A night's retraining: the recipe's days moved on, a run that begins with last night's, and a model for the servers.
+"""A night's retraining: the recipe's days moved on, a run that begins with an earlier night's, a model for the servers.
 
 A night is a function of the day that its test split ends with, and every step of it is done once: the command that is
 started again, after a kill or by a scheduler that is not sure, goes on where it was and repeats nothing.
@@ -14,7 +14,7 @@ from typing import Any
 from pyarrow import fs
 
 from cluster import launch
-from configs.errors import BadInput
+from configs.errors import BadInput, without_credentials
 from configs.load import load_recipe
 from configs.schema import Days, Recipe
 from trainers import export, manifest, preflight, publish
@@ -60,14 +60,14 @@ def moved(recipe: Recipe, day: str) -> Recipe:
 
 
 def earlier(runs: Path, name: str, day: str) -> Path | None:
-    """Return the newest finished night of a recipe before a day.
+    """Return the newest night of a recipe before a day that was good enough to be exported.
 
     Args:
         runs: folder of run folders.
         name: the recipe's, without a day.
         day: as 2022-05-08.
     """
-    nights = [path.parent for path in runs.glob(f"{name}-????-??-??/result.json")]
+    nights = [path.parents[1] for path in runs.glob(f"{name}-????-??-??/export/{manifest.MANIFEST}")]
     before = [night for night in nights if night.name[-10:] < day]
     return max(before, key=lambda night: night.name[-10:], default=None)
 
@@ -98,10 +98,11 @@ def night(
     """
     day = day or newest_day(recipe)
     tonight = moved(recipe, day)
-    run, before = runs.resolve() / tonight.name, publish.current(where)
+    run, before = runs.resolve() / tonight.name, publish.replaced(where, day)
     if before is not None and before.get("run") == tonight.name:
         say(f"{tonight.name} is published already, as {before['folder']}")
         return before
+    _check_comparable(tonight, runs, before, where)
     if not (run / "result.json").exists():
         begin = None if cold else earlier(runs.resolve(), recipe.name, day) or tonight.train.warm_start
         if (run / "config.yaml").exists():  # a killed night goes on as it began
@@ -120,13 +121,29 @@ def night(
     return pointer
 
 
+def _published_run(runs: Path, before: dict[str, Any]) -> Path | None:
+    """Return the run of the published model, or None where it is gone."""
+    run = runs.resolve() / str(before.get("run"))
+    return run if (run / "config.yaml").exists() else None
+
+
+def _check_comparable(tonight: Recipe, runs: Path, before: dict[str, Any] | None, where: str) -> None:
+    """Raise BadInput where the published model has no metric to compare the night's with."""
+    old = _published_run(runs, before) if before is not None else None
+    if old is not None and tonight.select() not in preflight.selectable(load_recipe(old / "config.yaml")):
+        raise BadInput(
+            f"--publish: {old.name}, which is published in {without_credentials(where)}, has no {tonight.select()}; "
+            "choose another place"
+        )
+
+
 def _good_enough(
     figure: float | None, tonight: Recipe, runs: Path, before: dict[str, Any], tolerance: float, say: Say
 ) -> bool:
     """Return whether the night's model may replace the published one, judged on the night's test days."""
-    old = runs.resolve() / str(before.get("run"))
-    if not (old / "config.yaml").exists():
-        say(f"{old} is gone, so the published model is not compared")
+    old = _published_run(runs, before)
+    if old is None:
+        say(f"the run {before.get('run')} is gone, so the published model is not compared")
         return True
     metric = f"test.{tonight.select()}"
     theirs = launch.evaluate(old, "test", "best", tonight.data.days)[metric]

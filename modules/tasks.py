@@ -106,7 +106,7 @@ class Regression(nn.Module):
         return torch.expm1(logits)
 
 
-class Retrieval(nn.Module):
+class Retrieval(Binary):
     """A label of 0 or 1 whose positives are to be found among all items: softmax over the items of a batch.
 
     loss = -log sigmoid(z) = softplus(-z), of positives only,  prediction = the score itself
@@ -115,15 +115,8 @@ class Retrieval(nn.Module):
     sigmoid(z) is its softmax. The prediction ranks items and is no probability.
     """
 
-    wanted = "0 or 1"
     output = "score, by which items are ranked"
-    numeric = False
     retrieval = True
-
-    @staticmethod
-    def fits(labels: Array) -> Array:
-        """Return which labels, of any shape, are of this kind."""
-        return (labels == 0) | (labels == 1)
 
     @staticmethod
     def loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from configs.errors import BadInput
+from configs.errors import BadInput, without_credentials
 from trainers import manifest
 from trainers.data.files import open_filesystem, short, shown
 
@@ -36,13 +36,28 @@ def current(where: str) -> dict[str, Any] | None:
             return None
         with system.open_input_stream(path) as file:
             content = json.loads(file.read())
-        return {**content, "fence": int(content["fence"]), "folder": str(content["folder"])}
+        return {**content, "version": str(content["version"]), "fence": int(content["fence"])}
     except (pa.ArrowException, OSError) as error:
         raise BadInput(
             f"{shown(system, path)} cannot be read ({short(error)}); mend the place, or choose another"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{shown(system, path)} is no pointer to a published model; choose another place") from error
+
+
+def replaced(where: str, version: str) -> dict[str, Any] | None:
+    """Return the pointer that publishing a version would replace, or None where nothing was published.
+
+    Raises:
+        BadInput: see `current`; a later version is published already.
+    """
+    before = current(where)
+    if before is not None and before["version"] > version:
+        raise BadInput(
+            f"{without_credentials(where)}: version {before['version']} is published, and {version} is older; a model "
+            f"never goes back by accident: to go back, let {POINTER} name the folder with a larger fence"
+        )
+    return before
 
 
 def publish(export: Path, where: str, version: str, keep: int, **about: Any) -> dict[str, Any]:
@@ -65,12 +80,7 @@ def publish(export: Path, where: str, version: str, keep: int, **about: Any) -> 
     files = manifest.read(export)
     if files is None or (damaged := manifest.damage(export, files)):
         raise BadInput(f"{damaged if files else f'{export}: no export is here'}; export the run again")
-    before = current(where)
-    if before is not None and before["version"] > version:
-        raise BadInput(
-            f"{where}: version {before['version']} is published, and {version} is older; a model never goes back by "
-            f"accident: to go back, let {POINTER} name the folder with a larger fence"
-        )
+    before = replaced(where, version)
     fence = 1 + (before["fence"] if before is not None else 0)
     content = {"version": version, "fence": fence, "folder": f"{version}.{fence:06d}", **about}
     system, root = open_filesystem(where)

@@ -71,6 +71,7 @@ def test_nights_follow_one_another(nights):
     assert second["value"] == result["test.click.auc"]
     with pytest.raises(BadInput, match="version 2022-05-06 is published, and 2022-05-05 is older"):
         nights.night("2022-05-05")
+    assert not (nights.runs / "din-2022-05-05").exists()
 
 
 def test_a_night_is_done_once(nights, monkeypatch):
@@ -114,9 +115,8 @@ def test_a_cold_night_begins_anew(nights):
 
 def test_a_worse_model_is_not_published(nights):
     before = nights.night("2022-05-04")
-    spoilt = nights.recipe.optimizers.model_copy(
-        update={"sparse": nights.recipe.optimizers.sparse.model_copy(update={"lr": 30.0})}
-    )
+    sparse = nights.recipe.optimizers.sparse.model_copy(update={"lr": 30.0})
+    spoilt = nights.recipe.optimizers.model_copy(update={"sparse": sparse})
     assert nights.night("2022-05-05", tolerance=0.002, cold=True, optimizers=spoilt) is None
     assert "not published: din-2022-05-04 has" in nights.said[-1]
     assert publish.current(nights.where) == before
@@ -124,7 +124,29 @@ def test_a_worse_model_is_not_published(nights):
         nights.runs / "din-2022-05-04", "test", "best", nightly.moved(nights.recipe, "2022-05-05").data.days
     )
     assert f"{theirs['test.click.auc']:.4f}" in nights.said[-1]
-    assert nights.night("2022-05-05", tolerance=0.9)["fence"] == 2  # whoever takes it says so
+    nights.night("2022-05-06")
+    assert any("begins with" in note and "din-2022-05-04" in note for note in nights.notes("2022-05-06"))
+
+
+def test_whoever_takes_a_worse_model_says_so(nights):
+    nights.night("2022-05-04")
+    sparse = nights.recipe.optimizers.sparse.model_copy(update={"lr": 30.0})
+    spoilt = nights.recipe.optimizers.model_copy(update={"sparse": sparse})
+    assert nights.night("2022-05-05", tolerance=0.9, cold=True, optimizers=spoilt)["fence"] == 2
+
+
+def test_another_models_place_is_not_taken(nights):
+    nights.night("2022-05-04")
+    task = nights.recipe.tasks["click"]
+    liked = {"liked": task.model_copy(update={"label": "like"})}
+    other = nights.recipe.model_copy(update={"name": "other", "tasks": liked})
+    before = publish.current(nights.where)
+    with pytest.raises(
+        BadInput, match="--publish: din-2022-05-04, which is published in .*, has no liked.auc; choose an"
+    ):
+        nightly.night(other, nights.runs, "2022-05-05", nights.where, 1.0, 7, False, nights.said.append)
+    assert publish.current(nights.where) == before
+    assert not (nights.runs / "other-2022-05-05").exists()
 
 
 def test_without_the_published_run_nothing_is_compared(nights):
