@@ -5,6 +5,7 @@ state: an id whose row is r in k R rows had row r mod R in R rows (see modules.h
 what it had, and the model answers what it answered before. What collided may part from then on.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +91,21 @@ def _old_rows(key: str, grown: dict[str, int]) -> int | None:
 
 
 def _smaller(value: Any, rows: int) -> Any:
-    """Return a place for the old rows of a grown table's entry that this rank needs; None where it needs none."""
+    """Return a place for the old rows of a grown table's entry that this rank needs; None where it needs none.
+
+    It lies on the host, where there is room for half a table more.
+    """
     if isinstance(value, dict):
         return _without_none({key: _smaller(part, rows) for key, part in value.items()}) or None
     if isinstance(value, ShardedTensor):
         shards = [
             Shard.from_tensor_and_offsets(
-                shard.tensor.new_empty(stop - start, *shard.tensor.shape[1:]),
-                [start, *shard.metadata.shard_offsets[1:]],
+                torch.empty(count, *shard.tensor.shape[1:], dtype=shard.tensor.dtype),
+                [old, *shard.metadata.shard_offsets[1:]],
                 ranks.rank(),
             )
             for shard in value.local_shards()
-            for start, stop in _pieces(shard, rows)
+            for old, count in _pieces(shard, rows)
         ]
         if not shards:
             return None
@@ -113,16 +117,8 @@ def _smaller(value: Any, rows: int) -> Any:
         place._process_group = None  # which asking for the size mentions
         return place
     if isinstance(value, torch.Tensor) and value.dim() > 0:
-        return value.new_empty(rows, *value.shape[1:])
+        return torch.empty(rows, *value.shape[1:], dtype=value.dtype)
     return value
-
-
-def _pieces(shard: Shard, rows: int) -> list[tuple[int, int]]:
-    """Return the ranges of old rows that a shard of the new table begins with, in the order in which it needs them."""
-    first, count = shard.metadata.shard_offsets[0] % rows, shard.metadata.shard_sizes[0]
-    if count >= rows:
-        return [(0, rows)]
-    return [(first, min(first + count, rows)), *([(0, first + count - rows)] if first + count > rows else [])]
 
 
 def _spread(value: Any, loaded: Any, rows: int) -> None:
@@ -133,12 +129,26 @@ def _spread(value: Any, loaded: Any, rows: int) -> None:
     elif isinstance(value, ShardedTensor):
         found = iter(loaded.local_shards())
         for shard in value.local_shards():
-            pieces = [next(found).tensor for _ in _pieces(shard, rows)]
-            first, count = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]
-            if count >= rows:
-                at = (first + torch.arange(count, device=shard.tensor.device)) % rows
-                shard.tensor.copy_(pieces[0][at])
-            else:
-                shard.tensor.copy_(torch.cat(pieces))
+            pieces = {old: next(found).tensor for old, _ in _pieces(shard, rows)}
+            for at, old, count in _ranges(shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0], rows):
+                piece = pieces[old] if old in pieces else pieces[0][old:]  # of a whole old table
+                shard.tensor[at : at + count].copy_(piece[:count])
     elif isinstance(value, torch.Tensor) and value.dim() > 0:
-        value.copy_(loaded[torch.arange(len(value), device=value.device) % rows])
+        for at, old, count in _ranges(0, len(value), rows):
+            value[at : at + count].copy_(loaded[old : old + count])
+
+
+def _pieces(shard: Shard, rows: int) -> list[tuple[int, int]]:
+    """Return the first row and the number of rows of each part of the old table that a shard begins with."""
+    first, size = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]
+    return [(0, rows)] if size >= rows else [(old, count) for _, old, count in _ranges(first, size, rows)]
+
+
+def _ranges(first: int, size: int, rows: int) -> Iterator[tuple[int, int, int]]:
+    """Yield where rows [first, first + size) of a grown table begin: (place from 0 on, old row, how many in a row)."""
+    at = 0
+    while at < size:
+        old = (first + at) % rows
+        count = min(rows - old, size - at)
+        yield at, old, count
+        at += count

@@ -298,6 +298,7 @@ def test_a_run_without_a_name_takes_the_jobs(recipe, tmp_path):
     [
         ("data.path=data/ml-1m", "/runs", "data.path: 'data/ml-1m' is relative, .* as in data.path=/shared/ml-1m"),
         ("data.path=s3://me:secret@bucket/x", "/runs", "data.path: s3://bucket/x comes with a password"),
+        ("train.warm_start=runs/x", "/runs", "train.warm_start: 'runs/x' is relative, .* absolute path that all nodes"),
         ("train.epochs=1", "runs", "--runs: 'runs' is relative, .* as in --runs /shared/runs"),
     ],
 )

@@ -5,6 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensorBase, ShardedTensorMetadata, TensorProperties
+from torch.distributed._shard.sharding_spec import ShardMetadata
 
 from cluster import launch
 from configs.errors import BadInput
@@ -84,6 +89,35 @@ def test_every_row_begins_as_the_one_that_its_ids_come_from(two_ranks, tmp_path,
     if growth:
         longer = [name for name, value in found.items() if value.dim() and len(value) > len(wanted[name])]
         assert {"movie", "user"} == {name.split(".embeddings.")[1].split(".")[0] for name in longer}
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 20))
+def test_rows_follow_one_another_modulo_the_old_table(first, size, rows):
+    found = [(at + i, old + i) for at, old, count in start._ranges(first, size, rows) for i in range(count)]
+    assert found == [(at, (first + at) % rows) for at in range(size)]
+
+
+@pytest.mark.parametrize("shape", [(10, 4), (10,)])
+@pytest.mark.parametrize("cuts", [[0, 5, 10, 15, 20], [0, 7, 14, 20], [0, 3, 30], [0, 40]])
+def test_a_rank_reads_the_old_rows_that_its_shard_needs(tmp_path, shape, cuts):
+    """Shards smaller than the old table, as more than two ranks have them: some begin at its end and go on at row 0."""
+    old = torch.randn(shape)
+    dcp.save({"part": {"t.embeddings.x.weight": old}}, checkpoint_id=tmp_path, no_dist=True)
+    size = [cuts[-1], *shape[1:]]
+    for first, stop in zip(cuts, cuts[1:], strict=False):
+        shard_ = Shard.from_tensor_and_offsets(
+            torch.zeros(stop - first, *shape[1:]), [first] + [0] * (len(shape) - 1), 0
+        )
+        everything = ShardMetadata([0] * len(size), size, "rank:0/cpu")
+        whole = ShardedTensorMetadata([everything], torch.Size(size), TensorProperties())
+        live = ShardedTensorBase._init_from_local_shards_and_global_metadata([shard_], whole)
+        live._process_group = None
+        asked = {"part": {"t.embeddings.x.weight": start._smaller(live, 10)}}
+        read = sum(len(s.tensor) for s in asked["part"]["t.embeddings.x.weight"].local_shards())
+        assert read == min(stop - first, 10)
+        dcp.load(asked, checkpoint_id=tmp_path, no_dist=True)
+        start._spread(live, asked["part"]["t.embeddings.x.weight"], 10)
+        assert torch.equal(shard_.tensor, old[torch.arange(first, stop) % 10])
 
 
 @pytest.fixture(scope="module")
