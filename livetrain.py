@@ -346,7 +346,9 @@ def nightly(
     tolerance: Annotated[
         float, typer.Option(min=0, help="By how much the new model may be worse than the published one.")
     ] = 0.002,
-    keep: Annotated[int, typer.Option(min=1, help="Published versions that stay.")] = 7,
+    keep: Annotated[
+        int, typer.Option(min=1, help="Published versions that stay, and nights with their checkpoints.")
+    ] = 7,
     cold: Annotated[bool, typer.Option("--cold", help="Begin anew, without last night's weights.")] = False,
     address: Annotated[
         str | None,

@@ -6,6 +6,7 @@ started again, after a kill or by a scheduler that is not sure, goes on where it
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from cluster import launch
 from configs.errors import BadInput, without_credentials
 from configs.load import load_recipe
 from configs.schema import Days, Recipe
-from trainers import export, manifest, preflight, publish
+from trainers import checkpoint, export, manifest, preflight, publish
 from trainers.data.files import open_filesystem, shown
 
 Say = Callable[[str], None]
@@ -68,7 +69,7 @@ def earlier(runs: Path, name: str, day: str) -> Path | None:
         day: as 2022-05-08.
     """
     nights = [path.parents[1] for path in runs.glob(f"{name}-????-??-??/export/{manifest.MANIFEST}")]
-    before = [night for night in nights if night.name[-10:] < day]
+    before = [night for night in nights if night.name[-10:] < day and checkpoint.committed(night)]
     return max(before, key=lambda night: night.name[-10:], default=None)
 
 
@@ -86,7 +87,7 @@ def night(
         day: the test split's last; None is the newest of the data.
         where: folder or URI of the published versions.
         tolerance: of the metric.
-        keep: published versions that stay.
+        keep: published versions that stay, and nights whose checkpoints do.
         cold: begin anew, without last night's weights.
         say: told what was done.
 
@@ -113,12 +114,22 @@ def night(
     figure = json.loads((run / "result.json").read_text())[metric]
     say(f"{tonight.name}: {metric} {_shown(figure)}")
     if before is not None and not _good_enough(figure, tonight, runs, before, tolerance, say):
+        _prune(runs, recipe.name, keep, spare=before.get("run"))
         return None
     if manifest.read(run / "export") is None:
         export.export(run)
     pointer = publish.publish(run / "export", where, day, keep, run=tonight.name, metric=metric, value=figure)
+    _prune(runs, recipe.name, keep, spare=tonight.name)
     say(f"published as {pointer['folder']}, fence {pointer['fence']}, in {where}")
     return pointer
+
+
+def _prune(runs: Path, name: str, keep: int, spare: str | None) -> None:
+    """Delete the checkpoints of all nights but the newest `keep` and the published one; what else they left stays."""
+    nights = sorted(runs.glob(f"{name}-????-??-??"), key=lambda night: night.name[-10:])
+    for night in nights[:-keep]:
+        if night.name != spare:
+            shutil.rmtree(night / "checkpoints", ignore_errors=True)
 
 
 def _published_run(runs: Path, before: dict[str, Any]) -> Path | None:

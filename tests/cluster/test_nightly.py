@@ -39,9 +39,9 @@ class Nights:
     def __init__(self, data: Path, folder: Path) -> None:
         self.recipe, self.runs, self.where, self.said = recipe(data), folder / "runs", str(folder / "models"), []
 
-    def night(self, day: str | None, tolerance: float = 1.0, cold: bool = False, **changes):
+    def night(self, day: str | None, tolerance: float = 1.0, cold: bool = False, keep: int = 7, **changes):
         made = self.recipe.model_copy(update=changes)
-        return nightly.night(made, self.runs, day, self.where, tolerance, 7, cold, self.said.append)
+        return nightly.night(made, self.runs, day, self.where, tolerance, keep, cold, self.said.append)
 
     def notes(self, day: str) -> list[str]:
         return [line["text"] for line in runlog.read(self.runs / f"din-{day}") if line["kind"] == "note"]
@@ -126,6 +126,19 @@ def test_a_worse_model_is_not_published(nights):
     assert f"{theirs['test.click.auc']:.4f}" in nights.said[-1]
     nights.night("2022-05-06")
     assert any("begins with" in note and "din-2022-05-04" in note for note in nights.notes("2022-05-06"))
+
+
+def test_old_nights_lose_their_checkpoints_but_not_the_published_one(nights):
+    spoilt = nights.recipe.optimizers.sparse.model_copy(update={"lr": 30.0})
+    changes = {"optimizers": nights.recipe.optimizers.model_copy(update={"sparse": spoilt})}
+    nights.night("2022-05-04", keep=1)
+    assert nights.night("2022-05-05", tolerance=0.0, cold=True, keep=1, **changes) is None
+    kept = {run.name[-10:]: (run / "checkpoints").exists() for run in nights.runs.iterdir()}
+    assert kept == {"2022-05-04": True, "2022-05-05": True}  # published, and newest
+    nights.night("2022-05-06", keep=1)
+    kept = {run.name[-10:]: (run / "checkpoints").exists() for run in nights.runs.iterdir()}
+    assert kept == {"2022-05-04": False, "2022-05-05": False, "2022-05-06": True}
+    assert all((run / "result.json").exists() for run in nights.runs.iterdir())
 
 
 def test_whoever_takes_a_worse_model_says_so(nights):
