@@ -7,6 +7,7 @@
 a late writer, or a pointer read from a stale cache, never takes it back to an older model.
 """
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -89,22 +90,23 @@ def publish(export: Path, where: str, version: str, keep: int, **about: Any) -> 
         system.create_dir(folder, recursive=True)
         for name in [*files["files"], manifest.MANIFEST]:
             fs.copy_files(str(export / name), f"{folder}/{name}", fs.LocalFileSystem(), system)
-        _write(system, f"{root}/{POINTER}", json.dumps(content, indent=1).encode())
-        _prune(system, root, keep)
+        _write(system, f"{root}/{POINTER}", content)
     except (pa.ArrowException, OSError) as error:
         raise BadInput(
             f"{shown(system, folder)} cannot be written ({short(error)}); mend the place, or choose another"
         ) from error
+    with contextlib.suppress(pa.ArrowException, OSError):  # the version is published, whatever else still lies there
+        _prune(system, root, keep)
     return content
 
 
-def _write(system: fs.FileSystem, path: str, content: bytes) -> None:
-    """Replace a small object as a whole: an object store does by itself, a disk by renaming."""
-    local = isinstance(system, fs.LocalFileSystem)
-    with system.open_output_stream(f"{path}.draft" if local else path) as file:
-        file.write(content)
-    if local:
-        Path(f"{path}.draft").replace(path)
+def _write(system: fs.FileSystem, path: str, content: dict[str, Any]) -> None:
+    """Replace a small object as a whole, which an object store does by itself."""
+    if isinstance(system, fs.LocalFileSystem):
+        manifest.write_json(Path(path), content)
+        return
+    with system.open_output_stream(path) as file:
+        file.write(json.dumps(content).encode())
 
 
 def _prune(system: fs.FileSystem, root: str, keep: int) -> None:

@@ -22,8 +22,8 @@ def register(kind: str, config: type) -> Callable[[type[nn.Module]], type[nn.Mod
     losses are, and reaches nothing beyond the network's `trunk`.
     A network with the class attribute `shares = True` also takes, when serving, features of one row that all rows of
     `dense` share; for the others modules.serving repeats them.
-    A network with an attribute `key`, the name of an id feature, is given that feature's raw ids in training, as a
-    further argument (sum of lengths,).
+    A network with an attribute `key`, the name of an id feature, is given that feature's raw ids wherever it is given
+    weights, as a further argument (sum of lengths,).
     A network with a module `towers`, as modules.models.dssm.Towers, finds items by the product of the two vectors that
     it answers: it learns tasks of kind retrieval, and no other network does.
     """

@@ -78,6 +78,13 @@ def test_a_failure_leaves_the_pointer_on_the_whole_version_before(export, where,
     assert manifest.damage(served(where), manifest.read(served(where))) is None
 
 
+def test_a_place_that_deletes_nothing_still_gets_its_version(export, where):
+    publish.publish(export, where, "2022-05-08", 1)
+    with mock.patch.object(publish, "_prune", side_effect=OSError(13, "Permission denied")):
+        assert publish.publish(export, where, "2022-05-09", 1) == publish.current(where)
+    assert served(where).name == "2022-05-09.000002"
+
+
 def test_a_damaged_export_is_not_published(export, where):
     (export / "model.pt").write_bytes(b"")
     with pytest.raises(BadInput, match="model.pt is damaged: .*; export the run again"):
