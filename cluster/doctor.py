@@ -26,7 +26,7 @@ from cluster.exchange import Exchanged, exchange
 from cluster.nodes import ask, look
 from configs.errors import BadInput, without_credentials
 from configs.schema import Cluster, Recipe
-from trainers import sharding
+from trainers import planning, sharding
 from trainers.data.files import split_files
 from trainers.preflight import SPLITS
 
@@ -255,14 +255,7 @@ def workers_exchange(cluster: Cluster, cuda: bool, met: list[Exchanged]) -> str:
 def tables_are_planned(recipe: Recipe, workers: int, cuda: bool, plans: list[ShardingPlan]) -> str:
     """Plan the recipe's tables for its workers; `plans` gets the plan."""
     plans.append(sharding.dry_plan(recipe, workers, "cuda" if cuda else "cpu"))
-    said = [f"{name} data_parallel" for name, one in recipe.tables.items() if one.sharding == "data_parallel"]
-    for collection in plans[0].plan.values():
-        for name, how in collection.items():
-            on = sorted(set(how.ranks or []))
-            where = f"rank {on[0]}" if len(on) == 1 else f"{len(on)} ranks"
-            said.append(f"{name} {how.sharding_type} on {where}")
-    more = f" and {len(said) - 12} more" if len(said) > 12 else ""
-    return ", ".join(said[:12]) + more if said else "there are no tables"
+    return planning.in_words(planning.placed(recipe, plans[0], workers))
 
 
 @dataclass(frozen=True)
@@ -276,19 +269,18 @@ class Need:
 def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
     """Return what the tables take: rows * (dim * bytes an element + bytes of optimizer state a row), by shard."""
     state = _STATE.get(recipe.optimizers.sparse.kind, lambda dim: 0)
-    element = {"float32": 4, "float16": 2}
     gpu, host = [0] * workers, [0] * workers
     for collection in plan.plan.values():
         for name, how in collection.items():
-            one, behind_cache = recipe.tables[name], "uvm" in how.compute_kernel
+            one, behind_cache = recipe.tables[name], how.compute_kernel == planning.CACHED
             for shard in how.sharding_spec.shards:
                 rows, dim = shard.shard_sizes
-                weights, rank = rows * dim * element[one.dtype], shard.placement.rank()
+                weights, rank = rows * dim * planning.ELEMENT[one.dtype], shard.placement.rank()
                 (gpu if cuda and not behind_cache else host)[rank] += weights + rows * state(dim)
                 gpu[rank] += math.ceil(weights * one.cache) if behind_cache else 0
     for one in recipe.tables.values():
         if one.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
-            size = one.rows * (2 * one.dim * element[one.dtype] + state(one.dim))
+            size = one.rows * (2 * one.dim * planning.ELEMENT[one.dtype] + state(one.dim))
             part = gpu if cuda else host
             part[:] = [taken + size for taken in part]
     return Need(gpu, host)

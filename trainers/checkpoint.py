@@ -45,7 +45,10 @@ NICE = 10
 
 
 def state(sharded: Sharded) -> dict[str, Any]:
-    """Return the live tensors of a sharded model, by name; loading into them loads the model."""
+    """Return the live tensors of a sharded model, by name, with what GPU caches hold of them written back.
+
+    Loading into them loads the model, once `Sharded.purge` has made the caches forget what was there before.
+    """
     state: dict[str, Any] = {"model": sharded.model.state_dict()}
     for name, optimizer in sharded.optimizers.items():
         # An optimizer without state (plain SGD) must leave no empty entry: nothing would be written for it.
@@ -286,6 +289,7 @@ def load(sharded: Sharded, recipe: Recipe, path: Path, resume: bool = False) -> 
     """Load one committed checkpoint into a sharded model, in place, on any number of ranks. Collective."""
     check_same(path, recipe, resume)
     dcp.load(state(sharded), checkpoint_id=path, no_dist=ranks.world() == 1)
+    sharded.purge()
 
 
 def load_plain(model: Model, path: Path) -> None:

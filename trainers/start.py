@@ -79,6 +79,7 @@ def load(sharded: Sharded, recipe: Recipe, path: Path) -> None:
         for key, value in values.items():
             if (rows := _old_rows(key, grown)) and key in asked[part]:
                 _spread(value, asked[part][key], rows)
+    sharded.purge()
 
 
 def _without_none(content: dict[str, Any]) -> dict[str, Any]:
