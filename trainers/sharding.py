@@ -132,7 +132,8 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
         list(optimizers[key].params.values()) if key in optimizers else [] for key in ("dense", "replicated")
     )
     combination = Combination(recipe, step.model, dense, replicated, device)
-    update = Update(optimizers, combination, dense + replicated, recipe.optimizers.dense.clip_norm)
+    # Replicated tables are tables: where one lies must not change whether its gradient is clipped.
+    update = Update(optimizers, combination, dense, recipe.optimizers.dense.clip_norm)
     kind = DensePipeline
     if "tables" in optimizers:
         kind = CachedTablePipeline if planning.cached(plan) else TablePipeline
