@@ -21,7 +21,7 @@ from modules.batch import Batch
 from modules.hashing import mix
 from modules.model import set_statistics
 from modules.tasks import kinds
-from trainers import build, checkpoint, gauges, ranks, start
+from trainers import build, checkpoint, gauges, planning, ranks, start
 from trainers.breakdown import Breakdown, Profile
 from trainers.data.reader import Reader
 from trainers.data.source import Source, Statistics
@@ -171,6 +171,7 @@ class Trainer:
             world=ranks.world(),
             shuffle=shuffle,
             groups=not shuffle,
+            pin=self.device.type == "cuda",
         )
 
     def run(self) -> dict[str, Any]:
@@ -192,6 +193,7 @@ class Trainer:
             self.log.write("note", step=self.step, text=f"resumed at step {self.step}")
         if begun is not None:
             self.log.write("note", step=self.step, text=f"begins with {begun}")
+        self.log.write("note", step=self.step, text=f"tables: {planning.in_words(self.sharded.plan())}")
         tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))
         with tracker, checkpoint.Saver(self.sharded, self.recipe, self.job.run) as self.saver:
             self.log.listeners += [tracker.line, *gauges.listeners(self.recipe.name)]

@@ -16,7 +16,7 @@ from cluster.exchange import Exchanged
 from configs.errors import BadInput
 from configs.schema import Cluster
 from tests import samples
-from trainers import sharding
+from trainers import planning, sharding
 
 GIB = 2**30
 
@@ -150,11 +150,7 @@ def planned_by_a_rank(recipe) -> dict:
 def test_the_dry_plan_is_the_one_that_ranks_make(tmp_path, two_ranks):
     recipe = samples.recipe(tmp_path, tables__user__sharding="auto", tables__movie__sharding="auto", cluster__workers=2)
     dry = sharding.dry_plan(recipe, 2, "cpu")
-    found = {
-        name: {"sharding": how.sharding_type, "ranks": sorted(set(how.ranks or []))}
-        for tables in dry.plan.values()
-        for name, how in tables.items()
-    }
+    found = planning.placed(recipe, dry, 2)
     assert two_ranks.run(planned_by_a_rank, recipe) == [found, found]
 
 

@@ -53,7 +53,12 @@ def test_two_ray_workers_train_and_evaluate(tmp_path):
     assert [x["samples"] for x in log(run)] == [x["samples"] for x in log(tmp_path / "alone")]
     assert found["workers"] == 2
     assert found["test.click.auc"] == pytest.approx(alone["test.click.auc"], abs=0.01)
-    assert found["plan"]["user"] == {"sharding": "row_wise", "ranks": [0, 1]}
+    user = {"sharding": "row_wise", "kernel": "fused", "ranks": [0, 1], "rows": [50, 50], "bytes": [1600, 1600]}
+    assert found["plan"]["user"] == user
+    said = [line["text"] for line in runlog.read(run) if line["kind"] == "note"]
+    assert any(
+        "tables: user row_wise on 2 ranks (fused, up to 50 rows and 0.0 MiB per rank), " in text for text in said
+    )
     assert json.loads((run / "result.json").read_text())["test.click.auc"] == found["test.click.auc"]
     assert (run / "report.png").stat().st_size > 10_000
     again = launch.evaluate(run, "test", "best")
