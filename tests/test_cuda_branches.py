@@ -237,13 +237,25 @@ def test_rows_are_fetched_on_a_stream_of_their_own_that_the_step_waits_for(monke
     pipeline = step.CachedTablePipeline(sharded.module, sharded.pipeline.update, CPU)
     pipeline._prefetch_stream, pipeline._data_dist_stream = streams.rows, streams.ids
     pipeline._stream_context = streams.context
-    pipeline._prefetch(a_batch(), SimpleNamespace(index=7))
-    assert streams.said == [("rows", "keeps for", "rows"), ("rows", "fetches", 7, True, "ids", "main")]
-    streams.said.clear()
-    pipeline.batches.append(a_batch())
-    pipeline.contexts.append(SimpleNamespace(index=7))
+    for method in ("_init_pipelined_modules", "wait_sparse_data_dist", "_set_module_context"):
+        monkeypatch.setattr(pipeline, method, lambda *_: None)
+    coming = iter([a_batch()])
+
+    def enqueue(_batches) -> bool:
+        arrived = [(batch, SimpleNamespace(index=7)) for batch in coming]
+        pipeline.batches.extend(batch for batch, _ in arrived)
+        pipeline.contexts.extend(context for _, context in arrived)
+        return bool(arrived)
+
+    monkeypatch.setattr(pipeline, "enqueue_batch", enqueue)
     pipeline._arrive(iter([]))
-    assert streams.said == [("main", "waits for", "rows"), ("main", "keeps for", "main")]
+    assert streams.said == [
+        ("rows", "waits for", "main"),  # for what was loaded into the tables
+        ("rows", "keeps for", "rows"),
+        ("rows", "fetches", 7, True, "ids", "main"),
+        ("main", "waits for", "rows"),
+        ("main", "keeps for", "main"),
+    ]
 
 
 def test_a_cached_pipeline_has_a_stream_of_its_own_on_a_gpu(monkeypatch):

@@ -208,6 +208,8 @@ class CachedTablePipeline(TablePipeline):
             return
         self._init_pipelined_modules(self.batches[0], self.contexts[0], self._pipelined_forward_type)
         self.wait_sparse_data_dist(self.contexts[0])
+        if self._prefetch_stream is not None:  # tables or caches may have been written since the last batch
+            self._prefetch_stream.wait_stream(torch.cuda.current_stream(self._device))
         self._prefetch(self.batches[0], self.contexts[0])
         if self.enqueue_batch(batches):
             self.start_sparse_data_dist(self.batches[1], self.contexts[1])

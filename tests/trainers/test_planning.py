@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchrec.distributed.planner import enumerators
 
 from cluster import doctor
@@ -128,6 +130,27 @@ def test_what_is_asked_for_is_done():
     assert behind(placed(asked, 1)) == ["b", "c"]
     with pytest.raises(BadInput, match="tables: no sharding plan fits 1 workers"):
         dry_plan(sized(1.5, tables__a__memory="gpu"), 1, "cuda")
+
+
+TABLE = st.fixed_dictionaries(
+    {"rows": st.integers(1, 4_000_000), "memory": st.sampled_from(["auto", "auto", "gpu", "host"])}
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(TABLE, min_size=3, max_size=3), st.floats(1.1, 8), st.integers(1, 3))
+def test_behind_the_cache_is_what_is_asked_for_and_then_the_largest(tables, hbm, world):
+    tables = {name: table | {"dim": 128} for name, table in zip(SIZES, tables, strict=True)}
+    try:
+        cached = behind(placed(sized(hbm / world, tables=tables), world))
+    except BadInput:
+        return
+    assert all(
+        (name in cached) == (table["memory"] == "host") for name, table in tables.items() if table["memory"] != "auto"
+    )
+    free = sorted((-table["rows"], name) for name, table in tables.items() if table["memory"] == "auto")
+    moved = [name in cached for _, name in free]
+    assert moved == sorted(moved, reverse=True)
 
 
 def test_no_more_is_planned_than_may_fit(monkeypatch):
