@@ -79,6 +79,16 @@ class Scheduler(StrEnum):
     none = "none"
 
 
+class Weekday(StrEnum):
+    monday = "monday"
+    tuesday = "tuesday"
+    wednesday = "wednesday"
+    thursday = "thursday"
+    friday = "friday"
+    saturday = "saturday"
+    sunday = "sunday"
+
+
 class Quantize(StrEnum):
     none = "none"
     float16 = "float16"
@@ -343,6 +353,12 @@ def nightly(
     day: Annotated[
         str | None, typer.Option(help="The test split's last day, by default the newest of the data.")
     ] = None,
+    days: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A..B", help="Make up for the missed nights of these days, in their order.", show_default=False
+        ),
+    ] = None,
     tolerance: Annotated[
         float, typer.Option(min=0, help="By how much the new model may be worse than the published one.")
     ] = 0.002,
@@ -350,6 +366,13 @@ def nightly(
         int, typer.Option(min=1, help="Published versions that stay, and nights with their checkpoints.")
     ] = 7,
     cold: Annotated[bool, typer.Option("--cold", help="Begin anew, without last night's weights.")] = False,
+    cold_on: Annotated[
+        list[Weekday] | None,
+        typer.Option(
+            help="Begin anew where DAY is this weekday, as for a full retraining a week; it may be given again.",
+            show_default=False,
+        ),
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -361,11 +384,15 @@ def nightly(
 
     The recipe's days are moved on alike, until test ends with DAY. Started again, the command repeats nothing that is
     done. It exits with 3 where the new model is not published because it is worse than the present one.
+    `livetrain rollback` takes a published model back.
 
     Example: `livetrain nightly configs/recipes/din_kuairand.yaml --publish /models/din --runs /shared/runs`
     """
     settled = _load(recipe, overrides)
     settled = settled.model_copy(update={"name": settled.name or recipe.stem})
+    from cluster import days as calendar
+
+    asked = calendar.asked(day, days)
     if address is not None:
         if "://" not in publish and not Path(publish).is_absolute():
             raise BadInput(
@@ -373,13 +400,48 @@ def nightly(
             )
         from cluster import submit as jobs
 
-        options = ["--publish", publish, *(["--day", day] if day else []), *(["--cold"] if cold else [])]
-        options += ["--tolerance", str(tolerance), "--keep", str(keep)]
+        options = ["--publish", publish, "--tolerance", str(tolerance), "--keep", str(keep)]
+        options += [*(["--day", day] if day else []), *(["--days", days] if days else [])]
+        options += ["--cold"] if cold else []
+        options += [word for weekday in cold_on or () for word in ("--cold-on", weekday.value)]
         raise typer.Exit(jobs.ask("nightly", settled, runs, address, note, _raw, options, cancel_on_interrupt=False))
     from cluster import nightly as nights
 
-    if nights.night(settled, runs, day, publish, tolerance, keep, cold, say) is None:
+    def night(day: str):
+        anew = cold or list(Weekday)[calendar.weekday(day)] in (cold_on or ())
+        return nights.night(settled, runs, day, publish, tolerance, keep, anew, say)
+
+    one = calendar.newest_day(settled) if asked is None else asked[0]
+    if (night(one) if days is None else nights.nights(asked, publish, night, say)) is None:
         raise typer.Exit(WORSE)
+
+
+@app.command()
+def rollback(
+    where: Annotated[
+        str, typer.Argument(metavar="DIR", help="Folder or URI of the published versions.", show_default=False)
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION", help="Which to go back to, by default the one before the present.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Point servers back to an earlier published version, as the present one turned out to be bad.
+
+    The version's files are checked first. It gets a larger fence, which servers follow. The versions after it are not
+    published again, also if their nights are started again; that of the next day is.
+
+    Example: `livetrain rollback /models/din --to 2022-05-07`
+    """
+    from trainers import publish
+
+    pointer = publish.rollback(where, to)
+    say(f"{without_credentials(where)}: servers are pointed to {pointer['folder']}, with fence {pointer['fence']}")
+    taken_back = [each["folder"] for each in pointer["versions"] if each.get("rejected")]
+    if taken_back:
+        say(f"taken back: {', '.join(taken_back)}")
 
 
 @app.command()

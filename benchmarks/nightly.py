@@ -19,7 +19,7 @@ from quality import made, rule
 
 import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
 from cluster import launch
-from cluster.nightly import moved, newest_day
+from cluster.days import moved, newest_day
 from configs.load import load_recipe
 from configs.schema import Days
 from trainers.export import versions

@@ -8,68 +8,31 @@ import json
 import math
 import shutil
 from collections.abc import Callable
-from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs
-
 from cluster import launch
+from cluster.days import check_whole, moved, newest_day
 from configs.errors import BadInput, without_credentials
 from configs.load import load_recipe
-from configs.schema import Days, Recipe
+from configs.schema import Recipe
 from trainers import checkpoint, export, manifest, preflight, publish
-from trainers.data.files import open_filesystem, shown
 
 Say = Callable[[str], None]
-SPLITS = preflight.SPLITS
 
 
-def newest_day(recipe: Recipe) -> str:
-    """Return the last day for which the data have a partition.
-
-    Raises:
-        BadInput: they have none.
-    """
-    system, root = open_filesystem(recipe.data.path)
-    selector = fs.FileSelector(root, allow_not_found=True)
-    days = [i.base_name[5:] for i in system.get_file_info(selector) if i.base_name.startswith("date=")]
-    if not days:
-        raise BadInput(f"data.path: {shown(system, root)} has no partition date=YYYY-MM-DD; prepare a day first")
-    return max(days)
-
-
-def moved(recipe: Recipe, day: str) -> Recipe:
-    """Return the recipe with all its days moved alike, so that test ends with `day`, and the night's name.
-
-    Raises:
-        BadInput: the recipe names no days, or `day` is none.
-    """
-    if recipe.data.days is None:
-        raise BadInput("data.days: a nightly run moves the recipe's days on, and it names none; add data.days")
-    try:
-        by = date.fromisoformat(day) - date.fromisoformat(recipe.data.days.of("test")[-1])
-    except ValueError:
-        raise BadInput(f"--day: '{day}' is no day; write it as 2022-05-08") from None
-
-    def shift(first_to_last: str) -> str:
-        return "..".join(str(date.fromisoformat(end) + timedelta(by.days)) for end in first_to_last.split(".."))
-
-    days = Days(**{split: shift(getattr(recipe.data.days, split)) for split in SPLITS})
-    data = recipe.data.model_copy(update={"days": days})
-    return recipe.model_copy(update={"data": data, "name": f"{recipe.name}-{day}"})
-
-
-def earlier(runs: Path, name: str, day: str) -> Path | None:
-    """Return the newest night of a recipe before a day that was good enough to be exported.
+def earlier(runs: Path, name: str, day: str, published: dict[str, Any] | None) -> Path | None:
+    """Return the newest night of a recipe before a day that was good enough to be exported, and not taken back since.
 
     Args:
         runs: folder of run folders.
         name: the recipe's, without a day.
         day: as 2022-05-08.
+        published: the pointer to the published model.
     """
     nights = [path.parents[1] for path in runs.glob(f"{name}-????-??-??/export/{manifest.MANIFEST}")]
-    before = [night for night in nights if night.name[-10:] < day and checkpoint.committed(night)]
+    bad = {each.get("run") for each in published["versions"] if each.get("rejected")} if published is not None else ()
+    before = [n for n in nights if n.name[-10:] < day and n.name not in bad and checkpoint.committed(n)]
     return max(before, key=lambda night: night.name[-10:], default=None)
 
 
@@ -95,17 +58,25 @@ def night(
         The pointer to the published model, or None where it is worse than the one before.
 
     Raises:
-        BadInput: what `launch.train` and `publish` raise it for; a later version is published already.
+        BadInput: what `launch.train` and `publish` raise it for; a later version is published already; the published
+            one, or a day of the data, is not as its manifest says.
     """
     day = day or newest_day(recipe)
     tonight = moved(recipe, day)
     run, before = runs.resolve() / tonight.name, publish.replaced(where, day)
-    if before is not None and before.get("run") == tonight.name:
+    again = before is not None and before.get("run") == tonight.name
+    damaged = publish.damage(where, before) if before is not None else None
+    if damaged is not None and not again:
+        raise BadInput(
+            f"{damaged}; publish it again with --day {before['version']}, or go back by `livetrain rollback`"
+        )
+    if again and damaged is None:
         say(f"{tonight.name} is published already, as {before['folder']}")
         return before
+    check_whole(tonight)
     _check_comparable(tonight, runs, before, where)
     if not (run / "result.json").exists():
-        begin = None if cold else earlier(runs.resolve(), recipe.name, day) or tonight.train.warm_start
+        begin = None if cold else earlier(runs.resolve(), recipe.name, day, before) or tonight.train.warm_start
         if (run / "config.yaml").exists():  # a killed night goes on as it began
             begin = load_recipe(run / "config.yaml").train.warm_start
         train = tonight.train.model_copy(update={"warm_start": begin and str(begin)})
@@ -113,22 +84,52 @@ def night(
     metric = f"test.{tonight.select()}"
     figure = json.loads((run / "result.json").read_text())[metric]
     say(f"{tonight.name}: {metric} {_shown(figure)}")
-    if before is not None and not _good_enough(figure, tonight, runs, before, tolerance, say):
-        _prune(runs, recipe.name, keep, spare=before.get("run"))
+    if damaged is not None:
+        say(f"{damaged}; it is published again")
+    elif before is not None and not _good_enough(figure, tonight, runs, before, tolerance, say):
+        _prune(runs, recipe.name, keep, before)
         return None
     if manifest.read(run / "export") is None:
         export.export(run)
     pointer = publish.publish(run / "export", where, day, keep, run=tonight.name, metric=metric, value=figure)
-    _prune(runs, recipe.name, keep, spare=tonight.name)
+    _prune(runs, recipe.name, keep, pointer)
     say(f"published as {pointer['folder']}, fence {pointer['fence']}, in {where}")
     return pointer
 
 
-def _prune(runs: Path, name: str, keep: int, spare: str | None) -> None:
-    """Delete the checkpoints of all nights but the newest `keep` and the published one; what else they left stays."""
-    nights = sorted(runs.glob(f"{name}-????-??-??"), key=lambda night: night.name[-10:])
-    for night in nights[:-keep]:
-        if night.name != spare:
+def nights(days: list[str], where: str, one: Callable[[str], dict[str, Any] | None], say: Say) -> dict[str, Any] | None:
+    """Make up for the nights of some days, in their order. What is settled is left out, the first failure the end.
+
+    Args:
+        days: in order, each as 2022-05-08.
+        where: folder or URI of the published versions.
+        one: does the `night` of a day.
+        say: told what is left out, begun and failed.
+
+    Returns:
+        The pointer to the published model, or None where the last night's is worse.
+    """
+    pointer = publish.current(where)
+    done = publish.settled(pointer) if pointer is not None else ""
+    missed = [day for day in days if day > done]
+    if len(missed) < len(days):
+        say(f"nights up to {days[len(days) - len(missed) - 1]} are left out: those up to {done} are settled")
+    for number, day in enumerate(missed, 1):
+        say(f"night {number} of {len(missed)}: {day}")
+        try:
+            pointer = one(day)
+        except Exception:
+            say(f"the night of {day} failed, and {len(missed) - number} after it were not begun; start again to go on")
+            raise
+    return pointer
+
+
+def _prune(runs: Path, name: str, keep: int, published: dict[str, Any]) -> None:
+    """Delete the checkpoints of all nights but the newest `keep` and those that stay published; all else stays."""
+    spare = {each.get("run") for each in published["versions"]}
+    found = sorted(runs.glob(f"{name}-????-??-??"), key=lambda night: night.name[-10:])
+    for night in found[:-keep]:
+        if night.name not in spare:
             shutil.rmtree(night / "checkpoints", ignore_errors=True)
 
 

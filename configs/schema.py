@@ -40,7 +40,7 @@ class Days(Section):
             raise BadInput(
                 f"data.days.{info.field_name} got '{value}', wanted its first and last day, as 2022-04-25..2022-05-04"
             )
-        return value
+        return f"{first}..{last}"  # however they were written
 
     @model_validator(mode="after")
     def _in_order(self) -> "Days":
@@ -285,6 +285,9 @@ class Export(Section):
     quantize: Quantization = Field("none", description="how the file stores tables; the dense part stays float32")
     parity_rows: int = Field(4096, gt=0, description="held-out rows on which file and model must agree")
     golden_rows: int = Field(32, gt=0, description="rows written to golden.json with their scores")
+    golden: Literal["synthetic", "rows"] = Field(
+        "synthetic", description="which rows those are: drawn, without any user's data, or the held-out rows themselves"
+    )
     tolerance: float = Field(
         1e-5, gt=0, description="largest difference of a prediction (relative above 1), tables as trained"
     )
