@@ -321,24 +321,24 @@ def synthetic_rows(signature: dict[str, Any], rows: int) -> dict[str, Any]:
     """Return rows like those of `held_out_rows`, drawn from what a signature declares: nobody's data are in them.
 
     Ids are uniform over their table's rows, numbers normal with the stored mean and deviation, each missing in about
-    one row of ten. The first row misses nothing and has one event more than the file looks at; the second misses all.
+    one row of ten. All sequences of a row have one length, as those of one history must: in the first row one more than
+    the file looks at, where it looks at as much of each. The first row misses nothing, the second all.
     """
-    drawn = np.random.default_rng(0)
+    drawn, features = np.random.default_rng(0), signature["features"]
+    longest = {f["max_length"] for f in features.values() if f["type"] == "sequence"} or {0}
+    events = drawn.integers(0, min(longest) + 1, rows)
+    events[:2] = (min(longest) + (len(longest) == 1), 0)[:rows]
     found: dict[str, dict[str, list]] = {"ids": {}, "lengths": {}, "dense": {}}
-    for name, feature in signature["features"].items():
+    for name, feature in features.items():
         there = drawn.random(rows) >= 0.1
         there[:2] = (True, False)[:rows]
         if feature["type"] == "dense":
             values = drawn.normal(feature["mean"], feature["std"], rows).astype(np.float32).tolist()
             found["dense"][name] = [x if known else None for x, known in zip(values, there, strict=True)]
             continue
-        lengths = there.astype(np.int64)
-        if feature["type"] == "sequence":
-            lengths *= drawn.integers(0, feature["max_length"] + 1, rows)
-            lengths[0] = feature["max_length"] + 1
+        lengths = events if feature["type"] == "sequence" else there.astype(np.int64)
         found["lengths"][name] = lengths.tolist()
-        table = signature["tables"][feature["table"]]
-        found["ids"][name] = drawn.integers(0, table["rows"], lengths.sum()).tolist()
+        found["ids"][name] = drawn.integers(0, signature["tables"][feature["table"]]["rows"], lengths.sum()).tolist()
     return {"rows": rows, **found}
 
 

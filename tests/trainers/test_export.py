@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -87,8 +88,50 @@ def test_a_fresh_process_with_plain_torch_reproduces_the_golden_rows(served):
     assert done.returncode == 0, done.stderr
 
 
-def test_golden_rows_are_held_out_rows_with_their_gaps(served, small_run):
-    golden = read(served / "golden.json")
+def test_golden_rows_are_drawn_from_what_the_signature_declares(served, small_run, monkeypatch):
+    golden, signature = read(served / "golden.json"), read(served / "signature.json")
+    monkeypatch.setattr(exporter, "_held_out", None)  # no row of the data is read for them
+    assert golden["source"] == "synthetic"
+    assert golden | exporter.synthetic_rows(signature, 32) == golden
+    known = pq.read_table(small_run.parents[1] / "data/test").to_pydict()
+    assert not {x for x in golden["dense"]["rate"] if x is not None} & {np.float32(x) for x in known["rate"] if x}
+    assert not {x for part in ("movie", "history") for x in golden["ids"][part]} & {
+        *known["movie"],
+        *sum(known["history"], []),
+    }
+    for name, feature in signature["features"].items():
+        if feature["type"] == "dense":
+            assert golden["dense"][name][0] is not None
+            assert golden["dense"][name][1] is None
+            continue
+        most = feature.get("max_length", 0) + 1
+        assert golden["lengths"][name][:2] == [most, 0]
+        assert {0, 1} <= set(golden["lengths"][name]) <= set(range(most + 1))
+        assert 0 <= min(golden["ids"][name]) <= max(golden["ids"][name]) < signature["tables"][feature["table"]]["rows"]
+    assert golden["lengths"]["history"] == golden["lengths"]["rating"]  # of one history
+    assert len(set(golden["scores"]["click"])) > 20
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_few_golden_rows_are_enough(served, rows):
+    signature = read(served / "signature.json")
+    scores = torch.jit.load(served / "model.pt")(*exporter.golden_inputs(exporter.synthetic_rows(signature, rows)))
+    assert scores["click"].shape == (rows,)
+    assert scores["click"].isfinite().all()
+
+
+def test_sequences_of_several_lengths_are_cut_together_or_not_at_all():
+    features = {name: {"type": "sequence", "table": "t", "max_length": n} for name, n in (("short", 4), ("long", 9))}
+    drawn = exporter.synthetic_rows({"features": features, "tables": {"t": {"rows": 7}}}, 50)
+    assert drawn["lengths"]["short"] == drawn["lengths"]["long"]
+    assert max(drawn["lengths"]["short"]) == 4
+
+
+def test_golden_rows_are_held_out_rows_with_their_gaps_where_the_recipe_asks_for_them(copied, small_run):
+    run = copied("export.golden=rows")
+    export(run)
+    golden = read(run / "export/golden.json")
+    assert golden["source"] == "rows"
     test = pq.read_table(small_run.parents[1] / "data/test").to_pylist()
     known = {(row["user"], row["rate"] and torch.tensor(row["rate"]).item(), len(row["history"][-6:])) for row in test}
     picked = zip(golden["ids"]["user"], golden["dense"]["rate"], golden["lengths"]["history"], strict=True)
