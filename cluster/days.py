@@ -1,14 +1,17 @@
 """Which days a night is about: as they are named, as the data have them, and whether all of them are whole."""
 
+import contextlib
 import re
+from collections.abc import Iterator
 from datetime import date, timedelta
 
+import pyarrow as pa
 from pyarrow import fs
 
 from configs.errors import BadInput
 from configs.schema import Days, Recipe
 from trainers import manifest
-from trainers.data.files import open_filesystem, shown
+from trainers.data.files import open_filesystem, short, shown
 from trainers.data.layout import SPLITS
 
 _PARTITION = re.compile(r"date=(\d{4}-\d{2}-\d{2})")
@@ -84,12 +87,11 @@ def check_whole(recipe: Recipe) -> None:
     """
     system, root = open_filesystem(recipe.data.path)
     days = _partitions(system, root)
-    infos = system.get_file_info([f"{root}/date={day}/{manifest.MANIFEST}" for day in days])
-    manifests = {day: info.path for day, info in zip(days, infos, strict=True) if info.is_file}
-    for day in (day for split in SPLITS for day in recipe.data.days.of(split)):
-        if manifests and day in days:
-            wrong = _wrong(system, f"{root}/date={day}", manifests.get(day))
-            if wrong is not None:
+    with _readable(system, root):
+        infos = system.get_file_info([f"{root}/date={day}/{manifest.MANIFEST}" for day in days])
+        manifests = {day: info.path for day, info in zip(days, infos, strict=True) if info.is_file}
+        for day in (day for split in SPLITS for day in recipe.data.days.of(split)):
+            if manifests and day in days and (wrong := _wrong(system, f"{root}/date={day}", manifests.get(day))):
                 raise BadInput(
                     f"data.path: {shown(system, root)}/date={day} is not whole: {wrong}; prepare that day again, or "
                     "name another with --day"
@@ -105,9 +107,21 @@ def _date(day: str) -> date:
 
 def _partitions(system: fs.FileSystem, root: str) -> list[str]:
     """Return the days of the folders date=YYYY-MM-DD."""
-    infos = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
+    with _readable(system, root):
+        infos = system.get_file_info(fs.FileSelector(root, allow_not_found=True))
     names = (_PARTITION.fullmatch(info.base_name) for info in infos if info.type == fs.FileType.Directory)
     return [name[1] for name in names if name is not None and _exists(name[1])]
+
+
+@contextlib.contextmanager
+def _readable(system: fs.FileSystem, root: str) -> Iterator[None]:
+    """Turn what fails on the data's storage into a sentence."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(
+            f"data.path: {shown(system, root)} cannot be read ({short(error)}); correct data.path"
+        ) from error
 
 
 def _exists(day: str) -> bool:
@@ -129,7 +143,7 @@ def _wrong(system: fs.FileSystem, folder: str, path: str | None) -> str | None:
     for name, wanted in content["files"].items():
         if name not in found:
             return f"{name} is missing"
-        if found[name] != wanted["bytes"]:
-            return f"{name} has {found[name]:,} bytes, and not {wanted['bytes']:,} as its manifest says"
+        if found[name] != wanted.get("bytes"):
+            return f"{name} has {found[name]} bytes, and not {wanted.get('bytes')} as its manifest says"
     more = [name for name in found if name.endswith(".parquet") and name not in content["files"]]
     return next((f"{name} is not in its manifest" for name in more if not name.startswith((".", "_"))), None)

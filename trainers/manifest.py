@@ -83,9 +83,10 @@ def parsed(text: bytes) -> dict[str, Any] | None:
     """Return a manifest's content, or None where it is none."""
     try:
         content = json.loads(text)
-    except ValueError:
+        whole = all(isinstance(entry, dict) for entry in content["files"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return content if isinstance(content, dict) and isinstance(content.get("files"), dict) else None
+    return content if whole else None
 
 
 def damage(folder: Path, manifest: dict[str, Any], share: tuple[int, int] = (0, 1)) -> str | None:

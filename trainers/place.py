@@ -110,7 +110,7 @@ class Folder:
             else:
                 with (self._root / _LOCK).open("ab") as lock:  # released with the file, also by a kill
                     fcntl.flock(lock, fcntl.LOCK_EX)
-                    if path.read_bytes() != tag:
+                    if self.read(name) != (tag, tag):
                         return False
                     draft.replace(path)
         except FileExistsError:

@@ -93,6 +93,12 @@ def test_data_without_a_day_are_named(tmp_path):
         days.newest_day(recipe(tmp_path))
 
 
+def test_data_that_cannot_be_listed_are_named(tmp_path):
+    (tmp_path / "data").write_text("no folder")
+    with pytest.raises(BadInput, match=r"^data.path: .*/data cannot be read \(.*\); correct data.path$"):
+        days.newest_day(recipe(tmp_path / "data"))
+
+
 def _cut(folder: Path) -> None:
     (folder / "part-1.parquet").write_bytes(b"PAR1")
 
@@ -111,6 +117,7 @@ def _other(folder: Path) -> None:
         (lambda folder: (folder / "part-2.parquet").touch(), "part-2.parquet is not in its manifest"),
         (_cut, r"part-1.parquet has 4 bytes, and not \d+ as its manifest says"),
         (_other, "its manifest.json is damaged"),
+        (lambda folder: (folder / manifest.MANIFEST).write_text('{"files": {"a": 1}}'), "its manifest.json is damaged"),
     ],
 )
 def test_a_day_that_is_not_whole_is_named(data, day, spoil, message):
