@@ -147,8 +147,8 @@ class Folder:
 
     def listed(self, folder: str = "") -> dict[str, float | None]:
         found = {}
-        with contextlib.suppress(FileNotFoundError):
-            for entry in os.scandir(self._root / folder):
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._root / folder) as entries:
+            for entry in entries:
                 with contextlib.suppress(FileNotFoundError):  # deleted by another publisher meanwhile
                     found[entry.name] = None if entry.is_dir() else entry.stat().st_mtime
         return found

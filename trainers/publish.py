@@ -82,7 +82,7 @@ def publish(export: Path, where: str, version: str, keep: int, **about: Any) -> 
         export: a folder that `trainers.export.export` wrote.
         where: folder or URI, see `trainers.place`.
         version: sorts after all published before it, as a date does; publishing the present one again replaces it.
-        keep: versions that stay, this one included; older ones are deleted.
+        keep: versions that stay, this one included and those that were rejected not; older ones are deleted.
         about: further entries of the pointer.
 
     Returns:
@@ -167,7 +167,7 @@ def _earlier(place: Place, before: dict[str, Any], to: str | None) -> dict[str, 
         )
     if not found:
         raise BadInput(missing)
-    return max(found, key=lambda each: each["version"]) if to is None else found[-1]
+    return sorted(found, key=lambda each: each["version"])[-1]  # of one version the last that was published
 
 
 def _read(place: Place) -> tuple[dict[str, Any] | None, Any]:
@@ -288,9 +288,10 @@ def _point(
             fence = _claim(place, entry["version"])
             continue
         versions = [*(before["versions"] if before is not None else []), entry]
-        pointer = {**entry, "fence": fence, "versions": versions[-keep:]}
+        first = [number for number, each in enumerate(versions) if not each.get("rejected")][-keep:][0]
+        pointer = {**entry, "fence": fence, "versions": versions[first:]}
         if place.swap(POINTER, tag, _encoded(pointer)):
-            return pointer, versions[:-keep]
+            return pointer, versions[:first]
 
 
 def _remove(place: Place, folder: str) -> None:
@@ -304,6 +305,8 @@ def _prune(place: Place, dropped: list[dict[str, Any]]) -> None:
         place.remove(each["folder"])
     found = {**place.listed(), **{name: at for part in (_FENCES, DRAFTS) for name, at in _below(place, part)}}
     pointer, _ = _read(place)  # after the listing: what is old there and not named now never will be
+    if pointer is None or POINTER not in found:
+        return
     kept = {each["folder"] for each in (pointer, *pointer["versions"])}
     folders = {int(match["fence"]): match[0] for match in map(_FOLDER.fullmatch, found) if match}
     for name, written in found.items():

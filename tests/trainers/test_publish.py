@@ -458,6 +458,24 @@ def test_a_rollback_goes_back_under_a_larger_fence_and_for_good(export, where):
     assert third["folder"] in folders(where)
 
 
+def test_what_was_taken_back_takes_no_good_versions_place(export, where):
+    for day in DAYS[:3]:
+        publish.publish(export, where, day, 2)
+    publish.rollback(where)
+    after = publish.publish(export, where, DAYS[3], 2)
+    assert days(after) == [(DAYS[1], False), (DAYS[2], True), (DAYS[3], False)]
+    assert days(publish.publish(export, where, DAYS[4], 2)) == [(DAYS[3], False), (DAYS[4], False)]
+    assert folders(where) == [f"{DAYS[3]}.000005", f"{DAYS[4]}.000006"]
+
+
+def test_of_one_version_the_last_that_was_published_is_gone_back_to(export, where):
+    for day in (DAYS[0], DAYS[0], DAYS[1]):
+        publish.publish(export, where, day, 7)
+    assert publish.rollback(where)["folder"] == f"{DAYS[0]}.000002"
+    assert publish.rollback(where, DAYS[1])["folder"] == f"{DAYS[1]}.000003"
+    assert publish.rollback(where, DAYS[0])["folder"] == f"{DAYS[0]}.000002"
+
+
 def test_a_rollback_checks_where_it_goes(export, where):
     with pytest.raises(BadInput, match="nothing is published here, as there is no current.json; name another place"):
         publish.rollback(where)
