@@ -89,11 +89,8 @@ class Folder:
         return str(self._root / name)
 
     def read(self, name: str) -> tuple[bytes, Any] | None:
-        try:
-            content = (self._root / name).read_bytes()
-        except FileNotFoundError:
-            return None
-        return content, content
+        content = _content(self._root / name)
+        return None if content is None else (content, content)
 
     def swap(self, name: str, tag: Any, content: bytes) -> bool:
         path = self._root / name
@@ -110,7 +107,7 @@ class Folder:
             else:
                 with (self._root / _LOCK).open("ab") as lock:  # released with the file, also by a kill
                     fcntl.flock(lock, fcntl.LOCK_EX)
-                    if self.read(name) != (tag, tag):
+                    if _content(path) != tag:
                         return False
                     draft.replace(path)
         except FileExistsError:
@@ -161,6 +158,13 @@ class Folder:
         shutil.rmtree(path, ignore_errors=True)  # another publisher may be deleting it too
         if path.exists():
             raise OSError(f"{path} cannot be deleted")
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 class Bucket:

@@ -164,7 +164,7 @@ def test_a_published_model_that_was_changed_is_named_and_published_again(nights,
     model = Path(nights.where) / first["folder"] / "model.pt"
     model.write_bytes(b"another model")
     monkeypatch.setattr(launch, "train", mock.Mock(side_effect=AssertionError("trained again")))
-    with pytest.raises(BadInput, match=r"model.pt is damaged: 13 bytes.*; publish it again by --day 2022-05-04, or go"):
+    with pytest.raises(BadInput, match=r"model.pt is damaged: 13 bytes.*; publish it again with --day 2022-05-04"):
         nights.night("2022-05-05")
     assert model.exists()
     again = nights.night("2022-05-04")

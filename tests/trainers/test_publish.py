@@ -116,7 +116,7 @@ def in_turns(actors: list[Callable[[], dict]], choose: Callable[[list[int]], int
         waiting = {number for number, more in (arrived.get() for _ in actors) if more}
         while waiting:
             gates[choose(sorted(waiting))].release()
-            number, more = arrived.get()
+            number, more = arrived.get(timeout=300)  # an actor that waits for another inside a step ends the test
             waiting = waiting if more else waiting - {number}
             after()
         for thread in threads:
