@@ -131,7 +131,7 @@ class _Racers:
         fences = []
         while not all(pipe.poll() for pipe in self._pipes):
             fences.append(publish.current(where)["fence"])
-            time.sleep(0.002)  # the processor is the racers'
+            time.sleep(0.01)  # the processor is the racers'
         self.fell = fences != sorted(fences)
         return [pipe.recv() for pipe in self._pipes]
 
