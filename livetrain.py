@@ -3,10 +3,12 @@
 torch and Ray are imported inside the commands, so that `livetrain --help` answers at once.
 """
 
+import contextlib
 import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -18,12 +20,13 @@ from typer.core import TyperGroup
 from cluster import data_commands
 from cluster.terminal import BAD_INPUT, err, note, out, say
 from configs.errors import BadInput, nearest, without_credentials
+from trainers import signals
 from trainers.process import prepare
 
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
 **Exit codes**: 0 done · 1 the run failed · 2 bad input (a recipe, a file or an argument; one sentence says what
-to mend) · 130 interrupted.
+to mend) · 130 interrupted · 143 stopped by SIGTERM, what was trained is saved.
 
 **Start here**: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`, then
 `livetrain train configs/recipes/din_ml1m.yaml`
@@ -137,7 +140,8 @@ def train(
     from cluster import launch
     from trainers import report
 
-    result = launch.train(settled, runs)
+    with _interrupts_told():
+        result = launch.train(settled, runs)
     out.print(report.summary_table(result))
     for line in report.table_lines(result):
         say(line)
@@ -259,11 +263,8 @@ def tune_search(
     from cluster import sweep as sweeps
     from cluster.sweep import board
 
-    try:
+    with _interrupts_told():
         found = sweeps.resume(resumed) if settled is None else sweeps.tune(settled, space, folder, **given)
-    except KeyboardInterrupt as interrupt:
-        note(str(interrupt))
-        raise
     out.print(board.table(found))
     say(f"everything is in {found.folder}: sweep.json, parallel.png, importance.png, curves.png, best.png")
     if not any(trial.state == "finished" for trial in found.trials):
@@ -378,7 +379,9 @@ def nightly(
         raise typer.Exit(jobs.ask("nightly", settled, runs, address, note, _raw, options, cancel_on_interrupt=False))
     from cluster import nightly as nights
 
-    if nights.night(settled, runs, day, publish, tolerance, keep, cold, say) is None:
+    with _interrupts_told():
+        pointer = nights.night(settled, runs, day, publish, tolerance, keep, cold, say)
+    if pointer is None:
         raise typer.Exit(WORSE)
 
 
@@ -415,6 +418,17 @@ def doctor(
     findings = checks.examine(settled, runs, address, progress=note)
     out.print(checks.table(findings))
     raise typer.Exit(0 if all(finding.ok for finding in findings) else BAD_INPUT)
+
+
+@contextlib.contextmanager
+def _interrupts_told() -> Iterator[None]:
+    """Say what an interrupt says of what was interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if str(interrupt):
+            note(str(interrupt))
+        raise
 
 
 def _load(recipe: Path, overrides: list[str] | None):
@@ -457,13 +471,18 @@ def main() -> None:
     """Run the command line; the console script `livetrain` is this function."""
     prepare()
     try:
+        signals.install()
         app()
     except BadInput as error:
         _complain(str(error))
-        sys.exit(BAD_INPUT)
+        code = BAD_INPUT
     except Exception as error:
-        _report_failure(error)
-        sys.exit(FAILED)
+        if not signals.ending():  # or it is only what ending does to work that goes on
+            _report_failure(error)
+        code = FAILED
+    except SystemExit as end:
+        code = end.code
+    sys.exit(signals.exit_code(code))
 
 
 if __name__ == "__main__":

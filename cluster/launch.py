@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import json
 import logging
-import math
 import os
 import platform
 import shutil
@@ -20,10 +19,11 @@ from typing import Any
 
 import torch
 
+from cluster import capacity
 from configs.errors import BadInput
 from configs.load import dump_recipe, load_recipe
 from configs.schema import Cluster, Days, Recipe
-from trainers import checkpoint, preflight, ranks, report, runlog, spectrum, start, tracking
+from trainers import checkpoint, preflight, ranks, report, runlog, signals, spectrum, start, tracking
 from trainers.export import find_checkpoint, versions
 from trainers.loop import Job, Trainer
 from trainers.manifest import write_json
@@ -50,25 +50,31 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
 
     Raises:
         BadInput: the recipe, its data or the run folder is wrong, or another process is training the run.
-        RuntimeError: the workers failed more often than cluster.max_failures.
+        RuntimeError: the workers failed more often than cluster.max_failures, or found no room.
+        KeyboardInterrupt: the run was interrupted or told to stop, and how it goes on.
     """
     name = recipe.name or f"{recipe.model.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     recipe = recipe.model_copy(update={"name": name})
     run = preflight.run_folder(runs.resolve(), name)
     with _alone(run):
-        return _train(recipe, run, test)
+        try:
+            return _train(recipe, run, test)
+        except KeyboardInterrupt as interrupt:
+            raise type(interrupt)(_how_to_go_on(run, signals.terminated())) from None
 
 
 def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     _check_unfinished(run, recipe)
     started = time.perf_counter()
     with Watcher(run), _leaving_nothing(run):
+        check_here(recipe.cluster)
         if not checkpoint.committed(run):
             start.find(recipe)
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
         (run / "config.yaml").write_text(dump_recipe(recipe))
         job = Job(recipe, run, sources, statistics, test)
-        result = _launch(partial(_train_here, job), recipe, run)
+        with signals.saving(run):
+            result = _launch(partial(_train_here, job), recipe, run)
     result = {"name": recipe.name, **result, "wall_s": time.perf_counter() - started, "versions": versions()}
     write_json(run / "result.json", result)
     spectrum.write_spectrum(run, result["spectra"])
@@ -96,9 +102,17 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None) -> dic
     if days is not None:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"days": days})})
     with Watcher(run):
+        check_here(recipe.cluster)
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
         job = Job(recipe, run, sources, statistics)
         return _launch(partial(_evaluate_here, job, path, split), recipe, run)
+
+
+def _how_to_go_on(run: Path, stopped: bool) -> str:
+    saved = checkpoint.committed(run)
+    at = f"its checkpoint of step {int(saved[-1].name.split('-')[1])}" if saved else "its start: it has no checkpoint"
+    ended = "stopped" if stopped else "interrupted"
+    return f"{run.name} was {ended}; started again with name={run.name} it goes on from {at}"
 
 
 def _check_unfinished(run: Path, recipe: Recipe) -> None:
@@ -157,6 +171,8 @@ def _train_here(job: Job, device: torch.device) -> dict[str, Any]:
 
 def _evaluate_here(job: Job, path: Path, split: str, device: torch.device) -> dict[str, Any]:
     trainer = Trainer(job, device)
+    if ranks.is_main():
+        runlog.note(job.run, "note", text=f"evaluating {split} with {path.name}")
     checkpoint.load(trainer.sharded, job.recipe, path)
     metrics, _ = trainer.evaluate(split)
     return {f"{split}.{key}": value for key, value in metrics.items()}
@@ -202,23 +218,59 @@ def _on_ray(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
             run_config=RunConfig(
                 name=f"{run.name}-{time.time_ns()}",
                 storage_path=str(run / "ray"),
-                failure_config=FailureConfig(max_failures=cluster.max_failures),
+                failure_config=FailureConfig(
+                    max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
+                ),
             ),
             torch_config=TorchConfig(backend=ranks.backend(cuda), timeout_s=cluster.timeout_s),
         )
         try:
-            trainer.fit()
+            with capacity.watched(cluster, cuda, lambda text: runlog.note(run, "note", text=text)):
+                _fit(trainer, cluster)
         except Exception as error:
             if not refusal.exists():
-                raise RuntimeError(f"the workers failed more than {cluster.max_failures} times: {error}") from error
+                raise _failure(error, cluster, cuda) from error
+        except KeyboardInterrupt:
+            with contextlib.suppress(Exception):  # Ray may have been told to end as well
+                release(run)
+            raise
         finally:
             (run / PLACEMENT).unlink(missing_ok=True)
             shutil.rmtree(run / "ray", ignore_errors=True)  # Ray's own notes on a run that is told in full elsewhere
     if refusal.exists():
         raise BadInput(refusal.read_text())
+    if signals.terminated() and not outcome.exists():
+        raise signals.Stopped
     content = json.loads(outcome.read_text())
     outcome.unlink()
     return content
+
+
+def _fit(trainer: Any, cluster: Cluster) -> None:
+    """Train until the end, or until this process is interrupted; its workers end with it."""
+    import ray
+
+    # Ray waits for room so often, by default for ever; altogether it is cluster.timeout_s.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.timeout_s / (cluster.max_failures + 1))
+    controllers: list[Any] = []
+    # What Ray does on Ctrl-C may wait for its workers for ever, and takes the signal from who calls this.
+    trainer._register_sigint_handler = controllers.append
+    try:
+        trainer.fit()
+    except KeyboardInterrupt:
+        for controller in controllers:
+            ray.kill(controller)
+        raise
+
+
+def _failure(error: Exception, cluster: Cluster, cuda: bool) -> RuntimeError:
+    """Return how a training by Ray failed, in words."""
+    if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
+        return RuntimeError(
+            f"cluster.workers: {capacity.lacking(cluster, cuda)}, after {cluster.timeout_s} s of waiting "
+            "(cluster.timeout_s); wait for other jobs, add nodes, or lower cluster.workers"
+        )
+    return RuntimeError(f"the workers failed more than {cluster.max_failures} times: {error}")
 
 
 def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
@@ -243,6 +295,8 @@ def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
     except BadInput as error:
         refusal.write_text(str(error))
         raise
+    except signals.Stopped:  # as its driver knows
+        return
     if ranks.is_main():
         write_json(run / "outcome.json", result)
 
@@ -266,7 +320,18 @@ def release(run: Path) -> None:
 def _connected(recipe: Recipe) -> Iterator[bool]:
     """Connect to the recipe's Ray cluster, or start one on this machine; yield whether workers get GPUs."""
     with attached(recipe.cluster):
-        yield on_gpus(recipe.cluster)
+        cuda = on_gpus(recipe.cluster)
+        capacity.check(recipe.cluster, cuda)
+        yield cuda
+
+
+def check_here(cluster: Cluster) -> None:
+    """Raise BadInput, before anything is started, where the workers do not fit on this machine and are to run here."""
+    if cluster.workers and not (cluster.address or os.environ.get("RAY_ADDRESS")):
+        import ray
+
+        if not ray.is_initialized():
+            capacity.cpus_here(cluster)
 
 
 @contextlib.contextmanager
@@ -279,21 +344,22 @@ def attached(cluster: Cluster, dashboard: bool = False) -> Iterator[None]:
     """
     import ray
 
-    ours = not ray.is_initialized()
-    if ours:
-        address = cluster.address or os.environ.get("RAY_ADDRESS")
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address:
-            ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
-        else:
-            cpus = max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker))
-            # Nobody looks at the dashboard of a Ray that ends with its run; it takes ten processes and a gigabyte.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
+    if ray.is_initialized():
+        yield
+        return
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
+        with signals.kept():
+            if address:
+                ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
+            else:
+                # Nobody looks at the dashboard of a Ray that ends with its run; it takes ten processes and a gigabyte.
+                cpus = capacity.cpus_here(cluster)
+                ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
         yield
     finally:
-        if ours:
-            ray.shutdown()
+        ray.shutdown()
 
 
 def on_gpus(cluster: Cluster) -> bool:
@@ -302,9 +368,7 @@ def on_gpus(cluster: Cluster) -> bool:
     Raises:
         BadInput: they should, and there are too few.
     """
-    import ray
-
-    gpus, wanted = int(ray.cluster_resources().get("GPU", 0)), max(cluster.workers, 1)
+    gpus, wanted = capacity.gpus(), max(cluster.workers, 1)
     cuda = cluster.device == "cuda" or (cluster.device == "auto" and gpus >= wanted)
     if cuda and gpus < wanted:
         raise BadInput(

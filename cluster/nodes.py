@@ -1,6 +1,7 @@
 """What every node of a cluster says of itself."""
 
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -44,6 +45,17 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
+
+
+def cores(root: Path = Path("/")) -> int:
+    """Return the cores that this process may use, as the machine, its affinity and its container say."""
+    found = len(os.sched_getaffinity(0))
+    limit = root / "sys/fs/cgroup/cpu.max"
+    if limit.is_file():
+        most, period = limit.read_text().split()
+        if most != "max":
+            found = min(found, max(1, int(most) // int(period)))
+    return found
 
 
 def free_memory(root: Path = Path("/")) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -31,7 +31,9 @@ from trainers.occupancy import occupancy
 from trainers.retrieval import AT, Retrieval
 from trainers.runlog import RunLog
 from trainers.sharding import shard
+from trainers.signals import Stopped
 from trainers.spectrum import Spectra
+from trainers.stopping import Listener
 from trainers.tracking import Tracker
 from trainers.utilisation import Utilisation
 
@@ -162,6 +164,7 @@ class Trainer:
         self.position: dict[str, Any] = {"best": None, "best_step": None, "waited": 0, "rows": 0, "seconds": 0.0}
         self.left_out: dict[str, int] = {}  # lists cut a feature, and rows skipped: on this rank, in this attempt
         self.left_out_before: dict[str, int] = {}  # on all ranks, in the attempts before
+        self.listener: Listener | None = None  # while a run goes on
 
     def _reader(self, split: str, shuffle: bool) -> Reader:
         return Reader(
@@ -177,7 +180,11 @@ class Trainer:
         """Train to the end and return the content of result.json.
 
         From the run's newest checkpoint if it has one, otherwise from that of train.warm_start, if the recipe names it.
+
+        Raises:
+            Stopped: it was told to, and has saved what it had.
         """
+        self.listener = Listener(self.job.run)
         found = checkpoint.load_latest(self.sharded, self.recipe, self.job.run)
         if found:
             self.step, self.position = found["step"], found["position"]
@@ -200,6 +207,9 @@ class Trainer:
             return self._finish()
 
     def _train(self) -> None:
+        if self.position.pop("due", False):  # stopped within an evaluation
+            self._validate()
+            self._save()
         batches, epoch = None, -1
         while self.step < self.total and not self._out_of_patience():
             if self.step // self.reader.steps != epoch:
@@ -240,6 +250,8 @@ class Trainer:
             self.step += 1
             if logged:
                 self._log(feed.waited, self.utilisation.read(output.batch.weights))
+            if self.step < stop and self.listener.told():
+                self._stop()
             if train.checkpoint_every and self.step % train.checkpoint_every == 0 and self.step < stop:
                 self._save()
         self.profile.end()
@@ -284,6 +296,8 @@ class Trainer:
         feed = Feed(batches, reader.steps, reader)
         with torch.no_grad(), retrieval.watching():
             for _ in range(reader.steps):
+                if self.listener is not None and self.listener.told():
+                    raise Stopped
                 output = self.sharded.pipeline.progress(feed)
                 batch = output.batch
                 lengths = batch.ids[history].lengths() if history else None
@@ -293,7 +307,11 @@ class Trainer:
         return evaluation.compute() | retrieval.compute(), evaluation.curves()
 
     def _validate(self) -> None:
-        metrics, _ = self.evaluate("valid")
+        try:
+            metrics, _ = self.evaluate("valid")
+        except Stopped:
+            self.position["due"] = True
+            self._stop()
         self.log.write("eval", step=self.step, split="valid", **metrics)
         key, position = self.recipe.select(), self.position
         value = metrics[key]
@@ -305,6 +323,12 @@ class Trainer:
     def _save(self) -> None:
         self.position["left_out"] = self._left_out()
         self.saver.save(self.step, self.position)
+
+    def _stop(self) -> NoReturn:
+        self._save()
+        self.saver.wait()
+        self.log.write("note", step=self.step, text=f"stopped at step {self.step} of {self.total}, and saved")
+        raise Stopped
 
     def _left_out(self) -> dict[str, int]:
         total = Counter(self.left_out_before)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from cluster import launch
+from cluster import capacity, launch
 from cluster.sweep.board import Board
 from cluster.sweep.trials import ENDED, ERROR, Settings, Sweep, Trial
 from configs.complaints import first_complaint
@@ -78,6 +78,7 @@ def resume(folder: str | Path) -> Sweep:
 
 def check(sweep: Sweep) -> None:
     """Raise BadInput for whatever is wrong with a sweep's recipe, data, space or metrics, before any trial."""
+    launch.check_here(sweep.recipe.cluster)
     _ = sweep.metrics
     preflight.check_select(sweep.recipe)
     sweep.space.check(sweep.recipe, also=_build)
@@ -121,13 +122,13 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 
 def _search(sweep: Sweep) -> Sweep:
-    with _alone(sweep.folder), launch.attached(sweep.recipe.cluster, dashboard=True):
-        _settle_all(sweep)
-        if any(trial.state not in ENDED for trial in sweep.trials) or len(sweep.trials) < sweep.settings.samples:
-            _run(sweep)
-    left = [trial.number for trial in sweep.trials if trial.state not in ENDED]
-    if left or len(sweep.trials) < sweep.settings.samples:
-        raise KeyboardInterrupt(f"interrupted; livetrain tune --resume {sweep.folder} goes on with it")
+    try:
+        with _alone(sweep.folder), launch.attached(sweep.recipe.cluster, dashboard=True):
+            _settle_all(sweep)
+            if any(trial.state not in ENDED for trial in sweep.trials) or len(sweep.trials) < sweep.settings.samples:
+                _run(sweep)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; livetrain tune --resume {sweep.folder} goes on with it") from None
     from cluster.sweep import plots
 
     plots.write(sweep)
@@ -148,6 +149,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _run(sweep: Sweep) -> None:
     """Train what is left of a sweep. Ray is there."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the runs have logs of their own
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it waits for the trials; theirs is saved without
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # the table tells of them
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that fails early, or is short, reports nothing
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -189,21 +191,10 @@ def at_once(recipe: Recipe, cuda: bool) -> int:
     Raises:
         BadInput: there is not even room for one.
     """
-    import ray
-
-    cluster, places = recipe.cluster, 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            free = node["Resources"]
-            room = int(free.get("CPU", 0) // cluster.cpus_per_worker)
-            places += min(room, int(free.get("GPU", 0))) if cuda else room
-    trials = places // max(cluster.workers, 1)
-    if not trials:
-        raise BadInput(
-            f"cluster.workers: a trial wants {max(cluster.workers, 1)} workers of {cluster.cpus_per_worker:g} CPUs"
-            f"{' and a GPU' if cuda else ''} each, and the Ray cluster has room for {places}; lower cluster.workers"
-        )
-    return trials
+    cluster = recipe.cluster
+    workers = max(cluster.workers, 1)
+    capacity.check(cluster, cuda)
+    return max(capacity.places_now(cluster, cuda) // workers, 1)  # one waits for nodes that are to come
 
 
 def _trial(folder: Path, recipe: Recipe, home: str, config: dict[str, Any]) -> None:
