@@ -25,15 +25,14 @@ def cpus_here(cluster: Cluster) -> int:
     if wanted > CROWDING * here:
         most = math.floor(CROWDING * here / cluster.cpus_per_worker)
         raise BadInput(
-            f"cluster.workers: {cluster.workers} workers of {_cpus(cluster.cpus_per_worker)} each do not fit on "
-            f"this machine of {_count(here, 'core')}; {_mend(most)}, or name a cluster with cluster.address"
+            f"cluster.workers: {_workers(cluster, False)} do not fit on this machine of {_count(here, 'core')}; "
+            f"{_mend(most)}, or name a cluster with cluster.address"
         )
     free = free_memory()
     if cluster.workers * WORKER_BYTES > free:
         raise BadInput(
             f"cluster.workers: {_count(cluster.workers, 'worker')} take {cluster.workers * WORKER_BYTES / 2**30:.1f} "
-            f"GiB before any table, and this machine has {free / 2**30:.1f} GiB of memory free; "
-            f"{_mend(free // WORKER_BYTES)}, or free some"
+            f"GiB before any table, and this machine has {free / 2**30:.1f} GiB of memory free; lower it, or free some"
         )
     return max(here, math.ceil(wanted))
 
@@ -44,12 +43,11 @@ def check(cluster: Cluster, cuda: bool) -> None:
     Raises:
         BadInput: they do not fit.
     """
-    wanted, room = max(cluster.workers, 1), places(cluster, cuda)
-    if room < wanted:
+    room = places(cluster, cuda)
+    if room < max(cluster.workers, 1):
         raise BadInput(
-            f"cluster.workers: {wanted} workers of {worker(cluster, cuda)} each do not fit on the Ray cluster, whose "
-            f"{_count(len(_nodes()), 'node')} have room for {room}; {_mend(room)}, lower cluster.cpus_per_worker, "
-            "or add nodes"
+            f"cluster.workers: {_workers(cluster, cuda)} do not fit on the Ray cluster, whose "
+            f"{_count(len(_nodes()), 'node')} have room for {room}; {_mend(room)}, or add nodes"
         )
 
 
@@ -70,11 +68,6 @@ def gpus() -> int:
         sum(int(node.get("GPU", 0)) for node in _nodes()),
         sum(count * int(node.get("GPU", 0)) for node, count in _groups()),
     )
-
-
-def worker(cluster: Cluster, cuda: bool) -> str:
-    """Say what a worker takes of a node."""
-    return _cpus(cluster.cpus_per_worker) + (" and a GPU" if cuda else "")
 
 
 def _fitting(node: dict[str, float], cluster: Cluster, cuda: bool) -> int:
@@ -140,7 +133,7 @@ def lacking(cluster: Cluster, cuda: bool) -> str:
 
     free = ray.available_resources()
     said = _cpus(free.get("CPU", 0)) + (f" and {_count(int(free.get('GPU', 0)), 'GPU')}" if cuda else "")
-    return f"{_count(cluster.workers, 'worker')} of {worker(cluster, cuda)} each find no room, {said} are free"
+    return f"{_workers(cluster, cuda)} find no room, {said} are free"
 
 
 def _cpus(number: float) -> str:
@@ -151,5 +144,10 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
+def _workers(cluster: Cluster, cuda: bool) -> str:
+    gpu = " and a GPU" if cuda else ""
+    return f"{_count(max(cluster.workers, 1), 'worker')} of {_cpus(cluster.cpus_per_worker)}{gpu} each"
+
+
 def _mend(most: int) -> str:
-    return f"set cluster.workers to {most} or fewer" if most > 0 else "lower cluster.workers"
+    return f"set cluster.workers to {most} or fewer" if most > 0 else "lower cluster.cpus_per_worker"

@@ -75,6 +75,8 @@ def examine(
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(launch.attached(cluster))
+        except BadInput:
+            raise
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise BadInput(

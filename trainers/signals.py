@@ -40,16 +40,18 @@ class _Orders:
         signal.signal(signal.SIGALRM, self.on_alarm)
 
     def on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupted:  # once more: what is being tidied up is left
-            os._exit(INTERRUPTED)
-        self.interrupted = True
+        if self.leaving:  # once more: what is being tidied up is left
+            os._exit(exit_code(INTERRUPTED))
+        self.interrupted = self.leaving = True
         raise KeyboardInterrupt
 
     def on_terminate(self, number: int, frame: FrameType | None) -> None:
         if self.terminated:  # some send it twice
             return
         self.terminated = True
-        if self._tell():
+        if self.leaving:
+            signal.setitimer(signal.ITIMER_REAL, _LEAVE_S)
+        elif self._tell():
             signal.setitimer(signal.ITIMER_REAL, self.grace, _LEAVE_S)
         else:
             self._leave()

@@ -72,6 +72,22 @@ def answer(host: str = "a", torch: str = "2.13.0", free: int = 64 * GIB, gpus: t
     return {"host": host, "versions": {"python": "3.11.7", "torch": torch}, "free": free, "gpus": list(gpus)}
 
 
+@pytest.mark.parametrize(("limit", "wanted"), [("max 100000", None), ("300000 100000", 3), ("50000 100000", 1)])
+def test_a_container_has_the_cores_of_its_own_limit(tmp_path, monkeypatch, limit, wanted):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    assert nodes.cores(tmp_path) == 16
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text(f"{limit}\n")
+    assert nodes.cores(tmp_path) == (wanted or 16)
+
+
+def test_workers_that_this_machine_does_not_hold_are_said_as_such(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(BadInput, match=r"^cluster\.workers: 4096 workers of 1 CPU each do not fit on this machine"):
+        doctor.examine(samples.recipe(tmp_path, cluster__workers=4096), tmp_path, None)
+
+
 def test_a_node_that_cannot_run_livetrain():
     silent = {"b": "ModuleNotFoundError: No module named 'cluster'"}
     with pytest.raises(BadInput, match=r"node beta \(10.0.0.1\) and 0 other of 2 nodes .*No module named"):

@@ -281,19 +281,23 @@ def test_a_trial_is_a_run_of_the_sweeps_group(sweep):
 def test_as_many_trials_at_once_as_there_is_room(monkeypatch, nodes, workers, cpus, cuda, wanted):
     dead = {"Alive": False, "Resources": {"CPU": 999, "GPU": 999}}
     monkeypatch.setattr("ray.nodes", lambda: [dead, *({"Alive": True, "Resources": node} for node in nodes)])
+    monkeypatch.setattr("cluster.capacity._groups", list)
     recipe = samples.recipe("data", cluster={"workers": workers, "cpus_per_worker": cpus})
     assert at_once(recipe, cuda) == wanted
 
 
 def test_a_trial_in_its_own_process_needs_a_gpu_that_is_there(monkeypatch):
+    monkeypatch.setattr("cluster.capacity._groups", list)
     for gpus, wanted in ((0, False), (1, True)):
-        monkeypatch.setattr("ray.cluster_resources", lambda gpus=gpus: {"CPU": 2, "GPU": gpus})
+        node = {"Alive": True, "Resources": {"CPU": 2, "GPU": gpus}}
+        monkeypatch.setattr("ray.nodes", lambda node=node: [node])
         assert launch.on_gpus(Cluster(workers=0)) == wanted
 
 
 def test_no_room_for_a_single_trial_is_said(monkeypatch):
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}}])
-    with pytest.raises(BadInput, match="a trial wants 3 workers of 1 CPUs each, and the Ray cluster has room for 2"):
+    monkeypatch.setattr("cluster.capacity._groups", list)
+    with pytest.raises(BadInput, match="3 workers of 1 CPU each do not fit on the Ray cluster, .* room for 2;"):
         at_once(samples.recipe("data", cluster={"workers": 3}), cuda=False)
 
 
