@@ -105,12 +105,12 @@ def test_it_is_refused_before_anything_starts(machine, monkeypatch, tmp_path, co
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", None)
-    recipe = samples.recipe(tmp_path / "no data", cluster__workers=64)
+    recipe = samples.recipe(tmp_path / "no data", cluster__workers=12)
     commands = {
         "train": lambda: launch.train(recipe, tmp_path),
         "tune": lambda: tune(recipe, {"train.seed": {"choice": [1]}}, tmp_path / "sweep"),
     }
-    with pytest.raises(BadInput, match=r"^cluster\.workers: 64 workers"):
+    with pytest.raises(BadInput, match=r"^cluster\.workers: 12 workers"):
         commands[command]()
     assert list(tmp_path.iterdir()) == []
 
