@@ -9,8 +9,8 @@ from configs.errors import BadInput
 from configs.schema import Cluster
 
 CROWDING = 2  # workers that may share a core of this machine: enough to try a recipe out
-WORKER_BYTES = 384 * 2**20  # of host memory that a worker takes before it has any table
-_POLL_S = 1.0
+WORKER_BYTES = 256 * 2**20  # of host memory that a worker has to itself before it has any table
+_POLL_S = 2.0  # between two looks at what a start waits for
 
 
 def cpus_here(cluster: Cluster) -> int:
@@ -46,8 +46,8 @@ def check(cluster: Cluster, cuda: bool) -> None:
     room = places(cluster, cuda)
     if room < max(cluster.workers, 1):
         raise BadInput(
-            f"cluster.workers: {_workers(cluster, cuda)} do not fit on the Ray cluster, whose "
-            f"{_count(len(_nodes()), 'node')} have room for {room}; {_mend(room)}, or add nodes"
+            f"cluster.workers: {_workers(cluster, cuda)} do not fit on the Ray cluster, which has room for {room} "
+            f"on {_count(len(_nodes()), 'node')}; {_mend(room)}, or add nodes"
         )
 
 

@@ -112,7 +112,7 @@ def _how_to_go_on(run: Path, stopped: bool) -> str:
     saved = checkpoint.committed(run)
     at = f"its checkpoint of step {int(saved[-1].name.split('-')[1])}" if saved else "its start: it has no checkpoint"
     ended = "stopped" if stopped else "interrupted"
-    return f"{run.name} was {ended}; started again with name={run.name} it goes on from {at}"
+    return f"{run.name} was {ended}; started again under this name it goes on from {at}"
 
 
 def _check_unfinished(run: Path, recipe: Recipe) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from cluster.parcel import Job, once, prepare, size
 from configs.errors import BadInput, without_credentials
 from configs.schema import Recipe
+from trainers.signals import INTERRUPTED
 
-INTERRUPTED = 130
 _POLL_S, _RECONNECTS, _STOP_S = 0.5, 5, 60.0
 
 Say = Callable[[str], None]

@@ -276,7 +276,7 @@ class Cluster(Section):
     address: str | None = Field(None, description="a running Ray cluster; none starts Ray on this machine")
     cpus_per_worker: float = Field(1, gt=0)
     max_failures: int = Field(2, ge=0, description="worker failures survived by restarting from the last checkpoint")
-    timeout_s: int = Field(600, gt=0, description="longest wait for the other ranks")
+    timeout_s: int = Field(600, gt=0, description="longest wait for room, and for the other ranks")
     quantize_comms: Literal["none", "fp16", "bf16"] = Field("none", description="type of embeddings on the wire")
     topology: Topology = Topology()
 

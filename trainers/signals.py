@@ -2,7 +2,7 @@
 
 Both raise KeyboardInterrupt in the main thread, the one exception that Ray's own waiting lets through. While a training
 listens, SIGTERM first leaves a word in the run's folder, which `trainers.stopping` reads. A command that still goes on
-after `grace()` is interrupted all the same, and one that does not end then is ended.
+after LIVETRAIN_GRACE_S is interrupted all the same, and one that does not end then is ended.
 """
 
 import contextlib

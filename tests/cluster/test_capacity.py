@@ -78,14 +78,14 @@ def test_what_a_machine_holds_is_started(machine, workers, cpus, cores, started_
             1,
             64,
             3,
-            "32 workers take 12.0 GiB before any table, and this machine has 3.0 GiB of memory free; lower it",
+            "32 workers take 8.0 GiB before any table, and this machine has 3.0 GiB of memory free; lower it",
         ),
         (
             2,
             1,
             64,
             0.2,
-            "2 workers take 0.8 GiB before any table, and this machine has 0.2 GiB of memory free; lower it",
+            "2 workers take 0.5 GiB before any table, and this machine has 0.2 GiB of memory free; lower it",
         ),
     ],
 )
@@ -133,7 +133,7 @@ def test_workers_fit_where_they_can_be_laid_one_by_one(nodes, workers, cpus, cud
         if laid >= max(workers, 1):
             capacity.check(cluster, cuda)
         else:
-            with pytest.raises(BadInput, match=f"have room for {laid};"):
+            with pytest.raises(BadInput, match=f"has room for {laid} on "):
                 capacity.check(cluster, cuda)
 
 
@@ -142,7 +142,7 @@ def test_more_workers_than_a_cluster_holds_are_refused(tmp_path):
     data = samples.write(tmp_path / "data", rows=200)
     for name, cluster in (("many", {"workers": 3}), ("wide", {"workers": 1, "cpus_per_worker": 3})):
         recipe = samples.recipe(data, name=name, cluster=cluster | {"device": "cpu"}, data__batch_size=24)
-        with pytest.raises(BadInput, match=r"^cluster\.workers: .* do not fit on the Ray cluster, whose 1 node"):
+        with pytest.raises(BadInput, match=r"^cluster\.workers: .* do not fit on the Ray cluster, .* on 1 node;"):
             launch.train(recipe, tmp_path / "runs")
         assert not (tmp_path / "runs" / name).exists()
 

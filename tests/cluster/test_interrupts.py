@@ -76,9 +76,23 @@ def test_sigterm_has_all_workers_save_at_one_step(recipe, tmp_path):
     assert notes(run)[-1].startswith(f"stopped at step {step} of ")
     assert trained(run)[-1]["step"] == step
     assert out.splitlines()[-1] == (
-        f"small was stopped; started again with name=small it goes on from its checkpoint of step {step}"
+        f"small was stopped; started again under this name it goes on from its checkpoint of step {step}"
     )
     assert "Traceback" not in out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_training_in_the_process_itself_ends_alike(recipe, tmp_path, number):
+    command, run = start("train", str(recipe), "cluster.workers=0", "--runs", str(tmp_path)), tmp_path / "small"
+    until(lambda: len(trained(run)) > 2, command)
+    code, out = end(command, number)
+    assert code == 128 + number, out
+    assert "Traceback" not in out
+    saved = checkpoint.committed(run)
+    if number == signal.SIGTERM:
+        assert saved[-1].name == f"step-{trained(run)[-1]['step']:08d}"
+    again = "its checkpoint of step" if saved else "its start"
+    assert f"started again under this name it goes on from {again}" in out.splitlines()[-1]
 
 
 def test_ctrl_c_ends_a_training_that_is_starting(recipe, tmp_path):
@@ -86,7 +100,7 @@ def test_ctrl_c_ends_a_training_that_is_starting(recipe, tmp_path):
     until(lambda: "starting 2 workers" in notes(run), command)
     code, out = end(command, signal.SIGINT, whole_group=True)  # as a terminal sends it
     assert code == 130, out
-    assert out.splitlines()[-1].startswith("small was interrupted; started again with name=small it goes on from")
+    assert out.splitlines()[-1].startswith("small was interrupted; started again under this name it goes on from")
     assert "Traceback" not in out
 
 

@@ -297,7 +297,7 @@ def test_a_trial_in_its_own_process_needs_a_gpu_that_is_there(monkeypatch):
 def test_no_room_for_a_single_trial_is_said(monkeypatch):
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}}])
     monkeypatch.setattr("cluster.capacity._groups", list)
-    with pytest.raises(BadInput, match="3 workers of 1 CPU each do not fit on the Ray cluster, .* room for 2;"):
+    with pytest.raises(BadInput, match="3 workers of 1 CPU each do not fit .* room for 2 on 1 node;"):
         at_once(samples.recipe("data", cluster={"workers": 3}), cuda=False)
 
 
