@@ -6,19 +6,22 @@ after LIVETRAIN_GRACE_S is interrupted all the same, and one that does not end t
 """
 
 import contextlib
+import ctypes
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from configs.errors import BadInput
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 and the signal
 STOP = ".stop"  # in a run's folder while a training listens; it says so once the training is to stop
 GRACE = "LIVETRAIN_GRACE_S"
-_GRACE_S, _LEAVE_S = 22.0, 5.0  # to save, then to tidy up: together less than the 30 s after which Kubernetes kills
+_GRACE_S, _LEAVE_S = 22.0, 7.0  # to save, then to tidy up: together less than the 30 s after which Kubernetes kills
+_PR_SET_CHILD_SUBREAPER = 36  # of <linux/prctl.h>
 
 
 class Stopped(KeyboardInterrupt):
@@ -35,13 +38,15 @@ class _Orders:
 
     def install(self) -> None:
         self.installed = True
+        # What loses its parent becomes this process's own child, so that `_end_now` finds it.
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         signal.signal(signal.SIGINT, self.on_interrupt)
         signal.signal(signal.SIGTERM, self.on_terminate)
         signal.signal(signal.SIGALRM, self.on_alarm)
 
     def on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.leaving:  # once more: what is being tidied up is left
-            os._exit(exit_code(INTERRUPTED))
+            _end_now(exit_code(INTERRUPTED))
         self.interrupted = self.leaving = True
         raise KeyboardInterrupt
 
@@ -58,7 +63,7 @@ class _Orders:
 
     def on_alarm(self, number: int, frame: FrameType | None) -> None:
         if self.leaving:
-            os._exit(TERMINATED)
+            _end_now(TERMINATED)
         self._leave()
 
     def _tell(self) -> bool:
@@ -78,6 +83,21 @@ class _Orders:
 
 
 _orders = _Orders()
+
+
+def _end_now(code: int) -> NoReturn:
+    """End this process and all that it has started, which would notice by itself only after a while."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    ours = {os.getpid()}
+    while found := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= found
+    for pid in ours - {os.getpid()}:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(code)
 
 
 def install() -> None:
@@ -103,7 +123,12 @@ def terminated() -> bool:
 
 
 def exit_code(code: int | str | None) -> int | str | None:
-    """Return the exit code of a command that would end with `code` but for what it was told."""
+    """Return the exit code of a command that would end with `code` but for what it was told; it has nothing left to do.
+
+    No alarm may follow: the interpreter's end, long as it is where torch and Ray were, takes its handler away.
+    """
+    if _orders.installed:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     if _orders.terminated:
         return TERMINATED
     return INTERRUPTED if _orders.interrupted else code

@@ -209,4 +209,4 @@ def test_a_stopped_job_has_time_to_save():
     from cluster import submit
 
     given = {one["name"]: int(one["value"]) for one in pods()["head"]["containers"][0]["env"]}
-    assert given["LIVETRAIN_GRACE_S"] + 5 < given["RAY_JOB_STOP_WAIT_TIME_S"] < submit._STOP_S
+    assert given["LIVETRAIN_GRACE_S"] + 7 < given["RAY_JOB_STOP_WAIT_TIME_S"] < submit._STOP_S

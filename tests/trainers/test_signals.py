@@ -67,6 +67,43 @@ def test_a_command_ends_as_it_is_told(numbers, leave, tidying, code):
     assert (ended, lines, err) == (code, ["told", "tidying up"], "")
 
 
+def test_the_interpreter_may_take_its_time_to_end():
+    code = """
+        class Slow:
+            def __del__(self, sleep=time.sleep):
+                sleep(1)
+
+        kept = Slow()
+        signals._LEAVE_S = 0.3
+        try:
+            print("told", flush=True)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            pass
+    """
+    assert told(process(code), signal.SIGTERM) == (143, ["told"], "")
+
+
+def test_who_is_ended_at_once_takes_all_its_processes_along():
+    code = """
+        import subprocess
+        script = "sleep 600 & echo $!; (sleep 600 & echo $!); wait"  # the second loses its parent
+        started = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True)
+        print(started.pid, *(started.stdout.readline().strip() for _ in range(2)), flush=True)
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            print("tidying up", flush=True)
+            time.sleep(60)
+    """
+    ended, lines, err = told(process(code), signal.SIGINT, signal.SIGINT)
+    assert (ended, err) == (130, "")
+    assert len(lines[0].split()) == 3
+    for pid in lines[0].split():
+        stat = Path("/proc", pid, "stat")
+        assert not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] in "ZX"
+
+
 def test_a_training_that_listens_saves_first(tmp_path):
     code = """
         file = Path(sys.argv[1]) / signals.STOP
