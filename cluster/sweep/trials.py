@@ -20,6 +20,7 @@ from configs.errors import BadInput, nearest
 from configs.load import dump_recipe, dump_tree, load_recipe, override
 from configs.schema import Recipe, Section
 from configs.space import Space, load_space
+from configs.values import Seed, whole
 from trainers import runlog
 from trainers.export import versions
 from trainers.manifest import write_json
@@ -36,10 +37,10 @@ class Settings(Section):
     """How a sweep searches."""
 
     metrics: list[str] = Field(min_length=1, description="what is chosen by; several give a Pareto front")
-    samples: int = Field(20, gt=0, description="trials")
+    samples: whole(1, 10**6) = Field(20, description="trials")
     search: Literal["random", "optuna"] = "random"
     scheduler: Literal["asha", "none"] = "asha"
-    seed: int = Field(1, ge=0)
+    seed: Seed = 1
 
 
 @dataclass
