@@ -4,6 +4,7 @@ torch and Ray are imported inside the commands, so that `livetrain --help` answe
 """
 
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -14,11 +15,12 @@ from typing import Annotated
 import typer
 from rich.text import Text
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from cluster import data_commands
 from cluster.terminal import BAD_INPUT, err, note, out, say
-from configs.errors import BadInput, nearest, without_credentials
-from trainers.process import prepare
+from configs.errors import BadInput, cut, nearest, without_credentials
+from trainers.process import in_utf8, prepare
 
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
@@ -344,10 +346,10 @@ def nightly(
         str | None, typer.Option(help="The test split's last day, by default the newest of the data.")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="By how much the new model may be worse than the published one.")
+        float, typer.Option(min=0, max=1e6, help="By how much the new model may be worse than the published one.")
     ] = 0.002,
     keep: Annotated[
-        int, typer.Option(min=1, help="Published versions that stay, and nights with their checkpoints.")
+        int, typer.Option(min=1, max=10**6, help="Published versions that stay, and nights with their checkpoints.")
     ] = 7,
     cold: Annotated[bool, typer.Option("--cold", help="Begin anew, without last night's weights.")] = False,
     address: Annotated[
@@ -448,22 +450,46 @@ def _report_failure(error: Exception) -> None:
     if os.environ.get("LIVETRAIN_DEBUG", "0") not in ("", "0"):
         err.print(Text(story), soft_wrap=True)
         return
-    with tempfile.NamedTemporaryFile("w", prefix="livetrain-", suffix=".log", delete=False) as log:
-        log.write(story)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="livetrain-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as log:
+            log.write(story)
+    except OSError:  # no folder for temporary files
+        err.print(Text(story), soft_wrap=True)
+        return
     err.print(Text(f"the traceback is in {log.name}"), soft_wrap=True)
+
+
+def _usage(error: TyperException) -> str:
+    """Return what is wrong with the command line itself as one sentence that names the command."""
+    words = error.format_message().strip().rstrip(".")
+    words = re.sub(r"\. (Did you mean.*)", lambda hint: f" ({hint[1][:1].lower()}{hint[1][1:]})", words)
+    words = re.sub(r"Value error, |, unable to parse.*", "", words).replace("Input should be ", "wanted ")
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "livetrain"
+    option = getattr(error, "option_name", None)  # of an option that there is not
+    if option and "." in option:
+        return f"{command}: '{cut(option)}' is no option; a change of the recipe is written without dashes, KEY=VALUE"
+    return f"{command}: {words[:1].lower()}{cut(words[1:], 150)}; see {command} --help"
 
 
 def main() -> None:
     """Run the command line; the console script `livetrain` is this function."""
-    prepare()
+    in_utf8()
     try:
-        app()
+        prepare()
+        code = app(standalone_mode=False)
     except BadInput as error:
         _complain(str(error))
+        sys.exit(BAD_INPUT)
+    except TyperException as error:
+        if error.format_message():  # empty where a group was called without a command: its help stands there already
+            _complain(str(BadInput(_usage(error))))
         sys.exit(BAD_INPUT)
     except Exception as error:
         _report_failure(error)
         sys.exit(FAILED)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

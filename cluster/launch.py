@@ -27,7 +27,7 @@ from trainers import checkpoint, preflight, ranks, report, runlog, spectrum, sta
 from trainers.export import find_checkpoint, versions
 from trainers.loop import Job, Trainer
 from trainers.manifest import write_json
-from trainers.process import ENVIRONMENT, prepare
+from trainers.process import ENVIRONMENT, prepare, ray_folder, threads
 from trainers.progress import Watcher
 
 Work = Callable[[torch.device], dict[str, Any]]
@@ -234,7 +234,7 @@ def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
         return
     if ranks.is_main():
         (run / PLACEMENT).write_text(get_current_placement_group().id.hex())
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.set_num_threads(threads())
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -288,7 +288,7 @@ def attached(cluster: Cluster, dashboard: bool = False) -> Iterator[None]:
         else:
             cpus = max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker))
             # Nobody looks at the dashboard of a Ray that ends with its run; it takes ten processes and a gigabyte.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, _temp_dir=ray_folder(), **quiet)
     try:
         yield
     finally:

@@ -34,6 +34,7 @@ _WANTED = {
     "list_type": "a list",
     "tuple_type": "a list",
 }
+_MOST = 1000  # errors that are looked at
 # What text wants, by the pattern that it does not match.
 _PATTERNS = {
     "^[A-Za-z][A-Za-z0-9_]*$": "a name of letters, digits and _ that begins with a letter",
@@ -51,7 +52,7 @@ def first_complaint(error: ValidationError, root: type[BaseModel], tree: Any) ->
         root: the class that was validated.
         tree: the data that was validated.
     """
-    details = error.errors(include_url=False)
+    details = error.errors(include_url=False)[:_MOST]
     places = [_locate(root, detail["loc"], tree) for detail in details]
     first = next((n for n, detail in enumerate(details) if detail["type"] == "extra_forbidden"), 0)
     more = len({place for place, _ in places}) - 1

@@ -65,7 +65,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word[:_SENTENCE], known, n=1, cutoff=0.6)
     if close:
         return f" (did you mean '{cut(close[0])}'?)"
-    return f" (known: {cut(', '.join(known), 100)})" if known else ""
+    return f" (known: {cut(', '.join(known), 160)})" if known else ""
 
 
 def without_credentials(text: str) -> str:

@@ -17,6 +17,7 @@ _NAMED = ("features", "tables", "tasks")  # sections whose keys are the recipe's
 _LARGEST = 2**20  # bytes of a recipe file
 _MOST_VALUES = 100_000  # of a recipe, whatever its anchors multiply
 _MOST_BASES = 32  # files of which each is built on the next
+_LONGEST = 1024  # bits of a whole number: Python itself writes none that is much longer
 _DEEPEST = 32  # keys of an override, one below the other
 _FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
@@ -34,6 +35,13 @@ class _Loader(yaml.SafeLoader):
     }
 
 
+def _number(loader: _Loader, node: yaml.Node) -> int:
+    number = yaml.SafeLoader.construct_yaml_int(loader, node)
+    if number.bit_length() > _LONGEST:
+        raise yaml.constructor.ConstructorError(problem="a number has too many digits", problem_mark=node.start_mark)
+    return number
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes every text that a YAML 1.1 or 1.2 reader would take for something else."""
 
@@ -42,6 +50,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _resolvers() -> None:
+    _Loader.add_constructor("tag:yaml.org,2002:int", _number)
+
     def plain(tag: str, pattern: str, first: str) -> None:
         _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), list(first))
 
@@ -113,7 +123,7 @@ def override(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     """
     tree: Any = recipe.model_dump(mode="json")
     for key, value in values.items():
-        tree = _put(tree, tuple(key.split(".")), value, _quoted(f"{key}={value}"))
+        tree = _put(tree, tuple(key.split(".")), value, _quoted(f"{key}={shown(value)}"))
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:

@@ -24,7 +24,7 @@ from configs.space import load_space, parse_space
 from modules.model import Model
 from trainers import preflight
 from trainers.data.source import Source
-from trainers.process import prepare
+from trainers.process import prepare, threads
 
 # What a trial holds that only starts workers and waits for them: no CPU, for its workers may need them all.
 DRIVER = {"memory": 2**29}
@@ -214,7 +214,7 @@ def _trial(folder: Path, recipe: Recipe, home: str, config: dict[str, Any]) -> N
     prepare()
     with contextlib.suppress(OSError):  # on another machine the folder need not be there
         os.chdir(home)
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.set_num_threads(threads())
     sweep = Sweep.open(folder)
     sweep.recipe = recipe  # its file is without the credentials of URIs
     trial = Trial(config["number"], config["values"])

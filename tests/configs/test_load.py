@@ -203,7 +203,7 @@ def test_a_file_that_cannot_be_read_is_refused(write, tmp_path):
 
 
 def test_a_file_that_contains_itself_is_refused(write):
-    with pytest.raises(BadInput, match="line 13: this value contains itself by an anchor; write it out"):
+    with pytest.raises(BadInput, match="line 14: this value contains itself by an anchor; write it out"):
         load_recipe(write(BASE + "a: &a\n  b: *a\n"))
 
 
@@ -259,6 +259,7 @@ TEXTS = st.one_of(
     st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12),
 ).filter(lambda text: "://" not in text)
 FACTORS = st.floats(1e-12, 1e6)
+DEVIATIONS = st.floats(0, 1000)
 
 
 @st.composite
