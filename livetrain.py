@@ -292,7 +292,7 @@ def tune_best(
 
     text = Sweep.open(sweep).winner(trial)
     try:
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{file}: cannot write here ({error.strerror}); choose another file with --out") from error
     say(text.split("\n", 1)[0].removeprefix("# "))

@@ -174,7 +174,7 @@ def storage_is_shared(runs: Path, nodes: dict[str, dict]) -> str:
     folder = runs / f".doctor-{token[:8]}"
     try:
         folder.mkdir(parents=True)
-        (folder / "driver").write_text(token)
+        (folder / "driver").write_text(token, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{runs}: cannot write here ({error.strerror}); choose another folder with --runs") from error
     try:
@@ -201,7 +201,7 @@ def _write_and_read(folder: str, token: str) -> str:
     if not _seen(Path(folder, "driver"), token):
         return "the driver's file is not there"
     try:
-        Path(folder, ray.get_runtime_context().get_node_id()).write_text(token)
+        Path(folder, ray.get_runtime_context().get_node_id()).write_text(token, encoding="utf-8")
     except OSError as error:
         return f"it cannot write there: {error.strerror}"
     return ""
@@ -211,7 +211,7 @@ def _seen(path: Path, content: str) -> bool:
     """Return whether a file has the content, granting a network's caches some time."""
     end = time.monotonic() + SEEN_S
     while True:
-        if path.is_file() and path.read_text() == content:
+        if path.is_file() and path.read_text(encoding="utf-8") == content:
             return True
         if time.monotonic() > end:
             return False

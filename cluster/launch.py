@@ -66,7 +66,7 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
         if not checkpoint.committed(run):
             start.find(recipe)
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
-        (run / "config.yaml").write_text(dump_recipe(recipe))
+        (run / "config.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
         job = Job(recipe, run, sources, statistics, test)
         result = _launch(partial(_train_here, job), recipe, run)
     result = {"name": recipe.name, **result, "wall_s": time.perf_counter() - started, "versions": versions()}
@@ -135,7 +135,7 @@ def _alone(run: Path) -> Iterator[None]:
     stop = time.monotonic() + _PATIENCE_S
     while True:
         run.mkdir(exist_ok=True)
-        with open(run / LOCK, "w") as lock:
+        with open(run / LOCK, "w", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 held = os.fstat(lock.fileno()).st_nlink > 0  # or whoever had it was refused, and left nothing
@@ -215,8 +215,8 @@ def _on_ray(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
             (run / PLACEMENT).unlink(missing_ok=True)
             shutil.rmtree(run / "ray", ignore_errors=True)  # Ray's own notes on a run that is told in full elsewhere
     if refusal.exists():
-        raise BadInput(refusal.read_text())
-    content = json.loads(outcome.read_text())
+        raise BadInput(refusal.read_text(encoding="utf-8"))
+    content = json.loads(outcome.read_text(encoding="utf-8"))
     outcome.unlink()
     return content
 
@@ -233,7 +233,7 @@ def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
     if refusal.exists():  # Ray starts the group again, but that cannot mend bad input: end at once
         return
     if ranks.is_main():
-        (run / PLACEMENT).write_text(get_current_placement_group().id.hex())
+        (run / PLACEMENT).write_text(get_current_placement_group().id.hex(), encoding="utf-8")
     torch.set_num_threads(threads())
     device = get_device()
     if device.type == "cuda":
@@ -241,7 +241,7 @@ def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
     try:
         result = work(device)
     except BadInput as error:
-        refusal.write_text(str(error))
+        refusal.write_text(str(error), encoding="utf-8")
         raise
     if ranks.is_main():
         write_json(run / "outcome.json", result)
@@ -258,7 +258,7 @@ def release(run: Path) -> None:
 
     note = run / PLACEMENT
     if note.exists():
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(note.read_text()))))
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(note.read_text(encoding="utf-8")))))
         note.unlink(missing_ok=True)
 
 

@@ -111,7 +111,7 @@ def night(
         train = tonight.train.model_copy(update={"warm_start": begin and str(begin)})
         launch.train(tonight.model_copy(update={"train": train}), runs)
     metric = f"test.{tonight.select()}"
-    figure = json.loads((run / "result.json").read_text())[metric]
+    figure = json.loads((run / "result.json").read_text(encoding="utf-8"))[metric]
     say(f"{tonight.name}: {metric} {_shown(figure)}")
     if before is not None and not _good_enough(figure, tonight, runs, before, tolerance, say):
         _prune(runs, recipe.name, keep, spare=before.get("run"))

@@ -48,15 +48,15 @@ def _version(name: str) -> str | None:
 
 def free_memory(root: Path = Path("/")) -> int:
     """Return the bytes that this machine, or the container it is, has left."""
-    lines = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
+    lines = (line.split() for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines())
     free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
     group = root / "sys/fs/cgroup"
     for limit, used in (
         ("memory.max", "memory.current"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
     ):
-        if (group / limit).is_file() and (most := (group / limit).read_text().strip()).isdigit():
-            free = min(free, int(most) - int((group / used).read_text()))
+        if (group / limit).is_file() and (most := (group / limit).read_text(encoding="utf-8").strip()).isdigit():
+            free = min(free, int(most) - int((group / used).read_text(encoding="utf-8")))
     return free
 
 

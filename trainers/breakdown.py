@@ -246,5 +246,5 @@ class Profile:
         order = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         table = self._profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
         heading = f"steps {self._recorded[0]} to {self._recorded[-1]} on rank 0, operators by {order}"
-        (self._folder / "operators.txt").write_text(f"{heading}\n{table}\n")
+        (self._folder / "operators.txt").write_text(f"{heading}\n{table}\n", encoding="utf-8")
         self._profiler, self._steps = None, range(0)

@@ -23,7 +23,7 @@ def finite(content: Any) -> Any:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, never a part."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w") as file:
+    with draft.open("w", encoding="utf-8") as file:
         json.dump(finite(content), file, indent=1, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
@@ -47,7 +47,7 @@ def commit(folder: Path, files: dict[str, dict[str, Any]], **content: Any) -> No
 def read(folder: Path) -> dict[str, Any] | None:
     """Return a folder's manifest, or None where it was never committed."""
     try:
-        return json.loads((folder / MANIFEST).read_text())
+        return json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
 

@@ -28,7 +28,7 @@ class RunLog:
         if ranks.is_main() and self.path.exists():
             kept = [line for line in read(run) if line.get("step", 0) <= step]
             draft = self.path.with_suffix(".draft")
-            draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            draft.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
             draft.replace(self.path)
 
     def write(self, kind: str, **content: Any) -> None:

@@ -84,7 +84,7 @@ class Tracker:
         except Exception as error:
             self._run = None
             reason = without_credentials(" ".join(str(error).split())) or type(error).__name__
-            _failure(self._folder).write_text(reason)
+            _failure(self._folder).write_text(reason, encoding="utf-8")
             self._warn(f"wandb failed, the run goes on without it: {reason}")
 
     def _start(self) -> None:
@@ -163,6 +163,6 @@ def _run_id(run: Path, recipe: Recipe) -> str:
     path = run / "wandb" / "id"
     if not path.exists():
         draft = path.with_name("id.draft")
-        draft.write_text(f"{recipe.name[:64]}-{secrets.token_hex(4)}")
+        draft.write_text(f"{recipe.name[:64]}-{secrets.token_hex(4)}", encoding="utf-8")
         draft.replace(path)
-    return path.read_text()
+    return path.read_text(encoding="utf-8")

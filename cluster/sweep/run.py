@@ -137,7 +137,7 @@ def _search(sweep: Sweep) -> Sweep:
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """Hold the sweep's lock, which the end of this process frees, however it ends."""
-    with (folder / "lock").open("w") as lock:
+    with (folder / "lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -229,7 +229,7 @@ def _trial(folder: Path, recipe: Recipe, home: str, config: dict[str, Any]) -> N
         launch.train(trial_recipe(sweep, trial), folder / "trials", test=False)
     except BadInput as error:
         run.mkdir(parents=True, exist_ok=True)
-        (run / ERROR).write_text(str(error))
+        (run / ERROR).write_text(str(error), encoding="utf-8")
     finally:
         over.set()
         reporter.join()
@@ -283,7 +283,7 @@ def _follower(sweep: Sweep, board: Board) -> Any:
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             own = sweep.trials[trial.config["number"]]
-            text = Path(trial.error_file).read_text() if trial.error_file else ""
+            text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
             own.error = text[-ERROR_LENGTH:] + (DIED if "actor died" in text or not text else "")
             board.ended(own)
             sweep.save()
@@ -322,4 +322,4 @@ def _read(sweep: Sweep, trial: Trial) -> None:
     if (run / "result.json").exists():
         trial.state = "finished"
     elif (run / ERROR).exists():
-        trial.state, trial.error = "failed", (run / ERROR).read_text()[-ERROR_LENGTH:]
+        trial.state, trial.error = "failed", (run / ERROR).read_text(encoding="utf-8")[-ERROR_LENGTH:]

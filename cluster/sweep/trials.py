@@ -79,7 +79,7 @@ class Sweep:
         """
         folder = Path(folder).resolve()
         try:
-            record = json.loads((folder / RECORD).read_text())
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
             near = nearest(str(folder), [str(found.parent) for found in folder.parent.glob(f"*/{RECORD}")])
             raise BadInput(f"{folder}: this folder holds no sweep ({RECORD} is missing){near}") from None
@@ -101,8 +101,8 @@ class Sweep:
             )
         try:
             (self.folder / "trials").mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe))
-            (self.folder / "space.yaml").write_text(dump_tree(self.space.tree()))
+            (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe), encoding="utf-8")
+            (self.folder / "space.yaml").write_text(dump_tree(self.space.tree()), encoding="utf-8")
         except OSError as error:
             raise BadInput(f"{self.folder}: cannot write here ({error.strerror}); choose another with --out") from error
         self.save()

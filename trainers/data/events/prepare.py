@@ -86,7 +86,7 @@ def prepare(
 def _alone(out: Path) -> Iterator[Path]:
     """Keep other preparations out of a folder, and yield its work folder, which is gone afterwards."""
     work = out / "_work"
-    with (out / "_lock").open("w") as lock:
+    with (out / "_lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
