@@ -428,7 +428,9 @@ def _load(recipe: Path, overrides: list[str] | None):
 
 def _check_run(run: Path) -> None:
     """Refuse a folder that holds no run before anything heavy is imported."""
-    if not (run / "config.yaml").is_file():
+    from configs.load import is_file
+
+    if not is_file(run / "config.yaml"):
         runs = [str(found.parent) for found in run.parent.glob("*/config.yaml")]
         raise BadInput(f"{run}: this folder holds no run (config.yaml is missing){nearest(str(run), runs)}")
 
@@ -478,7 +480,7 @@ def main() -> None:
     in_utf8()
     try:
         prepare()
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="livetrain")
     except BadInput as error:
         _complain(str(error))
         sys.exit(BAD_INPUT)

@@ -28,10 +28,10 @@ from configs.errors import BadInput, without_credentials
 from configs.schema import Cluster, Recipe
 from trainers import sharding
 from trainers.data.files import split_files
+from trainers.memory import ELEMENT, ROW_STATE, amount
 from trainers.preflight import SPLITS
 
 SEEN_S = 10  # longest time after which a file must be visible on another machine
-_STATE = {"rowwise_adagrad": lambda dim: 4, "adagrad": lambda dim: 4 * dim, "adam": lambda dim: 8 * dim}  # bytes a row
 
 
 @dataclass(frozen=True)
@@ -275,20 +275,19 @@ class Need:
 
 def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
     """Return what the tables take: rows * (dim * bytes an element + bytes of optimizer state a row), by shard."""
-    state = _STATE.get(recipe.optimizers.sparse.kind, lambda dim: 0)
-    element = {"float32": 4, "float16": 2}
+    state = ROW_STATE.get(recipe.optimizers.sparse.kind, lambda dim: 0)
     gpu, host = [0] * workers, [0] * workers
     for collection in plan.plan.values():
         for name, how in collection.items():
             one, behind_cache = recipe.tables[name], "uvm" in how.compute_kernel
             for shard in how.sharding_spec.shards:
                 rows, dim = shard.shard_sizes
-                weights, rank = rows * dim * element[one.dtype], shard.placement.rank()
+                weights, rank = rows * dim * ELEMENT[one.dtype], shard.placement.rank()
                 (gpu if cuda and not behind_cache else host)[rank] += weights + rows * state(dim)
                 gpu[rank] += math.ceil(weights * one.cache) if behind_cache else 0
     for one in recipe.tables.values():
         if one.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
-            size = one.rows * (2 * one.dim * element[one.dtype] + state(one.dim))
+            size = one.rows * (2 * one.dim * ELEMENT[one.dtype] + state(one.dim))
             part = gpu if cuda else host
             part[:] = [taken + size for taken in part]
     return Need(gpu, host)
@@ -303,20 +302,20 @@ def memory_suffices(need: Need, met: list[Exchanged], answers: dict[str, dict]) 
         on_host[one.node] += need.host[one.rank]
         if need.gpu[one.rank] > one.gpu_free:
             raise BadInput(
-                f"tables: rank {one.rank} needs {_amount(need.gpu[one.rank])} on its GPU, which has "
-                f"{_amount(one.gpu_free)} free; add workers, lower rows or dim, or use dtype: float16"
+                f"tables: rank {one.rank} needs {amount(need.gpu[one.rank])} on its GPU, which has "
+                f"{amount(one.gpu_free)} free; add workers, lower rows or dim, or use dtype: float16"
             )
     for node, wanted in on_host.items():
         if wanted > answers[node]["free"]:
             raise BadInput(
-                f"tables: the workers on {answers[node]['host']} need {_amount(wanted)} of host memory, and "
-                f"{_amount(answers[node]['free'])} are free; add nodes, lower rows or dim, or use dtype: float16"
+                f"tables: the workers on {answers[node]['host']} need {amount(wanted)} of host memory, and "
+                f"{amount(answers[node]['free'])} are free; add nodes, lower rows or dim, or use dtype: float16"
             )
     least = min(answers[node]["free"] for node in on_host)
-    said = f"tables take {_amount(max(need.host))} a worker of the host, which has at least {_amount(least)} free"
+    said = f"tables take {amount(max(need.host))} a worker of the host, which has at least {amount(least)} free"
     if any(need.gpu):
         spare = min(one.gpu_free for one in met)
-        said = f"tables take {_amount(max(need.gpu))} a GPU, which has at least {_amount(spare)} free; " + said
+        said = f"tables take {amount(max(need.gpu))} a GPU, which has at least {amount(spare)} free; " + said
     return said
 
 
@@ -326,7 +325,3 @@ def _name(node: dict) -> str:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _amount(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -7,13 +7,13 @@ import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.parcel import SUFFIXES, sources
+from trainers.memory import free_memory
 
 ANSWER_S = 120  # longest wait for a node
 
@@ -44,20 +44,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def free_memory(root: Path = Path("/")) -> int:
-    """Return the bytes that this machine, or the container it is, has left."""
-    lines = (line.split() for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines())
-    free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
-    group = root / "sys/fs/cgroup"
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        if (group / limit).is_file() and (most := (group / limit).read_text(encoding="utf-8").strip()).isdigit():
-            free = min(free, int(most) - int((group / used).read_text(encoding="utf-8")))
-    return free
 
 
 def _gpus() -> list[tuple[str, int]]:

@@ -15,10 +15,10 @@ from configs.schema import Recipe
 
 _NAMED = ("features", "tables", "tasks")  # sections whose keys are the recipe's own names
 _LARGEST = 2**20  # bytes of a recipe file
-_MOST_VALUES = 100_000  # of a recipe, whatever its anchors multiply
+_MOST_VALUES = 20_000  # of a recipe, whatever its anchors multiply
 _MOST_BASES = 32  # files of which each is built on the next
 _LONGEST = 1024  # bits of a whole number: Python itself writes none that is much longer
-_DEEPEST = 32  # keys of an override, one below the other
+_DEEPEST = 64  # values one within the other, or keys of an override
 _FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
@@ -28,11 +28,27 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars: 1e-3 is a number, while yes, 12:30 and 2026-11-22 are text."""
 
     yaml_implicit_resolvers = {}
+    depth = values = 0  # of what is being read
     yaml_constructors = {  # plain values only: no bytes, dates, sets or pairs, which a recipe has no use for
         tag: construct
         for tag, construct in yaml.SafeLoader.yaml_constructors.items()
         if tag is None or tag.rsplit(":", 1)[-1] in ("null", "bool", "int", "float", "str", "seq", "map")
     }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        """Read a value, as PyYAML calls it for each; what no recipe is ends here, not with the machine's memory."""
+        self.depth, self.values = self.depth + 1, self.values + 1
+        if self.depth > _DEEPEST:
+            raise _Excess("nested too deeply", "no recipe needs more than a few levels")
+        if self.values > _MOST_VALUES:
+            raise _Excess(f"of more than {_MOST_VALUES:,} values", "leave some out")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Excess(Exception):
+    """Valid YAML that no recipe is: (what it is, the mend)."""
 
 
 def _number(loader: _Loader, node: yaml.Node) -> int:
@@ -188,7 +204,7 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict, dict[tuple[st
     if not isinstance(base, str):
         raise BadInput(f"{where}: base is the path of another recipe file, not {shown(base)}")
     file, above = path.parent / base, (*above, path.resolve())
-    if not _is_file(file):
+    if not is_file(file):
         raise BadInput(f"{where}: base: there is no recipe file {file}; write its path as seen from {path.parent}/")
     if file.resolve() in above:
         raise BadInput(f"{where}: base: {file} is itself built on {path}; name a file that is not")
@@ -198,10 +214,11 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict, dict[tuple[st
     return _merge(under, tree), places_under | places
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file; a name that no file can have is none."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # no name that a file could have
+    except (OSError, ValueError):
         return False
 
 
@@ -279,8 +296,8 @@ def _parse(text: str, path: str | None = None) -> tuple[Any, dict[tuple[str, ...
         return loader.construct_document(node), lines
     except BadInput:
         raise
-    except RecursionError:
-        raise BadInput(f"{path or ''}: {what} is nested too deeply; no recipe needs more than a few levels") from None
+    except _Excess as error:
+        raise BadInput(f"{path or ''}: {what} is {error.args[0]}; {error.args[1]}") from None
     except Exception as error:  # of !!int and the like PyYAML's constructors raise a KeyError, an IndexError ...
         where = f"{path}{_mark(error, text)}" if path else ""
         raise BadInput(f"{where}: {what} is no valid YAML ({_problem(error)})") from None
@@ -299,7 +316,8 @@ def _examine(
         sizes: of the nodes seen so far, by identity; 0 of those that are being counted.
 
     Raises:
-        BadInput: a key stands twice, of which YAML would keep the last, or there are too many values.
+        BadInput: a key stands twice, of which YAML would keep the last, or a value contains itself.
+        _Excess: there are too many values.
     """
     where = f"{path}, line {node.start_mark.line + 1}" if path else ""
     if id(node) in sizes:  # an alias
@@ -321,7 +339,7 @@ def _examine(
             lines[here] = line
             size += _examine(child, here, lines, path, sizes)
     if size > _MOST_VALUES:
-        raise BadInput(f"{where}: there are more than {_MOST_VALUES:,} values here, by anchors or not; leave some out")
+        raise _Excess(f"of more than {_MOST_VALUES:,} values, as its anchors multiply", "write fewer")
     sizes[id(node)] = size
     return size
 

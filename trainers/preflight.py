@@ -8,7 +8,7 @@ from configs.errors import BadInput, nearest
 from configs.schema import Recipe
 from modules.model import Model
 from modules.tasks import kinds
-from trainers import tracking
+from trainers import memory, tracking
 from trainers.data.checks import brief
 from trainers.data.source import Source, Statistics, scan
 from trainers.evaluation import RANKING
@@ -29,7 +29,7 @@ def check(recipe: Recipe, progress: Callable[[str], None]) -> tuple[dict[str, So
     """
     tracking.check(recipe)
     check_select(recipe)
-    Model(recipe, device="meta", tables_device="meta")
+    memory.check(recipe, Model(recipe, device="meta", tables_device="meta"))
     progress("checking the data")
     sources = {split: Source.open(recipe, split) for split in SPLITS}
     for split in SPLITS[1:]:
