@@ -1,6 +1,7 @@
 """Recipes spoiled by machine: every field with values of every kind, and real recipes changed at random."""
 
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def keys(tree: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
                 yield from keys(value, (*at, str(key)))
 
 
+@cache
 def by_kind() -> dict[str, Recipe]:
     """Return one recipe of every kind of model."""
     found: dict[str, Recipe] = {}
@@ -76,7 +78,7 @@ def test_every_field_refuses_what_it_cannot_be_and_keeps_what_it_takes():
     assert tried > 3000
 
 
-@pytest.mark.parametrize("value", [True, "1", "", [1], {}, float("nan"), float("inf"), -1, 1e40, 2**70])
+@pytest.mark.parametrize("value", [True, "1", "", [1], {}, float("nan"), float("inf"), -1, 1e40, 10**40])
 def test_every_number_has_both_ends(value):
     """No field takes true, text or an endless number; what it refuses is named by its key."""
     for recipe in by_kind().values():
