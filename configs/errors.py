@@ -64,7 +64,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = sorted(known)
     close = difflib.get_close_matches(word[:_SENTENCE], known, n=1, cutoff=0.6)
     if close:
-        return f" (did you mean '{cut(close[0])}'?)"
+        return f" (did you mean '{cut(close[0], 120)}'?)"
     return f" (known: {cut(', '.join(known), 160)})" if known else ""
 
 
