@@ -7,6 +7,8 @@ from collections.abc import Iterable
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]*?:(?!\d+(?:/|\s|$))(?:[^/\s]*@|[^@\s]*@)")
 _SECRET_OPTION = re.compile(r"(?i)([?&][^=&\s]*(?:key|secret|token|sig|pass|pwd|cred|auth)[^=&\s]*=)[^&\s]*")
 
+_LONGEST = 120  # letters of a list of known words: a table may have a thousand columns
+
 
 class BadInput(ValueError):
     """A recipe, a file or an argument is wrong.
@@ -19,10 +21,12 @@ class BadInput(ValueError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known word, or the list of known words when none is close."""
     known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    same = [name for name in known if name.casefold() == word.casefold()]
+    close = same or difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f" (did you mean '{close[0]}'?)"
-    return f" (known: {', '.join(known)})" if known else ""
+    names = ", ".join(known)
+    return f" (known: {names if len(names) <= _LONGEST else names[: _LONGEST - 3] + '...'})" if known else ""
 
 
 def without_credentials(text: str) -> str:
