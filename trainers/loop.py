@@ -21,14 +21,14 @@ from modules.batch import Batch
 from modules.hashing import mix
 from modules.model import set_statistics
 from modules.tasks import kinds
-from trainers import build, checkpoint, gauges, ranks, start
+from trainers import build, checkpoint, gauges, ranks, selection, start
 from trainers.breakdown import Breakdown, Profile
 from trainers.data.reader import Reader
 from trainers.data.source import Source, Statistics
 from trainers.evaluation import Evaluation
 from trainers.loss import Output
 from trainers.occupancy import occupancy
-from trainers.retrieval import AT, Retrieval
+from trainers.retrieval import Retrieval
 from trainers.runlog import RunLog
 from trainers.sharding import shard
 from trainers.spectrum import Spectra
@@ -36,12 +36,6 @@ from trainers.tracking import Tracker
 from trainers.utilisation import Utilisation
 
 SKIPPED = "skipped rows"  # beside the names of sequence features, which have no spaces
-
-# What may pick the best checkpoint, and whether more or less of it is better: of a binary task, of a numeric one, and
-# of one of retrieval, beside those of a binary one that do not ask for a probability.
-SELECTABLE = {"auc": 1, "gauc": 1, "uauc": 1, "log_loss": -1, "ne": -1}
-SELECTABLE_NUMBERS = {"xauc": 1, "mae": -1, "rmse": -1}
-SELECTABLE_ITEMS = {f"{metric}_{k}": 1 for metric in ("recall", "ndcg") for k in AT}
 
 
 @dataclass(frozen=True)
@@ -65,17 +59,6 @@ def factor(step: int, total: int, recipe: Recipe) -> float:
     done = (step - schedule.warmup_steps) / max(total - schedule.warmup_steps, 1)
     shape = 1 - done if schedule.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return schedule.final + (1 - schedule.final) * shape
-
-
-def is_better(metric: str, value: float | None, best: float | None) -> bool:
-    """Tell whether an evaluation picks a new best checkpoint: `value` of the metric ``<task>.<name>`` against the best.
-
-    A metric is nan where one class is missing, and null once it went through a checkpoint or a log.
-    """
-    if best is None or math.isnan(best):
-        return True
-    sign = (SELECTABLE | SELECTABLE_NUMBERS | SELECTABLE_ITEMS)[metric.split(".")[-1]]
-    return value is not None and sign * value > sign * best
 
 
 class Feed:
@@ -159,7 +142,7 @@ class Trainer:
         self.reader = self._reader("train", shuffle=True)
         self.total = self.reader.steps * self.recipe.train.epochs
         self.step = 0
-        self.position: dict[str, Any] = {"best": None, "best_step": None, "waited": 0, "rows": 0, "seconds": 0.0}
+        self.position: dict[str, Any] = {"best_step": None, "waited": 0, "rows": 0, "seconds": 0.0}
         self.left_out: dict[str, int] = {}  # lists cut a feature, and rows skipped: on this rank, in this attempt
         self.left_out_before: dict[str, int] = {}  # on all ranks, in the attempts before
 
@@ -295,12 +278,20 @@ class Trainer:
     def _validate(self) -> None:
         metrics, _ = self.evaluate("valid")
         self.log.write("eval", step=self.step, split="valid", **metrics)
-        key, position = self.recipe.select(), self.position
-        value = metrics[key]
-        if is_better(key, value, position["best"]):
-            position |= {"best": value, "best_step": self.step, "waited": 0, "valid": metrics}
+        position, best = self.position, self.position.get("valid")
+        by = selection.picks(self.recipe, metrics)
+        if best is None and by != self.recipe.select():
+            self.log.write("note", step=self.step, text=self._told(by))
+        if selection.is_better(self.recipe, metrics, best):
+            position |= {"best_step": self.step, "waited": 0, "valid": metrics}
         else:
             position["waited"] += 1
+
+    def _told(self, by: str | None) -> str:
+        """Say that the metric that the recipe selects by is undefined, and what picks the best checkpoint instead."""
+        select = self.recipe.select()
+        instead = f"{by} picks the best checkpoint" if by else "the last checkpoint counts as the best"
+        return f"valid: {select} is undefined, for it needs {selection.needs(select)}; {instead}"
 
     def _save(self) -> None:
         self.position["left_out"] = self._left_out()
@@ -330,6 +321,8 @@ class Trainer:
         return {
             "step": self.step,
             "best_step": best,
+            "selected": self.recipe.select(),
+            "best_by": selection.picks(self.recipe, self.position["valid"]),
             **{f"valid.{k}": v for k, v in self.position["valid"].items()},
             **{f"test.{k}": v for k, v in test.items()},
             "rows_per_s": self.position["rows"] / max(self.position["seconds"], 1e-9),
