@@ -3,7 +3,7 @@ ACCELERATOR ?= cpu
 PYTHON ?= python3
 BIN := .venv/bin
 DATA := data/ml-1m-rechorus
-RUN := demo-$(shell date +%Y%m%d-%H%M%S)
+RUN := demo-$(shell date +%Y%m%d-%H%M%S)-$(shell echo $$PPID)
 
 .PHONY: help setup demo test test-slow lint
 help:  ## Show this list

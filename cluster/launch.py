@@ -52,9 +52,11 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
         BadInput: the recipe, its data or the run folder is wrong, or another process is training the run.
         RuntimeError: the workers failed more often than cluster.max_failures.
     """
-    name = recipe.name or f"{recipe.model.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-    recipe = recipe.model_copy(update={"name": name})
-    run = preflight.run_folder(runs.resolve(), name)
+    if recipe.name:
+        run = preflight.run_folder(runs.resolve(), recipe.name)
+    else:
+        run = preflight.fresh_folder(runs.resolve(), f"{recipe.model.kind}-{time.strftime('%Y%m%d-%H%M%S')}")
+    recipe = recipe.model_copy(update={"name": run.name})
     with _alone(run):
         return _train(recipe, run, test)
 

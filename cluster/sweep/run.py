@@ -22,8 +22,8 @@ from configs.load import load_recipe, override
 from configs.schema import Recipe
 from configs.space import load_space, parse_space
 from modules.model import Model
-from trainers import preflight
-from trainers.data.source import Source
+from trainers import preflight, selection
+from trainers.data.source import Source, Statistics, scan
 from trainers.process import prepare
 
 # What a trial holds that only starts workers and waits for them: no CPU, for its workers may need them all.
@@ -61,8 +61,11 @@ def tune(
     name = f"{recipe.name or recipe.model.kind}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     sweep = Sweep(Path(folder or Path("runs") / name).resolve(), recipe, parsed, asked)
     check(sweep)
-    sweep.create()
-    return _search(sweep)
+    if folder is None:
+        sweep.folder = preflight.fresh_folder(sweep.folder.parent, name)
+    with _alone(sweep.folder):
+        sweep.create()
+        return _search(sweep)
 
 
 def resume(folder: str | Path) -> Sweep:
@@ -73,7 +76,8 @@ def resume(folder: str | Path) -> Sweep:
     """
     sweep = Sweep.open(folder)
     check(sweep)
-    return _search(sweep)
+    with _alone(sweep.folder):
+        return _search(sweep)
 
 
 def check(sweep: Sweep) -> None:
@@ -88,12 +92,24 @@ def check(sweep: Sweep) -> None:
         except BadInput as error:
             drawn = ", ".join(f"{key}={value}" for key, value in values.items())
             raise BadInput(f"space: {drawn} do not go together: {error}; bind them with `when`") from None
-    for split in preflight.SPLITS:
-        Source.open(sweep.recipe, split)
+    sources = {split: Source.open(sweep.recipe, split) for split in preflight.SPLITS}
+    _check_defined(sweep, scan(sources["valid"], sweep.recipe))
     if sweep.settings.search == "optuna":
         from cluster.sweep.search import check_optuna
 
         check_optuna()
+
+
+def _check_defined(sweep: Sweep, statistics: Statistics) -> None:
+    """Raise BadInput where the validation split's labels leave a metric undefined, whatever is trained."""
+    for metric in sweep.metrics:
+        for name in metric.names:
+            if name in selection.undefined(sweep.recipe, name.rpartition(".")[0], statistics):
+                other = selection.stand_in(sweep.recipe, name)
+                raise BadInput(
+                    f"--metric '{metric.text}': {name} is undefined on valid, for it needs {selection.needs(name)}; "
+                    f"start a sweep by another metric, such as valid/{other}, or with other rows as valid"
+                )
 
 
 def _build(recipe: Recipe) -> None:
@@ -121,7 +137,7 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 
 def _search(sweep: Sweep) -> Sweep:
-    with _alone(sweep.folder), launch.attached(sweep.recipe.cluster, dashboard=True):
+    with launch.attached(sweep.recipe.cluster, dashboard=True):
         _settle_all(sweep)
         if any(trial.state not in ENDED for trial in sweep.trials) or len(sweep.trials) < sweep.settings.samples:
             _run(sweep)
@@ -136,8 +152,13 @@ def _search(sweep: Sweep) -> Sweep:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the sweep's lock, which the end of this process frees, however it ends."""
-    with (folder / "lock").open("w") as lock:
+    """Hold the lock of a sweep's folder, made if need be, which the end of this process frees, however it ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "lock").open("w")
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot write here ({error.strerror}); choose another with --out") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -58,6 +58,11 @@ class Trial:
     def name(self) -> str:
         return f"{self.number:03d}"
 
+    @property
+    def scored(self) -> bool:
+        """Whether the trial has finished with a number for every metric."""
+        return self.state == "finished" and bool(self.scores) and None not in self.scores
+
 
 @dataclass
 class Sweep:
@@ -140,15 +145,36 @@ class Sweep:
         Raises:
             BadInput: no trial has finished with a number.
         """
-        found = [trial for trial in self.trials if trial.state == "finished" and None not in trial.scores]
+        found = [trial for trial in self.trials if trial.scored]
         if not found:
-            raise BadInput(f"{self.folder}: no trial has finished yet; go on with --resume {self.folder}")
+            raise BadInput(f"{self.folder}: {self._why_none()}")
         return max(found, key=lambda trial: (self.metrics[0].score(trial.scores[0]), -trial.number))
+
+    def _why_none(self) -> str:
+        """Say why no trial is the best, and what to do."""
+        finished = [trial for trial in self.trials if trial.state == "finished"]
+        if finished:
+            return f"{self._undefined(finished)}; start a sweep by another --metric, or with other rows as valid"
+        if len(self.trials) < self.settings.samples or any(trial.state not in ENDED for trial in self.trials):
+            return f"no trial has finished yet; go on with --resume {self.folder}"
+        return f"none of its {len(self.trials)} trials has finished; {RECORD} says why; mend it and start another sweep"
+
+    def _undefined(self, finished: list[Trial]) -> str:
+        """Say which metric is undefined in trials of which none has them all, and what it needs."""
+        from trainers.selection import needs
+
+        metric = next(
+            m for place, m in enumerate(self.metrics) if any(trial.scores[place] is None for trial in finished)
+        )
+        lines = [line for trial in finished for line in self.evaluations(trial)]
+        name = next((name for name in metric.names if any(line.get(name) is None for line in lines)), None)
+        why = f"{name} needs {needs(name)} in valid" if name else "its expression gives no number"
+        return f"{metric.text} is undefined in the {len(finished)} trials that have finished, for {why}"
 
     @property
     def front(self) -> list[Trial]:
         """The Pareto front: the finished trials than which no other is as good by all metrics and better by one."""
-        known = [trial for trial in self.trials if trial.state == "finished" and None not in trial.scores]
+        known = [trial for trial in self.trials if trial.scored]
         points = {
             trial.number: [m.score(v) for m, v in zip(self.metrics, trial.scores, strict=True)] for trial in known
         }
@@ -241,16 +267,15 @@ def read_evaluations(run: Path, recipe: Recipe, metrics: list[Metric]) -> list[d
         By evaluation `step`, `epoch`, the metrics by their own names, and `scores`: the values of `metrics` at the
         best checkpoint by then, as ``train.select`` picks it, which is the one that is kept, measured and exported.
     """
-    from trainers.loop import is_better
+    from trainers.selection import is_better
 
     lines = runlog.read(run)
     epochs = {line["step"]: line["epoch"] for line in lines if line.get("kind") == "train"}
     found = {line["step"]: line for line in lines if line.get("kind") == "eval" and line.get("split") == "valid"}
     out, best, kept = [], None, []
     for step in sorted(found):
-        value = found[step].get(recipe.select())
-        if is_better(recipe.select(), value, best):
-            best = value
+        if is_better(recipe, found[step], best):
+            best = found[step]
             kept = [None if math.isnan(v) else v for v in (metric.value(found[step]) for metric in metrics)]
         out.append(found[step] | {"epoch": epochs.get(step, 0.0), "scores": kept})
     return out
