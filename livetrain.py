@@ -16,14 +16,15 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from cluster import data_commands
-from cluster.terminal import BAD_INPUT, err, note, out, say
-from configs.errors import BadInput, nearest, without_credentials
+from cluster.terminal import BAD_INPUT, NOT_NOW, err, note, out, say
+from configs.errors import BadInput, NotNow, nearest, without_credentials
 from trainers.process import prepare
 
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
 **Exit codes**: 0 done · 1 the run failed · 2 bad input (a recipe, a file or an argument; one sentence says what
-to mend) · 130 interrupted.
+to mend) · 3 `nightly`: the new model is worse than the published one · 4 not now: the same command may do it later ·
+130 interrupted.
 
 **Start here**: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`, then
 `livetrain train configs/recipes/din_ml1m.yaml`
@@ -460,7 +461,7 @@ def main() -> None:
         app()
     except BadInput as error:
         _complain(str(error))
-        sys.exit(BAD_INPUT)
+        sys.exit(NOT_NOW if isinstance(error, NotNow) else BAD_INPUT)
     except Exception as error:
         _report_failure(error)
         sys.exit(FAILED)

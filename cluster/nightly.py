@@ -4,7 +4,6 @@ A night is a function of the day that its test split ends with, and every step o
 started again, after a kill or by a scheduler that is not sure, goes on where it was and repeats nothing.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Callable
@@ -15,11 +14,11 @@ from typing import Any
 from pyarrow import fs
 
 from cluster import launch
-from configs.errors import BadInput, without_credentials
-from configs.load import load_recipe
+from cluster.alone import alone
+from configs.errors import BadInput, NotNow, without_credentials
 from configs.schema import Days, Recipe
 from trainers import checkpoint, export, manifest, preflight, publish
-from trainers.data.files import open_filesystem, shown
+from trainers.data.files import NoPartition, open_filesystem, shown
 
 Say = Callable[[str], None]
 SPLITS = preflight.SPLITS
@@ -29,13 +28,13 @@ def newest_day(recipe: Recipe) -> str:
     """Return the last day for which the data have a partition.
 
     Raises:
-        BadInput: they have none.
+        NotNow: they have none.
     """
     system, root = open_filesystem(recipe.data.path)
     selector = fs.FileSelector(root, allow_not_found=True)
     days = [i.base_name[5:] for i in system.get_file_info(selector) if i.base_name.startswith("date=")]
     if not days:
-        raise BadInput(f"data.path: {shown(system, root)} has no partition date=YYYY-MM-DD; prepare a day first")
+        raise NotNow(f"data.path: {shown(system, root)} has no partition date=YYYY-MM-DD; prepare a day first")
     return max(days)
 
 
@@ -69,8 +68,16 @@ def earlier(runs: Path, name: str, day: str) -> Path | None:
         day: as 2022-05-08.
     """
     nights = [path.parents[1] for path in runs.glob(f"{name}-????-??-??/export/{manifest.MANIFEST}")]
-    before = [night for night in nights if night.name[-10:] < day and checkpoint.committed(night)]
+    before = [night for night in nights if night.name[-10:] < day and _has_best(night)]
     return max(before, key=lambda night: night.name[-10:], default=None)
+
+
+def _has_best(night: Path) -> bool:
+    try:
+        export.find_checkpoint(night, "best")
+    except BadInput:
+        return False
+    return True
 
 
 def night(
@@ -95,23 +102,45 @@ def night(
         The pointer to the published model, or None where it is worse than the one before.
 
     Raises:
+        NotNow: another night of the recipe is at work, or a day of the data is not there yet.
         BadInput: what `launch.train` and `publish` raise it for; a later version is published already.
     """
     day = day or newest_day(recipe)
     tonight = moved(recipe, day)
-    run, before = runs.resolve() / tonight.name, publish.replaced(where, day)
+    runs = preflight.run_folder(runs.resolve(), "")
+    busy = f"{runs}: another night of {recipe.name} is at work there; wait for its end, or end it"
+    with alone(runs / f".{recipe.name}.night", busy):
+        try:
+            return _night(recipe, tonight, runs, day, where, tolerance, keep, cold, say)
+        except NoPartition as error:
+            raise NotNow(str(error)) from None
+
+
+def _night(
+    recipe: Recipe,
+    tonight: Recipe,
+    runs: Path,
+    day: str,
+    where: str,
+    tolerance: float,
+    keep: int,
+    cold: bool,
+    say: Say,
+) -> dict[str, Any] | None:
+    run, before = runs / tonight.name, publish.replaced(where, day)
     if before is not None and before.get("run") == tonight.name:
         say(f"{tonight.name} is published already, as {before['folder']}")
         return before
     _check_comparable(tonight, runs, before, where)
-    if not (run / "result.json").exists():
-        begin = None if cold else earlier(runs.resolve(), recipe.name, day) or tonight.train.warm_start
-        if (run / "config.yaml").exists():  # a killed night goes on as it began
-            begin = load_recipe(run / "config.yaml").train.warm_start
+    if not launch.complete(tonight, run):
+        begin = earlier(runs, recipe.name, day) or tonight.train.warm_start
+        if (begun := _begun(run)) is not None:  # a killed night goes on as it began
+            begin = begun.train.warm_start
+        begin = None if cold else begin
         train = tonight.train.model_copy(update={"warm_start": begin and str(begin)})
         launch.train(tonight.model_copy(update={"train": train}), runs)
     metric = f"test.{tonight.select()}"
-    figure = json.loads((run / "result.json").read_text())[metric]
+    figure = launch.finished(run)[metric]
     say(f"{tonight.name}: {metric} {_shown(figure)}")
     if before is not None and not _good_enough(figure, tonight, runs, before, tolerance, say):
         _prune(runs, recipe.name, keep, spare=before.get("run"))
@@ -122,6 +151,14 @@ def night(
     _prune(runs, recipe.name, keep, spare=tonight.name)
     say(f"published as {pointer['folder']}, fence {pointer['fence']}, in {where}")
     return pointer
+
+
+def _begun(run: Path) -> Recipe | None:
+    """Return the recipe under which a night was begun, or None where there is nothing of it to go on with."""
+    try:
+        return checkpoint.recipe_of(run)
+    except BadInput:
+        return None
 
 
 def _prune(runs: Path, name: str, keep: int, spare: str | None) -> None:
@@ -141,7 +178,7 @@ def _published_run(runs: Path, before: dict[str, Any]) -> Path | None:
 def _check_comparable(tonight: Recipe, runs: Path, before: dict[str, Any] | None, where: str) -> None:
     """Raise BadInput where the published model has no metric to compare the night's with."""
     old = _published_run(runs, before) if before is not None else None
-    if old is not None and tonight.select() not in preflight.selectable(load_recipe(old / "config.yaml")):
+    if old is not None and tonight.select() not in preflight.selectable(checkpoint.recipe_of(old)):
         raise BadInput(
             f"--publish: {old.name}, which is published in {without_credentials(where)}, has no {tonight.select()}; "
             "choose another place"
@@ -157,7 +194,8 @@ def _good_enough(
         say(f"the run {before.get('run')} is gone, so the published model is not compared")
         return True
     metric = f"test.{tonight.select()}"
-    theirs = launch.evaluate(old, "test", "best", tonight.data.days)[metric]
+    mend = f"put it back from a copy, or remove {old}, and the published model is not compared"
+    theirs = launch.evaluate(old, "test", "best", tonight.data.days, mend)[metric]
     sign = preflight.selectable(tonight)[tonight.select()]
     if theirs is None or math.isnan(theirs):
         return True

@@ -44,6 +44,10 @@ class _Output:
             self._write(new)
 
 
+class NoAnswer(BadInput):
+    """No cluster is at an address; perhaps not now."""
+
+
 class Cluster:
     """A Ray cluster's jobs, reached through its dashboard.
 
@@ -51,7 +55,8 @@ class Cluster:
         address: the dashboard's URL, such as ``http://head:8265``.
 
     Raises:
-        BadInput: nobody answers there, or the cluster does not accept the token.
+        NoAnswer: nobody answers there.
+        BadInput: what answers is no cluster, or does not accept the token.
     """
 
     def __init__(self, address: str) -> None:
@@ -155,7 +160,7 @@ class Cluster:
         try:
             answer = requests.get(f"{self.address}/api/version", timeout=10)
         except requests.RequestException as error:
-            raise BadInput(
+            raise NoAnswer(
                 f"--address: no Ray cluster answers at {self._shown} ({type(error).__name__}); check that the head "
                 "node runs, with its dashboard, and that this machine reaches it"
             ) from error

@@ -1,4 +1,4 @@
-"""The one error that a user's mistake raises, anywhere in livetrain."""
+"""The one error that a user's mistake raises, anywhere in livetrain, and its kind that time mends."""
 
 import difflib
 import re
@@ -13,6 +13,13 @@ class BadInput(ValueError):
 
     The message is one sentence that names the place (file, feature or key) and the mend. The command line prints it
     alone, without a traceback, and exits with 2.
+    """
+
+
+class NotNow(BadInput):
+    """Nothing is wrong with what was asked, but it cannot be done now: the same command may do it later.
+
+    The command line exits with 4, so that a scheduler tries again.
     """
 
 

@@ -321,7 +321,13 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         best = self.position["best_step"]
         if best != self.step:
-            checkpoint.load(self.sharded, self.recipe, checkpoint.folder(self.job.run, best))
+            try:
+                checkpoint.load(self.sharded, self.recipe, checkpoint.folder(self.job.run, best))
+            except checkpoint.Damaged as error:
+                raise BadInput(
+                    f"{error}; it is the best of its run, which cannot end without it: put it back from a copy, or "
+                    f"remove {self.job.run}/checkpoints and train again"
+                ) from None
         spectra = Spectra(self.sharded.model.dense.network)
         with spectra.watching():
             test, curves = self._test(best) if self.job.test else ({}, {})

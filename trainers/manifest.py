@@ -3,12 +3,14 @@
 import json
 import math
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 MANIFEST = "manifest.json"
+DRAFT = ".draft"  # ends the name of a file that is being written
 
 
 def finite(content: Any) -> Any:
@@ -22,12 +24,20 @@ def finite(content: Any) -> Any:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file so that a reader sees the old one or the new one, never a part."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w") as file:
-        json.dump(finite(content), file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    write_text(path, json.dumps(finite(content), indent=1, allow_nan=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader, and whatever starts after a kill, sees the old one or the new one."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{DRAFT}")
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def digest(path: Path) -> dict[str, Any]:
@@ -45,11 +55,12 @@ def commit(folder: Path, files: dict[str, dict[str, Any]], **content: Any) -> No
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """Return a folder's manifest, or None where it was never committed."""
+    """Return a folder's manifest, or None where it was never committed, or is none any more."""
     try:
-        return json.loads((folder / MANIFEST).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    return found if isinstance(found, dict) and isinstance(found.get("files"), dict) else None
 
 
 def damage(folder: Path, manifest: dict[str, Any], share: tuple[int, int] = (0, 1)) -> str | None:

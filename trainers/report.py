@@ -30,6 +30,7 @@ PARTS = {  # of a step, in their order; tables are blue and the network is green
     "optimizer": "#7A6BB0",
     "rest": "#C8C8C8",
 }
+NAME = "report.png"
 SPLITS = ("valid", "test")
 METRICS = {
     "auc": "AUC",
@@ -62,7 +63,7 @@ def write_report(run: Path) -> Path:
     Raises:
         BadInput: the folder holds no run, or its result.json is no JSON.
     """
-    path, unfinished = run / "report.png", run / ".report.png.part"
+    path, unfinished = run / NAME, run / ".report.png.part"
     FigureCanvasAgg(draw(run)).print_png(unfinished)
     os.replace(unfinished, path)
     return path

@@ -1,12 +1,10 @@
 """Running a sweep: Ray Tune starts the trials, and each trial is a training of its own by `cluster.launch`."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 
 from cluster import launch
+from cluster.alone import alone
 from cluster.sweep.board import Board
 from cluster.sweep.trials import ENDED, ERROR, Settings, Sweep, Trial
 from configs.complaints import first_complaint
@@ -24,6 +23,7 @@ from configs.space import load_space, parse_space
 from modules.model import Model
 from trainers import preflight
 from trainers.data.source import Source
+from trainers.manifest import write_text
 from trainers.process import prepare
 
 # What a trial holds that only starts workers and waits for them: no CPU, for its workers may need them all.
@@ -121,7 +121,8 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 
 def _search(sweep: Sweep) -> Sweep:
-    with _alone(sweep.folder), launch.attached(sweep.recipe.cluster, dashboard=True):
+    busy = f"{sweep.folder}: this sweep is running already; wait for its end, or stop it first"
+    with alone(sweep.folder / "lock", busy, patience=0), launch.attached(sweep.recipe.cluster, dashboard=True):
         _settle_all(sweep)
         if any(trial.state not in ENDED for trial in sweep.trials) or len(sweep.trials) < sweep.settings.samples:
             _run(sweep)
@@ -132,17 +133,6 @@ def _search(sweep: Sweep) -> Sweep:
 
     plots.write(sweep)
     return sweep
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the sweep's lock, which the end of this process frees, however it ends."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadInput(f"{folder}: this sweep is running already; wait for its end, or stop it first") from None
-        yield
 
 
 def _run(sweep: Sweep) -> None:
@@ -220,16 +210,17 @@ def _trial(folder: Path, recipe: Recipe, home: str, config: dict[str, Any]) -> N
     trial = Trial(config["number"], config["values"])
     run = sweep.run(trial)
     (run / ERROR).unlink(missing_ok=True)
-    if (run / "result.json").exists():
+    made = trial_recipe(sweep, trial)
+    if launch.complete(made, run):
         return
     over = threading.Event()
     reporter = threading.Thread(target=_report, args=(sweep, trial, over), daemon=True)
     reporter.start()
     try:
-        launch.train(trial_recipe(sweep, trial), folder / "trials", test=False)
+        launch.train(made, folder / "trials", test=False)
     except BadInput as error:
         run.mkdir(parents=True, exist_ok=True)
-        (run / ERROR).write_text(str(error))
+        write_text(run / ERROR, str(error))
     finally:
         over.set()
         reporter.join()
@@ -319,7 +310,7 @@ def _read(sweep: Sweep, trial: Trial) -> None:
     evaluations = sweep.evaluations(trial)
     if evaluations:
         trial.scores, trial.epoch = evaluations[-1]["scores"], evaluations[-1]["epoch"]
-    if (run / "result.json").exists():
+    if launch.finished(run) is not None:
         trial.state = "finished"
     elif (run / ERROR).exists():
         trial.state, trial.error = "failed", (run / ERROR).read_text()[-ERROR_LENGTH:]

@@ -22,7 +22,7 @@ from configs.schema import Recipe, Section
 from configs.space import Space, load_space
 from trainers import runlog
 from trainers.export import versions
-from trainers.manifest import write_json
+from trainers.manifest import write_json, write_text
 
 if TYPE_CHECKING:
     import pandas
@@ -100,8 +100,8 @@ class Sweep:
             )
         try:
             (self.folder / "trials").mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe))
-            (self.folder / "space.yaml").write_text(dump_tree(self.space.tree()))
+            write_text(self.folder / "recipe.yaml", dump_recipe(self.recipe))
+            write_text(self.folder / "space.yaml", dump_tree(self.space.tree()))
         except OSError as error:
             raise BadInput(f"{self.folder}: cannot write here ({error.strerror}); choose another with --out") from error
         self.save()

@@ -9,6 +9,10 @@ from configs.errors import BadInput, nearest, without_credentials
 from configs.schema import IdFeature, Recipe, SequenceFeature
 
 
+class NoPartition(BadInput):
+    """The data have no folder for a day; perhaps not yet."""
+
+
 def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
     """Return the filesystem and the path in it of a local path or a URI (file, s3, gs, hdfs, abfs, fsspec+...)."""
     if "://" not in path:
@@ -37,7 +41,8 @@ def split_files(recipe: Recipe, split: str) -> tuple[fs.FileSystem, str, list[st
     Without `data.days` a split is the folder of its name; with them it is the partitions of its days, in their order.
 
     Raises:
-        BadInput: as `list_files`; a day's partition is missing.
+        NoPartition: a day's partition is missing.
+        BadInput: as `list_files`.
     """
     filesystem, root = open_filesystem(recipe.data.path)
     if recipe.data.days is None:
@@ -46,7 +51,7 @@ def split_files(recipe: Recipe, split: str) -> tuple[fs.FileSystem, str, list[st
     days, paths = recipe.data.days.of(split), []
     for day, info in zip(days, filesystem.get_file_info([f"{root}/date={day}" for day in days]), strict=True):
         if info.type != fs.FileType.Directory:
-            raise BadInput(
+            raise NoPartition(
                 f"data.days.{split}: {shown(filesystem, root)} has no partition date={day}; prepare that day, or "
                 "choose other days"
             )
