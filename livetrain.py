@@ -376,7 +376,7 @@ def nightly(
 
         options = ["--publish", publish, *(["--day", day] if day else []), *(["--cold"] if cold else [])]
         options += ["--tolerance", str(tolerance), "--keep", str(keep)]
-        raise typer.Exit(jobs.ask("nightly", settled, runs, address, note, _raw, options, cancel_on_interrupt=False))
+        raise typer.Exit(jobs.night(settled, runs, address, day, options, note, _raw))
     from cluster import nightly as nights
 
     if nights.night(settled, runs, day, publish, tolerance, keep, cold, say) is None:

@@ -336,7 +336,7 @@ def read(state: dict[str, Any], path: Path) -> None:
     damaged = [d for d in ranks.gather(manifest.damage(path, found, (ranks.rank(), ranks.world()))) if d]
     if damaged:
         raise Damaged(damaged[0])
-    reader = restore.Reader(path)
+    reader = restore.Reader(path, set(found["files"]))
     try:
         dcp.load(state, storage_reader=reader, planner=restore.Planner(), no_dist=ranks.world() == 1)
     except dcp.CheckpointException as error:  # which is no Exception

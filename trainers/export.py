@@ -33,7 +33,7 @@ from trainers.data.reader import Reader
 from trainers.data.source import Source
 
 _FORMAT = 1
-ANOTHER = "put it back from a copy, or use --checkpoint last"  # what helps where the best checkpoint is not whole
+ANOTHER = "put it back from a copy, or use another (--checkpoint best or last)"  # where a checkpoint is not whole
 Inputs = tuple[dict[str, torch.Tensor], ...]  # ids, lengths and dense by feature, as the file takes them
 _TIME = "timestamp"  # a column of this name, if the training split has it, says when its rows happened
 

@@ -56,12 +56,13 @@ class Reader(FileSystemReader):
 
     Args:
         path: a checkpoint.
+        checked: the files of it that are known to be whole.
 
     Raises:
         BadInput: the layout is none.
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, checked: set[str]) -> None:
         super().__init__(path)
         file = path / ".metadata"
         try:
@@ -69,10 +70,8 @@ class Reader(FileSystemReader):
                 self._found = _Unpickler(opened).load()
             if not isinstance(self._found, Metadata):
                 raise pickle.UnpicklingError("it holds no checkpoint's layout")
-            if any(
-                pathlib.PurePath(p.relative_path).name != p.relative_path for p in self._found.storage_data.values()
-            ):
-                raise pickle.UnpicklingError("it names files that are not the checkpoint's")
+            if not {part.relative_path for part in self._found.storage_data.values()} <= checked:
+                raise pickle.UnpicklingError("it names files that its manifest does not")
         except Exception as error:  # a pickle that was tampered with raises whatever it likes
             reason = " ".join(str(error).split())[:120]
             raise BadInput(
