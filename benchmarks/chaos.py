@@ -1,18 +1,19 @@
 """What SIGKILL does to runs and nights: nothing that shows.
 
-    PYTHONPATH=. python benchmarks/chaos.py --kills 100
+    python -m benchmarks.chaos --kills 100
 
 A story is a chain of commands on a small data set, each started again, with another number of workers, until it ends:
 either train, evaluate, export, or one `nightly` behind an earlier, published night. On the way the driver, one worker,
 or the driver with everything it has started is killed, at random moments of the start, the steps, a checkpoint, an
 evaluation, the test, the report, the comparison with the published model, the export and the publication. Then all must
-be as if nobody had killed anything: see `Inspection`. (PYTHONPATH=. finds the tests' sample data.)
+be as if nobody had killed anything: see `Inspection`.
 
 The stories are a function of --seed. Those that are done are in WORK/stories.jsonl: the same command goes on with the
 next one, and writes the table when there are enough kills.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -51,6 +52,9 @@ OF = {  # command -> its phases
     "nightly": ("start", *TRAINING, "test", "report", "compare", "export", "publish"),
 }
 CHAINS = {"train": ("train", "evaluate", "export"), "night": ("nightly",)}
+WELL = """Every story ended with exit code 0, the steps, samples and evaluations of the run that nobody killed, one test
+line, whole checkpoints, a report, an export that scores its golden rows and is what was published, and no process and
+no half-made file left."""
 LONGEST_S, GRACE_S = 300.0, 30.0  # of one attempt; for processes to end after their command
 
 
@@ -85,9 +89,7 @@ class Story:
             longest = {"start": 8.0, "report": 1.0, "export": 3.0, "measure": 3.0, "compare": 3.0}.get(phase, 0.05)
             kills.append(Kill(phase, draw.randint(1, steps), draw.choice(VICTIMS), draw.uniform(0, longest)))
         # In the order in which a chain comes by them; steps, checkpoints and evaluations take turns.
-        kills.sort(
-            key=lambda k: (min(PHASES.index(k.phase), 2) if k.phase in TRAINING else PHASES.index(k.phase), k.step)
-        )
+        kills.sort(key=lambda kill: (1, kill.step) if kill.phase in TRAINING else (PHASES.index(kill.phase), 0))
         return cls(number, name, kills, [draw.choice((0, 0, 1, 2, 3)) for _ in range(8)])
 
 
@@ -186,10 +188,8 @@ class Attempt:
         hit = {"driver": [driver], "worker": workers[-1:], "group": [driver, *family]}[victim]
         for one in hit:
             if one is not None:
-                try:
+                with contextlib.suppress(psutil.NoSuchProcess):
                     one.kill()
-                except psutil.NoSuchProcess:
-                    pass
         return victim
 
     def _lines(self) -> list[dict[str, Any]]:
@@ -442,7 +442,7 @@ def table(tales: list[Tale], given: argparse.Namespace) -> str:
     made_with = ", ".join(map(" ".join, versions().items()))
     return f"""# {len(kills)} random SIGKILLs
 
-Command: `python benchmarks/chaos.py --kills {given.kills} --seed {given.seed}`; {os.cpu_count()} cores; {made_with}.
+Command: `python -m benchmarks.chaos --kills {given.kills} --seed {given.seed}`; {os.cpu_count()} cores; {made_with}.
 
 {len(tales)} stories ({", ".join(f"{n} {name}" for name, n in Counter(tale.chain for tale in tales).items())}) of
 {sum(tale.attempts for tale in tales)} attempts, {sum(tale.seconds for tale in tales) / 60:.0f} minutes;
@@ -453,7 +453,7 @@ kills by the workers of the attempt (0: no Ray): {shown}.
 {"|" + " --- |" * (head.count("|") - 1)}
 {chr(10).join(rows)}
 
-{chr(10).join(lines) if lines else "Every story ended with exit code 0, the steps, samples, evaluations and one test line of the run that nobody killed, whole checkpoints, a report, an export that scores its golden rows, a whole published model, and no process or half-made file left."}
+{chr(10).join(lines) if lines else WELL}
 """
 
 

@@ -356,7 +356,7 @@ def recipe_of(run: Path) -> Recipe:
     """
     try:
         return load_recipe(run / "config.yaml")
-    except BadInput:
+    except (BadInput, yaml.YAMLError):
         if not (found := committed(run)):
             raise
         return _recipe_in(found[-1])
