@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from cluster import launch
-from configs.errors import BadInput
+from configs.errors import BadInput, NotNow
 from configs.load import dump_recipe
 from tests import samples
 from trainers import runlog
@@ -57,9 +57,39 @@ def test_two_ray_workers_train_and_evaluate(tmp_path):
     assert json.loads((run / "result.json").read_text())["test.click.auc"] == found["test.click.auc"]
     assert (run / "report.png").stat().st_size > 10_000
     again = launch.evaluate(run, "test", "best")
+    assert not list(run.glob(".*.scratch"))
     assert again["test.click.auc"] == found["test.click.auc"]
     with pytest.raises(BadInput, match="this run is finished"):
         launch.train(samples.recipe(data, cluster__workers=2), tmp_path)
+
+
+def test_places_of_commands_do_not_meet(tmp_path, monkeypatch):
+    """What a training frees is other trainings'; an evaluation waits for nobody."""
+    freed: list[Path] = []
+    monkeypatch.setattr(launch, "_free", lambda place: freed.append(place) or True)
+    with launch._place(tmp_path, launch.TRAINING) as training, launch._place(tmp_path, launch.EVALUATION) as evaluation:
+        launch.release(tmp_path)
+        assert freed == [training]
+        launch._clear(evaluation, launch._free)
+        launch._clear(training, launch._free)
+        assert training.is_dir()
+        assert evaluation.is_dir()
+        monkeypatch.setattr(launch, "_PATIENCE_S", 0.0)
+        with launch._place(tmp_path, launch.TRAINING) as second, pytest.raises(NotNow, match="workers of an earlier"):
+            launch._clear(second, launch._free)
+        with launch._place(tmp_path, launch.EVALUATION) as second:
+            launch._clear(second, launch._free)
+    assert freed == [training]
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluating_leaves_a_runs_folder_as_it_was(small_run):
+    def state() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in small_run.rglob("*") if path.is_file()}
+
+    before = state()
+    launch.evaluate(small_run, "valid", "best")
+    assert state() == before
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -118,6 +148,23 @@ def test_a_killed_worker_is_replaced_and_the_run_is_the_same(long_run, tmp_path)
     assert any(text.startswith("resumed at step") for text in notes)
     keys = ("step", "loss", "samples")
     assert [[x[k] for k in keys] for x in found] == [[x[k] for k in keys] for x in log(whole)]
+
+
+@pytest.mark.slow
+def test_evaluating_a_run_that_trains_disturbs_neither(long_run, tmp_path):
+    recipe, _ = long_run
+    driver, run = start(recipe, tmp_path, "train.epochs=12"), tmp_path / "small"
+    wait_for_step(run, 230)
+    codes = []
+    while driver.poll() is None:
+        command = [sys.executable, "-m", "livetrain", "evaluate", str(run), "--checkpoint", "last"]
+        codes.append(subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode)
+    output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, output.decode()
+    assert codes[0] == 0
+    assert [line["step"] for line in log(run)] == list(range(1, 12 * 210 + 1))
+    assert not [line for line in runlog.read(run) if "resumed" in str(line.get("text"))]
+    assert not list(run.glob(".*.scratch"))
 
 
 @pytest.mark.slow

@@ -2,19 +2,20 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import livetrain
-from cluster import launch, nightly
-from cluster.parcel import once
-from configs.errors import BadInput
+from cluster import launch, nightly, parcel
+from cluster.alone import alone
+from configs.errors import BadInput, NotNow
 from configs.load import dump_recipe, load_recipe
 from configs.schema import Recipe
 from tests import samples
-from trainers import manifest, publish, runlog
+from trainers import export, manifest, publish, runlog
 
 DAYS = [f"2022-05-0{day}" for day in range(1, 7)]
 
@@ -107,6 +108,94 @@ def test_a_killed_night_goes_on_as_it_began(nights, monkeypatch):
     assert any("begins with" in note and "din-2022-05-04" in note for note in nights.notes("2022-05-06"))
 
 
+def kill(runs: Path, day: str, *names: str) -> None:
+    for name in names:
+        (runs / f"din-{day}" / name).unlink()
+
+
+def test_a_night_killed_behind_its_result_still_gets_its_report(nights, monkeypatch):
+    nights.night("2022-05-04")
+    kill(nights.runs, "2022-05-04", "report.png", "export/manifest.json")
+    (Path(nights.where) / publish.POINTER).unlink()
+    shutil.rmtree(nights.runs / "din-2022-05-04/export")
+
+    def never(*arguments):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("trainers.loop.Trainer.run", never)
+    assert nights.night("2022-05-04")["version"] == "2022-05-04"
+    assert (nights.runs / "din-2022-05-04/report.png").exists()
+
+
+@pytest.mark.parametrize("config", ["", None])
+def test_a_night_whose_config_a_kill_has_spoilt_goes_on(nights, config):
+    """From its checkpoint as it began, or anew where it has none."""
+    nights.night("2022-05-04")
+    kill(nights.runs, "2022-05-04", "result.json")
+    (Path(nights.where) / publish.POINTER).unlink()
+    if config is None:
+        shutil.rmtree(nights.runs / "din-2022-05-04/checkpoints")
+    (nights.runs / "din-2022-05-04/config.yaml").write_text("")
+    assert nights.night("2022-05-04")["version"] == "2022-05-04"
+    assert load_recipe(nights.runs / "din-2022-05-04/config.yaml").train.warm_start is None
+
+
+def test_cold_counts_for_a_night_that_is_begun_again_too(nights):
+    nights.night("2022-05-04")
+    nights.night("2022-05-05")
+    kill(nights.runs, "2022-05-05", "result.json")
+    (Path(nights.where) / publish.POINTER).unlink()
+    with pytest.raises(BadInput, match="written with train.warm_start=.*, but the recipe says None; go on with that"):
+        nights.night("2022-05-05", cold=True)
+    shutil.rmtree(nights.runs / "din-2022-05-05/checkpoints")
+    nights.night("2022-05-05", cold=True)
+    assert load_recipe(nights.runs / "din-2022-05-05/config.yaml").train.warm_start is None
+
+
+def test_a_night_begins_with_one_whose_best_checkpoint_is_there(nights):
+    nights.night("2022-05-04")
+    nights.night("2022-05-05")
+    best = export.find_checkpoint(nights.runs / "din-2022-05-05", "best")
+    (best / manifest.MANIFEST).unlink()
+    assert nightly.earlier(nights.runs, "din", "2022-05-06") == nights.runs / "din-2022-05-04"
+
+
+def test_a_damaged_published_model_is_said_with_what_helps(nights):
+    nights.night("2022-05-04")
+    old = nights.runs / "din-2022-05-04"
+    shard = next(export.find_checkpoint(old, "best").glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(BadInput, match=f"is damaged: .*, or remove {old}, and the published model is not compared"):
+        nights.night("2022-05-05", cold=True)
+    shutil.rmtree(old)
+    assert nights.night("2022-05-05", cold=True)["fence"] == 2
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from cluster.alone import alone
+with alone(Path(sys.argv[1]), "busy"):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_one_night_of_a_name_at_a_time(nights, monkeypatch):
+    monkeypatch.setattr(alone, "__defaults__", (0.0,))
+    nights.runs.mkdir()
+    command = [sys.executable, "-c", HOLD, str(nights.runs / ".din.night")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(livetrain.__file__).parent) as first:
+        try:
+            assert first.stdout.readline() == "held\n"
+            with pytest.raises(NotNow, match="another night of din is at work there; wait for its end, or end it"):
+                nights.night("2022-05-04")
+            assert not (nights.runs / "din-2022-05-04").exists()
+        finally:
+            first.kill()
+    assert nights.night("2022-05-04")["fence"] == 1
+
+
 def test_a_cold_night_begins_anew(nights):
     nights.night("2022-05-04")
     nights.night("2022-05-05", cold=True)
@@ -180,8 +269,23 @@ def test_without_the_published_run_nothing_is_compared(nights):
 def test_what_is_wrong_is_said_and_nothing_is_left(data, tmp_path, changes, day, message):
     with pytest.raises(BadInput, match=message):
         nightly.night(recipe(data, **changes), tmp_path / "runs", day, str(tmp_path / "m"), 0.0, 7, False, print)
-    assert not list((tmp_path / "runs").glob("*"))
+    assert not [path for path in (tmp_path / "runs").glob("*") if path.name != ".din.night"]  # the lock
     assert not (tmp_path / "m").exists()
+
+
+def test_a_day_that_is_not_there_yet_ends_with_4(data, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "din.yaml"
+    path.write_text(dump_recipe(recipe(data)))
+    words = [str(path), "--publish", str(tmp_path / "m"), "--runs", str(tmp_path / "runs"), "--day", "2022-05-09"]
+    monkeypatch.setattr(sys, "argv", ["livetrain", "nightly", *words])
+    with pytest.raises(SystemExit) as end:
+        livetrain.main()
+    assert end.value.code == livetrain.NOT_NOW == 4
+    assert "has no partition date=2022-05-07" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(sys, "argv", ["livetrain", "nightly", *words[:-1], "2022-5-9"])
+    with pytest.raises(SystemExit) as end:
+        livetrain.main()
+    assert end.value.code == livetrain.BAD_INPUT
 
 
 def test_the_command_ends_with_3_where_nothing_was_published(data, tmp_path, monkeypatch, capsys):
@@ -211,8 +315,16 @@ def test_a_night_on_a_cluster_publishes_where_all_nodes_see_it(data, tmp_path, m
     assert "--publish: 'models' is relative; give a URI or a path that all nodes" in " ".join(
         capsys.readouterr().err.split()
     )
-    job = once("nightly", load_recipe(path), Path("/shared/runs"), ["--publish", "s3://models/a b", "--cold"])
+    options = ["--publish", "s3://models/a b", "--cold"]
+    job = parcel.night(load_recipe(path), Path("/shared/runs"), "2022-05-04", options)
     assert job.entrypoint == (
         "python livetrain.py nightly recipe.yaml --runs /shared/runs --publish 's3://models/a b' --cold"
     )
-    assert job.id.startswith("nightly-")
+    assert job.id == "nightly-din-2022-05-04"
+    others = [
+        parcel.night(load_recipe(path, ["train.epochs=2"]), Path("/shared/runs"), None, options),
+        parcel.night(load_recipe(path), Path("/shared/others"), None, options),
+        parcel.night(load_recipe(path), Path("/shared/runs"), None, options[:2]),
+    ]
+    assert len({job.recipe, *(other.recipe for other in others)}) == 4
+    assert parcel.night(load_recipe(path), Path("/shared/runs"), None, options).recipe == job.recipe

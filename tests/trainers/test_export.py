@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import platform
 import shutil
 import subprocess
 import sys
@@ -256,6 +257,31 @@ def test_a_file_that_scores_otherwise_never_appears(small_run, served, tmp_path,
             export(small_run, out=out)
     assert content(earlier) == before
     assert [path.name for path in tmp_path.iterdir()] == ["earlier"]
+
+
+def test_two_exports_at_once_do_not_meet(small_run, served, tmp_path, monkeypatch):
+    """The second begins and ends while the first is at work."""
+    out, prove, inside = tmp_path / "out", exporter.prove, []
+
+    def both(*arguments: Any) -> Any:
+        if not inside:
+            inside.append(True)
+            export(small_run, out=out)
+            assert content(out)["model.pt"] == content(served)["model.pt"]
+        return prove(*arguments)
+
+    monkeypatch.setattr(exporter, "prove", both)
+    export(small_run, out=out)
+    assert manifest.damage(out, manifest.read(out)) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_export_left_goes(small_run, tmp_path):
+    draft = tmp_path / f".out.{platform.node()}-{2**22 + 1}-0123abcd.scratch"
+    (draft / "out").mkdir(parents=True)
+    (draft / "out/model.pt").write_text("half")
+    export(small_run, out=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("quantize", ["float16", "int8"])
