@@ -288,10 +288,11 @@ def tune_best(
     Example: `livetrain tune best runs/din_ml1m-sweep --out configs/recipes/din_tuned.yaml`
     """
     from cluster.sweep.trials import Sweep
+    from trainers.manifest import write_text
 
     text = Sweep.open(sweep).winner(trial)
     try:
-        file.write_text(text)
+        write_text(file, text)
     except OSError as error:
         raise BadInput(f"{file}: cannot write here ({error.strerror}); choose another file with --out") from error
     say(text.split("\n", 1)[0].removeprefix("# "))

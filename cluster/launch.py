@@ -23,7 +23,7 @@ from cluster.alone import alone
 from configs.errors import BadInput, NotNow
 from configs.load import dump_recipe
 from configs.schema import Cluster, Days, Recipe
-from trainers import checkpoint, preflight, ranks, report, runlog, scratch, spectrum, start, tracking
+from trainers import checkpoint, manifest, preflight, ranks, report, runlog, scratch, spectrum, start, tracking
 from trainers.export import ANOTHER, find_checkpoint, versions
 from trainers.loop import Job, Trainer
 from trainers.manifest import DRAFT, write_json, write_text
@@ -122,7 +122,7 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: 
     if split not in preflight.SPLITS:
         raise BadInput(f"--split: '{split}' is none of {', '.join(preflight.SPLITS)}")
     run = run.resolve()
-    path = find_checkpoint(run, which, mend)
+    find_checkpoint(run, which, mend)
     recipe = checkpoint.recipe_of(run)
     if days is not None:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"days": days})})
@@ -132,7 +132,7 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: 
         except BadInput as error:
             raise error if days is not None else BadInput(f"{run / 'config.yaml'}: {error}") from None
         job = Job(recipe, run, sources, statistics)
-        return _launch(partial(_evaluate_here, job, path, split, mend), recipe, place, place)
+        return _launch(partial(_evaluate_here, job, which, split, mend), recipe, place, place)
 
 
 @contextlib.contextmanager
@@ -190,12 +190,17 @@ def _train_here(job: Job, device: torch.device) -> dict[str, Any]:
     return Trainer(job, device).run()
 
 
-def _evaluate_here(job: Job, path: Path, split: str, mend: str, device: torch.device) -> dict[str, Any]:
-    trainer = Trainer(job, device)
-    try:
-        checkpoint.load(trainer.sharded, job.recipe, path)
-    except checkpoint.Damaged as error:
-        raise BadInput(f"{error}; {mend}") from None
+def _evaluate_here(job: Job, which: str, split: str, mend: str, device: torch.device) -> dict[str, Any]:
+    trainer, tried = Trainer(job, device), None
+    while True:
+        path = ranks.from_main(find_checkpoint(job.run, which, mend) if ranks.is_main() else None)
+        try:
+            checkpoint.load(trainer.sharded, job.recipe, path)
+            break
+        except checkpoint.Damaged as error:
+            if path == tried or manifest.read(path) is not None:
+                raise BadInput(f"{error}; {mend}") from None
+            tried = path  # a training beside has newer ones and deletes the old
     metrics, _ = trainer.evaluate(split)
     return {f"{split}.{key}": value for key, value in metrics.items()}
 

@@ -341,6 +341,7 @@ def read(state: dict[str, Any], path: Path) -> None:
         dcp.load(state, storage_reader=reader, planner=restore.Planner(), no_dist=ranks.world() == 1)
     except dcp.CheckpointException as error:  # which is no Exception
         if any(isinstance(cause, OSError) for cause, _ in error.failures.values()):
+            content(path)  # a training beside may have deleted it meanwhile
             raise RuntimeError(f"{path}: {_in_words(error)}") from error
         raise BadInput(
             f"{path}: this checkpoint does not hold what the recipe's model has ({_in_words(error)[:120]}); "
