@@ -160,7 +160,11 @@ class Attempt:
             case "report":
                 return (self.run / "result.json").exists()
             case "compare" | "measure":
-                return any(path.startswith(".evaluate-") for run in _names(self.stage.runs) for path in _names(run))
+                return any(
+                    path.startswith(".evaluate-")
+                    for run in _names(self.stage.runs)
+                    for path in _names(self.stage.runs / run)
+                )
             case "export":
                 return any(path.startswith(".export.") for path in _names(self.run))
             case "publish":
@@ -257,7 +261,10 @@ def _follow(attempt: Attempt, kills: deque[Kill], tale: Tale) -> bool:
             attempt.strike("group")
             attempt.process.wait()
             return False
-        if kills and attempt.due(kills[0]):
+        due = next((number for number, kill in enumerate(kills) if attempt.due(kill)), None)
+        if due is not None:
+            for _ in range(due):  # their moments were missed
+                kills.popleft()
             kill = kills.popleft()
             time.sleep(kill.delay)
             if attempt.process.poll() is None:

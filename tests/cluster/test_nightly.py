@@ -222,12 +222,12 @@ def test_old_nights_lose_their_checkpoints_but_not_the_published_one(nights):
     changes = {"optimizers": nights.recipe.optimizers.model_copy(update={"sparse": spoilt})}
     nights.night("2022-05-04", keep=1)
     assert nights.night("2022-05-05", tolerance=0.0, cold=True, keep=1, **changes) is None
-    kept = {run.name[-10:]: (run / "checkpoints").exists() for run in nights.runs.iterdir()}
+    kept = {run.name[-10:]: (run / "checkpoints").exists() for run in nights.runs.glob("din-*")}
     assert kept == {"2022-05-04": True, "2022-05-05": True}  # published, and newest
     nights.night("2022-05-06", keep=1)
-    kept = {run.name[-10:]: (run / "checkpoints").exists() for run in nights.runs.iterdir()}
+    kept = {run.name[-10:]: (run / "checkpoints").exists() for run in nights.runs.glob("din-*")}
     assert kept == {"2022-05-04": False, "2022-05-05": False, "2022-05-06": True}
-    assert all((run / "result.json").exists() for run in nights.runs.iterdir())
+    assert all((run / "result.json").exists() for run in nights.runs.glob("din-*"))
 
 
 def test_whoever_takes_a_worse_model_says_so(nights):
