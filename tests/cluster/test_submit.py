@@ -208,13 +208,13 @@ def test_a_night_is_a_job_of_the_cluster(head, tmp_path):
     assert "has no partition date=2022-05-04" in wrong.out
 
 
-class Jobs:
+class Nights:
     """A cluster that knows jobs: id -> (status, digest of the recipe, day); those it is sent succeed when followed."""
 
     def __init__(self, known: dict[str, tuple[str, str, str]], taken: int = 0) -> None:
         self.known, self.sent, self.followed, self.taken = dict(known), [], [], taken
 
-    def __call__(self, address: str) -> "Jobs":
+    def __call__(self, address: str) -> "Nights":
         return self
 
     def jobs(self, beginning: str) -> list[SimpleNamespace]:
@@ -254,11 +254,11 @@ class Status(str):
         return self in ("SUCCEEDED", "FAILED", "STOPPED")
 
 
-def ask_for_a_night(recipe: Path, monkeypatch, known: dict, taken: int = 0) -> tuple[int, Jobs, str]:
+def ask_for_a_night(recipe: Path, monkeypatch, known: dict, taken: int = 0) -> tuple[int, Nights, str]:
     """Ask for the night of 2022-05-04; digests of `known` that are "own" are this night's."""
     settled = load_recipe(recipe)
     own = parcel.night(settled, Path("/runs"), None, ["--publish", "/m"]).recipe
-    cluster = Jobs({job: (a, own if b == "own" else b, c) for job, (a, b, c) in known.items()}, taken)
+    cluster = Nights({job: (a, own if b == "own" else b, c) for job, (a, b, c) in known.items()}, taken)
     monkeypatch.setattr(submit, "Cluster", cluster)
     monkeypatch.setattr(time, "strftime", lambda *words: "2022-05-04")
     said: list[str] = []
