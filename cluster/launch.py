@@ -86,7 +86,7 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     started = time.perf_counter()
     for draft in run.glob(f".*{DRAFT}"):  # of an earlier start that was killed
         draft.unlink(missing_ok=True)
-    with _leaving_nothing(run), _place(run, TRAINING) as place, Watcher(run):
+    with Watcher(run), _leaving_nothing(run), _place(run, TRAINING) as place:
         if found := checkpoint.committed(run):
             checkpoint.check_same(found[-1], recipe, resume=True)
         else:

@@ -405,7 +405,7 @@ def check_same(path: Path, recipe: Recipe, resume: bool, mend: str | None = None
     if (different := _first_difference(before, now)) is not None:
         key, old, new = different
         if mend is None:
-            mend = "go on with that, or give another name" if resume else "put that back into the run's config.yaml"
+            mend = "use that recipe, or another run name" if resume else "put that back into the run's config.yaml"
         raise BadInput(
             f"{path}: this checkpoint was written with {key}={_short(old)}, but the recipe says {_short(new)}; {mend}"
         )

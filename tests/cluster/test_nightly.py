@@ -145,7 +145,7 @@ def test_cold_counts_for_a_night_that_is_begun_again_too(nights):
     nights.night("2022-05-05")
     kill(nights.runs, "2022-05-05", "result.json")
     (Path(nights.where) / publish.POINTER).unlink()
-    with pytest.raises(BadInput, match="written with train.warm_start=.*, but the recipe says None; go on with that"):
+    with pytest.raises(BadInput, match="written with train.warm_start=.*, but the recipe says None; use that recipe"):
         nights.night("2022-05-05", cold=True)
     shutil.rmtree(nights.runs / "din-2022-05-05/checkpoints")
     nights.night("2022-05-05", cold=True)

@@ -335,7 +335,7 @@ def test_a_run_goes_on_under_the_values_it_began_with(small_run, override, key):
     recipe = load_recipe(small_run / "config.yaml", [override])
     with pytest.raises(BadInput, match=re.escape(key)) as error:
         checkpoint.check_same(path, recipe, resume=True)
-    assert str(error.value).endswith("; go on with that, or give another name")
+    assert str(error.value).endswith("; use that recipe, or another run name")
     assert len(str(error.value).removeprefix(str(path))) < 250
 
 
