@@ -21,7 +21,7 @@ from configs.load import load_recipe, override
 from configs.schema import Recipe
 from configs.space import load_space, parse_space
 from modules.model import Model
-from trainers import preflight
+from trainers import preflight, scratch
 from trainers.data.source import Source
 from trainers.manifest import write_text
 from trainers.process import prepare
@@ -171,6 +171,9 @@ def _run(sweep: Sweep) -> None:
             progress_reporter=CLIReporter(),  # silent then; the one that Tune finds for a notebook clears the board
         )
     shutil.rmtree(sweep.folder / "ray", ignore_errors=True)  # Tune's own notes: the sweep's are beside them
+    for trial in sweep.trials:  # of those that Tune has stopped
+        if sweep.run(trial).exists():
+            scratch.sweep(sweep.run(trial), launch.TRAINING)
 
 
 def at_once(recipe: Recipe, cuda: bool) -> int:
