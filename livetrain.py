@@ -362,8 +362,8 @@ def nightly(
     """Retrain on the newest days, begin with last night's model, and publish what is no worse.
 
     The recipe's days are moved on alike, until test ends with DAY. Started again, the command repeats nothing that is
-    done. It exits with 3 where the new model is not published because it is worse than the present one, and with 4 where
-    it is to be asked for again later: another night is at work, or a day of the data is not there yet.
+    done. It exits with 3 where the new model is not published because it is worse than the present one, and with 4
+    where it is to be asked again later: another night is at work, or a day of the data is not there yet.
 
     Example: `livetrain nightly configs/recipes/din_kuairand.yaml --publish /models/din --runs /shared/runs`
     """
