@@ -24,7 +24,7 @@ from configs.errors import BadInput, NotNow
 from configs.load import dump_recipe
 from configs.schema import Cluster, Days, Recipe
 from trainers import checkpoint, manifest, preflight, ranks, report, runlog, scratch, spectrum, start, tracking
-from trainers.export import ANOTHER, find_checkpoint, versions
+from trainers.export import ANOTHER, LAST, find_checkpoint, versions
 from trainers.loop import Job, Trainer
 from trainers.manifest import DRAFT, write_json, write_text
 from trainers.process import ENVIRONMENT, prepare
@@ -114,7 +114,7 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: 
         split: train, valid or test.
         which: ``best`` or ``last`` checkpoint.
         days: what the splits read in the place of the run's own days.
-        mend: what helps where the checkpoint is gone or damaged, for the message.
+        mend: what helps where the checkpoint is gone or damaged, for the message; by default another checkpoint.
 
     Raises:
         BadInput: no such run, split or checkpoint, or the checkpoint is damaged.
@@ -122,7 +122,7 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: 
     if split not in preflight.SPLITS:
         raise BadInput(f"--split: '{split}' is none of {', '.join(preflight.SPLITS)}")
     run = run.resolve()
-    find_checkpoint(run, which, mend)
+    find_checkpoint(run, which, mend or LAST)
     recipe = checkpoint.recipe_of(run)
     if days is not None:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"days": days})})
@@ -190,16 +190,16 @@ def _train_here(job: Job, device: torch.device) -> dict[str, Any]:
     return Trainer(job, device).run()
 
 
-def _evaluate_here(job: Job, which: str, split: str, mend: str, device: torch.device) -> dict[str, Any]:
+def _evaluate_here(job: Job, which: str, split: str, mend: str | None, device: torch.device) -> dict[str, Any]:
     trainer, tried = Trainer(job, device), None
     while True:
-        path = ranks.from_main(find_checkpoint(job.run, which, mend) if ranks.is_main() else None)
+        path = ranks.from_main(find_checkpoint(job.run, which, mend or LAST) if ranks.is_main() else None)
         try:
             checkpoint.load(trainer.sharded, job.recipe, path)
             break
         except checkpoint.Damaged as error:
             if path == tried or manifest.read(path) is not None:
-                raise BadInput(f"{error}; {mend}") from None
+                raise BadInput(f"{error}; {mend or ANOTHER}") from None
             tried = path  # a training beside has newer ones and deletes the old
     metrics, _ = trainer.evaluate(split)
     return {f"{split}.{key}": value for key, value in metrics.items()}

@@ -33,12 +33,13 @@ from trainers.data.reader import Reader
 from trainers.data.source import Source
 
 _FORMAT = 1
-ANOTHER = "put it back from a copy, or use another (--checkpoint best or last)"  # where a checkpoint is not whole
+LAST = "use --checkpoint last"  # what helps where there is no best checkpoint
+ANOTHER = "put it back from a copy, or use another (--checkpoint best or last)"  # where one is not whole
 Inputs = tuple[dict[str, torch.Tensor], ...]  # ids, lengths and dense by feature, as the file takes them
 _TIME = "timestamp"  # a column of this name, if the training split has it, says when its rows happened
 
 
-def find_checkpoint(run: Path, which: str, mend: str = ANOTHER) -> Path:
+def find_checkpoint(run: Path, which: str, mend: str = LAST) -> Path:
     """Return a run's ``best`` or ``last`` committed checkpoint.
 
     Args:
@@ -111,7 +112,7 @@ def export(
     _check_place(out)
     recipe = checkpoint.recipe_of(run)
     try:
-        for split in ("train", "test"):
+        for split in ("test", "train"):
             Source.open(recipe, split)
     except BadInput as error:
         raise BadInput(f"{run / 'config.yaml'}: {error}") from None

@@ -253,7 +253,8 @@ def test_a_file_that_scores_otherwise_never_appears(small_run, served, tmp_path,
     before = content(earlier)
     monkeypatch.setattr(exporter, "script", broken(by))
     for out in (earlier, new):
-        with pytest.raises(BadInput, match="on 500 held-out rows .* nothing was exported"):
+        mend = "another checkpoint" if math.isnan(by) else "raise export.tolerance in the run's config.yaml$"
+        with pytest.raises(BadInput, match=f"on 500 held-out rows .* nothing was exported: .*{mend}"):
             export(small_run, out=out)
     assert content(earlier) == before
     assert [path.name for path in tmp_path.iterdir()] == ["earlier"]
@@ -314,10 +315,13 @@ def test_quantisation_on_the_command_line_beats_the_recipes(copied, served):
 
 def test_tables_that_lose_too_much_are_not_exported(copied):
     run = copied("export.tolerance_int8=1e-6")
-    with pytest.raises(BadInput, match=r"more than export.tolerance_int8=1e-06; nothing was exported"):
+    mend = "raise export.tolerance_int8 in the run's config.yaml, or leave the tables as they are: --quantize none"
+    with pytest.raises(BadInput, match=rf"more than export.tolerance_int8=1e-06; nothing was exported: {mend}$"):
         export(run, quantize="int8")
     assert not (run / "export").exists()
     assert export(run, quantize="float16")["quantize"] == "float16"
+    (run / "config.yaml").write_text(dump_recipe(load_recipe(run / "config.yaml", ["export.tolerance_int8=0.1"])))
+    assert export(run, quantize="int8")["quantize"] == "int8"
 
 
 def test_a_file_that_ranks_otherwise_than_it_scores_never_appears(small_run, tmp_path, monkeypatch):
@@ -473,8 +477,8 @@ def _other_model(run: Path) -> None:
         (_no_checkpoint, "no committed checkpoint"),
         (_no_best, "use --checkpoint last"),
         (_never_evaluated, "use --checkpoint last"),
-        (_damaged, "is damaged: .*; use another checkpoint"),
-        (_no_data, "there is no folder .*gone/test"),
+        (_damaged, "is damaged: .*; put it back from a copy, or use another"),
+        (_no_data, "config.yaml: data.path: there is no folder .*gone/test"),
         (_other_model, "written with tables.movie.dim=8, but the recipe says 16"),
     ],
 )
