@@ -106,7 +106,7 @@ def _show(recipe: Recipe, run: Path, result: dict[str, Any]) -> None:
     tracking.report(recipe, run, report.write_report(run), result)
 
 
-def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: str = ANOTHER) -> dict[str, Any]:
+def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: str | None = None) -> dict[str, Any]:
     """Return the metrics ``<split>.<task>.<metric>`` of a run's checkpoint, computed by the run's number of workers.
 
     Args:
