@@ -26,7 +26,7 @@ from configs.schema import Cluster, Days, Recipe
 from trainers import checkpoint, manifest, preflight, ranks, report, runlog, scratch, spectrum, start, tracking
 from trainers.export import ANOTHER, LAST, find_checkpoint, versions
 from trainers.loop import Job, Trainer
-from trainers.manifest import DRAFT, write_json, write_text
+from trainers.manifest import write_json, write_text
 from trainers.process import ENVIRONMENT, prepare
 from trainers.progress import Watcher
 
@@ -84,8 +84,6 @@ def complete(recipe: Recipe, run: Path) -> bool:
 
 def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     started = time.perf_counter()
-    for draft in run.glob(f".*{DRAFT}"):  # of an earlier start that was killed
-        draft.unlink(missing_ok=True)
     with Watcher(run), _leaving_nothing(run), _place(run, TRAINING) as place:
         if found := checkpoint.committed(run):
             checkpoint.check_same(found[-1], recipe, resume=True)

@@ -1,13 +1,15 @@
 """Folders that are either whole or not there: a manifest of sizes and hashes, written last, is the commit."""
 
+import glob
 import json
 import math
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
 import xxhash
+
+from trainers import scratch
 
 MANIFEST = "manifest.json"
 DRAFT = ".draft"  # ends the name of a file that is being written
@@ -29,7 +31,11 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file so that a reader, and whatever starts after a kill, sees the old one or the new one."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{DRAFT}")
+    beginning = f".{path.name}."
+    for left in path.parent.glob(f"{glob.escape(beginning)}*{DRAFT}"):
+        if scratch.ended(left.name.removeprefix(beginning).removesuffix(DRAFT)):
+            left.unlink(missing_ok=True)  # of a process that was killed
+    draft = path.with_name(f"{beginning}{scratch.label()}{DRAFT}")
     try:
         with draft.open("w", encoding="utf-8") as file:
             file.write(text)

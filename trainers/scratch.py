@@ -17,7 +17,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _LOCK = ".lock"
-_NAME = re.compile(r"(?P<machine>.*)-(?P<process>\d+)-[0-9a-f]{8}\.scratch")
+_ENDING = ".scratch"
+_LABEL = re.compile(r"(?P<machine>.*)-(?P<process>\d+)-[0-9a-f]{8}")
+
+
+def label() -> str:
+    """Return a name that no other process, and nothing else of this one, has."""
+    return f"{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def ended(label: str) -> bool:
+    """Return whether the process of a label was on this machine and is gone."""
+    found = _LABEL.fullmatch(label)
+    if found is None or found["machine"] != platform.node():
+        return False
+    try:
+        os.kill(int(found["process"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's
+        pass
+    return False
 
 
 @contextlib.contextmanager
@@ -29,17 +49,17 @@ def place(parent: Path, prefix: str) -> Iterator[Path]:
         prefix: of the name; says whose it is.
     """
     while True:
-        path = parent / f"{prefix}{platform.node()}-{os.getpid()}-{secrets.token_hex(4)}.scratch"
+        path = parent / f"{prefix}{label()}{_ENDING}"
         path.mkdir()
         lock = contextlib.ExitStack()
         with contextlib.suppress(FileNotFoundError):  # taken for left over before it was held
             lock.enter_context(held(path))
             break
-    with lock:
-        try:
+    try:
+        with lock:
             yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
+    finally:  # the lock is closed: on a shared storage a folder with an open file does not go
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -67,8 +87,12 @@ def places(parent: Path, prefix: str) -> list[Path]:
     return [
         path
         for path in sorted(parent.iterdir())
-        if path.name.startswith(prefix) and _NAME.fullmatch(path.name.removeprefix(prefix))
+        if path.name.startswith(prefix) and path.name.endswith(_ENDING) and _LABEL.fullmatch(_label_of(path, prefix))
     ]
+
+
+def _label_of(path: Path, prefix: str) -> str:
+    return path.name.removeprefix(prefix).removesuffix(_ENDING)
 
 
 def sweep(parent: Path, prefix: str, wanted: Callable[[Path], bool] = lambda path: True) -> list[Path]:
@@ -79,7 +103,7 @@ def sweep(parent: Path, prefix: str, wanted: Callable[[Path], bool] = lambda pat
         prefix: as of `place`.
         wanted: whether a place that nobody holds goes.
     """
-    living = []
+    living, dead = [], []
     for path in places(parent, prefix):
         with contextlib.suppress(FileNotFoundError), open(path / _LOCK, "a") as lock:
             try:
@@ -88,22 +112,10 @@ def sweep(parent: Path, prefix: str, wanted: Callable[[Path], bool] = lambda pat
                 living.append(path)
                 continue
             except OSError:
-                if not _ended(path.name.removeprefix(prefix)):
+                if not ended(_label_of(path, prefix)):
                     continue
             if wanted(path):
-                shutil.rmtree(path, ignore_errors=True)
+                dead.append(path)
+    for path in dead:
+        shutil.rmtree(path, ignore_errors=True)
     return living
-
-
-def _ended(name: str) -> bool:
-    """Return whether the process of a place is known to have ended."""
-    found = _NAME.fullmatch(name)
-    if found["machine"] != platform.node():
-        return False
-    try:
-        os.kill(int(found["process"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:  # somebody else's
-        pass
-    return False

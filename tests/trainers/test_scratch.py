@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers import scratch
+from trainers import manifest, scratch
 
 HOLD = """
 import sys, time
@@ -105,3 +105,23 @@ def test_on_storage_without_locks_the_process_decides(tmp_path, monkeypatch, mac
     with scratch.place(tmp_path, ".train-") as place:
         assert scratch.sweep(tmp_path, ".train-") == []
         assert place.is_dir()
+
+
+def test_a_file_is_written_whole_and_drafts_of_the_dead_go(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    dead, living = (f".a.json.{platform.node()}-{process}-0123abcd.draft" for process in (2**22 + 1, os.getpid()))
+    for name in (dead, living, ".a.json.elsewhere-1-0123abcd.draft", ".b.json.elsewhere-1-0123abcd.draft"):
+        (tmp_path / name).touch()
+    manifest.write_json(path, {"a": 1})
+    assert path.read_text() == '{\n "a": 1\n}'
+    assert not (tmp_path / dead).exists()
+    assert len(list(tmp_path.iterdir())) == 4
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        manifest.write_text(path, "half")
+    assert path.read_text() == '{\n "a": 1\n}'
+    assert len(list(tmp_path.iterdir())) == 4
