@@ -15,7 +15,7 @@ from pyarrow import fs
 
 from cluster import launch
 from cluster.alone import alone
-from configs.errors import BadInput, NotNow, without_credentials
+from configs.errors import BadInput, NotNow, may_pass, without_credentials
 from configs.schema import Days, Recipe
 from trainers import checkpoint, export, manifest, preflight, publish
 from trainers.data.files import NoPartition, open_filesystem, shown
@@ -102,18 +102,20 @@ def night(
         The pointer to the published model, or None where it is worse than the one before.
 
     Raises:
-        NotNow: another night of the recipe is at work, or a day of the data is not there yet.
+        NotNow: another night of the recipe is at work, a day of the data is not there yet, or a storage failed.
         BadInput: what `launch.train` and `publish` raise it for; a later version is published already.
     """
-    day = day or newest_day(recipe)
-    tonight = moved(recipe, day)
-    runs = preflight.run_folder(runs.resolve(), "")
-    busy = f"{runs}: another night of {recipe.name} is at work there; wait for its end, or end it"
-    with alone(runs / f".{recipe.name}.night", busy):
-        try:
+    try:
+        day = day or newest_day(recipe)
+        tonight = moved(recipe, day)
+        runs = preflight.run_folder(runs.resolve(), "")
+        busy = f"{runs}: another night of {recipe.name} is at work there; wait for its end, or end it"
+        with alone(runs / f".{recipe.name}.night", busy):
             return _night(recipe, tonight, runs, day, where, tolerance, keep, cold, say)
-        except NoPartition as error:
-            raise NotNow(str(error)) from None
+    except BadInput as error:
+        if isinstance(error, NoPartition) or may_pass(error):
+            raise NotNow(str(error)) from error
+        raise
 
 
 def _night(

@@ -23,6 +23,16 @@ class NotNow(BadInput):
     """
 
 
+# Of what a file system says, what is wrong with a name or a right: no time mends it.
+_LASTING = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+
+
+def may_pass(error: BadInput) -> bool:
+    """Return whether an error may be over later: it was raised from a storage or a network that failed."""
+    cause = error.__cause__
+    return isinstance(error, NotNow) or (isinstance(cause, OSError) and not isinstance(cause, _LASTING))
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the closest known word, or the list of known words when none is close."""
     known = sorted(known)

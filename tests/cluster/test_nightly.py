@@ -1,5 +1,6 @@
 """Nights one after another, on real partitions: what each begins with, what is published, and what is not."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -194,6 +195,28 @@ def test_one_night_of_a_name_at_a_time(nights, monkeypatch):
         finally:
             first.kill()
     assert nights.night("2022-05-04")["fence"] == 1
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        (OSError(errno.EIO, "Input/output error"), NotNow),
+        (OSError("AWS Error NETWORK_CONNECTION"), NotNow),
+        (TimeoutError(), NotNow),
+        (FileNotFoundError(), BadInput),
+        (PermissionError(), BadInput),
+        (ValueError(), BadInput),
+        (None, BadInput),
+    ],
+)
+def test_a_storage_that_failed_is_asked_again_later_and_a_wrong_name_is_not(nights, monkeypatch, cause, kind):
+    def fails(*arguments):
+        raise BadInput("data.path: s3://bucket cannot be read; mend the place") from cause
+
+    monkeypatch.setattr(launch, "train", fails)
+    with pytest.raises(BadInput, match=r"s3://bucket cannot be read") as error:
+        nights.night("2022-05-04")
+    assert type(error.value) is kind
 
 
 def test_a_cold_night_begins_anew(nights):
