@@ -14,7 +14,7 @@ PATIENCE_S = 20.0  # longest wait for a process that is on its way out
 
 
 @contextlib.contextmanager
-def alone(lock: Path, busy: str, patience: float = PATIENCE_S) -> Iterator[None]:
+def alone(lock: Path, busy: str, patience: float | None = None) -> Iterator[None]:
     """Keep what a lock stands for to this process.
 
     A process that is dying is waited for. Storage that knows no locks is taken as it is.
@@ -22,12 +22,12 @@ def alone(lock: Path, busy: str, patience: float = PATIENCE_S) -> Iterator[None]
     Args:
         lock: the file; its folder is made.
         busy: what is said where another process holds it.
-        patience: seconds to wait.
+        patience: seconds to wait, by default PATIENCE_S.
 
     Raises:
         NotNow: another process holds it.
     """
-    stop = time.monotonic() + patience
+    stop = time.monotonic() + (PATIENCE_S if patience is None else patience)
     while True:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with open(lock, "a") as file:

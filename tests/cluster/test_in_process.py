@@ -1,6 +1,7 @@
 """cluster.workers: 0, the whole way in this process."""
 
 import errno
+import fcntl
 import json
 import shutil
 import subprocess
@@ -84,7 +85,7 @@ def data(tmp_path_factory):
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr("cluster.alone.PATIENCE_S", 0.5)
     with hold(tmp_path / "small", 60) as other:
         with pytest.raises(BadInput, match=r"small: another process is training this run; wait for its end"):
             launch.train(samples.recipe(data), tmp_path)
@@ -108,5 +109,5 @@ def test_storage_without_locks_is_taken_as_it_is(data, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOTSUP, "no locks here")
 
-    monkeypatch.setattr(launch.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert launch.train(samples.recipe(data, train__epochs=1), tmp_path)["step"] > 0

@@ -11,7 +11,6 @@ import pytest
 
 import livetrain
 from cluster import launch, nightly, parcel
-from cluster.alone import alone
 from configs.errors import BadInput, NotNow
 from configs.load import dump_recipe, load_recipe
 from configs.schema import Recipe
@@ -183,7 +182,7 @@ with alone(Path(sys.argv[1]), "busy"):
 
 
 def test_one_night_of_a_name_at_a_time(nights, monkeypatch):
-    monkeypatch.setattr(alone, "__defaults__", (0.0,))
+    monkeypatch.setattr("cluster.alone.PATIENCE_S", 0.0)
     nights.runs.mkdir()
     command = [sys.executable, "-c", HOLD, str(nights.runs / ".din.night")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(livetrain.__file__).parent) as first:
