@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
@@ -115,6 +116,12 @@ def start(recipe_file: Path, runs: Path, *overrides: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
+def workers_of(driver: subprocess.Popen) -> list[psutil.Process]:
+    """The Ray workers that a driver has started."""
+    family = psutil.Process(driver.pid).children(recursive=True)
+    return [one for one in family if "RayTrainWorker" in " ".join(one.cmdline())]
+
+
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory) -> tuple[Path, Path]:
     """A recipe of 420 steps, and the log of its run that nobody disturbed."""
@@ -137,10 +144,7 @@ def test_a_killed_worker_is_replaced_and_the_run_is_the_same(long_run, tmp_path)
     recipe, whole = long_run
     driver = start(recipe, tmp_path)
     wait_for_step(tmp_path / "small", 100)
-    victims = subprocess.run(
-        ["pgrep", "-f", "RayTrainWorker"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    os.kill(int(victims[0]), signal.SIGKILL)
+    workers_of(driver)[0].kill()
     output, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, output.decode()
     found = log(tmp_path / "small")
@@ -175,7 +179,6 @@ def test_a_killed_driver_resumes_on_other_workers(long_run, tmp_path, workers):
     wait_for_step(tmp_path / "small", 100)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    subprocess.run(["pkill", "-9", "-f", "RayTrainWorker"], check=False)
     again = start(recipe, tmp_path, f"cluster.workers={workers}")
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output.decode()
