@@ -55,6 +55,8 @@ CHAINS = {"train": ("train", "evaluate", "export"), "night": ("nightly",)}
 WELL = """Every story ended with exit code 0, the steps, samples and evaluations of the run that nobody killed, one test
 line, whole checkpoints, a report, an export that scores its golden rows and is what was published, and no process and
 no half-made file left."""
+OFTEN = {"start": 1, "measure": 1, "step": 3, "checkpoint": 3, "publish": 3}  # how often a phase is drawn, otherwise 2
+WITH_WORKERS = ("start", *TRAINING, "test")  # phases in which there are some
 LONGEST_S, GRACE_S = 300.0, 30.0  # of one attempt; for processes to end after their command
 
 
@@ -84,13 +86,13 @@ class Story:
         name = draw.choice(list(CHAINS))
         phases = list(dict.fromkeys(chain.from_iterable(OF[command] for command in CHAINS[name])))
         kills = []
-        for _ in range(draw.randint(2, 6)):
-            phase = draw.choice(phases)
+        for phase in draw.choices(phases, [OFTEN.get(phase, 2) for phase in phases], k=draw.randint(2, 6)):
             longest = {"start": 8.0, "report": 1.0, "export": 3.0, "measure": 3.0, "compare": 3.0}.get(phase, 0.05)
-            kills.append(Kill(phase, draw.randint(1, steps), draw.choice(VICTIMS), draw.uniform(0, longest)))
+            victim = draw.choice(VICTIMS if phase in WITH_WORKERS else ("driver", "group"))
+            kills.append(Kill(phase, draw.randint(1, steps), victim, draw.uniform(0, longest)))
         # In the order in which a chain comes by them; steps, checkpoints and evaluations take turns.
         kills.sort(key=lambda kill: (1, kill.step) if kill.phase in TRAINING else (PHASES.index(kill.phase), 0))
-        return cls(number, name, kills, [draw.choice((0, 0, 1, 2, 3)) for _ in range(8)])
+        return cls(number, name, kills, [draw.randrange(4) for _ in range(8)])
 
 
 @dataclass
@@ -235,7 +237,10 @@ def play(story: Story, stage: Stage, most: int) -> Tale:
     kills, workers = deque(story.kills[:most]), cycle(story.workers)
     for command in CHAINS[story.chain]:
         while not tale.failures:
-            attempt = Attempt(stage, command, next(workers), story.chain)
+            number = next(workers)
+            if kills and kills[0].victim == "worker":
+                number = max(number, 1)  # or there would be none to kill
+            attempt = Attempt(stage, command, number, story.chain)
             tale.attempts += 1
             was_hit = _follow(attempt, kills, tale)
             if was_hit:
