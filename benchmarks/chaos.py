@@ -56,7 +56,7 @@ WELL = """Every story ended with exit code 0, the steps, samples and evaluations
 line, whole checkpoints, a report, an export that scores its golden rows and is what was published, and no process and
 no half-made file left."""
 OFTEN = {"start": 1, "measure": 1, "step": 3, "checkpoint": 3, "publish": 3}  # how often a phase is drawn, otherwise 2
-WITH_WORKERS = ("start", *TRAINING, "test")  # phases in which there are some
+WITH_WORKERS = (*TRAINING, "test")  # phases in which there are some
 LONGEST_S, GRACE_S = 300.0, 30.0  # of one attempt; for processes to end after their command
 
 
