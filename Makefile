@@ -1,16 +1,17 @@
 # `make demo` and `make test` are all a newcomer needs; both set up .venv the first time.
 ACCELERATOR ?= cpu
 PYTHON ?= python3
+LOCKED ?= 0
 BIN := .venv/bin
 DATA := data/ml-1m-rechorus
-RUN := demo-$(shell date +%Y%m%d-%H%M%S)
+RUN := demo-$(shell date +%Y%m%d-%H%M%S)-$(shell echo $$PPID)
 
-.PHONY: help setup demo test test-slow lint
+.PHONY: help setup demo test test-slow lint lock
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-setup:  ## Make .venv (ACCELERATOR=cpu|cuda)
-	@ACCELERATOR=$(ACCELERATOR) PYTHON=$(PYTHON) cluster/setup.sh
+setup:  ## Make .venv (ACCELERATOR=cpu|cuda, LOCKED=1: by cluster/requirements.lock)
+	@ACCELERATOR=$(ACCELERATOR) PYTHON=$(PYTHON) LOCKED=$(LOCKED) cluster/setup.sh
 
 demo: setup  ## Data, training on two workers, evaluation, export and a score, from nothing
 	@$(BIN)/livetrain data ml-1m --protocol rechorus --out $(DATA)
@@ -21,11 +22,24 @@ demo: setup  ## Data, training on two workers, evaluation, export and a score, f
 	@sed -n '/^```python/,/^```$$/p' README.md | sed '/^```/d' | $(BIN)/python - runs/$(RUN)/export
 	@echo "plots: runs/$(RUN)/report.png"
 
+# The tests that start Ray mostly wait, so they run beside the others; what they print comes at the end.
 test: setup  ## All fast tests
-	@$(BIN)/python -m pytest -q
+	@printed=$$(mktemp); $(BIN)/python -m pytest -q tests/cluster >$$printed 2>&1 & ray=$$!; \
+	$(BIN)/python -m pytest -q --ignore=tests/cluster tests; others=$$?; \
+	wait $$ray; ray=$$?; cat $$printed; rm -f $$printed; exit $$((ray > others ? ray : others))
 
 test-slow: setup  ## The tests that take minutes
 	@$(BIN)/python -m pytest -q -m slow
 
 lint: setup  ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# The torch release is cluster/setup.sh's affair, and the CUDA libraries that its wheels bring are the machine's.
+MACHINES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cccl cuda-cupti \
+  cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink \
+  nvshmem-cu13 nvtx)
+lock: setup  ## Pin what pyproject.toml asks for, by hash, in cluster/requirements.lock
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --generate-hashes --upgrade \
+	  --quiet --no-annotate --custom-compile-command "make lock" $(addprefix --no-emit-package=,$(MACHINES)) \
+	  --output-file cluster/requirements.lock

@@ -3,10 +3,13 @@
 torch and Ray are imported inside the commands, so that `livetrain --help` answers at once.
 """
 
+import contextlib
 import os
+import re
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -14,16 +17,19 @@ from typing import Annotated
 import typer
 from rich.text import Text
 from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from cluster import data_commands
-from cluster.terminal import BAD_INPUT, err, note, out, say
-from configs.errors import BadInput, nearest, without_credentials
-from trainers.process import prepare
+from cluster.terminal import BAD_INPUT, NOT_NOW, err, note, out, say
+from configs.errors import BadInput, NotNow, cut, nearest, without_credentials
+from trainers import signals
+from trainers.process import in_utf8, prepare
 
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
 **Exit codes**: 0 done · 1 the run failed · 2 bad input (a recipe, a file or an argument; one sentence says what
-to mend) · 130 interrupted.
+to mend) · 3 `nightly`: the new model is worse than the published one · 4 not now: the same command may do it later ·
+130 interrupted · 143 stopped by SIGTERM, what was trained is saved.
 
 **Start here**: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`, then
 `livetrain train configs/recipes/din_ml1m.yaml`
@@ -77,6 +83,16 @@ class Search(StrEnum):
 class Scheduler(StrEnum):
     asha = "asha"
     none = "none"
+
+
+class Weekday(StrEnum):
+    monday = "monday"
+    tuesday = "tuesday"
+    wednesday = "wednesday"
+    thursday = "thursday"
+    friday = "friday"
+    saturday = "saturday"
+    sunday = "sunday"
 
 
 class Quantize(StrEnum):
@@ -137,7 +153,8 @@ def train(
     from cluster import launch
     from trainers import report
 
-    result = launch.train(settled, runs)
+    with _interrupts_told():
+        result = launch.train(settled, runs)
     out.print(report.summary_table(result))
     for line in report.table_lines(result):
         say(line)
@@ -259,11 +276,8 @@ def tune_search(
     from cluster import sweep as sweeps
     from cluster.sweep import board
 
-    try:
+    with _interrupts_told():
         found = sweeps.resume(resumed) if settled is None else sweeps.tune(settled, space, folder, **given)
-    except KeyboardInterrupt as interrupt:
-        note(str(interrupt))
-        raise
     out.print(board.table(found))
     say(f"everything is in {found.folder}: sweep.json, parallel.png, importance.png, curves.png, best.png")
     if not any(trial.state == "finished" for trial in found.trials):
@@ -287,10 +301,11 @@ def tune_best(
     Example: `livetrain tune best runs/din_ml1m-sweep --out configs/recipes/din_tuned.yaml`
     """
     from cluster.sweep.trials import Sweep
+    from trainers.manifest import write_text
 
     text = Sweep.open(sweep).winner(trial)
     try:
-        file.write_text(text)
+        write_text(file, text)
     except OSError as error:
         raise BadInput(f"{file}: cannot write here ({error.strerror}); choose another file with --out") from error
     say(text.split("\n", 1)[0].removeprefix("# "))
@@ -343,13 +358,26 @@ def nightly(
     day: Annotated[
         str | None, typer.Option(help="The test split's last day, by default the newest of the data.")
     ] = None,
+    days: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A..B", help="Make up for the missed nights of these days, in their order.", show_default=False
+        ),
+    ] = None,
     tolerance: Annotated[
-        float, typer.Option(min=0, help="By how much the new model may be worse than the published one.")
+        float, typer.Option(min=0, max=1e6, help="By how much the new model may be worse than the published one.")
     ] = 0.002,
     keep: Annotated[
-        int, typer.Option(min=1, help="Published versions that stay, and nights with their checkpoints.")
+        int, typer.Option(min=1, max=10**6, help="Published versions that stay, and nights with their checkpoints.")
     ] = 7,
     cold: Annotated[bool, typer.Option("--cold", help="Begin anew, without last night's weights.")] = False,
+    cold_on: Annotated[
+        list[Weekday] | None,
+        typer.Option(
+            help="Begin anew where DAY is this weekday, as for a full retraining a week; it may be given again.",
+            show_default=False,
+        ),
+    ] = None,
     address: Annotated[
         str | None,
         typer.Option(
@@ -360,26 +388,74 @@ def nightly(
     """Retrain on the newest days, begin with last night's model, and publish what is no worse.
 
     The recipe's days are moved on alike, until test ends with DAY. Started again, the command repeats nothing that is
-    done. It exits with 3 where the new model is not published because it is worse than the present one.
+    done. It exits with 3 where the new model is not published because it is worse than the present one, and with 4
+    where it is to be asked again later: another night is at work, or a day of the data is not there yet.
+    `livetrain rollback` takes a published model back.
 
     Example: `livetrain nightly configs/recipes/din_kuairand.yaml --publish /models/din --runs /shared/runs`
     """
     settled = _load(recipe, overrides)
     settled = settled.model_copy(update={"name": settled.name or recipe.stem})
+    from cluster import days as calendar
+
+    asked = calendar.asked(day, days)
     if address is not None:
         if "://" not in publish and not Path(publish).is_absolute():
             raise BadInput(
                 f"--publish: '{publish}' is relative; give a URI or a path that all nodes of the cluster share"
             )
+        if without_credentials(publish) != publish:
+            raise BadInput(
+                f"--publish: {without_credentials(publish)} comes with a password, which is never sent; leave it out "
+                "and give it to the cluster's environment"
+            )
         from cluster import submit as jobs
 
-        options = ["--publish", publish, *(["--day", day] if day else []), *(["--cold"] if cold else [])]
-        options += ["--tolerance", str(tolerance), "--keep", str(keep)]
-        raise typer.Exit(jobs.ask("nightly", settled, runs, address, note, _raw, options, cancel_on_interrupt=False))
+        options = ["--publish", publish, "--tolerance", str(tolerance), "--keep", str(keep)]
+        options += [*(["--day", asked[0]] if day else []), *(["--days", days] if days else [])]
+        options += ["--cold"] if cold else []
+        options += [word for weekday in cold_on or () for word in ("--cold-on", weekday.value)]
+        raise typer.Exit(jobs.night(settled, runs, address, asked and asked[-1], options, note, _raw))
     from cluster import nightly as nights
 
-    if nights.night(settled, runs, day, publish, tolerance, keep, cold, say) is None:
+    def night(day: str):
+        anew = cold or list(Weekday)[calendar.weekday(day)] in (cold_on or ())
+        return nights.night(settled, runs, day, publish, tolerance, keep, anew, say)
+
+    with nights.asked_later():
+        one = calendar.newest_day(settled) if asked is None else asked[0]
+    with _interrupts_told():
+        pointer = night(one) if days is None else nights.nights(asked, publish, night, say)
+    if pointer is None:
         raise typer.Exit(WORSE)
+
+
+@app.command()
+def rollback(
+    where: Annotated[
+        str, typer.Argument(metavar="DIR", help="Folder or URI of the published versions.", show_default=False)
+    ],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION", help="Which to go back to, by default the one before the present.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Point servers back to an earlier published version, as the present one turned out to be bad.
+
+    The version's files are checked first. It gets a larger fence, which servers follow. The versions after it are not
+    published again, also if their nights are started again; that of the next day is.
+
+    Example: `livetrain rollback /models/din --to 2022-05-07`
+    """
+    from trainers import publish
+
+    pointer = publish.rollback(where, to)
+    say(f"{without_credentials(where)}: servers are pointed to {pointer['folder']}, with fence {pointer['fence']}")
+    taken_back = [each["folder"] for each in pointer["versions"] if each.get("rejected")]
+    if taken_back:
+        say(f"taken back: {', '.join(taken_back)}")
 
 
 @app.command()
@@ -417,6 +493,17 @@ def doctor(
     raise typer.Exit(0 if all(finding.ok for finding in findings) else BAD_INPUT)
 
 
+@contextlib.contextmanager
+def _interrupts_told() -> Iterator[None]:
+    """Say what an interrupt says of what was interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if str(interrupt):
+            note(str(interrupt))
+        raise
+
+
 def _load(recipe: Path, overrides: list[str] | None):
     import modules.models  # noqa: F401
     from configs.load import load_recipe
@@ -426,7 +513,9 @@ def _load(recipe: Path, overrides: list[str] | None):
 
 def _check_run(run: Path) -> None:
     """Refuse a folder that holds no run before anything heavy is imported."""
-    if not (run / "config.yaml").is_file():
+    from configs.load import is_file
+
+    if not is_file(run / "config.yaml"):
         runs = [str(found.parent) for found in run.parent.glob("*/config.yaml")]
         raise BadInput(f"{run}: this folder holds no run (config.yaml is missing){nearest(str(run), runs)}")
 
@@ -448,22 +537,48 @@ def _report_failure(error: Exception) -> None:
     if os.environ.get("LIVETRAIN_DEBUG", "0") not in ("", "0"):
         err.print(Text(story), soft_wrap=True)
         return
-    with tempfile.NamedTemporaryFile("w", prefix="livetrain-", suffix=".log", delete=False) as log:
-        log.write(story)
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="livetrain-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as log:
+            log.write(story)
+    except OSError:  # no folder for temporary files
+        err.print(Text(story), soft_wrap=True)
+        return
     err.print(Text(f"the traceback is in {log.name}"), soft_wrap=True)
+
+
+def _usage(error: TyperException) -> str:
+    """Return what is wrong with the command line itself as one sentence that names the command."""
+    words = error.format_message().strip().rstrip(".")
+    words = re.sub(r"\. (Did you mean.*)", lambda hint: f" ({hint[1][:1].lower()}{hint[1][1:]})", words)
+    words = re.sub(r"Value error, |, unable to parse.*", "", words).replace("Input should be ", "wanted ")
+    command = error.ctx.command_path if getattr(error, "ctx", None) else "livetrain"
+    option = getattr(error, "option_name", None)  # of an option that there is not
+    if option and "." in option:
+        return f"{command}: '{cut(option)}' is no option; a change of the recipe is written without dashes, KEY=VALUE"
+    return f"{command}: {words[:1].lower()}{cut(words[1:], 150)}; see {command} --help"
 
 
 def main() -> None:
     """Run the command line; the console script `livetrain` is this function."""
-    prepare()
+    in_utf8()
     try:
-        app()
+        prepare()
+        signals.install()
+        code = app(standalone_mode=False, prog_name="livetrain")
     except BadInput as error:
         _complain(str(error))
-        sys.exit(BAD_INPUT)
+        code = NOT_NOW if isinstance(error, NotNow) else BAD_INPUT
+    except TyperException as error:
+        if error.format_message():  # empty where a group was called without a command: its help stands there already
+            _complain(str(BadInput(_usage(error))))
+        code = BAD_INPUT
     except Exception as error:
-        _report_failure(error)
-        sys.exit(FAILED)
+        if not signals.ending():  # or it is only what ending does to work that goes on
+            _report_failure(error)
+        code = FAILED
+    sys.exit(signals.exit_code(code or 0))
 
 
 if __name__ == "__main__":

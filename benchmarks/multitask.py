@@ -16,7 +16,6 @@ read, not trained again. What stands in a file of results from "## Found" on is 
 
 import argparse
 import json
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -34,6 +33,7 @@ from configs.schema import Recipe
 from trainers import metrics, runlog
 from trainers.data.files import split_files
 from trainers.export import versions
+from trainers.process import threads
 
 TASKS = {  # what is learned, of a recipe's tasks
     "kuairand": ("click", "long_view", "like", "profile_enter"),
@@ -145,7 +145,7 @@ def main() -> None:
     add_training(parser)
     parser.set_defaults(runs=Path("runs/multitask"))
     given = parser.parse_args()
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.set_num_threads(threads())
     write = {"kuairand": kuairand, "simulated": simulated, "conflict": conflict}[given.what]
     name = "conflict.md" if given.what == "conflict" else f"multitask_{given.what}.md"
     text = "\n".join(write(given)) + "\n"

@@ -9,7 +9,6 @@ night that the data allow to the last; a warm night begins with the night before
 
 import argparse
 import json
-import os
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -19,10 +18,11 @@ from quality import made, rule
 
 import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
 from cluster import launch
-from cluster.nightly import moved, newest_day
+from cluster.days import moved, newest_day
 from configs.load import load_recipe
 from configs.schema import Days
 from trainers.export import versions
+from trainers.process import threads
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/nightly"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/nightly.md"))
     given = parser.parse_args()
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.set_num_threads(threads())
     lines = [line for count in given.train for line in nights(count, given)]
     head = (
         "| days learned from | nights | task | cold | warm | warm - cold, mean ± deviation over nights | warm ahead |"

@@ -30,6 +30,7 @@ from trainers import metrics
 from trainers.data.reader import Reader
 from trainers.data.source import Source
 from trainers.export import find_checkpoint, plain_model
+from trainers.process import threads
 
 HEAD = (
     "| recipe | task | seeds | test rows | test AUC | error, rows | error, users | test GAUC | test log loss "
@@ -39,7 +40,7 @@ HEAD = (
 
 def main() -> None:
     given = arguments()
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.set_num_threads(threads())
     rows = []
     given.out.parent.mkdir(parents=True, exist_ok=True)
     for path in given.recipes:

@@ -9,7 +9,6 @@ choose anything.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from trainers import metrics
 from trainers.export import versions
+from trainers.process import threads
 
 TASKS = ("click", "long_view")
 TRAIN = [f"2022-04-{day}" for day in range(25, 31)] + [f"2022-05-0{day}" for day in range(1, 6)]
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality_kuairand.md"))
     add_training(parser)
     given = parser.parse_args()
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.set_num_threads(threads())
     train, test = read(given.data, TRAIN), read(given.data, TEST)
     lines = [line for task in TASKS for line in baselines(train, test, task, given.seeds)]
     for path in given.recipes:

@@ -11,7 +11,6 @@ trained DIN beside its own score, still adds.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import duckdb
@@ -26,6 +25,7 @@ from configs.load import load_recipe
 from trainers import metrics
 from trainers.data.files import split_files
 from trainers.export import versions
+from trainers.process import threads
 
 TASKS = ("click", "effective_view", "like", "comment", "gift")
 HEAD = "| model | task | seeds | test AUC | way to the oracle | oracle's AUC | test GAUC | positives | best steps |"
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality_simulated.md"))
     add_training(parser)
     given = parser.parse_args()
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.set_num_threads(threads())
     recipe = load_recipe(given.recipes[-1], given.set)
     rows = {split: read(recipe, split) for split in ("train", "valid", "test")}
     truth = {split: Truth(given.world, rows[split]) for split in ("valid", "test")}

@@ -13,7 +13,6 @@ item-CF "of the row's own history". The baselines' settings are those with the b
 
 import argparse
 import json
-import os
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
@@ -30,6 +29,7 @@ from quality_kuairand import TEST, TRAIN, read
 from scipy import sparse
 
 from trainers.export import versions
+from trainers.process import threads
 from trainers.retrieval import AT
 
 HEAD = f"| method | seeds | {' | '.join(f'recall@{k}' for k in AT)} | {' | '.join(f'NDCG@{k}' for k in AT)} |"
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/recall.md"))
     add_training(parser)
     given = parser.parse_args()
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.set_num_threads(threads())
     before, valid, test = (read(given.data, days) for days in (TRAIN[:-1], TRAIN[-1:], TEST))
     lines = []
     for methods in baselines():

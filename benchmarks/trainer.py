@@ -38,9 +38,9 @@ from modules.model import Model, set_statistics
 from trainers.data.source import Source, Statistics, scan
 from trainers.export import versions
 from trainers.loop import Job, Meter, Trainer
+from trainers.planning import constraints
 from trainers.process import prepare
 from trainers.ranks import seed_step
-from trainers.sharding import constraints
 
 CPU = torch.device("cpu")
 
@@ -80,7 +80,7 @@ class Bare(nn.Module):
         planner = EmbeddingShardingPlanner(
             topology=Topology(world_size=dist.get_world_size(), compute_device="cpu"),
             batch_size=batches[0].weights.shape[0],
-            constraints=constraints(recipe, dist.get_world_size(), "cpu"),
+            constraints=constraints(recipe, dist.get_world_size()),
         )
         plan = planner.collective_plan(self, sharders, dist.group.WORLD)
         sharded = DistributedModelParallel(self, device=CPU, plan=plan, sharders=sharders)

@@ -45,13 +45,22 @@ def ml_1m(
 
 Raw = Annotated[Path, typer.Option(help="Folder with the source's raw files.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder for the partitions: new, or one to add new days to.")]
-Video = Annotated[int, typer.Option("--video-history", min=1, help="Short videos that a row's history keeps.")]
-Live = Annotated[int, typer.Option("--live-history", min=1, help="Rooms that a row's history keeps.")]
-Window = Annotated[
-    int, typer.Option(min=1, help="Seconds after which a like, comment, follow or gift is no outcome of an exposure.")
+Video = Annotated[
+    int, typer.Option("--video-history", min=1, max=2**16, help="Short videos that a row's history keeps.")
 ]
-Click = Annotated[int, typer.Option("--click-window", min=1, help="Seconds in which a click follows its exposure.")]
-Effective = Annotated[int, typer.Option("--effective-view", min=1, help="Seconds that make a view effective.")]
+Live = Annotated[int, typer.Option("--live-history", min=1, max=2**16, help="Rooms that a row's history keeps.")]
+Window = Annotated[
+    int,
+    typer.Option(
+        min=1, max=10**9, help="Seconds after which a like, comment, follow or gift is no outcome of an exposure."
+    ),
+]
+Click = Annotated[
+    int, typer.Option("--click-window", min=1, max=10**9, help="Seconds in which a click follows its exposure.")
+]
+Effective = Annotated[
+    int, typer.Option("--effective-view", min=1, max=10**9, help="Seconds that make a view effective.")
+]
 Ray = Annotated[
     str | None,
     typer.Option("--ray", metavar="ADDRESS", help="Make users' parts on this Ray cluster; --out must be shared."),

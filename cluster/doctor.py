@@ -22,16 +22,17 @@ from rich.table import Table
 from torchrec.distributed.types import ShardingPlan
 
 from cluster import launch
+from cluster.capacity import counted
 from cluster.exchange import Exchanged, exchange
 from cluster.nodes import ask, look
 from configs.errors import BadInput, without_credentials
 from configs.schema import Cluster, Recipe
-from trainers import sharding
+from trainers import planning, sharding
 from trainers.data.files import split_files
+from trainers.memory import ELEMENT, ROW_STATE, amount
 from trainers.preflight import SPLITS
 
 SEEN_S = 10  # longest time after which a file must be visible on another machine
-_STATE = {"rowwise_adagrad": lambda dim: 4, "adagrad": lambda dim: 4 * dim, "adam": lambda dim: 8 * dim}  # bytes a row
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ def examine(
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(launch.attached(cluster))
+        except BadInput:
+            raise
         except (ConnectionError, ValueError, RuntimeError) as error:
             first = next(iter(str(error).splitlines()), type(error).__name__)
             raise BadInput(
@@ -137,7 +140,7 @@ def nodes_answer(nodes: dict[str, dict], answers: dict[str, dict], silent: dict[
     cpus = sum(node["Resources"].get("CPU", 0) for node in nodes.values())
     kinds = Counter(name for answer in answers.values() for name, _ in answer["gpus"])
     gpus = ", ".join(f"{count} {name}" for name, count in kinds.items()) or "no GPU"
-    return f"{_count(len(nodes), 'node')} with {cpus:g} CPUs and {gpus}"
+    return f"{counted(len(nodes), 'node')} with {cpus:g} CPUs and {gpus}"
 
 
 def versions_agree(here: dict[str, Any], answers: dict[str, dict]) -> str:
@@ -155,7 +158,7 @@ def versions_agree(here: dict[str, Any], answers: dict[str, dict]) -> str:
 def devices_suffice(cluster: Cluster, answers: dict[str, dict]) -> str:
     """Compare the GPUs with what the recipe asks and its topology claims."""
     if not launch.on_gpus(cluster):
-        return f"{_count(cluster.workers, 'worker')} on CPUs"
+        return f"{counted(cluster.workers, 'worker')} on CPUs"
     memory = [size for answer in answers.values() for _, size in answer["gpus"]]
     claimed = cluster.topology.hbm_gb
     # Cards are sold in GB of 10^9 and report a little less than they hold.
@@ -165,7 +168,7 @@ def devices_suffice(cluster: Cluster, answers: dict[str, dict]) -> str:
             f"{min(memory) / 1e9:.0f}; set it to {math.floor(min(memory) / 1e9)}"
         )
     smallest = f"of at least {min(memory) / 1e9:.0f} GB" if memory else "of unknown memory"
-    return f"{_count(cluster.workers, 'worker')}, one GPU {smallest} each"
+    return f"{counted(cluster.workers, 'worker')}, one GPU {smallest} each"
 
 
 def storage_is_shared(runs: Path, nodes: dict[str, dict]) -> str:
@@ -174,7 +177,7 @@ def storage_is_shared(runs: Path, nodes: dict[str, dict]) -> str:
     folder = runs / f".doctor-{token[:8]}"
     try:
         folder.mkdir(parents=True)
-        (folder / "driver").write_text(token)
+        (folder / "driver").write_text(token, encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{runs}: cannot write here ({error.strerror}); choose another folder with --runs") from error
     try:
@@ -194,14 +197,14 @@ def storage_is_shared(runs: Path, nodes: dict[str, dict]) -> str:
         if ours:
             with contextlib.suppress(OSError):
                 runs.rmdir()
-    return f"{runs} is written and read by the driver and {_count(len(nodes), 'node')}"
+    return f"{runs} is written and read by the driver and {counted(len(nodes), 'node')}"
 
 
 def _write_and_read(folder: str, token: str) -> str:
     if not _seen(Path(folder, "driver"), token):
         return "the driver's file is not there"
     try:
-        Path(folder, ray.get_runtime_context().get_node_id()).write_text(token)
+        Path(folder, ray.get_runtime_context().get_node_id()).write_text(token, encoding="utf-8")
     except OSError as error:
         return f"it cannot write there: {error.strerror}"
     return ""
@@ -211,7 +214,7 @@ def _seen(path: Path, content: str) -> bool:
     """Return whether a file has the content, granting a network's caches some time."""
     end = time.monotonic() + SEEN_S
     while True:
-        if path.is_file() and path.read_text() == content:
+        if path.is_file() and path.read_text(encoding="utf-8") == content:
             return True
         if time.monotonic() > end:
             return False
@@ -231,7 +234,7 @@ def data_is_seen(recipe: Recipe, nodes: dict[str, dict]) -> str:
                 f"data.path: {_name(nodes[node])} sees other files in {shown} than the driver; put the data on storage "
                 "that all nodes share"
             )
-    return f"{shown}: " + ", ".join(f"{_count(len(names), 'file')} of {split}" for split, names in here.items())
+    return f"{shown}: " + ", ".join(f"{counted(len(names), 'file')} of {split}" for split, names in here.items())
 
 
 def files_seen(recipe: Recipe) -> dict[str, list[str]]:
@@ -244,7 +247,7 @@ def workers_exchange(cluster: Cluster, cuda: bool, met: list[Exchanged]) -> str:
     met += exchange(cluster, cuda)
     kind = "NCCL" if cuda else "gloo"
     machines = len({one.node for one in met})
-    where = f"{len(met)} workers on {_count(machines, 'node')}"
+    where = f"{len(met)} workers on {counted(machines, 'node')}"
     if len(met) == 1:
         return f"one worker starts, and has nobody to exchange with ({kind})"
     slowest = min(one.rate for one in met)
@@ -255,14 +258,7 @@ def workers_exchange(cluster: Cluster, cuda: bool, met: list[Exchanged]) -> str:
 def tables_are_planned(recipe: Recipe, workers: int, cuda: bool, plans: list[ShardingPlan]) -> str:
     """Plan the recipe's tables for its workers; `plans` gets the plan."""
     plans.append(sharding.dry_plan(recipe, workers, "cuda" if cuda else "cpu"))
-    said = [f"{name} data_parallel" for name, one in recipe.tables.items() if one.sharding == "data_parallel"]
-    for collection in plans[0].plan.values():
-        for name, how in collection.items():
-            on = sorted(set(how.ranks or []))
-            where = f"rank {on[0]}" if len(on) == 1 else f"{len(on)} ranks"
-            said.append(f"{name} {how.sharding_type} on {where}")
-    more = f" and {len(said) - 12} more" if len(said) > 12 else ""
-    return ", ".join(said[:12]) + more if said else "there are no tables"
+    return planning.in_words(planning.placed(recipe, plans[0], workers))
 
 
 @dataclass(frozen=True)
@@ -275,20 +271,19 @@ class Need:
 
 def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
     """Return what the tables take: rows * (dim * bytes an element + bytes of optimizer state a row), by shard."""
-    state = _STATE.get(recipe.optimizers.sparse.kind, lambda dim: 0)
-    element = {"float32": 4, "float16": 2}
+    state = ROW_STATE.get(recipe.optimizers.sparse.kind, lambda dim: 0)
     gpu, host = [0] * workers, [0] * workers
     for collection in plan.plan.values():
         for name, how in collection.items():
-            one, behind_cache = recipe.tables[name], "uvm" in how.compute_kernel
+            one, behind_cache = recipe.tables[name], how.compute_kernel == planning.CACHED
             for shard in how.sharding_spec.shards:
                 rows, dim = shard.shard_sizes
-                weights, rank = rows * dim * element[one.dtype], shard.placement.rank()
+                weights, rank = rows * dim * ELEMENT[one.dtype], shard.placement.rank()
                 (gpu if cuda and not behind_cache else host)[rank] += weights + rows * state(dim)
                 gpu[rank] += math.ceil(weights * one.cache) if behind_cache else 0
     for one in recipe.tables.values():
         if one.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
-            size = one.rows * (2 * one.dim * element[one.dtype] + state(one.dim))
+            size = one.rows * (2 * one.dim * ELEMENT[one.dtype] + state(one.dim))
             part = gpu if cuda else host
             part[:] = [taken + size for taken in part]
     return Need(gpu, host)
@@ -303,30 +298,22 @@ def memory_suffices(need: Need, met: list[Exchanged], answers: dict[str, dict]) 
         on_host[one.node] += need.host[one.rank]
         if need.gpu[one.rank] > one.gpu_free:
             raise BadInput(
-                f"tables: rank {one.rank} needs {_amount(need.gpu[one.rank])} on its GPU, which has "
-                f"{_amount(one.gpu_free)} free; add workers, lower rows or dim, or use dtype: float16"
+                f"tables: rank {one.rank} needs {amount(need.gpu[one.rank])} on its GPU, which has "
+                f"{amount(one.gpu_free)} free; add workers, lower rows or dim, or use dtype: float16"
             )
     for node, wanted in on_host.items():
         if wanted > answers[node]["free"]:
             raise BadInput(
-                f"tables: the workers on {answers[node]['host']} need {_amount(wanted)} of host memory, and "
-                f"{_amount(answers[node]['free'])} are free; add nodes, lower rows or dim, or use dtype: float16"
+                f"tables: the workers on {answers[node]['host']} need {amount(wanted)} of host memory, and "
+                f"{amount(answers[node]['free'])} are free; add nodes, lower rows or dim, or use dtype: float16"
             )
     least = min(answers[node]["free"] for node in on_host)
-    said = f"tables take {_amount(max(need.host))} a worker of the host, which has at least {_amount(least)} free"
+    said = f"tables take {amount(max(need.host))} a worker of the host, which has at least {amount(least)} free"
     if any(need.gpu):
         spare = min(one.gpu_free for one in met)
-        said = f"tables take {_amount(max(need.gpu))} a GPU, which has at least {_amount(spare)} free; " + said
+        said = f"tables take {amount(max(need.gpu))} a GPU, which has at least {amount(spare)} free; " + said
     return said
 
 
 def _name(node: dict) -> str:
     return f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
-def _amount(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -5,10 +5,8 @@ worker group that Ray starts again looks there for its newest committed checkpoi
 """
 
 import contextlib
-import fcntl
 import json
 import logging
-import math
 import os
 import platform
 import shutil
@@ -20,22 +18,39 @@ from typing import Any
 
 import torch
 
-from configs.errors import BadInput
-from configs.load import dump_recipe, load_recipe
+from cluster import capacity
+from cluster.alone import alone
+from configs.errors import BadInput, NotNow, may_pass
+from configs.load import dump_recipe
 from configs.schema import Cluster, Days, Recipe
-from trainers import checkpoint, preflight, ranks, report, runlog, spectrum, start, tracking
-from trainers.export import find_checkpoint, versions
+from trainers import (
+    checkpoint,
+    manifest,
+    preflight,
+    ranks,
+    report,
+    runlog,
+    scratch,
+    signals,
+    spectrum,
+    start,
+    tracking,
+)
+from trainers.export import ANOTHER, LAST, find_checkpoint, versions
 from trainers.loop import Job, Trainer
-from trainers.manifest import write_json
-from trainers.process import ENVIRONMENT, prepare
+from trainers.manifest import write_json, write_text
+from trainers.process import ENVIRONMENT, prepare, ray_folder, threads
 from trainers.progress import Watcher
 
 Work = Callable[[torch.device], dict[str, Any]]
 
 LOCK = ".lock"  # in a run's folder, held by the process that trains it
-_PATIENCE_S = 20.0  # longest wait for a process that held a run and is on its way out
+_PATIENCE_S = 20.0  # longest wait for workers that are on their way out
 
-PLACEMENT = "placement.txt"  # in a run's folder while its workers live: the id of Ray's reservation for them
+# In a run's folder while a command is at work on it, a place of its own for each (see trainers.scratch), where it and
+# its workers tell one another: the id of Ray's reservation for the workers, the outcome, or why they refused.
+TRAINING, EVALUATION = ".train-", ".evaluate-"
+PLACEMENT, OUTCOME, REFUSAL = "placement.txt", "outcome.json", "refused.json"
 
 
 def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
@@ -50,33 +65,68 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
 
     Raises:
         BadInput: the recipe, its data or the run folder is wrong, or another process is training the run.
-        RuntimeError: the workers failed more often than cluster.max_failures.
+        RuntimeError: the workers failed more often than cluster.max_failures, or found no room.
+        KeyboardInterrupt: the run was interrupted or told to stop, and how it goes on.
     """
-    name = recipe.name or f"{recipe.model.kind}-{time.strftime('%Y%m%d-%H%M%S')}"
-    recipe = recipe.model_copy(update={"name": name})
-    run = preflight.run_folder(runs.resolve(), name)
-    with _alone(run):
-        return _train(recipe, run, test)
-
-
-def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
-    _check_unfinished(run, recipe)
-    started = time.perf_counter()
-    with Watcher(run), _leaving_nothing(run):
-        if not checkpoint.committed(run):
-            start.find(recipe)
-        sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
-        (run / "config.yaml").write_text(dump_recipe(recipe))
-        job = Job(recipe, run, sources, statistics, test)
-        result = _launch(partial(_train_here, job), recipe, run)
-    result = {"name": recipe.name, **result, "wall_s": time.perf_counter() - started, "versions": versions()}
-    write_json(run / "result.json", result)
-    spectrum.write_spectrum(run, result["spectra"])
-    tracking.report(recipe, run, report.write_report(run), result)
+    if recipe.name:
+        run = preflight.run_folder(runs.resolve(), recipe.name)
+    else:
+        run = preflight.fresh_folder(runs.resolve(), f"{recipe.model.kind}-{time.strftime('%Y%m%d-%H%M%S')}")
+    recipe = recipe.model_copy(update={"name": run.name})
+    busy = f"{run}: another process is training this run; wait for its end, or give another name"
+    with alone(run / LOCK, busy):
+        result = finished(run)
+        if result is None:
+            try:
+                result = _train(recipe, run, test)
+            except KeyboardInterrupt as interrupt:
+                raise type(interrupt)(_how_to_go_on(run, signals.terminated())) from None
+        elif complete(recipe, run):
+            raise BadInput(
+                f"{run}: this run is finished; give another name, as name={run.name}-2, or remove the folder"
+            )
+        _show(recipe, run, result)
     return result
 
 
-def evaluate(run: Path, split: str, which: str, days: Days | None = None) -> dict[str, Any]:
+def finished(run: Path) -> dict[str, Any] | None:
+    """Return the result.json of a run that was trained to its end, or None."""
+    try:
+        return json.loads((run / "result.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def complete(recipe: Recipe, run: Path) -> bool:
+    """Return whether a run was trained to its end, and all that it shows is there and sent."""
+    return finished(run) is not None and (run / report.NAME).exists() and tracking.reported(recipe, run)
+
+
+def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
+    started = time.perf_counter()
+    with Watcher(run), _leaving_nothing(run), _place(run, TRAINING) as place:
+        check_here(recipe.cluster)
+        if found := checkpoint.committed(run):
+            checkpoint.check_same(found[-1], recipe, resume=True)
+        else:
+            start.find(recipe)
+        sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
+        write_text(run / "config.yaml", dump_recipe(recipe))
+        job = Job(recipe, run, sources, statistics, test)
+        with signals.saving(run):
+            result = _launch(partial(_train_here, job), recipe, run, place)
+    result = {"name": recipe.name, **result, "wall_s": time.perf_counter() - started, "versions": versions()}
+    write_json(run / "result.json", result)
+    return result
+
+
+def _show(recipe: Recipe, run: Path, result: dict[str, Any]) -> None:
+    """Draw what a finished run shows, and send it where the recipe says."""
+    spectrum.write_spectrum(run, result["spectra"])
+    tracking.report(recipe, run, report.write_report(run), result)
+
+
+def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: str | None = None) -> dict[str, Any]:
     """Return the metrics ``<split>.<task>.<metric>`` of a run's checkpoint, computed by the run's number of workers.
 
     Args:
@@ -84,35 +134,80 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None) -> dic
         split: train, valid or test.
         which: ``best`` or ``last`` checkpoint.
         days: what the splits read in the place of the run's own days.
+        mend: what helps where the checkpoint is gone or damaged, for the message; by default another checkpoint.
 
     Raises:
-        BadInput: no such run, split or checkpoint.
+        BadInput: no such run, split or checkpoint, or the checkpoint is damaged.
     """
     if split not in preflight.SPLITS:
         raise BadInput(f"--split: '{split}' is none of {', '.join(preflight.SPLITS)}")
     run = run.resolve()
-    path = find_checkpoint(run, which)
-    recipe = load_recipe(run / "config.yaml")
+    find_checkpoint(run, which, mend or LAST)
+    recipe = checkpoint.recipe_of(run)
     if days is not None:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"days": days})})
-    with Watcher(run):
-        sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
+    with _place(run, EVALUATION) as place, Watcher(place):
+        check_here(recipe.cluster)
+        try:
+            tell = partial(runlog.note, place, "note")
+            sources, statistics = preflight.check(recipe, lambda text: tell(text=text), saves=False)
+        except BadInput as error:
+            if days is not None:
+                raise
+            raise type(error)(f"{run / 'config.yaml'}: {error}") from error.__cause__
         job = Job(recipe, run, sources, statistics)
-        return _launch(partial(_evaluate_here, job, path, split), recipe, run)
+        return _launch(partial(_evaluate_here, job, place, which, split, mend), recipe, place, place)
 
 
-def _check_unfinished(run: Path, recipe: Recipe) -> None:
-    if (run / "result.json").exists():
-        raise BadInput(f"{run}: this run is finished; give another name, as name={recipe.name}-2, or remove the folder")
-    found = checkpoint.committed(run)
-    if found:
-        checkpoint.check_same(found[-1], recipe, resume=True)
+def _how_to_go_on(run: Path, stopped: bool) -> str:
+    saved = checkpoint.committed(run)
+    at = f"its checkpoint of step {int(saved[-1].name.split('-')[1])}" if saved else "its start: it has no checkpoint"
+    ended = "stopped" if stopped else "interrupted"
+    return f"{run.name} was {ended}; started again under this name it goes on from {at}"
+
+
+@contextlib.contextmanager
+def _place(run: Path, kind: str) -> Iterator[Path]:
+    """Yield a command's own place in a run's folder.
+
+    Raises:
+        BadInput: the folder cannot be written to.
+    """
+    stack = contextlib.ExitStack()
+    try:
+        place = stack.enter_context(scratch.place(run, kind))
+    except OSError as error:
+        raise BadInput(f"{run}: cannot write here ({error.strerror}); mend the folder, or copy it elsewhere") from error
+    with stack:
+        yield place
+
+
+def _clear(place: Path, free: Callable[[Path], bool]) -> None:
+    """Remove what commands of a place's kind have left beside it when they were killed.
+
+    Workers of a training are waited for: they may still write to the run.
+
+    Args:
+        place: this command's own.
+        free: whether one that nobody holds may go.
+
+    Raises:
+        NotNow: workers of an earlier start of the training do not end.
+    """
+    kind = TRAINING if place.name.startswith(TRAINING) else EVALUATION
+    stop = time.monotonic() + _PATIENCE_S
+    while set(scratch.sweep(place.parent, kind, free)) - {place} and kind == TRAINING:
+        if time.monotonic() > stop:
+            raise NotNow(
+                f"{place.parent}: workers of an earlier start still train this run; wait for them, or end them"
+            )
+        time.sleep(0.2)
 
 
 @contextlib.contextmanager
 def _leaving_nothing(run: Path) -> Iterator[None]:
     """Where a new run is refused before its first step, remove its folder, which was empty until now."""
-    new = all(path.name == LOCK for path in run.iterdir())
+    new = all(path.name == LOCK or path.name.startswith((TRAINING, EVALUATION)) for path in run.iterdir())
     try:
         yield
     except BadInput:
@@ -122,51 +217,42 @@ def _leaving_nothing(run: Path) -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def _alone(run: Path) -> Iterator[None]:
-    """Keep a run to this process: two that write its checkpoints at once would damage both.
-
-    A process that ends, or is killed, lets go of its run; one that is dying is waited for. Storage that knows no locks
-    is taken as it is.
-
-    Raises:
-        BadInput: another process is training the run.
-    """
-    stop = time.monotonic() + _PATIENCE_S
-    while True:
-        run.mkdir(exist_ok=True)
-        with open(run / LOCK, "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                held = os.fstat(lock.fileno()).st_nlink > 0  # or whoever had it was refused, and left nothing
-            except BlockingIOError:
-                held = False
-            except OSError:
-                held = True
-            if held:
-                yield
-                return
-        if time.monotonic() > stop:
-            raise BadInput(f"{run}: another process is training this run; wait for its end, or give another name")
-        time.sleep(0.2)
-
-
 def _train_here(job: Job, device: torch.device) -> dict[str, Any]:
     return Trainer(job, device).run()
 
 
-def _evaluate_here(job: Job, path: Path, split: str, device: torch.device) -> dict[str, Any]:
-    trainer = Trainer(job, device)
-    checkpoint.load(trainer.sharded, job.recipe, path)
+def _evaluate_here(
+    job: Job, told: Path, which: str, split: str, mend: str | None, device: torch.device
+) -> dict[str, Any]:
+    trainer, tried = Trainer(job, device), None
+    while True:
+        path = ranks.from_main(find_checkpoint(job.run, which, mend or LAST) if ranks.is_main() else None)
+        try:
+            checkpoint.load(trainer.sharded, job.recipe, path)
+            break
+        except checkpoint.Damaged as error:
+            if path == tried or manifest.read(path) is not None:
+                raise BadInput(f"{error}; {mend or ANOTHER}") from None
+            tried = path  # a training beside has newer ones and deletes the old
+    if ranks.is_main():
+        runlog.note(told, "note", text=f"evaluating {split} with {path.name}")
     metrics, _ = trainer.evaluate(split)
     return {f"{split}.{key}": value for key, value in metrics.items()}
 
 
-def _launch(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
-    """Run `work` on every rank and return rank 0's result."""
+def _launch(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:
+    """Run `work` on every rank and return rank 0's result.
+
+    Args:
+        work: of a rank.
+        recipe: the run.
+        told: the folder whose log is told what happens.
+        place: this command's own in the run's folder.
+    """
     if recipe.cluster.workers == 0:
+        _clear(place, lambda left: not (left / PLACEMENT).exists())  # to free what Ray holds takes Ray
         return _in_process(work, recipe)
-    return _on_ray(work, recipe, run)
+    return _on_ray(work, recipe, told, place)
 
 
 def _in_process(work: Work, recipe: Recipe) -> dict[str, Any]:
@@ -177,21 +263,22 @@ def _in_process(work: Work, recipe: Recipe) -> dict[str, Any]:
         return work(torch.device("cuda", 0) if cuda else torch.device("cpu"))
 
 
-def _on_ray(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
+def _on_ray(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:
     cluster = recipe.cluster
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of a recipe mean the caller's folder
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # else the end is noticed up to 2 s late
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    outcome, refusal = run / "outcome.json", run / "refused.txt"
-    for stale in (outcome, refusal):
-        stale.unlink(missing_ok=True)
-    runlog.note(run, "note", text=f"starting {cluster.workers} workers")
+    runlog.note(told, "note", text=f"starting {cluster.workers} workers")
+    lasting = ray.is_initialized() or bool(cluster.address or os.environ.get("RAY_ADDRESS"))
     with _connected(recipe) as cuda:
-        release(run)
+        if place.name.startswith(TRAINING):
+            release(place.parent)
+        _clear(place, _free)
         trainer = TorchTrainer(
-            partial(_on_worker, work, run),
+            partial(_on_worker, work, place, lasting),
             train_loop_config={},
             scaling_config=ScalingConfig(
                 num_workers=cluster.workers,
@@ -200,73 +287,134 @@ def _on_ray(work: Work, recipe: Recipe, run: Path) -> dict[str, Any]:
             ),
             # A name of its own each time: Ray takes a finished name for a finished job and does nothing.
             run_config=RunConfig(
-                name=f"{run.name}-{time.time_ns()}",
-                storage_path=str(run / "ray"),
-                failure_config=FailureConfig(max_failures=cluster.max_failures),
+                name=f"{place.parent.name}-{time.time_ns()}",
+                storage_path=str(place / "ray"),  # Ray's own notes on a run that is told in full elsewhere
+                failure_config=FailureConfig(
+                    max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
+                ),
             ),
             torch_config=TorchConfig(backend=ranks.backend(cuda), timeout_s=cluster.timeout_s),
         )
         try:
-            trainer.fit()
+            with capacity.watched(cluster, cuda, lambda text: runlog.note(told, "note", text=text)):
+                _fit(trainer, cluster)
         except Exception as error:
-            if not refusal.exists():
-                raise RuntimeError(f"the workers failed more than {cluster.max_failures} times: {error}") from error
-        finally:
-            (run / PLACEMENT).unlink(missing_ok=True)
-            shutil.rmtree(run / "ray", ignore_errors=True)  # Ray's own notes on a run that is told in full elsewhere
-    if refusal.exists():
-        raise BadInput(refusal.read_text())
-    content = json.loads(outcome.read_text())
-    outcome.unlink()
-    return content
+            if not (place / REFUSAL).exists():
+                raise _failure(error, cluster, cuda) from error
+        except KeyboardInterrupt:
+            with contextlib.suppress(Exception):  # Ray may have been told to end as well
+                _free(place)
+            raise
+    if (place / REFUSAL).exists():
+        refusal = json.loads((place / REFUSAL).read_text(encoding="utf-8"))
+        raise (NotNow if refusal["later"] else BadInput)(refusal["sentence"])
+    if signals.terminated() and not (place / OUTCOME).exists():
+        raise signals.Stopped
+    return json.loads((place / OUTCOME).read_text(encoding="utf-8"))
 
 
-def _on_worker(work: Work, run: Path, _config: dict[str, Any]) -> None:
-    """What a Ray worker does. Its outcome travels through the run folder."""
+def _fit(trainer: Any, cluster: Cluster) -> None:
+    """Train until the end, or until this process is interrupted; its workers end with it."""
+    import ray
+
+    # Ray waits for room so often, by default for ever; altogether it is cluster.timeout_s.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.timeout_s / (cluster.max_failures + 1))
+    controllers: list[Any] = []
+    # What Ray does on Ctrl-C may wait for its workers for ever, and takes the signal from who calls this.
+    trainer._register_sigint_handler = controllers.append
+    try:
+        signals.heed()
+        trainer.fit()
+    except KeyboardInterrupt:
+        for controller in controllers:
+            ray.kill(controller)
+        raise
+
+
+def _failure(error: Exception, cluster: Cluster, cuda: bool) -> RuntimeError:
+    """Return how a training by Ray failed, in words."""
+    if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
+        return RuntimeError(
+            f"cluster.workers: {capacity.lacking(cluster, cuda)}, after {cluster.timeout_s} s of waiting "
+            "(cluster.timeout_s); wait for other jobs, add nodes, or lower cluster.workers"
+        )
+    return RuntimeError(f"the workers failed more than {cluster.max_failures} times: {error}")
+
+
+def _on_worker(work: Work, place: Path, lasting: bool, _config: dict[str, Any]) -> None:
+    """What a Ray worker does. Its outcome travels through its command's place.
+
+    Args:
+        work: of a rank.
+        place: the command's.
+        lasting: whether Ray outlives the command, and with it what it holds for the workers.
+    """
     prepare()
     from ray.train.torch import get_device
     from ray.util import get_current_placement_group
 
-    if not (run / "config.yaml").exists():
-        raise RuntimeError(f"{platform.node()} does not see {run}: --runs must lie on storage that all nodes share")
-    refusal = run / "refused.txt"
-    if refusal.exists():  # Ray starts the group again, but that cannot mend bad input: end at once
+    if not place.exists():
+        raise RuntimeError(
+            f"{platform.node()} does not see {place.parent}: --runs must lie on storage that all nodes share"
+        )
+    if (place / REFUSAL).exists():  # Ray starts the group again, but that cannot mend bad input: end at once
         return
-    if ranks.is_main():
-        (run / PLACEMENT).write_text(get_current_placement_group().id.hex())
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    if lasting and ranks.is_main():
+        write_text(place / PLACEMENT, get_current_placement_group().id.hex())
+    torch.set_num_threads(threads())
     device = get_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    try:
-        result = work(device)
-    except BadInput as error:
-        refusal.write_text(str(error))
-        raise
-    if ranks.is_main():
-        write_json(run / "outcome.json", result)
+    with scratch.held(place):
+        try:
+            result = work(device)
+        except BadInput as error:
+            write_json(place / REFUSAL, {"sentence": str(error), "later": may_pass(error)})
+            raise
+        except signals.Stopped:  # as its driver knows
+            return
+        if ranks.is_main():
+            write_json(place / OUTCOME, result)
 
 
 def release(run: Path) -> None:
-    """End the workers of a run whose own driver is gone or is to go, and free what Ray holds for them, at once.
+    """End the workers of a training whose own driver is gone or is to go, and free what Ray holds for them, at once.
 
     Ray Train leaves that to a helper which asks the dashboard; where there is none, nothing would ever free it.
     """
+    for place in scratch.places(run, TRAINING) if run.exists() else ():
+        _free(place)
+
+
+def _free(place: Path) -> bool:
+    """Free what Ray holds for the workers of a place, if it holds anything; the place may go then."""
     import ray
     from ray.util import remove_placement_group
     from ray.util.placement_group import PlacementGroup
 
-    note = run / PLACEMENT
+    note = place / PLACEMENT
     if note.exists():
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(note.read_text()))))
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(note.read_text(encoding="utf-8")))))
         note.unlink(missing_ok=True)
+    return True
 
 
 @contextlib.contextmanager
 def _connected(recipe: Recipe) -> Iterator[bool]:
     """Connect to the recipe's Ray cluster, or start one on this machine; yield whether workers get GPUs."""
     with attached(recipe.cluster):
-        yield on_gpus(recipe.cluster)
+        cuda = on_gpus(recipe.cluster)
+        capacity.check(recipe.cluster, cuda)
+        yield cuda
+
+
+def check_here(cluster: Cluster) -> None:
+    """Raise BadInput, before anything is started, where the workers do not fit on this machine and are to run here."""
+    if cluster.workers and not (cluster.address or os.environ.get("RAY_ADDRESS")):
+        import ray
+
+        if not ray.is_initialized():
+            capacity.cpus_here(cluster)
 
 
 @contextlib.contextmanager
@@ -279,21 +427,22 @@ def attached(cluster: Cluster, dashboard: bool = False) -> Iterator[None]:
     """
     import ray
 
-    ours = not ray.is_initialized()
-    if ours:
-        address = cluster.address or os.environ.get("RAY_ADDRESS")
-        quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address:
-            ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
-        else:
-            cpus = max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker))
-            # Nobody looks at the dashboard of a Ray that ends with its run; it takes ten processes and a gigabyte.
-            ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, **quiet)
+    if ray.is_initialized():
+        yield
+        return
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
+        with signals.kept():
+            if address:
+                ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
+            else:
+                # Nobody looks at the dashboard of a Ray that ends with its run; it takes ten processes and a gigabyte.
+                cpus = capacity.cpus_here(cluster)
+                ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, _temp_dir=ray_folder(), **quiet)
         yield
     finally:
-        if ours:
-            ray.shutdown()
+        ray.shutdown()
 
 
 def on_gpus(cluster: Cluster) -> bool:
@@ -302,9 +451,7 @@ def on_gpus(cluster: Cluster) -> bool:
     Raises:
         BadInput: they should, and there are too few.
     """
-    import ray
-
-    gpus, wanted = int(ray.cluster_resources().get("GPU", 0)), max(cluster.workers, 1)
+    gpus, wanted = capacity.gpus(), max(cluster.workers, 1)
     cuda = cluster.device == "cuda" or (cluster.device == "auto" and gpus >= wanted)
     if cuda and gpus < wanted:
         raise BadInput(

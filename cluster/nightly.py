@@ -4,73 +4,45 @@ A night is a function of the day that its test split ends with, and every step o
 started again, after a kill or by a scheduler that is not sure, goes on where it was and repeats nothing.
 """
 
-import json
+import contextlib
 import math
 import shutil
-from collections.abc import Callable
-from datetime import date, timedelta
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pyarrow import fs
-
 from cluster import launch
-from configs.errors import BadInput, without_credentials
-from configs.load import load_recipe
-from configs.schema import Days, Recipe
+from cluster.alone import alone
+from cluster.days import check_whole, moved, newest_day
+from configs.errors import BadInput, NotNow, may_pass, without_credentials
+from configs.schema import Recipe
 from trainers import checkpoint, export, manifest, preflight, publish
-from trainers.data.files import open_filesystem, shown
+from trainers.data.files import NoPartition
 
 Say = Callable[[str], None]
-SPLITS = preflight.SPLITS
 
 
-def newest_day(recipe: Recipe) -> str:
-    """Return the last day for which the data have a partition.
-
-    Raises:
-        BadInput: they have none.
-    """
-    system, root = open_filesystem(recipe.data.path)
-    selector = fs.FileSelector(root, allow_not_found=True)
-    days = [i.base_name[5:] for i in system.get_file_info(selector) if i.base_name.startswith("date=")]
-    if not days:
-        raise BadInput(f"data.path: {shown(system, root)} has no partition date=YYYY-MM-DD; prepare a day first")
-    return max(days)
-
-
-def moved(recipe: Recipe, day: str) -> Recipe:
-    """Return the recipe with all its days moved alike, so that test ends with `day`, and the night's name.
-
-    Raises:
-        BadInput: the recipe names no days, or `day` is none.
-    """
-    if recipe.data.days is None:
-        raise BadInput("data.days: a nightly run moves the recipe's days on, and it names none; add data.days")
-    try:
-        by = date.fromisoformat(day) - date.fromisoformat(recipe.data.days.of("test")[-1])
-    except ValueError:
-        raise BadInput(f"--day: '{day}' is no day; write it as 2022-05-08") from None
-
-    def shift(first_to_last: str) -> str:
-        return "..".join(str(date.fromisoformat(end) + timedelta(by.days)) for end in first_to_last.split(".."))
-
-    days = Days(**{split: shift(getattr(recipe.data.days, split)) for split in SPLITS})
-    data = recipe.data.model_copy(update={"days": days})
-    return recipe.model_copy(update={"data": data, "name": f"{recipe.name}-{day}"})
-
-
-def earlier(runs: Path, name: str, day: str) -> Path | None:
-    """Return the newest night of a recipe before a day that was good enough to be exported.
+def earlier(runs: Path, name: str, day: str, published: dict[str, Any] | None) -> Path | None:
+    """Return the newest night of a recipe before a day that was good enough to be exported, and not taken back since.
 
     Args:
         runs: folder of run folders.
         name: the recipe's, without a day.
         day: as 2022-05-08.
+        published: the pointer to the published model.
     """
     nights = [path.parents[1] for path in runs.glob(f"{name}-????-??-??/export/{manifest.MANIFEST}")]
-    before = [night for night in nights if night.name[-10:] < day and checkpoint.committed(night)]
+    bad = {each.get("run") for each in published["versions"] if each.get("rejected")} if published is not None else ()
+    before = [n for n in nights if n.name[-10:] < day and n.name not in bad and _has_best(n)]
     return max(before, key=lambda night: night.name[-10:], default=None)
+
+
+def _has_best(night: Path) -> bool:
+    try:
+        export.find_checkpoint(night, "best")
+    except BadInput:
+        return False
+    return True
 
 
 def night(
@@ -95,40 +67,111 @@ def night(
         The pointer to the published model, or None where it is worse than the one before.
 
     Raises:
-        BadInput: what `launch.train` and `publish` raise it for; a later version is published already.
+        NotNow: another night of the recipe is at work, a day of the data is not there yet or not whole, or a storage
+            failed.
+        BadInput: what `launch.train` and `publish` raise it for; a later version is published already; the published
+            one is not as its manifest says.
     """
-    day = day or newest_day(recipe)
-    tonight = moved(recipe, day)
-    run, before = runs.resolve() / tonight.name, publish.replaced(where, day)
-    if before is not None and before.get("run") == tonight.name:
+    with asked_later():
+        tonight = moved(recipe, day or newest_day(recipe))
+        runs = preflight.run_folder(runs.resolve(), "")
+        busy = f"{runs}: another night of {recipe.name} is at work there; wait for its end, or end it"
+        with alone(runs / f".{recipe.name}.night", busy):
+            return _night(recipe.name, tonight, runs, where, tolerance, keep, cold, say)
+
+
+@contextlib.contextmanager
+def asked_later() -> Iterator[None]:
+    """Make what another try may find mended, data that come later or a storage that failed, a NotNow."""
+    try:
+        yield
+    except BadInput as error:
+        if isinstance(error, NoPartition) or may_pass(error):
+            raise NotNow(str(error)) from error
+        raise
+
+
+def _night(
+    name: str, tonight: Recipe, runs: Path, where: str, tolerance: float, keep: int, cold: bool, say: Say
+) -> dict[str, Any] | None:
+    day = tonight.data.days.of("test")[-1]  # as 2022-05-08, however it was written
+    run, before = runs / tonight.name, publish.replaced(where, day)
+    again = before is not None and before.get("run") == tonight.name
+    damaged = publish.damage(where, before) if before is not None else None
+    if damaged is not None and not again:
+        raise BadInput(
+            f"{damaged}; publish it again with --day {before['version']}, or go back by `livetrain rollback`"
+        )
+    if again and damaged is None:
         say(f"{tonight.name} is published already, as {before['folder']}")
         return before
+    check_whole(tonight)
     _check_comparable(tonight, runs, before, where)
-    if not (run / "result.json").exists():
-        begin = None if cold else earlier(runs.resolve(), recipe.name, day) or tonight.train.warm_start
-        if (run / "config.yaml").exists():  # a killed night goes on as it began
-            begin = load_recipe(run / "config.yaml").train.warm_start
+    if not launch.complete(tonight, run):
+        begin = earlier(runs, name, day, before) or tonight.train.warm_start
+        if (begun := _begun(run)) is not None:  # a killed night goes on as it began
+            begin = begun.train.warm_start
+        begin = None if cold else begin
         train = tonight.train.model_copy(update={"warm_start": begin and str(begin)})
         launch.train(tonight.model_copy(update={"train": train}), runs)
     metric = f"test.{tonight.select()}"
-    figure = json.loads((run / "result.json").read_text())[metric]
+    figure = launch.finished(run)[metric]
     say(f"{tonight.name}: {metric} {_shown(figure)}")
-    if before is not None and not _good_enough(figure, tonight, runs, before, tolerance, say):
-        _prune(runs, recipe.name, keep, spare=before.get("run"))
+    if damaged is not None:
+        say(f"{damaged}; it is published again")
+    elif before is not None and not _good_enough(figure, tonight, runs, before, tolerance, say):
+        _prune(runs, name, keep, before)
         return None
     if manifest.read(run / "export") is None:
         export.export(run)
     pointer = publish.publish(run / "export", where, day, keep, run=tonight.name, metric=metric, value=figure)
-    _prune(runs, recipe.name, keep, spare=tonight.name)
+    _prune(runs, name, keep, pointer)
     say(f"published as {pointer['folder']}, fence {pointer['fence']}, in {where}")
     return pointer
 
 
-def _prune(runs: Path, name: str, keep: int, spare: str | None) -> None:
-    """Delete the checkpoints of all nights but the newest `keep` and the published one; what else they left stays."""
-    nights = sorted(runs.glob(f"{name}-????-??-??"), key=lambda night: night.name[-10:])
-    for night in nights[:-keep]:
-        if night.name != spare:
+def nights(days: list[str], where: str, one: Callable[[str], dict[str, Any] | None], say: Say) -> dict[str, Any] | None:
+    """Make up for the nights of some days, in their order. What is settled is left out, the first failure the end.
+
+    Args:
+        days: in order, each as 2022-05-08.
+        where: folder or URI of the published versions.
+        one: does the `night` of a day.
+        say: told what is left out, begun and failed.
+
+    Returns:
+        The pointer to the published model, or None where the last night's is worse.
+    """
+    with asked_later():
+        pointer = publish.current(where)
+    done = publish.settled(pointer) if pointer is not None else ""
+    missed = [day for day in days if day > done]
+    if len(missed) < len(days):
+        say(f"nights up to {days[len(days) - len(missed) - 1]} are left out: those up to {done} are settled")
+    for number, day in enumerate(missed, 1):
+        say(f"night {number} of {len(missed)}: {day}")
+        try:
+            pointer = one(day)
+        except Exception:
+            say(f"the night of {day} failed, and {len(missed) - number} after it were not begun; start again to go on")
+            raise
+    return pointer
+
+
+def _begun(run: Path) -> Recipe | None:
+    """Return the recipe under which a night was begun, or None where there is nothing of it to go on with."""
+    try:
+        return checkpoint.recipe_of(run)
+    except BadInput:
+        return None
+
+
+def _prune(runs: Path, name: str, keep: int, published: dict[str, Any]) -> None:
+    """Delete the checkpoints of all nights but the newest `keep` and those that stay published; all else stays."""
+    spare = {each.get("run") for each in published["versions"]}
+    found = sorted(runs.glob(f"{name}-????-??-??"), key=lambda night: night.name[-10:])
+    for night in found[:-keep]:
+        if night.name not in spare:
             shutil.rmtree(night / "checkpoints", ignore_errors=True)
 
 
@@ -141,7 +184,7 @@ def _published_run(runs: Path, before: dict[str, Any]) -> Path | None:
 def _check_comparable(tonight: Recipe, runs: Path, before: dict[str, Any] | None, where: str) -> None:
     """Raise BadInput where the published model has no metric to compare the night's with."""
     old = _published_run(runs, before) if before is not None else None
-    if old is not None and tonight.select() not in preflight.selectable(load_recipe(old / "config.yaml")):
+    if old is not None and tonight.select() not in preflight.selectable(checkpoint.recipe_of(old)):
         raise BadInput(
             f"--publish: {old.name}, which is published in {without_credentials(where)}, has no {tonight.select()}; "
             "choose another place"
@@ -157,9 +200,11 @@ def _good_enough(
         say(f"the run {before.get('run')} is gone, so the published model is not compared")
         return True
     metric = f"test.{tonight.select()}"
-    theirs = launch.evaluate(old, "test", "best", tonight.data.days)[metric]
+    mend = f"put it back from a copy, or remove {old}, and the published model is not compared"
+    theirs = launch.evaluate(old, "test", "best", tonight.data.days, mend)[metric]
     sign = preflight.selectable(tonight)[tonight.select()]
     if theirs is None or math.isnan(theirs):
+        say(f"{metric} of {old.name} is undefined on the same days, so the published model is not compared")
         return True
     worse = math.nan if figure is None else sign * (theirs - figure)
     if worse <= tolerance:

@@ -1,6 +1,7 @@
 """What every node of a cluster says of itself."""
 
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.parcel import SUFFIXES, sources
+from trainers.memory import free_memory
 
 ANSWER_S = 120  # longest wait for a node
 
@@ -46,18 +48,15 @@ def _version(name: str) -> str | None:
         return None
 
 
-def free_memory(root: Path = Path("/")) -> int:
-    """Return the bytes that this machine, or the container it is, has left."""
-    lines = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
-    free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
-    group = root / "sys/fs/cgroup"
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        if (group / limit).is_file() and (most := (group / limit).read_text().strip()).isdigit():
-            free = min(free, int(most) - int((group / used).read_text()))
-    return free
+def cores(root: Path = Path("/")) -> int:
+    """Return the cores that this process may use, as the machine, its affinity and its container say."""
+    found = len(os.sched_getaffinity(0))
+    limit = root / "sys/fs/cgroup/cpu.max"
+    if limit.is_file():
+        most, period = limit.read_text(encoding="utf-8").split()
+        if most != "max":
+            found = min(found, max(1, int(most) // int(period)))
+    return found
 
 
 def _gpus() -> list[tuple[str, int]]:

@@ -30,7 +30,8 @@ class Job:
     id: str
     files: dict[str, bytes]  # path in the job's working directory -> content
     entrypoint: str
-    recipe: str  # digest of the recipe and the runs folder: whether an id's earlier job was this one
+    recipe: str  # digest of the recipe and of where it runs: whether another job is this one, sent before
+    day: str = ""  # of a night
 
 
 def prepare(recipe: Recipe, runs: Path, job_id: str | None = None) -> Job:
@@ -120,18 +121,43 @@ def for_inside(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"address": None})})
 
 
-def once(command: str, recipe: Recipe | None, runs: Path, options: Sequence[str] = ()) -> Job:
+def once(command: str, recipe: Recipe | None, runs: Path) -> Job:
     """Return what is sent to run a command of livetrain on the cluster, under an id that is never used again.
 
     Args:
         command: as in `livetrain doctor`.
         recipe: its recipe, if it has one.
         runs: its --runs.
-        options: its other options.
 
     Raises:
         BadInput: the recipe cannot run on another machine.
     """
+    job_id = f"{command}-{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
+    return Job(job_id, *_command(command, recipe, runs), "")
+
+
+def night(recipe: Recipe, runs: Path, day: str | None, options: Sequence[str]) -> Job:
+    """Return what is sent for a night. Its id is without the number that tells the tries apart.
+
+    Args:
+        recipe: with a name.
+        runs: its --runs.
+        day: the night's, or None for the newest of the data, which shows on the cluster only: the id has today's then.
+        options: its other options, --day included.
+
+    Raises:
+        BadInput: the recipe cannot run on another machine.
+    """
+    files, entrypoint = _command("nightly", recipe, runs, options)
+    digest = hashlib.sha256(files["recipe.yaml"] + entrypoint.encode()).hexdigest()
+    day = day or time.strftime("%Y-%m-%d")
+    return Job(f"nightly-{recipe.name}-{day}", files, entrypoint, digest, day)
+
+
+def _command(
+    command: str, recipe: Recipe | None, runs: Path, options: Sequence[str] = ()
+) -> tuple[dict[str, bytes], str]:
+    """Return the files and the entrypoint that run a command of livetrain in a job."""
     files, words = sources(), ["python", "livetrain.py", command]
     if recipe is None:
         check_runs(runs)
@@ -140,5 +166,4 @@ def once(command: str, recipe: Recipe | None, runs: Path, options: Sequence[str]
         files["recipe.yaml"] = dump_recipe(for_inside(recipe)).encode()
         words.append("recipe.yaml")
     check_size(files)
-    job_id = f"{command}-{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
-    return Job(job_id, files, shlex.join([*words, "--runs", str(runs), *options]), "")
+    return files, shlex.join([*words, "--runs", str(runs), *options])

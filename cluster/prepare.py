@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 
 import configs
 import trainers
+from trainers import signals
 from trainers.data.events.bucket import Task
 from trainers.data.events.prepare import Map
-from trainers.process import ENVIRONMENT
+from trainers.process import ENVIRONMENT, ray_folder
 
 
 @contextlib.contextmanager
@@ -26,8 +27,10 @@ def on_ray(address: str) -> Iterator[Map]:
     ours = not ray.is_initialized()
     if ours:
         environment = {"env_vars": ENVIRONMENT, "py_modules": [configs, trainers]}
-        options = {"include_dashboard": False} if address == "local" else {"runtime_env": environment}
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        alone = address == "local"
+        options = {"include_dashboard": False, "_temp_dir": ray_folder()} if alone else {"runtime_env": environment}
+        with signals.kept():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
 
     def run(work: Callable[[Task], dict[str, int]], tasks: list[Task]) -> Iterator[dict[str, int]]:
         remote = ray.remote(num_cpus=1)(work)

@@ -4,12 +4,14 @@
 #   ACCELERATOR=cpu|cuda   which fbgemm wheel (default cpu)
 #   TRIO=2.13|2.12|2.11    torch release; torchrec and fbgemm of the same date go with it (default 2.13)
 #   PYTHON=python3         the interpreter that .venv is made from
+#   LOCKED=0|1             1 installs what cluster/requirements.lock pins, by hash, but for the torch release and what
+#                          it brings for the accelerator, whose wheels depend on the machine (default 0: the ranges)
 #
 # A second run does nothing. A set-up that was interrupted, or is for another accelerator, starts over.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-ACCELERATOR=${ACCELERATOR:-cpu} TRIO=${TRIO:-2.13} PYTHON=${PYTHON:-python3}
+ACCELERATOR=${ACCELERATOR:-cpu} TRIO=${TRIO:-2.13} PYTHON=${PYTHON:-python3} LOCKED=${LOCKED:-0}
 VENV=.venv
 
 fail() { echo "setup: $*" >&2; exit 2; }
@@ -29,6 +31,12 @@ case $ACCELERATOR in
   *) fail "ACCELERATOR is '$ACCELERATOR'; use cpu or cuda" ;;
 esac
 
+case $LOCKED in
+  0) PINS= ;;
+  1) PINS=cluster/requirements.lock ;;
+  *) fail "LOCKED is '$LOCKED'; use 0 or 1" ;;
+esac
+
 command -v "$PYTHON" >/dev/null || fail "there is no '$PYTHON' on the PATH; install Python 3.11 or newer, or name one with PYTHON=..."
 found=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2]); sys.exit(sys.version_info < (3, 11))') ||
   fail "livetrain needs Python 3.11 or newer, and '$PYTHON' is ${found:-broken}; name another with PYTHON=..."
@@ -36,7 +44,7 @@ found=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2]); sys.exi
 # What only a fresh environment can change (its scripts hold its path), and what an install into it can.
 kind="$ACCELERATOR torch-$TORCH python-$found $PWD"
 stamp="$kind
-$(cat pyproject.toml cluster/setup.sh | cksum)"
+$(cat pyproject.toml cluster/setup.sh $PINS | cksum)"
 if [ -x $VENV/bin/python ] && [ "$(cat $VENV/ready 2>/dev/null)" = "$stamp" ]; then
   exit 0
 fi
@@ -49,10 +57,19 @@ touch $VENV/unfinished
 step "making $VENV with Python $found for $ACCELERATOR"
 "$PYTHON" -m venv $VENV || fail "'$PYTHON -m venv' failed; install Python's venv module (on Debian: python3-venv)"
 
+if [ -n "$PINS" ]; then
+  step "installing what $PINS pins"
+  install --require-hashes --no-deps --requirement $PINS
+fi
 step "installing torch $TORCH and ${FBGEMM/==/ }; the first time this downloads for some minutes"
 install "torch==$TORCH" "$FBGEMM"
-step "installing livetrain, Ray and the tools for tests"
-install "torch==$TORCH" "$FBGEMM" --editable ".[test]"
+if [ -n "$PINS" ]; then
+  step "installing livetrain"
+  install --no-deps --no-build-isolation --editable .
+else
+  step "installing livetrain, Ray and the tools for tests"
+  install "torch==$TORCH" "$FBGEMM" --editable ".[test]"
+fi
 step "installing torchrec $REC"
 # Its wheel asks for the CUDA fbgemm; the rest of what it asks for is in pyproject.toml.
 install --no-deps "torchrec==$REC"

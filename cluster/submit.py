@@ -8,15 +8,17 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cluster import parcel
 from cluster.parcel import Job, once, prepare, size
-from configs.errors import BadInput, without_credentials
+from configs.errors import BadInput, NotNow, without_credentials
 from configs.schema import Recipe
+from trainers.signals import INTERRUPTED
 
-INTERRUPTED = 130
 _POLL_S, _RECONNECTS, _STOP_S = 0.5, 5, 60.0
 
 Say = Callable[[str], None]
@@ -44,6 +46,10 @@ class _Output:
             self._write(new)
 
 
+class NoAnswer(BadInput):
+    """No cluster is at an address; perhaps not now."""
+
+
 class Cluster:
     """A Ray cluster's jobs, reached through its dashboard.
 
@@ -51,7 +57,8 @@ class Cluster:
         address: the dashboard's URL, such as ``http://head:8265``.
 
     Raises:
-        BadInput: nobody answers there, or the cluster does not accept the token.
+        NoAnswer: nobody answers there.
+        BadInput: what answers is no cluster, or does not accept the token.
     """
 
     def __init__(self, address: str) -> None:
@@ -89,6 +96,10 @@ class Cluster:
                 return None
             raise
 
+    def jobs(self, beginning: str) -> list[Any]:
+        """Return Ray's details of all jobs that were sent under ids of this beginning."""
+        return [found for found in self.client.list_jobs() if (found.submission_id or "").startswith(beginning)]
+
     def send(self, job: Job) -> None:
         """Upload the job's files and start it."""
         with tempfile.TemporaryDirectory(prefix="livetrain-") as folder, self._said():
@@ -100,7 +111,7 @@ class Cluster:
                 entrypoint=job.entrypoint,
                 submission_id=job.id,
                 runtime_env={"working_dir": folder},
-                metadata={"recipe": job.recipe, "livetrain": version("livetrain")},
+                metadata={"recipe": job.recipe, "livetrain": version("livetrain"), "day": job.day},
             )
 
     def follow(self, job: str, write: Say) -> Any:
@@ -155,7 +166,7 @@ class Cluster:
         try:
             answer = requests.get(f"{self.address}/api/version", timeout=10)
         except requests.RequestException as error:
-            raise BadInput(
+            raise NoAnswer(
                 f"--address: no Ray cluster answers at {self._shown} ({type(error).__name__}); check that the head "
                 "node runs, with its dashboard, and that this machine reaches it"
             ) from error
@@ -261,18 +272,58 @@ def ask(
     address: str,
     say: Say,
     write: Say,
-    options: Sequence[str] = (),
-    cancel_on_interrupt: bool = True,
 ) -> int:
     """Run a command of livetrain as a job of its own, where a job would run; return its exit code.
 
     Raises:
         BadInput: as `submit` does.
     """
-    job = once(command, recipe, runs, options)
+    job = once(command, recipe, runs)
     cluster = Cluster(address)
     cluster.send(job)
-    return follow(cluster, job.id, cancel_on_interrupt, say, write)
+    return follow(cluster, job.id, True, say, write)
+
+
+def night(
+    recipe: Recipe, runs: Path, address: str, day: str | None, options: Sequence[str], say: Say, write: Say
+) -> int:
+    """Run a night as a job of a cluster and return its exit code; however often it is asked for, one job is at work.
+
+    A job of this night that lives is followed. One of the same recipe and places that was sent for another day is
+    followed too, and this night comes after it. A job that has ended is tried again, under the next number.
+
+    Raises:
+        NotNow: nobody answers at the address.
+        BadInput: as `submit` does.
+    """
+    job = parcel.night(recipe, runs, day, options)
+    try:
+        cluster = Cluster(address)
+    except NoAnswer as error:
+        raise NotNow(str(error)) from None
+    while True:
+        living = next((found for found in cluster.jobs(f"nightly-{recipe.name}-") if _lives(found, job)), None)
+        if living is not None:
+            say(f"job {living.submission_id} is {str(living.status).lower()} already; attached to it")
+            code = follow(cluster, living.submission_id, False, say, write)
+            if (living.metadata or {}).get("day") == job.day or code == INTERRUPTED:
+                return code
+            continue
+        tries = [found.submission_id.removeprefix(f"{job.id}-") for found in cluster.jobs(f"{job.id}-")]
+        number = 1 + max((int(end) for end in tries if end.isdecimal()), default=0)
+        numbered = replace(job, id=f"{job.id}-{number}")
+        try:
+            cluster.send(numbered)
+        except RuntimeError:
+            if cluster.find(numbered.id) is None:
+                raise
+            continue  # somebody else sent it in this moment
+        return follow(cluster, numbered.id, False, say, write)
+
+
+def _lives(found: Any, job: Job) -> bool:
+    """Return whether a job of the cluster is the same night's, or another day's of the same, and has not ended."""
+    return not found.status.is_terminal() and (found.metadata or {}).get("recipe") == job.recipe
 
 
 def exit_code(details: Any) -> int:

@@ -5,7 +5,7 @@ from rich.text import Text
 
 out, err = Console(), Console(stderr=True)
 
-BAD_INPUT = 2  # exit code
+BAD_INPUT, NOT_NOW = 2, 4  # exit codes
 
 
 def say(sentence: str) -> None:

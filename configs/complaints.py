@@ -1,30 +1,44 @@
 """From pydantic's list of errors to one sentence: the key, what it got, what it wanted."""
 
 import types
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from configs import registry
-from configs.errors import BadInput, nearest
+from configs.errors import BadInput, cut, nearest, plain, shown
 from configs.schema import ModelConfig
 
+# What a place wants, by pydantic's type of error and, in braces, that type's own figures.
 _WANTED = {
     "model_type": "a mapping of keys",
     "model_attributes_type": "a mapping of keys",
     "dict_type": "a mapping of keys",
     "int_type": "a whole number",
     "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
     "int_from_float": "a whole number",
     "float_type": "a number",
     "float_parsing": "a number",
     "finite_number": "a finite number",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "multiple_of": "a multiple of {multiple_of}",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "string_type": "text",
+    "string_unicode": "text of UTF-8",
+    "string_too_long": "at most {max_length} characters",
     "list_type": "a list",
-    "string_pattern_mismatch": "a name of letters, digits and _",
+    "tuple_type": "a list",
+}
+_MOST = 1000  # errors that are looked at
+# What text wants, by the pattern that it does not match.
+_PATTERNS = {
+    "^[A-Za-z][A-Za-z0-9_]*$": "a name of letters, digits and _ that begins with a letter",
+    "^[A-Za-z0-9][A-Za-z0-9._-]*$": "a name of letters, digits, '.', '_' and '-' that begins with a letter or a digit",
 }
 
 
@@ -38,25 +52,21 @@ def first_complaint(error: ValidationError, root: type[BaseModel], tree: Any) ->
         root: the class that was validated.
         tree: the data that was validated.
     """
-    found: dict[tuple[str, ...], str] = {}
-    details = list(_sentences(error, root, tree))
-    for place, sentence, _ in sorted(details, key=lambda detail: not detail[2]):
-        found.setdefault(place, sentence)
-    place, sentence = next(iter(found.items()))
-    more = len(found) - 1
+    details = error.errors(include_url=False)[:_MOST]
+    places = [_locate(root, detail["loc"], tree) for detail in details]
+    first = next((n for n, detail in enumerate(details) if detail["type"] == "extra_forbidden"), 0)
+    more = len({place for place, _ in places}) - 1
+    place, sentence = _told(details[first], *places[first])
     return place, sentence + (f" (and {more} more error{'s' if more > 1 else ''})" if more else "")
 
 
-def _sentences(error: ValidationError, root: type[BaseModel], tree: Any) -> Iterator[tuple[tuple[str, ...], str, bool]]:
-    """Yield (place, sentence, is it an unknown key) of every error, in pydantic's order."""
-    for detail in error.errors(include_url=False):
-        cause = detail.get("ctx", {}).get("error")
-        place, owner = _locate(root, detail["loc"], tree)
-        key = ".".join(place)
-        if isinstance(cause, BadInput):
-            yield *_placed(place, key, str(cause)), False
-        else:
-            yield place, _sentence(key, detail, owner), detail["type"] == "extra_forbidden"
+def _told(detail: dict, place: tuple[str, ...], owner: Any) -> tuple[tuple[str, ...], str]:
+    """Return an error's place and sentence: a validator's own words, or ours for pydantic's."""
+    cause = detail.get("ctx", {}).get("error")
+    key = cut(plain(".".join(place)), 80)
+    if isinstance(cause, BadInput):
+        return _placed(place, key, str(cause))
+    return place, _sentence(key, detail, owner)
 
 
 def _placed(place: tuple[str, ...], key: str, words: str) -> tuple[tuple[str, ...], str]:
@@ -131,37 +141,40 @@ def _sentence(key: str, detail: dict, owner: Any) -> str:
         return f"{key}.{name} is missing"
     if kind == "union_tag_invalid":
         name, known = context["discriminator"].strip("'"), _quoted(context["expected_tags"])
-        return f"{key}.{name} got '{context['tag']}', wanted one of {', '.join(known)}{_close(context['tag'], known)}"
+        got = detail["input"].get(name) if isinstance(detail["input"], dict) else context["tag"]
+        return f"{key}.{name} got {shown(got)}, wanted one of {', '.join(known)}{_close(got, known)}"
     if kind == "literal_error":
         known = _quoted(context["expected"])
         got = detail["input"]
-        return f"{key} got {_shown(got)}, wanted one of {', '.join(known)}{_close(str(got), known)}"
-    if kind == "invalid_key":
+        return f"{key} got {shown(got)}, wanted one of {', '.join(known)}{_close(got, known)}"
+    if kind == "invalid_key" or (kind == "string_type" and detail["loc"][-1] == "[key]"):
         return f"the key {key} is no text; put it in quotes"
     if kind in ("too_short", "too_long"):
-        return f"{key}: {detail['msg'].replace(' after validation', '')}"
-    wanted = _WANTED.get(kind) or detail["msg"].removeprefix("Input should be ")
-    hint = " in quotes" if kind == "string_type" and isinstance(detail["input"], int | float) else ""
-    return f"{key} got {_shown(detail['input'])}, wanted {wanted}{hint}"
+        bound, count = ("least", context["min_length"]) if kind == "too_short" else ("most", context["max_length"])
+        entries = "keys" if isinstance(detail["input"], dict) else "entries"
+        return f"{key} has {len(detail['input'])} {entries}, wanted at {bound} {count}"
+    got = detail["input"]
+    if kind == "string_pattern_mismatch":
+        text = "text without control characters" if got else "text that is not empty"
+        wanted = _PATTERNS.get(context["pattern"], text)
+    elif kind == "greater_than_equal" and got <= 0 < context["ge"] <= 1:
+        wanted = "greater than 0"
+    else:
+        # A kind that the table lacks is told as a fact alone: pydantic's own words are not a user's.
+        wanted = _WANTED.get(kind, "another value").format_map({k: _figure(v) for k, v in context.items()})
+    hint = " in quotes" if kind == "string_type" and type(got) in (int, float, bool) else ""
+    bare = " without quotes" if kind in ("int_type", "float_type") and isinstance(got, str) else ""
+    return f"{key} got {shown(got)}, wanted {wanted}{hint}{bare}"
+
+
+def _figure(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _quoted(expected: str) -> list[str]:
     return expected.replace("'", "").replace(" or ", ", ").split(", ")
 
 
-def _close(word: str, known: list[str]) -> str:
-    hint = nearest(word, known)
+def _close(word: Any, known: list[str]) -> str:
+    hint = nearest(word, known) if isinstance(word, str) else ""
     return hint if "did you mean" in hint else ""
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "nothing"
-    if isinstance(value, dict | BaseModel):
-        return "a mapping of keys"
-    if isinstance(value, list | tuple):
-        return "a list"
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = str(value)
-    return repr(text if len(text) <= 60 else text[:57] + "...") if isinstance(value, str) else text

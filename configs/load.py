@@ -10,12 +10,15 @@ from pydantic.json_schema import models_json_schema
 
 from configs import registry
 from configs.complaints import first_complaint
-from configs.errors import BadInput, nearest, without_credentials
+from configs.errors import BadInput, cut, nearest, plain, shown, without_credentials
 from configs.schema import Recipe
 
 _NAMED = ("features", "tables", "tasks")  # sections whose keys are the recipe's own names
-_PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:(?!\d+(?:/|$))(?:[^/\s]*@|[^@\s]*@)")
-_SECRET_OPTION = re.compile(r"(?i)([?&][^=&\s]*(?:key|secret|token|sig|pass|pwd|cred|auth)[^=&\s]*=)[^&\s]*")
+_LARGEST = 2**20  # bytes of a recipe file
+_MOST_VALUES = 20_000  # of a recipe, whatever its anchors multiply
+_MOST_BASES = 32  # files of which each is built on the next
+_LONGEST = 1024  # bits of a whole number: Python itself writes none that is much longer
+_DEEPEST = 64  # values one within the other, or keys of an override
 _FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9_]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
@@ -25,6 +28,34 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's scalars: 1e-3 is a number, while yes, 12:30 and 2026-11-22 are text."""
 
     yaml_implicit_resolvers = {}
+    depth = values = 0  # of what is being read
+    yaml_constructors = {  # plain values only: no bytes, dates, sets or pairs, which a recipe has no use for
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rsplit(":", 1)[-1] in ("null", "bool", "int", "float", "str", "seq", "map")
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        """Read a value, as PyYAML calls it for each; what no recipe is ends here, not with the machine's memory."""
+        self.depth, self.values = self.depth + 1, self.values + 1
+        if self.depth > _DEEPEST:
+            raise _Excess("nested too deeply", "no recipe needs more than a few levels")
+        if self.values > _MOST_VALUES:
+            raise _Excess(f"of more than {_MOST_VALUES:,} values", "leave some out")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+class _Excess(Exception):
+    """Valid YAML that no recipe is: (what it is, the mend)."""
+
+
+def _number(loader: _Loader, node: yaml.Node) -> int:
+    number = yaml.SafeLoader.construct_yaml_int(loader, node)
+    if number.bit_length() > _LONGEST:
+        raise yaml.constructor.ConstructorError(problem="a number has too many digits", problem_mark=node.start_mark)
+    return number
 
 
 class _Dumper(yaml.SafeDumper):
@@ -35,6 +66,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _resolvers() -> None:
+    _Loader.add_constructor("tag:yaml.org,2002:int", _number)
+
     def plain(tag: str, pattern: str, first: str) -> None:
         _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), list(first))
 
@@ -84,8 +117,8 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     keys = []
     for text in overrides:
         dotted, value = _parse_override(text)
-        tree = _put(tree, dotted, value, text)
-        keys.append((dotted, without_credentials(text)))
+        tree = _put(tree, dotted, value, _quoted(text))
+        keys.append((dotted, _short(text)))
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -106,7 +139,7 @@ def override(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     """
     tree: Any = recipe.model_dump(mode="json")
     for key, value in values.items():
-        tree = _put(tree, tuple(key.split(".")), value, f"{key}={value}")
+        tree = _put(tree, tuple(key.split(".")), value, _quoted(f"{key}={shown(value)}"))
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -169,14 +202,24 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict, dict[tuple[st
         return tree, places
     base, where = tree.pop("base"), places.pop(("base",))
     if not isinstance(base, str):
-        raise BadInput(f"{where}: base is the path of another recipe file, not {_shape(base)}")
+        raise BadInput(f"{where}: base is the path of another recipe file, not {shown(base)}")
     file, above = path.parent / base, (*above, path.resolve())
-    if not file.is_file():
+    if not is_file(file):
         raise BadInput(f"{where}: base: there is no recipe file {file}; write its path as seen from {path.parent}/")
     if file.resolve() in above:
         raise BadInput(f"{where}: base: {file} is itself built on {path}; name a file that is not")
+    if len(above) > _MOST_BASES:
+        raise BadInput(f"{where}: base: more than {_MOST_BASES} files are built on one another; write some into one")
     under, places_under = _read(file, above)
     return _merge(under, tree), places_under | places
+
+
+def is_file(path: Path) -> bool:
+    """Return whether there is such a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _merge(under: Any, over: Any) -> Any:
@@ -197,95 +240,171 @@ def read_tree(path: Path, what: str, keys: str) -> tuple[dict, dict[tuple[str, .
     Raises:
         BadInput: it cannot be read, is no YAML, sets a key twice, or is no mapping.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        beside = [str(other) for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
-        raise BadInput(f"{path}: there is no such {what} file{nearest(str(path), beside)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise BadInput(f"{path}: this {what} cannot be read ({reason})") from None
-    lines: dict[tuple[str, ...], int] = {}
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        if node is not None:
-            _note_lines(node, (), lines, str(path), set())
-        tree = None if node is None else loader.construct_document(node)
-    except BadInput:
-        raise
-    except (yaml.YAMLError, ValueError) as error:
-        raise BadInput(f"{path}{_mark(error)}: this is no valid YAML ({_problem(error)})") from None
-    finally:
-        loader.dispose()
+    tree, lines = _parse(_text(path, what), str(path))
     if not isinstance(tree, dict):
-        raise BadInput(f"{path}: a {what} is a mapping of {keys}, not {_shape(tree)}")
+        got = "an empty file" if tree is None else shown(tree)
+        raise BadInput(f"{path}: a {what} is a mapping of {keys}, not {got}")
     return tree, lines
 
 
-def _note_lines(
-    node: yaml.Node, place: tuple[str, ...], lines: dict[tuple[str, ...], int], path: str, seen: set[int]
-) -> None:
-    """Note the line of every key below `node`; refuse a key that stands twice, of which YAML would keep the last."""
-    if id(node) in seen:  # an alias
-        return
-    seen.add(id(node))
+def _text(path: Path, what: str) -> str:
+    """Return a file's text, whatever byte order mark begins it.
+
+    Raises:
+        BadInput: it cannot be read, is no UTF-8, or is far too large.
+    """
+    try:
+        if path.exists() and not path.is_file() and path.parts[:2] != ("/", "dev"):  # <(command) is /dev/fd/63
+            raise BadInput(f"{path}: this {what} cannot be read (it is no file); name a YAML file")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+    except FileNotFoundError:
+        beside = [str(other) for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        raise BadInput(f"{path}: there is no such {what} file{nearest(str(path), beside)}") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        reason = getattr(error, "strerror", None) or "no file has such a name"
+        raise BadInput(f"{path}: this {what} cannot be read ({reason}); name a YAML file") from None
+    if len(content) > _LARGEST:
+        raise BadInput(f"{path}: this {what} cannot be read (it is above {_LARGEST // 2**20} MiB); name a YAML file")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        where = f"{path}, line {content.count(10, 0, error.start) + 1}"
+        raise BadInput(f"{where}: this {what} cannot be read (it is no UTF-8 text); save it as UTF-8") from None
+
+
+def _parse(text: str, path: str | None = None) -> tuple[Any, dict[tuple[str, ...], int]]:
+    """Return YAML's value and the line of each of its keys.
+
+    Args:
+        text: YAML, of a file or of an override's value.
+        path: of the file, for messages; None for a value.
+
+    Raises:
+        BadInput: it is no YAML, sets a key twice, or its anchors contain themselves or multiply beyond measure.
+    """
+    lines: dict[tuple[str, ...], int] = {}
+    what = "this" if path else "the value"
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None, lines
+        _examine(node, (), lines, path, {})
+        return loader.construct_document(node), lines
+    except BadInput:
+        raise
+    except _Excess as error:
+        raise BadInput(f"{path or ''}: {what} is {error.args[0]}; {error.args[1]}") from None
+    except Exception as error:  # of !!int and the like PyYAML's constructors raise a KeyError, an IndexError ...
+        where = f"{path}{_mark(error, text)}" if path else ""
+        raise BadInput(f"{where}: {what} is no valid YAML ({_problem(error)})") from None
+
+
+def _examine(
+    node: yaml.Node, place: tuple[str, ...], lines: dict[tuple[str, ...], int], path: str | None, sizes: dict[int, int]
+) -> int:
+    """Return how many values are below `node`, its aliases' counted each time, and note the line of every key.
+
+    Args:
+        node: of a tree in which no value is built yet.
+        place: its keys.
+        lines: gets the lines.
+        path: of the file, for messages.
+        sizes: of the nodes seen so far, by identity; 0 of those that are being counted.
+
+    Raises:
+        BadInput: a key stands twice, of which YAML would keep the last, or a value contains itself.
+        _Excess: there are too many values.
+    """
+    where = f"{path}, line {node.start_mark.line + 1}" if path else ""
+    if id(node) in sizes:  # an alias
+        if not sizes[id(node)]:
+            raise BadInput(f"{where}: this value contains itself by an anchor; write it out")
+        return sizes[id(node)]
+    sizes[id(node)], size = 0, 1
     if isinstance(node, yaml.SequenceNode):
         for index, child in enumerate(node.value):
-            _note_lines(child, (*place, str(index)), lines, path, seen)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key, child in node.value:
-        here = (*place, key.value if isinstance(key.value, str) else "?")
-        line = key.start_mark.line + 1
-        if here in lines and key.value != "<<":
-            dotted = ".".join(map(str, here))
-            raise BadInput(f"{path}, line {line}: {dotted} is already set in line {lines[here]}; keep one of them")
-        lines[here] = line
-        _note_lines(child, here, lines, path, seen)
+            size += _examine(child, (*place, str(index)), lines, path, sizes)
+    elif isinstance(node, yaml.MappingNode):
+        for key, child in node.value:
+            here = (*place, key.value if isinstance(key.value, str) else "?")
+            line = key.start_mark.line + 1
+            if here in lines and key.value != "<<":
+                dotted, said = cut(".".join(here)), f"{path}, line {line}: " if path else ": "
+                first = f" in line {lines[here]}" if path else ""
+                raise BadInput(f"{said}{dotted} is already set{first}; keep one of them")
+            lines[here] = line
+            size += _examine(child, here, lines, path, sizes)
+    if size > _MOST_VALUES:
+        raise _Excess(f"of more than {_MOST_VALUES:,} values, as its anchors multiply", "write fewer")
+    sizes[id(node)] = size
+    return size
 
 
-def _mark(error: Exception) -> str:
+def _mark(error: Exception, text: str) -> str:
+    """Return where YAML's error is, as ``, line 3``."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    return f", line {mark.line + 1}" if mark else ""
+    if mark is not None:
+        return f", line {mark.line + 1}"
+    at = getattr(error, "position", None)  # of a character that no YAML holds
+    return "" if at is None else f", line {text.count(chr(10), 0, at) + 1}"
 
 
 def _problem(error: Exception) -> str:
-    return " ".join(str(getattr(error, "problem", None) or error).split())
-
-
-def _shape(value: Any) -> str:
-    return {type(None): "an empty file", list: "a list"}.get(type(value), "a single value")
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"it holds the character {plain(chr(error.character))}, which no text has; remove it"
+    problem = getattr(error, "problem", None)
+    if problem == "but found another document":
+        return "it holds several documents, parted by ---; keep one"
+    if problem and "could not determine a constructor" in problem:
+        return f"no recipe holds values of {problem.rsplit(' ', 1)[-1]}; write plain ones"
+    if not isinstance(error, yaml.YAMLError):
+        return f"it names a type that the value has not: {error}"
+    return " ".join(str(problem or error).split())
 
 
 def _parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     dotted, equals, value = text.partition("=")
     keys = tuple(dotted.strip().split("."))
     if not equals or not all(keys):
-        raise BadInput(f"override '{without_credentials(text)}': write it as dotted.key=value, as in train.epochs=2")
+        raise BadInput(f"{_quoted(text)}: write it as dotted.key=value, as in train.epochs=2")
+    if len(keys) > _DEEPEST:
+        raise BadInput(f"{_quoted(text)}: no key of a recipe lies {len(keys)} levels deep; write it as train.epochs=2")
     try:
-        return keys, yaml.load(value, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:
-        shown = without_credentials(text)
-        raise BadInput(f"override '{shown}': the value is no valid YAML ({_problem(error)})") from None
+        return keys, _parse(value)[0]
+    except BadInput as error:
+        raise BadInput(f"{_quoted(text)}{error}") from None
 
 
-def _put(tree: Any, keys: tuple[str, ...], value: Any, text: str, done: tuple[str, ...] = ()) -> Any:
+def _quoted(text: str) -> str:
+    return f"override '{_short(text)}'"
+
+
+def _short(text: str) -> str:
+    """Return an override as messages show it."""
+    return cut(plain(without_credentials(text)), 60)
+
+
+def _put(tree: Any, keys: tuple[str, ...], value: Any, said: str, done: tuple[str, ...] = ()) -> Any:
     """Return a copy of `tree` with `value` at `keys`; what YAML aliases share elsewhere in the tree stays as it was."""
     if not keys:
         return value
     key, rest = keys[0], keys[1:]
     if isinstance(tree, list):
-        if not key.isdigit() or int(key) >= len(tree):
-            raise BadInput(f"override '{text}': {'.'.join(done)} is a list of {len(tree)}; count from 0, not '{key}'")
-        index = int(key)
-        return [*tree[:index], _put(tree[index], rest, value, text, (*done, key)), *tree[index + 1 :]]
+        index = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else len(tree)
+        if index >= len(tree):
+            raise BadInput(f"{said}: {'.'.join(done)} is a list of {len(tree)}; count from 0, not '{cut(key)}'")
+        return [*tree[:index], _put(tree[index], rest, value, said, (*done, key)), *tree[index + 1 :]]
     if tree is not None and not isinstance(tree, dict):
-        raise BadInput(f"override '{without_credentials(text)}': {'.'.join(done)} is one value and has no keys")
+        raise BadInput(f"{said}: {'.'.join(done)} is one value and has no keys")
     tree = tree or {}
     if rest and len(done) == 1 and done[0] in _NAMED and key not in tree:
-        raise BadInput(f"override '{text}': the recipe has no {done[0][:-1]} '{key}'{nearest(key, map(str, tree))}")
-    return {**tree, key: _put(tree.get(key), rest, value, text, (*done, key))}
+        hint = nearest(key, map(str, tree))
+        raise BadInput(f"{said}: the recipe has no {done[0][:-1]} '{cut(key)}'{hint}")
+    return {**tree, key: _put(tree.get(key), rest, value, said, (*done, key))}
 
 
 def _where(
@@ -295,8 +414,10 @@ def _where(
     for keys, text in reversed(overrides):
         if place and (place[: len(keys)] == keys or keys[: len(place)] == place):
             return f"override '{text}'"
+    if not place and overrides:
+        return f"{path} with {cut(' '.join(text for _, text in overrides), 100)}"
     if not place:
-        return f"{path} with {' '.join(text for _, text in overrides)}" if overrides else path
+        return path
     while place and place not in places:
         place = place[:-1]
     return places.get(place, path)

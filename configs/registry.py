@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from configs.errors import BadInput, nearest
+from configs.errors import BadInput, nearest, shown
 
 _CONFIGS: dict[str, type] = {}
 
@@ -32,5 +32,6 @@ def parse_model(value: Any) -> Any:
     if kind is None:
         raise BadInput(f"model.kind is missing{nearest('', _CONFIGS)}")
     if not isinstance(kind, str) or kind not in _CONFIGS:
-        raise BadInput(f"model.kind: there is no model '{kind}'{nearest(str(kind), _CONFIGS)}")
+        hint = nearest(kind if isinstance(kind, str) else "", _CONFIGS)
+        raise BadInput(f"model.kind: there is no model {shown(kind)}{hint}")
     return _CONFIGS[kind].model_validate(value)

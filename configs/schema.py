@@ -3,17 +3,36 @@
 Nothing here imports torch: a recipe can be read, checked and changed on a laptop that will never train it.
 """
 
+import contextlib
+import re
 from datetime import date, timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from configs import registry
-from configs.errors import BadInput, nearest
+from configs.errors import BadInput, nearest, shown
+from configs.values import (
+    Count,
+    CountOrZero,
+    Length,
+    Name,
+    Positive,
+    PositiveOrZero,
+    Rate,
+    RunName,
+    Seed,
+    Share,
+    Text,
+    real,
+    whole,
+)
 
-# Names of features, tables and tasks become parts of dotted keys, of parameter names and of TorchScript attributes.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 Quantization = Literal["none", "float16", "int8"]
+_DAYS = re.compile(r"\d{4}-\d\d-\d\d\.\.\d{4}-\d\d-\d\d", re.ASCII)
+_MOST_DAYS = 10_000  # of a split: each is a folder to look for
+_PROFILED = re.compile(r"([1-9]\d{0,8})\.\.([1-9]\d{0,8})", re.ASCII)
+_MOST_PROFILED = 1000  # steps: a trace is kept in memory until it is written
 
 
 class Section(BaseModel):
@@ -32,15 +51,18 @@ class Days(Section):
     @field_validator("*", mode="before")
     @classmethod
     def _first_to_last(cls, value: Any, info: ValidationInfo) -> Any:
-        try:
-            first, last = map(date.fromisoformat, str(value).split(".."))
-        except ValueError:
-            first, last = date.max, date.min
+        first, last = date.max, date.min
+        if isinstance(value, str) and _DAYS.fullmatch(value):
+            with contextlib.suppress(ValueError):  # a month has no 31st
+                first, last = map(date.fromisoformat, value.split(".."))
         if first > last:
             raise BadInput(
-                f"data.days.{info.field_name} got '{value}', wanted its first and last day, as 2022-04-25..2022-05-04"
+                f"data.days.{info.field_name} got {shown(value)}, wanted its first and last day, as "
+                "2022-04-25..2022-05-04"
             )
-        return value
+        if (last - first).days >= _MOST_DAYS:
+            raise BadInput(f"data.days.{info.field_name}: '{value}' are more than {_MOST_DAYS:,} days; correct one end")
+        return f"{first}..{last}"  # however they were written
 
     @model_validator(mode="after")
     def _in_order(self) -> "Days":
@@ -61,13 +83,15 @@ class Days(Section):
 class Data(Section):
     """Where the samples lie and how they are read."""
 
-    path: str = Field(description="folder or URI (s3://, gs://, hdfs://) that holds train/, valid/ and test/, or days")
+    path: Text = Field(description="folder or URI (s3://, gs://, hdfs://) that holds train/, valid/ and test/, or days")
     days: Days | None = Field(None, description="the splits as days of path's partitions date=YYYY-MM-DD/")
-    batch_size: int = Field(1536, gt=0, description="rows a step over all workers together")
-    shards: int = Field(192, gt=0, description="virtual shards; sample order depends on them and never on the workers")
-    shuffle_window: int = Field(4096, gt=0, description="least rows that a shard shuffles together")
-    threads: int = Field(1, gt=0, description="threads a worker that decode Parquet")
-    prefetch: int = Field(4, gt=0, description="batches that a worker keeps ready")
+    batch_size: whole(1, 2**24) = Field(1536, description="rows a step over all workers together")
+    shards: whole(1, 2**16) = Field(
+        192, description="virtual shards; sample order depends on them and never on the workers"
+    )
+    shuffle_window: Count = Field(4096, description="least rows that a shard shuffles together")
+    threads: whole(1, 256) = Field(1, description="threads a worker that decode Parquet")
+    prefetch: whole(1, 1024) = Field(4, description="batches that a worker keeps ready")
     on_corrupt: Literal["stop", "skip"] = Field("stop", description="an unreadable row group: stop, or skip and count")
 
 
@@ -75,24 +99,24 @@ class IdFeature(Section):
     """One id a row (int64, any value; null = missing = the zero vector)."""
 
     type: Literal["id"]
-    table: str
-    column: str | None = Field(None, description="Parquet column, by default the feature's name")
+    table: Name
+    column: Text | None = Field(None, description="Parquet column, by default the feature's name")
 
 
 class SequenceFeature(Section):
     """A list of ids a row, newest last; a longer list loses its oldest entries, and the loss is counted."""
 
     type: Literal["sequence"]
-    table: str
-    column: str | None = None
-    max_length: int = Field(50, gt=0)
+    table: Name
+    column: Text | None = None
+    max_length: Length = 50
 
 
 class DenseFeature(Section):
     """One number a row, normalised with the training split's mean and deviation (null = missing = the mean)."""
 
     type: Literal["dense"]
-    column: str | None = None
+    column: Text | None = None
 
 
 Feature = Annotated[IdFeature | SequenceFeature | DenseFeature, Field(discriminator="type")]
@@ -101,35 +125,44 @@ Feature = Annotated[IdFeature | SequenceFeature | DenseFeature, Field(discrimina
 class Table(Section):
     """An embedding table, shared by every feature that names it."""
 
-    rows: int = Field(gt=0, le=2**40)
-    dim: int = Field(gt=0, multiple_of=4, description="columns; a multiple of 4, as the fused kernels need")
+    rows: whole(1, 2**40)
+    dim: whole(1, 2**16, multiple_of=4) = Field(description="columns; a multiple of 4, as the fused kernels need")
     hash: Literal["mix", "modulo"] = Field(
         "mix", description="id -> row: a mixing hash for any ids, or the plain remainder for ids that are 0..rows-1"
     )
     sharding: Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"] = "auto"
     dtype: Literal["float32", "float16"] = "float32"
     memory: Literal["auto", "gpu", "host"] = Field(
-        "auto", description="on GPUs: all rows in GPU memory, or in host memory behind a GPU cache (for large tables)"
+        "auto",
+        description="on GPUs: rows in GPU memory, or in host memory behind a GPU cache; auto puts the largest tables "
+        "behind a cache where not all fit",
     )
-    cache: float = Field(0.2, gt=0, le=1, description="part of a table in host memory that its GPU cache holds")
-    init_std: float = Field(0.01, ge=0, description="deviation of the normal initial values")
+    cache: real(1e-6, 1) = Field(0.2, description="part of a table in host memory that its GPU cache holds")
+    init_std: real(0, 1000) = Field(0.01, description="deviation of the normal initial values")
 
 
 class Task(Section):
     """One thing to predict: a label column, what kind of label it is, and its weight in the loss."""
 
-    label: str
+    label: Text
     kind: Literal["binary", "watch_time", "regression", "retrieval"] = Field(
         "binary",
         description="0 or 1; a time, whose expected value is predicted; a number, in squared logarithms; 0 or 1, whose "
         "positives are to be found among all items",
     )
-    weight: float = Field(1.0, gt=0)
+    weight: real(1e-6, 1e6) = 1.0
     unknown: bool = Field(False, description="null labels are not known yet: the task learns from the other rows")
-    sample_weight: str | None = Field(None, description="column of the rows' weights in this task's training loss")
-    negatives_kept: float = Field(
-        1.0, gt=0, le=1, description="share of this label's negatives that the training split has kept"
-    )
+    sample_weight: Text | None = Field(None, description="column of the rows' weights in this task's training loss")
+    negatives_kept: Share = Field(1.0, description="share of this label's negatives that the training split has kept")
+
+    @model_validator(mode="after")
+    def _weighs_by_another(self) -> "Task":
+        if self.sample_weight == self.label:
+            raise BadInput(
+                f"sample_weight: '{self.label}' is the label itself, by which every 0 would count for nothing; name a "
+                "column of weights, or leave sample_weight out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _negatives_exist(self) -> "Task":
@@ -145,26 +178,26 @@ class SparseOptimizer(Section):
     """The optimizer fused into the tables' backward pass."""
 
     kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
-    lr: float = Field(0.02, gt=0)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0, description="L2 on the rows that a batch touches")
+    lr: Positive = 0.02
+    eps: Positive = 1e-8
+    weight_decay: PositiveOrZero = Field(0.0, description="L2 on the rows that a batch touches")
 
 
 class DenseOptimizer(Section):
     """The optimizer of everything that is not a table."""
 
     kind: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    clip_norm: float | None = Field(None, gt=0, description="largest global norm of the dense gradient")
+    lr: Positive = 1e-3
+    weight_decay: PositiveOrZero = 0.0
+    clip_norm: Positive | None = Field(None, description="largest global norm of the dense gradient")
 
 
 class Schedule(Section):
     """The learning rates' factor by step, the same for both optimizers."""
 
-    warmup_steps: int = Field(0, ge=0, description="steps of linear rise from 0")
+    warmup_steps: CountOrZero = Field(0, description="steps of linear rise from 0")
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    final: float = Field(0.0, ge=0, le=1, description="factor at the last step, for linear and cosine")
+    final: real(0, 1) = Field(0.0, description="factor at the last step, for linear and cosine")
 
 
 class Optimizers(Section):
@@ -178,7 +211,7 @@ Scope = Annotated[
     Field(description="where gradients are compared: in all that is shared, or, cheaper, at the input of the trunk"),
 ]
 MeasureEvery = Annotated[
-    int | None, Field(gt=0, description="steps between measurements of the tasks' gradients, which cost as in pcgrad")
+    Count | None, Field(description="steps between measurements of the tasks' gradients, which cost as in pcgrad")
 ]
 
 
@@ -202,8 +235,8 @@ class GradNorm(Section):
 
     kind: Literal["gradnorm"]
     scope: Scope = "shared"
-    alpha: float = Field(1.5, ge=0, description="how strongly the rates are pulled together")
-    lr: float = Field(0.025, gt=0, description="of the task weights, whatever the schedule")
+    alpha: real(0, 100) = Field(1.5, description="how strongly the rates are pulled together")
+    lr: Positive = Field(0.025, description="of the task weights, whatever the schedule")
 
 
 class Uncertainty(Section):
@@ -211,7 +244,7 @@ class Uncertainty(Section):
 
     kind: Literal["uncertainty"]
     scope: Scope = "shared"
-    lr: float = Field(0.025, gt=0, description="of s, whatever the schedule")
+    lr: Positive = Field(0.025, description="of s, whatever the schedule")
     measure_every: MeasureEvery = None
 
 
@@ -219,30 +252,33 @@ Gradients = SumOfGradients | PCGrad | GradNorm | Uncertainty
 
 
 class Train(Section):
-    epochs: int = Field(1, gt=0)
-    seed: int = Field(1, ge=0)
-    evaluate_every: float = Field(1.0, gt=0, le=1, description="epochs between evaluations on valid/")
-    patience: int | None = Field(None, gt=0, description="stop after this many evaluations without a better one")
-    checkpoint_every: int | None = Field(None, gt=0, description="steps between checkpoints besides evaluations")
-    keep: int = Field(2, gt=0, description="newest checkpoints kept, besides the best")
-    select: str | None = Field(
+    epochs: Count = 1
+    seed: Seed = 1
+    evaluate_every: Share = Field(1.0, description="epochs between evaluations on valid/")
+    patience: Count | None = Field(None, description="stop after this many evaluations without a better one")
+    checkpoint_every: Count | None = Field(None, description="steps between checkpoints besides evaluations")
+    keep: Count = Field(2, description="newest checkpoints kept, besides the best")
+    select: Text | None = Field(
         None, description="metric on valid/ that picks the best, by default the first task's auc, xauc or recall_100"
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="of the dense part: tf32 speeds up matrix products on GPUs, bfloat16 autocasts"
     )
-    log_every: int = Field(20, gt=0, description="steps between lines of metrics.jsonl")
-    warm_start: str | None = Field(None, description="run folder whose best checkpoint this run begins with")
+    log_every: Count = Field(20, description="steps between lines of metrics.jsonl")
+    warm_start: Text | None = Field(None, description="run folder whose best checkpoint this run begins with")
     profile: str | None = Field(None, description="first..last step, as 20..30: write a torch profiler trace of them")
 
     @field_validator("profile", mode="before")
     @classmethod
     def _first_to_last(cls, value: Any) -> Any:
-        ends = str(value).split("..")
-        if value is not None and not (
-            len(ends) == 2 and all(end.isdecimal() for end in ends) and 1 <= int(ends[0]) <= int(ends[1])
-        ):
-            raise BadInput(f"train.profile got '{value}', wanted the first and the last step, from 1, as 20..30")
+        if value is None:
+            return None
+        ends = _PROFILED.fullmatch(value) if isinstance(value, str) else None
+        first, last = map(int, ends.groups()) if ends else (0, -1)
+        if first > last:
+            raise BadInput(f"train.profile got {shown(value)}, wanted the first and the last step, from 1, as 20..30")
+        if last - first >= _MOST_PROFILED:
+            raise BadInput(f"train.profile: '{value}' are more than {_MOST_PROFILED:,} steps; write fewer, as 20..30")
         return value
 
     def profiled(self) -> range:
@@ -252,66 +288,69 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    group_by: str | None = Field(None, description="int64 column whose groups GAUC and UAUC average, as a user id")
+    group_by: Text | None = Field(None, description="int64 column whose groups GAUC and UAUC average, as a user id")
     memory: Literal["exact", "bounded"] = Field("exact", description="bounded: binned AUC, GAUC on a sample of groups")
 
 
 class Topology(Section):
     """The machines that the sharding planner plans for. The defaults are one H100 node's."""
 
-    workers_per_node: int = Field(8, gt=0)
-    hbm_gb: float = Field(80, gt=0, description="GPU memory a worker")
-    ddr_gb: float = Field(128, gt=0, description="host memory a worker")
-    hbm_gb_s: float = Field(3350, gt=0)
-    ddr_gb_s: float = Field(100, gt=0)
-    intra_gb_s: float = Field(450, gt=0, description="between workers of one node, each way")
-    inter_gb_s: float = Field(50, gt=0, description="between nodes, each way")
+    workers_per_node: whole(1, 1024) = 8
+    hbm_gb: Rate = Field(80, description="GPU memory a worker")
+    ddr_gb: Rate = Field(128, description="host memory a worker")
+    hbm_gb_s: Rate = 3350
+    ddr_gb_s: Rate = 100
+    intra_gb_s: Rate = Field(450, description="between workers of one node, each way")
+    inter_gb_s: Rate = Field(50, description="between nodes, each way")
 
 
 class Cluster(Section):
     """Where the run happens; nothing here changes what is learned."""
 
-    workers: int = Field(1, ge=0, description="ranks; 0 trains inside the calling process, without Ray")
+    workers: whole(0, 4096) = Field(1, description="ranks; 0 trains inside the calling process, without Ray")
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    address: str | None = Field(None, description="a running Ray cluster; none starts Ray on this machine")
-    cpus_per_worker: float = Field(1, gt=0)
-    max_failures: int = Field(2, ge=0, description="worker failures survived by restarting from the last checkpoint")
-    timeout_s: int = Field(600, gt=0, description="longest wait for the other ranks")
+    address: Text | None = Field(None, description="a running Ray cluster; none starts Ray on this machine")
+    cpus_per_worker: real(0.001, 1024) = 1
+    max_failures: CountOrZero = Field(2, description="worker failures survived by restarting from the last checkpoint")
+    timeout_s: whole(1, 30 * 86400) = Field(600, description="longest wait for room, and for the other ranks")
     quantize_comms: Literal["none", "fp16", "bf16"] = Field("none", description="type of embeddings on the wire")
     topology: Topology = Topology()
 
 
 class Export(Section):
     quantize: Quantization = Field("none", description="how the file stores tables; the dense part stays float32")
-    parity_rows: int = Field(4096, gt=0, description="held-out rows on which file and model must agree")
-    golden_rows: int = Field(32, gt=0, description="rows written to golden.json with their scores")
-    tolerance: float = Field(
-        1e-5, gt=0, description="largest difference of a prediction (relative above 1), tables as trained"
+    parity_rows: whole(1, 2**24) = Field(4096, description="held-out rows on which file and model must agree")
+    golden_rows: whole(1, 2**20) = Field(32, description="rows written to golden.json with their scores")
+    golden: Literal["synthetic", "rows"] = Field(
+        "synthetic", description="which rows those are: drawn, without any user's data, or the held-out rows themselves"
     )
-    tolerance_float16: float = Field(1e-3, gt=0, description="the same for quantize: float16")
-    tolerance_int8: float = Field(1e-2, gt=0, description="the same for quantize: int8")
+    tolerance: Share = Field(
+        1e-5, description="largest difference of a prediction (relative above 1), tables as trained"
+    )
+    tolerance_float16: Share = Field(1e-3, description="the same for quantize: float16")
+    tolerance_int8: Share = Field(1e-2, description="the same for quantize: int8")
 
 
 class Wandb(Section):
     """Weights & Biases: what metrics.jsonl gets, the report and the exports go there too. The key is its own affair."""
 
-    project: str = Field(min_length=1)
-    entity: str | None = Field(None, description="user or team, by default the one logged in")
+    project: Text
+    entity: Text | None = Field(None, description="user or team, by default the one logged in")
     mode: Literal["online", "offline"] = Field("online", description="offline: kept in the run folder for `wandb sync`")
-    tags: list[str] = []
-    group: str | None = Field(None, description="runs that belong together; a sweep sets its own name for its trials")
+    tags: list[Text] = []
+    group: Text | None = Field(None, description="runs that belong together; a sweep sets its own name for its trials")
 
 
 class ModelConfig(Section):
     """Base of every model's own config; `kind` is the name under which the model is registered."""
 
-    kind: str
+    kind: Text
 
 
 class Recipe(Section):
     """A whole run. See configs/recipes for complete ones."""
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="run folder below runs/")
+    name: RunName | None = Field(None, description="run folder below runs/")
     data: Data
     features: dict[Name, Feature] = Field(min_length=1)
     tables: dict[Name, Table] = {}

@@ -5,6 +5,7 @@
 The same object trains (its tables sharded from outside), scores and exports, so the three cannot disagree.
 """
 
+import contextlib
 from collections.abc import Mapping
 
 import torch
@@ -97,7 +98,8 @@ class Model(nn.Module):
 
     Raises:
         BadInput: the model's config names features that the recipe lacks, or leaves some unused, or the recipe asks for
-            gradients at a trunk that the model has not, or the model finds items and a task does not, or the reverse.
+            gradients at a trunk that the model has not, or the model finds items and a task does not, or the reverse,
+            or a table has a name that PyTorch's modules use.
     """
 
     def __init__(self, recipe: Recipe, device: str = "cpu", tables_device: str = "cpu") -> None:
@@ -135,7 +137,8 @@ class Model(nn.Module):
             sequences={n: d for n, d in dims.items() if isinstance(keyed[n], SequenceFeature)},
             dense=[n for n, f in recipe.features.items() if isinstance(f, DenseFeature)],
         )
-        with torch.random.fork_rng(devices=[]):
+        nowhere = torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=[]), nowhere:
             torch.manual_seed(recipe.train.seed)
             net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)
         if recipe.gradients.scope == "trunk" and not hasattr(net, "trunk"):
@@ -190,7 +193,10 @@ class Model(nn.Module):
 def _collections(recipe: Recipe) -> dict[str, list[str]]:
     """Group tables by dim, replicated ones apart: tables of one collection share their dim and their treatment."""
     groups: dict[str, list[str]] = {}
+    taken = nn.ModuleDict()
     for name, table in recipe.tables.items():
+        if hasattr(taken, name):
+            raise BadInput(f"tables.{name}: PyTorch's own modules use this name; choose another, as {name}_table")
         ending = "_replicated" if table.sharding == "data_parallel" else ""
         groups.setdefault(f"dim{table.dim}{ending}", []).append(name)
     return groups

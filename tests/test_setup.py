@@ -25,7 +25,7 @@ def clone(tmp_path):
     """A clone with nothing but the set-up in it; `clone.setup(**environment)` runs it."""
     root, log, fake = tmp_path / "clone of it", tmp_path / "installed", tmp_path / "python"
     (root / "cluster").mkdir(parents=True)
-    for name in ("cluster/setup.sh", "pyproject.toml"):
+    for name in ("cluster/setup.sh", "cluster/requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, root / name)
     fake.write_text(FAKE.format(python=sys.executable, log=log))
     fake.chmod(0o755)
@@ -58,6 +58,21 @@ def test_a_cpu_set_up_never_lets_pip_choose_torch_or_the_cuda_wheel(clone):
     assert second.endswith("torch==2.13.0 fbgemm-gpu-cpu==1.8.0 --editable .[test]")
     assert third.endswith("--no-deps torchrec==1.8.0")
     assert done.out.splitlines()[-1].startswith("setup: ready")
+
+
+def test_a_locked_set_up_takes_nothing_by_range_but_the_torch_release(clone):
+    done = clone.setup(LOCKED="1")
+    assert done.code == 0, done.err
+    first, second, third, fourth = done.installs
+    assert first.endswith("--require-hashes --no-deps --requirement cluster/requirements.lock")
+    assert second.endswith("torch==2.13.0 fbgemm-gpu-cpu==1.8.0")
+    assert third.endswith("--no-deps --no-build-isolation --editable .")
+    assert fourth.endswith("--no-deps torchrec==1.8.0")
+    assert clone.setup(LOCKED="1").installs == []
+    with (clone.root / "cluster/requirements.lock").open("a") as file:
+        file.write("# changed\n")
+    assert len(clone.setup(LOCKED="1").installs) == 4
+    assert len(clone.setup().installs) == 3  # by the ranges again
 
 
 @pytest.mark.parametrize(
@@ -119,6 +134,7 @@ def test_an_interrupted_set_up_is_made_again(clone, broken):
     ("environment", "sentence"),
     [
         ({"ACCELERATOR": "gpu"}, "ACCELERATOR is 'gpu'; use cpu or cuda"),
+        ({"LOCKED": "yes"}, "LOCKED is 'yes'; use 0 or 1"),
         ({"TRIO": "2.9"}, "TRIO is '2.9'; use 2.13, 2.12 or 2.11"),
         ({"PYTHON": "no-such-python"}, "there is no 'no-such-python' on the PATH"),
         ({"FAKE_VERSION": "3.9"}, "livetrain needs Python 3.11 or newer, and"),

@@ -150,6 +150,8 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
         losses.append(float(loss.detach()))
         loss = loss + logits.get(REGULARISER, 0.0)
         loss.backward()
+        if made_for.optimizers.dense.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(model.dense.parameters(), made_for.optimizers.dense.clip_norm)
         dense.step()
         touched = _touched(model, batch)
         with torch.no_grad():

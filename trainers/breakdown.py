@@ -114,12 +114,11 @@ class Breakdown:
         self._clock = DeviceClock(sharded.device) if sharded.device.type == "cuda" else HostClock()
         self._stepping, self._part, self._steps = False, None, 0
         pipeline = sharded.pipeline
-        self._during(pipeline, "start_sparse_data_dist", "id_exchange")
-        self._during(pipeline, "wait_sparse_data_dist", "id_exchange")
-        self._during(pipeline, "_prefetch", "embedding_forward")
-        self._during(pipeline, "_backward", "dense_backward")
+        for method, part in pipeline.PARTS.items():
+            self._during(pipeline, method, part)
+        self._during(pipeline.update, "backward", "dense_backward")
         self._during(pipeline.combination, "_average", "all_reduce", then="dense_backward")
-        self._during(pipeline._optimizer, "step", "optimizer")
+        self._during(pipeline.update, "step", "optimizer")
         for module in sharded.module.modules():
             if isinstance(module, ShardedEmbeddingCollection):  # waits for its ids first, then looks them up
                 module.register_forward_pre_hook(lambda *_: self._enter("id_exchange"))
@@ -168,10 +167,14 @@ class Breakdown:
             self._clock.enter(part)
 
     def _during(self, owner: Any, method: str, part: str, then: str | None = None) -> None:
-        """Make a call of a method, where the owner has it, belong to a part, and what follows to the part `then`."""
+        """Make a call of a method belong to a part, and what follows to the part `then`.
+
+        Raises:
+            RuntimeError: the owner has no such method, so that the part would silently be left out.
+        """
         call = getattr(owner, method, None)
         if call is None:
-            return
+            raise RuntimeError(f"{type(owner).__name__} has no {method}, whose time is the step's part {part!r}")
 
         @wraps(call)
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -246,5 +249,5 @@ class Profile:
         order = "self_device_time_total" if self._device.type == "cuda" else "self_cpu_time_total"
         table = self._profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
         heading = f"steps {self._recorded[0]} to {self._recorded[-1]} on rank 0, operators by {order}"
-        (self._folder / "operators.txt").write_text(f"{heading}\n{table}\n")
+        (self._folder / "operators.txt").write_text(f"{heading}\n{table}\n", encoding="utf-8")
         self._profiler, self._steps = None, range(0)

@@ -27,14 +27,15 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import yaml
+from pydantic import ValidationError
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorBase
 from torch.utils.serialization import config
 
-from configs.errors import BadInput
-from configs.load import dump_recipe
+from configs.errors import BadInput, NotNow
+from configs.load import dump_recipe, load_recipe, read_tree
 from configs.schema import Recipe
 from modules.model import Model
-from trainers import manifest, ranks, runlog
+from trainers import manifest, ranks, restore, runlog
 from trainers.sharding import Sharded
 
 T = TypeVar("T")
@@ -45,7 +46,10 @@ NICE = 10
 
 
 def state(sharded: Sharded) -> dict[str, Any]:
-    """Return the live tensors of a sharded model, by name; loading into them loads the model."""
+    """Return the live tensors of a sharded model, by name, with what GPU caches hold of them written back.
+
+    Loading into them loads the model, once `Sharded.purge` has made the caches forget what was there before.
+    """
     state: dict[str, Any] = {"model": sharded.model.state_dict()}
     for name, optimizer in sharded.optimizers.items():
         # An optimizer without state (plain SGD) must leave no empty entry: nothing would be written for it.
@@ -105,7 +109,7 @@ class Saver:
             position: JSON-able state of the loop (best metric, evaluations without a better one ...).
 
         Raises:
-            BadInput: the checkpoint before this one could not be written twice.
+            NotNow: the checkpoint before this one could not be written twice.
         """
         self.wait()
         content = {
@@ -126,13 +130,13 @@ class Saver:
         """Return when everything saved is committed.
 
         Raises:
-            BadInput: the last checkpoint could not be written, in the background and once more now.
+            NotNow: the last checkpoint could not be written, in the background and once more now.
         """
         self._join()
         if isinstance(self._error, WriteFailed):
             self._attempt()
         if isinstance(self._error, WriteFailed):
-            raise BadInput(
+            raise NotNow(
                 f"{self._run}: a checkpoint could not be written, twice ({self._error}); make space or mend the "
                 "storage, then start the run again: it goes on from its last checkpoint"
             )
@@ -251,15 +255,22 @@ def committed(run: Path) -> list[Path]:
 
 
 def prune(run: Path, keep: int, best: int | None, newest: Path) -> None:
-    """Delete what is older than the newest `keep` checkpoints, but not the one of step `best`.
+    """Delete what is older than the newest `keep` checkpoints, except that of step `best`, and what a kill has left.
 
     Those beyond `newest`, the one just committed, are left of a run that was resumed further back: they do not count.
     """
-    for path in [p for p in committed(run) if p <= newest][:-keep]:
-        if best is None or path != folder(run, best):
+    whole = committed(run)
+    kept = [path for path in whole if path > newest or (best is not None and path == folder(run, best))]
+    kept += [path for path in whole if path <= newest][-keep:]
+    for path in (run / "checkpoints").iterdir():
+        if path not in kept:
             with contextlib.suppress(OSError):  # a storage that will not delete is no reason to stop training
-                (path / manifest.MANIFEST).unlink()
+                (path / manifest.MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(path)
+
+
+class Damaged(BadInput):
+    """A checkpoint is not there, or not as its manifest says; no rank has loaded anything of it."""
 
 
 def load_latest(sharded: Sharded, recipe: Recipe, run: Path) -> dict[str, Any] | None:
@@ -269,69 +280,187 @@ def load_latest(sharded: Sharded, recipe: Recipe, run: Path) -> dict[str, Any] |
         Its manifest, or None where the run has none.
 
     Raises:
-        BadInput: it belongs to another model, or to another order of the data.
+        BadInput: it belongs to another model, or to a run of other values.
     """
     for path in reversed(ranks.from_main(committed(run))):
-        content = manifest.read(path)
-        damaged = [d for d in ranks.gather(manifest.damage(path, content, (ranks.rank(), ranks.world()))) if d]
-        if not damaged:
-            load(sharded, recipe, path, resume=True)
-            return content
-        if ranks.is_main():
-            log.warning("%s; falling back to the checkpoint before it", damaged[0])
+        try:
+            return load(sharded, recipe, path, resume=True)
+        except Damaged as error:
+            if ranks.is_main():
+                text = f"{error}; falling back to the checkpoint before it"
+                log.warning(text)
+                runlog.note(run, "note", text=text)
     return None
 
 
-def load(sharded: Sharded, recipe: Recipe, path: Path, resume: bool = False) -> None:
-    """Load one committed checkpoint into a sharded model, in place, on any number of ranks. Collective."""
+def load(sharded: Sharded, recipe: Recipe, path: Path, resume: bool = False) -> dict[str, Any]:
+    """Load one committed checkpoint into a sharded model, in place, on any number of ranks. Collective.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        Damaged: it is not whole.
+        BadInput: it belongs to another model or, for `resume`, to a run of other values.
+    """
+    found = content(path)
     check_same(path, recipe, resume)
-    dcp.load(state(sharded), checkpoint_id=path, no_dist=ranks.world() == 1)
+    read(state(sharded), path)
+    sharded.purge()
+    return found
 
 
 def load_plain(model: Model, path: Path) -> None:
     """Load a checkpoint's tables and dense part into a plain model, in one process, without a process group."""
     state = {"model": model.state_dict()}
-    dcp.load(state, checkpoint_id=path, no_dist=True)
+    read(state, path)
     model.load_state_dict(state["model"])
 
 
-def check_same(path: Path, recipe: Recipe, resume: bool) -> None:
+def content(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's manifest.
+
+    Raises:
+        Damaged: there is no committed checkpoint.
+    """
+    found = manifest.read(path)
+    if found is None:
+        raise Damaged(f"{path}: this checkpoint is gone, or its {manifest.MANIFEST} is")
+    return found
+
+
+def read(state: dict[str, Any], path: Path) -> None:
+    """Fill the tensors of a state from a checkpoint, once every file of it is as its manifest says. Collective.
+
+    All loading goes through here. The ranks share the work of checking; no pickle in the files can run anything.
+
+    Raises:
+        Damaged: the checkpoint is not whole.
+        BadInput: its files are no checkpoint's.
+    """
+    found = content(path)
+    damaged = [d for d in ranks.gather(manifest.damage(path, found, (ranks.rank(), ranks.world()))) if d]
+    if damaged:
+        raise Damaged(damaged[0])
+    gone, reader = None, None
+    try:
+        reader = restore.Reader(path, set(found["files"]))
+    except OSError as error:
+        gone = str(error)
+    if any(gone := ranks.gather(gone)):
+        raise Damaged(f"{path}: this checkpoint is gone ({next(filter(None, gone))})")
+    try:
+        dcp.load(state, storage_reader=reader, planner=restore.Planner(), no_dist=ranks.world() == 1)
+    except dcp.CheckpointException as error:  # which is no Exception
+        if any(isinstance(cause, OSError) for cause, _ in error.failures.values()):
+            content(path)  # a training beside may have deleted it meanwhile
+            raise RuntimeError(f"{path}: {_in_words(error)}") from error
+        raise BadInput(
+            f"{path}: this checkpoint does not hold what the recipe's model has ({_in_words(error)[:120]}); "
+            "take another"
+        ) from error
+
+
+def recipe_of(run: Path) -> Recipe:
+    """Return a run's recipe: its config.yaml's or, where that file holds no keys at all, its newest checkpoint's.
+
+    Raises:
+        BadInput: the run has neither.
+    """
+    try:
+        return load_recipe(run / "config.yaml")
+    except BadInput:
+        found = committed(run)
+        if not found or _holds_keys(run / "config.yaml"):  # what somebody has written into it is not passed over
+            raise
+        return _recipe_in(found[-1])
+
+
+def _holds_keys(file: Path) -> bool:
+    try:
+        return bool(read_tree(file, "recipe", "keys")[0])
+    except BadInput:
+        return False
+
+
+def _recipe_in(path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(content(path)["recipe"])
+    except (ValidationError, KeyError):
+        raise BadInput(
+            f"{path}/{manifest.MANIFEST}: its recipe is none that this version of livetrain reads; "
+            "use the version that wrote it, or another checkpoint"
+        ) from None
+
+
+# What may be otherwise when a run goes on: where and when things happen, and what is written of them. All else decides
+# what is trained, or which checkpoint is the best.
+_FREE = (
+    *("name", "export", "wandb", "data.threads", "data.prefetch", "gradients.measure_every"),
+    *("train.checkpoint_every", "train.keep", "train.log_every", "train.profile"),
+    *("cluster.workers", "cluster.device", "cluster.address", "cluster.cpus_per_worker", "cluster.max_failures"),
+    *("cluster.timeout_s", "cluster.topology"),
+)
+# What a model and its optimizers' state are read into.
+_SHAPE = ("features", "tables", "model", "tasks", "gradients.kind", "optimizers.sparse.kind", "optimizers.dense.kind")
+_WHERE_ROWS_LIE = ("sharding", "memory", "cache")  # of a table
+
+
+def check_same(path: Path, recipe: Recipe, resume: bool, mend: str | None = None) -> None:
     """Raise BadInput, naming the first difference, where a checkpoint cannot be loaded under `recipe`.
 
     Args:
         path: the checkpoint.
         recipe: the run's recipe.
-        resume: whether the position in the data is to hold too.
+        resume: whether the run is to go on as it was: then all that decides what it learns must be the same.
+        mend: what helps, for the message.
     """
-    saved, wanted = (
-        yaml.safe_load(dump_recipe(each)) for each in (Recipe.model_validate(manifest.read(path)["recipe"]), recipe)
-    )
-    for content in (saved, wanted):
-        for table in content["tables"].values():
-            for where in ("sharding", "memory", "cache"):  # where rows lie is not what they are
-                del table[where]
-    same = ["features", "tables", "model", "tasks", "gradients.kind", "optimizers.sparse.kind", "optimizers.dense.kind"]
+    before, now = _tree(_recipe_in(path)), _tree(recipe)
     if resume:
-        same += ["data.path", "data.days", "data.batch_size", "data.shards", "data.shuffle_window", "train.seed"]
-    for key in same:
-        before, now = _at(saved, key), _at(wanted, key)
-        if before != now:
-            where, before, now = _first_difference(key, before, now)
-            raise BadInput(
-                f"{path}: this checkpoint was written with {where}={before}, but the recipe says {now}; "
-                "use that recipe, or another run name"
-            )
+        for tree in (before, now):
+            for key in _FREE:
+                _take(tree, key)
+    else:
+        before, now = ({key: _take(tree, key) for key in _SHAPE} for tree in (before, now))
+    if (different := _first_difference(before, now)) is not None:
+        key, old, new = different
+        if mend is None:
+            mend = "use that recipe, or another run name" if resume else "put that back into the run's config.yaml"
+        raise BadInput(
+            f"{path}: this checkpoint was written with {key}={_short(old)}, but the recipe says {_short(new)}; {mend}"
+        )
 
 
-def _at(content: dict[str, Any], dotted: str) -> Any:
-    for part in dotted.split("."):
-        content = content[part]
-    return content
+def _tree(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as mappings, but for where rows lie; the metric that picks checkpoints is named."""
+    tree = yaml.safe_load(dump_recipe(recipe))
+    tree["train"]["select"] = recipe.select()
+    for table in tree["tables"].values():
+        for where in _WHERE_ROWS_LIE:
+            del table[where]
+    return tree
 
 
-def _first_difference(key: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+def _take(tree: dict[str, Any], dotted: str) -> Any:
+    """Remove a dotted key and return what stood there."""
+    *above, last = dotted.split(".")
+    for part in above:
+        tree = tree[part]
+    return tree.pop(last, None)
+
+
+def _first_difference(before: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Return where two trees differ first, as (dotted key, before, now), or None."""
+    if before == now:
+        return None
     if isinstance(before, dict) and isinstance(now, dict):
         for name in [*before, *(n for n in now if n not in before)]:
-            if before.get(name) != now.get(name):
-                return _first_difference(f"{key}.{name}", before.get(name), now.get(name))
+            below = f"{key}.{name}" if key else name
+            if (found := _first_difference(before.get(name), now.get(name), below)) is not None:
+                return found
     return key, before, now
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

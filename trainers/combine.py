@@ -89,6 +89,7 @@ class Combination:
         )
         self.monitor = Monitor(self._tasks)
         self.step = 0  # steps before this one
+        self._ready = False  # whether the parameters hold a combined gradient that no optimizer has used
         self._cut: list[tuple[Tensor, Tensor]] = []  # (end of the graph below, leaf of the graph above)
         self._logits: list[tuple[Tensor, Tensor]] = []  # the same, by task
         self._regulariser: Tensor | None = None
@@ -111,7 +112,12 @@ class Combination:
 
         Args:
             losses: (T,), R times this rank's part of the global batch's losses.
+
+        Raises:
+            RuntimeError: no optimizer has used the gradient before this one.
         """
+        if self._ready:
+            raise RuntimeError("the gradient of the step before moved no parameter: its optimizers took no step")
         losses = losses * self._task_weights
         if self._by_task:
             self._several_passes(losses)
@@ -120,6 +126,17 @@ class Combination:
         self.monitor.add_regulariser(self._regulariser)
         self._cut, self._logits, self._regulariser = [], [], None  # or they would keep the graph
         self.step += 1
+        self._ready = True
+
+    def take(self) -> None:
+        """Mark the combined gradient as used.
+
+        Raises:
+            RuntimeError: the parameters hold none; what they hold is one rank's, and not what the recipe asks for.
+        """
+        if not self._ready:
+            raise RuntimeError("a step went past the gradient combiner: its gradients are of one rank and uncombined")
+        self._ready = False
 
     def _one_pass(self, losses: Tensor) -> None:
         if self._config.kind == "sum":

@@ -37,7 +37,7 @@ def shared_object(source: Path, *options: str) -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "livetrain"
     folder.mkdir(parents=True, exist_ok=True)
     made = folder / f"{source.stem}-{_fingerprint(source, command)}.so"
-    with open(folder / "lock", "w") as lock:
+    with open(folder / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
             with tempfile.TemporaryDirectory(dir=folder) as draft:
@@ -56,7 +56,7 @@ def _fingerprint(source: Path, command: list[str]) -> str:
     """Return what names a compilation: the source, the command, the compiler's version and the processor's features."""
     version = subprocess.run([command[0], "--version"], check=True, capture_output=True, text=True).stdout
     cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    lines = cpu.read_text(encoding="utf-8").splitlines() if cpu.exists() else []
     features = [line for line in lines if line.startswith(("flags", "Features", "model name"))][:2]
-    text = "\n".join([source.read_text(), *command, version, platform.machine(), *features])
+    text = "\n".join([source.read_text(encoding="utf-8"), *command, version, platform.machine(), *features])
     return xxhash.xxh64_hexdigest(text.encode())

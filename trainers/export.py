@@ -9,36 +9,44 @@ trained, or quantised. It appears only after it has scored held-out rows like th
 or .tolerance_float16 or .tolerance_int8 where quantisation has to show.
 """
 
+import errno
 import math
 import platform
-import shutil
+import secrets
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from configs.errors import BadInput, without_credentials
-from configs.load import load_recipe
 from configs.schema import DenseFeature, Feature, IdFeature, Quantization, Recipe, SequenceFeature
 from modules.batch import Batch
 from modules.model import Model
 from modules.serving import Encoder, Scorer
 from modules.tasks import kinds
-from trainers import checkpoint, manifest, metrics, numbers, runlog
+from trainers import checkpoint, manifest, metrics, numbers, runlog, scratch
 from trainers.data.reader import Reader
 from trainers.data.source import Source
 
 _FORMAT = 1
+LAST = "use --checkpoint last"  # what helps where there is no best checkpoint
+ANOTHER = "put it back from a copy, or use another (--checkpoint best or last)"  # where one is not whole
 Inputs = tuple[dict[str, torch.Tensor], ...]  # ids, lengths and dense by feature, as the file takes them
 _TIME = "timestamp"  # a column of this name, if the training split has it, says when its rows happened
 
 
-def find_checkpoint(run: Path, which: str) -> Path:
+def find_checkpoint(run: Path, which: str, mend: str = LAST) -> Path:
     """Return a run's ``best`` or ``last`` committed checkpoint.
+
+    Args:
+        run: the run folder.
+        which: of its checkpoints.
+        mend: what helps where the best is not there, for the message.
 
     Raises:
         BadInput: the folder is no run, or has no such checkpoint.
@@ -47,15 +55,17 @@ def find_checkpoint(run: Path, which: str) -> Path:
         raise BadInput(f"{run}: no config.yaml here; name a run folder that `livetrain train` wrote, as runs/<name>")
     found = checkpoint.committed(run)
     if not found:
-        raise BadInput(f"{run}/checkpoints: no committed checkpoint; the run has not reached its first evaluation")
+        raise BadInput(
+            f"{run}/checkpoints: no committed checkpoint; let the run come to its first evaluation, or name another"
+        )
     if which == "last":
         return found[-1]
     best = manifest.read(found[-1])["position"]["best_step"]
     if best is None:
-        raise BadInput(f"{run}: not evaluated yet, so no checkpoint is the best; use --checkpoint last")
+        raise BadInput(f"{run}: not evaluated yet, so no checkpoint is the best; {mend}")
     path = checkpoint.folder(run, best)
     if path not in found:
-        raise BadInput(f"{path}: the best checkpoint is gone; use --checkpoint last")
+        raise BadInput(f"{path}: the best checkpoint is gone; {mend}")
     return path
 
 
@@ -66,11 +76,11 @@ def plain_model(recipe: Recipe, path: Path) -> Model:
         BadInput: the checkpoint is damaged, or another model's.
     """
     checkpoint.check_same(path, recipe, resume=False)
-    damaged = manifest.damage(path, manifest.read(path))
-    if damaged:
-        raise BadInput(f"{damaged}; use another checkpoint")
     model = Model(recipe)
-    checkpoint.load_plain(model, path)
+    try:
+        checkpoint.load_plain(model, path)
+    except checkpoint.Damaged as error:
+        raise BadInput(f"{error}; {ANOTHER}") from None
     model.dense.bfloat16 = False
     return model.eval().requires_grad_(False)
 
@@ -101,12 +111,15 @@ def export(
     path = find_checkpoint(run, which)
     out = (out or run / "export").resolve()
     _check_place(out)
-    recipe = load_recipe(run / "config.yaml")
+    recipe = checkpoint.recipe_of(run)
+    try:
+        for split in ("test", "train"):
+            Source.open(recipe, split)
+    except BadInput as error:
+        raise type(error)(f"{run / 'config.yaml'}: {error}") from error.__cause__
     quantize = quantize or recipe.export.quantize
     model = plain_model(recipe, path)
-    draft = out.with_name(f".{out.name}.draft")
-    try:
-        _make(draft)
+    with _draft(out) as draft:
         script(model, recipe, quantize).save(str(draft / "model.pt"))
         scored = torch.jit.load(str(draft / "model.pt"))
         towers = _encode(draft, model, recipe, quantize)
@@ -117,11 +130,9 @@ def export(
         }
         content = manifest.finite(_signature(run, recipe, path, model) | found)
         manifest.write_json(draft / "signature.json", content)
-        manifest.write_json(draft / "golden.json", _golden(scored, recipe))
+        manifest.write_json(draft / "golden.json", _golden(scored, recipe, content))
         manifest.commit(draft, {p.name: manifest.digest(p) for p in sorted(draft.iterdir())}, format=_FORMAT)
         _replace(out, draft)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return content
 
 
@@ -144,24 +155,32 @@ def _check_place(out: Path) -> None:
         raise BadInput(f"{out}: holds something that is not an export; name a new or empty folder with --out")
 
 
-def _make(draft: Path) -> None:
-    shutil.rmtree(draft, ignore_errors=True)
+@contextmanager
+def _draft(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out`, on its file system, that no other export writes to."""
     try:
-        draft.mkdir(parents=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch.sweep(out.parent, f".{out.name}.")
+        place = ExitStack()
+        draft = place.enter_context(scratch.place(out.parent, f".{out.name}.")) / out.name
+        draft.mkdir()
     except OSError as error:
-        raise BadInput(
-            f"{draft.parent}: cannot write here ({error.strerror}); name another folder with --out"
-        ) from error
+        raise BadInput(f"{out.parent}: cannot write here ({error.strerror}); name another folder with --out") from error
+    with place:
+        yield draft
 
 
 def _replace(out: Path, draft: Path) -> None:
     """Put a whole draft in the place of `out`; two renames are all the time in which `out` is not there."""
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    draft.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
+    while True:
+        if out.exists():
+            with suppress(FileNotFoundError):  # another export has just moved it away
+                out.rename(draft.with_name(f"old-{secrets.token_hex(4)}"))
+        try:
+            return draft.rename(out)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another export has just come to stand there
+                raise
 
 
 def inputs_of(batch: Batch, recipe: Recipe) -> Inputs:
@@ -260,7 +279,9 @@ def prove(
     found, wanted, labels = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     rows = found.shape[1]
     key = "tolerance" if quantize == "none" else f"tolerance_{quantize}"
-    worst = _apart(found, wanted) if rows else math.nan
+    if not rows:
+        raise BadInput("export: the test split has no rows to prove the file on; nothing was exported: give it some")
+    worst = _apart(found, wanted)
     _check_close(f"on {rows} held-out rows the file's predictions differ from the model's", worst, key, recipe)
     _check_close("the file's rank differs from its forward", ranked, "tolerance", recipe)
     _check_close("the towers' product differs from the file's score", product, "tolerance", recipe)
@@ -280,8 +301,16 @@ def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def _check_close(what: str, difference: float, key: str, recipe: Recipe) -> None:
     tolerance = getattr(recipe.export, key)
-    if not difference <= tolerance:  # nan is not close either
-        raise BadInput(f"export: {what} by {difference:.2e}, more than export.{key}={tolerance}; nothing was exported")
+    if difference <= tolerance:
+        return
+    if math.isnan(difference):
+        mend = "export another checkpoint: --checkpoint best or last"
+    else:
+        mend = f"raise export.{key} in the run's config.yaml"
+        mend += "" if key == "tolerance" else ", or leave the tables as they are: --quantize none"
+    raise BadInput(
+        f"export: {what} by {difference:.2e}, more than export.{key}={tolerance}; nothing was exported: {mend}"
+    )
 
 
 def _rank_difference(scored: torch.jit.ScriptModule, batch: Batch, recipe: Recipe) -> float:
@@ -308,11 +337,37 @@ def golden_inputs(rows: dict[str, Any]) -> Inputs:
     return ids, lengths, dense
 
 
-def _golden(scored: torch.jit.ScriptModule, recipe: Recipe) -> dict[str, Any]:
-    """Return held-out rows with the scores that a server must reproduce."""
-    rows = held_out_rows(recipe, recipe.export.golden_rows)
+def _golden(scored: torch.jit.ScriptModule, recipe: Recipe, signature: dict[str, Any]) -> dict[str, Any]:
+    """Return rows with the scores that a server must reproduce."""
+    kind, count = recipe.export.golden, recipe.export.golden_rows
+    rows = held_out_rows(recipe, count) if kind == "rows" else synthetic_rows(signature, count)
     scores = {task: score.tolist() for task, score in scored(*golden_inputs(rows)).items()}
-    return {**rows, "scores": scores, "tolerance": recipe.export.tolerance}
+    return {"source": kind, **rows, "scores": scores, "tolerance": recipe.export.tolerance}
+
+
+def synthetic_rows(signature: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Return rows like those of `held_out_rows`, drawn from what a signature declares: nobody's data are in them.
+
+    Ids are uniform over their table's rows, numbers normal with the stored mean and deviation, each missing in about
+    one row of ten. All sequences of a row have one length, as those of one history must: in the first row one more than
+    the file looks at, where it looks at as much of each. The first row misses nothing, the second all.
+    """
+    drawn, features = np.random.default_rng(0), signature["features"]
+    longest = {f["max_length"] for f in features.values() if f["type"] == "sequence"} or {0}
+    events = drawn.integers(0, min(longest) + 1, rows)
+    events[:2] = (min(longest) + (len(longest) == 1), 0)[:rows]
+    found: dict[str, dict[str, list]] = {"ids": {}, "lengths": {}, "dense": {}}
+    for name, feature in features.items():
+        there = drawn.random(rows) >= 0.1
+        there[:2] = (True, False)[:rows]
+        if feature["type"] == "dense":
+            values = drawn.normal(feature["mean"], feature["std"], rows).astype(np.float32).tolist()
+            found["dense"][name] = [x if known else None for x, known in zip(values, there, strict=True)]
+            continue
+        lengths = events if feature["type"] == "sequence" else there.astype(np.int64)
+        found["lengths"][name] = lengths.tolist()
+        found["ids"][name] = drawn.integers(0, signature["tables"][feature["table"]]["rows"], lengths.sum()).tolist()
+    return {"rows": rows, **found}
 
 
 def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:

@@ -19,9 +19,8 @@ from rich import box
 from rich.table import Table
 
 from configs.errors import BadInput, nearest
-from configs.load import load_recipe
 from configs.schema import IdFeature, Quantization, Recipe, SequenceFeature
-from trainers import export
+from trainers import checkpoint, export
 from trainers.export import Inputs
 
 CANDIDATES = 500
@@ -54,7 +53,7 @@ def compare(run: Path, which: str = "best", candidate: list[str] | None = None, 
     Raises:
         BadInput: no such checkpoint, data or feature; or a file differs from the model beyond its tolerance.
     """
-    recipe = load_recipe(run / "config.yaml")
+    recipe = checkpoint.recipe_of(run)
     user = user_features(recipe, candidate)
     model = export.plain_model(recipe, export.find_checkpoint(run, which))
     rows = export.held_out_rows(recipe, CANDIDATES)

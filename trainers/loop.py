@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -21,27 +21,23 @@ from modules.batch import Batch
 from modules.hashing import mix
 from modules.model import set_statistics
 from modules.tasks import kinds
-from trainers import build, checkpoint, gauges, ranks, start
+from trainers import build, checkpoint, gauges, planning, ranks, selection, start
 from trainers.breakdown import Breakdown, Profile
 from trainers.data.reader import Reader
 from trainers.data.source import Source, Statistics
 from trainers.evaluation import Evaluation
 from trainers.loss import Output
 from trainers.occupancy import occupancy
-from trainers.retrieval import AT, Retrieval
+from trainers.retrieval import Retrieval
 from trainers.runlog import RunLog
 from trainers.sharding import shard
+from trainers.signals import Stopped
 from trainers.spectrum import Spectra
+from trainers.stopping import Listener
 from trainers.tracking import Tracker
 from trainers.utilisation import Utilisation
 
 SKIPPED = "skipped rows"  # beside the names of sequence features, which have no spaces
-
-# What may pick the best checkpoint, and whether more or less of it is better: of a binary task, of a numeric one, and
-# of one of retrieval, beside those of a binary one that do not ask for a probability.
-SELECTABLE = {"auc": 1, "gauc": 1, "uauc": 1, "log_loss": -1, "ne": -1}
-SELECTABLE_NUMBERS = {"xauc": 1, "mae": -1, "rmse": -1}
-SELECTABLE_ITEMS = {f"{metric}_{k}": 1 for metric in ("recall", "ndcg") for k in AT}
 
 
 @dataclass(frozen=True)
@@ -65,17 +61,6 @@ def factor(step: int, total: int, recipe: Recipe) -> float:
     done = (step - schedule.warmup_steps) / max(total - schedule.warmup_steps, 1)
     shape = 1 - done if schedule.decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
     return schedule.final + (1 - schedule.final) * shape
-
-
-def is_better(metric: str, value: float | None, best: float | None) -> bool:
-    """Tell whether an evaluation picks a new best checkpoint: `value` of the metric ``<task>.<name>`` against the best.
-
-    A metric is nan where one class is missing, and null once it went through a checkpoint or a log.
-    """
-    if best is None or math.isnan(best):
-        return True
-    sign = (SELECTABLE | SELECTABLE_NUMBERS | SELECTABLE_ITEMS)[metric.split(".")[-1]]
-    return value is not None and sign * value > sign * best
 
 
 class Feed:
@@ -159,9 +144,10 @@ class Trainer:
         self.reader = self._reader("train", shuffle=True)
         self.total = self.reader.steps * self.recipe.train.epochs
         self.step = 0
-        self.position: dict[str, Any] = {"best": None, "best_step": None, "waited": 0, "rows": 0, "seconds": 0.0}
+        self.position: dict[str, Any] = {"best_step": None, "waited": 0, "rows": 0, "seconds": 0.0}
         self.left_out: dict[str, int] = {}  # lists cut a feature, and rows skipped: on this rank, in this attempt
         self.left_out_before: dict[str, int] = {}  # on all ranks, in the attempts before
+        self.listener: Listener | None = None  # while a run goes on
 
     def _reader(self, split: str, shuffle: bool) -> Reader:
         return Reader(
@@ -171,13 +157,18 @@ class Trainer:
             world=ranks.world(),
             shuffle=shuffle,
             groups=not shuffle,
+            pin=self.device.type == "cuda",
         )
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the content of result.json.
 
         From the run's newest checkpoint if it has one, otherwise from that of train.warm_start, if the recipe names it.
+
+        Raises:
+            Stopped: it was told to, and has saved what it had.
         """
+        self.listener = Listener(self.job.run)
         found = checkpoint.load_latest(self.sharded, self.recipe, self.job.run)
         if found:
             self.step, self.position = found["step"], found["position"]
@@ -192,6 +183,7 @@ class Trainer:
             self.log.write("note", step=self.step, text=f"resumed at step {self.step}")
         if begun is not None:
             self.log.write("note", step=self.step, text=f"begins with {begun}")
+        self.log.write("note", step=self.step, text=f"tables: {planning.in_words(self.sharded.plan())}")
         tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))
         with tracker, checkpoint.Saver(self.sharded, self.recipe, self.job.run) as self.saver:
             self.log.listeners += [tracker.line, *gauges.listeners(self.recipe.name)]
@@ -200,6 +192,9 @@ class Trainer:
             return self._finish()
 
     def _train(self) -> None:
+        if self.position.pop("due", False):  # stopped within an evaluation
+            self._validate()
+            self._save()
         batches, epoch = None, -1
         while self.step < self.total and not self._out_of_patience():
             if self.step // self.reader.steps != epoch:
@@ -240,6 +235,8 @@ class Trainer:
             self.step += 1
             if logged:
                 self._log(feed.waited, self.utilisation.read(output.batch.weights))
+            if self.step < stop and self.listener.told():
+                self._stop()
             if train.checkpoint_every and self.step % train.checkpoint_every == 0 and self.step < stop:
                 self._save()
         self.profile.end()
@@ -284,6 +281,8 @@ class Trainer:
         feed = Feed(batches, reader.steps, reader)
         with torch.no_grad(), retrieval.watching():
             for _ in range(reader.steps):
+                if self.listener is not None and self.listener.told():
+                    raise Stopped
                 output = self.sharded.pipeline.progress(feed)
                 batch = output.batch
                 lengths = batch.ids[history].lengths() if history else None
@@ -293,18 +292,36 @@ class Trainer:
         return evaluation.compute() | retrieval.compute(), evaluation.curves()
 
     def _validate(self) -> None:
-        metrics, _ = self.evaluate("valid")
+        try:
+            metrics, _ = self.evaluate("valid")
+        except Stopped:
+            self.position["due"] = True
+            self._stop()
         self.log.write("eval", step=self.step, split="valid", **metrics)
-        key, position = self.recipe.select(), self.position
-        value = metrics[key]
-        if is_better(key, value, position["best"]):
-            position |= {"best": value, "best_step": self.step, "waited": 0, "valid": metrics}
+        position, best = self.position, self.position.get("valid")
+        by = selection.picks(self.recipe, metrics)
+        if best is None and by != self.recipe.select():
+            self.log.write("note", step=self.step, text=self._told(by))
+        if selection.is_better(self.recipe, metrics, best):
+            position |= {"best_step": self.step, "waited": 0, "valid": metrics}
         else:
             position["waited"] += 1
+
+    def _told(self, by: str | None) -> str:
+        """Say that the metric that the recipe selects by is undefined, and what picks the best checkpoint instead."""
+        select = self.recipe.select()
+        instead = f"{by} picks the best checkpoint" if by else "the last checkpoint counts as the best"
+        return f"valid: {select} is undefined, for it needs {selection.needs(select)}; {instead}"
 
     def _save(self) -> None:
         self.position["left_out"] = self._left_out()
         self.saver.save(self.step, self.position)
+
+    def _stop(self) -> NoReturn:
+        self._save()
+        self.saver.wait()
+        self.log.write("note", step=self.step, text=f"stopped at step {self.step} of {self.total}, and saved")
+        raise Stopped
 
     def _left_out(self) -> dict[str, int]:
         total = Counter(self.left_out_before)
@@ -321,7 +338,13 @@ class Trainer:
     def _finish(self) -> dict[str, Any]:
         best = self.position["best_step"]
         if best != self.step:
-            checkpoint.load(self.sharded, self.recipe, checkpoint.folder(self.job.run, best))
+            try:
+                checkpoint.load(self.sharded, self.recipe, checkpoint.folder(self.job.run, best))
+            except checkpoint.Damaged as error:
+                raise BadInput(
+                    f"{error}; it is the best of its run, which cannot end without it: put it back from a copy, or "
+                    "remove the run's checkpoints and train again"
+                ) from None
         spectra = Spectra(self.sharded.model.dense.network)
         with spectra.watching():
             test, curves = self._test(best) if self.job.test else ({}, {})
@@ -330,6 +353,8 @@ class Trainer:
         return {
             "step": self.step,
             "best_step": best,
+            "selected": self.recipe.select(),
+            "best_by": selection.picks(self.recipe, self.position["valid"]),
             **{f"valid.{k}": v for k, v in self.position["valid"].items()},
             **{f"test.{k}": v for k, v in test.items()},
             "rows_per_s": self.position["rows"] / max(self.position["seconds"], 1e-9),

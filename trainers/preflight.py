@@ -1,35 +1,39 @@
 """Everything that can be wrong with a run, asked before it starts."""
 
-import os
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import torch
 
 from configs.errors import BadInput, nearest
 from configs.schema import Recipe
 from modules.model import Model
-from modules.tasks import kinds
-from trainers import tracking
+from trainers import memory, scratch, tracking
 from trainers.data.checks import brief
 from trainers.data.source import Source, Statistics, scan
-from trainers.evaluation import RANKING
-from trainers.loop import SELECTABLE, SELECTABLE_ITEMS, SELECTABLE_NUMBERS
+from trainers.selection import selectable, stand_in, undefined
+from trainers.sharding import check_device
 
 SPLITS = ("train", "valid", "test")
 
 
-def check(recipe: Recipe, progress: Callable[[str], None]) -> tuple[dict[str, Source], Statistics]:
+def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -> tuple[dict[str, Source], Statistics]:
     """Open and check a recipe's model and data; return its splits and the training split's statistics.
 
     Args:
         recipe: the run.
         progress: told what is being done, a line at a time.
+        saves: whether checkpoints are written, which takes memory.
 
     Raises:
         BadInput: the first thing that is wrong, with the mend.
     """
     tracking.check(recipe)
     check_select(recipe)
-    Model(recipe, device="meta", tables_device="meta")
+    if recipe.cluster.device == "cpu" or not (recipe.cluster.workers or torch.cuda.is_available()):
+        check_device(recipe, torch.device("cpu"))  # of other runs the device is known once there is a cluster
+    memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves)
     progress("checking the data")
     sources = {split: Source.open(recipe, split) for split in SPLITS}
     for split in SPLITS[1:]:
@@ -37,6 +41,9 @@ def check(recipe: Recipe, progress: Callable[[str], None]) -> tuple[dict[str, So
     brief.refuse_outcomes(recipe)
     statistics = {split: scan(sources[split], recipe) for split in SPLITS}
     _check_known(sources["train"], recipe, statistics["train"])
+    _check_measurable(sources["valid"], recipe, statistics["valid"])
+    for split in SPLITS:
+        _note_one_class(split, recipe, statistics[split], progress)
     brief.examine(recipe, sources, statistics, progress)
     return sources, statistics["train"]
 
@@ -62,26 +69,42 @@ def _check_known(source: Source, recipe: Recipe, statistics: Statistics) -> None
             )
 
 
+def _check_measurable(source: Source, recipe: Recipe, statistics: Statistics) -> None:
+    """Raise BadInput where no metric of the split could pick a checkpoint."""
+    task = recipe.select().rpartition(".")[0]
+    if not {recipe.select(), stand_in(recipe, recipe.select())} <= set(undefined(recipe, task, statistics)):
+        return
+    label = f"tasks.{task}.label '{recipe.tasks[task].label}'"
+    what = f"{label} is {'0' if statistics.unknown[task] < 1 else 'null'} in every row"
+    raise BadInput(
+        f"{source.folder}: {what}, so {recipe.select()} is undefined and nothing picks the best checkpoint; take "
+        "other rows as valid, or set train.select to another task's metric"
+    )
+
+
+def _note_one_class(split: str, recipe: Recipe, statistics: Statistics, progress: Callable[[str], None]) -> None:
+    """Say which metrics a split's labels leave undefined, and what then picks the best checkpoint."""
+    for task in recipe.tasks:
+        lacking = undefined(recipe, task, statistics)
+        if not lacking:
+            continue
+        only = statistics.single.get(task)
+        what = f"no label of {task} is known" if only is None else f"every known label of {task} is {only:g}"
+        if split == "train":
+            progress(f"train: {what}, and nothing else can be learned of it")
+            continue
+        chosen = split == "valid" and recipe.select() in lacking
+        instead = f"; {stand_in(recipe, recipe.select())} picks the best checkpoint" if chosen else ""
+        verb = "is" if len(lacking) == 1 else "are"
+        progress(f"{split}: {what}, so {', '.join(lacking)} {verb} undefined there{instead}")
+
+
 def check_select(recipe: Recipe) -> None:
     """Raise BadInput where train.select is no metric that a run will have."""
     names = selectable(recipe)
     if recipe.select() not in names:
         hint = nearest(recipe.select(), names)
         raise BadInput(f"train.select: no run of this recipe has a metric '{recipe.select()}'{hint}")
-
-
-def selectable(recipe: Recipe) -> dict[str, int]:
-    """Return the metrics ``<task>.<metric>`` of an evaluation that can be best: 1 where more is, -1 where less is."""
-    grouped = ("gauc", "uauc")
-    known = {m: sign for m, sign in SELECTABLE.items() if recipe.evaluate.group_by or m not in grouped}
-    ranking = {m: sign for m, sign in known.items() if m in RANKING}
-    return {
-        f"{task}.{metric}": sign
-        for task, kind in kinds(recipe.tasks).items()
-        for metric, sign in (
-            SELECTABLE_NUMBERS if kind.numeric else ranking | SELECTABLE_ITEMS if kind.retrieval else known
-        ).items()
-    }
 
 
 def run_folder(runs: Path, name: str) -> Path:
@@ -91,11 +114,35 @@ def run_folder(runs: Path, name: str) -> Path:
         BadInput: it cannot.
     """
     run = runs / name
-    try:
+    with _writing(run):
         run.mkdir(parents=True, exist_ok=True)
-        probe = run / f".probe-{os.getpid()}"
+        probe = run / f".probe-{scratch.label()}"
         probe.write_bytes(b"")
         probe.unlink()
-    except OSError as error:
-        raise BadInput(f"{run}: cannot write here ({error.strerror}); choose another folder with --runs") from error
     return run
+
+
+def fresh_folder(runs: Path, name: str) -> Path:
+    """Create a folder that nobody else has: NAME, or NAME-2 and so on where others that start now have that.
+
+    Raises:
+        BadInput: none can be created.
+    """
+    folder, number = runs / name, 1
+    with _writing(folder):
+        runs.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                number += 1
+                folder = runs / f"{name}-{number}"
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot write here ({error.strerror}); choose another folder with --runs") from error

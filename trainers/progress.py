@@ -116,6 +116,8 @@ class State:
         self.rows_per_s: float | None = None
         self.loss: float | None = None
         self.leading: tuple[str, float] | None = None  # metric of the first task, see metrics.leading
+        self.doing: str | None = None  # the newest note
+        self._since = time.monotonic()  # when it came
         self._first: tuple[float, int] | None = None  # (time, step) of the first line, to judge the pace by
         self._last = (0.0, 0)
 
@@ -134,6 +136,8 @@ class State:
             if task is not None and found is not None and line[f"{task}.{found[0]}"] is not None:
                 title = f"{line.get('split', '')} {found[1]}".strip()
                 self.leading = (title, float(line[f"{task}.{found[0]}"]))
+        elif line.get("kind") == "note":
+            self.doing, self._since = str(line.get("text", "")), time.monotonic()
 
     @property
     def seconds_left(self) -> float | None:
@@ -144,6 +148,9 @@ class State:
         return max(pace * (self.steps - self.step), 0.0)
 
     def __str__(self) -> str:
+        """What a training has come to; before its first step, what is being done, and for how long."""
+        if not self.steps:
+            return f"{self.doing or 'starting'}  {_clock(time.monotonic() - self._since)}"
         parts = [f"step {self.step:,}/{self.steps:,}", f"epoch {self.epoch:.2f}"]
         if self.rows_per_s is not None:
             parts.append(f"{self.rows_per_s:,.0f} rows/s")
@@ -170,8 +177,9 @@ class _Bar:
         self._progress.console.print(escape(text), style="dim")
 
     def show(self, state: State) -> None:
-        if state.steps and self._task is not None:
-            self._progress.update(self._task, completed=state.step, total=state.steps, description=escape(str(state)))
+        if self._task is not None:
+            total = state.steps or None
+            self._progress.update(self._task, completed=state.step, total=total, description=escape(str(state)))
 
     def stop(self, state: State) -> None:
         if not state.steps and self._task is not None:
@@ -182,16 +190,18 @@ class _Bar:
 class _Plain:
     def __init__(self, console: Console):
         self._console = console
-        self._shown, self._due = "", 0.0
+        self._shown, self._due, self._stepped = "", 0.0, False
 
     def start(self) -> None:
-        self._due = time.monotonic()
+        self._due = time.monotonic() + PLAIN_LINE_S
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show(self, state: State) -> None:
-        if state.steps and time.monotonic() >= self._due and str(state) != self._shown:
+        first = state.steps and not self._stepped
+        if (first or time.monotonic() >= self._due) and str(state) != self._shown:
+            self._stepped = bool(state.steps)
             self._print(state)
             self._due = time.monotonic() + PLAIN_LINE_S
 

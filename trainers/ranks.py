@@ -1,6 +1,9 @@
 """The few questions that a rank asks about the others. All answers are right without a process group too."""
 
+import atexit
 import contextlib
+import functools
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,6 +63,12 @@ def backend(cuda: bool) -> str:
     return "cpu:gloo,cuda:nccl" if cuda else "gloo"
 
 
+@functools.cache
+def _end_with_the_process() -> None:
+    """Have what trainings leave in reference cycles, threads among it, end before the interpreter does."""
+    atexit.register(gc.collect)
+
+
 @contextlib.contextmanager
 def alone(cuda: bool) -> Iterator[None]:
     """Make this process the only rank of a group of its own, unless it already belongs to one."""
@@ -67,6 +76,7 @@ def alone(cuda: bool) -> Iterator[None]:
         yield
         return
     dist.init_process_group(backend(cuda), store=dist.HashStore(), rank=0, world_size=1)
+    _end_with_the_process()
     try:
         yield
     finally:

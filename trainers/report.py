@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from configs.errors import BadInput
-from trainers import metrics, runlog
+from trainers import manifest, metrics, runlog, selection
 from trainers.gradient_panels import gradient_panels
 from trainers.panels import COLORS, GREY, INK, finite_number, legend, missing, note, panel, step_axis, task_style
 from trainers.retrieval import AT
@@ -30,6 +30,7 @@ PARTS = {  # of a step, in their order; tables are blue and the network is green
     "optimizer": "#7A6BB0",
     "rest": "#C8C8C8",
 }
+NAME = "report.png"
 SPLITS = ("valid", "test")
 METRICS = {
     "auc": "AUC",
@@ -62,8 +63,9 @@ def write_report(run: Path) -> Path:
     Raises:
         BadInput: the folder holds no run, or its result.json is no JSON.
     """
-    path, unfinished = run / "report.png", run / ".report.png.part"
+    path, unfinished = run / NAME, run / ".report.png.part"
     FigureCanvasAgg(draw(run)).print_png(unfinished)
+    manifest.sync(unfinished)
     os.replace(unfinished, path)
     return path
 
@@ -116,6 +118,7 @@ def summary_table(result: dict[str, Any]) -> Table:
     """Return the metrics of a result.json as a table: a row a metric, a column a task and split.
 
     Beyond two tasks a terminal is too narrow for that: then each task has rows of its own, and each split a column.
+    Below stands what undefined metrics need, and what has picked the best checkpoint where its metric is undefined.
     """
     figures, tasks = dict(_figures(result)), _tasks(result)
     splits = sorted({split for split, _, _ in figures}, key=lambda split: split != "valid")
@@ -133,11 +136,27 @@ def summary_table(result: dict[str, Any]) -> Table:
         table.add_column(name, justify="left" if place < len(names) - len(blocks[0][1]) else "right")
     for task, columns in blocks:
         for metric, name in METRICS.items():
-            values = [figures.get((split, of, metric)) for of, split in columns]
-            if any(value is not None for value in values):
-                table.add_row(*([task] if task else []), name, *(_shown(metric, value) for value in values))
+            keys = [(split, of, metric) for of, split in columns]
+            if any(key in figures for key in keys):
+                shown = [_shown(metric, figures[key]) if key in figures else "-" for key in keys]
+                table.add_row(*([task] if task else []), name, *shown)
         table.add_section()
+    table.caption, table.caption_justify = _reasons(result, figures), "left"
     return table
+
+
+def _reasons(result: dict[str, Any], figures: dict[tuple[str, str, str], float | None]) -> str | None:
+    """Say what undefined metrics need, and what has picked the best checkpoint in their place."""
+    lacking: dict[str, dict[str, None]] = {}
+    for (_, _, metric), value in figures.items():
+        if value is None:
+            lacking.setdefault(selection.needs(metric), {})[METRICS[metric]] = None
+    lines = [f"undefined: {', '.join(names)}; needed: {needs}" for needs, names in lacking.items()]
+    by, selected = result.get("best_by"), result.get("selected")
+    if lines and by != selected:
+        instead = f"by {by}" if by else "as the last one"
+        lines.append(f"best checkpoint chosen {instead}, for {selected} is undefined on valid")
+    return "\n".join(lines) or None
 
 
 def table_lines(result: dict[str, Any]) -> list[str]:
@@ -160,7 +179,7 @@ def table_lines(result: dict[str, Any]) -> list[str]:
 
 def _shown(metric: str, value: float | None) -> str:
     if value is None:
-        return "-"
+        return "undefined"
     if metric in ("auc_error", "xauc_error"):
         return f"{value:.1e}"
     return f"{value:,.0f}" if metric in ("positives", "items", "queries") else f"{value:.4f}"
@@ -271,6 +290,7 @@ def _draw_leading(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any
         if line["kind"] == "eval"
         for key in line
     ]
+    evaluated = {key[2] for key, _, _ in points} | {key[2] for key, _ in _figures(result)}
     points = [point for point in points if point[-1] is not None]
     logged = {key[:2] for key, _, _ in points}
     last = max((line["step"] for line in lines), default=0)
@@ -283,7 +303,9 @@ def _draw_leading(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any
         if task in shown and metric == shown[task][0]:
             found.setdefault(task, {}).setdefault(split, []).append((step, value))
     if not found:
-        return missing(axes, "no split evaluated")
+        main = metrics.leading(evaluated)
+        needed = main and f"{main[1]} undefined: it needs {selection.needs(main[0])}"
+        return missing(axes, needed or "no split evaluated")
     for number, (task, splits) in enumerate(found.items()):
         style = task_style(number)
         name = f"{task} " if len(found) > 1 else ""

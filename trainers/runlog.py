@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers import ranks
-from trainers.manifest import finite
+from trainers.manifest import finite, write_text
 
 NAME = "metrics.jsonl"
 
@@ -18,18 +18,16 @@ class RunLog:
 
     Args:
         run: the run folder.
-        step: the step at which this attempt starts; lines of a lost attempt beyond it are dropped, so that a resumed
-            run's log reads as if it had never stopped.
+        step: the step at which this attempt starts; lines of a lost attempt beyond it are dropped, and its evaluation
+            of test, which ends a run: so that a resumed run's log reads as if it had never stopped.
     """
 
     def __init__(self, run: Path, step: int) -> None:
         self.path = run / NAME
         self.listeners: list[Callable[[str, dict[str, Any]], None]] = []  # told (kind, content) of each line
         if ranks.is_main() and self.path.exists():
-            kept = [line for line in read(run) if line.get("step", 0) <= step]
-            draft = self.path.with_suffix(".draft")
-            draft.write_text("".join(json.dumps(line) + "\n" for line in kept))
-            draft.replace(self.path)
+            kept = [line for line in read(run) if line.get("step", 0) <= step and line.get("split") != "test"]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def write(self, kind: str, **content: Any) -> None:
         """Append a line; does nothing on the other ranks."""

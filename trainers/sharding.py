@@ -5,9 +5,9 @@ all-reduced number of rows and is multiplied by the number of ranks (torchrec av
 dense gradients are averaged in one flat all-reduce; initial table rows depend on (seed, table, row) alone.
 """
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,20 +17,18 @@ from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_bac
 from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
-from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import BoundsCheckMode, CacheParams, ShardingEnv, ShardingPlan
+from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingCollection
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from configs.errors import BadInput
-from configs.schema import Recipe, SequenceFeature
+from configs.schema import Recipe
 from modules.model import Model, ReplicatedCollection, initial_values
-from trainers import ranks
+from trainers import planning, ranks
 from trainers.combine import Combination
-from trainers.step import CachedTablePipeline, DensePipeline, Step, TablePipeline
+from trainers.step import CachedTablePipeline, DensePipeline, Pipeline, Step, TablePipeline, Update
 
 SPARSE = {
     "rowwise_adagrad": RowWiseAdagrad,
@@ -38,8 +36,6 @@ SPARSE = {
     "sgd": torch.optim.SGD,
     "adam": torch.optim.Adam,
 }
-_CACHED = "fused_uvm_caching"
-_KERNELS = {"auto": ["fused", _CACHED], "gpu": ["fused"], "host": [_CACHED]}
 DENSE = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -55,23 +51,16 @@ class Sharded:
     recipe: Recipe
     module: DistributedModelParallel
     optimizers: dict[str, torch.optim.Optimizer]  # "tables" (fused), "dense", "replicated": those that exist
-    pipeline: TablePipeline | CachedTablePipeline | DensePipeline
+    pipeline: Pipeline
     device: torch.device
 
     @property
     def model(self) -> Model:
         return self.module.module.model
 
-    def plan(self) -> dict[str, dict[str, object]]:
-        """Return {table: {sharding, ranks}} as planned, for people and checkpoints."""
-        out = {}
-        for collection in self.module.plan.plan.values():
-            for table, how in collection.items():
-                out[table] = {"sharding": how.sharding_type, "ranks": sorted(set(how.ranks or []))}
-        for path, collection in self.model.tables.items():
-            if path.endswith("replicated"):
-                out |= {table: {"sharding": "data_parallel", "ranks": "all"} for table in collection.embeddings}
-        return out
+    def plan(self) -> dict[str, dict[str, Any]]:
+        """Return where every table lies: {table: {sharding, kernel, ranks, rows, bytes}}, see `planning.placed`."""
+        return planning.placed(self.recipe, self.module.plan, ranks.world())
 
     def shards(self) -> Iterator[tuple[str, torch.Tensor, int, int]]:
         """Yield (table, local weight, first row, first column) of every sharded piece on this rank."""
@@ -82,6 +71,13 @@ class Sharded:
                     for shard in value.local_shards():
                         row, column = shard.metadata.shard_offsets
                         yield table, shard.tensor, row, column
+
+    def purge(self) -> None:
+        """Forget the rows in GPU caches, after the tables behind them were written: see checkpoint.load."""
+        for module in self.module.modules():
+            if isinstance(module, ShardedEmbeddingCollection):
+                for lookup in module._lookups:
+                    lookup.purge()
 
     def check_pipelined(self) -> None:
         """Raise where torchrec silently gave up overlapping the exchange of ids (it says nothing itself)."""
@@ -121,7 +117,7 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if recipe.train.precision == "tf32" else "highest")
     step, sharders = _fused(recipe, device)
-    plan = _plan(recipe, step, sharders, device)
+    plan = planning.agree(recipe, device.type, step, sharders)
     module = DistributedModelParallel(
         step,
         env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -135,14 +131,13 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
     dense, replicated = (
         list(optimizers[key].params.values()) if key in optimizers else [] for key in ("dense", "replicated")
     )
-    combined = CombinedOptimizer(list(optimizers.items()))
-    if "tables" in optimizers:
-        kind = CachedTablePipeline if _cached(plan) else TablePipeline
-        pipeline = kind(module, combined, device, pipeline_postproc=True)
-    else:
-        pipeline = DensePipeline(module, combined, device)
     combination = Combination(recipe, step.model, dense, replicated, device)
-    pipeline.settle(combination, dense + replicated, recipe.optimizers.dense.clip_norm)
+    # Replicated tables are tables: where one lies must not change whether its gradient is clipped.
+    update = Update(optimizers, combination, dense, recipe.optimizers.dense.clip_norm)
+    kind = DensePipeline
+    if "tables" in optimizers:
+        kind = CachedTablePipeline if planning.cached(plan) else TablePipeline
+    pipeline = kind(module, update, device)
     sharded = Sharded(recipe, module, optimizers, pipeline, device)
     with torch.no_grad():
         for table, weight, row, column in sharded.shards():
@@ -163,8 +158,7 @@ def dry_plan(recipe: Recipe, world: int, device: str) -> ShardingPlan:
     """
     check_device(recipe, torch.device(device))
     step, sharders = _fused(recipe, torch.device("meta"))
-    with _fitting(world):
-        return _planner(recipe, world, device).plan(step, sharders)
+    return planning.make(recipe, world, device, step, sharders)
 
 
 def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[EmbeddingCollectionSharder]]:
@@ -202,82 +196,6 @@ def _codecs(recipe: Recipe):
     forward = CommType.FP16 if kind == "fp16" else CommType.BF16
     # Gradients need bf16's range; activations can spend the bits on precision.
     return get_qcomm_codecs_registry(QCommsConfig(forward_precision=forward, backward_precision=CommType.BF16))
-
-
-def topology(recipe: Recipe, world: int, device: str) -> Topology:
-    """Return the planner's view of cluster.topology; bandwidths in bytes per millisecond as torchrec counts them."""
-    t = recipe.cluster.topology
-    giga, per_ms = 1024**3, 1e9 / 1e3
-    return Topology(
-        world_size=world,
-        compute_device=device,
-        hbm_cap=int(t.hbm_gb * giga),
-        ddr_cap=int(t.ddr_gb * giga),
-        local_world_size=min(t.workers_per_node, world),
-        hbm_mem_bw=t.hbm_gb_s * per_ms,
-        ddr_mem_bw=t.ddr_gb_s * per_ms,
-        intra_host_bw=t.intra_gb_s * per_ms,
-        inter_host_bw=t.inter_gb_s * per_ms,
-    )
-
-
-def constraints(recipe: Recipe, world: int, device: str) -> dict[str, ParameterConstraints]:
-    """Return each sharded table's allowed sharding and kernels, and its expected ids a row, for the planner.
-
-    Args:
-        recipe: declares the tables.
-        world: number of ranks; one alone has nobody to share a table's rows with.
-        device: "cpu" or "cuda".
-    """
-    free, out = ["table_wise", "row_wise"] if world > 1 else ["table_wise"], {}
-    for name, table in recipe.tables.items():
-        if table.sharding == "data_parallel":
-            continue
-        # Column-wise and data-parallel are never chosen unasked: both may change what is learned.
-        allowed = free if table.sharding == "auto" else [table.sharding]
-        users = [f for f in recipe.features.values() if getattr(f, "table", None) == name]
-        lengths = [float(f.max_length) / 2 if isinstance(f, SequenceFeature) else 1.0 for f in users]
-        out[name] = ParameterConstraints(
-            sharding_types=allowed,
-            compute_kernels=_KERNELS[table.memory] if device == "cuda" else ["fused"],
-            cache_params=CacheParams(load_factor=table.cache, prefetch_pipeline=True) if device == "cuda" else None,
-            pooling_factors=lengths,
-            bounds_check_mode=BoundsCheckMode.NONE,
-        )
-    return out
-
-
-def _plan(recipe: Recipe, step: nn.Module, sharders: list, device: torch.device) -> ShardingPlan:
-    world = ranks.world()
-    with _fitting(world):
-        return _planner(recipe, world, device.type).collective_plan(step, sharders, dist.group.WORLD)
-
-
-def _planner(recipe: Recipe, world: int, device: str) -> EmbeddingShardingPlanner:
-    return EmbeddingShardingPlanner(
-        topology=topology(recipe, world, device),
-        batch_size=recipe.data.batch_size // world,
-        constraints=constraints(recipe, world, device),
-        debug=False,
-        stats=[],
-    )
-
-
-@contextlib.contextmanager
-def _fitting(world: int) -> Iterator[None]:
-    try:
-        yield
-    except PlannerError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"tables: no sharding plan fits {world} workers of cluster.topology ({reason}); "
-            "add workers, lower rows or dim, or correct hbm_gb and ddr_gb"
-        ) from error
-
-
-def _cached(plan: ShardingPlan) -> bool:
-    """Return whether a table lies in host memory behind a GPU cache."""
-    return any(how.compute_kernel == _CACHED for tables in plan.plan.values() for how in tables.values())
 
 
 def _optimizers(recipe: Recipe, module: DistributedModelParallel) -> dict[str, torch.optim.Optimizer]:

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorBase, ShardedTensorMetadata
 from torch.distributed._shard.sharding_spec import ShardMetadata
 
 from configs.errors import BadInput
 from configs.schema import Recipe
-from trainers import checkpoint, manifest, ranks
+from trainers import checkpoint, ranks
 from trainers.export import find_checkpoint
 from trainers.sharding import Sharded
+
+_MEND = "start from another run, or leave train.warm_start out"
 
 
 def find(recipe: Recipe) -> Path | None:
@@ -30,10 +31,11 @@ def find(recipe: Recipe) -> Path | None:
     if recipe.train.warm_start is None:
         return None
     try:
-        path = find_checkpoint(Path(recipe.train.warm_start), "best")
-        checkpoint.check_same(path, _as_before(recipe, path), resume=False)
+        path = find_checkpoint(Path(recipe.train.warm_start), "best", _MEND)
+        mend = f"give it that value (of rows a whole multiple will do), {_MEND}"
+        checkpoint.check_same(path, _as_before(recipe, path), resume=False, mend=mend)
     except BadInput as error:
-        raise BadInput(f"train.warm_start: {error}") from None
+        raise type(error)(f"train.warm_start: {error}") from error.__cause__
     return path
 
 
@@ -48,7 +50,7 @@ def _as_before(recipe: Recipe, path: Path) -> Recipe:
 
 def _rows(path: Path) -> dict[str, int]:
     """Return the rows of a checkpoint's tables."""
-    return {name: table["rows"] for name, table in manifest.read(path)["recipe"]["tables"].items()}
+    return {name: table["rows"] for name, table in checkpoint.content(path)["recipe"]["tables"].items()}
 
 
 def load(sharded: Sharded, recipe: Recipe, path: Path) -> None:
@@ -62,9 +64,13 @@ def load(sharded: Sharded, recipe: Recipe, path: Path) -> None:
     Raises:
         BadInput: the checkpoint is damaged.
     """
-    damaged = [d for d in ranks.gather(manifest.damage(path, manifest.read(path), (ranks.rank(), ranks.world()))) if d]
-    if damaged:
-        raise BadInput(f"train.warm_start: {damaged[0]}; start from another run, or leave it out")
+    try:
+        _load(sharded, recipe, path)
+    except checkpoint.Damaged as error:
+        raise BadInput(f"train.warm_start: {error}; {_MEND}") from None
+
+
+def _load(sharded: Sharded, recipe: Recipe, path: Path) -> None:
     before = _rows(path)
     grown = {f".embeddings.{n}.weight": before[n] for n, t in recipe.tables.items() if t.rows != before[n]}
     state = checkpoint.state(sharded)
@@ -74,11 +80,12 @@ def load(sharded: Sharded, recipe: Recipe, path: Path) -> None:
         )
         for part, values in state.items()
     }
-    dcp.load(asked, checkpoint_id=path, no_dist=ranks.world() == 1)
+    checkpoint.read(asked, path)
     for part, values in state.items():
         for key, value in values.items():
             if (rows := _old_rows(key, grown)) and key in asked[part]:
                 _spread(value, asked[part][key], rows)
+    sharded.purge()
 
 
 def _without_none(content: dict[str, Any]) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 
 from configs.errors import BadInput, without_credentials
-from configs.load import dump_recipe, load_recipe
+from configs.load import dump_recipe
 from configs.schema import Recipe
-from trainers import manifest, ranks
+from trainers import checkpoint, manifest, ranks
+from trainers.manifest import write_text
 
 log = logging.getLogger("livetrain")
 
@@ -84,7 +85,7 @@ class Tracker:
         except Exception as error:
             self._run = None
             reason = without_credentials(" ".join(str(error).split())) or type(error).__name__
-            _failure(self._folder).write_text(reason)
+            write_text(_failure(self._folder), reason)
             self._warn(f"wandb failed, the run goes on without it: {reason}")
 
     def _start(self) -> None:
@@ -143,14 +144,20 @@ class Tracker:
 
 def report(recipe: Recipe, run: Path, picture: Path, result: dict[str, Any]) -> None:
     """Send a finished run's report and result, unless wandb failed while it trained, which was warned of then."""
-    if not _failure(run).exists():
+    if not reported(recipe, run):
         with Tracker(recipe, run) as tracker:
             tracker.report(picture, result)
+        write_text(_reported(run), "")
+
+
+def reported(recipe: Recipe, run: Path) -> bool:
+    """Return whether there is nothing to send of a finished run any more."""
+    return recipe.wandb is None or _failure(run).exists() or _reported(run).exists()
 
 
 def later(run: Path, warn: Callable[[str], None]) -> Tracker:
     """Return the tracker of a run that was trained before, to add to what it has sent."""
-    return Tracker(load_recipe(run / "config.yaml"), run.resolve(), warn)
+    return Tracker(checkpoint.recipe_of(run), run.resolve(), warn)
 
 
 def _failure(run: Path) -> Path:
@@ -158,11 +165,14 @@ def _failure(run: Path) -> Path:
     return run / "wandb" / "failed"
 
 
+def _reported(run: Path) -> Path:
+    """Return the file that is there once a finished run's report was sent."""
+    return run / "wandb" / "reported"
+
+
 def _run_id(run: Path, recipe: Recipe) -> str:
     """Return the run's id: its name, and a draw that tells it from an earlier run of that name; made once."""
     path = run / "wandb" / "id"
     if not path.exists():
-        draft = path.with_name("id.draft")
-        draft.write_text(f"{recipe.name[:64]}-{secrets.token_hex(4)}")
-        draft.replace(path)
-    return path.read_text()
+        write_text(path, f"{recipe.name[:64]}-{secrets.token_hex(4)}")
+    return path.read_text(encoding="utf-8")

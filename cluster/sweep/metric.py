@@ -14,7 +14,7 @@ from typing import Any
 
 from configs.errors import BadInput, nearest
 from configs.schema import Recipe
-from trainers import preflight
+from trainers import selection
 
 _NAME = re.compile(r"\b([A-Za-z]\w*)/([A-Za-z]\w*(?:\.[A-Za-z]\w*)?)")
 _BINARY = {
@@ -62,7 +62,7 @@ def parse(text: str, recipe: Recipe) -> Metric:
     if colon and direction.strip() not in signs:
         raise BadInput(f"--metric '{text}': '{direction}' is no direction; begin with max: or min:, or leave it out")
     body = (body if colon else text).strip()
-    known = preflight.selectable(recipe) | {f"{task}.{_SIGNLESS}": 0 for task in recipe.tasks}
+    known = selection.selectable(recipe) | {f"{task}.{_SIGNLESS}": 0 for task in recipe.tasks}
     variables: dict[str, str] = {}  # metric -> its name in the expression
 
     def variable(match: re.Match[str]) -> str:

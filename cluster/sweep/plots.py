@@ -203,8 +203,7 @@ def _curves(axes: Axes, sweep: Sweep) -> None:
 
 
 def _winner(sweep: Sweep) -> Trial | None:
-    done = any(trial.state == "finished" and None not in trial.scores for trial in sweep.trials)
-    return sweep.best if done else None
+    return sweep.best if any(trial.scored for trial in sweep.trials) else None
 
 
 def _best(axes: Axes, sweep: Sweep) -> None:

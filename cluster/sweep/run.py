@@ -1,30 +1,30 @@
 """Running a sweep: Ray Tune starts the trials, and each trial is a training of its own by `cluster.launch`."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cluster import launch
+from cluster import capacity, launch
+from cluster.alone import alone
 from cluster.sweep.board import Board
 from cluster.sweep.trials import ENDED, ERROR, Settings, Sweep, Trial
 from configs.complaints import first_complaint
-from configs.errors import BadInput
+from configs.errors import BadInput, NotNow
 from configs.load import load_recipe, override
 from configs.schema import Recipe
 from configs.space import load_space, parse_space
 from modules.model import Model
-from trainers import preflight
-from trainers.data.source import Source
-from trainers.process import prepare
+from trainers import preflight, scratch, selection
+from trainers.data.source import Source, Statistics, scan
+from trainers.manifest import write_text
+from trainers.process import prepare, threads
 
 # What a trial holds that only starts workers and waits for them: no CPU, for its workers may need them all.
 DRIVER = {"memory": 2**29}
@@ -61,8 +61,11 @@ def tune(
     name = f"{recipe.name or recipe.model.kind}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     sweep = Sweep(Path(folder or Path("runs") / name).resolve(), recipe, parsed, asked)
     check(sweep)
-    sweep.create()
-    return _search(sweep)
+    if folder is None:
+        sweep.folder = preflight.fresh_folder(sweep.folder.parent, name)
+    with _held(sweep.folder):
+        sweep.create()
+        return _search(sweep)
 
 
 def resume(folder: str | Path) -> Sweep:
@@ -73,11 +76,13 @@ def resume(folder: str | Path) -> Sweep:
     """
     sweep = Sweep.open(folder)
     check(sweep)
-    return _search(sweep)
+    with _held(sweep.folder):
+        return _search(sweep)
 
 
 def check(sweep: Sweep) -> None:
     """Raise BadInput for whatever is wrong with a sweep's recipe, data, space or metrics, before any trial."""
+    launch.check_here(sweep.recipe.cluster)
     _ = sweep.metrics
     preflight.check_select(sweep.recipe)
     sweep.space.check(sweep.recipe, also=_build)
@@ -88,12 +93,24 @@ def check(sweep: Sweep) -> None:
         except BadInput as error:
             drawn = ", ".join(f"{key}={value}" for key, value in values.items())
             raise BadInput(f"space: {drawn} do not go together: {error}; bind them with `when`") from None
-    for split in preflight.SPLITS:
-        Source.open(sweep.recipe, split)
+    sources = {split: Source.open(sweep.recipe, split) for split in preflight.SPLITS}
+    _check_defined(sweep, scan(sources["valid"], sweep.recipe))
     if sweep.settings.search == "optuna":
         from cluster.sweep.search import check_optuna
 
         check_optuna()
+
+
+def _check_defined(sweep: Sweep, statistics: Statistics) -> None:
+    """Raise BadInput where the validation split's labels leave a metric undefined, whatever is trained."""
+    for metric in sweep.metrics:
+        for name in metric.names:
+            if name in selection.undefined(sweep.recipe, name.rpartition(".")[0], statistics):
+                other = selection.stand_in(sweep.recipe, name)
+                raise BadInput(
+                    f"--metric '{metric.text}': {name} is undefined on valid, for it needs {selection.needs(name)}; "
+                    f"start a sweep by another metric, such as valid/{other}, or with other rows as valid"
+                )
 
 
 def _build(recipe: Recipe) -> None:
@@ -121,10 +138,13 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 
 def _search(sweep: Sweep) -> Sweep:
-    with _alone(sweep.folder), launch.attached(sweep.recipe.cluster, dashboard=True):
-        _settle_all(sweep)
-        if any(trial.state not in ENDED for trial in sweep.trials) or len(sweep.trials) < sweep.settings.samples:
-            _run(sweep)
+    try:
+        with launch.attached(sweep.recipe.cluster, dashboard=True):
+            _settle_all(sweep)
+            if any(trial.state not in ENDED for trial in sweep.trials) or len(sweep.trials) < sweep.settings.samples:
+                _run(sweep)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"interrupted; livetrain tune --resume {sweep.folder} goes on with it") from None
     left = [trial.number for trial in sweep.trials if trial.state not in ENDED]
     if left or len(sweep.trials) < sweep.settings.samples:
         raise KeyboardInterrupt(f"interrupted; livetrain tune --resume {sweep.folder} goes on with it")
@@ -134,20 +154,16 @@ def _search(sweep: Sweep) -> Sweep:
     return sweep
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the sweep's lock, which the end of this process frees, however it ends."""
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BadInput(f"{folder}: this sweep is running already; wait for its end, or stop it first") from None
-        yield
+def _held(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep a sweep to this process."""
+    busy = f"{folder}: this sweep is running already; wait for its end, or stop it first"
+    return alone(folder / "lock", busy, patience=0)
 
 
 def _run(sweep: Sweep) -> None:
     """Train what is left of a sweep. Ray is there."""
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # the runs have logs of their own
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # it waits for the trials; theirs is saved without
     os.environ["TUNE_PRINT_ALL_TRIAL_ERRORS"] = "0"  # the table tells of them
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # a trial that fails early, or is short, reports nothing
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -181,6 +197,9 @@ def _run(sweep: Sweep) -> None:
             progress_reporter=CLIReporter(),  # silent then; the one that Tune finds for a notebook clears the board
         )
     shutil.rmtree(sweep.folder / "ray", ignore_errors=True)  # Tune's own notes: the sweep's are beside them
+    for trial in sweep.trials:  # of those that Tune has stopped
+        if sweep.run(trial).exists():
+            scratch.sweep(sweep.run(trial), launch.TRAINING)
 
 
 def at_once(recipe: Recipe, cuda: bool) -> int:
@@ -189,21 +208,10 @@ def at_once(recipe: Recipe, cuda: bool) -> int:
     Raises:
         BadInput: there is not even room for one.
     """
-    import ray
-
-    cluster, places = recipe.cluster, 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            free = node["Resources"]
-            room = int(free.get("CPU", 0) // cluster.cpus_per_worker)
-            places += min(room, int(free.get("GPU", 0))) if cuda else room
-    trials = places // max(cluster.workers, 1)
-    if not trials:
-        raise BadInput(
-            f"cluster.workers: a trial wants {max(cluster.workers, 1)} workers of {cluster.cpus_per_worker:g} CPUs"
-            f"{' and a GPU' if cuda else ''} each, and the Ray cluster has room for {places}; lower cluster.workers"
-        )
-    return trials
+    cluster = recipe.cluster
+    workers = max(cluster.workers, 1)
+    capacity.check(cluster, cuda)
+    return max(capacity.places_now(cluster, cuda) // workers, 1)  # one waits for nodes that are to come
 
 
 def _trial(folder: Path, recipe: Recipe, home: str, config: dict[str, Any]) -> None:
@@ -214,22 +222,25 @@ def _trial(folder: Path, recipe: Recipe, home: str, config: dict[str, Any]) -> N
     prepare()
     with contextlib.suppress(OSError):  # on another machine the folder need not be there
         os.chdir(home)
-    torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    torch.set_num_threads(threads())
     sweep = Sweep.open(folder)
     sweep.recipe = recipe  # its file is without the credentials of URIs
     trial = Trial(config["number"], config["values"])
     run = sweep.run(trial)
     (run / ERROR).unlink(missing_ok=True)
-    if (run / "result.json").exists():
+    made = trial_recipe(sweep, trial)
+    if launch.complete(made, run):
         return
     over = threading.Event()
     reporter = threading.Thread(target=_report, args=(sweep, trial, over), daemon=True)
     reporter.start()
     try:
-        launch.train(trial_recipe(sweep, trial), folder / "trials", test=False)
+        launch.train(made, folder / "trials", test=False)
+    except NotNow:  # Tune tries again, or --resume does
+        raise
     except BadInput as error:
         run.mkdir(parents=True, exist_ok=True)
-        (run / ERROR).write_text(str(error))
+        write_text(run / ERROR, str(error))
     finally:
         over.set()
         reporter.join()
@@ -283,7 +294,7 @@ def _follower(sweep: Sweep, board: Board) -> Any:
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             own = sweep.trials[trial.config["number"]]
-            text = Path(trial.error_file).read_text() if trial.error_file else ""
+            text = Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else ""
             own.error = text[-ERROR_LENGTH:] + (DIED if "actor died" in text or not text else "")
             board.ended(own)
             sweep.save()
@@ -319,7 +330,7 @@ def _read(sweep: Sweep, trial: Trial) -> None:
     evaluations = sweep.evaluations(trial)
     if evaluations:
         trial.scores, trial.epoch = evaluations[-1]["scores"], evaluations[-1]["epoch"]
-    if (run / "result.json").exists():
+    if launch.finished(run) is not None:
         trial.state = "finished"
     elif (run / ERROR).exists():
-        trial.state, trial.error = "failed", (run / ERROR).read_text()[-ERROR_LENGTH:]
+        trial.state, trial.error = "failed", (run / ERROR).read_text(encoding="utf-8")[-ERROR_LENGTH:]

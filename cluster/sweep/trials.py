@@ -20,9 +20,10 @@ from configs.errors import BadInput, nearest
 from configs.load import dump_recipe, dump_tree, load_recipe, override
 from configs.schema import Recipe, Section
 from configs.space import Space, load_space
+from configs.values import Seed, whole
 from trainers import runlog
 from trainers.export import versions
-from trainers.manifest import write_json
+from trainers.manifest import write_json, write_text
 
 if TYPE_CHECKING:
     import pandas
@@ -36,10 +37,10 @@ class Settings(Section):
     """How a sweep searches."""
 
     metrics: list[str] = Field(min_length=1, description="what is chosen by; several give a Pareto front")
-    samples: int = Field(20, gt=0, description="trials")
+    samples: whole(1, 10**6) = Field(20, description="trials")
     search: Literal["random", "optuna"] = "random"
     scheduler: Literal["asha", "none"] = "asha"
-    seed: int = Field(1, ge=0)
+    seed: Seed = 1
 
 
 @dataclass
@@ -57,6 +58,11 @@ class Trial:
     @property
     def name(self) -> str:
         return f"{self.number:03d}"
+
+    @property
+    def scored(self) -> bool:
+        """Whether the trial has finished with a number for every metric."""
+        return self.state == "finished" and bool(self.scores) and None not in self.scores
 
 
 @dataclass
@@ -78,14 +84,20 @@ class Sweep:
         """
         folder = Path(folder).resolve()
         try:
-            record = json.loads((folder / RECORD).read_text())
-        except (OSError, json.JSONDecodeError):
+            record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        except OSError:
             near = nearest(str(folder), [str(found.parent) for found in folder.parent.glob(f"*/{RECORD}")])
             raise BadInput(f"{folder}: this folder holds no sweep ({RECORD} is missing){near}") from None
+        except ValueError:
+            raise _damaged(folder) from None
         known = {part.name for part in fields(Trial)}
-        trials = [Trial(**{k: v for k, v in trial.items() if k in known}) for trial in record["trials"]]
+        try:
+            trials = [Trial(**{k: v for k, v in trial.items() if k in known}) for trial in record["trials"]]
+            settings = Settings.model_validate(record["settings"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise _damaged(folder) from None
         recipe, space = load_recipe(folder / "recipe.yaml"), load_space(folder / "space.yaml")
-        return cls(folder, recipe, space, Settings.model_validate(record["settings"]), trials)
+        return cls(folder, recipe, space, settings, trials)
 
     def create(self) -> None:
         """Write what was asked.
@@ -100,8 +112,8 @@ class Sweep:
             )
         try:
             (self.folder / "trials").mkdir(parents=True, exist_ok=True)
-            (self.folder / "recipe.yaml").write_text(dump_recipe(self.recipe))
-            (self.folder / "space.yaml").write_text(dump_tree(self.space.tree()))
+            write_text(self.folder / "recipe.yaml", dump_recipe(self.recipe))
+            write_text(self.folder / "space.yaml", dump_tree(self.space.tree()))
         except OSError as error:
             raise BadInput(f"{self.folder}: cannot write here ({error.strerror}); choose another with --out") from error
         self.save()
@@ -140,15 +152,36 @@ class Sweep:
         Raises:
             BadInput: no trial has finished with a number.
         """
-        found = [trial for trial in self.trials if trial.state == "finished" and None not in trial.scores]
+        found = [trial for trial in self.trials if trial.scored]
         if not found:
-            raise BadInput(f"{self.folder}: no trial has finished yet; go on with --resume {self.folder}")
+            raise BadInput(f"{self.folder}: {self._why_none()}")
         return max(found, key=lambda trial: (self.metrics[0].score(trial.scores[0]), -trial.number))
+
+    def _why_none(self) -> str:
+        """Say why no trial is the best, and what to do."""
+        finished = [trial for trial in self.trials if trial.state == "finished"]
+        if finished:
+            return f"{self._undefined(finished)}; start a sweep by another --metric, or with other rows as valid"
+        if len(self.trials) < self.settings.samples or any(trial.state not in ENDED for trial in self.trials):
+            return f"no trial has finished yet; go on with --resume {self.folder}"
+        return f"none of its {len(self.trials)} trials has finished; {RECORD} says why; mend it and start another sweep"
+
+    def _undefined(self, finished: list[Trial]) -> str:
+        """Say which metric is undefined in trials of which none has them all, and what it needs."""
+        from trainers.selection import needs
+
+        metric = next(
+            m for place, m in enumerate(self.metrics) if any(trial.scores[place] is None for trial in finished)
+        )
+        lines = [line for trial in finished for line in self.evaluations(trial)]
+        name = next((name for name in metric.names if any(line.get(name) is None for line in lines)), None)
+        why = f"{name} needs {needs(name)} in valid" if name else "its expression gives no number"
+        return f"{metric.text} is undefined in the {len(finished)} trials that have finished, for {why}"
 
     @property
     def front(self) -> list[Trial]:
         """The Pareto front: the finished trials than which no other is as good by all metrics and better by one."""
-        known = [trial for trial in self.trials if trial.state == "finished" and None not in trial.scores]
+        known = [trial for trial in self.trials if trial.scored]
         points = {
             trial.number: [m.score(v) for m, v in zip(self.metrics, trial.scores, strict=True)] for trial in known
         }
@@ -241,16 +274,19 @@ def read_evaluations(run: Path, recipe: Recipe, metrics: list[Metric]) -> list[d
         By evaluation `step`, `epoch`, the metrics by their own names, and `scores`: the values of `metrics` at the
         best checkpoint by then, as ``train.select`` picks it, which is the one that is kept, measured and exported.
     """
-    from trainers.loop import is_better
+    from trainers.selection import is_better
 
     lines = runlog.read(run)
     epochs = {line["step"]: line["epoch"] for line in lines if line.get("kind") == "train"}
     found = {line["step"]: line for line in lines if line.get("kind") == "eval" and line.get("split") == "valid"}
     out, best, kept = [], None, []
     for step in sorted(found):
-        value = found[step].get(recipe.select())
-        if is_better(recipe.select(), value, best):
-            best = value
+        if is_better(recipe, found[step], best):
+            best = found[step]
             kept = [None if math.isnan(v) else v for v in (metric.value(found[step]) for metric in metrics)]
         out.append(found[step] | {"epoch": epochs.get(step, 0.0), "scores": kept})
     return out
+
+
+def _damaged(folder: Path) -> BadInput:
+    return BadInput(f"{folder / RECORD}: this is no record of a sweep; put it back from a copy, or start a new sweep")

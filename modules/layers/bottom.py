@@ -1,6 +1,6 @@
 """The bottom of the ranking networks: all features of a row, histories seen from the candidate, as one vector."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -8,20 +8,19 @@ from torch import Tensor, nn
 
 from configs.errors import BadInput, nearest
 from configs.schema import ModelConfig, Section
+from configs.values import Name, Units
 from modules.inputs import Inputs
 from modules.layers import jagged
 from modules.layers.attention import ActivationUnit
 from modules.layers.gather import Gather
 
-Units = list[Annotated[int, Field(gt=0)]]
-
 
 class Attention(Section):
     """One history and the candidate that looks at it."""
 
-    query: list[str] = Field(min_length=1, description="id features of the candidate")
-    events: list[str] = Field(min_length=1, description="sequence features of the past events, one a query feature")
-    side: list[str] = Field([], description="sequence features that an event has and the candidate has not")
+    query: list[Name] = Field(min_length=1, description="id features of the candidate")
+    events: list[Name] = Field(min_length=1, description="sequence features of the past events, one a query feature")
+    side: list[Name] = Field([], description="sequence features that an event has and the candidate has not")
 
     @model_validator(mode="after")
     def _paired(self) -> "Attention":
@@ -40,7 +39,7 @@ class BottomConfig(ModelConfig):
     attention_units: Units = Field([64, 16], min_length=1, description="hidden layers of the activation unit")
     softmax: bool = Field(False, description="normalise the attention over a row's events; DIN's paper does not")
     activation: Literal["dice", "relu"] = "dice"
-    pooled: list[str] = Field([], description="sequence features that are only averaged")
+    pooled: list[Name] = Field([], description="sequence features that are only averaged")
 
 
 class History(nn.Module):

@@ -28,7 +28,7 @@ class Kernel(nn.Module):
     def __init__(self, fields: Fields, dense: int) -> None:
         super().__init__()
         dims = [*fields.dims.values(), dense]
-        field = torch.repeat_interleave(torch.arange(len(dims)), torch.tensor(dims))  # (S,)
+        field = torch.repeat_interleave(torch.arange(len(dims)), torch.tensor(dims), output_size=sum(dims))  # (S,)
         # (S, S); it follows from the dims, so no checkpoint needs it.
         self.register_buffer("masked", field.unsqueeze(1) >= field, persistent=False)
         self.weight = nn.Parameter(torch.zeros(fields.tasks, len(field), len(field)))

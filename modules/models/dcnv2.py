@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from configs.schema import Task
+from configs.values import Few, Size
 from modules.inputs import Inputs
 from modules.layers.cross import Cross
 from modules.layers.gather import Gather
@@ -20,8 +21,8 @@ class DCNv2Config(DNNConfig):
     """A cross network and a tower on embeddings, mean-pooled sequences and dense features."""
 
     kind: Literal["dcnv2"] = "dcnv2"
-    cross_layers: int = Field(2, gt=0)
-    rank: int | None = Field(None, gt=0, description="of the cross layers' matrices, by default whole")
+    cross_layers: Few = 2
+    rank: Size | None = Field(None, description="of the cross layers' matrices, by default whole")
     structure: Literal["parallel", "stacked"] = Field(
         "parallel", description="the tower beside the cross network, or on top of it"
     )

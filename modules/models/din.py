@@ -6,8 +6,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from configs.schema import Task
+from configs.values import Dropout, Units
 from modules.inputs import Inputs
-from modules.layers.bottom import Attention, Bottom, BottomConfig, Units
+from modules.layers.bottom import Attention, Bottom, BottomConfig
 from modules.layers.mlp import MLP
 from modules.models.registry import register
 from modules.tasks import Heads
@@ -19,7 +20,7 @@ class DINConfig(BottomConfig):
     kind: Literal["din"] = "din"
     attention: list[Attention] = Field(min_length=1)
     units: Units = Field([200, 80], description="hidden layers of the tower")
-    dropout: float = Field(0.0, ge=0, lt=1, description="in the tower")
+    dropout: Dropout = Field(0.0, description="in the tower")
 
 
 @register("din", DINConfig)

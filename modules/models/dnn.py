@@ -1,11 +1,12 @@
 """DNN: embeddings and a multi-layer perceptron, with every sequence averaged."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from configs.schema import ModelConfig, Task
+from configs.values import Dropout, Units
 from modules.inputs import Inputs
 from modules.layers.gather import Gather
 from modules.layers.mlp import MLP
@@ -17,9 +18,9 @@ class DNNConfig(ModelConfig):
     """A tower on embeddings, mean-pooled sequences and dense features."""
 
     kind: Literal["dnn"] = "dnn"
-    units: list[Annotated[int, Field(gt=0)]] = Field([200, 80], description="hidden layers of the tower")
+    units: Units = Field([200, 80], description="hidden layers of the tower")
     activation: Literal["dice", "relu"] = "relu"
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: Dropout = 0.0
 
 
 @register("dnn", DNNConfig)

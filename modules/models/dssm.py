@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from configs.errors import BadInput, nearest
 from configs.schema import ModelConfig, Task
+from configs.values import Dropout, Name, Size, Units, real
 from modules.inputs import Inputs
 from modules.layers import jagged
-from modules.layers.bottom import Units
 from modules.layers.distributed import all_gather
 from modules.layers.gather import Gather
 from modules.layers.mlp import MLP
@@ -30,13 +30,13 @@ class DSSMConfig(ModelConfig):
     """A tower for the user and one for the item."""
 
     kind: Literal["dssm"] = "dssm"
-    key: str = Field(description="id feature that tells items apart; one of the item's")
-    item: list[str] = Field([], description="the item's other features; all that are not named are the user's")
-    width: int = Field(32, gt=0, description="size of the two vectors")
+    key: Name = Field(description="id feature that tells items apart; one of the item's")
+    item: list[Name] = Field([], description="the item's other features; all that are not named are the user's")
+    width: Size = Field(32, description="size of the two vectors")
     units: Units = Field([128, 64], description="hidden layers of each tower")
     activation: Literal["dice", "relu"] = "relu"
-    dropout: float = Field(0.0, ge=0, lt=1)
-    temperature: float = Field(0.1, gt=0, description="divides the cosine in the softmax")
+    dropout: Dropout = 0.0
+    temperature: real(1e-3, 1000) = Field(0.1, description="divides the cosine in the softmax")
     log_q: bool = Field(True, description="correct for how often an item is in batches")
 
 

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from configs.errors import BadInput, nearest
 from configs.schema import Task
+from configs.values import Name, Units
 from modules.inputs import Inputs
-from modules.layers.bottom import Bottom, Units
+from modules.layers.bottom import Bottom
 from modules.models.multitask import MultiTask, MultiTaskConfig, towers
 from modules.models.registry import register
 from modules.tasks import Heads
 
-Chain = Annotated[list[str], Field(min_length=2)]
+Chain = Annotated[list[Name], Field(min_length=2)]
 
 
 class ESMMConfig(MultiTaskConfig):

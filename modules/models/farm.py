@@ -3,7 +3,7 @@
 The paper has no public code, and what is known of it is its structure. What was decided here says so where it stands.
 """
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from configs.errors import BadInput, nearest
 from configs.schema import Section, Task
+from configs.values import CountOrZero, Dropout, Length, Name, Size, Units, real, whole
 from modules.inputs import Inputs
 from modules.layers import jagged
 from modules.layers.align import Align, signature
@@ -32,12 +33,14 @@ class FrequencyConfig(Section):
     filter: Literal["split", "learned"] = Field(
         "split", description="gated low and high frequencies of each user's own length; or FMLP-Rec's learned filter"
     )
-    cutoff: float = Field(3, gt=0, description="split: number of low frequencies, or below 1 the share of a user's own")
-    units: list[Annotated[int, Field(gt=0)]] = Field([32], description="split: hidden layers of the gates")
-    length: int | None = Field(
-        None, gt=1, description="learned: events to which every row is padded; newest ones count"
+    cutoff: real(1e-6, 2**16) = Field(
+        3, description="split: number of low frequencies, or below 1 the share of a user's own"
     )
-    dropout: float = Field(0.0, ge=0, lt=1)
+    units: Units = Field([32], description="split: hidden layers of the gates")
+    length: whole(2, 2**16) | None = Field(
+        None, description="learned: events to which every row is padded; newest ones count"
+    )
+    dropout: Dropout = 0.0
 
     @field_validator("cutoff")
     @classmethod
@@ -56,10 +59,10 @@ class FrequencyConfig(Section):
 class AlignConfig(Section):
     """How the two domains' views of a user are pulled together."""
 
-    user: str = Field(description="id feature of the user, whose other rows are no negatives")
-    weight: float = Field(0.1, ge=0, description="of the alignment's loss beside the tasks'; 0 leaves it out")
-    temperature: float = Field(0.1, gt=0)
-    warmup: int = Field(0, ge=0, description="steps in which the weight rises from 0")
+    user: Name = Field(description="id feature of the user, whose other rows are no negatives")
+    weight: real(0, 1e6) = Field(0.1, description="of the alignment's loss beside the tasks'; 0 leaves it out")
+    temperature: real(1e-3, 1000) = 0.1
+    warmup: CountOrZero = Field(0, description="steps in which the weight rises from 0")
     negatives: Literal["global", "rank"] = Field(
         "global", description="rows of the whole batch; or only of the rank, which learns otherwise on more ranks"
     )
@@ -70,16 +73,16 @@ class FARMConfig(CGCConfig):
 
     kind: Literal["farm"] = "farm"
     attention: list[Attention] = Field(min_length=1, max_length=2, description="one history a domain")
-    width: int = Field(32, gt=0, description="size of an event in either domain")
+    width: Size = Field(32, description="size of an event in either domain")
     frequency: FrequencyConfig | None = FrequencyConfig()
     align: AlignConfig | None = None
     fuse: Literal["attention", "concat"] = Field(
         "attention", description="self- and cross-attention before the candidate looks; or only the candidate's look"
     )
-    blocks: int = Field(1, ge=0, description="self-attention blocks a domain")
-    heads: int = Field(2, gt=0)
-    positions: int = Field(64, gt=0, description="newest events that have a position of their own")
-    levels: int = Field(1, gt=0, description="of PLE; one level is CGC")
+    blocks: whole(0, 256) = Field(1, description="self-attention blocks a domain")
+    heads: Size = 2
+    positions: Length = Field(64, description="newest events that have a position of their own")
+    levels: whole(1, 32) = Field(1, description="of PLE; one level is CGC")
 
     @model_validator(mode="after")
     def _fits(self) -> "FARMConfig":

@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from configs.schema import Task
+from configs.values import Few
 from modules.inputs import Inputs
 from modules.layers.bottom import Bottom
 from modules.layers.experts import Experts, Gate, mix
@@ -18,7 +19,7 @@ class MMoEConfig(MultiTaskConfig):
     """Experts that all tasks share, a gate and a tower a task."""
 
     kind: Literal["mmoe"] = "mmoe"
-    experts: int = Field(4, gt=0)
+    experts: Few = 4
     expert_units: Layers = Field([128], description="layers of an expert")
 
 

@@ -6,7 +6,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from configs.schema import Task
-from modules.layers.bottom import Bottom, BottomConfig, Units
+from configs.values import Dropout, Units
+from modules.layers.bottom import Bottom, BottomConfig
 from modules.layers.mlp import MLP
 from modules.tasks import Heads
 
@@ -17,7 +18,7 @@ class MultiTaskConfig(BottomConfig):
     """The keys of every multi-task model: those of the bottom, and of each task's tower."""
 
     tower_units: Units = Field([64], description="hidden layers of each task's tower")
-    dropout: float = Field(0.0, ge=0, lt=1, description="in experts and towers")
+    dropout: Dropout = Field(0.0, description="in experts and towers")
 
 
 def towers(config: MultiTaskConfig, tasks: dict[str, Task], width: int) -> nn.ModuleList:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from configs.errors import BadInput, nearest
 from configs.schema import ModelConfig, Task
+from configs.values import Dropout, Name, Units, whole
 from modules.inputs import Inputs
 from modules.layers import jagged
-from modules.layers.bottom import Units
 from modules.layers.mlp import MLP
 from modules.models.registry import register
 from modules.tasks import Heads
@@ -20,11 +20,13 @@ class NCFConfig(ModelConfig):
     """A user and an item, by their product, by a perceptron, or by both."""
 
     kind: Literal["ncf"] = "ncf"
-    user: str = Field("user", description="id feature")
-    item: str = Field(description="id feature")
-    product: int = Field(8, ge=0, description="columns of either id's table row whose products count; 0: MLP alone")
+    user: Name = Field("user", description="id feature")
+    item: Name = Field(description="id feature")
+    product: whole(0, 2**16) = Field(
+        8, description="columns of either id's table row whose products count; 0: MLP alone"
+    )
     units: Units = Field([64, 32, 16, 8], description="hidden layers on the other columns; without these, GMF alone")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: Dropout = 0.0
 
 
 @register("ncf", NCFConfig)

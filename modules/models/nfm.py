@@ -6,8 +6,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from configs.schema import Task
+from configs.values import Dropout, Units
 from modules.inputs import Inputs
-from modules.layers.bottom import Units
 from modules.layers.factorisation import BiInteraction
 from modules.layers.fields import Fields
 from modules.layers.mlp import MLP
@@ -22,7 +22,7 @@ class NFMConfig(DNNConfig):
 
     kind: Literal["nfm"] = "nfm"
     units: Units = Field([128, 128], description="hidden layers of the tower")
-    dropout: float = Field(0.0, ge=0, lt=1, description="of the products and in the tower")
+    dropout: Dropout = Field(0.0, description="of the products and in the tower")
 
 
 class _Term(nn.Module):

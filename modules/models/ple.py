@@ -6,6 +6,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from configs.schema import Task
+from configs.values import Few, whole
 from modules.inputs import Inputs
 from modules.layers.bottom import Bottom
 from modules.layers.experts import Level
@@ -18,8 +19,8 @@ class CGCConfig(MultiTaskConfig):
     """One level of own and shared experts, a gate and a tower a task."""
 
     kind: Literal["cgc"] = "cgc"
-    own: int = Field(1, gt=0, description="experts of each task, a level")
-    shared: int = Field(1, gt=0, description="experts of all tasks, a level")
+    own: Few = Field(1, description="experts of each task, a level")
+    shared: Few = Field(1, description="experts of all tasks, a level")
     expert_units: Layers = Field([128], description="layers of an expert")
 
 
@@ -27,7 +28,7 @@ class PLEConfig(CGCConfig):
     """CGC in several levels."""
 
     kind: Literal["ple"] = "ple"
-    levels: int = Field(2, gt=0)
+    levels: whole(1, 32) = 2
 
 
 class Trunk(nn.Module):

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from configs.errors import BadInput
 from configs.schema import ModelConfig, Task
+from configs.values import Dropout, Few, Length, Name, Size, Units
 from modules.inputs import Inputs
-from modules.layers.bottom import Attention, Units, check_features
+from modules.layers.bottom import Attention, check_features
 from modules.layers.buckets import buckets
 from modules.layers.domain import Domain
 from modules.layers.gather import Gather
@@ -24,14 +25,14 @@ class SASRecConfig(ModelConfig):
 
     kind: Literal["sasrec"] = "sasrec"
     attention: list[Attention] = Field(min_length=1, max_length=1, description="the history")
-    pooled: list[str] = Field([], description="sequence features that are only averaged")
-    width: int = Field(32, gt=0, description="size of an event")
-    blocks: int = Field(2, gt=0, description="self-attention blocks")
-    heads: int = Field(1, gt=0)
-    positions: int = Field(64, gt=0, description="newest events that have a position of their own")
+    pooled: list[Name] = Field([], description="sequence features that are only averaged")
+    width: Size = Field(32, description="size of an event")
+    blocks: Few = Field(2, description="self-attention blocks")
+    heads: Size = 1
+    positions: Length = Field(64, description="newest events that have a position of their own")
     units: Units = Field([200, 80], description="hidden layers of the tower")
     activation: Literal["dice", "relu"] = "dice"
-    dropout: float = Field(0.0, ge=0, lt=1, description="in blocks and tower")
+    dropout: Dropout = Field(0.0, description="in blocks and tower")
 
     @model_validator(mode="after")
     def _divides(self) -> "SASRecConfig":

@@ -16,7 +16,7 @@ from cluster.exchange import Exchanged
 from configs.errors import BadInput
 from configs.schema import Cluster
 from tests import samples
-from trainers import sharding
+from trainers import planning, sharding
 
 GIB = 2**30
 
@@ -70,6 +70,23 @@ def node(name: str) -> dict:
 
 def answer(host: str = "a", torch: str = "2.13.0", free: int = 64 * GIB, gpus: tuple = ()) -> dict:
     return {"host": host, "versions": {"python": "3.11.7", "torch": torch}, "free": free, "gpus": list(gpus)}
+
+
+@pytest.mark.parametrize(("limit", "wanted"), [("max 100000", None), ("300000 100000", 3), ("50000 100000", 1)])
+def test_a_container_has_the_cores_of_its_own_limit(tmp_path, monkeypatch, limit, wanted):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    assert nodes.cores(tmp_path) == 16
+    (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
+    (tmp_path / "sys/fs/cgroup/cpu.max").write_text(f"{limit}\n")
+    assert nodes.cores(tmp_path) == (wanted or 16)
+
+
+def test_workers_that_this_machine_does_not_hold_are_said_as_such(tmp_path, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    recipe = samples.recipe(tmp_path, cluster__workers=4096, data__shards=4096, data__batch_size=4096)
+    with pytest.raises(BadInput, match=r"^cluster\.workers: 4096 workers of 1 CPU each do not fit on this machine"):
+        doctor.examine(recipe, tmp_path, None)
 
 
 def test_a_node_that_cannot_run_livetrain():
@@ -150,11 +167,7 @@ def planned_by_a_rank(recipe) -> dict:
 def test_the_dry_plan_is_the_one_that_ranks_make(tmp_path, two_ranks):
     recipe = samples.recipe(tmp_path, tables__user__sharding="auto", tables__movie__sharding="auto", cluster__workers=2)
     dry = sharding.dry_plan(recipe, 2, "cpu")
-    found = {
-        name: {"sharding": how.sharding_type, "ranks": sorted(set(how.ranks or []))}
-        for tables in dry.plan.values()
-        for name, how in tables.items()
-    }
+    found = planning.placed(recipe, dry, 2)
     assert two_ranks.run(planned_by_a_rank, recipe) == [found, found]
 
 

@@ -1,10 +1,12 @@
 """cluster.workers: 0, the whole way in this process."""
 
 import errno
+import fcntl
 import json
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
@@ -84,7 +86,7 @@ def data(tmp_path_factory):
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "_PATIENCE_S", 0.5)
+    monkeypatch.setattr("cluster.alone.PATIENCE_S", 0.5)
     with hold(tmp_path / "small", 60) as other:
         with pytest.raises(BadInput, match=r"small: another process is training this run; wait for its end"):
             launch.train(samples.recipe(data), tmp_path)
@@ -108,5 +110,26 @@ def test_storage_without_locks_is_taken_as_it_is(data, tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOTSUP, "no locks here")
 
-    monkeypatch.setattr(launch.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert launch.train(samples.recipe(data, train__epochs=1), tmp_path)["step"] > 0
+
+
+def test_runs_without_a_name_have_a_folder_each(data, tmp_path, monkeypatch):
+    """Started in one second, at the same time: each makes a folder of its own."""
+    monkeypatch.setattr(launch.time, "strftime", lambda form: "20261129-120000")
+    monkeypatch.setattr(launch, "_train", lambda recipe, run, test: {"name": recipe.name, "run": run})
+    monkeypatch.setattr(launch, "_show", lambda *_: None)
+    recipe = samples.recipe(data).model_copy(update={"name": None})
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: launch.train(recipe, tmp_path / "runs"), range(8)))
+    wanted = {f"din-20261129-120000{tail}" for tail in ("", *(f"-{n}" for n in range(2, 9)))}
+    assert {result["name"] for result in found} == wanted
+    assert all(result["run"] == tmp_path / "runs" / result["name"] for result in found)
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == wanted
+
+
+def test_a_place_without_room_for_a_nameless_run_is_named(data, tmp_path):
+    (tmp_path / "runs").symlink_to(tmp_path / "nowhere/deeper")
+    (tmp_path / "nowhere").write_text("a file")
+    with pytest.raises(BadInput, match=r"cannot write here \(.*\); choose another folder with --runs"):
+        launch.train(samples.recipe(data).model_copy(update={"name": None}), tmp_path / "runs")

@@ -19,6 +19,8 @@ FOLDER = ROOT / "cluster/kubernetes"
 CRDS = Path(os.environ.get("LIVETRAIN_DATA", "nowhere")) / "kuberay-crds"
 CLUSTER, NIGHTLY = (yaml.safe_load((FOLDER / name).read_text()) for name in ("cluster.yaml", "nightly.yaml"))
 
+POLICIES = list(yaml.safe_load_all((FOLDER / "network.yaml").read_text()))
+
 
 def closed(schema: Any) -> Any:
     """A definition that refuses what it does not know, as the API server's strict validation does."""
@@ -108,13 +110,107 @@ def test_the_night_is_a_command_of_this_project():
     secret = next(one["valueFrom"]["secretKeyRef"] for one in container["env"] if "valueFrom" in one)
     assert secret == {"name": CLUSTER["spec"]["authOptions"]["secretName"], "key": "auth_token"}
     failures = NIGHTLY["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
-    assert failures[0]["onExitCodes"]["values"] == [livetrain.BAD_INPUT, livetrain.WORSE]
+    assert failures[0] == {
+        "action": "FailJob",
+        "onExitCodes": {"operator": "In", "values": [livetrain.BAD_INPUT, livetrain.WORSE]},
+    }
+    assert len(failures) == 1  # after any other code, 4 among them, there is another try
     assert NIGHTLY["spec"]["concurrencyPolicy"] == "Forbid"
 
 
 def test_the_image_has_what_the_set_up_needs():
     lines = (FOLDER / "Dockerfile").read_text()
-    assert "ACCELERATOR=cuda cluster/setup.sh" in lines
+    assert "ACCELERATOR=cuda LOCKED=1 cluster/setup.sh" in lines
     ignored = (ROOT / ".dockerignore").read_text().split()
     assert not {"cluster", "pyproject.toml", "README.md", "livetrain.py"} & set(ignored)
     assert {".venv", "data", "runs"} <= set(ignored)
+
+
+def test_no_pod_is_root_or_can_become_it():
+    image = (FOLDER / "Dockerfile").read_text()
+    (user,) = re.findall(r"^USER (.*)$", image, re.MULTILINE)
+    assert image.rstrip().endswith(f"USER {user}")  # no step after it could be root's
+    for pod in pods().values():
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": int(user),
+            "runAsGroup": int(user),
+            "fsGroup": int(user),
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        assert not pod["automountServiceAccountToken"]
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        for container in pod["containers"] + pod.get("initContainers", []):
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
+
+
+# What the pods of a namespace are told apart by; KubeRay gives its own these labels.
+RAY = {"ray.io/cluster": CLUSTER["metadata"]["name"]}
+WHO = {
+    "head": RAY | {"ray.io/node-type": "head"},
+    "worker": RAY | {"ray.io/node-type": "worker"},
+    "submit": NIGHTLY["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["labels"],
+    "stranger": {"app": "other"},
+    "dns": {"k8s-app": "kube-dns"},
+}
+
+
+def selects(selector: dict, labels: dict) -> bool:
+    assert set(selector) <= {"matchLabels"}
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+def allows(direction: str, pod: str, other: str, port: int) -> bool:
+    """Whether the policies let a pod receive from (Ingress) or send to (Egress) another one, as Kubernetes decides."""
+    chosen = [
+        policy["spec"]
+        for policy in POLICIES
+        if selects(policy["spec"]["podSelector"], WHO[pod]) and direction in policy["spec"]["policyTypes"]
+    ]
+
+    def meets(peer: dict) -> bool:
+        space = {"kubernetes.io/metadata.name": "kube-system"} if other == "dns" else None
+        if "namespaceSelector" in peer:
+            return (
+                space is not None
+                and selects(peer["namespaceSelector"], space)
+                and selects(peer["podSelector"], WHO[other])
+            )
+        return space is None and selects(peer["podSelector"], WHO[other])
+
+    rules = [rule for spec in chosen for rule in spec.get(direction.lower(), [])]
+    return not chosen or any(
+        any(meets(peer) for peer in rule["from" if direction == "Ingress" else "to"])
+        and ("ports" not in rule or port in [one["port"] for one in rule["ports"]])
+        for rule in rules
+    )
+
+
+def reaches(pod: str, other: str, port: int) -> bool:
+    return allows("Egress", pod, other, port) and allows("Ingress", other, pod, port)
+
+
+def test_the_network_lets_through_what_is_needed_and_no_more():
+    dashboard, gcs, anything = 8265, 6379, 34567
+    for pod in ("head", "worker"):
+        assert all(reaches(pod, other, port) for other in ("head", "worker") for port in (dashboard, gcs, anything))
+        assert not any(reaches("stranger", pod, port) for port in (dashboard, gcs, anything))
+        assert not any(reaches(pod, "stranger", port) for port in (80, 443, anything))
+    assert reaches("submit", "head", dashboard)
+    assert not any(reaches("submit", "head", port) for port in (gcs, anything))
+    assert not any(reaches("submit", "worker", port) for port in (dashboard, gcs, anything))
+    assert not any(reaches("submit", "stranger", port) for port in (80, anything))
+    assert all(reaches(pod, "dns", 53) and not reaches(pod, "dns", 80) for pod in ("head", "worker", "submit"))
+    assert not any(reaches(other, "submit", port) for other in WHO for port in (22, anything))
+
+
+def test_a_stopped_job_has_time_to_save():
+    """Ray kills a job's command after its own wait, and `livetrain submit` waits for both."""
+    from cluster import submit
+
+    given = {one["name"]: int(one["value"]) for one in pods()["head"]["containers"][0]["env"]}
+    assert given["LIVETRAIN_GRACE_S"] + 7 < given["RAY_JOB_STOP_WAIT_TIME_S"] < submit._STOP_S

@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 
 from cluster import launch
-from configs.errors import BadInput
+from configs.errors import BadInput, NotNow
 from configs.load import dump_recipe
 from tests import samples
 from trainers import runlog
@@ -53,13 +54,46 @@ def test_two_ray_workers_train_and_evaluate(tmp_path):
     assert [x["samples"] for x in log(run)] == [x["samples"] for x in log(tmp_path / "alone")]
     assert found["workers"] == 2
     assert found["test.click.auc"] == pytest.approx(alone["test.click.auc"], abs=0.01)
-    assert found["plan"]["user"] == {"sharding": "row_wise", "ranks": [0, 1]}
+    user = {"sharding": "row_wise", "kernel": "fused", "ranks": [0, 1], "rows": [50, 50], "bytes": [1600, 1600]}
+    assert found["plan"]["user"] == user
+    said = [line["text"] for line in runlog.read(run) if line["kind"] == "note"]
+    assert any("user row_wise on 2 ranks (fused, up to 50 rows and 0.0 MiB per rank)" in text for text in said)
     assert json.loads((run / "result.json").read_text())["test.click.auc"] == found["test.click.auc"]
     assert (run / "report.png").stat().st_size > 10_000
     again = launch.evaluate(run, "test", "best")
+    assert not list(run.glob(".*.scratch"))
     assert again["test.click.auc"] == found["test.click.auc"]
     with pytest.raises(BadInput, match="this run is finished"):
         launch.train(samples.recipe(data, cluster__workers=2), tmp_path)
+
+
+def test_places_of_commands_do_not_meet(tmp_path, monkeypatch):
+    """What a training frees is other trainings'; an evaluation waits for nobody."""
+    freed: list[Path] = []
+    monkeypatch.setattr(launch, "_free", lambda place: freed.append(place) or True)
+    with launch._place(tmp_path, launch.TRAINING) as training, launch._place(tmp_path, launch.EVALUATION) as evaluation:
+        launch.release(tmp_path)
+        assert freed == [training]
+        launch._clear(evaluation, launch._free)
+        launch._clear(training, launch._free)
+        assert training.is_dir()
+        assert evaluation.is_dir()
+        monkeypatch.setattr(launch, "_PATIENCE_S", 0.0)
+        with launch._place(tmp_path, launch.TRAINING) as second, pytest.raises(NotNow, match="workers of an earlier"):
+            launch._clear(second, launch._free)
+        with launch._place(tmp_path, launch.EVALUATION) as second:
+            launch._clear(second, launch._free)
+    assert freed == [training]
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluating_leaves_a_runs_folder_as_it_was(small_run):
+    def state() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in small_run.rglob("*") if path.is_file()}
+
+    before = state()
+    launch.evaluate(small_run, "valid", "best")
+    assert state() == before
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -85,6 +119,12 @@ def start(recipe_file: Path, runs: Path, *overrides: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
 
 
+def workers_of(driver: subprocess.Popen) -> list[psutil.Process]:
+    """The Ray workers that a driver has started."""
+    family = psutil.Process(driver.pid).children(recursive=True)
+    return [one for one in family if "RayTrainWorker" in " ".join(one.cmdline())]
+
+
 @pytest.fixture(scope="module")
 def long_run(tmp_path_factory) -> tuple[Path, Path]:
     """A recipe of 420 steps, and the log of its run that nobody disturbed."""
@@ -107,10 +147,7 @@ def test_a_killed_worker_is_replaced_and_the_run_is_the_same(long_run, tmp_path)
     recipe, whole = long_run
     driver = start(recipe, tmp_path)
     wait_for_step(tmp_path / "small", 100)
-    victims = subprocess.run(
-        ["pgrep", "-f", "RayTrainWorker"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    os.kill(int(victims[0]), signal.SIGKILL)
+    workers_of(driver)[0].kill()
     output, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, output.decode()
     found = log(tmp_path / "small")
@@ -121,6 +158,23 @@ def test_a_killed_worker_is_replaced_and_the_run_is_the_same(long_run, tmp_path)
 
 
 @pytest.mark.slow
+def test_evaluating_a_run_that_trains_disturbs_neither(long_run, tmp_path):
+    recipe, _ = long_run
+    driver, run = start(recipe, tmp_path, "train.epochs=12"), tmp_path / "small"
+    wait_for_step(run, 230)
+    codes = []
+    while driver.poll() is None:
+        command = [sys.executable, "-m", "livetrain", "evaluate", str(run), "--checkpoint", "last"]
+        codes.append(subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode)
+    output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, output.decode()
+    assert codes[0] == 0
+    assert [line["step"] for line in log(run)] == list(range(1, log(run)[0]["steps"] + 1))
+    assert not [line for line in runlog.read(run) if "resumed" in str(line.get("text"))]
+    assert not list(run.glob(".*.scratch"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_killed_driver_resumes_on_other_workers(long_run, tmp_path, workers):
     recipe, whole = long_run
@@ -128,7 +182,6 @@ def test_a_killed_driver_resumes_on_other_workers(long_run, tmp_path, workers):
     wait_for_step(tmp_path / "small", 100)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    subprocess.run(["pkill", "-9", "-f", "RayTrainWorker"], check=False)
     again = start(recipe, tmp_path, f"cluster.workers={workers}")
     output, _ = again.communicate(timeout=300)
     assert again.returncode == 0, output.decode()

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster import parcel, submit
-from configs.errors import BadInput
+from configs.errors import BadInput, NotNow
 from configs.load import dump_recipe, load_recipe
 from tests import samples
 
@@ -175,7 +175,7 @@ def test_the_doctor_examines_a_cluster_from_inside(head, recipe, tmp_path):
 
 @pytest.mark.slow
 def test_a_night_is_a_job_of_the_cluster(head, tmp_path):
-    """Its code is the command's own: done, done already, and bad input."""
+    """Its code is the command's own: done, done already, and not now. Asked for twice at once there is one job."""
     days = {"train": "2022-05-01..2022-05-01", "valid": "2022-05-02..2022-05-02", "test": "2022-05-03..2022-05-03"}
     for number, split in enumerate(days, 1):
         made = samples.write(tmp_path / "made" / split, rows=480, seed=number)
@@ -190,14 +190,122 @@ def test_a_night_is_a_job_of_the_cluster(head, tmp_path):
         "--publish",
         str(tmp_path / "m"),
     )
-    first, second = head.livetrain(*words), head.livetrain(*words)
-    assert (first.code, second.code) == (0, 0), first.out + first.err
-    assert "published as 2022-05-03.000001, fence 1" in first.out
+    first = head.start(*words)
+    read_until(first, "checking the data")
+    beside = head.livetrain(*words)  # as of a pod that is started again
+    out, err = first.communicate(timeout=240)
+    assert (first.returncode, beside.code) == (0, 0), out + err + beside.err
+    assert "-1 is running already; attached to it" in beside.err
+    assert "published as 2022-05-03.000001, fence 1" in out
+    assert "published as 2022-05-03.000001, fence 1" in beside.out
+    second = head.livetrain(*words)
+    assert second.code == 0
+    assert "-2 succeeded" in second.err
     assert "is published already" in second.out
     wrong = head.livetrain(*words, "--day", "2022-05-04")
-    assert wrong.code == 2
+    assert wrong.code == 4
     assert "has no partition date=2022-05-02" not in wrong.out
     assert "has no partition date=2022-05-04" in wrong.out
+
+
+class Nights:
+    """A cluster that knows jobs: id -> (status, digest of the recipe, day); those it is sent succeed when followed."""
+
+    def __init__(self, known: dict[str, tuple[str, str, str]], taken: int = 0) -> None:
+        self.known, self.sent, self.followed, self.taken = dict(known), [], [], taken
+
+    def __call__(self, address: str) -> "Nights":
+        return self
+
+    def jobs(self, beginning: str) -> list[SimpleNamespace]:
+        return [self.find(job) for job in self.known if job.startswith(beginning)]
+
+    def find(self, job: str) -> SimpleNamespace | None:
+        if job not in self.known:
+            return None
+        status, digest, day = self.known[job]
+        metadata = {"recipe": digest, "day": day} if digest else None
+        return SimpleNamespace(
+            submission_id=job,
+            status=Status(status),
+            metadata=metadata,
+            driver_exit_code=1 if status == "FAILED" else None,
+            end_time=None,
+            message="",
+        )
+
+    def send(self, job: parcel.Job) -> None:
+        if self.taken:  # somebody else was a moment faster
+            self.taken -= 1
+            self.known[job.id] = ("RUNNING", job.recipe, job.day)
+            raise RuntimeError("already exists")
+        self.known[job.id] = ("RUNNING", job.recipe, job.day)
+        self.sent.append(job.id)
+
+    def follow(self, job: str, write) -> SimpleNamespace:
+        self.followed.append(job)
+        status, *rest = self.known[job]
+        self.known[job] = ("FAILED" if status == "FAILING" else "SUCCEEDED", *rest)
+        return self.find(job)
+
+
+class Status(str):
+    def is_terminal(self) -> bool:
+        return self in ("SUCCEEDED", "FAILED", "STOPPED")
+
+
+def ask_for_a_night(recipe: Path, monkeypatch, known: dict, taken: int = 0) -> tuple[int, Nights, str]:
+    """Ask for the night of 2022-05-04; digests of `known` that are "own" are this night's."""
+    settled = load_recipe(recipe)
+    own = parcel.night(settled, Path("/runs"), None, ["--publish", "/m"]).recipe
+    cluster = Nights({job: (a, own if b == "own" else b, c) for job, (a, b, c) in known.items()}, taken)
+    monkeypatch.setattr(submit, "Cluster", cluster)
+    monkeypatch.setattr(time, "strftime", lambda *words: "2022-05-04")
+    said: list[str] = []
+    code = submit.night(settled, Path("/runs"), "http://head", None, ["--publish", "/m"], said.append, said.append)
+    return code, cluster, "\n".join(said)
+
+
+NIGHT = "nightly-small-2022-05-0"
+
+
+@pytest.mark.parametrize(
+    ("known", "sent", "followed"),
+    [
+        ({}, ["4-1"], ["4-1"]),
+        ({"4-1": ("FAILED", "own", "2022-05-04")}, ["4-2"], ["4-2"]),
+        ({"4-1": ("STOPPED", "own", "2022-05-04"), "4-10": ("FAILED", "own", "2022-05-04")}, ["4-11"], ["4-11"]),
+        ({"4-1": ("FAILED", "own", "2022-05-04"), "4-2": ("RUNNING", "own", "2022-05-04")}, [], ["4-2"]),
+        ({"4-1": ("PENDING", "own", "2022-05-04")}, [], ["4-1"]),
+        ({"3-1": ("RUNNING", "own", "2022-05-03")}, ["4-1"], ["3-1", "4-1"]),  # last night's is late
+        ({"3-1": ("FAILING", "own", "2022-05-03")}, ["4-1"], ["3-1", "4-1"]),
+        ({"4-1": ("RUNNING", "another", "2022-05-04")}, ["4-2"], ["4-2"]),  # another recipe, or other places
+        ({"4-1": ("RUNNING", "", "")}, ["4-2"], ["4-2"]),  # from somewhere else
+    ],
+)
+def test_a_night_that_lives_is_followed_and_not_sent_again(recipe, monkeypatch, known, sent, followed):
+    code, cluster, said = ask_for_a_night(recipe, monkeypatch, {NIGHT + job: about for job, about in known.items()})
+    assert code == 0
+    assert cluster.sent == [NIGHT + job for job in sent]
+    assert cluster.followed == [NIGHT + job for job in followed]
+    assert ("already; attached to it" in said) == (followed != sent)
+
+
+def test_a_night_that_is_followed_gives_its_own_code(recipe, monkeypatch):
+    code, cluster, _ = ask_for_a_night(recipe, monkeypatch, {NIGHT + "4-1": ("FAILING", "own", "2022-05-04")})
+    assert (code, cluster.sent) == (1, [])
+
+
+def test_of_two_that_ask_at_once_one_sends(recipe, monkeypatch):
+    code, cluster, said = ask_for_a_night(recipe, monkeypatch, {}, taken=1)
+    assert (code, cluster.sent, cluster.followed) == (0, [], [NIGHT + "4-1"])
+    assert "attached" in said
+
+
+def test_a_cluster_that_is_away_is_asked_again_later(recipe):
+    (port,) = free_ports(1)
+    with pytest.raises(NotNow, match="no Ray cluster answers"):
+        submit.night(load_recipe(recipe), Path("/runs"), f"http://127.0.0.1:{port}", None, [], print, print)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import optuna
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from cluster import launch
-from cluster.sweep import Sweep, Trial, plots, tune
+from cluster.sweep import Sweep, Trial, plots, resume, tune
 from cluster.sweep.board import Board, short, table
 from cluster.sweep.run import at_once, trial_recipe
 from cluster.sweep.search import Search, scheduler
@@ -281,19 +283,23 @@ def test_a_trial_is_a_run_of_the_sweeps_group(sweep):
 def test_as_many_trials_at_once_as_there_is_room(monkeypatch, nodes, workers, cpus, cuda, wanted):
     dead = {"Alive": False, "Resources": {"CPU": 999, "GPU": 999}}
     monkeypatch.setattr("ray.nodes", lambda: [dead, *({"Alive": True, "Resources": node} for node in nodes)])
+    monkeypatch.setattr("cluster.capacity._groups", list)
     recipe = samples.recipe("data", cluster={"workers": workers, "cpus_per_worker": cpus})
     assert at_once(recipe, cuda) == wanted
 
 
 def test_a_trial_in_its_own_process_needs_a_gpu_that_is_there(monkeypatch):
+    monkeypatch.setattr("cluster.capacity._groups", list)
     for gpus, wanted in ((0, False), (1, True)):
-        monkeypatch.setattr("ray.cluster_resources", lambda gpus=gpus: {"CPU": 2, "GPU": gpus})
+        node = {"Alive": True, "Resources": {"CPU": 2, "GPU": gpus}}
+        monkeypatch.setattr("ray.nodes", lambda node=node: [node])
         assert launch.on_gpus(Cluster(workers=0)) == wanted
 
 
 def test_no_room_for_a_single_trial_is_said(monkeypatch):
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 2}}])
-    with pytest.raises(BadInput, match="a trial wants 3 workers of 1 CPUs each, and the Ray cluster has room for 2"):
+    monkeypatch.setattr("cluster.capacity._groups", list)
+    with pytest.raises(BadInput, match="3 workers of 1 CPU each do not fit .* room for 2 on 1 node;"):
         at_once(samples.recipe("data", cluster={"workers": 3}), cuda=False)
 
 
@@ -337,3 +343,100 @@ def test_missing_data_are_said_before_anything_is_there(tmp_path):
     with pytest.raises(BadInput, match=r"data\.path: there is no folder"):
         tune(samples.recipe(tmp_path / "no"), {"train.seed": {"choice": [1]}}, tmp_path / "sweep")
     assert not (tmp_path / "sweep").exists()
+
+
+ONE_CLASS = {"train.seed": {"choice": [1, 2]}}
+
+
+def _of_one_class(data: Path) -> Path:
+    file = data / "valid/part-0.parquet"
+    table = pq.read_table(file)
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("label"), "label", pa.array([0] * len(table), pa.int8())), file
+    )
+    return data
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_metric_that_the_data_leave_undefined_is_said_before_any_trial(tmp_path, again):
+    """Also where an earlier sweep is to go on: what --resume says names another way out."""
+    data = _of_one_class(samples.write(tmp_path / "data", rows=200))
+    recipe = samples.recipe(data)
+    if again:
+        Sweep(tmp_path / "sweep", recipe, parse_space(ONE_CLASS), Settings(metrics=["valid/auc"])).create()
+    with pytest.raises(BadInput) as error:
+        resume(tmp_path / "sweep") if again else tune(recipe, ONE_CLASS, tmp_path / "sweep")
+    assert str(error.value) == (
+        "--metric 'valid/auc': click.auc is undefined on valid, for it needs rows of both classes; start a sweep by "
+        "another metric, such as valid/click.log_loss, or with other rows as valid"
+    )
+    assert (tmp_path / "sweep").exists() == again
+
+
+def test_a_sweep_without_a_single_score_says_what_is_undefined(sweep):
+    for trial in sweep.trials:
+        trial.scores = [None]
+    write(sweep, 6, [None, None])
+    with pytest.raises(BadInput) as error:
+        _ = sweep.best
+    assert str(error.value) == (
+        f"{sweep.folder}: valid/auc is undefined in the 4 trials that have finished, for click.auc needs rows of both "
+        "classes in valid; start a sweep by another --metric, or with other rows as valid"
+    )
+    assert sweep.plots()
+
+
+def test_an_expression_without_a_value_is_said_to_be_that(tmp_path, sweep):
+    other = Sweep(sweep.folder, sweep.recipe, sweep.space, Settings(metrics=["max: valid/auc / (valid/auc - 0.72)"]))
+    other.trials = [Trial(0, sweep.trials[0].values, "finished", [None])]
+    with pytest.raises(BadInput, match="that have finished, for its expression gives no number; start a sweep by"):
+        _ = other.best
+
+
+def test_a_sweep_that_has_ended_without_a_trial_is_not_to_be_resumed(sweep):
+    sweep.trials = [Trial(number, {}, "failed") for number in range(10)]
+    with pytest.raises(BadInput, match=r"none of its 10 trials has finished; sweep\.json says why; mend it"):
+        _ = sweep.best
+    sweep.trials.pop()
+    with pytest.raises(BadInput, match="no trial has finished yet; go on with --resume"):
+        _ = sweep.best
+
+
+def test_the_log_is_read_as_the_run_chose(sweep):
+    """Of a trial whose AUC is undefined the checkpoint of the least log loss is kept, and other metrics are its."""
+    other = Sweep(sweep.folder, sweep.recipe, sweep.space, Settings(metrics=["valid/log_loss"]))
+    trial, run = Trial(7, {}), other.run(Trial(7, {}))
+    run.mkdir(parents=True)
+    for step, loss in ((5, 0.4), (10, 0.2), (15, 0.3)):
+        runlog.note(run, "eval", step=step, split="valid", **{"click.auc": None, "click.log_loss": loss})
+    assert [line["scores"] for line in other.evaluations(trial)] == [[0.4], [0.2], [0.2]]
+
+
+def test_two_sweeps_of_one_second_have_a_folder_each(tmp_path, monkeypatch):
+    data = samples.write(tmp_path / "data", rows=200)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cluster.sweep.run.time.strftime", lambda form: "20261129-120000")
+    monkeypatch.setattr("cluster.sweep.run._search", lambda sweep: sweep)
+    folders = [tune(samples.recipe(data), ONE_CLASS).folder for _ in range(3)]
+    assert [folder.name for folder in folders] == [
+        f"small-sweep-20261129-120000{tail}" for tail in ("", "-2", "-3")
+    ]  # fmt: skip
+    assert all((folder / "sweep.json").exists() for folder in folders)
+
+
+def test_two_sweeps_do_not_share_a_folder(tmp_path, monkeypatch):
+    """While one has it, another is told so before it changes anything there."""
+    data = samples.write(tmp_path / "data", rows=200)
+    recipe, seen = samples.recipe(data), []
+
+    def search(first):
+        with pytest.raises(BadInput, match="this sweep is running already"):
+            tune(recipe, {"train.seed": {"choice": [5]}}, tmp_path / "sweep")
+        seen.append((first.folder / "space.yaml").read_text())
+        return first
+
+    monkeypatch.setattr("cluster.sweep.run._search", search)
+    tune(recipe, ONE_CLASS, tmp_path / "sweep")
+    assert "5" not in seen[0]
+    with pytest.raises(BadInput, match="a sweep is there already; go on with it by --resume"):
+        tune(recipe, ONE_CLASS, tmp_path / "sweep")

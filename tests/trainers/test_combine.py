@@ -160,6 +160,8 @@ def train_reference(made_for: Recipe, combine: Callable) -> dict:
                 parameter.grad = dense[reach[name][0]][name]
         for parameter, more in zip(model.dense.parameters(), extra[len(below) :], strict=False):
             parameter.grad += more
+        if made_for.optimizers.dense.clip_norm is not None:
+            nn.utils.clip_grad_norm_(model.dense.parameters(), made_for.optimizers.dense.clip_norm)
         optimizer.step()
         touched = twins._touched(model, batch)
         with torch.no_grad():

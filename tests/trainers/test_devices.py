@@ -16,9 +16,12 @@ from configs.schema import DenseFeature, SequenceFeature
 from modules.batch import Batch
 from modules.layers import buckets
 from modules.model import Model
+from modules.tasks import kinds
 from trainers import combine
 from trainers.combine import Combination
+from trainers.evaluation import Evaluation
 from trainers.loop import Meter
+from trainers.retrieval import Retrieval
 from trainers.step import Step
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs" / "recipes").glob("*.yaml"))
@@ -77,6 +80,24 @@ def train(recipe, fake, combiner=None):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_no_step_mixes_devices_or_waits(path, fake):
     train(load_recipe(str(path), ["data.path=nowhere", "gradients={kind: sum}"]), fake)
+
+
+KINDS = {path.stem.partition("_")[0]: path for path in RECIPES}  # one recipe for every kind of model
+
+
+@pytest.mark.parametrize("path", KINDS.values(), ids=KINDS.keys())
+def test_no_evaluation_mixes_devices_or_waits(path, fake):
+    recipe = load_recipe(str(path), ["data.path=nowhere"])
+    step = Step(Model(recipe, device="meta", tables_device="meta"), recipe).to(GPU).eval()
+    retrieval = Retrieval(step.model.dense.network, recipe)
+    evaluation = Evaluation(kinds(recipe.tasks), memory=recipe.evaluate.memory)
+    with fake, torch.no_grad(), retrieval.watching():
+        batch = batch_of(recipe)
+        logits = step(batch)[1].logits
+        evaluation.update(logits, batch.labels, batch.weights, zeros(ROWS, dtype=torch.int64))
+        retrieval.add(batch)
+    assert logits.device == GPU
+    assert len(evaluation._pending) == 1
 
 
 @pytest.mark.parametrize("scope", ["shared", "trunk"])

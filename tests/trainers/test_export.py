@@ -1,6 +1,7 @@
 import copy
 import json
 import math
+import platform
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -87,8 +89,50 @@ def test_a_fresh_process_with_plain_torch_reproduces_the_golden_rows(served):
     assert done.returncode == 0, done.stderr
 
 
-def test_golden_rows_are_held_out_rows_with_their_gaps(served, small_run):
-    golden = read(served / "golden.json")
+def test_golden_rows_are_drawn_from_what_the_signature_declares(served, small_run, monkeypatch):
+    golden, signature = read(served / "golden.json"), read(served / "signature.json")
+    monkeypatch.setattr(exporter, "_held_out", None)  # no row of the data is read for them
+    assert golden["source"] == "synthetic"
+    assert golden | exporter.synthetic_rows(signature, 32) == golden
+    known = pq.read_table(small_run.parents[1] / "data/test").to_pydict()
+    assert not {x for x in golden["dense"]["rate"] if x is not None} & {np.float32(x) for x in known["rate"] if x}
+    assert not {x for part in ("movie", "history") for x in golden["ids"][part]} & {
+        *known["movie"],
+        *sum(known["history"], []),
+    }
+    for name, feature in signature["features"].items():
+        if feature["type"] == "dense":
+            assert golden["dense"][name][0] is not None
+            assert golden["dense"][name][1] is None
+            continue
+        most = feature.get("max_length", 0) + 1
+        assert golden["lengths"][name][:2] == [most, 0]
+        assert {0, 1} <= set(golden["lengths"][name]) <= set(range(most + 1))
+        assert 0 <= min(golden["ids"][name]) <= max(golden["ids"][name]) < signature["tables"][feature["table"]]["rows"]
+    assert golden["lengths"]["history"] == golden["lengths"]["rating"]  # of one history
+    assert len(set(golden["scores"]["click"])) > 20
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_few_golden_rows_are_enough(served, rows):
+    signature = read(served / "signature.json")
+    scores = torch.jit.load(served / "model.pt")(*exporter.golden_inputs(exporter.synthetic_rows(signature, rows)))
+    assert scores["click"].shape == (rows,)
+    assert scores["click"].isfinite().all()
+
+
+def test_sequences_of_several_lengths_are_cut_together_or_not_at_all():
+    features = {name: {"type": "sequence", "table": "t", "max_length": n} for name, n in (("short", 4), ("long", 9))}
+    drawn = exporter.synthetic_rows({"features": features, "tables": {"t": {"rows": 7}}}, 50)
+    assert drawn["lengths"]["short"] == drawn["lengths"]["long"]
+    assert max(drawn["lengths"]["short"]) == 4
+
+
+def test_golden_rows_are_held_out_rows_with_their_gaps_where_the_recipe_asks_for_them(copied, small_run):
+    run = copied("export.golden=rows")
+    export(run)
+    golden = read(run / "export/golden.json")
+    assert golden["source"] == "rows"
     test = pq.read_table(small_run.parents[1] / "data/test").to_pylist()
     known = {(row["user"], row["rate"] and torch.tensor(row["rate"]).item(), len(row["history"][-6:])) for row in test}
     picked = zip(golden["ids"]["user"], golden["dense"]["rate"], golden["lengths"]["history"], strict=True)
@@ -252,10 +296,36 @@ def test_a_file_that_scores_otherwise_never_appears(small_run, served, tmp_path,
     before = content(earlier)
     monkeypatch.setattr(exporter, "script", broken(by))
     for out in (earlier, new):
-        with pytest.raises(BadInput, match="on 500 held-out rows .* nothing was exported"):
+        mend = "another checkpoint" if math.isnan(by) else "raise export.tolerance in the run's config.yaml$"
+        with pytest.raises(BadInput, match=f"on 500 held-out rows .* nothing was exported: .*{mend}"):
             export(small_run, out=out)
     assert content(earlier) == before
     assert [path.name for path in tmp_path.iterdir()] == ["earlier"]
+
+
+def test_two_exports_at_once_do_not_meet(small_run, served, tmp_path, monkeypatch):
+    """The second begins and ends while the first is at work."""
+    out, prove, inside = tmp_path / "out", exporter.prove, []
+
+    def both(*arguments: Any) -> Any:
+        if not inside:
+            inside.append(True)
+            export(small_run, out=out)
+            assert content(out)["model.pt"] == content(served)["model.pt"]
+        return prove(*arguments)
+
+    monkeypatch.setattr(exporter, "prove", both)
+    export(small_run, out=out)
+    assert manifest.damage(out, manifest.read(out)) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_export_left_goes(small_run, tmp_path):
+    draft = tmp_path / f".out.{platform.node()}-{2**22 + 1}-0123abcd.scratch"
+    (draft / "out").mkdir(parents=True)
+    (draft / "out/model.pt").write_text("half")
+    export(small_run, out=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("quantize", ["float16", "int8"])
@@ -288,10 +358,13 @@ def test_quantisation_on_the_command_line_beats_the_recipes(copied, served):
 
 def test_tables_that_lose_too_much_are_not_exported(copied):
     run = copied("export.tolerance_int8=1e-6")
-    with pytest.raises(BadInput, match=r"more than export.tolerance_int8=1e-06; nothing was exported"):
+    mend = "raise export.tolerance_int8 in the run's config.yaml, or leave the tables as they are: --quantize none"
+    with pytest.raises(BadInput, match=rf"more than export.tolerance_int8=1e-06; nothing was exported: {mend}$"):
         export(run, quantize="int8")
     assert not (run / "export").exists()
     assert export(run, quantize="float16")["quantize"] == "float16"
+    (run / "config.yaml").write_text(dump_recipe(load_recipe(run / "config.yaml", ["export.tolerance_int8=0.1"])))
+    assert export(run, quantize="int8")["quantize"] == "int8"
 
 
 def test_a_file_that_ranks_otherwise_than_it_scores_never_appears(small_run, tmp_path, monkeypatch):
@@ -447,8 +520,8 @@ def _other_model(run: Path) -> None:
         (_no_checkpoint, "no committed checkpoint"),
         (_no_best, "use --checkpoint last"),
         (_never_evaluated, "use --checkpoint last"),
-        (_damaged, "is damaged: .*; use another checkpoint"),
-        (_no_data, "there is no folder .*gone/test"),
+        (_damaged, "is damaged: .*; put it back from a copy, or use another"),
+        (_no_data, "config.yaml: data.path: there is no folder .*gone/test"),
         (_other_model, "written with tables.movie.dim=8, but the recipe says 16"),
     ],
 )

@@ -188,7 +188,7 @@ def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path):
     with pytest.raises(BadInput, match="the loss is nan by step .* lower optimizers"):
         train(
-            job(data, tmp_path, optimizers__sparse__lr=1e38, optimizers__sparse__kind="sgd", model__activation="relu")
+            job(data, tmp_path, optimizers__sparse__lr=1e30, optimizers__sparse__kind="sgd", model__activation="relu")
         )
 
 

@@ -264,7 +264,7 @@ def test_summary_table_has_a_row_a_metric_and_a_column_a_task_and_split():
     cells = {row[0]: list(row[1:]) for row in zip(*(column.cells for column in table.columns), strict=True)}
     assert cells["AUC"] == ["0.7312"] * 4
     assert cells["AUC error at most"] == ["-", "3.2e-05", "-", "-"]
-    assert cells["GAUC"] == ["0.7123"] * 3 + ["-"]
+    assert cells["GAUC"] == ["0.7123"] * 3 + ["undefined"]
     assert cells["positives"] == ["1,234"] * 4
     assert list(cells) == ["AUC", "AUC error at most", "GAUC", "UAUC", "log loss", "NE", "PCOC", "positives"]
 

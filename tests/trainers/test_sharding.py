@@ -8,7 +8,8 @@ from configs.errors import BadInput
 from configs.schema import Recipe
 from tests import twins
 from trainers import ranks
-from trainers.sharding import check_device, constraints, shard
+from trainers.planning import constraints
+from trainers.sharding import check_device, shard
 
 STEPS = 20
 
@@ -171,7 +172,7 @@ def test_multi_task_models_with_tasks_of_every_kind_equal_plain(two_ranks, kind)
 
 
 def test_the_planner_never_chooses_what_changes_the_arithmetic():
-    for allowed in constraints(twins.recipe(tables__user__sharding="auto"), 2, "cuda").values():
+    for allowed in constraints(twins.recipe(tables__user__sharding="auto"), 2).values():
         assert set(allowed.sharding_types) <= {"table_wise", "row_wise"}
 
 

@@ -186,5 +186,7 @@ def test_a_damaged_start_is_refused(yesterday, data, tmp_path):
     shard_file = next(find_checkpoint(copy, "best").glob("*.distcp"))
     shard_file.write_bytes(shard_file.read_bytes()[:-1])
     made = loop.job(data, tmp_path / "run", train__warm_start=str(copy))
-    with pytest.raises(BadInput, match="train.warm_start: .* is damaged: .*; start from another run, or leave it out"):
+    with pytest.raises(
+        BadInput, match="train.warm_start: .* is damaged: .*; start from another run, or leave train.warm_start out"
+    ):
         loop.train(made)

@@ -62,7 +62,7 @@ def begin(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / _UNFINISHED).exists() and any(out.iterdir()):
             raise BadInput(f"{out} is not empty and holds no prepared data; name a new folder")
-        (out / _UNFINISHED).write_text("")
+        (out / _UNFINISHED).write_text("", encoding="utf-8")
         for split in SPLITS:
             shutil.rmtree(out / split, ignore_errors=True)
     except OSError as error:

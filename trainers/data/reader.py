@@ -43,6 +43,7 @@ class Reader:
         world: number of workers; it must divide data.shards.
         shuffle: in training; evaluation reads each shard in file order.
         groups: fill `Batch.groups` from evaluate.group_by.
+        pin: put batches in page-locked memory, from where this thread's GPU fetches them while the host goes on.
 
     Attributes:
         columns: that are read.
@@ -55,7 +56,15 @@ class Reader:
     """
 
     def __init__(
-        self, source: Source, recipe: Recipe, *, rank: int, world: int, shuffle: bool, groups: bool = False
+        self,
+        source: Source,
+        recipe: Recipe,
+        *,
+        rank: int,
+        world: int,
+        shuffle: bool,
+        groups: bool = False,
+        pin: bool = False,
     ) -> None:
         self._source = source
         self._data = recipe.data
@@ -70,7 +79,7 @@ class Reader:
         )
         self._shards = self._order.owned(rank, world)
         self._first_rows = np.cumsum([0] + [group.rows for group in source.groups])
-        self._pin = recipe.cluster.device != "cpu" and torch.cuda.is_available()
+        self._pin = pin
         kinds = [recipe.features[key] for key in self._decoder.keys]
         self._sequences = {
             place: key

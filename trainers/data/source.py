@@ -2,9 +2,11 @@
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,17 @@ from pyarrow import fs
 from configs.errors import BadInput
 from configs.schema import DenseFeature, Recipe, Task
 from modules.tasks import kinds
-from trainers.data.files import check_columns, check_same, short, shown, split_files, wanted_columns
+from trainers.data.files import (
+    check_columns,
+    common,
+    read_footer,
+    settled,
+    short,
+    shown,
+    split_files,
+    wanted_columns,
+    worded,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +58,9 @@ class Source:
     folder: str  # for messages, without credentials
     filesystem: fs.FileSystem
     groups: list[RowGroup]
-    schema: pa.Schema  # of the columns that the recipe names, and of no others
+    schema: pa.Schema  # of the columns that the recipe names, and of no others; files may store them otherwise
     _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
+    _leaves: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)  # by file and column, as `_leaf`
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     @classmethod
@@ -64,18 +77,34 @@ class Source:
         filesystem, folder, paths = split_files(recipe, split)
         source = cls(folder, filesystem, [], pa.schema([]))
         with ThreadPoolExecutor(min(_FOOTER_THREADS, len(paths))) as pool:
-            opened = list(pool.map(source._footer, paths))
-        wanted = wanted_columns(recipe)
+            opened = list(pool.map(partial(read_footer, filesystem), paths))
+        wanted, found = wanted_columns(recipe), {}
         for path, (footer, schema) in zip(paths, opened, strict=True):
-            columns = check_columns(source.shown(path), schema, wanted)
-            if source.schema.names:
-                check_same(source.shown(path), columns, source.shown(paths[0]), source.schema)
-            source.schema = source.schema if source.schema.names else columns
+            for column, kind in check_columns(source.shown(path), schema, wanted).items():
+                found[column] = source._joined(column, path, kind, *found.get(column, (path, kind)))
             source._footers[path] = footer
-            source.groups += [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
+            groups = [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
+            source.groups += [group for group in groups if group.rows]
         if not source.rows:
             raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
+        source.schema = settled({column: kind for column, (_, kind) in found.items()}, wanted)
         return source
+
+    def _joined(
+        self, column: str, path: str, kind: pa.DataType, first: str, before: pa.DataType
+    ) -> tuple[str, pa.DataType]:
+        """Return a column's type so far, and the first file that has it: (its type in a file, and in those before).
+
+        Raises:
+            BadInput: the two mean different things.
+        """
+        both = common((before, kind))
+        if both is None:
+            raise BadInput(
+                f"{self.shown(path)}: column '{column}' is {worded(kind)} here and {worded(before)} in "
+                f"{self.shown(first)}; write all files of a split with one schema"
+            )
+        return (first if both == before else path), both
 
     @property
     def rows(self) -> int:
@@ -93,18 +122,22 @@ class Source:
 
     def statistics(self, group: RowGroup, column: str) -> pq.Statistics | None:
         """Return what the footer says about a column's values, or a list column's elements, in a row group."""
-        footer = self._metadata(group.path)
-        for place in range(footer.num_columns):
-            leaf = footer.schema.column(place)
-            if leaf.path == column or (leaf.max_repetition_level and leaf.path.startswith(f"{column}.")):
-                return footer.row_group(group.index).column(place).statistics
-        return None
+        place = self._leaf(group, column)
+        return None if place is None else self._metadata(group.path).row_group(group.index).column(place).statistics
+
+    def _leaf(self, group: RowGroup, column: str) -> int | None:
+        """Return which of the columns in a file, a struct's parts apart, holds a column or a list column's elements."""
+        if group.path not in self._leaves:
+            self._leaves[group.path] = _places(self._metadata(group.path).schema.to_arrow_schema())
+        return self._leaves[group.path].get(column)
 
     def id_range(self, column: str) -> tuple[int, int] | None:
         """Return the least and the largest id of a column; None where the footers do not say, or there are no ids."""
         lows, highs = [], []
         for group in self.groups:
             found = self.statistics(group, column)
+            if found is None and self._is_null(group, column):
+                continue
             if found is None or not (found.has_min_max or found.num_values == 0):
                 return None
             if found.has_min_max:
@@ -112,10 +145,30 @@ class Source:
                 highs.append(found.max)
         return (min(lows), max(highs)) if lows else None
 
+    def _is_null(self, group: RowGroup, column: str) -> bool:
+        """Say whether a file has a column that is null throughout, or lists of null, of a writer that knew no type."""
+        place = self._leaf(group, column)
+        if place is None:
+            return False
+        kind = self._metadata(group.path).schema.column(place).logical_type.type
+        return kind == "UNKNOWN"  # as Parquet calls what is null throughout
+
     def nulls(self, column: str) -> int:
-        """Return how many nulls the footers know of in a column."""
-        found = [self.statistics(group, column) for group in self.groups]
-        return sum(s.null_count for s in found if s is not None and s.has_null_count)
+        """Return how many nulls a column has; read only where its footers do not say. Of unreadable rows none counts.
+
+        Raises:
+            BadInput: a file cannot be read.
+        """
+        return sum(self._nulls(group, column) for group in self.groups)
+
+    def _nulls(self, group: RowGroup, column: str) -> int:
+        found = self.statistics(group, column)
+        if found is not None and found.has_null_count:
+            return found.null_count
+        try:
+            return self.read(group, [column]).column(0).null_count
+        except CorruptGroup:  # of which others speak, as the recipe's on_corrupt says
+            return 0
 
     def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
         """Read some columns of a row group, in the calling thread.
@@ -152,9 +205,8 @@ class Source:
         while len(files) >= _OPEN_FILES:
             del files[next(iter(files))]
         files[group.path] = file  # a file that could not be read is not kept: its second try opens it again
-        # Files may differ in what their schemas say besides the types.
         fields = pa.schema([self.schema.field(name) for name in columns])
-        return pa.Table.from_arrays([table.column(name) for name in columns], schema=fields)
+        return pa.Table.from_arrays([_as(table.column(field.name), field.type) for field in fields], schema=fields)
 
     def _opened(self, path: str) -> pq.ParquetFile:
         return pq.ParquetFile(
@@ -177,25 +229,34 @@ class Source:
 
     def _metadata(self, path: str) -> pq.FileMetaData:
         if path not in self._footers:
-            self._footers[path] = self._footer(path)[0]
+            self._footers[path] = read_footer(self.filesystem, path)[0]
         return self._footers[path]
-
-    def _footer(self, path: str) -> tuple[pq.FileMetaData, pa.Schema]:
-        try:
-            with self.filesystem.open_input_file(path) as handle:
-                file = pq.ParquetFile(handle)
-                return file.metadata, file.schema_arrow
-        except (pa.ArrowException, OSError) as error:
-            raise BadInput(
-                f"{self.shown(path)}: not a complete Parquet file ({short(error)}); write or copy it again"
-            ) from error
 
     def __getstate__(self) -> dict:
         # Footers can be large; a worker reads those that it needs.
-        return {name: value for name, value in self.__dict__.items() if name != "_open"} | {"_footers": {}}
+        return {name: value for name, value in self.__dict__.items() if name != "_open"} | {
+            "_footers": {},
+            "_leaves": {},
+        }
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _open=threading.local())
+
+
+def _as(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return a column as it is stored in the type that its split gives it; no number changes by this."""
+    return column if column.type == kind else column.cast(kind)
+
+
+def _places(schema: pa.Schema) -> dict[str, int]:
+    """Return the number of each column's first leaf; of columns that share a name none."""
+    starts, often = np.cumsum([0, *(_leaf_count(column.type) for column in schema)]).tolist(), Counter(schema.names)
+    return {name: starts[place] for place, name in enumerate(schema.names) if often[name] == 1}
+
+
+def _leaf_count(kind: pa.DataType) -> int:
+    """Return how many columns Parquet stores a column as."""
+    return sum(_leaf_count(kind.field(n).type) for n in range(kind.num_fields)) if kind.num_fields else 1
 
 
 @dataclass(frozen=True)
@@ -208,6 +269,7 @@ class Statistics:
         std: population deviation of each dense feature; 1 where it is constant.
         rate: mean of the known labels, a task: of a binary one the share of positives.
         unknown: share of the rows whose label is not known yet, a task.
+        single: the one value that all known labels have, of each task of which that is so.
     """
 
     rows: int
@@ -215,6 +277,7 @@ class Statistics:
     std: dict[str, float]
     rate: dict[str, float]
     unknown: dict[str, float] = field(default_factory=dict)
+    single: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -246,13 +309,13 @@ def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None 
     """
     dense = {name: recipe.column(name) for name, f in recipe.features.items() if isinstance(f, DenseFeature)}
     tasks = recipe.tasks
-    moments, labels, rows = _Moments(*np.zeros((3, len(dense)))), np.zeros((2, len(tasks))), 0
+    moments, labels, rows = _Moments(*np.zeros((3, len(dense)))), _Labels.of([np.zeros(0)] * len(tasks), 0), 0
     with ThreadPoolExecutor(pa.cpu_count()) as pool:
         jobs = [pool.submit(_scan_group, source, group, dense, tasks) for group in source.groups]
         for group, job in zip(source.groups, jobs, strict=True):
             found = _result(job, pool, recipe.data.on_corrupt == "skip")
             if found is not None:
-                moments, labels, rows = moments.merge(found[0]), labels + found[1], rows + group.rows
+                moments, labels, rows = moments.merge(found[0]), labels.merge(found[1]), rows + group.rows
             if progress is not None:
                 progress(group.rows)
     if not rows:
@@ -262,8 +325,9 @@ def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None 
         rows=rows,
         mean=dict(zip(dense, moments.mean.tolist(), strict=True)),
         std=dict(zip(dense, np.where(deviation > 0, deviation, 1.0).tolist(), strict=True)),
-        rate=dict(zip(tasks, (labels[0] / np.maximum(labels[1], 1)).tolist(), strict=True)),
-        unknown=dict(zip(tasks, (1 - labels[1] / rows).tolist(), strict=True)),
+        rate=dict(zip(tasks, (labels.total / np.maximum(labels.known, 1)).tolist(), strict=True)),
+        unknown=dict(zip(tasks, (1 - labels.known / rows).tolist(), strict=True)),
+        single={task: float(labels.least[t]) for t, task in enumerate(tasks) if labels.least[t] == labels.most[t]},
     )
 
 
@@ -283,7 +347,31 @@ class _Moments:
         return _Moments(count, self.mean + delta * share, squares)
 
 
-def _result(job: Future, pool: ThreadPoolExecutor, skip: bool) -> tuple[_Moments, np.ndarray] | None:
+@dataclass(frozen=True)
+class _Labels:
+    """Sum, number, least and largest of T tasks' known labels, each (T,) float64."""
+
+    total: np.ndarray
+    known: np.ndarray
+    least: np.ndarray
+    most: np.ndarray
+
+    @classmethod
+    def of(cls, labels: list[np.ndarray], times: np.ndarray | int) -> "_Labels":
+        """Count each task's known labels, of which every one stands for so many rows: (T,), or a number for all."""
+        return cls(
+            times * np.array([part.sum() for part in labels], float),
+            times * np.array([len(part) for part in labels], float),
+            np.array([part.min(initial=np.inf) for part in labels]),
+            np.array([part.max(initial=-np.inf) for part in labels]),
+        )
+
+    def merge(self, other: "_Labels") -> "_Labels":
+        ends = np.minimum(self.least, other.least), np.maximum(self.most, other.most)
+        return _Labels(self.total + other.total, self.known + other.known, *ends)
+
+
+def _result(job: Future, pool: ThreadPoolExecutor, skip: bool) -> tuple[_Moments, _Labels] | None:
     """Return one row group's figures, or None for a corrupt one that may be skipped."""
     try:
         return job.result()
@@ -297,8 +385,8 @@ def _result(job: Future, pool: ThreadPoolExecutor, skip: bool) -> tuple[_Moments
 
 def _scan_group(
     source: Source, group: RowGroup, dense: dict[str, str], tasks: dict[str, Task]
-) -> tuple[_Moments, np.ndarray]:
-    """Return one row group's moments of the dense columns, and (2, T): sum and number of every task's known labels."""
+) -> tuple[_Moments, _Labels]:
+    """Return one row group's moments of the dense columns, and what the known labels of every task are."""
     columns = {task.label for task in tasks.values()}
     constant = {column: value for column in columns if (value := _constant(source, group, column)) is not None}
     weights = [task.sample_weight for task in tasks.values() if task.sample_weight]
@@ -306,14 +394,13 @@ def _scan_group(
     moments = np.zeros((3, len(dense)))
     for place, (name, column) in enumerate(dense.items()):
         moments[:, place] = _moments(source, group, name, table.column(column))
-    labels = np.zeros((2, len(tasks)))
-    for place, (name, task) in enumerate(tasks.items()):
+    labels, times = [], np.array([group.rows if task.label in constant else 1 for task in tasks.values()])
+    for name, task in tasks.items():
         values = pa.chunked_array([[constant[task.label]]]) if task.label in constant else table.column(task.label)
-        found = _labels(source, group, name, task, values)
-        labels[:, place] = found * (group.rows if task.label in constant else 1)
+        labels.append(_labels(source, group, name, task, values))
         if task.sample_weight:
             _check_weights(source, group, name, task.sample_weight, table.column(task.sample_weight))
-    return _Moments(*moments), labels
+    return _Moments(*moments), _Labels.of(labels, times)
 
 
 def _constant(source: Source, group: RowGroup, column: str) -> int | None:
@@ -345,7 +432,7 @@ def _moments(source: Source, group: RowGroup, name: str, column: pa.ChunkedArray
 
 
 def _labels(source: Source, group: RowGroup, name: str, task: Task, column: pa.ChunkedArray) -> np.ndarray:
-    """Return the sum and the number of a task's known labels, (2,)."""
+    """Return a task's known labels, float64."""
     kind = kinds({name: task})[name]
     numbers = column.cast(pa.float64(), safe=False).to_numpy()  # null = NaN
     known = ~np.isnan(numbers)
@@ -360,7 +447,7 @@ def _labels(source: Source, group: RowGroup, name: str, task: Task, column: pa.C
             f"holds {column[first].as_py()}, but a label is {kind.wanted}; correct the data{mend}, or leave such rows "
             "out"
         )
-    return np.array([numbers[known].sum(), known.sum()])
+    return numbers[known]
 
 
 def _check_weights(source: Source, group: RowGroup, name: str, label: str, column: pa.ChunkedArray) -> None:

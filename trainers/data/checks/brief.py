@@ -18,7 +18,7 @@ from trainers.data.checks import leaks
 from trainers.data.checks.dataset import spaced
 from trainers.data.checks.findings import Verdict, listed, share
 from trainers.data.files import open_filesystem
-from trainers.data.source import Source, Statistics
+from trainers.data.source import CorruptGroup, RowGroup, Source, Statistics
 
 PROBED = 32_768  # rows of train/ that are probed, and rows of each other split that are looked at
 KNOWN = 1_048_576  # rows of train/ whose ids count as seen
@@ -59,8 +59,9 @@ def examine(
         note(f"label {task}: mean {rates}{f'; not known yet in {late}' if late else ''}")
     columns = list(dict.fromkeys(map(recipe.column, recipe.features)))
     labels = list(dict.fromkeys(task.label for task in recipe.tasks.values()))
-    train = _read(sources[splits[0]], [*columns, *labels], PROBED)
-    later = {split: _read(sources[split], columns, PROBED) for split in splits[1:]}
+    skip = recipe.data.on_corrupt == "skip"
+    train = _read(sources[splits[0]], [*columns, *labels], PROBED, skip)
+    later = {split: _read(sources[split], columns, PROBED, skip) for split in splits[1:]}
     _refuse_copies(recipe, train)
     nulls = [text for name in columns if (text := _nulls(name, {splits[0]: train} | later))]
     if nulls:
@@ -83,12 +84,28 @@ def _labels(recipe: Recipe) -> list[str]:
     return list(roles.get("labels", [])) if isinstance(roles, dict) else []
 
 
-def _read(source: Source, columns: list[str], most: int) -> pa.Table:
-    """Return evenly spaced row groups of about `most` rows together, always the same ones."""
+def _read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
+    """Return evenly spaced row groups of about `most` rows together, always the same ones.
+
+    Args:
+        source: the split.
+        columns: that are wanted.
+        most: rows.
+        skip: whether row groups that do not decode are left out.
+    """
+
+    def read(group: RowGroup) -> pa.Table:
+        try:
+            return source.read(group, columns)
+        except CorruptGroup:
+            if not skip:
+                raise
+            return pa.schema([source.schema.field(name) for name in columns]).empty_table()
+
     count = math.ceil(most / max(source.rows / len(source.groups), 1))
     chosen = [source.groups[place] for place in spaced(len(source.groups), count)]
     with ThreadPoolExecutor(pa.cpu_count()) as pool:
-        return pa.concat_tables(pool.map(lambda group: source.read(group, columns), chosen))
+        return pa.concat_tables(pool.map(read, chosen))
 
 
 def _refuse_copies(recipe: Recipe, train: pa.Table) -> None:
@@ -115,11 +132,11 @@ def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note
     ids = list(dict.fromkeys(ids))
     if not ids:
         return
-    known = _read(train, ids, KNOWN)
+    known = _read(train, ids, KNOWN, recipe.data.on_corrupt == "skip")
     most = "" if len(known) == train.rows else f", measured on {len(known):,} rows of it, so at most that"
     found = []
     for column in ids:
-        seen = pc.unique(known[column])
+        seen = pc.unique(known[column]).cast(pa.int64())
         shares = {split: _unseen(table[column], seen) for split, table in later.items()}
         if any(shares.values()):
             found.append(
@@ -130,7 +147,7 @@ def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note
 
 
 def _unseen(column: pa.ChunkedArray, seen: pa.Array) -> float:
-    column = column.drop_null()
+    column = column.drop_null().cast(pa.int64())  # a split may store ids in fewer bits than another
     return 1 - pc.sum(pc.is_in(column, value_set=seen)).as_py() / len(column) if len(column) else 0.0
 
 

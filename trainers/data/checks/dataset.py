@@ -3,7 +3,7 @@
 import datetime
 import math
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,19 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyarrow import fs
 
 from configs.errors import BadInput
 from trainers.data import layout
 from trainers.data.checks import roles
 from trainers.data.checks.findings import Finding, Verdict, listed
 from trainers.data.checks.roles import Roles
-from trainers.data.files import short
+from trainers.data.checks.schema import agreed, quoted, selected
+from trainers.data.files import find_files, read_footer, short
 
 MEMORY = "2GB"  # of DuckDB; what does not fit goes to the temporary folder
 MILLISECONDS = 100_000_000_000  # a time above is in ms (1973 and later), below in seconds (until the year 5138)
+_YEARS = (-62_135_596_800, 253_402_300_799)  # the first second of year 1 and the last of year 9999
 PIECE = 2048  # rows of the sample that lie together
 _PREFIX = "date="
 
@@ -42,15 +45,16 @@ class Part:
 class Dataset:
     """Opened by `open_dataset`; use as a context manager, which ends the DuckDB connection.
 
-    The view `rows` has every column that all files agree on, and besides `_part` (number of the part in time order) and
-    `_day` (integer day: since 1970-01-01 where there are days or a time column, otherwise the part's number).
+    The view `rows` has every column that all files agree on and that SQL can name, and besides `_part` (number of the
+    part in time order) and `_day` (integer day: since 1970-01-01 where there are days or a time column, otherwise the
+    part's number).
     """
 
     folder: Path
     manifest: dict[str, Any]
     parts: list[Part]
     by_day: bool
-    schema: pa.Schema
+    schema: pa.Schema  # of plain types, see trainers.data.files.plain
     roles: Roles
     findings: list[Finding]  # made while opening
     dated: bool = False  # whether _day is a date
@@ -82,7 +86,7 @@ class Dataset:
         """
         try:
             return self.connection.execute(sql).fetchall()
-        except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException) as error:
+        except duckdb.Error as error:
             raise BadInput(f"{self.folder}: the files cannot be read ({short(error)}); write them again") from error
 
     def day(self, number: int) -> str:
@@ -99,9 +103,14 @@ class Dataset:
         schema = pa.schema([self.schema.field(name) for name in columns])
         pieces = []
         for path, group, footer in (groups[place] for place in chosen):
-            with pq.ParquetFile(path, metadata=footer) as file:
-                batches = file.iter_batches(quota, row_groups=[group], columns=columns, use_threads=False)
-                pieces += [pa.Table.from_batches([batch]).select(columns).cast(schema) for batch in _first(batches)]
+            try:
+                with pq.ParquetFile(path, metadata=footer) as file:
+                    batches = file.iter_batches(quota, row_groups=[group], columns=columns, use_threads=False)
+                    pieces += [pa.Table.from_batches([batch]).select(columns).cast(schema) for batch in _first(batches)]
+            except (pa.ArrowException, OSError) as error:
+                raise BadInput(
+                    f"{path}, row group {group}: it does not decode ({short(error)}); write the file again"
+                ) from error
         return pa.concat_tables(pieces) if pieces else schema.empty_table()
 
 
@@ -131,10 +140,10 @@ def open_dataset(folder: Path) -> Dataset:
     schemas = {}
     for part in parts:
         for path in part.files:
-            footer, schemas[path] = _footer(path)
+            footer, schemas[path] = read_footer(fs.LocalFileSystem(), str(path))
             part.footers.append(footer)
     manifest = layout.finished(folder) or {}
-    schema, findings = _common(schemas, manifest)
+    schema, findings = agreed(schemas, manifest)
     if not any(part.rows for part in parts):
         raise BadInput(f"{folder}: not one row in {len(schemas)} files; prepare the data again")
     findings += _empty(parts)
@@ -162,41 +171,7 @@ def _parts(folder: Path) -> tuple[list[Part], bool]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith((".", "_")))
-
-
-def _footer(path: Path) -> tuple[pq.FileMetaData, pa.Schema]:
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.metadata, file.schema_arrow.remove_metadata()
-    except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{path}: not a complete Parquet file ({short(error)}); write or copy it again") from error
-
-
-def _common(schemas: dict[Path, pa.Schema], manifest: dict[str, Any]) -> tuple[pa.Schema, list[Finding]]:
-    """Return the columns that are the same in all files, and findings about the rest."""
-    if not schemas:
-        return pa.schema([]), []
-    (first_path, first), *others = schemas.items()
-    findings, bad = [], set()
-    for name in dict.fromkeys(name for schema in schemas.values() for name in schema.names):
-        kinds = {path: str(s.field(name).type) if name in s.names else None for path, s in schemas.items()}
-        if len(set(kinds.values())) > 1:
-            bad.add(name)
-            usual = max(kinds.values(), key=list(kinds.values()).count)
-            odd = next(path for path, kind in kinds.items() if kind != usual)
-            text = f"{kinds[odd] or 'absent'} in {odd}, {usual or 'absent'} elsewhere; write all files with one schema"
-            findings.append(Finding("schema", name, Verdict.wrong, text))
-    for name, kind in manifest.get("columns", {}).items() if isinstance(manifest.get("columns"), dict) else ():
-        if name not in first.names:
-            findings.append(Finding("schema", name, Verdict.wrong, "dataset.json names it, and no file has it"))
-        elif name not in bad and str(first.field(name).type) != kind:
-            text = f"{first.field(name).type} in the files, {kind} in dataset.json; prepare the data again"
-            findings.append(Finding("schema", name, Verdict.wrong, text))
-    if not findings:
-        text = f"{len(first)} columns, the same in {len(schemas)} files"
-        findings.append(Finding("schema", "all files", Verdict.ok, text))
-    return pa.schema([column for column in first if column.name not in bad]), findings
+    return [Path(path) for path in find_files(fs.LocalFileSystem(), str(folder))]
 
 
 def _empty(parts: list[Part]) -> list[Finding]:
@@ -208,35 +183,48 @@ def _empty(parts: list[Part]) -> list[Finding]:
 
 def _define(dataset: Dataset) -> None:
     """Create the view `rows`."""
-    db, time = dataset.connection, dataset.roles.time
+    db = dataset.connection
     db.execute(f"SET memory_limit = '{MEMORY}'; SET temp_directory = {_text(dataset._spill.name)}")
     db.execute("SET preserve_insertion_order = false")
-    names = ", ".join(map(quoted, dataset.schema.names))
+    columns = [selected(column) for column in dataset.schema]
     pieces = []
     for number, part in enumerate(dataset.parts):
-        files = ", ".join(_text(str(path)) for path in part.files)
+        files = ", ".join(_text(_without_globs(str(path))) for path in part.files)
         day = datetime.date.fromisoformat(part.name).toordinal() - _EPOCH if dataset.by_day else number
         if files:
             read = f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
-            pieces.append(f"SELECT {names}, {number} AS _part, {day} AS _day FROM {read}")
-    db.execute(f"CREATE VIEW parts AS {' UNION ALL '.join(pieces)}")
+            pieces.append(f"SELECT {', '.join([*columns, f'{number} AS _part', f'{day} AS _day'])} FROM {read}")
+    dataset.query(f"CREATE VIEW parts AS {' UNION ALL '.join(pieces)}")
     dataset.dated = dataset.by_day
-    view = "SELECT * FROM parts"
-    last = dataset.query(f"SELECT max({quoted(time)}) FROM parts")[0][0] if time else None
-    dataset.unit = 1000 if last is not None and last > MILLISECONDS else 1
-    if last is not None and not dataset.by_day:
+    view, time = "SELECT * FROM parts", _settle_time(dataset)
+    if time is not None and not dataset.by_day:
         offset = int(dataset.manifest.get("utc_offset_s", 0))
         day = f"CAST(floor(({quoted(time)} / {dataset.unit} + {offset}) / 86400) AS INTEGER)"
         view, dataset.dated = f"SELECT * EXCLUDE _day, {day} AS _day FROM parts", True
-    db.execute(f"CREATE VIEW rows AS {view}")
+    dataset.query(f"CREATE VIEW rows AS {view}")
+
+
+def _settle_time(dataset: Dataset) -> str | None:
+    """Find the time column's unit and return its name, if it holds any time. What is no time loses that role."""
+    time = dataset.roles.time
+    ends = dataset.query(f"SELECT min({quoted(time)}), max({quoted(time)}) FROM parts")[0] if time else (None, None)
+    if ends[0] is None:
+        return None
+    dataset.unit = 1000 if ends[1] > MILLISECONDS else 1
+    if _YEARS[0] <= ends[0] // dataset.unit and ends[1] // dataset.unit <= _YEARS[1]:
+        return time
+    text = f"from {ends[0]} to {ends[1]}, which is no time in s or ms since 1970; convert it when preparing the data"
+    dataset.findings.append(Finding("time order", time, Verdict.wrong, text))
+    dataset.roles = replace(dataset.roles, time=None)
+    return None
+
+
+def _without_globs(path: str) -> str:
+    """Return a path as DuckDB's patterns write it."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in path)
 
 
 _EPOCH = datetime.date(1970, 1, 1).toordinal()
-
-
-def quoted(name: str) -> str:
-    """Return a column's name as SQL writes it."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _text(value: str) -> str:

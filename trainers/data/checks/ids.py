@@ -6,8 +6,9 @@ of live rooms, pass it too; such a column wants a feature beside it that carries
 
 from dataclasses import dataclass
 
-from trainers.data.checks.dataset import Dataset, quoted
+from trainers.data.checks.dataset import Dataset
 from trainers.data.checks.findings import Finding, Verdict, share
+from trainers.data.checks.schema import quoted
 
 UNSEEN = 0.2
 

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from trainers import metrics
 from trainers.data.checks.findings import Finding, Verdict, listed
+from trainers.data.files import is_list
 
 LOOK, WRONG = 0.85, 0.98
 SAMPLE = 100_000  # rows
@@ -60,7 +61,8 @@ def probe(sample: pa.Table, columns: list[str], labels: list[str]) -> list[Probe
     fold = np.random.default_rng(0).integers(0, FOLDS, len(sample))  # by chance: rows may follow a rhythm of their own
     targets = {label: target for label in labels if (target := _target(sample[label])) is not None}
     best: dict[tuple[str, str], Probe] = {}
-    ids = [name for name in columns if pa.types.is_integer(sample.schema.field(name).type)]
+    kinds = {name: sample.schema.field(name).type for name in columns}
+    ids = [name for name, kind in kinds.items() if pa.types.is_integer(kind) or is_text(kind)]
     for column in columns:
         for how, codes, ordered in _scores(sample, column, ids):
             for label, (known, positive) in targets.items():
@@ -92,7 +94,8 @@ def check(probes: list[Probe], labels: list[str]) -> list[Finding]:
 def is_copy(column: pa.ChunkedArray, label: pa.ChunkedArray) -> bool:
     """Say whether a column equals a label on every row; never of a label with less than LEAST rows of a class."""
     target = _target(label)
-    if target is None or not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    if target is None or not any(fits(column.type) for fits in numbers):
         return False
     values = pc.fill_null(column.cast(pa.float64(), safe=False), math.nan).to_numpy()
     return bool((values == label.cast(pa.float64(), safe=False).to_numpy())[target[0]].all())
@@ -117,14 +120,15 @@ def _target(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray] | None:
 def _scores(sample: pa.Table, name: str, ids: list[str]) -> Iterator[tuple[str, np.ndarray, bool]]:
     """Yield (how, (n,) codes from 0, whether the codes' order is the score) of a column."""
     column, kind = sample[name].combine_chunks(), sample.schema.field(name).type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if is_list(kind):
         lengths = pc.fill_null(pc.list_value_length(column), 0)
         yield "length", _codes(lengths), True
         newest = _newest(column)
         yield "newest element", _codes(newest), False
         for other in ids:
-            same = pc.fill_null(pc.equal(newest, sample[other].combine_chunks()), False)
-            yield f"newest element = {other}", same.to_numpy(zero_copy_only=False).astype(np.int64), True
+            same = _equal(newest, sample[other].combine_chunks())
+            if same is not None:
+                yield f"newest element = {other}", same.astype(np.int64), True
         return
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         yield "as it is", _codes(column), True
@@ -140,8 +144,33 @@ def _newest(column: pa.Array) -> pa.Array:
     return column.values.take(pa.array(np.maximum(offsets[1:] - 1, 0), mask=~filled))
 
 
+def is_text(kind: pa.DataType) -> bool:
+    """Say whether a column of this type holds strings."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _equal(one: pa.Array, other: pa.Array) -> np.ndarray | None:
+    """Return (n,) where two columns hold the same id; None where one holds strings or numbers, the other none."""
+    if is_text(one.type) and is_text(other.type):
+        one, other = one.cast(pa.large_string()), other.cast(pa.large_string())
+    elif not (pa.types.is_integer(one.type) and pa.types.is_integer(other.type)):
+        return None
+    elif one.type != other.type:
+        one, other = _signed(one), _signed(other)
+    return pc.fill_null(pc.equal(one, other), False).to_numpy(zero_copy_only=False)
+
+
+def _signed(ids: pa.Array) -> pa.Array:
+    """Return integers as int64; null where that does not hold them, for then no int64 is equal to them."""
+    if pa.types.is_uint64(ids.type):
+        ids = pc.if_else(pc.less_equal(ids, pa.scalar(2**63 - 1, pa.uint64())), ids, None)
+    return ids.cast(pa.int64())
+
+
 def _codes(column: pa.Array) -> np.ndarray:
     """Return (n,) the rank of each value among the distinct ones; null and NaN come first."""
+    if pa.types.is_float16(column.type):
+        column = column.cast(pa.float32())
     if pa.types.is_floating(column.type):
         column = pc.add(pc.if_else(pc.is_nan(column), None, column), 0.0)  # -0.0 and 0.0 are one value
     words = column.dictionary_encode()

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from trainers.data.checks.findings import Finding, Verdict, listed
+from trainers.data.files import is_list
 
 # Names that prepared data use; they matter only where dataset.json does not say.
 TIMES, GROUPS = ("timestamp",), ("user", "user_id")
@@ -54,7 +55,7 @@ def _number(kind: pa.DataType) -> bool:
 
 
 def _list(kind: pa.DataType) -> bool:
-    return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and pa.types.is_integer(kind.value_type)
+    return is_list(kind) and pa.types.is_integer(kind.value_type)
 
 
 def infer(schema: pa.Schema) -> Roles:

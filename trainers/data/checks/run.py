@@ -11,6 +11,7 @@ from rich.text import Text
 from trainers.data.checks import ids, keys, labels, leaks, lengths, ranges
 from trainers.data.checks.dataset import Dataset, open_dataset
 from trainers.data.checks.findings import Finding, Verdict, share
+from trainers.data.files import is_list, worded
 
 STYLES = {Verdict.ok: "green", Verdict.look: "yellow", Verdict.wrong: "bold red"}
 
@@ -118,7 +119,7 @@ def _spread(column: lengths.Lengths) -> list[float]:
 
 
 def _kind(kind: pa.DataType) -> str:
-    return f"{kind.value_type} list" if pa.types.is_list(kind) or pa.types.is_large_list(kind) else str(kind)
+    return f"{worded(kind.value_type)} list" if is_list(kind) else worded(kind)
 
 
 def _shown(value: float | None) -> str:
@@ -134,6 +135,5 @@ def _numbers(schema: pa.Schema) -> list[str]:
 
 
 def _usable(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        kind = kind.value_type
-    return ranges.is_number(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    element = kind.value_type if is_list(kind) else kind
+    return ranges.is_number(element) or leaks.is_text(element)

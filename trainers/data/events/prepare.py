@@ -25,7 +25,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.errors import BadInput
+from configs.errors import BadInput, NotNow
 from trainers import manifest
 from trainers.data import layout
 from trainers.data.events import bucket, raw, stage
@@ -86,11 +86,11 @@ def prepare(
 def _alone(out: Path) -> Iterator[Path]:
     """Keep other preparations out of a folder, and yield its work folder, which is gone afterwards."""
     work = out / "_work"
-    with (out / "_lock").open("w") as lock:
+    with (out / "_lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BadInput(f"{out}: another preparation is writing to this folder; wait until it ends") from None
+            raise NotNow(f"{out}: another preparation is writing to this folder; wait until it ends") from None
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         try:

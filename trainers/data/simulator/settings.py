@@ -55,10 +55,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.users < 20:
             raise BadInput(f"--users {self.users}: a world needs at least 20 users")
+        if self.users > 10**8:
+            raise BadInput(f"--users {self.users:.3g}: choose at most 100 million users")
         if not 1 <= self.days <= 365:
             raise BadInput(f"--days {self.days}: choose 1 to 365 days")
-        if self.seed < 0:
-            raise BadInput(f"--seed {self.seed}: a seed is 0 or more")
+        if not 0 <= self.seed < 2**32:
+            raise BadInput(f"--seed {self.seed}: a seed is from 0 to {2**32 - 1:,}")
         for name in ("conflict", "transfer"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInput(f"--{name} {getattr(self, name)}: choose a strength from 0 to 1")

@@ -22,6 +22,16 @@ def _history(rows, newest):
     return sequence(offsets, values.ravel())
 
 
+def strings(rows):
+    return [f"user {number}" for number in rows["user"]]
+
+
+def with_ids(rows):
+    """Add ids of other types, which no int64 is equal to."""
+    rows["name"] = pa.array(strings(rows))
+    rows["large"] = pa.array([2**63 + n for n in rows["user"].tolist()], pa.uint64())
+
+
 LEAKS = {
     "copy": lambda rows: rows["click"].astype(np.float32),
     "inverse": lambda rows: -rows["click"].astype(np.int64),
@@ -30,13 +40,21 @@ LEAKS = {
     "unordered codes": lambda rows: np.where(rows["click"], 5, np.where(rows["user"] % 3, 1, 9)),
     "length": lambda rows: sequence(np.concatenate([[0], np.cumsum(rows["click"])]), np.ones(rows["click"].sum())),
     "newest action": lambda rows: _history(rows, np.where(rows["click"], 3, 2)),
+    "own string in a history of strings": lambda rows: pa.array(
+        [["a", text if click else "b"] for text, click in zip(strings(rows), rows["click"], strict=True)]
+    ),
+    "large id in the history": lambda rows: pa.array(
+        [[1, (2**63 + n) if click else 3] for n, click in zip(rows["user"].tolist(), rows["click"], strict=True)],
+        pa.list_(pa.uint64()),
+    ),
+    "float16 copy": lambda rows: pa.array(rows["click"].astype(np.float16)),
     "own event in the history": lambda rows: _history(rows, np.where(rows["click"], rows["streamer"], -1)),
 }
 
 
 @pytest.mark.parametrize("leak", LEAKS)
 def test_a_planted_leak_is_named(tmp_path, leak):
-    folder = write(tmp_path, spoil=lambda number, rows: plant(rows, LEAKS[leak](rows)))
+    folder = write(tmp_path, spoil=lambda number, rows: (with_ids(rows), plant(rows, LEAKS[leak](rows))))
     found = only(folder, "leakage", "click")
     assert found.verdict == Verdict.wrong
     assert found.text.startswith("predicted too well by planted (AUC")

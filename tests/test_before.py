@@ -1,0 +1,36 @@
+"""A small run as it was on 2026-11-29: the same recipe still logs the same, and its checkpoint still loads."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.schema import Recipe
+from trainers import export, manifest, runlog
+
+BEFORE = Path(__file__).parent / "before"
+OF_THE_CLOCK = ("time", "rows_per_s", "data_wait", "ms.")
+
+
+def lines(read: list[dict]) -> list[dict]:
+    return [{key: line[key] for key in line if not key.startswith(OF_THE_CLOCK)} for line in read]
+
+
+def test_the_same_recipe_logs_the_same(small_run):
+    before = [json.loads(line) for line in (BEFORE / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    now = lines(runlog.read(small_run))
+    assert [line.keys() for line in now] == [line.keys() for line in before]
+    for one, other in zip(now, before, strict=True):
+        for key, value in other.items():  # another processor rounds otherwise
+            wanted = pytest.approx(value, rel=1e-4) if isinstance(value, float) else value
+            assert one[key] == wanted, other
+
+
+def test_its_checkpoint_loads_and_is_todays(small_run):
+    recipe = Recipe.model_validate(manifest.read(BEFORE / "checkpoint")["recipe"])
+    loaded = export.plain_model(recipe, BEFORE / "checkpoint").state_dict()
+    today = export.plain_model(recipe, export.find_checkpoint(small_run, "best")).state_dict()
+    assert loaded.keys() == today.keys()
+    for name, value in loaded.items():
+        torch.testing.assert_close(value, today[name], rtol=1e-4, atol=1e-6, msg=name)
