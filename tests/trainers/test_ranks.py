@@ -26,7 +26,8 @@ def test_seeding_leaves_nothing_behind():
 def test_the_threads_of_a_group_that_is_kept_in_a_cycle_end_before_the_interpreter():
     """They would meet its clean-up halfway through; a training leaves such cycles."""
     code = """
-        import atexit, os, time
+        import atexit, gc, os, time
+        gc.disable()  # or it may clear the cycle before the end
         import torch.distributed as dist
 
         def threads():
