@@ -105,7 +105,9 @@ def _check_defined(sweep: Sweep, statistics: Statistics) -> None:
     """Raise BadInput where the validation split's labels leave a metric undefined, whatever is trained."""
     for metric in sweep.metrics:
         for name in metric.names:
-            if name in selection.undefined(sweep.recipe, name.rpartition(".")[0], statistics):
+            task = name.rpartition(".")[0]
+            without = name == f"{task}.pcoc" and (statistics.single.get(task) == 0 or statistics.unknown.get(task) == 1)
+            if without or name in selection.undefined(sweep.recipe, task, statistics):
                 other = selection.stand_in(sweep.recipe, name)
                 raise BadInput(
                     f"--metric '{metric.text}': {name} is undefined on valid, for it needs {selection.needs(name)}; "
@@ -147,7 +149,10 @@ def _search(sweep: Sweep) -> Sweep:
         raise KeyboardInterrupt(f"interrupted; livetrain tune --resume {sweep.folder} goes on with it") from None
     left = [trial.number for trial in sweep.trials if trial.state not in ENDED]
     if left or len(sweep.trials) < sweep.settings.samples:
-        raise KeyboardInterrupt(f"interrupted; livetrain tune --resume {sweep.folder} goes on with it")
+        raise RuntimeError(
+            f"not all trials of {sweep.folder} have ended, and Ray did not say why; livetrain tune --resume "
+            f"{sweep.folder} goes on with them"
+        )
     from cluster.sweep import plots
 
     plots.write(sweep)

@@ -149,6 +149,14 @@ def test_a_config_that_a_kill_has_spoilt_is_read_from_the_checkpoint(run, conten
     assert checkpoint.recipe_of(run) == kept
 
 
+def test_what_somebody_wrote_into_a_config_is_not_passed_over(run):
+    """Messages say that a key may be changed there: one that is misspelt must not be lost in silence."""
+    config = run / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8") + "exprot: {tolerance: 1}\n", encoding="utf-8")
+    with pytest.raises(BadInput, match="exprot"):
+        checkpoint.recipe_of(run)
+
+
 def test_a_run_without_its_config_is_evaluated_and_exported(run):
     wanted = launch.evaluate(run, "valid", "best")
     (run / "config.yaml").write_text("")

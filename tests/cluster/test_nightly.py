@@ -220,6 +220,18 @@ def test_a_storage_that_failed_is_asked_again_later_and_a_wrong_name_is_not(nigh
     assert type(error.value) is kind
 
 
+@pytest.mark.parametrize("of", ["days.newest_day", "nightly.publish.current"])
+def test_a_storage_that_fails_before_the_first_night_is_asked_again_later_too(data, tmp_path, monkeypatch, of):
+    def fails(*_):
+        raise BadInput("s3://bucket cannot be read; mend the place") from OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "din.yaml"
+    path.write_text(dump_recipe(recipe(data)))
+    monkeypatch.setattr(f"cluster.{of}", fails)
+    options = [] if of == "days.newest_day" else ["--days", "2022-05-04..2022-05-05"]
+    assert command(monkeypatch, "nightly", str(path), "--publish", str(tmp_path / "m"), *options) == livetrain.NOT_NOW
+
+
 def test_a_cold_night_begins_anew(nights):
     nights.night("2022-05-04")
     nights.night("2022-05-05", cold=True)
@@ -488,6 +500,10 @@ def test_a_night_on_a_cluster_publishes_where_all_nodes_see_it(data, tmp_path, m
             *("--days", "2022-05-06..2022-05-09", "--cold-on", "sunday"),
         ],
     )
+    assert command(monkeypatch, "nightly", *words, "--publish", "s3://m", "--day", "20220506") == 0
+    assert asked.call_args.args[4][-2:] == ["--day", "2022-05-06"]  # one night has one job, however it is written
+    assert command(monkeypatch, "nightly", *words, "--publish", "s3://key:secret@m") == 2
+    assert "s3://m comes with a password, which is never sent" in " ".join(capsys.readouterr().err.split())
     options = ["--publish", "s3://models/a b", "--cold"]
     job = parcel.night(load_recipe(path), Path("/shared/runs"), "2022-05-04", options)
     assert job.entrypoint == (

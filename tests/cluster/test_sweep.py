@@ -1,5 +1,6 @@
 """What a sweep makes of its trials, by folders that are written here as trials leave them: no Ray."""
 
+import contextlib
 import json
 import math
 import shutil
@@ -19,11 +20,12 @@ from rich.console import Console
 
 from cluster import launch
 from cluster.sweep import Sweep, Trial, plots, resume, tune
+from cluster.sweep import run as driver
 from cluster.sweep.board import Board, short, table
 from cluster.sweep.run import at_once, trial_recipe
 from cluster.sweep.search import Search, scheduler
 from cluster.sweep.trials import Settings
-from configs.errors import BadInput
+from configs.errors import BadInput, NotNow
 from configs.load import load_recipe
 from configs.schema import Cluster
 from configs.space import parse_space
@@ -355,6 +357,31 @@ def _of_one_class(data: Path) -> Path:
         table.set_column(table.schema.get_field_index("label"), "label", pa.array([0] * len(table), pa.int8())), file
     )
     return data
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{}", '{"trials": 1, "settings": {}}'])
+def test_a_record_that_is_none_is_said(sweep, record):
+    (sweep.folder / "sweep.json").write_text(record)
+    with pytest.raises(BadInput, match="sweep.json: this is no record of a sweep; put it back"):
+        Sweep.open(sweep.folder)
+
+
+@pytest.mark.parametrize(("refusal", "tried_again"), [(NotNow, True), (BadInput, False)])
+def test_only_what_no_retry_mends_ends_a_trial(sweep, monkeypatch, refusal, tried_again):
+    def refuses(*_, **__):
+        raise refusal("another process is training this run")
+
+    monkeypatch.setattr(launch, "train", refuses)
+    monkeypatch.setattr(driver, "_report", lambda *_: None)
+    with pytest.raises(NotNow) if tried_again else contextlib.nullcontext():
+        driver._trial(sweep.folder, sweep.recipe, str(Path.cwd()), {"number": 6, "values": {}})
+    assert (sweep.run(Trial(6, {})) / "error.txt").exists() is not tried_again
+
+
+def test_a_calibration_without_a_positive_is_said_before_any_trial_too(tmp_path):
+    recipe = samples.recipe(_of_one_class(samples.write(tmp_path / "data", rows=200)))
+    with pytest.raises(BadInput, match="click.pcoc is undefined on valid, for it needs a label above 0; "):
+        tune(recipe, ONE_CLASS, tmp_path / "sweep", metrics=["min:valid/click.pcoc"])
 
 
 @pytest.mark.parametrize("again", [False, True])

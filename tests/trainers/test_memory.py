@@ -38,6 +38,8 @@ def test_a_table_takes_its_rows_with_their_state_and_a_copy():
     recipe = samples.recipe("data", tables__user__rows=1000, optimizers__sparse__kind="adagrad")
     parts = {part.key: part.bytes for part in memory.needs(recipe, Model(recipe, "meta", "meta"))}
     assert parts["tables.user"] == 2 * (1000 * 8 * 4 + 1000 * 8 * 4)
+    parts = {part.key: part.bytes for part in memory.needs(recipe, Model(recipe, "meta", "meta"), saves=False)}
+    assert parts["tables.user"] == 1000 * 8 * 4 + 1000 * 8 * 4  # an evaluation writes no checkpoint
     half = samples.recipe("data", tables__user__rows=1000, tables__user__dtype="float16")
     parts = {part.key: part.bytes for part in memory.needs(half, Model(half, "meta", "meta"))}
     assert parts["tables.user"] == 2 * (1000 * 8 * 2 + 1000 * 4)
