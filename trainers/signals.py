@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 and the signal
 STOP = ".stop"  # in a run's folder while a training listens; it says so once the training is to stop
 GRACE = "LIVETRAIN_GRACE_S"
 _GRACE_S, _LEAVE_S = 22.0, 7.0  # to save, then to tidy up: together less than the 30 s after which Kubernetes kills
+_AGAIN_S = 0.01
 _PR_SET_CHILD_SUBREAPER = 36  # of <linux/prctl.h>
 
 
@@ -32,9 +34,10 @@ class _Orders:
     """What this process was told, and the file by which it tells a training."""
 
     def __init__(self) -> None:
-        self.installed = self.interrupted = self.terminated = self.leaving = False
+        self.installed = self.interrupted = self.terminated = self.leaving = self.lost = False
         self.file: Path | None = None
         self.grace = _GRACE_S
+        self.process = os.getpid()
 
     def install(self) -> None:
         self.installed = True
@@ -43,6 +46,7 @@ class _Orders:
         signal.signal(signal.SIGINT, self.on_interrupt)
         signal.signal(signal.SIGTERM, self.on_terminate)
         signal.signal(signal.SIGALRM, self.on_alarm)
+        sys.unraisablehook = self.on_unraisable
 
     def on_interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.leaving:  # once more: what is being tidied up is left
@@ -62,9 +66,20 @@ class _Orders:
             self._leave()
 
     def on_alarm(self, number: int, frame: FrameType | None) -> None:
+        if self.lost:
+            self.lost = False
+            raise KeyboardInterrupt
         if self.leaving:
             _end_now(TERMINATED)
         self._leave()
+
+    def on_unraisable(self, raised: "sys.UnraisableHookArgs") -> None:
+        """Raise an interrupt once more, shortly, where a finalizer or a hook of a fork would print it and go on."""
+        if not issubclass(raised.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(raised)
+        elif os.getpid() == self.process:  # a child on its way to exec has a signal handler no longer
+            self.lost = True
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S, signal.getitimer(signal.ITIMER_REAL)[0])
 
     def _tell(self) -> bool:
         """Tell the training to stop; return whether there is one that listens."""

@@ -84,13 +84,35 @@ def test_the_interpreter_may_take_its_time_to_end():
     assert told(process(code), signal.SIGTERM) == (143, ["told"], "")
 
 
+SWALLOWS = """
+    class Slow:
+        def __del__(self, sleep=time.sleep):
+            print("swallows", flush=True)
+            sleep(60)
+
+    signals._LEAVE_S = 600
+    try:
+        one = Slow()
+        del one
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("tidying up", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_where_python_lets_nothing_be_raised_comes_again(number, code):
+    """A finalizer, or a hook of a fork, prints what is raised in it and goes on."""
+    assert told(process(SWALLOWS), number) == (code, ["swallows", "tidying up"], "")
+
+
 def test_who_is_ended_at_once_takes_all_its_processes_along():
     code = """
         import subprocess
         script = "sleep 600 & echo $!; (sleep 600 & echo $!); wait"  # the second loses its parent
         started = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, text=True)
-        print(started.pid, *(started.stdout.readline().strip() for _ in range(2)), flush=True)
         try:
+            print(started.pid, *(started.stdout.readline().strip() for _ in range(2)), flush=True)
             time.sleep(60)
         except KeyboardInterrupt:
             print("tidying up", flush=True)
