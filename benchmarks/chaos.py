@@ -33,11 +33,15 @@ import psutil
 import torch
 from matplotlib.image import imread
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from configs.load import dump_recipe
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.configs.load import dump_recipe
+from livetrain.trainers.export import publish
+from livetrain.trainers.export.rows import golden_inputs
+from livetrain.trainers.runtime import manifest, runlog
+from livetrain.trainers.runtime.versions import versions
+from livetrain.trainers.train import checkpoint
+from livetrain.trainers.train.checkpoint import find_checkpoint
 from tests import samples
-from trainers import checkpoint, export, manifest, publish, runlog
-from trainers.export import versions
 
 ROOT = Path(__file__).parents[1]
 MARK = "LIVETRAIN_CHAOS"  # in the environment of every process of a story
@@ -316,7 +320,7 @@ class Inspection:
             damage = manifest.damage(path, manifest.read(path))
             self.check(damage is None, str(damage))
         for which in ("best", "last"):
-            export.find_checkpoint(self.run, which)
+            find_checkpoint(self.run, which)
 
     def log(self) -> None:
         """Every step stands once, in order, with the samples of the other run; so do the evaluations, and one test."""
@@ -345,7 +349,7 @@ class Inspection:
         self.check(damage is None, str(damage))
         rows = json.loads((folder / "golden.json").read_text())
         with torch.no_grad():
-            scores = torch.jit.load(str(folder / "model.pt")).eval()(*export.golden_inputs(rows))
+            scores = torch.jit.load(str(folder / "model.pt")).eval()(*golden_inputs(rows))
         for task, values in rows["scores"].items():
             apart = (scores[task] - torch.tensor(values)).abs().max().item()
             self.check(apart <= rows["tolerance"], f"{folder}: scores differ from golden.json by {apart}")

@@ -29,14 +29,15 @@ import torch
 import torch.distributed as dist
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from configs.load import load_recipe
-from configs.schema import DenseFeature, Recipe, SequenceFeature
-from modules.batch import Batch
-from trainers import checkpoint, ranks
-from trainers.export import versions
-from trainers.process import prepare
-from trainers.sharding import Sharded, shard
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
+from livetrain.modules.batch import Batch
+from livetrain.trainers.runtime import ranks
+from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.runtime.versions import versions
+from livetrain.trainers.train import checkpoint
+from livetrain.trainers.train.sharding import Sharded, shard
 
 CPU = torch.device("cpu")
 NICE = {"background": checkpoint.NICE, "background, not niced": 0}

@@ -18,12 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from quality import processor
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from configs.load import load_recipe
-from trainers import preflight
-from trainers.data.checks import brief, leaks, run
-from trainers.data.source import Source, scan
-from trainers.export import versions
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.configs.load import load_recipe
+from livetrain.trainers.data.checks import brief, leaks, run
+from livetrain.trainers.data.read.source import Source, scan
+from livetrain.trainers.runtime.versions import versions
+from livetrain.trainers.train import preflight
 
 LABELS = ["is_click", "long_view", "is_like", "is_profile_enter", "is_follow", "is_comment"]
 # Outcomes of the row besides the labels: what was watched, and what was derived from that and from the labels.

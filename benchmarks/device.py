@@ -33,14 +33,15 @@ import torch
 from reader import IDS, best, generate
 from torch.autograd import DeviceType
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from configs.load import load_recipe
-from configs.schema import Recipe
-from modules.batch import Batch
-from trainers import ranks
-from trainers.data.source import Source, Statistics, scan
-from trainers.loop import Job, Meter, Trainer
-from trainers.process import prepare
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.modules.batch import Batch
+from livetrain.trainers.data.read.source import Source, Statistics, scan
+from livetrain.trainers.runtime import ranks
+from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.train.feed import Meter
+from livetrain.trainers.train.loop import Job, Trainer
 
 COPIED = 2**28  # bytes
 PROFILED = 5  # steps

@@ -24,14 +24,14 @@ from pathlib import Path
 
 import torch
 
-import modules.models  # noqa: F401  (registers the kinds)
-from configs.registry import parse_model
-from configs.schema import Task
-from modules.inputs import Inputs
-from modules.layers.buckets import buckets
-from modules.layers.frequency import bins, low_pass
-from modules.models.registry import network
-from trainers.export import versions
+import livetrain.modules.models  # noqa: F401  (registers the kinds)
+from livetrain.configs.registry import parse_model
+from livetrain.configs.schema import Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.buckets import buckets
+from livetrain.modules.layers.frequency import bins, low_pass
+from livetrain.modules.models.registry import network
+from livetrain.trainers.runtime.versions import versions
 
 LENGTHS = (50, 100, 200, 500, 1000)
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)  # of the rectangle of rows and longest row that is padding

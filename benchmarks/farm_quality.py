@@ -19,14 +19,16 @@ import numpy as np
 import torch
 from quality import processor
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from cluster import launch
-from configs.load import dump_recipe, load_recipe
-from configs.schema import Recipe
-from trainers import metrics
-from trainers.data.reader import Reader
-from trainers.data.source import Source
-from trainers.export import find_checkpoint, plain_model, versions
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.cluster import launch
+from livetrain.configs.load import dump_recipe, load_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.reader import Reader
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.evaluate import binary
+from livetrain.trainers.export.export import plain_model
+from livetrain.trainers.runtime.versions import versions
+from livetrain.trainers.train.checkpoint import find_checkpoint
 
 FEW = {"simulated": 5, "kuairand": 0}  # events
 SPARSE = {"simulated": "live_streamer", "kuairand": "like_video"}  # the sparse domain's history
@@ -107,8 +109,8 @@ def figure(one: Scores, task: str, kind: str, rows: np.ndarray | None = None) ->
     kept = ~np.isnan(labels) if rows is None else rows & ~np.isnan(labels)
     labels, logits, groups = labels[kept], logits[kept], groups[kept]
     if kind == "auc":
-        return metrics.auc(labels, logits)
-    return getattr(metrics, kind)(labels, logits, groups)
+        return binary.auc(labels, logits)
+    return getattr(binary, kind)(labels, logits, groups)
 
 
 def document(found: dict[str, dict[str, list[Scores]]]) -> str:

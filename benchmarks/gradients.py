@@ -31,17 +31,18 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from configs.load import load_recipe
-from configs.schema import DenseFeature, Recipe, SequenceFeature
-from modules.batch import Batch
-from modules.gradients import orders
-from modules.model import Model
-from trainers import combine, sharding
-from trainers.export import versions
-from trainers.loss import Loss
-from trainers.process import prepare
-from trainers.ranks import seed_step
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
+from livetrain.modules.batch import Batch
+from livetrain.modules.gradients import orders
+from livetrain.modules.model import Model
+from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.runtime.ranks import seed_step
+from livetrain.trainers.runtime.versions import versions
+from livetrain.trainers.train import sharding
+from livetrain.trainers.train.gradients import combination as combine
+from livetrain.trainers.train.loss import Loss
 
 CPU = torch.device("cpu")
 # Processor time is what a machine that others use too can still tell; it leaves waiting for the other rank out.

@@ -7,11 +7,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from trainers.data.simulator.chances import CLICK
-from trainers.data.simulator.live import affinity
-from trainers.data.simulator.profiles import Ids
-from trainers.data.simulator.settings import Settings
-from trainers.data.simulator.world import build
+from livetrain.trainers.data.simulator.chances import CLICK
+from livetrain.trainers.data.simulator.live import affinity
+from livetrain.trainers.data.simulator.profiles import Ids
+from livetrain.trainers.data.simulator.settings import Settings
+from livetrain.trainers.data.simulator.world import build
 
 PARTS = {
     "interest": "the user's interest in the room's topics",

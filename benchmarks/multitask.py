@@ -28,12 +28,13 @@ import torch
 from quality import add_training, made, rule, scores, spread, trained
 from quality_kuairand import HEAD, TEST, TRAIN, baselines, read
 
-from configs.load import load_recipe
-from configs.schema import Recipe
-from trainers import metrics, runlog
-from trainers.data.files import split_files
-from trainers.export import versions
-from trainers.process import threads
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.files import split_files
+from livetrain.trainers.evaluate import binary
+from livetrain.trainers.runtime import runlog
+from livetrain.trainers.runtime.process import threads
+from livetrain.trainers.runtime.versions import versions
 
 TASKS = {  # what is learned, of a recipe's tasks
     "kuairand": ("click", "long_view", "like", "profile_enter"),
@@ -268,7 +269,7 @@ class Truth:
         """
         order = np.argsort(score, kind="stable")
         chance = self.chance(task)[order]
-        return metrics.auc_from_counts(chance, 1 - chance)
+        return binary.auc_from_counts(chance, 1 - chance)
 
     def of_run(self, run: Run) -> dict[str, float]:
         """Return the expected AUC of a run's best checkpoint by binary task; kept beside the run."""
@@ -288,8 +289,8 @@ class Truth:
 
     def oracle(self, task: str) -> str:
         """Return the line of the true probability itself."""
-        auc = metrics.auc(self.label(task), self.chance(task))
-        gauc = metrics.gauc(self.label(task), self.chance(task), self._found["user_id"].to_numpy())
+        auc = binary.auc(self.label(task), self.chance(task))
+        gauc = binary.gauc(self.label(task), self.chance(task), self._found["user_id"].to_numpy())
         best = self.expected_auc(task, self.chance(task))
         return f"| the truth | {task} | - | {auc:.4f} | {gauc:.4f} | {best:.4f} | 100 % | - | - |"
 

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from quality import made, rule
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from cluster import launch
-from cluster.days import moved, newest_day
-from configs.load import load_recipe
-from configs.schema import Days
-from trainers.export import versions
-from trainers.process import threads
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.cluster import launch
+from livetrain.cluster.days import moved, newest_day
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import Days
+from livetrain.trainers.runtime.process import threads
+from livetrain.trainers.runtime.versions import versions
 
 
 def main() -> None:

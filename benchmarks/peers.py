@@ -42,13 +42,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from configs.schema import Recipe
-from modules.hashing import row
-from trainers import ranks
-from trainers.data.source import Source, Statistics
-from trainers.loop import Job, Meter, Trainer
-from trainers.process import prepare
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.configs.schema import Recipe
+from livetrain.modules.features.hashing import row
+from livetrain.trainers.data.read.source import Source, Statistics
+from livetrain.trainers.runtime import ranks
+from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.train.feed import Meter
+from livetrain.trainers.train.loop import Job, Trainer
 
 DIM, ATTENTION, TOWER = 32, [64, 16], [200, 80]
 SAMPLE = 200_000  # rows of the split that the peers draw theirs from

@@ -20,7 +20,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from trainers.data import layout
+from livetrain.trainers.data.write import layout
 
 EVENTS = ("click", "negative", "comment", "like", "gift", "live_interaction", "live_show", "photo_play", "log_")
 

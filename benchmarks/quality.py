@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from cluster import launch
-from configs.load import dump_recipe, load_recipe
-from configs.schema import Recipe
-from trainers import metrics
-from trainers.data.reader import Reader
-from trainers.data.source import Source
-from trainers.export import find_checkpoint, plain_model
-from trainers.process import threads
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.cluster import launch
+from livetrain.configs.load import dump_recipe, load_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.reader import Reader
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.evaluate import binary
+from livetrain.trainers.export.export import plain_model
+from livetrain.trainers.runtime.process import threads
+from livetrain.trainers.train.checkpoint import find_checkpoint
 
 HEAD = (
     "| recipe | task | seeds | test rows | test AUC | error, rows | error, users | test GAUC | test log loss "
@@ -90,8 +91,8 @@ def errors(recipe: Recipe, run: Path) -> dict[str, dict[str, float]]:
     """Return, by task, the bootstrap errors of the test AUC over rows and over groups."""
     return {
         task: {
-            "error_rows": metrics.bootstrap(found.labels, found.logits)[0],
-            "error_groups": metrics.bootstrap(found.labels, found.logits, found.groups)[0],
+            "error_rows": binary.bootstrap(found.labels, found.logits)[0],
+            "error_groups": binary.bootstrap(found.labels, found.logits, found.groups)[0],
         }
         for task, found in scores(recipe, run).items()
     }

@@ -18,9 +18,9 @@ import torch
 from quality import add_training, made, measure, rule, spread
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from trainers import metrics
-from trainers.export import versions
-from trainers.process import threads
+from livetrain.trainers.evaluate import binary
+from livetrain.trainers.runtime.process import threads
+from livetrain.trainers.runtime.versions import versions
 
 TASKS = ("click", "long_view")
 TRAIN = [f"2022-04-{day}" for day in range(25, 31)] + [f"2022-05-0{day}" for day in range(1, 6)]
@@ -105,9 +105,9 @@ def line(name: str, task: str, test: pa.Table, scores: list[np.ndarray]) -> str:
     label, users = test[task].to_numpy(), test["user"].to_numpy()
     aucs, gaucs = (
         np.array([figure(s) for s in scores])
-        for figure in (lambda s: metrics.auc(label, s), lambda s: metrics.gauc(label, s, users))
+        for figure in (lambda s: binary.auc(label, s), lambda s: binary.gauc(label, s, users))
     )
-    errors = [metrics.bootstrap(label, scores[0], groups)[0] for groups in (None, users)]
+    errors = [binary.bootstrap(label, scores[0], groups)[0] for groups in (None, users)]
     cells = [name, task, len(scores), f"**{spread(aucs)}**", spread(gaucs), *(f"{e:.4f}" for e in errors), "-", "-"]
     return f"| {' | '.join(map(str, cells))} |"
 

@@ -21,11 +21,11 @@ from latents import PARTS, Truth
 from quality import add_training, made, rule, scores, spread, trained
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from configs.load import load_recipe
-from trainers import metrics
-from trainers.data.files import split_files
-from trainers.export import versions
-from trainers.process import threads
+from livetrain.configs.load import load_recipe
+from livetrain.trainers.data.read.files import split_files
+from livetrain.trainers.evaluate import binary
+from livetrain.trainers.runtime.process import threads
+from livetrain.trainers.runtime.versions import versions
 
 TASKS = ("click", "effective_view", "like", "comment", "gift")
 HEAD = "| model | task | seeds | test AUC | way to the oracle | oracle's AUC | test GAUC | positives | best steps |"
@@ -115,8 +115,8 @@ def scored(name: str, task: str, found: list[np.ndarray], test: pa.Table, truth:
     """Return a baseline's line of the table; one score a seed."""
     known = test[task].is_valid().to_numpy()
     label, users = test[task].fill_null(0).to_numpy()[known], test["user"].to_numpy()[known]
-    aucs = np.array([metrics.auc(label, score[known]) for score in found])
-    gaucs = np.array([metrics.gauc(label, score[known], users) for score in found])
+    aucs = np.array([binary.auc(label, score[known]) for score in found])
+    gaucs = np.array([binary.gauc(label, score[known], users) for score in found])
     return line(name, task, aucs, gaucs, test, truth, "-")
 
 
@@ -131,7 +131,7 @@ def line(name: str, task: str, aucs: np.ndarray, gaucs: np.ndarray, test: pa.Tab
     """Return a line of the table."""
     known = test[task].is_valid().to_numpy()
     label = test[task].fill_null(0).to_numpy()[known]
-    best = metrics.auc(label, truth.chance(task)[known])
+    best = binary.auc(label, truth.chance(task)[known])
     way = f"**{100 * ((aucs - 0.5) / (best - 0.5)).mean():.1f} %**"
     cells = [name, task, len(aucs), spread(aucs), way, f"{best:.4f}", spread(gaucs), f"{label.sum():,.0f}", steps]
     return f"| {' | '.join(map(str, cells))} |"
@@ -141,10 +141,10 @@ def apart(recipe, run: Path, truth: dict[str, Truth]) -> list[str]:
     """Return the second part: click's truth without each of its parts, and what each part adds to DIN's score."""
     known = {split: scores(recipe, run, split)["click"] for split in ("valid", "test")}
     label, whole = known["test"].labels, truth["test"].logit
-    best = metrics.auc(label, whole)
+    best = binary.auc(label, whole)
 
     def way(score: np.ndarray) -> str:
-        auc = metrics.auc(label, score)
+        auc = binary.auc(label, score)
         return f"{auc:.4f} ({100 * (auc - 0.5) / (best - 0.5):.1f} %)"
 
     def added(names: list[str]) -> str:

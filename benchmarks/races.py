@@ -25,9 +25,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from configs.errors import BadInput
-from trainers import manifest, publish
-from trainers.place import open_place
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.export import publish
+from livetrain.trainers.export.place import open_place
+from livetrain.trainers.runtime import manifest
 
 ROOT = Path(__file__).parents[1]
 BEFORE = ("2026-01-01", "2026-01-02")

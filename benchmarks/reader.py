@@ -29,11 +29,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from configs.load import load_recipe
-from configs.schema import DenseFeature, Recipe, SequenceFeature
-from trainers.data.reader import Reader
-from trainers.data.source import Source
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
+from livetrain.trainers.data.read.reader import Reader
+from livetrain.trainers.data.read.source import Source
 
 IDS = 100_000
 PEER_ROWS = 100_000

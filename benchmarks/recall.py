@@ -28,9 +28,9 @@ from quality import add_training, made, rule, spread, trained
 from quality_kuairand import TEST, TRAIN, read
 from scipy import sparse
 
-from trainers.export import versions
-from trainers.process import threads
-from trainers.retrieval import AT
+from livetrain.trainers.evaluate.retrieval import AT
+from livetrain.trainers.runtime.process import threads
+from livetrain.trainers.runtime.versions import versions
 
 HEAD = f"| method | seeds | {' | '.join(f'recall@{k}' for k in AT)} | {' | '.join(f'NDCG@{k}' for k in AT)} |"
 FACTORS, ALPHAS, NEIGHBOURS = (16, 64), (1.0, 5.0, 20.0), (50, 200, 1000)

@@ -14,13 +14,13 @@ import os
 import platform
 from pathlib import Path
 
-from trainers.process import prepare
+from livetrain.trainers.runtime.process import prepare
 
 prepare()  # as livetrain does, before PyTorch is imported
 
-import modules.models  # noqa: E402, F401  (registers the kinds that a recipe may name)
-from trainers import latency  # noqa: E402
-from trainers.export import versions  # noqa: E402
+import livetrain.modules.models  # noqa: E402, F401  (registers the kinds that a recipe may name)
+from livetrain.trainers.export import latency  # noqa: E402
+from livetrain.trainers.runtime.versions import versions  # noqa: E402
 
 
 def main() -> None:

@@ -28,8 +28,8 @@ from scipy import sparse
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
-from trainers import metrics
-from trainers.data.simulator import Settings, count, simulate
+from livetrain.trainers.data.simulator import Settings, count, simulate
+from livetrain.trainers.evaluate import binary
 
 TASKS = ("click", "effective_view", "like", "gift")
 TREE_ROWS = 400_000  # random rows before the test days that boosted trees learn from
@@ -262,11 +262,11 @@ def hardness(con: duckdb.DuckDBPyConnection) -> str:
         cells = []
         for name, score in MODELS.items():
             scores = score(log, task, train, test)
-            cells.append(f"{metrics.auc(label[test], scores):.4f} ({way(label, scores, true, test):.0%})")
+            cells.append(f"{binary.auc(label[test], scores):.4f} ({way(label, scores, true, test):.0%})")
             parts = [way(label, scores, true, test, test & chosen) for chosen in (few, ~few)]
             detail.append(f"| {task} | {name} | {parts[0]:.0%} | {parts[1]:.0%} |")
             print(task, name, cells[-1], flush=True)
-        lines.append(f"| {task} | {metrics.auc(label[test], true[test]):.4f} | " + " | ".join(cells) + " |")
+        lines.append(f"| {task} | {binary.auc(label[test], true[test]):.4f} | " + " | ".join(cells) + " |")
     split = (
         f"The same way, for the {few[test].mean():.0%} of test rows before which a user had fewer than {FEW} live "
         "exposures, and for the others, each against the oracle on the same rows:"
@@ -279,8 +279,8 @@ def way(
 ) -> float:
     """Return the share of the way from 0.5 to the oracle's AUC; `scores` are those of the rows in `test`."""
     rows = test if part is None else part
-    best = metrics.auc(label[rows], true[rows])
-    return (metrics.auc(label[rows], scores[rows[test]]) - 0.5) / (best - 0.5)
+    best = binary.auc(label[rows], true[rows])
+    return (binary.auc(label[rows], scores[rows[test]]) - 0.5) / (best - 0.5)
 
 
 def rate(log: dict[str, np.ndarray], group: str, task: str, weight: float = 5.0) -> np.ndarray:

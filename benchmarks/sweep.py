@@ -16,14 +16,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from cluster import launch
-from cluster.sweep import tune
-from configs.load import load_recipe
-from configs.schema import Recipe
-from trainers import runlog
-from trainers.export import versions
-from trainers.process import prepare
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.cluster import launch
+from livetrain.cluster.sweep import tune
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.runtime import runlog
+from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.runtime.versions import versions
 
 PARTS = ("start-up", "training", "end")
 

@@ -31,16 +31,17 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from configs.load import load_recipe
-from configs.schema import Recipe
-from modules.model import Model, set_statistics
-from trainers.data.source import Source, Statistics, scan
-from trainers.export import versions
-from trainers.loop import Job, Meter, Trainer
-from trainers.planning import constraints
-from trainers.process import prepare
-from trainers.ranks import seed_step
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.modules.model import Model, set_statistics
+from livetrain.trainers.data.read.source import Source, Statistics, scan
+from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.runtime.ranks import seed_step
+from livetrain.trainers.runtime.versions import versions
+from livetrain.trainers.train.feed import Meter
+from livetrain.trainers.train.loop import Job, Trainer
+from livetrain.trainers.train.planning import constraints
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from configs.errors import BadInput, NotNow
+from livetrain.configs.errors import BadInput, NotNow
 
 PATIENCE_S = 20.0  # longest wait for a process that is on its way out
 

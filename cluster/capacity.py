@@ -5,8 +5,8 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 
-from configs.errors import BadInput
-from configs.schema import Cluster
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Cluster
 
 CROWDING = 2  # workers that may share a core of this machine: enough to try a recipe out
 WORKER_BYTES = 256 * 2**20  # of host memory that a worker has to itself before it has any table
@@ -19,7 +19,7 @@ def cpus_here(cluster: Cluster) -> int:
     Raises:
         BadInput: the workers ask for more than CROWDING times the cores, or for more memory than is left.
     """
-    from cluster.nodes import cores, free_memory
+    from livetrain.cluster.nodes import cores, free_memory
 
     here, wanted = cores(), cluster.workers * cluster.cpus_per_worker
     if wanted > CROWDING * here:

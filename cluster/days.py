@@ -8,11 +8,11 @@ from datetime import date, timedelta
 import pyarrow as pa
 from pyarrow import fs
 
-from configs.errors import BadInput, NotNow
-from configs.schema import Days, Recipe
-from trainers import manifest
-from trainers.data.files import open_filesystem, short, shown
-from trainers.data.layout import SPLITS
+from livetrain.configs.errors import BadInput, NotNow
+from livetrain.configs.schema import Days, Recipe
+from livetrain.trainers.data.read.files import open_filesystem, short, shown
+from livetrain.trainers.data.write.layout import SPLITS
+from livetrain.trainers.runtime import manifest
 
 _PARTITION = re.compile(r"date=(\d{4}-\d{2}-\d{2})")
 

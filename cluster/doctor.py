@@ -21,16 +21,16 @@ from rich.markup import escape
 from rich.table import Table
 from torchrec.distributed.types import ShardingPlan
 
-from cluster import launch
-from cluster.capacity import counted
-from cluster.exchange import Exchanged, exchange
-from cluster.nodes import ask, look
-from configs.errors import BadInput, without_credentials
-from configs.schema import Cluster, Recipe
-from trainers import planning, sharding
-from trainers.data.files import split_files
-from trainers.memory import ELEMENT, ROW_STATE, amount
-from trainers.preflight import SPLITS
+from livetrain.cluster import launch
+from livetrain.cluster.capacity import counted
+from livetrain.cluster.exchange import Exchanged, exchange
+from livetrain.cluster.nodes import ask, look
+from livetrain.configs.errors import BadInput, without_credentials
+from livetrain.configs.schema import Cluster, Recipe
+from livetrain.trainers.data.read.files import split_files
+from livetrain.trainers.train import planning, sharding
+from livetrain.trainers.train.memory import ELEMENT, ROW_STATE, amount
+from livetrain.trainers.train.preflight import SPLITS
 
 SEEN_S = 10  # longest time after which a file must be visible on another machine
 

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from configs.errors import BadInput
-from configs.schema import Cluster
-from trainers import ranks
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Cluster
+from livetrain.trainers.runtime import ranks
 
 BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}  # what a worker sends, to all together
 ROUNDS = 5

@@ -18,36 +18,28 @@ from typing import Any
 
 import torch
 
-from cluster import capacity
-from cluster.alone import alone
-from configs.errors import BadInput, NotNow, may_pass
-from configs.load import dump_recipe
-from configs.schema import Cluster, Days, Recipe
-from trainers import (
-    checkpoint,
-    manifest,
-    preflight,
-    ranks,
-    report,
-    runlog,
-    scratch,
-    signals,
-    spectrum,
-    start,
-    tracking,
-)
-from trainers.export import ANOTHER, LAST, find_checkpoint, versions
-from trainers.loop import Job, Trainer
-from trainers.manifest import write_json, write_text
-from trainers.process import ENVIRONMENT, prepare, ray_folder, threads
-from trainers.progress import Watcher
+from livetrain.cluster import capacity
+from livetrain.cluster.alone import alone
+from livetrain.configs.errors import BadInput, NotNow, may_pass
+from livetrain.configs.load import dump_recipe
+from livetrain.configs.schema import Cluster, Days, Recipe
+from livetrain.trainers.observe import weights_and_biases
+from livetrain.trainers.observe.progress import Watcher
+from livetrain.trainers.observe.report import report, spectrum
+from livetrain.trainers.runtime import manifest, ranks, runlog, scratch, signals
+from livetrain.trainers.runtime.manifest import write_json, write_text
+from livetrain.trainers.runtime.process import ENVIRONMENT, prepare, ray_folder, threads
+from livetrain.trainers.runtime.versions import versions
+from livetrain.trainers.train import checkpoint, preflight, warm_start
+from livetrain.trainers.train.checkpoint import ANOTHER, LAST, find_checkpoint
+from livetrain.trainers.train.loop import Job, Trainer
 
 Work = Callable[[torch.device], dict[str, Any]]
 
 LOCK = ".lock"  # in a run's folder, held by the process that trains it
 _PATIENCE_S = 20.0  # longest wait for workers that are on their way out
 
-# In a run's folder while a command is at work on it, a place of its own for each (see trainers.scratch), where it and
+# In a run's folder while a command is at work on it, a place of its own for each (see trainers.runtime.scratch), where it and
 # its workers tell one another: the id of Ray's reservation for the workers, the outcome, or why they refused.
 TRAINING, EVALUATION = ".train-", ".evaluate-"
 PLACEMENT, OUTCOME, REFUSAL = "placement.txt", "outcome.json", "refused.json"
@@ -99,7 +91,7 @@ def finished(run: Path) -> dict[str, Any] | None:
 
 def complete(recipe: Recipe, run: Path) -> bool:
     """Return whether a run was trained to its end, and all that it shows is there and sent."""
-    return finished(run) is not None and (run / report.NAME).exists() and tracking.reported(recipe, run)
+    return finished(run) is not None and (run / report.NAME).exists() and weights_and_biases.reported(recipe, run)
 
 
 def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
@@ -109,7 +101,7 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
         if found := checkpoint.committed(run):
             checkpoint.check_same(found[-1], recipe, resume=True)
         else:
-            start.find(recipe)
+            warm_start.find(recipe)
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
         write_text(run / "config.yaml", dump_recipe(recipe))
         job = Job(recipe, run, sources, statistics, test)
@@ -123,7 +115,7 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
 def _show(recipe: Recipe, run: Path, result: dict[str, Any]) -> None:
     """Draw what a finished run shows, and send it where the recipe says."""
     spectrum.write_spectrum(run, result["spectra"])
-    tracking.report(recipe, run, report.write_report(run), result)
+    weights_and_biases.report(recipe, run, report.write_report(run), result)
 
 
 def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: str | None = None) -> dict[str, Any]:

@@ -11,13 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster import launch
-from cluster.alone import alone
-from cluster.days import check_whole, moved, newest_day
-from configs.errors import BadInput, NotNow, may_pass, without_credentials
-from configs.schema import Recipe
-from trainers import checkpoint, export, manifest, preflight, publish
-from trainers.data.files import NoPartition
+from livetrain.cluster import launch
+from livetrain.cluster.alone import alone
+from livetrain.cluster.days import check_whole, moved, newest_day
+from livetrain.configs.errors import BadInput, NotNow, may_pass, without_credentials
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.files import NoPartition
+from livetrain.trainers.evaluate.selection import selectable
+from livetrain.trainers.export import export, publish
+from livetrain.trainers.runtime import manifest
+from livetrain.trainers.train import checkpoint, preflight
+from livetrain.trainers.train.checkpoint import find_checkpoint
 
 Say = Callable[[str], None]
 
@@ -39,7 +43,7 @@ def earlier(runs: Path, name: str, day: str, published: dict[str, Any] | None) -
 
 def _has_best(night: Path) -> bool:
     try:
-        export.find_checkpoint(night, "best")
+        find_checkpoint(night, "best")
     except BadInput:
         return False
     return True
@@ -184,7 +188,7 @@ def _published_run(runs: Path, before: dict[str, Any]) -> Path | None:
 def _check_comparable(tonight: Recipe, runs: Path, before: dict[str, Any] | None, where: str) -> None:
     """Raise BadInput where the published model has no metric to compare the night's with."""
     old = _published_run(runs, before) if before is not None else None
-    if old is not None and tonight.select() not in preflight.selectable(checkpoint.recipe_of(old)):
+    if old is not None and tonight.select() not in selectable(checkpoint.recipe_of(old)):
         raise BadInput(
             f"--publish: {old.name}, which is published in {without_credentials(where)}, has no {tonight.select()}; "
             "choose another place"
@@ -202,7 +206,7 @@ def _good_enough(
     metric = f"test.{tonight.select()}"
     mend = f"put it back from a copy, or remove {old}, and the published model is not compared"
     theirs = launch.evaluate(old, "test", "best", tonight.data.days, mend)[metric]
-    sign = preflight.selectable(tonight)[tonight.select()]
+    sign = selectable(tonight)[tonight.select()]
     if theirs is None or math.isnan(theirs):
         say(f"{metric} of {old.name} is undefined on the same days, so the published model is not compared")
         return True

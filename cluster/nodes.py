@@ -14,8 +14,8 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.parcel import SUFFIXES, sources
-from trainers.memory import free_memory
+from livetrain.cluster.parcel import SUFFIXES, sources
+from livetrain.trainers.train.memory import free_memory
 
 ANSWER_S = 120  # longest wait for a node
 

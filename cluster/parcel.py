@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from configs.errors import BadInput, without_credentials
-from configs.load import dump_recipe
-from configs.schema import Recipe
+from livetrain.configs.errors import BadInput, without_credentials
+from livetrain.configs.load import dump_recipe
+from livetrain.configs.schema import Recipe
 
 PACKAGES = ("configs", "modules", "trainers", "cluster")
 SUFFIXES = (".py", ".cpp")  # of the sources in them

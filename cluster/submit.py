@@ -13,11 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster import parcel
-from cluster.parcel import Job, once, prepare, size
-from configs.errors import BadInput, NotNow, without_credentials
-from configs.schema import Recipe
-from trainers.signals import INTERRUPTED
+from livetrain.cluster import parcel
+from livetrain.cluster.parcel import Job, once, prepare, size
+from livetrain.configs.errors import BadInput, NotNow, without_credentials
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.runtime.signals import INTERRUPTED
 
 _POLL_S, _RECONNECTS, _STOP_S = 0.5, 5, 60.0
 
@@ -338,10 +338,10 @@ def exit_code(details: Any) -> int:
 
 def _check_model(recipe: Recipe) -> None:
     """Raise BadInput for what only building the model shows."""
-    from modules.model import Model
-    from trainers import preflight
+    from livetrain.modules.model import Model
+    from livetrain.trainers.evaluate.selection import check_select
 
-    preflight.check_select(recipe)
+    check_select(recipe)
     Model(recipe, device="meta", tables_device="meta")
 
 

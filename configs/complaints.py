@@ -5,9 +5,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from configs import registry
-from configs.errors import BadInput, cut, nearest, plain, shown
-from configs.schema import ModelConfig
+from livetrain.configs import registry
+from livetrain.configs.errors import BadInput, cut, nearest, plain, shown
+from livetrain.configs.schema import ModelConfig
 
 # What a place wants, by pydantic's type of error and, in braces, that type's own figures.
 _WANTED = {

@@ -8,10 +8,10 @@ import yaml
 from pydantic import ValidationError
 from pydantic.json_schema import models_json_schema
 
-from configs import registry
-from configs.complaints import first_complaint
-from configs.errors import BadInput, cut, nearest, plain, shown, without_credentials
-from configs.schema import Recipe
+from livetrain.configs import registry
+from livetrain.configs.complaints import first_complaint
+from livetrain.configs.errors import BadInput, cut, nearest, plain, shown, without_credentials
+from livetrain.configs.schema import Recipe
 
 _NAMED = ("features", "tables", "tasks")  # sections whose keys are the recipe's own names
 _LARGEST = 2**20  # bytes of a recipe file

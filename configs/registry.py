@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from configs.errors import BadInput, nearest, shown
+from livetrain.configs.errors import BadInput, nearest, shown
 
 _CONFIGS: dict[str, type] = {}
 

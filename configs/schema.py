@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
-from configs import registry
-from configs.errors import BadInput, nearest, shown
-from configs.values import (
+from livetrain.configs import registry
+from livetrain.configs.errors import BadInput, nearest, shown
+from livetrain.configs.values import (
     Count,
     CountOrZero,
     Length,

@@ -17,10 +17,10 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from configs.complaints import first_complaint
-from configs.errors import BadInput, nearest
-from configs.load import override, read_tree
-from configs.schema import Recipe, Section
+from livetrain.configs.complaints import first_complaint
+from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.load import override, read_tree
+from livetrain.configs.schema import Recipe, Section
 
 # What a sweep holds fixed, and why: a trial must be comparable with the others.
 _FIXED = {

@@ -34,7 +34,7 @@ Few = whole(1, 256)  # parts of a network: each is a module of its own
 Size = whole(1, 2**20)  # width of a layer
 Length = whole(1, 2**16)  # of a list of ids
 Units = Annotated[list[Size], Field(max_length=64)]
-# A seed is mixed with step and rank into 64 bits (trainers.ranks.seed_step): beyond 32 bits they would not fit.
+# A seed is mixed with step and rank into 64 bits (trainers.runtime.ranks.seed_step): beyond 32 bits they would not fit.
 Seed = whole(0, 2**32 - 1)
 Positive = real(1e-30, 1e30)  # float32 knows it, its inverse and no zero
 PositiveOrZero = real(0, 1e30)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from configs.schema import Gradients
+from livetrain.configs.schema import Gradients
 
 # GradNorm's weights stay above this: a weight of 0 would have no gradient left to measure, one below would ascend.
 _LEAST = 1e-3

@@ -14,14 +14,14 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-import modules.models  # noqa: F401  (registers every model)
-from configs.errors import BadInput
-from configs.schema import DenseFeature, Recipe, SequenceFeature
-from modules.hashing import IdHash
-from modules.inputs import Inputs
-from modules.models.registry import network
-from modules.tables import Initial
-from modules.tasks import kinds
+import livetrain.modules.models  # noqa: F401  (registers every model)
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
+from livetrain.modules.features.hashing import IdHash
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.models.registry import network
+from livetrain.modules.tables.initial import Initial
+from livetrain.modules.tasks.kinds import kinds
 
 _DTYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
 
@@ -94,7 +94,7 @@ class Model(nn.Module):
         device: where dense parameters and replicated tables are made.
         tables_device: where the other tables are made; ``meta`` when they will be sharded.
 
-    Dense parameters depend on train.seed alone; table rows on (train.seed, table, row), see modules.tables.
+    Dense parameters depend on train.seed alone; table rows on (train.seed, table, row), see modules.tables.initial.
 
     Raises:
         BadInput: the model's config names features that the recipe lacks, or leaves some unused, or the recipe asks for

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from modules.layers import compiled
+from livetrain.modules.layers import compiled
+from livetrain.trainers.train import compiled_layers
 from tests import samples
 from tests.pool import Pool
-from trainers import build
 
 torch.set_num_threads(1)
 
@@ -40,7 +40,7 @@ def two_ranks() -> Iterator[Pool]:
 def way(request) -> Iterator[str]:
     """How layers train on the CPU: as they are written, and by compiled passes."""
     if request.param == "compiled":
-        compiled.use(build.library(torch.float32), build.library(torch.float64))
+        compiled.use(compiled_layers.library(torch.float32), compiled_layers.library(torch.float64))
     yield request.param
     compiled.use()
 
@@ -56,7 +56,7 @@ def _as_written_after(request) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory) -> Path:
     """A finished run of `samples.recipe`, trained in this process. Tests leave its folder as they found it."""
-    from cluster import launch
+    from livetrain.cluster import launch
 
     folder = tmp_path_factory.mktemp("small")
     data = samples.write(folder / "data")

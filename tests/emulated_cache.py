@@ -19,7 +19,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBat
 from torchrec.distributed import batched_embedding_kernel
 from torchrec.distributed.types import CacheParams
 
-from trainers import planning
+from livetrain.trainers.train import planning
 
 Key = tuple[int, int]  # table, row
 

@@ -13,7 +13,7 @@ def _serve(rank: int, world: int, store: str, pipe) -> None:
     import torch
     import torch.distributed as dist
 
-    from modules.layers import compiled
+    from livetrain.modules.layers import compiled
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import modules.models  # noqa: F401
-from configs.schema import Recipe
+import livetrain.modules.models  # noqa: F401
+from livetrain.configs.schema import Recipe
 
 
 def write(folder: Path, rows: int = 2000, seed: int = 0) -> Path:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import livetrain
-from configs.load import dump_recipe
+from livetrain.configs.load import dump_recipe
 from tests import samples
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.schema import Recipe
-from trainers import export, manifest, runlog
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.export import export
+from livetrain.trainers.runtime import manifest, runlog
+from livetrain.trainers.train.checkpoint import find_checkpoint
 
 BEFORE = Path(__file__).parent / "before"
 OF_THE_CLOCK = ("time", "rows_per_s", "data_wait", "ms.")
@@ -30,7 +32,7 @@ def test_the_same_recipe_logs_the_same(small_run):
 def test_its_checkpoint_loads_and_is_todays(small_run):
     recipe = Recipe.model_validate(manifest.read(BEFORE / "checkpoint")["recipe"])
     loaded = export.plain_model(recipe, BEFORE / "checkpoint").state_dict()
-    today = export.plain_model(recipe, export.find_checkpoint(small_run, "best")).state_dict()
+    today = export.plain_model(recipe, find_checkpoint(small_run, "best")).state_dict()
     assert loaded.keys() == today.keys()
     for name, value in loaded.items():
         torch.testing.assert_close(value, today[name], rtol=1e-4, atol=1e-6, msg=name)

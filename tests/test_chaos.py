@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import chaos
-from trainers import checkpoint, manifest, runlog
+from livetrain.trainers.runtime import manifest, runlog
+from livetrain.trainers.train import checkpoint
 
 
 @pytest.fixture(scope="module")

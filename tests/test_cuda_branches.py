@@ -22,19 +22,24 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Backend, BackendConfig
 
-from cluster import doctor, exchange, launch
-from cluster.sweep import run as sweeps
-from configs.errors import BadInput
-from configs.schema import Cluster
-from modules.batch import Batch
-from modules.layers import bottom, compiled, dice
-from modules.layers.attention import ActivationUnit
-from modules.tasks import kinds
+from livetrain.cluster import doctor, exchange, launch
+from livetrain.cluster.sweep import run as sweeps
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Cluster
+from livetrain.modules.batch import Batch
+from livetrain.modules.layers import bottom, compiled, dice
+from livetrain.modules.layers.attention import ActivationUnit
+from livetrain.modules.tasks.kinds import kinds
+from livetrain.trainers.data.read.reader import Reader
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.evaluate import evaluation
+from livetrain.trainers.evaluate.gather import _device
+from livetrain.trainers.runtime import ranks
+from livetrain.trainers.train import checkpoint, memory, preflight, sharding, step
+from livetrain.trainers.train.gradients import combination
+from livetrain.trainers.train.loop import Trainer
+from livetrain.trainers.train.probes import step_times
 from tests import samples, twins
-from trainers import breakdown, checkpoint, combine, evaluation, memory, preflight, ranks, sharding, step
-from trainers.data.reader import Reader
-from trainers.data.source import Source
-from trainers.loop import Trainer
 
 ROOT = Path(__file__).parents[1]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -119,8 +124,8 @@ def test_lists_of_one_history_that_differ_are_asserted_on_a_gpu():
 
 def test_a_gpus_gram_matrix_is_a_cpus():
     rows = list(torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0)))
-    found = combine._gram([on_gpu(row) for row in rows]).as_subclass(torch.Tensor)
-    torch.testing.assert_close(found, combine._gram(rows))
+    found = combination._gram([on_gpu(row) for row in rows]).as_subclass(torch.Tensor)
+    torch.testing.assert_close(found, combination._gram(rows))
 
 
 def test_tensors_on_a_gpu_are_one_tile_and_have_no_compiled_passes(monkeypatch):
@@ -340,7 +345,7 @@ def test_an_evaluation_on_a_gpu_takes_rows_to_the_host_every_64_batches(monkeypa
 def test_collectives_of_an_evaluation_take_what_their_backend_takes(monkeypatch, backend, place):
     monkeypatch.setattr(ranks, "world", lambda: 2)
     monkeypatch.setattr(dist, "get_backend", lambda: backend)
-    assert evaluation._device().type == place
+    assert _device().type == place
 
 
 # What places a process, and what it is asked of.
@@ -385,9 +390,9 @@ def test_tf32_is_used_on_a_gpu_where_the_recipe_says_so(monkeypatch, precision, 
 def test_a_gpus_steps_are_timed_by_its_events(monkeypatch):
     with ranks.alone(cuda=False):
         sharded = sharding.shard(twins.recipe(), CPU)
-    assert isinstance(breakdown.Breakdown(sharded)._clock, breakdown.HostClock)
+    assert isinstance(step_times.Breakdown(sharded)._clock, step_times.HostClock)
     sharded.device = GPU
-    assert isinstance(breakdown.Breakdown(sharded)._clock, breakdown.DeviceClock)
+    assert isinstance(step_times.Breakdown(sharded)._clock, step_times.DeviceClock)
 
 
 def test_a_profile_of_a_gpu_has_its_kernels(tmp_path, monkeypatch):
@@ -401,7 +406,7 @@ def test_a_profile_of_a_gpu_has_its_kernels(tmp_path, monkeypatch):
         (CPU, [kinds_.CPU], "self_cpu_time_total"),
     ):
         profiler.return_value.export_chrome_trace = lambda path: Path(path).touch()
-        profile = breakdown.Profile(recipe, tmp_path, device, 3)
+        profile = step_times.Profile(recipe, tmp_path, device, 3)
         profile.before(1)
         profile.end()
         assert profiler.call_args.kwargs == {"activities": activities}
@@ -475,7 +480,7 @@ def test_a_trial_without_workers_takes_a_gpu_itself(tmp_path, monkeypatch, worke
     for name in ("Board", "_follower"):
         monkeypatch.setattr(sweeps, name, mock.MagicMock())
     for name in ("search.Search", "search.scheduler"):
-        monkeypatch.setattr(f"cluster.sweep.{name}", mock.MagicMock())
+        monkeypatch.setattr(f"livetrain.cluster.sweep.{name}", mock.MagicMock())
     monkeypatch.setattr(ray.tune, "run", mock.MagicMock())
     monkeypatch.setattr(ray.tune, "with_resources", lambda work, factory: asked.extend(factory.bundles))
     recipe = samples.recipe(tmp_path, cluster__workers=workers)

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from nbclient import NotebookClient
 
-from cluster.sweep import Sweep
-from configs.load import dump_recipe, load_recipe
+from livetrain.cluster.sweep import Sweep
+from livetrain.configs.load import dump_recipe, load_recipe
 from tests import samples
 
 ROOT = Path(__file__).parent.parent

@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-import modules.models  # noqa: F401
-from configs.schema import DenseFeature, Recipe, SequenceFeature
-from modules.batch import Batch
-from modules.model import Model
-from modules.models.registry import REGULARISER
+import livetrain.modules.models  # noqa: F401
+from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
+from livetrain.modules.batch import Batch
+from livetrain.modules.model import Model
+from livetrain.modules.models.registry import REGULARISER
 
 
 def recipe(**changes: Any) -> Recipe:

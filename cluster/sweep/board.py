@@ -8,7 +8,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from cluster.sweep.trials import Sweep, Trial
+from livetrain.cluster.sweep.trials import Sweep, Trial
+from livetrain.cluster.sweep.words import last_line, number, short
 
 REFRESH_S = 0.5
 STYLES = {"finished": "green", "running": "cyan", "stopped": "yellow", "failed": "red", "waiting": "dim"}
@@ -118,25 +119,3 @@ def table(sweep: Sweep, limit: int | None = None) -> Table:
 def values(trial: Trial) -> str:
     """Return a trial's values on one line."""
     return ", ".join(f"{key}={number(value)}" for key, value in trial.values.items())
-
-
-def number(value: object) -> str:
-    """Return a value as a table shows it: four digits of a number, - for none."""
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def short(key: str, keys: object) -> str:
-    """Return as many of a dotted key's last parts as tell it from the other keys."""
-    parts = key.split(".")
-    for count in range(1, len(parts)):
-        tail = ".".join(parts[-count:])
-        if sum(other.endswith(f".{tail}") or other == tail for other in keys) == 1:
-            return tail
-    return key
-
-
-def last_line(error: str) -> str:
-    """Return what an error says in the end, below its traceback."""
-    return next((line.strip() for line in reversed(error.splitlines()) if line.strip()), "")

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from configs.errors import BadInput, nearest
-from configs.schema import Recipe
-from trainers import selection
+from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.evaluate import selection
 
 _NAME = re.compile(r"\b([A-Za-z]\w*)/([A-Za-z]\w*(?:\.[A-Za-z]\w*)?)")
 _BINARY = {

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from cluster.sweep.board import number, short
-from cluster.sweep.trials import Sweep, Trial
-from configs.space import Choice, Domain, LogUniform
-from trainers.panels import COLORS, GREY, HAIR, INK
+from livetrain.cluster.sweep.trials import Sweep, Trial
+from livetrain.cluster.sweep.words import number, short
+from livetrain.configs.space import Choice, Domain, LogUniform
+from livetrain.trainers.observe.report.panels import COLORS, GREY, HAIR, INK
 
 COLORMAP = colormaps["viridis"]
 LEAST = 4  # trials below which importance says nothing

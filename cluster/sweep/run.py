@@ -11,20 +11,23 @@ from typing import Any
 
 import torch
 
-from cluster import capacity, launch
-from cluster.alone import alone
-from cluster.sweep.board import Board
-from cluster.sweep.trials import ENDED, ERROR, Settings, Sweep, Trial
-from configs.complaints import first_complaint
-from configs.errors import BadInput, NotNow
-from configs.load import load_recipe, override
-from configs.schema import Recipe
-from configs.space import load_space, parse_space
-from modules.model import Model
-from trainers import preflight, scratch, selection
-from trainers.data.source import Source, Statistics, scan
-from trainers.manifest import write_text
-from trainers.process import prepare, threads
+from livetrain.cluster import capacity, launch
+from livetrain.cluster.alone import alone
+from livetrain.cluster.sweep.board import Board
+from livetrain.cluster.sweep.trials import ENDED, ERROR, Settings, Sweep, Trial
+from livetrain.configs.complaints import first_complaint
+from livetrain.configs.errors import BadInput, NotNow
+from livetrain.configs.load import load_recipe, override
+from livetrain.configs.schema import Recipe
+from livetrain.configs.space import load_space, parse_space
+from livetrain.modules.model import Model
+from livetrain.trainers.data.read.source import Source, Statistics, scan
+from livetrain.trainers.evaluate import selection
+from livetrain.trainers.evaluate.selection import check_select
+from livetrain.trainers.runtime import scratch
+from livetrain.trainers.runtime.manifest import write_text
+from livetrain.trainers.runtime.process import prepare, threads
+from livetrain.trainers.train import preflight
 
 # What a trial holds that only starts workers and waits for them: no CPU, for its workers may need them all.
 DRIVER = {"memory": 2**29}
@@ -84,7 +87,7 @@ def check(sweep: Sweep) -> None:
     """Raise BadInput for whatever is wrong with a sweep's recipe, data, space or metrics, before any trial."""
     launch.check_here(sweep.recipe.cluster)
     _ = sweep.metrics
-    preflight.check_select(sweep.recipe)
+    check_select(sweep.recipe)
     sweep.space.check(sweep.recipe, also=_build)
     for number in range(sweep.settings.samples):
         values = sweep.space.sample(sweep.settings.seed, number)
@@ -96,7 +99,7 @@ def check(sweep: Sweep) -> None:
     sources = {split: Source.open(sweep.recipe, split) for split in preflight.SPLITS}
     _check_defined(sweep, scan(sources["valid"], sweep.recipe))
     if sweep.settings.search == "optuna":
-        from cluster.sweep.search import check_optuna
+        from livetrain.cluster.sweep.search import check_optuna
 
         check_optuna()
 
@@ -153,7 +156,7 @@ def _search(sweep: Sweep) -> Sweep:
             f"not all trials of {sweep.folder} have ended, and Ray did not say why; livetrain tune --resume "
             f"{sweep.folder} goes on with them"
         )
-    from cluster.sweep import plots
+    from livetrain.cluster.sweep import plots
 
     plots.write(sweep)
     return sweep
@@ -176,7 +179,7 @@ def _run(sweep: Sweep) -> None:
     from ray.tune import CLIReporter
     from ray.tune.execution.placement_groups import PlacementGroupFactory
 
-    from cluster.sweep.search import Search, scheduler
+    from livetrain.cluster.sweep.search import Search, scheduler
 
     cuda = launch.on_gpus(sweep.recipe.cluster)
     board = Board(sweep)
@@ -269,7 +272,7 @@ def _report(sweep: Sweep, trial: Trial, over: threading.Event) -> None:
     """
     from ray import tune as ray_tune
 
-    from cluster.sweep.search import reported
+    from livetrain.cluster.sweep.search import reported
 
     told, last = 0, sweep.recipe_of(trial).train.epochs
     while not over.wait(POLL_S):

@@ -13,9 +13,9 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cluster.sweep.trials import ENDED, Sweep, Trial
-from configs.errors import BadInput
-from configs.space import Choice, Domain, Integer, LogUniform
+from livetrain.cluster.sweep.trials import ENDED, Sweep, Trial
+from livetrain.configs.errors import BadInput
+from livetrain.configs.space import Choice, Domain, Integer, LogUniform
 
 SCORE, TIME = "score", "epoch"  # keys of what a trial reports; more of the score is better
 REDUCTION = 3  # of trials, a third goes on from each rung

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-import modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from cluster.sweep.metric import Metric, parse
-from configs.errors import BadInput, nearest
-from configs.load import dump_recipe, dump_tree, load_recipe, override
-from configs.schema import Recipe, Section
-from configs.space import Space, load_space
-from configs.values import Seed, whole
-from trainers import runlog
-from trainers.export import versions
-from trainers.manifest import write_json, write_text
+import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from livetrain.cluster.sweep.metric import Metric, parse
+from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.load import dump_recipe, dump_tree, load_recipe, override
+from livetrain.configs.schema import Recipe, Section
+from livetrain.configs.space import Space, load_space
+from livetrain.configs.values import Seed, whole
+from livetrain.trainers.runtime import runlog
+from livetrain.trainers.runtime.manifest import write_json, write_text
+from livetrain.trainers.runtime.versions import versions
 
 if TYPE_CHECKING:
     import pandas
@@ -168,7 +168,7 @@ class Sweep:
 
     def _undefined(self, finished: list[Trial]) -> str:
         """Say which metric is undefined in trials of which none has them all, and what it needs."""
-        from trainers.selection import needs
+        from livetrain.trainers.evaluate.selection import needs
 
         metric = next(
             m for place, m in enumerate(self.metrics) if any(trial.scores[place] is None for trial in finished)
@@ -238,7 +238,7 @@ class Sweep:
 
     def plots(self) -> dict[str, "Figure"]:
         """Return the sweep's plots by name: parallel, importance, curves, best, and with several metrics pareto."""
-        from cluster.sweep import plots
+        from livetrain.cluster.sweep import plots
 
         return plots.draw(self)
 
@@ -274,7 +274,7 @@ def read_evaluations(run: Path, recipe: Recipe, metrics: list[Metric]) -> list[d
         By evaluation `step`, `epoch`, the metrics by their own names, and `scores`: the values of `metrics` at the
         best checkpoint by then, as ``train.select`` picks it, which is the one that is kept, measured and exported.
     """
-    from trainers.selection import is_better
+    from livetrain.trainers.evaluate.selection import is_better
 
     lines = runlog.read(run)
     epochs = {line["step"]: line["epoch"] for line in lines if line.get("kind") == "train"}

@@ -5,8 +5,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.layers.distributed import all_gather, all_reduce_sum
-from modules.layers.precision import widen
+from livetrain.modules.layers.distributed import all_gather, all_reduce_sum
+from livetrain.modules.layers.precision import widen
 
 
 def signature(embeddings: Tensor) -> Tensor:

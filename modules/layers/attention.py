@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.layers import compiled, fused, jagged
-from modules.layers.mlp import MLP, Activation, activate
-from modules.layers.precision import widen
+from livetrain.modules.layers import compiled, fused, jagged
+from livetrain.modules.layers.mlp import MLP, Activation, activate
+from livetrain.modules.layers.precision import widen
 
 
 class ActivationUnit(nn.Module):

@@ -6,13 +6,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from configs.errors import BadInput, nearest
-from configs.schema import ModelConfig, Section
-from configs.values import Name, Units
-from modules.inputs import Inputs
-from modules.layers import jagged
-from modules.layers.attention import ActivationUnit
-from modules.layers.gather import Gather
+from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.schema import ModelConfig, Section
+from livetrain.configs.values import Name, Units
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers import jagged
+from livetrain.modules.layers.attention import ActivationUnit
+from livetrain.modules.layers.gather import Gather
 
 
 class Attention(Section):

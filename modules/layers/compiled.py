@@ -1,4 +1,4 @@
-"""Calls the compiled passes of fused.cpp, where there is a library of them: trainers.build makes it."""
+"""Calls the compiled passes of fused.cpp, where there is a library of them: trainers.train.compiled_layers makes it."""
 
 import ctypes
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from modules.layers.compiled import Library, library_for
-from modules.layers.distributed import all_reduce_sum
-from modules.layers.precision import widen
+from livetrain.modules.layers.compiled import Library, library_for
+from livetrain.modules.layers.distributed import all_reduce_sum
+from livetrain.modules.layers.precision import widen
 
 _TILE = 2048  # rows; a CPU's cache holds a tile through the whole chain of elementwise operations
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from modules.inputs import Inputs
-from modules.layers import jagged
-from modules.layers.bottom import Attention, check_parallel
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers import jagged
+from livetrain.modules.layers.bottom import Attention, check_parallel
 
 
 class Domain(nn.Module):

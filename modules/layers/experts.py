@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.layers.precision import widen
+from livetrain.modules.layers.precision import widen
 
 
 class Experts(nn.Module):
@@ -53,7 +53,7 @@ class _Batched(nn.Module):
 class Gate(nn.Module):
     """g = softmax(W x + b), the share of each expert in a row's mixture, in float32 or wider.
 
-    trainers.utilisation watches these modules, and reads what they output.
+    trainers.train.probes.expert_use watches these modules, and reads what they output.
 
     Args:
         width: size of the input.

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from configs.errors import BadInput
-from modules.layers.fields import Fields
+from livetrain.configs.errors import BadInput
+from livetrain.modules.layers.fields import Fields
 
 
 class BiInteraction(nn.Module):

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.errors import BadInput
-from modules.inputs import Inputs
-from modules.layers.gather import Gather
+from livetrain.configs.errors import BadInput
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.gather import Gather
 
 
 class Fields(nn.Module):

@@ -5,10 +5,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from modules.layers import jagged
-from modules.layers.buckets import Buckets, buckets, pad, unpad
-from modules.layers.mlp import MLP
-from modules.layers.precision import widen
+from livetrain.modules.layers import jagged
+from livetrain.modules.layers.buckets import Buckets, buckets, pad, unpad
+from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.layers.precision import widen
 
 
 def bins(lengths: Tensor, cutoff: float) -> Tensor:
@@ -88,7 +88,7 @@ class Split(nn.Module):
         cutoff: how many frequencies are low, see `bins`.
         units: hidden layers of the gates' MLP.
         dropout: share dropped in training.
-        name: what is filtered; trainers.spectrum watches these modules and draws what their gates kept.
+        name: what is filtered; trainers.observe.report.spectrum watches these modules and draws what their gates kept.
 
     Source: FARM, 2502.09375, for the gated sum; the cutoff is BSARec's (2312.10325): its c makes c // 2 + 1 low bins.
     Decided here: gates per user and column from the mean of V, as only their kind is published.

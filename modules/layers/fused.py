@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from modules.layers.compiled import Library
-from modules.layers.dice import Dice, compiled_correction, valid_rows
+from livetrain.modules.layers.compiled import Library
+from livetrain.modules.layers.dice import Dice, compiled_correction, valid_rows
 
 ALIGN = 16  # what fused.cpp wants widths to be multiples of
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from modules.inputs import Inputs
-from modules.layers import jagged
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers import jagged
 
 
 class Gather(nn.Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from modules.layers.fields import Fields
+from livetrain.modules.layers.fields import Fields
 
 
 class Kernel(nn.Module):

@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from modules.layers import compiled, fused
-from modules.layers.dice import Dice
+from livetrain.modules.layers import compiled, fused
+from livetrain.modules.layers.dice import Dice
 
 Activation = Literal["dice", "relu"]
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modules.layers import jagged
-from modules.layers.buckets import Buckets, pad, present, unpad
+from livetrain.modules.layers import jagged
+from livetrain.modules.layers.buckets import Buckets, pad, present, unpad
 
 
 class Positions(nn.Module):

@@ -6,15 +6,15 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from configs.schema import Task
-from configs.values import Few, Size
-from modules.inputs import Inputs
-from modules.layers.cross import Cross
-from modules.layers.gather import Gather
-from modules.layers.mlp import MLP
-from modules.models.dnn import DNNConfig
-from modules.models.registry import register
-from modules.tasks import Heads
+from livetrain.configs.schema import Task
+from livetrain.configs.values import Few, Size
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.cross import Cross
+from livetrain.modules.layers.gather import Gather
+from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.models.dnn import DNNConfig
+from livetrain.modules.models.registry import register
+from livetrain.modules.tasks.heads import Heads
 
 
 class DCNv2Config(DNNConfig):

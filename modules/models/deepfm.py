@@ -4,15 +4,15 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from configs.schema import Task
-from modules.inputs import Inputs
-from modules.layers.factorisation import Factorisation
-from modules.layers.fields import Fields
-from modules.models.dnn import DNNConfig
-from modules.models.interactions import Interactions
-from modules.models.registry import register
-from modules.models.wide_deep import Deep
-from modules.tasks import Heads
+from livetrain.configs.schema import Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.factorisation import Factorisation
+from livetrain.modules.layers.fields import Fields
+from livetrain.modules.models.dnn import DNNConfig
+from livetrain.modules.models.interactions import Interactions
+from livetrain.modules.models.registry import register
+from livetrain.modules.models.wide_deep import Deep
+from livetrain.modules.tasks.heads import Heads
 
 
 class DeepFMConfig(DNNConfig):

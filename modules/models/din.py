@@ -5,13 +5,13 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from configs.schema import Task
-from configs.values import Dropout, Units
-from modules.inputs import Inputs
-from modules.layers.bottom import Attention, Bottom, BottomConfig
-from modules.layers.mlp import MLP
-from modules.models.registry import register
-from modules.tasks import Heads
+from livetrain.configs.schema import Task
+from livetrain.configs.values import Dropout, Units
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.bottom import Attention, Bottom, BottomConfig
+from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.models.registry import register
+from livetrain.modules.tasks.heads import Heads
 
 
 class DINConfig(BottomConfig):

@@ -11,17 +11,17 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.errors import BadInput, nearest
-from configs.schema import ModelConfig, Task
-from configs.values import Dropout, Name, Size, Units, real
-from modules.inputs import Inputs
-from modules.layers import jagged
-from modules.layers.distributed import all_gather
-from modules.layers.gather import Gather
-from modules.layers.mlp import MLP
-from modules.layers.precision import widen
-from modules.layers.rarity import Rarity
-from modules.models.registry import register
+from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.schema import ModelConfig, Task
+from livetrain.configs.values import Dropout, Name, Size, Units, real
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers import jagged
+from livetrain.modules.layers.distributed import all_gather
+from livetrain.modules.layers.gather import Gather
+from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.layers.precision import widen
+from livetrain.modules.layers.rarity import Rarity
+from livetrain.modules.models.registry import register
 
 _NEVER = -1e30  # a score that no sum of exponentials notices; its opposite is a logit with no loss
 
@@ -137,7 +137,7 @@ class DSSM(nn.Module):
     and z_i is the logit that this network answers. q_j is how often the item is in batches (see `Rarity`): without it
     popular items, drawn as negatives so often, would be held down. j runs over rows of any label, for what was shown
     and not wanted is a good negative; another row with the same item is left out. Only rows that have an item and whose
-    label is 1 teach (see modules.tasks.Retrieval).
+    label is 1 teach (see modules.tasks.kinds.Retrieval).
 
     Args:
         config: see `DSSMConfig`.

@@ -5,14 +5,14 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from configs.errors import BadInput, nearest
-from configs.schema import Task
-from configs.values import Name, Units
-from modules.inputs import Inputs
-from modules.layers.bottom import Bottom
-from modules.models.multitask import MultiTask, MultiTaskConfig, towers
-from modules.models.registry import register
-from modules.tasks import Heads
+from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.schema import Task
+from livetrain.configs.values import Name, Units
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.bottom import Bottom
+from livetrain.modules.models.multitask import MultiTask, MultiTaskConfig, towers
+from livetrain.modules.models.registry import register
+from livetrain.modules.tasks.heads import Heads
 
 Chain = Annotated[list[Name], Field(min_length=2)]
 

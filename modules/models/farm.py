@@ -9,22 +9,22 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from configs.errors import BadInput, nearest
-from configs.schema import Section, Task
-from configs.values import CountOrZero, Dropout, Length, Name, Size, Units, real, whole
-from modules.inputs import Inputs
-from modules.layers import jagged
-from modules.layers.align import Align, signature
-from modules.layers.attention import ActivationUnit
-from modules.layers.bottom import Attention, check_features
-from modules.layers.buckets import buckets, paired
-from modules.layers.domain import Domain
-from modules.layers.frequency import Learned, Plain, Split
-from modules.layers.gather import Gather
-from modules.layers.sequence import Block, Cross, Positions
-from modules.models.ple import CGCConfig, Trunk
-from modules.models.registry import REGULARISER, register
-from modules.tasks import Heads
+from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.schema import Section, Task
+from livetrain.configs.values import CountOrZero, Dropout, Length, Name, Size, Units, real, whole
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers import jagged
+from livetrain.modules.layers.align import Align, signature
+from livetrain.modules.layers.attention import ActivationUnit
+from livetrain.modules.layers.bottom import Attention, check_features
+from livetrain.modules.layers.buckets import buckets, paired
+from livetrain.modules.layers.domain import Domain
+from livetrain.modules.layers.frequency import Learned, Plain, Split
+from livetrain.modules.layers.gather import Gather
+from livetrain.modules.layers.sequence import Block, Cross, Positions
+from livetrain.modules.models.ple import CGCConfig, Trunk
+from livetrain.modules.models.registry import REGULARISER, register
+from livetrain.modules.tasks.heads import Heads
 
 
 class FrequencyConfig(Section):

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
-from modules.layers.fields import Fields
-from modules.tasks import Heads
+from livetrain.modules.layers.fields import Fields
+from livetrain.modules.tasks.heads import Heads
 
 
 class Interactions(nn.Module):

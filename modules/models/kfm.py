@@ -2,13 +2,13 @@
 
 from typing import Literal
 
-from configs.schema import ModelConfig, Task
-from modules.inputs import Inputs
-from modules.layers.fields import Fields
-from modules.layers.kernel import Kernel
-from modules.models.interactions import Interactions
-from modules.models.registry import register
-from modules.tasks import Heads
+from livetrain.configs.schema import ModelConfig, Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.fields import Fields
+from livetrain.modules.layers.kernel import Kernel
+from livetrain.modules.models.interactions import Interactions
+from livetrain.modules.models.registry import register
+from livetrain.modules.tasks.heads import Heads
 
 
 class KFMConfig(ModelConfig):

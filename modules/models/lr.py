@@ -5,12 +5,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from configs.errors import BadInput
-from configs.schema import ModelConfig, Task
-from modules.inputs import Inputs
-from modules.layers import jagged
-from modules.models.registry import register
-from modules.tasks import Heads
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import ModelConfig, Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers import jagged
+from livetrain.modules.models.registry import register
+from livetrain.modules.tasks.heads import Heads
 
 
 class LRConfig(ModelConfig):

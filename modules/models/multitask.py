@@ -5,11 +5,11 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from configs.schema import Task
-from configs.values import Dropout, Units
-from modules.layers.bottom import Bottom, BottomConfig
-from modules.layers.mlp import MLP
-from modules.tasks import Heads
+from livetrain.configs.schema import Task
+from livetrain.configs.values import Dropout, Units
+from livetrain.modules.layers.bottom import Bottom, BottomConfig
+from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.tasks.heads import Heads
 
 Layers = Annotated[Units, Field(min_length=1)]
 

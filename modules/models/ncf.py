@@ -6,14 +6,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from configs.errors import BadInput, nearest
-from configs.schema import ModelConfig, Task
-from configs.values import Dropout, Name, Units, whole
-from modules.inputs import Inputs
-from modules.layers import jagged
-from modules.layers.mlp import MLP
-from modules.models.registry import register
-from modules.tasks import Heads
+from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.schema import ModelConfig, Task
+from livetrain.configs.values import Dropout, Name, Units, whole
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers import jagged
+from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.models.registry import register
+from livetrain.modules.tasks.heads import Heads
 
 
 class NCFConfig(ModelConfig):

@@ -5,16 +5,16 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from configs.schema import Task
-from configs.values import Dropout, Units
-from modules.inputs import Inputs
-from modules.layers.factorisation import BiInteraction
-from modules.layers.fields import Fields
-from modules.layers.mlp import MLP
-from modules.models.dnn import DNNConfig
-from modules.models.interactions import Interactions
-from modules.models.registry import register
-from modules.tasks import Heads
+from livetrain.configs.schema import Task
+from livetrain.configs.values import Dropout, Units
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.factorisation import BiInteraction
+from livetrain.modules.layers.fields import Fields
+from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.models.dnn import DNNConfig
+from livetrain.modules.models.interactions import Interactions
+from livetrain.modules.models.registry import register
+from livetrain.modules.tasks.heads import Heads
 
 
 class NFMConfig(DNNConfig):

@@ -5,14 +5,14 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from configs.schema import Task
-from configs.values import Few, whole
-from modules.inputs import Inputs
-from modules.layers.bottom import Bottom
-from modules.layers.experts import Level
-from modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
-from modules.models.registry import register
-from modules.tasks import Heads
+from livetrain.configs.schema import Task
+from livetrain.configs.values import Few, whole
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.bottom import Bottom
+from livetrain.modules.layers.experts import Level
+from livetrain.modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
+from livetrain.modules.models.registry import register
+from livetrain.modules.tasks.heads import Heads
 
 
 class CGCConfig(MultiTaskConfig):

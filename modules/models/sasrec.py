@@ -6,18 +6,18 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from configs.errors import BadInput
-from configs.schema import ModelConfig, Task
-from configs.values import Dropout, Few, Length, Name, Size, Units
-from modules.inputs import Inputs
-from modules.layers.bottom import Attention, check_features
-from modules.layers.buckets import buckets
-from modules.layers.domain import Domain
-from modules.layers.gather import Gather
-from modules.layers.mlp import MLP
-from modules.layers.sequence import Block, Positions, newest
-from modules.models.registry import register
-from modules.tasks import Heads
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import ModelConfig, Task
+from livetrain.configs.values import Dropout, Few, Length, Name, Size, Units
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.bottom import Attention, check_features
+from livetrain.modules.layers.buckets import buckets
+from livetrain.modules.layers.domain import Domain
+from livetrain.modules.layers.gather import Gather
+from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.layers.sequence import Block, Positions, newest
+from livetrain.modules.models.registry import register
+from livetrain.modules.tasks.heads import Heads
 
 
 class SASRecConfig(ModelConfig):

@@ -5,13 +5,13 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from configs.schema import Task
-from modules.inputs import Inputs
-from modules.layers.bottom import Bottom
-from modules.layers.mlp import MLP
-from modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
-from modules.models.registry import register
-from modules.tasks import Heads
+from livetrain.configs.schema import Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.bottom import Bottom
+from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
+from livetrain.modules.models.registry import register
+from livetrain.modules.tasks.heads import Heads
 
 
 class SharedBottomConfig(MultiTaskConfig):

@@ -5,14 +5,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from configs.schema import Task
-from modules.inputs import Inputs
-from modules.layers.fields import Fields
-from modules.layers.mlp import MLP
-from modules.models.dnn import DNNConfig
-from modules.models.interactions import Interactions
-from modules.models.registry import register
-from modules.tasks import Heads
+from livetrain.configs.schema import Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.fields import Fields
+from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.models.dnn import DNNConfig
+from livetrain.modules.models.interactions import Interactions
+from livetrain.modules.models.registry import register
+from livetrain.modules.tasks.heads import Heads
 
 
 class WideDeepConfig(DNNConfig):

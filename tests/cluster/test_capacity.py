@@ -13,9 +13,9 @@ from ray.core.generated import autoscaler_pb2
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from ray.util import placement_group, remove_placement_group
 
-from cluster import capacity, launch
-from configs.errors import BadInput
-from configs.schema import Cluster
+from livetrain.cluster import capacity, launch
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Cluster
 from tests import samples
 
 GIB = 2**30
@@ -34,8 +34,8 @@ def machine(monkeypatch):
     """Say how large this machine is."""
 
     def say(cores: int, free: int) -> None:
-        monkeypatch.setattr("cluster.nodes.cores", lambda: cores)
-        monkeypatch.setattr("cluster.nodes.free_memory", lambda: free)
+        monkeypatch.setattr("livetrain.cluster.nodes.cores", lambda: cores)
+        monkeypatch.setattr("livetrain.cluster.nodes.free_memory", lambda: free)
 
     return say
 
@@ -99,7 +99,7 @@ def test_what_a_machine_does_not_hold_is_refused(machine, workers, cpus, cores, 
 
 @pytest.mark.parametrize("command", ["train", "tune"])
 def test_it_is_refused_before_anything_starts(machine, monkeypatch, tmp_path, command):
-    from cluster.sweep import tune
+    from livetrain.cluster.sweep import tune
 
     machine(2, 64 * GIB)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 import livetrain
-from cluster import launch
-from configs.errors import BadInput
-from configs.load import load_recipe
-from tests.trainers import test_loop as loop
-from trainers import checkpoint, export, latency, manifest, runlog
+from livetrain.cluster import launch
+from livetrain.configs.errors import BadInput
+from livetrain.configs.load import load_recipe
+from livetrain.trainers.export import export, latency
+from livetrain.trainers.runtime import manifest, runlog
+from livetrain.trainers.train import checkpoint
+from tests.trainers.train import test_loop as loop
 
 
 def flip(path: Path) -> None:
@@ -186,7 +188,7 @@ def test_a_restart_finishes_what_a_kill_behind_the_result_left_undone(run, monke
     def never(*arguments):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("trainers.loop.Trainer.run", never)
+    monkeypatch.setattr("livetrain.trainers.train.loop.Trainer.run", never)
     assert not launch.complete(recipe, run)
     assert launch.train(recipe, run.parent) == json.loads(result)
     assert (run / "report.png").stat().st_size > 10_000
@@ -206,7 +208,10 @@ def test_the_test_line_stands_once_where_a_kill_came_before_the_result(run, monk
     recipe = load_recipe(run / "config.yaml")
     killed(run, "result.json")
     with monkeypatch.context() as context:
-        context.setattr("trainers.spectrum.Spectra.read", lambda self: (_ for _ in ()).throw(KeyboardInterrupt))
+        context.setattr(
+            "livetrain.trainers.train.probes.spectra.Spectra.read",
+            lambda self: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
         with pytest.raises(KeyboardInterrupt):
             launch.train(recipe, run.parent)
     assert len([line for line in runlog.read(run) if line.get("split") == "test"]) == 1

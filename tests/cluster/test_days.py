@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import days
-from configs.errors import BadInput
-from configs.schema import Recipe
+from livetrain.cluster import days
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.runtime import manifest
 from tests import samples
-from trainers import manifest
 
 SPLITS = {"train": "2022-05-01..2022-05-02", "valid": "2022-05-03..2022-05-03", "test": "2022-05-04..2022-05-04"}
 

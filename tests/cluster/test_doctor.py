@@ -11,12 +11,12 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import livetrain
-from cluster import doctor, exchange, launch, nodes
-from cluster.exchange import Exchanged
-from configs.errors import BadInput
-from configs.schema import Cluster
+from livetrain.cluster import doctor, exchange, launch, nodes
+from livetrain.cluster.exchange import Exchanged
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Cluster
+from livetrain.trainers.train import planning, sharding
 from tests import samples
-from trainers import planning, sharding
 
 GIB = 2**30
 

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow.parquet as pq
 import pytest
 
-from cluster import launch
-from configs.errors import BadInput
+from livetrain.cluster import launch
+from livetrain.configs.errors import BadInput
 from tests import samples
 
 
@@ -86,7 +86,7 @@ def data(tmp_path_factory):
 
 
 def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("cluster.alone.PATIENCE_S", 0.5)
+    monkeypatch.setattr("livetrain.cluster.alone.PATIENCE_S", 0.5)
     with hold(tmp_path / "small", 60) as other:
         with pytest.raises(BadInput, match=r"small: another process is training this run; wait for its end"):
             launch.train(samples.recipe(data), tmp_path)

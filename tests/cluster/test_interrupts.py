@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from configs.load import dump_recipe, dump_tree
+from livetrain.configs.load import dump_recipe, dump_tree
+from livetrain.trainers.runtime import runlog
+from livetrain.trainers.train import checkpoint
 from tests import samples
-from trainers import checkpoint, runlog
 
 ROOT = Path(__file__).parents[2]
 

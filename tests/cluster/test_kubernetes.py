@@ -80,7 +80,7 @@ def test_every_pod_has_the_image_and_the_volumes_that_it_mounts():
 
 
 def test_workers_have_as_many_gpus_as_the_planner_thinks():
-    from configs.schema import Topology
+    from livetrain.configs.schema import Topology
 
     worker = pods()["worker"]["containers"][0]["resources"]
     assert worker["limits"] == worker["requests"]
@@ -210,7 +210,7 @@ def test_the_network_lets_through_what_is_needed_and_no_more():
 
 def test_a_stopped_job_has_time_to_save():
     """Ray kills a job's command after its own wait, and `livetrain submit` waits for both."""
-    from cluster import submit
+    from livetrain.cluster import submit
 
     given = {one["name"]: int(one["value"]) for one in pods()["head"]["containers"][0]["env"]}
     assert given["LIVETRAIN_GRACE_S"] + 7 < given["RAY_JOB_STOP_WAIT_TIME_S"] < submit._STOP_S

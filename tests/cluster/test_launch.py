@@ -15,11 +15,11 @@ import psutil
 import pytest
 import ray
 
-from cluster import launch
-from configs.errors import BadInput, NotNow
-from configs.load import dump_recipe
+from livetrain.cluster import launch
+from livetrain.configs.errors import BadInput, NotNow
+from livetrain.configs.load import dump_recipe
+from livetrain.trainers.runtime import runlog
 from tests import samples
-from trainers import runlog
 
 ROOT = Path(__file__).parents[2]
 

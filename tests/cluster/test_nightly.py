@@ -11,12 +11,14 @@ from unittest import mock
 import pytest
 
 import livetrain
-from cluster import days, launch, nightly, parcel, submit
-from configs.errors import BadInput, NotNow
-from configs.load import dump_recipe, load_recipe
-from configs.schema import Recipe
+from livetrain.cluster import days, launch, nightly, parcel, submit
+from livetrain.configs.errors import BadInput, NotNow
+from livetrain.configs.load import dump_recipe, load_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.export import publish
+from livetrain.trainers.runtime import manifest, runlog
+from livetrain.trainers.train.checkpoint import find_checkpoint
 from tests import samples
-from trainers import export, manifest, publish, runlog
 
 DAYS = [f"2022-05-0{day}" for day in range(1, 7)]
 
@@ -95,7 +97,9 @@ def test_a_killed_night_goes_on_as_it_began(nights, monkeypatch):
     train = launch.train
 
     def killed(made, runs):
-        monkeypatch.setattr("trainers.loop.Trainer.run", lambda trainer: (_ for _ in ()).throw(KeyboardInterrupt))
+        monkeypatch.setattr(
+            "livetrain.trainers.train.loop.Trainer.run", lambda trainer: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         try:
             return train(made, runs)
         finally:
@@ -124,7 +128,7 @@ def test_a_night_killed_behind_its_result_still_gets_its_report(nights, monkeypa
     def never(*arguments):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr("trainers.loop.Trainer.run", never)
+    monkeypatch.setattr("livetrain.trainers.train.loop.Trainer.run", never)
     assert nights.night("2022-05-04")["version"] == "2022-05-04"
     assert (nights.runs / "din-2022-05-04/report.png").exists()
 
@@ -157,7 +161,7 @@ def test_cold_counts_for_a_night_that_is_begun_again_too(nights):
 def test_a_night_begins_with_one_whose_best_checkpoint_is_there(nights):
     nights.night("2022-05-04")
     nights.night("2022-05-05")
-    best = export.find_checkpoint(nights.runs / "din-2022-05-05", "best")
+    best = find_checkpoint(nights.runs / "din-2022-05-05", "best")
     (best / manifest.MANIFEST).unlink()
     assert nightly.earlier(nights.runs, "din", "2022-05-06", None) == nights.runs / "din-2022-05-04"
 
@@ -165,7 +169,7 @@ def test_a_night_begins_with_one_whose_best_checkpoint_is_there(nights):
 def test_a_damaged_published_model_is_said_with_what_helps(nights):
     nights.night("2022-05-04")
     old = nights.runs / "din-2022-05-04"
-    shard = next(export.find_checkpoint(old, "best").glob("*.distcp"))
+    shard = next(find_checkpoint(old, "best").glob("*.distcp"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(BadInput, match=f"is damaged: .*, or remove {old}, and the published model is not compared"):
         nights.night("2022-05-05", cold=True)
@@ -176,7 +180,7 @@ def test_a_damaged_published_model_is_said_with_what_helps(nights):
 HOLD = """
 import sys, time
 from pathlib import Path
-from cluster.alone import alone
+from livetrain.cluster.alone import alone
 with alone(Path(sys.argv[1]), "busy"):
     print("held", flush=True)
     time.sleep(600)
@@ -184,7 +188,7 @@ with alone(Path(sys.argv[1]), "busy"):
 
 
 def test_one_night_of_a_name_at_a_time(nights, monkeypatch):
-    monkeypatch.setattr("cluster.alone.PATIENCE_S", 0.0)
+    monkeypatch.setattr("livetrain.cluster.alone.PATIENCE_S", 0.0)
     nights.runs.mkdir()
     command = [sys.executable, "-c", HOLD, str(nights.runs / ".din.night")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(livetrain.__file__).parent) as first:

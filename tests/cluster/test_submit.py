@@ -16,9 +16,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import parcel, submit
-from configs.errors import BadInput, NotNow
-from configs.load import dump_recipe, load_recipe
+from livetrain.cluster import parcel, submit
+from livetrain.configs.errors import BadInput, NotNow
+from livetrain.configs.load import dump_recipe, load_recipe
 from tests import samples
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs import registry
-from configs.errors import BadInput, without_credentials
-from configs.load import dump_recipe, json_schema, load_recipe
-from configs.schema import ModelConfig, Recipe, Section
+from livetrain.configs import registry
+from livetrain.configs.errors import BadInput, without_credentials
+from livetrain.configs.load import dump_recipe, json_schema, load_recipe
+from livetrain.configs.schema import ModelConfig, Recipe, Section
 
 
 class Look(Section):

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.errors import BadInput
-from configs.load import dump_recipe, dump_tree, load_recipe, override
-from configs.space import Choice, Integer, LogUniform, load_space, parse_space
+from livetrain.configs.errors import BadInput
+from livetrain.configs.load import dump_recipe, dump_tree, load_recipe, override
+from livetrain.configs.space import Choice, Integer, LogUniform, load_space, parse_space
 from tests import samples
 
 ROOT = Path(__file__).parents[2]

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from configs import registry
-from configs.errors import BadInput
-from configs.load import dump_recipe, dump_tree, load_recipe, override, read_tree
-from configs.schema import Recipe
-from modules.model import Model
-from trainers import preflight
+from livetrain.configs import registry
+from livetrain.configs.errors import BadInput
+from livetrain.configs.load import dump_recipe, dump_tree, load_recipe, override, read_tree
+from livetrain.configs.schema import Recipe
+from livetrain.modules.model import Model
+from livetrain.trainers.evaluate.selection import check_select
 
 RECIPES = sorted(Path("configs/recipes").glob("*.yaml"))
 NASTY = [
@@ -147,7 +147,7 @@ def test_a_spoiled_recipe_is_refused_in_one_sentence_or_is_right(tree, tmp_path_
     try:
         path.write_text(dump_tree(tree), encoding="utf-8", errors="surrogatepass")
         recipe = load_recipe(path)
-        preflight.check_select(recipe)
+        check_select(recipe)
         Model(recipe, device="meta", tables_device="meta")
     except BadInput as error:
         check_sentence(str(error))

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 import livetrain
-from configs.errors import BadInput
-from configs.load import dump_recipe, load_recipe
-from configs.schema import Recipe
-from modules.model import Model
+from livetrain.configs.errors import BadInput
+from livetrain.configs.load import dump_recipe, load_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.modules.model import Model
+from livetrain.trainers.evaluate.selection import check_select
+from livetrain.trainers.train import memory
 from tests.corpus import recipes
-from trainers import memory, preflight
 
 FREE = 16 * 2**30  # bytes that the machine has, in these tests
 
@@ -29,7 +30,7 @@ def folder(tmp_path_factory) -> Path:
 def settled(path: Path, overrides: list[str]) -> Recipe:
     """Do what a command does with a recipe before it looks at the data."""
     recipe = load_recipe(path, overrides)
-    preflight.check_select(recipe)
+    check_select(recipe)
     memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), free=FREE)
     return recipe
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchjd.aggregation import PCGrad as Oracle
 
-from configs.schema import GradNorm, PCGrad, SumOfGradients, Uncertainty
-from modules import gradients
+from livetrain.configs.schema import GradNorm, PCGrad, SumOfGradients, Uncertainty
+from livetrain.modules import gradients
 
 DOUBLE = torch.float64
 

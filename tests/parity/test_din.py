@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from configs.schema import Task
-from modules.inputs import Inputs
-from modules.models.din import DIN, DINConfig
+from livetrain.configs.schema import Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.models.din import DIN, DINConfig
 
 pytestmark = pytest.mark.usefixtures("way")
 

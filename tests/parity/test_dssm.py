@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import modules.models  # noqa: F401
-from configs.errors import BadInput
-from configs.registry import parse_model
-from configs.schema import Task
-from modules.inputs import Inputs
-from modules.models.dssm import DSSM
-from modules.models.registry import network
+import livetrain.modules.models  # noqa: F401
+from livetrain.configs.errors import BadInput
+from livetrain.configs.registry import parse_model
+from livetrain.configs.schema import Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.models.dssm import DSSM
+from livetrain.modules.models.registry import network
 
 INPUTS = Inputs({"user": 4, "movie": 8, "maker": 4}, {"seen": 8, "genres": 4}, ["age", "price"])
 MODEL = {"kind": "dssm", "key": "movie", "item": ["maker", "genres", "price"], "units": [6], "width": 5}

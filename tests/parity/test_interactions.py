@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchrec.modules.crossnet import CrossNet, LowRankCrossNet
 
-import modules.models  # noqa: F401
-from configs.registry import parse_model
-from configs.schema import Task
-from modules.inputs import Inputs
-from modules.layers.cross import Cross
-from modules.layers.factorisation import BiInteraction
-from modules.layers.fields import Fields
-from modules.models.registry import network
+import livetrain.modules.models  # noqa: F401
+from livetrain.configs.registry import parse_model
+from livetrain.configs.schema import Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.cross import Cross
+from livetrain.modules.layers.factorisation import BiInteraction
+from livetrain.modules.layers.fields import Fields
+from livetrain.modules.models.registry import network
 
 EQUAL = Inputs({"user": 8, "movie": 8}, {"seen": 8, "genres": 8}, ["age", "price"])
 UNEQUAL = Inputs({"user": 8, "movie": 4}, {"seen": 4, "genres": 12}, ["age", "price"])

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-import modules.models  # noqa: F401
-from configs.registry import parse_model
-from configs.schema import Task
-from modules.inputs import Inputs
-from modules.models.registry import network
+import livetrain.modules.models  # noqa: F401
+from livetrain.configs.registry import parse_model
+from livetrain.configs.schema import Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.models.registry import network
 
 TASKS = {name: Task(label=name) for name in ("click", "like", "gift")}
 INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8}, ["age", "price"])

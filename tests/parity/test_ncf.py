@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-import modules.models  # noqa: F401
-from configs.errors import BadInput
-from configs.registry import parse_model
-from configs.schema import Task
-from modules.inputs import Inputs
-from modules.models.ncf import NCF
-from modules.models.registry import network
+import livetrain.modules.models  # noqa: F401
+from livetrain.configs.errors import BadInput
+from livetrain.configs.registry import parse_model
+from livetrain.configs.schema import Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.models.ncf import NCF
+from livetrain.modules.models.registry import network
 
 INPUTS = Inputs({"user": 8, "movie": 12}, {}, [])
 TASKS = {name: Task(label=name) for name in ("click", "like")}

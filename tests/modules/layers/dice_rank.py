@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from modules.layers import compiled
-from modules.layers.attention import ActivationUnit
-from modules.layers.distributed import all_reduce_sum
-from modules.layers.mlp import MLP
-from trainers import build
+from livetrain.modules.layers import compiled
+from livetrain.modules.layers.attention import ActivationUnit
+from livetrain.modules.layers.distributed import all_reduce_sum
+from livetrain.modules.layers.mlp import MLP
+from livetrain.trainers.train import compiled_layers
 
 # Rows of rank 0 in each step of 13 rows; rank 1 has the rest. In the last step rank 1 has none.
 SPLITS = [9, 4, 13]
@@ -80,7 +80,7 @@ def reduced(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
 def main(rank: int, world: int, folder: Path, way: str) -> None:
     torch.set_num_threads(1)
     if way == "compiled":
-        compiled.use(build.library(torch.float64))
+        compiled.use(compiled_layers.library(torch.float64))
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     found = {"steps": steps(rank, world), "histories": histories(rank, world), "reduced": reduced(rank)}
     torch.save(found, folder / f"{rank}.pt")

@@ -6,8 +6,8 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.layers.align import Align, signature
-from modules.layers.distributed import all_gather
+from livetrain.modules.layers.align import Align, signature
+from livetrain.modules.layers.distributed import all_gather
 
 WIDTH, ROWS = 5, 8
 

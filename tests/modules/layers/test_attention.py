@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modules.layers import jagged
-from modules.layers.attention import ActivationUnit
+from livetrain.modules.layers import jagged
+from livetrain.modules.layers.attention import ActivationUnit
 
 pytestmark = pytest.mark.usefixtures("way")
 

@@ -2,8 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.layers import buckets as under_test
-from modules.layers.buckets import buckets, ladder, pad, paired, present, unpad
+from livetrain.modules.layers import buckets as under_test
+from livetrain.modules.layers.buckets import buckets, ladder, pad, paired, present, unpad
 
 LENGTHS = st.lists(st.sampled_from([0, 1, 2, 7, 8, 9, 10, 11, 16, 17, 33, 70]), min_size=1, max_size=8)
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from modules.layers.dice import Dice
-from modules.layers.distributed import all_reduce_sum
+from livetrain.modules.layers.dice import Dice
+from livetrain.modules.layers.distributed import all_reduce_sum
 
 pytestmark = pytest.mark.usefixtures("way")
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from modules.layers.buckets import buckets
-from modules.layers.frequency import Learned, Split, bins, low_pass
+from livetrain.modules.layers.buckets import buckets
+from livetrain.modules.layers.frequency import Learned, Split, bins, low_pass
 
 LENGTHS = [3, 1, 0, 8, 9, 2, 31, 31, 64, 100]
 

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modules.layers import compiled
-from modules.layers.attention import ActivationUnit
-from modules.layers.dice import Dice
-from modules.layers.mlp import MLP
-from trainers import build, compiler
+from livetrain.modules.layers import compiled
+from livetrain.modules.layers.attention import ActivationUnit
+from livetrain.modules.layers.dice import Dice
+from livetrain.modules.layers.mlp import MLP
+from livetrain.trainers.runtime import compiler
+from livetrain.trainers.train import compiled_layers
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +44,7 @@ def case(dim: int, side: int, lengths: list[int]) -> tuple:
 
 def results(module: ActivationUnit, inputs: tuple, weights: Tensor | None, way: str) -> dict[str, Tensor]:
     """Return what two steps leave: the last output, its gradients and the statistics."""
-    compiled.use(*([build.library(torch.float64)] if way == "compiled" else []))
+    compiled.use(*([compiled_layers.library(torch.float64)] if way == "compiled" else []))
     before = {name: value.clone() for name, value in module.state_dict().items()}
     query, events, side, lengths = inputs
     named = {"query": query, "events": events, "side": side, **dict(module.named_parameters())}
@@ -87,8 +88,8 @@ def test_any_widths(dim, side, units):
 @pytest.mark.parametrize("whose", ["PyTorch's", "their own"])
 def test_threads_share_the_work(threads, whose, monkeypatch):
     if whose == "their own":  # as where no OpenMP is to be found
-        other = compiler.shared_object(build.SOURCE, "-DREAL=double", "-DGOMP_parallel=absent")
-        monkeypatch.setattr(build, "library", lambda dtype: compiled.Library(str(other), dtype))
+        other = compiler.shared_object(compiled_layers.SOURCE, "-DREAL=double", "-DGOMP_parallel=absent")
+        monkeypatch.setattr(compiled_layers, "library", lambda dtype: compiled.Library(str(other), dtype))
     module, inputs = unit(8, 0, [16, 5]), case(8, 0, [int(n) for n in torch.arange(150) % 7])
     wanted = results(module, inputs, None, "plain")
     torch.set_num_threads(threads)
@@ -107,7 +108,7 @@ def test_pytorch_s_threads_can_be_called():
 
 @pytest.mark.parametrize("way", ["plain", "compiled"])
 def test_gradcheck(way):
-    compiled.use(*([build.library(torch.float64)] if way == "compiled" else []))
+    compiled.use(*([compiled_layers.library(torch.float64)] if way == "compiled" else []))
     module = unit(3, 2, [4, 3])
     query, events, side, lengths = case(3, 2, [2, 0, 3, 1])
     weights = torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
@@ -122,7 +123,7 @@ def test_gradcheck(way):
 def test_float32_is_accurate_to_float32():
     inputs = case(32, 0, [int(n) for n in torch.arange(400) % 51])
     exact = results(unit(32, 0, [64, 16]), inputs, None, "plain")
-    compiled.use(build.library(torch.float32))
+    compiled.use(compiled_layers.library(torch.float32))
     module = unit(32, 0, [64, 16]).float()
     query, events = (x.detach().float().requires_grad_() for x in inputs[:2])
     for _ in range(2):
@@ -135,7 +136,7 @@ def test_float32_is_accurate_to_float32():
 
 
 def test_one_graph_serves_several_backward_passes():
-    compiled.use(build.library(torch.float64))
+    compiled.use(compiled_layers.library(torch.float64))
     module = unit(4, 2, [6, 3])
     query, events, side, lengths = case(4, 2, [3, 0, 5])
     pooled = module(query, events, side, lengths, None)
@@ -160,7 +161,7 @@ def tower(width: int, units: list[int], outputs: int | None, dropout: float = 0.
 
 def tower_results(mlp: MLP, x: Tensor, weights: Tensor | None, way: str) -> dict[str, Tensor]:
     """Return what two steps leave: the last output, its gradients and the statistics."""
-    compiled.use(*([build.library(x.dtype)] if way == "compiled" else []))
+    compiled.use(*([compiled_layers.library(x.dtype)] if way == "compiled" else []))
     before = {name: value.clone() for name, value in mlp.state_dict().items()}
     for _ in range(2):
         y = mlp(x, weights)
@@ -199,7 +200,7 @@ def test_threads_share_a_tower():
 
 
 def test_a_tower_s_gradients_are_those_of_differences():
-    compiled.use(build.library(torch.float64))
+    compiled.use(compiled_layers.library(torch.float64))
     mlp, x = tower(3, [5, 4], 2), torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
     weights = torch.tensor([1.0] * 5 + [0.0] * 2, dtype=torch.float64)
 
@@ -220,14 +221,14 @@ def test_a_tower_in_float32_is_accurate_to_float32():
 
 
 def test_dropout_takes_a_tower_the_plain_way():
-    compiled.use(build.library(torch.float64))
+    compiled.use(compiled_layers.library(torch.float64))
     mlp = tower(5, [400], None, dropout=0.5)
     zeros = (mlp(torch.randn(3, 5, dtype=torch.float64)) == 0).double().mean()
     assert 0.3 < zeros < 0.7
 
 
 def test_what_is_not_a_number_stays_so():
-    compiled.use(build.library())
+    compiled.use(compiled_layers.library())
     x = torch.ones(70, 3)
     x[66, 1] = float("nan")
     y = Dice(3)(x)
@@ -245,14 +246,14 @@ def test_outliers_saturate():
         return y.detach(), torch.autograd.grad(y[:1].sum(), leaf)[0]
 
     wanted = gradient()
-    compiled.use(build.library())
+    compiled.use(compiled_layers.library())
     for a, b in zip(gradient(), wanted, strict=True):
         assert bool(a.isfinite().all())
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_autocast_and_other_types_take_the_plain_way():
-    compiled.use(build.library())
+    compiled.use(compiled_layers.library())
     assert compiled.library_for(torch.zeros(1)) is not None
     assert compiled.library_for(torch.zeros(1, dtype=torch.float64)) is None
     with torch.autocast("cpu", torch.bfloat16):
@@ -260,7 +261,7 @@ def test_autocast_and_other_types_take_the_plain_way():
 
 
 def test_tensors_that_cannot_be_read_are_refused():
-    library = build.library()
+    library = compiled_layers.library()
     with pytest.raises(ValueError, match="dice_forward: a torch.float64 tensor"):
         library.call("dice_forward", 2, 1, torch.zeros(2, 1, dtype=torch.float64), torch.zeros(3, 1), torch.zeros(2, 1))
     with pytest.raises(ValueError, match="cannot be read"):

@@ -1,7 +1,7 @@
 import torch
 
-from modules.inputs import Inputs
-from modules.layers.gather import Gather
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.gather import Gather
 
 INPUTS = Inputs({"user": 2, "movie": 1}, {"seen": 1, "genres": 2}, ["age"])
 

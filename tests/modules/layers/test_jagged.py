@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modules.layers import jagged
+from livetrain.modules.layers import jagged
 
 LENGTHS = st.lists(st.integers(0, 4), min_size=1, max_size=6)
 FLAGS = st.lists(st.integers(0, 1), min_size=1, max_size=6)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from modules.layers.mlp import MLP
+from livetrain.modules.layers.mlp import MLP
 
 
 def test_relu_is_a_plain_stack():

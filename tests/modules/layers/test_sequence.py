@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from modules.layers.buckets import buckets, paired
-from modules.layers.sequence import Attention, Block, Cross, Positions, newest
+from livetrain.modules.layers.buckets import buckets, paired
+from livetrain.modules.layers.sequence import Attention, Block, Cross, Positions, newest
 
 ONE = [3, 0, 9, 1, 12, 5, 0]
 TWO = [2, 4, 0, 20, 9, 1, 0]

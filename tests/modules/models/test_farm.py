@@ -5,12 +5,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from configs.errors import BadInput
-from configs.registry import parse_model
-from configs.schema import Task
-from modules.inputs import Inputs
-from modules.layers.align import signature
-from modules.models.registry import REGULARISER, network
+from livetrain.configs.errors import BadInput
+from livetrain.configs.registry import parse_model
+from livetrain.configs.schema import Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.align import signature
+from livetrain.modules.models.registry import REGULARISER, network
 
 INPUTS = Inputs({"user": 4, "room": 8, "author": 4}, {"live": 8, "live_action": 4, "video": 4, "video_gap": 4}, ["age"])
 TASKS = {task: Task(label=task) for task in ("click", "gift")}

@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-import modules.models  # noqa: F401  registers every model
-from configs.errors import BadInput
-from configs.registry import configs, parse_model
-from configs.schema import Task
-from modules.inputs import Inputs
-from modules.models.lr import LR
-from modules.models.registry import network
+import livetrain.modules.models  # noqa: F401  registers every model
+from livetrain.configs.errors import BadInput
+from livetrain.configs.registry import configs, parse_model
+from livetrain.configs.schema import Task
+from livetrain.modules.inputs import Inputs
+from livetrain.modules.models.lr import LR
+from livetrain.modules.models.registry import network
 
 INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 4, "genres": 4}, ["age", "price"])
 ONE_DIM = Inputs({"user": 8, "movie": 8}, {"seen": 8, "rated": 8, "genres": 8}, ["age", "price"])

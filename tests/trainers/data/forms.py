@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import modules.models  # noqa: F401
-from configs.schema import Recipe
+import livetrain.modules.models  # noqa: F401
+from livetrain.configs.schema import Recipe
 
 SPLITS = ("train", "valid", "test")
 ROWS = 72  # a split: enough for the leakage probes, which ask for 30 of each class

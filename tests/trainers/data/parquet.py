@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from configs.schema import ModelConfig, Recipe
+from livetrain.configs.schema import ModelConfig, Recipe
 
 SCHEMA = pa.schema(
     [

@@ -13,18 +13,18 @@ import pyarrow.parquet as pq
 import pyarrow.parquet.encryption as pe
 import pytest
 
-from configs.errors import BadInput
-from configs.schema import Days
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Days
+from livetrain.trainers.data.checks import run
+from livetrain.trainers.data.checks.dataset import open_dataset
+from livetrain.trainers.data.checks.findings import Verdict
+from livetrain.trainers.data.read.decode import NO_GROUP
+from livetrain.trainers.data.read.reader import Reader
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.export.rows import held_out_rows
+from livetrain.trainers.train import preflight
 from tests.trainers.data import forms
 from tests.trainers.data.parquet import corrupt
-from trainers import preflight
-from trainers.data.checks import run
-from trainers.data.checks.dataset import open_dataset
-from trainers.data.checks.findings import Verdict
-from trainers.data.decode import NO_GROUP
-from trainers.data.reader import Reader
-from trainers.data.source import Source
-from trainers.export import held_out_rows
 
 CASES = [pytest.param(part, form, id=f"{part} as {form}") for part, known in forms.ACCEPTED.items() for form in known]
 REFUSED = [

@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configs.errors import BadInput
-from configs.schema import IdFeature, Recipe
-from trainers.data import layout
-from trainers.data.checks import leaks
-from trainers.data.checks.dataset import spaced
-from trainers.data.checks.findings import Verdict, listed, share
-from trainers.data.files import open_filesystem
-from trainers.data.source import CorruptGroup, RowGroup, Source, Statistics
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import IdFeature, Recipe
+from livetrain.trainers.data.checks import leaks
+from livetrain.trainers.data.checks.dataset import spaced
+from livetrain.trainers.data.checks.findings import Verdict, listed, share
+from livetrain.trainers.data.read.files import open_filesystem
+from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source, Statistics
+from livetrain.trainers.data.write import layout
 
 PROBED = 32_768  # rows of train/ that are probed, and rows of each other split that are looked at
 KNOWN = 1_048_576  # rows of train/ whose ids count as seen

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from configs.errors import BadInput
-from trainers.data import layout
-from trainers.data.checks import roles
-from trainers.data.checks.findings import Finding, Verdict, listed
-from trainers.data.checks.roles import Roles
-from trainers.data.checks.schema import agreed, quoted, selected
-from trainers.data.files import find_files, read_footer, short
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.checks import roles
+from livetrain.trainers.data.checks.findings import Finding, Verdict, listed
+from livetrain.trainers.data.checks.roles import Roles
+from livetrain.trainers.data.checks.schema import agreed, quoted, selected
+from livetrain.trainers.data.read.files import find_files, read_footer, short
+from livetrain.trainers.data.write import layout
 
 MEMORY = "2GB"  # of DuckDB; what does not fit goes to the temporary folder
 MILLISECONDS = 100_000_000_000  # a time above is in ms (1973 and later), below in seconds (until the year 5138)
@@ -54,7 +54,7 @@ class Dataset:
     manifest: dict[str, Any]
     parts: list[Part]
     by_day: bool
-    schema: pa.Schema  # of plain types, see trainers.data.files.plain
+    schema: pa.Schema  # of plain types, see trainers.data.read.files.plain
     roles: Roles
     findings: list[Finding]  # made while opening
     dated: bool = False  # whether _day is a date

@@ -6,9 +6,9 @@ of live rooms, pass it too; such a column wants a feature beside it that carries
 
 from dataclasses import dataclass
 
-from trainers.data.checks.dataset import Dataset
-from trainers.data.checks.findings import Finding, Verdict, share
-from trainers.data.checks.schema import quoted
+from livetrain.trainers.data.checks.dataset import Dataset
+from livetrain.trainers.data.checks.findings import Finding, Verdict, share
+from livetrain.trainers.data.checks.schema import quoted
 
 UNSEEN = 0.2
 

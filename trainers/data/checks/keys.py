@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from trainers.data.checks.dataset import Dataset
-from trainers.data.checks.findings import Finding, Verdict, listed, share
-from trainers.data.checks.schema import quoted
+from livetrain.trainers.data.checks.dataset import Dataset
+from livetrain.trainers.data.checks.findings import Finding, Verdict, listed, share
+from livetrain.trainers.data.checks.schema import quoted
 
 STRAGGLERS = 0.01  # share of rows that may lie outside their day
 

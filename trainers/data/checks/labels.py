@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from trainers.data.checks.dataset import Dataset
-from trainers.data.checks.findings import Finding, Verdict, listed, share
-from trainers.data.checks.schema import quoted
+from livetrain.trainers.data.checks.dataset import Dataset
+from livetrain.trainers.data.checks.findings import Finding, Verdict, listed, share
+from livetrain.trainers.data.checks.schema import quoted
 
 DRIFT, ERRORS, EXPECTED, UNKNOWN = 1.5, 5.0, 50, 0.01
 

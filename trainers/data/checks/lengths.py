@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainers.data.checks.dataset import Dataset
-from trainers.data.checks.findings import Finding, Verdict, listed, share
+from livetrain.trainers.data.checks.dataset import Dataset
+from livetrain.trainers.data.checks.findings import Finding, Verdict, listed, share
 
 SAMPLE = 65_536  # rows of a part
 FALL = 0.5

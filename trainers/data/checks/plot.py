@@ -9,12 +9,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from configs.errors import BadInput
-from trainers import panels as look
-from trainers.data.checks import ids, leaks
-from trainers.data.checks.findings import Verdict, listed
-from trainers.data.checks.run import Checked
-from trainers.panels import COLORS, GREY, INK
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.checks import ids, leaks
+from livetrain.trainers.data.checks.findings import Verdict, listed
+from livetrain.trainers.data.checks.run import Checked
+from livetrain.trainers.observe.report import panels as look
+from livetrain.trainers.observe.report.panels import COLORS, GREY, INK
 
 BARS, LINES = 14, 6  # columns with the best probes; labels, ids or sequences drawn
 NAME = 22  # letters of a column's name beside a bar

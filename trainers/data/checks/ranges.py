@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from trainers.data.checks.dataset import Dataset
-from trainers.data.checks.findings import Finding, Verdict, listed, share
-from trainers.data.checks.schema import quoted
+from livetrain.trainers.data.checks.dataset import Dataset
+from livetrain.trainers.data.checks.findings import Finding, Verdict, listed, share
+from livetrain.trainers.data.checks.schema import quoted
 
 NULLS, SHIFT, FAR = 0.5, 0.2, 100.0
 QUANTILES = (0.01, 0.5, 0.99)

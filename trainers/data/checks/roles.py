@@ -5,8 +5,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from trainers.data.checks.findings import Finding, Verdict, listed
-from trainers.data.files import is_list
+from livetrain.trainers.data.checks.findings import Finding, Verdict, listed
+from livetrain.trainers.data.read.files import is_list
 
 # Names that prepared data use; they matter only where dataset.json does not say.
 TIMES, GROUPS = ("timestamp",), ("user", "user_id")

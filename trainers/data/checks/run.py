@@ -8,10 +8,10 @@ import pyarrow as pa
 from rich.table import Table
 from rich.text import Text
 
-from trainers.data.checks import ids, keys, labels, leaks, lengths, ranges
-from trainers.data.checks.dataset import Dataset, open_dataset
-from trainers.data.checks.findings import Finding, Verdict, share
-from trainers.data.files import is_list, worded
+from livetrain.trainers.data.checks import ids, keys, labels, leaks, lengths, ranges
+from livetrain.trainers.data.checks.dataset import Dataset, open_dataset
+from livetrain.trainers.data.checks.findings import Finding, Verdict, share
+from livetrain.trainers.data.read.files import is_list, worded
 
 STYLES = {Verdict.ok: "green", Verdict.look: "yellow", Verdict.wrong: "bold red"}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit, log_ndtr, ndtr
 
-from trainers.data.simulator.settings import EFFECTIVE_S
+from livetrain.trainers.data.simulator.settings import EFFECTIVE_S
 
 # (intercept, weights) of the logits; see the package's docstring for what each input is.
 CLICK = {"intercept": -2.23, "interest": 1.5, "quality": 0.4, "burst": 0.3, "favourite": 1.0}

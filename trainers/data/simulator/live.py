@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainers.data.simulator import chances
-from trainers.data.simulator.chances import Chances
-from trainers.data.simulator.settings import EFFECTIVE_S, Settings
-from trainers.data.simulator.state import LIVE_SIGNAL, State
-from trainers.data.simulator.world import World, cumulative, draw_topics, draw_within
+from livetrain.trainers.data.simulator import chances
+from livetrain.trainers.data.simulator.chances import Chances
+from livetrain.trainers.data.simulator.settings import EFFECTIVE_S, Settings
+from livetrain.trainers.data.simulator.state import LIVE_SIGNAL, State
+from livetrain.trainers.data.simulator.world import World, cumulative, draw_topics, draw_within
 
 # Share of exposures by where they come from; the rest is drawn evenly from all rooms on air.
 POPULAR, PERSONAL, FOLLOWED = 0.35, 0.30, 0.15

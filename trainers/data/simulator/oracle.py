@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from configs.errors import BadInput
-from trainers import manifest, metrics
-from trainers.data.simulator.settings import TASKS
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.simulator.settings import TASKS
+from livetrain.trainers.evaluate import binary
+from livetrain.trainers.runtime import manifest
 
 
 def measure(folder: Path, days: tuple[date, date] | None = None) -> dict[str, dict[str, float]]:
@@ -29,8 +30,8 @@ def measure(folder: Path, days: tuple[date, date] | None = None) -> dict[str, di
     found = {}
     for task in TASKS:
         labels, true = columns[task], columns[f"p_{task}"]
-        gauc, uauc = metrics.gauc_and_uauc(labels, true, columns["user_id"])
-        found[task] = {"rows": len(labels), "rate": float(labels.mean()), "auc": metrics.auc(labels, true)}
+        gauc, uauc = binary.gauc_and_uauc(labels, true, columns["user_id"])
+        found[task] = {"rows": len(labels), "rate": float(labels.mean()), "auc": binary.auc(labels, true)}
         found[task] |= {"gauc": gauc, "uauc": uauc}
     return found
 

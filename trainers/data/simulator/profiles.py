@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainers.data.simulator.settings import DAY_MS, FIRST_DAY, TOPICS, UTC8_MS, Settings
-from trainers.data.simulator.world import World
+from livetrain.trainers.data.simulator.settings import DAY_MS, FIRST_DAY, TOPICS, UTC8_MS, Settings
+from livetrain.trainers.data.simulator.world import World
 
 MISSING = 0.04
 UNTITLED, NO_CATEGORY, NO_TAG = 0.2, 0.05, 0.08

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from trainers.data.simulator import live, profiles
-from trainers.data.simulator.live import Exposures
-from trainers.data.simulator.profiles import Ids
-from trainers.data.simulator.settings import SLOTS, TASKS, day_name
-from trainers.data.simulator.videos import Plays
-from trainers.data.simulator.world import World
-from trainers.data.simulator.write import Files
+from livetrain.trainers.data.simulator import live, profiles
+from livetrain.trainers.data.simulator.live import Exposures
+from livetrain.trainers.data.simulator.profiles import Ids
+from livetrain.trainers.data.simulator.settings import SLOTS, TASKS, day_name
+from livetrain.trainers.data.simulator.videos import Plays
+from livetrain.trainers.data.simulator.world import World
+from livetrain.trainers.data.simulator.write import Files
 
 PAGES = np.array(["live_square", "feed", "follow", "nearby"])  # live_source_category by source of the exposure
 ENTERED = np.array(["click", "slide_up", "click", "slide_up"])  # enter_live_action

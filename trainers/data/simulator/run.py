@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from trainers.data.simulator import live, profiles, sittings, videos, world, write
-from trainers.data.simulator.profiles import Ids
-from trainers.data.simulator.records import TRUTH, Recorder
-from trainers.data.simulator.settings import SLOTS, Settings, day_name
-from trainers.data.simulator.state import State
-from trainers.data.simulator.world import World
+from livetrain.trainers.data.simulator import live, profiles, sittings, videos, world, write
+from livetrain.trainers.data.simulator.profiles import Ids
+from livetrain.trainers.data.simulator.records import TRUTH, Recorder
+from livetrain.trainers.data.simulator.settings import SLOTS, Settings, day_name
+from livetrain.trainers.data.simulator.state import State
+from livetrain.trainers.data.simulator.world import World
 
 VERSION = 1  # of the model; a change of what is drawn raises it
 

@@ -11,7 +11,7 @@ from datetime import date, timedelta
 
 import numpy as np
 
-from configs.errors import BadInput
+from livetrain.configs.errors import BadInput
 
 FIRST_DAY = date(2025, 5, 25)  # in UTC+8, as KuaiLive's p_date
 UTC8_MS = 8 * 3_600_000

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainers.data.simulator.settings import DAY_MS, SLOT_MS, SLOTS, START_MS
-from trainers.data.simulator.world import World, through_the_day
+from livetrain.trainers.data.simulator.settings import DAY_MS, SLOT_MS, SLOTS, START_MS
+from livetrain.trainers.data.simulator.world import World, through_the_day
 
 LIVE_MS, VIDEO_MS = 90_000, 40_000  # what an exposure adds to the length of a sitting
 LONGEST_MS = 2 * 3_600_000

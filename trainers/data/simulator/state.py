@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from trainers.data.simulator.settings import SLOT_MS, START_MS
-from trainers.data.simulator.world import World
+from livetrain.trainers.data.simulator.settings import SLOT_MS, START_MS
+from livetrain.trainers.data.simulator.world import World
 
 BURST_STARTS, BURST_ENDS = 0.05, 0.3  # chance per slot that a room's burst starts, or ends
 COOLING_MIN, CALMING_MIN = 20.0, 45.0  # time constants of a room's heat and of a user's excitement

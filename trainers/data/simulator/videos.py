@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import expit
 
-from trainers.data.simulator import chances
-from trainers.data.simulator.state import VIDEO_SIGNAL, State
-from trainers.data.simulator.world import World, cumulative, draw_topics, draw_within
+from livetrain.trainers.data.simulator import chances
+from livetrain.trainers.data.simulator.state import VIDEO_SIGNAL, State
+from livetrain.trainers.data.simulator.world import World, cumulative, draw_topics, draw_within
 
 POPULAR, PERSONAL = 0.35, 0.45  # share of plays by where they come from; the rest is drawn evenly
 

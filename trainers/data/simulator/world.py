@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainers.data.simulator.settings import DAY_MS, HOURS, SLOT_MS, START_MS, TOPIC_SHARE, TOPICS, Settings
+from livetrain.trainers.data.simulator.settings import DAY_MS, HOURS, SLOT_MS, START_MS, TOPIC_SHARE, TOPICS, Settings
 
 STREAMERS_PER_USER = 0.25
 NEW_STREAMERS = 0.008  # of the streamers there on day 0, each later day

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from configs.errors import BadInput
-from trainers import manifest
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.runtime import manifest
 
 BUFFER = 131_072  # rows that a file waits for before it writes them
 COMPRESSION = "lz4"

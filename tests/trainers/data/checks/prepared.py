@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainers.data.checks import run
-from trainers.data.checks.findings import Finding
+from livetrain.trainers.data.checks import run
+from livetrain.trainers.data.checks.findings import Finding
 
 FIRST = datetime.date(2025, 5, 4)
 DAY_MS = 86_400_000

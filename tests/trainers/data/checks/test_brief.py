@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs.errors import BadInput
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.checks import brief
+from livetrain.trainers.data.checks.findings import share
+from livetrain.trainers.data.read.source import Source, scan
+from livetrain.trainers.train import preflight
 from tests import samples
-from trainers import preflight
-from trainers.data.checks import brief
-from trainers.data.checks.findings import share
-from trainers.data.source import Source, scan
 
 
 def change(folder, split, **columns):

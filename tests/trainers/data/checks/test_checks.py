@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs.errors import BadInput
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.checks import run
+from livetrain.trainers.data.checks.findings import Verdict, share
+from livetrain.trainers.data.write import layout
 from tests.trainers.data.checks.prepared import ROLES, day_name, day_start, findings, only, write
-from trainers.data import layout
-from trainers.data.checks import run
-from trainers.data.checks.findings import Verdict, share
 
 CHECKS = {"schema", "roles", "ranges", "duplicates", "time order", "label rates", "unseen ids", "lengths", "leakage"}
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from livetrain.trainers.data.checks import ids, keys
+from livetrain.trainers.data.checks.dataset import open_dataset
 from tests.trainers.data.checks.prepared import day_name
-from trainers.data.checks import ids, keys
-from trainers.data.checks.dataset import open_dataset
 
 VALUE = st.one_of(st.none(), st.integers(-2, 3))
 ROW = st.tuples(VALUE, VALUE, VALUE)

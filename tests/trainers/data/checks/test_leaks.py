@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from livetrain.trainers.data.checks import leaks, run
+from livetrain.trainers.data.checks.findings import Verdict
 from tests.trainers.data.checks.prepared import ROLES, only, sequence, write
-from trainers.data.checks import leaks, run
-from trainers.data.checks.findings import Verdict
 
 
 def plant(rows, values):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from configs.errors import BadInput
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.checks import plot, run
 from tests.trainers.data.checks.prepared import day_name, write
-from trainers.data.checks import plot, run
 
 
 def shown(table) -> str:

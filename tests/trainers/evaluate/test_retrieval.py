@@ -1,0 +1,249 @@
+"""Finding items: what is measured, and that ranks only share the work of it and of learning it."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from livetrain.cluster import launch
+from livetrain.configs.errors import BadInput
+from livetrain.modules.batch import Batch
+from livetrain.modules.features.hashing import mix
+from livetrain.modules.model import Model
+from livetrain.trainers.evaluate import retrieval
+from livetrain.trainers.evaluate.retrieval import AT, Retrieval
+from livetrain.trainers.evaluate.selection import check_select, selectable
+from livetrain.trainers.export.export import export
+from livetrain.trainers.export.rows import golden_inputs
+from livetrain.trainers.runtime import ranks
+from tests import samples, twins
+from tests.trainers.train import test_loop as loop
+from tests.trainers.train import test_sharding as sharding
+
+MODEL = {"kind": "dssm", "key": "movie", "item": [], "units": [16], "width": 8}
+TASKS = {"click": {"label": "label", "kind": "retrieval"}}
+
+
+class _Towers(nn.Module):
+    """Hands out prepared vectors, batch by batch."""
+
+    def forward(self, user: torch.Tensor, item: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return user, item
+
+
+class _Network(nn.Module):
+    key = "movie"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.towers = _Towers()
+
+
+def split(size: int = 300, seed: int = 0) -> tuple[list[Batch], list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Batches of a split, with padding and rows without an item, and the vectors of their rows.
+
+    Vectors are small whole numbers: many scores are equal, and the order of sums does not matter.
+    """
+    made_for = twins.recipe(tasks=TASKS, model=MODEL)
+    generator = torch.Generator().manual_seed(seed)
+    batches = twins.batches(made_for, size // 48, seed)
+    out = []
+    for batch in batches:
+        ids = batch.ids["movie"]
+        ids.values().copy_(torch.randint(0, 25, ids.values().shape, generator=generator) - 12)
+        out.append([torch.randint(-2, 3, (48, 4), generator=generator).float() for _ in range(2)])
+    return batches, out
+
+
+def measured(batches: list[Batch], vectors: list) -> dict[str, float]:
+    """What this rank's part of each batch gives, with those of the others."""
+    network = _Network()
+    found = Retrieval(network, twins.recipe(tasks=TASKS, model=MODEL))
+    rank, world = ranks.rank(), ranks.world()
+    with found.watching():
+        for batch, pair in zip(batches, vectors, strict=True):
+            network.towers(*(part.chunk(world)[rank] for part in pair))
+            found.add(twins.part(batch, rank, world))
+    return found.compute()
+
+
+def by_hand(batches: list[Batch], vectors: list, queries: int = 2**16) -> dict[str, float]:
+    rows = []  # (row number, key, positive, user, item)
+    for batch, (user, item) in zip(batches, vectors, strict=True):
+        for b, ids in enumerate(batch.ids["movie"].to_dense()):
+            if batch.weights[b] > 0 and len(ids):
+                rows.append(
+                    (int(batch.rows[b]), int(ids[0]), batch.labels[b, 0] == 1, user[b].numpy(), item[b].numpy())
+                )
+    newest = {key: item for _, key, _, _, item in sorted(rows, key=lambda row: row[0])}
+    asked = [row for row in rows if row[2]]
+    asked = sorted(asked, key=lambda row: int(mix(torch.tensor(row[0] + 1))))[:queries]
+    places = np.array([sum(user @ v >= user @ newest[key] for v in newest.values()) for _, key, _, user, _ in asked])
+    out = {"click.items": len(newest), "click.queries": len(asked)}
+    for k in AT:
+        out[f"click.recall_{k}"] = np.mean(places <= k)
+        out[f"click.ndcg_{k}"] = np.mean([1 / math.log2(1 + place) if place <= k else 0 for place in places])
+    return out
+
+
+@pytest.mark.parametrize("queries", [2**16, 7])
+def test_equals_a_search_by_hand_on_one_rank_and_two(two_ranks, monkeypatch, queries):
+    batches, vectors = split()
+    wanted = by_hand(batches, vectors, queries)
+    assert 0 < wanted["click.recall_10"] < 1 == wanted["click.recall_50"]
+    monkeypatch.setattr(retrieval, "QUERIES", queries)
+    assert measured(batches, vectors) == pytest.approx(wanted)
+    for found in two_ranks.run(with_queries, queries, batches, vectors):
+        assert found == pytest.approx(wanted)
+
+
+def with_queries(queries: int, batches: list[Batch], vectors: list) -> dict[str, float]:
+    before, retrieval.QUERIES = retrieval.QUERIES, queries
+    try:
+        return measured(batches, vectors)
+    finally:
+        retrieval.QUERIES = before
+
+
+def test_rows_are_merged_on_the_way(monkeypatch):
+    batches, vectors = split(960)
+    wanted = measured(batches, vectors)
+    monkeypatch.setattr(retrieval, "_PENDING", 100)
+    monkeypatch.setattr(retrieval, "_CELLS", 64)  # a few rows are ranked at a time
+    assert measured(batches, vectors) == wanted == pytest.approx(by_hand(batches, vectors))
+
+
+def test_a_model_that_tells_nothing_apart_finds_nothing():
+    batches, vectors = split(1200)
+    for value in (1.0, math.nan):
+        same = [(torch.full_like(user, value), torch.full_like(item, value)) for user, item in vectors]
+        assert measured(batches, same)["click.recall_10"] == 0
+
+
+def test_without_positives_nothing_is_defined():
+    batches, vectors = split(48)
+    batches[0].labels.zero_()
+    found = measured(batches, vectors)
+    assert found["click.queries"] == 0
+    assert found["click.items"] > 0
+    assert math.isnan(found["click.recall_10"])
+
+
+CASES = {
+    "rows and tables, row-wise Adagrad": {},
+    "SGD, column-wise": {"optimizers__sparse__kind": "sgd", "tables__movie__sharding": "column_wise"},
+    "weights of rows, unknown labels, no correction": {
+        "tasks__click__sample_weight": "worth",
+        "tasks__click__unknown": True,
+        "model__log_q": False,
+    },
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+def test_sharded_equals_plain(two_ranks, changes):
+    made_for = twins.recipe(**{"tasks": json.loads(json.dumps(TASKS)), "model": dict(MODEL), **changes})
+    with ranks.alone(cuda=False):
+        sharding.compare(sharding.train_sharded(made_for), made_for, 5e-6)
+    first, second = two_ranks.run(sharding.train_sharded, made_for)
+    sharding.compare(first, made_for, 5e-6)
+    assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
+
+
+def changes(**more) -> dict:
+    return {"model": MODEL, "tasks": TASKS, "optimizers__dense__lr": 0.01, **more}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return samples.write(tmp_path_factory.mktemp("samples"), rows=1000)
+
+
+@pytest.fixture(scope="module")
+def run(data, tmp_path_factory) -> Path:
+    """A finished run."""
+    runs = tmp_path_factory.mktemp("runs")
+    launch.train(samples.recipe(data, **changes(train__checkpoint_every=5)), runs)
+    return runs / "small"
+
+
+def test_the_best_checkpoint_is_the_one_that_finds_most(run):
+    result = json.loads((run / "result.json").read_text())
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    recalls = [line["click.recall_100"] for line in lines if line.get("split") == "valid"]
+    assert len(recalls) == 4
+    assert result["valid.click.recall_100"] == max(recalls)
+    assert {"auc", "gauc", "uauc", "positives"} < {key.split(".")[-1] for key in result if key.startswith("test.click")}
+    assert "test.click.log_loss" not in result
+
+
+def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, tmp_path):
+    """The frequencies of items go on where they were."""
+    whole = loop.train(loop.job(data, tmp_path / "whole", **changes(train__checkpoint_every=5)))
+    resumed = loop.job(data, tmp_path / "resumed", **changes(train__checkpoint_every=5))
+    loop.train(resumed, kill_at=8)
+    assert loop.same(whole, loop.train(resumed))
+    assert int(whole["dense"]["network.rarity.batches"]) > 0
+
+
+def test_two_ranks_measure_what_one_does(two_ranks, data, tmp_path):
+    made = changes(optimizers__sparse__kind="sgd", optimizers__dense__kind="sgd", train__epochs=1)
+    one = loop.train(loop.job(data, tmp_path / "one", **made))["result"]
+    two = two_ranks.run(loop.train, loop.job(data, tmp_path / "two", **made))[0]["result"]
+    keys = [key for key in one if key.startswith(("valid.", "test."))]
+    assert any(key.endswith("ndcg_10") for key in keys)
+    assert {key: two[key] for key in keys} == pytest.approx({key: one[key] for key in keys}, abs=2e-3)
+
+
+@pytest.mark.parametrize("quantize", ["none", "float16"])
+def test_the_towers_files_make_the_scores(run, tmp_path, quantize):
+    found = export(run, out=tmp_path / "export", quantize=quantize)
+    assert found["towers"]["item"] == ["movie"]
+    assert found["towers"]["user"] == ["user", "history", "rating", "rate"]
+    golden = json.loads((tmp_path / "export/golden.json").read_text())
+    user, item = (torch.jit.load(str(tmp_path / f"export/{side}.pt")) for side in ("user", "item"))
+    ids, lengths, dense = golden_inputs(golden)
+    own = ({"movie": ids["movie"]}, {"movie": lengths["movie"]}, {})  # a catalogue knows no users
+    vectors = user(ids, lengths, dense), item(*own)
+    assert all(torch.allclose(vector.norm(dim=1), torch.ones(len(vector))) for vector in vectors)
+    assert (vectors[0] * vectors[1]).sum(1).tolist() == pytest.approx(golden["scores"]["click"], abs=1e-5)
+    with pytest.raises(torch.jit.Error, match="the feature 'user' is missing"):
+        user(*own)
+
+
+def test_a_file_whose_towers_disagree_is_not_exported(run, tmp_path, monkeypatch):
+    from livetrain.modules.serving import scorer
+
+    encode = scorer.Encoder.__init__
+
+    def wrong(self, *arguments) -> None:
+        encode(self, *arguments)
+        self.normalise.mean = self.normalise.mean + 1
+
+    monkeypatch.setattr(scorer.Encoder, "__init__", wrong)
+    with pytest.raises(BadInput, match="the towers' product differs from the file's score by .*; nothing was exported"):
+        export(run, out=tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
+def test_kind_and_model_belong_together():
+    with pytest.raises(
+        BadInput, match=r"tasks.click.kind: retrieval needs a model with two towers, and 'din' has none"
+    ):
+        Model(twins.recipe(tasks=TASKS))
+    with pytest.raises(
+        BadInput, match=r"tasks.click.kind: 'dssm' finds items and predicts no probability; use kind: r"
+    ):
+        Model(twins.recipe(model=MODEL))
+
+
+def test_a_run_can_be_chosen_by_what_it_finds():
+    made_for = twins.recipe(tasks=TASKS, model=MODEL)
+    assert made_for.select() == "click.recall_100"
+    assert {"click.recall_10", "click.ndcg_50", "click.auc"} < set(selectable(made_for))
+    with pytest.raises(BadInput, match="train.select: no run of this recipe has a metric 'click.log_loss'"):
+        check_select(twins.recipe(tasks=TASKS, model=MODEL, train__select="click.log_loss"))

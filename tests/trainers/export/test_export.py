@@ -1,0 +1,537 @@
+import copy
+import json
+import math
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from livetrain.cluster import launch
+from livetrain.configs.errors import BadInput
+from livetrain.configs.load import dump_recipe, load_recipe
+from livetrain.modules.layers.attention import ActivationUnit
+from livetrain.modules.serving.scorer import Scorer
+from livetrain.trainers.evaluate import binary
+from livetrain.trainers.export import export as exporter
+from livetrain.trainers.export.export import export
+from livetrain.trainers.export.parity import prove
+from livetrain.trainers.export.rows import golden_inputs
+from livetrain.trainers.runtime import manifest, runlog
+from livetrain.trainers.train import checkpoint
+from tests import samples
+
+FILES = ["golden.json", "manifest.json", "model.pt", "signature.json"]
+DNN = {"model": {"kind": "dnn", "units": [16]}}
+SCORE = Path(__file__).parents[1] / "cpp/score.cpp"
+GATED = ("mmoe", "cgc", "ple")
+LR = {"model": {"kind": "lr"}, "features": {"rate": {"type": "dense"}}, "tables": {}}
+
+SERVER = """
+import json, math, sys
+import torch
+
+golden = json.load(open("golden.json"))
+ids = {name: torch.tensor(values, dtype=torch.int64) for name, values in golden["ids"].items()}
+lengths = {name: torch.tensor(values) for name, values in golden["lengths"].items()}
+dense = {n: torch.tensor([math.nan if x is None else x for x in values]) for n, values in golden["dense"].items()}
+model = torch.jit.load("model.pt")
+scores = model(ids, lengths, dense)
+first = {name: values[: lengths[name][0]] for name, values in ids.items() if name != "movie"}
+one = {name: torch.tensor([values.numel()]) for name, values in first.items()}
+movies = {"movie": torch.arange(500)}
+assert model.rank({**first, **movies}, one, {n: x[:1] for n, x in dense.items()})["click"].shape == (500,)
+assert {task: score.tolist() for task, score in scores.items()} == golden["scores"]
+assert not {"torchrec", "fbgemm_gpu", "modules"} & set(sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def served(small_run, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("served") / "first"
+    export(small_run, out=out)
+    return out
+
+
+@pytest.fixture
+def copied(small_run, tmp_path) -> Callable[..., Path]:
+    """Copy the run to another place, with overrides in its recipe."""
+
+    def copied(*overrides: str) -> Path:
+        run = tmp_path / "elsewhere" / "moved"
+        shutil.copytree(small_run, run)
+        (run / "config.yaml").write_text(dump_recipe(load_recipe(small_run / "config.yaml", list(overrides))))
+        return run
+
+    return copied
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def test_an_export_is_four_files_with_the_manifest_over_the_others(served):
+    assert sorted(content(served)) == FILES
+    assert sorted(manifest.read(served)["files"]) == [name for name in FILES if name != "manifest.json"]
+    assert manifest.damage(served, manifest.read(served)) is None
+    assert sorted(path.name for path in served.parent.iterdir()) == ["first"]
+
+
+def test_a_fresh_process_with_plain_torch_reproduces_the_golden_rows(served):
+    done = subprocess.run([sys.executable, "-c", SERVER], cwd=served, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_golden_rows_are_drawn_from_what_the_signature_declares(served, small_run, monkeypatch):
+    golden, signature = read(served / "golden.json"), read(served / "signature.json")
+    monkeypatch.setattr(exporter, "_held_out", None)  # no row of the data is read for them
+    assert golden["source"] == "synthetic"
+    assert golden | exporter.synthetic_rows(signature, 32) == golden
+    known = pq.read_table(small_run.parents[1] / "data/test").to_pydict()
+    assert not {x for x in golden["dense"]["rate"] if x is not None} & {np.float32(x) for x in known["rate"] if x}
+    assert not {x for part in ("movie", "history") for x in golden["ids"][part]} & {
+        *known["movie"],
+        *sum(known["history"], []),
+    }
+    for name, feature in signature["features"].items():
+        if feature["type"] == "dense":
+            assert golden["dense"][name][0] is not None
+            assert golden["dense"][name][1] is None
+            continue
+        most = feature.get("max_length", 0) + 1
+        assert golden["lengths"][name][:2] == [most, 0]
+        assert {0, 1} <= set(golden["lengths"][name]) <= set(range(most + 1))
+        assert 0 <= min(golden["ids"][name]) <= max(golden["ids"][name]) < signature["tables"][feature["table"]]["rows"]
+    assert golden["lengths"]["history"] == golden["lengths"]["rating"]  # of one history
+    assert len(set(golden["scores"]["click"])) > 20
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_a_few_golden_rows_are_enough(served, rows):
+    signature = read(served / "signature.json")
+    scores = torch.jit.load(served / "model.pt")(*golden_inputs(exporter.synthetic_rows(signature, rows)))
+    assert scores["click"].shape == (rows,)
+    assert scores["click"].isfinite().all()
+
+
+def test_sequences_of_several_lengths_are_cut_together_or_not_at_all():
+    features = {name: {"type": "sequence", "table": "t", "max_length": n} for name, n in (("short", 4), ("long", 9))}
+    drawn = exporter.synthetic_rows({"features": features, "tables": {"t": {"rows": 7}}}, 50)
+    assert drawn["lengths"]["short"] == drawn["lengths"]["long"]
+    assert max(drawn["lengths"]["short"]) == 4
+
+
+def test_golden_rows_are_held_out_rows_with_their_gaps_where_the_recipe_asks_for_them(copied, small_run):
+    run = copied("export.golden=rows")
+    export(run)
+    golden = read(run / "export/golden.json")
+    assert golden["source"] == "rows"
+    test = pq.read_table(small_run.parents[1] / "data/test").to_pylist()
+    known = {(row["user"], row["rate"] and torch.tensor(row["rate"]).item(), len(row["history"][-6:])) for row in test}
+    picked = zip(golden["ids"]["user"], golden["dense"]["rate"], golden["lengths"]["history"], strict=True)
+    assert golden["rows"] == 32
+    assert set(picked) <= known
+    assert None in golden["dense"]["rate"]
+    assert 0 in golden["lengths"]["movie"]
+    assert 0 in golden["lengths"]["history"]
+
+
+def test_the_file_alone_repeats_the_runs_test_metrics(served, small_run):
+    table = pq.read_table(small_run.parents[1] / "data/test")
+    lists = {k: table[k].to_pylist() for k in ("history", "rating")}  # longer than max_length, too
+    lists |= {k: [[] if x is None else [x] for x in table[k].to_pylist()] for k in ("user", "movie")}
+    ids = {k: torch.tensor([x for part in parts for x in part]) for k, parts in lists.items()}
+    lengths = {k: torch.tensor([len(part) for part in parts]) for k, parts in lists.items()}
+    rate = torch.tensor([math.nan if x is None else x for x in table["rate"].to_pylist()])
+    scores = torch.jit.load(served / "model.pt")(ids, lengths, {"rate": rate})["click"]
+    assert not scores.requires_grad
+    found = binary.auc(table["label"].to_numpy(), scores)
+    assert found == pytest.approx(read(small_run / "result.json")["test.click.auc"], abs=1e-4)
+
+
+def test_the_signature_says_what_a_caller_needs(served, small_run):
+    signature, result = read(served / "signature.json"), read(small_run / "result.json")
+    features = signature["features"]
+    assert {name: feature["type"] for name, feature in features.items()} == {
+        "user": "id",
+        "movie": "id",
+        "history": "sequence",
+        "rating": "sequence",
+        "rate": "dense",
+    }
+    assert features["history"]["max_length"] == 6
+    assert features["history"]["table"] == features["movie"]["table"] == "movie"
+    assert features["rate"]["mean"] == pytest.approx(3, abs=0.2)
+    assert features["rate"]["std"] == pytest.approx(2, abs=0.2)
+    assert signature["tables"]["movie"] == {"rows": 512, "dim": 8, "hash": "mix", "dtype": "float32"}
+    assert "splitmix64" in signature["hashing"]
+    assert signature["tasks"] == {"click": {"label": "label", "output": "probability"}}
+    assert signature["training"]["rows"] == 2000
+    assert signature["training"]["window"] == [5000, 6999]
+    assert signature["checkpoint"]["step"] == result["best_step"]
+    assert signature["metrics"]["valid.click.auc"] == result["valid.click.auc"]
+    assert signature["metrics"]["test.click.log_loss"] == result["test.click.log_loss"]
+    assert signature["parity"]["rows"] == 500
+    assert signature["parity"]["largest_difference"] == 0
+    assert signature["quantize"] == "none"
+    assert signature["parity"]["click.auc"]["file"] == pytest.approx(result["test.click.auc"], abs=1e-4)
+    assert {"python", "torch", "torchrec"} <= set(signature["versions"])
+
+
+def test_the_last_checkpoint_comes_with_its_own_metrics(small_run, tmp_path):
+    signature = export(small_run, "last", tmp_path / "out")
+    result = read(small_run / "result.json")
+    assert signature["checkpoint"]["step"] == result["step"]
+    log = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
+    own = [
+        line for line in log if line["kind"] == "eval" and line["split"] == "valid" and line["step"] == result["step"]
+    ]
+    assert signature["metrics"]["valid.click.auc"] == own[-1]["click.auc"]
+
+
+def test_a_run_that_was_moved_exports_beside_itself(copied, served):
+    run = copied()
+    export(run)
+    assert sorted(content(run / "export")) == FILES
+    assert read(run / "export/golden.json") == read(served / "golden.json")
+
+
+def test_the_recipe_says_how_many_rows_are_proved_and_kept(copied):
+    run = copied("export.parity_rows=150", "export.golden_rows=200")
+    assert export(run)["parity"]["rows"] == 150
+    golden = read(run / "export/golden.json")
+    assert golden["rows"] == len(golden["scores"]["click"]) == len(golden["lengths"]["user"]) == 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [("dnn", DNN), ("lr", LR), ("bfloat16", {"train__precision": "bfloat16", "tables__movie__dtype": "float16"})],
+)
+def test_every_kind_of_model_exports(small_run, tmp_path, kind, changes):
+    recipe = samples.recipe(small_run.parents[1] / "data", name=kind, train__epochs=1, **changes)
+    launch.train(recipe, tmp_path)
+    signature = export(tmp_path / kind)
+    assert signature["parity"]["largest_difference"] == 0
+    assert signature["parity"]["rows"] == 500
+    golden = read(tmp_path / kind / "export/golden.json")
+    scored = torch.jit.load(tmp_path / kind / "export/model.pt")
+    assert scored(*golden_inputs(golden))["click"].tolist() == golden["scores"]["click"]
+    parts = {name: value.dtype for name, value in scored.state_dict().items() if value.is_floating_point()}
+    half = {name for name, dtype in parts.items() if dtype != torch.float32}
+    assert all(name.startswith("lookups") for name in half)
+    assert bool(half) == (kind == "bfloat16")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"kind": "shared_bottom"},
+        {"kind": "esmm", "chains": [["click", "like"]]},
+        {"kind": "mmoe"},
+        {"kind": "cgc"},
+        {"kind": "ple", "own": 2},
+    ],
+    ids=lambda model: model["kind"],
+)
+def test_multi_task_models_export_all_tasks_in_one_call(small_run, tmp_path, model):
+    tasks, kind = samples.MULTI_TASK["tasks"], model["kind"]
+    model = {**samples.MULTI_TASK["model"], **model}
+    recipe = samples.recipe(
+        small_run.parents[1] / "data", name=kind, model=model, tasks=tasks, train__epochs=1, train__evaluate_every=1
+    )
+    result = launch.train(recipe, tmp_path)
+    exact = export(tmp_path / kind)
+    assert exact["parity"]["largest_difference"] < 1e-6
+    assert exact["parity"]["largest_difference_of_rank"] < 1e-5
+    assert {name: task["output"].split(",")[0] for name, task in exact["tasks"].items()} == {
+        "click": "probability",
+        "like": "probability",
+        "watch": "expected value",
+        "gift": "typical value",
+    }
+    golden = read(tmp_path / kind / "export/golden.json")
+    scored = torch.jit.load(tmp_path / kind / "export/model.pt")
+    scores = scored(*golden_inputs(golden))
+    assert {task: score.tolist() for task, score in scores.items()} == golden["scores"]
+    assert list(scores) == list(tasks)
+    if kind == "esmm":
+        assert bool((scores["like"] < scores["click"]).all())
+    trained = [line for line in runlog.read(tmp_path / kind) if line["kind"] == "train"]
+    assert all(all(f"{task}.loss" in line for task in tasks) for line in trained)
+    assert all((f"gate.{'level1.' * (kind == 'ple')}gift.entropy" in line) == (kind in GATED) for line in trained)
+    for task, metric in {"click": "auc", "like": "auc", "watch": "xauc", "gift": "xauc"}.items():
+        both = exact["parity"][f"{task}.{metric}"]
+        assert both["model"] == both["file"] == pytest.approx(result[f"test.{task}.{metric}"], abs=1e-9)
+        assert 0 < both["file"] < 1
+    assert result["test.watch.rmse"] > result["test.watch.mae"] > 0
+    for quantize in ("float16", "int8"):
+        stored = export(tmp_path / kind, out=tmp_path / quantize, quantize=quantize)
+        assert 0 < stored["parity"]["largest_difference"] < 1e-2
+
+
+def broken(by: float) -> Callable:
+    """A `script` whose file has slightly other weights than the model, as a mistake in scripting would give it."""
+    script = exporter.script
+
+    def breaks(model, recipe, quantize):
+        off = copy.deepcopy(model)
+        for weight in off.dense.network.parameters():
+            weight.add_(by)
+        return script(off, recipe, quantize)
+
+    return breaks
+
+
+@pytest.mark.parametrize("by", [1e-3, math.nan])
+def test_a_file_that_scores_otherwise_never_appears(small_run, served, tmp_path, monkeypatch, by):
+    earlier, new = tmp_path / "earlier", tmp_path / "new"
+    shutil.copytree(served, earlier)
+    before = content(earlier)
+    monkeypatch.setattr(exporter, "script", broken(by))
+    for out in (earlier, new):
+        mend = "another checkpoint" if math.isnan(by) else "raise export.tolerance in the run's config.yaml$"
+        with pytest.raises(BadInput, match=f"on 500 held-out rows .* nothing was exported: .*{mend}"):
+            export(small_run, out=out)
+    assert content(earlier) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["earlier"]
+
+
+def test_two_exports_at_once_do_not_meet(small_run, served, tmp_path, monkeypatch):
+    """The second begins and ends while the first is at work."""
+    out, prove, inside = tmp_path / "out", prove, []
+
+    def both(*arguments: Any) -> Any:
+        if not inside:
+            inside.append(True)
+            export(small_run, out=out)
+            assert content(out)["model.pt"] == content(served)["model.pt"]
+        return prove(*arguments)
+
+    monkeypatch.setattr(exporter, "prove", both)
+    export(small_run, out=out)
+    assert manifest.damage(out, manifest.read(out)) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_export_left_goes(small_run, tmp_path):
+    draft = tmp_path / f".out.{platform.node()}-{2**22 + 1}-0123abcd.scratch"
+    (draft / "out").mkdir(parents=True)
+    (draft / "out/model.pt").write_text("half")
+    export(small_run, out=tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("quantize", ["float16", "int8"])
+def test_quantised_tables_are_proved_within_their_own_tolerance(copied, served, quantize):
+    run = copied("export.tolerance=1e-6", f"export.quantize={quantize}")
+    signature = export(run)
+    assert signature["quantize"] == quantize
+    assert 1e-6 < signature["parity"]["largest_difference"] < {"float16": 1e-3, "int8": 1e-2}[quantize]
+    assert signature["parity"]["largest_difference_of_rank"] < 1e-6
+    auc = signature["parity"]["click.auc"]
+    assert auc["model"] == read(served / "signature.json")["parity"]["click.auc"]["model"]
+    assert auc["file"] == pytest.approx(auc["model"], abs=5e-3)
+    size = signature["sizes"]
+    assert size["tables"] == {"float16": 2 * (612 * 8 + 6 * 4), "int8": 612 * 16 + 6 * 12}[quantize]
+    assert size["float32"]["tables"] == 4 * (612 * 8 + 6 * 4)
+    assert size["float32"]["file"] == pytest.approx((served / "model.pt").stat().st_size, rel=0.02)
+    assert size["file"] == (run / "export/model.pt").stat().st_size
+    golden = read(run / "export/golden.json")
+    assert golden["ids"] == read(served / "golden.json")["ids"]
+    assert golden["scores"] != read(served / "golden.json")["scores"]
+    done = subprocess.run([sys.executable, "-c", SERVER], cwd=run / "export", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_quantisation_on_the_command_line_beats_the_recipes(copied, served):
+    run = copied("export.quantize=int8")
+    assert export(run, quantize="none")["quantize"] == "none"
+    assert read(run / "export/golden.json") == read(served / "golden.json")
+
+
+def test_tables_that_lose_too_much_are_not_exported(copied):
+    run = copied("export.tolerance_int8=1e-6")
+    mend = "raise export.tolerance_int8 in the run's config.yaml, or leave the tables as they are: --quantize none"
+    with pytest.raises(BadInput, match=rf"more than export.tolerance_int8=1e-06; nothing was exported: {mend}$"):
+        export(run, quantize="int8")
+    assert not (run / "export").exists()
+    assert export(run, quantize="float16")["quantize"] == "float16"
+    (run / "config.yaml").write_text(dump_recipe(load_recipe(run / "config.yaml", ["export.tolerance_int8=0.1"])))
+    assert export(run, quantize="int8")["quantize"] == "int8"
+
+
+def test_a_file_that_ranks_otherwise_than_it_scores_never_appears(small_run, tmp_path, monkeypatch):
+    shared = ActivationUnit.shared
+    monkeypatch.setattr(ActivationUnit, "shared", lambda self, *inputs: shared(self, *inputs) + 0.1)
+
+    def unscripted(model, recipe, quantize):
+        scorer = Scorer(model, recipe, quantize).eval()
+        scorer.save = lambda path: Path(path).write_bytes(b"")
+        monkeypatch.setattr(torch.jit, "load", lambda _: scorer)
+        return scorer
+
+    monkeypatch.setattr(exporter, "script", unscripted)
+    with pytest.raises(BadInput, match="the file's rank differs from its forward by .*; nothing was exported"):
+        export(small_run, out=tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lines_say_how_close_and_how_large(served):
+    first, auc, tables, file = exporter.lines(read(served / "signature.json"))
+    assert first == "on 500 held-out rows the file's scores are exactly the model's"
+    assert auc.startswith("click AUC on them: file 0.")
+    assert tables == "tables: 0.02 MB, with float32 tables 0.02 MB"
+    assert file.startswith("file: 0.")
+    off = read(served / "signature.json") | {"parity": {"rows": 4096, "largest_difference": 2.4e-3}}
+    assert exporter.lines(off)[0] == "on 4,096 held-out rows the file's scores differ from the model's by up to 2.4e-03"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Path:
+    """tests/cpp/score.cpp, compiled as the README says."""
+    if not shutil.which("g++"):
+        pytest.skip("there is no g++")
+    torch_folder, out = Path(torch.__file__).parent, tmp_path_factory.mktemp("cpp") / "score"
+    includes = [f"-I{torch_folder / 'include' / part}" for part in (".", "torch/csrc/api/include")]
+    libraries = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch_folder / 'lib'}"]
+    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    command = ["g++", "-std=c++20", "-O0", abi, *includes, str(SCORE), "-o", str(out), *libraries]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantize", ["none", "float16", "int8"])
+def test_a_cpp_program_reproduces_the_golden_rows(program, small_run, tmp_path, quantize):
+    export(small_run, out=tmp_path / "out", quantize=quantize)
+    golden = read(tmp_path / "out/golden.json")
+    assert None in golden["dense"]["rate"]
+    rows = tmp_path / "rows.txt"
+
+    def written() -> subprocess.CompletedProcess:
+        columns = [(part, k, v) for part in ("ids", "lengths", "dense", "scores") for k, v in golden[part].items()]
+        lines = [" ".join([part, k, *("nan" if x is None else repr(x) for x in v)]) for part, k, v in columns]
+        rows.write_text("\n".join(lines))
+        command = [str(program), str(tmp_path / "out/model.pt"), str(rows)]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = written()
+    assert (done.returncode, done.stdout) == (0, "1 task(s), 0 scores differ\n"), done.stderr
+    golden["scores"]["click"][3] += 1e-6
+    done = written()
+    assert (done.returncode, done.stdout) == (1, "1 task(s), 1 scores differ\n"), done.stderr
+
+
+def test_a_new_export_replaces_an_earlier_one_as_a_whole(small_run, served, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(served, out)
+    (out / "notes.txt").write_text("of the earlier one")
+    step = export(small_run, "last", out)["checkpoint"]["step"]
+    assert sorted(content(out)) == FILES
+    assert read(out / "signature.json")["checkpoint"]["step"] == step
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_interrupted_export_leaves_the_earlier_one(small_run, served, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(served, out)
+    before = content(out)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(manifest, "commit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export(small_run, "last", out)
+    assert content(out) == before
+
+
+def test_a_place_that_holds_something_else_is_refused(small_run, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("kept")
+    newest = checkpoint.committed(small_run)[-1]
+    for out in (file, folder, newest, small_run):
+        before = sorted(out.rglob("*"))
+        with pytest.raises(BadInput, match=f"{out}: holds something that is not an export; name a new"):
+            export(small_run, out=out)
+        assert sorted(out.rglob("*")) == before
+    with pytest.raises(BadInput, match=f"{file}: cannot write here .*; name another folder with --out"):
+        export(small_run, out=file / "below")
+    assert file.read_text() == "kept"
+
+
+def test_a_link_to_an_export_stays_a_link(small_run, served, tmp_path):
+    shutil.copytree(served, tmp_path / "versions/1")
+    (tmp_path / "current").symlink_to("versions/1")
+    step = export(small_run, "last", tmp_path / "current")["checkpoint"]["step"]
+    assert (tmp_path / "current").is_symlink()
+    assert read(tmp_path / "current/signature.json")["checkpoint"]["step"] == step
+
+
+def _no_run(run: Path) -> None:
+    (run / "config.yaml").unlink()
+
+
+def _no_checkpoint(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+
+
+def _no_best(run: Path) -> None:
+    shutil.rmtree(checkpoint.folder(run, read(run / "result.json")["best_step"]))
+
+
+def _never_evaluated(run: Path) -> None:
+    for folder in (run / "checkpoints").iterdir():
+        written = read(folder / "manifest.json")
+        written["position"]["best_step"] = None
+        manifest.write_json(folder / "manifest.json", written)
+
+
+def _damaged(run: Path) -> None:
+    for file in run.glob("checkpoints/*/*.distcp"):
+        file.write_bytes(file.read_bytes()[:-1] + b"\0\1")
+
+
+def _no_data(run: Path) -> None:
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("/data", "/gone"))
+
+
+def _other_model(run: Path) -> None:
+    recipe = load_recipe(run / "config.yaml", ["tables.movie.dim=16"])
+    (run / "config.yaml").write_text(dump_recipe(recipe))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (_no_run, "name a run folder"),
+        (_no_checkpoint, "no committed checkpoint"),
+        (_no_best, "use --checkpoint last"),
+        (_never_evaluated, "use --checkpoint last"),
+        (_damaged, "is damaged: .*; put it back from a copy, or use another"),
+        (_no_data, "config.yaml: data.path: there is no folder .*gone/test"),
+        (_other_model, "written with tables.movie.dim=8, but the recipe says 16"),
+    ],
+)
+def test_a_run_that_cannot_be_exported_says_why_and_exports_nothing(copied, spoil, sentence):
+    run = copied()
+    spoil(run)
+    with pytest.raises(BadInput, match=sentence):
+        export(run)
+    assert not [path.name for path in run.iterdir() if "export" in path.name]

@@ -1,0 +1,133 @@
+import io
+import json
+import threading
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+
+from livetrain.trainers.observe.progress import State, Tail, Watcher
+
+
+def line(kind="train", **content) -> str:
+    return json.dumps({"kind": kind, **content}) + "\n"
+
+
+@pytest.fixture
+def log(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+def append(path, text: str) -> None:
+    with path.open("a") as file:
+        file.write(text)
+
+
+def test_a_file_that_comes_later_is_read_from_its_start(log):
+    tail = Tail(log)
+    assert tail.read() == []
+    append(log, line(step=1, time=1))
+    assert [row["step"] for row in tail.read()] == [1]
+    assert tail.read() == []
+
+
+def test_lines_of_an_earlier_attempt_are_passed_over(log):
+    append(log, line(step=1, time=1))
+    tail = Tail(log)
+    append(log, line(step=2, time=2))
+    assert [row["step"] for row in tail.read()] == [2]
+
+
+def test_a_resumed_runs_trimmed_file_gives_only_what_is_new(log):
+    kept, lost = line(step=1, time=1), line(step=2, time=2) + line(step=3, time=3)
+    append(log, kept + lost)
+    tail = Tail(log)
+    draft = log.with_suffix(".draft")
+    draft.write_text(kept)
+    draft.replace(log)
+    append(log, line(step=2, time=4) + line("note", text="x") + line(step=3, time=5) + line(step=4, time=6))
+    assert [row.get("step") for row in tail.read()] == [2, None, 3, 4]
+
+
+def test_what_is_no_json_object_is_passed_over(log):
+    tail = Tail(log)
+    append(log, '{"kind": "tra{"kind": "note"}\n[1]\n\n\xff\n' + line(step=1, time=1))
+    assert [row["step"] for row in tail.read()] == [1]
+
+
+@settings(deadline=None)
+@given(cuts=st.lists(st.integers(0, 400), max_size=12), texts=st.lists(st.text(max_size=8), max_size=8))
+def test_however_the_writes_are_cut_every_line_comes_once_and_whole(cuts, texts, tmp_path_factory):
+    log = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    tail = Tail(log)
+    content = "".join(line("note", text=text, time=number) for number, text in enumerate(texts)).encode()
+    seen, written = [], 0
+    for cut in [*sorted(cuts), len(content)]:
+        with log.open("ab") as file:
+            file.write(content[written:cut])
+        written = max(written, cut)
+        seen += tail.read()
+    assert [row["text"] for row in seen] == texts
+
+
+def test_the_state_is_what_the_newest_lines_say():
+    state = State()
+    assert state.seconds_left is None
+    train = {"kind": "train", "steps": 50, "rows_per_s": 12345.6}
+    state.take({**train, "time": 100.0, "step": 10, "epoch": 0.2, "loss": 0.7})
+    assert state.seconds_left is None
+    state.take({"kind": "eval", "split": "valid", "step": 20, "label.auc": 0.75, "label.gauc": 0.5})
+    state.take(
+        {"kind": "train", "time": 120.0, "step": 20, "steps": 50, "epoch": 0.4, "loss": 0.6, "rows_per_s": 12345.6}
+    )
+    assert state.seconds_left == 60  # 2 s a step
+    assert str(state) == "step 20/50  epoch 0.40  12,346 rows/s  loss 0.6000  valid AUC 0.7500  1:00 left"
+
+
+def test_the_pace_starts_anew_after_a_restart():
+    state = State()
+    for time, step in [(0.0, 30), (10.0, 40), (500.0, 20), (510.0, 30)]:
+        state.take({"kind": "train", "time": time, "step": step, "steps": 50})
+    assert state.seconds_left == 20  # 1 s a step
+
+
+def watch(run, terminal: bool) -> str:
+    """Watch a run whose log another thread writes; return what was drawn."""
+    drawn = io.StringIO()
+    console = Console(file=drawn, force_terminal=terminal, width=120, color_system=None)
+
+    def write():
+        run.mkdir()
+        append(run / "metrics.jsonl", line("note", text="starting 2 workers [gloo]", time=1))
+        for step in (10, 20):
+            append(run / "metrics.jsonl", line(step=step, steps=20, epoch=step / 20, loss=0.5, time=1.0 + step))
+
+    with Watcher(run, console):
+        writer = threading.Thread(target=write)
+        writer.start()
+        writer.join()
+    return drawn.getvalue()
+
+
+def test_without_a_terminal_there_are_plain_lines_to_the_last(tmp_path):
+    lines = watch(tmp_path / "run", terminal=False).splitlines()
+    assert lines[0] == "starting 2 workers [gloo]"
+    assert lines[-1] == "step 20/20  epoch 1.00  loss 0.5000"
+    assert len(lines) <= 3
+
+
+def test_on_a_terminal_there_is_a_bar_below_the_notes(tmp_path):
+    drawn = watch(tmp_path / "run", terminal=True)
+    above, below = drawn.split("starting 2 workers [gloo]")
+    assert "step" not in above
+    assert "━" in below
+    assert "step 20/20" in below
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_no_bar(tmp_path):
+    drawn = io.StringIO()
+    with pytest.raises(RuntimeError), Watcher(tmp_path, Console(file=drawn)):
+        raise RuntimeError
+    assert drawn.getvalue().strip() == ""
+    assert not any(thread.name == "progress" for thread in threading.enumerate())

@@ -1,0 +1,381 @@
+"""Checkpoints are written beside training, hold the step they were taken at, and outlive every failure."""
+
+import errno
+import json
+import logging
+import multiprocessing as mp
+import os
+import re
+import resource
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+from livetrain.configs.errors import BadInput
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.reader import Reader
+from livetrain.trainers.runtime import manifest, ranks, runlog
+from livetrain.trainers.train import checkpoint, preflight
+from livetrain.trainers.train.loop import Job, Trainer
+from livetrain.trainers.train.sharding import Sharded, shard
+from tests import samples
+
+CPU = torch.device("cpu")
+WRITE = dcp.FileSystemWriter.write_data
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return samples.write(tmp_path_factory.mktemp("samples"))
+
+
+def job(data: Path, run: Path, **changes: Any) -> Job:
+    run.mkdir(parents=True)
+    recipe = samples.recipe(data, **{"train__epochs": 1, "train__checkpoint_every": 5, **changes})
+    return Job(recipe, run, *preflight.check(recipe, lambda text: None))
+
+
+def train(made: Job, write: Callable = WRITE) -> dict[str, torch.Tensor]:
+    """Run a job, its shards written by `write`; return the tables' pieces."""
+    with ranks.alone(cuda=False), mock.patch.object(dcp.FileSystemWriter, "write_data", write):
+        trainer = Trainer(made, CPU)
+        trainer.run()
+        assert not [t for t in threading.enumerate() if t.name == "checkpoint"]
+        return {f"{table}.{row}": weight.clone() for table, weight, row, _ in trainer.sharded.shards()}
+
+
+def steps(run: Path) -> list[int]:
+    return [int(path.name[5:]) for path in checkpoint.committed(run)]
+
+
+def notes(run: Path) -> list[str]:
+    return [line["text"] for line in runlog.read(run) if line["kind"] == "note"]
+
+
+def content(path: Path) -> dict[str, torch.Tensor]:
+    """Everything in a checkpoint, unsharded, by name."""
+    whole = path.with_suffix(".pt")
+    dcp_to_torch_save(path, whole)
+    out = {}
+
+    def flatten(value: Any, name: str) -> None:
+        if isinstance(value, dict):
+            for key, part in value.items():
+                flatten(part, f"{name}/{key}")
+        else:
+            out[name] = value
+
+    flatten(torch.load(whole), "")
+    return out
+
+
+class Held:
+    """A writer that waits until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __get__(self, writer: dcp.FileSystemWriter, kind: type) -> Callable:
+        def write(*arguments: Any) -> Any:
+            assert self.event.wait(60)
+            return WRITE(writer, *arguments)
+
+        return write
+
+
+def save_while_training(made: Job) -> bool:
+    """Save step 5 three ways: before (blocking), in the background while steps 6 to 8 train, and what step 8 is."""
+    with ranks.alone(cuda=False):
+        sharded = shard(made.recipe, CPU)
+        feed = Reader(made.sources["train"], made.recipe, rank=ranks.rank(), world=ranks.world(), shuffle=True).batches(
+            0
+        )
+        go_on(sharded, feed, 5)
+        blocking(sharded, made.run / "blocking")
+        held, position = Held(), {"best_step": None, "waited": [0]}
+        with (
+            mock.patch.object(dcp.FileSystemWriter, "write_data", held),
+            checkpoint.Saver(sharded, made.recipe, made.run) as saver,
+        ):
+            saver.save(5, position)
+            position["waited"][0] = 3
+            go_on(sharded, feed, 3)
+            nothing_yet = not checkpoint.committed(made.run)
+            held.event.set()
+            saver.wait()
+        blocking(sharded, made.run / "later")
+        feed.close()
+        return nothing_yet and not [t for t in threading.enumerate() if t.name == "checkpoint"]
+
+
+def go_on(sharded: Sharded, feed: Any, count: int) -> None:
+    for _ in range(count):
+        sharded.set_rates(1.0)
+        sharded.pipeline.progress(feed)
+
+
+def blocking(sharded: Sharded, path: Path) -> None:
+    dcp.save(checkpoint.state(sharded), checkpoint_id=path, no_dist=ranks.world() == 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_is_saved_is_the_step_of_the_save_though_training_went_on(two_ranks, data, tmp_path, workers):
+    made = job(data, tmp_path / "run", tables__user__sharding="data_parallel", tables__rating__sharding="row_wise")
+    assert all(two_ranks.run(save_while_training, made) if workers == 2 else [save_while_training(made)])
+    path = checkpoint.folder(made.run, 5)
+    found, wanted, later = content(path), content(made.run / "blocking"), content(made.run / "later")
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    changed = {name for name in wanted if not torch.equal(later[name], wanted[name])}
+    for part in ("tables", "momentum1", "user", "dense", "exp_avg"):
+        assert any(part in name for name in changed), part
+    assert manifest.read(path)["position"]["waited"] == [0]
+    assert manifest.damage(path, manifest.read(path)) is None
+
+
+def test_one_write_at_a_time_and_in_order(data, tmp_path):
+    made, happened = job(data, tmp_path / "run", train__keep=9), []
+
+    def write(writer: dcp.FileSystemWriter, *arguments: Any) -> Any:
+        happened.append(("begin", int(writer.path.name[5:]), steps(made.run)))
+        out = WRITE(writer, *arguments)
+        happened.append(("end", int(writer.path.name[5:]), steps(made.run)))
+        return out
+
+    train(made, write)
+    saved = [5, 10, 11, 15, 20, 21]
+    assert steps(made.run) == saved
+    assert happened == [(what, s, saved[:i]) for i, s in enumerate(saved) for what in ("begin", "end")]
+
+
+class Failing:
+    """A writer that fails in the middle, on the last rank, in its `calls`; it notes what is committed as it begins."""
+
+    def __init__(self, run: Path, *calls: int) -> None:
+        self.run, self.calls, self.committed = run, calls, []
+
+    def __get__(self, writer: dcp.FileSystemWriter, kind: type) -> Callable:
+        def write(*arguments: Any) -> Any:
+            self.committed.append(steps(self.run))
+            out = WRITE(writer, *arguments)
+            if len(self.committed) in self.calls and ranks.rank() == ranks.world() - 1:
+                written = next(writer.path.glob(f"__{ranks.rank()}_*.distcp"))
+                os.truncate(written, written.stat().st_size // 2)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(written))
+            return out
+
+        return write
+
+
+def train_with_failures(made: Job, *calls: int) -> tuple[dict[str, torch.Tensor], list[list[int]]]:
+    writer = Failing(made.run, *calls)
+    return train(made, writer), writer.committed
+
+
+def refused(made: Job, *calls: int) -> str:
+    with pytest.raises(BadInput) as error:
+        train(made, Failing(made.run, *calls))
+    return str(error.value)
+
+
+def test_a_write_that_fails_is_reported_and_the_run_goes_on(two_ranks, data, tmp_path):
+    never, made = job(data, tmp_path / "never"), job(data, tmp_path / "made", train__keep=9)
+    wanted = two_ranks.run(train, never)
+    found = two_ranks.run(train_with_failures, made, 2)
+    for (tables, committed), same in zip(found, wanted, strict=True):
+        assert all(torch.equal(tables[name], same[name]) for name in same)
+        # Step 10 fails on rank 1, is not there, and is written once more before step 11 is copied.
+        assert committed == [[], [5], [5], [5, 10], [5, 10, 11], [5, 10, 11, 15], [5, 10, 11, 15, 20]]
+    failed = [text for text in notes(made.run) if "could not be written" in text]
+    assert len(failed) == 1
+    assert failed[0].startswith("the checkpoint of step 10 could not be written: rank 1: OSError: [Errno 28] No space")
+    assert steps(made.run) == [5, 10, 11, 15, 20, 21]
+    assert all(manifest.damage(path, manifest.read(path)) is None for path in checkpoint.committed(made.run))
+
+
+@pytest.mark.parametrize(("calls", "left"), [((2, 3), [5]), ((6, 7), [15, 20])])
+def test_a_write_that_fails_twice_ends_the_run_and_the_last_good_one_stays(two_ranks, data, tmp_path, calls, left):
+    made, never = job(data, tmp_path / "made", evaluate__group_by=None), job(data, tmp_path / "never")
+    for message in two_ranks.run(refused, made, *calls):
+        assert message.startswith(f"{made.run}: a checkpoint could not be written, twice (rank 1: OSError: [Errno 28]")
+        assert message.endswith("then start the run again: it goes on from its last checkpoint")
+    assert set(left) <= set(steps(made.run))
+    assert max(steps(made.run)) == left[-1]
+    assert len(list((made.run / "checkpoints").iterdir())) == len(steps(made.run))
+    for found, wanted in zip(two_ranks.run(train, made), two_ranks.run(train, never), strict=True):
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_storage_that_takes_no_more_bytes(data, tmp_path, caplog):
+    made, soft = job(data, tmp_path / "run"), resource.getrlimit(resource.RLIMIT_FSIZE)
+    calls = []
+
+    def write(writer: dcp.FileSystemWriter, *arguments: Any) -> Any:
+        calls.append(writer.path)
+        if len(calls) != 2:
+            return WRITE(writer, *arguments)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, soft[1]))
+        try:
+            return WRITE(writer, *arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, soft)
+
+    with caplog.at_level(logging.WARNING):
+        train(made, write)
+    assert "the checkpoint of step 10 could not be written" in caplog.text
+    assert calls[1] == calls[2]
+    assert steps(made.run)[-1] == 21
+
+
+def train_until_killed(made: Job, at: int) -> None:
+    def write(writer: dcp.FileSystemWriter, *arguments: Any) -> Any:
+        out = WRITE(writer, *arguments)
+        if writer.path == checkpoint.folder(made.run, at):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return out
+
+    torch.set_num_threads(1)
+    train(made, write)
+
+
+def test_killed_between_copy_and_commit_it_resumes_from_the_one_before(data, tmp_path):
+    never, made = job(data, tmp_path / "never"), job(data, tmp_path / "made")
+    process = mp.get_context("spawn").Process(target=train_until_killed, args=(made, 15))
+    process.start()
+    wanted = train(never)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert list(checkpoint.folder(made.run, 15).glob("*.distcp"))
+    assert steps(made.run)[-1] == 11
+    found = train(made)
+    assert "resumed at step 11" in notes(made.run)
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "newest", "left"),
+    [
+        (1, None, 4, [4]),
+        (2, 1, 4, [1, 3, 4]),
+        (2, 4, 4, [3, 4]),
+        (9, None, 4, [1, 2, 3, 4]),
+        (1, 1, 3, [1, 3, 4]),  # 4 is left of a run that was resumed from 2
+        (1, 4, 2, [2, 3, 4]),
+    ],
+)
+def test_prune_keeps_the_newest_and_the_best(tmp_path, keep, best, newest, left):
+    for step in (1, 2, 3, 4):
+        checkpoint.folder(tmp_path, step).mkdir(parents=True)
+        manifest.commit(checkpoint.folder(tmp_path, step), {})
+    checkpoint.prune(tmp_path, keep, best, checkpoint.folder(tmp_path, newest))
+    assert steps(tmp_path) == left
+
+
+def test_a_checkpoint_from_before_a_key_existed_still_loads(small_run, tmp_path):
+    """A later version adds keys with defaults; where rows lie is no part of the model."""
+    path = checkpoint.committed(small_run)[-1]
+    content = manifest.read(path)
+    for table in content["recipe"]["tables"].values():
+        for key in ("memory", "cache", "dtype"):
+            table.pop(key)
+    del content["recipe"]["train"]["profile"]
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    recipe = load_recipe(small_run / "config.yaml", ["tables.user.memory=host", "tables.movie.sharding=row_wise"])
+    checkpoint.check_same(tmp_path, recipe, resume=True)
+
+
+def test_a_checkpoint_of_other_days_is_no_place_to_go_on_from(small_run):
+    days = {"train": "2025-05-25..2025-05-26", "valid": "2025-05-27..2025-05-27", "test": "2025-05-28..2025-05-28"}
+    tree = ", ".join(f"{split}: {value}" for split, value in days.items())
+    recipe = load_recipe(small_run / "config.yaml", [f"data.days={{{tree}}}"])
+    path = checkpoint.committed(small_run)[-1]
+    checkpoint.check_same(path, recipe, resume=False)
+    with pytest.raises(BadInput, match=r"written with data.days=None, but the recipe says"):
+        checkpoint.check_same(path, recipe, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("train.epochs=3", "train.epochs=2, but the recipe says 3"),
+        ("train.seed=2", "train.seed=1"),
+        ("train.evaluate_every=1", "train.evaluate_every=0.5"),
+        ("train.select=click.log_loss", "train.select=click.auc, but the recipe says click.log_loss"),
+        ("train.patience=3", "train.patience=None"),
+        ("train.precision=bfloat16", "train.precision=float32"),
+        ("train.warm_start=runs/other", "train.warm_start=None"),
+        ("optimizers.dense.lr=0.02", "optimizers.dense.lr=0.01, but the recipe says 0.02"),
+        ("optimizers.dense.weight_decay=0.1", "optimizers.dense.weight_decay"),
+        ("optimizers.dense.clip_norm=1", "optimizers.dense.clip_norm"),
+        ("optimizers.sparse.lr=0.02", "optimizers.sparse.lr=0.05"),
+        ("optimizers.sparse.eps=0.1", "optimizers.sparse.eps"),
+        ("optimizers.sparse.weight_decay=0.1", "optimizers.sparse.weight_decay"),
+        ("optimizers.schedule.decay=linear", "optimizers.schedule.decay=constant, but the recipe says linear"),
+        ("optimizers.schedule.warmup_steps=9", "optimizers.schedule.warmup_steps"),
+        ("optimizers.schedule.final=0.5", "optimizers.schedule.final"),
+        ("data.batch_size=48", "data.batch_size=96"),
+        ("data.on_corrupt=skip", "data.on_corrupt=stop"),
+        ("tables.movie.init_std=0.1", "tables.movie.init_std=0.01"),
+        ("tasks.click.weight=2", "tasks.click.weight"),
+        ("evaluate.group_by=null", "evaluate.group_by=user, but the recipe says None"),
+        ("evaluate.memory=bounded", "evaluate.memory=exact"),
+        ("cluster.quantize_comms=fp16", "cluster.quantize_comms=none"),
+    ],
+)
+def test_a_run_goes_on_under_the_values_it_began_with(small_run, override, key):
+    path = checkpoint.committed(small_run)[-1]
+    recipe = load_recipe(small_run / "config.yaml", [override])
+    with pytest.raises(BadInput, match=re.escape(key)) as error:
+        checkpoint.check_same(path, recipe, resume=True)
+    assert str(error.value).endswith("; use that recipe, or another run name")
+    assert len(str(error.value).removeprefix(str(path))) < 250
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("name=other", "data.threads=2", "data.prefetch=8", "train.keep=5", "train.log_every=7", "train.profile=3..4"),
+        *("train.checkpoint_every=3", "train.select=click.auc", "gradients.measure_every=null", "export.quantize=int8"),
+        *("cluster.workers=2", "cluster.max_failures=0", "cluster.timeout_s=9", "wandb={project: x}"),
+        *("tables.user.sharding=table_wise", "tables.user.memory=host", "cluster.topology.hbm_gb=40"),
+    ],
+)
+def test_a_run_goes_on_elsewhere_and_told_of_otherwise(small_run, override):
+    recipe = load_recipe(small_run / "config.yaml", [override])
+    checkpoint.check_same(checkpoint.committed(small_run)[-1], recipe, resume=True)
+
+
+def test_every_key_of_a_recipe_decides_what_is_learned_or_is_named_as_free(small_run):
+    """A new key is compared until somebody says that it may change; a free one that is gone is noticed."""
+    for key in checkpoint._FREE:
+        section, _, name = key.partition(".")
+        fields = Recipe.model_fields
+        assert section in fields
+        if name and section != "gradients":
+            assert name in fields[section].annotation.model_fields
+
+
+def test_a_long_value_is_cut(small_run):
+    recipe = load_recipe(small_run / "config.yaml", [f"model.units={list(range(1000, 1060))}"])
+    with pytest.raises(BadInput) as error:
+        checkpoint.check_same(checkpoint.committed(small_run)[-1], recipe, resume=True)
+    assert "model.units=[16], but the recipe says [1000, 1001" in str(error.value)
+    assert len(str(error.value).removeprefix(str(small_run))) < 250
+
+
+def test_what_a_kill_left_goes_with_the_next_checkpoint(data, tmp_path):
+    made = job(data, tmp_path / "run")
+    for step in (1, 3):
+        checkpoint.folder(made.run, step).mkdir(parents=True)
+        (checkpoint.folder(made.run, step) / "__0_0.distcp").write_text("half")
+    train(made)
+    assert len(list((made.run / "checkpoints").iterdir())) == len(steps(made.run))

@@ -1,0 +1,126 @@
+"""A training step never mixes devices and never waits for its own: shown without a GPU.
+
+The meta device stands for the GPU, under FakeTensorMode: it knows shapes and devices, refuses an operation on tensors
+of two devices as a GPU does, and refuses whatever would have to know a value, which is where a GPU is waited for.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import DenseFeature, SequenceFeature
+from livetrain.modules.batch import Batch
+from livetrain.modules.layers import buckets
+from livetrain.modules.model import Model
+from livetrain.modules.tasks.kinds import kinds
+from livetrain.trainers.evaluate.evaluation import Evaluation
+from livetrain.trainers.evaluate.retrieval import Retrieval
+from livetrain.trainers.train.feed import Meter
+from livetrain.trainers.train.gradients import combination as combine
+from livetrain.trainers.train.gradients.combination import Combination
+from livetrain.trainers.train.step import Step
+
+RECIPES = sorted((Path(__file__).parents[2] / "configs" / "recipes").glob("*.yaml"))
+GPU = torch.device("meta")
+ROWS = 8
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """FakeTensorMode with a GPU."""
+    autocast = torch.autocast
+    monkeypatch.setattr(FakeTensor, "is_cuda", property(lambda self: self.device == GPU), raising=False)
+    monkeypatch.setattr(torch, "autocast", lambda kind, *a, **k: autocast("cpu" if kind == "meta" else kind, *a, **k))
+    # The one thing that attention in groups waits for: how many rows each has.
+    monkeypatch.setattr(buckets, "_occupied", lambda key, groups: ([0], [ROWS]))
+    return FakeTensorMode(allow_non_fake_inputs=True)  # parameters are none yet
+
+
+def zeros(*size, dtype=torch.float32):
+    return torch.zeros(*size, dtype=dtype, device=GPU)
+
+
+def batch_of(recipe):
+    """Rows of what the recipe reads, with three events in every list that may have as many."""
+    keyed = {name: f for name, f in recipe.features.items() if not isinstance(f, DenseFeature)}
+    counts = [ROWS * (min(3, f.max_length) if isinstance(f, SequenceFeature) else 1) for f in keyed.values()]
+    ids = KeyedJaggedTensor(
+        keys=list(keyed),
+        values=zeros(sum(counts), dtype=torch.int64),
+        lengths=zeros(len(keyed) * ROWS, dtype=torch.int64),
+        stride=ROWS,
+        length_per_key=counts,
+    )
+    labels, row = zeros(ROWS, len(recipe.tasks)), zeros(ROWS, dtype=torch.int64)
+    weights = torch.ones_like(labels) if any(task.sample_weight for task in recipe.tasks.values()) else None
+    dense = zeros(ROWS, len(recipe.features) - len(keyed))
+    return Batch(ids, dense, labels, weights=zeros(ROWS), rows=row, groups=None, sample_weights=weights)
+
+
+def train(recipe, fake, combiner=None):
+    """Take a step; `combiner` answers in the place of the combiner, which decides on the host."""
+    step = Step(Model(recipe, device="meta", tables_device="meta"), recipe).to(GPU)
+    combination = Combination(recipe, step.model, list(step.model.dense.parameters()), [], GPU)
+    if combiner is not None:
+        combination.combiner = combiner
+        combination.monitor.add = lambda gram, weights: None
+    meter = Meter()
+    with fake:
+        losses, output = step(batch_of(recipe))
+        combination.backward(losses)
+        meter.add(output)
+    assert losses.device == GPU
+    assert all(parameter.grad.device == GPU for parameter in step.model.dense.parameters())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_no_step_mixes_devices_or_waits(path, fake):
+    train(load_recipe(str(path), ["data.path=nowhere", "gradients={kind: sum}"]), fake)
+
+
+KINDS = {path.stem.partition("_")[0]: path for path in RECIPES}  # one recipe for every kind of model
+
+
+@pytest.mark.parametrize("path", KINDS.values(), ids=KINDS.keys())
+def test_no_evaluation_mixes_devices_or_waits(path, fake):
+    recipe = load_recipe(str(path), ["data.path=nowhere"])
+    step = Step(Model(recipe, device="meta", tables_device="meta"), recipe).to(GPU).eval()
+    retrieval = Retrieval(step.model.dense.network, recipe)
+    evaluation = Evaluation(kinds(recipe.tasks), memory=recipe.evaluate.memory)
+    with fake, torch.no_grad(), retrieval.watching():
+        batch = batch_of(recipe)
+        logits = step(batch)[1].logits
+        evaluation.update(logits, batch.labels, batch.weights, zeros(ROWS, dtype=torch.int64))
+        retrieval.add(batch)
+    assert logits.device == GPU
+    assert len(evaluation._pending) == 1
+
+
+@pytest.mark.parametrize("scope", ["shared", "trunk"])
+def test_gradients_by_task_wait_once(scope, fake, monkeypatch):
+    """For one copy to the host, of the Gram matrix and the losses."""
+    recipe = load_recipe(
+        "configs/recipes/mmoe_kuairand.yaml", ["data.path=nowhere", f"gradients={{kind: pcgrad, scope: {scope}}}"]
+    )
+    asked = []
+    monkeypatch.setattr(combine, "_weighted", lambda weights, rows: sum(rows))  # reads weights, which are on the host
+
+    class Combiner:
+        needs_gram = True
+
+        def __call__(self, gram, losses, step):
+            asked.append((gram.device.type, losses.device.type))
+            return torch.ones(len(losses), dtype=torch.float64)
+
+    train(recipe, fake, Combiner())
+    assert asked == [("cpu", "cpu")]
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x + torch.arange(ROWS), lambda x: x * float(x.sum())])
+def test_what_is_wrong_is_seen(wrong, fake):
+    with fake, pytest.raises((RuntimeError, DataDependentOutputException)):
+        wrong(zeros(ROWS))

@@ -1,0 +1,207 @@
+"""The loop: resumed runs are the runs that were never stopped, and ranks only share the work."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.runtime import ranks, runlog
+from livetrain.trainers.train import checkpoint, preflight
+from livetrain.trainers.train.loop import Job, Trainer
+from livetrain.trainers.train.schedule import factor
+from tests import samples
+
+
+class Killed(Exception):
+    pass
+
+
+def job(data: Path, run: Path, **changes) -> Job:
+    recipe = samples.recipe(data, **changes)
+    run.mkdir(parents=True, exist_ok=True)
+    sources, statistics = preflight.check(recipe, lambda text: None)
+    return Job(recipe, run, sources, statistics)
+
+
+def train(made: Job, kill_at: int | None = None) -> dict:
+    """Run a job on the ranks of this group; `kill_at` stops it dead after that many steps, as a kill would."""
+    cuda = made.recipe.cluster.device == "cuda"
+    with ranks.alone(cuda):
+        trainer = Trainer(made, torch.device("cuda", 0) if cuda else torch.device("cpu"))
+        if kill_at is not None:
+            step = trainer.sharded.pipeline.progress
+
+            def progress(feed):
+                if trainer.step == kill_at:
+                    raise Killed
+                return step(feed)
+
+            trainer.sharded.pipeline.progress = progress
+            try:
+                trainer.run()
+            except Killed:
+                return {}
+        result = trainer.run()
+        tables = {table: weight.clone() for table, weight, _, _ in trainer.sharded.shards()}
+        return {"result": result, "tables": tables, "dense": dict(trainer.sharded.model.dense.state_dict())}
+
+
+def log(run: Path) -> list[dict]:
+    return [line for line in runlog.read(run) if line["kind"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return samples.write(tmp_path_factory.mktemp("samples"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> tuple[Path, dict]:
+    run = tmp_path_factory.mktemp("whole")
+    return run, train(job(data, run, train__checkpoint_every=7))
+
+
+def same(one: dict, other: dict) -> bool:
+    return all(torch.equal(one[part][k], other[part][k]) for part in ("tables", "dense") for k in one[part])
+
+
+def test_it_learns(whole):
+    result = whole[1]["result"]
+    assert result["test.click.auc"] > 0.7
+    assert result["step"] == 42
+    assert result["cut"]["history"] == result["cut"]["rating"] > 0
+    assert result["tables"]["rating"] == {"rows": 6, "occupied": 5, "occupancy": 5 / 6, "ids": 5, "collisions": 0}
+    assert 0 < result["tables"]["movie"]["occupied"] <= 512
+
+
+@pytest.mark.parametrize("kill_at", [9, 21, 30])
+def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, whole, tmp_path, kill_at):
+    made = job(data, tmp_path, train__checkpoint_every=7)
+    train(made, kill_at)
+    assert checkpoint.committed(tmp_path)
+    found = train(made)
+    assert same(found, whole[1])
+    keys = ("step", "loss", "samples")
+    assert [[x[k] for k in keys] for x in log(tmp_path)] == [[x[k] for k in keys] for x in log(whole[0])]
+    for key in ("test.click.auc", "cut", "tables"):
+        assert found["result"][key] == whole[1]["result"][key]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("memory", ["gpu", "host"])
+def test_a_gpu_trains_what_a_cpu_trains_killed_or_not(data, whole, tmp_path, memory):
+    made = job(data, tmp_path, train__checkpoint_every=7, cluster__device="cuda", tables__movie__memory=memory)
+    train(made, kill_at=21)
+    found = train(made)
+    ours, wanted = log(tmp_path), log(whole[0])
+    assert [line["samples"] for line in ours] == [line["samples"] for line in wanted]
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in wanted], rel=1e-3)
+    assert found["result"]["test.click.auc"] == pytest.approx(whole[1]["result"]["test.click.auc"], abs=1e-2)
+
+
+def test_two_ranks_resume_bitwise(two_ranks, data, tmp_path):
+    never, killed = job(data, tmp_path / "never"), job(data, tmp_path / "killed")
+    wanted = two_ranks.run(train, never)
+    two_ranks.run(train, killed, 25)
+    found = two_ranks.run(train, killed)
+    assert all(same(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def test_two_ranks_train_the_same_samples_and_agree(two_ranks, data, tmp_path):
+    changes = {"optimizers__sparse__kind": "sgd", "optimizers__dense__kind": "sgd", "train__epochs": 1}
+    one = train(job(data, tmp_path / "one", **changes))
+    two, _ = two_ranks.run(train, job(data, tmp_path / "two", **changes))
+    alone, shared = log(tmp_path / "one"), log(tmp_path / "two")
+    assert [x["samples"] for x in alone] == [x["samples"] for x in shared]
+    assert len({x["samples"] for x in alone}) == len(alone) == 21
+    assert [x["loss"] for x in shared] == pytest.approx([x["loss"] for x in alone], abs=1e-6)
+    for name, value in one["dense"].items():
+        assert torch.allclose(two["dense"][name], value, atol=1e-6), name
+    keys = [k for k in one["result"] if k.startswith(("valid.", "test."))]
+    assert {k: two["result"][k] for k in keys} == pytest.approx({k: one["result"][k] for k in keys}, abs=2e-3)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_run_goes_on_with_another_number_of_ranks(two_ranks, data, tmp_path, first):
+    changes = {"optimizers__sparse__kind": "rowwise_adagrad", "optimizers__dense__kind": "sgd", "train__epochs": 1}
+    whole = train(job(data, tmp_path / "whole", **changes))
+    made = job(data, tmp_path / "moved", train__checkpoint_every=5, **changes)
+    if first == 1:
+        train(made, 17)
+        found = two_ranks.run(train, made)[0]
+    else:
+        two_ranks.run(train, made, 17)
+        found = train(made)
+    assert [x["samples"] for x in log(tmp_path / "moved")] == [x["samples"] for x in log(tmp_path / "whole")]
+    assert [x["loss"] for x in log(tmp_path / "moved")] == pytest.approx(
+        [x["loss"] for x in log(tmp_path / "whole")], abs=1e-6
+    )
+    for name, value in whole["dense"].items():
+        assert torch.allclose(found["dense"][name], value, atol=1e-5), name
+
+
+def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, caplog):
+    made = job(data, tmp_path)
+    train(made, 30)
+    newest = checkpoint.committed(tmp_path)[-1]
+    shard = next(newest.glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    found = train(made)
+    assert "damaged" in caplog.text
+    assert found["result"]["step"] == 42
+    assert log(tmp_path)[11]["step"] == 12
+
+
+def test_an_uncommitted_checkpoint_is_not_there(data, tmp_path):
+    made = job(data, tmp_path)
+    train(made, 30)
+    paths = checkpoint.committed(tmp_path)
+    (paths[-1] / "manifest.json").unlink()
+    assert checkpoint.committed(tmp_path) == paths[:-1]
+
+
+def test_old_checkpoints_go_and_the_best_stays(data, tmp_path):
+    train(job(data, tmp_path, train__checkpoint_every=2, train__keep=2))
+    steps = [int(path.name[5:]) for path in checkpoint.committed(tmp_path)]
+    position = checkpoint.manifest.read(checkpoint.committed(tmp_path)[-1])["position"]
+    assert steps == sorted({position["best_step"], 40, 42})
+
+
+def test_a_checkpoint_of_another_model_is_refused(data, tmp_path):
+    train(job(data, tmp_path), 30)
+    with pytest.raises(BadInput, match=r"model.units=\[16\], but the recipe says \[32\]"):
+        train(job(data, tmp_path, model__units=[32]))
+    with pytest.raises(BadInput, match="data.shards=12, but the recipe says 6"):
+        train(job(data, tmp_path, data__shards=6))
+
+
+def test_patience_ends_a_run_that_gets_no_better(data, tmp_path):
+    made = job(
+        data, tmp_path, train__patience=1, train__epochs=30, optimizers__dense__lr=1e-12, optimizers__sparse__lr=1e-12
+    )
+    found = train(made)["result"]
+    assert found["step"] < 30 * 21
+
+
+def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path):
+    with pytest.raises(BadInput, match="the loss is nan by step .* lower optimizers"):
+        train(
+            job(data, tmp_path, optimizers__sparse__lr=1e30, optimizers__sparse__kind="sgd", model__activation="relu")
+        )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "wanted"),
+    [
+        ({"decay": "constant"}, [1, 1, 1]),
+        ({"decay": "linear", "warmup_steps": 2, "final": 0.1}, [0.5, 1, 0.1 + 0.9 * (1 - 7 / 8)]),
+        ({"decay": "cosine"}, [1, 0.5 * (1 + math.cos(math.pi / 10)), 0.5 * (1 + math.cos(0.9 * math.pi))]),
+    ],
+)
+def test_schedule(data, schedule, wanted):
+    recipe = samples.recipe(data, optimizers__schedule=schedule)
+    assert [factor(step, 10, recipe) for step in (0, 1, 9)] == pytest.approx(wanted)

@@ -1,0 +1,251 @@
+"""Where tables lie: planned for GPUs without one, the same in every process, and behind a cache only what must be."""
+
+import builtins
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchrec.distributed.planner import enumerators
+
+from livetrain.cluster import doctor
+from livetrain.configs.errors import BadInput
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.train import planning
+from livetrain.trainers.train.sharding import dry_plan
+from tests import twins
+
+ROOT = Path(__file__).parents[2]
+GIB = 2**30
+
+
+def recipe(name: str, *changes: str) -> Recipe:
+    return load_recipe(str(ROOT / f"configs/recipes/{name}.yaml"), ["data.path=nowhere", *changes])
+
+
+def placed(made_for: Recipe, world: int, device: str = "cuda") -> dict:
+    return planning.placed(made_for, dry_plan(made_for, world, device), world)
+
+
+def behind(where: dict) -> list[str]:
+    return sorted(name for name, table in where.items() if table["kernel"] == planning.CACHED)
+
+
+class Ordered(set):
+    """A set of strings whose intersections are listed in one of the orders that a hash may give them."""
+
+    backwards = False
+
+    def __and__(self, other):
+        return sorted(super().__and__(other), reverse=self.backwards)
+
+
+@pytest.mark.parametrize(
+    ("name", "world", "changes"),
+    [
+        ("din_ml1m", 8, []),
+        ("din_ml1m", 2, ["tables.user.memory=host"]),
+        ("mmoe_kuairand", 4, ["cluster.topology.hbm_gb=.015"]),
+    ],
+)
+def test_the_plan_is_the_same_whatever_order_a_set_of_strings_has(monkeypatch, name, world, changes):
+    made_for, found = recipe(name, *changes), []
+    for backwards in (False, True):
+        monkeypatch.setattr(Ordered, "backwards", backwards)
+        monkeypatch.setattr(enumerators, "set", Ordered, raising=False)
+        found.append(placed(made_for, world))
+    assert found[0] == found[1]
+    assert isinstance(enumerators.set(), builtins.set)
+
+
+@pytest.mark.slow
+def test_the_plan_is_the_same_for_every_hash_seed():
+    say = (
+        "import json; from tests.trainers.train.test_planning import placed, recipe; "
+        "tight = recipe('mmoe_kuairand', 'cluster.topology.hbm_gb=.015'); "
+        "print(json.dumps([placed(recipe('din_ml1m'), 8), placed(tight, 4)]))"
+    )
+    told = []
+    for seed in range(8):
+        environment = os.environ | {"PYTHONHASHSEED": str(seed)}
+        done = subprocess.run(
+            [sys.executable, "-c", say], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        told.append(json.loads(done.stdout.splitlines()[-1]))
+    assert all(other == told[0] for other in told)
+    assert (behind(told[0][0]), behind(told[0][1])) == ([], ["author", "user"])
+
+
+def test_tables_that_fit_stay_in_gpu_memory():
+    for world in (1, 8):
+        assert behind(placed(recipe("din_ml1m"), world)) == []
+
+
+# 1.9, 1.2 and .5 GiB of weights; b and c are asked for in their order of names where sizes are the same.
+SIZES = {"a": 4_000_000, "b": 2_500_000, "c": 1_000_000}
+
+
+def sized(hbm: float, **changes) -> Recipe:
+    """Three tables used by one feature each, on GPUs of `hbm` GiB."""
+    made = {
+        "features": {name: {"type": "id", "table": name} for name in SIZES},
+        "tables": {name: {"rows": rows, "dim": 128} for name, rows in SIZES.items()},
+        "model": {"kind": "dnn", "units": [8]},
+        "cluster__topology": {"hbm_gb": hbm, "ddr_gb": 64},
+        "optimizers__sparse__kind": "sgd",
+    }
+    return twins.recipe(**(made | changes))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_largest_go_behind_the_cache_until_the_rest_fits(world):
+    found = []
+    for hbm in (12, 3.6, 2.2, 1.2):
+        made_for = sized(hbm / world)
+        cached = behind(placed(made_for, world))
+        found.append(cached)
+        assert cached == sorted(sorted(SIZES)[: len(cached)])  # the largest
+        if cached:  # and no fewer would do
+            least = cached[-1]
+            forced = {f"tables__{name}__memory": "host" for name in cached[:-1]} | {f"tables__{least}__memory": "gpu"}
+            rest = {f"tables__{name}__memory": "gpu" for name in SIZES if name not in cached}
+            with pytest.raises(BadInput, match="no sharding plan fits"):
+                dry_plan(sized(hbm / world, **forced, **rest), world, "cuda")
+    assert found[0] == []
+    assert len({len(cached) for cached in found}) == 4
+
+
+def test_of_equal_tables_the_first_by_name_goes_first():
+    equal = {f"tables__{name}__rows": 2_500_000 for name in SIZES}
+    assert behind(placed(sized(4.2, **equal), 1)) == ["a"]
+
+
+def test_what_is_asked_for_is_done():
+    assert behind(placed(sized(80, tables__b__memory="host"), 1)) == ["b"]
+    asked = sized(3, tables__a__memory="gpu", tables__c__memory="host")
+    assert behind(placed(asked, 1)) == ["b", "c"]
+    with pytest.raises(BadInput, match="tables: no sharding plan fits 1 workers"):
+        dry_plan(sized(1.5, tables__a__memory="gpu"), 1, "cuda")
+
+
+TABLE = st.fixed_dictionaries(
+    {"rows": st.integers(1, 4_000_000), "memory": st.sampled_from(["auto", "auto", "gpu", "host"])}
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(TABLE, min_size=3, max_size=3), st.floats(1.1, 8), st.integers(1, 3))
+def test_behind_the_cache_is_what_is_asked_for_and_then_the_largest(tables, hbm, world):
+    tables = {name: table | {"dim": 128} for name, table in zip(SIZES, tables, strict=True)}
+    try:
+        cached = behind(placed(sized(hbm / world, tables=tables), world))
+    except BadInput:
+        return
+    assert all(
+        (name in cached) == (table["memory"] == "host") for name, table in tables.items() if table["memory"] != "auto"
+    )
+    free = sorted((-table["rows"], name) for name, table in tables.items() if table["memory"] == "auto")
+    moved = [name in cached for _, name in free]
+    assert moved == sorted(moved, reverse=True)
+
+
+def test_no_more_is_planned_than_may_fit(monkeypatch):
+    tried, make = [], planning._planner
+
+    def planner(made_for, world, device, behind):
+        tried.append(sorted(behind))
+        return make(made_for, world, device, behind)
+
+    monkeypatch.setattr(planning, "_planner", planner)
+    dry_plan(sized(1.2), 1, "cuda")
+    assert tried[0] == ["a", "b"]  # the weights of c alone take less than there is
+    assert len(tried) <= 2
+
+
+def test_on_cpus_nothing_is_behind_a_cache():
+    assert behind(placed(sized(1.5, tables__a__memory="host"), 2, "cpu")) == []
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_rows_and_bytes_of_all_ranks_are_the_tables(world):
+    shardings = {"a": "row_wise", "b": "table_wise", "c": "data_parallel"}
+    changes = {f"tables__{name}__sharding": how for name, how in shardings.items()}
+    where = placed(sized(80, **changes, tables__b__dtype="float16"), world)
+    assert list(where) == ["a", "b", "c"]
+    assert {name: table["sharding"] for name, table in where.items()} == shardings
+    assert {name: table["kernel"] for name, table in where.items()} == {"a": "fused", "b": "fused", "c": "dense"}
+    assert where["a"]["ranks"] == where["c"]["ranks"] == [*range(world)]
+    assert len(where["b"]["ranks"]) == 1
+    assert sum(where["a"]["rows"]) == SIZES["a"]
+    assert sum(where["a"]["bytes"]) == SIZES["a"] * 128 * 4
+    assert (where["b"]["rows"], where["b"]["bytes"]) == ([SIZES["b"]], [SIZES["b"] * 128 * 2])
+    assert (where["c"]["rows"], where["c"]["bytes"]) == ([SIZES["c"]] * world, [SIZES["c"] * 128 * 4] * world)
+
+
+def test_columns_of_a_table_on_one_rank_are_of_the_same_rows():
+    where = placed(sized(80, tables__a__sharding="column_wise"), 2)
+    assert max(where["a"]["rows"]) == SIZES["a"]
+    assert sum(where["a"]["bytes"]) == SIZES["a"] * 128 * 4
+
+
+def test_the_line_for_people():
+    where = placed(sized(80, tables__a__memory="host", tables__a__sharding="row_wise"), 2)
+    said = planning.in_words(where)
+    assert said.startswith(
+        "a row_wise on 2 ranks in host memory behind a GPU cache "
+        "(fused_uvm_caching, up to 2,000,000 rows and 976.6 MiB per rank), b "
+    )
+    assert "host memory" not in said.partition("), b ")[2]
+    many = {f"t{number}": where["b"] for number in range(15)}
+    assert planning.in_words(many).endswith(" and 3 more")
+    assert planning.in_words({}) == "there are no tables"
+
+
+def test_the_doctor_plans_and_counts_what_lies_behind_a_cache():
+    made_for, plans = sized(4.2, tables__a__cache=0.1), []
+    said = doctor.tables_are_planned(made_for, 1, True, plans)
+    assert said.startswith(
+        "a table_wise on rank 0 in host memory behind a GPU cache (fused_uvm_caching, up to 4,000,00"
+    )
+    found = doctor.need(made_for, plans[0], 1, cuda=True)
+    assert found.host == [SIZES["a"] * 512]
+    assert found.gpu == [(SIZES["b"] + SIZES["c"]) * 512 + SIZES["a"] * 512 // 10]
+
+
+def agreed(made_for: Recipe) -> dict | str:
+    """Plan on this group's ranks, none but the first of which may."""
+    import torch
+
+    from livetrain.trainers.runtime import ranks
+    from livetrain.trainers.train.sharding import _fused
+
+    make = planning.make
+
+    def first_alone(*given):
+        assert ranks.is_main()
+        return make(*given)
+
+    planning.make = first_alone
+    try:
+        plan = planning.agree(made_for, "cuda", *_fused(made_for, torch.device("meta")))
+    except BadInput as error:
+        return str(error)
+    finally:
+        planning.make = make
+    return planning.placed(made_for, plan, ranks.world())
+
+
+def test_one_rank_plans_for_all(two_ranks):
+    made_for = sized(2.2)
+    assert two_ranks.run(agreed, made_for) == [placed(made_for, 2)] * 2
+
+
+def test_where_nothing_fits_every_rank_is_told(two_ranks):
+    first, second = two_ranks.run(agreed, sized(0.01))
+    assert first == second
+    assert first.startswith("tables: no sharding plan fits 2 workers of cluster.topology (")

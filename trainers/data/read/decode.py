@@ -1,0 +1,130 @@
+"""Arrow tables to blocks of shuffled rows, and the blocks' slices to a `Batch`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
+from livetrain.modules.batch import Batch
+from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes, running
+
+NO_GROUP = np.iinfo(np.int64).min
+"""Group of a row whose `evaluate.group_by` is null, and of padding."""
+
+
+class Decoder:
+    """Turns the columns that a recipe names into blocks, and slices of blocks into batches.
+
+    Args:
+        recipe: names the features, tasks and the group column.
+        groups: also give `Batch.groups`.
+    """
+
+    def __init__(self, recipe: Recipe, groups: bool) -> None:
+        sparse = {name: f for name, f in recipe.features.items() if not isinstance(f, DenseFeature)}
+        self.keys = list(sparse)
+        self._sparse = [recipe.column(name) for name in sparse]
+        limits = [f.max_length if isinstance(f, SequenceFeature) else 1 for f in sparse.values()]
+        self._limits = np.array(limits, np.int64)
+        self._dense = [recipe.column(name) for name, f in recipe.features.items() if isinstance(f, DenseFeature)]
+        self._labels = [task.label for task in recipe.tasks.values()]
+        self._weighted = [place for place, task in enumerate(recipe.tasks.values()) if task.sample_weight]
+        weights = [task.sample_weight for task in recipe.tasks.values() if task.sample_weight]
+        self._floats = [*self._dense, *self._labels, *weights]
+        self._group = recipe.evaluate.group_by if groups else None
+        self._plains = 1 if self._group is None else 2  # columns of one value a row: its number, and its group
+        named = [*self._sparse, *self._floats, *([self._group] if self._group else [])]
+        self.columns = list(dict.fromkeys(named))
+        self._passes = passes()
+
+    def decode(self, table: pa.Table, first: int) -> Columns:
+        """Decode rows whose first one has the number `first`."""
+        whole = {name: _whole(table.column(name)) for name in self.columns}
+        plain = []
+        if self._group is not None:
+            plain.append(whole[self._group].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy())
+        return Columns(
+            first,
+            [_column(whole[name]) for name in self._sparse],
+            plain,
+            [_floats(whole[name]) for name in self._floats],
+        )
+
+    def unreadable(self, rows: int) -> Columns:
+        """Return rows that could not be read."""
+        none = Column(np.zeros(0, np.int64), np.zeros(rows + 1, np.int64))
+        plain = [np.full(rows, NO_GROUP)] * (self._plains - 1)
+        dense, others = np.full(rows, np.nan, np.float32), np.zeros(rows, np.float32)
+        floats = [dense if place < len(self._dense) else others for place in range(len(self._floats))]
+        return Columns(-1, [none] * len(self.keys), plain, floats)
+
+    def block(self, first: int, slices: Sequence[Slice], order: np.ndarray | None, marks: np.ndarray) -> Block:
+        """Arrange one window by its steps, as `Passes.pack` says."""
+        return self._passes.pack(first, slices, self._limits, order, marks)
+
+    def blank(self, step: int, rows: int) -> Block:
+        """Return rows of padding, for one step."""
+        return self.block(step, [Slice(self.unreadable(rows), 0, rows)], None, np.array([0, rows]))
+
+    def join(self, step: int, blocks: Sequence[Block]) -> tuple[Batch, np.ndarray]:
+        """Join one step's slices of some blocks, in the blocks' order.
+
+        Returns:
+            batch: the step's rows.
+            counts: (1 + F,) rows that could not be read, padding included, and lists cut, a sparse feature.
+        """
+        features = len(self.keys)
+        head, plain, ids, floats = self._passes.join(step, blocks, self._plains, features)
+        batch = int(head[0])
+        sizes = [len(self._dense), len(self._labels), len(self._weighted)]
+        dense, labels, given = floats.split(sizes, dim=1)
+        sample_weights = None
+        if self._weighted:
+            sample_weights = torch.ones_like(labels).index_copy_(1, torch.tensor(self._weighted), given)
+        made = Batch(
+            ids=KeyedJaggedTensor(
+                keys=self.keys,
+                values=ids[features * batch :],
+                lengths=ids[: features * batch],
+                stride=batch,
+                length_per_key=head[2 : 2 + features].tolist(),  # known here, so no device ever has to be asked
+            ),
+            dense=dense.contiguous(),
+            labels=labels.contiguous(),
+            weights=(plain[0] >= 0).float(),
+            rows=plain[0],
+            groups=None if self._group is None else plain[1],
+            sample_weights=sample_weights,
+        )
+        return made, np.concatenate([head[1:2], head[2 + features :]])
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array, copied only where it comes in several chunks."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def _floats(array: pa.Array) -> np.ndarray:
+    """Return a column of numbers; a null is NaN."""
+    return array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def _column(array: pa.Array) -> Column:
+    """Return a column of ids or of lists of ids; a null is no id or an empty list, a null element is left out."""
+    if isinstance(array, pa.ListArray | pa.LargeListArray):
+        if array.null_count:  # a null list may have values in memory
+            offsets, values = running(array.value_lengths().fill_null(0).to_numpy()), array.flatten()
+        else:
+            offsets = array.offsets.to_numpy().astype(np.int64)
+            values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
+            offsets -= offsets[0]
+    else:
+        offsets, values = np.arange(len(array) + 1) if array.null_count else None, array
+    values = values if values.type == pa.int64() else values.cast(pa.int64())
+    if values.null_count:
+        offsets = running(values.is_valid().to_numpy(zero_copy_only=False))[offsets]
+        values = values.drop_null()
+    return Column(values.to_numpy(), offsets)

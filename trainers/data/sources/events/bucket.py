@@ -1,0 +1,311 @@
+"""The samples of one day and one bucket of users: labels, histories and what the day has shown so far.
+
+A bucket is a pure function of the files that it is given, so buckets can be made side by side, in processes or on a
+cluster. Whatever a row is told of the past goes through `Timeline.before`, which is strict: an event at the row's own
+millisecond is not part of it.
+"""
+
+import platform
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.sources.events.model import BITS, CLICK, EXPOSURE, WATCH, Adapter, Sequence
+from livetrain.trainers.data.write import layout
+from livetrain.trainers.data.write.history import Timeline
+
+NEVER = np.iinfo(np.int64).max
+NOBODY = -1
+"""Author or topic, in a sequence, of what has none: a list has no nulls."""
+ENTRY = ("user", "time", "item", "author", "topic")
+"""What the state keeps of a sequence's entry, besides from when on its actions are known."""
+PIECE = 16 * layout.ROW_GROUP  # rows in memory at a time with their lists
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a preparation may choose. Every day of a dataset is prepared with the same.
+
+    Args:
+        live, video: entries of a sequence of that domain.
+        window_s: seconds after an exposure in which a like, comment, follow or gift still counts as its outcome.
+        click_s: the same for a click that the source does not record with its exposure.
+        effective_view_s: seconds of watching a room that make a view effective.
+    """
+
+    live: int = 50
+    video: int = 50
+    window_s: int = 3600
+    click_s: int = 600
+    effective_view_s: int = 30
+
+    def seconds(self, names: tuple[str, ...]) -> int:
+        """Return the sum of some of the options."""
+        return sum(getattr(self, name) for name in names)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One bucket of one day. `rows` and `events` are folders of Parquet files, which may be absent.
+
+    Args:
+        horizon: ms; the statistics that come with the rows count what was known before it.
+        cut: ms, the end of the day: what is known later is not known to its labels.
+        next_horizon: ms, the next day's.
+        before: the state that the day before left, if any.
+        part, state: file and folder to write.
+    """
+
+    adapter: Adapter
+    options: Options
+    bucket: int
+    rows: Path
+    rows_schema: pa.Schema
+    events: Path
+    events_schema: pa.Schema
+    horizon: int
+    cut: int
+    next_horizon: int
+    before: Path | None
+    part: Path
+    state: Path
+
+
+def build(task: Task) -> dict[str, int]:
+    """Write one bucket's samples and what the next day needs of its histories; return counts for the report.
+
+    Raises:
+        BadInput: this machine does not see the folder of the preparation.
+    """
+    adapter = task.adapter
+    if not task.part.parent.is_dir():
+        raise BadInput(
+            f"{task.part.parent}: {platform.node()} does not see this folder; --out must lie on storage that all nodes "
+            "share"
+        )
+    rows = _read(task.rows, task.rows_schema, ["time", "user", "item"])
+    events = _read(task.events, task.events_schema, ["time", "user", "item", "kind", "domain", "session", "value"])
+    user, item, time = (_numbers(rows, name) for name in ("user", "item", "time"))
+    fresh = events.filter(pc.and_(pc.invert(events["carried"]), pc.not_equal(events["kind"], EXPOSURE)))
+    own = pc.equal(fresh["domain"], adapter.domain)
+    outcomes, unanswered = labels(task, user, item, time, fresh.filter(own))
+    histories = {name: _History(task, name, rows, fresh) for name in adapter.sequences}
+    for history in histories.values():
+        history.keep()
+    columns = _told(adapter, rows) | _seen(task, rows, events)
+
+    def piece(start: int) -> pa.Table:
+        lists = {name: column for history in histories.values() for name, column in history.lists(start).items()}
+        cut = {name: column.slice(start, PIECE) for name, column in (columns | outcomes).items()}
+        return pa.table({name: (cut | lists)[name] for name in (*columns, *lists, *outcomes)})
+
+    first = piece(0)  # of a day without rows too: it has the schema
+    layout.write_part(task.part, first.schema, chain([first], map(piece, range(PIECE, len(rows), PIECE))))
+    return {"rows": len(rows), "actions that answer no exposure: kept, in histories and statistics": unanswered}
+
+
+def _read(folder: Path, schema: pa.Schema, order: list[str]) -> pa.Table:
+    """Return a folder's rows in an order that does not depend on who wrote them."""
+    parts = [pq.read_table(path, partitioning=None) for path in sorted(folder.glob("*.parquet"))]
+    table = pa.concat_tables(parts) if parts else schema.empty_table()
+    return table.sort_by([(name, "ascending") for name in order]).combine_chunks()
+
+
+def _numbers(table: pa.Table, name: str, missing: int = NOBODY) -> np.ndarray:
+    """Return an integer column, (N,) with `missing` for null."""
+    return table[name].fill_null(missing).to_numpy() if len(table) else np.zeros(0, np.int64)
+
+
+def _pairs(*parts: tuple[np.ndarray, np.ndarray]) -> list[np.ndarray]:
+    """Return one integer a (user, item), equal for equal pairs of all parts."""
+    users, user = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
+    items, item = np.unique(np.concatenate([part[1] for part in parts]), return_inverse=True)
+    codes = user.astype(np.int64) * max(len(items), 1) + item
+    return np.split(codes, np.cumsum([len(part[0]) for part in parts])[:-1])
+
+
+def latest_owner(key: np.ndarray, time: np.ndarray, wanted: np.ndarray, moment: np.ndarray) -> np.ndarray:
+    """Return which event of each `wanted` key is the last one at or before each `moment`, -1 where none is.
+
+    Args:
+        key, time: (N,) of the events.
+        wanted, moment: (R,).
+    """
+    if not len(key):
+        return np.full(len(wanted), -1)
+    timeline = Timeline(key, time)
+    spans = timeline.before(wanted, moment + 1)
+    return np.where(spans.count > 0, timeline.order[np.maximum(spans.stop - 1, 0)], -1)
+
+
+def _begin(actions: pa.Table) -> np.ndarray:
+    """Return when the exposure or the play that each action belongs to had begun at the latest, (N,) ms."""
+    time = _numbers(actions, "time")
+    session = _numbers(actions, "session", NEVER)
+    return np.where(session == NEVER, time, session)
+
+
+def labels(
+    task: Task, user: np.ndarray, item: np.ndarray, time: np.ndarray, actions: pa.Table
+) -> tuple[dict[str, pa.Array], int]:
+    """Return the label columns of (R,) exposures, and how many actions answer none of them.
+
+    An action answers the latest exposure of its user and item at or before it. A label is null while it is not known:
+    until its delay is over, and, if the source tells it with the end of a play, while one goes on.
+    """
+    pair, wanted = _pairs((user, item), (_numbers(actions, "user"), _numbers(actions, "item")))
+    begin, known_at, kind = _begin(actions), _numbers(actions, "time"), _numbers(actions, "kind")
+    owner = latest_owner(pair, time, wanted, begin)
+    value = actions["value"].to_numpy() if len(actions) else np.zeros(0)
+    wait = begin - time[np.maximum(owner, 0)] if len(time) else np.zeros(0, np.int64)
+
+    def count(chosen: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(owner[chosen], None if weights is None else weights[chosen], len(time))
+
+    made = {}
+    told = known_at < task.cut
+    clicked = count((owner >= 0) & told & (kind == CLICK)) > 0
+    watched = count((owner >= 0) & told & (kind == WATCH) & ~np.isnan(value)) > 0
+    for name, label in task.adapter.labels.items():
+        chosen, known = (owner >= 0) & (kind == label.kind), np.ones(len(time), bool)
+        if label.delay is not None:
+            delay = 1000 * task.options.seconds(label.delay)
+            chosen &= told & (wait <= delay)
+            known = time + delay <= task.cut
+        positive = count(chosen) > 0
+        if label.session:
+            known &= ~clicked | watched | (positive & (not label.total))
+        if label.total:
+            known &= count(chosen & np.isnan(value)) == 0
+            made[name] = pa.array(count(chosen, np.nan_to_num(value)).astype(np.float32), mask=~known)
+        else:
+            made[name] = pa.array(positive.astype(np.int8), mask=~known)
+    return made, int((owner < 0).sum())
+
+
+class _History:
+    """The entries of one sequence: those of the days before, and the day's own."""
+
+    def __init__(self, task: Task, name: str, rows: pa.Table, actions: pa.Table):
+        sequence: Sequence = task.adapter.sequences[name]
+        self._task, self._name, self._sequence = task, name, sequence
+        self._limit = getattr(task.options, sequence.domain)
+        actions = actions.filter(pc.equal(actions["domain"], sequence.domain))
+        new = rows if sequence.event == EXPOSURE else actions.filter(pc.equal(actions["kind"], sequence.event))
+        old = self._old()
+        here = pc.is_in(old["user"], pa.chunked_array([*rows["user"].chunks, *actions["user"].chunks], pa.int64()))
+        self._idle, old = old.filter(pc.invert(here)), old.filter(here)  # of users who have no part in this day
+        self.user, self.time, self.item, self.author, self.topic = (
+            np.concatenate([_numbers(old, column), _numbers(new, column)]) for column in ENTRY
+        )
+        self._known = np.full((len(self.user), len(BITS)), NEVER)
+        if sequence.action:
+            self._learn(old, actions)
+        self._timeline = Timeline(self.user, self.time)
+        self._at = _numbers(rows, "time")
+        self._spans = self._timeline.before(_numbers(rows, "user"), self._at)
+
+    def _old(self) -> pa.Table:
+        names = [*ENTRY, *(f"known_{bit}" for bit in BITS if self._sequence.action)]
+        before = self._task.before
+        path = before / "sequences" / self._name / f"part-{self._task.bucket:05d}.parquet" if before else None
+        if path is None:
+            return pa.schema([(name, pa.int64()) for name in names]).empty_table()
+        return pq.read_table(path, columns=names, partitioning=None).combine_chunks()
+
+    def _learn(self, old: pa.Table, actions: pa.Table) -> None:
+        """Note from when on each entry's actions are known: those of earlier days, and the day's own."""
+        for place, bit in enumerate(BITS):
+            self._known[: len(old), place] = _numbers(old, f"known_{bit}", NEVER)
+        actions = actions.filter(pc.is_in(actions["kind"], pa.array(BITS, pa.int32())))
+        pair, wanted = _pairs((self.user, self.item), (_numbers(actions, "user"), _numbers(actions, "item")))
+        owner = latest_owner(pair, self.time, wanted, _begin(actions))
+        place = np.searchsorted(BITS, _numbers(actions, "kind"))
+        found = owner >= 0
+        np.minimum.at(self._known, (owner[found], place[found]), _numbers(actions, "time")[found])
+
+    def lists(self, start: int) -> dict[str, pa.Array]:
+        """Return the list columns of the PIECE rows from `start` on."""
+        piece = slice(start, start + PIECE)
+        offsets, events = self._timeline.latest(self._spans[piece], self._limit)
+        at = np.repeat(self._at[piece], np.diff(offsets))
+        values = {}
+        if self._sequence.item:
+            values[self._sequence.item] = self.item[events]
+        if self._sequence.author:
+            values[self._sequence.author] = self.author[events]
+        if self._sequence.topic:
+            values[self._sequence.topic] = self.topic[events]
+        if self._sequence.action:
+            values["action"] = sum((self._known[events, k] < at) * bit for k, bit in enumerate(BITS))
+        seconds = np.maximum((at - self.time[events]) // 1000, 1)
+        values["gap"] = (np.frexp(seconds)[1] - 1).astype(np.int64)
+        return {f"{self._name}_{suffix}": layout.lists(offsets, value, pa.int64()) for suffix, value in values.items()}
+
+    def keep(self) -> None:
+        """Write what rows from the next horizon on can still see."""
+        users = np.unique(self.user)
+        spans = self._timeline.before(users, np.full(len(users), self._task.next_horizon))
+        everything = self._timeline.before(users, np.full(len(users), NEVER))
+        kept = type(spans)(spans.last(self._limit).start, everything.stop)
+        _, events = self._timeline.latest(kept, int(kept.count.max(initial=0)))
+        columns = {name: getattr(self, name) for name in ENTRY}
+        if self._sequence.action:
+            columns |= {f"known_{bit}": self._known[:, place] for place, bit in enumerate(BITS)}
+        path = self._task.state / "sequences" / self._name / f"part-{self._task.bucket:05d}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = pa.table({name: column[events] for name, column in columns.items()})
+        pq.write_table(pa.concat_tables([self._idle, kept]), path, compression="zstd")
+
+
+def _told(adapter: Adapter, rows: pa.Table) -> dict[str, pa.Array]:
+    """Return the columns that come with the rows: ids, context, attributes, room state, rates of earlier days."""
+    columns = {"user": rows["user"], adapter.item: rows["item"], adapter.author: rows["author"]}
+    columns |= {"timestamp": rows["time"]}
+    hidden = {"user", "item", "author", "time", "topic"}
+    for name in rows.column_names:
+        if name not in hidden and "." not in name:
+            kind = pa.int64() if pa.types.is_integer(rows[name].type) else pa.float32()
+            columns[name] = rows[name].cast(kind)
+    columns = {name: column.combine_chunks() for name, column in columns.items()}
+    for prefix in adapter.statistics:
+        shown = _numbers(rows, f"{prefix}.{EXPOSURE}", 0)
+        done = {name: _numbers(rows, f"{prefix}.{kind}", 0) for name, kind in adapter.rates.items()}
+        columns |= rates(prefix, shown, done)
+    return columns
+
+
+def rates(prefix: str, shown: np.ndarray, done: dict[str, np.ndarray]) -> dict[str, pa.Array]:
+    """Return `<prefix>_count`, log(1 + exposures), and `<prefix>_<label>_rate`, actions an exposure, null without any.
+
+    Args:
+        shown: (R,) exposures.
+        done: label -> (R,) actions.
+    """
+    none = shown == 0
+    columns = {
+        f"{prefix}_{name}_rate": pa.array((count / np.maximum(shown, 1)).astype(np.float32), mask=none)
+        for name, count in done.items()
+    }
+    return {f"{prefix}_count": pa.array(np.log1p(shown).astype(np.float32))} | columns
+
+
+def _seen(task: Task, rows: pa.Table, events: pa.Table) -> dict[str, pa.Array]:
+    """Return the user's `user_seen_*`: the same counts up to the row's own moment, this day's included."""
+    adapter = task.adapter
+    recent = pc.and_(pc.equal(events["domain"], adapter.domain), pc.greater_equal(events["time"], task.horizon))
+    events = events.filter(recent)
+    user, time, kind = (_numbers(events, name) for name in ("user", "time", "kind"))
+
+    def until(code: int) -> np.ndarray:
+        timeline = Timeline(user[kind == code], time[kind == code])
+        spans = timeline.before(_numbers(rows, "user"), _numbers(rows, "time"))
+        return _numbers(rows, f"user.{code}", 0) + spans.count
+
+    return rates("user_seen", until(EXPOSURE), {name: until(code) for name, code in adapter.rates.items()})

@@ -1,0 +1,228 @@
+"""One day in SQL: what is the same for every bucket, joined to the day's exposures, and the state for the next day.
+
+Time is cut at the day's *horizon*, its first possible moment. Statistics count what was known before it; what is known
+from then on, of this day or from plays that the day before left running, is the day's own affair and is compared with
+each row's time.
+
+The state of a day, a folder of Parquet files, is all that the next day needs of the past: `statistics/<prefix>`
+(counts before the next horizon), `rooms` (viewers a room's look back before it), `carry` (events from there on), and
+`sequences/<name>` (the newest entries of every user).
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from livetrain.trainers.data.sources.events.model import BITS, CLICK, EXPOSURE, GIFT, LIKE, WATCH, Adapter, Attributes
+
+ROOM_WINDOW_MS = 300_000  # likes and gifts of a room that count as its last minutes
+_COUNTED = (EXPOSURE, *BITS)
+_EVENT = "user, domain, item, author, time, kind, value, session"
+
+
+@dataclass(frozen=True)
+class Day:
+    """Where a day's inputs and outputs lie, and its limits in ms.
+
+    Args:
+        exposures, actions: globs of the day's staged files; None where it has none.
+        before: state of the day before, if any.
+        horizon, cut, next_horizon: first possible moment, end, and the next day's first possible moment.
+        work: folder for `rows`, `events` and the new `state`.
+        buckets: of users.
+    """
+
+    exposures: str | None
+    actions: str | None
+    before: Path | None
+    horizon: int
+    cut: int
+    next_horizon: int
+    work: Path
+    buckets: int
+
+
+def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> dict[str, int]:
+    """Write `rows/bucket=N` and `events/bucket=N` below the work folder, and the state but for its sequences.
+
+    Returns:
+        Counts for the report, by words.
+    """
+    counts = _take(connection, adapter, day)
+    joined, columns = [], ["e.*"]
+    local = f"(e.time + {1000 * adapter.utc_offset_s})"
+    columns += [f"{local} // 3600000 % 24 AS hour", f"({local} // 86400000 + 3) % 7 AS weekday"]  # Monday is 0
+    prefix, name = adapter.topics.get(adapter.domain, (None, None))
+    columns += [f"{prefix}_known.{name} AS topic" if prefix else "NULL::BIGINT AS topic"]
+    if adapter.domain == "live":
+        _room_state(connection, day)
+        columns += ["greatest(coalesce(now.viewers, 0), 0) AS room_viewers"]  # a log may begin amid views
+        columns += [f"coalesce(now.{what}, 0) AS room_{what}" for what in ("likes", "gifts")]
+        joined += ["JOIN room_moments now ON e.item = now.room AND e.time = now.time"]
+    for prefix, known in _joined(adapter):
+        columns += [f"{prefix}_known.{name}" for name in (*known.ids, *known.dense)]
+        if known.age:
+            start = f"{prefix}_known.start"
+            columns += [f"CASE WHEN {start} < e.time THEN (e.time - {start}) / 1000.0 END AS {known.age}"]
+            columns += [f'{start} >= e.time AS "early.{prefix}"']
+        columns += [f'{prefix}_known.id IS NULL AS "unknown.{prefix}"']
+        joined += [f"LEFT JOIN attributes_{prefix} {prefix}_known ON e.{known.key} = {prefix}_known.id"]
+    for prefix, key in adapter.statistics.items():
+        _read_state(connection, day, f"statistics/{prefix}", f"statistics_{prefix}", _statistics_columns())
+        columns += [f'coalesce({prefix}_before.n{kind}, 0) AS "{prefix}.{kind}"' for kind in _COUNTED]
+        joined += [f"LEFT JOIN statistics_{prefix} {prefix}_before ON e.{key} = {prefix}_before.id"]
+    connection.execute(
+        f"CREATE OR REPLACE TABLE rows AS SELECT {', '.join(columns)} FROM exposures e {' '.join(joined)}"
+    )
+    counts |= _unknown(connection, adapter)
+    _write_buckets(connection, day)
+    _write_state(connection, adapter, day)
+    return counts
+
+
+def _take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> dict[str, int]:
+    """Make the tables `exposures` and `events` of a day, without duplicates; count what is left out.
+
+    Days may overlap, so what the day before has carried over may stand in this day's log again.
+    """
+    shown = "user, item, author, time" + "".join(f", {name}" for name in adapter.context)
+    exposures = (
+        f"read_parquet('{day.exposures}', hive_partitioning = false)" if day.exposures else "(FROM no_exposures)"
+    )
+    actions = f"read_parquet('{day.actions}', hive_partitioning = false)" if day.actions else "(FROM no_actions)"
+    keyed = "user IS NOT NULL AND item IS NOT NULL AND time IS NOT NULL"
+    inside = f"{keyed} AND time >= {day.horizon} AND time < {day.cut}"
+    _read_state(connection, day, "carry", "carry", f"SELECT {_EVENT} FROM no_actions")
+    topic = "".join(f" WHEN '{domain}' THEN about_{domain}.{name}" for domain, (_, name) in adapter.topics.items())
+    topic = f"CASE domain{topic} END" if topic else "NULL"
+    topics = " ".join(
+        f"LEFT JOIN attributes_{prefix} about_{domain} ON domain = '{domain}' AND item = about_{domain}.id"
+        for domain, (prefix, _) in adapter.topics.items()
+    )
+    connection.execute(f"""
+        CREATE OR REPLACE TABLE exposures AS SELECT {shown} FROM {exposures} e
+        WHERE {inside} AND NOT EXISTS (
+            FROM carry c WHERE kind = {EXPOSURE} AND c.user = e.user AND c.item = e.item AND c.time = e.time)
+        QUALIFY row_number() OVER (PARTITION BY user, item, time ORDER BY {shown}) = 1""")
+    connection.execute(f"""
+        CREATE OR REPLACE TABLE fresh AS
+        SELECT DISTINCT {_EVENT} FROM {actions} WHERE {keyed} EXCEPT SELECT {_EVENT} FROM carry""")
+    connection.execute(f"""
+        CREATE OR REPLACE TABLE events AS SELECT {_EVENT}, true AS carried, NULL::BIGINT AS topic FROM carry
+        UNION ALL SELECT {_EVENT}, false, {topic} FROM fresh {topics}
+        UNION ALL SELECT user, '{adapter.domain}', item, author, time, {EXPOSURE}, NULL, NULL, false, NULL
+        FROM exposures""")
+    found, whole, within = _one(
+        connection, f"count(*), count(*) FILTER ({keyed}), count(*) FILTER ({inside})", exposures
+    )
+    acted, complete = _one(connection, f"count(*), count(*) FILTER ({keyed})", actions)
+    kept, distinct = _one(connection, "count(*)", "exposures")[0], _one(connection, "count(*)", "fresh")[0]
+    return {
+        "exposures read": found,
+        "actions read": acted,
+        "exposures without user, item or time: dropped": found - whole,
+        "exposures whose time is not of their day: dropped": whole - within,
+        "exposures of the same user, item and time: one kept": within - kept,
+        "actions without user, item or time: dropped": acted - complete,
+        "actions that stand twice: one kept": complete - distinct,
+    }
+
+
+def _one(connection: duckdb.DuckDBPyConnection, what: str, source: str) -> tuple:
+    return connection.execute(f"SELECT {what} FROM {source}").fetchall()[0]
+
+
+def _room_state(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
+    """Make `room_moments`: a room's viewers, and its likes and gifts of the last minutes, before each of its moments.
+
+    Every exposure is such a moment. (An ASOF join would say the same, in quadratic time.)
+    """
+    _read_state(connection, day, "rooms", "rooms", "SELECT 0::BIGINT AS room, 0::BIGINT AS viewers WHERE false")
+    begin = day.horizon - ROOM_WINDOW_MS
+    connection.execute(f"""
+        CREATE OR REPLACE TABLE room_moments AS
+        WITH moments AS (
+            SELECT item AS room, time, count(*) FILTER (kind = {CLICK}) - count(*) FILTER (kind = {WATCH}) AS viewers,
+                   count(*) FILTER (kind = {LIKE}) AS likes, count(*) FILTER (kind = {GIFT}) AS gifts
+            FROM events
+            WHERE domain = 'live' AND kind IN ({EXPOSURE}, {CLICK}, {WATCH}, {LIKE}, {GIFT}) AND time >= {begin}
+            GROUP BY ALL
+            UNION ALL SELECT room, {begin - 1}, viewers, 0, 0 FROM rooms)
+        SELECT room, time, sum(viewers) OVER (PARTITION BY room ORDER BY time
+                                              RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS viewers,
+               sum(likes) OVER recent AS likes, sum(gifts) OVER recent AS gifts
+        FROM moments
+        WINDOW recent AS (PARTITION BY room ORDER BY time RANGE BETWEEN {ROOM_WINDOW_MS} PRECEDING AND 1 PRECEDING)""")
+
+
+def _joined(adapter: Adapter) -> list[tuple[str, Attributes]]:
+    return [(prefix, known) for prefix, known in adapter.attributes.items() if known.key]
+
+
+def _unknown(connection: duckdb.DuckDBPyConnection, adapter: Adapter) -> dict[str, int]:
+    """Count exposures of ids that the attributes do not know, and those before an id's start."""
+    words = {}
+    for prefix, known in _joined(adapter):
+        words[f"exposures of a {prefix} that no file describes: kept, its attributes null"] = f'"unknown.{prefix}"'
+        if known.age:
+            words[f"exposures at or before the start of their {prefix}: kept, {known.age} null"] = f'"early.{prefix}"'
+    query = ", ".join(f"count(*) FILTER ({flag})" for flag in words.values())
+    return dict(zip(words, connection.execute(f"SELECT {query} FROM rows").fetchall()[0], strict=True)) if words else {}
+
+
+def _write_buckets(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
+    flags = [name for (name,) in connection.execute("SELECT column_name FROM (DESCRIBE rows)").fetchall()]
+    flags = [f'"{name}"' for name in flags if name.startswith(("unknown.", "early."))]
+    without = f"EXCLUDE ({', '.join(flags)})" if flags else ""
+    connection.execute(f"CREATE OR REPLACE VIEW rows_only AS SELECT * {without} FROM rows")
+    bucket = f"(user % {day.buckets} + {day.buckets}) % {day.buckets} AS bucket"
+    for table, name in (("rows_only", "rows"), ("events", "events")):
+        connection.execute(
+            f"COPY (SELECT *, {bucket} FROM {table}) TO '{day.work / name}' (FORMAT parquet, PARTITION_BY (bucket))"
+        )
+
+
+def _write_state(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> None:
+    state = day.work / "state"
+    (state / "statistics").mkdir(parents=True)
+    counts = ", ".join(f"count(*) FILTER (kind = {kind}) AS n{kind}" for kind in _COUNTED)
+    sums = ", ".join(f"sum(n{kind})::BIGINT AS n{kind}" for kind in _COUNTED)
+    for prefix, key in adapter.statistics.items():
+        _copy(
+            connection,
+            f"""SELECT id, {sums} FROM (
+                    FROM statistics_{prefix} UNION ALL BY NAME
+                    SELECT {key} AS id, {counts} FROM events
+                    WHERE domain = '{adapter.domain}' AND time >= {day.horizon} AND time < {day.next_horizon}
+                      AND {key} IS NOT NULL GROUP BY ALL)
+                GROUP BY id ORDER BY id""",
+            state / "statistics" / f"{prefix}.parquet",
+        )
+    begin, end = day.horizon - ROOM_WINDOW_MS, day.next_horizon - ROOM_WINDOW_MS
+    if adapter.domain == "live":
+        _copy(
+            connection,
+            f"""SELECT room, sum(viewers)::BIGINT AS viewers FROM (
+                    FROM rooms UNION ALL
+                    SELECT item, count(*) FILTER (kind = {CLICK}) - count(*) FILTER (kind = {WATCH}) FROM events
+                    WHERE domain = 'live' AND time >= {begin} AND time < {end} GROUP BY ALL)
+                GROUP BY room HAVING sum(viewers) != 0 ORDER BY room""",
+            state / "rooms.parquet",
+        )
+    _copy(connection, f"SELECT {_EVENT} FROM events WHERE time >= {end} ORDER BY ALL", state / "carry.parquet")
+
+
+def _copy(connection: duckdb.DuckDBPyConnection, select: str, path: Path) -> None:
+    connection.execute(f"COPY ({select}) TO '{path}' (FORMAT parquet)")
+
+
+def _read_state(connection: duckdb.DuckDBPyConnection, day: Day, name: str, table: str, empty: str) -> None:
+    """Make a view of a part of the state of the day before, or of an empty table."""
+    source = f"FROM read_parquet('{day.before / name}.parquet', hive_partitioning = false)" if day.before else empty
+    connection.execute(f"CREATE OR REPLACE VIEW {table} AS {source}")
+
+
+def _statistics_columns() -> str:
+    counts = ", ".join(f"0::BIGINT AS n{kind}" for kind in _COUNTED)
+    return f"SELECT 0::BIGINT AS id, {counts} WHERE false"

@@ -1,0 +1,118 @@
+"""Raw tables to the internal form: a work database, attributes with ids for strings, events parted by day.
+
+Everything streams from the raw files to disk; memory is DuckDB's bound, whatever the files' size.
+"""
+
+import os
+from dataclasses import asdict
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from livetrain.trainers.data.sources.events.bucket import ENTRY, NEVER, NOBODY, Options
+from livetrain.trainers.data.sources.events.model import ACTIONS, BITS, EXPOSURES, Adapter
+from livetrain.trainers.data.write.ids import string_ids
+
+MEMORY = "1500MB"  # of DuckDB; what needs more goes to disk
+BATCH = 100_000  # rows of an attributes' table in memory at a time
+
+
+def connect(adapter: Adapter, options: Options, work: Path) -> duckdb.DuckDBPyConnection:
+    """Open a database of its own below `work`, bounded in memory, with what the adapters' SQL calls."""
+    connection = duckdb.connect(str(work / "work.duckdb"))
+    settings = {"memory_limit": f"'{MEMORY}'", "temp_directory": f"'{work / 'spill'}'", "threads": os.cpu_count() or 1}
+    settings |= {"preserve_insertion_order": "false", "partitioned_write_flush_threshold": 32_768, "TimeZone": "'UTC'"}
+    for name, value in settings.items():
+        connection.execute(f"SET {name} = {value}")
+    connection.execute(
+        f"CREATE MACRO day_of(t) AS CAST(TRY(make_timestamp((t + {1000 * adapter.utc_offset_s}) * 1000)) AS DATE)"
+    )
+    for name, value in asdict(options).items():
+        connection.execute(f"SET VARIABLE {name} = {value}")
+    exposures = EXPOSURES.empty_table()
+    for name, kind in adapter.context.items():
+        exposures = exposures.append_column(name, pa.array([], pa.int64() if kind == "id" else pa.float64()))
+    connection.register("no_exposures", exposures)
+    connection.register("no_actions", ACTIONS.empty_table())
+    return connection
+
+
+def load_attributes(connection: duckdb.DuckDBPyConnection, adapter: Adapter, work: Path) -> dict[str, int]:
+    """Make the tables attributes_<prefix>: an id once, categories as ids; return counts for the report."""
+    dropped = {}
+    for prefix, known in adapter.attributes.items():
+        path = work / f"attributes_{prefix}.parquet"
+        reader = connection.sql(known.select).to_arrow_reader(BATCH)
+        writer = None
+        for batch in reader:
+            table = pa.Table.from_batches([batch])
+            for name in known.ids:
+                place = table.schema.get_field_index(name)
+                table = table.set_column(place, name, string_ids(table[name].cast(pa.string())))
+            writer = writer or pq.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+        if writer is None:
+            names = [pa.field(f.name, pa.int64() if f.name in known.ids else f.type) for f in reader.schema]
+            writer = pq.ParquetWriter(path, pa.schema(names))
+        writer.close()
+        names = ", ".join(reader.schema.names)
+        connection.execute(
+            f"CREATE OR REPLACE TABLE attributes_{prefix} AS SELECT * FROM read_parquet('{path}') "
+            f"WHERE id IS NOT NULL QUALIFY row_number() OVER (PARTITION BY id ORDER BY {names}) = 1"
+        )
+        kept = connection.execute(f"SELECT count(*) FROM attributes_{prefix}").fetchall()[0][0]
+        rows = pq.read_metadata(path).num_rows
+        dropped[f"{prefix}: rows without an id or of one that stands twice: dropped"] = rows - kept
+    return dropped
+
+
+def actions_from(adapter: Adapter, begin: str) -> str:
+    """Return SQL for the actions; what users did before the first exposures' day is history of that day."""
+    return (
+        f"SELECT * REPLACE (CASE WHEN day < DATE '{begin}' THEN DATE '{begin}' ELSE day END AS day) "
+        f"FROM ({adapter.actions})"
+    )
+
+
+def by_day(connection: duckdb.DuckDBPyConnection, adapter: Adapter, work: Path, begin: str, first: str) -> None:
+    """Read every raw file once, and write the internal form to `work`/exposures and `work`/actions, a folder a day.
+
+    Args:
+        begin: the first day that there is.
+        first: the first day to write.
+    """
+    exposures, actions = f"SELECT * FROM ({adapter.exposures})", actions_from(adapter, begin)
+    for what, select in (("exposures", exposures), ("actions", actions)):
+        connection.execute(
+            f"COPY (SELECT * FROM ({select}) WHERE day >= DATE '{first}') TO '{work / what}' "
+            "(FORMAT parquet, PARTITION_BY (day), COMPRESSION lz4)"
+        )
+
+
+def seed(connection: duckdb.DuckDBPyConnection, adapter: Adapter, work: Path, buckets: int) -> Path:
+    """Write what the adapter knows from before the log as the state of a day before the first."""
+    folder = work / "seed"
+    for name, sequence in adapter.sequences.items():
+        path = folder / "sequences" / name
+        path.mkdir(parents=True, exist_ok=True)
+        select = adapter.earlier.get(name)
+        table = pa.schema([(column, pa.int64()) for column in (*ENTRY, "bits")]).empty_table()
+        if select:
+            prefix, about = adapter.topics.get(sequence.domain, (None, "NULL::BIGINT"))
+            known = f"LEFT JOIN attributes_{prefix} known ON item = known.id" if prefix else ""
+            table = connection.sql(
+                f"SELECT user, time, item, author, {about} AS topic, bits FROM ({select}) {known} "
+                "ORDER BY user, time, item"
+            ).to_arrow_table()
+        bits = table["bits"].to_numpy()
+        known = {f"known_{bit}": np.where(bits & bit, table["time"].to_numpy(), NEVER) for bit in BITS}
+        made = pa.table({column: table[column].fill_null(NOBODY).cast(pa.int64()) for column in ENTRY})
+        for title, times in (known if sequence.action else {}).items():
+            made = made.append_column(title, pa.array(times))
+        place = np.mod(table["user"].to_numpy(), buckets)
+        for number in range(buckets):
+            pq.write_table(made.filter(pa.array(place == number)), path / f"part-{number:05d}.parquet")
+    return folder

@@ -1,0 +1,112 @@
+"""Parquet laid out for training, and a folder of splits that is either finished or known not to be.
+
+The constants below are the outcome of benchmarks/parquet_layout.py; its table and the reasons are in
+benchmarks/results/parquet_layout.md.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from livetrain.configs.errors import BadInput
+
+SPLITS = ("train", "valid", "test")
+ROW_GROUP = 2048  # rows
+COMPRESSION = "lz4"
+MANIFEST = "dataset.json"
+_UNFINISHED = "dataset.json.unfinished"
+
+
+def list_of(element: pa.DataType) -> pa.DataType:
+    """Return the list type that trains fastest: its elements are never null, so Parquet keeps no level for them."""
+    return pa.list_(pa.field("element", element, nullable=False))
+
+
+def lists(offsets, values, element: pa.DataType) -> pa.ListArray:
+    """Return a list column of R rows.
+
+    Args:
+        offsets: (R + 1,) integers, row r is values[offsets[r]:offsets[r + 1]].
+        values: (offsets[-1],) values of type `element`, without nulls.
+    """
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, element), type=list_of(element))
+
+
+def finished(out: Path) -> dict | None:
+    """Return dataset.json of a finished folder, None where there is none."""
+    try:
+        return json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{out / MANIFEST} cannot be read ({error}); remove the folder or name another") from None
+
+
+def unfinished(out: Path) -> bool:
+    """Say whether a preparation has begun in a folder and not ended."""
+    return (out / _UNFINISHED).exists()
+
+
+def begin(out: Path) -> None:
+    """Make `out` ready for writing: new or empty, or left by a preparation that did not finish, which is cleared.
+
+    Raises:
+        BadInput: `out` holds anything else, is not a folder or cannot be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / _UNFINISHED).exists() and any(out.iterdir()):
+            raise BadInput(f"{out} is not empty and holds no prepared data; name a new folder")
+        (out / _UNFINISHED).write_text("", encoding="utf-8")
+        for split in SPLITS:
+            shutil.rmtree(out / split, ignore_errors=True)
+    except OSError as error:
+        raise BadInput(f"{out} cannot be written ({error.strerror}); name a folder that can") from None
+
+
+def write_split(out: Path, split: str, schema: pa.Schema, pieces: Iterable[pa.Table]) -> int:
+    """Write one split as one Parquet file, which has its name only once it is complete.
+
+    Args:
+        out: the folder given to `begin`.
+        split: train, valid or test.
+        schema: of every piece.
+        pieces: tables whose rows follow one another; each best a multiple of ROW_GROUP rows, as a row group never
+            spans two pieces.
+
+    Returns:
+        The number of rows.
+    """
+    folder = out / split
+    folder.mkdir(exist_ok=True)
+    return write_part(folder / "part-00000.parquet", schema, pieces)
+
+
+def write_part(path: Path, schema: pa.Schema, pieces: Iterable[pa.Table]) -> int:
+    """Write one Parquet file, which has its name only once it is complete; return its rows.
+
+    Args:
+        path: in a folder that exists.
+        schema, pieces: as for `write_split`.
+    """
+    hidden = path.with_name(f".{path.name}.unfinished")
+    rows = 0
+    with pq.ParquetWriter(hidden, schema, compression=COMPRESSION, write_page_checksum=True) as writer:
+        for piece in pieces:
+            writer.write_table(piece, row_group_size=ROW_GROUP)
+            rows += len(piece)
+    os.replace(hidden, path)
+    return rows
+
+
+def finish(out: Path, manifest: dict) -> dict:
+    """Write dataset.json, which makes the folder a finished one, and return its content."""
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (out / _UNFINISHED).write_text(text + "\n", encoding="utf-8")
+    os.replace(out / _UNFINISHED, out / MANIFEST)
+    return manifest

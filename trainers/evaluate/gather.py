@@ -1,0 +1,45 @@
+"""What an evaluation sums and gathers over ranks."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from livetrain.trainers.runtime import ranks
+
+_CHUNK = 2**20  # rows a rank sends at once, which bounds the receiver's buffers
+
+
+def _device() -> torch.device:
+    """Return where tensors must lie for collectives; a group that has gloo beside NCCL takes them from the host."""
+    return torch.device("cuda" if ranks.world() > 1 and dist.get_backend() == "nccl" else "cpu")
+
+
+def _reduce(array: np.ndarray, operation: Any = dist.ReduceOp.SUM) -> np.ndarray:
+    """Return the elementwise sum (or another operation) over ranks, on every rank."""
+    if ranks.world() == 1:
+        return array
+    tensor = torch.tensor(array, device=_device())
+    dist.all_reduce(tensor, operation)
+    return tensor.cpu().numpy()
+
+
+def _gather(column: np.ndarray) -> np.ndarray | None:
+    """Return every rank's (n,) column, one after the other, on rank 0; None on the others."""
+    world, main = ranks.world(), ranks.is_main()
+    if world == 1:
+        return column
+    sizes = np.zeros(world, np.int64)
+    sizes[ranks.rank()] = len(column)
+    sizes = _reduce(sizes)
+    parts: list[list[np.ndarray]] = [[column[:0]] for _ in range(world)]
+    for start in range(0, int(sizes.max()), _CHUNK):
+        piece = torch.from_numpy(np.ascontiguousarray(column[start : start + _CHUNK]))
+        sent = piece.new_zeros(min(_CHUNK, int(sizes.max()) - start), device=_device())
+        sent[: len(piece)] = piece
+        received = [torch.empty_like(sent) for _ in range(world)] if main else None
+        dist.gather(sent, received, dst=0)
+        for rank, tensor in enumerate(received or []):
+            parts[rank].append(tensor[: max(int(sizes[rank]) - start, 0)].cpu().numpy())
+    return np.concatenate([piece for rank in parts for piece in rank]) if main else None

@@ -1,0 +1,202 @@
+"""A checkpoint becomes a TorchScript file that scores.
+
+    <run>/export/  model.pt, signature.json, golden.json, manifest.json (last)
+                   user.pt, item.pt: the towers of a model that finds items
+
+The file is the model that was evaluated: hashing, normalisation and the cut of long sequences are inside, and plain
+PyTorch runs it. It computes in float32, also after training under bfloat16 autocast; tables are stored as they were
+trained, or quantised. It appears only after it has scored held-out rows like the checkpoint: within export.tolerance,
+or .tolerance_float16 or .tolerance_int8 where quantisation has to show.
+"""
+
+import errno
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Quantization, Recipe
+from livetrain.modules.model import Model
+from livetrain.modules.serving.scorer import Encoder, Scorer
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.export.parity import prove
+from livetrain.trainers.export.rows import golden_inputs, held_out_rows
+from livetrain.trainers.export.signature import _FORMAT, _signature
+from livetrain.trainers.runtime import manifest, scratch
+from livetrain.trainers.train import checkpoint
+from livetrain.trainers.train.checkpoint import ANOTHER, find_checkpoint
+
+
+def plain_model(recipe: Recipe, path: Path) -> Model:
+    """Return a checkpoint's model, whole, on this process's CPU: float32, evaluation mode, no gradients.
+
+    Raises:
+        BadInput: the checkpoint is damaged, or another model's.
+    """
+    checkpoint.check_same(path, recipe, resume=False)
+    model = Model(recipe)
+    try:
+        checkpoint.load_plain(model, path)
+    except checkpoint.Damaged as error:
+        raise BadInput(f"{error}; {ANOTHER}") from None
+    model.dense.bfloat16 = False
+    return model.eval().requires_grad_(False)
+
+
+def script(model: Model, recipe: Recipe, quantize: Quantization) -> torch.jit.ScriptModule:
+    """Return the model as TorchScript: dicts of tensors in, predictions by task out (see modules.serving.scorer)."""
+    return torch.jit.script(Scorer(model, recipe, quantize).eval())
+
+
+def export(
+    run: Path, which: str = "best", out: Path | None = None, quantize: Quantization | None = None
+) -> dict[str, Any]:
+    """Export one checkpoint of a run and prove it on held-out rows.
+
+    Args:
+        run: the run folder, wherever it lies now; the data must still be at the recipe's data.path.
+        which: ``best`` or ``last``.
+        out: folder to write, by default <run>/export; an earlier export there is replaced as a whole.
+        quantize: how tables are stored, by default as the recipe's export.quantize says.
+
+    Returns:
+        The signature, with the parity figures and the sizes.
+
+    Raises:
+        BadInput: no such checkpoint or data, `out` cannot be written or holds something else, or the file's scores
+            differ from the model's beyond the tolerance: then nothing is written and an earlier export stays.
+    """
+    path = find_checkpoint(run, which)
+    out = (out or run / "export").resolve()
+    _check_place(out)
+    recipe = checkpoint.recipe_of(run)
+    try:
+        for split in ("test", "train"):
+            Source.open(recipe, split)
+    except BadInput as error:
+        raise type(error)(f"{run / 'config.yaml'}: {error}") from error.__cause__
+    quantize = quantize or recipe.export.quantize
+    model = plain_model(recipe, path)
+    with _draft(out) as draft:
+        script(model, recipe, quantize).save(str(draft / "model.pt"))
+        scored = torch.jit.load(str(draft / "model.pt"))
+        towers = _encode(draft, model, recipe, quantize)
+        found = {
+            "quantize": quantize,
+            "sizes": sizes(draft / "model.pt", scored, recipe),
+            "parity": prove(model, scored, recipe, quantize, towers),
+        }
+        content = manifest.finite(_signature(run, recipe, path, model) | found)
+        manifest.write_json(draft / "signature.json", content)
+        manifest.write_json(draft / "golden.json", _golden(scored, recipe, content))
+        manifest.commit(draft, {p.name: manifest.digest(p) for p in sorted(draft.iterdir())}, format=_FORMAT)
+        _replace(out, draft)
+    return content
+
+
+def _encode(draft: Path, model: Model, recipe: Recipe, quantize: Quantization) -> list[torch.jit.ScriptModule]:
+    """Write both towers of a model that finds items, and return them as loaded again; none of another model."""
+    found = []
+    for side in getattr(getattr(model.dense.network, "towers", None), "names", ()):
+        path = str(draft / f"{side}.pt")
+        torch.jit.script(Encoder(model, recipe, side, quantize).eval()).save(path)
+        found.append(torch.jit.load(path))
+    return found
+
+
+def _check_place(out: Path) -> None:
+    """Refuse to replace anything but an earlier export or an empty folder."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    found = manifest.read(out) if out.is_dir() else None
+    if found is None or "model.pt" not in found["files"]:
+        raise BadInput(f"{out}: holds something that is not an export; name a new or empty folder with --out")
+
+
+@contextmanager
+def _draft(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out`, on its file system, that no other export writes to."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch.sweep(out.parent, f".{out.name}.")
+        place = ExitStack()
+        draft = place.enter_context(scratch.place(out.parent, f".{out.name}.")) / out.name
+        draft.mkdir()
+    except OSError as error:
+        raise BadInput(f"{out.parent}: cannot write here ({error.strerror}); name another folder with --out") from error
+    with place:
+        yield draft
+
+
+def _replace(out: Path, draft: Path) -> None:
+    """Put a whole draft in the place of `out`; two renames are all the time in which `out` is not there."""
+    while True:
+        if out.exists():
+            with suppress(FileNotFoundError):  # another export has just moved it away
+                out.rename(draft.with_name(f"old-{secrets.token_hex(4)}"))
+        try:
+            return draft.rename(out)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another export has just come to stand there
+                raise
+
+
+def lines(signature: dict[str, Any]) -> list[str]:
+    """Return in sentences how close the file is to the model, and how large."""
+    parity, size = signature["parity"], signature["sizes"]
+    apart = parity["largest_difference"]
+    how = f"differ from the model's by up to {apart:.1e}" if apart else "are exactly the model's"
+    found = [f"on {parity['rows']:,} held-out rows the file's scores {how}"]
+    for key, auc in parity.items():
+        if isinstance(auc, dict) and auc["file"] is not None:
+            task, _, name = key.rpartition(".")
+            name = name.replace("auc", "AUC")
+            found.append(f"{task} {name} on them: file {auc['file']:.5f}, model {auc['model']:.5f}")
+    shown, wide = ({k: f"{part[k] / 1e6:,.2f} MB" for k in ("tables", "file")} for part in (size, size["float32"]))
+    return [*found, *(f"{k}: {shown[k]}, with float32 tables {wide[k]}" for k in shown)]
+
+
+def sizes(file: Path, scored: torch.jit.ScriptModule, recipe: Recipe) -> dict[str, Any]:
+    """Return the bytes of the file and of the tables in it, and what they would be in float32."""
+    stored = {part.data_ptr(): part for name, part in scored.state_dict().items() if name.startswith("lookups.")}
+    tables, whole = sum(part.nbytes for part in stored.values()), file.stat().st_size
+    wide = sum(4 * table.rows * table.dim for table in recipe.tables.values())
+    return {"tables": tables, "file": whole, "float32": {"tables": wide, "file": whole - tables + wide}}
+
+
+def _golden(scored: torch.jit.ScriptModule, recipe: Recipe, signature: dict[str, Any]) -> dict[str, Any]:
+    """Return rows with the scores that a server must reproduce."""
+    kind, count = recipe.export.golden, recipe.export.golden_rows
+    rows = held_out_rows(recipe, count) if kind == "rows" else synthetic_rows(signature, count)
+    scores = {task: score.tolist() for task, score in scored(*golden_inputs(rows)).items()}
+    return {"source": kind, **rows, "scores": scores, "tolerance": recipe.export.tolerance}
+
+
+def synthetic_rows(signature: dict[str, Any], rows: int) -> dict[str, Any]:
+    """Return rows like those of `held_out_rows`, drawn from what a signature declares: nobody's data are in them.
+
+    Ids are uniform over their table's rows, numbers normal with the stored mean and deviation, each missing in about
+    one row of ten. All sequences of a row have one length, as those of one history must: in the first row one more than
+    the file looks at, where it looks at as much of each. The first row misses nothing, the second all.
+    """
+    drawn, features = np.random.default_rng(0), signature["features"]
+    longest = {f["max_length"] for f in features.values() if f["type"] == "sequence"} or {0}
+    events = drawn.integers(0, min(longest) + 1, rows)
+    events[:2] = (min(longest) + (len(longest) == 1), 0)[:rows]
+    found: dict[str, dict[str, list]] = {"ids": {}, "lengths": {}, "dense": {}}
+    for name, feature in features.items():
+        there = drawn.random(rows) >= 0.1
+        there[:2] = (True, False)[:rows]
+        if feature["type"] == "dense":
+            values = drawn.normal(feature["mean"], feature["std"], rows).astype(np.float32).tolist()
+            found["dense"][name] = [x if known else None for x, known in zip(values, there, strict=True)]
+            continue
+        lengths = events if feature["type"] == "sequence" else there.astype(np.int64)
+        found["lengths"][name] = lengths.tolist()
+        found["ids"][name] = drawn.integers(0, signature["tables"][feature["table"]]["rows"], lengths.sum()).tolist()
+    return {"rows": rows, **found}

@@ -1,0 +1,85 @@
+"""The proof that an exported file gives the trained model's scores."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Quantization, Recipe, SequenceFeature
+from livetrain.modules.batch import Batch
+from livetrain.modules.model import Model
+from livetrain.modules.tasks.kinds import kinds
+from livetrain.trainers.evaluate import binary, numeric
+from livetrain.trainers.export.rows import _held_out, inputs_of, one_user
+
+
+def prove(
+    model: Model,
+    scored: torch.jit.ScriptModule,
+    recipe: Recipe,
+    quantize: Quantization,
+    towers: Sequence[torch.jit.ScriptModule] = (),
+) -> dict[str, Any]:
+    """Return how closely the file, and the product of the towers' vectors, score held-out rows like the model.
+
+    Raises:
+        BadInput: less closely than the recipe's tolerance.
+    """
+    parts, ranked, product, predict = [], 0.0, 0.0, kinds(recipe.tasks)
+    with torch.no_grad():
+        for batch, real in _held_out(recipe, recipe.export.parity_rows):
+            scores = scored(*inputs_of(batch, recipe))
+            logits = model(batch.ids, batch.dense, None)
+            found = torch.stack([scores[task] for task in recipe.tasks])[:, real]  # (T, n)
+            wanted = torch.stack([kind(logits[task]) for task, kind in predict.items()])[:, real]
+            parts.append((found, wanted, batch.labels.T[:, real]))
+            ranked = max(ranked, _rank_difference(scored, batch, recipe))
+            if towers:
+                user, item = (tower(*inputs_of(batch, recipe)) for tower in towers)
+                product = max(product, _apart((user * item).sum(1), next(iter(scores.values()))))
+    found, wanted, labels = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+    rows = found.shape[1]
+    key = "tolerance" if quantize == "none" else f"tolerance_{quantize}"
+    if not rows:
+        raise BadInput("export: the test split has no rows to prove the file on; nothing was exported: give it some")
+    worst = _apart(found, wanted)
+    _check_close(f"on {rows} held-out rows the file's predictions differ from the model's", worst, key, recipe)
+    _check_close("the file's rank differs from its forward", ranked, "tolerance", recipe)
+    _check_close("the towers' product differs from the file's score", product, "tolerance", recipe)
+    aucs = {}
+    for t, (task, kind) in enumerate(predict.items()):
+        known = ~labels[t].isnan()
+        name, auc = ("xauc", numeric.xauc) if kind.numeric else ("auc", binary.auc)
+        both = {"file": found, "model": wanted}
+        aucs[f"{task}.{name}"] = {k: auc(labels[t, known].numpy(), p[t, known].numpy()) for k, p in both.items()}
+    return {"rows": rows, "largest_difference": worst, "largest_difference_of_rank": ranked, **aucs}
+
+
+def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest difference of two predictions, relative to the second where that is above 1."""
+    return float(((one - other).abs() / other.abs().clamp(min=1)).max())
+
+
+def _check_close(what: str, difference: float, key: str, recipe: Recipe) -> None:
+    tolerance = getattr(recipe.export, key)
+    if difference <= tolerance:
+        return
+    if math.isnan(difference):
+        mend = "export another checkpoint: --checkpoint best or last"
+    else:
+        mend = f"raise export.{key} in the run's config.yaml"
+        mend += "" if key == "tolerance" else ", or leave the tables as they are: --quantize none"
+    raise BadInput(
+        f"export: {what} by {difference:.2e}, more than export.{key}={tolerance}; nothing was exported: {mend}"
+    )
+
+
+def _rank_difference(scored: torch.jit.ScriptModule, batch: Batch, recipe: Recipe) -> float:
+    """Return how far `rank` is from `forward` where all rows of a batch get the sequences of its longest row."""
+    sequences = [name for name, feature in recipe.features.items() if isinstance(feature, SequenceFeature)]
+    longest = int(batch.ids[sequences[0]].lengths().argmax()) if sequences else 0
+    once, repeated = one_user(inputs_of(batch, recipe), sequences or list(recipe.features)[:1], longest)
+    scores = zip(scored.rank(*once).values(), scored(*repeated).values(), strict=True)
+    return max(_apart(one, other) for one, other in scores)

@@ -1,0 +1,274 @@
+"""Where models are published: a folder or a bucket, with one way to write that no two writers can both succeed at.
+
+`swap` writes a small object only if it is still the one that was read, or only if there is none. In a folder a lock
+of its file system and a hard link see to that, in a bucket the store, by conditions on the write (If-Match,
+If-None-Match), which pyarrow's file systems cannot ask for and obstore can.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from livetrain.configs.errors import BadInput, without_credentials
+from livetrain.trainers.data.read.files import open_filesystem, short
+from livetrain.trainers.runtime import manifest
+
+BUCKETS = ("s3", "gs", "abfs", "abfss")
+_PART = 1 << 22  # bytes read at a time
+_LOCK = ".lock"
+DRAFTS = ".drafts"  # what a swap has not put in its place yet, or never will, in a folder
+
+
+class Place(Protocol):
+    """A folder of version folders and small objects, all named by their path below it. What fails is an OSError."""
+
+    def shown(self, name: str = "") -> str:
+        """Return the whole name of something here, for messages."""
+
+    def read(self, name: str) -> tuple[bytes, Any] | None:
+        """Return a small object and the tag with which `swap` replaces it, or None where there is none."""
+
+    def swap(self, name: str, tag: Any, content: bytes) -> bool:
+        """Write a small object; do nothing and return False where it is not as `read` has found it.
+
+        Args:
+            name: no other object of this name is ever written otherwise.
+            tag: of the object that is replaced; None where there must be none.
+            content: what no other writer writes, so that one that was written and not confirmed is known again.
+        """
+
+    def make(self, folder: str) -> None:
+        """Make a new folder, which must not exist."""
+
+    def put(self, source: Path, name: str) -> None:
+        """Copy a file to where there is none."""
+
+    def sync(self, folder: str) -> None:
+        """Wait until a folder's files will be there after a loss of power."""
+
+    def parts(self, name: str) -> Iterator[bytes]:
+        """Yield a file's content."""
+
+    def listed(self, folder: str = "") -> dict[str, float | None]:
+        """Return what lies in a folder: when a file was written (s, by the place's own clock), or None of a folder."""
+
+    def remove(self, name: str) -> None:
+        """Delete a file, or a folder with all that it holds; it may be gone already."""
+
+
+def open_place(where: str) -> Place:
+    """Return the place that a path or a URI names.
+
+    Raises:
+        BadInput: the URI is none of a folder or a bucket, or writes there cannot be conditional.
+    """
+    scheme = urlsplit(where).scheme if "://" in where else "file"
+    if scheme in BUCKETS:
+        return Bucket(where)
+    if scheme != "file":
+        raise BadInput(
+            f"{without_credentials(where)}: models are published in a folder or in a bucket ({', '.join(BUCKETS)}), "
+            f"where two publishers cannot overwrite one another; {scheme} cannot rule that out, so choose another place"
+        )
+    return Folder(Path(open_filesystem(where)[1]))
+
+
+class Folder:
+    """A place on this machine's disk, or on a shared file system whose locks (flock) reach all its machines."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def shown(self, name: str = "") -> str:
+        return str(self._root / name)
+
+    def read(self, name: str) -> tuple[bytes, Any] | None:
+        content = _content(self._root / name)
+        return None if content is None else (content, content)
+
+    def swap(self, name: str, tag: Any, content: bytes) -> bool:
+        path = self._root / name
+        draft = self._root / DRAFTS / uuid.uuid4().hex
+        for folder in (path.parent, draft.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if tag is None:
+                os.link(draft, path)
+            else:
+                with (self._root / _LOCK).open("ab") as lock:  # released with the file, also by a kill
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                    if _content(path) != tag:
+                        return False
+                    draft.replace(path)
+        except FileExistsError:
+            return False
+        finally:
+            draft.unlink(missing_ok=True)
+        self._sync_up(path.parent)
+        return True
+
+    def make(self, folder: str) -> None:
+        (self._root / folder).mkdir(parents=True)
+
+    def put(self, source: Path, name: str) -> None:
+        with source.open("rb") as original, (self._root / name).open("xb") as copy:
+            shutil.copyfileobj(original, copy, _PART)
+            copy.flush()
+            os.fsync(copy.fileno())
+
+    def sync(self, folder: str) -> None:
+        self._sync_up(self._root / folder)
+
+    def _sync_up(self, folder: Path) -> None:
+        """Sync a folder and those that it lies in, up to the one that the place itself lies in."""
+        for path in (folder, *folder.parents):
+            if path == self._root.parent:
+                with contextlib.suppress(PermissionError):  # it is others', so the place was there before
+                    manifest.sync(path)
+                return
+            manifest.sync(path)
+
+    def parts(self, name: str) -> Iterator[bytes]:
+        with (self._root / name).open("rb") as file:
+            yield from iter(lambda: file.read(_PART), b"")
+
+    def listed(self, folder: str = "") -> dict[str, float | None]:
+        found = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._root / folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # deleted by another publisher meanwhile
+                    found[entry.name] = None if entry.is_dir() else entry.stat().st_mtime
+        return found
+
+    def remove(self, name: str) -> None:
+        path = self._root / name
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        shutil.rmtree(path, ignore_errors=True)  # another publisher may be deleting it too
+        if path.exists():
+            raise OSError(f"{path} cannot be deleted")
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+class Bucket:
+    """A place in an object store whose writes can be conditional."""
+
+    def __init__(self, uri: str) -> None:
+        """Open a place by its URI.
+
+        Raises:
+            BadInput: obstore is not installed, or it cannot open the URI.
+        """
+        try:
+            import obstore
+            from obstore import exceptions
+            from obstore.store import from_url
+        except ImportError as error:
+            raise BadInput(
+                f"{without_credentials(uri)}: publishing in a bucket needs obstore; pip install 'livetrain[publish]'"
+            ) from error
+        self._name = without_credentials(uri.split("?")[0]).rstrip("/")
+        self._obstore, self._failed = obstore, exceptions.BaseError
+        self._differs = (exceptions.AlreadyExistsError, exceptions.PreconditionError)
+        try:
+            self._store = from_url(self._name, **_options(uri))
+        except exceptions.BaseError as error:
+            raise BadInput(f"{self._name} cannot be opened ({short(error)[:120]}); correct the URI") from error
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn obstore's errors into OSErrors, each with a first line that is short."""
+        try:
+            yield
+        except self._failed as error:
+            raise OSError(short(error)[:120]) from error
+
+    def shown(self, name: str = "") -> str:
+        return f"{self._name}/{name}".rstrip("/")
+
+    def read(self, name: str) -> tuple[bytes, Any] | None:
+        try:
+            with self._told():
+                found = self._obstore.get(self._store, name)
+                content = bytes(found.bytes())
+        except FileNotFoundError:
+            return None
+        return content, {key: found.meta[key] for key in ("e_tag", "version") if found.meta[key] is not None}
+
+    def swap(self, name: str, tag: Any, content: bytes) -> bool:
+        with self._told():
+            try:
+                self._obstore.put(self._store, name, content, mode="create" if tag is None else tag)
+            except self._differs:
+                found = self.read(name)
+                return found is not None and found[0] == content  # it was written, and the answer lost on its way
+        return True
+
+    def make(self, folder: str) -> None:
+        if self.listed(folder):
+            raise FileExistsError(f"{self.shown(folder)} exists")
+
+    def put(self, source: Path, name: str) -> None:
+        with self._told():
+            self._obstore.put(self._store, name, source)
+
+    def sync(self, folder: str) -> None:
+        """Do nothing: what a store has confirmed stays."""
+
+    def parts(self, name: str) -> Iterator[bytes]:
+        with self._told():
+            for part in self._obstore.get(self._store, name).stream(min_chunk_size=_PART):
+                yield bytes(part)
+
+    def listed(self, folder: str = "") -> dict[str, float | None]:
+        with self._told():
+            found = self._obstore.list_with_delimiter(self._store, prefix=folder or None)
+        folders = {path.rstrip("/").rpartition("/")[2]: None for path in found["common_prefixes"]}
+        return folders | {o["path"].rpartition("/")[2]: o["last_modified"].timestamp() for o in found["objects"]}
+
+    def remove(self, name: str) -> None:
+        with self._told():
+            below = [each["path"] for each in self._obstore.list(self._store, prefix=name).collect()]
+            with contextlib.suppress(FileNotFoundError):
+                self._obstore.delete(self._store, below or name)
+
+
+def _options(uri: str) -> dict[str, Any]:
+    """Return what a bucket's URI asks of obstore: the user and the options that pyarrow takes in data.path too."""
+    parts = urlsplit(uri)
+    asked = dict(parse_qsl(parts.query))
+    found: dict[str, Any] = {}
+    if parts.scheme == "s3":
+        scheme, endpoint = asked.pop("scheme", "https"), asked.pop("endpoint_override", None)
+        if endpoint is not None:
+            found["endpoint"] = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
+            found["client_options"] = {"allow_http": found["endpoint"].startswith("http://")}
+        user = {
+            "access_key_id": parts.username,
+            "secret_access_key": parts.password,
+            "region": asked.pop("region", None),
+        }
+        found |= {key: unquote(value) for key, value in user.items() if value}
+    if asked:
+        known = " (known: endpoint_override, region, scheme)" if parts.scheme == "s3" else ""
+        raise BadInput(
+            f"{without_credentials(uri)}: '{next(iter(asked))}' is no option of this URI{known}; leave it out"
+        )
+    return found

@@ -1,0 +1,97 @@
+"""Rows to prove, measure and publish an export with."""
+
+import math
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from livetrain.configs.schema import DenseFeature, Recipe
+from livetrain.modules.batch import Batch
+from livetrain.trainers.data.read.reader import Reader
+from livetrain.trainers.data.read.source import Source
+
+Inputs = tuple[dict[str, torch.Tensor], ...]  # ids, lengths and dense by feature, as the file takes them
+
+
+def inputs_of(batch: Batch, recipe: Recipe) -> Inputs:
+    """Return a batch as the exported file takes it: ids, lengths and dense by feature."""
+    keyed, dense = _names(recipe)
+    ids, lengths = {k: batch.ids[k].values() for k in keyed}, {k: batch.ids[k].lengths() for k in keyed}
+    return ids, lengths, dict(zip(dense, batch.dense.unbind(1), strict=True))
+
+
+def _names(recipe: Recipe) -> tuple[list[str], list[str]]:
+    """Return the names of the id and sequence features, and those of the dense ones."""
+    dense = [name for name, feature in recipe.features.items() if isinstance(feature, DenseFeature)]
+    return [name for name in recipe.features if name not in dense], dense
+
+
+def one_user(inputs: Inputs, user: list[str], row: int) -> tuple[Inputs, Inputs]:
+    """Make rows candidates of one user.
+
+    Args:
+        inputs: B rows.
+        user: the features that all rows take from `row`; the others stay.
+        row: whose.
+
+    Returns:
+        The same rows as `rank` takes them, the user's features once, and as `forward` does, repeated B times.
+    """
+    once: Inputs = ({}, {}, {})
+    repeated: Inputs = ({}, {}, {})
+    ids, lengths, dense = inputs
+    for name, count in lengths.items():
+        if name not in user:
+            for part in (once, repeated):
+                part[0][name], part[1][name] = ids[name], count
+            continue
+        end = int(count[: row + 1].sum())
+        own = ids[name][end - int(count[row]) : end]
+        once[0][name], once[1][name] = own, count[row : row + 1]
+        repeated[0][name], repeated[1][name] = own.repeat(count.numel()), count[row].repeat(count.numel())
+    for name, column in dense.items():
+        once[2][name] = column[row : row + 1] if name in user else column
+        repeated[2][name] = column[row].repeat(column.numel()) if name in user else column
+    return once, repeated
+
+
+def _held_out(recipe: Recipe, rows: int) -> Iterator[tuple[Batch, torch.Tensor]]:
+    """Yield the test split's first batches, and in each the places of real rows, `rows` in all."""
+    reader = Reader(Source.open(recipe, "test"), recipe, rank=0, world=1, shuffle=False)
+    with closing(reader.batches(0)) as batches:
+        for batch in batches:
+            real = torch.nonzero(batch.weights > 0).flatten()[:rows]
+            rows -= real.numel()
+            yield batch, real
+            if not rows:
+                return
+
+
+def golden_inputs(rows: dict[str, Any]) -> Inputs:
+    """Return the rows of a golden.json as the exported file takes them: ids, lengths and dense by feature."""
+    ids, lengths = ({k: torch.tensor(v, dtype=torch.int64) for k, v in rows[p].items()} for p in ("ids", "lengths"))
+    dense = {k: torch.tensor([math.nan if x is None else x for x in v]) for k, v in rows["dense"].items()}
+    return ids, lengths, dense
+
+
+def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:
+    """Return the test split's first rows as lists, a missing dense value as None, and how many there are."""
+    keyed, dense = _names(recipe)
+    found: dict[str, dict[str, list]] = {
+        "ids": {key: [] for key in keyed},
+        "lengths": {key: [] for key in keyed},
+        "dense": {name: [] for name in dense},
+    }
+    count = 0
+    for batch, real in _held_out(recipe, rows):
+        count += real.numel()
+        for key in keyed:
+            lists = batch.ids[key].to_dense()
+            for row in real.tolist():
+                found["ids"][key] += lists[row].tolist()
+                found["lengths"][key].append(lists[row].numel())
+        for column, values in zip(batch.dense[real].T.tolist(), found["dense"].values(), strict=True):
+            values += [None if math.isnan(x) else x for x in column]
+    return {"rows": count, **found}

@@ -1,0 +1,93 @@
+"""signature.json: what a server has to know of an exported file."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from livetrain.configs.errors import without_credentials
+from livetrain.configs.schema import Feature, IdFeature, Recipe, SequenceFeature
+from livetrain.modules.model import Model
+from livetrain.modules.tasks.kinds import kinds
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.runtime import manifest, runlog
+from livetrain.trainers.runtime.versions import versions
+
+_FORMAT = 1
+_TIME = "timestamp"  # a column of this name, if the training split has it, says when its rows happened
+
+
+def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str, Any]:
+    """Return what a caller has to know about the file, and where it comes from."""
+    step = manifest.read(path)["step"]
+    normalise = model.dense.normalise
+    statistics = iter(zip(normalise.mean.tolist(), normalise.std.tolist(), strict=True))
+    towers = getattr(model.dense.network, "towers", None)
+    return {
+        "format": _FORMAT,
+        "call": "model(ids: Dict[str, Tensor], lengths: Dict[str, Tensor], dense: Dict[str, Tensor])"
+        " -> Dict[str, Tensor]: by feature the int64 ids of all rows one after the other, the int64 number of ids of"
+        " each row, a float32 number a row; by task a float32 number a row, see tasks",
+        "rank": "model.rank(ids, lengths, dense): the same for candidates of one user, whose features are given once,"
+        " as one row",
+        "features": {name: _feature(feature, statistics) for name, feature in recipe.features.items()},
+        "tables": {name: t.model_dump(include={"rows", "dim", "hash", "dtype"}) for name, t in recipe.tables.items()},
+        "hashing": "in the file; row = splitmix64(id) with the sign bit cleared, mod rows (hash: mix), or id mod rows,"
+        " never negative (hash: modulo)",
+        "strings": "a string id is the xxh64 (seed 0) of its UTF-8 bytes, read as a signed 64-bit integer",
+        "tasks": {
+            name: {"label": recipe.tasks[name].label, "output": kind.output}
+            for name, kind in kinds(recipe.tasks).items()
+        },
+        **({} if towers is None else {"towers": _towers(towers.names)}),
+        "model": recipe.model.model_dump(),
+        "run": recipe.name,
+        "checkpoint": {"step": step, "path": path.name},
+        "training": _training(recipe),
+        "metrics": _metrics(run, step),
+        "versions": versions(),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _towers(names: dict[str, list[str]]) -> dict[str, Any]:
+    return {
+        "call": "user.pt and item.pt (ids, lengths, dense) -> Tensor (B, width): the vectors of B rows, from the"
+        " features of their side alone; the product of the two is the score",
+        **names,
+    }
+
+
+def _feature(feature: Feature, statistics: Iterator[tuple[float, float]]) -> dict[str, Any]:
+    if isinstance(feature, IdFeature):
+        return {"type": "id", "dtype": "int64", "table": feature.table, "missing": "length 0"}
+    if isinstance(feature, SequenceFeature):
+        return {
+            "type": "sequence",
+            "dtype": "int64",
+            "table": feature.table,
+            "order": "newest last",
+            "max_length": feature.max_length,
+            "missing": "length 0",
+        }
+    mean, std = next(statistics)
+    return {"type": "dense", "dtype": "float32", "missing": "NaN", "mean": mean, "std": std}
+
+
+def _training(recipe: Recipe) -> dict[str, Any]:
+    """Return what the model was trained on; the window is read from footers, null where they do not tell."""
+    source = Source.open(recipe, "train")
+    window = source.id_range(_TIME)
+    return {
+        "data": without_credentials(recipe.data.path),
+        "rows": source.rows,
+        "window": None if window is None else [t if isinstance(t, int | float) else str(t) for t in window],
+        "window_column": _TIME,
+    }
+
+
+def _metrics(run: Path, step: int) -> dict[str, Any]:
+    """Return what the run's log says of a checkpoint, as ``<split>.<task>.<metric>``."""
+    found = [line for line in runlog.read(run) if line.get("kind") == "eval" and line.get("step") == step]
+    apart = ("kind", "time", "step", "split")
+    return {f"{line['split']}.{key}": value for line in found for key, value in line.items() if key not in apart}

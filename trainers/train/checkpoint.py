@@ -1,0 +1,500 @@
+"""Checkpoints: sharded files by torch.distributed.checkpoint, then a manifest that commits them.
+
+    <run>/checkpoints/step-00000640/  *.distcp, .metadata, manifest.json (last)
+
+A checkpoint holds the tables' shards, the dense part, both optimizers' state, what the combiner of the tasks' gradients
+has learned and, in its manifest, the position in the data, the best evaluation so far, the sharding plan and the
+recipe. It loads on any number of ranks.
+
+Training waits only while every rank copies its own shards; a thread writes the copy. The ranks' threads talk over a
+process group of their own, since collectives of two threads on one group would meet each other's.
+"""
+
+import contextlib
+import copy
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import yaml
+from pydantic import ValidationError
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorBase
+from torch.utils.serialization import config
+
+from livetrain.configs.errors import BadInput, NotNow
+from livetrain.configs.load import dump_recipe, load_recipe, read_tree
+from livetrain.configs.schema import Recipe
+from livetrain.modules.model import Model
+from livetrain.trainers.runtime import manifest, ranks, runlog
+from livetrain.trainers.train import checkpoint, restore
+from livetrain.trainers.train.sharding import Sharded
+
+T = TypeVar("T")
+log = logging.getLogger("livetrain")
+
+# The writing thread leaves the processor to training where both want it.
+NICE = 10
+
+
+def state(sharded: Sharded) -> dict[str, Any]:
+    """Return the live tensors of a sharded model, by name, with what GPU caches hold of them written back.
+
+    Loading into them loads the model, once `Sharded.purge` has made the caches forget what was there before.
+    """
+    state: dict[str, Any] = {"model": sharded.model.state_dict()}
+    for name, optimizer in sharded.optimizers.items():
+        # An optimizer without state (plain SGD) must leave no empty entry: nothing would be written for it.
+        kept = {key: values for key, values in optimizer.state_dict()["state"].items() if values}
+        if kept:
+            state[f"optimizer_{name}"] = kept
+    if learned := sharded.pipeline.combination.combiner.state_dict():
+        state["gradients"] = learned
+    return state
+
+
+def folder(run: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+class WriteFailed(Exception):
+    """A rank could not do its part of a checkpoint; every rank knows, and can go on."""
+
+
+class Saver:
+    """Writes a run's checkpoints while training goes on, one at a time. A context manager; every call is collective.
+
+    A write that fails leaves no trace but a warning and a note in the run's log. Its copy is kept, for it may be the
+    best so far: it is written once more before the next checkpoint is copied or the run ends, while training waits.
+    The copy takes as much host memory as the rank's shards, pinned where they lie on a GPU.
+
+    Args:
+        sharded: what to save.
+        recipe: kept in the manifests, so that a checkpoint of another model is told apart.
+        run: the run folder, on storage that every rank shares.
+    """
+
+    def __init__(self, sharded: Sharded, recipe: Recipe, run: Path) -> None:
+        self._sharded, self._recipe, self._run = sharded, recipe, run
+        self._buffers: dict[tuple, torch.Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._write: Callable[[], None] | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> "Saver":
+        timeout = timedelta(seconds=self._recipe.cluster.timeout_s)
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if ranks.world() > 1 else None
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # A run that ends early still commits what it copied: the ranks' threads need no rank's training.
+        self._join()
+        if self._group is not None:
+            dist.destroy_process_group(self._group)
+
+    def save(self, step: int, position: dict[str, Any]) -> None:
+        """Copy the state of `step` and begin to write it, once the write before it is done.
+
+        Args:
+            step: optimizer steps done.
+            position: JSON-able state of the loop (best metric, evaluations without a better one ...).
+
+        Raises:
+            NotNow: the checkpoint before this one could not be written twice.
+        """
+        self.wait()
+        content = {
+            "step": step,
+            "position": copy.deepcopy(position),
+            "workers": ranks.world(),
+            "plan": self._sharded.plan(),
+            "recipe": yaml.safe_load(dump_recipe(self._recipe)),
+        }
+        copied = self._copy(state(self._sharded), ())
+        if self._sharded.device.type == "cuda":
+            torch.cuda.current_stream(self._sharded.device).synchronize()
+        self._write = partial(write, copied, self._run, content, self._group)
+        self._thread = threading.Thread(target=self._in_background, name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when everything saved is committed.
+
+        Raises:
+            NotNow: the last checkpoint could not be written, in the background and once more now.
+        """
+        self._join()
+        if isinstance(self._error, WriteFailed):
+            self._attempt()
+        if isinstance(self._error, WriteFailed):
+            raise NotNow(
+                f"{self._run}: a checkpoint could not be written, twice ({self._error}); make space or mend the "
+                "storage, then start the run again: it goes on from its last checkpoint"
+            )
+        if self._error is not None:
+            raise self._error
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _in_background(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        self._attempt()
+
+    def _attempt(self) -> None:
+        try:
+            self._write()
+            self._error = None
+        except BaseException as error:
+            self._error = error
+
+    def _copy(self, value: Any, at: tuple) -> Any:
+        """Return a state on the host that training does not change; tensors go to buffers kept from save to save."""
+        if isinstance(value, dict):
+            return {key: self._copy(part, (*at, key)) for key, part in value.items()}
+        if isinstance(value, ShardedTensor):
+            shards = [
+                Shard.from_tensor_and_offsets(
+                    self._copy(shard.tensor, (*at, number)), shard.metadata.shard_offsets, ranks.rank()
+                )
+                for number, shard in enumerate(value.local_shards())
+            ]
+            # The base class asks neither for a process group nor for shards on the planned device.
+            return ShardedTensorBase._init_from_local_shards_and_global_metadata(
+                shards, value.metadata(), value.sharding_spec()
+            )
+        if isinstance(value, torch.Tensor):
+            if at not in self._buffers:
+                self._buffers[at] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            return self._buffers[at].copy_(value.detach(), non_blocking=True)
+        return copy.deepcopy(value)
+
+
+def write(state: dict[str, Any], run: Path, content: dict[str, Any], group: dist.ProcessGroup | None) -> None:
+    """Write a state, commit it and prune what is older. Collective over `group`; None is this process alone.
+
+    Args:
+        state: tensors by name, as `Saver` copied them.
+        run: the run folder.
+        content: of the manifest: step, position, workers, plan, recipe.
+        group: a group that nothing else uses meanwhile.
+
+    Raises:
+        WriteFailed: on every rank, where one of them could not do its part.
+    """
+    step, rank, world, main = content["step"], ranks.rank(), ranks.world(), ranks.is_main()
+    path = folder(run, step)
+    try:
+        _together(lambda: _empty(path) if main else None, group)
+        _together(lambda: _write_tensors(state, path, group), group)
+        names = _together(lambda: sorted(p.name for p in path.iterdir()) if main else [], group)[0]
+        digests = _together(lambda: {name: manifest.digest(path / name) for name in names[rank::world]}, group)
+        files = {name: entry for part in digests for name, entry in part.items()}
+        _together(lambda: manifest.commit(path, files, **content) if main else None, group)
+    except WriteFailed as error:
+        if main:
+            shutil.rmtree(path, ignore_errors=True)
+            text = f"the checkpoint of step {step} could not be written: {error}"
+            log.warning(text)
+            with contextlib.suppress(OSError):  # the log lies on the same storage
+                runlog.note(run, "note", text=text)
+        raise
+    if main:
+        prune(run, content["recipe"]["train"]["keep"], content["position"]["best_step"], path)
+
+
+def _together(work: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
+    """Do a rank's part of the work; return every rank's result, or raise WriteFailed on every rank."""
+    try:
+        mine = work()
+    except (Exception, dcp.CheckpointException) as error:  # the latter is no Exception
+        mine = WriteFailed(_in_words(error))
+    everyone = [mine]
+    if group is not None:
+        everyone = [None] * ranks.world()
+        dist.all_gather_object(everyone, mine, group=group)
+    for result in everyone:
+        if isinstance(result, WriteFailed):
+            raise result
+    return everyone
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, dcp.CheckpointException):
+        return "; ".join(f"rank {rank}: {_in_words(cause)}" for rank, (cause, _) in error.failures.items())
+    return f"{type(error).__name__}: {error}"
+
+
+def _write_tensors(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> None:
+    # Copying ahead is for tensors on a GPU, and would open the first one from this thread.
+    writer = dcp.FileSystemWriter(path, sync_files=True, per_thread_copy_ahead=0)
+    with config.patch({"save.compute_crc32": False}):  # the manifest's hashes are what is checked
+        dcp.save(state, storage_writer=writer, process_group=group, no_dist=group is None)
+
+
+def _empty(path: Path) -> None:
+    """Make an empty folder. What lies there was never committed, or is of a run that was resumed further back."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+
+
+def committed(run: Path) -> list[Path]:
+    """Return the committed checkpoints of a run, oldest first."""
+    return [p for p in sorted((run / "checkpoints").glob("step-*")) if manifest.read(p) is not None]
+
+
+def prune(run: Path, keep: int, best: int | None, newest: Path) -> None:
+    """Delete what is older than the newest `keep` checkpoints, except that of step `best`, and what a kill has left.
+
+    Those beyond `newest`, the one just committed, are left of a run that was resumed further back: they do not count.
+    """
+    whole = committed(run)
+    kept = [path for path in whole if path > newest or (best is not None and path == folder(run, best))]
+    kept += [path for path in whole if path <= newest][-keep:]
+    for path in (run / "checkpoints").iterdir():
+        if path not in kept:
+            with contextlib.suppress(OSError):  # a storage that will not delete is no reason to stop training
+                (path / manifest.MANIFEST).unlink(missing_ok=True)
+                shutil.rmtree(path)
+
+
+class Damaged(BadInput):
+    """A checkpoint is not there, or not as its manifest says; no rank has loaded anything of it."""
+
+
+def load_latest(sharded: Sharded, recipe: Recipe, run: Path) -> dict[str, Any] | None:
+    """Load the newest undamaged checkpoint of a run into a sharded model. Collective.
+
+    Returns:
+        Its manifest, or None where the run has none.
+
+    Raises:
+        BadInput: it belongs to another model, or to a run of other values.
+    """
+    for path in reversed(ranks.from_main(committed(run))):
+        try:
+            return load(sharded, recipe, path, resume=True)
+        except Damaged as error:
+            if ranks.is_main():
+                text = f"{error}; falling back to the checkpoint before it"
+                log.warning(text)
+                runlog.note(run, "note", text=text)
+    return None
+
+
+def load(sharded: Sharded, recipe: Recipe, path: Path, resume: bool = False) -> dict[str, Any]:
+    """Load one committed checkpoint into a sharded model, in place, on any number of ranks. Collective.
+
+    Returns:
+        Its manifest.
+
+    Raises:
+        Damaged: it is not whole.
+        BadInput: it belongs to another model or, for `resume`, to a run of other values.
+    """
+    found = content(path)
+    check_same(path, recipe, resume)
+    read(state(sharded), path)
+    sharded.purge()
+    return found
+
+
+def load_plain(model: Model, path: Path) -> None:
+    """Load a checkpoint's tables and dense part into a plain model, in one process, without a process group."""
+    state = {"model": model.state_dict()}
+    read(state, path)
+    model.load_state_dict(state["model"])
+
+
+def content(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's manifest.
+
+    Raises:
+        Damaged: there is no committed checkpoint.
+    """
+    found = manifest.read(path)
+    if found is None:
+        raise Damaged(f"{path}: this checkpoint is gone, or its {manifest.MANIFEST} is")
+    return found
+
+
+def read(state: dict[str, Any], path: Path) -> None:
+    """Fill the tensors of a state from a checkpoint, once every file of it is as its manifest says. Collective.
+
+    All loading goes through here. The ranks share the work of checking; no pickle in the files can run anything.
+
+    Raises:
+        Damaged: the checkpoint is not whole.
+        BadInput: its files are no checkpoint's.
+    """
+    found = content(path)
+    damaged = [d for d in ranks.gather(manifest.damage(path, found, (ranks.rank(), ranks.world()))) if d]
+    if damaged:
+        raise Damaged(damaged[0])
+    gone, reader = None, None
+    try:
+        reader = restore.Reader(path, set(found["files"]))
+    except OSError as error:
+        gone = str(error)
+    if any(gone := ranks.gather(gone)):
+        raise Damaged(f"{path}: this checkpoint is gone ({next(filter(None, gone))})")
+    try:
+        dcp.load(state, storage_reader=reader, planner=restore.Planner(), no_dist=ranks.world() == 1)
+    except dcp.CheckpointException as error:  # which is no Exception
+        if any(isinstance(cause, OSError) for cause, _ in error.failures.values()):
+            content(path)  # a training beside may have deleted it meanwhile
+            raise RuntimeError(f"{path}: {_in_words(error)}") from error
+        raise BadInput(
+            f"{path}: this checkpoint does not hold what the recipe's model has ({_in_words(error)[:120]}); "
+            "take another"
+        ) from error
+
+
+def recipe_of(run: Path) -> Recipe:
+    """Return a run's recipe: its config.yaml's or, where that file holds no keys at all, its newest checkpoint's.
+
+    Raises:
+        BadInput: the run has neither.
+    """
+    try:
+        return load_recipe(run / "config.yaml")
+    except BadInput:
+        found = committed(run)
+        if not found or _holds_keys(run / "config.yaml"):  # what somebody has written into it is not passed over
+            raise
+        return _recipe_in(found[-1])
+
+
+def _holds_keys(file: Path) -> bool:
+    try:
+        return bool(read_tree(file, "recipe", "keys")[0])
+    except BadInput:
+        return False
+
+
+def _recipe_in(path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(content(path)["recipe"])
+    except (ValidationError, KeyError):
+        raise BadInput(
+            f"{path}/{manifest.MANIFEST}: its recipe is none that this version of livetrain reads; "
+            "use the version that wrote it, or another checkpoint"
+        ) from None
+
+
+# What may be otherwise when a run goes on: where and when things happen, and what is written of them. All else decides
+# what is trained, or which checkpoint is the best.
+_FREE = (
+    *("name", "export", "wandb", "data.threads", "data.prefetch", "gradients.measure_every"),
+    *("train.checkpoint_every", "train.keep", "train.log_every", "train.profile"),
+    *("cluster.workers", "cluster.device", "cluster.address", "cluster.cpus_per_worker", "cluster.max_failures"),
+    *("cluster.timeout_s", "cluster.topology"),
+)
+# What a model and its optimizers' state are read into.
+_SHAPE = ("features", "tables", "model", "tasks", "gradients.kind", "optimizers.sparse.kind", "optimizers.dense.kind")
+_WHERE_ROWS_LIE = ("sharding", "memory", "cache")  # of a table
+
+
+def check_same(path: Path, recipe: Recipe, resume: bool, mend: str | None = None) -> None:
+    """Raise BadInput, naming the first difference, where a checkpoint cannot be loaded under `recipe`.
+
+    Args:
+        path: the checkpoint.
+        recipe: the run's recipe.
+        resume: whether the run is to go on as it was: then all that decides what it learns must be the same.
+        mend: what helps, for the message.
+    """
+    before, now = _tree(_recipe_in(path)), _tree(recipe)
+    if resume:
+        for tree in (before, now):
+            for key in _FREE:
+                _take(tree, key)
+    else:
+        before, now = ({key: _take(tree, key) for key in _SHAPE} for tree in (before, now))
+    if (different := _first_difference(before, now)) is not None:
+        key, old, new = different
+        if mend is None:
+            mend = "use that recipe, or another run name" if resume else "put that back into the run's config.yaml"
+        raise BadInput(
+            f"{path}: this checkpoint was written with {key}={_short(old)}, but the recipe says {_short(new)}; {mend}"
+        )
+
+
+def _tree(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe as mappings, but for where rows lie; the metric that picks checkpoints is named."""
+    tree = yaml.safe_load(dump_recipe(recipe))
+    tree["train"]["select"] = recipe.select()
+    for table in tree["tables"].values():
+        for where in _WHERE_ROWS_LIE:
+            del table[where]
+    return tree
+
+
+def _take(tree: dict[str, Any], dotted: str) -> Any:
+    """Remove a dotted key and return what stood there."""
+    *above, last = dotted.split(".")
+    for part in above:
+        tree = tree[part]
+    return tree.pop(last, None)
+
+
+def _first_difference(before: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
+    """Return where two trees differ first, as (dotted key, before, now), or None."""
+    if before == now:
+        return None
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in [*before, *(n for n in now if n not in before)]:
+            below = f"{key}.{name}" if key else name
+            if (found := _first_difference(before.get(name), now.get(name), below)) is not None:
+                return found
+    return key, before, now
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+LAST = "use --checkpoint last"  # what helps where there is no best checkpoint
+ANOTHER = "put it back from a copy, or use another (--checkpoint best or last)"  # where one is not whole
+
+
+def find_checkpoint(run: Path, which: str, mend: str = LAST) -> Path:
+    """Return a run's ``best`` or ``last`` committed checkpoint.
+
+    Args:
+        run: the run folder.
+        which: of its checkpoints.
+        mend: what helps where the best is not there, for the message.
+
+    Raises:
+        BadInput: the folder is no run, or has no such checkpoint.
+    """
+    if not (run / "config.yaml").exists():
+        raise BadInput(f"{run}: no config.yaml here; name a run folder that `livetrain train` wrote, as runs/<name>")
+    found = checkpoint.committed(run)
+    if not found:
+        raise BadInput(
+            f"{run}/checkpoints: no committed checkpoint; let the run come to its first evaluation, or name another"
+        )
+    if which == "last":
+        return found[-1]
+    best = manifest.read(found[-1])["position"]["best_step"]
+    if best is None:
+        raise BadInput(f"{run}: not evaluated yet, so no checkpoint is the best; {mend}")
+    path = checkpoint.folder(run, best)
+    if path not in found:
+        raise BadInput(f"{path}: the best checkpoint is gone; {mend}")
+    return path

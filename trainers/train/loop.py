@@ -1,0 +1,293 @@
+"""The step and the epoch, on one rank or a thousand.
+
+A run is a function of its recipe: the rows of step k, its learning rate and its random draws depend on k alone, so a
+run that was killed goes on from its last checkpoint as if nothing had happened.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Recipe, SequenceFeature
+from livetrain.modules.batch import Batch
+from livetrain.modules.model import set_statistics
+from livetrain.modules.tasks.kinds import kinds
+from livetrain.trainers.data.read.reader import Reader
+from livetrain.trainers.data.read.source import Source, Statistics
+from livetrain.trainers.evaluate import selection
+from livetrain.trainers.evaluate.evaluation import Evaluation
+from livetrain.trainers.evaluate.retrieval import Retrieval
+from livetrain.trainers.observe import prometheus
+from livetrain.trainers.observe.weights_and_biases import Tracker
+from livetrain.trainers.runtime import ranks
+from livetrain.trainers.runtime.runlog import RunLog
+from livetrain.trainers.runtime.signals import Stopped
+from livetrain.trainers.train import checkpoint, compiled_layers, planning, warm_start
+from livetrain.trainers.train.feed import SKIPPED, Feed, Meter
+from livetrain.trainers.train.probes.expert_use import Utilisation
+from livetrain.trainers.train.probes.spectra import Spectra
+from livetrain.trainers.train.probes.step_times import Breakdown, Profile
+from livetrain.trainers.train.probes.table_use import occupancy
+from livetrain.trainers.train.schedule import factor
+from livetrain.trainers.train.sharding import shard
+from livetrain.trainers.train.stopping import Listener
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is handed: the checked recipe and data, and the folder to write to. Small and picklable."""
+
+    recipe: Recipe
+    run: Path
+    sources: dict[str, Source]
+    statistics: Statistics
+    test: bool = True  # whether the run ends with the test split; a sweep's trials leave it unread
+
+
+class Trainer:
+    """One rank's part of a run: `Trainer(job, device).run()`.
+
+    Args:
+        job: what to train.
+        device: this rank's device. The default process group exists already.
+    """
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        self.job, self.recipe, self.device = job, job.recipe, device
+        self.sharded = shard(self.recipe, device)
+        compiled_layers.enable(self.sharded.model, device)
+        self.breakdown = Breakdown(self.sharded)
+        self.utilisation = Utilisation(self.sharded.model.dense)
+        set_statistics(self.sharded.model, job.statistics.mean, job.statistics.std)
+        self.reader = self._reader("train", shuffle=True)
+        self.total = self.reader.steps * self.recipe.train.epochs
+        self.step = 0
+        self.position: dict[str, Any] = {"best_step": None, "waited": 0, "rows": 0, "seconds": 0.0}
+        self.left_out: dict[str, int] = {}  # lists cut a feature, and rows skipped: on this rank, in this attempt
+        self.left_out_before: dict[str, int] = {}  # on all ranks, in the attempts before
+        self.listener: Listener | None = None  # while a run goes on
+
+    def _reader(self, split: str, shuffle: bool) -> Reader:
+        return Reader(
+            self.job.sources[split],
+            self.recipe,
+            rank=ranks.rank(),
+            world=ranks.world(),
+            shuffle=shuffle,
+            groups=not shuffle,
+            pin=self.device.type == "cuda",
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end and return the content of result.json.
+
+        From the run's newest checkpoint if it has one, otherwise from that of train.warm_start, if the recipe names it.
+
+        Raises:
+            Stopped: it was told to, and has saved what it had.
+        """
+        self.listener = Listener(self.job.run)
+        found = checkpoint.load_latest(self.sharded, self.recipe, self.job.run)
+        if found:
+            self.step, self.position = found["step"], found["position"]
+            self.sharded.pipeline.combination.step = self.step
+            self.left_out_before = self.position["left_out"]
+        begun = None if found else warm_start.find(self.recipe)
+        if begun is not None:
+            warm_start.load(self.sharded, self.recipe, begun)
+        self.profile = Profile(self.recipe, self.job.run, self.device, self.total)
+        self.log = RunLog(self.job.run, self.step)
+        if found:
+            self.log.write("note", step=self.step, text=f"resumed at step {self.step}")
+        if begun is not None:
+            self.log.write("note", step=self.step, text=f"begins with {begun}")
+        self.log.write("note", step=self.step, text=f"tables: {planning.in_words(self.sharded.plan())}")
+        tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))
+        with tracker, checkpoint.Saver(self.sharded, self.recipe, self.job.run) as self.saver:
+            self.log.listeners += [tracker.line, *prometheus.listeners(self.recipe.name)]
+            self._train()
+            self.saver.wait()
+            return self._finish()
+
+    def _train(self) -> None:
+        if self.position.pop("due", False):  # stopped within an evaluation
+            self._validate()
+            self._save()
+        batches, epoch = None, -1
+        while self.step < self.total and not self._out_of_patience():
+            if self.step // self.reader.steps != epoch:
+                epoch = self.step // self.reader.steps
+                batches = self.reader.batches(epoch, self.step % self.reader.steps)
+            self._advance(batches, self._next_evaluation())
+            self._validate()
+            self._save()
+        if batches is not None:
+            batches.close()
+
+    def _out_of_patience(self) -> bool:
+        patience = self.recipe.train.patience
+        return patience is not None and self.position["waited"] >= patience
+
+    def _next_evaluation(self) -> int:
+        """Return the next step at which valid/ is evaluated: evenly within an epoch, and at its end."""
+        steps = self.reader.steps
+        every = math.ceil(steps * self.recipe.train.evaluate_every)
+        epoch, within = divmod(self.step, steps)
+        return epoch * steps + min((within // every + 1) * every, steps)
+
+    def _advance(self, batches: Iterator[Batch], stop: int) -> None:
+        """Train from the present step up to `stop`, within one epoch."""
+        pipeline, train = self.sharded.pipeline, self.recipe.train
+        self.sharded.module.train()
+        feed = Feed(self.breakdown.waiting(batches), stop - self.step, self.reader)
+        self.meter = Meter()
+        while self.step < stop:
+            self.sharded.set_rates(factor(self.step, self.total, self.recipe))
+            ranks.seed_step(train.seed, self.step)
+            self.profile.before(self.step + 1)
+            logged = (self.step + 1) % train.log_every == 0 or self.step + 1 == stop
+            with self.breakdown.step(), self.utilisation.watching(logged):
+                output = pipeline.progress(feed)
+            self.meter.add(output)
+            self.left_out = feed.left_out()
+            self.step += 1
+            if logged:
+                self._log(feed.waited, self.utilisation.read(output.batch.weights))
+            if self.step < stop and self.listener.told():
+                self._stop()
+            if train.checkpoint_every and self.step % train.checkpoint_every == 0 and self.step < stop:
+                self._save()
+        self.profile.end()
+        self.sharded.check_pipelined()
+
+    def _log(self, waited: float, gates: dict[str, float]) -> None:
+        figures = self.meter.read(waited)
+        losses, rows, seconds = (figures.pop(key) for key in ("losses", "rows", "seconds"))
+        tasks = self.recipe.tasks
+        loss = sum(task.weight * part for task, part in zip(tasks.values(), losses, strict=True))
+        if not math.isfinite(loss):
+            raise BadInput(
+                f"optimizers: the loss is {loss} by step {self.step}; lower optimizers.sparse.lr or "
+                "optimizers.dense.lr, or set optimizers.dense.clip_norm"
+            )
+        self.position["rows"] += rows
+        self.position["seconds"] += seconds
+        by_task = {f"{task}.loss": part for task, part in zip(tasks, losses, strict=True)} if len(tasks) > 1 else {}
+        self.log.write(
+            "train",
+            step=self.step,
+            steps=self.total,
+            epoch=self.step / self.reader.steps,
+            loss=loss,
+            lr=self.recipe.optimizers.dense.lr * factor(self.step - 1, self.total, self.recipe),
+            **by_task,
+            **gates,
+            **figures,
+            **self.sharded.pipeline.combination.monitor.read(),
+            **self.breakdown.read(seconds),
+        )
+
+    def evaluate(self, split: str) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return (metrics, curves) of the present weights on a split. Collective."""
+        evaluation = Evaluation(kinds(self.recipe.tasks), memory=self.recipe.evaluate.memory)
+        sequences = {n: f.max_length for n, f in self.recipe.features.items() if isinstance(f, SequenceFeature)}
+        history = max(sequences, key=sequences.get, default=None)
+        retrieval = Retrieval(self.sharded.model.dense.network, self.recipe)
+        self.sharded.module.eval()
+        reader = self._reader(split, shuffle=False)
+        batches = reader.batches(0)
+        feed = Feed(batches, reader.steps, reader)
+        with torch.no_grad(), retrieval.watching():
+            for _ in range(reader.steps):
+                if self.listener is not None and self.listener.told():
+                    raise Stopped
+                output = self.sharded.pipeline.progress(feed)
+                batch = output.batch
+                lengths = batch.ids[history].lengths() if history else None
+                evaluation.update(output.logits, batch.labels, batch.weights, batch.groups, lengths)
+                retrieval.add(batch)
+        batches.close()
+        return evaluation.compute() | retrieval.compute(), evaluation.curves()
+
+    def _validate(self) -> None:
+        try:
+            metrics, _ = self.evaluate("valid")
+        except Stopped:
+            self.position["due"] = True
+            self._stop()
+        self.log.write("eval", step=self.step, split="valid", **metrics)
+        position, best = self.position, self.position.get("valid")
+        by = selection.picks(self.recipe, metrics)
+        if best is None and by != self.recipe.select():
+            self.log.write("note", step=self.step, text=self._told(by))
+        if selection.is_better(self.recipe, metrics, best):
+            position |= {"best_step": self.step, "waited": 0, "valid": metrics}
+        else:
+            position["waited"] += 1
+
+    def _told(self, by: str | None) -> str:
+        """Say that the metric that the recipe selects by is undefined, and what picks the best checkpoint instead."""
+        select = self.recipe.select()
+        instead = f"{by} picks the best checkpoint" if by else "the last checkpoint counts as the best"
+        return f"valid: {select} is undefined, for it needs {selection.needs(select)}; {instead}"
+
+    def _save(self) -> None:
+        self.position["left_out"] = self._left_out()
+        self.saver.save(self.step, self.position)
+
+    def _stop(self) -> NoReturn:
+        self._save()
+        self.saver.wait()
+        self.log.write("note", step=self.step, text=f"stopped at step {self.step} of {self.total}, and saved")
+        raise Stopped
+
+    def _left_out(self) -> dict[str, int]:
+        total = Counter(self.left_out_before)
+        for part in ranks.gather(self.left_out):
+            total.update(part)
+        return dict(total)
+
+    def _test(self, best: int) -> tuple[dict[str, float], dict[str, Any]]:
+        self.log.write("note", step=self.step, text=f"evaluating test with the checkpoint of step {best}")
+        test, curves = self.evaluate("test")
+        self.log.write("eval", step=best, split="test", **test)
+        return test, curves
+
+    def _finish(self) -> dict[str, Any]:
+        best = self.position["best_step"]
+        if best != self.step:
+            try:
+                checkpoint.load(self.sharded, self.recipe, checkpoint.folder(self.job.run, best))
+            except checkpoint.Damaged as error:
+                raise BadInput(
+                    f"{error}; it is the best of its run, which cannot end without it: put it back from a copy, or "
+                    "remove the run's checkpoints and train again"
+                ) from None
+        spectra = Spectra(self.sharded.model.dense.network)
+        with spectra.watching():
+            test, curves = self._test(best) if self.job.test else ({}, {})
+        cut = dict(self.position["left_out"])
+        skipped = cut.pop(SKIPPED)
+        return {
+            "step": self.step,
+            "best_step": best,
+            "selected": self.recipe.select(),
+            "best_by": selection.picks(self.recipe, self.position["valid"]),
+            **{f"valid.{k}": v for k, v in self.position["valid"].items()},
+            **{f"test.{k}": v for k, v in test.items()},
+            "rows_per_s": self.position["rows"] / max(self.position["seconds"], 1e-9),
+            "workers": ranks.world(),
+            "device": self.device.type,
+            "plan": self.sharded.plan(),
+            "tables": occupancy(self.sharded, self.recipe, self.job.sources["train"]),
+            "cut": cut,
+            "skipped_rows": skipped,
+            "curves": curves,
+            "spectra": spectra.read(),
+        }

@@ -1,0 +1,119 @@
+"""What a run takes of this machine's memory, told before it starts: a machine that runs out of memory tells nobody."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import DenseFeature, Recipe
+
+# Bytes of the optimizers' state: a row of `dim` columns, and a number of the dense part.
+ROW_STATE = {"rowwise_adagrad": lambda dim: 4, "adagrad": lambda dim: 4 * dim, "adam": lambda dim: 8 * dim}
+_DENSE_STATE = {"adam": 8, "adamw": 8, "adagrad": 4, "sgd": 0}
+ELEMENT = {"float32": 4, "float16": 2}  # bytes
+
+
+def check(recipe: Recipe, model: nn.Module, saves: bool = True, free: int | None = None) -> None:
+    """Refuse a run of this machine's own that its memory cannot hold. What a cluster's machines hold, they tell.
+
+    Args:
+        recipe: the run.
+        model: its model, on any device.
+        saves: whether it writes checkpoints, each of which is copied first.
+        free: bytes; by default what this machine has free, its GPUs' memory included.
+
+    Raises:
+        BadInput: the part that takes most is named.
+    """
+    if not _here(recipe):
+        return
+    free = _available(recipe) if free is None else free
+    parts = needs(recipe, model, saves)
+    whole = sum(part.bytes for part in parts)
+    if whole <= free:
+        return
+    most = max(parts, key=lambda part: part.bytes)
+    raise BadInput(
+        f"{most.key}: the run takes at least {amount(whole)} of memory, {amount(most.bytes)} of it for {most.what}, "
+        f"and this machine has {amount(free)} free; {most.mend}"
+    )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one part of a recipe takes of all workers together."""
+
+    key: str
+    bytes: int
+    what: str
+    mend: str
+
+
+def needs(recipe: Recipe, model: nn.Module, saves: bool = True) -> list[Part]:
+    """Return what a run takes at the least: parameters with their optimizers' state, once more for the checkpoint that
+    is being written, and a step's batch with what is computed of it."""
+    copies, copied = (2, " and a checkpoint's copy") if saves else (1, "")
+    workers = max(recipe.cluster.workers, 1)
+    state = ROW_STATE.get(recipe.optimizers.sparse.kind, lambda dim: 0)
+    parts = []
+    for name, table in recipe.tables.items():
+        weights = table.rows * table.dim * ELEMENT[table.dtype]
+        size = copies * (weights + table.rows * state(table.dim))
+        if table.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
+            size = workers * (size + weights)
+        what = f"the table's {table.rows:,} rows of {table.dim} columns{copied}"
+        parts.append(Part(f"tables.{name}", size, what, "lower its rows or dim, or train on a cluster"))
+    numbers = sum(parameter.numel() for parameter in model.dense.parameters())
+    size = workers * numbers * (4 + copies * (4 + _DENSE_STATE[recipe.optimizers.dense.kind]))
+    what = f"the model's {numbers:,} parameters{copied}"
+    parts.append(Part("model", size, what, "lower the sizes of its layers"))
+    size = recipe.data.batch_size * _row(recipe, model)
+    parts.append(Part("data.batch_size", size, "a step's rows", "lower it, or data.prefetch"))
+    return parts
+
+
+def _row(recipe: Recipe, model: nn.Module) -> int:
+    """Return what a row of a batch takes at the least: lists of one id, values and gradients of what layers return."""
+    features = recipe.features.values()
+    read = sum(4 if isinstance(feature, DenseFeature) else 16 for feature in features)
+    columns = sum(recipe.tables[f.table].dim for f in features if not isinstance(f, DenseFeature))
+    columns += sum(layer.out_features for layer in model.dense.modules() if isinstance(layer, nn.Linear))
+    return (1 + recipe.data.prefetch) * read + 2 * 4 * columns
+
+
+def _here(recipe: Recipe) -> bool:
+    """Return whether the run's workers are processes of this machine."""
+    if recipe.cluster.workers == 0:
+        return True
+    ray = sys.modules.get("ray")
+    return not (recipe.cluster.address or os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized()))
+
+
+def _available(recipe: Recipe) -> int:
+    free = free_memory()
+    if recipe.cluster.device != "cpu" and torch.cuda.is_available():
+        free += sum(torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count()))
+    return free
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Return the bytes that this machine, or the container it is, has left."""
+    lines = (line.split() for line in (root / "proc/meminfo").read_text(encoding="utf-8").splitlines())
+    free = next(int(words[1]) * 1024 for words in lines if words[0] == "MemAvailable:")
+    group = root / "sys/fs/cgroup"
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        if (group / limit).is_file() and (most := (group / limit).read_text(encoding="utf-8").strip()).isdigit():
+            free = min(free, int(most) - int((group / used).read_text(encoding="utf-8")))
+    return free
+
+
+def amount(size: float) -> str:
+    """Return a number of bytes for people."""
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

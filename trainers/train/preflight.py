@@ -1,0 +1,142 @@
+"""Everything that can be wrong with a run, asked before it starts."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Recipe
+from livetrain.modules.model import Model
+from livetrain.trainers.data.checks import brief
+from livetrain.trainers.data.read.source import Source, Statistics, scan
+from livetrain.trainers.evaluate.selection import check_select, stand_in, undefined
+from livetrain.trainers.observe import weights_and_biases
+from livetrain.trainers.runtime import scratch
+from livetrain.trainers.train import memory
+from livetrain.trainers.train.sharding import check_device
+
+SPLITS = ("train", "valid", "test")
+
+
+def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -> tuple[dict[str, Source], Statistics]:
+    """Open and check a recipe's model and data; return its splits and the training split's statistics.
+
+    Args:
+        recipe: the run.
+        progress: told what is being done, a line at a time.
+        saves: whether checkpoints are written, which takes memory.
+
+    Raises:
+        BadInput: the first thing that is wrong, with the mend.
+    """
+    weights_and_biases.check(recipe)
+    check_select(recipe)
+    if recipe.cluster.device == "cpu" or not (recipe.cluster.workers or torch.cuda.is_available()):
+        check_device(recipe, torch.device("cpu"))  # of other runs the device is known once there is a cluster
+    memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves)
+    progress("checking the data")
+    sources = {split: Source.open(recipe, split) for split in SPLITS}
+    for split in SPLITS[1:]:
+        _check_groups(sources[split], recipe)
+    brief.refuse_outcomes(recipe)
+    statistics = {split: scan(sources[split], recipe) for split in SPLITS}
+    _check_known(sources["train"], recipe, statistics["train"])
+    _check_measurable(sources["valid"], recipe, statistics["valid"])
+    for split in SPLITS:
+        _note_one_class(split, recipe, statistics[split], progress)
+    brief.examine(recipe, sources, statistics, progress)
+    return sources, statistics["train"]
+
+
+def _check_groups(source: Source, recipe: Recipe) -> None:
+    """Raise BadInput where a row to evaluate belongs to no group: it would count as one more user's."""
+    column = recipe.evaluate.group_by
+    count = source.nulls(column) if column else 0
+    if count:
+        raise BadInput(
+            f"{source.folder}: column '{column}' is null in {count:,} rows, and evaluate.group_by needs it in every "
+            "row; fill it, or leave evaluate.group_by out"
+        )
+
+
+def _check_known(source: Source, recipe: Recipe, statistics: Statistics) -> None:
+    """Raise BadInput where a task has nothing to learn from."""
+    for name, share in statistics.unknown.items():
+        if share == 1:
+            raise BadInput(
+                f"{source.folder}: tasks.{name}.label '{recipe.tasks[name].label}' is null in every row, so nothing "
+                "can be learned of it; wait until labels are known, or leave the task out"
+            )
+
+
+def _check_measurable(source: Source, recipe: Recipe, statistics: Statistics) -> None:
+    """Raise BadInput where no metric of the split could pick a checkpoint."""
+    task = recipe.select().rpartition(".")[0]
+    if not {recipe.select(), stand_in(recipe, recipe.select())} <= set(undefined(recipe, task, statistics)):
+        return
+    label = f"tasks.{task}.label '{recipe.tasks[task].label}'"
+    what = f"{label} is {'0' if statistics.unknown[task] < 1 else 'null'} in every row"
+    raise BadInput(
+        f"{source.folder}: {what}, so {recipe.select()} is undefined and nothing picks the best checkpoint; take "
+        "other rows as valid, or set train.select to another task's metric"
+    )
+
+
+def _note_one_class(split: str, recipe: Recipe, statistics: Statistics, progress: Callable[[str], None]) -> None:
+    """Say which metrics a split's labels leave undefined, and what then picks the best checkpoint."""
+    for task in recipe.tasks:
+        lacking = undefined(recipe, task, statistics)
+        if not lacking:
+            continue
+        only = statistics.single.get(task)
+        what = f"no label of {task} is known" if only is None else f"every known label of {task} is {only:g}"
+        if split == "train":
+            progress(f"train: {what}, and nothing else can be learned of it")
+            continue
+        chosen = split == "valid" and recipe.select() in lacking
+        instead = f"; {stand_in(recipe, recipe.select())} picks the best checkpoint" if chosen else ""
+        verb = "is" if len(lacking) == 1 else "are"
+        progress(f"{split}: {what}, so {', '.join(lacking)} {verb} undefined there{instead}")
+
+
+def run_folder(runs: Path, name: str) -> Path:
+    """Create (or find) a run's folder and prove that it can be written to.
+
+    Raises:
+        BadInput: it cannot.
+    """
+    run = runs / name
+    with _writing(run):
+        run.mkdir(parents=True, exist_ok=True)
+        probe = run / f".probe-{scratch.label()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    return run
+
+
+def fresh_folder(runs: Path, name: str) -> Path:
+    """Create a folder that nobody else has: NAME, or NAME-2 and so on where others that start now have that.
+
+    Raises:
+        BadInput: none can be created.
+    """
+    folder, number = runs / name, 1
+    with _writing(folder):
+        runs.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                folder.mkdir()
+                return folder
+            except FileExistsError:
+                number += 1
+                folder = runs / f"{name}-{number}"
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BadInput(f"{folder}: cannot write here ({error.strerror}); choose another folder with --runs") from error

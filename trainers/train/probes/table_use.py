@@ -1,0 +1,72 @@
+"""How full each table is, and how many ids share a row."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from livetrain.configs.schema import Recipe, Table
+from livetrain.modules.model import initial_values
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.runtime import ranks
+from livetrain.trainers.train.sharding import Sharded
+
+
+def distinct(occupied: int, rows: int) -> float:
+    """Return how many distinct ids a uniform hash needs to occupy `occupied` of `rows` rows, in expectation.
+
+    Inverts E[occupied] = rows (1 - (1 - 1/rows)^n). Infinite for a full table.
+    """
+    if occupied >= rows:
+        return math.inf
+    return math.log1p(-occupied / rows) / math.log1p(-1 / rows) if rows > 1 else float(occupied)
+
+
+def occupancy(sharded: Sharded, recipe: Recipe, train: Source) -> dict[str, dict[str, Any]]:
+    """Return, for each table, its rows in use and the ids that share one. Collective.
+
+    A row is in use once training has moved it from its initial value, so nothing is counted during the run. The number
+    of ids follows from the rows in use: exactly for ``hash: modulo`` with ids below ``rows``, in expectation otherwise
+    (the standard error of `collisions` is about its square root).
+
+    Returns:
+        {table: {rows, occupied, occupancy, ids, collisions}}; ids and collisions are null for a full table.
+    """
+    counts = torch.zeros(len(recipe.tables), dtype=torch.int64)
+    numbers = {name: number for number, name in enumerate(recipe.tables)}
+    for table, weight, row, column in _held(sharded):
+        if column == 0:  # every row has its first column on exactly one rank, whatever the sharding
+            counts[numbers[table]] += initial_values(recipe, table).moved(weight.detach(), row).sum()
+    counts = ranks.summed(counts.to(sharded.device)).tolist()
+    return {
+        name: _row(table, counts[numbers[name]], table.hash == "modulo" and _below(recipe, name, train))
+        for name, table in recipe.tables.items()
+    }
+
+
+def _held(sharded: Sharded) -> Iterator[tuple[str, torch.Tensor, int, int]]:
+    yield from sharded.shards()
+    for name, collection in sharded.model.tables.items():
+        if name.endswith("replicated") and ranks.is_main():
+            for table, embedding in collection.embeddings.items():
+                yield table, embedding.weight, 0, 0
+
+
+def _row(table: Table, occupied: int, direct: bool) -> dict[str, Any]:
+    ids = float(occupied) if direct else distinct(occupied, table.rows)
+    known = math.isfinite(ids)
+    return {
+        "rows": table.rows,
+        "occupied": occupied,
+        "occupancy": occupied / table.rows,
+        "ids": round(ids) if known else None,
+        "collisions": round(ids) - occupied if known else None,
+    }
+
+
+def _below(recipe: Recipe, table: str, train: Source) -> bool:
+    """Return whether every id that meets a table lies in 0..rows-1, by the Parquet footers."""
+    users = [recipe.column(n) for n, f in recipe.features.items() if getattr(f, "table", None) == table]
+    ranges = [train.id_range(column) for column in users]
+    return all(r is not None and r[0] >= 0 and r[1] < recipe.tables[table].rows for r in ranges)

@@ -1,0 +1,97 @@
+"""Reading the files of a checkpoint without running what may stand in them.
+
+torch.distributed.checkpoint keeps a checkpoint's layout as a pickle, `.metadata`, and so whatever is no tensor. Reading
+a pickle may call any function. Here it may name the classes that such a layout consists of, and no others.
+"""
+
+import io
+import pathlib
+import pickle
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, filesystem, metadata
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import ReadItem
+
+from livetrain.configs.errors import BadInput
+
+_LAYOUT = "torch.distributed.checkpoint.metadata"
+_CLASSES: dict[tuple[str, str], Any] = {
+    **{
+        (_LAYOUT, name): getattr(metadata, name)
+        for name in (
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    },
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): filesystem._StorageInfo,
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    # The path at which the checkpoint was written; the module's name is that of Python 3.13.
+    **{(module, "PosixPath"): pathlib.PurePosixPath for module in ("pathlib", "pathlib._local")},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows the classes of a checkpoint's layout and torch's dtypes."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = _CLASSES.get((module, name))
+        if found is None and module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
+            found = getattr(torch, name)
+        if found is None:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
+        return found
+
+
+class Reader(FileSystemReader):
+    """DCP's reader of a folder, whose layout is read as it is made.
+
+    Args:
+        path: a checkpoint.
+        checked: the files of it that are known to be whole.
+
+    Raises:
+        BadInput: the layout is none.
+        OSError: it is not there any more.
+    """
+
+    def __init__(self, path: pathlib.Path, checked: set[str]) -> None:
+        super().__init__(path)
+        file = path / ".metadata"
+        try:
+            with file.open("rb") as opened:
+                self._found = _Unpickler(opened).load()
+            if not isinstance(self._found, Metadata):
+                raise pickle.UnpicklingError("it holds no checkpoint's layout")
+            if not {part.relative_path for part in self._found.storage_data.values()} <= checked:
+                raise pickle.UnpicklingError("it names files that its manifest does not")
+        except OSError:  # a training beside may just have deleted it
+            raise
+        except Exception as error:  # a pickle that was tampered with raises whatever it likes
+            reason = " ".join(str(error).split())[:120]
+            raise BadInput(
+                f"{file}: this file is not read ({reason}); take the checkpoint from where it is whole"
+            ) from None
+
+    def read_metadata(self) -> Metadata:
+        """Return the layout; DCP asks for it on every rank."""
+        return self._found
+
+
+class Planner(DefaultLoadPlanner):
+    """DCP's planner, with torch's own restricted unpickler for what is no tensor."""
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        """Keep one value that is no tensor. DCP's own would run what is pickled in it."""
+        checked = io.BytesIO()
+        torch.save(torch.load(value, weights_only=True), checked)
+        checked.seek(0)
+        super().load_bytes(read_item, checked)
