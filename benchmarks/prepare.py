@@ -58,7 +58,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="prepare-") as folder:
         out = Path(folder) / "out"
-        command = [sys.executable, "livetrain.py", "data", given.source, "--raw", str(given.raw), "--out", str(out)]
+        command = [sys.executable, "-m", "livetrain", "data", given.source, "--raw", str(given.raw), "--out", str(out)]
         started, peak, over = time.perf_counter(), 0, threading.Event()
         child = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
 

@@ -89,7 +89,8 @@ def timed(users: str, days: int, out: Path) -> str:
     """Simulate in a process of its own; return how fast it was and what memory it took."""
     words = [
         sys.executable,
-        "livetrain.py",
+        "-m",
+        "livetrain",
         "data",
         "simulate",
         "--users",

@@ -579,7 +579,3 @@ def main() -> None:
             _report_failure(error)
         code = FAILED
     sys.exit(signals.exit_code(code or 0))
-
-
-if __name__ == "__main__":
-    main()

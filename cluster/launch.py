@@ -39,7 +39,7 @@ Work = Callable[[torch.device], dict[str, Any]]
 LOCK = ".lock"  # in a run's folder, held by the process that trains it
 _PATIENCE_S = 20.0  # longest wait for workers that are on their way out
 
-# In a run's folder while a command is at work on it, a place of its own for each (see trainers.runtime.scratch), where it and
+# In a run's folder while a command is at work on it, a place of its own for each (see runtime/scratch.py), where it and
 # its workers tell one another: the id of Ray's reservation for the workers, the outcome, or why they refused.
 TRAINING, EVALUATION = ".train-", ".evaluate-"
 PLACEMENT, OUTCOME, REFUSAL = "placement.txt", "outcome.json", "refused.json"

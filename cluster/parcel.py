@@ -3,12 +3,14 @@
 Data, runs, credentials and the repository's history stay where they are; what a job needs of them it finds there.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import shlex
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +19,7 @@ from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe
 
-PACKAGES = ("configs", "modules", "trainers", "cluster")
+ROOMS = ("cli", "configs", "modules", "trainers", "cluster")
 SUFFIXES = (".py", ".cpp")  # of the sources in them
 LIMIT = 512 * 2**20  # bytes; Ray keeps a job's working directory in a store whose messages are at most this large
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -49,7 +51,7 @@ def prepare(recipe: Recipe, runs: Path, job_id: str | None = None) -> Job:
     text = dump_recipe(for_inside(recipe).model_copy(update={"name": recipe.name or job_id}))
     files = sources() | {"recipe.yaml": text.encode()}
     check_size(files)
-    entrypoint = f"python livetrain.py train recipe.yaml --runs {shlex.quote(str(runs))}"
+    entrypoint = f"python -m livetrain train recipe.yaml --runs {shlex.quote(str(runs))}"
     return Job(job_id, files, entrypoint, hashlib.sha256(f"{text}\n{runs}".encode()).hexdigest())
 
 
@@ -101,19 +103,28 @@ def size(files: dict[str, bytes]) -> int:
 
 
 def sources(root: Path = Path(__file__).parents[1]) -> dict[str, bytes]:
-    """Return livetrain's own sources by their path below `root`, with the metadata that tells their version.
+    """Return livetrain's own sources as the package `livetrain`, with the metadata that tells their version.
 
     Recipes are left out: they may hold what is not for others, and a job needs its own only.
     """
-    found = (path for package in PACKAGES for path in (root / package).rglob("*") if path.suffix in SUFFIXES)
-    paths = [root / "livetrain.py", *found]
+    found = (path for room in ROOMS for path in (root / room).rglob("*") if path.suffix in SUFFIXES)
+    paths = [root / "__init__.py", root / "__main__.py", *found]
     paths = sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts))
-    files = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
-    if (root / "pyproject.toml").is_file():
-        files["pyproject.toml"] = (root / "pyproject.toml").read_bytes()
+    files = {f"livetrain/{path.relative_to(root).as_posix()}": path.read_bytes() for path in paths}
     number = version("livetrain")
     metadata = f"Metadata-Version: 2.1\nName: livetrain\nVersion: {number}\n"
     return files | {f"livetrain-{number}.dist-info/METADATA": metadata.encode()}
+
+
+@contextlib.contextmanager
+def staged(files: dict[str, bytes] | None = None) -> Iterator[Path]:
+    """Yield a folder that holds what travels, by default livetrain's sources, until the context ends."""
+    with tempfile.TemporaryDirectory(prefix="livetrain-") as folder:
+        for name, content in (sources() if files is None else files).items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        yield Path(folder)
 
 
 def for_inside(recipe: Recipe) -> Recipe:
@@ -158,7 +169,7 @@ def _command(
     command: str, recipe: Recipe | None, runs: Path, options: Sequence[str] = ()
 ) -> tuple[dict[str, bytes], str]:
     """Return the files and the entrypoint that run a command of livetrain in a job."""
-    files, words = sources(), ["python", "livetrain.py", command]
+    files, words = sources(), ["python", "-m", "livetrain", command]
     if recipe is None:
         check_runs(runs)
     else:

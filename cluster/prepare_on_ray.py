@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 
+from livetrain.cluster.parcel import staged
 from livetrain.trainers.data.sources.events.bucket import Task
 from livetrain.trainers.data.sources.events.prepare import Map
 from livetrain.trainers.runtime import signals
@@ -24,10 +25,10 @@ def on_ray(address: str) -> Iterator[Map]:
 
     ours = not ray.is_initialized()
     if ours:
-        environment = {"env_vars": ENVIRONMENT, "py_modules": [configs, trainers]}
         alone = address == "local"
-        options = {"include_dashboard": False, "_temp_dir": ray_folder()} if alone else {"runtime_env": environment}
-        with signals.kept():
+        with staged() as folder, signals.kept():
+            environment = {"env_vars": ENVIRONMENT, "py_modules": [str(folder / "livetrain")]}
+            options = {"include_dashboard": False, "_temp_dir": ray_folder()} if alone else {"runtime_env": environment}
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
 
     def run(work: Callable[[Task], dict[str, int]], tasks: list[Task]) -> Iterator[dict[str, int]]:

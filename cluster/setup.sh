@@ -74,6 +74,10 @@ step "installing torchrec $REC"
 # Its wheel asks for the CUDA fbgemm; the rest of what it asks for is in pyproject.toml.
 install --no-deps "torchrec==$REC"
 
+# The repository's root is the package: a link of its name, which type checkers and doctest follow too.
+mkdir -p "$VENV/lib/python$found/site-packages"
+ln -sfn "$PWD" "$VENV/lib/python$found/site-packages/livetrain"
+
 rm $VENV/unfinished
 echo "$stamp" >$VENV/ready
 step "ready"

@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from livetrain.cluster import parcel
-from livetrain.cluster.parcel import Job, once, prepare, size
+from livetrain.cluster.parcel import Job, once, prepare, size, staged
 from livetrain.configs.errors import BadInput, NotNow, without_credentials
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.runtime.signals import INTERRUPTED
@@ -102,15 +101,11 @@ class Cluster:
 
     def send(self, job: Job) -> None:
         """Upload the job's files and start it."""
-        with tempfile.TemporaryDirectory(prefix="livetrain-") as folder, self._said():
-            for name, content in job.files.items():
-                path = Path(folder, name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
+        with staged(job.files) as folder, self._said():
             self.client.submit_job(
                 entrypoint=job.entrypoint,
                 submission_id=job.id,
-                runtime_env={"working_dir": folder},
+                runtime_env={"working_dir": str(folder)},
                 metadata={"recipe": job.recipe, "livetrain": version("livetrain"), "day": job.day},
             )
 

@@ -93,7 +93,7 @@ _resolvers()
 def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     """Read a recipe file, apply the overrides in their order, and check the whole.
 
-    The models must be registered before (``import modules.models``), for `model.kind` to be known.
+    The models must be registered before (``import livetrain.modules.models``), for `model.kind` to be known.
 
     A file with the key ``base``, the path of another recipe file from its own folder, is that recipe with the file's
     keys put over it: mappings are merged key by key, anything else is replaced. The base may have a base of its own,

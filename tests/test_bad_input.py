@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-import livetrain
+from livetrain.cli import main as cli
 from livetrain.configs.load import dump_recipe
 from tests import samples
 
@@ -37,7 +37,7 @@ def train(data, tmp_path, monkeypatch, capfd) -> Callable[..., tuple[int, str]]:
         capfd.readouterr()
         monkeypatch.setattr(sys, "argv", ["livetrain", "train", str(recipe), "--runs", str(tmp_path / "runs"), *words])
         with pytest.raises(SystemExit) as end:
-            livetrain.main()
+            cli.main()
         return end.value.code, "".join(capfd.readouterr())
 
     return train

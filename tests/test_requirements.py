@@ -63,15 +63,15 @@ def pins() -> dict[str, list[tuple[Version, int]]]:
 def test_every_import_is_declared():
     declared = set(requirements(*PROJECT["project"]["optional-dependencies"])) | TRIO
     declared |= {"ipython"}  # imported in a notebook only, which is IPython's own
-    for package in ("livetrain.py", "configs", "modules", "trainers", "cluster", "tests"):
-        for path in [ROOT / package] if package.endswith(".py") else (ROOT / package).rglob("*.py"):
+    for package in ("cli", "configs", "modules", "trainers", "cluster", "tests"):
+        for path in (ROOT / package).rglob("*.py"):
             missing = imported(path) - declared
             assert not missing, f"{path} imports what pyproject.toml does not declare: {missing}"
 
 
 def test_an_import_outside_the_tests_needs_no_extra_but_those_of_its_users():
     declared = set(requirements("wandb", "tune", "publish")) | TRIO | {"ipython"}
-    for package in ("configs", "modules", "trainers", "cluster"):
+    for package in ("cli", "configs", "modules", "trainers", "cluster"):
         assert set().union(*map(imported, (ROOT / package).rglob("*.py"))) <= declared
 
 

@@ -15,8 +15,8 @@ def register(kind: str, config: type) -> Callable[[type[nn.Module]], type[nn.Mod
     """Make the decorated class the network of `kind`, and `config` the class that checks its recipe section.
 
     The network is built as `network(config, inputs, tasks)`, tasks being the recipe's, and called as
-    `forward(values, lengths, dense, weights) -> {task: logits (B,)}`, which modules.tasks.heads.Heads makes of the network's
-    last layer; torch.jit.script must accept it.
+    `forward(values, lengths, dense, weights) -> {task: logits (B,)}`, which modules.tasks.heads.Heads makes of the
+    network's last layer; torch.jit.script must accept it.
     In training the answer may have a further entry, REGULARISER -> (): a loss of the network's own, which no combiner
     of the tasks' gradients weighs. It is weighted already, R times this rank's part of the global batch's, as trainers'
     losses are, and reaches nothing beyond the network's `trunk`.

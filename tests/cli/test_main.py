@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import livetrain
+from livetrain.cli import main as cli
 from livetrain.configs.errors import BadInput
 from tests.trainers.data.checks.prepared import write
 
@@ -24,7 +25,7 @@ def call(monkeypatch, capsys):
     def call(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["livetrain", *words])
         try:
-            livetrain.main()
+            cli.main()
             code = 0
         except SystemExit as end:
             code = end.code or 0
@@ -53,7 +54,7 @@ def floor_below(monkeypatch):
         monkeypatch.setitem(sys.modules, module, fakes)
         monkeypatch.setattr(__import__(package, fromlist=["_"]), leaf, fakes, raising=False)
 
-    stand_in("livetrain.trainers.observe.report.report", summary_table="TABLE", table_lines=["LINE"])
+    stand_in("livetrain.trainers.observe.report.summary", summary_table="TABLE", table_lines=["LINE"])
     stand_in(
         "livetrain.cluster.launch", train={"name": "wide", "test.label.auc": 0.8}, evaluate={"valid.label.auc": 0.7}
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import livetrain
+from livetrain.cli import main as cli
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
@@ -111,7 +111,7 @@ def test_the_command_ends_with_2_and_one_sentence(run, monkeypatch, capsys):
     flip(checkpoint.committed(run)[0])
     monkeypatch.setattr(sys, "argv", ["livetrain", "evaluate", str(run)])
     with pytest.raises(SystemExit) as end:
-        livetrain.main()
+        cli.main()
     assert end.value.code == 2
     captured = capsys.readouterr()
     assert "is damaged" in captured.err

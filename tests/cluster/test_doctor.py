@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import livetrain
+from livetrain.cli import main as cli
 from livetrain.cluster import doctor, exchange, launch, nodes
 from livetrain.cluster.exchange import Exchanged
 from livetrain.configs.errors import BadInput
@@ -223,6 +224,6 @@ def test_the_command_exits_with_what_was_found(monkeypatch, well, code):
     monkeypatch.setattr(doctor, "examine", examine)
     recipe = str(Path(livetrain.__file__).parent / "configs/recipes/din_ml1m.yaml")
     words = ["doctor", recipe, "train.epochs=3", "--runs", "/shared", "--address", "auto"]
-    done = CliRunner().invoke(livetrain.app, words)
+    done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == code
     assert asked == [(3, Path("/shared"), "auto")]

@@ -13,6 +13,7 @@ import typer
 import yaml
 
 import livetrain
+from livetrain.cli import main as cli
 
 ROOT = Path(livetrain.__file__).parent
 FOLDER = ROOT / "cluster/kubernetes"
@@ -103,7 +104,7 @@ def test_the_night_is_a_command_of_this_project():
     container = pods()["submit"]["containers"][0]
     program, command, *words = container["command"] + container["args"]
     assert (program, command) == ("livetrain", "nightly")
-    commands = typer.main.get_command(livetrain.app).commands
+    commands = typer.main.get_command(cli.app).commands
     given = commands[command].make_context(command, words).params
     assert given["address"] == f"http://{CLUSTER['metadata']['name']}-head-svc:8265"
     assert all(str(given[key]).startswith("/shared/") for key in ("recipe", "runs", "publish"))
@@ -112,7 +113,7 @@ def test_the_night_is_a_command_of_this_project():
     failures = NIGHTLY["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
     assert failures[0] == {
         "action": "FailJob",
-        "onExitCodes": {"operator": "In", "values": [livetrain.BAD_INPUT, livetrain.WORSE]},
+        "onExitCodes": {"operator": "In", "values": [cli.BAD_INPUT, cli.WORSE]},
     }
     assert len(failures) == 1  # after any other code, 4 among them, there is another try
     assert NIGHTLY["spec"]["concurrencyPolicy"] == "Forbid"
@@ -122,7 +123,7 @@ def test_the_image_has_what_the_set_up_needs():
     lines = (FOLDER / "Dockerfile").read_text()
     assert "ACCELERATOR=cuda LOCKED=1 cluster/setup.sh" in lines
     ignored = (ROOT / ".dockerignore").read_text().split()
-    assert not {"cluster", "pyproject.toml", "README.md", "livetrain.py"} & set(ignored)
+    assert not {"cluster", "pyproject.toml", "README.md", "__init__.py", "cli"} & set(ignored)
     assert {".venv", "data", "runs"} <= set(ignored)
 
 

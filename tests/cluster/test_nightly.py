@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-import livetrain
+from livetrain.cli import main as cli
 from livetrain.cluster import days, launch, nightly, parcel, submit
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import dump_recipe, load_recipe
@@ -191,7 +191,7 @@ def test_one_night_of_a_name_at_a_time(nights, monkeypatch):
     monkeypatch.setattr("livetrain.cluster.alone.PATIENCE_S", 0.0)
     nights.runs.mkdir()
     command = [sys.executable, "-c", HOLD, str(nights.runs / ".din.night")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(livetrain.__file__).parent) as first:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(cli.__file__).parents[1]) as first:
         try:
             assert first.stdout.readline() == "held\n"
             with pytest.raises(NotNow, match="another night of din is at work there; wait for its end, or end it"):
@@ -231,9 +231,9 @@ def test_a_storage_that_fails_before_the_first_night_is_asked_again_later_too(da
 
     path = tmp_path / "din.yaml"
     path.write_text(dump_recipe(recipe(data)))
-    monkeypatch.setattr(f"cluster.{of}", fails)
+    monkeypatch.setattr(f"livetrain.cluster.{of}", fails)
     options = [] if of == "days.newest_day" else ["--days", "2022-05-04..2022-05-05"]
-    assert command(monkeypatch, "nightly", str(path), "--publish", str(tmp_path / "m"), *options) == livetrain.NOT_NOW
+    assert command(monkeypatch, "nightly", str(path), "--publish", str(tmp_path / "m"), *options) == cli.NOT_NOW
 
 
 def test_a_cold_night_begins_anew(nights):
@@ -420,13 +420,13 @@ def test_a_day_that_is_not_there_yet_ends_with_4(data, tmp_path, monkeypatch, ca
     words = [str(path), "--publish", str(tmp_path / "m"), "--runs", str(tmp_path / "runs"), "--day", "2022-05-09"]
     monkeypatch.setattr(sys, "argv", ["livetrain", "nightly", *words])
     with pytest.raises(SystemExit) as end:
-        livetrain.main()
-    assert end.value.code == livetrain.NOT_NOW == 4
+        cli.main()
+    assert end.value.code == cli.NOT_NOW == 4
     assert "has no partition date=2022-05-07" in " ".join(capsys.readouterr().err.split())
     monkeypatch.setattr(sys, "argv", ["livetrain", "nightly", *words[:-1], "2022-5-9"])
     with pytest.raises(SystemExit) as end:
-        livetrain.main()
-    assert end.value.code == livetrain.BAD_INPUT
+        cli.main()
+    assert end.value.code == cli.BAD_INPUT
 
 
 def test_the_command_ends_with_3_where_nothing_was_published(data, tmp_path, monkeypatch, capsys):
@@ -440,7 +440,7 @@ def test_the_command_ends_with_3_where_nothing_was_published(data, tmp_path, mon
     monkeypatch.setattr(nightly, "night", night)
     monkeypatch.setattr(sys, "argv", ["livetrain", "nightly", str(path), "--publish", "models", "--day", "2022-05-04"])
     with pytest.raises(SystemExit) as end:
-        livetrain.main()
+        cli.main()
     assert end.value.code == 3
     assert asked == [("din", Path("runs"), "2022-05-04", "models", 0.002, 7, False)]
 
@@ -448,7 +448,7 @@ def test_the_command_ends_with_3_where_nothing_was_published(data, tmp_path, mon
 def command(monkeypatch, *words: str) -> int:
     monkeypatch.setattr(sys, "argv", ["livetrain", *words])
     with pytest.raises(SystemExit) as end:
-        livetrain.main()
+        cli.main()
     return end.value.code
 
 
@@ -488,7 +488,7 @@ def test_a_night_on_a_cluster_publishes_where_all_nodes_see_it(data, tmp_path, m
     words = [str(path), "--runs", "/shared/runs", "--address", "http://head:8265"]
     monkeypatch.setattr(sys, "argv", ["livetrain", "nightly", *words, "--publish", "models"])
     with pytest.raises(SystemExit) as end:
-        livetrain.main()
+        cli.main()
     assert end.value.code == 2
     assert "--publish: 'models' is relative; give a URI or a path that all nodes" in " ".join(
         capsys.readouterr().err.split()
@@ -511,7 +511,7 @@ def test_a_night_on_a_cluster_publishes_where_all_nodes_see_it(data, tmp_path, m
     options = ["--publish", "s3://models/a b", "--cold"]
     job = parcel.night(load_recipe(path), Path("/shared/runs"), "2022-05-04", options)
     assert job.entrypoint == (
-        "python livetrain.py nightly recipe.yaml --runs /shared/runs --publish 's3://models/a b' --cold"
+        "python -m livetrain nightly recipe.yaml --runs /shared/runs --publish 's3://models/a b' --cold"
     )
     assert job.id == "nightly-din-2022-05-04"
     others = [

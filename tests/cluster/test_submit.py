@@ -61,7 +61,7 @@ def head(tmp_path_factory) -> Iterator[SimpleNamespace]:
     def start(*words: str, token: str | None = TOKEN) -> subprocess.Popen:
         given = {"RAY_AUTH_TOKEN": token} if token else {}
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "livetrain.py"), *words, "--address", address],
+            [sys.executable, "-m", "livetrain", *words, "--address", address],
             env=environment(home, COLUMNS="200", **given),
             cwd=home,
             stdout=subprocess.PIPE,
@@ -361,7 +361,8 @@ def test_headers_must_be_an_object(monkeypatch, text):
 
 def test_only_sources_and_the_recipe_travel(tmp_path):
     names = """
-        livetrain.py pyproject.toml configs/schema.py configs/recipes/mine.yaml configs/.env cluster/.hidden/x.py
+        __init__.py __main__.py pyproject.toml configs/schema.py configs/recipes/mine.yaml configs/.env
+        cluster/.hidden/x.py
         modules/models/din.py modules/__pycache__/din.pyc trainers/token.txt cluster/setup.sh data/a.parquet
         modules/layers/fused.cpp runs/a/config.yaml .git/config notes.py
     """
@@ -369,9 +370,9 @@ def test_only_sources_and_the_recipe_travel(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     found = parcel.sources(tmp_path)
-    own = {"livetrain.py", "pyproject.toml", "configs/schema.py", "modules/models/din.py", "modules/layers/fused.cpp"}
-    assert {name for name in found if not name.endswith("METADATA")} == own
-    assert found["modules/models/din.py"] == b"modules/models/din.py"
+    own = {"__init__.py", "__main__.py", "configs/schema.py", "modules/models/din.py", "modules/layers/fused.cpp"}
+    assert {name for name in found if not name.endswith("METADATA")} == {f"livetrain/{name}" for name in own}
+    assert found["livetrain/modules/models/din.py"] == b"modules/models/din.py"
 
 
 def test_the_sources_run_without_an_installation(tmp_path):
@@ -381,14 +382,14 @@ def test_the_sources_run_without_an_installation(tmp_path):
     metadata = "importlib.metadata.distribution('livetrain').locate_file('x')"
     script = f"import importlib.metadata, livetrain; print(livetrain.__file__, {metadata})"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert [(tmp_path / path).parent for path in done.stdout.split()] == [tmp_path, tmp_path]
+    assert [(tmp_path / path).parent for path in done.stdout.split()] == [tmp_path / "livetrain", tmp_path]
 
 
 def test_the_recipe_that_travels_is_the_resolved_one(recipe, tmp_path):
     settled = load_recipe(recipe, ["train.epochs=7", "cluster.address=head:6379"])
     job = parcel.prepare(settled, Path("/shared/my runs"))
     assert job.id == f"small-{time.strftime('%Y-%m-%d')}"
-    assert job.entrypoint == "python livetrain.py train recipe.yaml --runs '/shared/my runs'"
+    assert job.entrypoint == "python -m livetrain train recipe.yaml --runs '/shared/my runs'"
     (tmp_path / "sent.yaml").write_bytes(job.files["recipe.yaml"])
     sent = load_recipe(tmp_path / "sent.yaml")
     assert (sent.train.epochs, sent.cluster.address, sent.name) == (7, None, "small")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import livetrain
+from livetrain.cli import main as cli
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.configs.schema import Recipe
@@ -102,7 +102,7 @@ def test_a_command_is_refused(folder, words, monkeypatch, capfd):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["livetrain", *(word.format(recipe="base.yaml") for word in words)])
     with pytest.raises(SystemExit) as end:
-        livetrain.main()
+        cli.main()
     said = "".join(capfd.readouterr())
     assert (end.value.code, said.count("\n")) == (2, 1), said
     check_sentence(said.rstrip("\n"), recipes.COMMANDS_REFUSED[words])

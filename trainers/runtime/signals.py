@@ -1,8 +1,8 @@
 """How a command ends when it is told to: Ctrl-C at once, SIGTERM (Kubernetes, `kill`, `ray job stop`) after saving.
 
 Both raise KeyboardInterrupt in the main thread, the one exception that Ray's own waiting lets through. While a training
-listens, SIGTERM first leaves a word in the run's folder, which `trainers.train.stopping` reads. A command that still goes on
-after LIVETRAIN_GRACE_S is interrupted all the same, and one that does not end then is ended.
+listens, SIGTERM first leaves a word in the run's folder, which `trainers.train.stopping` reads. A command that still
+goes on after LIVETRAIN_GRACE_S is interrupted all the same, and one that does not end then is ended.
 """
 
 import contextlib

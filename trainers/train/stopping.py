@@ -11,7 +11,7 @@ EVERY = 8  # steps between two questions among several ranks
 
 
 class Listener:
-    """One rank's part in stopping a run: rank 0 looks for the word that `trainers.runtime.signals` leaves, and passes it on.
+    """One rank's part in stopping a run: rank 0 looks for the word that runtime/signals.py leaves, and passes it on.
 
     Every rank makes one of its own, and asks it equally often.
 

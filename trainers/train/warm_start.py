@@ -1,8 +1,8 @@
 """A warm start: a new run begins with what an earlier one has learned; its tables may have grown since.
 
 A table of R rows may grow to k R. Row r of the new table begins as row r mod R of the old one, with its optimizer
-state: an id whose row is r in k R rows had row r mod R in R rows (see modules.features.hashing.row), so every id begins with
-what it had, and the model answers what it answered before. What collided may part from then on.
+state: an id whose row is r in k R rows had row r mod R in R rows (see modules.features.hashing.row), so every
+id begins with what it had, and the model answers what it answered before. What collided may part from then on.
 """
 
 from collections.abc import Iterator

@@ -23,7 +23,7 @@ from livetrain.configs.space import parse_space
 from livetrain.trainers.runtime import runlog
 from tests import samples
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RATE = "optimizers.dense.lr"
 
 

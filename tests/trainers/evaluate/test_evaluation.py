@@ -81,7 +81,7 @@ def two_ranks(tmp_path_factory):
     """What two processes joined by gloo computed: by rank, by scenario, metrics and curves."""
     folder = tmp_path_factory.mktemp("ranks")
     np.savez(folder / "data.npz", **{name: column.numpy() for name, column in data().items()})
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-c", RANK]
     ranks = [subprocess.Popen([*command, str(r), str(folder), str(SAMPLE)], cwd=root) for r in range(2)]
     try:

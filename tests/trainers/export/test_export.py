@@ -22,7 +22,6 @@ from livetrain.modules.serving.scorer import Scorer
 from livetrain.trainers.evaluate import binary
 from livetrain.trainers.export import export as exporter
 from livetrain.trainers.export.export import export
-from livetrain.trainers.export.parity import prove
 from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.runtime import manifest, runlog
 from livetrain.trainers.train import checkpoint
@@ -30,7 +29,7 @@ from tests import samples
 
 FILES = ["golden.json", "manifest.json", "model.pt", "signature.json"]
 DNN = {"model": {"kind": "dnn", "units": [16]}}
-SCORE = Path(__file__).parents[1] / "cpp/score.cpp"
+SCORE = Path(__file__).parents[2] / "cpp/score.cpp"
 GATED = ("mmoe", "cgc", "ple")
 LR = {"model": {"kind": "lr"}, "features": {"rate": {"type": "dense"}}, "tables": {}}
 
@@ -309,14 +308,14 @@ def test_a_file_that_scores_otherwise_never_appears(small_run, served, tmp_path,
 
 def test_two_exports_at_once_do_not_meet(small_run, served, tmp_path, monkeypatch):
     """The second begins and ends while the first is at work."""
-    out, prove, inside = tmp_path / "out", prove, []
+    out, proved, inside = tmp_path / "out", exporter.prove, []
 
     def both(*arguments: Any) -> Any:
         if not inside:
             inside.append(True)
             export(small_run, out=out)
             assert content(out)["model.pt"] == content(served)["model.pt"]
-        return prove(*arguments)
+        return proved(*arguments)
 
     monkeypatch.setattr(exporter, "prove", both)
     export(small_run, out=out)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-import livetrain
+from livetrain.cli import main as cli
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.observe import weights_and_biases
@@ -42,7 +42,7 @@ def tracked(tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["livetrain", "export", str(folder / "small")])
         with pytest.raises(SystemExit) as end:
-            livetrain.main()
+            cli.main()
     assert not end.value.code
     return folder / "small"
 

@@ -79,10 +79,9 @@ def place(tmp_path_factory) -> Path:
 
 
 def livetrain(place: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    root = Path(__file__).parents[2]
     kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     return subprocess.run(
-        [sys.executable, str(root / "livetrain.py"), *words], cwd=place, env=kept | environment, capture_output=True
+        [sys.executable, "-m", "livetrain", *words], cwd=place, env=kept | environment, capture_output=True
     )
 
 
@@ -113,10 +112,10 @@ def test_a_refusal_is_written_for_every_terminal(place, terminal):
     assert (done.returncode, said) == (2, f"livetrain: no such command '{word}'; see livetrain --help\n")
 
 
-@pytest.mark.parametrize("path", ["configs", "modules", "trainers", "cluster", "livetrain.py"])
+@pytest.mark.parametrize("path", ["cli", "configs", "modules", "trainers", "cluster"])
 def test_no_text_file_depends_on_the_locale(path):
     """Every call that opens text says its encoding."""
-    for file in [Path(path)] if path.endswith(".py") else Path(path).rglob("*.py"):
+    for file in (Path(__file__).parents[3] / path).rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Call) or "encoding" in {part.arg for part in node.keywords}:
                 continue

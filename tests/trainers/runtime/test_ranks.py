@@ -35,7 +35,7 @@ def test_the_threads_of_a_group_that_is_kept_in_a_cycle_end_before_the_interpret
             return [name.strip() for name in names if "gloo" in name]
 
         atexit.register(lambda: print(threads()))  # called last
-        from livetrain.trainers import ranks
+        from livetrain.trainers.runtime import ranks
 
         class Trainer:
             pass

@@ -29,7 +29,7 @@ with scratch.place(Path(sys.argv[1]), ".train-") as place:
 
 def start(folder: Path, *words: str) -> tuple[subprocess.Popen, str]:
     command = [sys.executable, "-c", HOLD, str(folder), *(words or ("command",))]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(scratch.__file__).parents[1])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(scratch.__file__).parents[2])
     return process, process.stdout.readline().strip()
 
 

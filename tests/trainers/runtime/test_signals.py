@@ -18,12 +18,13 @@ from livetrain.trainers.train import checkpoint, stopping
 from livetrain.trainers.train.stopping import EVERY, Listener
 from tests import samples
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def process(code: str, *arguments: str, **environment: str) -> subprocess.Popen:
     """A process with the signals taken over that runs `code`, and whose first line says that it may be told."""
-    head = "import sys, time\nfrom pathlib import Path\nfrom trainers import signals\nsignals.install()\n"
+    head = "import sys, time\nfrom pathlib import Path\n"
+    head += "from livetrain.trainers.runtime import signals\nsignals.install()\n"
     tail = "sys.exit(signals.exit_code(0))\n"
     words = [sys.executable, "-c", head + textwrap.dedent(code) + tail, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -24,7 +24,7 @@ from livetrain.trainers.train.gradients import combination as combine
 from livetrain.trainers.train.gradients.combination import Combination
 from livetrain.trainers.train.step import Step
 
-RECIPES = sorted((Path(__file__).parents[2] / "configs" / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[3] / "configs" / "recipes").glob("*.yaml"))
 GPU = torch.device("meta")
 ROWS = 8
 

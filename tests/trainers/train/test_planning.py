@@ -20,7 +20,7 @@ from livetrain.trainers.train import planning
 from livetrain.trainers.train.sharding import dry_plan
 from tests import twins
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 GIB = 2**30
 
 

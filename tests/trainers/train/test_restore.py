@@ -15,6 +15,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, StorageMeta
 
+import livetrain
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.runtime import manifest
 from livetrain.trainers.train import checkpoint, restore
@@ -156,11 +157,11 @@ def test_another_models_tensors_are_said(path):
 
 def test_there_is_one_place_that_loads():
     """A second one would have to be as careful."""
-    root = Path(trainers.__file__).parents[1]
+    root = Path(livetrain.__file__).parent
     loading = re.compile(r"dcp\.load\(|torch\.load\(|pickle\.loads?\(")
     found = {
-        f"{folder}/{path.name}": sorted(loading.findall(path.read_text(encoding="utf-8")))
-        for folder in ("configs", "modules", "trainers", "cluster")
+        path.relative_to(root).as_posix(): sorted(loading.findall(path.read_text(encoding="utf-8")))
+        for folder in ("cli", "configs", "modules", "trainers", "cluster")
         for path in (root / folder).rglob("*.py")
         if loading.search(path.read_text(encoding="utf-8"))
     }

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 class Reader:
     """The batches of one rank.
 
-    Global batch t holds rows [t b, (t + 1) b) of every shard's stream, b = batch_size / shards (trainers/data/read/order.py
-    says which rows these are); this rank's part holds its own shards' rows, shard by shard. Every rank has the same
+    Global batch t holds rows [t b, (t + 1) b) of every shard's stream, b = batch_size / shards (read/order.py says
+    which rows these are); this rank's part holds its own shards' rows, shard by shard. Every rank has the same
     number of steps and of rows a step, padding included, and batch t is the same whether or not its predecessors were
     read.
 

@@ -21,9 +21,9 @@ takes one ordinary backward pass.
 A network's regulariser (see modules.models.registry) is added to the sum, whatever the combiner: it is no task, so it
 is in no Gram matrix and has no weight but its own.
 
-The losses carry a factor R, the number of ranks (see trainers.train.loss), so losses and dense gradients are averages over
-ranks. Of the gradient at the cut every rank holds its own rows, R times too large: the Gram matrix there is the sum of
-the ranks' divided by R^2.
+The losses carry a factor R, the number of ranks (see trainers.train.loss), so losses and dense gradients are averages
+over ranks. Of the gradient at the cut every rank holds its own rows, R times too large: the Gram matrix there is the
+sum of the ranks' divided by R^2.
 """
 
 import math

@@ -309,7 +309,8 @@ def test_dropping_ends_the_threads(recipe):
 
 def test_an_unclosed_reader_does_not_hold_up_the_exit(recipe):
     program = (
-        "import pickle, sys; from trainers.data.read.reader import Reader; from trainers.data.read.source import Source\n"
+        "import pickle, sys; from livetrain.trainers.data.read.reader import Reader\n"
+        "from livetrain.trainers.data.read.source import Source\n"
         "recipe = pickle.loads(bytes.fromhex(sys.argv[1]))\n"
         "reader = Reader(Source.open(recipe, 'train'), recipe, rank=0, world=1, shuffle=True)\n"
         "batches = reader.batches(0); print(len(next(batches).rows))"

@@ -63,7 +63,7 @@ def batches(made_for: Recipe) -> list[Batch]:
     return out
 
 
-# The reference: tables are ordinary parameters on one rank, and nothing of trainers.train.gradients.combination is used.
+# The reference: tables are ordinary parameters on one rank, and nothing of gradients.combination is used.
 
 
 def with_torchjd(gram: torch.Tensor, losses: torch.Tensor, step: int, seed: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-import livetrain
+from livetrain.cli import main as cli
 from tests.trainers.data.sources.events.logs import HOUR, Visit, write
 
 RECIPE = {
@@ -52,7 +52,7 @@ def call(monkeypatch, capsys):
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["livetrain", *map(str, words)])
         with pytest.raises(SystemExit) as end:
-            livetrain.main()
+            cli.main()
         assert not end.value.code, capsys.readouterr()
         return capsys.readouterr().out
 
