@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from quality import processor
 
-import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
 from livetrain.configs.load import load_recipe
-from livetrain.trainers.data.checks import brief, leaks, run
+from livetrain.trainers.data.checks import brief, leaks, whole
 from livetrain.trainers.data.read.source import Source, scan
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import preflight
@@ -82,14 +81,14 @@ def times(data: Path, path: Path) -> list[str]:
     sources = {split: Source.open(recipe, split) for split in preflight.SPLITS}
     statistics = {split: scan(source, recipe) for split, source in sources.items()}
     rows = sum(source.rows for source in sources.values())
-    whole = best(lambda: run.check(data))
+    full = best(lambda: whole.check(data))
     short = best(lambda: brief.examine(recipe, sources, statistics, lambda text: None))
     return [
         f"## Seconds for {rows:,} rows ({data.name}), best of three",
         "",
         "| what | seconds |",
         "| --- | --- |",
-        f"| `livetrain data check`, without start and picture | {whole:.2f} |",
+        f"| `livetrain data check`, without start and picture | {full:.2f} |",
         f"| what a run of {path.stem} checks in brief | {short:.2f} |",
     ]
 

@@ -33,7 +33,6 @@ import torch
 from reader import IDS, best, generate
 from torch.autograd import DeviceType
 
-import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import torch
 
-import livetrain.modules.models  # noqa: F401  (registers the kinds)
 from livetrain.configs.registry import parse_model
 from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs

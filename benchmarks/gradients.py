@@ -31,7 +31,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
 from livetrain.modules.batch import Batch

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from quality import made, rule
 
-import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
 from livetrain.cluster import launch
 from livetrain.cluster.days import moved, newest_day
 from livetrain.configs.load import load_recipe

@@ -42,7 +42,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
 from livetrain.configs.schema import Recipe
 from livetrain.modules.features.hashing import row
 from livetrain.trainers.data.read.source import Source, Statistics

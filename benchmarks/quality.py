@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
 from livetrain.cluster import launch
 from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.configs.schema import Recipe

@@ -29,7 +29,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
 from livetrain.trainers.data.read.reader import Reader

@@ -18,7 +18,6 @@ from livetrain.trainers.runtime.process import prepare
 
 prepare()  # as livetrain does, before PyTorch is imported
 
-import livetrain.modules.models  # noqa: E402, F401  (registers the kinds that a recipe may name)
 from livetrain.trainers.export import latency  # noqa: E402
 from livetrain.trainers.runtime.versions import versions  # noqa: E402
 

@@ -16,7 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
 from livetrain.cluster import launch
 from livetrain.cluster.sweep import tune
 from livetrain.configs.load import load_recipe

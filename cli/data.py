@@ -132,7 +132,7 @@ def _prepare(source: str, raw: Path, folder: Path, ray: str | None, **options: i
         cluster = on_ray(ray)
     with cluster as run, report.Bar(err) as bar:
         prepared = prepare(ADAPTERS[source], raw, folder, Options(**options), progress=bar, run=run)
-    out.print(report.table(prepared))
+    out.print(report.days_table(prepared))
     for remark in prepared["report"]["notes"]:
         say(remark)
     say(f"{folder}: {len(prepared['days'])} days; options, columns and this report: dataset.json")
@@ -180,7 +180,7 @@ def oracle(
     """
     from livetrain.trainers.data.simulator import oracle as truth
 
-    out.print(truth.table(truth.measure(folder, truth.parse_days(days))))
+    out.print(truth.oracle_table(truth.measure(folder, truth.parse_days(days))))
 
 
 @app.command("check")
@@ -198,11 +198,11 @@ def check(
 
     Example: `livetrain data check data/ml-1m-rechorus`
     """
-    from livetrain.trainers.data.checks import plot, run
+    from livetrain.trainers.data.checks import plot, whole
     from livetrain.trainers.data.checks.findings import Verdict
 
-    checked = run.check(folder, note)
-    out.print(run.columns_table(checked))
-    out.print(run.findings_table(checked))
+    checked = whole.check(folder, note)
+    out.print(whole.columns_table(checked))
+    out.print(whole.findings_table(checked))
     say(f"plots: {plot.write(checked, picture or folder / 'check.png')}")
     raise typer.Exit(BAD_INPUT if checked.worst == Verdict.wrong else 0)

@@ -19,9 +19,10 @@ from rich.text import Text
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
+import livetrain
 from livetrain.cli import data
 from livetrain.cli.terminal import BAD_INPUT, NOT_NOW, err, note, out, say
-from livetrain.configs.errors import BadInput, NotNow, cut, nearest, without_credentials
+from livetrain.configs.errors import BadInput, NotNow, cut, without_credentials
 from livetrain.trainers.runtime import signals
 from livetrain.trainers.runtime.process import in_utf8, prepare
 
@@ -113,10 +114,15 @@ def _write_schema(wanted: bool) -> None:
     if wanted:
         import json
 
-        import livetrain.modules.models  # noqa: F401
         from livetrain.configs.load import json_schema
 
         typer.echo(json.dumps(json_schema(), indent=2))
+        raise typer.Exit
+
+
+def _write_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"livetrain {livetrain.__version__}")
         raise typer.Exit
 
 
@@ -124,6 +130,9 @@ def _write_schema(wanted: bool) -> None:
 def _options(
     verbose: Annotated[
         bool, typer.Option("--verbose", envvar="LIVETRAIN_DEBUG", help="Print the traceback when a run fails.")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_write_version, help="Write the version and stop.")
     ] = False,
 ) -> None:
     if verbose:
@@ -150,15 +159,16 @@ def train(
     Example: `livetrain train configs/recipes/din_ml1m.yaml train.epochs=2 tables.movie.dim=32 name=wide`
     """
     settled = _load(recipe, overrides)
-    from livetrain.cluster import launch
+    from livetrain import api
     from livetrain.trainers.observe.report.summary import summary_table, table_lines
 
     with _interrupts_told():
-        result = launch.train(settled, runs)
+        run = api.train(settled, runs=runs)
+    result = run.result
     out.print(summary_table(result))
     for line in table_lines(result):
         say(line)
-    say(f"everything is in {runs / result['name']}; plots: report.png")
+    say(f"everything is in {run.folder}; plots: report.png")
 
 
 @app.command()
@@ -171,11 +181,12 @@ def evaluate(
 
     Example: `livetrain evaluate runs/din_ml1m --split test`
     """
-    _check_run(run)
-    from livetrain.cluster import launch
+    from livetrain import api
+
+    metrics = api.evaluate(run, split.value, checkpoint.value)
     from livetrain.trainers.observe.report.summary import summary_table
 
-    out.print(summary_table(launch.evaluate(run, split.value, checkpoint.value)))
+    out.print(summary_table(metrics))
 
 
 @app.command()
@@ -207,13 +218,12 @@ def export(
 
     Example: `livetrain export runs/din_ml1m --quantize int8 --bench --out served/2026-11-24`
     """
-    _check_run(run)
-    from livetrain.trainers.export import export as exporter
-    from livetrain.trainers.observe import weights_and_biases
+    from livetrain import api
 
-    signature = exporter.export(run, checkpoint.value, folder, quantize and quantize.value)
-    with weights_and_biases.later(run, _complain) as tracker:
-        tracker.export(folder or run / "export", signature)
+    how = quantize and quantize.value
+    signature = api.export(run, folder, checkpoint=checkpoint.value, quantize=how, warn=_complain)
+    from livetrain.trainers.export import export as exporter
+
     towers = "user.pt, item.pt, " if "towers" in signature else ""
     say(f"{folder or run / 'export'}: model.pt, {towers}signature.json, golden.json")
     for line in exporter.lines(signature):
@@ -221,7 +231,7 @@ def export(
     if bench:
         from livetrain.trainers.export import latency
 
-        out.print(latency.table(latency.compare(run, checkpoint.value, candidate)))
+        out.print(latency.latency_table(latency.compare(run, checkpoint.value, candidate)))
 
 
 @tune.command("search")
@@ -278,7 +288,7 @@ def tune_search(
 
     with _interrupts_told():
         found = sweeps.resume(resumed) if settled is None else sweeps.tune(settled, space, folder, **given)
-    out.print(board.table(found))
+    out.print(board.trials_table(found))
     say(f"everything is in {found.folder}: sweep.json, parallel.png, importance.png, curves.png, best.png")
     if not any(trial.state == "finished" for trial in found.trials):
         _complain("no trial has finished; the table and sweep.json say why")
@@ -335,8 +345,8 @@ def submit(
 ) -> None:
     """Train a recipe as a job of a running Ray cluster, follow its output, and exit with its code.
 
-    livetrain's sources and the recipe travel, nothing else. The same id attaches to a job that runs, and tells how
-    one ended that has. Where the cluster wants a token, RAY_AUTH_TOKEN gives it.
+    livetrain's sources, the recipe and its plugins travel, nothing else. The same id attaches to a job that runs, and
+    tells how one ended that has. Where the cluster wants a token, RAY_AUTH_TOKEN gives it.
 
     Example: `livetrain submit recipe.yaml data.path=/shared/data --runs /shared/runs --address http://head:8265`
     """
@@ -489,7 +499,7 @@ def doctor(
     from livetrain.cluster import doctor as checks
 
     findings = checks.examine(settled, runs, address, progress=note)
-    out.print(checks.table(findings))
+    out.print(checks.findings_table(findings))
     raise typer.Exit(0 if all(finding.ok for finding in findings) else BAD_INPUT)
 
 
@@ -505,19 +515,9 @@ def _interrupts_told() -> Iterator[None]:
 
 
 def _load(recipe: Path, overrides: list[str] | None):
-    import livetrain.modules.models  # noqa: F401
     from livetrain.configs.load import load_recipe
 
     return load_recipe(recipe, overrides or [])
-
-
-def _check_run(run: Path) -> None:
-    """Refuse a folder that holds no run before anything heavy is imported."""
-    from livetrain.configs.load import is_file
-
-    if not is_file(run / "config.yaml"):
-        runs = [str(found.parent) for found in run.parent.glob("*/config.yaml")]
-        raise BadInput(f"{run}: this folder holds no run (config.yaml is missing){nearest(str(run), runs)}")
 
 
 def _raw(text: str) -> None:

@@ -117,7 +117,7 @@ def _examine(
         found.of("memory", memory_suffices, need(recipe, plans[0], workers, cuda), met, answers)
 
 
-def table(findings: list[Finding]) -> Table:
+def findings_table(findings: list[Finding]) -> Table:
     """Return the findings as a table for people."""
     out = Table()
     out.add_column("check", no_wrap=True)

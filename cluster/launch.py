@@ -8,6 +8,7 @@ import contextlib
 import json
 import logging
 import os
+import pickle
 import platform
 import shutil
 import time
@@ -20,6 +21,7 @@ import torch
 
 from livetrain.cluster import capacity
 from livetrain.cluster.alone import alone
+from livetrain.configs import plugins
 from livetrain.configs.errors import BadInput, NotNow, may_pass
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Cluster, Days, Recipe
@@ -270,7 +272,7 @@ def _on_ray(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, An
             release(place.parent)
         _clear(place, _free)
         trainer = TorchTrainer(
-            partial(_on_worker, work, place, lasting),
+            partial(_on_worker, pickle.dumps(work), recipe.plugins, place, lasting),
             train_loop_config={},
             scaling_config=ScalingConfig(
                 num_workers=cluster.workers,
@@ -333,11 +335,12 @@ def _failure(error: Exception, cluster: Cluster, cuda: bool) -> RuntimeError:
     return RuntimeError(f"the workers failed more than {cluster.max_failures} times: {error}")
 
 
-def _on_worker(work: Work, place: Path, lasting: bool, _config: dict[str, Any]) -> None:
+def _on_worker(work: bytes, needed: list[str], place: Path, lasting: bool, _config: dict[str, Any]) -> None:
     """What a Ray worker does. Its outcome travels through its command's place.
 
     Args:
-        work: of a rank.
+        work: of a rank, pickled; it can be read once the recipe's plugins are there.
+        needed: these plugins.
         place: the command's.
         lasting: whether Ray outlives the command, and with it what it holds for the workers.
     """
@@ -359,7 +362,8 @@ def _on_worker(work: Work, place: Path, lasting: bool, _config: dict[str, Any]) 
         torch.cuda.set_device(device)
     with scratch.held(place):
         try:
-            result = work(device)
+            _import_here(needed)
+            result = pickle.loads(work)(device)
         except BadInput as error:
             write_json(place / REFUSAL, {"sentence": str(error), "later": may_pass(error)})
             raise
@@ -367,6 +371,13 @@ def _on_worker(work: Work, place: Path, lasting: bool, _config: dict[str, Any]) 
             return
         if ranks.is_main():
             write_json(place / OUTCOME, result)
+
+
+def _import_here(needed: list[str]) -> None:
+    try:
+        plugins.load(needed)
+    except BadInput as error:
+        raise BadInput(f"{error}; this is so on {platform.node()}, where a worker runs") from None
 
 
 def release(run: Path) -> None:

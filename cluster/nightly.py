@@ -120,7 +120,7 @@ def _night(
         launch.train(tonight.model_copy(update={"train": train}), runs)
     metric = f"test.{tonight.select()}"
     figure = launch.finished(run)[metric]
-    say(f"{tonight.name}: {metric} {_shown(figure)}")
+    say(f"{tonight.name}: {metric} {_digits(figure)}")
     if damaged is not None:
         say(f"{damaged}; it is published again")
     elif before is not None and not _good_enough(figure, tonight, runs, before, tolerance, say):
@@ -212,11 +212,11 @@ def _good_enough(
         return True
     worse = math.nan if figure is None else sign * (theirs - figure)
     if worse <= tolerance:
-        say(f"the published model, {old.name}, has {_shown(theirs)} on the same days")
+        say(f"the published model, {old.name}, has {_digits(theirs)} on the same days")
         return True
-    say(f"not published: {old.name} has {_shown(theirs)} on the same days, better by more than {tolerance}")
+    say(f"not published: {old.name} has {_digits(theirs)} on the same days, better by more than {tolerance}")
     return False
 
 
-def _shown(value: float | None) -> str:
+def _digits(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"

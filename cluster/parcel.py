@@ -1,4 +1,4 @@
-"""What of livetrain travels to a cluster: its own sources and one recipe, fit for another machine.
+"""What of livetrain travels to a cluster: its own sources, a recipe fit for another machine, and the recipe's plugins.
 
 Data, runs, credentials and the repository's history stay where they are; what a job needs of them it finds there.
 """
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from livetrain.cluster.plugin_files import plugin_files
+from livetrain.configs import plugins
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe
@@ -26,7 +28,7 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
-class Job:
+class Parcel:
     """What is sent: the recipe as the cluster will read it, the command there, and the id."""
 
     id: str
@@ -36,7 +38,7 @@ class Job:
     day: str = ""  # of a night
 
 
-def prepare(recipe: Recipe, runs: Path, job_id: str | None = None) -> Job:
+def pack(recipe: Recipe, runs: Path, job_id: str | None = None) -> Parcel:
     """Return what is sent for a recipe.
 
     Raises:
@@ -49,14 +51,15 @@ def prepare(recipe: Recipe, runs: Path, job_id: str | None = None) -> Job:
         raise BadInput(f"--id: '{job_id}' must be letters, digits, '.', '_' and '-', beginning with a letter or digit")
     # Without a name of its own the run takes the id's, so that a job of this id never starts a second run.
     text = dump_recipe(for_inside(recipe).model_copy(update={"name": recipe.name or job_id}))
-    files = sources() | {"recipe.yaml": text.encode()}
+    files = sources() | _read(plugin_files(recipe)) | {"recipe.yaml": text.encode()}
     check_size(files)
     entrypoint = f"python -m livetrain train recipe.yaml --runs {shlex.quote(str(runs))}"
-    return Job(job_id, files, entrypoint, hashlib.sha256(f"{text}\n{runs}".encode()).hexdigest())
+    return Parcel(job_id, files, entrypoint, hashlib.sha256(f"{text}\n{runs}".encode()).hexdigest())
 
 
 def check_portable(recipe: Recipe, runs: Path) -> None:
     """Raise BadInput for what means something on this machine only."""
+    plugins.check_shared(recipe)
     path = recipe.data.path
     if without_credentials(path) != path:
         raise BadInput(
@@ -88,13 +91,24 @@ def check_runs(runs: Path) -> None:
 
 def check_size(files: dict[str, bytes], limit: int = LIMIT) -> None:
     """Raise BadInput where the files are more than Ray takes."""
-    if size(files) < limit:
+    _check_sizes({name: len(content) for name, content in files.items()}, limit)
+
+
+def _check_sizes(sizes: dict[str, int], limit: int = LIMIT) -> None:
+    whole = sum(sizes.values())
+    if whole < limit:
         return
-    largest = max(files, key=lambda name: len(files[name]))
+    largest = max(sizes, key=sizes.__getitem__)
     raise BadInput(
-        f"{largest}: with its {len(files[largest]) / 2**20:.1f} MiB the job's folder comes to "
-        f"{size(files) / 2**20:.1f} MiB, and Ray takes less than {limit / 2**20:.0f}; make it smaller"
+        f"{largest}: with its {sizes[largest] / 2**20:.1f} MiB the job's folder comes to {whole / 2**20:.1f} MiB, and "
+        f"Ray takes less than {limit / 2**20:.0f}; make it smaller"
     )
+
+
+def _read(found: dict[str, Path]) -> dict[str, bytes]:
+    """Return the files' contents, unless they are more than Ray takes."""
+    _check_sizes({name: path.stat().st_size for name, path in found.items()})
+    return {name: path.read_bytes() for name, path in found.items()}
 
 
 def size(files: dict[str, bytes]) -> int:
@@ -132,7 +146,7 @@ def for_inside(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"cluster": recipe.cluster.model_copy(update={"address": None})})
 
 
-def once(command: str, recipe: Recipe | None, runs: Path) -> Job:
+def once(command: str, recipe: Recipe | None, runs: Path) -> Parcel:
     """Return what is sent to run a command of livetrain on the cluster, under an id that is never used again.
 
     Args:
@@ -144,10 +158,10 @@ def once(command: str, recipe: Recipe | None, runs: Path) -> Job:
         BadInput: the recipe cannot run on another machine.
     """
     job_id = f"{command}-{time.strftime('%Y-%m-%d-%H%M%S')}-{os.getpid()}"
-    return Job(job_id, *_command(command, recipe, runs), "")
+    return Parcel(job_id, *_command(command, recipe, runs), "")
 
 
-def night(recipe: Recipe, runs: Path, day: str | None, options: Sequence[str]) -> Job:
+def night(recipe: Recipe, runs: Path, day: str | None, options: Sequence[str]) -> Parcel:
     """Return what is sent for a night. Its id is without the number that tells the tries apart.
 
     Args:
@@ -162,7 +176,7 @@ def night(recipe: Recipe, runs: Path, day: str | None, options: Sequence[str]) -
     files, entrypoint = _command("nightly", recipe, runs, options)
     digest = hashlib.sha256(files["recipe.yaml"] + entrypoint.encode()).hexdigest()
     day = day or time.strftime("%Y-%m-%d")
-    return Job(f"nightly-{recipe.name}-{day}", files, entrypoint, digest, day)
+    return Parcel(f"nightly-{recipe.name}-{day}", files, entrypoint, digest, day)
 
 
 def _command(
@@ -174,6 +188,7 @@ def _command(
         check_runs(runs)
     else:
         check_portable(recipe, runs)
+        files |= _read(plugin_files(recipe))
         files["recipe.yaml"] = dump_recipe(for_inside(recipe)).encode()
         words.append("recipe.yaml")
     check_size(files)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Makes .venv with everything that livetrain needs, from a bare Python and pip. The one place of the torch pins.
+# Makes .venv with everything that livetrain needs, from a bare Python and pip. The one place of the torch pins, but for
+# the extra `cuda` of pyproject.toml, which has the default ones again (a test compares them).
 #
 #   ACCELERATOR=cpu|cuda   which fbgemm wheel (default cpu)
-#   TRIO=2.13|2.12|2.11    torch release; torchrec and fbgemm of the same date go with it (default 2.13)
+#   TRIO=2.14|2.13|...     torch release; torchrec and fbgemm of the same date go with it (default 2.13; see below)
 #   PYTHON=python3         the interpreter that .venv is made from
 #   LOCKED=0|1             1 installs what cluster/requirements.lock pins, by hash, but for the torch release and what
 #                          it brings for the accelerator, whose wheels depend on the machine (default 0: the ranges)
@@ -19,10 +20,11 @@ step() { printf 'setup: %s (%d s)\n' "$1" "$SECONDS"; }
 install() { "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$@"; }
 
 case $TRIO in
+  2.14) TORCH=2.14.0 REC=1.9.0 GEMM=1.9.0 ;;
   2.13) TORCH=2.13.0 REC=1.8.0 GEMM=1.8.0 ;;
   2.12) TORCH=2.12.0 REC=1.7.0 GEMM=1.7.0 ;;
   2.11) TORCH=2.11.0 REC=1.6.1 GEMM=1.6.0 ;;
-  *) fail "TRIO is '$TRIO'; use 2.13, 2.12 or 2.11" ;;
+  *) fail "TRIO is '$TRIO'; use 2.14, 2.13, 2.12 or 2.11" ;;
 esac
 # Both fbgemm wheels unpack into one folder, so an environment only ever sees one of them.
 case $ACCELERATOR in

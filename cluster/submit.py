@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from livetrain.cluster import parcel
-from livetrain.cluster.parcel import Job, once, prepare, size, staged
+from livetrain.cluster.parcel import Parcel, once, pack, size, staged
+from livetrain.cluster.plugin_files import installed
 from livetrain.configs.errors import BadInput, NotNow, without_credentials
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.runtime.signals import INTERRUPTED
@@ -99,7 +100,7 @@ class Cluster:
         """Return Ray's details of all jobs that were sent under ids of this beginning."""
         return [found for found in self.client.list_jobs() if (found.submission_id or "").startswith(beginning)]
 
-    def send(self, job: Job) -> None:
+    def send(self, job: Parcel) -> None:
         """Upload the job's files and start it."""
         with staged(job.files) as folder, self._said():
             self.client.submit_job(
@@ -222,11 +223,12 @@ def submit(
     Raises:
         BadInput: the recipe cannot run elsewhere, the address does not answer, or the id is another job's.
     """
-    job = prepare(recipe, runs, job_id)
+    job = pack(recipe, runs, job_id)
     cluster = Cluster(address)
     found = cluster.find(job.id)
     if found is None:
         _check_model(recipe)
+        _say_what_stays(recipe, say)
         say(f"sending {len(job.files)} files, {size(job.files) / 2**20:.1f} MiB, as job {job.id}")
         try:
             cluster.send(job)
@@ -275,6 +277,8 @@ def ask(
     """
     job = once(command, recipe, runs)
     cluster = Cluster(address)
+    if recipe is not None:
+        _say_what_stays(recipe, say)
     cluster.send(job)
     return follow(cluster, job.id, True, say, write)
 
@@ -296,6 +300,7 @@ def night(
         cluster = Cluster(address)
     except NoAnswer as error:
         raise NotNow(str(error)) from None
+    _say_what_stays(recipe, say)
     while True:
         living = next((found for found in cluster.jobs(f"nightly-{recipe.name}-") if _lives(found, job)), None)
         if living is not None:
@@ -316,7 +321,7 @@ def night(
         return follow(cluster, numbered.id, False, say, write)
 
 
-def _lives(found: Any, job: Job) -> bool:
+def _lives(found: Any, job: Parcel) -> bool:
     """Return whether a job of the cluster is the same night's, or another day's of the same, and has not ended."""
     return not found.status.is_terminal() and (found.metadata or {}).get("recipe") == job.recipe
 
@@ -340,7 +345,12 @@ def _check_model(recipe: Recipe) -> None:
     Model(recipe, device="meta", tables_device="meta")
 
 
-def _check_same(job: Job, found: Any) -> None:
+def _say_what_stays(recipe: Recipe, say: Say) -> None:
+    for package in installed(recipe):
+        say(f"the plugin {package} is installed here and is not sent; the cluster's nodes need it installed too")
+
+
+def _check_same(job: Parcel, found: Any) -> None:
     if (found.metadata or {}).get("recipe") != job.recipe:
         raise BadInput(
             f"--id: {job.id} is the id of a job with another recipe or --runs ({found.status}); "

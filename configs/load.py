@@ -1,6 +1,7 @@
 """Recipe files: read, overridden, checked, written back. Whatever is wrong becomes one sentence that names the key."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +91,19 @@ def _short_list(dumper: yaml.SafeDumper, value: list) -> yaml.Node:
 _resolvers()
 
 
-def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Read a recipe file, apply the overrides in their order, and check the whole.
+def load_recipe(
+    source: str | Path | Mapping[str, Any] | Recipe, overrides: Sequence[str] = (), /, **values: Any
+) -> Recipe:
+    """Read a recipe, put other values over it, and check the whole.
 
-    The models must be registered before (``import livetrain.modules.models``), for `model.kind` to be known.
-
-    A file with the key ``base``, the path of another recipe file from its own folder, is that recipe with the file's
+    A recipe with the key ``base``, the path of another recipe file from its own folder, is that recipe with its own
     keys put over it: mappings are merged key by key, anything else is replaced. The base may have a base of its own,
     and need not be complete.
 
     Args:
-        path: a YAML file.
-        overrides: ``dotted.key=value`` with a YAML value, such as ``train.epochs=2`` or ``tables.movie.dim=32``.
+        source: a YAML file, what such a file holds, or a recipe.
+        overrides: as on the command line: ``dotted.key=value`` with a YAML value, such as ``train.epochs=2``.
+        values: other values by key, put over the recipe like a recipe over its base. A key may be dotted.
 
     Returns:
         The recipe with every default filled in.
@@ -110,21 +112,36 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
         BadInput: one sentence that names the file or the override, the key, and what would be right.
 
     Example:
-        >>> load_recipe("configs/recipes/din_ml1m.yaml", ["train.epochs=2"]).train.epochs  # doctest: +SKIP
-        2
+        >>> recipe = load_recipe("configs/recipes/din_ml1m.yaml", train={"epochs": 2}, name="twice")
+        >>> recipe.train.epochs, recipe.name
+        (2, 'twice')
+        >>> load_recipe(recipe, **{"tables.movie.dim": 32}).tables["movie"].dim
+        32
     """
-    tree, places = _read(Path(path))
+    tree, places, name = _open(source)
     keys = []
     for text in overrides:
         dotted, value = _parse_override(text)
         tree = _put(tree, dotted, value, _quoted(text))
         keys.append((dotted, _short(text)))
+    for key, value in values.items():
+        dotted, text = tuple(key.split(".")), f"{key}={value}"
+        tree = _put(tree, dotted, _merge(_get(tree, dotted), value), _quoted(text))
+        keys.append((dotted, _short(text)))
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         place, sentence = first_complaint(error, Recipe, tree)
-        where = _where(str(path), place, places, keys)
+        where = _where(name, place, places, keys)
         raise BadInput(f"{where}: {without_credentials(sentence)}") from None
+
+
+def _open(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[dict, dict[tuple[str, ...], str], str]:
+    """Return a recipe's mapping, where each of its keys stands, and what to call it."""
+    if isinstance(source, str | Path):
+        return *_read(Path(source)), str(source)
+    tree = _tree(source, defaults=False) if isinstance(source, Recipe) else dict(source)
+    return *_on_base(tree, {}, Path("recipe"), ()), "recipe"
 
 
 def override(recipe: Recipe, values: dict[str, Any]) -> Recipe:
@@ -156,9 +173,14 @@ def dump_recipe(recipe: Recipe, defaults: bool = True) -> str:
         recipe: what to write.
         defaults: False leaves out what is as the schema has it.
     """
+    return dump_tree(_map_text(_tree(recipe, defaults), without_credentials))
+
+
+def _tree(recipe: Recipe, defaults: bool) -> dict[str, Any]:
+    """Return a recipe as mappings, lists and plain values, with or without what is as the schema has it."""
     tree = recipe.model_dump(mode="json", exclude_defaults=not defaults)
     tree["model"] = {"kind": recipe.model.kind} | tree["model"]  # a kind is its class's default
-    return dump_tree(_map_text(tree, without_credentials))
+    return tree
 
 
 def dump_tree(tree: Any) -> str:
@@ -197,10 +219,16 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict, dict[tuple[st
         above: the files that are built on this one.
     """
     tree, lines = read_tree(path, "recipe", "keys (data, features, model, tasks, ...)")
-    places = {place: f"{path}, line {line}" for place, line in lines.items()}
+    return _on_base(tree, {place: f"{path}, line {line}" for place, line in lines.items()}, path, above)
+
+
+def _on_base(
+    tree: dict, places: dict[tuple[str, ...], str], path: Path, above: tuple[Path, ...]
+) -> tuple[dict, dict[tuple[str, ...], str]]:
+    """Return a recipe's mapping put on its base, if it has one, and where each key stands."""
     if "base" not in tree:
         return tree, places
-    base, where = tree.pop("base"), places.pop(("base",))
+    base, where = tree.pop("base"), places.pop(("base",), str(path))
     if not isinstance(base, str):
         raise BadInput(f"{where}: base is the path of another recipe file, not {shown(base)}")
     file, above = path.parent / base, (*above, path.resolve())
@@ -405,6 +433,15 @@ def _put(tree: Any, keys: tuple[str, ...], value: Any, said: str, done: tuple[st
         hint = nearest(key, map(str, tree))
         raise BadInput(f"{said}: the recipe has no {done[0][:-1]} '{cut(key)}'{hint}")
     return {**tree, key: _put(tree.get(key), rest, value, said, (*done, key))}
+
+
+def _get(tree: Any, keys: tuple[str, ...]) -> Any:
+    """Return what stands at `keys`, or None; of a list, its part by number."""
+    for key in keys:
+        if isinstance(tree, list):
+            tree = dict(zip(map(str, range(len(tree))), tree, strict=True))
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
 
 
 def _where(

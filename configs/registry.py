@@ -1,21 +1,27 @@
-"""The models' config classes by `kind`. A model enters itself when modules is imported; configs imports no model."""
+"""The models' config classes by `kind`. A model enters itself when it is imported; see configs.plugins."""
 
 from typing import Any
 
+from livetrain.configs import plugins
 from livetrain.configs.errors import BadInput, nearest, shown
 
 _CONFIGS: dict[str, type] = {}
 
 
 def register_config(kind: str, config: type) -> None:
-    """Make `kind` a valid `model.kind`, checked by the pydantic class `config`."""
-    if _CONFIGS.get(kind, config) is not config:
+    """Make `kind` a valid `model.kind`, checked by the pydantic class `config`.
+
+    A class that was defined again, as by a notebook's cell that ran again, takes the place of its former self.
+    """
+    before = _CONFIGS.get(kind, config)
+    if (before.__module__, before.__qualname__) != (config.__module__, config.__qualname__):
         raise ValueError(f"two models call themselves '{kind}'")
     _CONFIGS[kind] = config
 
 
 def configs() -> dict[str, type]:
-    """Return every registered config class by kind."""
+    """Return every known config class by kind."""
+    plugins.load()
     return dict(_CONFIGS)
 
 
@@ -28,10 +34,12 @@ def parse_model(value: Any) -> Any:
     """
     if not isinstance(value, dict):
         return value
-    kind = value.get("kind")
+    kind, known = value.get("kind"), configs()
     if kind is None:
-        raise BadInput(f"model.kind is missing{nearest('', _CONFIGS)}")
-    if not isinstance(kind, str) or kind not in _CONFIGS:
-        hint = nearest(kind if isinstance(kind, str) else "", _CONFIGS)
-        raise BadInput(f"model.kind: there is no model {shown(kind)}{hint}")
-    return _CONFIGS[kind].model_validate(value)
+        raise BadInput(f"model.kind is missing{nearest('', known)}")
+    if not isinstance(kind, str) or kind not in known:
+        hint = nearest(kind if isinstance(kind, str) else "", known)
+        raise BadInput(
+            f"model.kind: there is no model {shown(kind)}{hint}; one of your own needs its module under plugins"
+        )
+    return known[kind].model_validate(value)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
-from livetrain.configs import registry
+from livetrain.configs import plugins, registry
 from livetrain.configs.errors import BadInput, nearest, shown
 from livetrain.configs.values import (
     Count,
@@ -351,6 +351,8 @@ class Recipe(Section):
     """A whole run. See configs/recipes for complete ones."""
 
     name: RunName | None = Field(None, description="run folder below runs/")
+    # Before the sections whose kinds they define: pydantic checks fields in this order.
+    plugins: list[Text] = Field([], description="modules of your own with kinds of models, as my_package.models")
     data: Data
     features: dict[Name, Feature] = Field(min_length=1)
     tables: dict[Name, Table] = {}
@@ -364,6 +366,12 @@ class Recipe(Section):
     export: Export = Export()
     wandb: Wandb | None = None
 
+    @field_validator("plugins")
+    @classmethod
+    def _imported(cls, value: list[str]) -> list[str]:
+        plugins.load(value)
+        return value
+
     @field_validator("gradients", mode="before")
     @classmethod
     def _summed_by_default(cls, value: Any) -> Any:
@@ -376,11 +384,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
+        object.__setattr__(self, "plugins", plugins.complete(self, self.plugins))
         _check_tables(self)
         _check_arithmetic(self)
         _check_gradients(self)
         _check_division(self)
         return self
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        plugins.load(state["__dict__"]["plugins"])  # where the recipe was sent to
+        super().__setstate__(state)
 
     def column(self, feature: str) -> str:
         """Return the Parquet column that feeds `feature`."""

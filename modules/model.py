@@ -14,7 +14,6 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-import livetrain.modules.models  # noqa: F401  (registers every model)
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
 from livetrain.modules.features.hashing import IdHash

@@ -12,7 +12,7 @@ import torch
 
 from livetrain.modules.layers import compiled
 from livetrain.trainers.train import compiled_layers
-from tests import samples
+from tests import samples, wheels
 from tests.pool import Pool
 
 torch.set_num_threads(1)
@@ -65,3 +65,9 @@ def small_run(tmp_path_factory) -> Path:
     pq.write_table(table.append_column("timestamp", pa.array(range(5000, 5000 + len(table)))), part)
     launch.train(samples.recipe(data), folder / "runs")
     return folder / "runs/small"
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel of this checkout."""
+    return wheels.build(tmp_path_factory.mktemp("wheel"))

@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import livetrain.modules.models  # noqa: F401
 from livetrain.configs.schema import Recipe
 
 

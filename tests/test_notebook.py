@@ -60,13 +60,13 @@ def recipe(tmp_path) -> Path:
     return path
 
 
-def test_the_notebook_runs_from_start_to_export(recipe, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_the_notebook_runs_from_start_to_export(recipe, tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     spaces = parameters.source[parameters.source.index("space = {") : parameters.source.index("folder, samples")]
     parameters.source = (
-        f"recipe = load_recipe({str(recipe)!r})\n{spaces}\nfolder, samples = Path({str(tmp_path / 'sweep')!r}), 3"
+        f"recipe = livetrain.load_recipe({str(recipe)!r})\n{spaces}\n"
+        f"folder, samples = Path({str(tmp_path / 'sweep')!r}), 3"
     )
     client = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOK.parent)}}

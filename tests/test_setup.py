@@ -78,6 +78,7 @@ def test_a_locked_set_up_takes_nothing_by_range_but_the_torch_release(clone):
 @pytest.mark.parametrize(
     ("trio", "first", "last"),
     [
+        ("2.14", "torch==2.14.0 fbgemm-gpu==1.9.0", "torchrec==1.9.0"),
         ("2.12", "torch==2.12.0 fbgemm-gpu==1.7.0", "torchrec==1.7.0"),
         ("2.11", "torch==2.11.0 fbgemm-gpu==1.6.0", "torchrec==1.6.1"),  # torchrec 1.6.0 was never published
     ],
@@ -135,7 +136,7 @@ def test_an_interrupted_set_up_is_made_again(clone, broken):
     [
         ({"ACCELERATOR": "gpu"}, "ACCELERATOR is 'gpu'; use cpu or cuda"),
         ({"LOCKED": "yes"}, "LOCKED is 'yes'; use 0 or 1"),
-        ({"TRIO": "2.9"}, "TRIO is '2.9'; use 2.13, 2.12 or 2.11"),
+        ({"TRIO": "2.9"}, "TRIO is '2.9'; use 2.14, 2.13, 2.12 or 2.11"),
         ({"PYTHON": "no-such-python"}, "there is no 'no-such-python' on the PATH"),
         ({"FAKE_VERSION": "3.9"}, "livetrain needs Python 3.11 or newer, and"),
         ({"NO_VENV": "1"}, "install Python's venv module"),

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-import livetrain.modules.models  # noqa: F401
 from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import Model

@@ -84,7 +84,7 @@ class Board:
                 self._cell.update(self._table())
 
     def _table(self) -> Table:
-        shown = table(self._sweep, SHOWN)
+        shown = trials_table(self._sweep, SHOWN)
         shown.caption, shown.caption_justify = self._status(), "left"
         return shown
 
@@ -95,7 +95,7 @@ class Board:
         return f"{counts or 'starting'} of {self._sweep.settings.samples} trials, {minutes}:{seconds:02d}"
 
 
-def table(sweep: Sweep, limit: int | None = None) -> Table:
+def trials_table(sweep: Sweep, limit: int | None = None) -> Table:
     """Return a sweep's trials as a table, best first, with the errors of those that failed."""
     shown = Table(title=sweep.folder.name, title_justify="left", header_style="bold")
     for head in ("trial", "state", "epoch", *(metric.text for metric in sweep.metrics)):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
 from livetrain.cluster.sweep.metric import Metric, parse
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.load import dump_recipe, dump_tree, load_recipe, override

@@ -45,3 +45,6 @@ def network(kind: str) -> type[nn.Module]:
     if kind not in _NETWORKS:
         raise BadInput(f"model.kind: there is no model '{kind}'{nearest(kind, _NETWORKS)}")
     return _NETWORKS[kind]
+
+
+register_model = register  # the name of the public API

@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -66,6 +67,7 @@ def run(tmp_path):
     folder = tmp_path / "runs" / "wide"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text("")
+    (folder / "result.json").write_text('{"name": "wide", "test.label.auc": 0.8}')
     return folder
 
 
@@ -89,20 +91,25 @@ def test_help_documents_the_exit_codes(call):
     )
 
 
+def test_the_version_is_the_packages(call):
+    assert call("--version")[:2] == (0, f"livetrain {importlib.metadata.version('livetrain')}\n")
+
+
 def test_the_front_door_imports_nothing_heavy():
     heavy = "{'torch', 'torchrec', 'ray', 'numpy', 'pyarrow', 'pydantic', 'matplotlib'}"
-    code = f"import sys, livetrain; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
+    front = "import sys, livetrain.api, livetrain.cli.main"
+    code = f"{front}; found = {heavy} & set(sys.modules); sys.exit(str(found) if found else 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_train_hands_the_settled_recipe_down(call, floor_below, tmp_path):
-    code, out, _ = call("train", RECIPE, "train.epochs=2", "tables.movie.dim=32", "--runs", str(tmp_path))
+def test_train_hands_the_settled_recipe_down(call, floor_below, run):
+    code, out, _ = call("train", RECIPE, "train.epochs=2", "tables.movie.dim=32", "--runs", str(run.parent))
     assert code == 0
     (name, recipe, runs), table, lines = floor_below.calls
-    assert (name, recipe.train.epochs, recipe.tables["movie"].dim, runs) == ("train", 2, 32, tmp_path)
+    assert (name, recipe.train.epochs, recipe.tables["movie"].dim, runs) == ("train", 2, 32, run.parent)
     assert table[1:] == lines[1:] == ({"name": "wide", "test.label.auc": 0.8},)
-    assert out == f"TABLE\nLINE\neverything is in {tmp_path / 'wide'}; plots: report.png\n"
+    assert out == f"TABLE\nLINE\neverything is in {run}; plots: report.png\n"
 
 
 def test_evaluate_hands_its_choices_down(call, floor_below, run):
@@ -123,7 +130,7 @@ def test_export_says_where_the_file_is_and_how_close(call, floor_below, run):
     assert code == 0
     assert out == f"{run / 'export'}: model.pt, signature.json, golden.json\nso close\nso large\n"
     asked = [call for call in floor_below.calls if call[0] != "later"]
-    assert asked == [("export", run, "best", None, None), ("lines", {"its": "signature"})]
+    assert asked == [("export", run, "best", run / "export", None), ("lines", {"its": "signature"})]
 
 
 def test_export_hands_quantisation_and_candidates_down(call, floor_below, run, tmp_path):
@@ -131,7 +138,7 @@ def test_export_hands_quantisation_and_candidates_down(call, floor_below, run, t
     floor_below.stand_in(
         "livetrain.trainers.observe.weights_and_biases", later=nullcontext(SimpleNamespace(export=lambda *_: None))
     )
-    floor_below.stand_in("livetrain.trainers.export.latency", compare=["measured"], table="TABLE")
+    floor_below.stand_in("livetrain.trainers.export.latency", compare=["measured"], latency_table="TABLE")
     words = ("--quantize", "int8", "--bench", "--candidate", "movie", "--candidate", "hour", "--out", str(tmp_path))
     code, out, _ = call("export", str(run), *words)
     assert code == 0
@@ -140,7 +147,7 @@ def test_export_hands_quantisation_and_candidates_down(call, floor_below, run, t
         ("export", run, "best", tmp_path, "int8"),
         ("lines", {}),
         ("compare", run, "best", ["movie", "hour"]),
-        ("table", ["measured"]),
+        ("latency_table", ["measured"]),
     ]
     assert call("export", str(run), "--quantize", "int4")[0] == 2
 
@@ -241,7 +248,6 @@ def test_schema_needs_no_recipe_and_knows_the_models(call):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_valid_and_fit_on_a_screen(path):
-    import livetrain.modules.models  # noqa: F401
     from livetrain.configs.load import load_recipe
     from livetrain.modules.model import Model
 

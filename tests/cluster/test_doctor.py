@@ -207,7 +207,9 @@ def test_a_containers_limit_is_the_memory_there_is(tmp_path):
 
 def test_the_table_shows_what_failed_as_it_is_written():
     console = Console(width=100, file=io.StringIO(), record=True)
-    console.print(doctor.table([doctor.Finding("nodes", True, "2 [old] nodes"), doctor.Finding("plan", False, "no")]))
+    console.print(
+        doctor.findings_table([doctor.Finding("nodes", True, "2 [old] nodes"), doctor.Finding("plan", False, "no")])
+    )
     text = console.export_text()
     assert "2 [old] nodes" in text
     assert [line.split("│")[2].strip() for line in text.splitlines() if line.startswith("│")] == ["ok", "failed"]

@@ -1,6 +1,7 @@
 """Jobs for real: a head node of this machine, with token authentication, and the command line against it."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,7 +20,7 @@ import pytest
 from livetrain.cluster import parcel, submit
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import dump_recipe, load_recipe
-from tests import samples
+from tests import outside, samples
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "0123456789abcdef" * 4
@@ -43,7 +44,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """A head node that wants a token; `head.livetrain(*words)` runs the command line with it."""
+    """A head node that wants a token; `head.livetrain(*words, VARIABLE="x")` runs the command line with it."""
     home = tmp_path_factory.mktemp("home")
     temporary = tempfile.mkdtemp(prefix="ray-")  # short: Ray's sockets lie in it
     dashboard, agent, client = free_ports(3)
@@ -58,8 +59,8 @@ def head(tmp_path_factory) -> Iterator[SimpleNamespace]:
     ray = subprocess.Popen(command, env=node, stdout=log, stderr=log, start_new_session=True, cwd=home)
     address = f"http://127.0.0.1:{dashboard}"
 
-    def start(*words: str, token: str | None = TOKEN) -> subprocess.Popen:
-        given = {"RAY_AUTH_TOKEN": token} if token else {}
+    def start(*words: str, token: str | None = TOKEN, **more: str) -> subprocess.Popen:
+        given = more | ({"RAY_AUTH_TOKEN": token} if token else {})
         return subprocess.Popen(
             [sys.executable, "-m", "livetrain", *words, "--address", address],
             env=environment(home, COLUMNS="200", **given),
@@ -69,8 +70,8 @@ def head(tmp_path_factory) -> Iterator[SimpleNamespace]:
             text=True,
         )
 
-    def livetrain(*words: str, token: str | None = TOKEN) -> SimpleNamespace:
-        command = start(*words, token=token)
+    def livetrain(*words: str, token: str | None = TOKEN, **more: str) -> SimpleNamespace:
+        command = start(*words, token=token, **more)
         out, err = command.communicate(timeout=240)
         return SimpleNamespace(code=command.returncode, out=out, err=err)
 
@@ -117,6 +118,43 @@ def test_a_submitted_recipe_trains_once_whatever_the_number_of_submissions(head,
     other = head.livetrain(*words, "train.epochs=3")
     assert other.code == 2
     assert "--id: once is the id of a job with another recipe" in other.err
+
+
+@pytest.mark.slow
+def test_a_plugin_travels_with_the_job_and_reaches_both_workers(head, recipe, tmp_path):
+    """Only who submits, and who exports later, finds the package; on the cluster it is in the job's folder."""
+    mine = {"PYTHONPATH": str(tmp_path / "mine")}
+    outside.write(tmp_path / "mine", "of_mine")
+    model = ("model={kind: of_mine}", "plugins=[of_mine.models]", "cluster.workers=2")
+    words = ("submit", str(recipe), *model, "--runs", str(tmp_path / "runs"), "--id", "plugin")
+    lost = head.livetrain(*words)
+    assert (lost.code, lost.err.count("\n")) == (2, 1)
+    assert "plugins: 'of_mine.models' is no module that Python finds" in lost.err
+    sent = head.livetrain(*words, **mine)
+    assert sent.code == 0, sent.out + sent.err
+    run = tmp_path / "runs/small"
+    assert "plugins: [of_mine.models]" in (run / "config.yaml").read_text()
+    words = [sys.executable, "-m", "livetrain", "export", str(run)]
+    exported = subprocess.run(words, env=environment(tmp_path, **mine), cwd=tmp_path, capture_output=True, text=True)
+    assert exported.returncode == 0, exported.stderr
+    assert (run / "export/model.pt").exists()
+
+
+@pytest.mark.slow
+def test_the_documented_way_by_rays_own_command(head, recipe, wheel, tmp_path):
+    """docs/submit.md, as it stands but for the addresses; what runs is the package in the job's folder."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/submit.md").read_text(), re.DOTALL)
+    (block,) = (block for block in blocks if "ray job submit" in block)
+    block = block.replace("http://head:8265", head.address).replace("/shared/runs", str(tmp_path / "runs"))
+    marked = "sed -i '1i print(\"this is\", __file__, flush=True)' livetrain/__main__.py"
+    shutil.copy(wheel, recipe.parent)
+    given = environment(tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
+    script = block.replace("cd job\n", f"cd job\n{marked}\n")
+    done = subprocess.run(["bash", "-ec", script], cwd=recipe.parent, env=given, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "runs/small/result.json").exists()
+    (place,) = re.findall(r"this is (\S+)", done.stdout)
+    assert not place.startswith(str(ROOT))
 
 
 @pytest.mark.slow
@@ -387,7 +425,7 @@ def test_the_sources_run_without_an_installation(tmp_path):
 
 def test_the_recipe_that_travels_is_the_resolved_one(recipe, tmp_path):
     settled = load_recipe(recipe, ["train.epochs=7", "cluster.address=head:6379"])
-    job = parcel.prepare(settled, Path("/shared/my runs"))
+    job = parcel.pack(settled, Path("/shared/my runs"))
     assert job.id == f"small-{time.strftime('%Y-%m-%d')}"
     assert job.entrypoint == "python -m livetrain train recipe.yaml --runs '/shared/my runs'"
     (tmp_path / "sent.yaml").write_bytes(job.files["recipe.yaml"])
@@ -397,7 +435,7 @@ def test_the_recipe_that_travels_is_the_resolved_one(recipe, tmp_path):
 
 def test_a_run_without_a_name_takes_the_jobs(recipe, tmp_path):
     settled = load_recipe(recipe, ["name=null"])
-    job = parcel.prepare(settled, tmp_path)
+    job = parcel.pack(settled, tmp_path)
     assert job.id == f"din-{time.strftime('%Y-%m-%d')}"
     assert f"name: {job.id}".encode() in job.files["recipe.yaml"]
 
@@ -413,13 +451,13 @@ def test_a_run_without_a_name_takes_the_jobs(recipe, tmp_path):
 )
 def test_what_only_this_machine_knows_is_refused(recipe, override, runs, sentence):
     with pytest.raises(BadInput, match=sentence) as caught:
-        parcel.prepare(load_recipe(recipe, [override]), Path(runs))
+        parcel.pack(load_recipe(recipe, [override]), Path(runs))
     assert "secret" not in str(caught.value)
 
 
 def test_an_id_must_be_a_name(recipe):
     with pytest.raises(BadInput, match="--id: 'a/b' must be letters"):
-        parcel.prepare(load_recipe(recipe), Path("/runs"), "a/b")
+        parcel.pack(load_recipe(recipe), Path("/runs"), "a/b")
 
 
 def test_too_much_is_refused_with_its_largest_file():
@@ -510,7 +548,7 @@ def test_a_cluster_that_stays_away_is_given_up(cluster):
 
 def test_two_submissions_at_once_make_one_job(monkeypatch, recipe, tmp_path):
     settled = load_recipe(recipe)
-    job = parcel.prepare(settled, tmp_path)
+    job = parcel.pack(settled, tmp_path)
     details = SimpleNamespace(status="RUNNING", metadata={"recipe": job.recipe}, driver_exit_code=0)
     details.status = type("Status", (str,), {"is_terminal": lambda self: False})("RUNNING")
     answers = iter([None, details])

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import livetrain.modules.models  # noqa: F401
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import parse_model
 from livetrain.configs.schema import Task

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchrec.modules.crossnet import CrossNet, LowRankCrossNet
 
-import livetrain.modules.models  # noqa: F401
 from livetrain.configs.registry import parse_model
 from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs

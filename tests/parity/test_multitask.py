@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import livetrain.modules.models  # noqa: F401
 from livetrain.configs.registry import parse_model
 from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import livetrain.modules.models  # noqa: F401
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import parse_model
 from livetrain.configs.schema import Task

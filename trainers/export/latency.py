@@ -138,7 +138,7 @@ def _timing(seconds: list[float], candidates: int) -> tuple[str, ...]:
     return f"{p50:.2f}", f"{p99:.2f}", f"{candidates * len(seconds) / sum(seconds):,.0f}"
 
 
-def table(measured: list[Measured]) -> Table:
+def latency_table(measured: list[Measured]) -> Table:
     """Return the comparison for a terminal."""
     head, *lines = cells(measured)
     title = f"{measured[0].candidates} candidates of one user, one thread"

@@ -36,7 +36,7 @@ from livetrain.configs.load import dump_recipe, load_recipe, read_tree
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.trainers.runtime import manifest, ranks, runlog
-from livetrain.trainers.train import checkpoint, restore
+from livetrain.trainers.train import restore
 from livetrain.trainers.train.sharding import Sharded
 
 T = TypeVar("T")
@@ -484,7 +484,7 @@ def find_checkpoint(run: Path, which: str, mend: str = LAST) -> Path:
     """
     if not (run / "config.yaml").exists():
         raise BadInput(f"{run}: no config.yaml here; name a run folder that `livetrain train` wrote, as runs/<name>")
-    found = checkpoint.committed(run)
+    found = committed(run)
     if not found:
         raise BadInput(
             f"{run}/checkpoints: no committed checkpoint; let the run come to its first evaluation, or name another"
@@ -494,7 +494,7 @@ def find_checkpoint(run: Path, which: str, mend: str = LAST) -> Path:
     best = manifest.read(found[-1])["position"]["best_step"]
     if best is None:
         raise BadInput(f"{run}: not evaluated yet, so no checkpoint is the best; {mend}")
-    path = checkpoint.folder(run, best)
+    path = folder(run, best)
     if path not in found:
         raise BadInput(f"{path}: the best checkpoint is gone; {mend}")
     return path

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from livetrain.configs import plugins
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
@@ -31,6 +32,8 @@ def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -
     Raises:
         BadInput: the first thing that is wrong, with the mend.
     """
+    if recipe.cluster.workers:
+        plugins.check_shared(recipe)
     weights_and_biases.check(recipe)
     check_select(recipe)
     if recipe.cluster.device == "cpu" or not (recipe.cluster.workers or torch.cuda.is_available()):

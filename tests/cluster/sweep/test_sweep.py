@@ -19,10 +19,9 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from livetrain.cluster import launch
-from livetrain.cluster.sweep import Sweep, Trial, plots, resume, tune
-from livetrain.cluster.sweep import run as driver
-from livetrain.cluster.sweep.board import Board, table
-from livetrain.cluster.sweep.run import at_once, trial_recipe
+from livetrain.cluster.sweep import Sweep, Trial, driver, plots, resume, tune
+from livetrain.cluster.sweep.board import Board, trials_table
+from livetrain.cluster.sweep.driver import at_once, trial_recipe
 from livetrain.cluster.sweep.search import Search, scheduler
 from livetrain.cluster.sweep.trials import Settings
 from livetrain.cluster.sweep.words import short
@@ -103,7 +102,7 @@ def test_the_table_has_every_trial_and_the_errors(sweep):
     assert sweep.frame["trial"].tolist() == [2, 0, 5, 4, 1, 3]
     assert sweep.frame["valid/auc"].tolist()[:5] == [0.75, 0.72, 0.66, 0.68, 0.50]
     console = Console(record=True, width=160)
-    console.print(table(sweep))
+    console.print(trials_table(sweep))
     text = console.export_text()
     assert "ValueError: no" in text
     assert "File x" not in text

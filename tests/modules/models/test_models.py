@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-import livetrain.modules.models  # noqa: F401  registers every model
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import configs, parse_model
 from livetrain.configs.schema import Task

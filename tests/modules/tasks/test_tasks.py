@@ -8,7 +8,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import livetrain.modules.models  # noqa: F401
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import parse_model
 from livetrain.configs.schema import Task

@@ -38,7 +38,7 @@ def test_the_table_shows_sizes_auc_latency_and_the_gain(measured):
     assert by_name["AUC"] == f"{measured[0].parity['click.auc']['file']:.5f}"
     assert float(by_name["p50 ms"]) <= float(by_name["p99 ms"])
     text = io.StringIO()
-    Console(file=text, width=80).print(latency.table(measured))
+    Console(file=text, width=80).print(latency.latency_table(measured))
     assert "500 candidates of one user, one thread" in text.getvalue()
     for line in lines:
         for cell in filter(None, line):

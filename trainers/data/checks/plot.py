@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.checks import ids, leaks
 from livetrain.trainers.data.checks.findings import Verdict, listed
-from livetrain.trainers.data.checks.run import Checked
+from livetrain.trainers.data.checks.whole import Checked
 from livetrain.trainers.observe.report import panels as look
 from livetrain.trainers.observe.report.panels import COLORS, GREY, INK
 

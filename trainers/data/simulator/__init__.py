@@ -46,7 +46,7 @@ Given the past up to the slot, all labels are independent draws from these proba
 devices are noise.
 """
 
-from livetrain.trainers.data.simulator.run import simulate
 from livetrain.trainers.data.simulator.settings import Settings, count
+from livetrain.trainers.data.simulator.simulation import simulate
 
 __all__ = ["Settings", "count", "simulate"]

@@ -50,7 +50,7 @@ def read(folder: Path, columns: list[str], days: tuple[date, date] | None = None
     return {name: np.concatenate([table[name].to_numpy() for table in tables]) for name in columns}
 
 
-def table(found: dict[str, dict[str, float]]) -> Table:
+def oracle_table(found: dict[str, dict[str, float]]) -> Table:
     """Return `measure`'s figures for a terminal."""
     rows = next(iter(found.values()))["rows"]
     shown = Table("task", "rate", "AUC", "GAUC", "UAUC", title=f"Best reachable on {rows:,} exposures")

@@ -9,7 +9,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from livetrain.trainers.observe.report.panels import COLORS, GREY, HAIR, legend, panel
-from livetrain.trainers.train.probes.spectra import USERS
 
 
 def write_spectrum(run: Path, spectra: dict[str, list[dict[str, Any]]]) -> Path | None:
@@ -25,10 +24,11 @@ def write_spectrum(run: Path, spectra: dict[str, list[dict[str, Any]]]) -> Path 
     rows = {name: users for name, users in spectra.items() if users}
     if not rows:
         return None
+    wide = max(map(len, rows.values()))
     figure = Figure(figsize=(16, 4 * len(rows)), dpi=100, layout="constrained", facecolor="white")
     for number, (name, users) in enumerate(rows.items()):
         for column, user in enumerate(users):
-            axes = figure.add_subplot(len(rows), USERS, number * USERS + column + 1)
+            axes = figure.add_subplot(len(rows), wide, number * wide + column + 1)
             _draw(axes, f"{name}: {user['events']} events", user)
             if number == 0 and column == 0:
                 legend(axes, "best")

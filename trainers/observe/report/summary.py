@@ -53,7 +53,7 @@ def summary_table(result: dict[str, Any]) -> Table:
         for metric, name in METRICS.items():
             keys = [(split, of, metric) for of, split in columns]
             if any(key in figures for key in keys):
-                shown = [_shown(metric, figures[key]) if key in figures else "-" for key in keys]
+                shown = [_cell(metric, figures[key]) if key in figures else "-" for key in keys]
                 table.add_row(*([task] if task else []), name, *shown)
         table.add_section()
     table.caption, table.caption_justify = _reasons(result, figures), "left"
@@ -92,7 +92,7 @@ def table_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _shown(metric: str, value: float | None) -> str:
+def _cell(metric: str, value: float | None) -> str:
     if value is None:
         return "undefined"
     if metric in ("auc_error", "xauc_error"):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from livetrain.trainers.data.checks import run
+from livetrain.trainers.data.checks import whole
 from livetrain.trainers.data.checks.findings import Finding
 
 FIRST = datetime.date(2025, 5, 4)
@@ -86,7 +86,7 @@ def write(
 
 def findings(folder: Path, check: str, subject: str | None = None) -> list[Finding]:
     """Return what a check finds, in all or of one subject."""
-    found = [finding for finding in run.check(folder).findings if finding.check == check]
+    found = [finding for finding in whole.check(folder).findings if finding.check == check]
     return [finding for finding in found if subject in (None, finding.subject)]
 
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from livetrain.configs.errors import BadInput
-from livetrain.trainers.data.checks import run
+from livetrain.trainers.data.checks import whole
 from livetrain.trainers.data.checks.findings import Verdict, share
 from livetrain.trainers.data.write import layout
 from tests.trainers.data.checks.prepared import ROLES, day_name, day_start, findings, only, write
@@ -24,7 +24,7 @@ def honest(tmp_path_factory):
 
 @pytest.mark.parametrize("splits", [False, True])
 def test_nothing_is_wrong_with_an_honest_dataset(tmp_path, splits):
-    checked = run.check(write(tmp_path, splits=splits))
+    checked = whole.check(write(tmp_path, splits=splits))
     assert [finding for finding in checked.findings if finding.verdict != Verdict.ok] == []
     assert checked.worst == Verdict.ok
     checks = {
@@ -52,7 +52,7 @@ def test_a_file_with_another_type_is_named(tmp_path):
 
 
 def test_a_file_without_a_column_is_named_and_the_other_checks_still_run(tmp_path):
-    checked = run.check(write(tmp_path, spoil=lambda number, rows: rows.pop("streamer") if number == 0 else None))
+    checked = whole.check(write(tmp_path, spoil=lambda number, rows: rows.pop("streamer") if number == 0 else None))
     wrong = {(finding.check, finding.subject) for finding in checked.findings if finding.verdict == Verdict.wrong}
     assert wrong == {("schema", "streamer"), ("roles", "streamer")}
     assert any(finding.check == "leakage" for finding in checked.findings)
@@ -78,7 +78,7 @@ def test_a_role_that_no_column_can_play_is_wrong(tmp_path, role, column, words):
 
 
 def test_without_roles_they_are_inferred_and_that_is_said(tmp_path):
-    checked = run.check(write(tmp_path, roles=None))
+    checked = whole.check(write(tmp_path, roles=None))
     found = next(finding for finding in checked.findings if finding.check == "roles")
     assert (found.verdict, found.text) == (
         Verdict.look,
@@ -100,7 +100,7 @@ def test_numbers_that_training_cannot_hold_are_wrong(tmp_path, value):
     found = only(write(tmp_path, spoil=spoil), "ranges", "viewers")
     assert found.verdict == Verdict.wrong
     assert found.text.startswith("2 rows hold NaN")
-    summary = next(summary for summary in run.check(tmp_path).summaries if summary.column == "viewers")
+    summary = next(summary for summary in whole.check(tmp_path).summaries if summary.column == "viewers")
     assert (summary.bad, summary.most < 200) == (2, True)
 
 
@@ -126,7 +126,7 @@ def _with_nulls(rows, part):
 
 
 def test_the_summary_of_a_column_is_numpys(honest):
-    checked = run.check(honest)
+    checked = whole.check(honest)
     values = np.concatenate([pq.read_table(path)["viewers"].to_numpy() for path in honest.glob("*/*.parquet")])
     found = next(summary for summary in checked.summaries if summary.column == "viewers")
     exact = [values.min(), values.max(), values.mean(dtype=float), values.std(dtype=float)]
@@ -212,7 +212,7 @@ def test_a_day_whose_label_rate_is_off_is_worth_a_look(tmp_path, splits):
         if number == 2:
             rows["click"][:500] = 1
 
-    checked = run.check(write(tmp_path, days=5, spoil=spoil, splits=splits))
+    checked = whole.check(write(tmp_path, days=5, spoil=spoil, splits=splits))
     found = next(f for f in checked.findings if (f.check, f.subject) == ("label rates", "click"))
     assert found.verdict == Verdict.look
     assert f"drifts on 1 of 5 days, most on {day_name(2)}" in found.text
@@ -289,27 +289,27 @@ def _cut(column, number):
 
 def test_a_folder_that_is_no_dataset_is_one_sentence(tmp_path):
     with pytest.raises(BadInput, match="there is no such folder"):
-        run.check(tmp_path / "gone")
+        whole.check(tmp_path / "gone")
     with pytest.raises(BadInput, match="neither train/ nor date="):
-        run.check(tmp_path)
+        whole.check(tmp_path)
     (tmp_path / "date=soon").mkdir()
     with pytest.raises(BadInput, match="'date=soon' is no day"):
-        run.check(tmp_path)
+        whole.check(tmp_path)
 
 
 def test_a_preparation_that_was_cut_short_is_not_checked(tmp_path):
     layout.begin(tmp_path)
     layout.write_split(tmp_path, "train", pa.schema([("user", pa.int64())]), [pa.table({"user": [1]})])
     with pytest.raises(BadInput, match="its preparation has not finished"):
-        run.check(tmp_path)
+        whole.check(tmp_path)
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path):
     write(tmp_path)
     (tmp_path / f"date={day_name(0)}" / "part-9.parquet").write_bytes(b"PAR1")
     with pytest.raises(BadInput, match="part-9.parquet: not a complete Parquet file"):
-        run.check(tmp_path)
+        whole.check(tmp_path)
 
 
 def test_the_same_dataset_gives_the_same_findings(honest):
-    assert run.check(honest).findings == run.check(honest).findings
+    assert whole.check(honest).findings == whole.check(honest).findings

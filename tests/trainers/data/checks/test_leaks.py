@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from livetrain.trainers.data.checks import leaks, run
+from livetrain.trainers.data.checks import leaks, whole
 from livetrain.trainers.data.checks.findings import Verdict
 from tests.trainers.data.checks.prepared import ROLES, only, sequence, write
 
@@ -58,7 +58,7 @@ def test_a_planted_leak_is_named(tmp_path, leak):
     found = only(folder, "leakage", "click")
     assert found.verdict == Verdict.wrong
     assert found.text.startswith("predicted too well by planted (AUC")
-    assert run.check(folder).worst == Verdict.wrong
+    assert whole.check(folder).worst == Verdict.wrong
 
 
 def test_a_strong_but_imperfect_column_is_worth_a_look(tmp_path):

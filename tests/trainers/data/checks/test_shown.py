@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from livetrain.configs.errors import BadInput
-from livetrain.trainers.data.checks import plot, run
+from livetrain.trainers.data.checks import plot, whole
 from tests.trainers.data.checks.prepared import day_name, write
 
 
@@ -22,16 +22,16 @@ def checked(tmp_path_factory):
         rows["room"] += 1000 * number
         rows["planted"] = rows["click"].astype(np.float32)
 
-    return run.check(write(tmp_path_factory.mktemp("spoilt"), spoil=spoil))
+    return whole.check(write(tmp_path_factory.mktemp("spoilt"), spoil=spoil))
 
 
 def test_the_tables_show_every_column_and_every_finding(checked):
-    columns = shown(run.columns_table(checked))
+    columns = shown(whole.columns_table(checked))
     assert all(name in columns for name in checked.dataset.schema.names)
     line = next(line for line in columns.splitlines() if " live_streamer " in line)
     cells = [cell.strip() for cell in line.split("│")[1:-1]]
     assert cells == ["live_streamer", "sequence", "int64 list", "length", "0", "0", "2", "5", "5"]
-    findings = shown(run.findings_table(checked))
+    findings = shown(whole.findings_table(checked))
     assert all(finding.subject in findings for finding in checked.findings)
     assert findings.count(" wrong ") == sum(finding.verdict == "wrong" for finding in checked.findings) > 0
 
@@ -56,7 +56,7 @@ def test_the_picture_shows_rates_unseen_ids_probes_and_lengths(checked, tmp_path
 
 def test_panels_without_data_say_so(tmp_path):
     roles = {"labels": [], "ids": ["user"], "dense": ["viewers"]}
-    checked = run.check(write(tmp_path, days=1, roles=roles))
+    checked = whole.check(write(tmp_path, days=1, roles=roles))
     texts = [[text.get_text() for text in axes.texts] for axes in plot.draw(checked).axes]
     assert texts[0] == ["no label of 0 and 1"]
     assert texts[1] == ["no later part with ids"]

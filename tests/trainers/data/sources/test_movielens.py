@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from livetrain.configs.errors import BadInput
-from livetrain.trainers.data.checks import run
+from livetrain.trainers.data.checks import whole
 from livetrain.trainers.data.checks.findings import Verdict
 from livetrain.trainers.data.sources import movielens, movielens_raw
 from livetrain.trainers.data.write.ids import string_id
@@ -117,7 +117,7 @@ def test_a_copy_converted_to_utf8_gives_the_same_ids(prepared, tmp_path):
 
 @pytest.mark.parametrize("protocol", ["rechorus", "dcnv2"])
 def test_the_manifest_gives_every_column_its_role_and_the_checks_find_nothing_wrong_in_them(prepared, protocol):
-    checked = run.check(prepared / protocol)
+    checked = whole.check(prepared / protocol)
     roles = checked.dataset.manifest["roles"]
     named = [name for part in roles.values() for name in ([part] if isinstance(part, str) else part or [])]
     assert set(named) == set(checked.dataset.schema.names)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-import livetrain.modules.models  # noqa: F401
 from livetrain.modules.model import Model
 from livetrain.trainers.train.probes.expert_use import Utilisation
 from tests import twins

@@ -73,7 +73,7 @@ def prepare(
         if set("'*?[]") & set(str(path)):
             raise BadInput(f"{option} {path}: DuckDB takes ' * ? [ ] in a path for a pattern; choose one without them")
     found = _open(adapter, out, options)
-    with _alone(out) as work, stage.connect(adapter, options, work) as connection, _local(run) as run:
+    with _written_here_alone(out) as work, stage.connect(adapter, options, work) as connection, _local(run) as run:
         progress("reading the raw files", 0, 0)
         notes = raw.open_raw(connection, adapter, source)
         try:
@@ -83,7 +83,7 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _alone(out: Path) -> Iterator[Path]:
+def _written_here_alone(out: Path) -> Iterator[Path]:
     """Keep other preparations out of a folder, and yield its work folder, which is gone afterwards."""
     work = out / "_work"
     with (out / "_lock").open("w", encoding="utf-8") as lock:

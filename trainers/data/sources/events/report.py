@@ -43,7 +43,7 @@ class Bar:
             self._console.print(f"{what}{counted}", style="dim", markup=False, highlight=False, soft_wrap=True)
 
 
-def table(prepared: dict[str, Any]) -> Table:
+def days_table(prepared: dict[str, Any]) -> Table:
     """Return what dataset.json reports: rows by day, and every count that is not zero."""
     made = Table(title=f"{prepared['dataset']}: {sum(day['rows'] for day in prepared['days'].values()):,} rows")
     made.add_column("what")

@@ -93,9 +93,9 @@ def columns_table(checked: Checked) -> Table:
         if column.name in summaries:
             found = summaries[column.name]
             values = [found.least, *(found.quantiles or [None] * 3), found.most]
-            cells += [share(found.null_share), *map(_shown, values)]
+            cells += [share(found.null_share), *map(_compact, values)]
         elif column.name in lists:
-            cells += ["length", *map(_shown, _spread(lists[column.name]))]
+            cells += ["length", *map(_compact, _spread(lists[column.name]))]
         table.add_row(*cells)
     return table
 
@@ -122,7 +122,7 @@ def _kind(kind: pa.DataType) -> str:
     return f"{worded(kind.value_type)} list" if is_list(kind) else worded(kind)
 
 
-def _shown(value: float | None) -> str:
+def _compact(value: float | None) -> str:
     if value is None:
         return "-"
     if value == int(value) and abs(value) < 1e6:

@@ -5,6 +5,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from livetrain.cluster import capacity, launch
 from livetrain.cluster.alone import alone
 from livetrain.cluster.sweep.board import Board
 from livetrain.cluster.sweep.trials import ENDED, ERROR, Settings, Sweep, Trial
+from livetrain.configs import plugins
 from livetrain.configs.complaints import first_complaint
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import load_recipe, override
@@ -37,7 +39,7 @@ DIED = "\nthe trial's process died: it was killed, or memory ran out"
 
 
 def tune(
-    recipe: Recipe | str | Path,
+    recipe: Recipe | Mapping[str, Any] | str | Path,
     space: dict[str, Any] | str | Path,
     folder: str | Path | None = None,
     **settings: Any,
@@ -55,8 +57,9 @@ def tune(
         KeyboardInterrupt: the sweep was interrupted; `resume` goes on with it.
 
     Example:
-        >>> sweep = tune("configs/recipes/din_ml1m.yaml", "configs/spaces/din.yaml", samples=12)  # doctest: +SKIP
-        >>> sweep.frame.head(), sweep.best.values  # doctest: +SKIP
+        >>> sweep = tune("small.yaml", {"optimizers.dense.lr": {"choice": [0.001, 0.01]}}, samples=2)
+        >>> sweep.best.values, sweep.frame["state"].tolist()
+        ({'optimizers.dense.lr': 0.01}, ['finished', 'finished'])
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     parsed = parse_space(space) if isinstance(space, dict) else load_space(space)
@@ -66,7 +69,7 @@ def tune(
     check(sweep)
     if folder is None:
         sweep.folder = preflight.fresh_folder(sweep.folder.parent, name)
-    with _held(sweep.folder):
+    with _searched_here_alone(sweep.folder):
         sweep.create()
         return _search(sweep)
 
@@ -79,12 +82,13 @@ def resume(folder: str | Path) -> Sweep:
     """
     sweep = Sweep.open(folder)
     check(sweep)
-    with _held(sweep.folder):
+    with _searched_here_alone(sweep.folder):
         return _search(sweep)
 
 
 def check(sweep: Sweep) -> None:
     """Raise BadInput for whatever is wrong with a sweep's recipe, data, space or metrics, before any trial."""
+    plugins.check_shared(sweep.recipe)
     launch.check_here(sweep.recipe.cluster)
     _ = sweep.metrics
     check_select(sweep.recipe)
@@ -119,7 +123,8 @@ def _check_defined(sweep: Sweep, statistics: Statistics) -> None:
 
 
 def _build(recipe: Recipe) -> None:
-    """Raise BadInput where a model refuses the recipe."""
+    """Raise BadInput where a model refuses the recipe, or no other process can import it."""
+    plugins.check_shared(recipe)
     Model(recipe, device="meta", tables_device="meta")
 
 
@@ -162,7 +167,7 @@ def _search(sweep: Sweep) -> Sweep:
     return sweep
 
 
-def _held(folder: Path) -> contextlib.AbstractContextManager[None]:
+def _searched_here_alone(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Keep a sweep to this process."""
     busy = f"{folder}: this sweep is running already; wait for its end, or stop it first"
     return alone(folder / "lock", busy, patience=0)

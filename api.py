@@ -1,0 +1,205 @@
+"""The public API: what the command line calls, for Python files and notebooks.
+
+torch and Ray are imported inside the functions, so that `import livetrain` costs nothing.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from livetrain.configs.errors import BadInput, nearest
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import nn
+
+    from livetrain.configs.schema import Quantization, Recipe
+
+Split = Literal["train", "valid", "test"]
+Which = Literal["best", "last"]
+log = logging.getLogger("livetrain")
+
+
+class Run:
+    """A run's folder, as `train` leaves it or while it still trains.
+
+    Args:
+        folder: such as ``runs/din_ml1m``.
+
+    Raises:
+        BadInput: the folder holds no run.
+
+    Example:
+        >>> run = Run("runs/small")
+        >>> run.metrics("eval")[["step", "split", "click.auc"]].round(1).tail(2)
+           step  split  click.auc
+        3    42  valid        0.8
+        4    32   test        0.8
+        >>> run.result["best_step"], run.report.name
+        (32, 'report.png')
+        >>> sum(weight.numel() for weight in run.model().dense.parameters())
+        826
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "config.yaml").is_file():
+            runs = [str(found.parent) for found in self.folder.parent.glob("*/config.yaml")]
+            raise BadInput(f"{folder}: this folder holds no run (config.yaml is missing){nearest(str(folder), runs)}")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @cached_property
+    def recipe(self) -> "Recipe":
+        """The recipe that was trained, every default filled in."""
+        from livetrain.configs.load import load_recipe
+
+        return load_recipe(self.folder / "config.yaml")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The content of result.json: metrics as ``test.<task>.<metric>``, rows a second, versions and more.
+
+        Raises:
+            BadInput: the run has not finished.
+        """
+        try:
+            return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise BadInput(f"{self.folder}: this run has not finished (result.json is missing); train it on") from None
+
+    @property
+    def report(self) -> Path:
+        """The path of the report's picture, which is there once the run has finished."""
+        return self.folder / "report.png"
+
+    def metrics(self, kind: Literal["train", "eval"] | None = None) -> "pandas.DataFrame":
+        """Return the lines of metrics.jsonl, in order: a row per line, a column per key.
+
+        Args:
+            kind: ``train`` for the lines of training, ``eval`` for one line per evaluation; by default all lines,
+                notes too.
+        """
+        import pandas
+
+        from livetrain.trainers.runtime import runlog
+
+        return pandas.DataFrame([line for line in runlog.read(self.folder) if kind in (None, line["kind"])])
+
+    def model(self, checkpoint: Which = "best") -> "nn.Module":
+        """Return a checkpoint's model, whole, on the CPU: float32, evaluation mode, no gradients.
+
+        Raises:
+            BadInput: there is no such checkpoint, or it is damaged.
+        """
+        from livetrain.trainers.export.export import plain_model
+        from livetrain.trainers.train.checkpoint import find_checkpoint
+
+        return plain_model(self.recipe, find_checkpoint(self.folder, checkpoint))
+
+    def evaluate(self, split: Split = "test", checkpoint: Which = "best") -> dict[str, float]:
+        """As the function `evaluate`."""
+        return evaluate(self, split, checkpoint)
+
+    def export(
+        self, out: str | Path | None = None, *, checkpoint: Which = "best", quantize: "Quantization | None" = None
+    ) -> dict[str, Any]:
+        """As the function `export`."""
+        return export(self, out, checkpoint=checkpoint, quantize=quantize)
+
+
+def train(recipe: "str | Path | Mapping[str, Any] | Recipe", /, *, runs: str | Path = "runs", **overrides: Any) -> Run:
+    """Train a recipe to its end. A run of the same name that was killed goes on from its last checkpoint.
+
+    Args:
+        recipe: a YAML file, what such a file holds, or what `load_recipe` returns.
+        runs: the folder that the run's own folder is made in.
+        overrides: other values by key, put over the recipe: ``train={"epochs": 2}`` or ``**{"train.epochs": 2}``.
+
+    Raises:
+        BadInput: the recipe, its data or the run's folder is wrong; nothing was trained then.
+
+    Example:
+        >>> run = train("small.yaml", train={"epochs": 1}, name="again")  # doctest: +ELLIPSIS
+        checking the data
+        ...
+        >>> run.result["test.click.auc"] > 0.7
+        True
+    """
+    from livetrain.configs.load import load_recipe
+    from livetrain.trainers.runtime.process import prepare
+
+    settled = load_recipe(recipe, **overrides)
+    prepare()
+    from livetrain.cluster import launch
+
+    return Run(Path(runs) / launch.train(settled, Path(runs))["name"])
+
+
+def evaluate(run: Run | str | Path, split: Split = "test", checkpoint: Which = "best") -> dict[str, float]:
+    """Measure a run's checkpoint on a split, with the run's number of workers.
+
+    Returns:
+        Metrics by ``<split>.<task>.<metric>``.
+
+    Raises:
+        BadInput: there is no such run, split or checkpoint.
+
+    Example:
+        >>> metrics = evaluate("runs/small", "valid")  # doctest: +ELLIPSIS
+        checking the data
+        ...
+        >>> round(metrics["valid.click.auc"], 1)
+        0.8
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    from livetrain.trainers.runtime.process import prepare
+
+    prepare()
+    from livetrain.cluster import launch
+
+    return launch.evaluate(run.folder, split, checkpoint)
+
+
+def export(
+    run: Run | str | Path,
+    out: str | Path | None = None,
+    *,
+    checkpoint: Which = "best",
+    quantize: "Quantization | None" = None,
+    warn: Callable[[str], None] = log.warning,
+) -> dict[str, Any]:
+    """Write a run's model as one TorchScript file, with its signature and scored example rows.
+
+    Args:
+        run: which.
+        out: the folder to write, by default the run's ``export``; an earlier export there is replaced.
+        checkpoint: the best on the validation split, or the newest.
+        quantize: how tables are stored, by default as the recipe says.
+        warn: told why Weights & Biases, where the recipe names it, has not got the export.
+
+    Returns:
+        The signature, as signature.json holds it.
+
+    Raises:
+        BadInput: there is no such run or checkpoint, the folder cannot be written, or the file's scores on held-out
+            rows are not the model's: then nothing is written.
+
+    Example:
+        >>> signature = export("runs/small", "served")
+        >>> signature["tasks"], signature["parity"]["rows"]
+        ({'click': {'label': 'label', 'output': 'probability'}}, 500)
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    from livetrain.trainers.export import export as exporter
+    from livetrain.trainers.observe import weights_and_biases
+
+    folder = run.folder / "export" if out is None else Path(out)
+    signature = exporter.export(run.folder, checkpoint, folder, quantize)
+    with weights_and_biases.later(run.folder, warn) as tracker:
+        tracker.export(folder, signature)
+    return signature
