@@ -6,7 +6,7 @@ BIN := .venv/bin
 DATA := data/ml-1m-rechorus
 RUN := demo-$(shell date +%Y%m%d-%H%M%S)-$(shell echo $$PPID)
 
-.PHONY: help setup demo test test-slow lint lock
+.PHONY: help setup demo test test-slow lint lock docs
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -18,8 +18,8 @@ demo: setup  ## Data, training on two workers, evaluation, export and a score, f
 	@$(BIN)/livetrain train configs/recipes/din_ml1m.yaml name=$(RUN)
 	@$(BIN)/livetrain evaluate runs/$(RUN) --split test
 	@$(BIN)/livetrain export runs/$(RUN)
-	@echo "scores from the exported file, by the README's example:"
-	@sed -n '/^```python/,/^```$$/p' README.md | sed '/^```/d' | $(BIN)/python - runs/$(RUN)/export
+	@echo "scores from the exported file, by examples/score.py:"
+	@$(BIN)/python examples/score.py runs/$(RUN)/export
 	@echo "plots: runs/$(RUN)/report.png"
 
 # The tests that start Ray mostly wait, so they run beside the others; what they print comes at the end.
@@ -43,3 +43,7 @@ lock: setup  ## Pin what pyproject.toml asks for, by hash, in cluster/requiremen
 	@$(BIN)/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --generate-hashes --upgrade \
 	  --quiet --no-annotate --custom-compile-command "make lock" $(addprefix --no-emit-package=,$(MACHINES)) \
 	  --output-file cluster/requirements.lock
+
+docs: setup  ## The documentation site, into site/
+	@test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@$(BIN)/mkdocs build --strict --quiet && echo "site/index.html"

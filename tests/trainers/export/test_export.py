@@ -398,7 +398,7 @@ def test_the_lines_say_how_close_and_how_large(served):
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> Path:
-    """tests/cpp/score.cpp, compiled as the README says."""
+    """tests/cpp/score.cpp, compiled as docs/guide/scoring.md says."""
     if not shutil.which("g++"):
         pytest.skip("there is no g++")
     torch_folder, out = Path(torch.__file__).parent, tmp_path_factory.mktemp("cpp") / "score"
