@@ -11,19 +11,41 @@ if TYPE_CHECKING:
     from livetrain.cluster.sweep.driver import tune
     from livetrain.configs.load import load_recipe
     from livetrain.configs.schema import Recipe
+    from livetrain.modules.features.registry import register_feature
     from livetrain.modules.models.registry import register_model
+    from livetrain.modules.network import Network
+    from livetrain.modules.optimizers import register_optimizer
+    from livetrain.modules.tasks.registry import register_task
 
     __version__: str
 
-__all__ = ["Recipe", "Run", "__version__", "evaluate", "export", "load_recipe", "register_model", "train", "tune"]
+__all__ = [
+    "Network",
+    "Recipe",
+    "Run",
+    "__version__",
+    "evaluate",
+    "export",
+    "load_recipe",
+    "register_feature",
+    "register_model",
+    "register_optimizer",
+    "register_task",
+    "train",
+    "tune",
+]
 
 _PLACES = {
+    "Network": "livetrain.modules.network",
     "Recipe": "livetrain.configs.schema",
     "Run": "livetrain.api",
     "evaluate": "livetrain.api",
     "export": "livetrain.api",
     "load_recipe": "livetrain.configs.load",
+    "register_feature": "livetrain.modules.features.registry",
     "register_model": "livetrain.modules.models.registry",
+    "register_optimizer": "livetrain.modules.optimizers",
+    "register_task": "livetrain.modules.tasks.registry",
     "train": "livetrain.api",
     "tune": "livetrain.cluster.sweep.driver",
 }

@@ -30,7 +30,7 @@ import torch.distributed as dist
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.load import load_recipe
-from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
+from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.process import prepare
@@ -46,8 +46,8 @@ def batch_of(recipe: Recipe, seed: int) -> Batch:
     """Return one rank's batch of uniformly drawn ids, half of every history full."""
     draw = torch.Generator().manual_seed(seed)
     rows = recipe.data.batch_size // ranks.world()
-    ids = {name: f for name, f in recipe.features.items() if not isinstance(f, DenseFeature)}
-    lengths = [f.max_length // 2 if isinstance(f, SequenceFeature) else 1 for f in ids.values()]
+    ids = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
+    lengths = [f.max_length // 2 if f.form == "sequence" else 1 for f in ids.values()]
     kjt = KeyedJaggedTensor(
         keys=list(ids),
         values=torch.randint(1 << 40, (rows * sum(lengths),), generator=draw),

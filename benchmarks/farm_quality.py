@@ -22,9 +22,9 @@ from quality import processor
 from livetrain.cluster import launch
 from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.configs.schema import Recipe
+from livetrain.modules.metrics import binary
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
-from livetrain.trainers.evaluate import binary
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train.checkpoint import find_checkpoint

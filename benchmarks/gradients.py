@@ -32,7 +32,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.load import load_recipe
-from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
+from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.gradients import orders
 from livetrain.modules.model import Model
@@ -70,13 +70,13 @@ def batches(recipe: Recipe, count: int, rank: int, world: int) -> list[Batch]:
     """Make a rank's batches: skewed ids, histories of 0 to max_length events, labels that contradict each other."""
     generator = torch.Generator().manual_seed(rank)
     size, tasks = recipe.data.batch_size // world, len(recipe.tasks)
-    keyed = {name: f for name, f in recipe.features.items() if not isinstance(f, DenseFeature)}
+    keyed = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
     out = []
     for _ in range(count):
         shared = torch.randint(0, 51, (size,), generator=generator)
         lengths, values = [], []
         for feature in keyed.values():
-            length = shared if isinstance(feature, SequenceFeature) else torch.ones(size, dtype=torch.long)
+            length = shared if feature.form == "sequence" else torch.ones(size, dtype=torch.long)
             skewed = torch.rand(int(length.sum()), generator=generator) ** 3
             lengths.append(length)
             values.append((skewed * recipe.tables[feature.table].rows).long())

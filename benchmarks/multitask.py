@@ -30,8 +30,8 @@ from quality_kuairand import HEAD, TEST, TRAIN, baselines, read
 
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
+from livetrain.modules.metrics import binary
 from livetrain.trainers.data.read.files import split_files
-from livetrain.trainers.evaluate import binary
 from livetrain.trainers.runtime import runlog
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.versions import versions

@@ -18,7 +18,7 @@ import torch
 from quality import add_training, made, measure, rule, spread
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from livetrain.trainers.evaluate import binary
+from livetrain.modules.metrics import binary
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.versions import versions
 

@@ -22,8 +22,8 @@ from quality import add_training, made, rule, scores, spread, trained
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from livetrain.configs.load import load_recipe
+from livetrain.modules.metrics import binary
 from livetrain.trainers.data.read.files import split_files
-from livetrain.trainers.evaluate import binary
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.versions import versions
 

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from livetrain.configs.load import load_recipe
-from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
+from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 
@@ -48,13 +48,13 @@ def generate(recipe: Recipe, folder: Path, rows: int, group: int, different: int
     columns = {}
     drawn: dict[int, np.ndarray] = {}  # the offsets of lists by their limit: those of one history are as long
     for name, feature in recipe.features.items():
-        if isinstance(feature, SequenceFeature):
+        if feature.form == "sequence":
             longest = feature.max_length
             if longest not in drawn:
                 drawn[longest] = np.concatenate([[0], np.cumsum(draw.integers(0, longest + 1, rows))]).astype(np.int32)
             offsets = drawn[longest]
             columns[recipe.column(name)] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(ids(int(offsets[-1]))))
-        elif isinstance(feature, DenseFeature):
+        elif feature.carrier == "numbers":
             columns[recipe.column(name)] = pa.array(draw.normal(size=rows).astype(np.float32))
         else:
             columns[recipe.column(name)] = pa.array(ids(rows))
@@ -84,7 +84,7 @@ def peer(source: Source, recipe: Recipe, columns: list[str]) -> Callable[[], Ite
     x = {}
     for name, feature in recipe.features.items():
         column = table[recipe.column(name)]
-        if not isinstance(feature, SequenceFeature):
+        if feature.form != "sequence":
             x[name] = column.to_numpy()
             continue
         lengths, ids = pc.list_value_length(column).to_numpy(), pc.list_flatten(column).to_numpy()

@@ -28,7 +28,7 @@ from quality import add_training, made, rule, spread, trained
 from quality_kuairand import TEST, TRAIN, read
 from scipy import sparse
 
-from livetrain.trainers.evaluate.retrieval import AT
+from livetrain.modules.tasks.retrieval import AT
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.versions import versions
 

@@ -28,8 +28,8 @@ from scipy import sparse
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 
+from livetrain.modules.metrics import binary
 from livetrain.trainers.data.simulator import Settings, count, simulate
-from livetrain.trainers.evaluate import binary
 
 TASKS = ("click", "effective_view", "like", "gift")
 TREE_ROWS = 400_000  # random rows before the test days that boosted trees learn from

@@ -118,6 +118,38 @@ def kuairand(folder: Out, raw: Raw, video: Video = 50, ray: Ray = None) -> None:
     _prepare("kuairand", raw, folder, ray, video=video)
 
 
+@app.command()
+def events(
+    source: Annotated[str, typer.Argument(help="Name of the source, as its plugin registers it.")],
+    plugin: Annotated[str, typer.Option(help="Python module that registers it, as my_package.source.")],
+    folder: Out,
+    raw: Raw,
+    live: Live = 50,
+    video: Video = 50,
+    window: Window = 3600,
+    click: Click = 600,
+    effective: Effective = 30,
+    ray: Ray = None,
+) -> None:
+    """Prepare an event log of a source of your own, a partition a day.
+
+    Example: `livetrain data events shop --plugin my_package.source --raw logs --out data/shop`
+    """
+    import importlib
+
+    from livetrain.configs.errors import BadInput, nearest
+    from livetrain.trainers.data.sources.events.sources import ADAPTERS
+
+    try:
+        importlib.import_module(plugin)
+    except ImportError as error:
+        raise BadInput(f"--plugin: {plugin} cannot be imported ({error}); install it, or set PYTHONPATH") from error
+    if source not in ADAPTERS:
+        raise BadInput(f"no source is called '{source}'{nearest(source, ADAPTERS)}; name one that {plugin} registers")
+    options = {"window_s": window, "click_s": click, "effective_view_s": effective}
+    _prepare(source, raw, folder, ray, live=live, video=video, **options)
+
+
 def _prepare(source: str, raw: Path, folder: Path, ray: str | None, **options: int) -> None:
     """Prepare an event log, in this machine's processes or on a Ray cluster."""
     from livetrain.trainers.data.sources.events import report

@@ -27,9 +27,10 @@ from livetrain.cluster.exchange import Exchanged, exchange
 from livetrain.cluster.nodes import ask, look
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.schema import Cluster, Recipe
+from livetrain.modules.optimizers import table_optimizer
 from livetrain.trainers.data.read.files import split_files
 from livetrain.trainers.train import planning, sharding
-from livetrain.trainers.train.memory import ELEMENT, ROW_STATE, amount
+from livetrain.trainers.train.memory import ELEMENT, amount
 from livetrain.trainers.train.preflight import SPLITS
 
 SEEN_S = 10  # longest time after which a file must be visible on another machine
@@ -271,7 +272,7 @@ class Need:
 
 def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
     """Return what the tables take: rows * (dim * bytes an element + bytes of optimizer state a row), by shard."""
-    state = ROW_STATE.get(recipe.optimizers.sparse.kind, lambda dim: 0)
+    state = table_optimizer(recipe.optimizers.sparse).state_bytes
     gpu, host = [0] * workers, [0] * workers
     for collection in plan.plan.values():
         for name, how in collection.items():

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from livetrain.cluster.plugin_files import plugin_files
-from livetrain.configs import plugins
+from livetrain.configs import registry
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe
@@ -59,7 +59,7 @@ def pack(recipe: Recipe, runs: Path, job_id: str | None = None) -> Parcel:
 
 def check_portable(recipe: Recipe, runs: Path) -> None:
     """Raise BadInput for what means something on this machine only."""
-    plugins.check_shared(recipe)
+    registry.check_shared(recipe)
     path = recipe.data.path
     if without_credentials(path) != path:
         raise BadInput(

@@ -7,8 +7,15 @@ from pydantic import BaseModel, ValidationError
 
 from livetrain.configs import registry
 from livetrain.configs.errors import BadInput, cut, nearest, plain, shown
-from livetrain.configs.schema import ModelConfig
+from livetrain.configs.schema import Feature, ModelConfig, SparseOptimizer, Task
 
+# Sections whose declared class is only the base of their kinds' own.
+_OPEN: dict[Any, registry.Kinds] = {
+    ModelConfig: registry.MODELS,
+    Feature: registry.FEATURES,
+    Task: registry.TASKS,
+    SparseOptimizer: registry.OPTIMIZERS,
+}
 # What a place wants, by pydantic's type of error and, in braces, that type's own figures.
 _WANTED = {
     "model_type": "a mapping of keys",
@@ -89,7 +96,9 @@ def _locate(root: Any, loc: tuple, tree: Any) -> tuple[tuple[str, ...], Any]:
     place: list[str] = []
     kind, owner = root, root
     for part in loc:
-        kind = _model_class(tree) if _bare(kind) is ModelConfig else _bare(kind)
+        kind = _bare(kind)
+        if kind in _OPEN:
+            kind = _OPEN[kind].config(_at(tree, place), kind)
         if get_origin(kind) in (Union, types.UnionType):
             kind = next((arm for arm in get_args(kind) if _is_arm(arm, part)), kind)
             continue
@@ -104,9 +113,11 @@ def _locate(root: Any, loc: tuple, tree: Any) -> tuple[tuple[str, ...], Any]:
     return tuple(place), owner
 
 
-def _model_class(tree: Any) -> type[BaseModel]:
-    """Return the config class that checked the recipe's `model`: its declared type is only the classes' base."""
-    return registry.configs().get(tree["model"].get("kind"), ModelConfig)
+def _at(tree: Any, place: list[str]) -> Any:
+    """Return what stands at a place of the data, None where there is nothing."""
+    for key in place:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
 
 
 def _bare(kind: Any) -> Any:

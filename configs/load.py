@@ -14,6 +14,7 @@ from livetrain.configs.complaints import first_complaint
 from livetrain.configs.errors import BadInput, cut, nearest, plain, shown, without_credentials
 from livetrain.configs.schema import Recipe
 
+_OPEN = (registry.MODELS, registry.FEATURES, registry.TASKS, registry.OPTIMIZERS)
 _NAMED = ("features", "tables", "tasks")  # sections whose keys are the recipe's own names
 _LARGEST = 2**20  # bytes of a recipe file
 _MOST_VALUES = 20_000  # of a recipe, whatever its anchors multiply
@@ -190,25 +191,44 @@ def dump_tree(tree: Any) -> str:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe, `model` being one of the registered kinds. Editors complete keys from it."""
-    kinds = registry.configs()
-    modes = [(config, "validation") for config in (Recipe, *kinds.values())]
+    classes = [config for kinds in _OPEN for config in kinds.configs().values()]
+    modes = [(config, "validation") for config in dict.fromkeys([Recipe, *classes])]
     places, schema = models_json_schema(modes, ref_template="#/$defs/{model}")
     definitions = schema["$defs"]
-    options = [places[config, "validation"] for config in kinds.values()]
-    for option in options:
-        part = definitions[option["$ref"].rsplit("/", 1)[1]]
-        part["required"] = sorted({*part.get("required", []), "kind"})
     recipe = definitions["Recipe"]
-    recipe["properties"]["model"] = {"oneOf": options, "title": "Model"}
+    recipe["properties"]["model"] = _one_of(registry.MODELS, places, definitions) | {"title": "Model"}
+    for section, kinds in (("features", registry.FEATURES), ("tasks", registry.TASKS)):
+        named = recipe["properties"][section]["patternProperties"]
+        named |= dict.fromkeys(named, _one_of(kinds, places, definitions))
+    optimizers = definitions["Optimizers"]["properties"]
+    optimizers["sparse"] |= _one_of(registry.OPTIMIZERS, places, definitions)
+    optimizers["sparse"].pop("$ref", None)
     recipe["properties"]["base"] = {"type": "string", "description": "recipe file that this one is put over"}
     recipe |= {"if": {"required": ["base"]}, "else": {"required": recipe.pop("required")}}
-    definitions.pop("ModelConfig", None)
+    for base in ("ModelConfig", "Feature"):
+        definitions.pop(base, None)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "livetrain recipe",
         "$ref": "#/$defs/Recipe",
         "$defs": definitions,
     }
+
+
+def _one_of(kinds: registry.Kinds, places: dict, definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON schema of a section that is one of some kinds, each by its own class."""
+    by_class: dict[type, list[str]] = {}
+    for kind, config in kinds.configs().items():
+        by_class.setdefault(config, []).append(kind)
+    options = []
+    for config, names in by_class.items():
+        options.append(places[config, "validation"])
+        part = definitions[options[-1]["$ref"].rsplit("/", 1)[1]]
+        part["properties"][kinds.key] |= {"enum": names}
+        part["properties"][kinds.key].pop("const", None)
+        if kinds.default not in names:
+            part["required"] = sorted({*part.get("required", []), kinds.key})
+    return {"oneOf": options}
 
 
 def _read(path: Path, above: tuple[Path, ...] = ()) -> tuple[dict, dict[tuple[str, ...], str]]:

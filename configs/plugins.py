@@ -7,12 +7,9 @@ comes by here first: the command line, a notebook, every worker.
 import importlib
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any
-
-from pydantic import BaseModel
 
 from livetrain.configs.errors import BadInput
 
@@ -55,38 +52,3 @@ def _import(name: str, what: str) -> None:
     except (Exception, SystemExit) as error:
         why = next(iter(str(error).splitlines()), "")[:120]
         raise BadInput(f"{what} cannot be imported ({type(error).__name__}: {why}); mend it") from error
-
-
-def origins(part: Any, place: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """Yield the place and the class of every section of a recipe, as ("model", DINConfig)."""
-    if isinstance(part, BaseModel):
-        yield place, type(part)
-        part = part.__dict__
-    inner = part.items() if isinstance(part, Mapping) else enumerate(part) if isinstance(part, list | tuple) else ()
-    for key, value in inner:
-        yield from origins(value, f"{place}.{key}".lstrip("."))
-
-
-def complete(recipe: BaseModel, named: list[str]) -> list[str]:
-    """Return the modules named and those that the recipe's kinds come from otherwise: installed, or just imported.
-
-    Written into the run's config.yaml they bring the kinds along wherever the run is read, resumed, scored or sent.
-    """
-    found = {kind.__module__: None for _, kind in origins(recipe) if not _is_local(kind)}
-    inside = ("livetrain", *named)
-    return named + [module for module in found if not any(f"{module}.".startswith(f"{name}.") for name in inside)]
-
-
-def check_shared(recipe: BaseModel) -> None:
-    """Raise BadInput where no other process can import a recipe's kinds."""
-    for place, kind in origins(recipe):
-        if _is_local(kind):
-            raise BadInput(
-                f"{place}: {kind.__name__} is defined in a notebook cell, a script or a function, where no other "
-                "process can import it; move it to a module and name that under plugins; only training with "
-                "cluster.workers=0 does without"
-            )
-
-
-def _is_local(kind: type) -> bool:
-    return kind.__module__ == "__main__" or "<locals>" in kind.__qualname__

@@ -6,16 +6,24 @@ Nothing here imports torch: a recipe can be read, checked and changed on a lapto
 import contextlib
 import re
 from datetime import date, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from livetrain.configs import plugins, registry
 from livetrain.configs.errors import BadInput, nearest, shown
 from livetrain.configs.values import (
     Count,
     CountOrZero,
-    Length,
     Name,
     Positive,
     PositiveOrZero,
@@ -95,31 +103,56 @@ class Data(Section):
     on_corrupt: Literal["stop", "skip"] = Field("stop", description="an unreadable row group: stop, or skip and count")
 
 
-class IdFeature(Section):
-    """One id a row (int64, any value; null = missing = the zero vector)."""
+class Feature(Section):
+    """Base of every kind of feature: which column it reads, what carries it, and what a network gets of it.
 
-    type: Literal["id"]
-    table: Name
+    The reader, the statistics, the checks and an exported file know carriers and forms only. What the model does with
+    the values is in modules.features, by `type`.
+
+    Attributes:
+        carrier: ids (int64, any number per row) or numbers (one float32 per row, NaN = missing).
+        form: what a network gets: of an id feature at most one embedding per row, of a sequence as many as its list
+            has ids, of a dense one a number. A form other than dense has a table.
+        plain: the values in the column are those that are looked up or normalised.
+    """
+
+    type: str
     column: Text | None = Field(None, description="Parquet column, by default the feature's name")
 
+    carrier: ClassVar[Literal["ids", "numbers"]] = "numbers"
+    form: ClassVar[Literal["id", "sequence", "dense"]] = "dense"
+    plain: ClassVar[bool] = False
 
-class SequenceFeature(Section):
-    """A list of ids a row, newest last; a longer list loses its oldest entries, and the loss is counted."""
+    @property
+    def limit(self) -> int:
+        """Most ids of a row; the newest ones count."""
+        return 1
 
-    type: Literal["sequence"]
+    def looks_up(self) -> str | None:
+        """Return the table in which the feature's ids are looked up; None for numbers."""
+        return None
+
+    def signature(self, mean: float, std: float) -> dict[str, Any]:
+        """Return what a server has to know: type, dtype (int64: in `ids`, float32: in `dense`), what is missing.
+
+        Args:
+            mean: of a dense feature that is normalised.
+            std: likewise.
+        """
+        dtype, missing = ("int64", "length 0") if self.carrier == "ids" else ("float32", "NaN")
+        return {"dtype": dtype, "missing": missing} | self.model_dump(exclude={"column"})
+
+
+class EmbeddedFeature(Feature):
+    """A feature whose ids are looked up in a table."""
+
     table: Name
-    column: Text | None = None
-    max_length: Length = 50
 
+    carrier: ClassVar[Literal["ids", "numbers"]] = "ids"
+    form: ClassVar[Literal["id", "sequence", "dense"]] = "id"
 
-class DenseFeature(Section):
-    """One number a row, normalised with the training split's mean and deviation (null = missing = the mean)."""
-
-    type: Literal["dense"]
-    column: Text | None = None
-
-
-Feature = Annotated[IdFeature | SequenceFeature | DenseFeature, Field(discriminator="type")]
+    def looks_up(self) -> str | None:
+        return self.table
 
 
 class Table(Section):
@@ -145,10 +178,10 @@ class Task(Section):
     """One thing to predict: a label column, what kind of label it is, and its weight in the loss."""
 
     label: Text
-    kind: Literal["binary", "watch_time", "regression", "retrieval"] = Field(
+    kind: str = Field(
         "binary",
-        description="0 or 1; a time, whose expected value is predicted; a number, in squared logarithms; 0 or 1, whose "
-        "positives are to be found among all items",
+        description="binary: 0 or 1; watch_time: a time, whose expected value is predicted; regression: a number, in "
+        "squared logarithms; retrieval: 0 or 1, whose positives are to be found among all items; or a registered kind",
     )
     weight: real(1e-6, 1e6) = 1.0
     unknown: bool = Field(False, description="null labels are not known yet: the task learns from the other rows")
@@ -166,7 +199,7 @@ class Task(Section):
 
     @model_validator(mode="after")
     def _negatives_exist(self) -> "Task":
-        if self.kind != "binary" and self.negatives_kept != 1:
+        if self.negatives_kept != 1 and not registry.TASKS.owner(self.kind).odds:
             raise BadInput(
                 f"negatives_kept: a task of kind {self.kind} has no negatives; give the rows that were kept a "
                 "sample_weight of 1 / the share instead"
@@ -177,7 +210,7 @@ class Task(Section):
 class SparseOptimizer(Section):
     """The optimizer fused into the tables' backward pass."""
 
-    kind: Literal["rowwise_adagrad", "adagrad", "sgd", "adam"] = "rowwise_adagrad"
+    kind: str = Field("rowwise_adagrad", description="rowwise_adagrad, adagrad, sgd, adam, or a registered kind")
     lr: Positive = 0.02
     eps: Positive = 1e-8
     weight_decay: PositiveOrZero = Field(0.0, description="L2 on the rows that a batch touches")
@@ -201,7 +234,7 @@ class Schedule(Section):
 
 
 class Optimizers(Section):
-    sparse: SparseOptimizer = SparseOptimizer()
+    sparse: Annotated[SerializeAsAny[SparseOptimizer], BeforeValidator(registry.OPTIMIZERS.parse)] = SparseOptimizer()
     dense: DenseOptimizer = DenseOptimizer()
     schedule: Schedule = Schedule()
 
@@ -259,7 +292,7 @@ class Train(Section):
     checkpoint_every: Count | None = Field(None, description="steps between checkpoints besides evaluations")
     keep: Count = Field(2, description="newest checkpoints kept, besides the best")
     select: Text | None = Field(
-        None, description="metric on valid/ that picks the best, by default the first task's auc, xauc or recall_100"
+        None, description="metric on valid/ that picks the best, by default the one that leads the first task's kind"
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="of the dense part: tf32 speeds up matrix products on GPUs, bfloat16 autocasts"
@@ -354,10 +387,12 @@ class Recipe(Section):
     # Before the sections whose kinds they define: pydantic checks fields in this order.
     plugins: list[Text] = Field([], description="modules of your own with kinds of models, as my_package.models")
     data: Data
-    features: dict[Name, Feature] = Field(min_length=1)
+    features: dict[Name, Annotated[SerializeAsAny[Feature], BeforeValidator(registry.FEATURES.parse)]] = Field(
+        min_length=1
+    )
     tables: dict[Name, Table] = {}
     model: SerializeAsAny[ModelConfig]
-    tasks: dict[Name, Task] = Field(min_length=1)
+    tasks: dict[Name, Annotated[SerializeAsAny[Task], BeforeValidator(registry.TASKS.parse)]] = Field(min_length=1)
     gradients: Gradients = Field(SumOfGradients(), discriminator="kind")
     optimizers: Optimizers = Optimizers()
     train: Train = Train()
@@ -384,7 +419,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
-        object.__setattr__(self, "plugins", plugins.complete(self, self.plugins))
+        object.__setattr__(self, "plugins", registry.complete(self, self.plugins))
         _check_tables(self)
         _check_arithmetic(self)
         _check_gradients(self)
@@ -402,20 +437,18 @@ class Recipe(Section):
     def select(self) -> str:
         """Return the metric on the validation split that picks the best checkpoint."""
         name, task = next(iter(self.tasks.items()))
-        best = {"binary": "auc", "retrieval": "recall_100"}
-        return self.train.select or f"{name}.{best.get(task.kind, 'xauc')}"
+        return self.train.select or f"{name}.{registry.TASKS.owner(task.kind).leading}"
 
 
 def _check_tables(recipe: Recipe) -> None:
     used = set()
     for name, feature in recipe.features.items():
-        if isinstance(feature, DenseFeature):
+        table = feature.looks_up()
+        if table is None:
             continue
-        if feature.table not in recipe.tables:
-            raise BadInput(
-                f"features.{name}.table: there is no table '{feature.table}'{nearest(feature.table, recipe.tables)}"
-            )
-        used.add(feature.table)
+        if table not in recipe.tables:
+            raise BadInput(f"features.{name}.table: there is no table '{table}'{nearest(table, recipe.tables)}")
+        used.add(table)
     for name in recipe.tables:
         if name not in used:
             raise BadInput(f"tables.{name}: no feature uses this table; remove it or name it in a feature")
@@ -423,14 +456,14 @@ def _check_tables(recipe: Recipe) -> None:
 
 def _check_arithmetic(recipe: Recipe) -> None:
     """Refuse what the fused optimizers would compute otherwise than plain PyTorch."""
-    sparse = recipe.optimizers.sparse
-    if sparse.weight_decay and sparse.kind != "rowwise_adagrad":
+    sparse, optimizer = recipe.optimizers.sparse, registry.OPTIMIZERS.owner(recipe.optimizers.sparse.kind)
+    if sparse.weight_decay and not optimizer.decays:
         raise BadInput(
             f"optimizers.sparse.weight_decay: '{sparse.kind}' ignores it on some devices; "
             "use kind: rowwise_adagrad, or weight_decay: 0"
         )
     for name, table in recipe.tables.items():
-        if table.sharding == "column_wise" and sparse.kind != "sgd":
+        if table.sharding == "column_wise" and not optimizer.by_columns:
             raise BadInput(
                 f"tables.{name}.sharding: column_wise keeps one accumulator a column shard, so '{sparse.kind}' would "
                 "learn something else than on one worker; use row_wise or table_wise, or optimizers.sparse.kind: sgd"
@@ -440,9 +473,9 @@ def _check_arithmetic(recipe: Recipe) -> None:
                 f"tables.{name}.sharding: data_parallel would decay every row, not the touched ones; "
                 "use another sharding or optimizers.sparse.weight_decay: 0"
             )
-        if table.sharding == "data_parallel" and sparse.kind == "adam":
+        if table.sharding == "data_parallel" and not optimizer.replicated:
             raise BadInput(
-                f"tables.{name}.sharding: a data_parallel table's Adam would move untouched rows; "
+                f"tables.{name}.sharding: as data_parallel, '{sparse.kind}' would move untouched rows; "
                 "use another sharding or another optimizers.sparse.kind"
             )
 

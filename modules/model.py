@@ -15,12 +15,15 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
+from livetrain.configs.schema import Recipe
+from livetrain.modules.features.carriers import Prepare, Select, has_transforms
+from livetrain.modules.features.dense import Normalise
 from livetrain.modules.features.hashing import IdHash
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.models.registry import network
+from livetrain.modules.network import Network
 from livetrain.modules.tables.initial import Initial
-from livetrain.modules.tasks.kinds import kinds
+from livetrain.modules.tasks.registry import kinds
 
 _DTYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
 
@@ -32,30 +35,13 @@ class ReplicatedCollection(EmbeddingCollection):
     """
 
 
-class Normalise(nn.Module):
-    """Dense features as (x - mean) / std of the training split; a missing value (NaN) becomes the mean, 0.
-
-    Args:
-        width: D, how many dense features there are.
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("std", torch.ones(width))
-
-    def forward(self, dense: torch.Tensor) -> torch.Tensor:
-        """Args: dense (B, D) float32, NaN = missing. Returns: (B, D) float32 without NaN."""
-        return torch.nan_to_num((dense - self.mean) / self.std, nan=0.0)
-
-
 class Dense(nn.Module):
     """Everything after the tables: normalisation, then the model's own network, under autocast if asked.
 
     A module of its own because it is a leaf to torchrec's tracer and is scripted whole.
     """
 
-    def __init__(self, network: nn.Module, width: int, bfloat16: bool, device_type: str) -> None:
+    def __init__(self, network: Network, width: int, bfloat16: bool, device_type: str) -> None:
         super().__init__()
         self.normalise = Normalise(width)
         self.network = network
@@ -72,7 +58,7 @@ class Dense(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Return the logits (B,) by task from jagged embeddings, (N_f, dim) and (B,) a feature, and dense (B, D).
 
-        `keys` are the raw ids that the network asks for (see modules.models.registry).
+        `keys` are the raw ids that the network asks for (see modules.network).
         """
         dense = self.normalise(dense)
         if torch.jit.is_scripting():
@@ -103,60 +89,64 @@ class Model(nn.Module):
 
     def __init__(self, recipe: Recipe, device: str = "cpu", tables_device: str = "cpu") -> None:
         super().__init__()
-        keyed = {name: f for name, f in recipe.features.items() if not isinstance(f, DenseFeature)}
-        tables = recipe.tables
+        features, tables = recipe.features, recipe.tables
+        used = {name: table for name, f in features.items() if (table := f.looks_up())}
+        keyed = sorted(used, key=lambda name: features[name].carrier != "ids")  # those made of numbers come last
         self.hash = IdHash(
-            list(keyed),
-            [tables[f.table].rows for f in keyed.values()],
-            [tables[f.table].hash == "modulo" for f in keyed.values()],
+            keyed, [tables[used[n]].rows for n in keyed], [tables[used[n]].hash == "modulo" for n in keyed]
         )
+        self.select = None
+        if has_transforms(features):
+            self.hash, self.select = Prepare(features, self.hash).to(device), Select(features).to(device)
         self.collections: dict[str, list[str]] = {}
         self.tables = nn.ModuleDict()
         for name, members in _collections(recipe).items():
             replicated = name.endswith("replicated")
             kind, where = (ReplicatedCollection, device) if replicated else (EmbeddingCollection, tables_device)
-            features = {t: [f for f in keyed if keyed[f].table == t] for t in members}
-            self.collections[name] = [feature for table in members for feature in features[table]]
+            users = {table: [f for f in keyed if used[f] == table] for table in members}
+            self.collections[name] = [feature for table in members for feature in users[table]]
             self.tables[name] = kind(
                 tables=[
                     EmbeddingConfig(
                         name=table,
                         num_embeddings=tables[table].rows,
                         embedding_dim=tables[table].dim,
-                        feature_names=features[table],
+                        feature_names=users[table],
                         data_type=_DTYPES[tables[table].dtype],
                     )
                     for table in members
                 ],
                 device=torch.device(where),
             )
-        dims = {name: tables[f.table].dim for name, f in keyed.items()}
+        dims = {name: tables[table].dim for name, table in used.items()}
         inputs = Inputs(
-            ids={n: d for n, d in dims.items() if not isinstance(keyed[n], SequenceFeature)},
-            sequences={n: d for n, d in dims.items() if isinstance(keyed[n], SequenceFeature)},
-            dense=[n for n, f in recipe.features.items() if isinstance(f, DenseFeature)],
+            ids={n: d for n, d in dims.items() if features[n].form == "id"},
+            sequences={n: d for n, d in dims.items() if features[n].form == "sequence"},
+            dense=[n for n, f in features.items() if f.form == "dense"],
         )
+        self.numbers = {n: features[n].plain for n in inputs.dense}  # whether they are normalised
         nowhere = torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), nowhere:
             torch.manual_seed(recipe.train.seed)
             net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)
-        if recipe.gradients.scope == "trunk" and not hasattr(net, "trunk"):
+        if recipe.gradients.scope == "trunk" and net.trunk is None:
             raise BadInput(
                 f"gradients.scope: '{recipe.model.kind}' has no trunk that its tasks share; use scope: shared, or "
                 "another model.kind"
             )
         for name, kind in kinds(recipe.tasks).items():
-            if kind.retrieval and not hasattr(net, "towers"):
+            named = recipe.tasks[name].kind
+            if kind.towers and net.towers is None:
                 raise BadInput(
-                    f"tasks.{name}.kind: retrieval needs a model with two towers, and '{recipe.model.kind}' has none; "
+                    f"tasks.{name}.kind: {named} needs a model with two towers, and '{recipe.model.kind}' has none; "
                     "use model.kind: dssm, or kind: binary"
                 )
-            if hasattr(net, "towers") and not kind.retrieval:
+            if net.towers is not None and not kind.towers:
                 raise BadInput(
                     f"tasks.{name}.kind: '{recipe.model.kind}' finds items and predicts no {kind.output}; "
                     "use kind: retrieval"
                 )
-        self.key: str | None = getattr(net, "key", None)
+        self.key = net.key
         bfloat16 = recipe.train.precision == "bfloat16"
         self.dense = Dense(net, len(inputs.dense), bfloat16, torch.device(device).type).to(device)
         for collection in self.tables.values():
@@ -171,19 +161,21 @@ class Model(nn.Module):
 
         Args:
             ids: raw int64 ids, one key an id or sequence feature, B rows a key.
-            dense: (B, D) float32, NaN = missing.
+            dense: (B, D) float32, NaN = missing; one column a feature whose carrier is numbers.
             weights: (B,), 0 marks padding rows; None when serving.
         """
         values: dict[str, torch.Tensor] = {}
         lengths: dict[str, torch.Tensor] = {}
         if len(self.tables):
-            rows = self.hash(ids)
+            rows = self.hash(ids) if self.select is None else self.hash(ids, dense)
             for name, collection in self.tables.items():
                 found = collection(rows)
                 for feature in self.collections[name]:
                     jagged = found[feature]
                     values[feature] = jagged.values()
                     lengths[feature] = jagged.lengths()
+        if self.select is not None:
+            dense = self.select(dense)
         if self.key is None or weights is None:
             return self.dense(values, lengths, dense, weights)
         return self.dense(values, lengths, dense, weights, ids[self.key].values())
@@ -210,5 +202,7 @@ def initial_values(recipe: Recipe, table: str) -> Initial:
 def set_statistics(model: Model, mean: Mapping[str, float], std: Mapping[str, float]) -> None:
     """Store the training split's mean and deviation of every dense feature in the model."""
     normalise = model.dense.normalise
-    normalise.mean.copy_(torch.tensor(list(mean.values()), dtype=torch.float32))
-    normalise.std.copy_(torch.tensor(list(std.values()), dtype=torch.float32))
+    means = [mean[name] if normalised else 0.0 for name, normalised in model.numbers.items()]
+    stds = [std[name] if normalised else 1.0 for name, normalised in model.numbers.items()]
+    normalise.mean.copy_(torch.tensor(means, dtype=torch.float32))
+    normalise.std.copy_(torch.tensor(stds, dtype=torch.float32))

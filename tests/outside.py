@@ -24,7 +24,7 @@ class {name}Config(ModelConfig):
 
 
 @livetrain.register_model("{kind}", {name}Config)
-class {name}(nn.Module):
+class {name}(livetrain.Network):
     def __init__(self, config, inputs, tasks) -> None:
         super().__init__()
         self.features: list[str] = [*inputs.ids, *inputs.sequences]
@@ -56,10 +56,9 @@ def write(folder: Path, package: str, kind: str = "") -> Path:
 
 def forget(package: str) -> None:
     """Have this process know no more of a package than one that has just started."""
-    from livetrain.configs import registry
-    from livetrain.modules.models import registry as networks
+    from livetrain.configs.registry import MODELS
 
-    for known in (registry._CONFIGS, networks._NETWORKS):
+    for known in (MODELS._configs, MODELS._owners):
         for kind in [kind for kind, found in known.items() if found.__module__.split(".")[0] == package]:
             del known[kind]
     for name in [name for name in sys.modules if name.split(".")[0] == package]:

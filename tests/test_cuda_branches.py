@@ -29,7 +29,7 @@ from livetrain.configs.schema import Cluster
 from livetrain.modules.batch import Batch
 from livetrain.modules.layers import bottom, compiled, dice
 from livetrain.modules.layers.attention import ActivationUnit
-from livetrain.modules.tasks.kinds import kinds
+from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.evaluate import evaluation

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
+from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import Model
-from livetrain.modules.models.registry import REGULARISER
+from livetrain.modules.network import REGULARISER
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -64,16 +64,16 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
         weights = torch.ones(size)
         weights[torch.rand(size, generator=generator) < 0.1] = 0
         for feature in made_for.features.values():
-            if isinstance(feature, DenseFeature):
+            if feature.carrier == "numbers":
                 column = torch.randn(size, generator=generator)
                 column[::7] = float("nan")
                 dense.append(column)
                 continue
-            length = shared.clone() if isinstance(feature, SequenceFeature) else (shared > 0).long()
+            length = shared.clone() if feature.form == "sequence" else (shared > 0).long()
             length[weights == 0] = 0
             lengths.append(length)
             values.append(draw(1000, int(length.sum())))
-        keys = [n for n, f in made_for.features.items() if not isinstance(f, DenseFeature)]
+        keys = [n for n, f in made_for.features.items() if f.carrier == "ids"]
         rows = torch.arange(size) + number * size
         labels = (torch.rand(size, len(tasks), generator=generator) < 0.4).float()
         for t, task in enumerate(tasks):
@@ -175,7 +175,7 @@ def _loss(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 def _touched(model: Model, batch: Batch) -> dict[str, torch.Tensor]:
     out = {}
     for collection in model.tables.values():
-        rows = model.hash(batch.ids)
+        rows = model.hash(batch.ids) if model.select is None else model.hash(batch.ids, batch.dense)
         for config in collection.embedding_configs():
             mask = torch.zeros(config.num_embeddings, 1)
             for feature in config.feature_names:

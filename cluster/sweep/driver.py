@@ -16,7 +16,7 @@ from livetrain.cluster import capacity, launch
 from livetrain.cluster.alone import alone
 from livetrain.cluster.sweep.board import Board
 from livetrain.cluster.sweep.trials import ENDED, ERROR, Settings, Sweep, Trial
-from livetrain.configs import plugins
+from livetrain.configs import registry
 from livetrain.configs.complaints import first_complaint
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import load_recipe, override
@@ -88,7 +88,7 @@ def resume(folder: str | Path) -> Sweep:
 
 def check(sweep: Sweep) -> None:
     """Raise BadInput for whatever is wrong with a sweep's recipe, data, space or metrics, before any trial."""
-    plugins.check_shared(sweep.recipe)
+    registry.check_shared(sweep.recipe)
     launch.check_here(sweep.recipe.cluster)
     _ = sweep.metrics
     check_select(sweep.recipe)
@@ -124,7 +124,7 @@ def _check_defined(sweep: Sweep, statistics: Statistics) -> None:
 
 def _build(recipe: Recipe) -> None:
     """Raise BadInput where a model refuses the recipe, or no other process can import it."""
-    plugins.check_shared(recipe)
+    registry.check_shared(recipe)
     Model(recipe, device="meta", tables_device="meta")
 
 

@@ -13,7 +13,8 @@ from livetrain.modules.layers.cross import Cross
 from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.models.dnn import DNNConfig
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
+from livetrain.modules.network import Network
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -28,8 +29,8 @@ class DCNv2Config(DNNConfig):
     )
 
 
-@register("dcnv2", DCNv2Config)
-class DCNv2(nn.Module):
+@register_model("dcnv2", DCNv2Config)
+class DCNv2(Network):
     """logits = W [Cross(x), MLP(x)], or W MLP(Cross(x)) when stacked, x = [ids, mean of each sequence, dense].
 
     Args:
@@ -54,17 +55,6 @@ class DCNv2(nn.Module):
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Score a batch.
-
-        Args:
-            values: feature -> (sum of lengths, dim) embeddings.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
-            dense: (B, D), normalised.
-            weights: (B,), 0 marks padding; None when serving.
-
-        Returns:
-            task -> (B,) logits.
-        """
         x = self.gather(values, lengths, dense)  # (B, width)
         crossed = self.cross(x)  # (B, width)
         hidden = torch.cat([crossed, self.tower(x, weights)], 1) if self.parallel else self.tower(crossed, weights)

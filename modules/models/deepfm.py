@@ -10,7 +10,7 @@ from livetrain.modules.layers.factorisation import Factorisation
 from livetrain.modules.layers.fields import Fields
 from livetrain.modules.models.dnn import DNNConfig
 from livetrain.modules.models.interactions import Interactions
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
 from livetrain.modules.models.wide_deep import Deep
 from livetrain.modules.tasks.heads import Heads
 
@@ -32,7 +32,7 @@ class _Term(nn.Module):
         return self.products(factors, dense, weights) + self.deep(factors, dense, weights)
 
 
-@register("deepfm", DeepFMConfig)
+@register_model("deepfm", DeepFMConfig)
 class DeepFM(Interactions):
     """logit = first order + sum_{i<j} v_i . v_j + MLP([factors, dense]), see `Fields` and `Factorisation`.
 

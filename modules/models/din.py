@@ -3,14 +3,15 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from livetrain.configs.schema import Task
 from livetrain.configs.values import Dropout, Units
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.bottom import Attention, Bottom, BottomConfig
 from livetrain.modules.layers.mlp import MLP
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
+from livetrain.modules.network import Network
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -23,8 +24,8 @@ class DINConfig(BottomConfig):
     dropout: Dropout = Field(0.0, description="in the tower")
 
 
-@register("din", DINConfig)
-class DIN(nn.Module):
+@register_model("din", DINConfig)
+class DIN(Network):
     """logits = MLP([ids, mean of each pooled sequence, dense, each attention's sums]), one output a task.
 
     Args:
@@ -47,19 +48,5 @@ class DIN(nn.Module):
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Score a batch.
-
-        Args:
-            values: feature -> (sum of lengths, dim) embeddings; the sequences of one attention have equal lengths.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
-            dense: (B, D), normalised.
-            weights: (B,), 0 marks padding; None when serving.
-
-        Returns:
-            task -> (B,) logits.
-
-        Raises:
-            ValueError: the sequences of one attention differ in length.
-        """
         x = self.bottom(values, lengths, dense, weights)
         return self.heads(self.tower(x, weights).unbind(1))

@@ -3,14 +3,15 @@
 from typing import Literal
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from livetrain.configs.schema import ModelConfig, Task
 from livetrain.configs.values import Dropout, Units
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.mlp import MLP
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
+from livetrain.modules.network import Network
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -23,8 +24,8 @@ class DNNConfig(ModelConfig):
     dropout: Dropout = 0.0
 
 
-@register("dnn", DNNConfig)
-class DNN(nn.Module):
+@register_model("dnn", DNNConfig)
+class DNN(Network):
     """logits = MLP([ids, mean of each sequence, dense]), one output a task.
 
     Args:
@@ -44,15 +45,4 @@ class DNN(nn.Module):
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Score a batch.
-
-        Args:
-            values: feature -> (sum of lengths, dim) embeddings.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
-            dense: (B, D), normalised.
-            weights: (B,), 0 marks padding; None when serving.
-
-        Returns:
-            task -> (B,) logits.
-        """
         return self.heads(self.tower(self.gather(values, lengths, dense), weights).unbind(1))

@@ -21,7 +21,8 @@ from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.layers.precision import widen
 from livetrain.modules.layers.rarity import Rarity
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
+from livetrain.modules.network import Network
 
 _NEVER = -1e30  # a score that no sum of exponentials notices; its opposite is a logit with no loss
 
@@ -125,8 +126,8 @@ def _tower(config: DSSMConfig, inputs: Inputs, names: list[str]) -> Tower:
     return Tower(config, own, [column for column, name in enumerate(inputs.dense) if name in names])
 
 
-@register("dssm", DSSMConfig)
-class DSSM(nn.Module):
+@register_model("dssm", DSSMConfig)
+class DSSM(Network):
     """score = <u, v>, the cosine of the two towers' vectors.
 
     In training a row's item stands against the items of all other rows of the *global* batch, by a softmax:
@@ -137,7 +138,7 @@ class DSSM(nn.Module):
     and z_i is the logit that this network answers. q_j is how often the item is in batches (see `Rarity`): without it
     popular items, drawn as negatives so often, would be held down. j runs over rows of any label, for what was shown
     and not wanted is a good negative; another row with the same item is left out. Only rows that have an item and whose
-    label is 1 teach (see modules.tasks.kinds.Retrieval).
+    label is 1 teach (see modules.tasks.retrieval).
 
     Args:
         config: see `DSSMConfig`.
@@ -169,18 +170,6 @@ class DSSM(nn.Module):
         weights: Tensor | None = None,
         keys: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Score a batch.
-
-        Args:
-            values: feature -> (sum of lengths, dim) embeddings.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
-            dense: (B, D), normalised.
-            weights: (B,), 0 marks padding; None when serving.
-            keys: (sum of lengths,) raw ids of the feature `key`; in training.
-
-        Returns:
-            task -> (B,): z in training, otherwise the cosine.
-        """
         user, item = self.towers(values, lengths, dense, weights)
         if self.training and not torch.jit.is_scripting():
             return {self.task: self._against_others(user, item, keys, lengths[self.key], weights > 0)}

@@ -11,8 +11,9 @@ from livetrain.configs.values import Name, Units
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.bottom import Bottom
 from livetrain.modules.models.multitask import MultiTask, MultiTaskConfig, towers
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads
+from livetrain.modules.tasks.registry import kinds
 
 Chain = Annotated[list[Name], Field(min_length=2)]
 
@@ -61,7 +62,7 @@ def _before(chains: list[list[str]]) -> dict[str, str]:
     return before
 
 
-@register("esmm", ESMMConfig)
+@register_model("esmm", ESMMConfig)
 class ESMM(MultiTask):
     """p_k = product over the tasks j up to k in k's chain of sigmoid(tower_j(x)), x from `Bottom`.
 
@@ -101,7 +102,7 @@ class _Trunk(nn.Module):
 def _check(key: str, task: str, follows: bool, tasks: dict[str, Task]) -> None:
     if task not in tasks:
         raise BadInput(f"{key}: there is no task '{task}'{nearest(task, tasks)}")
-    if tasks[task].kind != "binary":
+    if not kinds({task: tasks[task]})[task].odds:
         raise BadInput(f"{key}: task '{task}' is of kind {tasks[task].kind}, and only binary tasks form a chain")
     if follows and tasks[task].negatives_kept != 1:
         raise BadInput(

@@ -23,7 +23,8 @@ from livetrain.modules.layers.frequency import Learned, Plain, Split
 from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.sequence import Block, Cross, Positions
 from livetrain.modules.models.ple import CGCConfig, Trunk
-from livetrain.modules.models.registry import REGULARISER, register
+from livetrain.modules.models.registry import register_model
+from livetrain.modules.network import REGULARISER, Network
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -145,8 +146,8 @@ class _Fuse(nn.Module):
         return out
 
 
-@register("farm", FARMConfig)
-class FARM(nn.Module):
+@register_model("farm", FARMConfig)
+class FARM(Network):
     """logits = PLE([ids, pooled sequences, dense, what the candidate saw in each domain]).
 
     For each domain, short video and live as a rule, over a user's events k:
@@ -201,20 +202,6 @@ class FARM(nn.Module):
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Score a batch.
-
-        Args:
-            values: feature -> (sum of lengths, dim) embeddings; the sequences of one domain have equal lengths.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
-            dense: (B, D), normalised.
-            weights: (B,), 0 marks padding; None when serving.
-
-        Returns:
-            task -> (B,) logits, and in training `REGULARISER` -> ().
-
-        Raises:
-            ValueError: the sequences of one domain differ in length.
-        """
         size = dense.size(0)
         views: list[Tensor] = []  # (N, d) a domain
         counts: list[Tensor] = []  # (B,)

@@ -7,7 +7,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.factorisation import Factorisation
 from livetrain.modules.layers.fields import Fields
 from livetrain.modules.models.interactions import Interactions
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -17,7 +17,7 @@ class FMConfig(ModelConfig):
     kind: Literal["fm"] = "fm"
 
 
-@register("fm", FMConfig)
+@register_model("fm", FMConfig)
 class FM(Interactions):
     """logit = first order + sum_{i<j} v_i . v_j, see `Fields` and, for several tasks, `Factorisation`.
 

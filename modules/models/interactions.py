@@ -3,10 +3,11 @@
 from torch import Tensor, nn
 
 from livetrain.modules.layers.fields import Fields
+from livetrain.modules.network import Network
 from livetrain.modules.tasks.heads import Heads
 
 
-class Interactions(nn.Module):
+class Interactions(Network):
     """logits = heads(first order + term(factors)), both from `Fields`.
 
     `term` is called as term(factors, dense, weights) -> (B, T), with a (B, d) factor a field.
@@ -28,16 +29,5 @@ class Interactions(nn.Module):
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Score a batch.
-
-        Args:
-            values: feature -> (sum of lengths, dim) embeddings.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
-            dense: (B, D), normalised.
-            weights: (B,), 0 marks padding; None when serving.
-
-        Returns:
-            task -> (B,) logits.
-        """
         first, factors = self.fields(values, lengths, dense)
         return self.heads((first + self.term(factors, dense, weights)).unbind(1))

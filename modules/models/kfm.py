@@ -7,7 +7,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.fields import Fields
 from livetrain.modules.layers.kernel import Kernel
 from livetrain.modules.models.interactions import Interactions
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -17,7 +17,7 @@ class KFMConfig(ModelConfig):
     kind: Literal["kfm"] = "kfm"
 
 
-@register("kfm", KFMConfig)
+@register_model("kfm", KFMConfig)
 class KFM(Interactions):
     """logit = first order + sum_{i<j} v_i^T W_ij v_j, see `Fields` and `Kernel`.
 

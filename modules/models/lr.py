@@ -9,7 +9,8 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import ModelConfig, Task
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
+from livetrain.modules.network import Network
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -19,8 +20,8 @@ class LRConfig(ModelConfig):
     kind: Literal["lr"] = "lr"
 
 
-@register("lr", LRConfig)
-class LR(nn.Module):
+@register_model("lr", LRConfig)
+class LR(Network):
     """logit_t = bias_t + w_t . dense + the weights of the row's ids, summed over features and events.
 
     The weight of an id for the t-th task is column t of its table row. Tables have a dim that is a multiple of 4
@@ -56,17 +57,6 @@ class LR(nn.Module):
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Score a batch.
-
-        Args:
-            values: feature -> (sum of lengths, dim) embeddings.
-            lengths: feature -> (B,).
-            dense: (B, D), normalised.
-            weights: unused; rows do not touch each other here.
-
-        Returns:
-            task -> (B,) logits.
-        """
         parts = [self.linear(dense)]  # (B, T)
         for name in self.features:
             parts.append(jagged.pool(values[name][:, : self.count], lengths[name], False))

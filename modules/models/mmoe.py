@@ -11,7 +11,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.bottom import Bottom
 from livetrain.modules.layers.experts import Experts, Gate, mix
 from livetrain.modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -40,7 +40,7 @@ class _Trunk(nn.Module):
         return out
 
 
-@register("mmoe", MMoEConfig)
+@register_model("mmoe", MMoEConfig)
 class MMoE(MultiTask):
     """y_k = tower_k(sum_i softmax(W_k x)_i E_i(x)), x from `Bottom`.
 

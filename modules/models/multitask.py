@@ -9,6 +9,7 @@ from livetrain.configs.schema import Task
 from livetrain.configs.values import Dropout, Units
 from livetrain.modules.layers.bottom import Bottom, BottomConfig
 from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.network import Network
 from livetrain.modules.tasks.heads import Heads
 
 Layers = Annotated[Units, Field(min_length=1)]
@@ -26,7 +27,7 @@ def towers(config: MultiTaskConfig, tasks: dict[str, Task], width: int) -> nn.Mo
     return nn.ModuleList(MLP(width, config.tower_units, "relu", config.dropout, outputs=1) for _ in tasks)
 
 
-class MultiTask(nn.Module):
+class MultiTask(Network):
     """logits = heads(trunk(bottom(features))).
 
     A task's logit is built by modules of its own wherever the tasks part: autograd reaches a parameter from one logit
@@ -53,19 +54,5 @@ class MultiTask(nn.Module):
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Score a batch.
-
-        Args:
-            values: feature -> (sum of lengths, dim) embeddings; the sequences of one attention have equal lengths.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
-            dense: (B, D), normalised.
-            weights: (B,), 0 marks padding; None when serving.
-
-        Returns:
-            task -> (B,) logits.
-
-        Raises:
-            ValueError: the sequences of one attention differ in length.
-        """
         x = self.bottom(values, lengths, dense, weights)
         return self.heads(self.trunk(x, weights))

@@ -10,9 +10,9 @@ from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import ModelConfig, Task
 from livetrain.configs.values import Dropout, Name, Units, whole
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers import jagged
 from livetrain.modules.layers.mlp import MLP
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
+from livetrain.modules.network import Network
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -29,8 +29,8 @@ class NCFConfig(ModelConfig):
     dropout: Dropout = 0.0
 
 
-@register("ncf", NCFConfig)
-class NCF(nn.Module):
+@register_model("ncf", NCFConfig)
+class NCF(Network):
     """logits = W [p_u * q_i, MLP([p'_u, q'_i])] + b, one row of W a task: equation 12, NeuMF.
 
     p and q are the first `product` columns of the two table rows, p' and q' the others. A table has as many columns as
@@ -72,19 +72,8 @@ class NCF(nn.Module):
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Score a batch.
-
-        Args:
-            values: feature -> (sum of lengths, dim) embeddings.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
-            dense: (B, 0).
-            weights: unused; rows do not touch each other here.
-
-        Returns:
-            task -> (B,) logits.
-        """
-        user = jagged.rows(values[self.user], lengths[self.user]).expand(dense.size(0), -1)
-        item = jagged.rows(values[self.item], lengths[self.item]).expand(dense.size(0), -1)
+        user = self.row(values, lengths, self.user, dense.size(0))
+        item = self.row(values, lengths, self.item, dense.size(0))
         parts = [user[:, : self.product] * item[:, : self.product]]
         if self.mlp is not None:
             parts.append(self.mlp(torch.cat([user[:, self.product :], item[:, self.product :]], 1)))

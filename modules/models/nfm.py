@@ -13,7 +13,7 @@ from livetrain.modules.layers.fields import Fields
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.models.dnn import DNNConfig
 from livetrain.modules.models.interactions import Interactions
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -37,7 +37,7 @@ class _Term(nn.Module):
         return self.tower(self.dropout(self.pairs(factors, dense)), weights)
 
 
-@register("nfm", NFMConfig)
+@register_model("nfm", NFMConfig)
 class NFM(Interactions):
     """logit = first order + MLP(dropout(f)), f = sum_{i<j} v_i * v_j of `BiInteraction`.
 

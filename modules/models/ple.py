@@ -11,7 +11,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.bottom import Bottom
 from livetrain.modules.layers.experts import Level
 from livetrain.modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -71,7 +71,7 @@ class Trunk(nn.Module):
         return out
 
 
-@register("cgc", CGCConfig)
+@register_model("cgc", CGCConfig)
 class CGC(MultiTask):
     """y_k = tower_k(the k-th stream of one `Level` on x), x from `Bottom`.
 
@@ -89,7 +89,7 @@ class CGC(MultiTask):
         super().__init__(bottom, Trunk(config, tasks, bottom.width, levels=1), Heads(tasks))
 
 
-@register("ple", PLEConfig)
+@register_model("ple", PLEConfig)
 class PLE(MultiTask):
     """y_k = tower_k(the k-th stream after several `Level`s on x), x from `Bottom`.
 

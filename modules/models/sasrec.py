@@ -16,7 +16,8 @@ from livetrain.modules.layers.domain import Domain
 from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.layers.sequence import Block, Positions, newest
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
+from livetrain.modules.network import Network
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -41,8 +42,8 @@ class SASRecConfig(ModelConfig):
         return self
 
 
-@register("sasrec", SASRecConfig)
-class SASRec(nn.Module):
+@register_model("sasrec", SASRecConfig)
+class SASRec(Network):
     """logits = MLP([ids, pooled, dense, h, q, h * q]),  h = LayerNorm(blocks(V + position)) of the newest event
 
     SASRec ranks items by h . q after learning which item comes next, at every position. Impressions have labels and
@@ -79,20 +80,6 @@ class SASRec(nn.Module):
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Score a batch.
-
-        Args:
-            values: feature -> (sum of lengths, dim) embeddings; the sequences of the history have equal lengths.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
-            dense: (B, D), normalised.
-            weights: (B,), 0 marks padding; None when serving.
-
-        Returns:
-            task -> (B,) logits.
-
-        Raises:
-            ValueError: the sequences of the history differ in length.
-        """
         size = dense.size(0)
         events, count = self.domain(values, lengths)
         events = self.dropout(self.positions(events, count))

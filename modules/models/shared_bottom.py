@@ -10,7 +10,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.bottom import Bottom
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -33,7 +33,7 @@ class _Trunk(nn.Module):
         return [tower(shared).squeeze(1) for tower in self.towers]
 
 
-@register("shared_bottom", SharedBottomConfig)
+@register_model("shared_bottom", SharedBottomConfig)
 class SharedBottom(MultiTask):
     """y_k = tower_k(shared(x)), x from `Bottom`.
 

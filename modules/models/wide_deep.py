@@ -11,7 +11,7 @@ from livetrain.modules.layers.fields import Fields
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.models.dnn import DNNConfig
 from livetrain.modules.models.interactions import Interactions
-from livetrain.modules.models.registry import register
+from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -40,7 +40,7 @@ class Deep(nn.Module):
         return self.tower(torch.cat(factors + [dense], 1), weights)
 
 
-@register("wide_deep", WideDeepConfig)
+@register_model("wide_deep", WideDeepConfig)
 class WideDeep(Interactions):
     """logit = first order + MLP([factors, dense]), see `Fields`.
 

@@ -11,11 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from livetrain.configs.schema import DenseFeature, IdFeature, Quantization, Recipe, SequenceFeature
+from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.features import hashing
-from livetrain.modules.model import Model, Normalise
+from livetrain.modules.features.dense import Normalise
+from livetrain.modules.features.registry import transforms
+from livetrain.modules.model import Model
 from livetrain.modules.serving.quantized import store
-from livetrain.modules.tasks.kinds import kinds
+from livetrain.modules.tasks.registry import kinds
 
 
 class Lookup(nn.Module):
@@ -26,25 +28,30 @@ class Lookup(nn.Module):
         limit: longest list a row; 0 for an id feature.
         table: rows (N,) -> (N, dim) float32, see modules.serving.quantized; shared with every other feature of it.
         modulo: whether an id's row is its plain remainder (see `hashing.row`).
+        transform: from the caller's ids to those that are looked up; None where they are the same.
     """
 
     name: str
     limit: int
     modulo: bool
 
-    def __init__(self, name: str, limit: int, table: nn.Module, modulo: bool) -> None:
+    def __init__(self, name: str, limit: int, table: nn.Module, modulo: bool, transform: nn.Module | None) -> None:
         super().__init__()
         self.name = name
         self.limit = limit
         self.table = table
         self.modulo = modulo
+        self.transform = transform
 
-    def forward(self, ids: dict[str, Tensor], lengths: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Look up one feature.
 
         Args:
             ids: feature -> (N,) integers of any value, row after row, newest last.
             lengths: feature -> (B,) integers, N = their sum. An id feature's may be left out when N = B.
+            dense: not read.
 
         Returns:
             (M, dim) float32 embeddings and (B,) int64 lengths, M = their sum.
@@ -65,6 +72,8 @@ class Lookup(nn.Module):
         else:
             raise ValueError("lengths: the sequence feature '" + self.name + "' is missing")
         value, length = self._cut(value, length)
+        if self.transform is not None:
+            value = self.transform(value)
         return self.table(hashing.row(value, self.table.rows, self.modulo)), length  # (M, dim), (B,)
 
     def _cut(self, value: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +88,61 @@ class Lookup(nn.Module):
         ends = torch.repeat_interleave(torch.cumsum(length, 0), length)  # (N,), where the row of each id ends
         newest = ends - torch.arange(value.numel(), device=value.device) <= self.limit
         return value[newest], torch.clamp(length, max=self.limit)
+
+
+class NumberLookup(nn.Module):
+    """One feature whose ids are made of numbers: raw numbers -> embeddings.
+
+    Args:
+        name: the feature.
+        table: rows (N,) -> (N, dim) float32.
+        modulo: see `Lookup`.
+        transform: (B,) float32 -> (B,) int64 ids.
+    """
+
+    name: str
+    modulo: bool
+
+    def __init__(self, name: str, table: nn.Module, modulo: bool, transform: nn.Module) -> None:
+        super().__init__()
+        self.name = name
+        self.table = table
+        self.modulo = modulo
+        self.transform = transform
+
+    def forward(
+        self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return (B, dim) float32 embeddings and (B,) int64 lengths, all 1; arguments as `Lookup.forward`."""
+        value = self.transform(_number(dense, self.name))
+        return self.table(hashing.row(value, self.table.rows, self.modulo)), torch.ones_like(value)
+
+
+class Number(nn.Module):
+    """One feature that the network gets as a number, transformed.
+
+    Args:
+        name: the feature.
+        transform: (B,) float32 -> (B,) float32; None where the network gets the number as it is.
+    """
+
+    name: str
+
+    def __init__(self, name: str, transform: nn.Module | None) -> None:
+        super().__init__()
+        self.name = name
+        self.transform = transform
+
+    def forward(self, dense: dict[str, Tensor]) -> Tensor:
+        """Args: dense, as `Scorer.forward`. Returns: (B,)."""
+        column = _number(dense, self.name)
+        return column if self.transform is None else self.transform(column)
+
+
+def _number(dense: dict[str, Tensor], name: str) -> Tensor:
+    if name not in dense:
+        raise ValueError("dense: the feature '" + name + "' is missing")
+    return dense[name].to(torch.float32)
 
 
 class Features(nn.Module):
@@ -96,19 +160,19 @@ class Features(nn.Module):
     def __init__(self, model: Model, recipe: Recipe, quantize: Quantization, names: list[str] | None = None) -> None:
         super().__init__()
         chosen = {n: f for n, f in recipe.features.items() if names is None or n in names}
-        keyed = {n: f for n, f in chosen.items() if isinstance(f, IdFeature | SequenceFeature)}
+        keyed = {n: table for n, f in chosen.items() if (table := f.looks_up())}
         weights = {name: table.weight for part in model.tables.values() for name, table in part.embeddings.items()}
-        tables = {name: store(weights[name], quantize) for name in {feature.table for feature in keyed.values()}}
-        self.lookups = nn.ModuleList(
-            Lookup(
-                name,
-                feature.max_length if isinstance(feature, SequenceFeature) else 0,
-                tables[feature.table],
-                recipe.tables[feature.table].hash == "modulo",
-            )
-            for name, feature in keyed.items()
-        )
-        self.columns = [name for name, feature in chosen.items() if isinstance(feature, DenseFeature)]
+        tables = {name: store(weights[name], quantize) for name in set(keyed.values())}
+        changed = {name: None if chosen[name].plain else t for name, t in transforms(chosen).items()}
+        self.lookups = nn.ModuleList()
+        for name, table in keyed.items():
+            rest = (tables[table], recipe.tables[table].hash == "modulo", changed[name])
+            if chosen[name].carrier == "numbers":
+                self.lookups.append(NumberLookup(name, *rest))
+            else:
+                self.lookups.append(Lookup(name, chosen[name].limit if chosen[name].form == "sequence" else 0, *rest))
+        self.columns = [name for name, feature in chosen.items() if feature.form == "dense"]
+        self.numbers = nn.ModuleList(Number(name, changed[name]) for name in self.columns)
 
     def _gather(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor], shared: bool
@@ -118,15 +182,14 @@ class Features(nn.Module):
         counts: dict[str, Tensor] = {}
         rows, first = -1, ""
         for lookup in self.lookups:
-            found, count = lookup(ids, lengths)
+            found, count = lookup(ids, lengths, dense)
             values[lookup.name], counts[lookup.name] = found, count
             rows, first = _same(rows, first, count.size(0), lookup.name, shared)
         columns: list[Tensor] = []
-        for name in self.columns:
-            if name not in dense:
-                raise ValueError("dense: the feature '" + name + "' is missing")
-            columns.append(dense[name].to(torch.float32))
-            rows, first = _same(rows, first, dense[name].size(0), name, shared)
+        for number in self.numbers:
+            column = number(dense)
+            columns.append(column)
+            rows, first = _same(rows, first, column.size(0), number.name, shared)
         if len(columns) > 0:
             return values, counts, torch.stack([column.expand(rows) for column in columns], dim=1)  # (B, D)
         return values, counts, torch.zeros(rows, 0, device=counts[first].device)
@@ -152,7 +215,7 @@ class Scorer(Features):
         super().__init__(model, recipe, quantize)
         self.dense = model.dense
         self.kinds = nn.ModuleDict(kinds(recipe.tasks))
-        self.shares = getattr(model.dense.network, "shares", False)
+        self.shares = model.dense.network.shares
 
     def forward(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]

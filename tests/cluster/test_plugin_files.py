@@ -16,6 +16,7 @@ from livetrain.cluster.plugin_files import installed, plugin_files
 from livetrain.configs import registry
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import ModelConfig, Recipe
+from livetrain.modules.network import Network
 from tests import outside, samples
 
 
@@ -105,7 +106,8 @@ def test_a_class_of_a_function_does_not_travel(monkeypatch):
     class OfHere(ModelConfig):
         kind: Literal["of_here"] = "of_here"
 
-    monkeypatch.setitem(registry._CONFIGS, "of_here", OfHere)
+    monkeypatch.setitem(registry.MODELS._configs, "of_here", OfHere)
+    monkeypatch.setitem(registry.MODELS._owners, "of_here", Network)
     settled = samples.recipe(Path("/shared/data"), model={"kind": "of_here"})
     for pack in (lambda: parcel.pack(settled, Path("/runs")), lambda: parcel.once("doctor", settled, Path("/runs"))):
         with pytest.raises(BadInput, match="model: OfHere is defined in a notebook cell, a script or a function"):

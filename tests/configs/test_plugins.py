@@ -12,7 +12,7 @@ from livetrain.cli import main as cli
 from livetrain.configs import plugins
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe, load_recipe, override
-from livetrain.configs.registry import configs
+from livetrain.configs.registry import MODELS
 from tests import outside
 
 BARE = {
@@ -43,7 +43,7 @@ def test_a_plugin_that_the_recipe_names_is_imported_by_loading(package, tmp_path
     assert (type(settled.model).__module__, settled.model.scale) == ("of_mine.models", 0.5)
     (tmp_path / "mine.yaml").write_text(dump_recipe(settled))
     outside.forget("of_mine")
-    assert "of_mine" not in configs()
+    assert "of_mine" not in MODELS
     assert dump_recipe(load_recipe(tmp_path / "mine.yaml")) == dump_recipe(settled)
     with pytest.raises(BadInput, match=r"unknown key model.scal \(did you mean 'scale'\?\)"):
         load_recipe(settled, **{"model.scal": 2})
@@ -70,7 +70,7 @@ def test_a_recipe_that_arrives_brings_its_plugins_along(package):
     sent = pickle.dumps(load_recipe(recipe("of_mine", "of_mine.models")))
     outside.forget("of_mine")
     arrived = pickle.loads(sent)
-    assert arrived.model.kind in configs()
+    assert arrived.model.kind in MODELS
     assert arrived.plugins == ["of_mine.models"]
 
 
@@ -127,7 +127,7 @@ def test_a_class_that_is_defined_again_takes_the_place_of_its_former_self(packag
     load_recipe(recipe("of_mine", "of_mine.models"))
     del sys.modules["of_mine.models"]
     __import__("of_mine.models")
-    assert configs()["of_mine"] is sys.modules["of_mine.models"].OfMineConfig
+    assert MODELS.configs()["of_mine"] is sys.modules["of_mine.models"].OfMineConfig
 
 
 def test_two_models_of_one_name_are_refused(package):

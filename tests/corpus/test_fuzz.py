@@ -100,7 +100,9 @@ def at(recipe: Any, place: tuple[str, ...]) -> Any:
 
 
 def test_every_kind_of_model_is_in_a_recipe():
-    ours = {kind for kind, made in registry.configs().items() if made.__module__.startswith("livetrain.modules.")}
+    ours = {
+        kind for kind, made in registry.MODELS.configs().items() if made.__module__.startswith("livetrain.modules.")
+    }
     assert ours == set(by_kind())
 
 

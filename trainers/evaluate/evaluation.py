@@ -1,6 +1,7 @@
 """Metrics of a split that many ranks evaluate together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -8,17 +9,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from livetrain.modules.tasks.kinds import Kind
-from livetrain.trainers.evaluate import binary, numeric
+from livetrain.modules.metrics.lengths import bucket
+from livetrain.modules.tasks.kind import TaskKind
 from livetrain.trainers.evaluate.gather import _gather, _reduce
 from livetrain.trainers.runtime import ranks
 
-RANKING = ("auc", "auc_error", "gauc", "uauc", "positives")  # what a score that is no probability can be asked
 UNKNOWN = -1  # code of a label that is missing; every kind's labels are 0 or more
-LENGTH_EDGES = np.array([0, 5, 10, 20, 50, 100])  # last length of each bucket but the last
-LENGTH_NAMES = ("0", "1-5", "6-10", "11-20", "21-50", "51-100", ">100")
-BINS = 2**16  # of a histogram of logits
-LIMIT = 16.0  # logits beyond it fall in the histogram's end bins; sigmoid(16) = 1 - 1e-7
 SAMPLE_ROWS = 4_000_000
 _PENDING = 64  # updates kept on a GPU before one copy to the host, so that not every step waits for the GPU
 
@@ -33,12 +29,12 @@ class _Rows:
     buckets: np.ndarray  # (n,) int8, index of LENGTH_NAMES, zeros where it has no lengths
 
     @classmethod
-    def empty(cls, kinds: list[Kind]) -> "_Rows":
+    def empty(cls, kinds: list[TaskKind]) -> "_Rows":
         labels = np.zeros((0, len(kinds)), _label_type(kinds))
         return cls(labels.astype(np.float32), labels, np.zeros(0, np.int64), np.zeros(0, np.int8))
 
     @classmethod
-    def concat(cls, parts: list["_Rows"], kinds: list[Kind]) -> "_Rows":
+    def concat(cls, parts: list["_Rows"], kinds: list[TaskKind]) -> "_Rows":
         parts = parts or [cls.empty(kinds)]
         return cls(*(np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(cls)))
 
@@ -49,29 +45,14 @@ class _Rows:
         return len(self.groups)
 
 
-def _label_type(kinds: list[Kind]) -> type[np.generic]:
+def _label_type(kinds: list[TaskKind]) -> type[np.generic]:
     return np.float32 if any(kind.numeric for kind in kinds) else np.int8
-
-
-def _predictions(kind: Kind, logits: np.ndarray) -> np.ndarray:
-    return kind(torch.from_numpy(logits)).numpy()
-
-
-def _by_length(counts: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
-    """Return AUC and rows of every bucket of history lengths that has both classes."""
-    points = []
-    for bucket, name in enumerate(LENGTH_NAMES):
-        positives, negatives = counts(bucket)
-        if positives.any() and negatives.any():
-            rows = int(positives.sum() + negatives.sum())
-            points.append({"length": name, "auc": binary.auc_from_counts(positives, negatives), "rows": rows})
-    return points
 
 
 class _Exact:
     """Keeps every row: 5 bytes a task, or 8 with numeric ones, and 9 besides. Rank 0 has them all when it computes."""
 
-    def __init__(self, kinds: Mapping[str, Kind]) -> None:
+    def __init__(self, kinds: Mapping[str, TaskKind]) -> None:
         self.kinds = kinds
         self.parts: list[_Rows] = []
 
@@ -89,50 +70,16 @@ class _Exact:
             if ranks.is_main():
                 known = labels != UNKNOWN
                 labels, logits = labels[known], logits[known]
-                if kind.numeric:
-                    figures, curves[task] = numeric.figures(labels, _predictions(kind, logits)), _no_curves()
-                else:
-                    figures = _figures(labels, logits, groups[known] if grouped else None)
-                    curves[task] = _curves(labels, logits, buckets[known] if measured else None)
-                    if kind.retrieval:
-                        figures, curves[task] = _of_ranking(figures, curves[task])
-                values |= {f"{task}.{name}": figure for name, figure in figures.items()}
+                figures = kind.figures(labels, logits, groups[known] if grouped else None)
+                curves[task] = kind.curves(labels, logits, buckets[known] if measured else None)
+                values |= _named(task, kind, figures)
         return values, curves
 
 
-def _figures(labels: np.ndarray, logits: np.ndarray, groups: np.ndarray | None) -> dict[str, float]:
-    figures = {"auc": binary.auc(labels, logits)}
-    if groups is not None:
-        figures["gauc"], figures["uauc"] = binary.gauc_and_uauc(labels, logits, groups)
-    return figures | {
-        "log_loss": binary.log_loss(labels, logits),
-        "ne": binary.normalised_entropy(labels, logits),
-        "pcoc": binary.pcoc(labels, logits),
-        "positives": float(np.count_nonzero(labels)),
-    }
-
-
-def _of_ranking(figures: dict[str, float], curves: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Return what holds of scores that are no probabilities."""
-    return {name: figure for name, figure in figures.items() if name in RANKING}, curves | {"calibration": []}
-
-
-def _no_curves() -> dict[str, list[Any]]:
-    return {"calibration": [], "auc_by_length": []}
-
-
-def _curves(labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray | None) -> dict[str, Any]:
-    if np.isnan(logits).any():
-        return _no_curves()
-    scores, positives, negatives = binary.count_by_score(labels, logits)
-
-    def counts(bucket: int) -> tuple[np.ndarray, np.ndarray]:
-        return binary.count_by_score(labels[buckets == bucket], logits[buckets == bucket])[1:]
-
-    return {
-        "calibration": binary.calibration(binary.sigmoid(scores), positives, negatives),
-        "auc_by_length": [] if buckets is None else _by_length(counts),
-    }
+def _named(task: str, kind: TaskKind, figures: dict[str, float]) -> dict[str, float]:
+    """Return a task's figures under its name, the leading one first (see modules.tasks.registry.leading)."""
+    names = sorted(figures, key=lambda name: name != kind.leading)
+    return {f"{task}.{name}": figures[name] for name in names}
 
 
 class _GroupSample:
@@ -143,7 +90,7 @@ class _GroupSample:
     same however the rows were spread over ranks.
     """
 
-    def __init__(self, kinds: list[Kind], budget: int) -> None:
+    def __init__(self, kinds: list[TaskKind], budget: int) -> None:
         self.kinds, self.budget = kinds, budget
         self.halvings = 0
         self.parts: list[_Rows] = []
@@ -180,66 +127,12 @@ def _mix(ids: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
-class _Probabilities:
-    """A binary task's histogram of logits by label and history length, and sums: 7 MiB."""
-
-    def __init__(self, kind: Kind) -> None:
-        self.counts = np.zeros((len(LENGTH_NAMES), 2, BINS), np.int64)
-        self.sums = np.zeros(2)  # losses, probabilities
-
-    def add(self, labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray) -> None:
-        logits, labels = logits.astype(np.float64), labels.astype(np.int64)
-        self.sums += binary.losses(labels, logits).sum(), binary.sigmoid(logits).sum()
-        heights = (np.clip(logits, -LIMIT, LIMIT) + LIMIT) * (BINS / (2 * LIMIT))
-        bins = np.minimum(np.nan_to_num(heights).astype(np.int64), BINS - 1)
-        places = np.ravel_multi_index((buckets, labels, bins), self.counts.shape)
-        np.add.at(self.counts.reshape(-1), places, 1)  # one index: the fast path of add.at
-
-    def finish(self, measured: bool) -> tuple[dict[str, float], dict[str, Any]]:
-        """Return figures and curves over the rows of all ranks. Collective."""
-        counts, sums = _reduce(self.counts), _reduce(self.sums)
-        negatives, positives = counts.sum(axis=0)
-        rows, hits = int(counts.sum()), int(positives.sum())
-        loss, predicted = (float(x) for x in sums)
-        diverged = np.isnan(sums).any()
-        figures = {
-            "auc": float("nan") if diverged else binary.auc_from_counts(positives, negatives),
-            "auc_error": float("nan") if diverged else binary.auc_error_bound(positives, negatives),
-            "log_loss": loss / rows if rows else float("nan"),
-            "ne": loss / rows / binary.entropy(hits / rows) if rows else float("nan"),
-            "pcoc": predicted / hits if hits else float("nan"),
-            "positives": float(hits),
-        }
-        if diverged:
-            return figures, _no_curves()
-        middles = binary.sigmoid((np.arange(BINS) + 0.5) * (2 * LIMIT / BINS) - LIMIT)
-        points = binary.calibration(middles, positives, negatives)
-        lengths = _by_length(lambda bucket: (counts[bucket, 1], counts[bucket, 0])) if measured else []
-        return figures, {"calibration": points, "auc_by_length": lengths}
-
-
-class _Numbers:
-    """A numeric task's histogram: 2 MiB."""
-
-    def __init__(self, kind: Kind) -> None:
-        self.kind, self.histogram = kind, numeric.Histogram()
-
-    def add(self, labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray) -> None:
-        self.histogram.add(labels, _predictions(self.kind, logits))
-
-    def finish(self, measured: bool) -> tuple[dict[str, float], dict[str, Any]]:
-        """Return figures and curves over the rows of all ranks. Collective."""
-        total = numeric.Histogram()
-        total.counts, total.sums = _reduce(self.histogram.counts), _reduce(self.histogram.sums)
-        return total.figures(), _no_curves()
-
-
 class _Bounded:
     """Keeps histograms, sums and a sample of groups: 7 MiB a task and the sample, however many rows there are."""
 
-    def __init__(self, kinds: Mapping[str, Kind], sample_rows: int) -> None:
+    def __init__(self, kinds: Mapping[str, TaskKind], sample_rows: int) -> None:
         self.kinds = kinds
-        self.stores = {task: _Numbers(kind) if kind.numeric else _Probabilities(kind) for task, kind in kinds.items()}
+        self.stores = {task: kind.counts() for task, kind in kinds.items()}
         self.rows = 0
         self.sample = _GroupSample(list(kinds.values()), sample_rows)
 
@@ -255,10 +148,10 @@ class _Bounded:
         values: dict[str, float] = {"rows": float(_reduce(np.array([self.rows]))[0])}
         curves: dict[str, Any] = {}
         for task, store in self.stores.items():
-            figures, curves[task] = store.finish(measured)
-            if self.kinds[task].retrieval:
-                figures, curves[task] = _of_ranking(figures, curves[task])
-            values |= {f"{task}.{name}": figure for name, figure in figures.items()}
+            total = copy(store)
+            total.counts, total.sums = _reduce(store.counts), _reduce(store.sums)
+            curves[task] = total.curves(measured)
+            values |= _named(task, self.kinds[task], total.figures())
         return (values | self._grouped() if grouped else values), curves
 
     def _grouped(self) -> dict[str, float]:
@@ -266,13 +159,13 @@ class _Bounded:
         values = {"gauc_groups_share": 2.0**-self.sample.halvings}
         groups = _gather(rows.groups)
         for t, (task, kind) in enumerate(self.kinds.items()):
-            if kind.numeric:
+            if not any(metric.grouped for metric in kind.metrics.values()):
                 continue
             logits, labels = _gather(rows.logits[:, t]), _gather(rows.labels[:, t])
             if ranks.is_main():
                 known = labels != UNKNOWN
-                pair = binary.gauc_and_uauc(labels[known], logits[known], groups[known])
-                values[f"{task}.gauc"], values[f"{task}.uauc"] = pair
+                figures = kind.grouped(labels[known], logits[known], groups[known])
+                values |= {f"{task}.{name}": figure for name, figure in figures.items()}
         return values
 
 
@@ -280,7 +173,7 @@ class Evaluation:
     """Collects one split's predictions on every rank and turns them into metrics that all ranks agree on.
 
     Args:
-        tasks: the T tasks and their kinds, in the columns' order (see modules.tasks.kinds.kinds).
+        tasks: the T tasks and their kinds, in the columns' order (see modules.tasks.registry.kinds).
         memory: `exact` keeps every row, 5 bytes a task and 9 besides (8 a task with numeric ones), and gathers them to
             rank 0. `bounded` needs the same memory for any number of rows: AUC comes from 65,536 bins of the logit
             between -16 and 16, and `<task>.auc_error` bounds its error; log loss, NE and PCOC are exact; GAUC and UAUC
@@ -291,7 +184,7 @@ class Evaluation:
 
     def __init__(
         self,
-        tasks: Mapping[str, Kind],
+        tasks: Mapping[str, TaskKind],
         memory: Literal["exact", "bounded"] = "exact",
         sample_rows: int = SAMPLE_ROWS,
     ) -> None:
@@ -343,7 +236,7 @@ class Evaluation:
             logits.float().numpy()[real],
             np.where(np.isnan(labels), UNKNOWN, labels).astype(self._label_type),
             np.zeros(number, np.int64) if groups is None else groups.numpy()[real].astype(np.int64),
-            _bucket(np.zeros(number) if lengths is None else lengths.numpy()[real]),
+            bucket(np.zeros(number) if lengths is None else lengths.numpy()[real]),
         )
         self._store.add(rows, grouped=groups is not None)
 
@@ -351,10 +244,9 @@ class Evaluation:
         """Return the metrics over the rows of all ranks. Collective: every rank calls it and gets the same figures.
 
         Returns:
-            `rows`, and by binary task `<task>.auc`, `.log_loss`, `.ne`, `.pcoc`, `.positives`; with groups `.gauc`
-            and `.uauc`; in bounded memory `.auc_error` and, with groups, `gauc_groups_share`. By numeric task `.xauc`,
-            `.mae`, `.rmse` and `.pcoc`; in bounded memory `.xauc_error`. By task of retrieval those of `RANKING`.
-            Undefined ones are nan.
+            `rows`, and by task `<task>.<metric>` of its kind's `metrics`: those that are `grouped` with groups, and
+            those that bound an error in bounded memory, then with groups also `gauc_groups_share`. Undefined ones are
+            nan.
         """
         self._flush()
         given = np.array(self._given or (False, False), np.int64)  # a rank without rows has not seen either
@@ -376,7 +268,3 @@ class Evaluation:
         if self._curves is None:
             raise RuntimeError("curves are known after compute()")
         return self._curves
-
-
-def _bucket(lengths: np.ndarray) -> np.ndarray:
-    return np.searchsorted(LENGTH_EDGES, lengths, side="left").astype(np.int8)

@@ -11,9 +11,10 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.features.hashing import mix
 from livetrain.modules.layers import jagged
+from livetrain.modules.network import Network
+from livetrain.modules.tasks.retrieval import AT
 from livetrain.trainers.runtime import ranks
 
-AT = (10, 50, 100)  # lengths of the lists that are measured
 QUERIES = 2**16  # positive rows that are ranked at most; which ones is a hash of their numbers
 _CELLS = 2**26  # scores in memory at once: 256 MB
 _PENDING = 2**16  # rows whose vectors wait to be merged
@@ -31,9 +32,8 @@ class Retrieval:
         recipe: the run.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
-        self._towers: nn.Module | None = getattr(network, "towers", None)
-        self._key: str = getattr(network, "key", "")
+    def __init__(self, network: Network, recipe: Recipe) -> None:
+        self._towers, self._key = network.towers, network.key
         self._task = next(iter(recipe.tasks))
         self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
         self._pending: list[tuple[torch.Tensor, ...]] = []  # row number, key, has an item, positive, user, item

@@ -5,46 +5,29 @@ A split whose labels are all of one class has no AUC; its evaluations are then c
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
-from livetrain.modules.tasks.kinds import kinds
-from livetrain.trainers.data.read.source import Statistics
-from livetrain.trainers.evaluate.evaluation import RANKING
-from livetrain.trainers.evaluate.retrieval import AT
+from livetrain.modules.tasks.kind import Needs
+from livetrain.modules.tasks.registry import kinds
+from livetrain.modules.tasks.registry import metrics as metrics_of_all
 
-# What may pick the best checkpoint, and whether more or less of it is better: of a binary task, of a numeric one, and
-# of one of retrieval, beside those of a binary one that do not ask for a probability.
-SELECTABLE = {"auc": 1, "gauc": 1, "uauc": 1, "log_loss": -1, "ne": -1}
-SELECTABLE_NUMBERS = {"xauc": 1, "mae": -1, "rmse": -1}
-SELECTABLE_ITEMS = {f"{metric}_{k}": 1 for metric in ("recall", "ndcg") for k in AT}
-_SIGNS = SELECTABLE | SELECTABLE_NUMBERS | SELECTABLE_ITEMS
-
-_BOTH, _BOTH_IN_ONE, _APART = "rows of both classes", "a group with rows of both classes", "labels that differ"
-_NEEDS = {
-    "auc": _BOTH,
-    "auc_error": _BOTH,
-    "ne": _BOTH,
-    "gauc": _BOTH_IN_ONE,
-    "uauc": _BOTH_IN_ONE,
-    "xauc": _APART,
-    "xauc_error": _APART,
-    "pcoc": "a label above 0",
-    **dict.fromkeys(SELECTABLE_ITEMS, "a positive row"),
-}
+if TYPE_CHECKING:
+    from livetrain.trainers.data.read.source import Statistics
 
 
 def needs(metric: str) -> str:
     """Return what a split must have for a metric, with or without its task in front, to be defined."""
-    return _NEEDS.get(metric.rpartition(".")[2], "a row whose label is known")
+    return metrics_of_all()[metric.rpartition(".")[2]].needs
 
 
 def stand_in(recipe: Recipe, metric: str) -> str:
     """Return what picks in the place of a metric ``<task>.<metric>`` that is undefined: the one that asks for least."""
     task = metric.rpartition(".")[0]
     kind = kinds(recipe.tasks)[task]
-    return f"{task}.{'mae' if kind.numeric else f'recall_{AT[-1]}' if kind.retrieval else 'log_loss'}"
+    always = (name for name, one in kind.metrics.items() if one.better and one.needs is Needs.KNOWN)
+    return f"{task}.{next(always, kind.leading)}"
 
 
 def picks(recipe: Recipe, metrics: Mapping[str, Any]) -> str | None:
@@ -66,11 +49,11 @@ def is_better(recipe: Recipe, metrics: Mapping[str, Any], best: Mapping[str, Any
         return True
     if by != before:
         return by == recipe.select()
-    sign = _SIGNS[by.rpartition(".")[2]]
+    sign = metrics_of_all()[by.rpartition(".")[2]].better
     return sign * metrics[by] > sign * best[by]
 
 
-def undefined(recipe: Recipe, task: str, statistics: Statistics) -> list[str]:
+def undefined(recipe: Recipe, task: str, statistics: "Statistics") -> list[str]:
     """Return which of the metrics ``<task>.<metric>`` that could pick a checkpoint no evaluation on a split will have.
 
     Args:
@@ -78,28 +61,18 @@ def undefined(recipe: Recipe, task: str, statistics: Statistics) -> list[str]:
         task: one of its tasks.
         statistics: of the split.
     """
-    kind, only = kinds(recipe.tasks)[task], statistics.single.get(task)
-    if statistics.unknown.get(task) == 1:
-        lacking = set(_SIGNS)
-    elif only is None:
-        lacking = set()
-    else:
-        lacking = set(_NEEDS) if only == 0 or not kind.retrieval else set(_NEEDS) - set(SELECTABLE_ITEMS)
     own = [name.rpartition(".") for name in selectable(recipe)]
-    return [f"{of}.{metric}" for of, _, metric in own if of == task and metric in lacking]
+    unknown, only, every = statistics.unknown.get(task) == 1, statistics.single.get(task), metrics_of_all()
+    return [f"{of}.{name}" for of, _, name in own if of == task and (unknown or not every[name].needs.met(only))]
 
 
 def selectable(recipe: Recipe) -> dict[str, int]:
     """Return the metrics ``<task>.<metric>`` of an evaluation that can be best: 1 where more is, -1 where less is."""
-    grouped = ("gauc", "uauc")
-    known = {m: sign for m, sign in SELECTABLE.items() if recipe.evaluate.group_by or m not in grouped}
-    ranking = {m: sign for m, sign in known.items() if m in RANKING}
     return {
-        f"{task}.{metric}": sign
+        f"{task}.{name}": metric.better
         for task, kind in kinds(recipe.tasks).items()
-        for metric, sign in (
-            SELECTABLE_NUMBERS if kind.numeric else ranking | SELECTABLE_ITEMS if kind.retrieval else known
-        ).items()
+        for name, metric in kind.metrics.items()
+        if metric.better and (recipe.evaluate.group_by or not metric.grouped)
     }
 
 

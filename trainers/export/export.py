@@ -23,6 +23,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.scorer import Encoder, Scorer
+from livetrain.modules.tasks.registry import metrics
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export.parity import prove
 from livetrain.trainers.export.rows import golden_inputs, held_out_rows
@@ -101,8 +102,8 @@ def export(
 
 def _encode(draft: Path, model: Model, recipe: Recipe, quantize: Quantization) -> list[torch.jit.ScriptModule]:
     """Write both towers of a model that finds items, and return them as loaded again; none of another model."""
-    found = []
-    for side in getattr(getattr(model.dense.network, "towers", None), "names", ()):
+    found, towers = [], model.dense.network.towers
+    for side in towers.names if towers is not None else ():
         path = str(draft / f"{side}.pt")
         torch.jit.script(Encoder(model, recipe, side, quantize).eval()).save(path)
         found.append(torch.jit.load(path))
@@ -155,8 +156,7 @@ def lines(signature: dict[str, Any]) -> list[str]:
     for key, auc in parity.items():
         if isinstance(auc, dict) and auc["file"] is not None:
             task, _, name = key.rpartition(".")
-            name = name.replace("auc", "AUC")
-            found.append(f"{task} {name} on them: file {auc['file']:.5f}, model {auc['model']:.5f}")
+            found.append(f"{task} {metrics()[name].title} on them: file {auc['file']:.5f}, model {auc['model']:.5f}")
     shown, wide = ({k: f"{part[k] / 1e6:,.2f} MB" for k in ("tables", "file")} for part in (size, size["float32"]))
     return [*found, *(f"{k}: {shown[k]}, with float32 tables {wide[k]}" for k in shown)]
 

@@ -19,7 +19,7 @@ from rich import box
 from rich.table import Table
 
 from livetrain.configs.errors import BadInput, nearest
-from livetrain.configs.schema import IdFeature, Quantization, Recipe, SequenceFeature
+from livetrain.configs.schema import Quantization, Recipe
 from livetrain.trainers.export import export
 from livetrain.trainers.export.parity import prove
 from livetrain.trainers.export.rows import Inputs, golden_inputs, held_out_rows, one_user
@@ -83,8 +83,8 @@ def user_features(recipe: Recipe, candidate: list[str] | None) -> list[str]:
     for name in candidate or []:
         if name not in recipe.features:
             raise BadInput(f"--candidate: there is no feature '{name}'{nearest(name, recipe.features)}")
-    past = {feature.table for feature in recipe.features.values() if isinstance(feature, SequenceFeature)}
-    offered = candidate or [n for n, f in recipe.features.items() if isinstance(f, IdFeature) and f.table in past]
+    past = {feature.looks_up() for feature in recipe.features.values() if feature.form == "sequence"}
+    offered = candidate or [n for n, f in recipe.features.items() if f.form == "id" and f.looks_up() in past]
     if not offered:
         raise BadInput(
             "--bench: no id feature shares a table with a sequence, so the candidate's features cannot be told from "

@@ -7,11 +7,10 @@ from typing import Any
 import torch
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import Quantization, Recipe, SequenceFeature
+from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import Model
-from livetrain.modules.tasks.kinds import kinds
-from livetrain.trainers.evaluate import binary, numeric
+from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.export.rows import _held_out, inputs_of, one_user
 
 
@@ -51,9 +50,8 @@ def prove(
     aucs = {}
     for t, (task, kind) in enumerate(predict.items()):
         known = ~labels[t].isnan()
-        name, auc = ("xauc", numeric.xauc) if kind.numeric else ("auc", binary.auc)
-        both = {"file": found, "model": wanted}
-        aucs[f"{task}.{name}"] = {k: auc(labels[t, known].numpy(), p[t, known].numpy()) for k, p in both.items()}
+        both = {k: p[t, known].numpy() for k, p in (("file", found), ("model", wanted))}
+        aucs[f"{task}.{kind.ordered_by}"] = {k: kind.order(labels[t, known].numpy(), p) for k, p in both.items()}
     return {"rows": rows, "largest_difference": worst, "largest_difference_of_rank": ranked, **aucs}
 
 
@@ -78,7 +76,7 @@ def _check_close(what: str, difference: float, key: str, recipe: Recipe) -> None
 
 def _rank_difference(scored: torch.jit.ScriptModule, batch: Batch, recipe: Recipe) -> float:
     """Return how far `rank` is from `forward` where all rows of a batch get the sequences of its longest row."""
-    sequences = [name for name, feature in recipe.features.items() if isinstance(feature, SequenceFeature)]
+    sequences = [name for name, feature in recipe.features.items() if feature.form == "sequence"]
     longest = int(batch.ids[sequences[0]].lengths().argmax()) if sequences else 0
     once, repeated = one_user(inputs_of(batch, recipe), sequences or list(recipe.features)[:1], longest)
     scores = zip(scored.rank(*once).values(), scored(*repeated).values(), strict=True)

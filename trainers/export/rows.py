@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from livetrain.configs.schema import DenseFeature, Recipe
+from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
@@ -23,8 +23,8 @@ def inputs_of(batch: Batch, recipe: Recipe) -> Inputs:
 
 
 def _names(recipe: Recipe) -> tuple[list[str], list[str]]:
-    """Return the names of the id and sequence features, and those of the dense ones."""
-    dense = [name for name, feature in recipe.features.items() if isinstance(feature, DenseFeature)]
+    """Return the names of the features whose carrier is ids, and of those whose carrier is numbers."""
+    dense = [name for name, feature in recipe.features.items() if feature.carrier == "numbers"]
     return [name for name in recipe.features if name not in dense], dense
 
 

@@ -1,14 +1,13 @@
 """signature.json: what a server has to know of an exported file."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from livetrain.configs.errors import without_credentials
-from livetrain.configs.schema import Feature, IdFeature, Recipe, SequenceFeature
+from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
-from livetrain.modules.tasks.kinds import kinds
+from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.runtime import manifest, runlog
 from livetrain.trainers.runtime.versions import versions
@@ -21,8 +20,9 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
     """Return what a caller has to know about the file, and where it comes from."""
     step = manifest.read(path)["step"]
     normalise = model.dense.normalise
-    statistics = iter(zip(normalise.mean.tolist(), normalise.std.tolist(), strict=True))
-    towers = getattr(model.dense.network, "towers", None)
+    moments = zip(normalise.mean.tolist(), normalise.std.tolist(), strict=True)
+    statistics = dict(zip(model.numbers, moments, strict=True))
+    towers = model.dense.network.towers
     return {
         "format": _FORMAT,
         "call": "model(ids: Dict[str, Tensor], lengths: Dict[str, Tensor], dense: Dict[str, Tensor])"
@@ -30,7 +30,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
         " each row, a float32 number a row; by task a float32 number a row, see tasks",
         "rank": "model.rank(ids, lengths, dense): the same for candidates of one user, whose features are given once,"
         " as one row",
-        "features": {name: _feature(feature, statistics) for name, feature in recipe.features.items()},
+        "features": {n: f.signature(*statistics.get(n, (0.0, 1.0))) for n, f in recipe.features.items()},
         "tables": {name: t.model_dump(include={"rows", "dim", "hash", "dtype"}) for name, t in recipe.tables.items()},
         "hashing": "in the file; row = splitmix64(id) with the sign bit cleared, mod rows (hash: mix), or id mod rows,"
         " never negative (hash: modulo)",
@@ -56,22 +56,6 @@ def _towers(names: dict[str, list[str]]) -> dict[str, Any]:
         " features of their side alone; the product of the two is the score",
         **names,
     }
-
-
-def _feature(feature: Feature, statistics: Iterator[tuple[float, float]]) -> dict[str, Any]:
-    if isinstance(feature, IdFeature):
-        return {"type": "id", "dtype": "int64", "table": feature.table, "missing": "length 0"}
-    if isinstance(feature, SequenceFeature):
-        return {
-            "type": "sequence",
-            "dtype": "int64",
-            "table": feature.table,
-            "order": "newest last",
-            "max_length": feature.max_length,
-            "missing": "length 0",
-        }
-    mean, std = next(statistics)
-    return {"type": "dense", "dtype": "float32", "missing": "NaN", "mean": mean, "std": std}
 
 
 def _training(recipe: Recipe) -> dict[str, Any]:

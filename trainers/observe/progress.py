@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from livetrain.trainers.evaluate import binary
+from livetrain.modules.tasks.registry import leading, metrics
 
 POLL_S = 0.25
 PLAIN_LINE_S = 10.0
@@ -115,7 +115,7 @@ class State:
         self.epoch = 0.0
         self.rows_per_s: float | None = None
         self.loss: float | None = None
-        self.leading: tuple[str, float] | None = None  # metric of the first task, see metrics.leading
+        self.leading: tuple[str, float] | None = None  # metric of the first task
         self.doing: str | None = None  # the newest note
         self._since = time.monotonic()  # when it came
         self._first: tuple[float, int] | None = None  # (time, step) of the first line, to judge the pace by
@@ -131,11 +131,12 @@ class State:
             if self._first is None or self.step < self._first[1]:  # restarted from a checkpoint
                 self._first = self._last
         elif line.get("kind") == "eval":
-            task = next((key.rpartition(".")[0] for key in line if key.endswith((".auc", ".xauc"))), None)
-            found = binary.leading({key.rpartition(".")[2] for key in line if key.rpartition(".")[0] == task})
-            if task is not None and found is not None and line[f"{task}.{found[0]}"] is not None:
-                title = f"{line.get('split', '')} {found[1]}".strip()
-                self.leading = (title, float(line[f"{task}.{found[0]}"]))
+            known = metrics()
+            task = next((task for key in line for task, _, name in [key.rpartition(".")] if task and name in known), "")
+            found = leading([name for key in line for of, _, name in [key.rpartition(".")] if of == task])
+            if found is not None and line[f"{task}.{found}"] is not None:
+                title = f"{line.get('split', '')} {known[found].title}".strip()
+                self.leading = (title, float(line[f"{task}.{found}"]))
         elif line.get("kind") == "note":
             self.doing, self._since = str(line.get("text", "")), time.monotonic()
 

@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 import torch
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import Recipe, SequenceFeature
+from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import set_statistics
-from livetrain.modules.tasks.kinds import kinds
+from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source, Statistics
 from livetrain.trainers.evaluate import selection
@@ -196,7 +196,7 @@ class Trainer:
     def evaluate(self, split: str) -> tuple[dict[str, float], dict[str, Any]]:
         """Return (metrics, curves) of the present weights on a split. Collective."""
         evaluation = Evaluation(kinds(self.recipe.tasks), memory=self.recipe.evaluate.memory)
-        sequences = {n: f.max_length for n, f in self.recipe.features.items() if isinstance(f, SequenceFeature)}
+        sequences = {n: f.limit for n, f in self.recipe.features.items() if f.form == "sequence"}
         history = max(sequences, key=sequences.get, default=None)
         retrieval = Retrieval(self.sharded.model.dense.network, self.recipe)
         self.sharded.module.eval()

@@ -6,9 +6,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import Recipe, Task
 from livetrain.modules.batch import Batch
-from livetrain.modules.tasks.kinds import kinds
+from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.runtime import ranks
 
 
@@ -30,7 +30,7 @@ class Loss(nn.Module):
 
     s_it is 0 for padding and for a label that is not known yet, and otherwise the task's sample_weight, by default 1. R
     is the number of ranks: averaging the ranks' gradients then gives those of one rank on the global batch. A task of
-    which the batch knows no label has a loss of 0; of a task of kind retrieval only rows of label 1 count. How the
+    which the batch knows no label has a loss of 0; of a kind with `only_positives` only rows of label 1 count. How the
     tasks weigh in is not decided here.
     """
 
@@ -38,9 +38,12 @@ class Loss(nn.Module):
         super().__init__()
         self.tasks = list(recipe.tasks)
         self.kinds = list(kinds(recipe.tasks).values())
-        self.one_kind = len({type(kind) for kind in self.kinds}) == 1
+        keys = [task.model_dump(exclude=set(Task.model_fields)) for task in recipe.tasks.values()]  # of a kind's own
+        alike = [(type(kind), own) for kind, own in zip(self.kinds, keys, strict=True)]
+        self.one_kind = all(one == alike[0] for one in alike)
         self.unknown = any(task.unknown for task in recipe.tasks.values())
-        self.retrieval = any(kind.retrieval for kind in self.kinds)  # then all are
+        only = torch.tensor([kind.only_positives for kind in self.kinds])
+        self.register_buffer("only_positives", only if only.any() else None, persistent=False)
 
     def forward(self, logits: dict[str, torch.Tensor], batch: Batch) -> tuple[torch.Tensor, Output]:
         """Return the losses (T,) and what metrics need, from logits (B,) by task and the batch."""
@@ -52,10 +55,10 @@ class Loss(nn.Module):
             known = ~labels.isnan()
             stacked, labels = torch.where(known, stacked, 0.0), torch.where(known, labels, 0.0)  # no inf times 0
             weights = weights * known
-        if self.retrieval:
-            weights = weights * labels
+        if self.only_positives is not None:
+            weights = weights * torch.where(self.only_positives, labels, 1.0)
         sums = (self._each(stacked, labels) * weights).sum(dim=0)  # (T,)
-        alike = batch.sample_weights is None and not self.unknown and not self.retrieval
+        alike = batch.sample_weights is None and not self.unknown and self.only_positives is None
         weight_sums = count.expand_as(sums) if alike else weights.sum(dim=0)  # (T,)
         total = weight_sums
         if ranks.world() > 1:

@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import DenseFeature, Recipe
+from livetrain.configs.schema import Recipe
+from livetrain.modules.optimizers import table_optimizer
 
-# Bytes of the optimizers' state: a row of `dim` columns, and a number of the dense part.
-ROW_STATE = {"rowwise_adagrad": lambda dim: 4, "adagrad": lambda dim: 4 * dim, "adam": lambda dim: 8 * dim}
-_DENSE_STATE = {"adam": 8, "adamw": 8, "adagrad": 4, "sgd": 0}
+_DENSE_STATE = {"adam": 8, "adamw": 8, "adagrad": 4, "sgd": 0}  # bytes of the optimizer per number
 ELEMENT = {"float32": 4, "float16": 2}  # bytes
 
 
@@ -58,7 +57,7 @@ def needs(recipe: Recipe, model: nn.Module, saves: bool = True) -> list[Part]:
     is being written, and a step's batch with what is computed of it."""
     copies, copied = (2, " and a checkpoint's copy") if saves else (1, "")
     workers = max(recipe.cluster.workers, 1)
-    state = ROW_STATE.get(recipe.optimizers.sparse.kind, lambda dim: 0)
+    state = table_optimizer(recipe.optimizers.sparse).state_bytes
     parts = []
     for name, table in recipe.tables.items():
         weights = table.rows * table.dim * ELEMENT[table.dtype]
@@ -79,8 +78,8 @@ def needs(recipe: Recipe, model: nn.Module, saves: bool = True) -> list[Part]:
 def _row(recipe: Recipe, model: nn.Module) -> int:
     """Return what a row of a batch takes at the least: lists of one id, values and gradients of what layers return."""
     features = recipe.features.values()
-    read = sum(4 if isinstance(feature, DenseFeature) else 16 for feature in features)
-    columns = sum(recipe.tables[f.table].dim for f in features if not isinstance(f, DenseFeature))
+    read = sum(4 if feature.carrier == "numbers" else 16 for feature in features)
+    columns = sum(recipe.tables[table].dim for feature in features if (table := feature.looks_up()))
     columns += sum(layer.out_features for layer in model.dense.modules() if isinstance(layer, nn.Linear))
     return (1 + recipe.data.prefetch) * read + 2 * 4 * columns
 

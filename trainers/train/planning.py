@@ -17,7 +17,7 @@ from torchrec.distributed.planner.types import PlannerError, ShardingOption
 from torchrec.distributed.types import BoundsCheckMode, CacheParams, ShardingPlan
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import Recipe, SequenceFeature, Table
+from livetrain.configs.schema import Recipe, Table
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.memory import ELEMENT
 
@@ -122,8 +122,8 @@ def constraints(recipe: Recipe, world: int, behind: Collection[str] = ()) -> dic
             continue
         # Column-wise and data-parallel are never chosen unasked: both may change what is learned.
         allowed = free if table.sharding == "auto" else [table.sharding]
-        users = [f for f in recipe.features.values() if getattr(f, "table", None) == name]
-        lengths = [float(f.max_length) / 2 if isinstance(f, SequenceFeature) else 1.0 for f in users]
+        users = [f for f in recipe.features.values() if f.looks_up() == name]
+        lengths = [f.limit / 2 if f.form == "sequence" else 1.0 for f in users]
         out[name] = ParameterConstraints(
             sharding_types=allowed,
             compute_kernels=[CACHED if name in behind else "fused"],

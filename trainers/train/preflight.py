@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from livetrain.configs import plugins
+from livetrain.configs import registry
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
+from livetrain.modules.serving.proof import prove
 from livetrain.trainers.data.checks import brief
 from livetrain.trainers.data.read.source import Source, Statistics, scan
 from livetrain.trainers.evaluate.selection import check_select, stand_in, undefined
@@ -33,12 +34,13 @@ def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -
         BadInput: the first thing that is wrong, with the mend.
     """
     if recipe.cluster.workers:
-        plugins.check_shared(recipe)
+        registry.check_shared(recipe)
     weights_and_biases.check(recipe)
     check_select(recipe)
     if recipe.cluster.device == "cpu" or not (recipe.cluster.workers or torch.cuda.is_available()):
         check_device(recipe, torch.device("cpu"))  # of other runs the device is known once there is a cluster
     memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves)
+    prove(recipe)
     progress("checking the data")
     sources = {split: Source.open(recipe, split) for split in SPLITS}
     for split in SPLITS[1:]:

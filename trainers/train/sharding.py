@@ -21,22 +21,17 @@ from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.optim.keyed import KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from livetrain.configs.errors import BadInput
+from livetrain.configs.registry import OPTIMIZERS
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model, ReplicatedCollection, initial_values
+from livetrain.modules.optimizers import table_optimizer
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train import planning
 from livetrain.trainers.train.gradients.combination import Combination
 from livetrain.trainers.train.step import CachedTablePipeline, DensePipeline, Pipeline, Step, TablePipeline, Update
 
-SPARSE = {
-    "rowwise_adagrad": RowWiseAdagrad,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-    "adam": torch.optim.Adam,
-}
 DENSE = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -100,8 +95,12 @@ class Sharded:
 
 def check_device(recipe: Recipe, device: torch.device) -> None:
     """Raise BadInput for what a recipe asks and the device cannot do."""
-    if device.type == "cpu" and recipe.optimizers.sparse.kind == "adam" and recipe.tables:
-        raise BadInput("optimizers.sparse.kind: fbgemm has no fused adam on CPU; use rowwise_adagrad, adagrad or sgd")
+    kind = recipe.optimizers.sparse.kind
+    able = [name for name in OPTIMIZERS if device.type in OPTIMIZERS.owner(name).devices]
+    if recipe.tables and kind not in able:
+        raise BadInput(
+            f"optimizers.sparse.kind: fbgemm has no fused {kind} on {device.type.upper()}; use {', '.join(able)}"
+        )
 
 
 def shard(recipe: Recipe, device: torch.device) -> Sharded:
@@ -165,29 +164,21 @@ def dry_plan(recipe: Recipe, world: int, device: str) -> ShardingPlan:
 def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[EmbeddingCollectionSharder]]:
     """Return the step with an optimizer fused into every table, and the sharders for it."""
     step = Step(Model(recipe, device=device, tables_device="meta"), recipe)
+    optimizer = table_optimizer(recipe.optimizers.sparse)
     apply_in_backward(
-        SPARSE[recipe.optimizers.sparse.kind],
+        optimizer.torch_class,
         [p for _, c in _sharded_collections(step) for p in c.parameters()],
-        _sparse_arguments(recipe),
+        optimizer.arguments(),
     )
     # fbgemm ignores weight_decay unless it is told its kind.
-    return step, [EmbeddingCollectionSharder({"weight_decay_mode": WeightDecayMode.L2}, _codecs(recipe))]
+    fused = {"weight_decay_mode": WeightDecayMode.L2, **optimizer.fused()}
+    return step, [EmbeddingCollectionSharder(fused, _codecs(recipe))]
 
 
 def _sharded_collections(module: nn.Module) -> Iterator[tuple[str, EmbeddingCollection]]:
     for path, child in module.named_modules():
         if type(child) is EmbeddingCollection:
             yield path, child
-
-
-def _sparse_arguments(recipe: Recipe) -> dict[str, float]:
-    sparse = recipe.optimizers.sparse
-    arguments = {"lr": sparse.lr}
-    if sparse.kind != "sgd":
-        arguments["eps"] = sparse.eps
-    if sparse.weight_decay:
-        arguments["weight_decay"] = sparse.weight_decay
-    return arguments
 
 
 def _codecs(recipe: Recipe):
@@ -210,8 +201,8 @@ def _optimizers(recipe: Recipe, module: DistributedModelParallel) -> dict[str, t
     if any(isinstance(m, ShardedEmbeddingCollection) for m in module.modules()):
         out["tables"] = module.fused_optimizer
     if replicated:
-        make, arguments = SPARSE[recipe.optimizers.sparse.kind], _sparse_arguments(recipe)
-        out["replicated"] = KeyedOptimizerWrapper(replicated, lambda p: make(p, **arguments))
+        table = table_optimizer(recipe.optimizers.sparse)
+        out["replicated"] = KeyedOptimizerWrapper(replicated, lambda p: table.torch_class(p, **table.arguments()))
     d = recipe.optimizers.dense
     arguments = {"lr": d.lr, "weight_decay": d.weight_decay, "fused": True}  # one pass over each parameter
     out["dense"] = KeyedOptimizerWrapper(dense, lambda p: DENSE[d.kind](p, **arguments))

@@ -10,7 +10,8 @@ from livetrain.configs.registry import parse_model
 from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.align import signature
-from livetrain.modules.models.registry import REGULARISER, network
+from livetrain.modules.models.registry import network
+from livetrain.modules.network import REGULARISER
 
 INPUTS = Inputs({"user": 4, "room": 8, "author": 4}, {"live": 8, "live_action": 4, "video": 4, "video_gap": 4}, ["age"])
 TASKS = {task: Task(label=task) for task in ("click", "gift")}

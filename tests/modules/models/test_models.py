@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.registry import configs, parse_model
+from livetrain.configs.registry import MODELS, parse_model
 from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.models.lr import LR
@@ -107,7 +107,7 @@ def batch(inputs: Inputs = INPUTS) -> list[dict]:
 
 
 def test_every_model_is_registered():
-    assert {"din", "dnn", "lr"} <= set(configs())
+    assert {"din", "dnn", "lr"} <= set(MODELS)
     with pytest.raises(BadInput, match="did you mean 'din'"):
         network("dim")
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from livetrain.modules.tasks.kinds import Binary
-from livetrain.trainers.evaluate import binary
-from livetrain.trainers.evaluate.evaluation import BINS, LENGTH_NAMES, LIMIT, Evaluation
+from livetrain.modules.metrics import binary
+from livetrain.modules.metrics.histogram import BINS, LIMIT
+from livetrain.modules.metrics.lengths import LENGTH_NAMES
+from livetrain.modules.tasks.binary import Binary
+from livetrain.trainers.evaluate.evaluation import Evaluation
 
 TASKS = ["click", "stay"]
 SAMPLE = 700  # rows, fewer than there are, so that the sample of groups must shrink
@@ -19,7 +21,7 @@ SAMPLE = 700  # rows, fewer than there are, so that the sample of groups must sh
 RANK = """
 import json, sys
 import numpy as np, torch, torch.distributed as dist
-from livetrain.modules.tasks.kinds import Binary
+from livetrain.modules.tasks.binary import Binary
 from livetrain.trainers.evaluate import evaluation as module
 from livetrain.trainers.evaluate.evaluation import Evaluation
 tasks = {"click": Binary(), "stay": Binary()}

@@ -14,6 +14,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.modules.batch import Batch
 from livetrain.modules.features.hashing import mix
 from livetrain.modules.model import Model
+from livetrain.modules.network import Network
 from livetrain.trainers.evaluate import retrieval
 from livetrain.trainers.evaluate.retrieval import AT, Retrieval
 from livetrain.trainers.evaluate.selection import check_select, selectable
@@ -35,7 +36,7 @@ class _Towers(nn.Module):
         return user, item
 
 
-class _Network(nn.Module):
+class _Network(Network):
     key = "movie"
 
     def __init__(self) -> None:

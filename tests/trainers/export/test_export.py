@@ -18,8 +18,8 @@ from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.modules.layers.attention import ActivationUnit
+from livetrain.modules.metrics import binary
 from livetrain.modules.serving.scorer import Scorer
-from livetrain.trainers.evaluate import binary
 from livetrain.trainers.export import export as exporter
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.rows import golden_inputs

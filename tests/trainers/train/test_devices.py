@@ -12,11 +12,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.load import load_recipe
-from livetrain.configs.schema import DenseFeature, SequenceFeature
 from livetrain.modules.batch import Batch
 from livetrain.modules.layers import buckets
 from livetrain.modules.model import Model
-from livetrain.modules.tasks.kinds import kinds
+from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.evaluate.evaluation import Evaluation
 from livetrain.trainers.evaluate.retrieval import Retrieval
 from livetrain.trainers.train.feed import Meter
@@ -46,8 +45,8 @@ def zeros(*size, dtype=torch.float32):
 
 def batch_of(recipe):
     """Rows of what the recipe reads, with three events in every list that may have as many."""
-    keyed = {name: f for name, f in recipe.features.items() if not isinstance(f, DenseFeature)}
-    counts = [ROWS * (min(3, f.max_length) if isinstance(f, SequenceFeature) else 1) for f in keyed.values()]
+    keyed = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
+    counts = [ROWS * (min(3, f.max_length) if f.form == "sequence" else 1) for f in keyed.values()]
     ids = KeyedJaggedTensor(
         keys=list(keyed),
         values=zeros(sum(counts), dtype=torch.int64),

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import IdFeature, Recipe
+from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.checks import leaks
 from livetrain.trainers.data.checks.dataset import spaced
 from livetrain.trainers.data.checks.findings import Verdict, listed, share
@@ -128,7 +128,7 @@ def _nulls(column: str, samples: dict[str, pa.Table]) -> str | None:
 
 
 def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note: Callable[[str], None]) -> None:
-    ids = [recipe.column(name) for name, feature in recipe.features.items() if isinstance(feature, IdFeature)]
+    ids = [recipe.column(name) for name, feature in recipe.features.items() if feature.form == "id" and feature.plain]
     ids = list(dict.fromkeys(ids))
     if not ids:
         return

@@ -24,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from livetrain.modules.metrics import binary as metrics
 from livetrain.trainers.data.checks.findings import Finding, Verdict, listed
 from livetrain.trainers.data.read.files import is_list
-from livetrain.trainers.evaluate import binary as metrics
 
 LOOK, WRONG = 0.85, 0.98
 SAMPLE = 100_000  # rows

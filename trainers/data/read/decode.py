@@ -7,7 +7,7 @@ import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from livetrain.configs.schema import DenseFeature, Recipe, SequenceFeature
+from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes, running
 
@@ -24,12 +24,12 @@ class Decoder:
     """
 
     def __init__(self, recipe: Recipe, groups: bool) -> None:
-        sparse = {name: f for name, f in recipe.features.items() if not isinstance(f, DenseFeature)}
+        sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
         self.keys = list(sparse)
         self._sparse = [recipe.column(name) for name in sparse]
-        limits = [f.max_length if isinstance(f, SequenceFeature) else 1 for f in sparse.values()]
+        limits = [f.limit for f in sparse.values()]
         self._limits = np.array(limits, np.int64)
-        self._dense = [recipe.column(name) for name, f in recipe.features.items() if isinstance(f, DenseFeature)]
+        self._dense = [recipe.column(name) for name, f in recipe.features.items() if f.carrier == "numbers"]
         self._labels = [task.label for task in recipe.tasks.values()]
         self._weighted = [place for place, task in enumerate(recipe.tasks.values()) if task.sample_weight]
         weights = [task.sample_weight for task in recipe.tasks.values() if task.sample_weight]

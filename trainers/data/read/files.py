@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from livetrain.configs.errors import BadInput, nearest, without_credentials
-from livetrain.configs.schema import IdFeature, Recipe, SequenceFeature
+from livetrain.configs.registry import TASKS
+from livetrain.configs.schema import Recipe
 
 SUFFIX = ".parquet"
 _ALIKE = re.compile(r"(?i)\.(parquet|parq|pq)(?!.*\.crc$)(\.|$)")  # in the name of a file that is no NAME.parquet
@@ -176,10 +177,10 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Return (column, kind, recipe key) of everything that the recipe reads."""
     wanted = []
     for name, feature in recipe.features.items():
-        kind = {IdFeature: "id", SequenceFeature: "sequence"}.get(type(feature), "dense")
+        kind = "dense" if feature.carrier == "numbers" else feature.form
         wanted.append((recipe.column(name), kind, f"features.{name}"))
     for name, task in recipe.tasks.items():
-        numeric = task.kind in ("watch_time", "regression")
+        numeric = TASKS.owner(task.kind).numeric
         wanted.append((task.label, "number" if numeric else "label", f"tasks.{name}.label"))
         if task.sample_weight:
             wanted.append((task.sample_weight, "number", f"tasks.{name}.sample_weight"))

@@ -11,7 +11,7 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from livetrain.configs.schema import Recipe, SequenceFeature
+from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read.decode import Decoder
 from livetrain.trainers.data.read.order import Order, Window
@@ -84,7 +84,7 @@ class Reader:
         self._sequences = {
             place: key
             for place, (key, kind) in enumerate(zip(self._decoder.keys, kinds, strict=True))
-            if isinstance(kind, SequenceFeature)
+            if kind.form == "sequence"
         }
         self._warned: set[int] = set()
         self.columns = self._decoder.columns

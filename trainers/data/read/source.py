@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import DenseFeature, Recipe, Task
-from livetrain.modules.tasks.kinds import kinds
+from livetrain.configs.schema import Recipe, Task
+from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.files import (
     check_columns,
     common,
@@ -307,7 +307,7 @@ def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None 
             null), or a value that float32 cannot hold.
         CorruptGroup: with `on_corrupt: stop`.
     """
-    dense = {name: recipe.column(name) for name, f in recipe.features.items() if isinstance(f, DenseFeature)}
+    dense = {name: recipe.column(name) for name, f in recipe.features.items() if f.carrier == "numbers"}
     tasks = recipe.tasks
     moments, labels, rows = _Moments(*np.zeros((3, len(dense)))), _Labels.of([np.zeros(0)] * len(tasks), 0), 0
     with ThreadPoolExecutor(pa.cpu_count()) as pool:

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from livetrain.configs.errors import BadInput
+from livetrain.modules.metrics import binary
 from livetrain.trainers.data.simulator.settings import TASKS
-from livetrain.trainers.evaluate import binary
 from livetrain.trainers.runtime import manifest
 
 

@@ -12,8 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from livetrain.configs.errors import BadInput
-from livetrain.trainers.evaluate import binary, selection
-from livetrain.trainers.evaluate.retrieval import AT
+from livetrain.modules.tasks.kind import Metric
+from livetrain.modules.tasks.registry import leading, metrics
+from livetrain.modules.tasks.retrieval import AT
 from livetrain.trainers.observe.report.gradients import gradient_panels
 from livetrain.trainers.observe.report.panels import (
     COLORS,
@@ -27,7 +28,7 @@ from livetrain.trainers.observe.report.panels import (
     step_axis,
     task_style,
 )
-from livetrain.trainers.observe.report.summary import METRICS, _figures, _tasks
+from livetrain.trainers.observe.report.summary import _figures, _tasks
 from livetrain.trainers.runtime import manifest, runlog
 
 PARTS = {  # of a step, in their order; tables are blue and the network is green, lighter on the way back
@@ -140,7 +141,10 @@ def _headline(figure: Figure, name: str, lines: list[dict[str, Any]], result: di
     parts = []
     tasks = _tasks(result)
     for task in tasks[:3]:
-        shown = [(METRICS[m], figures.get(("test", task, m))) for m in ("recall_100", "auc", "gauc", "xauc")]
+        found = {name: m for name, m in metrics().items() if m.headline and ("test", task, name) in figures}
+        first = leading(list(found))
+        names = sorted(found, key=lambda name, first=first: name != first)
+        shown = [(found[name].title, figures["test", task, name]) for name in names]
         text = "  ".join(f"{label} {value:.4f}" for label, value in shown if value is not None)
         parts += [f"test {task} {text}" if len(tasks) > 1 else f"test {text}"] if text else []
     speed = finite_number(result.get("rows_per_s"))
@@ -198,30 +202,30 @@ def _draw_leading(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any
         if line["kind"] == "eval"
         for key in line
     ]
-    evaluated = {key[2] for key, _, _ in points} | {key[2] for key, _ in _figures(result)}
+    evaluated = list(dict.fromkeys([key[2] for key, _, _ in points] + [key[2] for key, _ in _figures(result)]))
     points = [point for point in points if point[-1] is not None]
     logged = {key[:2] for key, _, _ in points}
     last = max((line["step"] for line in lines), default=0)
     points += [(key, last, value) for key, value in _figures(result) if key[:2] not in logged and value is not None]
-    known = {task: {key[2] for key, _, _ in points if key[1] == task} for (_, task, _), _, _ in points}
-    shown = {task: pair for task, names in known.items() if (pair := binary.leading(names))}
-    panel(axes, " / ".join(dict.fromkeys(title for _, title in shown.values())) or "AUC", "step")
+    written = {task: [key[2] for key, _, _ in points if key[1] == task] for (_, task, _), _, _ in points}
+    known = metrics()
+    shown = {task: name for task, names in written.items() if (name := leading(names))}
+    panel(axes, " / ".join(dict.fromkeys(known[name].title for name in shown.values())) or "AUC", "step")
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for (split, task, metric), step, value in points:
-        if task in shown and metric == shown[task][0]:
+        if metric == shown.get(task):
             found.setdefault(task, {}).setdefault(split, []).append((step, value))
     if not found:
-        main = binary.leading(evaluated)
-        needed = main and f"{main[1]} undefined: it needs {selection.needs(main[0])}"
+        main = leading(evaluated)
+        needed = main and f"{known[main].title} undefined: it needs {known[main].needs}"
         return missing(axes, needed or "no split evaluated")
     for number, (task, splits) in enumerate(found.items()):
         style = task_style(number)
         name = f"{task} " if len(found) > 1 else ""
         if "valid" in splits:
             points = zip(*splits["valid"], strict=True)
-            axes.plot(
-                *points, linewidth=2.2, markersize=6, label=f"{name}valid, best {_best(splits['valid'])}", **style
-            )
+            label = f"{name}valid, best {_best(splits['valid'], known[shown[task]])}"
+            axes.plot(*points, linewidth=2.2, markersize=6, label=label, **style)
         if "test" in splits:
             step, value = splits["test"][-1]
             label = f"{name}test {value:.4f}"
@@ -233,8 +237,8 @@ def _draw_leading(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any
     return legend(axes, "lower right", 1 if len(found) < 4 else 2)
 
 
-def _best(points: list[tuple[int, float]]) -> str:
-    return f"{max(value for _, value in points):.4f}"
+def _best(points: list[tuple[int, float]], metric: Metric) -> str:
+    return format(max((value for _, value in points), key=lambda value: metric.better * value), metric.shown)
 
 
 def _draw_calibration(axes: Axes, result: dict[str, Any]) -> None:

@@ -5,28 +5,11 @@ from typing import Any
 
 from rich.table import Table
 
-from livetrain.trainers.evaluate import selection
-from livetrain.trainers.evaluate.retrieval import AT
+from livetrain.modules.tasks.kind import Metric
+from livetrain.modules.tasks.registry import metrics
 from livetrain.trainers.observe.report.panels import finite_number
 
 SPLITS = ("valid", "test")
-METRICS = {
-    "auc": "AUC",
-    "auc_error": "AUC error at most",
-    "gauc": "GAUC",
-    "uauc": "UAUC",
-    "log_loss": "log loss",
-    "ne": "NE",
-    "pcoc": "PCOC",
-    "positives": "positives",
-    "xauc": "xAUC",
-    "xauc_error": "xAUC error at most",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    **{f"{metric}_{k}": f"{title}@{k}" for metric, title in (("recall", "recall"), ("ndcg", "NDCG")) for k in AT},
-    "items": "items",
-    "queries": "rows ranked",
-}
 
 
 def summary_table(result: dict[str, Any]) -> Table:
@@ -35,12 +18,13 @@ def summary_table(result: dict[str, Any]) -> Table:
     Beyond two tasks a terminal is too narrow for that: then each task has rows of its own, and each split a column.
     Below stands what undefined metrics need, and what has picked the best checkpoint where its metric is undefined.
     """
-    figures, tasks = dict(_figures(result)), _tasks(result)
+    figures, tasks, every = dict(_figures(result)), _tasks(result), metrics()
     splits = sorted({split for split, _, _ in figures}, key=lambda split: split != "valid")
     table = Table(title=result.get("name"), title_justify="left", header_style="bold")
     rows = {split: finite_number(result.get(f"{split}.rows")) for split in splits}
     heads = {split: split if rows[split] is None else f"{split}\n{rows[split]:,.0f} rows" for split in splits}
-    known = [(task, split) for task in tasks for split in splits if any((split, task, m) in figures for m in METRICS)]
+    measured = {(task, split) for split, task, _ in figures}
+    known = [(task, split) for task in tasks for split in splits if (task, split) in measured]
     if len(tasks) > 2:
         blocks = [(task, [(task, split) for split in splits]) for task in tasks]
         names = ["task", "metric", *heads.values()]
@@ -50,11 +34,11 @@ def summary_table(result: dict[str, Any]) -> Table:
     for place, name in enumerate(names):
         table.add_column(name, justify="left" if place < len(names) - len(blocks[0][1]) else "right")
     for task, columns in blocks:
-        for metric, name in METRICS.items():
-            keys = [(split, of, metric) for of, split in columns]
+        for name, metric in every.items():
+            keys = [(split, of, name) for of, split in columns]
             if any(key in figures for key in keys):
-                shown = [_cell(metric, figures[key]) if key in figures else "-" for key in keys]
-                table.add_row(*([task] if task else []), name, *shown)
+                shown = [_shown(metric, figures[key]) if key in figures else "-" for key in keys]
+                table.add_row(*([task] if task else []), metric.title, *shown)
         table.add_section()
     table.caption, table.caption_justify = _reasons(result, figures), "left"
     return table
@@ -63,9 +47,10 @@ def summary_table(result: dict[str, Any]) -> Table:
 def _reasons(result: dict[str, Any], figures: dict[tuple[str, str, str], float | None]) -> str | None:
     """Say what undefined metrics need, and what has picked the best checkpoint in their place."""
     lacking: dict[str, dict[str, None]] = {}
-    for (_, _, metric), value in figures.items():
+    known = metrics()
+    for (_, _, name), value in figures.items():
         if value is None:
-            lacking.setdefault(selection.needs(metric), {})[METRICS[metric]] = None
+            lacking.setdefault(known[name].needs, {})[known[name].title] = None
     lines = [f"undefined: {', '.join(names)}; needed: {needs}" for needs, names in lacking.items()]
     by, selected = result.get("best_by"), result.get("selected")
     if lines and by != selected:
@@ -92,20 +77,17 @@ def table_lines(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _cell(metric: str, value: float | None) -> str:
-    if value is None:
-        return "undefined"
-    if metric in ("auc_error", "xauc_error"):
-        return f"{value:.1e}"
-    return f"{value:,.0f}" if metric in ("positives", "items", "queries") else f"{value:.4f}"
+def _shown(metric: Metric, value: float | None) -> str:
+    return "undefined" if value is None else format(value, metric.shown)
 
 
 def _figures(result: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], float | None]]:
     """Yield ((split, task, metric), value) for the flat keys; a task's name may hold dots."""
+    known = metrics()
     for key, value in result.items():
         split, _, rest = key.partition(".")
         task, _, metric = rest.rpartition(".")
-        if split in SPLITS and task and metric in METRICS:
+        if split in SPLITS and task and metric in known:
             yield (split, task, metric), finite_number(value)
 
 

@@ -18,7 +18,7 @@ A parameter that one task alone reaches keeps that task's gradient, without the 
 tables like the others, since where a table lies must not change what is learned. A combiner that needs no gradients
 takes one ordinary backward pass.
 
-A network's regulariser (see modules.models.registry) is added to the sum, whatever the combiner: it is no task, so it
+A network's regulariser (see modules.network) is added to the sum, whatever the combiner: it is no task, so it
 is in no Gram matrix and has no weight but its own.
 
 The losses carry a factor R, the number of ranks (see trainers.train.loss), so losses and dense gradients are averages
@@ -26,7 +26,6 @@ over ranks. Of the gradient at the cut every rank holds its own rows, R times to
 sum of the ranks' divided by R^2.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,7 +36,8 @@ from torch import Tensor, nn
 from livetrain.configs.schema import Recipe
 from livetrain.modules import gradients
 from livetrain.modules.model import Model
-from livetrain.modules.models.registry import REGULARISER
+from livetrain.modules.network import REGULARISER
+from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.runtime import ranks
 
 
@@ -80,10 +80,10 @@ class Combination:
     ) -> None:
         self._config, self._tasks = recipe.gradients, list(recipe.tasks)
         self._dense, self._replicated, self._device = dense, replicated, device
-        tasks = recipe.tasks.values()
+        tasks, each = recipe.tasks.values(), kinds(recipe.tasks).values()
         self._task_weights = torch.tensor([task.weight for task in tasks], device=device)
-        # The loss of knowing nothing. That of other tasks depends on the labels' size: the first batch will tell.
-        untrained = [task.weight * math.log(2) if task.kind == "binary" else 0.0 for task in tasks]
+        # The loss of knowing nothing. Where it depends on the labels' size the first batch will tell.
+        untrained = [task.weight * kind.untrained for task, kind in zip(tasks, each, strict=True)]
         self.combiner = gradients.combiner(
             recipe.gradients, torch.tensor(untrained, dtype=torch.float64), recipe.train.seed
         )

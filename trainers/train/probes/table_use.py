@@ -67,6 +67,8 @@ def _row(table: Table, occupied: int, direct: bool) -> dict[str, Any]:
 
 def _below(recipe: Recipe, table: str, train: Source) -> bool:
     """Return whether every id that meets a table lies in 0..rows-1, by the Parquet footers."""
-    users = [recipe.column(n) for n, f in recipe.features.items() if getattr(f, "table", None) == table]
-    ranges = [train.id_range(column) for column in users]
+    users = {name: feature for name, feature in recipe.features.items() if feature.looks_up() == table}
+    if not all(feature.plain for feature in users.values()):
+        return False
+    ranges = [train.id_range(recipe.column(name)) for name in users]
     return all(r is not None and r[0] >= 0 and r[1] < recipe.tables[table].rows for r in ranges)

@@ -8,10 +8,10 @@ from hypothesis import given, settings, strategies
 from scipy.integrate import quad
 
 from livetrain.configs.errors import BadInput
+from livetrain.modules.metrics import binary
 from livetrain.trainers.data.simulator import Settings, chances, count, oracle, simulate, world
 from livetrain.trainers.data.simulator.settings import TASKS, TOPICS
 from livetrain.trainers.data.simulator.state import State
-from livetrain.trainers.evaluate import binary
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,8 @@ from livetrain.modules.batch import Batch
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.model import Model
-from livetrain.modules.models.registry import REGULARISER, register
+from livetrain.modules.models.registry import register_model
+from livetrain.modules.network import REGULARISER, Network
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train import checkpoint
 from livetrain.trainers.train.loop import Job
@@ -346,8 +347,8 @@ class ShortCutConfig(ModelConfig):
     kind: Literal["test_short_cut"] = "test_short_cut"
 
 
-@register("test_short_cut", ShortCutConfig)
-class ShortCut(nn.Module):
+@register_model("test_short_cut", ShortCutConfig)
+class ShortCut(Network):
     """The user's embedding goes past the trunk, straight to the logits."""
 
     def __init__(self, config: ShortCutConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:

@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from livetrain.modules.tasks.kinds import Binary, Regression, WatchTime
-from livetrain.trainers.evaluate import numeric
+from livetrain.modules.metrics import numeric
+from livetrain.modules.tasks.binary import Binary
+from livetrain.modules.tasks.regression import Regression
+from livetrain.modules.tasks.watch_time import WatchTime
 from livetrain.trainers.evaluate.evaluation import Evaluation
 
 VALUES = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5, 40.0, 1e4])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sklearn
 
-from livetrain.trainers.evaluate import binary
+from livetrain.modules.metrics import binary
 
 FINITE = st.floats(allow_nan=False, width=32)  # infinities and subnormals included
 TIED = st.sampled_from([-2.0, -0.5, 0.0, 0.25, 3.0])

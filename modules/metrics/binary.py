@@ -8,17 +8,8 @@ AUC and calibration see their rows only through the positives and negatives at e
 into bins give them just as well: `count_by_score` counts exactly, a histogram counts approximately.
 """
 
-from collections.abc import Container
-
 import numpy as np
 from numpy.typing import ArrayLike
-
-_LEADING = {"recall_100": "recall@100", "xauc": "xAUC", "auc": "AUC"}
-
-
-def leading(known: Container[str]) -> tuple[str, str] | None:
-    """Return the one of a task's metrics that says most, and its title; None where none of these is known."""
-    return next(((name, title) for name, title in _LEADING.items() if name in known), None)
 
 
 def _arrays(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,29 @@
+"""Lists of ids."""
+
+from typing import Any, ClassVar, Literal
+
+from livetrain.configs.schema import EmbeddedFeature
+from livetrain.configs.values import Length
+
+
+class SequenceFeature(EmbeddedFeature):
+    """A list of ids a row, newest last; a longer list loses its oldest entries, and the loss is counted."""
+
+    type: Literal["sequence"]
+    max_length: Length = 50
+    form: ClassVar[Literal["id", "sequence", "dense"]] = "sequence"
+    plain: ClassVar[bool] = True
+
+    @property
+    def limit(self) -> int:
+        return self.max_length
+
+    def signature(self, mean: float, std: float) -> dict[str, Any]:
+        return {
+            "type": "sequence",
+            "dtype": "int64",
+            "table": self.table,
+            "order": "newest last",
+            "max_length": self.max_length,
+            "missing": "length 0",
+        }

@@ -1,0 +1,175 @@
+"""The proof, before a run trains, that its model can be exported and reads every row as it should.
+
+A few made-up rows go through the model, with small tables in the place of its own, and through the TorchScript file
+that would be exported of it. Some of the rows lack features, as rows do.
+"""
+
+import re
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Recipe
+from livetrain.modules.model import Model
+from livetrain.modules.models.registry import network
+from livetrain.modules.serving.scorer import Scorer
+
+_ROWS = 6
+_TABLE = 8  # rows of a table
+_CLOSE = {"rtol": 1e-4, "atol": 1e-5, "equal_nan": True}
+_MEND = "read ids by self.row and histories by self.pool"
+_PROVED: set[tuple[str, ...]] = set()  # what this process has proved: trials and nights have one network
+
+
+@dataclass
+class _Rows:
+    """B rows as the exported file takes them: ids and their numbers per row, and numbers, by feature."""
+
+    ids: dict[str, Tensor]
+    lengths: dict[str, Tensor]
+    dense: dict[str, Tensor]
+
+    def row(self, place: int, names: list[str] | None = None) -> "_Rows":
+        """Return one row's features, or one row's of `names` beside all rows' others."""
+        out = _Rows({}, {}, {})
+        for name, lengths in self.lengths.items():
+            if names is not None and name not in names:
+                out.ids[name], out.lengths[name] = self.ids[name], lengths
+                continue
+            end = int(lengths[: place + 1].sum())
+            out.ids[name] = self.ids[name][end - int(lengths[place]) : end]
+            out.lengths[name] = lengths[place : place + 1]
+        for name, column in self.dense.items():
+            out.dense[name] = column[place : place + 1] if names is None or name in names else column
+        return out
+
+    def call(self, function: Callable) -> dict[str, Tensor]:
+        """Return the answer of an exported file's method."""
+        return function(self.ids, self.lengths, self.dense)
+
+
+def prove(recipe: Recipe) -> None:
+    """Run a recipe's model on made-up rows, script it, and compare the two.
+
+    Raises:
+        BadInput: the model fails, answers something else than a logit per row and task, reads rows that lack a feature
+            as though they had it, lets rows change each other's scores, or cannot be exported as it is.
+    """
+    small = {name: table.model_copy(update={"rows": _TABLE}) for name, table in recipe.tables.items()}
+    recipe = recipe.model_copy(update={"tables": small})
+    parts = (*recipe.features.values(), *small.values(), *recipe.tasks.values())
+    key = tuple(map(repr, (network(recipe.model.kind), recipe.model, list(recipe.features), list(recipe.tasks), parts)))
+    if key in _PROVED:
+        return
+    _prove(recipe)
+    _PROVED.add(key)
+
+
+def _prove(recipe: Recipe) -> None:
+    model = Model(recipe).eval().requires_grad_(False)
+    model.dense.bfloat16 = False
+    scorer, kind = Scorer(model, recipe).eval(), f"model.kind: '{recipe.model.kind}'"
+    with torch.no_grad():
+        _answers(kind, model, recipe, _made_up(recipe, whole=True), "rows that have every feature", "mend its forward")
+        rows = _made_up(recipe, whole=False)
+        scores = _answers(kind, model, recipe, rows, "rows of which some lack a feature", _MEND)
+        _check_rows(kind, scores, rows, scorer)
+        _check_rank(kind, recipe, rows, scorer)
+        try:
+            with torch.jit.optimized_execution(False):  # one call is not worth a plan for its speed
+                found = rows.call(torch.jit.script(scorer))
+        except Exception as error:
+            raise BadInput(
+                f"{kind} cannot be exported: TorchScript refuses it ({_short(error)}); write its forward in what "
+                "TorchScript knows"
+            ) from error
+        _check_same(f"{kind} scores otherwise when exported", found, scores)
+
+
+def _made_up(recipe: Recipe, whole: bool) -> _Rows:
+    """Return rows that have every feature, or of which each lacks some."""
+    rows = _Rows({}, {}, {})
+    limits = [f.limit for f in recipe.features.values() if f.form == "sequence"]
+    longest = min([2, *limits])
+    for place, (name, feature) in enumerate(recipe.features.items()):
+        number = torch.arange(_ROWS) + place
+        if feature.carrier == "numbers":
+            rows.dense[name] = torch.sin(number.float())
+            if not whole:
+                rows.dense[name][number % 4 == 0] = float("nan")
+            continue
+        # The lists of one history are equally long in every row.
+        lengths = torch.arange(_ROWS).remainder(3) if feature.form == "sequence" else number.remainder(3)
+        most = longest if feature.form == "sequence" else 1
+        rows.lengths[name] = torch.full((_ROWS,), most) if whole else lengths.clamp(max=most)
+        rows.ids[name] = torch.arange(int(rows.lengths[name].sum())) * 7 + place
+    return rows
+
+
+def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, mend: str) -> dict[str, Tensor]:
+    """Return the predictions that the model makes in training's way, or say what is wrong with them."""
+    ids = KeyedJaggedTensor(
+        keys=list(rows.ids),
+        values=torch.cat([*rows.ids.values(), torch.zeros(0, dtype=torch.long)]),
+        lengths=torch.cat([*rows.lengths.values(), torch.zeros(0, dtype=torch.long)]),
+    )
+    dense = torch.stack(list(rows.dense.values()), 1) if rows.dense else torch.zeros(_ROWS, 0)
+    try:
+        logits = model(ids, dense, torch.ones(_ROWS))
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{kind} fails on {what} ({_short(error)}); {mend}") from error
+    for task in recipe.tasks:
+        if task not in logits:
+            raise BadInput(f"{kind} answers no logit of task '{task}'; end its forward with modules.tasks.heads.Heads")
+        if logits[task].shape != (_ROWS,):
+            raise BadInput(
+                f"{kind} answers {list(logits[task].shape)} logits of task '{task}' for {what}, of which there are "
+                f"{_ROWS}; {mend}"
+            )
+    return {task: k(logits[task]) for task, k in Scorer(model, recipe).kinds.items()}
+
+
+def _check_rows(kind: str, scores: dict[str, Tensor], rows: _Rows, scorer: Scorer) -> None:
+    """Refuse a model that scores a row otherwise when it is alone."""
+    for place in range(_ROWS):
+        alone = rows.row(place).call(scorer)
+        wanted = {task: score[place : place + 1] for task, score in scores.items()}
+        _check_same(f"{kind} scores a row otherwise beside other rows than alone", alone, wanted, _MEND)
+
+
+def _check_rank(kind: str, recipe: Recipe, rows: _Rows, scorer: Scorer) -> None:
+    """Refuse a model that scores candidates of one user otherwise when the user's features are given once."""
+    shared = [name for name, f in recipe.features.items() if f.form == "sequence"]
+    shared = shared or list(recipe.features)[: len(recipe.features) // 2]
+    for place in (2, 0):  # of the longest history, and of none
+        once = rows.row(place, shared).call(scorer.rank) if shared else {}
+        for row in range(_ROWS if shared else 0):
+            theirs, own = rows.row(place), rows.row(row)
+            for part, given in ((own.ids, theirs.ids), (own.lengths, theirs.lengths), (own.dense, theirs.dense)):
+                part |= {name: value for name, value in given.items() if name in shared}
+            wanted = own.call(scorer)
+            found = {task: score[row : row + 1] for task, score in once.items()}
+            mend = "let it expand them to the rows of `dense`, or leave `shares` out"
+            _check_same(f"{kind} scores otherwise where rows share features", found, wanted, mend)
+
+
+def _check_same(what: str, found: dict[str, Tensor], wanted: dict[str, Tensor], mend: str = "mend its forward") -> None:
+    for task, score in wanted.items():
+        if found[task].shape != score.shape or not torch.allclose(found[task], score, **_CLOSE):
+            raise BadInput(f"{what} (task '{task}'); {mend}")
+
+
+def _short(error: Exception) -> str:
+    """Return an error in a few words, with the last line of code outside torch that it names."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    places += re.findall(r'File "([^"]+)", line (\d+)', str(error))
+    file, line = next((place for place in reversed(places) if "/torch/" not in place[0]), places[-1])
+    return f"{first[:90].rstrip(':. ')}, at {file.rpartition('/')[2]}:{line}"

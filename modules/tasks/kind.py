@@ -1,0 +1,143 @@
+"""The contract of a kind of task: its labels, its loss, what its logit predicts, and the metrics that judge it.
+
+network -> one output per task -> Heads -> logit -> loss (training), metrics and prediction (evaluation, serving)
+"""
+
+from enum import StrEnum
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from torch import Tensor, nn
+
+from livetrain.configs.schema import Task
+
+Array = TypeVar("Array")  # a tensor or a numpy array
+
+
+class Needs(StrEnum):
+    """What labels a split must have for a metric to be defined."""
+
+    KNOWN = "a row whose label is known"
+    APART = "labels that differ"
+    BOTH = "rows of both classes"
+    BOTH_IN_A_GROUP = "a group with rows of both classes"
+    ABOVE_0 = "a label above 0"
+    POSITIVE = "a positive row"
+
+    def met(self, only: float | None) -> bool:
+        """Return whether a split may have them whose known labels are all `only`; None: they differ."""
+        if only is None or self is Needs.KNOWN:
+            return True
+        return self in (Needs.ABOVE_0, Needs.POSITIVE) and only > 0
+
+
+class Metric(NamedTuple):
+    """One figure of an evaluation.
+
+    Args:
+        title: as tables and plots call it.
+        better: 1 where more is better, -1 where less is; 0 where neither, so that it picks no checkpoint.
+        grouped: it needs evaluate.group_by.
+        headline: it stands at the head of a report.
+        shown: format of its value.
+        needs: what a split must have; a checkpoint is picked by one that asks for least where others are undefined.
+    """
+
+    title: str
+    better: int = 0
+    grouped: bool = False
+    headline: bool = False
+    shown: str = ".4f"
+    needs: Needs = Needs.KNOWN
+
+
+class Counts(Protocol):
+    """What evaluate.memory: bounded keeps of a task: sums over rows, which ranks add up."""
+
+    counts: np.ndarray
+    sums: np.ndarray
+
+    def add(self, labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray) -> None:
+        """Take in rows, as `TaskKind.figures` and `TaskKind.curves` get them."""
+
+    def figures(self) -> dict[str, float]:
+        """Return what `TaskKind.figures` does, without those of groups, and how far each can be from it."""
+
+    def curves(self, measured: bool) -> dict[str, list[Any]]:
+        """Return what `TaskKind.curves` does; `measured`: lengths were given."""
+
+
+class TaskKind(nn.Module):
+    """A kind of task. A subclass is registered by modules.tasks.registry.register_task and overrides what differs.
+
+    Args:
+        task: the recipe's section.
+
+    Attributes:
+        config: class that checks the recipe's section, whose further keys are the kind's own.
+        wanted: which labels it has, in words.
+        output: what it predicts, in words.
+        numeric: labels are any numbers rather than 0 and 1.
+        odds: sigmoid(logit) is the probability that the label is 1, so that `negatives_kept` and chains hold.
+        towers: it learns from networks with two towers, and from no others.
+        only_positives: rows with label 0 teach nothing by themselves.
+        untrained: the loss of knowing nothing; 0 where it depends on the labels' size.
+        metrics: name -> metric of everything that an evaluation writes.
+        leading: the metric that says most; it picks the best checkpoint unless train.select names another.
+        ordered_by: metric of `order`.
+    """
+
+    config = Task
+    wanted = output = ""
+    numeric = odds = towers = only_positives = False
+    untrained = 0.0
+    metrics: dict[str, Metric] = {}
+    leading = ordered_by = ""
+
+    def __init__(self, task: Task | None = None) -> None:
+        super().__init__()
+
+    @staticmethod
+    def fits(labels: Array) -> Array:
+        """Return which labels, of any shape, are of this kind."""
+        raise NotImplementedError
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return each row's loss; all of one shape."""
+        raise NotImplementedError
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Return the predictions; of one shape. torch.jit.script must accept it."""
+        raise NotImplementedError
+
+    def figures(self, labels: np.ndarray, logits: np.ndarray, groups: np.ndarray | None = None) -> dict[str, float]:
+        """Return the metrics of n rows.
+
+        Args:
+            labels: (n,).
+            logits: (n,) float32.
+            groups: (n,) int64 group of each row, where evaluate.group_by is given.
+        """
+        raise NotImplementedError
+
+    def grouped(self, labels: np.ndarray, logits: np.ndarray, groups: np.ndarray) -> dict[str, float]:
+        """Return the `grouped` metrics alone; none by default."""
+        return {}
+
+    def curves(self, labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray | None) -> dict[str, list[Any]]:
+        """Return the points of plots; none by default.
+
+        Args:
+            labels: (n,).
+            logits: (n,).
+            buckets: (n,) place of each row's history length in modules.metrics.lengths.LENGTH_NAMES, if known.
+        """
+        return {"calibration": [], "auc_by_length": []}
+
+    def counts(self) -> Counts:
+        """Return an empty store for evaluate.memory: bounded."""
+        raise NotImplementedError
+
+    def order(self, labels: np.ndarray, predictions: np.ndarray) -> float:
+        """Return how well predictions order the rows: the metric `ordered_by`."""
+        raise NotImplementedError

@@ -1,0 +1,51 @@
+"""The kinds of tasks by `tasks.X.kind`, and the metrics that they are judged by."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from livetrain.configs.registry import TASKS
+from livetrain.configs.schema import Task
+from livetrain.modules.tasks.kind import Metric, TaskKind
+
+
+def register_task(kind: str, config: type[Task] = Task) -> Callable[[type[TaskKind]], type[TaskKind]]:
+    """Make the decorated `TaskKind` that of ``tasks.X.kind: kind``.
+
+    Args:
+        kind: the name in recipes.
+        config: checks the recipe's section; a subclass of `Task` where the kind has keys of its own.
+
+    Raises:
+        TypeError: the class is no `TaskKind`.
+    """
+
+    def enter(owner: type[TaskKind]) -> type[TaskKind]:
+        if not issubclass(owner, TaskKind):
+            raise TypeError(f"task '{kind}': {owner.__name__} must be a subclass of livetrain.modules.tasks.TaskKind")
+        owner.config = config
+        TASKS.register(kind, config, owner)
+        return owner
+
+    return enter
+
+
+def kinds(tasks: Mapping[str, Task]) -> dict[str, TaskKind]:
+    """Return each task's kind."""
+    return {name: TASKS.owner(task.kind)(task) for name, task in tasks.items()}
+
+
+def metrics() -> dict[str, Metric]:
+    """Return the metrics of all kinds by name, in the order in which tables show them."""
+    return {name: metric for kind in TASKS for name, metric in TASKS.owner(kind).metrics.items()}
+
+
+def leading(names: Sequence[str]) -> str | None:
+    """Return which of the metrics that an evaluation wrote of a task says most; None where none of them is known.
+
+    It is that of the kind that writes them. Several kinds may write the same: an evaluation writes a task's leading
+    metric first.
+    """
+    known = metrics()
+    names = [name for name in names if name in known]
+    owners = [TASKS.owner(kind) for kind in TASKS]
+    found = [kind.leading for kind in owners if kind.leading in names and set(names) <= set(kind.metrics)]
+    return min(found, key=names.index, default=None)

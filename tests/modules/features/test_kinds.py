@@ -1,0 +1,122 @@
+"""Kinds of features with transforms of their own: the model and its exported file see the same."""
+
+from typing import ClassVar, Literal
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from livetrain.configs.schema import EmbeddedFeature, Feature, Recipe
+from livetrain.modules.features.registry import register_feature
+from livetrain.modules.features.transform import Transform
+from livetrain.modules.model import Model, set_statistics
+from livetrain.modules.serving.proof import prove
+from livetrain.modules.serving.scorer import Scorer
+from livetrain.trainers.runtime import ranks
+from tests import twins
+from tests.trainers.train.test_sharding import compare, train_sharded
+
+
+class HourFeature(EmbeddedFeature):
+    type: Literal["test_hour"]
+
+
+@register_feature("test_hour", HourFeature)
+class Hour(Transform):
+    """Milliseconds -> the hour of the day."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.div(3_600_000, rounding_mode="floor").remainder(24)
+
+
+class LogFeature(Feature):
+    type: Literal["test_log"]
+
+
+@register_feature("test_log", LogFeature)
+class Log(Transform):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.abs().log1p()
+
+
+class SignFeature(EmbeddedFeature):
+    type: Literal["test_sign"]
+    carrier: ClassVar[Literal["ids", "numbers"]] = "numbers"
+
+
+@register_feature("test_sign", SignFeature)
+class Sign(Transform):
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return torch.where(values.isnan(), 2, (values > 0).long())
+
+
+def made(**changes) -> Recipe:
+    added = {
+        "features__time": {"type": "test_hour", "table": "hour"},
+        "features__sign": {"type": "test_sign", "table": "sign", "column": "rate"},
+        "features__log": {"type": "test_log", "column": "rate"},
+        "features__plain": {"type": "dense"},
+        "tables__hour": {"rows": 24, "dim": 8, "hash": "modulo", "sharding": "table_wise"},
+        "tables__sign": {"rows": 3, "dim": 4, "hash": "modulo", "sharding": "data_parallel"},
+    }
+    return twins.recipe(**(added | changes))
+
+
+def test_what_is_looked_up_and_what_the_network_gets():
+    model, batch = Model(made()), twins.batches(made(), 1)[0]
+    set_statistics(
+        model,
+        dict.fromkeys(("rate", "sign", "log", "plain"), 2.0),
+        dict.fromkeys(("rate", "sign", "log", "plain"), 4.0),
+    )
+    rows = model.hash(batch.ids, batch.dense)
+    assert rows.keys() == [*batch.ids.keys(), "sign"]
+    assert torch.equal(rows["time"].values(), batch.ids["time"].values().div(3_600_000, rounding_mode="floor") % 24)
+    assert torch.equal(rows["user"].values(), Model(twins.recipe()).hash.forward(_known(batch))["user"].values())
+    rate, sign, log, plain = batch.dense.unbind(1)
+    assert torch.equal(rows["sign"].values(), torch.where(sign.isnan(), 2, (sign > 0).long()))
+    assert rows["sign"].lengths().tolist() == [1] * 48
+    dense = model.dense.normalise(model.select(batch.dense))
+    wanted = torch.stack([(rate - 2) / 4, log.abs().log1p(), (plain - 2) / 4], 1).nan_to_num(0.0)
+    torch.testing.assert_close(dense, wanted)
+
+
+def _known(batch):
+    from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+    names = ["user", "movie", "history", "rating"]
+    return KeyedJaggedTensor(
+        keys=names,
+        values=torch.cat([batch.ids[name].values() for name in names]),
+        lengths=torch.cat([batch.ids[name].lengths() for name in names]),
+    )
+
+
+def test_the_file_scores_as_the_model():
+    recipe, batch = made(), twins.batches(made(), 1)[0]
+    model = Model(recipe).eval()
+    ids = {key: batch.ids[key].values() for key in batch.ids.keys()}  # noqa: SIM118
+    lengths = {key: batch.ids[key].lengths() for key in batch.ids.keys()}  # noqa: SIM118
+    dense = dict(zip(("rate", "sign", "log", "plain"), batch.dense.unbind(1), strict=True))
+    found = torch.jit.script(Scorer(model, recipe).eval())(ids, lengths, dense)
+    torch.testing.assert_close(found["click"], model(batch.ids, batch.dense)["click"].sigmoid())
+    prove(recipe)
+
+
+def test_one_rank_learns_what_plain_pytorch_learns():
+    with ranks.alone(cuda=False):
+        found = train_sharded(made())
+    compare(found, made(), 2e-6)
+
+
+def test_kinds_that_cannot_be_are_refused():
+    class Wrong(Feature):
+        type: Literal["test_wrong"]
+        carrier: ClassVar[Literal["ids", "numbers"]] = "ids"
+
+    with pytest.raises(TypeError, match="feature 'test_wrong': the carrier ids cannot have the form dense"):
+        register_feature("test_wrong", Wrong)(Transform)
+    with pytest.raises(TypeError, match="Linear must be a subclass of Transform"):
+        register_feature("test_linear", LogFeature)(torch.nn.Linear)
+    with pytest.raises(ValidationError, match="features.time.table: there is no table 'nowhere'"):
+        made(features__time={"type": "test_hour", "table": "nowhere"})
