@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.errors import BadInput
 
 if TYPE_CHECKING:
     import pandas
@@ -46,9 +46,9 @@ class Run:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "config.yaml").is_file():
-            runs = [str(found.parent) for found in self.folder.parent.glob("*/config.yaml")]
-            raise BadInput(f"{folder}: this folder holds no run (config.yaml is missing){nearest(str(folder), runs)}")
+        from livetrain.trainers.runtime import run_folder
+
+        run_folder.check(self.folder)
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r})"
@@ -56,9 +56,9 @@ class Run:
     @cached_property
     def recipe(self) -> "Recipe":
         """The recipe that was trained, every default filled in."""
-        from livetrain.configs.load import load_recipe
+        from livetrain.trainers.runtime import run_folder
 
-        return load_recipe(self.folder / "config.yaml")
+        return run_folder.recipe_of(self.folder)
 
     @property
     def result(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Run:
             BadInput: there is no such checkpoint, or it is damaged.
         """
         from livetrain.trainers.export.export import plain_model
-        from livetrain.trainers.train.checkpoint import find_checkpoint
+        from livetrain.trainers.runtime.run_folder import find_checkpoint
 
         return plain_model(self.recipe, find_checkpoint(self.folder, checkpoint))
 

@@ -37,10 +37,9 @@ import livetrain.modules.models  # noqa: F401  (registers the kinds that a recip
 from livetrain.configs.load import dump_recipe
 from livetrain.trainers.export import publish
 from livetrain.trainers.export.rows import golden_inputs
-from livetrain.trainers.runtime import manifest, runlog
+from livetrain.trainers.runtime import manifest, run_folder, runlog
+from livetrain.trainers.runtime.run_folder import find_checkpoint
 from livetrain.trainers.runtime.versions import versions
-from livetrain.trainers.train import checkpoint
-from livetrain.trainers.train.checkpoint import find_checkpoint
 from tests import samples
 
 ROOT = Path(__file__).parents[1]
@@ -178,7 +177,7 @@ class Attempt:
         if kill.phase == "checkpoint":
             steps = [int(path[5:]) for path in _names(self.run / "checkpoints") if path.startswith("step-")]
             begun = [step for step in steps if step >= kill.step and self._reached(step)]
-            return any(manifest.read(checkpoint.folder(self.run, step)) is None for step in begun)
+            return any(manifest.read(run_folder.checkpoint(self.run, step)) is None for step in begun)
         lines = [line for line in self._lines() if "step" in line]
         if kill.phase == "test":
             return any("evaluating test" in line.get("text", "") for line in lines)
@@ -314,7 +313,7 @@ class Inspection:
     def checkpoints(self) -> None:
         """Every checkpoint is committed and whole, and the best and the last are there."""
         paths = sorted((self.run / "checkpoints").iterdir())
-        whole = checkpoint.committed(self.run)
+        whole = run_folder.committed(self.run)
         self.check(paths == whole, f"uncommitted: {[path.name for path in paths if path not in whole]}")
         for path in whole:
             damage = manifest.damage(path, manifest.read(path))

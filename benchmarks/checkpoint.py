@@ -32,7 +32,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
-from livetrain.trainers.runtime import ranks
+from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.runtime.process import prepare
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import checkpoint
@@ -133,7 +133,7 @@ def rank_main(rank: int, store: str, given: argparse.Namespace, answers) -> None
             found = {"blocking": bench.blocking()}
             found |= {way: bench.background(saver, nice, given.free) for way, nice in NICE.items()}
             rounds.append(found)
-    state = [p.stat().st_size for p in checkpoint.committed(bench.folder)[-1].glob("*.distcp")]
+    state = [p.stat().st_size for p in run_folder.committed(bench.folder)[-1].glob("*.distcp")]
     if rank == 0:
         answers.put((sum(state), first, rounds))
     dist.barrier()

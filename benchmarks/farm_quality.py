@@ -26,8 +26,8 @@ from livetrain.modules.metrics import binary
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export.export import plain_model
+from livetrain.trainers.runtime.run_folder import find_checkpoint
 from livetrain.trainers.runtime.versions import versions
-from livetrain.trainers.train.checkpoint import find_checkpoint
 
 FEW = {"simulated": 5, "kuairand": 0}  # events
 SPARSE = {"simulated": "live_streamer", "kuairand": "like_video"}  # the sparse domain's history

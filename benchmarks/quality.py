@@ -30,7 +30,7 @@ from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime.process import threads
-from livetrain.trainers.train.checkpoint import find_checkpoint
+from livetrain.trainers.runtime.run_folder import find_checkpoint
 
 HEAD = (
     "| recipe | task | seeds | test rows | test AUC | error, rows | error, users | test GAUC | test log loss "

@@ -28,12 +28,12 @@ from livetrain.configs.schema import Cluster, Days, Recipe
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.observe.progress import Watcher
 from livetrain.trainers.observe.report import report, spectrum
-from livetrain.trainers.runtime import manifest, ranks, runlog, scratch, signals
+from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, scratch, signals
 from livetrain.trainers.runtime.manifest import write_json, write_text
 from livetrain.trainers.runtime.process import ENVIRONMENT, prepare, ray_folder, threads
+from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, find_checkpoint
 from livetrain.trainers.runtime.versions import versions
-from livetrain.trainers.train import checkpoint, preflight, warm_start
-from livetrain.trainers.train.checkpoint import ANOTHER, LAST, find_checkpoint
+from livetrain.trainers.train import checkpoint, compatible, preflight, warm_start
 from livetrain.trainers.train.loop import Job, Trainer
 
 Work = Callable[[torch.device], dict[str, Any]]
@@ -100,8 +100,8 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     started = time.perf_counter()
     with Watcher(run), _leaving_nothing(run), _place(run, TRAINING) as place:
         check_here(recipe.cluster)
-        if found := checkpoint.committed(run):
-            checkpoint.check_same(found[-1], recipe, resume=True)
+        if found := run_folder.committed(run):
+            compatible.check_same(found[-1], recipe, resume=True)
         else:
             warm_start.find(recipe)
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
@@ -137,7 +137,7 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: 
         raise BadInput(f"--split: '{split}' is none of {', '.join(preflight.SPLITS)}")
     run = run.resolve()
     find_checkpoint(run, which, mend or LAST)
-    recipe = checkpoint.recipe_of(run)
+    recipe = run_folder.recipe_of(run)
     if days is not None:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"days": days})})
     with _place(run, EVALUATION) as place, Watcher(place):
@@ -154,7 +154,7 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: 
 
 
 def _how_to_go_on(run: Path, stopped: bool) -> str:
-    saved = checkpoint.committed(run)
+    saved = run_folder.committed(run)
     at = f"its checkpoint of step {int(saved[-1].name.split('-')[1])}" if saved else "its start: it has no checkpoint"
     ended = "stopped" if stopped else "interrupted"
     return f"{run.name} was {ended}; started again under this name it goes on from {at}"
@@ -205,7 +205,7 @@ def _leaving_nothing(run: Path) -> Iterator[None]:
     try:
         yield
     except BadInput:
-        trained = checkpoint.committed(run) or any(line.get("kind") == "train" for line in runlog.read(run))
+        trained = run_folder.committed(run) or any(line.get("kind") == "train" for line in runlog.read(run))
         if new and not trained:
             shutil.rmtree(run, ignore_errors=True)
         raise
@@ -224,7 +224,7 @@ def _evaluate_here(
         try:
             checkpoint.load(trainer.sharded, job.recipe, path)
             break
-        except checkpoint.Damaged as error:
+        except run_folder.Damaged as error:
             if path == tried or manifest.read(path) is not None:
                 raise BadInput(f"{error}; {mend or ANOTHER}") from None
             tried = path  # a training beside has newer ones and deletes the old

@@ -19,9 +19,9 @@ from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read.files import NoPartition
 from livetrain.trainers.evaluate.selection import selectable
 from livetrain.trainers.export import export, publish
-from livetrain.trainers.runtime import manifest
-from livetrain.trainers.train import checkpoint, preflight
-from livetrain.trainers.train.checkpoint import find_checkpoint
+from livetrain.trainers.runtime import manifest, run_folder
+from livetrain.trainers.runtime.run_folder import find_checkpoint
+from livetrain.trainers.train import preflight
 
 Say = Callable[[str], None]
 
@@ -165,7 +165,7 @@ def nights(days: list[str], where: str, one: Callable[[str], dict[str, Any] | No
 def _begun(run: Path) -> Recipe | None:
     """Return the recipe under which a night was begun, or None where there is nothing of it to go on with."""
     try:
-        return checkpoint.recipe_of(run)
+        return run_folder.recipe_of(run)
     except BadInput:
         return None
 
@@ -188,7 +188,7 @@ def _published_run(runs: Path, before: dict[str, Any]) -> Path | None:
 def _check_comparable(tonight: Recipe, runs: Path, before: dict[str, Any] | None, where: str) -> None:
     """Raise BadInput where the published model has no metric to compare the night's with."""
     old = _published_run(runs, before) if before is not None else None
-    if old is not None and tonight.select() not in selectable(checkpoint.recipe_of(old)):
+    if old is not None and tonight.select() not in selectable(run_folder.recipe_of(old)):
         raise BadInput(
             f"--publish: {old.name}, which is published in {without_credentials(where)}, has no {tonight.select()}; "
             "choose another place"

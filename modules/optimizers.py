@@ -30,7 +30,7 @@ class TableOptimizer:
     """
 
     torch_class: ClassVar[type[torch.optim.Optimizer]]
-    devices: ClassVar[tuple[str, ...]] = ("cpu", "cuda")
+    devices: ClassVar[tuple[str, ...]]
     decays: ClassVar[bool] = False
     by_columns: ClassVar[bool] = False
     replicated: ClassVar[bool] = True

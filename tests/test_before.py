@@ -9,7 +9,7 @@ import torch
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.export import export
 from livetrain.trainers.runtime import manifest, runlog
-from livetrain.trainers.train.checkpoint import find_checkpoint
+from livetrain.trainers.runtime.run_folder import find_checkpoint
 
 BEFORE = Path(__file__).parent / "before"
 OF_THE_CLOCK = ("time", "rows_per_s", "data_wait", "ms.")

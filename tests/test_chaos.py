@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import chaos
-from livetrain.trainers.runtime import manifest, runlog
-from livetrain.trainers.train import checkpoint
+from livetrain.trainers.runtime import manifest, run_folder, runlog
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def spoil_result(run: Path) -> None:
 
 
 def spoil_checkpoint(run: Path) -> None:
-    next(checkpoint.committed(run)[0].glob("*.distcp")).write_bytes(b"")
+    next(run_folder.committed(run)[0].glob("*.distcp")).write_bytes(b"")
 
 
 def lose_step(run: Path) -> None:

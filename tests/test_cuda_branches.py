@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import Backend, BackendConfig
 
 from livetrain.cluster import doctor, exchange, launch
-from livetrain.cluster.sweep import run as sweeps
+from livetrain.cluster.sweep import driver as sweeps
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster
 from livetrain.modules.batch import Batch
@@ -454,7 +454,8 @@ def test_a_worker_takes_its_gpu_before_it_works(tmp_path, monkeypatch, device):
     monkeypatch.setattr(ranks, "is_main", lambda: False)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(torch.cuda, "set_device", order.append)
-    launch._on_worker(lambda found: order.append("works") or {}, tmp_path, False, {})
+    monkeypatch.setattr(launch, "pickle", SimpleNamespace(loads=lambda work: work))
+    launch._on_worker(lambda found: order.append("works") or {}, [], tmp_path, False, {})
     assert order == ([GPU, "works"] if device == GPU else ["works"])
 
 

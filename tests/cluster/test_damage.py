@@ -13,8 +13,7 @@ from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
 from livetrain.trainers.export import export, latency
-from livetrain.trainers.runtime import manifest, runlog
-from livetrain.trainers.train import checkpoint
+from livetrain.trainers.runtime import manifest, run_folder, runlog
 from tests.trainers.train import test_loop as loop
 
 
@@ -51,7 +50,7 @@ def run(small_run, tmp_path) -> Path:
     """A finished run whose best checkpoint is not its last."""
     copy = tmp_path / "small"
     shutil.copytree(small_run, copy)
-    paths = checkpoint.committed(copy)
+    paths = run_folder.committed(copy)
     content = manifest.read(paths[-1])
     content["position"]["best_step"] = int(paths[0].name[5:])
     manifest.write_json(paths[-1] / manifest.MANIFEST, content)
@@ -89,7 +88,7 @@ def finish(run: Path) -> None:
     ],
 )
 def test_no_command_takes_a_best_checkpoint_that_is_not_whole(run, command: Callable, damage: Callable):
-    damage(checkpoint.committed(run)[0])
+    damage(run_folder.committed(run)[0])
     with pytest.raises(BadInput, match="is damaged|is missing|is gone") as error:
         command(run)
     said = str(error.value)
@@ -102,13 +101,13 @@ def test_no_command_takes_a_best_checkpoint_that_is_not_whole(run, command: Call
 
 
 def test_a_damaged_last_checkpoint_is_not_evaluated_either(run):
-    flip(checkpoint.committed(run)[-1])
+    flip(run_folder.committed(run)[-1])
     with pytest.raises(BadInput, match=r"is damaged: .*--checkpoint best"):
         launch.evaluate(run, "test", "last")
 
 
 def test_the_command_ends_with_2_and_one_sentence(run, monkeypatch, capsys):
-    flip(checkpoint.committed(run)[0])
+    flip(run_folder.committed(run)[0])
     monkeypatch.setattr(sys, "argv", ["livetrain", "evaluate", str(run)])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -128,7 +127,7 @@ def test_two_ranks_share_the_checking_and_refuse_together(two_ranks, tmp_path):
     data = loop.samples.write(tmp_path / "data", rows=480)
     made = loop.job(data, tmp_path / "run", train__epochs=1)
     two_ranks.run(loop.train, made)
-    paths = checkpoint.committed(made.run)
+    paths = run_folder.committed(made.run)
     content = manifest.read(paths[-1])
     content["position"]["best_step"] = int(paths[0].name[5:])
     manifest.write_json(paths[-1] / manifest.MANIFEST, content)
@@ -148,7 +147,7 @@ def test_two_ranks_share_the_checking_and_refuse_together(two_ranks, tmp_path):
 def test_a_config_that_a_kill_has_spoilt_is_read_from_the_checkpoint(run, content):
     kept = load_recipe(run / "config.yaml")
     (run / "config.yaml").write_text(content)
-    assert checkpoint.recipe_of(run) == kept
+    assert run_folder.recipe_of(run) == kept
 
 
 def test_what_somebody_wrote_into_a_config_is_not_passed_over(run):
@@ -156,7 +155,7 @@ def test_what_somebody_wrote_into_a_config_is_not_passed_over(run):
     config = run / "config.yaml"
     config.write_text(config.read_text(encoding="utf-8") + "exprot: {tolerance: 1}\n", encoding="utf-8")
     with pytest.raises(BadInput, match="exprot"):
-        checkpoint.recipe_of(run)
+        run_folder.recipe_of(run)
 
 
 def test_a_run_without_its_config_is_evaluated_and_exported(run):
@@ -167,7 +166,7 @@ def test_a_run_without_its_config_is_evaluated_and_exported(run):
 
 
 def test_a_manifest_of_another_version_is_said(run):
-    last = checkpoint.committed(run)[-1]
+    last = run_folder.committed(run)[-1]
     content = manifest.read(last)
     content["recipe"]["train"]["momentum_of_tomorrow"] = 1
     manifest.write_json(last / manifest.MANIFEST, content)
@@ -199,7 +198,7 @@ def test_a_restart_finishes_what_a_kill_behind_the_result_left_undone(run, monke
 
 def test_a_result_that_is_none_is_made_again(run):
     recipe = load_recipe(run / "config.yaml")
-    best = int(checkpoint.committed(run)[0].name[5:])
+    best = int(run_folder.committed(run)[0].name[5:])
     (run / "result.json").write_text('{"name"')
     assert launch.train(recipe, run.parent)["best_step"] == best
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from livetrain.configs.load import dump_recipe, dump_tree
-from livetrain.trainers.runtime import runlog
-from livetrain.trainers.train import checkpoint
+from livetrain.trainers.runtime import run_folder, runlog
 from tests import samples
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +73,7 @@ def test_sigterm_has_all_workers_save_at_one_step(recipe, tmp_path):
     until(lambda: len(trained(run)) > 2, command)
     code, out = end(command, signal.SIGTERM)
     assert code == 143, out
-    step = int(checkpoint.committed(run)[-1].name.removeprefix("step-"))
+    step = int(run_folder.committed(run)[-1].name.removeprefix("step-"))
     assert notes(run)[-1].startswith(f"stopped at step {step} of ")
     assert trained(run)[-1]["step"] == step
     assert out.splitlines()[-1] == (
@@ -90,7 +89,7 @@ def test_a_training_in_the_process_itself_ends_alike(recipe, tmp_path, number):
     code, out = end(command, number)
     assert code == 128 + number, out
     assert "Traceback" not in out
-    saved = checkpoint.committed(run)
+    saved = run_folder.committed(run)
     if number == signal.SIGTERM:
         assert saved[-1].name == f"step-{trained(run)[-1]['step']:08d}"
     again = "its checkpoint of step" if saved else "its start"
@@ -127,7 +126,7 @@ def test_a_training_ends_at_once(recipe, tmp_path, number, whole_group, code):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_evaluation_ends_at_once(recipe, tmp_path, number):
     command, run = start("train", str(recipe), "--runs", str(tmp_path)), tmp_path / "small"
-    until(lambda: len(checkpoint.committed(run)) > 1, command)
+    until(lambda: len(run_folder.committed(run)) > 1, command)
     end(command, signal.SIGINT)
     evaluation = start("evaluate", str(run))
     before = len(notes(run))

@@ -17,7 +17,7 @@ from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.export import publish
 from livetrain.trainers.runtime import manifest, runlog
-from livetrain.trainers.train.checkpoint import find_checkpoint
+from livetrain.trainers.runtime.run_folder import find_checkpoint
 from tests import samples
 
 DAYS = [f"2022-05-0{day}" for day in range(1, 7)]

@@ -21,8 +21,8 @@ from livetrain.modules.model import Model
 from livetrain.trainers.export.export import export, plain_model
 from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.observe.report.report import draw
-from livetrain.trainers.runtime import ranks
-from livetrain.trainers.train import checkpoint, sharding
+from livetrain.trainers.runtime import ranks, run_folder
+from livetrain.trainers.train import sharding
 from livetrain.trainers.train.gradients.combination import Combination
 from tests import samples, twins
 from tests.trainers.train.test_sharding import compare, train_sharded
@@ -101,7 +101,7 @@ def test_the_exported_file_scores_like_the_model(run):
 def test_the_feature_looks_its_bucket_up(run):
     """A number's score is the score of any other number in its bucket; a missing one has a bucket of its own."""
     recipe = load_recipe(run / "config.yaml")
-    model = plain_model(recipe, checkpoint.find_checkpoint(run, "best"))
+    model = plain_model(recipe, run_folder.find_checkpoint(run, "best"))
     scores = []
     for rate in (2.0, 2.9, 3.0, math.nan):
         batch = twins.batches(recipe, 1)[0]

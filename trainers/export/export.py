@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from livetrain.configs.errors import BadInput
@@ -26,11 +25,11 @@ from livetrain.modules.serving.scorer import Encoder, Scorer
 from livetrain.modules.tasks.registry import metrics
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export.parity import prove
-from livetrain.trainers.export.rows import golden_inputs, held_out_rows
+from livetrain.trainers.export.rows import golden_inputs, held_out_rows, synthetic_rows
 from livetrain.trainers.export.signature import _FORMAT, _signature
-from livetrain.trainers.runtime import manifest, scratch
-from livetrain.trainers.train import checkpoint
-from livetrain.trainers.train.checkpoint import ANOTHER, find_checkpoint
+from livetrain.trainers.runtime import manifest, run_folder, scratch
+from livetrain.trainers.runtime.run_folder import ANOTHER, find_checkpoint
+from livetrain.trainers.train import checkpoint, compatible
 
 
 def plain_model(recipe: Recipe, path: Path) -> Model:
@@ -39,11 +38,11 @@ def plain_model(recipe: Recipe, path: Path) -> Model:
     Raises:
         BadInput: the checkpoint is damaged, or another model's.
     """
-    checkpoint.check_same(path, recipe, resume=False)
+    compatible.check_same(path, recipe, resume=False)
     model = Model(recipe)
     try:
         checkpoint.load_plain(model, path)
-    except checkpoint.Damaged as error:
+    except run_folder.Damaged as error:
         raise BadInput(f"{error}; {ANOTHER}") from None
     model.dense.bfloat16 = False
     return model.eval().requires_grad_(False)
@@ -75,7 +74,7 @@ def export(
     path = find_checkpoint(run, which)
     out = (out or run / "export").resolve()
     _check_place(out)
-    recipe = checkpoint.recipe_of(run)
+    recipe = run_folder.recipe_of(run)
     try:
         for split in ("test", "train"):
             Source.open(recipe, split)
@@ -172,31 +171,6 @@ def sizes(file: Path, scored: torch.jit.ScriptModule, recipe: Recipe) -> dict[st
 def _golden(scored: torch.jit.ScriptModule, recipe: Recipe, signature: dict[str, Any]) -> dict[str, Any]:
     """Return rows with the scores that a server must reproduce."""
     kind, count = recipe.export.golden, recipe.export.golden_rows
-    rows = held_out_rows(recipe, count) if kind == "rows" else synthetic_rows(signature, count)
+    rows = held_out_rows(recipe, count) if kind == "rows" else synthetic_rows(recipe, signature, count)
     scores = {task: score.tolist() for task, score in scored(*golden_inputs(rows)).items()}
     return {"source": kind, **rows, "scores": scores, "tolerance": recipe.export.tolerance}
-
-
-def synthetic_rows(signature: dict[str, Any], rows: int) -> dict[str, Any]:
-    """Return rows like those of `held_out_rows`, drawn from what a signature declares: nobody's data are in them.
-
-    Ids are uniform over their table's rows, numbers normal with the stored mean and deviation, each missing in about
-    one row of ten. All sequences of a row have one length, as those of one history must: in the first row one more than
-    the file looks at, where it looks at as much of each. The first row misses nothing, the second all.
-    """
-    drawn, features = np.random.default_rng(0), signature["features"]
-    longest = {f["max_length"] for f in features.values() if f["type"] == "sequence"} or {0}
-    events = drawn.integers(0, min(longest) + 1, rows)
-    events[:2] = (min(longest) + (len(longest) == 1), 0)[:rows]
-    found: dict[str, dict[str, list]] = {"ids": {}, "lengths": {}, "dense": {}}
-    for name, feature in features.items():
-        there = drawn.random(rows) >= 0.1
-        there[:2] = (True, False)[:rows]
-        if feature["type"] == "dense":
-            values = drawn.normal(feature["mean"], feature["std"], rows).astype(np.float32).tolist()
-            found["dense"][name] = [x if known else None for x, known in zip(values, there, strict=True)]
-            continue
-        lengths = events if feature["type"] == "sequence" else there.astype(np.int64)
-        found["lengths"][name] = lengths.tolist()
-        found["ids"][name] = drawn.integers(0, signature["tables"][feature["table"]]["rows"], lengths.sum()).tolist()
-    return {"rows": rows, **found}

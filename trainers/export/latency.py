@@ -23,8 +23,8 @@ from livetrain.configs.schema import Quantization, Recipe
 from livetrain.trainers.export import export
 from livetrain.trainers.export.parity import prove
 from livetrain.trainers.export.rows import Inputs, golden_inputs, held_out_rows, one_user
-from livetrain.trainers.train import checkpoint
-from livetrain.trainers.train.checkpoint import find_checkpoint
+from livetrain.trainers.runtime import run_folder
+from livetrain.trainers.runtime.run_folder import find_checkpoint
 
 CANDIDATES = 500
 _USERS = 30
@@ -56,7 +56,7 @@ def compare(run: Path, which: str = "best", candidate: list[str] | None = None, 
     Raises:
         BadInput: no such checkpoint, data or feature; or a file differs from the model beyond its tolerance.
     """
-    recipe = checkpoint.recipe_of(run)
+    recipe = run_folder.recipe_of(run)
     user = user_features(recipe, candidate)
     model = export.plain_model(recipe, find_checkpoint(run, which))
     rows = held_out_rows(recipe, CANDIDATES)

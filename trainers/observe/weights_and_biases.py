@@ -18,9 +18,8 @@ import yaml
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.runtime import manifest, ranks
+from livetrain.trainers.runtime import manifest, ranks, run_folder
 from livetrain.trainers.runtime.manifest import write_text
-from livetrain.trainers.train import checkpoint
 
 log = logging.getLogger("livetrain")
 
@@ -158,7 +157,7 @@ def reported(recipe: Recipe, run: Path) -> bool:
 
 def later(run: Path, warn: Callable[[str], None]) -> Tracker:
     """Return the tracker of a run that was trained before, to add to what it has sent."""
-    return Tracker(checkpoint.recipe_of(run), run.resolve(), warn)
+    return Tracker(run_folder.recipe_of(run), run.resolve(), warn)
 
 
 def _failure(run: Path) -> Path:

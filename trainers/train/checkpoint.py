@@ -27,16 +27,17 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import yaml
-from pydantic import ValidationError
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorBase
 from torch.utils.serialization import config
 
 from livetrain.configs.errors import BadInput, NotNow
-from livetrain.configs.load import dump_recipe, load_recipe, read_tree
+from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
-from livetrain.trainers.runtime import manifest, ranks, runlog
+from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog
+from livetrain.trainers.runtime.run_folder import Damaged, committed, content
 from livetrain.trainers.train import restore
+from livetrain.trainers.train.compatible import check_same
 from livetrain.trainers.train.sharding import Sharded
 
 T = TypeVar("T")
@@ -60,11 +61,6 @@ def state(sharded: Sharded) -> dict[str, Any]:
     if learned := sharded.pipeline.combination.combiner.state_dict():
         state["gradients"] = learned
     return state
-
-
-def folder(run: Path, step: int) -> Path:
-    """Return where the checkpoint of a step lies."""
-    return run / "checkpoints" / f"step-{step:08d}"
 
 
 class WriteFailed(Exception):
@@ -195,7 +191,7 @@ def write(state: dict[str, Any], run: Path, content: dict[str, Any], group: dist
         WriteFailed: on every rank, where one of them could not do its part.
     """
     step, rank, world, main = content["step"], ranks.rank(), ranks.world(), ranks.is_main()
-    path = folder(run, step)
+    path = run_folder.checkpoint(run, step)
     try:
         _together(lambda: _empty(path) if main else None, group)
         _together(lambda: _write_tensors(state, path, group), group)
@@ -250,28 +246,19 @@ def _empty(path: Path) -> None:
     path.mkdir(parents=True)
 
 
-def committed(run: Path) -> list[Path]:
-    """Return the committed checkpoints of a run, oldest first."""
-    return [p for p in sorted((run / "checkpoints").glob("step-*")) if manifest.read(p) is not None]
-
-
 def prune(run: Path, keep: int, best: int | None, newest: Path) -> None:
     """Delete what is older than the newest `keep` checkpoints, except that of step `best`, and what a kill has left.
 
     Those beyond `newest`, the one just committed, are left of a run that was resumed further back: they do not count.
     """
     whole = committed(run)
-    kept = [path for path in whole if path > newest or (best is not None and path == folder(run, best))]
+    kept = [path for path in whole if path > newest or (best is not None and path == run_folder.checkpoint(run, best))]
     kept += [path for path in whole if path <= newest][-keep:]
     for path in (run / "checkpoints").iterdir():
         if path not in kept:
             with contextlib.suppress(OSError):  # a storage that will not delete is no reason to stop training
                 (path / manifest.MANIFEST).unlink(missing_ok=True)
                 shutil.rmtree(path)
-
-
-class Damaged(BadInput):
-    """A checkpoint is not there, or not as its manifest says; no rank has loaded anything of it."""
 
 
 def load_latest(sharded: Sharded, recipe: Recipe, run: Path) -> dict[str, Any] | None:
@@ -318,18 +305,6 @@ def load_plain(model: Model, path: Path) -> None:
     model.load_state_dict(state["model"])
 
 
-def content(path: Path) -> dict[str, Any]:
-    """Return a checkpoint's manifest.
-
-    Raises:
-        Damaged: there is no committed checkpoint.
-    """
-    found = manifest.read(path)
-    if found is None:
-        raise Damaged(f"{path}: this checkpoint is gone, or its {manifest.MANIFEST} is")
-    return found
-
-
 def read(state: dict[str, Any], path: Path) -> None:
     """Fill the tensors of a state from a checkpoint, once every file of it is as its manifest says. Collective.
 
@@ -360,141 +335,3 @@ def read(state: dict[str, Any], path: Path) -> None:
             f"{path}: this checkpoint does not hold what the recipe's model has ({_in_words(error)[:120]}); "
             "take another"
         ) from error
-
-
-def recipe_of(run: Path) -> Recipe:
-    """Return a run's recipe: its config.yaml's or, where that file holds no keys at all, its newest checkpoint's.
-
-    Raises:
-        BadInput: the run has neither.
-    """
-    try:
-        return load_recipe(run / "config.yaml")
-    except BadInput:
-        found = committed(run)
-        if not found or _holds_keys(run / "config.yaml"):  # what somebody has written into it is not passed over
-            raise
-        return _recipe_in(found[-1])
-
-
-def _holds_keys(file: Path) -> bool:
-    try:
-        return bool(read_tree(file, "recipe", "keys")[0])
-    except BadInput:
-        return False
-
-
-def _recipe_in(path: Path) -> Recipe:
-    try:
-        return Recipe.model_validate(content(path)["recipe"])
-    except (ValidationError, KeyError):
-        raise BadInput(
-            f"{path}/{manifest.MANIFEST}: its recipe is none that this version of livetrain reads; "
-            "use the version that wrote it, or another checkpoint"
-        ) from None
-
-
-# What may be otherwise when a run goes on: where and when things happen, and what is written of them. All else decides
-# what is trained, or which checkpoint is the best.
-_FREE = (
-    *("name", "export", "wandb", "data.threads", "data.prefetch", "gradients.measure_every"),
-    *("train.checkpoint_every", "train.keep", "train.log_every", "train.profile"),
-    *("cluster.workers", "cluster.device", "cluster.address", "cluster.cpus_per_worker", "cluster.max_failures"),
-    *("cluster.timeout_s", "cluster.topology"),
-)
-# What a model and its optimizers' state are read into.
-_SHAPE = ("features", "tables", "model", "tasks", "gradients.kind", "optimizers.sparse.kind", "optimizers.dense.kind")
-_WHERE_ROWS_LIE = ("sharding", "memory", "cache")  # of a table
-
-
-def check_same(path: Path, recipe: Recipe, resume: bool, mend: str | None = None) -> None:
-    """Raise BadInput, naming the first difference, where a checkpoint cannot be loaded under `recipe`.
-
-    Args:
-        path: the checkpoint.
-        recipe: the run's recipe.
-        resume: whether the run is to go on as it was: then all that decides what it learns must be the same.
-        mend: what helps, for the message.
-    """
-    before, now = _tree(_recipe_in(path)), _tree(recipe)
-    if resume:
-        for tree in (before, now):
-            for key in _FREE:
-                _take(tree, key)
-    else:
-        before, now = ({key: _take(tree, key) for key in _SHAPE} for tree in (before, now))
-    if (different := _first_difference(before, now)) is not None:
-        key, old, new = different
-        if mend is None:
-            mend = "use that recipe, or another run name" if resume else "put that back into the run's config.yaml"
-        raise BadInput(
-            f"{path}: this checkpoint was written with {key}={_short(old)}, but the recipe says {_short(new)}; {mend}"
-        )
-
-
-def _tree(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as mappings, but for where rows lie; the metric that picks checkpoints is named."""
-    tree = yaml.safe_load(dump_recipe(recipe))
-    tree["train"]["select"] = recipe.select()
-    for table in tree["tables"].values():
-        for where in _WHERE_ROWS_LIE:
-            del table[where]
-    return tree
-
-
-def _take(tree: dict[str, Any], dotted: str) -> Any:
-    """Remove a dotted key and return what stood there."""
-    *above, last = dotted.split(".")
-    for part in above:
-        tree = tree[part]
-    return tree.pop(last, None)
-
-
-def _first_difference(before: Any, now: Any, key: str = "") -> tuple[str, Any, Any] | None:
-    """Return where two trees differ first, as (dotted key, before, now), or None."""
-    if before == now:
-        return None
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in [*before, *(n for n in now if n not in before)]:
-            below = f"{key}.{name}" if key else name
-            if (found := _first_difference(before.get(name), now.get(name), below)) is not None:
-                return found
-    return key, before, now
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-LAST = "use --checkpoint last"  # what helps where there is no best checkpoint
-ANOTHER = "put it back from a copy, or use another (--checkpoint best or last)"  # where one is not whole
-
-
-def find_checkpoint(run: Path, which: str, mend: str = LAST) -> Path:
-    """Return a run's ``best`` or ``last`` committed checkpoint.
-
-    Args:
-        run: the run folder.
-        which: of its checkpoints.
-        mend: what helps where the best is not there, for the message.
-
-    Raises:
-        BadInput: the folder is no run, or has no such checkpoint.
-    """
-    if not (run / "config.yaml").exists():
-        raise BadInput(f"{run}: no config.yaml here; name a run folder that `livetrain train` wrote, as runs/<name>")
-    found = committed(run)
-    if not found:
-        raise BadInput(
-            f"{run}/checkpoints: no committed checkpoint; let the run come to its first evaluation, or name another"
-        )
-    if which == "last":
-        return found[-1]
-    best = manifest.read(found[-1])["position"]["best_step"]
-    if best is None:
-        raise BadInput(f"{run}: not evaluated yet, so no checkpoint is the best; {mend}")
-    path = folder(run, best)
-    if path not in found:
-        raise BadInput(f"{path}: the best checkpoint is gone; {mend}")
-    return path

@@ -25,7 +25,7 @@ from livetrain.trainers.evaluate.evaluation import Evaluation
 from livetrain.trainers.evaluate.retrieval import Retrieval
 from livetrain.trainers.observe import prometheus
 from livetrain.trainers.observe.weights_and_biases import Tracker
-from livetrain.trainers.runtime import ranks
+from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.runtime.runlog import RunLog
 from livetrain.trainers.runtime.signals import Stopped
 from livetrain.trainers.train import checkpoint, compiled_layers, planning, warm_start
@@ -263,8 +263,8 @@ class Trainer:
         best = self.position["best_step"]
         if best != self.step:
             try:
-                checkpoint.load(self.sharded, self.recipe, checkpoint.folder(self.job.run, best))
-            except checkpoint.Damaged as error:
+                checkpoint.load(self.sharded, self.recipe, run_folder.checkpoint(self.job.run, best))
+            except run_folder.Damaged as error:
                 raise BadInput(
                     f"{error}; it is the best of its run, which cannot end without it: put it back from a copy, or "
                     "remove the run's checkpoints and train again"

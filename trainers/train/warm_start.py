@@ -15,9 +15,9 @@ from torch.distributed._shard.sharding_spec import ShardMetadata
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.runtime import ranks
-from livetrain.trainers.train import checkpoint
-from livetrain.trainers.train.checkpoint import find_checkpoint
+from livetrain.trainers.runtime import ranks, run_folder
+from livetrain.trainers.runtime.run_folder import find_checkpoint
+from livetrain.trainers.train import checkpoint, compatible
 from livetrain.trainers.train.sharding import Sharded
 
 _MEND = "start from another run, or leave train.warm_start out"
@@ -34,7 +34,7 @@ def find(recipe: Recipe) -> Path | None:
     try:
         path = find_checkpoint(Path(recipe.train.warm_start), "best", _MEND)
         mend = f"give it that value (of rows a whole multiple will do), {_MEND}"
-        checkpoint.check_same(path, _as_before(recipe, path), resume=False, mend=mend)
+        compatible.check_same(path, _as_before(recipe, path), resume=False, mend=mend)
     except BadInput as error:
         raise type(error)(f"train.warm_start: {error}") from error.__cause__
     return path
@@ -51,7 +51,7 @@ def _as_before(recipe: Recipe, path: Path) -> Recipe:
 
 def _rows(path: Path) -> dict[str, int]:
     """Return the rows of a checkpoint's tables."""
-    return {name: table["rows"] for name, table in checkpoint.content(path)["recipe"]["tables"].items()}
+    return {name: table["rows"] for name, table in run_folder.content(path)["recipe"]["tables"].items()}
 
 
 def load(sharded: Sharded, recipe: Recipe, path: Path) -> None:
@@ -67,7 +67,7 @@ def load(sharded: Sharded, recipe: Recipe, path: Path) -> None:
     """
     try:
         _load(sharded, recipe, path)
-    except checkpoint.Damaged as error:
+    except run_folder.Damaged as error:
         raise BadInput(f"train.warm_start: {error}; {_MEND}") from None
 
 

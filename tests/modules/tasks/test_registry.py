@@ -72,8 +72,8 @@ def test_selection_progress_and_report_follow(tmp_path, kind, name):
     assert recipe.select() == f"a.{name}"
     check_select(recipe)
     assert selectable(recipe)[f"a.{name}"] == -1
-    assert is_better(f"a.{name}", 0.2, 0.3)
-    assert not is_better(f"a.{name}", 0.4, 0.3)
+    assert is_better(recipe, {f"a.{name}": 0.2}, {f"a.{name}": 0.3})
+    assert not is_better(recipe, {f"a.{name}": 0.4}, {f"a.{name}": 0.3})
     lines = [
         {"kind": "eval", "step": step, "split": "valid", f"a.{name}": value, "a.auc": 0.5}
         for step, value in ((1000, 0.5), (2000, 0.25), (3000, 0.75))

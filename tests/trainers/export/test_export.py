@@ -21,10 +21,10 @@ from livetrain.modules.layers.attention import ActivationUnit
 from livetrain.modules.metrics import binary
 from livetrain.modules.serving.scorer import Scorer
 from livetrain.trainers.export import export as exporter
+from livetrain.trainers.export import rows as row_source
 from livetrain.trainers.export.export import export
-from livetrain.trainers.export.rows import golden_inputs
-from livetrain.trainers.runtime import manifest, runlog
-from livetrain.trainers.train import checkpoint
+from livetrain.trainers.export.rows import golden_inputs, synthetic_rows
+from livetrain.trainers.runtime import manifest, run_folder, runlog
 from tests import samples
 
 FILES = ["golden.json", "manifest.json", "model.pt", "signature.json"]
@@ -94,9 +94,9 @@ def test_a_fresh_process_with_plain_torch_reproduces_the_golden_rows(served):
 
 def test_golden_rows_are_drawn_from_what_the_signature_declares(served, small_run, monkeypatch):
     golden, signature = read(served / "golden.json"), read(served / "signature.json")
-    monkeypatch.setattr(exporter, "_held_out", None)  # no row of the data is read for them
+    monkeypatch.setattr(row_source, "_held_out", None)  # no row of the data is read for them
     assert golden["source"] == "synthetic"
-    assert golden | exporter.synthetic_rows(signature, 32) == golden
+    assert golden | synthetic_rows(run_folder.recipe_of(small_run), signature, 32) == golden
     known = pq.read_table(small_run.parents[1] / "data/test").to_pydict()
     assert not {x for x in golden["dense"]["rate"] if x is not None} & {np.float32(x) for x in known["rate"] if x}
     assert not {x for part in ("movie", "history") for x in golden["ids"][part]} & {
@@ -117,18 +117,20 @@ def test_golden_rows_are_drawn_from_what_the_signature_declares(served, small_ru
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])
-def test_a_few_golden_rows_are_enough(served, rows):
+def test_a_few_golden_rows_are_enough(served, small_run, rows):
     signature = read(served / "signature.json")
-    scores = torch.jit.load(served / "model.pt")(*golden_inputs(exporter.synthetic_rows(signature, rows)))
+    scores = torch.jit.load(served / "model.pt")(
+        *golden_inputs(synthetic_rows(run_folder.recipe_of(small_run), signature, rows))
+    )
     assert scores["click"].shape == (rows,)
     assert scores["click"].isfinite().all()
 
 
 def test_sequences_of_several_lengths_are_cut_together_or_not_at_all():
-    features = {name: {"type": "sequence", "table": "t", "max_length": n} for name, n in (("short", 4), ("long", 9))}
-    drawn = exporter.synthetic_rows({"features": features, "tables": {"t": {"rows": 7}}}, 50)
-    assert drawn["lengths"]["short"] == drawn["lengths"]["long"]
-    assert max(drawn["lengths"]["short"]) == 4
+    lengths = {"features__history__max_length": 4, "features__rating__max_length": 9}
+    drawn = synthetic_rows(samples.recipe("unused", **lengths), {"features": {"rate": {"mean": 0.0, "std": 1.0}}}, 50)
+    assert drawn["lengths"]["history"] == drawn["lengths"]["rating"]
+    assert max(drawn["lengths"]["history"]) == 4
 
 
 def test_golden_rows_are_held_out_rows_with_their_gaps_where_the_recipe_asks_for_them(copied, small_run):
@@ -463,7 +465,7 @@ def test_a_place_that_holds_something_else_is_refused(small_run, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "thesis.tex").write_text("kept")
-    newest = checkpoint.committed(small_run)[-1]
+    newest = run_folder.committed(small_run)[-1]
     for out in (file, folder, newest, small_run):
         before = sorted(out.rglob("*"))
         with pytest.raises(BadInput, match=f"{out}: holds something that is not an export; name a new"):
@@ -491,7 +493,7 @@ def _no_checkpoint(run: Path) -> None:
 
 
 def _no_best(run: Path) -> None:
-    shutil.rmtree(checkpoint.folder(run, read(run / "result.json")["best_step"]))
+    shutil.rmtree(run_folder.checkpoint(run, read(run / "result.json")["best_step"]))
 
 
 def _never_evaluated(run: Path) -> None:
@@ -519,7 +521,7 @@ def _other_model(run: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (_no_run, "name a run folder"),
+        (_no_run, "this folder holds no run"),
         (_no_checkpoint, "no committed checkpoint"),
         (_no_best, "use --checkpoint last"),
         (_never_evaluated, "use --checkpoint last"),

@@ -8,7 +8,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
 from livetrain.trainers.export import export, latency
 from livetrain.trainers.export.rows import golden_inputs, held_out_rows
-from livetrain.trainers.train.checkpoint import find_checkpoint
+from livetrain.trainers.runtime.run_folder import find_checkpoint
 from tests import samples
 
 

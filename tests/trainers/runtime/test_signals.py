@@ -12,9 +12,9 @@ import pytest
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
-from livetrain.trainers.runtime import runlog, signals
+from livetrain.trainers.runtime import run_folder, runlog, signals
 from livetrain.trainers.runtime.signals import Stopped
-from livetrain.trainers.train import checkpoint, stopping
+from livetrain.trainers.train import stopping
 from livetrain.trainers.train.stopping import EVERY, Listener
 from tests import samples
 
@@ -223,7 +223,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(small_run, tmp_pat
             patched.setattr(Listener, "_said", lambda self, calls=calls, limit=limit: next(calls) == limit)
             with pytest.raises(Stopped, match=f"^small was interrupted; .* from its checkpoint of step {step}$"):
                 launch.train(recipe, tmp_path)
-            assert checkpoint.committed(run)[-1].name == f"step-{step:08d}"
+            assert run_folder.committed(run)[-1].name == f"step-{step:08d}"
             assert not (run / "result.json").exists()
             assert not (run / signals.STOP).exists()
     found = launch.train(recipe, tmp_path)

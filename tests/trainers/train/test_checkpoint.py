@@ -23,8 +23,8 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read.reader import Reader
-from livetrain.trainers.runtime import manifest, ranks, runlog
-from livetrain.trainers.train import checkpoint, preflight
+from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog
+from livetrain.trainers.train import checkpoint, compatible, preflight
 from livetrain.trainers.train.loop import Job, Trainer
 from livetrain.trainers.train.sharding import Sharded, shard
 from tests import samples
@@ -54,7 +54,7 @@ def train(made: Job, write: Callable = WRITE) -> dict[str, torch.Tensor]:
 
 
 def steps(run: Path) -> list[int]:
-    return [int(path.name[5:]) for path in checkpoint.committed(run)]
+    return [int(path.name[5:]) for path in run_folder.committed(run)]
 
 
 def notes(run: Path) -> list[str]:
@@ -109,7 +109,7 @@ def save_while_training(made: Job) -> bool:
             saver.save(5, position)
             position["waited"][0] = 3
             go_on(sharded, feed, 3)
-            nothing_yet = not checkpoint.committed(made.run)
+            nothing_yet = not run_folder.committed(made.run)
             held.event.set()
             saver.wait()
         blocking(sharded, made.run / "later")
@@ -131,7 +131,7 @@ def blocking(sharded: Sharded, path: Path) -> None:
 def test_what_is_saved_is_the_step_of_the_save_though_training_went_on(two_ranks, data, tmp_path, workers):
     made = job(data, tmp_path / "run", tables__user__sharding="data_parallel", tables__rating__sharding="row_wise")
     assert all(two_ranks.run(save_while_training, made) if workers == 2 else [save_while_training(made)])
-    path = checkpoint.folder(made.run, 5)
+    path = run_folder.checkpoint(made.run, 5)
     found, wanted, later = content(path), content(made.run / "blocking"), content(made.run / "later")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
@@ -199,7 +199,7 @@ def test_a_write_that_fails_is_reported_and_the_run_goes_on(two_ranks, data, tmp
     assert len(failed) == 1
     assert failed[0].startswith("the checkpoint of step 10 could not be written: rank 1: OSError: [Errno 28] No space")
     assert steps(made.run) == [5, 10, 11, 15, 20, 21]
-    assert all(manifest.damage(path, manifest.read(path)) is None for path in checkpoint.committed(made.run))
+    assert all(manifest.damage(path, manifest.read(path)) is None for path in run_folder.committed(made.run))
 
 
 @pytest.mark.parametrize(("calls", "left"), [((2, 3), [5]), ((6, 7), [15, 20])])
@@ -239,7 +239,7 @@ def test_a_storage_that_takes_no_more_bytes(data, tmp_path, caplog):
 def train_until_killed(made: Job, at: int) -> None:
     def write(writer: dcp.FileSystemWriter, *arguments: Any) -> Any:
         out = WRITE(writer, *arguments)
-        if writer.path == checkpoint.folder(made.run, at):
+        if writer.path == run_folder.checkpoint(made.run, at):
             os.kill(os.getpid(), signal.SIGKILL)
         return out
 
@@ -254,7 +254,7 @@ def test_killed_between_copy_and_commit_it_resumes_from_the_one_before(data, tmp
     wanted = train(never)
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    assert list(checkpoint.folder(made.run, 15).glob("*.distcp"))
+    assert list(run_folder.checkpoint(made.run, 15).glob("*.distcp"))
     assert steps(made.run)[-1] == 11
     found = train(made)
     assert "resumed at step 11" in notes(made.run)
@@ -274,15 +274,15 @@ def test_killed_between_copy_and_commit_it_resumes_from_the_one_before(data, tmp
 )
 def test_prune_keeps_the_newest_and_the_best(tmp_path, keep, best, newest, left):
     for step in (1, 2, 3, 4):
-        checkpoint.folder(tmp_path, step).mkdir(parents=True)
-        manifest.commit(checkpoint.folder(tmp_path, step), {})
-    checkpoint.prune(tmp_path, keep, best, checkpoint.folder(tmp_path, newest))
+        run_folder.checkpoint(tmp_path, step).mkdir(parents=True)
+        manifest.commit(run_folder.checkpoint(tmp_path, step), {})
+    checkpoint.prune(tmp_path, keep, best, run_folder.checkpoint(tmp_path, newest))
     assert steps(tmp_path) == left
 
 
 def test_a_checkpoint_from_before_a_key_existed_still_loads(small_run, tmp_path):
     """A later version adds keys with defaults; where rows lie is no part of the model."""
-    path = checkpoint.committed(small_run)[-1]
+    path = run_folder.committed(small_run)[-1]
     content = manifest.read(path)
     for table in content["recipe"]["tables"].values():
         for key in ("memory", "cache", "dtype"):
@@ -290,17 +290,17 @@ def test_a_checkpoint_from_before_a_key_existed_still_loads(small_run, tmp_path)
     del content["recipe"]["train"]["profile"]
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     recipe = load_recipe(small_run / "config.yaml", ["tables.user.memory=host", "tables.movie.sharding=row_wise"])
-    checkpoint.check_same(tmp_path, recipe, resume=True)
+    compatible.check_same(tmp_path, recipe, resume=True)
 
 
 def test_a_checkpoint_of_other_days_is_no_place_to_go_on_from(small_run):
     days = {"train": "2025-05-25..2025-05-26", "valid": "2025-05-27..2025-05-27", "test": "2025-05-28..2025-05-28"}
     tree = ", ".join(f"{split}: {value}" for split, value in days.items())
     recipe = load_recipe(small_run / "config.yaml", [f"data.days={{{tree}}}"])
-    path = checkpoint.committed(small_run)[-1]
-    checkpoint.check_same(path, recipe, resume=False)
+    path = run_folder.committed(small_run)[-1]
+    compatible.check_same(path, recipe, resume=False)
     with pytest.raises(BadInput, match=r"written with data.days=None, but the recipe says"):
-        checkpoint.check_same(path, recipe, resume=True)
+        compatible.check_same(path, recipe, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -332,10 +332,10 @@ def test_a_checkpoint_of_other_days_is_no_place_to_go_on_from(small_run):
     ],
 )
 def test_a_run_goes_on_under_the_values_it_began_with(small_run, override, key):
-    path = checkpoint.committed(small_run)[-1]
+    path = run_folder.committed(small_run)[-1]
     recipe = load_recipe(small_run / "config.yaml", [override])
     with pytest.raises(BadInput, match=re.escape(key)) as error:
-        checkpoint.check_same(path, recipe, resume=True)
+        compatible.check_same(path, recipe, resume=True)
     assert str(error.value).endswith("; use that recipe, or another run name")
     assert len(str(error.value).removeprefix(str(path))) < 250
 
@@ -351,12 +351,12 @@ def test_a_run_goes_on_under_the_values_it_began_with(small_run, override, key):
 )
 def test_a_run_goes_on_elsewhere_and_told_of_otherwise(small_run, override):
     recipe = load_recipe(small_run / "config.yaml", [override])
-    checkpoint.check_same(checkpoint.committed(small_run)[-1], recipe, resume=True)
+    compatible.check_same(run_folder.committed(small_run)[-1], recipe, resume=True)
 
 
 def test_every_key_of_a_recipe_decides_what_is_learned_or_is_named_as_free(small_run):
     """A new key is compared until somebody says that it may change; a free one that is gone is noticed."""
-    for key in checkpoint._FREE:
+    for key in compatible._FREE:
         section, _, name = key.partition(".")
         fields = Recipe.model_fields
         assert section in fields
@@ -367,7 +367,7 @@ def test_every_key_of_a_recipe_decides_what_is_learned_or_is_named_as_free(small
 def test_a_long_value_is_cut(small_run):
     recipe = load_recipe(small_run / "config.yaml", [f"model.units={list(range(1000, 1060))}"])
     with pytest.raises(BadInput) as error:
-        checkpoint.check_same(checkpoint.committed(small_run)[-1], recipe, resume=True)
+        compatible.check_same(run_folder.committed(small_run)[-1], recipe, resume=True)
     assert "model.units=[16], but the recipe says [1000, 1001" in str(error.value)
     assert len(str(error.value).removeprefix(str(small_run))) < 250
 
@@ -375,7 +375,7 @@ def test_a_long_value_is_cut(small_run):
 def test_what_a_kill_left_goes_with_the_next_checkpoint(data, tmp_path):
     made = job(data, tmp_path / "run")
     for step in (1, 3):
-        checkpoint.folder(made.run, step).mkdir(parents=True)
-        (checkpoint.folder(made.run, step) / "__0_0.distcp").write_text("half")
+        run_folder.checkpoint(made.run, step).mkdir(parents=True)
+        (run_folder.checkpoint(made.run, step) / "__0_0.distcp").write_text("half")
     train(made)
     assert len(list((made.run / "checkpoints").iterdir())) == len(steps(made.run))

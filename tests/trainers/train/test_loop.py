@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from livetrain.configs.errors import BadInput
-from livetrain.trainers.runtime import ranks, runlog
+from livetrain.trainers.runtime import ranks, run_folder, runlog
 from livetrain.trainers.train import checkpoint, preflight
 from livetrain.trainers.train.loop import Job, Trainer
 from livetrain.trainers.train.schedule import factor
@@ -80,7 +80,7 @@ def test_it_learns(whole):
 def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, whole, tmp_path, kill_at):
     made = job(data, tmp_path, train__checkpoint_every=7)
     train(made, kill_at)
-    assert checkpoint.committed(tmp_path)
+    assert run_folder.committed(tmp_path)
     found = train(made)
     assert same(found, whole[1])
     keys = ("step", "loss", "samples")
@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(two_ranks, data, tmp_path, f
 def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, caplog):
     made = job(data, tmp_path)
     train(made, 30)
-    newest = checkpoint.committed(tmp_path)[-1]
+    newest = run_folder.committed(tmp_path)[-1]
     shard = next(newest.glob("*.distcp"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -159,15 +159,15 @@ def test_a_damaged_checkpoint_is_passed_over(data, tmp_path, caplog):
 def test_an_uncommitted_checkpoint_is_not_there(data, tmp_path):
     made = job(data, tmp_path)
     train(made, 30)
-    paths = checkpoint.committed(tmp_path)
+    paths = run_folder.committed(tmp_path)
     (paths[-1] / "manifest.json").unlink()
-    assert checkpoint.committed(tmp_path) == paths[:-1]
+    assert run_folder.committed(tmp_path) == paths[:-1]
 
 
 def test_old_checkpoints_go_and_the_best_stays(data, tmp_path):
     train(job(data, tmp_path, train__checkpoint_every=2, train__keep=2))
-    steps = [int(path.name[5:]) for path in checkpoint.committed(tmp_path)]
-    position = checkpoint.manifest.read(checkpoint.committed(tmp_path)[-1])["position"]
+    steps = [int(path.name[5:]) for path in run_folder.committed(tmp_path)]
+    position = checkpoint.manifest.read(run_folder.committed(tmp_path)[-1])["position"]
     assert steps == sorted({position["best_step"], 40, 42})
 
 

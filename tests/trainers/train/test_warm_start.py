@@ -16,9 +16,9 @@ from livetrain.configs.errors import BadInput
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import Model
 from livetrain.trainers.export.export import plain_model
-from livetrain.trainers.runtime import ranks, runlog
+from livetrain.trainers.runtime import ranks, run_folder, runlog
+from livetrain.trainers.runtime.run_folder import find_checkpoint
 from livetrain.trainers.train import checkpoint, warm_start
-from livetrain.trainers.train.checkpoint import find_checkpoint
 from livetrain.trainers.train.sharding import shard
 from tests import samples, twins
 from tests.trainers.train import test_loop as loop
@@ -79,11 +79,11 @@ def test_every_row_begins_as_the_one_that_its_ids_come_from(two_ranks, tmp_path,
     if before == 1:
         with ranks.alone(cuda=False):
             wanted = save(old, tmp_path)
-        found = two_ranks.run(begin, new, checkpoint.folder(tmp_path, 5))[0]
+        found = two_ranks.run(begin, new, run_folder.checkpoint(tmp_path, 5))[0]
     else:
         wanted = two_ranks.run(save, old, tmp_path)[0]
         with ranks.alone(cuda=False):
-            found = begin(new, checkpoint.folder(tmp_path, 5))
+            found = begin(new, run_folder.checkpoint(tmp_path, 5))
     assert found.keys() == wanted.keys()
     for name, value in found.items():
         rows = torch.arange(len(value)) % len(wanted[name]) if value.dim() else ...
@@ -169,7 +169,7 @@ def test_a_run_goes_on_from_another_and_is_resumed_bitwise(yesterday, data, tmp_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train__warm_start": "nowhere"}, r"train.warm_start: nowhere: no config.yaml here; name a run folder"),
+        ({"train__warm_start": "nowhere"}, r"train.warm_start: nowhere: this folder holds no run"),
         ({"tables__movie__rows": 700}, r"train.warm_start: .* was written with tables.movie.rows=512, but .* says 700"),
         ({"tables__movie__rows": 256}, r"train.warm_start: .*tables.movie.rows=512, but the recipe says 256"),
         ({"model__units": [8]}, r"train.warm_start: .*model.units=\[16\], but the recipe says \[8\]"),

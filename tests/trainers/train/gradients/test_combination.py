@@ -21,8 +21,7 @@ from livetrain.modules.layers import jagged
 from livetrain.modules.model import Model
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import REGULARISER, Network
-from livetrain.trainers.runtime import ranks
-from livetrain.trainers.train import checkpoint
+from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.train.loop import Job
 from livetrain.trainers.train.sharding import shard
 from tests import samples, twins
@@ -433,7 +432,7 @@ def test_another_combiner_cannot_take_a_checkpoint_over(data, tmp_path):
 def test_a_checkpoint_from_before_combiners_is_one_of_a_sum(data, tmp_path):
     made = whole_run(data, tmp_path, {"kind": "sum"}, train__checkpoint_every=3)
     train(made, 7)
-    for path in checkpoint.committed(tmp_path):
+    for path in run_folder.committed(tmp_path):
         content = json.loads((path / "manifest.json").read_text())
         del content["recipe"]["gradients"]
         (path / "manifest.json").write_text(json.dumps(content))
