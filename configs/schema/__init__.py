@@ -1,0 +1,45 @@
+"""What a run is: the typed recipe, a file per section. Every key is a field, with its unit and its default.
+
+Nothing here imports torch: a recipe can be read, checked and changed on a laptop that will never train it.
+"""
+
+from livetrain.configs.schema.cluster import Cluster, Topology
+from livetrain.configs.schema.data import Data, Days
+from livetrain.configs.schema.export import Export, Quantization, Wandb
+from livetrain.configs.schema.feature import EmbeddedFeature, Feature
+from livetrain.configs.schema.gradients import Gradients, GradNorm, PCGrad, SumOfGradients, Uncertainty
+from livetrain.configs.schema.model import ModelConfig
+from livetrain.configs.schema.optimizers import DenseOptimizer, Optimizers, Schedule, SparseOptimizer
+from livetrain.configs.schema.recipe import Recipe
+from livetrain.configs.schema.section import Section
+from livetrain.configs.schema.table import Table
+from livetrain.configs.schema.task import Task
+from livetrain.configs.schema.train import Evaluate, Train
+
+__all__ = [
+    "Cluster",
+    "Data",
+    "Days",
+    "DenseOptimizer",
+    "EmbeddedFeature",
+    "Evaluate",
+    "Export",
+    "Feature",
+    "GradNorm",
+    "Gradients",
+    "ModelConfig",
+    "Optimizers",
+    "PCGrad",
+    "Quantization",
+    "Recipe",
+    "Schedule",
+    "Section",
+    "SparseOptimizer",
+    "SumOfGradients",
+    "Table",
+    "Task",
+    "Topology",
+    "Train",
+    "Uncertainty",
+    "Wandb",
+]

@@ -1,0 +1,69 @@
+"""Which samples are read, and how."""
+
+import contextlib
+import re
+from datetime import date, timedelta
+from typing import Any, Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from livetrain.configs.errors import BadInput, shown
+from livetrain.configs.schema.section import Section
+from livetrain.configs.values import Count, Text, whole
+
+_DAYS = re.compile(r"\d{4}-\d\d-\d\d\.\.\d{4}-\d\d-\d\d", re.ASCII)
+_MOST_DAYS = 10_000  # of a split: each is a folder to look for
+
+
+class Days(Section):
+    """Which day partitions each split reads: first..last day, both included, as 2022-04-25..2022-05-04."""
+
+    train: str
+    valid: str
+    test: str
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _first_to_last(cls, value: Any, info: ValidationInfo) -> Any:
+        first, last = date.max, date.min
+        if isinstance(value, str) and _DAYS.fullmatch(value):
+            with contextlib.suppress(ValueError):  # a month has no 31st
+                first, last = map(date.fromisoformat, value.split(".."))
+        if first > last:
+            raise BadInput(
+                f"data.days.{info.field_name} got {shown(value)}, wanted its first and last day, as "
+                "2022-04-25..2022-05-04"
+            )
+        if (last - first).days >= _MOST_DAYS:
+            raise BadInput(f"data.days.{info.field_name}: '{value}' are more than {_MOST_DAYS:,} days; correct one end")
+        return f"{first}..{last}"  # however they were written
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Days":
+        for earlier, later in (("train", "valid"), ("valid", "test")):
+            if self.of(earlier)[-1] >= self.of(later)[0]:
+                raise BadInput(
+                    f"data.days: {later} ({getattr(self, later)}) must begin after {earlier} "
+                    f"({getattr(self, earlier)}) ends; give days that follow one another"
+                )
+        return self
+
+    def of(self, split: str) -> list[str]:
+        """Return a split's days, each as 2022-04-25."""
+        first, last = map(date.fromisoformat, getattr(self, split).split(".."))
+        return [str(first + timedelta(days=number)) for number in range((last - first).days + 1)]
+
+
+class Data(Section):
+    """Where the samples lie and how they are read."""
+
+    path: Text = Field(description="folder or URI (s3://, gs://, hdfs://) that holds train/, valid/ and test/, or days")
+    days: Days | None = Field(None, description="the splits as days of path's partitions date=YYYY-MM-DD/")
+    batch_size: whole(1, 2**24) = Field(1536, description="rows a step over all workers together")
+    shards: whole(1, 2**16) = Field(
+        192, description="virtual shards; sample order depends on them and never on the workers"
+    )
+    shuffle_window: Count = Field(4096, description="least rows that a shard shuffles together")
+    threads: whole(1, 256) = Field(1, description="threads a worker that decode Parquet")
+    prefetch: whole(1, 1024) = Field(4, description="batches that a worker keeps ready")
+    on_corrupt: Literal["stop", "skip"] = Field("stop", description="an unreadable row group: stop, or skip and count")

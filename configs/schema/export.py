@@ -1,0 +1,34 @@
+"""What a run writes for others: the exported file, and Weights & Biases."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from livetrain.configs.schema.section import Section
+from livetrain.configs.values import Share, Text, whole
+
+Quantization = Literal["none", "float16", "int8"]
+
+
+class Export(Section):
+    quantize: Quantization = Field("none", description="how the file stores tables; the dense part stays float32")
+    parity_rows: whole(1, 2**24) = Field(4096, description="held-out rows on which file and model must agree")
+    golden_rows: whole(1, 2**20) = Field(32, description="rows written to golden.json with their scores")
+    golden: Literal["synthetic", "rows"] = Field(
+        "synthetic", description="which rows those are: drawn, without any user's data, or the held-out rows themselves"
+    )
+    tolerance: Share = Field(
+        1e-5, description="largest difference of a prediction (relative above 1), tables as trained"
+    )
+    tolerance_float16: Share = Field(1e-3, description="the same for quantize: float16")
+    tolerance_int8: Share = Field(1e-2, description="the same for quantize: int8")
+
+
+class Wandb(Section):
+    """Weights & Biases: what metrics.jsonl gets, the report and the exports go there too. The key is its own affair."""
+
+    project: Text
+    entity: Text | None = Field(None, description="user or team, by default the one logged in")
+    mode: Literal["online", "offline"] = Field("online", description="offline: kept in the run folder for `wandb sync`")
+    tags: list[Text] = []
+    group: Text | None = Field(None, description="runs that belong together; a sweep sets its own name for its trials")

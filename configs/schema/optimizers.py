@@ -1,0 +1,41 @@
+"""The optimizers of tables and of the dense part, and the learning rate's course."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, SerializeAsAny
+
+from livetrain.configs import registry
+from livetrain.configs.schema.section import Section
+from livetrain.configs.values import CountOrZero, Positive, PositiveOrZero, real
+
+
+class SparseOptimizer(Section):
+    """The optimizer fused into the tables' backward pass."""
+
+    kind: str = Field("rowwise_adagrad", description="rowwise_adagrad, adagrad, sgd, adam, or a registered kind")
+    lr: Positive = 0.02
+    eps: Positive = 1e-8
+    weight_decay: PositiveOrZero = Field(0.0, description="L2 on the rows that a batch touches")
+
+
+class DenseOptimizer(Section):
+    """The optimizer of everything that is not a table."""
+
+    kind: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
+    lr: Positive = 1e-3
+    weight_decay: PositiveOrZero = 0.0
+    clip_norm: Positive | None = Field(None, description="largest global norm of the dense gradient")
+
+
+class Schedule(Section):
+    """The learning rates' factor by step, the same for both optimizers."""
+
+    warmup_steps: CountOrZero = Field(0, description="steps of linear rise from 0")
+    decay: Literal["constant", "linear", "cosine"] = "constant"
+    final: real(0, 1) = Field(0.0, description="factor at the last step, for linear and cosine")
+
+
+class Optimizers(Section):
+    sparse: Annotated[SerializeAsAny[SparseOptimizer], BeforeValidator(registry.OPTIMIZERS.parse)] = SparseOptimizer()
+    dense: DenseOptimizer = DenseOptimizer()
+    schedule: Schedule = Schedule()

@@ -1,0 +1,149 @@
+"""A whole run, and what must hold between its sections."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
+
+from livetrain.configs import plugins, registry
+from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.schema.cluster import Cluster
+from livetrain.configs.schema.data import Data
+from livetrain.configs.schema.export import Export, Wandb
+from livetrain.configs.schema.feature import Feature
+from livetrain.configs.schema.gradients import Gradients, SumOfGradients
+from livetrain.configs.schema.model import ModelConfig
+from livetrain.configs.schema.optimizers import Optimizers
+from livetrain.configs.schema.section import Section
+from livetrain.configs.schema.table import Table
+from livetrain.configs.schema.task import Task
+from livetrain.configs.schema.train import Evaluate, Train
+from livetrain.configs.values import Name, RunName, Text
+
+
+class Recipe(Section):
+    """A whole run. See configs/recipes for complete ones."""
+
+    name: RunName | None = Field(None, description="run folder below runs/")
+    # Before the sections whose kinds they define: pydantic checks fields in this order.
+    plugins: list[Text] = Field([], description="modules of your own with kinds of models, as my_package.models")
+    data: Data
+    features: dict[Name, Annotated[SerializeAsAny[Feature], BeforeValidator(registry.FEATURES.parse)]] = Field(
+        min_length=1
+    )
+    tables: dict[Name, Table] = {}
+    model: SerializeAsAny[ModelConfig]
+    tasks: dict[Name, Annotated[SerializeAsAny[Task], BeforeValidator(registry.TASKS.parse)]] = Field(min_length=1)
+    gradients: Gradients = Field(SumOfGradients(), discriminator="kind")
+    optimizers: Optimizers = Optimizers()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+    export: Export = Export()
+    wandb: Wandb | None = None
+
+    @field_validator("plugins")
+    @classmethod
+    def _imported(cls, value: list[str]) -> list[str]:
+        plugins.load(value)
+        return value
+
+    @field_validator("gradients", mode="before")
+    @classmethod
+    def _summed_by_default(cls, value: Any) -> Any:
+        return {"kind": "sum", **value} if isinstance(value, dict) else value
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_of_its_kind(cls, value: Any) -> Any:
+        return registry.parse_model(value)
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "Recipe":
+        object.__setattr__(self, "plugins", registry.complete(self, self.plugins))
+        _check_tables(self)
+        _check_arithmetic(self)
+        _check_gradients(self)
+        _check_division(self)
+        return self
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        plugins.load(state["__dict__"]["plugins"])  # where the recipe was sent to
+        super().__setstate__(state)
+
+    def column(self, feature: str) -> str:
+        """Return the Parquet column that feeds `feature`."""
+        return self.features[feature].column or feature
+
+    def select(self) -> str:
+        """Return the metric on the validation split that picks the best checkpoint."""
+        name, task = next(iter(self.tasks.items()))
+        return self.train.select or f"{name}.{registry.TASKS.owner(task.kind).leading}"
+
+
+def _check_tables(recipe: Recipe) -> None:
+    used = set()
+    for name, feature in recipe.features.items():
+        table = feature.looks_up()
+        if table is None:
+            continue
+        if table not in recipe.tables:
+            raise BadInput(f"features.{name}.table: there is no table '{table}'{nearest(table, recipe.tables)}")
+        used.add(table)
+    for name in recipe.tables:
+        if name not in used:
+            raise BadInput(f"tables.{name}: no feature uses this table; remove it or name it in a feature")
+
+
+def _check_arithmetic(recipe: Recipe) -> None:
+    """Refuse what the fused optimizers would compute otherwise than plain PyTorch."""
+    sparse, optimizer = recipe.optimizers.sparse, registry.OPTIMIZERS.owner(recipe.optimizers.sparse.kind)
+    if sparse.weight_decay and not optimizer.decays:
+        raise BadInput(
+            f"optimizers.sparse.weight_decay: '{sparse.kind}' ignores it on some devices; "
+            "use kind: rowwise_adagrad, or weight_decay: 0"
+        )
+    for name, table in recipe.tables.items():
+        if table.sharding == "column_wise" and not optimizer.by_columns:
+            raise BadInput(
+                f"tables.{name}.sharding: column_wise keeps one accumulator a column shard, so '{sparse.kind}' would "
+                "learn something else than on one worker; use row_wise or table_wise, or optimizers.sparse.kind: sgd"
+            )
+        if table.sharding == "data_parallel" and sparse.weight_decay:
+            raise BadInput(
+                f"tables.{name}.sharding: data_parallel would decay every row, not the touched ones; "
+                "use another sharding or optimizers.sparse.weight_decay: 0"
+            )
+        if table.sharding == "data_parallel" and not optimizer.replicated:
+            raise BadInput(
+                f"tables.{name}.sharding: as data_parallel, '{sparse.kind}' would move untouched rows; "
+                "use another sharding or another optimizers.sparse.kind"
+            )
+
+
+def _check_gradients(recipe: Recipe) -> None:
+    if len(recipe.tasks) > 1:
+        return
+    if recipe.gradients.kind != "sum":
+        raise BadInput(
+            f"gradients.kind: '{recipe.gradients.kind}' combines the gradients of several tasks, and "
+            f"'{next(iter(recipe.tasks))}' is the only one; add tasks, or use kind: sum"
+        )
+    if recipe.gradients.measure_every:
+        raise BadInput("gradients.measure_every: one task has no other to be compared with; add tasks, or leave it out")
+
+
+def _check_division(recipe: Recipe) -> None:
+    batch, shards, workers = recipe.data.batch_size, recipe.data.shards, max(recipe.cluster.workers, 1)
+    if shards % workers:
+        wanted = [n for n in range(workers, 4 * max(shards, workers) + 1, workers) if batch % n == 0][:5]
+        near = max(round(shards / workers), 1) * workers
+        mend = (
+            f"data.shards of {', '.join(map(str, wanted))} would"
+            if wanted
+            else (f"data.shards of {near} with a data.batch_size of {max(round(batch / near), 1) * near} would")
+        )
+        raise BadInput(f"data.shards: {shards} shards do not divide among {workers} workers; {mend}")
+    if batch % shards:
+        below = batch // shards * shards
+        wanted = ", ".join(str(n) for n in (below, below + shards) if n)
+        raise BadInput(f"data.batch_size: {batch} rows do not divide among {shards} data.shards; {wanted} would")

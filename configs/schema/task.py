@@ -1,0 +1,41 @@
+"""What every kind of task is; the kinds themselves are in modules/tasks."""
+
+from pydantic import Field, model_validator
+
+from livetrain.configs import registry
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema.section import Section
+from livetrain.configs.values import Share, Text, real
+
+
+class Task(Section):
+    """One thing to predict: a label column, what kind of label it is, and its weight in the loss."""
+
+    label: Text
+    kind: str = Field(
+        "binary",
+        description="binary: 0 or 1; watch_time: a time, whose expected value is predicted; regression: a number, in "
+        "squared logarithms; retrieval: 0 or 1, whose positives are to be found among all items; or a registered kind",
+    )
+    weight: real(1e-6, 1e6) = 1.0
+    unknown: bool = Field(False, description="null labels are not known yet: the task learns from the other rows")
+    sample_weight: Text | None = Field(None, description="column of the rows' weights in this task's training loss")
+    negatives_kept: Share = Field(1.0, description="share of this label's negatives that the training split has kept")
+
+    @model_validator(mode="after")
+    def _weighs_by_another(self) -> "Task":
+        if self.sample_weight == self.label:
+            raise BadInput(
+                f"sample_weight: '{self.label}' is the label itself, by which every 0 would count for nothing; name a "
+                "column of weights, or leave sample_weight out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _negatives_exist(self) -> "Task":
+        if self.negatives_kept != 1 and not registry.TASKS.owner(self.kind).odds:
+            raise BadInput(
+                f"negatives_kept: a task of kind {self.kind} has no negatives; give the rows that were kept a "
+                "sample_weight of 1 / the share instead"
+            )
+        return self

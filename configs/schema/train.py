@@ -1,0 +1,54 @@
+"""How long a run trains, and what it is measured by."""
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from livetrain.configs.errors import BadInput, shown
+from livetrain.configs.schema.section import Section
+from livetrain.configs.values import Count, Seed, Share, Text
+
+_PROFILED = re.compile(r"([1-9]\d{0,8})\.\.([1-9]\d{0,8})", re.ASCII)
+_MOST_PROFILED = 1000  # steps: a trace is kept in memory until it is written
+
+
+class Train(Section):
+    epochs: Count = 1
+    seed: Seed = 1
+    evaluate_every: Share = Field(1.0, description="epochs between evaluations on valid/")
+    patience: Count | None = Field(None, description="stop after this many evaluations without a better one")
+    checkpoint_every: Count | None = Field(None, description="steps between checkpoints besides evaluations")
+    keep: Count = Field(2, description="newest checkpoints kept, besides the best")
+    select: Text | None = Field(
+        None, description="metric on valid/ that picks the best, by default the one that leads the first task's kind"
+    )
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32", description="of the dense part: tf32 speeds up matrix products on GPUs, bfloat16 autocasts"
+    )
+    log_every: Count = Field(20, description="steps between lines of metrics.jsonl")
+    warm_start: Text | None = Field(None, description="run folder whose best checkpoint this run begins with")
+    profile: str | None = Field(None, description="first..last step, as 20..30: write a torch profiler trace of them")
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _first_to_last(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        ends = _PROFILED.fullmatch(value) if isinstance(value, str) else None
+        first, last = map(int, ends.groups()) if ends else (0, -1)
+        if first > last:
+            raise BadInput(f"train.profile got {shown(value)}, wanted the first and the last step, from 1, as 20..30")
+        if last - first >= _MOST_PROFILED:
+            raise BadInput(f"train.profile: '{value}' are more than {_MOST_PROFILED:,} steps; write fewer, as 20..30")
+        return value
+
+    def profiled(self) -> range:
+        """Return the steps, counted from 1 as in metrics.jsonl, that a profiler records: none by default."""
+        first, last = map(int, self.profile.split("..")) if self.profile else (1, 0)
+        return range(first, last + 1)
+
+
+class Evaluate(Section):
+    group_by: Text | None = Field(None, description="int64 column whose groups GAUC and UAUC average, as a user id")
+    memory: Literal["exact", "bounded"] = Field("exact", description="bounded: binned AUC, GAUC on a sample of groups")
