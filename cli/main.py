@@ -310,7 +310,7 @@ def tune_best(
 
     Example: `livetrain tune best runs/din_ml1m-sweep --out configs/recipes/din_tuned.yaml`
     """
-    from livetrain.cluster.sweep.trials import Sweep
+    from livetrain.cluster.sweep.results import Sweep
     from livetrain.trainers.runtime.manifest import write_text
 
     text = Sweep.open(sweep).winner(trial)

@@ -8,7 +8,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from livetrain.cluster.sweep.trials import Sweep, Trial
+from livetrain.cluster.sweep.trials import Record, Trial
 from livetrain.cluster.sweep.words import last_line, number, short
 
 REFRESH_S = 0.5
@@ -24,7 +24,7 @@ class Board:
         console: where to draw, by default standard output.
     """
 
-    def __init__(self, sweep: Sweep, console: Console | None = None) -> None:
+    def __init__(self, sweep: Record, console: Console | None = None) -> None:
         self._sweep, self.console = sweep, console or Console()
         self._starts: dict[int, float] = {}
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
@@ -95,7 +95,7 @@ class Board:
         return f"{counts or 'starting'} of {self._sweep.settings.samples} trials, {minutes}:{seconds:02d}"
 
 
-def trials_table(sweep: Sweep, limit: int | None = None) -> Table:
+def trials_table(sweep: Record, limit: int | None = None) -> Table:
     """Return a sweep's trials as a table, best first, with the errors of those that failed."""
     shown = Table(title=sweep.folder.name, title_justify="left", header_style="bold")
     for head in ("trial", "state", "epoch", *(metric.text for metric in sweep.metrics)):

@@ -15,7 +15,8 @@ import torch
 from livetrain.cluster import capacity, launch
 from livetrain.cluster.alone import alone
 from livetrain.cluster.sweep.board import Board
-from livetrain.cluster.sweep.trials import ENDED, ERROR, Settings, Sweep, Trial
+from livetrain.cluster.sweep.results import Sweep
+from livetrain.cluster.sweep.trials import ENDED, ERROR, Settings, Trial
 from livetrain.configs import registry
 from livetrain.configs.complaints import first_complaint
 from livetrain.configs.errors import BadInput, NotNow

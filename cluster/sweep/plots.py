@@ -3,7 +3,7 @@
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -11,19 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from livetrain.cluster.sweep.trials import Record, Trial
 from livetrain.cluster.sweep.words import number, short
 from livetrain.configs.space import Choice, Domain, LogUniform
 from livetrain.trainers.observe.report.panels import COLORS, GREY, HAIR, INK
-
-if TYPE_CHECKING:
-    from livetrain.cluster.sweep.trials import Sweep, Trial
 
 COLORMAP = colormaps["viridis"]
 LEAST = 4  # trials below which importance says nothing
 TREES, REPEATS = 300, 30
 
 
-def write(sweep: "Sweep") -> list[Path]:
+def write(sweep: Record) -> list[Path]:
     """Write `<sweep>/<name>.png` of every plot; each appears whole or not at all."""
     paths = []
     for name, figure in draw(sweep).items():
@@ -34,7 +32,7 @@ def write(sweep: "Sweep") -> list[Path]:
     return paths
 
 
-def draw(sweep: "Sweep") -> dict[str, Figure]:
+def draw(sweep: Record) -> dict[str, Figure]:
     """Return the plots by name: parallel, importance, curves, best, and with several metrics pareto."""
     figures = {
         "parallel": _figure(12, 5.5, _parallel, sweep),
@@ -47,7 +45,7 @@ def draw(sweep: "Sweep") -> dict[str, Figure]:
     return figures
 
 
-def _figure(width: float, height: float, paint: Any, sweep: "Sweep") -> Figure:
+def _figure(width: float, height: float, paint: Any, sweep: Record) -> Figure:
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
@@ -68,11 +66,11 @@ def _missing(axes: Axes, text: str) -> None:
     axes.grid(visible=False)
 
 
-def _scored(sweep: "Sweep") -> "list[Trial]":
+def _scored(sweep: Record) -> "list[Trial]":
     return [trial for trial in sweep.trials if trial.scores and None not in trial.scores and trial.state != "failed"]
 
 
-def _parallel(axes: Axes, sweep: "Sweep") -> None:
+def _parallel(axes: Axes, sweep: Record) -> None:
     """Draw a line a trial across an axis a key, the last axis being the metric; better ones lie above and brighter."""
     metric, trials = sweep.metrics[0], _scored(sweep)
     _title(axes, f"Trials: what was drawn, and {metric.text} (dashed: stopped early)")
@@ -123,7 +121,7 @@ def _ticks(domain: Domain) -> list[tuple[float, str]]:
     return [(_place(domain, value), number(value)) for value in shown]
 
 
-def _importance(axes: Axes, sweep: "Sweep") -> None:
+def _importance(axes: Axes, sweep: Record) -> None:
     metric = sweep.metrics[0]
     _title(axes, f"Importance of each key for {metric.text}")
     try:
@@ -139,7 +137,7 @@ def _importance(axes: Axes, sweep: "Sweep") -> None:
     return axes.grid(visible=False, axis="y")
 
 
-def importance(sweep: "Sweep") -> tuple[dict[str, float], float, int] | None:
+def importance(sweep: Record) -> tuple[dict[str, float], float, int] | None:
     """Return how much each key decides the first metric.
 
     Trials are compared where all of them can be: at the last evaluation that even the first to be stopped has reached.
@@ -174,7 +172,7 @@ def importance(sweep: "Sweep") -> tuple[dict[str, float], float, int] | None:
     return dict(zip(sweep.space.domains, shares.tolist(), strict=True)), epoch, len(rows)
 
 
-def _curves(axes: Axes, sweep: "Sweep") -> None:
+def _curves(axes: Axes, sweep: Record) -> None:
     metric = sweep.metrics[0]
     _title(axes, f"Learning curves: {metric.text} at each evaluation")
     winner = _winner(sweep)
@@ -204,11 +202,11 @@ def _curves(axes: Axes, sweep: "Sweep") -> None:
     return axes.legend(frameon=False, labelcolor=INK)
 
 
-def _winner(sweep: "Sweep") -> "Trial | None":
+def _winner(sweep: Record) -> "Trial | None":
     return sweep.best if any(trial.scored for trial in sweep.trials) else None
 
 
-def _best(axes: Axes, sweep: "Sweep") -> None:
+def _best(axes: Axes, sweep: Record) -> None:
     metric, trials = sweep.metrics[0], _scored(sweep)
     _title(axes, f"Best {metric.text} so far, by trial")
     finished = [trial for trial in trials if trial.state == "finished"]
@@ -230,7 +228,7 @@ def _best(axes: Axes, sweep: "Sweep") -> None:
     return axes.legend(frameon=False, labelcolor=INK)
 
 
-def _pareto(axes: Axes, sweep: "Sweep") -> None:
+def _pareto(axes: Axes, sweep: Record) -> None:
     """Draw the first two metrics against each other, and the trials of the front (by all metrics) marked."""
     one, two = sweep.metrics[:2]
     more = f", of the front by all {len(sweep.metrics)} metrics" if len(sweep.metrics) > 2 else ""

@@ -13,7 +13,7 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from livetrain.cluster.sweep.trials import ENDED, Sweep, Trial
+from livetrain.cluster.sweep.trials import ENDED, Record, Trial
 from livetrain.configs.errors import BadInput
 from livetrain.configs.space import Choice, Domain, Integer, LogUniform
 
@@ -29,7 +29,7 @@ class Search(Searcher):
         ended: told the number of each trial that Tune is done with, and whether it gave it up; it settles the state.
     """
 
-    def __init__(self, sweep: Sweep, ended: Callable[[int, bool], None]) -> None:
+    def __init__(self, sweep: Record, ended: Callable[[int, bool], None]) -> None:
         super().__init__(metric=SCORE, mode="max")
         self._sweep, self._ended = sweep, ended
         self._open = [trial for trial in sweep.trials if trial.state not in ENDED]
@@ -69,7 +69,7 @@ class Search(Searcher):
 class _Optuna:
     """Optuna's tree-structured Parzen estimator, over one score or several."""
 
-    def __init__(self, sweep: Sweep) -> None:
+    def __init__(self, sweep: Record) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -149,7 +149,7 @@ def _inner(domain: Domain, value: Any) -> Any:
     return domain.choice.index(value) if isinstance(domain, Choice) else value
 
 
-def scheduler(sweep: Sweep) -> TrialScheduler:
+def scheduler(sweep: Record) -> TrialScheduler:
     """Return what stops trials early: ASHA by the epoch of each evaluation, told what earlier trials' logs say.
 
     The epoch is the run's own, so that a trial that goes on after a kill is judged where it stands.
@@ -171,14 +171,14 @@ def scheduler(sweep: Sweep) -> TrialScheduler:
     return asha
 
 
-def reported(sweep: Sweep, evaluation: dict[str, Any]) -> dict[str, float]:
+def reported(sweep: Record, evaluation: dict[str, Any]) -> dict[str, float]:
     """Return what a trial tells Tune of an evaluation."""
     score = sweep.metrics[0].score(evaluation["scores"][0])
     # Rounded up a little: the epoch .3 of 10 steps is 3/10, and a rung at 3 * .1 would lie above it.
     return {SCORE: score, TIME: evaluation["epoch"] + 1e-6}
 
 
-def _rungs(sweep: Sweep) -> tuple[float, float]:
+def _rungs(sweep: Record) -> tuple[float, float]:
     """Return the epochs of the first evaluation and of the last, over all recipes that the space can make."""
 
     def values(key: str, own: float) -> list[float]:

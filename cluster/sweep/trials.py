@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -23,10 +23,6 @@ from livetrain.configs.values import Seed, whole
 from livetrain.trainers.runtime import runlog
 from livetrain.trainers.runtime.manifest import write_json, write_text
 from livetrain.trainers.runtime.versions import versions
-
-if TYPE_CHECKING:
-    import pandas
-    from matplotlib.figure import Figure
 
 RECORD, ERROR = "sweep.json", "error.txt"
 ENDED = ("finished", "stopped", "failed")
@@ -65,8 +61,8 @@ class Trial:
 
 
 @dataclass
-class Sweep:
-    """A sweep's folder, read: `Sweep.open(folder)`, or what `tune` returns."""
+class Record:
+    """What a sweep's folder holds of its trials."""
 
     folder: Path
     recipe: Recipe
@@ -75,7 +71,7 @@ class Sweep:
     trials: list[Trial] = field(default_factory=list)
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Sweep":
+    def open(cls, folder: str | Path) -> Self:
         """Read a sweep that runs, was killed or has ended.
 
         Raises:
@@ -204,28 +200,6 @@ class Sweep:
                 return trial
         raise BadInput(f"{self.folder}: there is no trial {number}; it has {len(self.trials)}, counted from 0")
 
-    @property
-    def frame(self) -> "pandas.DataFrame":
-        """All trials, best first, a row each: number, state, metrics, epoch, drawn values, run folder, error."""
-        import pandas
-
-        on_front = {trial.number for trial in self.front}
-        rows = [
-            {
-                "trial": trial.number,
-                "state": trial.state,
-                **dict(zip((m.text for m in self.metrics), trial.scores or [None] * len(self.metrics), strict=True)),
-                **({"pareto": trial.number in on_front} if len(self.metrics) > 1 else {}),
-                "epoch": trial.epoch,
-                "seconds": trial.seconds,
-                **{key: trial.values.get(key) for key in self.space.domains},
-                "run": str(self.run(trial)),
-                "error": trial.error,
-            }
-            for trial in self.ranked()
-        ]
-        return pandas.DataFrame(rows)
-
     def ranked(self) -> list[Trial]:
         """Return the trials by how far they came, the finished ones first, and within that by the first metric."""
         order = ("finished", "running", "stopped", "waiting", "failed")
@@ -234,36 +208,6 @@ class Sweep:
             self.trials,
             key=lambda t: (order.index(t.state), -metric.score(t.scores[0] if t.scores else None), t.number),
         )
-
-    def plots(self) -> dict[str, "Figure"]:
-        """Return the sweep's plots by name: parallel, importance, curves, best, and with several metrics pareto."""
-        from livetrain.cluster.sweep import plots
-
-        return plots.draw(self)
-
-    def winner(self, number: int | None = None) -> str:
-        """Return the recipe, as YAML, that trains like a trial: only what differs from the defaults, and its origin.
-
-        Args:
-            number: the trial, by default the best.
-
-        Raises:
-            BadInput: there is no such trial, or it has not finished.
-        """
-        trial = self.best if number is None else self.trial(number)
-        if trial.state != "finished":
-            raise BadInput(f"{self.folder}: trial {trial.number} is {trial.state}; choose one that has finished")
-        pairs = zip(self.metrics, trial.scores, strict=True)
-        reached = ", ".join(f"{metric.text} = {value!r}" for metric, value in pairs)
-        made_with = versions()
-        lines = [
-            f"Trial {trial.number} of {len(self.trials)} of the sweep {self.folder.name}, "
-            f"chosen on the validation split: {reached}",
-            *(f"drawn: {key}: {value}" for key, value in trial.values.items()),
-            "made with " + ", ".join(f"{name} {made_with[name]}" for name in ("livetrain", "torch", "torchrec")),
-        ]
-        recipe = self.recipe_of(trial).model_copy(update={"name": None})
-        return "".join(f"# {line}\n" for line in lines) + dump_recipe(recipe, defaults=False)
 
 
 def read_evaluations(run: Path, recipe: Recipe, metrics: list[Metric]) -> list[dict[str, Any]]:

@@ -20,7 +20,9 @@ def register_task(kind: str, config: type[Task] = Task) -> Callable[[type[TaskKi
 
     def enter(owner: type[TaskKind]) -> type[TaskKind]:
         if not issubclass(owner, TaskKind):
-            raise TypeError(f"task '{kind}': {owner.__name__} must be a subclass of livetrain.modules.tasks.TaskKind")
+            raise TypeError(
+                f"task '{kind}': {owner.__name__} must be a subclass of livetrain.modules.tasks.kind.TaskKind"
+            )
         owner.config = config
         TASKS.register(kind, config, owner)
         return owner

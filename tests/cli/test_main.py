@@ -303,7 +303,8 @@ def test_tune_takes_a_recipe_where_its_other_commands_take_their_names(call, tmp
 
 
 def test_tune_best_writes_a_recipe(call, tmp_path):
-    from livetrain.cluster.sweep.trials import Settings, Sweep, Trial
+    from livetrain.cluster.sweep.results import Sweep
+    from livetrain.cluster.sweep.trials import Settings, Trial
     from livetrain.configs.load import load_recipe
     from livetrain.configs.space import parse_space
 

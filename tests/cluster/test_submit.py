@@ -399,7 +399,7 @@ def test_headers_must_be_an_object(monkeypatch, text):
 
 def test_only_sources_and_the_recipe_travel(tmp_path):
     names = """
-        __init__.py __main__.py pyproject.toml configs/schema.py configs/recipes/mine.yaml configs/.env
+        __init__.py __main__.py pyproject.toml configs/schema/recipe.py configs/recipes/mine.yaml configs/.env
         cluster/.hidden/x.py
         modules/models/din.py modules/__pycache__/din.pyc trainers/token.txt cluster/setup.sh data/a.parquet
         modules/layers/fused.cpp runs/a/config.yaml .git/config notes.py
@@ -408,7 +408,13 @@ def test_only_sources_and_the_recipe_travel(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
     found = parcel.sources(tmp_path)
-    own = {"__init__.py", "__main__.py", "configs/schema.py", "modules/models/din.py", "modules/layers/fused.cpp"}
+    own = {
+        "__init__.py",
+        "__main__.py",
+        "configs/schema/recipe.py",
+        "modules/models/din.py",
+        "modules/layers/fused.cpp",
+    }
     assert {name for name in found if not name.endswith("METADATA")} == {f"livetrain/{name}" for name in own}
     assert found["livetrain/modules/models/din.py"] == b"modules/models/din.py"
 
