@@ -86,9 +86,8 @@ class Kinds:
             raise PydanticKnownError("union_tag_not_found", {"discriminator": f"'{self.key}'"})
         if kind not in self:
             known = ", ".join(f"'{name}'" for name in self)
-            raise PydanticKnownError(
-                "union_tag_invalid", {"discriminator": f"'{self.key}'", "tag": str(kind), "expected_tags": known}
-            )
+            named = {"discriminator": f"'{self.key}'", "tag": ascii(kind), "expected_tags": known}
+            raise PydanticKnownError("union_tag_invalid", named)
         return self._configs[kind].model_validate(value)
 
 
