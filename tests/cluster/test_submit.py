@@ -208,7 +208,7 @@ class Nights:
             message="",
         )
 
-    def send(self, job: parcel.Job) -> None:
+    def send(self, job: parcel.Parcel) -> None:
         if self.taken:  # somebody else was a moment faster
             self.taken -= 1
             self.known[job.id] = ("RUNNING", job.recipe, job.day)

@@ -442,8 +442,8 @@ def test_the_log_is_read_as_the_run_chose(sweep):
 def test_two_sweeps_of_one_second_have_a_folder_each(tmp_path, monkeypatch):
     data = samples.write(tmp_path / "data", rows=200)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("livetrain.cluster.sweep.run.time.strftime", lambda form: "20261129-120000")
-    monkeypatch.setattr("livetrain.cluster.sweep.run._search", lambda sweep: sweep)
+    monkeypatch.setattr("livetrain.cluster.sweep.driver.time.strftime", lambda form: "20261129-120000")
+    monkeypatch.setattr("livetrain.cluster.sweep.driver._search", lambda sweep: sweep)
     folders = [tune(samples.recipe(data), ONE_CLASS).folder for _ in range(3)]
     assert [folder.name for folder in folders] == [
         f"small-sweep-20261129-120000{tail}" for tail in ("", "-2", "-3")
@@ -462,7 +462,7 @@ def test_two_sweeps_do_not_share_a_folder(tmp_path, monkeypatch):
         seen.append((first.folder / "space.yaml").read_text())
         return first
 
-    monkeypatch.setattr("livetrain.cluster.sweep.run._search", search)
+    monkeypatch.setattr("livetrain.cluster.sweep.driver._search", search)
     tune(recipe, ONE_CLASS, tmp_path / "sweep")
     assert "5" not in seen[0]
     with pytest.raises(BadInput, match="a sweep is there already; go on with it by --resume"):
