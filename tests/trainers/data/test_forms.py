@@ -15,7 +15,7 @@ import pytest
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Days
-from livetrain.trainers.data.checks import whole
+from livetrain.trainers.data.checks import whole as checks
 from livetrain.trainers.data.checks.dataset import open_dataset
 from livetrain.trainers.data.checks.findings import Verdict
 from livetrain.trainers.data.read.decode import NO_GROUP
@@ -520,7 +520,7 @@ def test_an_unreadable_column_matters_where_it_is_used(tmp_path):
     corrupt(folder / "train/part-0.parquet", group=0, column="spare")
     check_read(folder, {"train": [forms.table()]})
     with pytest.raises(BadInput) as refused:
-        whole.check(folder)
+        checks.check(folder)
     sentence(refused.value, "train/part-0.parquet, row group 0: it does not decode (", "; write the file again")
     corrupt(folder / "train/part-0.parquet", group=0, column="age")
     with pytest.raises(BadInput) as refused:
@@ -571,8 +571,8 @@ CHECKED: dict[str, tuple[str, str, str] | None] = {
 @pytest.mark.parametrize("case", CHECKED)
 def test_the_checks_of_prepared_data_speak_of_every_form(tmp_path, case):
     splits, wanted = CONTENTS[case][0], CHECKED[case]
-    checked = whole.check(forms.write(tmp_path, **splits))
-    assert whole.columns_table(checked).row_count == len(checked.dataset.schema)
+    checked = checks.check(forms.write(tmp_path, **splits))
+    assert checks.columns_table(checked).row_count == len(checked.dataset.schema)
     schema = [finding for finding in checked.findings if finding.check == "schema"]
     if wanted is None:
         assert [finding.verdict for finding in schema] == [Verdict.ok]
@@ -587,7 +587,7 @@ def test_the_checks_read_every_form_at_once(tmp_path):
     columns = {name: make(forms.numbers("dense")) for name, make in forms.FORMS.items()}
     large = pa.array([2**64 - 1 - n for n in range(forms.ROWS)], pa.uint64())
     columns |= {"large": large, "large ones": pa.array([[n] for n in large.to_pylist()], pa.list_(pa.uint64()))}
-    checked = whole.check(forms.write(tmp_path, **everywhere(forms.table(**columns))))
+    checked = checks.check(forms.write(tmp_path, **everywhere(forms.table(**columns))))
     assert [finding.verdict for finding in checked.findings if finding.check == "schema"] == [Verdict.ok]
     summaries = {summary.column: summary for summary in checked.summaries}
     numbers = [n for n in forms.numbers("dense") if n is not None]
@@ -606,7 +606,7 @@ def test_the_checks_read_every_form_at_once(tmp_path):
 
 
 def test_a_path_may_look_like_a_pattern(tmp_path):
-    checked = whole.check(forms.write(tmp_path / "da[ta]* 'x'?"))
+    checked = checks.check(forms.write(tmp_path / "da[ta]* 'x'?"))
     assert checked.dataset.rows == 3 * forms.ROWS
     check_read(tmp_path / "da[ta]* 'x'?", {})
 
@@ -615,7 +615,7 @@ def test_a_path_may_look_like_a_pattern(tmp_path):
 def test_what_is_no_time_is_said(tmp_path, unit):
     """Microseconds, nanoseconds or nonsense would be days beyond the year 9999."""
     times = pa.array([1_748_000_000 * unit + n for n in range(forms.ROWS)])
-    checked = whole.check(forms.write(tmp_path, **everywhere(forms.table(timestamp=times))))
+    checked = checks.check(forms.write(tmp_path, **everywhere(forms.table(timestamp=times))))
     (found,) = (finding for finding in checked.findings if finding.subject == "timestamp")
     assert (found.check, found.verdict) == ("time order", Verdict.wrong)
     assert "no time in s or ms since 1970" in found.text
