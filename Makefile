@@ -6,7 +6,7 @@ BIN := .venv/bin
 DATA := data/ml-1m-rechorus
 RUN := demo-$(shell date +%Y%m%d-%H%M%S)-$(shell echo $$PPID)
 
-.PHONY: help setup demo test test-slow lint lock docs
+.PHONY: help setup demo test test-slow coverage lint lock docs
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -28,8 +28,11 @@ test: setup  ## All fast tests
 	$(BIN)/python -m pytest -q --ignore=tests/cluster tests; others=$$?; \
 	wait $$ray; ray=$$?; cat $$printed; rm -f $$printed; exit $$((ray > others ? ray : others))
 
-test-slow: setup  ## The tests that take minutes
-	@$(BIN)/python -m pytest -q -m slow
+test-slow: setup  ## The tests that take minutes, and the properties on other examples each time
+	@HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -q -m "slow or hypothesis"
+
+coverage: setup  ## Which lines the fast tests of this process reach: on the terminal, and in coverage.xml
+	@$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered --cov-report=xml
 
 lint: setup  ## ruff: rules and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -37,7 +37,7 @@ def main() -> None:
     prepare()
     recipe = load_recipe(given.recipe, ["cluster.workers=1", *given.set])
     alone, inside = [], []
-    with tempfile.TemporaryDirectory() as folder, launch.attached(recipe.cluster, dashboard=True):
+    with tempfile.TemporaryDirectory() as folder, launch.attached(recipe.cluster):
         for number in range(-1, given.rounds):  # the first round warms Ray and the page cache up
             place = Path(folder) / str(number)
             found = by_itself(recipe, place), in_a_sweep(recipe, place)

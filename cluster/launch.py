@@ -310,7 +310,14 @@ def _on_ray(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, An
 def _fit(trainer: Any, cluster: Cluster) -> None:
     """Train until the end, or until this process is interrupted; its workers end with it."""
     import ray
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+    # Ray's helper against reservations that outlive their controller asks the dashboard for it, of a Ray without one
+    # whatever answers at 127.0.0.1:8265. Where that is another Ray's, it frees the workers of a run that is well.
+    made = trainer._create_default_callbacks
+    trainer._create_default_callbacks = lambda: [
+        one for one in made() if not isinstance(one, PlacementGroupCleanerCallback)
+    ]
     # Ray waits for room so often, by default for ever; altogether it is cluster.timeout_s.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.timeout_s / (cluster.max_failures + 1))
     controllers: list[Any] = []
@@ -383,7 +390,7 @@ def _import_here(needed: list[str]) -> None:
 def release(run: Path) -> None:
     """End the workers of a training whose own driver is gone or is to go, and free what Ray holds for them, at once.
 
-    Ray Train leaves that to a helper which asks the dashboard; where there is none, nothing would ever free it.
+    Ray does so itself where all that the driver has started ends with it; a trial's driver is only a part of a sweep.
     """
     for place in scratch.places(run, TRAINING) if run.exists() else ():
         _free(place)
@@ -421,13 +428,8 @@ def check_here(cluster: Cluster) -> None:
 
 
 @contextlib.contextmanager
-def attached(cluster: Cluster, dashboard: bool = False) -> Iterator[None]:
-    """Connect to the Ray cluster that a recipe names (else RAY_ADDRESS), or start one on this machine.
-
-    Args:
-        cluster: of the recipe.
-        dashboard: whether a Ray that is started here has one, which Ray's own helpers need to tidy up after a driver.
-    """
+def attached(cluster: Cluster) -> Iterator[None]:
+    """Connect to the Ray cluster that a recipe names (else RAY_ADDRESS), or start one on this machine."""
     import ray
 
     if ray.is_initialized():
@@ -442,7 +444,7 @@ def attached(cluster: Cluster, dashboard: bool = False) -> Iterator[None]:
             else:
                 # Nobody looks at the dashboard of a Ray that ends with its run; it takes ten processes and a gigabyte.
                 cpus = capacity.cpus_here(cluster)
-                ray.init(address="local", num_cpus=cpus, include_dashboard=dashboard, _temp_dir=ray_folder(), **quiet)
+                ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=ray_folder(), **quiet)
         yield
     finally:
         ray.shutdown()

@@ -152,7 +152,8 @@ def override(recipe: Recipe, values: dict[str, Any]) -> Recipe:
         BadInput: a key is none, or the whole is no valid recipe any more.
 
     Example:
-        >>> override(recipe, {"optimizers.dense.lr": 0.01}).optimizers.dense.lr  # doctest: +SKIP
+        >>> recipe = load_recipe("configs/recipes/din_ml1m.yaml")
+        >>> override(recipe, {"optimizers.dense.lr": 0.01}).optimizers.dense.lr
         0.01
     """
     tree: Any = recipe.model_dump(mode="json")

@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import faulthandler
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import settings
 
 from livetrain.modules.layers import compiled
 from livetrain.trainers.train import compiled_layers
@@ -16,6 +18,9 @@ from tests import samples, wheels
 from tests.pool import Pool
 
 torch.set_num_threads(1)
+# Every run of the suite checks the same examples, without a clock: hypothesis' own profile "ci". Others by "random".
+settings.register_profile("random", deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.hookimpl(trylast=True)
@@ -65,6 +70,20 @@ def small_run(tmp_path_factory) -> Path:
     pq.write_table(table.append_column("timestamp", pa.array(range(5000, 5000 + len(table)))), part)
     launch.train(samples.recipe(data), folder / "runs")
     return folder / "runs/small"
+
+
+@pytest.fixture
+def home(small_run, tmp_path, monkeypatch) -> Path:
+    """A folder to work in with `small.yaml`, livetrain's own recipes, and the finished run that `small_run` is."""
+    (tmp_path / "small.yaml").symlink_to(small_run / "config.yaml")
+    (tmp_path / "configs").symlink_to(wheels.ROOT / "configs")
+    copy = tmp_path / "runs/small"
+    copy.mkdir(parents=True)
+    for path in small_run.iterdir():
+        if path.name != ".lock":
+            (copy / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

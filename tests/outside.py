@@ -56,10 +56,10 @@ def write(folder: Path, package: str, kind: str = "") -> Path:
 
 def forget(package: str) -> None:
     """Have this process know no more of a package than one that has just started."""
-    from livetrain.configs.registry import MODELS
+    from livetrain.configs.registry import FEATURES, MODELS, OPTIMIZERS, TASKS
 
-    for known in (MODELS._configs, MODELS._owners):
-        for kind in [kind for kind, found in known.items() if found.__module__.split(".")[0] == package]:
-            del known[kind]
+    for kinds in (MODELS, FEATURES, TASKS, OPTIMIZERS):
+        for kind in [kind for kind, owner in kinds._owners.items() if owner.__module__.split(".")[0] == package]:
+            del kinds._configs[kind], kinds._owners[kind]
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         del sys.modules[name]

@@ -14,9 +14,8 @@ import pytest
 import livetrain
 from livetrain.configs.load import dump_recipe
 from tests import samples
-from tests.wheels import ROOT, tracked
+from tests.wheels import OUTSIDE, ROOT, tracked
 
-OUTSIDE = ("tests", "benchmarks", "notebooks", "docs", "examples", "serve")  # of the package
 TEN_LINES = """
 import json, torch, livetrain
 run = livetrain.train("recipe.yaml", train={"epochs": 1}, name="first")

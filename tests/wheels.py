@@ -7,6 +7,7 @@ from pathlib import Path
 import livetrain
 
 ROOT = Path(livetrain.__file__).parent
+OUTSIDE = ("tests", "benchmarks", "notebooks", "docs", "examples", "serve")  # of the package
 
 
 def tracked() -> list[str]:

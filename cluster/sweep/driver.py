@@ -150,7 +150,7 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 def _search(sweep: Sweep) -> Sweep:
     try:
-        with launch.attached(sweep.recipe.cluster, dashboard=True):
+        with launch.attached(sweep.recipe.cluster):
             _settle_all(sweep)
             if any(trial.state not in ENDED for trial in sweep.trials) or len(sweep.trials) < sweep.settings.samples:
                 _run(sweep)

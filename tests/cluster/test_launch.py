@@ -14,10 +14,13 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from ray.train import ScalingConfig
+from ray.train.torch import TorchTrainer
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import dump_recipe
+from livetrain.configs.schema import Cluster
 from livetrain.trainers.runtime import runlog
 from tests import samples
 
@@ -85,6 +88,16 @@ def test_places_of_commands_do_not_meet(tmp_path, monkeypatch):
             launch._clear(second, launch._free)
     assert freed == [training]
     assert not list(tmp_path.iterdir())
+
+
+def test_no_helper_of_rays_frees_a_living_runs_workers():
+    """It asks whether the controller lives at a dashboard that may be another Ray's, which knows of no such actor."""
+    trainer = TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=2))
+    helper, known, used = "PlacementGroupCleanerCallback", trainer._create_default_callbacks(), []
+    trainer.fit = lambda: used.extend(trainer._create_default_callbacks())
+    launch._fit(trainer, Cluster())
+    assert helper in {type(one).__name__ for one in known}
+    assert [type(one) for one in used] == [type(one) for one in known if type(one).__name__ != helper]
 
 
 def test_evaluating_leaves_a_runs_folder_as_it_was(small_run):

@@ -1,13 +1,10 @@
 """Jobs for real: a head node of this machine, with token authentication, and the command line against it."""
 
-import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,78 +17,15 @@ import pytest
 from livetrain.cluster import parcel, submit
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import dump_recipe, load_recipe
-from tests import outside, samples
+from tests import heads, outside, samples
 
 ROOT = Path(__file__).parents[2]
-TOKEN = "0123456789abcdef" * 4
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**kept, "HOME": str(home), "PATH": path, "PYTHONPATH": "", **more}
 
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory) -> Iterator[SimpleNamespace]:
-    """A head node that wants a token; `head.livetrain(*words, VARIABLE="x")` runs the command line with it."""
-    home = tmp_path_factory.mktemp("home")
-    temporary = tempfile.mkdtemp(prefix="ray-")  # short: Ray's sockets lie in it
-    dashboard, agent, client = free_ports(3)
-    command = [
-        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--port=0", "--num-cpus=2"),
-        *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"),
-        *(f"--ray-client-server-port={client}", "--min-worker-port=0", "--max-worker-port=0"),
-        *("--object-store-memory=100000000", "--disable-usage-stats", f"--temp-dir={temporary}"),
-    ]
-    node = environment(home, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
-    log = (home / "head.log").open("w")
-    ray = subprocess.Popen(command, env=node, stdout=log, stderr=log, start_new_session=True, cwd=home)
-    address = f"http://127.0.0.1:{dashboard}"
-
-    def start(*words: str, token: str | None = TOKEN, **more: str) -> subprocess.Popen:
-        given = more | ({"RAY_AUTH_TOKEN": token} if token else {})
-        return subprocess.Popen(
-            [sys.executable, "-m", "livetrain", *words, "--address", address],
-            env=environment(home, COLUMNS="200", **given),
-            cwd=home,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def livetrain(*words: str, token: str | None = TOKEN, **more: str) -> SimpleNamespace:
-        command = start(*words, token=token, **more)
-        out, err = command.communicate(timeout=240)
-        return SimpleNamespace(code=command.returncode, out=out, err=err)
-
-    try:
-        _wait_for(dashboard, ray)
-        yield SimpleNamespace(start=start, livetrain=livetrain, address=address)
-    finally:
-        os.killpg(ray.pid, signal.SIGKILL)  # a graceful end takes half a minute
-        ray.wait()
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _wait_for(port: int, ray: subprocess.Popen) -> None:
-    for _ in range(600):
-        assert ray.poll() is None, "the head node ended"
-        with socket.socket() as one:
-            if one.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.2)
-    raise AssertionError("the head node did not start")
+def head(tmp_path_factory) -> Iterator[heads.Head]:
+    with heads.started(tmp_path_factory.mktemp("home")) as started:
+        yield started
 
 
 @pytest.fixture
@@ -135,7 +69,9 @@ def test_a_plugin_travels_with_the_job_and_reaches_both_workers(head, recipe, tm
     run = tmp_path / "runs/small"
     assert "plugins: [of_mine.models]" in (run / "config.yaml").read_text()
     words = [sys.executable, "-m", "livetrain", "export", str(run)]
-    exported = subprocess.run(words, env=environment(tmp_path, **mine), cwd=tmp_path, capture_output=True, text=True)
+    exported = subprocess.run(
+        words, env=heads.environment(tmp_path, **mine), cwd=tmp_path, capture_output=True, text=True
+    )
     assert exported.returncode == 0, exported.stderr
     assert (run / "export/model.pt").exists()
 
@@ -148,7 +84,7 @@ def test_the_documented_way_by_rays_own_command(head, recipe, wheel, tmp_path):
     block = block.replace("http://head:8265", head.address).replace("/shared/runs", str(tmp_path / "runs"))
     marked = "sed -i '1i print(\"this is\", __file__, flush=True)' livetrain/__main__.py"
     shutil.copy(wheel, recipe.parent)
-    given = environment(tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
+    given = heads.environment(tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=heads.TOKEN)
     script = block.replace("cd job\n", f"cd job\n{marked}\n")
     done = subprocess.run(["bash", "-ec", script], cwd=recipe.parent, env=given, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -341,7 +277,7 @@ def test_of_two_that_ask_at_once_one_sends(recipe, monkeypatch):
 
 
 def test_a_cluster_that_is_away_is_asked_again_later(recipe):
-    (port,) = free_ports(1)
+    (port,) = heads.free_ports(1)
     with pytest.raises(NotNow, match="no Ray cluster answers"):
         submit.night(load_recipe(recipe), Path("/runs"), f"http://127.0.0.1:{port}", None, [], print, print)
 
@@ -358,7 +294,7 @@ def test_a_cluster_that_refuses_the_token_is_one_sentence(head, recipe, tmp_path
 
 
 def test_nobody_at_the_address():
-    (port,) = free_ports(1)
+    (port,) = heads.free_ports(1)
     with pytest.raises(BadInput, match=f"no Ray cluster answers at http://127.0.0.1:{port}"):
         submit.Cluster(f"http://127.0.0.1:{port}")
 

@@ -121,18 +121,3 @@ def test_an_installed_plugin_that_is_broken_is_named_with_its_owner(package, tmp
         BadInput, match=r"plugins: 'of_mine\.no_such', which is installed as a plugin of of-mine, is no"
     ):
         load_recipe(recipe("lr"))
-
-
-def test_a_class_that_is_defined_again_takes_the_place_of_its_former_self(package):
-    load_recipe(recipe("of_mine", "of_mine.models"))
-    del sys.modules["of_mine.models"]
-    __import__("of_mine.models")
-    assert MODELS.configs()["of_mine"] is sys.modules["of_mine.models"].OfMineConfig
-
-
-def test_two_models_of_one_name_are_refused(package):
-    outside.write(package.parent, "of_theirs", kind="of_mine")
-    load_recipe(recipe("of_mine", "of_mine.models"))
-    with pytest.raises(BadInput, match="ValueError: two models call themselves 'of_mine'"):
-        load_recipe(recipe("of_mine", "of_mine.models", "of_theirs.models"))
-    outside.forget("of_theirs")

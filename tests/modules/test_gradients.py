@@ -1,6 +1,5 @@
 """The arithmetic of combined gradients against vectors, second-order autograd and torchjd."""
 
-import doctest
 import math
 
 import pytest
@@ -205,7 +204,3 @@ def test_cosines_and_conflict():
     assert torch.allclose(gradients.cosines(rows @ rows.T), wanted)
     assert gradients.conflicting(rows @ rows.T)
     assert not gradients.conflicting(rows[:2] @ rows[:2].T)
-
-
-def test_the_examples_are_right():
-    assert doctest.testmod(gradients).failed == 0

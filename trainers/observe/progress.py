@@ -71,8 +71,12 @@ class Watcher:
         console: where to draw, by default standard output.
 
     Example:
-        >>> with Watcher(Path("runs/din_ml1m")):  # doctest: +SKIP
-        ...     train()
+        >>> from livetrain.trainers.runtime import runlog
+        >>> run = Path("runs/mine")
+        >>> run.mkdir()
+        >>> with Watcher(run):
+        ...     runlog.note(run, "note", text="checking the data")
+        checking the data
     """
 
     def __init__(self, run: Path, console: Console | None = None):

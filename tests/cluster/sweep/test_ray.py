@@ -128,6 +128,7 @@ def test_trials_in_their_own_processes(data, tmp_path, capsys):
         tune(recipe, space, tmp_path / "sweep", samples=4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_killed_trials_go_on_from_their_checkpoints_until_they_are_given_up(tmp_path):
     """One trial at a time, as each takes both CPUs: the first dies once more than it may, the second once."""
@@ -163,6 +164,7 @@ def test_killed_trials_go_on_from_their_checkpoints_until_they_are_given_up(tmp_
     assert [x["samples"] for x in trained(survivor)] == [x["samples"] for x in trained(tmp_path / "small")]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_optuna_and_several_metrics(data, tmp_path):
     space = {

@@ -104,10 +104,15 @@ class Breakdown:
         sharded: its pipeline and modules are hooked into; nothing that is computed changes.
 
     Example:
-        >>> with breakdown.step():  # doctest: +SKIP
-        ...     sharded.pipeline.progress(feed)
-        >>> breakdown.read(seconds)["ms.optimizer"]  # doctest: +SKIP
-        0.8
+        >>> from livetrain.configs.load import load_recipe
+        >>> from livetrain.trainers.train.sharding import shard
+        >>> with ranks.alone(cuda=False):
+        ...     sharded = shard(load_recipe("small.yaml"), torch.device("cpu"))
+        ...     breakdown = Breakdown(sharded)
+        ...     with breakdown.step():
+        ...         pass  # here it is sharded.pipeline.progress(feed)
+        >>> breakdown.read(seconds=0.5)["ms.step"]
+        500.0
     """
 
     def __init__(self, sharded: Sharded) -> None:

@@ -1,11 +1,8 @@
-import doctest
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from livetrain.trainers.data.write import history
 from livetrain.trainers.data.write.history import Timeline
 
 # Few keys and few moments, so that ties, empty histories and full ones are common; far-apart values, so that nothing
@@ -112,8 +109,3 @@ def test_float_totals_are_refused():
     spans = timeline.before(np.array([1]), np.array([3]))
     with pytest.raises(TypeError, match="booleans or integers"):
         timeline.total(spans, np.array([0.5, 0.25]))
-
-
-def test_the_example_in_the_docstring_holds():
-    assert doctest.testmod(history).attempted == 4
-    assert doctest.testmod(history).failed == 0

@@ -12,8 +12,9 @@ class Bar:
     """A context manager that draws the days that are done; call it with (what is being done, days done, days).
 
     Example:
-        >>> with Bar(Console()) as bar:  # doctest: +SKIP
-        ...     prepare(adapter, raw, out, progress=bar)
+        >>> with Bar(Console()) as bar:
+        ...     bar("sorting date=2025-05-26", 1, 3)
+        sorting date=2025-05-26 (1 of 3 days done)
     """
 
     def __init__(self, console: Console):
