@@ -26,6 +26,7 @@ from livetrain.configs.schema import Recipe
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(Path(__file__).parent))
+import picture  # noqa: E402
 import structure  # noqa: E402
 
 # Sections that are of one of several kinds, to which others can be added.
@@ -55,8 +56,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Fill in what is measured."""
-    return markdown.replace("{{ structure }}", structure.page(ROOT)) if "{{ structure }}" in markdown else markdown
+    """Fill in what is drawn and measured from the imports."""
+    for name, make in (("picture", picture.draw), ("structure", structure.page)):
+        if f"{{{{ {name} }}}}" in markdown:
+            markdown = markdown.replace(f"{{{{ {name} }}}}", make(ROOT))
+    return markdown
 
 
 def recipe_page() -> str:
