@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import inspect
 import json
+import shutil
 import sys
 import types
 import typing
@@ -43,7 +44,10 @@ atexit.register(staging.close)
 @event_priority(100)  # before mkdocstrings takes its paths
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Have the API read from a copy of the package alone: the repository, which is the package, holds its own .venv."""
-    folder = Path(staging.enter_context(staged()))
+    folder = staging.enter_context(staged())
+    shutil.copy(ROOT / "api.py", folder / "livetrain")
+    for path in folder.rglob("*.py"):  # griffe knows the heading of examples in the plural only
+        path.write_text(path.read_text(encoding="utf-8").replace(" Example:\n", " Examples:\n"), encoding="utf-8")
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(folder)]
     return config
 
