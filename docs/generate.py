@@ -61,9 +61,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fill in what is drawn and measured from the imports."""
-    for name, make in (("picture", picture.draw), ("structure", structure.page)):
-        if f"{{{{ {name} }}}}" in markdown:
-            markdown = markdown.replace(f"{{{{ {name} }}}}", make(ROOT))
+    if "{{ picture }}" in markdown:
+        made = {"picture": picture.draw(ROOT), "structure": structure.rooms(ROOT), **structure.measures(ROOT)}
+        for name, text in made.items():
+            markdown = markdown.replace(f"{{{{ {name} }}}}", text)
     return markdown
 
 

@@ -124,7 +124,7 @@ def measures(root: Path) -> dict[str, str]:
     up = [target for module in graph for target in graph[module] if rank(floor(target)) > rank(floor(module))]
     return {
         "floors": str(len({floor(module) for module in graph})),
-        "rooms (folders with code)": str(len(members)),
+        "rooms": str(len(members)),
         "files": str(len(graph)),
         "lines": f"{sum(sizes.values()):,}",
         "arrows between files": str(sum(map(len, graph.values()))),
@@ -136,12 +136,11 @@ def measures(root: Path) -> dict[str, str]:
     }
 
 
-def page(root: Path) -> str:
-    """Return the measures and the rooms as Markdown."""
+def rooms(root: Path) -> str:
+    """Return the rooms and what they import from, as a table in Markdown."""
     members = folders(root)
     uses = joined(arrows(root), members)
-    out = ["| measure | |", "| --- | --- |", *(f"| {name} | {figure} |" for name, figure in measures(root).items())]
-    out += ["", "| room | files | lines | imports from |", "| --- | --- | --- | --- |"]
+    out = ["| room | files | lines | imports from |", "| --- | --- | --- | --- |"]
     for where, modules in members.items():
         used = ", ".join(f"`{each}`" for each in sorted(uses[where]))
         out.append(f"| `{where}` | {len(modules)} | {lines(root, modules):,} | {used} |")
@@ -149,4 +148,7 @@ def page(root: Path) -> str:
 
 
 if __name__ == "__main__":
-    print(page(Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()))
+    checkout = Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()
+    print(
+        "\n".join(f"| {name} | {figure} |" for name, figure in measures(checkout).items()), rooms(checkout), sep="\n\n"
+    )
