@@ -62,7 +62,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The content of result.json: metrics as ``test.<task>.<metric>``, rows a second, versions and more.
+        """The content of result.json: metrics as ``test.<task>.<metric>``, rows per second, versions and more.
 
         Raises:
             BadInput: the run has not finished.

@@ -73,7 +73,7 @@ class Run:
         return time.perf_counter() - start, [each.tolist() for each in sums], output.batch
 
     def parts(self, seconds: float) -> dict[str, float]:
-        """Return milliseconds a step by part, over the steps since the last call."""
+        """Return milliseconds per step by part, over the steps since the last call."""
         found = self.trainer.breakdown.read(seconds)
         return {name.removeprefix("ms."): value for name, value in found.items() if name.startswith("ms.")}
 
@@ -215,7 +215,7 @@ def main() -> None:
         print(agreement(made("train.precision=float32"), source, statistics, device, 10))
         copied = copying(device)
         print(f"a copy moves {copied / 1e9:.0f} GB/s\n")
-        heads = ("precision", "batch", "rows/s", "ms a step", "data wait", "busy")
+        heads = ("precision", "batch", "rows/s", "ms per step", "data wait", "busy")
         print(f"| {' | '.join(heads)} | lookup, GB/s (of a copy) | update, GB/s (of a copy) | cores |")
         print("| --- " * 9 + "|")
         every = {}
@@ -225,7 +225,7 @@ def main() -> None:
             print(line(precision, batch, every[precision, batch], copied), flush=True)
         for (precision, batch), found in every.items():
             spent = ", ".join(f"{name} {ms:.2f}" for name, ms in found["parts"].items() if ms >= 0.005)
-            print(f"\n{precision}, {batch:,} rows, ms a step: {spent}")
+            print(f"\n{precision}, {batch:,} rows, ms per step: {spent}")
 
 
 if __name__ == "__main__":

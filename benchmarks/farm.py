@@ -2,7 +2,7 @@
 
     python benchmarks/farm.py
 
-Two histories a row, as in configs/recipes/farm_simulated.yaml (width 32, two heads, one block, CGC, five tasks), in
+Two histories per row, as in configs/recipes/farm_simulated.yaml (width 32, two heads, one block, CGC, five tasks), in
 float32, from embeddings in memory: forward and backward, no tables, no optimizer. Every case runs in its own process,
 and peak memory is what the steps added to what was there before. The peer for padding is the same network on
 the same batch with every row filled up to the longest, which is what a padded implementation computes.
@@ -104,7 +104,7 @@ def step_cost(lengths: list[int], steps: int) -> tuple[float, float]:
 
 
 def filter_cost(longest: int, cutoff: float, steps: int) -> tuple[float, float]:
-    """Return the times in ms of the low-pass, forward and backward: ours, and an FFT a user."""
+    """Return the times in ms of the low-pass, forward and backward: ours, and an FFT per user."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, longest + 1, (256,), generator=generator)
@@ -150,7 +150,7 @@ def document(by_length: list, by_share: list, by_cutoff: list) -> str:
         f"{datetime.date.today()}, {os.cpu_count()}-core {platform.machine()}, one thread; {made_with}.\n",
         f"{ROWS} rows, two histories each.\n",
     ]
-    lines += ["| events a history | step, ms | us an event | peak memory, MiB | KiB an event |", "| --- " * 5 + "|"]
+    lines += ["| events per history | step, ms | us per event | peak memory, MiB | KiB per event |", "| --- " * 5 + "|"]
     for length, (took, memory) in zip(LENGTHS, by_length, strict=True):
         events = 2 * ROWS * length
         each = f"{1e3 * took / events:.1f} | {memory:,.0f} | {1024 * memory / events:.1f}"
@@ -166,7 +166,7 @@ def document(by_length: list, by_share: list, by_cutoff: list) -> str:
         cells = f"{took:,.1f} | {took / full[0]:.2f} | {memory:,.0f} | {memory / full[1]:.2f}"
         lines.append(f"| {share:.0%} | {events:,} | {cells} |")
     lines += ["", "The low-pass alone, forward and backward, 256 rows of 1 to so many events, 32 columns.\n"]
-    lines += ["| longest row | cutoff | ours, ms | an FFT a user, ms |", "| --- " * 4 + "|"]
+    lines += ["| longest row | cutoff | ours, ms | an FFT per user, ms |", "| --- " * 4 + "|"]
     for longest, cutoff, ours, by_user in by_cutoff:
         shown = f"{cutoff:.0%} of a user's frequencies" if cutoff < 1 else f"{cutoff} frequencies"
         lines.append(f"| {longest:,} | {shown} | {ours:.1f} | {by_user:.1f} |")

@@ -142,7 +142,7 @@ def tables(data: str, by_name: dict[str, list[Scores]]) -> Iterator[str]:
 
 
 def table(title: str, by_name: dict[str, list[Scores]], columns: dict[str, tuple]) -> Iterator[str]:
-    """Yield a table: a line a variant, a cell a (task, kind, rows)."""
+    """Yield a table: a line per variant, a cell per (task, kind, rows)."""
     yield f"\n| {title} | seeds | {' | '.join(columns)} |"
     yield "| --- " * (len(columns) + 2) + "|"
     for name, runs in by_name.items():

@@ -3,17 +3,17 @@
     python benchmarks/gradients.py
 
 The recipe is benchmarks/gradients.yaml (DIN below, CGC above) with 2, 4 and 8 tasks, on one rank and on two; batches of
-2,048 rows a rank lie in memory, with histories of 0 to 50 events. A step is all of it: ids, lookups, forward, backward,
-both optimizers. The sides of a comparison take turns in one process a rank, pinned to a core each, and ratios are of
-neighbouring rounds.
+2,048 rows per rank lie in memory, with histories of 0 to 50 events. A step is all of it: ids, lookups, forward,
+backward, both optimizers. The sides of a comparison take turns in one process per rank, pinned to a core each, and
+ratios are of neighbouring rounds.
 
     sum       one backward pass
     trunk     livetrain's PCGrad, scope trunk
     shared    livetrain's PCGrad, scope shared
-    passes    the same gradients, one backward pass a task from its own loss over the same cut graph, and PCGrad on the
-              vectors: what writing down the paper's algorithm at the cut costs
-    naive     tables are ordinary parameters, a whole backward pass a task, and PCGrad on the vectors of all parameters,
-              as in public implementations. It needs every table whole on every rank
+    passes    the same gradients, one backward pass per task from its own loss over the same cut graph, and PCGrad on
+              the vectors: what writing down the paper's algorithm at the cut costs
+    naive     tables are ordinary parameters, a whole backward pass per task, and PCGrad on the vectors of all
+              parameters, as in public implementations. It needs every table whole on every rank
 """
 
 import argparse
@@ -56,7 +56,7 @@ SIDES = {
 
 
 def recipe_of(tasks: int, world: int, gradients: dict[str, str]) -> Recipe:
-    """Return the benchmark's recipe with so many tasks, 2,048 rows a rank and a section `gradients`."""
+    """Return the benchmark's recipe with so many tasks, 2,048 rows per rank and a section `gradients`."""
     recipe = load_recipe(Path(__file__).with_suffix(".yaml"))
     content = recipe.model_dump()
     content["tasks"] = {f"task{i}": {"label": f"label{i}"} for i in range(tasks)}
@@ -107,7 +107,7 @@ def project_vectors(rows: list[Tensor], order: Tensor, inner) -> Tensor:
 
 
 class Passes(combine.Combination):
-    """PCGrad at the cut, written down as in the paper: a pass a task, then vectors."""
+    """PCGrad at the cut, written down as in the paper: a pass per task, then vectors."""
 
     def _several_passes(self, losses: Tensor) -> None:
         split, leaves = self._split(), [leaf for _, leaf in self._cut]
@@ -158,7 +158,7 @@ class Sharded:
 
 
 class Naive:
-    """Ordinary tables, replicated; a backward pass a task through everything; PCGrad on vectors of all parameters."""
+    """Ordinary tables, replicated; a backward pass per task through everything; PCGrad on vectors of all parameters."""
 
     def __init__(self, recipe: Recipe, data: list[Batch]) -> None:
         self.model, self.loss = Model(recipe).train(), Loss(recipe)
@@ -196,7 +196,7 @@ def side_of(name: str, tasks: int, world: int, data: list[Batch]):
 
 
 def rank_main(rank: int, world: int, store: str, given: argparse.Namespace, answers) -> None:
-    """Run the rounds on one rank; rank 0 sends milliseconds a step of each round, by tasks and side."""
+    """Run the rounds on one rank; rank 0 sends milliseconds per step of each round, by tasks and side."""
     prepare()
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     torch.set_num_threads(1)
@@ -223,7 +223,7 @@ def rank_main(rank: int, world: int, store: str, given: argparse.Namespace, answ
 
 
 def measure(world: int, given: argparse.Namespace) -> dict[int, dict[str, list[float]]]:
-    """Return milliseconds a step of every round, by number of tasks and side."""
+    """Return milliseconds per step of every round, by number of tasks and side."""
     context = torch.multiprocessing.get_context("spawn")
     answers = context.Queue()
     with tempfile.TemporaryDirectory() as folder:

@@ -41,7 +41,7 @@ TASKS = {  # what is learned, of a recipe's tasks
     "simulated": ("click", "effective_view", "like", "gift"),
 }
 STRENGTHS = (0, 0.5, 1)  # the worlds' --conflict; the interests behind click and like correlate with 1, 0 and -1
-# Less than half of the base recipes' history, and one evaluation a run: these runs are many.
+# Less than half of the base recipes' history, and one evaluation per run: these runs are many.
 LENGTHS = {
     "kuairand": ("video_id", "video_author", "video_action", "video_gap", "like_video", "like_author", "like_gap"),
     "simulated": ("live_streamer", "live_category", "live_action", "live_gap"),
@@ -107,7 +107,7 @@ class Bench:
     source: str
     data: Path
     given: argparse.Namespace
-    runs: dict[tuple[str, str | None], list[Run]] = field(default_factory=dict)  # (variant, its task) -> one a seed
+    runs: dict[tuple[str, str | None], list[Run]] = field(default_factory=dict)  # (variant, its task) -> one per seed
 
     def train(self, variants: list[Variant]) -> None:
         """Train variants with every seed; one seed of all of them after the other."""
@@ -177,8 +177,8 @@ def kuairand(given: argparse.Namespace) -> list[str]:
 
 Mean ± deviation over seeds, on {len(test):,} rows of 05-06..05-08; positives: {positives}. Baselines learn from
 04-25..05-05; recipes from 04-25..05-04 in one epoch, measured at its end, and 05-05 is their validation. "single task"
-is the shared bottom cut to one task, a run a task. Histories are cut to 20 events. "error": bootstrap deviation of the
-test AUC over rows and over whole users, of the baselines, and about as large for the rest.
+is the shared bottom cut to one task, a run per task. Histories are cut to 20 events. "error": bootstrap deviation of
+the test AUC over rows and over whole users, of the baselines, and about as large for the rest.
 """
     return [intro, HEAD, rule(HEAD), *lines, "", *gradients(bench, [CGC, PCGRAD, GRADNORM])]
 
@@ -308,7 +308,7 @@ def simulated(given: argparse.Namespace) -> list[str]:
 
 {about(given, truth)}
 The world has a conflict of 0.5: the interests behind click and behind like do not correlate. "single task" is the
-shared bottom cut to one task, a run a task.
+shared bottom cut to one task, a run per task.
 """
     return [intro, SIMULATED_HEAD, rule(SIMULATED_HEAD), *lines, "", *gradients(bench, [CGC, PCGRAD, GRADNORM])]
 

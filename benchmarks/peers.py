@@ -11,7 +11,7 @@ own path: the libraries their data loader and training loop, the hand-written DI
 On two cores livetrain runs twice: as one worker of two threads, like its peers, and as two workers of one thread, each
 with half of every batch, which is how a recipe uses two cores.
 
-Rows a processor second say more than rows/s where other programs run. --huge says who gets memory in huge pages, by
+Rows per processor second say more than rows/s where other programs run. --huge says who gets memory in huge pages, by
 THP_MEM_ALLOC_ENABLE=1 set before PyTorch is imported.
 """
 
@@ -328,7 +328,7 @@ def start(name: str, given: argparse.Namespace, length: int, threads: int) -> in
 
 
 def turn(steps: int) -> Seconds:
-    """Train this process's contender; return wall and processor seconds a row."""
+    """Train this process's contender; return wall and processor seconds per row."""
     work, rows = RUNNING["it"].prepare(steps), steps * RUNNING["batch"]
     if hasattr(RUNNING["it"], "parts"):
         RUNNING["it"].parts.read(0.0)  # forget what came before
@@ -355,11 +355,13 @@ def inside() -> str:
     floor = 6 * cells * RUNNING["batch"] / rate  # a multiplication and an addition, for values and two gradients
     parts = {name: ms for name, ms in RUNNING["it"].parts.read(RUNNING["last"]).items() if ms >= 0.05}
     spent = ", ".join(f"{name.removeprefix('ms.')} {ms:.1f}" for name, ms in parts.items())
-    return f"livetrain, ms a step: {spent}. Products alone, at this core's {rate / 1e9:.0f} GFLOP/s: {1e3 * floor:.1f}."
+    return (
+        f"livetrain, ms per step: {spent}. Products alone, at this core's {rate / 1e9:.0f} GFLOP/s: {1e3 * floor:.1f}."
+    )
 
 
 def measure(given: argparse.Namespace, length: int, threads: int, cores: list[int]) -> dict[str, list[Seconds]]:
-    """Return each contender's seconds a row, by round."""
+    """Return each contender's seconds per row, by round."""
     os.sched_setaffinity(0, cores[-threads:])  # a new process inherits it, with every thread that it starts
     names = [name for name in CONTENDERS if name != WORKERS or threads == 2]
     found: dict[str, list[Seconds]] = {name: [] for name in names}

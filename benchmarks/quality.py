@@ -127,7 +127,7 @@ def scores(recipe: Recipe, run: Path, split: str = "test") -> dict[str, Scores]:
 
 
 def lines(name: str, results: list[dict[str, Any]]) -> list[str]:
-    """Return a recipe's lines of the table, one a task."""
+    """Return a recipe's lines of the table, one per task."""
     tasks = [key.split(".")[1] for key in results[0] if key.startswith("test.") and key.endswith(".auc")]
     return [line(name, task, results) for task in tasks]
 

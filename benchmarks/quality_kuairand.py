@@ -101,7 +101,7 @@ def matrix(part: pa.Table, columns: tuple[str, ...], train: pa.Table) -> np.ndar
 
 
 def line(name: str, task: str, test: pa.Table, scores: list[np.ndarray]) -> str:
-    """Return a baseline's line of the table; one score a seed."""
+    """Return a baseline's line of the table; one score per seed."""
     label, users = test[task].to_numpy(), test["user"].to_numpy()
     aucs, gaucs = (
         np.array([figure(s) for s in scores])

@@ -112,7 +112,7 @@ def counts(recipe, rows: dict[str, pa.Table], truth: Truth, seeds: list[int]) ->
 
 
 def scored(name: str, task: str, found: list[np.ndarray], test: pa.Table, truth: Truth) -> str:
-    """Return a baseline's line of the table; one score a seed."""
+    """Return a baseline's line of the table; one score per seed."""
     known = test[task].is_valid().to_numpy()
     label, users = test[task].fill_null(0).to_numpy()[known], test["user"].to_numpy()[known]
     aucs = np.array([binary.auc(label, score[known]) for score in found])

@@ -5,8 +5,8 @@
 
 Without --data the columns are generated: ids by Zipf's law, lists of 0 to max_length ids. Every row of the table is the
 best of --repeat passes over the whole training split, in one process; --rows is what is generated. GB/s counts the
-columns' decoded bytes; rows a processor second say more than rows/s where other programs run, and "first batch" is the
-time in which the first windows of all shards are read.
+columns' decoded bytes; rows per processor second say more than rows/s where other programs run, and "first batch" is
+the time in which the first windows of all shards are read.
 
 --peer adds torch-rechub's DataGenerator (benchmarks/peers.py says how to install it) on the first 100,000 rows. They
 are read, padded and in memory before, which favours it; what is timed is its shuffling and its batches.
@@ -143,7 +143,7 @@ def report(recipe: Recipe, given: argparse.Namespace) -> None:
     source, data = Source.open(recipe, "train"), recipe.data
     columns = Reader(source, recipe, rank=0, world=given.world, shuffle=True).columns
     width = sum(size for _, size in bare(source, columns, data.batch_size, False)) / source.rows
-    title = f"{source.rows:,} rows, {len(columns)} columns, {width:.0f} bytes a row, {data.shards} shards"
+    title = f"{source.rows:,} rows, {len(columns)} columns, {width:.0f} bytes per row, {data.shards} shards"
     table = Table("who", title=title)
     for name in ("rows/s", "GB/s", "of bare", "rows / processor s", "first batch, s"):
         table.add_column(name, justify="right")

@@ -111,7 +111,7 @@ def timed(users: str, days: int, out: Path) -> str:
     return (
         f"{users} users and {days} days: {exposures:,} live exposures and {plays:,} plays of videos in {seconds:.0f} s "
         f"({usage.ru_utime + usage.ru_stime:.0f} s of processor time), {size / 1e9:.1f} GB of files written and hashed "
-        f"included: {exposures / seconds * 60 / 1e6:.1f} M live exposures a minute; peak memory "
+        f"included: {exposures / seconds * 60 / 1e6:.1f} M live exposures per minute; peak memory "
         f"{usage.ru_maxrss / 1e6:.2f} GB; the machine's load average was {os.getloadavg()[0]:.0f}."
     )
 
@@ -364,8 +364,8 @@ On {datetime.date.today()}: {processor()}; numpy {np.__version__}, scikit-learn 
 ## Calibration
 
 Settled before any model was trained on simulated data. Sizes are deliberately smaller than KuaiLive's: its users were
-shown 741 live rooms each in 21 days and its streamers are 19 a user; a simulated user sees few, so that users with few
-live events are common, and streamers are few enough for their ids to be learnt.
+shown 741 live rooms each in 21 days and its streamers are 19 per user; a simulated user sees few, so that users with
+few live events are common, and streamers are few enough for their ids to be learnt.
 
 {calibrated}
 

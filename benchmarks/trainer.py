@@ -130,13 +130,13 @@ def rank_main(rank: int, world: int, store: str, given: argparse.Namespace, answ
 
 
 def recipe_of(given: argparse.Namespace, world: int) -> Recipe:
-    """Return the recipe with one rank's batch a rank."""
+    """Return the recipe with one rank's batch per rank."""
     batch = load_recipe(given.recipe).data.batch_size
     return load_recipe(given.recipe, [f"data.batch_size={batch * world}", f"cluster.workers={world}", *given.overrides])
 
 
 def measure(world: int, given: argparse.Namespace) -> dict[str, list[tuple[float, float]]]:
-    """Return rows/s of all ranks and rows a processor second of rank 0, of every round, by side."""
+    """Return rows/s of all ranks and rows per processor second of rank 0, of every round, by side."""
     context = torch.multiprocessing.get_context("spawn")
     answers = context.Queue()
     with tempfile.TemporaryDirectory() as folder:

@@ -76,7 +76,7 @@ def kuailive(
     effective: Effective = 30,
     ray: Ray = None,
 ) -> None:
-    """Prepare KuaiLive: rooms that were shown, and clicks, views, likes, comments and gifts there, a partition a day.
+    """Prepare KuaiLive: rooms that were shown, and clicks, views, likes, comments and gifts there, a partition per day.
 
     RAW holds click.csv, negative.csv, comment.csv, like.csv, gift.csv, room.csv, user.csv and streamer.csv.
 
@@ -109,7 +109,7 @@ def kuailive_m3(
 
 @app.command()
 def kuairand(folder: Out, raw: Raw, video: Video = 50, ray: Ray = None) -> None:
-    """Prepare KuaiRand-Pure: short-video exposures of 27,000 users, a partition a day.
+    """Prepare KuaiRand-Pure: short-video exposures of 27,000 users, a partition per day.
 
     RAW holds log_*.csv (or .parquet), user_features_pure.csv and video_features_basic_pure.csv.
 
@@ -131,7 +131,7 @@ def events(
     effective: Effective = 30,
     ray: Ray = None,
 ) -> None:
-    """Prepare an event log of a source of your own, a partition a day.
+    """Prepare an event log of a source of your own, a partition per day.
 
     Example: `livetrain data events shop --plugin my_package.source --raw logs --out data/shop`
     """

@@ -64,7 +64,7 @@ def examine(
     """Check a Ray cluster; with a recipe also its data, its tables' plan and the memory that they need.
 
     Args:
-        recipe: what is to run, or None for the cluster alone (one worker a GPU, or else one a node).
+        recipe: what is to run, or None for the cluster alone (one worker per GPU, or else one per node).
         runs: the folder of run folders that all nodes must share.
         address: the cluster, by default the recipe's, RAY_ADDRESS, or a Ray of this machine's own.
         progress: told what is being done, a line at a time.
@@ -165,7 +165,7 @@ def devices_suffice(cluster: Cluster, answers: dict[str, dict]) -> str:
     # Cards are sold in GB of 10^9 and report a little less than they hold.
     if memory and claimed * 1e9 * 0.98 > min(memory):
         raise BadInput(
-            f"cluster.topology.hbm_gb: the plan counts on {claimed:g} GB a GPU, and the smallest has "
+            f"cluster.topology.hbm_gb: the plan counts on {claimed:g} GB per GPU, and the smallest has "
             f"{min(memory) / 1e9:.0f}; set it to {math.floor(min(memory) / 1e9)}"
         )
     smallest = f"of at least {min(memory) / 1e9:.0f} GB" if memory else "of unknown memory"
@@ -244,7 +244,7 @@ def files_seen(recipe: Recipe) -> dict[str, list[str]]:
 
 
 def workers_exchange(cluster: Cluster, cuda: bool, met: list[Exchanged]) -> str:
-    """Have the recipe's number of workers exchange data as embeddings are exchanged; `met` gets one entry a worker."""
+    """Have the recipe's number of workers exchange data as embeddings are; `met` gets one entry per worker."""
     met += exchange(cluster, cuda)
     kind = "NCCL" if cuda else "gloo"
     machines = len({one.node for one in met})
@@ -253,7 +253,7 @@ def workers_exchange(cluster: Cluster, cuda: bool, met: list[Exchanged]) -> str:
         return f"one worker starts, and has nobody to exchange with ({kind})"
     slowest = min(one.rate for one in met)
     median = statistics.median(one.rate for one in met)
-    return f"{where}: all-to-all over {kind}, {median / 1e6:,.0f} MB/s a worker, the slowest {slowest / 1e6:,.0f}"
+    return f"{where}: all-to-all over {kind}, {median / 1e6:,.0f} MB/s per worker, the slowest {slowest / 1e6:,.0f}"
 
 
 def tables_are_planned(recipe: Recipe, workers: int, cuda: bool, plans: list[ShardingPlan]) -> str:
@@ -271,7 +271,7 @@ class Need:
 
 
 def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
-    """Return what the tables take: rows * (dim * bytes an element + bytes of optimizer state a row), by shard."""
+    """Return what the tables take: rows * (dim * bytes per element + bytes of optimizer state per row), by shard."""
     state = table_optimizer(recipe.optimizers.sparse).state_bytes
     gpu, host = [0] * workers, [0] * workers
     for collection in plan.plan.values():
@@ -309,10 +309,10 @@ def memory_suffices(need: Need, met: list[Exchanged], answers: dict[str, dict]) 
                 f"{amount(answers[node]['free'])} are free; add nodes, lower rows or dim, or use dtype: float16"
             )
     least = min(answers[node]["free"] for node in on_host)
-    said = f"tables take {amount(max(need.host))} a worker of the host, which has at least {amount(least)} free"
+    said = f"tables take {amount(max(need.host))} per worker of the host, which has at least {amount(least)} free"
     if any(need.gpu):
         spare = min(one.gpu_free for one in met)
-        said = f"tables take {amount(max(need.gpu))} a GPU, which has at least {amount(spare)} free; " + said
+        said = f"tables take {amount(max(need.gpu))} per GPU, which has at least {amount(spare)} free; " + said
     return said
 
 

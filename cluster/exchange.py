@@ -23,7 +23,7 @@ PLACED_S, DONE_S = 60, 180
 
 @dataclass(frozen=True)
 class Exchanged:
-    """What a worker has seen: bytes a second that left it for the others, and the free memory of its GPU (bytes)."""
+    """What a worker has seen: bytes per second that left it for the others, and the free memory of its GPU (bytes)."""
 
     rank: int
     node: str
@@ -98,7 +98,7 @@ def _exchange(cluster: Cluster, cuda: bool, group) -> list[Exchanged]:
 
 
 def _measure(rank: int, world: int, device: torch.device) -> float:
-    """Return the median bytes a second that leave this rank in an all-to-all whose outcome is right."""
+    """Return the median bytes per second that leave this rank in an all-to-all whose outcome is right."""
     part = BYTES[device.type] // 4 // world
     sent = (torch.arange(world, device=device, dtype=torch.float32) + rank * world).repeat_interleave(part)
     got = torch.empty_like(sent)  # part i holds i * world + rank

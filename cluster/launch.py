@@ -460,7 +460,7 @@ def on_gpus(cluster: Cluster) -> bool:
     cuda = cluster.device == "cuda" or (cluster.device == "auto" and gpus >= wanted)
     if cuda and gpus < wanted:
         raise BadInput(
-            f"cluster.device: cuda needs {wanted} GPUs, one a worker, and the Ray cluster has {gpus}; "
+            f"cluster.device: cuda needs {wanted} GPUs, one per worker, and the Ray cluster has {gpus}; "
             "lower cluster.workers, or use device: cpu"
         )
     return cuda

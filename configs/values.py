@@ -40,4 +40,4 @@ Positive = real(1e-30, 1e30)  # float32 knows it, its inverse and no zero
 PositiveOrZero = real(0, 1e30)
 Share = real(1e-9, 1)
 Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
-Rate = real(1e-6, 1e6)  # GB, or GB a second
+Rate = real(1e-6, 1e6)  # GB, or GB per second

@@ -4,27 +4,32 @@ import ast
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-ROOMS = ("configs", "modules", "trainers", "cluster", "cli")  # from the ground up
+FLOORS = ("configs", "modules", "trainers", "cluster", "cli")  # from the ground up
+FRONT = ("api", "__main__", "livetrain")  # files at the root, on the highest floor; the last was the command once
+Graph = dict[str, set[str]]
 
 
+@cache
 def files(root: Path) -> dict[str, Path]:
-    """Return every tracked Python file of the rooms by its module name, without the package's."""
+    """Return every tracked Python file of the floors by its module name, without the package's."""
     names = subprocess.run(
         ["git", "ls-files", "*.py"], cwd=root, capture_output=True, text=True, check=True
     ).stdout.split()
-    chosen = [name for name in names if name.split("/")[0] in ROOMS]
-    return {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): root / name for name in chosen}
+    known = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): root / name for name in names}
+    return {module: path for module, path in known.items() if module.split(".")[0] in (*FLOORS, *FRONT)}
 
 
-def arrows(root: Path) -> dict[str, set[str]]:
-    """Return module -> the modules that it imports, those within functions included."""
+def arrows(root: Path) -> Graph:
+    """Return module -> the modules that it imports when it runs, within functions too."""
     known = files(root)
-    found: dict[str, set[str]] = {}
+    found: Graph = {}
     for module, path in known.items():
         names = set()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in _run(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names |= {f"{node.module}.{alias.name}" for alias in node.names}
             elif isinstance(node, ast.Import):
@@ -34,6 +39,14 @@ def arrows(root: Path) -> dict[str, set[str]]:
     return found
 
 
+def _run(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield the nodes of a module but for those that only type checkers read."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")):
+            yield child
+            yield from _run(child)
+
+
 def _nearest(name: str, known: dict[str, Path]) -> str | None:
     """Return the module that a dotted name lies in."""
     while name and name not in known:
@@ -41,8 +54,8 @@ def _nearest(name: str, known: dict[str, Path]) -> str | None:
     return name or None
 
 
-def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Return the groups of modules that import each other in a circle (Tarjan's strongly connected components)."""
+def circles(graph: Graph) -> list[list[str]]:
+    """Return the groups of nodes that reach each other (Tarjan's strongly connected components)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -70,49 +83,72 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return out
 
 
-def room(module: str) -> str:
-    """Return the folder that a module lies in, as ``trainers/train``."""
-    return module.rpartition(".")[0].replace(".", "/") or module
+def floor(module: str) -> str:
+    """Return the floor that a module lies on."""
+    first = module.split(".")[0]
+    return FLOORS[-1] if first in FRONT else first
 
 
-def page(root: Path) -> str:
-    """Return the rooms, the arrows between them and a few measures, as Markdown."""
-    known, graph = files(root), arrows(root)
-    lines = {module: len(path.read_text(encoding="utf-8").splitlines()) for module, path in known.items()}
-    members: dict[str, list[str]] = defaultdict(list)
-    for module, path in known.items():
-        members[path.parent.relative_to(root).as_posix()].append(module)
-    home = {module: where for where, modules in members.items() for module in modules}
-    uses: dict[str, set[str]] = defaultdict(set)
+def folders(root: Path) -> dict[str, list[str]]:
+    """Return the modules of every folder with code, from the ground up; the highest floor has the root's files too."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for module, path in files(root).items():
+        where = path.parent.relative_to(root).as_posix()
+        found[floor(module) if where == "." else where].append(module)
+    filled = {where: modules for where, modules in found.items() if lines(root, modules)}
+    return dict(sorted(filled.items(), key=lambda item: (FLOORS.index(item[0].split("/")[0]), item[0])))
+
+
+def lines(root: Path, modules: list[str]) -> int:
+    """Return how many lines some modules have together."""
+    known = files(root)
+    return sum(len(known[module].read_text(encoding="utf-8").splitlines()) for module in modules)
+
+
+def joined(graph: Graph, groups: dict[str, list[str]]) -> Graph:
+    """Return which group of modules imports from which others."""
+    home = {module: name for name, modules in groups.items() for module in modules}
+    found: Graph = {name: set() for name in groups}
     for module, targets in graph.items():
-        uses[home[module]] |= {home[target] for target in targets if home[target] != home[module]}
-    upward = sorted(
-        f"{module} -> {target}"
-        for module, targets in graph.items()
-        for target in targets
-        if ROOMS.index(target.split(".")[0]) > ROOMS.index(module.split(".")[0])
-    )
-    largest, fullest = max(lines, key=lines.get), max(members, key=lambda where: len(members[where]))
-    out = [
-        "| measure | |",
-        "| --- | --- |",
-        f"| folders | {len(members)} |",
-        f"| files | {len(known)} |",
-        f"| lines | {sum(lines.values()):,} |",
-        f"| arrows between folders | {sum(map(len, uses.values()))} |",
-        f"| circles among files | {len(circles(graph))} |",
-        f"| imports upward | {len(upward)} |",
-        f"| most files in one folder | {len(members[fullest])} ({fullest}) |",
-        f"| largest file | {lines[largest]} lines ({largest}) |",
-        "",
-        "| folder | files | lines | imports from |",
-        "| --- | --- | --- | --- |",
-    ]
-    for where in sorted(members, key=lambda each: (ROOMS.index(each.split("/")[0]), each)):
+        if module in home:
+            found[home[module]] |= {home[target] for target in targets if target in home} - {home[module]}
+    return found
+
+
+def measures(root: Path) -> dict[str, str]:
+    """Return the figures by which one house is compared with another."""
+    graph, members = arrows(root), folders(root)
+    sizes = {module: lines(root, [module]) for module in graph}
+    largest, fullest = max(sizes, key=sizes.__getitem__), max(members, key=lambda where: len(members[where]))
+    rank = FLOORS.index
+    up = [target for module in graph for target in graph[module] if rank(floor(target)) > rank(floor(module))]
+    return {
+        "floors": str(len({floor(module) for module in graph})),
+        "rooms": str(len(members)),
+        "files": str(len(graph)),
+        "lines": f"{sum(sizes.values()):,}",
+        "arrows between files": str(sum(map(len, graph.values()))),
+        "arrows between rooms": str(sum(map(len, joined(graph, members).values()))),
+        "arrows upward": str(len(up)),
+        "circles among files": str(len(circles(graph))),
+        "most files in one room": f"{len(members[fullest])} (`{fullest}`)",
+        "largest file": f"{sizes[largest]} lines (`{largest.replace('.', '/')}.py`)",
+    }
+
+
+def rooms(root: Path) -> str:
+    """Return the rooms and what they import from, as a table in Markdown."""
+    members = folders(root)
+    uses = joined(arrows(root), members)
+    out = ["| room | files | lines | imports from |", "| --- | --- | --- | --- |"]
+    for where, modules in members.items():
         used = ", ".join(f"`{each}`" for each in sorted(uses[where]))
-        out.append(f"| `{where}` | {len(members[where])} | {sum(lines[m] for m in members[where]):,} | {used} |")
+        out.append(f"| `{where}` | {len(modules)} | {lines(root, modules):,} | {used} |")
     return "\n".join(out)
 
 
 if __name__ == "__main__":
-    print(page(Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()))
+    checkout = Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()
+    print(
+        "\n".join(f"| {name} | {figure} |" for name, figure in measures(checkout).items()), rooms(checkout), sep="\n\n"
+    )

@@ -15,9 +15,9 @@ class Batch(Pipelineable):
     sample weight 0.
     """
 
-    ids: KeyedJaggedTensor  # raw int64 ids; one key an id or sequence feature, in the recipe's order
-    dense: torch.Tensor  # (B, D) float32, NaN = missing; one column a dense feature, in the recipe's order
-    labels: torch.Tensor  # (B, T) float32; one column a task, in the recipe's order; NaN = not known yet
+    ids: KeyedJaggedTensor  # raw int64 ids; one key per id or sequence feature, in the recipe's order
+    dense: torch.Tensor  # (B, D) float32, NaN = missing; one column per dense feature, in the recipe's order
+    labels: torch.Tensor  # (B, T) float32; one column per task, in the recipe's order; NaN = not known yet
     weights: torch.Tensor  # (B,) float32
     rows: torch.Tensor  # (B,) int64, number of the row within its split
     groups: torch.Tensor | None = None  # (B,) int64, the column evaluate.group_by, only when evaluating

@@ -155,7 +155,7 @@ class GradNorm(Combiner):
 
 
 class Uncertainty(Combiner):
-    """Weigh by a learned variance a task: L = sum_i exp(-s_i) L_i + s_i / 2, s = log sigma^2, from s = 0.
+    """Weigh by a learned variance per task: L = sum_i exp(-s_i) L_i + s_i / 2, s = log sigma^2, from s = 0.
 
     s follows plain gradient descent; at rest exp(-s_i) = 1 / (2 L_i).
 

@@ -56,7 +56,7 @@ class Dense(nn.Module):
         weights: torch.Tensor | None,
         keys: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Return the logits (B,) by task from jagged embeddings, (N_f, dim) and (B,) a feature, and dense (B, D).
+        """Return the logits (B,) by task from jagged embeddings, (N_f, dim) and (B,) per feature, and dense (B, D).
 
         `keys` are the raw ids that the network asks for (see modules.network).
         """
@@ -160,8 +160,8 @@ class Model(nn.Module):
         """Return the logits (B,) by task.
 
         Args:
-            ids: raw int64 ids, one key an id or sequence feature, B rows a key.
-            dense: (B, D) float32, NaN = missing; one column a feature whose carrier is numbers.
+            ids: raw int64 ids, one key per id or sequence feature, B rows per key.
+            dense: (B, D) float32, NaN = missing; one column per feature whose carrier is numbers.
             weights: (B,), 0 marks padding rows; None when serving.
         """
         values: dict[str, torch.Tensor] = {}

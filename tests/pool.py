@@ -1,4 +1,4 @@
-"""Ranks that live as long as the test session: importing torchrec costs seconds a process, so it is paid once."""
+"""Ranks that live as long as the test session: importing torchrec costs seconds per process, so it is paid once."""
 
 import multiprocessing as mp
 import pickle

@@ -1,4 +1,4 @@
-"""Seeing a sweep: a live table of its trials in a terminal or a notebook, elsewhere a line an event."""
+"""Seeing a sweep: a live table of its trials in a terminal or a notebook, elsewhere a line per event."""
 
 import threading
 import time

@@ -71,7 +71,7 @@ def _scored(sweep: Record) -> "list[Trial]":
 
 
 def _parallel(axes: Axes, sweep: Record) -> None:
-    """Draw a line a trial across an axis a key, the last axis being the metric; better ones lie above and brighter."""
+    """Draw a line per trial across an axis per key; the last axis is the metric, better ones lie above and brighter."""
     metric, trials = sweep.metrics[0], _scored(sweep)
     _title(axes, f"Trials: what was drawn, and {metric.text} (dashed: stopped early)")
     if not trials:

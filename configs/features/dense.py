@@ -6,7 +6,7 @@ from livetrain.configs.schema import Feature
 
 
 class DenseFeature(Feature):
-    """One number a row, normalised with the training split's mean and deviation (null = missing = the mean)."""
+    """One number per row, normalised with the training split's mean and deviation (null = missing = the mean)."""
 
     type: Literal["dense"]
     plain: ClassVar[bool] = True

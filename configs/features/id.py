@@ -6,7 +6,7 @@ from livetrain.configs.schema import EmbeddedFeature
 
 
 class IdFeature(EmbeddedFeature):
-    """One id a row (int64, any value; null = missing = the zero vector)."""
+    """One id per row (int64, any value; null = missing = the zero vector)."""
 
     type: Literal["id"]
     plain: ClassVar[bool] = True

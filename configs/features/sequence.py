@@ -7,7 +7,7 @@ from livetrain.configs.values import Length
 
 
 class SequenceFeature(EmbeddedFeature):
-    """A list of ids a row, newest last; a longer list loses its oldest entries, and the loss is counted."""
+    """A list of ids per row, newest last; a longer list loses its oldest entries, and the loss is counted."""
 
     type: Literal["sequence"]
     max_length: Length = 50

@@ -12,8 +12,8 @@ class Topology(Section):
     """The machines that the sharding planner plans for. The defaults are one H100 node's."""
 
     workers_per_node: whole(1, 1024) = 8
-    hbm_gb: Rate = Field(80, description="GPU memory a worker")
-    ddr_gb: Rate = Field(128, description="host memory a worker")
+    hbm_gb: Rate = Field(80, description="GPU memory per worker")
+    ddr_gb: Rate = Field(128, description="host memory per worker")
     hbm_gb_s: Rate = 3350
     ddr_gb_s: Rate = 100
     intra_gb_s: Rate = Field(450, description="between workers of one node, each way")

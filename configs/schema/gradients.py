@@ -41,7 +41,7 @@ class GradNorm(Section):
 
 
 class Uncertainty(Section):
-    """Task weights exp(-s) with a learned s a task (1705.07115)."""
+    """Task weights exp(-s) with a learned s per task (1705.07115)."""
 
     kind: Literal["uncertainty"]
     scope: Scope = "shared"

@@ -105,7 +105,7 @@ def _check_arithmetic(recipe: Recipe) -> None:
     for name, table in recipe.tables.items():
         if table.sharding == "column_wise" and not optimizer.by_columns:
             raise BadInput(
-                f"tables.{name}.sharding: column_wise keeps one accumulator a column shard, so '{sparse.kind}' would "
+                f"tables.{name}.sharding: column_wise keeps one accumulator per column shard, so '{sparse.kind}' would "
                 "learn something else than on one worker; use row_wise or table_wise, or optimizers.sparse.kind: sgd"
             )
         if table.sharding == "data_parallel" and sparse.weight_decay:

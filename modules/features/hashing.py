@@ -58,7 +58,9 @@ class IdHash(nn.Module):
     def __init__(self, keys: list[str], rows: list[int], modulo: list[bool]) -> None:
         super().__init__()
         if not len(keys) == len(rows) == len(modulo):
-            raise ValueError(f"{len(keys)} keys, {len(rows)} row counts and {len(modulo)} flags: one of each a feature")
+            raise ValueError(
+                f"{len(keys)} keys, {len(rows)} row counts and {len(modulo)} flags: each needs one per feature"
+            )
         self.keys = list(keys)
         self.rows = list(rows)
         self.modulo = list(modulo)

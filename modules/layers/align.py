@@ -10,7 +10,7 @@ from livetrain.modules.layers.precision import widen
 
 
 def signature(embeddings: Tensor) -> Tensor:
-    """Return one number a row, equal where the embeddings are bitwise equal: rows of one id have one signature.
+    """Return one number per row, equal where the embeddings are bitwise equal: rows of one id have one signature.
 
     A network is given embeddings, not ids; within a batch those of one id are copies of one table row. Different
     rows agree with the chance of a 64-bit hash, unless a table was initialised with equal rows (init_std: 0).

@@ -19,7 +19,7 @@ class Attention(Section):
     """One history and the candidate that looks at it."""
 
     query: list[Name] = Field(min_length=1, description="id features of the candidate")
-    events: list[Name] = Field(min_length=1, description="sequence features of the past events, one a query feature")
+    events: list[Name] = Field(min_length=1, description="sequence features of the past events, one per query feature")
     side: list[Name] = Field([], description="sequence features that an event has and the candidate has not")
 
     @model_validator(mode="after")
@@ -107,7 +107,7 @@ def _parallel(one: Tensor, other: Tensor) -> bool:
 
 
 class Bottom(nn.Module):
-    """x = [ids, mean of each pooled sequence, dense, each attention's sums], one vector a row.
+    """x = [ids, mean of each pooled sequence, dense, each attention's sums], one vector per row.
 
     Args:
         config: see `BottomConfig`.

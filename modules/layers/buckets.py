@@ -1,6 +1,6 @@
 """Jagged rows in padded groups of nearly equal length, for the operations that want rectangles.
 
-    (N, d) events -> (P, d) places, P = sum over groups of rows * size -> one (rows, size, d) block a group
+    (N, d) events -> (P, d) places, P = sum over groups of rows * size -> one (rows, size, d) block per group
 
 A row's group follows from its own length alone: what a row is computed with depends on no other row, and a long row
 costs its own padding, not the batch's. On a GPU the number of rows of each group is the one thing waited for.
@@ -29,7 +29,7 @@ class Buckets(NamedTuple):
 
 
 def ladder(steps: int, least: int = 8, octaves: int = 20) -> list[int]:
-    """Return the sizes to which rows are padded: `steps` even steps an octave, up from `least`.
+    """Return the sizes to which rows are padded: `steps` even steps per octave, up from `least`.
 
     With 4 steps 8, 10, 12, 14, 16, 20, ...: padding is less than a quarter of a row that has 8 events or more.
     """
@@ -41,7 +41,7 @@ def ladder(steps: int, least: int = 8, octaves: int = 20) -> list[int]:
 
 
 def buckets(lengths: Tensor, total: int) -> Buckets:
-    """Group rows by their length, four groups an octave.
+    """Group rows by their length, four groups per octave.
 
     Args:
         lengths: (B,) integer.
@@ -115,7 +115,7 @@ def pad(values: Tensor, layout: Buckets) -> list[Tensor]:
         layout: N events' places.
 
     Returns:
-        A (rows, size, d) block a group.
+        A (rows, size, d) block per group.
     """
     spans = [count * size for count, size in zip(layout.counts, layout.sizes)]  # noqa: B905
     flat = values.new_zeros(sum(spans) + 1, values.size(1)).index_copy(0, layout.place, values)
@@ -127,7 +127,7 @@ def unpad(blocks: list[Tensor], layout: Buckets, nothing: Tensor) -> Tensor:
     """Take events out of their groups: what `pad` put in, in the order it had.
 
     Args:
-        blocks: a (rows, size, d) block a group.
+        blocks: a (rows, size, d) block per group.
         layout: N events' places.
         nothing: (0, d), events of none, computed from what the blocks were: it keeps the graph of a batch without any
             group the same as that of every other batch, and of other ranks.
@@ -140,7 +140,7 @@ def unpad(blocks: list[Tensor], layout: Buckets, nothing: Tensor) -> Tensor:
 
 
 def present(layout: Buckets, lengths: Tensor) -> list[Tensor]:
-    """Return a (rows, size) mask a group, true where there is an event."""
+    """Return a (rows, size) mask per group, true where there is an event."""
     held = lengths.index_select(0, layout.rows).split(layout.counts)
     return [
         torch.arange(size, device=lengths.device) < length.unsqueeze(1)

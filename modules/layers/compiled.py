@@ -39,7 +39,7 @@ _libraries: dict[torch.dtype, Library] = {}
 
 
 def use(*libraries: Library) -> None:
-    """Train with these libraries, at most one a type, from now on in this process, and with no other."""
+    """Train with these libraries, at most one per type, from now on in this process, and with no other."""
     _libraries.clear()
     _libraries.update({library.dtype: library for library in libraries})
 

@@ -43,13 +43,13 @@ class BiInteraction(nn.Module):
         self.dense = nn.Parameter(torch.empty(dense, self.width).normal_(std=0.01))  # as rows of tables begin
 
     def forward(self, factors: list[Tensor], dense: Tensor) -> Tensor:
-        """Args: factors (B, k) a field, dense (B, D). Returns: (B, k)."""
+        """Args: factors (B, k) per field, dense (B, D). Returns: (B, k)."""
         v = torch.cat([torch.stack(factors, 1), dense.unsqueeze(2) * self.dense], 1)  # (B, F + D, k)
         return (v.sum(1).square() - v.square().sum(1)) / 2
 
 
 class Factorisation(nn.Module):
-    """The second-order term of a factorisation machine: a logit a task from f of `BiInteraction`.
+    """The second-order term of a factorisation machine: a logit per task from f of `BiInteraction`.
 
     s_t = h_t . f
 
@@ -73,7 +73,7 @@ class Factorisation(nn.Module):
         self.register_parameter("weight", nn.Parameter(ones) if fields.tasks > 1 else None)
 
     def forward(self, factors: list[Tensor], dense: Tensor, weights: Tensor | None) -> Tensor:
-        """Args: factors (B, k) a field, dense (B, D), weights unused. Returns: (B, T)."""
+        """Args: factors (B, k) per field, dense (B, D), weights unused. Returns: (B, T)."""
         f = self.pairs(factors, dense)  # (B, k)
         if self.weight is None:
             return f.sum(1, keepdim=True)

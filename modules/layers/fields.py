@@ -10,7 +10,7 @@ from livetrain.modules.layers.gather import Gather
 
 
 class Fields(nn.Module):
-    """First-order logits, and a factor a field.
+    """First-order logits, and a factor per field.
 
     first_t = b_t + u_t . dense + sum_f r_f[t],    v_f = r_f[T:]
 
@@ -55,7 +55,7 @@ class Fields(nn.Module):
             dense: (B, D), normalised.
 
         Returns:
-            (B, T) first-order logits, and (B, dim - T) a field, ids before sequences.
+            (B, T) first-order logits, and (B, dim - T) per field, ids before sequences.
         """
         fields = self.gather.each(values, lengths, dense.size(0))
         parts = [F.linear(dense, self.weight, self.bias)] + [field[:, : self.tasks] for field in fields]

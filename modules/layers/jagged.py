@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def rows(values: Tensor, lengths: Tensor) -> Tensor:
-    """Return one vector a row of a feature that has at most one id a row; zeros where it has none.
+    """Return one vector per row of a feature that has at most one id per row; zeros where it has none.
 
     Args:
         values: (N, d) embeddings, N = sum of lengths.

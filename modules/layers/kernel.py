@@ -1,4 +1,4 @@
-"""Pairwise products of factors through a learned matrix a pair: the kernel of KFM."""
+"""Products of every two fields' factors, each pair through a learned matrix of its own: the kernel of KFM."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ class Kernel(nn.Module):
 
     i and j run over the fields and, as the last one, the dense features together, whose vector is their numbers
     themselves: each meets every other field, and no dense feature meets another one. That is a decision of this
-    project, and so is a W a task.
+    project, and so is a W per task.
 
     All W_tij of a task are the blocks above the diagonal of one square matrix, so that s_t = v^T W_t v of the
     concatenated vectors v, and one matrix product serves all pairs and tasks. What lies on the diagonal and below it
@@ -38,7 +38,7 @@ class Kernel(nn.Module):
                     nn.init.xavier_normal_(block)
 
     def forward(self, factors: list[Tensor], dense: Tensor, weights: Tensor | None) -> Tensor:
-        """Args: factors (B, d_i) a field, dense (B, D), weights unused. Returns: (B, T)."""
+        """Args: factors (B, d_i) per field, dense (B, D), weights unused. Returns: (B, T)."""
         v = torch.cat(factors + [dense], 1)  # (B, S)
         weight = self.weight.masked_fill(self.masked, 0.0).transpose(0, 1).flatten(1)  # (S, T * S)
         return ((v @ weight).view(v.size(0), -1, v.size(1)) * v.unsqueeze(1)).sum(2)

@@ -59,7 +59,7 @@ class Attention(nn.Module):
             asks: their buckets.
             keys: (N, d) events that are looked at.
             answers: their buckets; the same rows in the same groups.
-            lengths: (B,) integer, events a row of `keys`.
+            lengths: (B,) integer, events per row of `keys`.
             causal: an event sees itself and what came before it, as in a sequence that looks at itself.
 
         Returns:
@@ -140,7 +140,7 @@ class Cross(nn.Module):
             asks: their buckets.
             others: (N, d) events that are looked at.
             answers: their buckets, the same rows in the same groups.
-            lengths: (B,) integer, events a row of `others`.
+            lengths: (B,) integer, events per row of `others`.
 
         Returns:
             (M, d); `values` where a row has no others.

@@ -1,6 +1,6 @@
 """Metrics of binary predictions on plain numpy arrays, in float64.
 
-Every function takes labels of 0 and 1 and scores (or logits) of the same length, one entry a row, in any order. A
+Every function takes labels of 0 and 1 and scores (or logits) of the same length, one entry per row, in any order. A
 metric that the data leave undefined (no rows, or one class where two are needed) is nan, and so is every metric of
 scores that hold a nan: a diverged model has no AUC. Infinite scores are scores like any other.
 
@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 def _arrays(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     positive, scores = np.asarray(labels) > 0.5, np.asarray(scores)
     if positive.ndim != 1 or positive.shape != scores.shape:
-        raise ValueError(f"labels {positive.shape} and scores {scores.shape} must be one entry a row")
+        raise ValueError(f"labels {positive.shape} and scores {scores.shape} must be one entry per row")
     return positive, scores
 
 
@@ -94,7 +94,7 @@ def group_aucs(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> tuple
     positive, scores = _arrays(labels, scores)
     groups = np.asarray(groups)
     if groups.shape != scores.shape:
-        raise ValueError(f"groups {groups.shape} and scores {scores.shape} must be one entry a row")
+        raise ValueError(f"groups {groups.shape} and scores {scores.shape} must be one entry per row")
     if not len(scores):
         return np.zeros(0), np.zeros(0, np.int64)
     order = np.lexsort((scores, groups))

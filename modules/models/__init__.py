@@ -1,4 +1,4 @@
-"""One model a file: its config and its network, side by side. Importing this package registers all of them,
+"""One model per file: its config and its network, side by side. Importing this package registers all of them,
 and the kinds of features, tasks and tables' optimizers that a recipe may name beside them."""
 
 import importlib

@@ -28,7 +28,7 @@ class _Term(nn.Module):
         self.deep = Deep(config, fields, dense)
 
     def forward(self, factors: list[Tensor], dense: Tensor, weights: Tensor | None) -> Tensor:
-        """Args: factors (B, k) a field, dense (B, D), weights (B,). Returns: (B, T)."""
+        """Args: factors (B, k) per field, dense (B, D), weights (B,). Returns: (B, T)."""
         return self.products(factors, dense, weights) + self.deep(factors, dense, weights)
 
 

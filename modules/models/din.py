@@ -26,7 +26,7 @@ class DINConfig(BottomConfig):
 
 @register_model("din", DINConfig)
 class DIN(Network):
-    """logits = MLP([ids, mean of each pooled sequence, dense, each attention's sums]), one output a task.
+    """logits = MLP([ids, mean of each pooled sequence, dense, each attention's sums]), one output per task.
 
     Args:
         config: see `DINConfig`.

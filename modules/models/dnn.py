@@ -26,7 +26,7 @@ class DNNConfig(ModelConfig):
 
 @register_model("dnn", DNNConfig)
 class DNN(Network):
-    """logits = MLP([ids, mean of each sequence, dense]), one output a task.
+    """logits = MLP([ids, mean of each sequence, dense]), one output per task.
 
     Args:
         config: see `DNNConfig`.

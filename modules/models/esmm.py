@@ -19,7 +19,7 @@ Chain = Annotated[list[Name], Field(min_length=2)]
 
 
 class ESMMConfig(MultiTaskConfig):
-    """A tower a task on shared embeddings; tasks of a chain predict that everything up to them happens."""
+    """A tower per task on shared embeddings; tasks of a chain predict that everything up to them happens."""
 
     kind: Literal["esmm"] = "esmm"
     tower_units: Units = Field([200, 80], description="hidden layers of each task's tower")
@@ -95,7 +95,7 @@ class _Trunk(nn.Module):
         self.towers = towers(config, tasks, width)
 
     def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
-        """Args: x (B, width). Returns: a (B,) logit a task, given the task before it."""
+        """Args: x (B, width). Returns: a (B,) logit per task, given the task before it."""
         return [tower(x).squeeze(1) for tower in self.towers]
 
 

@@ -73,14 +73,14 @@ class FARMConfig(CGCConfig):
     """One or two domains of events: filtered by frequency, aligned, fused by attention; then PLE."""
 
     kind: Literal["farm"] = "farm"
-    attention: list[Attention] = Field(min_length=1, max_length=2, description="one history a domain")
+    attention: list[Attention] = Field(min_length=1, max_length=2, description="one history per domain")
     width: Size = Field(32, description="size of an event in either domain")
     frequency: FrequencyConfig | None = FrequencyConfig()
     align: AlignConfig | None = None
     fuse: Literal["attention", "concat"] = Field(
         "attention", description="self- and cross-attention before the candidate looks; or only the candidate's look"
     )
-    blocks: whole(0, 256) = Field(1, description="self-attention blocks a domain")
+    blocks: whole(0, 256) = Field(1, description="self-attention blocks per domain")
     heads: Size = 2
     positions: Length = Field(64, description="newest events that have a position of their own")
     levels: whole(1, 32) = Field(1, description="of PLE; one level is CGC")
@@ -126,7 +126,7 @@ class _Fuse(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(count))
 
     def forward(self, events: list[Tensor], lengths: list[Tensor]) -> list[Tensor]:
-        """Args: (N, d) events and (B,) lengths a domain. Returns: (N, d) a domain."""
+        """Args: (N, d) events and (B,) lengths per domain. Returns: (N, d) per domain."""
         own: list[Tensor] = []
         for i, (positions, blocks) in enumerate(zip(self.positions, self.blocks)):  # noqa: B905
             x = positions(events[i], lengths[i])
@@ -203,7 +203,7 @@ class FARM(Network):
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
         size = dense.size(0)
-        views: list[Tensor] = []  # (N, d) a domain
+        views: list[Tensor] = []  # (N, d) per domain
         counts: list[Tensor] = []  # (B,)
         for domain, filtered in zip(self.domains, self.filters):  # noqa: B905  TorchScript knows no strict=
             events, count = domain(values, lengths)
@@ -211,7 +211,7 @@ class FARM(Network):
             counts.append(count)
         rows = max([count.size(0) for count in counts])
         for i, count in enumerate(counts):
-            if count.size(0) < rows:  # one history for all rows, beside another one a row
+            if count.size(0) < rows:  # one history for all rows, beside another one per row
                 views[i], counts[i] = views[i].repeat(rows, 1), count.repeat(rows)
         fused = views
         if self.fuse is not None:

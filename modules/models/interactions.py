@@ -10,7 +10,7 @@ from livetrain.modules.tasks.heads import Heads
 class Interactions(Network):
     """logits = heads(first order + term(factors)), both from `Fields`.
 
-    `term` is called as term(factors, dense, weights) -> (B, T), with a (B, d) factor a field.
+    `term` is called as term(factors, dense, weights) -> (B, T), with a (B, d) factor per field.
 
     Args:
         fields: the recipe's features.

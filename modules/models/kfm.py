@@ -12,7 +12,7 @@ from livetrain.modules.tasks.heads import Heads
 
 
 class KFMConfig(ModelConfig):
-    """First-order weights, and products of factors through a matrix a pair of fields."""
+    """First-order weights, and products of factors, with one learned matrix for each pair of fields."""
 
     kind: Literal["kfm"] = "kfm"
 

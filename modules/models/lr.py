@@ -15,7 +15,7 @@ from livetrain.modules.tasks.heads import Heads
 
 
 class LRConfig(ModelConfig):
-    """Logistic regression: a weight an id, a weight a dense feature and a bias."""
+    """Logistic regression: a weight per id, a weight per dense feature and a bias."""
 
     kind: Literal["lr"] = "lr"
 
@@ -46,7 +46,7 @@ class LR(Network):
         for name, dim in {**inputs.ids, **inputs.sequences}.items():
             if dim < len(tasks):
                 raise BadInput(
-                    f"model.kind: lr keeps one column a task, and the table of features.{name} has dim {dim} for "
+                    f"model.kind: lr keeps one column per task, and the table of features.{name} has dim {dim} for "
                     f"{len(tasks)} tasks; raise its dim"
                 )
         self.linear = nn.Linear(len(inputs.dense), len(tasks))

@@ -16,7 +16,7 @@ from livetrain.modules.tasks.heads import Heads
 
 
 class MMoEConfig(MultiTaskConfig):
-    """Experts that all tasks share, a gate and a tower a task."""
+    """Experts that all tasks share, a gate and a tower per task."""
 
     kind: Literal["mmoe"] = "mmoe"
     experts: Few = 4
@@ -32,7 +32,7 @@ class _Trunk(nn.Module):
         self.towers = towers(config, tasks, config.expert_units[-1])
 
     def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
-        """Args: x (B, width). Returns: a (B,) logit a task."""
+        """Args: x (B, width). Returns: a (B,) logit per task."""
         experts = [self.experts(x)]
         out: list[Tensor] = []
         for gate, tower in zip(self.gates, self.towers):  # noqa: B905  TorchScript knows no strict=

@@ -1,4 +1,4 @@
-"""The frame of the multi-task networks: one bottom, a trunk with an output a task, heads."""
+"""The frame of the multi-task networks: one bottom, a trunk with an output per task, heads."""
 
 from typing import Annotated
 
@@ -23,7 +23,7 @@ class MultiTaskConfig(BottomConfig):
 
 
 def towers(config: MultiTaskConfig, tasks: dict[str, Task], width: int) -> nn.ModuleList:
-    """Return a perceptron with ReLU a task, (B, width) -> (B, 1)."""
+    """Return a perceptron with ReLU per task, (B, width) -> (B, 1)."""
     return nn.ModuleList(MLP(width, config.tower_units, "relu", config.dropout, outputs=1) for _ in tasks)
 
 
@@ -33,12 +33,12 @@ class MultiTask(Network):
     A task's logit is built by modules of its own wherever the tasks part: autograd reaches a parameter from one logit
     alone exactly if it is that task's own, and a task's backward pass never computes another task's part.
 
-    `trunk` is called once a step, as trunk(x, weights) -> a (B,) logit a task, with x (B, width) what the bottom made:
-    the place at which the tasks' gradients can be compared. Beyond x everything is ReLU, whose backward pass can be
-    batched over tasks.
+    `trunk` is called once a step, as trunk(x, weights) -> a (B,) logit per task, with x (B, width) what the bottom
+    made: the place at which the tasks' gradients can be compared. Beyond x everything is ReLU, whose backward pass can
+    be batched over tasks.
 
     Args:
-        bottom: the recipe's features as one vector a row.
+        bottom: the recipe's features as one vector per row.
         trunk: everything from there to the logits.
         heads: turns them into what the tasks' losses and predictions take.
     """

@@ -31,7 +31,7 @@ class NCFConfig(ModelConfig):
 
 @register_model("ncf", NCFConfig)
 class NCF(Network):
-    """logits = W [p_u * q_i, MLP([p'_u, q'_i])] + b, one row of W a task: equation 12, NeuMF.
+    """logits = W [p_u * q_i, MLP([p'_u, q'_i])] + b, one row of W per task: equation 12, NeuMF.
 
     p and q are the first `product` columns of the two table rows, p' and q' the others. A table has as many columns as
     both parts of the paper's two tables have together, and is looked up once. All parts are trained at once, without

@@ -33,7 +33,7 @@ class _Term(nn.Module):
         self.tower = MLP(self.pairs.width, config.units, config.activation, config.dropout, fields.tasks)
 
     def forward(self, factors: list[Tensor], dense: Tensor, weights: Tensor | None) -> Tensor:
-        """Args: factors (B, k) a field, dense (B, D), weights (B,). Returns: (B, T)."""
+        """Args: factors (B, k) per field, dense (B, D), weights (B,). Returns: (B, T)."""
         return self.tower(self.dropout(self.pairs(factors, dense)), weights)
 
 

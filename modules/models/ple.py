@@ -16,7 +16,7 @@ from livetrain.modules.tasks.heads import Heads
 
 
 class CGCConfig(MultiTaskConfig):
-    """One level of own and shared experts, a gate and a tower a task."""
+    """One level of own and shared experts, a gate and a tower per task."""
 
     kind: Literal["cgc"] = "cgc"
     own: Few = Field(1, description="experts of each task, a level")
@@ -32,7 +32,7 @@ class PLEConfig(CGCConfig):
 
 
 class Trunk(nn.Module):
-    """`Level`s, then a tower a task.
+    """`Level`s, then a tower per task.
 
     Args:
         config: experts and towers.
@@ -61,7 +61,7 @@ class Trunk(nn.Module):
         self.towers = towers(config, tasks, sizes[-1])
 
     def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
-        """Args: x (B, width). Returns: a (B,) logit a task."""
+        """Args: x (B, width). Returns: a (B,) logit per task."""
         streams = [x] * self.streams
         for level in self.levels:
             streams = level(streams)

@@ -47,7 +47,7 @@ class SASRec(Network):
     """logits = MLP([ids, pooled, dense, h, q, h * q]),  h = LayerNorm(blocks(V + position)) of the newest event
 
     SASRec ranks items by h . q after learning which item comes next, at every position. Impressions have labels and
-    features of their own, so here h and the candidate q meet in a tower, and there is one target a row. What is
+    features of their own, so here h and the candidate q meet in a tower, and there is one target per row. What is
     SASRec's is the reading of the history: causal blocks, positions, the newest state. A row without events has h = 0.
 
     Args:

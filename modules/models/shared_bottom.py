@@ -15,7 +15,7 @@ from livetrain.modules.tasks.heads import Heads
 
 
 class SharedBottomConfig(MultiTaskConfig):
-    """Shared layers, then a tower a task."""
+    """Shared layers, then a tower per task."""
 
     kind: Literal["shared_bottom"] = "shared_bottom"
     shared_units: Layers = Field([128], description="layers that all tasks share")
@@ -28,7 +28,7 @@ class _Trunk(nn.Module):
         self.towers = towers(config, tasks, config.shared_units[-1])
 
     def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
-        """Args: x (B, width). Returns: a (B,) logit a task."""
+        """Args: x (B, width). Returns: a (B,) logit per task."""
         shared = self.shared(x)
         return [tower(shared).squeeze(1) for tower in self.towers]
 

@@ -36,7 +36,7 @@ class Deep(nn.Module):
         self.tower = MLP(width, config.units, config.activation, config.dropout, fields.tasks)
 
     def forward(self, factors: list[Tensor], dense: Tensor, weights: Tensor | None) -> Tensor:
-        """Args: factors (B, d) a field, dense (B, D), weights (B,). Returns: (B, T)."""
+        """Args: factors (B, d) per field, dense (B, D), weights (B,). Returns: (B, T)."""
         return self.tower(torch.cat(factors + [dense], 1), weights)
 
 

@@ -1,4 +1,4 @@
-"""Tables as an exported file stores them: as they were trained, in float16, or in 8 bits a number."""
+"""Tables as an exported file stores them: as they were trained, in float16, or in 8 bits per number."""
 
 import torch
 from torch import Tensor, nn
@@ -34,9 +34,9 @@ class ByteTable(nn.Module):
     offset = min of the row,  scale = (max - min of the row) / 255
 
     so that |x - x'| <= scale / 2, half a step, up to float32's rounding; a constant row is kept exactly. It takes
-    dim + 8 bytes a row instead of 4 dim. fbgemm's and PyTorch's 8-bit row-wise tables hold the same numbers, scale and
-    offset at the end of each row's bytes; here they are a tensor of their own because TorchScript cannot reinterpret
-    bytes.
+    dim + 8 bytes per row instead of 4 dim. fbgemm's and PyTorch's 8-bit row-wise tables hold the same numbers, scale
+    and offset at the end of each row's bytes; here they are a tensor of their own because TorchScript cannot
+    reinterpret bytes.
 
     Args:
         weight: (rows, dim).

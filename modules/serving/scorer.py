@@ -25,7 +25,7 @@ class Lookup(nn.Module):
 
     Args:
         name: the feature.
-        limit: longest list a row; 0 for an id feature.
+        limit: longest list per row; 0 for an id feature.
         table: rows (N,) -> (N, dim) float32, see modules.serving.quantized; shared with every other feature of it.
         modulo: whether an id's row is its plain remainder (see `hashing.row`).
         transform: from the caller's ids to those that are looked up; None where they are the same.
@@ -241,7 +241,7 @@ class Scorer(Features):
         """Score B candidates of one user: `forward` of B rows that each repeat the user, without the repetition.
 
         Args:
-            ids: feature -> ids of one row, which are the user's, or of B rows, one a candidate; see `Lookup`.
+            ids: feature -> ids of one row, which are the user's, or of B rows, one per candidate; see `Lookup`.
             lengths: feature -> (1,) or (B,), likewise.
             dense: feature -> (1,) or (B,) numbers, likewise.
 

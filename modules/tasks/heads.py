@@ -44,7 +44,7 @@ class Heads(nn.Module):
         """Return the logits.
 
         Args:
-            outputs: (B,) a task.
+            outputs: (B,) per task.
 
         Returns:
             task -> (B,), in float32 where autocast left less.

@@ -34,7 +34,7 @@ class Needs(StrEnum):
 class Metric(NamedTuple):
     """One figure of an evaluation.
 
-    Args:
+    Attributes:
         title: as tables and plots call it.
         better: 1 where more is better, -1 where less is; 0 where neither, so that it picks no checkpoint.
         grouped: it needs evaluate.group_by.

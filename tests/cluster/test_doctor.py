@@ -111,7 +111,7 @@ def test_other_versions_are_named():
 def test_a_topology_that_claims_more_than_the_gpus_have(monkeypatch):
     monkeypatch.setattr(launch, "on_gpus", lambda cluster: True)
     answers = {"a": answer(gpus=[("H100", 81559 * 2**20), ("A100", 40 * 10**9)])}
-    with pytest.raises(BadInput, match="counts on 80 GB a GPU, and the smallest has 40; set it to 40"):
+    with pytest.raises(BadInput, match="counts on 80 GB per GPU, and the smallest has 40; set it to 40"):
         doctor.devices_suffice(Cluster(workers=2), answers)
     fits = {"a": answer(gpus=[("H100", 81559 * 2**20)])}
     assert doctor.devices_suffice(Cluster(workers=1), fits) == "1 worker, one GPU of at least 86 GB each"
@@ -179,7 +179,7 @@ def met(rank: int, node: str = "a", gpu_free: int = 0) -> Exchanged:
 def test_host_memory_is_what_all_workers_of_a_machine_need():
     tables = doctor.Need(gpu=[0, 0], host=[40 * GIB, 40 * GIB])
     spread = doctor.memory_suffices(tables, [met(0), met(1, "b")], {"a": answer("a"), "b": answer("b")})
-    assert spread == "tables take 40.0 GiB a worker of the host, which has at least 64.0 GiB free"
+    assert spread == "tables take 40.0 GiB per worker of the host, which has at least 64.0 GiB free"
     with pytest.raises(BadInput, match=r"the workers on a need 80\.0 GiB of host memory, and 64\.0 GiB are free"):
         doctor.memory_suffices(tables, [met(0), met(1)], {"a": answer("a")})
 
@@ -189,7 +189,7 @@ def test_gpu_memory_is_what_each_worker_needs():
     with pytest.raises(BadInput, match=r"rank 1 needs 60\.0 GiB on its GPU, which has 50\.0 GiB free"):
         doctor.memory_suffices(tables, [met(0, gpu_free=50 * GIB), met(1, gpu_free=50 * GIB)], {"a": answer()})
     said = doctor.memory_suffices(tables, [met(0, gpu_free=79 * GIB), met(1, gpu_free=79 * GIB)], {"a": answer()})
-    assert said.startswith("tables take 60.0 GiB a GPU, which has at least 79.0 GiB free; ")
+    assert said.startswith("tables take 60.0 GiB per GPU, which has at least 79.0 GiB free; ")
 
 
 def test_a_containers_limit_is_the_memory_there_is(tmp_path):

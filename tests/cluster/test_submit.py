@@ -78,8 +78,8 @@ def test_a_plugin_travels_with_the_job_and_reaches_both_workers(head, recipe, tm
 
 @pytest.mark.slow
 def test_the_documented_way_by_rays_own_command(head, recipe, wheel, tmp_path):
-    """docs/submit.md, as it stands but for the addresses; what runs is the package in the job's folder."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/submit.md").read_text(), re.DOTALL)
+    """docs/guide/cluster.md, as it stands but for the addresses; what runs is the package in the job's folder."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/guide/cluster.md").read_text(), re.DOTALL)
     (block,) = (block for block in blocks if "ray job submit" in block)
     block = block.replace("http://head:8265", head.address).replace("/shared/runs", str(tmp_path / "runs"))
     marked = "sed -i '1i print(\"this is\", __file__, flush=True)' livetrain/__main__.py"

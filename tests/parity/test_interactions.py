@@ -72,7 +72,7 @@ def fm(state: State, name: str, v: list[Tensor], x: Tensor) -> Tensor:
 
 
 def kfm(state: State, v: list[Tensor], x: Tensor) -> Tensor:
-    """A matrix a pair and task, cut out of one that holds them all."""
+    """A matrix per pair and task, cut out of one that holds them all."""
     v = [*v, x]
     ends = torch.tensor([len(part) for part in v]).cumsum(0).tolist()
     block = [slice(end - len(part), end) for part, end in zip(v, ends, strict=True)]

@@ -50,7 +50,7 @@ def _label_type(kinds: list[TaskKind]) -> type[np.generic]:
 
 
 class _Exact:
-    """Keeps every row: 5 bytes a task, or 8 with numeric ones, and 9 besides. Rank 0 has them all when it computes."""
+    """Keeps every row: 5 bytes per task, or 8 with numeric ones, and 9 besides. Rank 0 computes, and has them all."""
 
     def __init__(self, kinds: Mapping[str, TaskKind]) -> None:
         self.kinds = kinds
@@ -128,7 +128,7 @@ def _mix(ids: np.ndarray) -> np.ndarray:
 
 
 class _Bounded:
-    """Keeps histograms, sums and a sample of groups: 7 MiB a task and the sample, however many rows there are."""
+    """Keeps histograms, sums and a sample of groups: 7 MiB per task and the sample, however many rows there are."""
 
     def __init__(self, kinds: Mapping[str, TaskKind], sample_rows: int) -> None:
         self.kinds = kinds
@@ -174,8 +174,8 @@ class Evaluation:
 
     Args:
         tasks: the T tasks and their kinds, in the columns' order (see modules.tasks.registry.kinds).
-        memory: `exact` keeps every row, 5 bytes a task and 9 besides (8 a task with numeric ones), and gathers them to
-            rank 0. `bounded` needs the same memory for any number of rows: AUC comes from 65,536 bins of the logit
+        memory: `exact` keeps every row, 5 bytes per task and 9 besides (8 per task with numeric ones), and gathers them
+            to rank 0. `bounded` needs the same memory for any number of rows: AUC comes from 65,536 bins of the logit
             between -16 and 16, and `<task>.auc_error` bounds its error; log loss, NE and PCOC are exact; GAUC and UAUC
             are exact on a share of the groups, `gauc_groups_share`, picked by a hash of their ids; of a number,
             `<task>.xauc_error` bounds the error of xAUC and the rest is exact.

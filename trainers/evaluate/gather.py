@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from livetrain.trainers.runtime import ranks
 
-_CHUNK = 2**20  # rows a rank sends at once, which bounds the receiver's buffers
+_CHUNK = 2**20  # rows that a rank sends at once, which bounds the receiver's buffers
 
 
 def _device() -> torch.device:

@@ -64,7 +64,7 @@ class Retrieval:
         real = (batch.weights > 0) & (part.lengths() > 0)
         self._pending.append((batch.rows, keys, real, real & (batch.labels[:, 0] == 1), user, item))
         self._rows += len(keys)
-        if self._rows > max(_PENDING, len(self._items[0]) if self._items else 0):  # so merging costs little a row
+        if self._rows > max(_PENDING, len(self._items[0]) if self._items else 0):  # so merging costs little per row
             self._merge()
 
     def _merge(self) -> None:

@@ -33,7 +33,7 @@ _HEAD = ("tables", "tables MB", "file MB", "AUC", "user", "p50 ms", "p99 ms", "r
 
 @dataclass(frozen=True)
 class Measured:
-    """A way to store tables: sizes in bytes, parity with the model, candidates a call and seconds of every call."""
+    """A way to store tables: sizes in bytes, parity with the model, candidates per call and seconds of every call."""
 
     quantize: Quantization
     sizes: dict[str, Any]
@@ -117,7 +117,7 @@ def _measure(
 
 
 def cells(measured: list[Measured]) -> list[tuple[str, ...]]:
-    """Return the comparison as text, its head first: two lines a way to store tables."""
+    """Return the comparison as text, its head first: two lines per way to store tables."""
     out: list[tuple[str, ...]] = [_HEAD]
     for m in measured:
         aucs = [value["file"] for key, value in m.parity.items() if key.endswith(".auc")]

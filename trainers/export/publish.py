@@ -4,8 +4,8 @@
     <where>/<version>.<fence>/      an export: model.pt, signature.json, golden.json, ..., manifest.json (last)
     <where>/fences/<fence>          which folder a fence was given to
 
-`fence` rises with every publication. A server keeps the largest that it has seen and turns down a smaller one, so that
-a late writer, or a pointer read from a stale cache, never takes it back to an older model.
+`fence` rises with every publication. A server remembers the largest fence that it has seen and ignores a pointer with a
+smaller one: then a late writer, or a pointer read from a stale cache, never takes it back to an older model.
 
 Any number of publishers may be at it at once, on any machines. A fence is created, so it is given once, and with it the
 folder named after it: nobody else ever writes there. The pointer is replaced only as it was read: whoever finds it on

@@ -27,7 +27,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
         "format": _FORMAT,
         "call": "model(ids: Dict[str, Tensor], lengths: Dict[str, Tensor], dense: Dict[str, Tensor])"
         " -> Dict[str, Tensor]: by feature the int64 ids of all rows one after the other, the int64 number of ids of"
-        " each row, a float32 number a row; by task a float32 number a row, see tasks",
+        " each row, a float32 number per row; by task a float32 number per row, see tasks",
         "rank": "model.rank(ids, lengths, dense): the same for candidates of one user, whose features are given once,"
         " as one row",
         "features": {n: f.signature(*statistics.get(n, (0.0, 1.0))) for n, f in recipe.features.items()},

@@ -1,4 +1,4 @@
-"""runs/<name>/metrics.jsonl: what a run says while it goes on, one JSON object a line, written by rank 0."""
+"""runs/<name>/metrics.jsonl: what a run says while it goes on, one JSON object per line, written by rank 0."""
 
 import json
 import os

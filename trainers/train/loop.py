@@ -69,7 +69,7 @@ class Trainer:
         self.total = self.reader.steps * self.recipe.train.epochs
         self.step = 0
         self.position: dict[str, Any] = {"best_step": None, "waited": 0, "rows": 0, "seconds": 0.0}
-        self.left_out: dict[str, int] = {}  # lists cut a feature, and rows skipped: on this rank, in this attempt
+        self.left_out: dict[str, int] = {}  # lists cut, by feature, and rows skipped: on this rank, in this attempt
         self.left_out_before: dict[str, int] = {}  # on all ranks, in the attempts before
         self.listener: Listener | None = None  # while a run goes on
 

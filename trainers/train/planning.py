@@ -109,7 +109,7 @@ def topology(recipe: Recipe, world: int, device: str) -> Topology:
 
 
 def constraints(recipe: Recipe, world: int, behind: Collection[str] = ()) -> dict[str, ParameterConstraints]:
-    """Return each sharded table's allowed sharding, its one kernel, and its expected ids a row, for the planner.
+    """Return each sharded table's allowed sharding, its one kernel, and its expected ids per row, for the planner.
 
     Args:
         recipe: declares the tables.

@@ -41,7 +41,7 @@ def find(recipe: Recipe) -> Path | None:
 
 
 def _as_before(recipe: Recipe, path: Path) -> Recipe:
-    """Return the recipe with the rows that its tables had in a checkpoint, where they have grown by a whole factor."""
+    """Return the recipe with the rows that its tables had in a checkpoint, where they have a whole multiple now."""
     tables = dict(recipe.tables)
     for name, rows in _rows(path).items():
         if name in tables and tables[name].rows % rows == 0:

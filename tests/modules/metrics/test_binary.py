@@ -87,9 +87,9 @@ def test_no_rows_have_no_metrics():
 
 
 def test_arrays_of_different_lengths_are_refused():
-    with pytest.raises(ValueError, match="one entry a row"):
+    with pytest.raises(ValueError, match="one entry per row"):
         binary.auc([0, 1, 1], [0.1, 0.2])
-    with pytest.raises(ValueError, match="one entry a row"):
+    with pytest.raises(ValueError, match="one entry per row"):
         binary.gauc([0, 1], [0.1, 0.2], [7])
 
 

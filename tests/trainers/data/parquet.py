@@ -77,7 +77,7 @@ def make_rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def write_split(folder: Path, files: list[list[dict[str, Any]]], group: int = 5, schema: pa.Schema = SCHEMA, **options):
-    """Write one Parquet file a list of rows, with row groups of `group` rows; return their paths."""
+    """Write one Parquet file per list of rows, with row groups of `group` rows; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"part-{number}.parquet" for number in range(len(files))]
     for path, rows in zip(paths, files, strict=True):

@@ -463,7 +463,7 @@ WRITERS: dict[str, dict] = {
     "checksums": {"write_page_checksum": True},
     "a page index": {"write_page_index": True},
     "no Arrow schema": {"store_schema": False},
-    "a row a group": {"row_group_size": 1},
+    "a row per group": {"row_group_size": 1},
     "one group": {"row_group_size": 10**6},
     "small pages": {"data_page_size": 16},
     "bytes apart": {"use_dictionary": False, "column_encoding": {"age": "BYTE_STREAM_SPLIT"}},

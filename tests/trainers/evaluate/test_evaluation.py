@@ -25,7 +25,7 @@ from livetrain.modules.tasks.binary import Binary
 from livetrain.trainers.evaluate import evaluation as module
 from livetrain.trainers.evaluate.evaluation import Evaluation
 tasks = {"click": Binary(), "stay": Binary()}
-module._CHUNK = 500  # several chunks a column, the last ones empty on one rank
+module._CHUNK = 500  # several chunks per column, the last ones empty on one rank
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)

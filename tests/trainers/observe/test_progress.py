@@ -81,7 +81,7 @@ def test_the_state_is_what_the_newest_lines_say():
     state.take(
         {"kind": "train", "time": 120.0, "step": 20, "steps": 50, "epoch": 0.4, "loss": 0.6, "rows_per_s": 12345.6}
     )
-    assert state.seconds_left == 60  # 2 s a step
+    assert state.seconds_left == 60  # 2 s per step
     assert str(state) == "step 20/50  epoch 0.40  12,346 rows/s  loss 0.6000  valid AUC 0.7500  1:00 left"
 
 
@@ -89,7 +89,7 @@ def test_the_pace_starts_anew_after_a_restart():
     state = State()
     for time, step in [(0.0, 30), (10.0, 40), (500.0, 20), (510.0, 30)]:
         state.take({"kind": "train", "time": time, "step": step, "steps": 50})
-    assert state.seconds_left == 20  # 1 s a step
+    assert state.seconds_left == 20  # 1 s per step
 
 
 def watch(run, terminal: bool) -> str:

@@ -39,7 +39,7 @@ MODEL = {
 
 
 def recipe(**changes):
-    """Eight events a row at most, so that users of 61 rows meet in a batch of 48."""
+    """Eight events per row at most, so that users of 61 rows meet in a batch of 48."""
     features = {f"features__{name}": feature for name, feature in FEATURES.items()}
     tasks = {"click": {"label": "click"}, "like": {"label": "like", "weight": 0.5}}
     return twins.recipe(**{**features, "model": deepcopy(MODEL), "tasks": tasks, **changes})

@@ -192,7 +192,7 @@ def test_fused_adam_needs_a_gpu():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tables__movie__sharding": "column_wise"}, "one accumulator a column shard"),
+        ({"tables__movie__sharding": "column_wise"}, "one accumulator per column shard"),
         ({"optimizers__sparse": {"kind": "sgd", "weight_decay": 0.1}}, "weight_decay"),
         ({"tables__user__sharding": "data_parallel", "optimizers__sparse__weight_decay": 0.1}, "decay every row"),
         (

@@ -76,7 +76,7 @@ def probed(dataset: Dataset) -> list[str]:
 
 
 def columns_table(checked: Checked) -> Table:
-    """Return a line a column: role, nulls, least, quantiles, most; of sequences the lengths."""
+    """Return a line per column: role, nulls, least, quantiles, most; of sequences the lengths."""
     table = Table(title="columns", title_justify="left", header_style="bold")
     for name in ("column", "role", "type"):
         table.add_column(name, no_wrap=True)
@@ -101,7 +101,7 @@ def columns_table(checked: Checked) -> Table:
 
 
 def findings_table(checked: Checked) -> Table:
-    """Return a line a finding, with its verdict."""
+    """Return a line per finding, with its verdict."""
     table = Table(title="findings", title_justify="left", header_style="bold")
     for name in ("check", "of", "verdict", "what was found"):
         table.add_column(name, no_wrap=name == "verdict")

@@ -35,7 +35,7 @@ class Decoder:
         weights = [task.sample_weight for task in recipe.tasks.values() if task.sample_weight]
         self._floats = [*self._dense, *self._labels, *weights]
         self._group = recipe.evaluate.group_by if groups else None
-        self._plains = 1 if self._group is None else 2  # columns of one value a row: its number, and its group
+        self._plains = 1 if self._group is None else 2  # columns of one value per row: its number, and its group
         named = [*self._sparse, *self._floats, *([self._group] if self._group else [])]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
@@ -74,7 +74,7 @@ class Decoder:
 
         Returns:
             batch: the step's rows.
-            counts: (1 + F,) rows that could not be read, padding included, and lists cut, a sparse feature.
+            counts: (1 + F,) rows that could not be read, padding included, and lists cut, by sparse feature.
         """
         features = len(self.keys)
         head, plain, ids, floats = self._passes.join(step, blocks, self._plains, features)

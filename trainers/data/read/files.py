@@ -290,11 +290,11 @@ def _mend(kind: str, found: pa.DataType) -> str:
     """Return what to do about a column that does not fit: (its part in the recipe, its plain type)."""
     element = found.value_type if is_list(found) else found
     if kind == "id" and _list(found):
-        return "set the feature's type: sequence, or keep one id a row when preparing the data"
+        return "set the feature's type: sequence, or keep one id per row when preparing the data"
     if kind == "sequence" and _integer(found):
         return "set the feature's type: id, or make each row a list when preparing the data"
     if is_list(found) and (kind != "sequence" or is_list(element)):
-        return f"keep one {'list' if kind == 'sequence' else 'value'} a row when preparing the data"
+        return f"keep one {'list' if kind == 'sequence' else 'value'} per row when preparing the data"
     if pa.types.is_struct(element) or pa.types.is_map(element):
         return "make the part that is meant a column of its own"
     if kind in ("id", "sequence", "group") and _is_text(element):

@@ -1,7 +1,7 @@
 """Which row goes into which step: pure arithmetic on (seed, epoch, shard), without state and without files.
 
 An epoch is one long virtual sequence of the split's N rows: its row groups in an order drawn from (seed, epoch), or in
-file order without shuffling. The sequence is cut into S = `data.shards` equal intervals, one a shard. A shard walks
+file order without shuffling. The sequence is cut into S = `data.shards` equal intervals, one per shard. A shard walks
 through its interval window by window, in an order drawn from (seed, epoch, shard, window), and gives b rows to every
 global batch. Nothing here knows how many workers there are, so a step's rows cannot depend on them, and a position
 is the pair (epoch, step).

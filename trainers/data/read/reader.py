@@ -27,14 +27,15 @@ class Reader:
 
     Global batch t holds rows [t b, (t + 1) b) of every shard's stream, b = batch_size / shards (read/order.py says
     which rows these are); this rank's part holds its own shards' rows, shard by shard. Every rank has the same
-    number of steps and of rows a step, padding included, and batch t is the same whether or not its predecessors were
+    number of steps and of rows per step, padding included, and batch t is the same whether or not its predecessors were
     read.
 
     Memory: a shard holds the window that it reads and the next one, or as many as `prefetch` batches span. A window has
     at least `shuffle_window` rows, and whole row groups as far as they lie in the shard's interval. With R the larger
-    of shuffle_window and a row group's rows, and r bytes a row (8 an id, 8 a feature, 4 a dense feature or label), a
-    rank holds at most (shards / world) * 2 (R + shuffle_window) r bytes, its whole share of the split if that is less,
-    besides 2 threads + 1 decoded row groups and `prefetch` batches. Smaller row groups are the cure for too much.
+    of shuffle_window and a row group's rows, and r bytes per row (8 per id, 8 per feature, 4 per dense feature or
+    label), a rank holds at most (shards / world) * 2 (R + shuffle_window) r bytes, its whole share of the split if that
+    is less, besides 2 threads + 1 decoded row groups and `prefetch` batches. Smaller row groups are the cure for too
+    much.
 
     Args:
         source: the split.
@@ -48,7 +49,7 @@ class Reader:
     Attributes:
         columns: that are read.
         steps: of one pass, equal on every rank.
-        cut: lists cut to max_length so far, a sequence feature, over the batches that were handed out.
+        cut: lists cut to max_length so far, by sequence feature, over the batches that were handed out.
         skipped_rows: rows of unreadable row groups that were handed out as padding so far.
 
     Raises:
@@ -119,7 +120,7 @@ class Reader:
     def _assemble(self, loaders: Loaders, epoch: int, start: int, stop: int) -> Iterator[tuple[Batch, np.ndarray]]:
         """Build the batches one after the other, asking the loaders for windows ahead of their use.
 
-        A batch comes with its counts: rows skipped, then lists cut, a sparse feature.
+        A batch comes with its counts: rows skipped, then lists cut, by sparse feature.
         """
         read = _Groups(self._read, 2 * self._data.threads + 1)
         streams = _Streams(

@@ -9,8 +9,8 @@
 namespace {
 
 // What decoded rows take in memory, in this order: the number of the first one, negative where they could not be read;
-// addresses of every feature's values and offsets (no offsets: one value a row), of further int64 columns, and of float
-// columns.
+// addresses of every feature's values and offsets (no offsets: one value per row), of further int64 columns, and of
+// float columns.
 using Columns = const int64_t*;
 
 template <typename T>
@@ -51,7 +51,7 @@ inline int64_t* copy(const int64_t* from, int64_t n, int64_t* to) {
 
 extern "C" {
 
-// Return how many ids some slices have, of at most limits[f] a row.
+// Return how many ids some slices have, of at most limits[f] per row.
 int64_t ids(int64_t slices, int64_t features, const Slice* slice, const int64_t* limits) {
   int64_t sum = 0;
   for (int64_t s = 0; s < slices; ++s) {

@@ -4,7 +4,7 @@ A batch takes a few rows from each of hundreds of windows, so what counts is the
 window therefore holds, for every step that reads it, one contiguous record of all the step's int64 values. With m the
 step's rows, P plain columns and F features:
 
-    m; how many of the rows could not be read; values of each feature (F); lists cut to their limit, a feature (F);
+    m; how many of the rows could not be read; values of each feature (F); lists cut to their limit, by feature (F);
     plain columns (P times m); lengths (F times m); values (F times their number)
 """
 
@@ -30,7 +30,7 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 class Column(NamedTuple):
-    """A feature's ids in n rows: one a row; or row i's are values[offsets[i] : offsets[i + 1]]."""
+    """A feature's ids in n rows: one per row; or row i's are values[offsets[i] : offsets[i + 1]]."""
 
     values: np.ndarray  # int64
     offsets: np.ndarray | None  # (n + 1,) int64
@@ -205,8 +205,8 @@ class Plain:
 def lasting(count: int, dtype: type) -> np.ndarray:
     """Return an array of Arrow's memory pool, for what a window holds.
 
-    Windows live long and die in another thread than they were made in; malloc would keep such memory a thread and grow
-    with every pass, while the pool hands it to the next window.
+    Windows live long and die in another thread than they were made in; malloc would keep such memory per thread and
+    grow with every pass, while the pool hands it to the next window.
     """
     return np.frombuffer(pa.allocate_buffer(count * np.dtype(dtype).itemsize), dtype)
 

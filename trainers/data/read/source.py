@@ -267,8 +267,8 @@ class Statistics:
         rows: rows read.
         mean: of each dense feature, over the rows that have it; 0 where none has.
         std: population deviation of each dense feature; 1 where it is constant.
-        rate: mean of the known labels, a task: of a binary one the share of positives.
-        unknown: share of the rows whose label is not known yet, a task.
+        rate: mean of each task's known labels: of a binary one the share of positives.
+        unknown: share of the rows whose label is not known yet, by task.
         single: the one value that all known labels have, of each task of which that is so.
     """
 
@@ -292,7 +292,7 @@ class Statistics:
 def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None = None) -> Statistics:
     """Check and measure a split's labels and dense features in one streaming pass.
 
-    Row groups are read in parallel, at most one a processor at a time, and merged in file order (Chan, Golub and
+    Row groups are read in parallel, at most one per processor at a time, and merged in file order (Chan, Golub and
     LeVeque 1979, equation 2.1, in float64), so the result does not depend on the threads. The label column of a row
     group whose footer says that it is constant is not read.
 

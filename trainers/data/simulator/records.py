@@ -60,7 +60,7 @@ class Recorder:
             add(f"kuailive/{kind}.csv", self._key(shown, row, time))
         row = np.repeat(np.arange(len(shown)), shown.gifts)
         turn = np.arange(len(row)) - np.repeat(np.cumsum(shown.gifts) - shown.gifts, shown.gifts)
-        # The first gift at its own time, the others backwards from it, one a millisecond: a combo.
+        # The first gift at its own time, the others backwards from it, one per millisecond: a combo.
         gifts = self._key(shown, row, shown.gift_ms[row] - turn)
         add("kuailive/gift.csv", gifts | {"gift_price": shown.price[row]})
 

@@ -19,8 +19,8 @@ VERSION = 1  # of the model; a change of what is drawn raises it
 def simulate(settings: Settings, out: Path, progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
     """Write a world's raw files and truth below `out`.
 
-    Memory: the latent state (a few hundred bytes a user, streamer, room and video), one day's moments, and write.BUFFER
-    rows a file; benchmarks/results/simulator.md has figures.
+    Memory: the latent state (a few hundred bytes per user, streamer, room and video), one day's moments, and
+    write.BUFFER rows per file; benchmarks/results/simulator.md has figures.
 
     Args:
         settings: the world's size and dials.

@@ -29,9 +29,9 @@ class Users:
     live_value: np.ndarray  # interest behind like, comment and gift there
     video_click: np.ndarray
     video_value: np.ndarray
-    sessions: np.ndarray  # expected sittings a day
-    live_length: np.ndarray  # expected live exposures a sitting
-    video_length: np.ndarray  # expected videos a sitting
+    sessions: np.ndarray  # expected sittings per day
+    live_length: np.ndarray  # expected live exposures per sitting
+    video_length: np.ndarray  # expected videos per sitting
     bias: np.ndarray  # of click
     patience: np.ndarray  # of watch time
     warmth: np.ndarray  # of like, comment and follow
@@ -162,7 +162,7 @@ def cumulative(interest: np.ndarray) -> np.ndarray:
 
 
 def draw_topics(random: np.random.Generator, chances: np.ndarray) -> np.ndarray:
-    """Draw one topic a row of running sums (n, topics)."""
+    """Draw one topic per row of running sums (n, topics)."""
     drawn = random.random(len(chances), dtype=np.float32)
     return np.minimum((chances <= drawn[:, None]).sum(axis=1), len(TOPICS) - 1)
 
@@ -242,7 +242,7 @@ def _rooms_of(settings: Settings, streamers: Streamers, block: np.ndarray) -> tu
     """Return the (streamer, start, end) of the rooms of some streamers that touch the log's days.
 
     In a clock on which every hour is equally busy, a room starts a pause after its predecessor's start. The pauses are
-    exponential, so that a streamer's rooms a day are Poisson; a room ends a minute before the next at the latest.
+    exponential, so that a streamer's rooms per day are Poisson; a room ends a minute before the next at the latest.
     """
     random = settings.random("rooms", int(block[0]))
     horizon = settings.days + 2  # two days earlier, so that the first day opens with rooms on air

@@ -30,7 +30,7 @@ from livetrain.trainers.data.write.ids import string_ids
 Protocol = Literal["rechorus", "dcnv2"]
 
 VERSION = 1  # of the samples; a change of what is written raises it
-HISTORY = 50  # events a row keeps; a recipe may cut them further
+HISTORY = 50  # events that a row keeps; a recipe may cut them further
 RECENT = (5, 20, 50)  # newest events whose mean label says what a user likes these days
 CORE = 5  # positives that a user and a movie need
 SEED = 2021  # of the dcnv2 shuffle

@@ -92,7 +92,7 @@ class Timeline:
 
         Args:
             spans: from `before`.
-            value: (N,) booleans or integers, one an event. Floats are refused: a difference of float prefix sums would
+            value: (N,) booleans or integers, one per event. Floats are refused: a difference of float prefix sums would
                 carry rounding from other keys' later events into a sample.
         """
         if value.dtype.kind not in "bui":

@@ -262,7 +262,7 @@ def _draw_calibration(axes: Axes, result: dict[str, Any]) -> None:
     axes.set(xlim=(-0.015 * top, top), ylim=(-0.03 * top, top))
     rows = [point["count"] for points in curves.values() for point in points]
     span = f"{min(rows):,}" if min(rows) == max(rows) else f"{min(rows):,} to {max(rows):,}"
-    text = f"{span} rows a point, bars: 95 %\ndashed: predicted = observed"
+    text = f"{span} rows per point, bars: 95 %\ndashed: predicted = observed"
     note(axes, text, 0.99, 0.03, ha="right", va="bottom")
     return legend(axes, "upper left") if len(curves) > 1 else None
 
@@ -318,7 +318,7 @@ def _gates(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 
 def _draw_gates(axes: Axes, gates: dict[str, dict[str, float]]) -> None:
-    panel(axes, "Use of experts (last logged step)", "mean weight of each expert; entropy 1: all alike, 0: one a row")
+    panel(axes, "Use of experts (last logged step)", "mean weight of each expert; entropy 1: all alike, 0: one per row")
     names = list(dict.fromkeys(name for experts in gates.values() for name in experts if name != "entropy"))
     for row, experts in enumerate(gates.values()):
         left, entropy = 0.0, experts.pop("entropy", math.nan)

@@ -12,7 +12,7 @@ from livetrain.trainers.observe.report.panels import COLORS, GREY, HAIR, legend,
 
 
 def write_spectrum(run: Path, spectra: dict[str, list[dict[str, Any]]]) -> Path | None:
-    """Write `spectrum.png` of a run, a row a filter and a panel a user.
+    """Write `spectrum.png` of a run, a row per filter and a panel per user.
 
     Args:
         run: the run's folder.
@@ -39,8 +39,8 @@ def write_spectrum(run: Path, spectra: dict[str, list[dict[str, Any]]]) -> Path 
 
 
 def _draw(axes: Axes, title: str, user: dict[str, Any]) -> None:
-    """Draw one user's power by frequency, in cycles an event, before and behind the gates."""
-    panel(axes, title, "cycles an event", "power")
+    """Draw one user's power by frequency, in cycles per event, before and behind the gates."""
+    panel(axes, title, "cycles per event", "power")
     frequency = [k / user["events"] for k in range(len(user["power"]))]
     axes.axvspan(-0.01, (user["low"] - 0.5) / user["events"], color=HAIR, zorder=0, label="low frequencies")
     axes.plot(frequency, user["power"], color=GREY, marker=".", label="events")

@@ -13,7 +13,7 @@ SPLITS = ("valid", "test")
 
 
 def summary_table(result: dict[str, Any]) -> Table:
-    """Return the metrics of a result.json as a table: a row a metric, a column a task and split.
+    """Return the metrics of a result.json as a table: a row per metric, a column per task and split.
 
     Beyond two tasks a terminal is too narrow for that: then each task has rows of its own, and each split a column.
     Below stands what undefined metrics need, and what has picked the best checkpoint where its metric is undefined.
@@ -60,7 +60,7 @@ def _reasons(result: dict[str, Any], figures: dict[tuple[str, str, str], float |
 
 
 def table_lines(result: dict[str, Any]) -> list[str]:
-    """Return a sentence a table on how full it is, and one on rows and lists that were left out, if any."""
+    """Return a sentence per table on how full it is, and one on rows and lists that were left out, if any."""
     lines = []
     for name, table in result["tables"].items():
         line = f"table {name}: {table['occupied']:,} of {table['rows']:,} rows in use ({table['occupancy']:.1%})"

@@ -5,12 +5,12 @@ step that looks at each task's gradient cuts the graph in two:
 
     tables -> [cut of scope shared] -> bottom -> [cut of scope trunk] -> trunk, towers -> logits -> [cut] -> losses
 
-Above the cut one pass a task leaves its gradient at the cut and in the parameters there. Their Gram matrix, summed over
-ranks, gives the combiner's weights. Below the cut the weighted sum of the tasks' gradients goes back, once.
+Above the cut one pass per task leaves its gradient at the cut and in the parameters there. Their Gram matrix, summed
+over ranks, gives the combiner's weights. Below the cut the weighted sum of the tasks' gradients goes back, once.
 
 - Scope `shared` cuts at the embeddings: the Gram matrix covers every dense parameter that tasks share, and the
-  embeddings of the batch. These are a surrogate for the rows of the tables: two tasks that pull one row apart through
-  different samples of a batch conflict in the row and not at the embeddings.
+  embeddings of the batch. They stand in for the rows of the tables, which misses one case: two tasks that
+  pull the same row apart through different samples conflict in that row, but at none of the embeddings.
 - Scope `trunk` cuts at the input of the network's module `trunk`: the Gram matrix is that of the gradients there, and
   what lies below sees one backward pass, as in a plain sum.
 
@@ -195,8 +195,8 @@ class Combination:
     def _pass_by_task(self, losses: Tensor, split: _Split) -> _ByTask:
         """Run backward from each task's logits to the cut and to the parameters on the way.
 
-        One pass a task, in the same order on every rank, and not one for all: Dice sums over ranks within its backward
-        pass, which autograd cannot batch.
+        One pass per task, in the same order on every rank, and not one for all: Dice sums over ranks within its
+        backward pass, which autograd cannot batch.
         """
         # A task's loss sees its own logits alone, so one pass gives the derivative of each. From there on each task's
         # pass meets only what it shares with others and its own part; the stacked losses would lead through all towers.

@@ -44,8 +44,8 @@ class Utilisation:
 
         Returns:
             `gate.<task>.<expert>`, the mean weight of an expert, and `gate.<task>.entropy`, the mean entropy of a row's
-            weights over that of equal ones: 0 takes one expert a row, 1 takes all alike. A gate of an earlier level of
-            PLE has `level<l>.` before the task, and that of the shared stream is called shared.
+            weights over that of equal ones: 0 takes one expert per row, 1 takes all alike. A gate of an earlier level
+            of PLE has `level<l>.` before the task, and that of the shared stream is called shared.
         """
         if not self._seen:
             return {}

@@ -157,7 +157,7 @@ class Breakdown:
             yield batch
 
     def read(self, seconds: float) -> dict[str, float]:
-        """Return milliseconds a step since the last reading: ``ms.step``, and ``ms.<part>`` for every part.
+        """Return milliseconds per step since the last reading: ``ms.step``, and ``ms.<part>`` for every part.
 
         Args:
             seconds: what those steps took in all.

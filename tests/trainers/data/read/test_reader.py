@@ -116,7 +116,7 @@ def passes(request):
     start=st.integers(0, 6),
 )
 def test_any_shape(passes, count, files, group, per_shard, window, threads_, shuffle, start):
-    """Every row once an epoch with its values; the same rows a step on 1, 2, 3 ranks; resumed bit for bit."""
+    """Every row once an epoch with its values; the same rows per step on 1, 2, 3 ranks; resumed bit for bit."""
     rows = make_rows(count, seed=count)
     cuts = [count * n // files for n in range(files + 1)]
     with tempfile.TemporaryDirectory() as folder:

@@ -118,7 +118,7 @@ def test_titles_and_points_say_what_was_measured(tmp_path):
     lines = [*training(), *evaluations(), *evaluations(split="test", steps=[2000])]
     figure = draw(write(tmp_path / "run", lines, outcome()))
     assert panel(figure, "Calibration").get_title(loc="left") == "Calibration (test), PCOC 1.040"
-    assert any("250 rows a point" in text for text in words(panel(figure, "Calibration")))
+    assert any("250 rows per point" in text for text in words(panel(figure, "Calibration")))
     auc = panel(figure, "AUC")
     assert words(auc) == ["valid, best 0.7300", "test 0.7200"]
     assert auc.collections[0].get_offsets().tolist() == [[2000, 0.72]]

@@ -1,4 +1,4 @@
-"""Combined gradients under sharding are those of plain PyTorch that runs one backward pass a task."""
+"""Combined gradients under sharding are those of plain PyTorch that runs one backward pass per task."""
 
 import json
 import math

@@ -282,7 +282,7 @@ def _told(adapter: Adapter, rows: pa.Table) -> dict[str, pa.Array]:
 
 
 def rates(prefix: str, shown: np.ndarray, done: dict[str, np.ndarray]) -> dict[str, pa.Array]:
-    """Return `<prefix>_count`, log(1 + exposures), and `<prefix>_<label>_rate`, actions an exposure, null without any.
+    """Return `<prefix>_count`, log(1 + exposures), and `<prefix>_<label>_rate`, actions per exposure, null without any.
 
     Args:
         shown: (R,) exposures.

@@ -1,7 +1,7 @@
 """The internal form of an event log, and what an adapter says about the files that it is read from.
 
 Every source becomes the tables below; everything behind them (labels, histories, room state, statistics) is the same
-for all sources. A new source is one new adapter: which files, and one SELECT a table.
+for all sources. A new source is one new adapter: which files, and one SELECT per table.
 
 **exposures**: what was shown to whom; one becomes one row of the samples. Key: (user, item, time).
 
@@ -25,7 +25,7 @@ for all sources. A new source is one new adapter: which files, and one SELECT a 
 | value | double | WATCH: seconds watched; GIFT: its price; otherwise how often, null = once |
 | session | int64 | ms; when the play or the exposure that it belongs to began, where the source says so, else null |
 
-**users**, **authors**, **rooms**, **videos**: one row an id, the `attributes` of an adapter: `id` (int64), categories
+**users**, **authors**, **rooms**, **videos**: one row per id, the `attributes` of an adapter: `id` (int64), categories
 and ranges such as "24-30" as strings (they become `string_id`s), numbers as doubles, and of rooms and videos `start`
 (ms, when it went on air or was uploaded). A room's end is checked and not read: at exposure time nobody knows it.
 Missing values are null everywhere.

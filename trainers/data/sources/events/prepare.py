@@ -1,6 +1,6 @@
 """From raw files to day partitions: one day after the other, each written whole or not at all.
 
-    out/date=2022-04-25/part-00000.parquet ...   the samples of a day, a file a bucket of users; manifest.json last
+    out/date=2022-04-25/part-00000.parquet ...   the samples of a day, a file per bucket of users; manifest.json last
     out/_state/date=2022-04-25/                  what the next day needs of the past (day.py)
     out/_work/, out/_lock                        of the preparation that runs, or was killed
     out/dataset.json                             options, columns, days and the report

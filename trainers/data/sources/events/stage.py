@@ -78,7 +78,7 @@ def actions_from(adapter: Adapter, begin: str) -> str:
 
 
 def by_day(connection: duckdb.DuckDBPyConnection, adapter: Adapter, work: Path, begin: str, first: str) -> None:
-    """Read every raw file once, and write the internal form to `work`/exposures and `work`/actions, a folder a day.
+    """Read every raw file once, and write the internal form to `work`/exposures and `work`/actions, a folder per day.
 
     Args:
         begin: the first day that there is.
