@@ -7,7 +7,7 @@ here: pytest and a job's working directory can import the repository's root unde
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from livetrain.api import Run, evaluate, export, train
+    from livetrain.api import Run, evaluate, export, predict, train
     from livetrain.cluster.sweep.driver import tune
     from livetrain.configs.load import load_recipe
     from livetrain.configs.schema import Recipe
@@ -27,6 +27,7 @@ __all__ = [
     "evaluate",
     "export",
     "load_recipe",
+    "predict",
     "register_feature",
     "register_model",
     "register_optimizer",
@@ -42,6 +43,7 @@ _PLACES = {
     "evaluate": "livetrain.api",
     "export": "livetrain.api",
     "load_recipe": "livetrain.configs.load",
+    "predict": "livetrain.api",
     "register_feature": "livetrain.modules.features.registry",
     "register_model": "livetrain.modules.models.registry",
     "register_optimizer": "livetrain.modules.optimizers",

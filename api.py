@@ -5,21 +5,23 @@ torch and Ray are imported inside the functions, so that `import livetrain` cost
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from livetrain.configs.errors import BadInput
 
 if TYPE_CHECKING:
     import pandas
+    import pyarrow
     from torch import nn
 
     from livetrain.configs.schema import Quantization, Recipe
 
 Split = Literal["train", "valid", "test"]
 Which = Literal["best", "last"]
+Table = TypeVar("Table", "pandas.DataFrame", "pyarrow.Table")
 log = logging.getLogger("livetrain")
 
 
@@ -105,6 +107,27 @@ class Run:
         """As the function `evaluate`."""
         return evaluate(self, split, checkpoint)
 
+    def predict(self, table: "Table", source: "Which | str | Path" = "best") -> "Table":
+        """Return a table with the predictions for its rows, one column ``<task>_score`` per task, in the same order.
+
+        Args:
+            table: a pandas DataFrame or a pyarrow Table with the columns that the features need; no labels.
+            source: the checkpoint that predicts, or the folder of an export.
+
+        Raises:
+            BadInput: a column is missing or of another type, or there is no such checkpoint.
+
+        Example:
+            >>> import pandas
+            >>> rows = pandas.read_parquet("data/test")
+            >>> scored = Run("runs/small").predict(rows)
+            >>> list(scored.columns[-2:]), bool(scored.click_score.between(0, 1).all())
+            (['worth', 'click_score'], True)
+        """
+        from livetrain.trainers.export.prediction import Predictor, score
+
+        return score(Predictor(self.folder, source), table)
+
     def export(
         self, out: str | Path | None = None, *, checkpoint: Which = "best", quantize: "Quantization | None" = None
     ) -> dict[str, Any]:
@@ -163,6 +186,45 @@ def evaluate(run: Run | str | Path, split: Split = "test", checkpoint: Which = "
     from livetrain.cluster import launch
 
     return launch.evaluate(run.folder, split, checkpoint)
+
+
+def predict(
+    run: Run | str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    source: "Which | str | Path" = "best",
+    keep: Sequence[str] | None = None,
+    top: tuple[int, str] | None = None,
+) -> dict[str, Any]:
+    """Write the predictions of a run for every row of some Parquet files, file by file, in their order.
+
+    Args:
+        run: which.
+        data: a Parquet file, or a folder of them; a path or a URI.
+        out: a new folder. A call that was killed goes on there when it is made again.
+        source: the checkpoint that predicts, or the folder of an export.
+        keep: columns that pass through, by default all but lists.
+        top: ``(10, "user")`` writes the ten best rows per user only, by the first task.
+
+    Returns:
+        The folder's manifest: `rows`, and the digests of its `files`.
+
+    Raises:
+        BadInput: there is no such run, checkpoint or data, or rows that cannot be scored: nothing is written then.
+
+    Example:
+        >>> predict("runs/small", "data/test", "scores", top=(10, "user"))["rows"] > 100
+        True
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    from livetrain.trainers.runtime.process import prepare
+
+    prepare()
+    from livetrain.trainers.export import prediction_files
+
+    best = prediction_files.Best(*top) if top else None
+    return prediction_files.predict(run.folder, str(data), Path(out), source=str(source), keep=keep, best=best)
 
 
 def export(

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 import livetrain
-from livetrain.cli import data
+from livetrain.cli import data, predict
 from livetrain.cli.terminal import BAD_INPUT, NOT_NOW, err, note, out, say
 from livetrain.configs.errors import BadInput, NotNow, cut, without_credentials
 from livetrain.trainers.runtime import signals
@@ -45,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(predict.predict)
 app.add_typer(data.app, name="data", help="Prepare a dataset: raw logs in, Parquet that `train` reads out.")
 
 
