@@ -119,8 +119,8 @@ class Run:
 
         Example:
             >>> import pandas
-            >>> rows = pandas.read_parquet("data/test")
-            >>> scored = Run("runs/small").predict(rows)
+            >>> run = Run("runs/small")
+            >>> scored = run.predict(pandas.read_parquet(f"{run.recipe.data.path}/test", dtype_backend="pyarrow"))
             >>> list(scored.columns[-2:]), bool(scored.click_score.between(0, 1).all())
             (['worth', 'click_score'], True)
         """
@@ -214,7 +214,8 @@ def predict(
         BadInput: there is no such run, checkpoint or data, or rows that cannot be scored: nothing is written then.
 
     Example:
-        >>> predict("runs/small", "data/test", "scores", top=(10, "user"))["rows"] > 100
+        >>> run = Run("runs/small")
+        >>> predict(run, f"{run.recipe.data.path}/test", "scores", top=(10, "user"))["rows"] > 100
         True
     """
     run = run if isinstance(run, Run) else Run(run)
