@@ -2,6 +2,8 @@
 
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from livetrain.configs.schema import EmbeddedFeature
 from livetrain.configs.values import Length
 
@@ -10,7 +12,7 @@ class SequenceFeature(EmbeddedFeature):
     """A list of ids per row, newest last; a longer list loses its oldest entries, and the loss is counted."""
 
     type: Literal["sequence"]
-    max_length: Length = 50
+    max_length: Length = Field(50, description="newest ids of a row that are used")
     form: ClassVar[Literal["id", "sequence", "dense"]] = "sequence"
     plain: ClassVar[bool] = True
 

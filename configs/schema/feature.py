@@ -51,7 +51,7 @@ class Feature(Section):
 class EmbeddedFeature(Feature):
     """A feature whose ids are looked up in a table."""
 
-    table: Name
+    table: Name = Field(description="the table that the ids are looked up in")
 
     carrier: ClassVar[Literal["ids", "numbers"]] = "ids"
     form: ClassVar[Literal["id", "sequence", "dense"]] = "id"

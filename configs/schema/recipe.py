@@ -25,7 +25,7 @@ class Recipe(Section):
 
     name: RunName | None = Field(None, description="run folder below runs/")
     # Before the sections whose kinds they define: pydantic checks fields in this order.
-    plugins: list[Text] = Field([], description="modules of your own with kinds of models, as my_package.models")
+    plugins: list[Text] = Field([], description="modules that define kinds of your own, as my_package.models")
     data: Data
     features: dict[Name, Annotated[SerializeAsAny[Feature], BeforeValidator(registry.FEATURES.parse)]] = Field(
         min_length=1

@@ -11,13 +11,15 @@ from livetrain.configs.values import real, whole
 class Table(Section):
     """An embedding table, shared by every feature that names it."""
 
-    rows: whole(1, 2**40)
+    rows: whole(1, 2**40) = Field(description="ids that hash to one row share it")
     dim: whole(1, 2**16, multiple_of=4) = Field(description="columns; a multiple of 4, as the fused kernels need")
     hash: Literal["mix", "modulo"] = Field(
         "mix", description="id -> row: a mixing hash for any ids, or the plain remainder for ids that are 0..rows-1"
     )
-    sharding: Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"] = "auto"
-    dtype: Literal["float32", "float16"] = "float32"
+    sharding: Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"] = Field(
+        "auto", description="how the rows are spread over the ranks; auto leaves it to the planner"
+    )
+    dtype: Literal["float32", "float16"] = Field("float32", description="of the stored numbers")
     memory: Literal["auto", "gpu", "host"] = Field(
         "auto",
         description="on GPUs: rows in GPU memory, or in host memory behind a GPU cache; auto puts the largest tables "

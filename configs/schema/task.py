@@ -11,13 +11,13 @@ from livetrain.configs.values import Share, Text, real
 class Task(Section):
     """One thing to predict: a label column, what kind of label it is, and its weight in the loss."""
 
-    label: Text
+    label: Text = Field(description="Parquet column of the label")
     kind: str = Field(
         "binary",
         description="binary: 0 or 1; watch_time: a time, whose expected value is predicted; regression: a number, in "
         "squared logarithms; retrieval: 0 or 1, whose positives are to be found among all items; or a registered kind",
     )
-    weight: real(1e-6, 1e6) = 1.0
+    weight: real(1e-6, 1e6) = Field(1.0, description="of this task's loss among those of all tasks")
     unknown: bool = Field(False, description="null labels are not known yet: the task learns from the other rows")
     sample_weight: Text | None = Field(None, description="column of the rows' weights in this task's training loss")
     negatives_kept: Share = Field(1.0, description="share of this label's negatives that the training split has kept")

@@ -14,8 +14,8 @@ _MOST_PROFILED = 1000  # steps: a trace is kept in memory until it is written
 
 
 class Train(Section):
-    epochs: Count = 1
-    seed: Seed = 1
+    epochs: Count = Field(1, description="passes over the training split")
+    seed: Seed = Field(1, description="of initial values, the order of samples and dropout")
     evaluate_every: Share = Field(1.0, description="epochs between evaluations on valid/")
     patience: Count | None = Field(None, description="stop after this many evaluations without a better one")
     checkpoint_every: Count | None = Field(None, description="steps between checkpoints besides evaluations")

@@ -108,5 +108,5 @@ def test_id_hash_scripts_and_has_no_state():
 def test_id_hash_refuses_other_features():
     with pytest.raises(ValueError, match=r"\['a', 'b'\].*\['b', 'a'\]"):
         IdHash(["a", "b"], [3, 4], [False, False])(batch([[[1]], [[2]]], ["b", "a"]))
-    with pytest.raises(ValueError, match="one of each"):
+    with pytest.raises(ValueError, match="one per feature"):
         IdHash(["a", "b"], [3], [False, False])
