@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -36,7 +36,7 @@ class Settings(Section):
     """How a sweep searches."""
 
     metrics: list[str] = Field(min_length=1, description="what is chosen by; several give a Pareto front")
-    samples: whole(1, 10**6) = Field(20, description="trials")
+    samples: Annotated[int, *whole(1, 10**6)] = Field(20, description="trials")
     search: Literal["random", "optuna"] = "random"
     scheduler: Literal["asha", "none"] = "asha"
     seed: Seed = 1

@@ -4,7 +4,7 @@ Huang et al., "Learning deep structured semantic models for web search using cli
 in Yi et al., RecSys 2019 (10.1145/3298689.3346996).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -37,7 +37,7 @@ class DSSMConfig(ModelConfig):
     units: Units = Field([128, 64], description="hidden layers of each tower")
     activation: Literal["dice", "relu"] = "relu"
     dropout: Dropout = 0.0
-    temperature: real(1e-3, 1000) = Field(0.1, description="divides the cosine in the softmax")
+    temperature: Annotated[float, real(1e-3, 1000)] = Field(0.1, description="divides the cosine in the softmax")
     log_q: bool = Field(True, description="correct for how often an item is in batches")
 
 

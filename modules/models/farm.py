@@ -3,7 +3,7 @@
 The paper has no public code, and what is known of it is its structure. What was decided here says so where it stands.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -34,11 +34,11 @@ class FrequencyConfig(Section):
     filter: Literal["split", "learned"] = Field(
         "split", description="gated low and high frequencies of each user's own length; or FMLP-Rec's learned filter"
     )
-    cutoff: real(1e-6, 2**16) = Field(
+    cutoff: Annotated[float, real(1e-6, 2**16)] = Field(
         3, description="split: number of low frequencies, or below 1 the share of a user's own"
     )
     units: Units = Field([32], description="split: hidden layers of the gates")
-    length: whole(2, 2**16) | None = Field(
+    length: Annotated[int, *whole(2, 2**16)] | None = Field(
         None, description="learned: events to which every row is padded; newest ones count"
     )
     dropout: Dropout = 0.0
@@ -61,8 +61,10 @@ class AlignConfig(Section):
     """How the two domains' views of a user are pulled together."""
 
     user: Name = Field(description="id feature of the user, whose other rows are no negatives")
-    weight: real(0, 1e6) = Field(0.1, description="of the alignment's loss beside the tasks'; 0 leaves it out")
-    temperature: real(1e-3, 1000) = 0.1
+    weight: Annotated[float, real(0, 1e6)] = Field(
+        0.1, description="of the alignment's loss beside the tasks'; 0 leaves it out"
+    )
+    temperature: Annotated[float, real(1e-3, 1000)] = 0.1
     warmup: CountOrZero = Field(0, description="steps in which the weight rises from 0")
     negatives: Literal["global", "rank"] = Field(
         "global", description="rows of the whole batch; or only of the rank, which learns otherwise on more ranks"
@@ -80,10 +82,10 @@ class FARMConfig(CGCConfig):
     fuse: Literal["attention", "concat"] = Field(
         "attention", description="self- and cross-attention before the candidate looks; or only the candidate's look"
     )
-    blocks: whole(0, 256) = Field(1, description="self-attention blocks a domain")
+    blocks: Annotated[int, *whole(0, 256)] = Field(1, description="self-attention blocks a domain")
     heads: Size = 2
     positions: Length = Field(64, description="newest events that have a position of their own")
-    levels: whole(1, 32) = Field(1, description="of PLE; one level is CGC")
+    levels: Annotated[int, *whole(1, 32)] = Field(1, description="of PLE; one level is CGC")
 
     @model_validator(mode="after")
     def _fits(self) -> "FARMConfig":

@@ -1,6 +1,6 @@
 """CGC and PLE: progressive layered extraction (Tang et al., RecSys 2020, 10.1145/3383313.3412236)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ class PLEConfig(CGCConfig):
     """CGC in several levels."""
 
     kind: Literal["ple"] = "ple"
-    levels: whole(1, 32) = 2
+    levels: Annotated[int, *whole(1, 32)] = 2
 
 
 class Trunk(nn.Module):
