@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -25,6 +25,9 @@ from livetrain.cli.terminal import BAD_INPUT, NOT_NOW, err, note, out, say
 from livetrain.configs.errors import BadInput, NotNow, cut, without_credentials
 from livetrain.trainers.runtime import signals
 from livetrain.trainers.runtime.process import in_utf8, prepare
+
+if TYPE_CHECKING:
+    from livetrain.configs.schema import Recipe
 
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
@@ -51,7 +54,7 @@ app.add_typer(data.app, name="data", help="Prepare a dataset: raw logs in, Parqu
 class _SearchFirst(TyperGroup):
     """A group whose first word is a command of it, or else the first argument of its command `search`."""
 
-    def parse_args(self, ctx, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, *ctx.help_option_names):
             args = ["search", *args]
         return super().parse_args(ctx, args)
@@ -280,14 +283,14 @@ def tune_search(
     given = {key: getattr(value, "value", value) for key, value in asked.items() if value is not None}
     if resumed is not None and (given or any(part is not None for part in (recipe, space, folder))):
         raise BadInput("tune: --resume goes on with what the sweep's folder says; leave all other arguments out")
-    if resumed is None and (recipe is None or space is None):
+    settled = _load(recipe, overrides) if recipe is not None and space is not None else None
+    if resumed is None and settled is None:
         raise BadInput("tune: a sweep needs RECIPE and --space, or --resume DIR")
-    settled = _load(recipe, overrides) if resumed is None else None
     from livetrain.cluster import sweep as sweeps
     from livetrain.cluster.sweep import board
 
     with _interrupts_told():
-        found = sweeps.resume(resumed) if settled is None else sweeps.tune(settled, space, folder, **given)
+        found = sweeps.tune(settled, space, folder, **given) if settled and space else sweeps.resume(resumed)
     out.print(board.trials_table(found))
     say(f"everything is in {found.folder}: sweep.json, parallel.png, importance.png, curves.png, best.png")
     if not any(trial.state == "finished" for trial in found.trials):
@@ -428,7 +431,7 @@ def nightly(
         raise typer.Exit(jobs.night(settled, runs, address, asked and asked[-1], options, note, _raw))
     from livetrain.cluster import nightly as nights
 
-    def night(day: str):
+    def night(day: str) -> dict[str, Any] | None:
         anew = cold or list(Weekday)[calendar.weekday(day)] in (cold_on or ())
         return nights.night(settled, runs, day, publish, tolerance, keep, anew, say)
 
@@ -514,7 +517,7 @@ def _interrupts_told() -> Iterator[None]:
         raise
 
 
-def _load(recipe: Path, overrides: list[str] | None):
+def _load(recipe: Path, overrides: list[str] | None) -> "Recipe":
     from livetrain.configs.load import load_recipe
 
     return load_recipe(recipe, overrides or [])

@@ -355,7 +355,9 @@ def _on_worker(work: bytes, needed: list[str], place: Path, lasting: bool, _conf
     if (place / REFUSAL).exists():  # Ray starts the group again, but that cannot mend bad input: end at once
         return
     if lasting and ranks.is_main():
-        write_text(place / PLACEMENT, get_current_placement_group().id.hex())
+        group = get_current_placement_group()
+        assert group is not None  # Ray Train places its workers in one
+        write_text(place / PLACEMENT, group.id.hex())
     torch.set_num_threads(threads())
     device = get_device()
     if device.type == "cuda":
@@ -434,7 +436,7 @@ def attached(cluster: Cluster, dashboard: bool = False) -> Iterator[None]:
         yield
         return
     address = cluster.address or os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         with signals.kept():
             if address:

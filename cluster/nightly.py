@@ -80,6 +80,7 @@ def night(
         tonight = moved(recipe, day or newest_day(recipe))
         runs = preflight.run_folder(runs.resolve(), "")
         busy = f"{runs}: another night of {recipe.name} is at work there; wait for its end, or end it"
+        assert recipe.name is not None  # the command gives it one
         with alone(runs / f".{recipe.name}.night", busy):
             return _night(recipe.name, tonight, runs, where, tolerance, keep, cold, say)
 
@@ -98,6 +99,8 @@ def asked_later() -> Iterator[None]:
 def _night(
     name: str, tonight: Recipe, runs: Path, where: str, tolerance: float, keep: int, cold: bool, say: Say
 ) -> dict[str, Any] | None:
+    assert tonight.data.days is not None  # see `moved`, which also names it
+    assert tonight.name is not None
     day = tonight.data.days.of("test")[-1]  # as 2022-05-08, however it was written
     run, before = runs / tonight.name, publish.replaced(where, day)
     again = before is not None and before.get("run") == tonight.name

@@ -3,7 +3,8 @@
 The paper has no public code, and what is known of it is its structure. What was decided here says so where it stands.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -22,7 +23,7 @@ from livetrain.modules.layers.domain import Domain
 from livetrain.modules.layers.frequency import Learned, Plain, Split
 from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.sequence import Block, Cross, Positions
-from livetrain.modules.models.ple import CGCConfig, Trunk
+from livetrain.modules.models.ple import ExpertsConfig, Trunk
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import REGULARISER, Network
 from livetrain.modules.tasks.heads import Heads
@@ -71,7 +72,7 @@ class AlignConfig(Section):
     )
 
 
-class FARMConfig(CGCConfig):
+class FARMConfig(ExpertsConfig):
     """One or two domains of events: filtered by frequency, aligned, fused by attention; then PLE."""
 
     kind: Literal["farm"] = "farm"
@@ -101,6 +102,7 @@ def _filter(config: FARMConfig, name: str) -> nn.Module:
     if frequency is None:
         return Plain(config.width)
     if frequency.filter == "learned":
+        assert frequency.length is not None  # see FrequencyConfig
         return Learned(config.width, frequency.length, frequency.dropout)
     return Split(config.width, frequency.cutoff, frequency.units, frequency.dropout, name)
 
@@ -133,7 +135,7 @@ class _Fuse(nn.Module):
         for i, (positions, blocks) in enumerate(zip(self.positions, self.blocks)):  # noqa: B905
             x = positions(events[i], lengths[i])
             layout = buckets(lengths[i], x.size(0))
-            for block in blocks:
+            for block in blocks:  # type: ignore[attr-defined]  # a ModuleList of ModuleLists
                 x = block(x, layout, lengths[i])
             own.append(x)
         mixed = own
@@ -179,12 +181,16 @@ class FARM(Network):
     shares = True
     user: str
 
+    if TYPE_CHECKING:  # TorchScript would read it
+        trunk: Trunk
+
     def __init__(self, config: FARMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         super().__init__()
         check_features(config.attention, config.pooled, inputs)
         width, align = config.width, config.align
         self.gather = Gather(inputs, config.pooled)
-        self.domains = nn.ModuleList(Domain(part, inputs, width) for part in config.attention)
+        domains = nn.ModuleList(Domain(part, inputs, width) for part in config.attention)
+        self.domains = cast(Sequence[Domain], domains)
         self.filters = nn.ModuleList(_filter(config, part.events[0]) for part in config.attention)
         self.user = align.user if align else ""
         self.align = None
@@ -193,10 +199,11 @@ class FARM(Network):
         if align and align.weight:
             self.align = Align(align.weight, align.temperature, align.warmup, align.negatives == "global")
         self.fuse = _Fuse(config) if config.fuse == "attention" else None
-        self.units = nn.ModuleList(
+        units = nn.ModuleList(
             ActivationUnit(width, 0, config.attention_units, config.activation, config.softmax)
             for _ in config.attention
         )
+        self.units = cast(Sequence[ActivationUnit], units)
         x = self.gather.width + width * len(config.attention)
         self.trunk = Trunk(config, tasks, x, config.levels)
         self.heads = Heads(tasks)
@@ -244,4 +251,5 @@ class FARM(Network):
         valid = (counts[0] > 0) & (counts[1] > 0)
         if weights is not None:
             valid = valid & (weights > 0)
+        assert self.align is not None
         return self.align(one, other, signature(jagged.rows(values[self.user], lengths[self.user])), valid)
