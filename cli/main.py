@@ -223,7 +223,7 @@ def export(
     """
     from livetrain import api
 
-    how = quantize and quantize.value
+    how = quantize.value if quantize else None
     signature = api.export(run, folder, checkpoint=checkpoint.value, quantize=how, warn=_complain)
     from livetrain.trainers.export import export as exporter
 
@@ -290,7 +290,12 @@ def tune_search(
     from livetrain.cluster.sweep import board
 
     with _interrupts_told():
-        found = sweeps.tune(settled, space, folder, **given) if settled and space else sweeps.resume(resumed)
+        if resumed is not None:
+            found = sweeps.resume(resumed)
+        else:
+            assert settled is not None
+            assert space is not None
+            found = sweeps.tune(settled, space, folder, **given)
     out.print(board.trials_table(found))
     say(f"everything is in {found.folder}: sweep.json, parallel.png, importance.png, curves.png, best.png")
     if not any(trial.state == "finished" for trial in found.trials):
@@ -425,10 +430,10 @@ def nightly(
         from livetrain.cluster import submit as jobs
 
         options = ["--publish", publish, "--tolerance", str(tolerance), "--keep", str(keep)]
-        options += [*(["--day", asked[0]] if day else []), *(["--days", days] if days else [])]
+        options += [*(["--day", asked[0]] if day and asked else []), *(["--days", days] if days else [])]
         options += ["--cold"] if cold else []
         options += [word for weekday in cold_on or () for word in ("--cold-on", weekday.value)]
-        raise typer.Exit(jobs.night(settled, runs, address, asked and asked[-1], options, note, _raw))
+        raise typer.Exit(jobs.night(settled, runs, address, asked[-1] if asked else None, options, note, _raw))
     from livetrain.cluster import nightly as nights
 
     def night(day: str) -> dict[str, Any] | None:
@@ -438,7 +443,7 @@ def nightly(
     with nights.asked_later():
         one = calendar.newest_day(settled) if asked is None else asked[0]
     with _interrupts_told():
-        pointer = night(one) if days is None else nights.nights(asked, publish, night, say)
+        pointer = night(one) if days is None or asked is None else nights.nights(asked, publish, night, say)
     if pointer is None:
         raise typer.Exit(WORSE)
 
@@ -556,7 +561,8 @@ def _usage(error: TyperException) -> str:
     words = error.format_message().strip().rstrip(".")
     words = re.sub(r"\. (Did you mean.*)", lambda hint: f" ({hint[1][:1].lower()}{hint[1][1:]})", words)
     words = re.sub(r"Value error, |, unable to parse.*", "", words).replace("Input should be ", "wanted ")
-    command = error.ctx.command_path if getattr(error, "ctx", None) else "livetrain"
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "livetrain"
     option = getattr(error, "option_name", None)  # of an option that there is not
     if option and "." in option:
         return f"{command}: '{cut(option)}' is no option; a change of the recipe is written without dashes, KEY=VALUE"

@@ -5,11 +5,12 @@ import statistics
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from livetrain.configs.errors import BadInput

@@ -283,7 +283,8 @@ def _on_ray(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, An
             run_config=RunConfig(
                 name=f"{place.parent.name}-{time.time_ns()}",
                 storage_path=str(place / "ray"),  # Ray's own notes on a run that is told in full elsewhere
-                failure_config=FailureConfig(
+                # A checker sees the class of Ray Train's first version, which lacks the second argument.
+                failure_config=FailureConfig(  # type: ignore[call-arg]
                     max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
                 ),
             ),

@@ -103,15 +103,16 @@ def _night(
     assert tonight.name is not None
     day = tonight.data.days.of("test")[-1]  # as 2022-05-08, however it was written
     run, before = runs / tonight.name, publish.replaced(where, day)
-    again = before is not None and before.get("run") == tonight.name
-    damaged = publish.damage(where, before) if before is not None else None
-    if damaged is not None and not again:
-        raise BadInput(
-            f"{damaged}; publish it again with --day {before['version']}, or go back by `livetrain rollback`"
-        )
-    if again and damaged is None:
-        say(f"{tonight.name} is published already, as {before['folder']}")
-        return before
+    damaged = None
+    if before is not None:
+        again, damaged = before.get("run") == tonight.name, publish.damage(where, before)
+        if damaged is not None and not again:
+            raise BadInput(
+                f"{damaged}; publish it again with --day {before['version']}, or go back by `livetrain rollback`"
+            )
+        if again and damaged is None:
+            say(f"{tonight.name} is published already, as {before['folder']}")
+            return before
     check_whole(tonight)
     _check_comparable(tonight, runs, before, where)
     if not launch.complete(tonight, run):
@@ -122,7 +123,9 @@ def _night(
         train = tonight.train.model_copy(update={"warm_start": begin and str(begin)})
         launch.train(tonight.model_copy(update={"train": train}), runs)
     metric = f"test.{tonight.select()}"
-    figure = launch.finished(run)[metric]
+    result = launch.finished(run)
+    assert result is not None  # it was trained above, or before
+    figure = result[metric]
     say(f"{tonight.name}: {metric} {_digits(figure)}")
     if damaged is not None:
         say(f"{damaged}; it is published again")

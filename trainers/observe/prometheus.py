@@ -13,7 +13,7 @@ GAUGES = {
 }
 
 
-def listeners(name: str | None) -> list[Callable[[str, dict[str, Any]], None]]:
+def listeners(name: str) -> list[Callable[[str, dict[str, Any]], None]]:
     """Return what sets a run's gauges when told its log lines (kind, content): nothing where Ray is not running.
 
     Args:

@@ -92,6 +92,7 @@ class Trainer:
         Raises:
             Stopped: it was told to, and has saved what it had.
         """
+        assert self.recipe.name is not None  # a run has one
         self.listener = Listener(self.job.run)
         found = checkpoint.load_latest(self.sharded, self.recipe, self.job.run)
         if found:
