@@ -31,8 +31,8 @@ test: setup  ## All fast tests
 test-slow: setup  ## The tests that take minutes
 	@$(BIN)/python -m pytest -q -m slow
 
-lint: setup  ## ruff: rules and format
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: setup  ## ruff: rules and format; mypy: types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 # The torch release is cluster/setup.sh's affair, and the CUDA libraries that its wheels bring are the machine's.
 MACHINES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cccl cuda-cupti \

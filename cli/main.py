@@ -27,7 +27,7 @@ from livetrain.trainers.runtime import signals
 from livetrain.trainers.runtime.process import in_utf8, prepare
 
 if TYPE_CHECKING:
-    from livetrain.configs.schema import Recipe
+    from livetrain.configs.schema import Quantization, Recipe
 
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
@@ -223,7 +223,7 @@ def export(
     """
     from livetrain import api
 
-    how = quantize.value if quantize else None
+    how: Quantization | None = quantize.value if quantize else None
     signature = api.export(run, folder, checkpoint=checkpoint.value, quantize=how, warn=_complain)
     from livetrain.trainers.export import export as exporter
 
