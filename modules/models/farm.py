@@ -120,10 +120,11 @@ class _Fuse(nn.Module):
         super().__init__()
         width, count = config.width, len(config.attention)
         self.positions = nn.ModuleList(Positions(config.positions, width) for _ in range(count))
-        self.blocks = nn.ModuleList(
+        blocks = nn.ModuleList(
             nn.ModuleList(Block(width, config.heads, config.dropout, causal=False) for _ in range(config.blocks))
             for _ in range(count)
         )
+        self.blocks = cast(Sequence[nn.ModuleList], blocks)
         self.crosses = nn.ModuleList(
             Cross(width, config.heads, config.dropout) for _ in range(count if count > 1 else 0)
         )
@@ -135,7 +136,7 @@ class _Fuse(nn.Module):
         for i, (positions, blocks) in enumerate(zip(self.positions, self.blocks)):  # noqa: B905
             x = positions(events[i], lengths[i])
             layout = buckets(lengths[i], x.size(0))
-            for block in blocks:  # type: ignore[attr-defined]  # a ModuleList of ModuleLists
+            for block in blocks:
                 x = block(x, layout, lengths[i])
             own.append(x)
         mixed = own
