@@ -34,8 +34,8 @@ test-slow: setup  ## The tests that take minutes, and the properties on other ex
 coverage: setup  ## Which lines the fast tests of this process reach: on the terminal, and in coverage.xml
 	@$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered --cov-report=xml
 
-lint: setup  ## ruff: rules and format
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: setup  ## ruff: rules and format; mypy: types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 # The torch release is cluster/setup.sh's affair, and the CUDA libraries that its wheels bring are the machine's.
 MACHINES := torch triton cuda-bindings cuda-pathfinder cuda-toolkit $(addprefix nvidia-,cublas cuda-cccl cuda-cupti \

@@ -1,6 +1,6 @@
 """The commands below `livetrain data`: each a short function, and one call downwards."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -154,10 +154,10 @@ def _prepare(source: str, raw: Path, folder: Path, ray: str | None, **options: i
     """Prepare an event log, in this machine's processes or on a Ray cluster."""
     from livetrain.trainers.data.sources.events import report
     from livetrain.trainers.data.sources.events.bucket import Options
-    from livetrain.trainers.data.sources.events.prepare import prepare
+    from livetrain.trainers.data.sources.events.prepare import Map, prepare
     from livetrain.trainers.data.sources.events.sources import ADAPTERS
 
-    cluster = nullcontext()
+    cluster: AbstractContextManager[Map | None] = nullcontext()
     if ray is not None:
         from livetrain.cluster.prepare_on_ray import on_ray
 

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
@@ -25,6 +25,9 @@ from livetrain.cli.terminal import BAD_INPUT, NOT_NOW, err, note, out, say
 from livetrain.configs.errors import BadInput, NotNow, cut, without_credentials
 from livetrain.trainers.runtime import signals
 from livetrain.trainers.runtime.process import in_utf8, prepare
+
+if TYPE_CHECKING:
+    from livetrain.configs.schema import Quantization, Recipe
 
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
@@ -52,7 +55,7 @@ app.add_typer(data.app, name="data", help="Prepare a dataset: raw logs in, Parqu
 class _SearchFirst(TyperGroup):
     """A group whose first word is a command of it, or else the first argument of its command `search`."""
 
-    def parse_args(self, ctx, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, *ctx.help_option_names):
             args = ["search", *args]
         return super().parse_args(ctx, args)
@@ -221,7 +224,7 @@ def export(
     """
     from livetrain import api
 
-    how = quantize and quantize.value
+    how: Quantization | None = quantize.value if quantize else None
     signature = api.export(run, folder, checkpoint=checkpoint.value, quantize=how, warn=_complain)
     from livetrain.trainers.export import export as exporter
 
@@ -281,14 +284,19 @@ def tune_search(
     given = {key: getattr(value, "value", value) for key, value in asked.items() if value is not None}
     if resumed is not None and (given or any(part is not None for part in (recipe, space, folder))):
         raise BadInput("tune: --resume goes on with what the sweep's folder says; leave all other arguments out")
-    if resumed is None and (recipe is None or space is None):
+    settled = _load(recipe, overrides) if recipe is not None and space is not None else None
+    if resumed is None and settled is None:
         raise BadInput("tune: a sweep needs RECIPE and --space, or --resume DIR")
-    settled = _load(recipe, overrides) if resumed is None else None
     from livetrain.cluster import sweep as sweeps
     from livetrain.cluster.sweep import board
 
     with _interrupts_told():
-        found = sweeps.resume(resumed) if settled is None else sweeps.tune(settled, space, folder, **given)
+        if resumed is not None:
+            found = sweeps.resume(resumed)
+        else:
+            assert settled is not None
+            assert space is not None
+            found = sweeps.tune(settled, space, folder, **given)
     out.print(board.trials_table(found))
     say(f"everything is in {found.folder}: sweep.json, parallel.png, importance.png, curves.png, best.png")
     if not any(trial.state == "finished" for trial in found.trials):
@@ -423,20 +431,20 @@ def nightly(
         from livetrain.cluster import submit as jobs
 
         options = ["--publish", publish, "--tolerance", str(tolerance), "--keep", str(keep)]
-        options += [*(["--day", asked[0]] if day else []), *(["--days", days] if days else [])]
+        options += [*(["--day", asked[0]] if day and asked else []), *(["--days", days] if days else [])]
         options += ["--cold"] if cold else []
         options += [word for weekday in cold_on or () for word in ("--cold-on", weekday.value)]
-        raise typer.Exit(jobs.night(settled, runs, address, asked and asked[-1], options, note, _raw))
+        raise typer.Exit(jobs.night(settled, runs, address, asked[-1] if asked else None, options, note, _raw))
     from livetrain.cluster import nightly as nights
 
-    def night(day: str):
+    def night(day: str) -> dict[str, Any] | None:
         anew = cold or list(Weekday)[calendar.weekday(day)] in (cold_on or ())
         return nights.night(settled, runs, day, publish, tolerance, keep, anew, say)
 
     with nights.asked_later():
         one = calendar.newest_day(settled) if asked is None else asked[0]
     with _interrupts_told():
-        pointer = night(one) if days is None else nights.nights(asked, publish, night, say)
+        pointer = night(one) if days is None or asked is None else nights.nights(asked, publish, night, say)
     if pointer is None:
         raise typer.Exit(WORSE)
 
@@ -515,7 +523,7 @@ def _interrupts_told() -> Iterator[None]:
         raise
 
 
-def _load(recipe: Path, overrides: list[str] | None):
+def _load(recipe: Path, overrides: list[str] | None) -> "Recipe":
     from livetrain.configs.load import load_recipe
 
     return load_recipe(recipe, overrides or [])
@@ -554,7 +562,8 @@ def _usage(error: TyperException) -> str:
     words = error.format_message().strip().rstrip(".")
     words = re.sub(r"\. (Did you mean.*)", lambda hint: f" ({hint[1][:1].lower()}{hint[1][1:]})", words)
     words = re.sub(r"Value error, |, unable to parse.*", "", words).replace("Input should be ", "wanted ")
-    command = error.ctx.command_path if getattr(error, "ctx", None) else "livetrain"
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "livetrain"
     option = getattr(error, "option_name", None)  # of an option that there is not
     if option and "." in option:
         return f"{command}: '{cut(option)}' is no option; a change of the recipe is written without dashes, KEY=VALUE"

@@ -62,18 +62,18 @@ def moved(recipe: Recipe, day: str) -> Recipe:
     """
     if recipe.data.days is None:
         raise BadInput("data.days: a nightly run moves the recipe's days on, and it names none; add data.days")
-    last = _date(day)
-    by = last - _date(recipe.data.days.of("test")[-1])
+    last, days = _date(day), recipe.data.days
+    by = last - _date(days.of("test")[-1])
 
     def shift(split: str) -> str:
-        days = recipe.data.days.of(split)
-        return "..".join(str(_date(end) + by) for end in (days[0], days[-1]))
+        named = days.of(split)
+        return "..".join(str(_date(end) + by) for end in (named[0], named[-1]))
 
     try:
-        days = Days(**{split: shift(split) for split in SPLITS})
+        later = Days(**{split: shift(split) for split in SPLITS})
     except OverflowError:
         raise BadInput(f"--day: {last} leaves no room for the days before it; name a later one") from None
-    data = recipe.data.model_copy(update={"days": days})
+    data = recipe.data.model_copy(update={"days": later})
     return recipe.model_copy(update={"data": data, "name": f"{recipe.name}-{last}"})
 
 
@@ -85,6 +85,7 @@ def check_whole(recipe: Recipe) -> None:
     Raises:
         NotNow: one of the recipe's days is not whole, or has no manifest though other days have one.
     """
+    assert recipe.data.days is not None  # see `moved`
     system, root = open_filesystem(recipe.data.path)
     days = _partitions(system, root)
     with _readable(system, root):

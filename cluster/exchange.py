@@ -5,11 +5,12 @@ import statistics
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import ray
 import torch
 import torch.distributed as dist
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from livetrain.configs.errors import BadInput
@@ -76,8 +77,8 @@ def exchange(cluster: Cluster, cuda: bool) -> list[Exchanged]:
         remove_placement_group(group)  # ends the workers too
 
 
-def _exchange(cluster: Cluster, cuda: bool, group) -> list[Exchanged]:
-    def worker(index: int):
+def _exchange(cluster: Cluster, cuda: bool, group: PlacementGroup) -> list[Exchanged]:
+    def worker(index: int) -> Any:
         placed = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
         options = {"num_cpus": cluster.cpus_per_worker, "num_gpus": int(cuda), "scheduling_strategy": placed}
         return ray.remote(Worker).options(**options).remote()

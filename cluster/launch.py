@@ -283,7 +283,8 @@ def _on_ray(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, An
             run_config=RunConfig(
                 name=f"{place.parent.name}-{time.time_ns()}",
                 storage_path=str(place / "ray"),  # Ray's own notes on a run that is told in full elsewhere
-                failure_config=FailureConfig(
+                # A checker sees the class of Ray Train's first version, which lacks the second argument.
+                failure_config=FailureConfig(  # type: ignore[call-arg]
                     max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
                 ),
             ),
@@ -362,7 +363,9 @@ def _on_worker(work: bytes, needed: list[str], place: Path, lasting: bool, _conf
     if (place / REFUSAL).exists():  # Ray starts the group again, but that cannot mend bad input: end at once
         return
     if lasting and ranks.is_main():
-        write_text(place / PLACEMENT, get_current_placement_group().id.hex())
+        group = get_current_placement_group()
+        assert group is not None  # Ray Train places its workers in one
+        write_text(place / PLACEMENT, group.id.hex())
     torch.set_num_threads(threads())
     device = get_device()
     if device.type == "cuda":
@@ -436,7 +439,7 @@ def attached(cluster: Cluster) -> Iterator[None]:
         yield
         return
     address = cluster.address or os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         with signals.kept():
             if address:

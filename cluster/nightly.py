@@ -80,6 +80,7 @@ def night(
         tonight = moved(recipe, day or newest_day(recipe))
         runs = preflight.run_folder(runs.resolve(), "")
         busy = f"{runs}: another night of {recipe.name} is at work there; wait for its end, or end it"
+        assert recipe.name is not None  # the command gives it one
         with alone(runs / f".{recipe.name}.night", busy):
             return _night(recipe.name, tonight, runs, where, tolerance, keep, cold, say)
 
@@ -98,17 +99,20 @@ def asked_later() -> Iterator[None]:
 def _night(
     name: str, tonight: Recipe, runs: Path, where: str, tolerance: float, keep: int, cold: bool, say: Say
 ) -> dict[str, Any] | None:
+    assert tonight.data.days is not None  # see `moved`, which also names it
+    assert tonight.name is not None
     day = tonight.data.days.of("test")[-1]  # as 2022-05-08, however it was written
     run, before = runs / tonight.name, publish.replaced(where, day)
-    again = before is not None and before.get("run") == tonight.name
-    damaged = publish.damage(where, before) if before is not None else None
-    if damaged is not None and not again:
-        raise BadInput(
-            f"{damaged}; publish it again with --day {before['version']}, or go back by `livetrain rollback`"
-        )
-    if again and damaged is None:
-        say(f"{tonight.name} is published already, as {before['folder']}")
-        return before
+    damaged = None
+    if before is not None:
+        again, damaged = before.get("run") == tonight.name, publish.damage(where, before)
+        if damaged is not None and not again:
+            raise BadInput(
+                f"{damaged}; publish it again with --day {before['version']}, or go back by `livetrain rollback`"
+            )
+        if again and damaged is None:
+            say(f"{tonight.name} is published already, as {before['folder']}")
+            return before
     check_whole(tonight)
     _check_comparable(tonight, runs, before, where)
     if not launch.complete(tonight, run):
@@ -119,7 +123,9 @@ def _night(
         train = tonight.train.model_copy(update={"warm_start": begin and str(begin)})
         launch.train(tonight.model_copy(update={"train": train}), runs)
     metric = f"test.{tonight.select()}"
-    figure = launch.finished(run)[metric]
+    result = launch.finished(run)
+    assert result is not None  # it was trained above, or before
+    figure = result[metric]
     say(f"{tonight.name}: {metric} {_digits(figure)}")
     if damaged is not None:
         say(f"{damaged}; it is published again")

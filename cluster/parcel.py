@@ -21,6 +21,7 @@ from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe
 
+DOORS = ("__init__.py", "__main__.py", "api.py")
 ROOMS = ("cli", "configs", "modules", "trainers", "cluster")
 SUFFIXES = (".py", ".cpp")  # of the sources in them
 LIMIT = 512 * 2**20  # bytes; Ray keeps a job's working directory in a store whose messages are at most this large
@@ -122,7 +123,7 @@ def sources(root: Path = Path(__file__).parents[1]) -> dict[str, bytes]:
     Recipes are left out: they may hold what is not for others, and a job needs its own only.
     """
     found = (path for room in ROOMS for path in (root / room).rglob("*") if path.suffix in SUFFIXES)
-    paths = [root / "__init__.py", root / "__main__.py", *found]
+    paths = [*(root / name for name in DOORS), *found]
     paths = sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(root).parts))
     files = {f"livetrain/{path.relative_to(root).as_posix()}": path.read_bytes() for path in paths}
     number = version("livetrain")

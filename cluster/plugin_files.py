@@ -18,7 +18,7 @@ def plugin_files(recipe: Recipe) -> dict[str, Path]:
         folders = spec.submodule_search_locations
         if _is_installed(spec):
             continue
-        if folders is None:
+        if folders is None and spec.origin is not None:
             found[Path(spec.origin).name] = Path(spec.origin)
         for folder in map(Path, folders or ()):
             inside = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}

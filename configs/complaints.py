@@ -1,6 +1,7 @@
 """From pydantic's list of errors to one sentence: the key, what it got, what it wanted."""
 
 import types
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -67,7 +68,7 @@ def first_complaint(error: ValidationError, root: type[BaseModel], tree: Any) ->
     return place, sentence + (f" (and {more} more error{'s' if more > 1 else ''})" if more else "")
 
 
-def _told(detail: dict, place: tuple[str, ...], owner: Any) -> tuple[tuple[str, ...], str]:
+def _told(detail: Mapping[str, Any], place: tuple[str, ...], owner: Any) -> tuple[tuple[str, ...], str]:
     """Return an error's place and sentence: a validator's own words, or ours for pydantic's."""
     cause = detail.get("ctx", {}).get("error")
     key = cut(plain(".".join(place)), 80)
@@ -141,7 +142,7 @@ def _is_arm(arm: Any, name: str) -> bool:
     return name == arm.__name__ or any((name,) == tag for tag in tags)
 
 
-def _sentence(key: str, detail: dict, owner: Any) -> str:
+def _sentence(key: str, detail: Mapping[str, Any], owner: Any) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
         return f"unknown key {key}{nearest(str(detail['loc'][-1]), getattr(owner, 'model_fields', ()))}"

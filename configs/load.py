@@ -1,12 +1,12 @@
 """Recipe files: read, overridden, checked, written back. Whatever is wrong becomes one sentence that names the key."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 
 from livetrain.configs import registry
@@ -37,7 +37,7 @@ class _Loader(yaml.SafeLoader):
         if tag is None or tag.rsplit(":", 1)[-1] in ("null", "bool", "int", "float", "str", "seq", "map")
     }
 
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Read a value, as PyYAML calls it for each; what no recipe is ends here, not with the machine's memory."""
         self.depth, self.values = self.depth + 1, self.values + 1
         if self.depth > _DEEPEST:
@@ -53,7 +53,7 @@ class _Excess(Exception):
     """Valid YAML that no recipe is: (what it is, the mend)."""
 
 
-def _number(loader: _Loader, node: yaml.Node) -> int:
+def _number(loader: _Loader, node: yaml.ScalarNode) -> int:
     number = yaml.SafeLoader.construct_yaml_int(loader, node)
     if number.bit_length() > _LONGEST:
         raise yaml.constructor.ConstructorError(problem="a number has too many digits", problem_mark=node.start_mark)
@@ -192,8 +192,10 @@ def dump_tree(tree: Any) -> str:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe, `model` being one of the registered kinds. Editors complete keys from it."""
-    classes = [config for kinds in _OPEN for config in kinds.configs().values()]
-    modes = [(config, "validation") for config in dict.fromkeys([Recipe, *classes])]
+    classes: list[type[BaseModel]] = [Recipe, *(config for kinds in _OPEN for config in kinds.configs().values())]
+    modes: list[tuple[type[BaseModel], Literal["validation"]]] = [
+        (config, "validation") for config in dict.fromkeys(classes)
+    ]
     places, schema = models_json_schema(modes, ref_template="#/$defs/{model}")
     definitions = schema["$defs"]
     recipe = definitions["Recipe"]
@@ -481,7 +483,7 @@ def _where(
     return places.get(place, path)
 
 
-def _map_text(value: Any, change) -> Any:
+def _map_text(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {key: _map_text(part, change) for key, part in value.items()}
     if isinstance(value, list):

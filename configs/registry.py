@@ -24,10 +24,10 @@ class Kinds:
 
     def __init__(self, what: str, key: str = "kind", default: str | None = None) -> None:
         self.what, self.key, self.default = what, key, default
-        self._configs: dict[str, type] = {}
+        self._configs: dict[str, type[BaseModel]] = {}
         self._owners: dict[str, Any] = {}
 
-    def register(self, kind: str, config: type, owner: type) -> None:
+    def register(self, kind: str, config: type[BaseModel], owner: type) -> None:
         """Make `kind` known: checked by the pydantic class `config`, and what `owner` says it is.
 
         Of a class that is defined anew, as in a notebook's cell, the newest counts.
@@ -59,17 +59,17 @@ class Kinds:
 
     def owner_of(self, section: Any) -> Any:
         """Return what the kind of a checked section was registered with; None if the section is of other kinds."""
-        kind = getattr(section, self.key, None)
+        kind = getattr(section, self.key, "")
         return self._owners[kind] if isinstance(section, self._configs.get(kind, ())) else None
 
-    def configs(self) -> dict[str, type]:
+    def configs(self) -> dict[str, type[BaseModel]]:
         """Return every kind's config class."""
         plugins.load()
         return dict(self._configs)
 
-    def config(self, section: Any, otherwise: type) -> type:
+    def config(self, section: Any, otherwise: type[BaseModel]) -> type[BaseModel]:
         """Return the class that checks a section, as far as it names a known kind."""
-        kind = section.get(self.key, self.default) if isinstance(section, dict) else None
+        kind: Any = section.get(self.key, self.default) if isinstance(section, dict) else None
         return self._configs[kind] if kind in self else otherwise
 
     def parse(self, value: Any) -> Any:

@@ -64,14 +64,14 @@ class Choice(Domain):
         return rng.choice(self.choice)
 
 
-class _Range(Domain):
+class Range(Domain):
     """Values between two ends, both included."""
 
     def ends(self) -> tuple[float, float]:
         return next(getattr(self, kind) for kind in KINDS if hasattr(self, kind))
 
     @model_validator(mode="after")
-    def _ordered(self) -> "_Range":
+    def _ordered(self) -> "Range":
         low, high = self.ends()
         if low >= high:
             raise BadInput(f"{low} to {high} is no range; write the lower end first")
@@ -80,7 +80,7 @@ class _Range(Domain):
         return self
 
 
-class Uniform(_Range):
+class Uniform(Range):
     """A number between two ends, all alike likely."""
 
     uniform: tuple[float, float]
@@ -93,7 +93,7 @@ class Uniform(_Range):
         return rng.uniform(*self.uniform)
 
 
-class LogUniform(_Range):
+class LogUniform(Range):
     """A positive number between two ends, its logarithm uniform."""
 
     log_uniform: tuple[float, float]
@@ -107,7 +107,7 @@ class LogUniform(_Range):
         return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)
 
 
-class Integer(_Range):
+class Integer(Range):
     """A whole number between two ends."""
 
     integer: tuple[int, int]
@@ -121,7 +121,7 @@ class Integer(_Range):
         return rng.randint(*self.integer)
 
 
-KINDS = {"choice": Choice, "uniform": Uniform, "log_uniform": LogUniform, "integer": Integer}
+KINDS: dict[str, type[Domain]] = {"choice": Choice, "uniform": Uniform, "log_uniform": LogUniform, "integer": Integer}
 Pick = Callable[[str, Domain], Any]
 
 
@@ -226,12 +226,11 @@ def _domain(key: str, value: Any, above: dict[str, Domain]) -> Domain:
     except ValidationError as error:
         raise BadInput(f"{key}: {first_complaint(error, KINDS[kinds[0]], value)[1]}") from None
     for other, wanted in domain.when.items():
-        if not isinstance(above.get(other), Choice):
+        choice = above.get(other)
+        if not isinstance(choice, Choice):
             choices = [name for name, found in above.items() if isinstance(found, Choice)]
             raise BadInput(f"{key}: when names '{other}', which is no choice written above it{nearest(other, choices)}")
         for one in allowed(wanted) or [None]:
-            if one not in above[other].choice:
-                raise BadInput(
-                    f"{key}: when asks for {other}: {one}, which is none of its choices {above[other].choice}"
-                )
+            if one not in choice.choice:
+                raise BadInput(f"{key}: when asks for {other}: {one}, which is none of its choices {choice.choice}")
     return domain

@@ -12,14 +12,14 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def whole(least: int, most: int, **more: Any) -> Any:
-    """Return the type of whole numbers from `least` to `most`, both included."""
-    return Annotated[int, Field(strict=True, ge=least, le=most, **more), BeforeValidator(_whole)]
+def whole(least: int, most: int, **more: Any) -> tuple[Any, ...]:
+    """Return what makes `int` the whole numbers from `least` to `most`, as in `Annotated[int, *whole(1, 8)]`."""
+    return Field(strict=True, ge=least, le=most, **more), BeforeValidator(_whole)
 
 
-def real(least: float, most: float, **more: Any) -> Any:
-    """Return the type of finite numbers from `least` to `most`, both included."""
-    return Annotated[float, Field(strict=True, ge=least, le=most, allow_inf_nan=False, **more)]
+def real(least: float, most: float) -> Any:
+    """Return what makes `float` the finite numbers from `least` to `most`, as in `Annotated[float, real(0, 1)]`."""
+    return Field(strict=True, ge=least, le=most, allow_inf_nan=False)
 
 
 # Names of features, tables and tasks become parts of dotted keys, of parameter names and of TorchScript attributes.
@@ -28,16 +28,16 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=4096)]
 
-Count = whole(1, 2**31 - 1)  # of steps, epochs, rows ...
-CountOrZero = whole(0, 2**31 - 1)
-Few = whole(1, 256)  # parts of a network: each is a module of its own
-Size = whole(1, 2**20)  # width of a layer
-Length = whole(1, 2**16)  # of a list of ids
+Count = Annotated[int, *whole(1, 2**31 - 1)]  # of steps, epochs, rows ...
+CountOrZero = Annotated[int, *whole(0, 2**31 - 1)]
+Few = Annotated[int, *whole(1, 256)]  # parts of a network: each is a module of its own
+Size = Annotated[int, *whole(1, 2**20)]  # width of a layer
+Length = Annotated[int, *whole(1, 2**16)]  # of a list of ids
 Units = Annotated[list[Size], Field(max_length=64)]
 # A seed is mixed with step and rank into 64 bits (trainers.runtime.ranks.seed_step): beyond 32 bits they would not fit.
-Seed = whole(0, 2**32 - 1)
-Positive = real(1e-30, 1e30)  # float32 knows it, its inverse and no zero
-PositiveOrZero = real(0, 1e30)
-Share = real(1e-9, 1)
+Seed = Annotated[int, *whole(0, 2**32 - 1)]
+Positive = Annotated[float, real(1e-30, 1e30)]  # float32 knows it, its inverse and no zero
+PositiveOrZero = Annotated[float, real(0, 1e30)]
+Share = Annotated[float, real(1e-9, 1)]
 Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
-Rate = real(1e-6, 1e6)  # GB, or GB per second
+Rate = Annotated[float, real(1e-6, 1e6)]  # GB, or GB per second

@@ -4,7 +4,6 @@ import atexit
 import contextlib
 import inspect
 import json
-import shutil
 import sys
 import types
 import typing
@@ -45,7 +44,6 @@ atexit.register(staging.close)
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Have the API read from a copy of the package alone: the repository, which is the package, holds its own .venv."""
     folder = staging.enter_context(staged())
-    shutil.copy(ROOT / "api.py", folder / "livetrain")
     for path in folder.rglob("*.py"):  # griffe knows the heading of examples in the plural only
         path.write_text(path.read_text(encoding="utf-8").replace(" Example:\n", " Examples:\n"), encoding="utf-8")
     config.plugins["mkdocstrings"].config.handlers["python"]["paths"] = [str(folder)]

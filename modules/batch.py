@@ -1,6 +1,8 @@
 """One batch on its way from Parquet to the model."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -23,9 +25,10 @@ class Batch(Pipelineable):
     groups: torch.Tensor | None = None  # (B,) int64, the column evaluate.group_by, only when evaluating
     sample_weights: torch.Tensor | None = None  # (B, T) float32, only where a task of the recipe has a sample_weight
 
-    def _map(self, change) -> "Batch":
+    def _map(self, change: Callable[[Any], Any]) -> "Batch":
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Batch(**{name: None if part is None else change(part) for name, part in parts.items()})
+        changed: dict[str, Any] = {name: None if part is None else change(part) for name, part in parts.items()}
+        return Batch(**changed)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         return self._map(lambda part: part.to(device=device, non_blocking=non_blocking))

@@ -83,6 +83,7 @@ class PCGrad(Combiner):
         self.tasks, self.seed = tasks, seed
 
     def forward(self, gram: Tensor | None, losses: Tensor | None, step: int) -> Tensor:
+        assert gram is not None  # see needs_gram; likewise below
         return project(gram, orders(self.tasks, self.seed, step))
 
 
@@ -136,6 +137,9 @@ class GradNorm(Combiner):
 
     needs_gram = needs_losses = True
 
+    weights: Tensor
+    initial: Tensor
+
     def __init__(self, alpha: float, lr: float, initial: Tensor) -> None:
         super().__init__()
         self.alpha, self.lr = alpha, lr
@@ -143,6 +147,8 @@ class GradNorm(Combiner):
         self.register_buffer("initial", initial.clone())
 
     def forward(self, gram: Tensor | None, losses: Tensor | None, step: int) -> Tensor:
+        assert gram is not None
+        assert losses is not None
         used = self.weights.clone()
         self.initial.copy_(torch.where(self.initial > 0, self.initial, losses))
         rates = torch.where(self.initial > 0, losses / self.initial, 1.0)
@@ -174,12 +180,15 @@ class Uncertainty(Combiner):
 
     needs_losses = True
 
+    log_variance: Tensor
+
     def __init__(self, tasks: int, lr: float) -> None:
         super().__init__()
         self.lr = lr
         self.register_buffer("log_variance", torch.zeros(tasks, dtype=torch.float64))
 
     def forward(self, gram: Tensor | None, losses: Tensor | None, step: int) -> Tensor:
+        assert losses is not None
         used = torch.exp(-self.log_variance)
         self.log_variance -= self.lr * (0.5 - used * losses)
         return used

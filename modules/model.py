@@ -45,7 +45,7 @@ class Dense(nn.Module):
         super().__init__()
         self.normalise = Normalise(width)
         self.network = network
-        self.bfloat16 = bfloat16
+        self.in_bfloat16 = bfloat16
         self.device_type = device_type
 
     def forward(
@@ -63,7 +63,7 @@ class Dense(nn.Module):
         dense = self.normalise(dense)
         if torch.jit.is_scripting():
             return self.network(values, lengths, dense, weights)
-        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.bfloat16):
+        with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.in_bfloat16):
             if keys is None:
                 logits = self.network(values, lengths, dense, weights)
             else:
@@ -87,17 +87,19 @@ class Model(nn.Module):
             or a table has a name that PyTorch's modules use.
     """
 
-    def __init__(self, recipe: Recipe, device: str = "cpu", tables_device: str = "cpu") -> None:
+    def __init__(
+        self, recipe: Recipe, device: str | torch.device = "cpu", tables_device: str | torch.device = "cpu"
+    ) -> None:
         super().__init__()
         features, tables = recipe.features, recipe.tables
         used = {name: table for name, f in features.items() if (table := f.looks_up())}
         keyed = sorted(used, key=lambda name: features[name].carrier != "ids")  # those made of numbers come last
-        self.hash = IdHash(
+        hashing = IdHash(
             keyed, [tables[used[n]].rows for n in keyed], [tables[used[n]].hash == "modulo" for n in keyed]
         )
-        self.select = None
-        if has_transforms(features):
-            self.hash, self.select = Prepare(features, self.hash).to(device), Select(features).to(device)
+        changed = has_transforms(features)
+        self.hash = Prepare(features, hashing).to(device) if changed else hashing
+        self.select = Select(features).to(device) if changed else None
         self.collections: dict[str, list[str]] = {}
         self.tables = nn.ModuleDict()
         for name, members in _collections(recipe).items():
@@ -149,6 +151,7 @@ class Model(nn.Module):
         self.key = net.key
         bfloat16 = recipe.train.precision == "bfloat16"
         self.dense = Dense(net, len(inputs.dense), bfloat16, torch.device(device).type).to(device)
+        collection: EmbeddingCollection
         for collection in self.tables.values():
             for name, table in collection.embeddings.items():
                 if not table.weight.is_meta:

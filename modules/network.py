@@ -38,13 +38,13 @@ class Network(nn.Module):
         tensor([4., 0., 4.])
     """
 
-    shares = False
-    key = None
-
     if TYPE_CHECKING:  # TorchScript would read these
         key: str | None
         trunk: nn.Module | None
         towers: Any
+
+    shares = False
+    key = None
 
     def __init__(self) -> None:
         super().__init__()

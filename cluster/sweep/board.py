@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -28,7 +29,7 @@ class Board:
         self._sweep, self.console = sweep, console or Console()
         self._starts: dict[int, float] = {}
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
-        self._cell = None  # the notebook's output that is drawn anew
+        self._cell: Any = None  # the notebook's output that is drawn anew
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sweep", daemon=True)
 
@@ -108,7 +109,7 @@ def trials_table(sweep: Record, limit: int | None = None) -> Table:
     if any(trial.state == "failed" for trial in sweep.trials):
         shown.add_column("error", overflow="fold")
     for trial in sweep.ranked()[:limit]:
-        cells = [trial.name, Text(trial.state, STYLES[trial.state]), f"{trial.epoch:.2f}"]
+        cells: list[str | Text] = [trial.name, Text(trial.state, STYLES[trial.state]), f"{trial.epoch:.2f}"]
         cells += [number(score) for score in trial.scores or [None] * len(sweep.metrics)]
         cells += [number(trial.values.get(key)) for key in sweep.space.domains]
         cells += ["*" if trial.number in front else ""] if front else []

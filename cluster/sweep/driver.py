@@ -33,7 +33,7 @@ from livetrain.trainers.runtime.process import prepare, threads
 from livetrain.trainers.train import preflight
 
 # What a trial holds that only starts workers and waits for them: no CPU, for its workers may need them all.
-DRIVER = {"memory": 2**29}
+DRIVER: dict[str, float] = {"memory": 2**29}
 POLL_S = 0.25  # between looks at a trial's log
 ERROR_LENGTH = 2000  # characters of a failed trial's error that are kept
 DIED = "\nthe trial's process died: it was killed, or memory ran out"
@@ -191,7 +191,9 @@ def _run(sweep: Sweep) -> None:
     board = Board(sweep)
     remaining = sweep.settings.samples - sum(trial.state in ENDED for trial in sweep.trials)
     cluster = sweep.recipe.cluster
-    own = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cuda else {}) if cluster.workers == 0 else DRIVER
+    own: dict[str, float] = (
+        {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cuda else {}) if cluster.workers == 0 else DRIVER
+    )
     with board:
         ray_tune.run(  # not a Tuner, which pickles all of this for a restore that sweeps do without
             ray_tune.with_resources(

@@ -24,7 +24,14 @@ _BINARY = {
     ast.Div: operator.truediv,
     ast.Pow: operator.pow,
 }
-_FUNCTIONS = {"abs": abs, "min": min, "max": max, "log": math.log, "exp": math.exp, "sqrt": math.sqrt}
+_FUNCTIONS: dict[str, Callable[..., float]] = {
+    "abs": abs,
+    "min": min,
+    "max": max,
+    "log": math.log,
+    "exp": math.exp,
+    "sqrt": math.sqrt,
+}
 _SIGNLESS = "pcoc"  # written by every evaluation; best at 1, so that neither direction is better
 _POINTS = (0.3, 0.6, 0.9)  # values of all metrics at which an expression's direction is asked
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import AutoLocator
 
 from livetrain.cluster.sweep.trials import Record, Trial
 from livetrain.cluster.sweep.words import number, short
-from livetrain.configs.space import Choice, Domain, LogUniform
+from livetrain.configs.space import Choice, Domain, LogUniform, Range
 from livetrain.trainers.observe.report.panels import COLORS, GREY, HAIR, INK
 
 COLORMAP = colormaps["viridis"]
@@ -110,6 +112,7 @@ def _place(domain: Domain, value: Any) -> float:
         return -0.1
     if isinstance(domain, Choice):
         return domain.choice.index(value) / max(len(domain.choice) - 1, 1)
+    assert isinstance(domain, Range)
     low, high = domain.ends()
     if isinstance(domain, LogUniform):
         return math.log(value / low) / math.log(high / low)
@@ -117,7 +120,11 @@ def _place(domain: Domain, value: Any) -> float:
 
 
 def _ticks(domain: Domain) -> list[tuple[float, str]]:
-    shown = domain.choice if isinstance(domain, Choice) else domain.ends()
+    shown: Sequence[Any] = ()
+    if isinstance(domain, Choice):
+        shown = domain.choice
+    elif isinstance(domain, Range):
+        shown = domain.ends()
     return [(_place(domain, value), number(value)) for value in shown]
 
 
@@ -131,7 +138,7 @@ def _importance(axes: Axes, sweep: Record) -> None:
     if found is None:
         return _missing(axes, f"fewer than {LEAST} trials to compare")
     shares, epoch, count = found
-    names = sorted(shares, key=shares.get)
+    names = sorted(shares, key=shares.__getitem__)
     axes.barh([short(name, sweep.space.domains) for name in names], [shares[name] for name in names], color=COLORS[0])
     axes.set_xlabel(f"share, by {count} trials at epoch {epoch:.2f}, which all of them reached", color=INK)
     return axes.grid(visible=False, axis="y")
@@ -199,7 +206,8 @@ def _curves(axes: Axes, sweep: Record) -> None:
     axes.plot([], [], color=COLORS[0], marker="o", markersize=4, label="finished")
     axes.plot([], [], color=GREY, marker="x", markersize=4, label="stopped early, failed or still running")
     axes.set_xlabel("epoch", color=INK)
-    return axes.legend(frameon=False, labelcolor=INK)
+    axes.legend(frameon=False, labelcolor=INK)
+    return None
 
 
 def _winner(sweep: Record) -> "Trial | None":
@@ -224,8 +232,11 @@ def _best(axes: Axes, sweep: Record) -> None:
             [*numbers, last], [*best, best[-1]], where="post", color=COLORS[1], linewidth=2, label="best finished"
         )
     axes.set_xlabel("trial", color=INK)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    return axes.legend(frameon=False, labelcolor=INK)
+    places = AutoLocator()
+    places.set_params(integer=True)
+    axes.xaxis.set_major_locator(places)
+    axes.legend(frameon=False, labelcolor=INK)
+    return None
 
 
 def _pareto(axes: Axes, sweep: Record) -> None:
@@ -236,12 +247,20 @@ def _pareto(axes: Axes, sweep: Record) -> None:
     trials = [trial for trial in _scored(sweep) if trial.state == "finished"]
     if not trials:
         return _missing(axes, "no trial has finished yet")
-    axes.scatter([t.scores[0] for t in trials], [t.scores[1] for t in trials], color=GREY, label="finished")
-    front = sorted(sweep.front, key=lambda trial: trial.scores[0])
-    points = [trial.scores[:2] for trial in front]
-    axes.plot(*zip(*points, strict=True), color=COLORS[1], marker="o", linewidth=1.5, label="front", zorder=3)
-    for trial in front:
-        axes.annotate(trial.name, trial.scores[:2], xytext=(5, 5), textcoords="offset points", color=INK, fontsize=9)
+    axes.scatter(*np.array([trial.scores[:2] for trial in trials], float).T, color=GREY, label="finished")
+    points = {trial.name: np.array(trial.scores[:2], float) for trial in sweep.front}
+    front = sorted(points, key=lambda name: float(points[name][0]))
+    axes.plot(
+        *np.array([points[name] for name in front]).T,
+        color=COLORS[1],
+        marker="o",
+        linewidth=1.5,
+        label="front",
+        zorder=3,
+    )
+    for name in front:
+        axes.annotate(name, tuple(points[name]), xytext=(5, 5), textcoords="offset points", color=INK, fontsize=9)
     axes.set_xlabel(f"{one.text} ({'more' if one.sign > 0 else 'less'} is better)", color=INK)
     axes.set_ylabel(f"{two.text} ({'more' if two.sign > 0 else 'less'} is better)", color=INK)
-    return axes.legend(frameon=False, labelcolor=INK)
+    axes.legend(frameon=False, labelcolor=INK)
+    return None

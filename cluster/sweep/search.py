@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from livetrain.cluster.sweep.trials import ENDED, Record, Trial
 from livetrain.configs.errors import BadInput
-from livetrain.configs.space import Choice, Domain, Integer, LogUniform
+from livetrain.configs.space import Choice, Domain, Integer, LogUniform, Range
 
 SCORE, TIME = "score", "epoch"  # keys of what a trial reports; more of the score is better
 REDUCTION = 3  # of trials, a third goes on from each rung
@@ -36,7 +36,8 @@ class Search(Searcher):
         self._sampler = _Optuna(sweep) if sweep.settings.search == "optuna" else None
         self._numbers: dict[str, int] = {}  # Tune's id -> ours
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None | str:
+    # Ray's own annotation leaves out Searcher.FINISHED, a string.
+    def suggest(self, trial_id: str) -> dict[str, Any] | None | str:  # type: ignore[override]
         """Return the next trial's number, which is its whole configuration."""
         sweep = self._sweep
         if self._open:
@@ -91,6 +92,7 @@ class _Optuna:
                 return domain.choice[asked.suggest_categorical(key, range(len(domain.choice)))]
             if isinstance(domain, Integer):
                 return asked.suggest_int(key, *domain.integer)
+            assert isinstance(domain, Range)
             return asked.suggest_float(key, *domain.ends(), log=isinstance(domain, LogUniform))
 
         return self._sweep.space.draw(pick)
@@ -141,7 +143,9 @@ def _distribution(domain: Domain) -> Any:
         return CategoricalDistribution(range(len(domain.choice)))
     if isinstance(domain, Integer):
         return IntDistribution(*domain.integer)
-    return FloatDistribution(*domain.ends(), log=isinstance(domain, LogUniform))
+    assert isinstance(domain, Range)
+    low, high = domain.ends()
+    return FloatDistribution(low, high, log=isinstance(domain, LogUniform))
 
 
 def _inner(domain: Domain, value: Any) -> Any:
@@ -158,16 +162,17 @@ def scheduler(sweep: Record) -> TrialScheduler:
         return FIFOScheduler()
     first, last = _rungs(sweep)
     # A trial at its last evaluation has nothing left to save: the scheduler is never told of it.
+    steps: dict[str, Any] = {"grace_period": first, "max_t": last}  # parts of epochs do as well as Ray's whole numbers
     asha = AsyncHyperBandScheduler(
-        time_attr=TIME, metric=SCORE, mode="max", grace_period=first, max_t=last, reduction_factor=REDUCTION,
-        stop_last_trials=False,
-    )  # fmt: skip
+        time_attr=TIME, metric=SCORE, mode="max", reduction_factor=REDUCTION, stop_last_trials=False, **steps
+    )
+    nobody: Any = None  # in the place of Tune's controller, which the scheduler does not ask
     for trial in sweep.trials:
         if trial.state in ("finished", "stopped"):
-            known = SimpleNamespace(trial_id=f"earlier-{trial.number}")
-            asha.on_trial_add(None, known)
+            known: Any = SimpleNamespace(trial_id=f"earlier-{trial.number}")
+            asha.on_trial_add(nobody, known)
             for line in sweep.evaluations(trial):
-                asha.on_trial_result(None, known, reported(sweep, line))
+                asha.on_trial_result(nobody, known, reported(sweep, line))
     return asha
 
 

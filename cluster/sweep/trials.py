@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field
 
@@ -32,7 +32,7 @@ class Settings(Section):
     """How a sweep searches."""
 
     metrics: list[str] = Field(min_length=1, description="what is chosen by; several give a Pareto front")
-    samples: whole(1, 10**6) = Field(20, description="trials")
+    samples: Annotated[int, *whole(1, 10**6)] = Field(20, description="trials")
     search: Literal["random", "optuna"] = "random"
     scheduler: Literal["asha", "none"] = "asha"
     seed: Seed = 1

@@ -1,5 +1,7 @@
 """How a sweep's values, keys and errors read in a table or a plot."""
 
+from collections.abc import Collection
+
 
 def number(value: object) -> str:
     """Return a value as a table shows it: four digits of a number, - for none."""
@@ -8,7 +10,7 @@ def number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def short(key: str, keys: object) -> str:
+def short(key: str, keys: Collection[str]) -> str:
     """Return as many of a dotted key's last parts as tell it from the other keys."""
     parts = key.split(".")
     for count in range(1, len(parts)):

@@ -3,7 +3,7 @@
 import contextlib
 import re
 from datetime import date, timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -59,11 +59,11 @@ class Data(Section):
 
     path: Text = Field(description="folder or URI (s3://, gs://, hdfs://) that holds train/, valid/ and test/, or days")
     days: Days | None = Field(None, description="the splits as days of path's partitions date=YYYY-MM-DD/")
-    batch_size: whole(1, 2**24) = Field(1536, description="rows per step over all workers together")
-    shards: whole(1, 2**16) = Field(
+    batch_size: Annotated[int, *whole(1, 2**24)] = Field(1536, description="rows per step over all workers together")
+    shards: Annotated[int, *whole(1, 2**16)] = Field(
         192, description="virtual shards; sample order depends on them and never on the workers"
     )
     shuffle_window: Count = Field(4096, description="least rows that a shard shuffles together")
-    threads: whole(1, 256) = Field(1, description="threads per worker that decode Parquet")
-    prefetch: whole(1, 1024) = Field(4, description="batches that a worker keeps ready")
+    threads: Annotated[int, *whole(1, 256)] = Field(1, description="threads per worker that decode Parquet")
+    prefetch: Annotated[int, *whole(1, 1024)] = Field(4, description="batches that a worker keeps ready")
     on_corrupt: Literal["stop", "skip"] = Field("stop", description="an unreadable row group: stop, or skip and count")

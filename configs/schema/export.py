@@ -1,6 +1,6 @@
 """What a run writes for others: the exported file, and Weights & Biases."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,8 +12,12 @@ Quantization = Literal["none", "float16", "int8"]
 
 class Export(Section):
     quantize: Quantization = Field("none", description="how the file stores tables; the dense part stays float32")
-    parity_rows: whole(1, 2**24) = Field(4096, description="held-out rows on which file and model must agree")
-    golden_rows: whole(1, 2**20) = Field(32, description="rows written to golden.json with their scores")
+    parity_rows: Annotated[int, *whole(1, 2**24)] = Field(
+        4096, description="held-out rows on which file and model must agree"
+    )
+    golden_rows: Annotated[int, *whole(1, 2**20)] = Field(
+        32, description="rows written to golden.json with their scores"
+    )
     golden: Literal["synthetic", "rows"] = Field(
         "synthetic", description="which rows those are: drawn, without any user's data, or the held-out rows themselves"
     )

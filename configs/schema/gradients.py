@@ -36,7 +36,7 @@ class GradNorm(Section):
 
     kind: Literal["gradnorm"]
     scope: Scope = "shared"
-    alpha: real(0, 100) = Field(1.5, description="how strongly the rates are pulled together")
+    alpha: Annotated[float, real(0, 100)] = Field(1.5, description="how strongly the rates are pulled together")
     lr: Positive = Field(0.025, description="of the task weights, whatever the schedule")
 
 

@@ -32,7 +32,7 @@ class Schedule(Section):
 
     warmup_steps: CountOrZero = Field(0, description="steps of linear rise from 0")
     decay: Literal["constant", "linear", "cosine"] = "constant"
-    final: real(0, 1) = Field(0.0, description="factor at the last step, for linear and cosine")
+    final: Annotated[float, real(0, 1)] = Field(0.0, description="factor at the last step, for linear and cosine")
 
 
 class Optimizers(Section):

@@ -145,5 +145,5 @@ def _check_division(recipe: Recipe) -> None:
         raise BadInput(f"data.shards: {shards} shards do not divide among {workers} workers; {mend}")
     if batch % shards:
         below = batch // shards * shards
-        wanted = ", ".join(str(n) for n in (below, below + shards) if n)
-        raise BadInput(f"data.batch_size: {batch} rows do not divide among {shards} data.shards; {wanted} would")
+        near_ones = ", ".join(str(n) for n in (below, below + shards) if n)
+        raise BadInput(f"data.batch_size: {batch} rows do not divide among {shards} data.shards; {near_ones} would")

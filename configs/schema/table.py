@@ -1,6 +1,6 @@
 """Embedding tables."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,8 +11,10 @@ from livetrain.configs.values import real, whole
 class Table(Section):
     """An embedding table, shared by every feature that names it."""
 
-    rows: whole(1, 2**40) = Field(description="ids that hash to one row share it")
-    dim: whole(1, 2**16, multiple_of=4) = Field(description="columns; a multiple of 4, as the fused kernels need")
+    rows: Annotated[int, *whole(1, 2**40)] = Field(description="ids that hash to one row share it")
+    dim: Annotated[int, *whole(1, 2**16, multiple_of=4)] = Field(
+        description="columns; a multiple of 4, as the fused kernels need"
+    )
     hash: Literal["mix", "modulo"] = Field(
         "mix", description="id -> row: a mixing hash for any ids, or the plain remainder for ids that are 0..rows-1"
     )
@@ -25,5 +27,7 @@ class Table(Section):
         description="on GPUs: rows in GPU memory, or in host memory behind a GPU cache; auto puts the largest tables "
         "behind a cache where not all fit",
     )
-    cache: real(1e-6, 1) = Field(0.2, description="part of a table in host memory that its GPU cache holds")
-    init_std: real(0, 1000) = Field(0.01, description="deviation of the normal initial values")
+    cache: Annotated[float, real(1e-6, 1)] = Field(
+        0.2, description="part of a table in host memory that its GPU cache holds"
+    )
+    init_std: Annotated[float, real(0, 1000)] = Field(0.01, description="deviation of the normal initial values")

@@ -1,5 +1,7 @@
 """What every kind of task is; the kinds themselves are in modules/tasks."""
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from livetrain.configs import registry
@@ -17,7 +19,7 @@ class Task(Section):
         description="binary: 0 or 1; watch_time: a time, whose expected value is predicted; regression: a number, in "
         "squared logarithms; retrieval: 0 or 1, whose positives are to be found among all items; or a registered kind",
     )
-    weight: real(1e-6, 1e6) = Field(1.0, description="of this task's loss among those of all tasks")
+    weight: Annotated[float, real(1e-6, 1e6)] = Field(1.0, description="of this task's loss among those of all tasks")
     unknown: bool = Field(False, description="null labels are not known yet: the task learns from the other rows")
     sample_weight: Text | None = Field(None, description="column of the rows' weights in this task's training loss")
     negatives_kept: Share = Field(1.0, description="share of this label's negatives that the training split has kept")

@@ -22,6 +22,9 @@ class Normalise(nn.Module):
         width: D, how many dense features there are.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))

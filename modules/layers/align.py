@@ -47,6 +47,8 @@ class Align(nn.Module):
     Source: FARM, 2502.09375, aligns domains by contrast; the form is decided here after CLIP (2103.00020).
     """
 
+    steps: Tensor
+
     def __init__(self, weight: float, temperature: float, warmup: int, gathered: bool) -> None:
         super().__init__()
         self.weight, self.temperature, self.warmup, self.gathered = weight, temperature, warmup, gathered

@@ -126,8 +126,9 @@ class Bottom(nn.Module):
         super().__init__()
         check_features(config.attention, config.pooled, inputs)
         self.gather = Gather(inputs, config.pooled)
-        self.histories = nn.ModuleList(History(part, config, inputs) for part in config.attention)
-        self.width = self.gather.width + sum(history.width for history in self.histories)
+        histories = [History(part, config, inputs) for part in config.attention]
+        self.histories = nn.ModuleList(histories)
+        self.width = self.gather.width + sum(history.width for history in histories)
 
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None

@@ -27,7 +27,7 @@ class Library:
         given: list[ctypes.c_int64 | ctypes.c_double | ctypes.c_void_p] = []
         for argument in arguments:
             if isinstance(argument, int | float):
-                given.append((ctypes.c_int64 if isinstance(argument, int) else ctypes.c_double)(argument))
+                given.append(ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_double(argument))
                 continue
             if argument is not None and not (argument.is_contiguous() and argument.dtype in (self.dtype, torch.int64)):
                 raise ValueError(f"{name}: a {argument.dtype} tensor of shape {tuple(argument.shape)} cannot be read")

@@ -16,14 +16,13 @@ class Cross(nn.Module):
 
     def __init__(self, width: int, layers: int, rank: int | None = None) -> None:
         super().__init__()
-        self.down = nn.ModuleList(
-            nn.Identity() if rank is None else nn.Linear(width, rank, bias=False) for _ in range(layers)
-        )
-        self.up = nn.ModuleList(nn.Linear(rank or width, width) for _ in range(layers))
-        for linear in [*self.down, *self.up]:
+        down = [nn.Identity() if rank is None else nn.Linear(width, rank, bias=False) for _ in range(layers)]
+        up = [nn.Linear(rank or width, width) for _ in range(layers)]
+        self.down, self.up = nn.ModuleList(down), nn.ModuleList(up)
+        for linear in [*down, *up]:
             if isinstance(linear, nn.Linear):
                 nn.init.xavier_normal_(linear.weight)
-        for linear in self.up:
+        for linear in up:
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:

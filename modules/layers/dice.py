@@ -1,6 +1,7 @@
 """Dice, the activation of DIN: a PReLU whose turning point follows the data."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,9 @@ class _Dice(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, alpha: Tensor, scale: Tensor, shift: Tensor, valid: Tensor, count: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, alpha: Tensor, scale: Tensor, shift: Tensor, valid: Tensor, count: Tensor
+    ) -> Tensor:
         out, p = torch.empty_like(x), torch.empty_like(x)  # (B, H)
         rest = 1 - alpha
         for x_t, p_t, out_t in _tiles(x, p, out):
@@ -77,7 +80,7 @@ class _Dice(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, p, alpha, scale, shift, valid, count = ctx.saved_tensors
         rest = 1 - alpha
         d_x, d_z = torch.empty_like(x), torch.empty_like(x)  # (B, H); z = scale * x + shift, p = sigmoid(z)
@@ -100,7 +103,9 @@ class _CompiledDice(torch.autograd.Function):
     """`_Dice` by compiled passes, for contiguous x; valid is None where every row is."""
 
     @staticmethod
-    def forward(ctx, library: Library, x: Tensor, alpha: Tensor, curve: Tensor, valid, count) -> Tensor:
+    def forward(
+        ctx: Any, library: Library, x: Tensor, alpha: Tensor, curve: Tensor, valid: Tensor | None, count: Tensor
+    ) -> Tensor:
         out = torch.empty_like(x)
         library.call("dice_forward", *x.shape, x, curve, out)
         ctx.library = library
@@ -109,7 +114,7 @@ class _CompiledDice(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, curve, valid, count = ctx.saved_tensors
         d_x, sums = torch.empty_like(x), x.new_zeros(3, x.size(1))
         ctx.library.call("dice_backward", *x.shape, x, gradient.contiguous(), curve, d_x, sums)
@@ -134,6 +139,9 @@ class Dice(nn.Module):
 
     Source: Zhou et al., "Deep interest network", 1706.06978, equation 3; alpha starts at 0.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, units: int, momentum: float = 0.1, eps: float = 1e-8) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 """Sums and collections over all ranks that autograd sees through."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -7,13 +9,13 @@ from torch import Tensor
 
 class _AllReduceSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         total = x.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # Every rank's loss depends on every rank's x.
         return _AllReduceSum.apply(gradient)
 
@@ -36,13 +38,13 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         everyone = x.new_empty(dist.get_world_size() * x.size(0), *x.shape[1:])
         dist.all_gather_into_tensor(everyone, x.contiguous())
         return everyone
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         # Every rank's loss depends on every rank's x.
         return _AllReduceSum.apply(gradient).chunk(dist.get_world_size())[dist.get_rank()]
 

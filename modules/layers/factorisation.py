@@ -70,7 +70,7 @@ class Factorisation(nn.Module):
         super().__init__()
         self.pairs = BiInteraction(fields, dense)
         ones = torch.ones(fields.tasks, self.pairs.width)
-        self.register_parameter("weight", nn.Parameter(ones) if fields.tasks > 1 else None)
+        self.weight = nn.Parameter(ones) if fields.tasks > 1 else None
 
     def forward(self, factors: list[Tensor], dense: Tensor, weights: Tensor | None) -> Tensor:
         """Args: factors (B, k) per field, dense (B, D), weights unused. Returns: (B, T)."""

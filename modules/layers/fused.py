@@ -6,7 +6,7 @@ is cheaper to compute again than to write to main memory and read back.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,18 @@ class Relevance(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, library, events, dices, e, q, base, event, product, *rest: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        library: Library,
+        events: Events,
+        dices: Sequence[Dice],
+        e: Tensor,
+        q: Tensor,
+        base: Tensor,
+        event: Tensor,
+        product: Tensor,
+        *rest: Tensor,
+    ) -> Tensor:
         """Args:
         library: to call.
         events: where the rows' events lie.
@@ -64,7 +75,7 @@ class Relevance(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         offsets, valid, e, q, event, product, *saved = ctx.saved_tensors
         d_out, out, correct, rest = _back(ctx.library, ctx.units, valid, saved, gradient)
         (rows, d), width = q.shape, event.size(1)
@@ -81,7 +92,16 @@ class Layers(torch.autograd.Function):
     """x_1 = W x + b,  x_i+1 = W_i dice_i(x_i) + b_i:  the last one."""
 
     @staticmethod
-    def forward(ctx, library, valid, dices, x: Tensor, weight: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        library: Library,
+        valid: Tensor | None,
+        dices: Sequence[Dice],
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *rest: Tensor,
+    ) -> Tensor:
         """Args:
         library: to call.
         valid: (B,), 0 for padding rows; None where there are none.
@@ -102,7 +122,7 @@ class Layers(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         valid, x, weight, *saved = ctx.saved_tensors
         d_out, out, correct, rest = _back(ctx.library, ctx.units, valid, saved, gradient)
         (rows, k), width = x.shape, weight.size(0)
@@ -117,7 +137,7 @@ class WeightedSums(torch.autograd.Function):
     """The sum of each row's events e (N, d) times their weights w (N, 1): (B, d)."""
 
     @staticmethod
-    def forward(ctx, library, events, w: Tensor, e: Tensor) -> Tensor:
+    def forward(ctx: Any, library: Library, events: Events, w: Tensor, e: Tensor) -> Tensor:
         ctx.library = library
         ctx.save_for_backward(events.offsets, w, e)
         out = e.new_empty(events.offsets.size(0) - 1, e.size(1))
@@ -126,7 +146,7 @@ class WeightedSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         offsets, w, e = ctx.saved_tensors
         d_w, d_e = torch.empty_like(w), torch.empty_like(e)
         ctx.library.call("pool_backward", *gradient.shape, offsets, w, e, gradient.contiguous(), d_w, d_e)
@@ -242,7 +262,8 @@ def _back(
         The gradient of x_1, (N, H), but for what the statistics add; x_1 and the `correction` that tells this, None
         where no Dice follows; the gradients of `rest`.
     """
-    weights, kept, rest = saved[: len(units)], saved[len(units) :], []
+    weights, kept = saved[: len(units)], saved[len(units) :]
+    rest: list[Tensor] = []
     d_out, out, correct = gradient.contiguous(), None, None
     for i in reversed(range(len(units))):
         x, curve, count = kept[3 * i : 3 * i + 3]

@@ -25,6 +25,8 @@ class Kernel(nn.Module):
     TOIS 2018, 1807.00311: kernel FM.
     """
 
+    masked: Tensor
+
     def __init__(self, fields: Fields, dense: int) -> None:
         super().__init__()
         dims = [*fields.dims.values(), dense]

@@ -1,6 +1,6 @@
 """Multi-layer perceptron with the activations of the ranking models."""
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +71,8 @@ class MLP(nn.Module):
     @torch.jit.unused
     def _native(self, library: compiled.Library, x: Tensor, weights: Tensor | None) -> Tensor:
         """Do what `forward` does by compiled passes."""
+        linears, dices = cast(list[nn.Linear], list(self.linears)), cast(list[Dice], list(self.activations))
         if isinstance(self.last, nn.Linear):
-            return fused.layers(library, x, weights, [*self.linears, self.last], list(self.activations))
-        *dices, last = self.activations
-        return last(fused.layers(library, x, weights, list(self.linears), dices), weights)
+            return fused.layers(library, x, weights, [*linears, self.last], dices)
+        *dices, last = dices
+        return last(fused.layers(library, x, weights, linears, dices), weights)

@@ -23,6 +23,11 @@ class Rarity(nn.Module):
     them, B would end at 1 for all of these alike.
     """
 
+    batches: Tensor
+    last: Tensor
+    between: Tensor
+    counts: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))

@@ -95,7 +95,7 @@ class Histogram:
         self.counts = np.zeros((BINS, BINS), np.int64)
         self.sums = np.zeros(5)
 
-    def add(self, labels: np.ndarray, predictions: np.ndarray) -> None:
+    def count(self, labels: np.ndarray, predictions: np.ndarray) -> None:
         """Count rows: (n,) labels and predictions."""
         self.sums += _sums(labels, predictions)
         height = np.log1p(labels.astype(np.float64)) / _TOP

@@ -12,13 +12,13 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.cross import Cross
 from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.mlp import MLP
-from livetrain.modules.models.dnn import DNNConfig
+from livetrain.modules.models.dnn import TowerConfig
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
 from livetrain.modules.tasks.heads import Heads
 
 
-class DCNv2Config(DNNConfig):
+class DCNv2Config(TowerConfig):
     """A cross network and a tower on embeddings, mean-pooled sequences and dense features."""
 
     kind: Literal["dcnv2"] = "dcnv2"

@@ -8,14 +8,14 @@ from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.factorisation import Factorisation
 from livetrain.modules.layers.fields import Fields
-from livetrain.modules.models.dnn import DNNConfig
+from livetrain.modules.models.dnn import TowerConfig
 from livetrain.modules.models.interactions import Interactions
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.models.wide_deep import Deep
 from livetrain.modules.tasks.heads import Heads
 
 
-class DeepFMConfig(DNNConfig):
+class DeepFMConfig(TowerConfig):
     """First-order weights, products of factors, and a tower on factors and dense features."""
 
     kind: Literal["deepfm"] = "deepfm"

@@ -15,13 +15,18 @@ from livetrain.modules.network import Network
 from livetrain.modules.tasks.heads import Heads
 
 
-class DNNConfig(ModelConfig):
-    """A tower on embeddings, mean-pooled sequences and dense features."""
+class TowerConfig(ModelConfig):
+    """The keys of every model with one tower."""
 
-    kind: Literal["dnn"] = "dnn"
     units: Units = Field([200, 80], description="hidden layers of the tower")
     activation: Literal["dice", "relu"] = "relu"
     dropout: Dropout = 0.0
+
+
+class DNNConfig(TowerConfig):
+    """A tower on embeddings, mean-pooled sequences and dense features."""
+
+    kind: Literal["dnn"] = "dnn"
 
 
 @register_model("dnn", DNNConfig)

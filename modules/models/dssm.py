@@ -4,7 +4,7 @@ Huang et al., "Learning deep structured semantic models for web search using cli
 in Yi et al., RecSys 2019 (10.1145/3298689.3346996).
 """
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -37,7 +37,7 @@ class DSSMConfig(ModelConfig):
     units: Units = Field([128, 64], description="hidden layers of each tower")
     activation: Literal["dice", "relu"] = "relu"
     dropout: Dropout = 0.0
-    temperature: real(1e-3, 1000) = Field(0.1, description="divides the cosine in the softmax")
+    temperature: Annotated[float, real(1e-3, 1000)] = Field(0.1, description="divides the cosine in the softmax")
     log_q: bool = Field(True, description="correct for how often an item is in batches")
 
 
@@ -49,6 +49,8 @@ class Tower(nn.Module):
         inputs: the features of this side.
         columns: which columns of the dense tensor are this side's.
     """
+
+    columns: Tensor
 
     def __init__(self, config: DSSMConfig, inputs: Inputs, columns: list[int]) -> None:
         super().__init__()
@@ -149,6 +151,9 @@ class DSSM(Network):
         BadInput: see `Towers`; several tasks.
     """
 
+    if TYPE_CHECKING:  # TorchScript would read it
+        key: str
+
     shares = True
     __jit_ignored_attributes__ = ["rarity"]  # which only training needs, and which is large
 
@@ -172,6 +177,8 @@ class DSSM(Network):
     ) -> dict[str, Tensor]:
         user, item = self.towers(values, lengths, dense, weights)
         if self.training and not torch.jit.is_scripting():
+            assert keys is not None  # see Network.key
+            assert weights is not None
             return {self.task: self._against_others(user, item, keys, lengths[self.key], weights > 0)}
         return {self.task: (user * item).sum(1)}
 

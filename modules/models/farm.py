@@ -3,7 +3,8 @@
 The paper has no public code, and what is known of it is its structure. What was decided here says so where it stands.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
 from pydantic import Field, field_validator, model_validator
@@ -22,7 +23,7 @@ from livetrain.modules.layers.domain import Domain
 from livetrain.modules.layers.frequency import Learned, Plain, Split
 from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.sequence import Block, Cross, Positions
-from livetrain.modules.models.ple import CGCConfig, Trunk
+from livetrain.modules.models.ple import ExpertsConfig, Trunk
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import REGULARISER, Network
 from livetrain.modules.tasks.heads import Heads
@@ -34,11 +35,11 @@ class FrequencyConfig(Section):
     filter: Literal["split", "learned"] = Field(
         "split", description="gated low and high frequencies of each user's own length; or FMLP-Rec's learned filter"
     )
-    cutoff: real(1e-6, 2**16) = Field(
+    cutoff: Annotated[float, real(1e-6, 2**16)] = Field(
         3, description="split: number of low frequencies, or below 1 the share of a user's own"
     )
     units: Units = Field([32], description="split: hidden layers of the gates")
-    length: whole(2, 2**16) | None = Field(
+    length: Annotated[int, *whole(2, 2**16)] | None = Field(
         None, description="learned: events to which every row is padded; newest ones count"
     )
     dropout: Dropout = 0.0
@@ -61,15 +62,17 @@ class AlignConfig(Section):
     """How the two domains' views of a user are pulled together."""
 
     user: Name = Field(description="id feature of the user, whose other rows are no negatives")
-    weight: real(0, 1e6) = Field(0.1, description="of the alignment's loss beside the tasks'; 0 leaves it out")
-    temperature: real(1e-3, 1000) = 0.1
+    weight: Annotated[float, real(0, 1e6)] = Field(
+        0.1, description="of the alignment's loss beside the tasks'; 0 leaves it out"
+    )
+    temperature: Annotated[float, real(1e-3, 1000)] = 0.1
     warmup: CountOrZero = Field(0, description="steps in which the weight rises from 0")
     negatives: Literal["global", "rank"] = Field(
         "global", description="rows of the whole batch; or only of the rank, which learns otherwise on more ranks"
     )
 
 
-class FARMConfig(CGCConfig):
+class FARMConfig(ExpertsConfig):
     """One or two domains of events: filtered by frequency, aligned, fused by attention; then PLE."""
 
     kind: Literal["farm"] = "farm"
@@ -80,10 +83,10 @@ class FARMConfig(CGCConfig):
     fuse: Literal["attention", "concat"] = Field(
         "attention", description="self- and cross-attention before the candidate looks; or only the candidate's look"
     )
-    blocks: whole(0, 256) = Field(1, description="self-attention blocks per domain")
+    blocks: Annotated[int, *whole(0, 256)] = Field(1, description="self-attention blocks per domain")
     heads: Size = 2
     positions: Length = Field(64, description="newest events that have a position of their own")
-    levels: whole(1, 32) = Field(1, description="of PLE; one level is CGC")
+    levels: Annotated[int, *whole(1, 32)] = Field(1, description="of PLE; one level is CGC")
 
     @model_validator(mode="after")
     def _fits(self) -> "FARMConfig":
@@ -99,6 +102,7 @@ def _filter(config: FARMConfig, name: str) -> nn.Module:
     if frequency is None:
         return Plain(config.width)
     if frequency.filter == "learned":
+        assert frequency.length is not None  # see FrequencyConfig
         return Learned(config.width, frequency.length, frequency.dropout)
     return Split(config.width, frequency.cutoff, frequency.units, frequency.dropout, name)
 
@@ -116,10 +120,11 @@ class _Fuse(nn.Module):
         super().__init__()
         width, count = config.width, len(config.attention)
         self.positions = nn.ModuleList(Positions(config.positions, width) for _ in range(count))
-        self.blocks = nn.ModuleList(
+        blocks = nn.ModuleList(
             nn.ModuleList(Block(width, config.heads, config.dropout, causal=False) for _ in range(config.blocks))
             for _ in range(count)
         )
+        self.blocks = cast(Sequence[nn.ModuleList], blocks)
         self.crosses = nn.ModuleList(
             Cross(width, config.heads, config.dropout) for _ in range(count if count > 1 else 0)
         )
@@ -177,12 +182,16 @@ class FARM(Network):
     shares = True
     user: str
 
+    if TYPE_CHECKING:  # TorchScript would read it
+        trunk: Trunk
+
     def __init__(self, config: FARMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         super().__init__()
         check_features(config.attention, config.pooled, inputs)
         width, align = config.width, config.align
         self.gather = Gather(inputs, config.pooled)
-        self.domains = nn.ModuleList(Domain(part, inputs, width) for part in config.attention)
+        domains = nn.ModuleList(Domain(part, inputs, width) for part in config.attention)
+        self.domains = cast(Sequence[Domain], domains)
         self.filters = nn.ModuleList(_filter(config, part.events[0]) for part in config.attention)
         self.user = align.user if align else ""
         self.align = None
@@ -191,10 +200,11 @@ class FARM(Network):
         if align and align.weight:
             self.align = Align(align.weight, align.temperature, align.warmup, align.negatives == "global")
         self.fuse = _Fuse(config) if config.fuse == "attention" else None
-        self.units = nn.ModuleList(
+        units = nn.ModuleList(
             ActivationUnit(width, 0, config.attention_units, config.activation, config.softmax)
             for _ in config.attention
         )
+        self.units = cast(Sequence[ActivationUnit], units)
         x = self.gather.width + width * len(config.attention)
         self.trunk = Trunk(config, tasks, x, config.levels)
         self.heads = Heads(tasks)
@@ -242,4 +252,5 @@ class FARM(Network):
         valid = (counts[0] > 0) & (counts[1] > 0)
         if weights is not None:
             valid = valid & (weights > 0)
+        assert self.align is not None
         return self.align(one, other, signature(jagged.rows(values[self.user], lengths[self.user])), valid)

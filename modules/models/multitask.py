@@ -1,6 +1,6 @@
 """The frame of the multi-task networks: one bottom, a trunk with an output per task, heads."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -44,6 +44,9 @@ class MultiTask(Network):
     """
 
     shares = True
+
+    if TYPE_CHECKING:  # TorchScript would read it
+        trunk: nn.Module
 
     def __init__(self, bottom: Bottom, trunk: nn.Module, heads: Heads) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """NCF: neural collaborative filtering (He et al., WWW 2017, arXiv 1708.05031): GMF, MLP and NeuMF."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -22,7 +22,7 @@ class NCFConfig(ModelConfig):
     kind: Literal["ncf"] = "ncf"
     user: Name = Field("user", description="id feature")
     item: Name = Field(description="id feature")
-    product: whole(0, 2**16) = Field(
+    product: Annotated[int, *whole(0, 2**16)] = Field(
         8, description="columns of either id's table row whose products count; 0: MLP alone"
     )
     units: Units = Field([64, 32, 16, 8], description="hidden layers on the other columns; without these, GMF alone")

@@ -11,13 +11,13 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.factorisation import BiInteraction
 from livetrain.modules.layers.fields import Fields
 from livetrain.modules.layers.mlp import MLP
-from livetrain.modules.models.dnn import DNNConfig
+from livetrain.modules.models.dnn import TowerConfig
 from livetrain.modules.models.interactions import Interactions
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads
 
 
-class NFMConfig(DNNConfig):
+class NFMConfig(TowerConfig):
     """First-order weights, and a tower on the products of factors."""
 
     kind: Literal["nfm"] = "nfm"

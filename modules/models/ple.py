@@ -1,6 +1,6 @@
 """CGC and PLE: progressive layered extraction (Tang et al., RecSys 2020, 10.1145/3383313.3412236)."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -15,20 +15,25 @@ from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads
 
 
-class CGCConfig(MultiTaskConfig):
-    """One level of own and shared experts, a gate and a tower per task."""
+class ExpertsConfig(MultiTaskConfig):
+    """The keys of every model with experts of each task and of all."""
 
-    kind: Literal["cgc"] = "cgc"
     own: Few = Field(1, description="experts of each task, a level")
     shared: Few = Field(1, description="experts of all tasks, a level")
     expert_units: Layers = Field([128], description="layers of an expert")
 
 
-class PLEConfig(CGCConfig):
+class CGCConfig(ExpertsConfig):
+    """One level of own and shared experts, a gate and a tower per task."""
+
+    kind: Literal["cgc"] = "cgc"
+
+
+class PLEConfig(ExpertsConfig):
     """CGC in several levels."""
 
     kind: Literal["ple"] = "ple"
-    levels: whole(1, 32) = 2
+    levels: Annotated[int, *whole(1, 32)] = 2
 
 
 class Trunk(nn.Module):
@@ -41,7 +46,7 @@ class Trunk(nn.Module):
         levels: how many.
     """
 
-    def __init__(self, config: CGCConfig, tasks: dict[str, Task], width: int, levels: int) -> None:
+    def __init__(self, config: ExpertsConfig, tasks: dict[str, Task], width: int, levels: int) -> None:
         super().__init__()
         sizes = [width] + [config.expert_units[-1]] * levels
         self.streams = len(tasks) + 1

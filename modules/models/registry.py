@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 from livetrain.configs.registry import MODELS
+from livetrain.configs.schema import ModelConfig, Task
+from livetrain.modules.inputs import Inputs
 from livetrain.modules.network import Network
 
 
-def register_model(kind: str, config: type) -> Callable[[type[Network]], type[Network]]:
+def register_model(kind: str, config: type[ModelConfig]) -> Callable[[type[Network]], type[Network]]:
     """Make the decorated `Network` that of ``model.kind: kind``.
 
     Args:
@@ -26,8 +28,8 @@ def register_model(kind: str, config: type) -> Callable[[type[Network]], type[Ne
     return enter
 
 
-def network(kind: str) -> type[Network]:
-    """Return the network class of `kind`.
+def network(kind: str) -> Callable[[ModelConfig, Inputs, dict[str, Task]], Network]:
+    """Return the network class of `kind`, which is called with its config, the features and the tasks.
 
     Raises:
         BadInput: no model has this name.

@@ -9,13 +9,13 @@ from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.fields import Fields
 from livetrain.modules.layers.mlp import MLP
-from livetrain.modules.models.dnn import DNNConfig
+from livetrain.modules.models.dnn import TowerConfig
 from livetrain.modules.models.interactions import Interactions
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads
 
 
-class WideDeepConfig(DNNConfig):
+class WideDeepConfig(TowerConfig):
     """First-order weights, and a tower on factors and dense features."""
 
     kind: Literal["wide_deep"] = "wide_deep"
@@ -30,7 +30,7 @@ class Deep(nn.Module):
         dense: D, number of dense features.
     """
 
-    def __init__(self, config: DNNConfig, fields: Fields, dense: int) -> None:
+    def __init__(self, config: TowerConfig, fields: Fields, dense: int) -> None:
         super().__init__()
         width = sum(fields.dims.values()) + dense
         self.tower = MLP(width, config.units, config.activation, config.dropout, fields.tasks)

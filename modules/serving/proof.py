@@ -21,7 +21,6 @@ from livetrain.modules.serving.scorer import Scorer
 
 _ROWS = 6
 _TABLE = 8  # rows of a table
-_CLOSE = {"rtol": 1e-4, "atol": 1e-5, "equal_nan": True}
 _MEND = "read ids by self.row and histories by self.pool"
 _PROVED: set[tuple[str, ...]] = set()  # what this process has proved: trials and nights have one network
 
@@ -72,7 +71,7 @@ def prove(recipe: Recipe) -> None:
 
 def _prove(recipe: Recipe) -> None:
     model = Model(recipe).eval().requires_grad_(False)
-    model.dense.bfloat16 = False
+    model.dense.in_bfloat16 = False
     scorer, kind = Scorer(model, recipe).eval(), f"model.kind: '{recipe.model.kind}'"
     with torch.no_grad():
         _answers(kind, model, recipe, _made_up(recipe, whole=True), "rows that have every feature", "mend its forward")
@@ -162,7 +161,8 @@ def _check_rank(kind: str, recipe: Recipe, rows: _Rows, scorer: Scorer) -> None:
 
 def _check_same(what: str, found: dict[str, Tensor], wanted: dict[str, Tensor], mend: str = "mend its forward") -> None:
     for task, score in wanted.items():
-        if found[task].shape != score.shape or not torch.allclose(found[task], score, **_CLOSE):
+        same = found[task].shape == score.shape
+        if not same or not torch.allclose(found[task], score, rtol=1e-4, atol=1e-5, equal_nan=True):
             raise BadInput(f"{what} (task '{task}'); {mend}")
 
 

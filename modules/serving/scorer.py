@@ -6,17 +6,19 @@ once, are looked up once and, in DIN, are attended to without being repeated.
 What it needs is plain PyTorch: neither torchrec nor fbgemm has to be loaded, in Python or in C++.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torchrec.modules.embedding_modules import EmbeddingCollection
 
 from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.features import hashing
 from livetrain.modules.features.dense import Normalise
 from livetrain.modules.features.registry import transforms
 from livetrain.modules.model import Model
-from livetrain.modules.serving.quantized import store
+from livetrain.modules.serving.quantized import ByteTable, FloatTable, store
 from livetrain.modules.tasks.registry import kinds
 
 
@@ -35,7 +37,9 @@ class Lookup(nn.Module):
     limit: int
     modulo: bool
 
-    def __init__(self, name: str, limit: int, table: nn.Module, modulo: bool, transform: nn.Module | None) -> None:
+    def __init__(
+        self, name: str, limit: int, table: FloatTable | ByteTable, modulo: bool, transform: nn.Module | None
+    ) -> None:
         super().__init__()
         self.name = name
         self.limit = limit
@@ -103,7 +107,7 @@ class NumberLookup(nn.Module):
     name: str
     modulo: bool
 
-    def __init__(self, name: str, table: nn.Module, modulo: bool, transform: nn.Module) -> None:
+    def __init__(self, name: str, table: FloatTable | ByteTable, modulo: bool, transform: nn.Module) -> None:
         super().__init__()
         self.name = name
         self.table = table
@@ -161,18 +165,24 @@ class Features(nn.Module):
         super().__init__()
         chosen = {n: f for n, f in recipe.features.items() if names is None or n in names}
         keyed = {n: table for n, f in chosen.items() if (table := f.looks_up())}
-        weights = {name: table.weight for part in model.tables.values() for name, table in part.embeddings.items()}
+        weights: dict[str, Tensor] = {}
+        collection: EmbeddingCollection
+        for collection in model.tables.values():
+            weights |= {name: table.weight for name, table in collection.embeddings.items()}
         tables = {name: store(weights[name], quantize) for name in set(keyed.values())}
-        changed = {name: None if chosen[name].plain else t for name, t in transforms(chosen).items()}
-        self.lookups = nn.ModuleList()
+        made = transforms(chosen)
+        changed = {name: None if chosen[name].plain else transform for name, transform in made.items()}
+        lookups: list[Lookup | NumberLookup] = []
         for name, table in keyed.items():
-            rest = (tables[table], recipe.tables[table].hash == "modulo", changed[name])
+            stored, modulo = tables[table], recipe.tables[table].hash == "modulo"
             if chosen[name].carrier == "numbers":
-                self.lookups.append(NumberLookup(name, *rest))
+                lookups.append(NumberLookup(name, stored, modulo, made[name]))
             else:
-                self.lookups.append(Lookup(name, chosen[name].limit if chosen[name].form == "sequence" else 0, *rest))
+                limit = chosen[name].limit if chosen[name].form == "sequence" else 0
+                lookups.append(Lookup(name, limit, stored, modulo, changed[name]))
+        self.lookups = cast(Sequence[Lookup | NumberLookup], nn.ModuleList(lookups))
         self.columns = [name for name, feature in chosen.items() if feature.form == "dense"]
-        self.numbers = nn.ModuleList(Number(name, changed[name]) for name in self.columns)
+        self.numbers = cast(Sequence[Number], nn.ModuleList(Number(name, changed[name]) for name in self.columns))
 
     def _gather(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor], shared: bool

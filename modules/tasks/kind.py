@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from livetrain.configs.schema import Task
 
-Array = TypeVar("Array")  # a tensor or a numpy array
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 class Needs(StrEnum):

@@ -49,7 +49,7 @@ class _Predicted(numeric.Histogram):
         self._kind = kind
 
     def add(self, labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray) -> None:
-        super().add(labels, self._kind.predict(logits))
+        self.count(labels, self._kind.predict(logits))
 
     def curves(self, measured: bool) -> dict[str, list[Any]]:
         return {"calibration": [], "auc_by_length": []}

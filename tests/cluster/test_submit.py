@@ -18,6 +18,7 @@ from livetrain.cluster import parcel, submit
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import dump_recipe, load_recipe
 from tests import heads, outside, samples
+from tests.wheels import OUTSIDE, tracked
 
 ROOT = Path(__file__).parents[2]
 
@@ -335,7 +336,7 @@ def test_headers_must_be_an_object(monkeypatch, text):
 
 def test_only_sources_and_the_recipe_travel(tmp_path):
     names = """
-        __init__.py __main__.py pyproject.toml configs/schema/recipe.py configs/recipes/mine.yaml configs/.env
+        __init__.py __main__.py api.py pyproject.toml configs/schema/recipe.py configs/recipes/mine.yaml configs/.env
         cluster/.hidden/x.py
         modules/models/din.py modules/__pycache__/din.pyc trainers/token.txt cluster/setup.sh data/a.parquet
         modules/layers/fused.cpp runs/a/config.yaml .git/config notes.py
@@ -347,6 +348,7 @@ def test_only_sources_and_the_recipe_travel(tmp_path):
     own = {
         "__init__.py",
         "__main__.py",
+        "api.py",
         "configs/schema/recipe.py",
         "modules/models/din.py",
         "modules/layers/fused.cpp",
@@ -355,12 +357,18 @@ def test_only_sources_and_the_recipe_travel(tmp_path):
     assert found["livetrain/modules/models/din.py"] == b"modules/models/din.py"
 
 
+def test_every_source_travels():
+    wanted = {f"livetrain/{path}" for path in tracked() if path.endswith(".py") and path.split("/")[0] not in OUTSIDE}
+    assert len(wanted) > 200
+    assert wanted == {name for name in parcel.sources() if name.endswith(".py")}
+
+
 def test_the_sources_run_without_an_installation(tmp_path):
     for name, content in parcel.sources().items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
     metadata = "importlib.metadata.distribution('livetrain').locate_file('x')"
-    script = f"import importlib.metadata, livetrain; print(livetrain.__file__, {metadata})"
+    script = f"import importlib.metadata, livetrain.api; print(livetrain.api.__file__, {metadata})"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert [(tmp_path / path).parent for path in done.stdout.split()] == [tmp_path / "livetrain", tmp_path]
 

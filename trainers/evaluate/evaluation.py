@@ -190,7 +190,7 @@ class Evaluation:
     ) -> None:
         self._label_type = _label_type(list(tasks.values()))
         self._store = _Exact(tasks) if memory == "exact" else _Bounded(tasks, sample_rows)
-        self._pending: list[tuple[torch.Tensor | None, ...]] = []
+        self._pending: list[list[torch.Tensor]] = []  # logits, labels, weights, and of groups and lengths what is given
         self._given: tuple[bool, bool] | None = None  # groups, lengths
         self._curves: dict[str, Any] | None = None
 
@@ -219,18 +219,19 @@ class Evaluation:
             raise ValueError("groups and lengths belong in every update of an evaluation or in none")
         self._given = given
         tensors = (logits, labels, weights, groups, lengths)
-        self._pending.append(tuple(None if x is None else x.detach() for x in tensors))
+        self._pending.append([x.detach() for x in tensors if x is not None])
         if logits.device.type == "cpu" or len(self._pending) >= _PENDING:
             self._flush()
 
     def _flush(self) -> None:
         if not self._pending:
             return
-        columns = [None if x[0] is None else torch.cat(x).cpu() for x in zip(*self._pending, strict=True)]
+        columns = [torch.cat(x).cpu() for x in zip(*self._pending, strict=True)]
         self._pending.clear()
-        logits, labels, weights, groups, lengths = columns
-        real = (weights != 0).numpy()
-        labels = labels.float().numpy()[real]
+        grouped, measured = self._given or (False, False)
+        groups, lengths = columns[3] if grouped else None, columns[-1] if measured else None
+        logits, real = columns[0], columns[2].ne(0).numpy()
+        labels = columns[1].float().numpy()[real]
         number = int(real.sum())
         rows = _Rows(
             logits.float().numpy()[real],
@@ -238,7 +239,7 @@ class Evaluation:
             np.zeros(number, np.int64) if groups is None else groups.numpy()[real].astype(np.int64),
             bucket(np.zeros(number) if lengths is None else lengths.numpy()[real]),
         )
-        self._store.add(rows, grouped=groups is not None)
+        self._store.add(rows, grouped=grouped)
 
     def compute(self) -> dict[str, float]:
         """Return the metrics over the rows of all ranks. Collective: every rank calls it and gets the same figures.

@@ -25,8 +25,8 @@ def _reduce(array: np.ndarray, operation: Any = dist.ReduceOp.SUM) -> np.ndarray
     return tensor.cpu().numpy()
 
 
-def _gather(column: np.ndarray) -> np.ndarray | None:
-    """Return every rank's (n,) column, one after the other, on rank 0; None on the others."""
+def _gather(column: np.ndarray) -> np.ndarray:
+    """Return every rank's (n,) column, one after the other, on rank 0; an empty one on the others."""
     world, main = ranks.world(), ranks.is_main()
     if world == 1:
         return column
@@ -42,4 +42,4 @@ def _gather(column: np.ndarray) -> np.ndarray | None:
         dist.gather(sent, received, dst=0)
         for rank, tensor in enumerate(received or []):
             parts[rank].append(tensor[: max(int(sizes[rank]) - start, 0)].cpu().numpy())
-    return np.concatenate([piece for rank in parts for piece in rank]) if main else None
+    return np.concatenate([piece for rank in parts for piece in rank])

@@ -58,6 +58,7 @@ class Retrieval:
         """Take in the batch that was just scored."""
         if self._towers is None:
             return
+        assert self._seen is not None  # the batch was scored inside `watching`
         user, item = (vectors.detach().float() for vectors in self._seen)
         part = batch.ids[self._key]
         keys = jagged.rows(part.values().unsqueeze(1), part.lengths()).squeeze(1)

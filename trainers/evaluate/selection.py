@@ -45,7 +45,7 @@ def picks(recipe: Recipe, metrics: Mapping[str, Any]) -> str | None:
 def is_better(recipe: Recipe, metrics: Mapping[str, Any], best: Mapping[str, Any] | None) -> bool:
     """Tell whether an evaluation picks a new best checkpoint: its metrics against the best one's so far."""
     by, before = picks(recipe, metrics), picks(recipe, best) if best is not None else None
-    if before is None:
+    if best is None or before is None:
         return True
     if by != before:
         return by == recipe.select()

@@ -44,7 +44,7 @@ def plain_model(recipe: Recipe, path: Path) -> Model:
         checkpoint.load_plain(model, path)
     except run_folder.Damaged as error:
         raise BadInput(f"{error}; {ANOTHER}") from None
-    model.dense.bfloat16 = False
+    model.dense.in_bfloat16 = False
     return model.eval().requires_grad_(False)
 
 
@@ -140,7 +140,8 @@ def _replace(out: Path, draft: Path) -> None:
             with suppress(FileNotFoundError):  # another export has just moved it away
                 out.rename(draft.with_name(f"old-{secrets.token_hex(4)}"))
         try:
-            return draft.rename(out)
+            draft.rename(out)
+            return
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another export has just come to stand there
                 raise

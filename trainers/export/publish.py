@@ -230,7 +230,9 @@ def _claim(place: Place, version: str) -> int:
 
 def _check_conditions(place: Place, name: str) -> None:
     """Raise BadInput where a small object can be written over though it is not as it was read."""
-    content, tag = place.read(name)
+    found = place.read(name)
+    assert found is not None  # it was written just now, and nobody else's is deleted so young
+    content, tag = found
     place.swap(name, tag, content + b"again\n")
     if place.swap(name, tag, content) or place.swap(name, None, content):
         raise BadInput(
@@ -305,15 +307,16 @@ def _prune(place: Place, dropped: list[dict[str, Any]]) -> None:
         place.remove(each["folder"])
     found = {**place.listed(), **{name: at for part in (_FENCES, DRAFTS) for name, at in _below(place, part)}}
     pointer, _ = _read(place)  # after the listing: what is old there and not named now never will be
-    if pointer is None or POINTER not in found:
+    now = found.get(POINTER)
+    if pointer is None or now is None:
         return
     kept = {each["folder"] for each in (pointer, *pointer["versions"])}
     folders = {int(match["fence"]): match[0] for match in map(_FOLDER.fullmatch, found) if match}
     for name, written in found.items():
         part, _, last = name.partition("/")
         fence = int(last) if part == _FENCES and last.isdecimal() else None
-        folder = folders.get(fence)
-        if not last or folder in kept or found[POINTER] - written <= ABANDONED_S:
+        folder = folders.get(fence) if fence is not None else None
+        if not last or written is None or folder in kept or now - written <= ABANDONED_S:
             continue
         if folder is not None:
             place.remove(folder)

@@ -125,5 +125,7 @@ def synthetic_rows(recipe: Recipe, signature: dict[str, Any], rows: int) -> dict
             continue
         lengths = events if feature.form == "sequence" else there.astype(np.int64)
         found["lengths"][name] = lengths.tolist()
-        found["ids"][name] = drawn.integers(0, recipe.tables[feature.looks_up()].rows, lengths.sum()).tolist()
+        table = feature.looks_up()
+        assert table is not None  # ids are looked up
+        found["ids"][name] = drawn.integers(0, recipe.tables[table].rows, int(lengths.sum())).tolist()
     return {"rows": rows, **found}

@@ -9,7 +9,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.source import Source
-from livetrain.trainers.runtime import manifest, runlog
+from livetrain.trainers.runtime import run_folder, runlog
 from livetrain.trainers.runtime.versions import versions
 
 _FORMAT = 1
@@ -18,7 +18,7 @@ _TIME = "timestamp"  # a column of this name, if the training split has it, says
 
 def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str, Any]:
     """Return what a caller has to know about the file, and where it comes from."""
-    step = manifest.read(path)["step"]
+    step = run_folder.content(path)["step"]
     normalise = model.dense.normalise
     moments = zip(normalise.mean.tolist(), normalise.std.tolist(), strict=True)
     statistics = dict(zip(model.numbers, moments, strict=True))

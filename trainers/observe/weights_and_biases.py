@@ -94,6 +94,7 @@ class Tracker:
         import wandb
 
         asked = self._recipe.wandb
+        assert asked is not None  # see __enter__
         self._run = wandb.init(
             project=asked.project,
             entity=asked.entity,
@@ -134,11 +135,11 @@ class Tracker:
     def _export(self, folder: Path, signature: dict[str, Any]) -> None:
         import wandb
 
-        about = {key: signature[key] for key in ("checkpoint", "metrics", "parity") if key in signature}
+        about: dict[str, Any] = {key: signature[key] for key in ("checkpoint", "metrics", "parity") if key in signature}
         artifact = wandb.Artifact(f"{self._recipe.name}-model", type="model", metadata=about)
         # Uploaded before this ends, the files need no copy; one that is synchronised later does.
-        policy = "mutable" if self._recipe.wandb.mode == "offline" else "immutable"
-        artifact.add_dir(str(folder), policy=policy)
+        offline = self._recipe.wandb is not None and self._recipe.wandb.mode == "offline"
+        artifact.add_dir(str(folder), policy="mutable" if offline else "immutable")
         self._run.log_artifact(artifact)
 
 
@@ -174,5 +175,6 @@ def _run_id(run: Path, recipe: Recipe) -> str:
     """Return the run's id: its name, and a draw that tells it from an earlier run of that name; made once."""
     path = run / "wandb" / "id"
     if not path.exists():
+        assert recipe.name is not None  # a run's recipe has one
         write_text(path, f"{recipe.name[:64]}-{secrets.token_hex(4)}")
     return path.read_text(encoding="utf-8")

@@ -103,7 +103,7 @@ def find_checkpoint(run: Path, which: str, mend: str = LAST) -> Path:
         )
     if which == "last":
         return found[-1]
-    best = manifest.read(found[-1])["position"]["best_step"]
+    best = content(found[-1])["position"]["best_step"]
     if best is None:
         raise BadInput(f"{run}: not evaluated yet, so no checkpoint is the best; {mend}")
     path = checkpoint(run, best)

@@ -137,7 +137,7 @@ def terminated() -> bool:
     return _orders.terminated
 
 
-def exit_code(code: int | str | None) -> int | str | None:
+def exit_code(code: int) -> int:
     """Return the exit code of a command that would end with `code` but for what it was told; it has nothing left to do.
 
     No alarm may follow: the interpreter's end, long as it is where torch and Ray were, takes its handler away.

@@ -84,7 +84,7 @@ class Saver:
         self._sharded, self._recipe, self._run = sharded, recipe, run
         self._buffers: dict[tuple, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
-        self._write: Callable[[], None] | None = None
+        self._write: Callable[[], None] = lambda: None
         self._error: BaseException | None = None
 
     def __enter__(self) -> "Saver":
@@ -213,11 +213,12 @@ def write(state: dict[str, Any], run: Path, content: dict[str, Any], group: dist
 
 def _together(work: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
     """Do a rank's part of the work; return every rank's result, or raise WriteFailed on every rank."""
+    mine: T | WriteFailed
     try:
         mine = work()
     except (Exception, dcp.CheckpointException) as error:  # the latter is no Exception
         mine = WriteFailed(_in_words(error))
-    everyone = [mine]
+    everyone: list[Any] = [mine]
     if group is not None:
         everyone = [None] * ranks.world()
         dist.all_gather_object(everyone, mine, group=group)
@@ -236,7 +237,8 @@ def _in_words(error: BaseException) -> str:
 def _write_tensors(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> None:
     # Copying ahead is for tensors on a GPU, and would open the first one from this thread.
     writer = dcp.FileSystemWriter(path, sync_files=True, per_thread_copy_ahead=0)
-    with config.patch({"save.compute_crc32": False}):  # the manifest's hashes are what is checked
+    # The manifest's hashes are what is checked. torch adds `patch` to the module when it is imported.
+    with config.patch({"save.compute_crc32": False}):  # type: ignore[attr-defined]
         dcp.save(state, storage_writer=writer, process_group=group, no_dist=group is None)
 
 
@@ -318,13 +320,13 @@ def read(state: dict[str, Any], path: Path) -> None:
     damaged = [d for d in ranks.gather(manifest.damage(path, found, (ranks.rank(), ranks.world()))) if d]
     if damaged:
         raise Damaged(damaged[0])
-    gone, reader = None, None
+    gone: str | None = None
     try:
         reader = restore.Reader(path, set(found["files"]))
     except OSError as error:
         gone = str(error)
-    if any(gone := ranks.gather(gone)):
-        raise Damaged(f"{path}: this checkpoint is gone ({next(filter(None, gone))})")
+    if where := [each for each in ranks.gather(gone) if each]:
+        raise Damaged(f"{path}: this checkpoint is gone ({where[0]})")
     try:
         dcp.load(state, storage_reader=reader, planner=restore.Planner(), no_dist=ranks.world() == 1)
     except dcp.CheckpointException as error:  # which is no Exception

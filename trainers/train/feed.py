@@ -47,24 +47,29 @@ class Meter:
     """What happened since the last line of the log: loss, rows, time, waiting, and a hash of the rows trained."""
 
     def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.waited_before = 0.0
-        self.sums = self.samples = None
+        self._begin(0.0)
+
+    def _begin(self, waited: float) -> None:
+        self.started, self.waited_before = time.perf_counter(), waited
+        self.sums: torch.Tensor | None = None
+        self.samples: torch.Tensor | None = None
 
     def add(self, output: Output) -> None:
         rows = output.batch.rows
         # Order within the batch and among ranks does not matter: a sum of mixed row numbers, padding left out.
         samples = torch.where(rows >= 0, mix(rows), torch.zeros_like(rows)).sum()
         sums = torch.cat([output.loss_sums, output.weight_sums, output.count.reshape(1)])
-        if self.sums is None:
+        if self.sums is None or self.samples is None:
             self.sums, self.samples = sums, samples
         else:
             self.sums, self.samples = self.sums + sums, self.samples + samples
 
     def read(self, waited: float) -> dict[str, Any]:
         """Return the figures over all ranks and start anew. Collective."""
+        assert self.sums is not None  # a line comes after a step
+        assert self.samples is not None
         *totals, rows = ranks.summed(self.sums.double()).tolist()
-        samples = ranks.summed(self.samples.reshape(1)).item()
+        samples = int(ranks.summed(self.samples.reshape(1)).item())
         seconds = time.perf_counter() - self.started
         sums, weights = totals[: len(totals) // 2], totals[len(totals) // 2 :]
         out = {
@@ -75,6 +80,5 @@ class Meter:
             "data_wait": (waited - self.waited_before) / seconds,
             "samples": f"{samples & (2**64 - 1):016x}",
         }
-        self.__init__()
-        self.waited_before = waited
+        self._begin(waited)
         return out

@@ -6,7 +6,7 @@ run that was killed goes on from its last checkpoint as if nothing had happened.
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -92,6 +92,7 @@ class Trainer:
         Raises:
             Stopped: it was told to, and has saved what it had.
         """
+        assert self.recipe.name is not None  # a run has one
         self.listener = Listener(self.job.run)
         found = checkpoint.load_latest(self.sharded, self.recipe, self.job.run)
         if found:
@@ -119,9 +120,10 @@ class Trainer:
         if self.position.pop("due", False):  # stopped within an evaluation
             self._validate()
             self._save()
-        batches, epoch = None, -1
+        batches: Generator[Batch, None, None] | None = None
+        epoch = -1
         while self.step < self.total and not self._out_of_patience():
-            if self.step // self.reader.steps != epoch:
+            if batches is None or self.step // self.reader.steps != epoch:
                 epoch = self.step // self.reader.steps
                 batches = self.reader.batches(epoch, self.step % self.reader.steps)
             self._advance(batches, self._next_evaluation())
@@ -159,7 +161,7 @@ class Trainer:
             self.step += 1
             if logged:
                 self._log(feed.waited, self.utilisation.read(output.batch.weights))
-            if self.step < stop and self.listener.told():
+            if self.step < stop and self.listener is not None and self.listener.told():
                 self._stop()
             if train.checkpoint_every and self.step % train.checkpoint_every == 0 and self.step < stop:
                 self._save()
@@ -197,7 +199,7 @@ class Trainer:
         """Return (metrics, curves) of the present weights on a split. Collective."""
         evaluation = Evaluation(kinds(self.recipe.tasks), memory=self.recipe.evaluate.memory)
         sequences = {n: f.limit for n, f in self.recipe.features.items() if f.form == "sequence"}
-        history = max(sequences, key=sequences.get, default=None)
+        history = max(sequences, key=sequences.__getitem__, default=None)
         retrieval = Retrieval(self.sharded.model.dense.network, self.recipe)
         self.sharded.module.eval()
         reader = self._reader(split, shuffle=False)

@@ -34,6 +34,8 @@ class Loss(nn.Module):
     tasks weigh in is not decided here.
     """
 
+    only_positives: torch.Tensor | None
+
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
         self.tasks = list(recipe.tasks)

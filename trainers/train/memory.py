@@ -10,13 +10,14 @@ from torch import nn
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.modules.model import Model
 from livetrain.modules.optimizers import table_optimizer
 
 _DENSE_STATE = {"adam": 8, "adamw": 8, "adagrad": 4, "sgd": 0}  # bytes of the optimizer per number
 ELEMENT = {"float32": 4, "float16": 2}  # bytes
 
 
-def check(recipe: Recipe, model: nn.Module, saves: bool = True, free: int | None = None) -> None:
+def check(recipe: Recipe, model: Model, saves: bool = True, free: int | None = None) -> None:
     """Refuse a run of this machine's own that its memory cannot hold. What a cluster's machines hold, they tell.
 
     Args:
@@ -52,7 +53,7 @@ class Part:
     mend: str
 
 
-def needs(recipe: Recipe, model: nn.Module, saves: bool = True) -> list[Part]:
+def needs(recipe: Recipe, model: Model, saves: bool = True) -> list[Part]:
     """Return what a run takes at the least: parameters with their optimizers' state, once more for the checkpoint that
     is being written, and a step's batch with what is computed of it."""
     copies, copied = (2, " and a checkpoint's copy") if saves else (1, "")
@@ -75,7 +76,7 @@ def needs(recipe: Recipe, model: nn.Module, saves: bool = True) -> list[Part]:
     return parts
 
 
-def _row(recipe: Recipe, model: nn.Module) -> int:
+def _row(recipe: Recipe, model: Model) -> int:
     """Return what a row of a batch takes at the least: lists of one id, values and gradients of what layers return."""
     features = recipe.features.values()
     read = sum(4 if feature.carrier == "numbers" else 16 for feature in features)

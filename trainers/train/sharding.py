@@ -19,7 +19,7 @@ from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingCollection
-from torchrec.optim.keyed import KeyedOptimizerWrapper
+from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from livetrain.configs.errors import BadInput
@@ -46,7 +46,7 @@ class Sharded:
 
     recipe: Recipe
     module: DistributedModelParallel
-    optimizers: dict[str, torch.optim.Optimizer]  # "tables" (fused), "dense", "replicated": those that exist
+    optimizers: dict[str, KeyedOptimizer]  # "tables" (fused), "dense", "replicated": those that exist
     pipeline: Pipeline
     device: torch.device
 
@@ -181,7 +181,7 @@ def _sharded_collections(module: nn.Module) -> Iterator[tuple[str, EmbeddingColl
             yield path, child
 
 
-def _codecs(recipe: Recipe):
+def _codecs(recipe: Recipe) -> dict[str, Any] | None:
     kind = recipe.cluster.quantize_comms
     if kind == "none":
         return None
@@ -190,14 +190,14 @@ def _codecs(recipe: Recipe):
     return get_qcomm_codecs_registry(QCommsConfig(forward_precision=forward, backward_precision=CommType.BF16))
 
 
-def _optimizers(recipe: Recipe, module: DistributedModelParallel) -> dict[str, torch.optim.Optimizer]:
+def _optimizers(recipe: Recipe, module: DistributedModelParallel) -> dict[str, KeyedOptimizer]:
     replicated_paths = tuple(
         f"{path}." for path, child in module.module.named_modules() if isinstance(child, ReplicatedCollection)
     )
     rest = dict(in_backward_optimizer_filter(module.module.named_parameters()))
     replicated = {k: p for k, p in rest.items() if k.startswith(replicated_paths)} if replicated_paths else {}
     dense = {k: p for k, p in rest.items() if k not in replicated}
-    out: dict[str, torch.optim.Optimizer] = {}
+    out: dict[str, KeyedOptimizer] = {}
     if any(isinstance(m, ShardedEmbeddingCollection) for m in module.modules()):
         out["tables"] = module.fused_optimizer
     if replicated:

@@ -18,7 +18,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.train_pipeline.pipeline_context import PrefetchTrainPipelineContext
 from torchrec.distributed.train_pipeline.runtime_forwards import PrefetchPipelinedForward
 from torchrec.distributed.train_pipeline.utils import _prefetch_embeddings, _wait_for_batch
-from torchrec.optim.keyed import CombinedOptimizer
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
@@ -51,7 +51,7 @@ class Update(CombinedOptimizer):
 
     def __init__(
         self,
-        optimizers: dict[str, torch.optim.Optimizer],
+        optimizers: dict[str, KeyedOptimizer],
         combination: Combination,
         dense: list[nn.Parameter],
         clip_norm: float | None,

@@ -122,7 +122,7 @@ def _smaller(value: Any, rows: int) -> Any:
         everything = ShardMetadata([0] * len(size), size, f"rank:{ranks.rank()}/cpu")
         whole = ShardedTensorMetadata([everything], torch.Size(size), value.metadata().tensor_properties)
         place = ShardedTensorBase._init_from_local_shards_and_global_metadata(shards, whole)
-        place._process_group = None  # which asking for the size mentions
+        place._process_group = None  # type: ignore[attr-defined]  # which asking for the size mentions
         return place
     if isinstance(value, torch.Tensor) and value.dim() > 0:
         return torch.empty(rows, *value.shape[1:], dtype=value.dtype)

@@ -40,7 +40,7 @@ def test_the_histogram_is_within_its_bound(rows):
     labels, predictions = (np.array(x, np.float32) for x in zip(*rows, strict=True))
     histogram = numeric.Histogram()
     for part in (slice(0, 7), slice(7, None)):
-        histogram.add(labels[part], predictions[part])
+        histogram.count(labels[part], predictions[part])
     exact, found = numeric.figures(labels, predictions), histogram.figures()
     error = found.pop("xauc_error")
     assert found == pytest.approx(exact, nan_ok=True, abs=1e-9)  # these values lie in bins of their own
@@ -52,7 +52,7 @@ def test_the_bound_holds_where_bins_are_shared():
     labels = np.where(draw.random(3000) < 0.4, 0, draw.lognormal(1, 0.3, 3000))
     predictions = labels * draw.lognormal(0, 1, 3000) + 0.1
     histogram = numeric.Histogram()
-    histogram.add(labels, predictions)
+    histogram.count(labels, predictions)
     exact, found = numeric.figures(labels, predictions), histogram.figures()
     assert 0 < abs(found["xauc"] - exact["xauc"]) <= found["xauc_error"] < 0.02
 

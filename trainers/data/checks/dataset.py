@@ -3,6 +3,7 @@
 import datetime
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def spaced(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist() if count else []
 
 
-def _first(batches):
+def _first(batches: Iterator[pa.RecordBatch]) -> list[pa.RecordBatch]:
     batch = next(batches, None)
     return [] if batch is None else [batch]
 
@@ -190,10 +191,10 @@ def _define(dataset: Dataset) -> None:
     pieces = []
     for number, part in enumerate(dataset.parts):
         files = ", ".join(_text(_without_globs(str(path))) for path in part.files)
-        day = datetime.date.fromisoformat(part.name).toordinal() - _EPOCH if dataset.by_day else number
+        of_day = datetime.date.fromisoformat(part.name).toordinal() - _EPOCH if dataset.by_day else number
         if files:
             read = f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
-            pieces.append(f"SELECT {', '.join([*columns, f'{number} AS _part', f'{day} AS _day'])} FROM {read}")
+            pieces.append(f"SELECT {', '.join([*columns, f'{number} AS _part', f'{of_day} AS _day'])} FROM {read}")
     dataset.query(f"CREATE VIEW parts AS {' UNION ALL '.join(pieces)}")
     dataset.dated = dataset.by_day
     view, time = "SELECT * FROM parts", _settle_time(dataset)
@@ -207,7 +208,9 @@ def _define(dataset: Dataset) -> None:
 def _settle_time(dataset: Dataset) -> str | None:
     """Find the time column's unit and return its name, if it holds any time. What is no time loses that role."""
     time = dataset.roles.time
-    ends = dataset.query(f"SELECT min({quoted(time)}), max({quoted(time)}) FROM parts")[0] if time else (None, None)
+    if time is None:
+        return None
+    ends = dataset.query(f"SELECT min({quoted(time)}), max({quoted(time)}) FROM parts")[0]
     if ends[0] is None:
         return None
     dataset.unit = 1000 if ends[1] > MILLISECONDS else 1

@@ -16,9 +16,10 @@ def duplicates(dataset: Dataset) -> list[Finding]:
     learned from, which is wrong. Rows with a null in the key are left out.
     """
     roles = dataset.roles
-    key = [roles.group, roles.item, roles.time]
-    if None in key:
-        missing = [name for name, column in zip(("group", "item", "time"), key, strict=True) if column is None]
+    known = {"group": roles.group, "item": roles.item, "time": roles.time}
+    key = [column for column in known.values() if column is not None]
+    if len(key) < len(known):
+        missing = [name for name, column in known.items() if column is None]
         text = f"not checked: no {' and no '.join(missing)} column; name it in dataset.json under roles"
         return [Finding("duplicates", "rows", Verdict.look, text)]
     names = ", ".join(key)

@@ -53,7 +53,10 @@ def measure(dataset: Dataset) -> list[Label]:
         )
         strange = sum(row[6] for row in rows)
         promised = not pa.types.is_floating(dataset.schema.field(name).type)
-        days = [Day(*row[:4], row[4] or 0.0, row[5] or 0.0) for row in rows]
+        days = [
+            Day(day, part, count, known, mean or 0.0, variance or 0.0)
+            for day, part, count, known, mean, variance, _ in rows
+        ]
         found.append(Label(name, promised or not strange, strange if promised else 0, days))
     return found
 

@@ -40,8 +40,7 @@ def write(checked: Checked, path: Path) -> Path:
 
 def draw(checked: Checked) -> Figure:
     """Draw label rates by day, unseen ids by day, the best leakage probes and the sequences' lengths."""
-    figure = Figure(figsize=(16, 10), dpi=100, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.2, wspace=0.03, hspace=0.04, rect=(0, 0, 1, 0.895))
+    figure = Figure(figsize=(16, 10), dpi=100, layout=look.layout(0.895), facecolor="white")
     panels = figure.subplots(2, 2)
     _headline(figure, checked)
     _draw_rates(panels[0][0], checked)
@@ -154,10 +153,9 @@ def _line(number: int, points: int) -> dict:
 
 def _fitting_legend(axes: Axes, count: int, what: str) -> None:
     """Draw a legend above the lines, of as many columns as its words have room for; it takes no part in the layout."""
-    longest = max(len(line.get_label()) for line in axes.get_lines())
+    longest = max(len(str(line.get_label())) for line in axes.get_lines())
     columns = max(1, min(4, count, LEGEND // (longest + 8)))
-    look.legend(axes, "upper left", columns)
-    axes.get_legend().set_in_layout(False)
+    look.legend(axes, "upper left", columns).set_in_layout(False)
     if count > LINES:
         look.note(axes, f"and {count - LINES} more {what}", 0.99, 1.01, ha="right", va="bottom")
 

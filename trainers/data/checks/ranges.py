@@ -96,10 +96,13 @@ def _judged(dataset: Dataset, summary: Summary) -> list[tuple[Verdict, str]]:
             worst = max(zip(names, summary.nulls, strict=True), key=lambda pair: abs(pair[1] - learned))
             text = f"null in {share(worst[1])} of {worst[0]}, in {share(learned)} of the rows to learn from"
             said.append((Verdict.look, f"{text} ({listed(apart)})"))
-    if summary.least is not None and summary.least == summary.most and name in dataset.roles.dense:
-        said.append((Verdict.look, f"always {summary.least:g}: it says nothing"))
-    if name in dataset.roles.dense and summary.std:
-        far = max(summary.most - summary.mean, summary.mean - summary.least) / summary.std
+    least, most, mean, std = summary.least, summary.most, summary.mean, summary.std
+    if name not in dataset.roles.dense or least is None or most is None or mean is None or std is None:
+        return said
+    if least == most:
+        said.append((Verdict.look, f"always {least:g}: it says nothing"))
+    if std:
+        far = max(most - mean, mean - least) / std
         if far > FAR:
             text = f"reaches {far:,.0f} deviations from its mean; a logarithm or a cap when preparing would help"
             said.append((Verdict.look, text))

@@ -12,6 +12,8 @@ from livetrain.trainers.data.read.files import is_list
 TIMES, GROUPS = ("timestamp",), ("user", "user_id")
 ITEMS = ("room", "video", "movie", "item", "live_id", "video_id", "item_id", "streamer")
 
+_ONE = ("time", "group", "item")  # roles of one column
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -36,7 +38,7 @@ class Roles:
         """Return a column's part in a word, '' where it has none."""
         words = {"labels": "label", "ids": "id", "sequences": "sequence", "dense": "dense"}
         found = [words[name] for name in words if column in getattr(self, name)]
-        return ", ".join(found or [name for name in ("time", "group", "item") if getattr(self, name) == column])
+        return ", ".join(found or [name for name in _ONE if getattr(self, name) == column])
 
 
 _WANTED = {
@@ -91,7 +93,8 @@ def settle(manifest: dict[str, Any], schema: pa.Schema) -> tuple[Roles, list[Fin
         text = f"dataset.json has no roles; by type and name, labels: {listed(roles.labels) or 'none'}"
         return roles, [Finding("roles", "dataset.json", Verdict.look, text)]
     given = {part.name: manifest["roles"][part.name] for part in fields(Roles) if manifest["roles"].get(part.name)}
-    roles, findings = Roles(**given), []
+    settled: dict[str, Any] = {}
+    findings: list[Finding] = []
     for name in given:
         columns = [given[name]] if isinstance(given[name], str) else given[name]
         usable = []
@@ -99,7 +102,8 @@ def settle(manifest: dict[str, Any], schema: pa.Schema) -> tuple[Roles, list[Fin
             mend = _misfit(name, column, schema)
             findings += [Finding("roles", column, Verdict.wrong, mend)] if mend else []
             usable += [] if mend else [column]
-        roles = replace(roles, **{name: usable if isinstance(given[name], list) else next(iter(usable), None)})
+        settled[name] = next(iter(usable), None) if name in _ONE else usable
+    roles = Roles(**settled)
     if roles.item is None:
         roles = replace(roles, item=next((name for name in ITEMS if name in roles.ids), None))
     if not findings:

@@ -90,8 +90,10 @@ def _filled(name: str, kind: pa.DataType, manifest: dict[str, Any]) -> pa.DataTy
     """Return a column's type; where it is null in every file, that of its role, or a number's."""
     if not is_null(kind):
         return kind
-    given = manifest.get("roles") if isinstance(manifest.get("roles"), dict) else {}
-    part = next((part for part, names in given.items() if name == names or name in (names or ())), "dense")
+    roles = manifest.get("roles")
+    given: dict[str, Any] = roles if isinstance(roles, dict) else {}
+    columns = {part: [names] if isinstance(names, str) else names or () for part, names in given.items()}
+    part = next((part for part, names in columns.items() if name in names), "dense")
     if is_list(kind) or part == "sequences":
         return pa.list_(pa.int64())
     return pa.float64() if part in ("dense", "labels") else pa.int64()

@@ -1,6 +1,6 @@
 """All checks of a prepared dataset: `livetrain data check`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,14 +85,15 @@ def columns_table(checked: Checked) -> Table:
     summaries = {summary.column: summary for summary in checked.summaries}
     lists = {column.column: column for column in checked.lengths}
     for column in checked.dataset.schema:
-        cells = [
+        cells: list[str | Text] = [
             Text(column.name),
             checked.dataset.roles.of(column.name),
             Text(_kind(column.type)),
         ]
         if column.name in summaries:
             found = summaries[column.name]
-            values = [found.least, *(found.quantiles or [None] * 3), found.most]
+            between: Sequence[float | None] = found.quantiles or [None] * 3
+            values = [found.least, *between, found.most]
             cells += [share(found.null_share), *map(_compact, values)]
         elif column.name in lists:
             cells += ["length", *map(_compact, _spread(lists[column.name]))]

@@ -114,6 +114,7 @@ def _floats(array: pa.Array) -> np.ndarray:
 
 def _column(array: pa.Array) -> Column:
     """Return a column of ids or of lists of ids; a null is no id or an empty list, a null element is left out."""
+    offsets: np.ndarray | None
     if isinstance(array, pa.ListArray | pa.LargeListArray):
         if array.null_count:  # a null list may have values in memory
             offsets, values = running(array.value_lengths().fill_null(0).to_numpy()), array.flatten()

@@ -175,7 +175,7 @@ def read_footer(filesystem: fs.FileSystem, path: str) -> tuple[pq.FileMetaData, 
 
 def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Return (column, kind, recipe key) of everything that the recipe reads."""
-    wanted = []
+    wanted: list[tuple[str, str, str]] = []
     for name, feature in recipe.features.items():
         kind = "dense" if feature.carrier == "numbers" else feature.form
         wanted.append((recipe.column(name), kind, f"features.{name}"))
@@ -309,7 +309,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def settled(columns: dict[str, pa.DataType], wanted: list[tuple[str, str, str]]) -> pa.Schema:
     """Return the schema of a split's columns; what is null in every file has the type of its part in the recipe."""
-    fields = {}
+    fields: dict[str, pa.Field] = {}
     for column, kind, _ in wanted:
         found = columns[column]
         fields.setdefault(column, pa.field(column, _KINDS[kind].unknown if is_null(found) else found))

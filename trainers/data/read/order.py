@@ -95,7 +95,9 @@ class Order:
         """Cut one shard's interval of the virtual sequence into windows."""
         first = min(shard * self.length, self.rows)
         last = min(first + self.length, self.rows)
-        windows, pieces, start, at = [], [], 0, first
+        windows: list[Window] = []
+        pieces: list[Piece] = []
+        start, at = 0, first
         for index in range(int(np.searchsorted(ends, first, side="right")), len(groups)):
             if at >= last:
                 break

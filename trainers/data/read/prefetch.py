@@ -2,7 +2,7 @@
 
 import atexit
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -47,7 +47,7 @@ class Loaders:
             del item, future, job, arguments  # an idle thread keeps nothing alive
 
 
-def run_ahead(make: Callable[[Loaders], Iterator[T]], depth: int, threads: int) -> Iterator[T]:
+def run_ahead(make: Callable[[Loaders], Iterator[T]], depth: int, threads: int) -> Generator[T, None, None]:
     """Yield the items of an iterator that runs in a background thread, up to `depth` items ahead.
 
     What the iterator raises is raised here. Closing this generator, dropping it, or ending the interpreter stops the

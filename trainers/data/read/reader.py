@@ -4,9 +4,10 @@ import functools
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import closing
+from typing import cast
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ class Reader:
         self.cut = dict.fromkeys(self._sequences.values(), 0)
         self.skipped_rows = 0
 
-    def batches(self, epoch: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+    def batches(self, epoch: int, start: int = 0, stop: int | None = None) -> Generator[Batch, None, None]:
         """Yield the batches of steps [start, stop) of an epoch, read ahead in background threads.
 
         Close the generator, or drop it, to stop the threads.
@@ -232,8 +233,11 @@ class _Streams:
             _, shard, window = self._plan.popleft()
             self._asked[shard].append((window, self._load(shard, window)))
         begin, stop = step * self._rows, (step + 1) * self._rows
-        blocks, copied, missing = [], 0, 0
-        for shard in np.flatnonzero(self._read < stop):  # few: most shards go on in the window of the step before
+        blocks: list[Block | None] = []
+        copied = missing = 0
+        for shard in np.flatnonzero(
+            self._read < stop
+        ).tolist():  # few: most shards go on in the window of the step before
             blocks += self._blocks[copied:shard]
             copied = shard + 1
             at, end = begin, self._ends[shard]
@@ -242,9 +246,9 @@ class _Streams:
                     window, loading = self._asked[shard].popleft()
                     self._blocks[shard], self._read[shard] = loading.result(), window.stop
                 blocks.append(self._blocks[shard])
-                at = self._read[shard]
+                at = int(self._read[shard])
             lacking = stop - max(int(end), begin)
             if lacking > 0:
                 blocks.append(self._blank(step, lacking))
                 missing += lacking
-        return blocks + self._blocks[copied:], missing
+        return cast(list[Block], blocks + self._blocks[copied:]), missing  # whatever is read up to `stop` is there

@@ -78,7 +78,8 @@ class Source:
         source = cls(folder, filesystem, [], pa.schema([]))
         with ThreadPoolExecutor(min(_FOOTER_THREADS, len(paths))) as pool:
             opened = list(pool.map(partial(read_footer, filesystem), paths))
-        wanted, found = wanted_columns(recipe), {}
+        wanted = wanted_columns(recipe)
+        found: dict[str, tuple[str, pa.DataType]] = {}
         for path, (footer, schema) in zip(paths, opened, strict=True):
             for column, kind in check_columns(source.shown(path), schema, wanted).items():
                 found[column] = source._joined(column, path, kind, *found.get(column, (path, kind)))

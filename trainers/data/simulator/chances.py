@@ -112,6 +112,6 @@ def expected_watch(stay: np.ndarray, left_s: np.ndarray) -> np.ndarray:
 def watch(random: np.random.Generator, stay: np.ndarray, left_s: np.ndarray) -> np.ndarray:
     """Draw the watch time of clicks in seconds; (n,) float64."""
     stays = random.random(len(stay)) < stay
-    log_time = np.where(stays, np.log(REMAIN[0]), np.log(LEAVE[0]))
+    log_time = np.where(stays, float(np.log(REMAIN[0])), float(np.log(LEAVE[0])))
     log_time += np.where(stays, REMAIN[1], LEAVE[1]) * random.standard_normal(len(stay))
     return np.minimum(np.exp(log_time), left_s)

@@ -134,7 +134,11 @@ class Feed:
         return Exposures(
             *(user, room, time, source, followed, true, click),
             watch_ms=np.floor(1000 * watch_s).astype(np.int64),
-            **{"effective": effective, "follow": follow, "likes": likes, "comments": comments, "gifts": gifts},
+            effective=effective,
+            follow=follow,
+            likes=likes,
+            comments=comments,
+            gifts=gifts,
             gift_ms=time + np.floor(1000 * sent_s).astype(np.int64),
             price=np.clip(np.ceil(price), 1, PRICE_MOST).astype(np.int64),
         )

@@ -29,8 +29,10 @@ TASKS = ("click", "effective_view", "like", "comment", "follow", "gift")
 EFFECTIVE_S = 30.0  # a view of at least so many seconds is effective
 
 # Share of a day's activity per hour of UTC+8: an evening peak, a smaller one at noon, a trough from 2 to 6.
-HOURS = (3.2, 2.0, 1.3, 0.9, 0.8, 1.0, 1.7, 2.8, 3.6, 4.2, 4.7, 5.4)
-HOURS += (6.2, 5.2, 4.5, 4.4, 4.6, 5.0, 5.6, 6.3, 7.3, 7.6, 6.9, 4.8)
+HOURS = (
+    *(3.2, 2.0, 1.3, 0.9, 0.8, 1.0, 1.7, 2.8, 3.6, 4.2, 4.7, 5.4),
+    *(6.2, 5.2, 4.5, 4.4, 4.6, 5.0, 5.6, 6.3, 7.3, 7.6, 6.9, 4.8),
+)
 
 
 @dataclass(frozen=True)

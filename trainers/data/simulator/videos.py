@@ -35,7 +35,7 @@ class Player:
     def __init__(self, world: World):
         self._world = world
         self._topics = cumulative(world.users.video_click)
-        self._shelf = self._weight = self._shelf_topics = np.zeros(0)
+        self._shelf, self._shelf_topics, self._weight = np.zeros(0, int), np.zeros(0, int), np.zeros(0)
 
     def open(self, day: int) -> None:
         """Put out the videos that are uploaded by `day`."""

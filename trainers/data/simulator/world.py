@@ -132,8 +132,12 @@ def _users(settings: Settings, streamers: Streamers) -> Users:
     def normal(deviation: float, mean: float = 0.0) -> np.ndarray:
         return (mean + deviation * random.standard_normal(users)).astype(np.float32)
 
+    live_click, live_value, video_click, video_value = domains
     return Users(
-        *domains,
+        live_click=live_click,
+        live_value=live_value,
+        video_click=video_click,
+        video_value=video_value,
         sessions=np.exp(normal(0.7, np.log(0.75))),
         live_length=np.exp(normal(0.75, np.log(3.3))),
         video_length=np.exp(normal(0.5, np.log(5.0))),
@@ -141,7 +145,7 @@ def _users(settings: Settings, streamers: Streamers) -> Users:
         patience=normal(0.4),
         warmth=normal(0.8),
         purse=normal(1.0),
-        favourites=_favourites(settings, domains[0], streamers),
+        favourites=_favourites(settings, live_click, streamers),
     )
 
 

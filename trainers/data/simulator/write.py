@@ -72,7 +72,8 @@ class Parquet:
 
     def __init__(self, path: Path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._writer = path, None
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
         if self._writer is None:
@@ -80,6 +81,7 @@ class Parquet:
         self._writer.write_table(table, row_group_size=BUFFER)
 
     def close(self) -> None:
+        assert self._writer is not None  # a table has at least one piece
         self._writer.close()
 
 

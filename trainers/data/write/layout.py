@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -27,7 +28,7 @@ def list_of(element: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", element, nullable=False))
 
 
-def lists(offsets, values, element: pa.DataType) -> pa.ListArray:
+def lists(offsets: np.ndarray | pa.Array, values: np.ndarray | pa.Array, element: pa.DataType) -> pa.ListArray:
     """Return a list column of R rows.
 
     Args:

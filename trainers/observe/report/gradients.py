@@ -24,7 +24,7 @@ def gradient_panels(lines: list[dict[str, Any]]) -> list[Callable[[Axes], None]]
         lines: of metrics.jsonl, in order of steps.
     """
     cosines, weights = _curves(lines, ["grad", "cos", None, None]), _curves(lines, ["grad", None, "weight"])
-    out = []
+    out: list[Callable[[Axes], None]] = []
     if cosines:
         out.append(partial(_draw_cosines, cosines=cosines, lines=lines))
     if any(weight != 1 for points in weights.values() for _, weight in points):
@@ -46,11 +46,10 @@ def _curves(lines: list[dict[str, Any]], form: list[str | None]) -> Curves:
 
 
 def _draw_cosines(axes: Axes, cosines: Curves, lines: list[dict[str, Any]]) -> None:
-    shares = [finite_number(line.get("grad.conflict")) for line in lines]
-    shares = [share for share in shares if share is not None]
+    shares = [share for line in lines if (share := finite_number(line.get("grad.conflict"))) is not None]
     panel(axes, f"Cosines of the tasks' gradients ({np.mean(shares):.0%} of steps conflict)", "step")
-    means = {pair: np.mean([value for _, value in points]) for pair, points in cosines.items()}
-    shown = sorted(means, key=means.get)[:MOST_PAIRS]
+    means = {pair: float(np.mean([value for _, value in points])) for pair, points in cosines.items()}
+    shown = sorted(means, key=means.__getitem__)[:MOST_PAIRS]
     for number, pair in enumerate(shown):
         label = f"{pair}  {means[pair]:+.2f}"
         axes.plot(*zip(*cosines[pair], strict=True), linewidth=1.6, markersize=4, label=label, **task_style(number))

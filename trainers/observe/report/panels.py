@@ -1,9 +1,11 @@
 """How every panel of a report looks: its colours, axes and legend."""
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.legend import Legend
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour blind
@@ -17,7 +19,7 @@ def finite_number(value: Any) -> float | None:
     return float(value) if usable else None
 
 
-def task_style(number: int) -> dict[str, str]:
+def task_style(number: int) -> dict[str, Any]:
     """Return the colour and marker of the task that comes so many after the first."""
     return {"color": COLORS[number % len(COLORS)], "marker": MARKERS[number % len(MARKERS)]}
 
@@ -48,11 +50,19 @@ def missing(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=14, color=GREY)
 
 
-def note(axes: Axes, text: str, x: float, y: float, **place: str) -> None:
+def note(axes: Axes, text: str, x: float, y: float, **place: Any) -> None:
     """Write a remark at a place from (0, 0), the panel's lower left, to (1, 1)."""
     axes.text(x, y, text, transform=axes.transAxes, fontsize=11, color=GREY, **place)
 
 
-def legend(axes: Axes, place: str, columns: int = 1) -> None:
+def layout(height: float) -> ConstrainedLayoutEngine:
+    """Return what places the panels in the lower part, `height`, of a figure; above it is room for a headline."""
+    return ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2, wspace=0.03, hspace=0.04, rect=(0, 0, 1, height))
+
+
+Place = Literal["best", "upper left", "upper right", "lower left", "lower right"]
+
+
+def legend(axes: Axes, place: Place, columns: int = 1) -> Legend:
     """Draw the legend of what is labelled."""
-    axes.legend(loc=place, ncols=columns, fontsize=12, labelcolor=INK, framealpha=0.9, edgecolor="white")
+    return axes.legend(loc=place, ncols=columns, fontsize=12, labelcolor=INK, framealpha=0.9, edgecolor="white")

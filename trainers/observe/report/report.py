@@ -2,7 +2,9 @@
 
 import json
 import math
+import operator
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from livetrain.trainers.observe.report.panels import (
     GREY,
     INK,
     finite_number,
+    layout,
     legend,
     missing,
     note,
@@ -86,8 +89,7 @@ def draw(run: Path) -> Figure:
     gates, combined = _gates(lines), gradient_panels(lines)
     rows = 2 + bool(gates) + bool(combined)
     height = 3 + 3.5 * rows
-    figure = Figure(figsize=(16, height), dpi=100, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.2, h_pad=0.2, wspace=0.03, hspace=0.04, rect=(0, 0, 1, 1 - 1.05 / height))
+    figure = Figure(figsize=(16, height), dpi=100, layout=layout(1 - 1.05 / height), facecolor="white")
     grid = figure.add_gridspec(rows + 1, 2, height_ratios=[1] * rows + [0.3])
     panels = [[figure.add_subplot(grid[row, column]) for column in (0, 1)] for row in (0, 1)]
     _headline(figure, run.resolve().name, lines, result)
@@ -143,7 +145,7 @@ def _headline(figure: Figure, name: str, lines: list[dict[str, Any]], result: di
     for task in tasks[:3]:
         found = {name: m for name, m in metrics().items() if m.headline and ("test", task, name) in figures}
         first = leading(list(found))
-        names = sorted(found, key=lambda name, first=first: name != first)
+        names = sorted(found, key=partial(operator.ne, first))
         shown = [(found[name].title, figures["test", task, name]) for name in names]
         text = "  ".join(f"{label} {value:.4f}" for label, value in shown if value is not None)
         parts += [f"test {task} {text}" if len(tasks) > 1 else f"test {text}"] if text else []
@@ -167,9 +169,11 @@ def _draw_loss(axes: Axes, lines: list[dict[str, Any]]) -> None:
     panel(axes, "Training loss", "step")
     lines = [line for line in lines if line["kind"] == "train"]
     keys = [key for key in (lines[-1] if lines else {}) if key.endswith(".loss")] or ["loss"]
-    found = {key: [(line["step"], finite_number(line.get(key))) for line in lines] for key in keys}
-    found = {key: [point for point in points if point[1] is not None] for key, points in found.items()}
-    found = {key: points for key, points in found.items() if points}
+    logged = {
+        key: [(line["step"], loss) for line in lines if (loss := finite_number(line.get(key))) is not None]
+        for key in keys
+    }
+    found = {key: points for key, points in logged.items() if points}
     if not found:
         return missing(axes, "no training steps logged")
     for number, (key, points) in enumerate(found.items()):
@@ -213,7 +217,7 @@ def _draw_leading(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any
     panel(axes, " / ".join(dict.fromkeys(known[name].title for name in shown.values())) or "AUC", "step")
     found: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for (split, task, metric), step, value in points:
-        if metric == shown.get(task):
+        if metric == shown.get(task) and value is not None:
             found.setdefault(task, {}).setdefault(split, []).append((step, value))
     if not found:
         main = leading(evaluated)
@@ -223,9 +227,8 @@ def _draw_leading(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any
         style = task_style(number)
         name = f"{task} " if len(found) > 1 else ""
         if "valid" in splits:
-            points = zip(*splits["valid"], strict=True)
             label = f"{name}valid, best {_best(splits['valid'], known[shown[task]])}"
-            axes.plot(*points, linewidth=2.2, markersize=6, label=label, **style)
+            axes.plot(*zip(*splits["valid"], strict=True), linewidth=2.2, markersize=6, label=label, **style)
         if "test" in splits:
             step, value = splits["test"][-1]
             label = f"{name}test {value:.4f}"
@@ -234,7 +237,8 @@ def _draw_leading(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any
         note(axes, "no test split evaluated", 0.01, 0.97, ha="left", va="top")
     axes.margins(y=0.15)
     step_axis(axes, lines)
-    return legend(axes, "lower right", 1 if len(found) < 4 else 2)
+    legend(axes, "lower right", 1 if len(found) < 4 else 2)
+    return None
 
 
 def _best(points: list[tuple[int, float]], metric: Metric) -> str:
@@ -264,7 +268,9 @@ def _draw_calibration(axes: Axes, result: dict[str, Any]) -> None:
     span = f"{min(rows):,}" if min(rows) == max(rows) else f"{min(rows):,} to {max(rows):,}"
     text = f"{span} rows per point, bars: 95 %\ndashed: predicted = observed"
     note(axes, text, 0.99, 0.03, ha="right", va="bottom")
-    return legend(axes, "upper left") if len(curves) > 1 else None
+    if len(curves) > 1:
+        legend(axes, "upper left")
+    return None
 
 
 def _draw_recalls(axes: Axes, recalls: dict[tuple[str, str, str], float]) -> None:
@@ -279,7 +285,7 @@ def _draw_recalls(axes: Axes, recalls: dict[tuple[str, str, str], float]) -> Non
     axes.set_xticks(range(len(AT)), [str(k) for k in AT])
     axes.grid(visible=False, axis="x")
     axes.margins(y=0.15)
-    return legend(axes, "upper left")
+    legend(axes, "upper left")
 
 
 def _draw_lengths(axes: Axes, result: dict[str, Any]) -> None:
@@ -303,12 +309,14 @@ def _draw_lengths(axes: Axes, result: dict[str, Any]) -> None:
     axes.grid(visible=False, axis="x")
     axes.axhline(0.5, color="#BBBBBB", linewidth=1)
     axes.margins(y=0.15 if len(curves) == 1 else 0.3)  # room for the legend
-    return legend(axes, "upper left", 4) if len(curves) > 1 else None
+    if len(curves) > 1:
+        legend(axes, "upper left", 4)
+    return None
 
 
 def _gates(lines: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Return the newest mean weight of each expert, and its entropy, by gate."""
-    newest = next((line for line in reversed(lines) if line["kind"] == "train"), {})
+    newest: dict[str, Any] = next((line for line in reversed(lines) if line["kind"] == "train"), {})
     found: dict[str, dict[str, float]] = {}
     for key, value in newest.items():
         gate, _, expert = key.removeprefix("gate.").rpartition(".")
@@ -357,6 +365,7 @@ def _draw_times(axes: Axes, lines: list[dict[str, Any]]) -> None:
     axes.set(yticks=[], xticks=[], xlim=(0, whole))
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
-    style = {"fontsize": 10.5, "labelcolor": INK, "frameon": False, "handlelength": 0.9, "handletextpad": 0.4}
-    place = {"loc": "upper left", "bbox_to_anchor": (-0.008, 0), "ncols": len(PARTS), "borderaxespad": 0.2}
-    return axes.legend(**place, **style, columnspacing=1.0).set_in_layout(False)  # it is as wide as the page
+    style: dict[str, Any] = {"fontsize": 10.5, "labelcolor": INK, "frameon": False, "handlelength": 0.9}
+    style |= {"bbox_to_anchor": (-0.008, 0), "ncols": len(PARTS), "borderaxespad": 0.2, "handletextpad": 0.4}
+    shown = axes.legend(loc="upper left", **style, columnspacing=1.0)
+    return shown.set_in_layout(False)  # it is as wide as the page

@@ -96,6 +96,7 @@ class Combination:
         self._splits: dict[bool, _Split] = {}
         if len(self._tasks) > 1:
             if self._config.scope == "trunk":
+                assert model.dense.network.trunk is not None  # see Model
                 model.dense.network.trunk.register_forward_pre_hook(self._at_trunk)
             else:
                 model.dense.register_forward_pre_hook(self._at_embeddings)

@@ -43,7 +43,8 @@ class HostClock:
 
     def __init__(self) -> None:
         self._seconds = dict.fromkeys(PARTS, 0.0)
-        self._part, self._since = None, 0.0
+        self._part: str | None = None
+        self._since = 0.0
 
     def start(self) -> None:
         """Begin a step, in no part."""
@@ -117,7 +118,8 @@ class Breakdown:
 
     def __init__(self, sharded: Sharded) -> None:
         self._clock = DeviceClock(sharded.device) if sharded.device.type == "cuda" else HostClock()
-        self._stepping, self._part, self._steps = False, None, 0
+        self._stepping, self._steps = False, 0
+        self._part: str | None = None
         pipeline = sharded.pipeline
         for method, part in pipeline.PARTS.items():
             self._during(pipeline, method, part)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torchrec.modules.embedding_modules import EmbeddingCollection
 
 from livetrain.configs.schema import Recipe, Table
 from livetrain.modules.model import initial_values
@@ -38,15 +39,16 @@ def occupancy(sharded: Sharded, recipe: Recipe, train: Source) -> dict[str, dict
     for table, weight, row, column in _held(sharded):
         if column == 0:  # every row has its first column on exactly one rank, whatever the sharding
             counts[numbers[table]] += initial_values(recipe, table).moved(weight.detach(), row).sum()
-    counts = ranks.summed(counts.to(sharded.device)).tolist()
+    occupied = ranks.summed(counts.to(sharded.device)).tolist()
     return {
-        name: _row(table, counts[numbers[name]], table.hash == "modulo" and _below(recipe, name, train))
+        name: _row(table, occupied[numbers[name]], table.hash == "modulo" and _below(recipe, name, train))
         for name, table in recipe.tables.items()
     }
 
 
 def _held(sharded: Sharded) -> Iterator[tuple[str, torch.Tensor, int, int]]:
     yield from sharded.shards()
+    collection: EmbeddingCollection
     for name, collection in sharded.model.tables.items():
         if name.endswith("replicated") and ranks.is_main():
             for table, embedding in collection.embeddings.items():

@@ -77,6 +77,20 @@ def test_a_role_that_no_column_can_play_is_wrong(tmp_path, role, column, words):
     assert words in found.text
 
 
+def test_a_role_may_be_written_as_one_column_or_as_a_list(tmp_path):
+    given = ROLES | {"labels": "click", "dense": "viewers", "time": ["timestamp"]}
+    roles = whole.check(write(tmp_path, roles=given)).dataset.roles
+    assert (roles.labels, roles.dense, roles.time) == (["click"], ["viewers"], "timestamp")
+
+
+def test_an_empty_column_does_not_play_the_role_of_one_whose_name_holds_its_own(tmp_path):
+    def spoil(number, rows):
+        rows["time"] = pa.nulls(1500)
+
+    dataset = whole.check(write(tmp_path, spoil=spoil, roles=ROLES | {"dense": ["viewers", "time"]})).dataset
+    assert dataset.schema.field("time").type == pa.float64()
+
+
 def test_without_roles_they_are_inferred_and_that_is_said(tmp_path):
     checked = whole.check(write(tmp_path, roles=None))
     found = next(finding for finding in checked.findings if finding.check == "roles")

@@ -226,9 +226,9 @@ class _History:
         actions = actions.filter(pc.is_in(actions["kind"], pa.array(BITS, pa.int32())))
         pair, wanted = _pairs((self.user, self.item), (_numbers(actions, "user"), _numbers(actions, "item")))
         owner = latest_owner(pair, self.time, wanted, _begin(actions))
-        place = np.searchsorted(BITS, _numbers(actions, "kind"))
+        kinds = np.searchsorted(BITS, _numbers(actions, "kind"))
         found = owner >= 0
-        np.minimum.at(self._known, (owner[found], place[found]), _numbers(actions, "time")[found])
+        np.minimum.at(self._known, (owner[found], kinds[found]), _numbers(actions, "time")[found])
 
     def lists(self, start: int) -> dict[str, pa.Array]:
         """Return the list columns of the PIECE rows from `start` on."""

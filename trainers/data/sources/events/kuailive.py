@@ -24,11 +24,15 @@ from livetrain.trainers.data.sources.events.model import (
 UTC8 = 8 * 3600
 BACKWARDS = "ends before it starts: its start taken as unknown, room_age null"
 _ONEHOT = tuple(f"onehot_feat{n}" for n in range(7))
-_USER = ("age", "gender", "country", "device_brand", "device_price", "fans_num", "follow_num")
-_USER += ("accu_watch_live_cnt", "accu_watch_live_duration", "is_live_streamer", "is_photo_author", *_ONEHOT)
-_STREAMER = ("gender", "age", "country", "device_brand", "device_price", "live_operation_tag", "fans_user_num")
-_STREAMER += ("fans_group_fans_num", "follow_user_num", "accu_live_cnt", "accu_live_duration", "accu_play_cnt")
-_STREAMER += ("accu_play_duration", *_ONEHOT)
+_USER = (
+    *("age", "gender", "country", "device_brand", "device_price", "fans_num", "follow_num"),
+    *("accu_watch_live_cnt", "accu_watch_live_duration", "is_live_streamer", "is_photo_author", *_ONEHOT),
+)
+_STREAMER = (
+    *("gender", "age", "country", "device_brand", "device_price", "live_operation_tag", "fans_user_num"),
+    *("fans_group_fans_num", "follow_user_num", "accu_live_cnt", "accu_live_duration", "accu_play_cnt"),
+    *("accu_play_duration", *_ONEHOT),
+)
 _EVENT = dict.fromkeys(("user_id", "live_id", "streamer_id", "timestamp"), "BIGINT")
 _KEY = "user_id AS user, live_id AS item, streamer_id AS author"
 _LONG_MS = "1000 * getvariable('effective_view_s')"

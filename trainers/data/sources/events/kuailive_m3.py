@@ -25,8 +25,7 @@ from livetrain.trainers.data.sources.events.model import (
 
 _START, _END = "epoch_ms(live_play_start_timestamp)", "epoch_ms(live_play_end_timestamp)"
 _COUNTS = {LIKE: "like_cnt", COMMENT: "comment_cnt", FOLLOW: "follow_author_cnt", GIFT: "send_gift_cnt"}
-_LEVELS = ("first_level_category_name", "second_level_category_name", "third_level_category_name")
-_LEVELS += ("fourth_level_category_name",)
+_LEVELS = tuple(f"{place}_level_category_name" for place in ("first", "second", "third", "fourth"))
 _AUTHOR_SELECT, _AUTHOR_IDS = person(
     "streamer", ("gender", "age_segment", "fans_user_num", "is_photo_author", "is_live_author")
 )

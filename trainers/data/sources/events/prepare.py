@@ -106,12 +106,14 @@ def _partitions(out: Path) -> dict[str, dict[str, Any]]:
         BadInput: one has none, or there is a gap between two days.
     """
     found = {path.name.removeprefix("date="): manifest.read(path) for path in sorted(out.glob("date=*"))}
+    whole: dict[str, dict[str, Any]] = {}
     for day, content in found.items():
         if content is None:
             raise BadInput(f"{out}/date={day} has no {manifest.MANIFEST}, so it is not whole; remove it")
         if _next(day) not in found and day != max(found):
             raise BadInput(f"{out}/date={_next(day)} is missing among later days; restore it, or name a new folder")
-    return found
+        whole[day] = content
+    return whole
 
 
 def _open(adapter: Adapter, out: Path, options: Options) -> dict[str, Any]:
@@ -132,7 +134,7 @@ def _open(adapter: Adapter, out: Path, options: Options) -> dict[str, Any]:
 @contextlib.contextmanager
 def _local(run: Map | None) -> Iterator[Map]:
     """Yield the given map, or one over this machine's processes, which start with the first day that needs them."""
-    pools = []
+    pools: list[ProcessPoolExecutor] = []
 
     def in_processes(work: Callable[[Task], dict[str, int]], tasks: list[Task]) -> Iterator[dict[str, int]]:
         if len(tasks) == 1 or os.cpu_count() == 1:
@@ -151,9 +153,16 @@ def _local(run: Map | None) -> Iterator[Map]:
 class _Preparation:
     """One call of `prepare`: the days to do, and how one is done."""
 
-    def __init__(self, adapter, options, out: Path, work: Path, connection, found: dict[str, Any]):
-        self._adapter: Adapter = adapter
-        self._options: Options = options
+    def __init__(
+        self,
+        adapter: Adapter,
+        options: Options,
+        out: Path,
+        work: Path,
+        connection: duckdb.DuckDBPyConnection,
+        found: dict[str, Any],
+    ):
+        self._adapter, self._options = adapter, options
         self._out, self._work, self._connection, self._found = out, work, connection, found
         self._done = _partitions(out)
         self._raw: dict[str, int] = {}
@@ -238,8 +247,8 @@ class _Preparation:
         before = self._out / "_state" / f"date={max(self._done)}" if self._done else None
         if before is not None and not before.is_dir():
             raise BadInput(f"{before} is missing, and the next day needs it; restore it, or prepare into a new folder")
-        staged = [str(folder / "*.parquet") if folder.is_dir() else None for folder in self._staged(day)]
-        plan = Day(*staged, before, horizon, cut, next_horizon, work, self._buckets)
+        exposures, actions = (str(path / "*.parquet") if path.is_dir() else None for path in self._staged(day))
+        plan = Day(exposures, actions, before, horizon, cut, next_horizon, work, self._buckets)
         counts = lay_out(self._connection, self._adapter, plan)
         (work / "partition").mkdir()
         for made in run(
@@ -292,7 +301,9 @@ class _Preparation:
         state.parent.mkdir(exist_ok=True)
         os.replace(work / "state", state)
         os.replace(partition, self._out / f"date={day}")
-        self._done[day] = manifest.read(self._out / f"date={day}")
+        made = manifest.read(self._out / f"date={day}")
+        assert made is not None  # it was committed above
+        self._done[day] = made
         self._finish()
         for old in sorted(state.parent.iterdir())[:-2]:  # the last day can be removed and made again
             shutil.rmtree(old)

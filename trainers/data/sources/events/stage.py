@@ -58,10 +58,10 @@ def load_attributes(connection: duckdb.DuckDBPyConnection, adapter: Adapter, wor
             names = [pa.field(f.name, pa.int64() if f.name in known.ids else f.type) for f in reader.schema]
             writer = pq.ParquetWriter(path, pa.schema(names))
         writer.close()
-        names = ", ".join(reader.schema.names)
+        every = ", ".join(reader.schema.names)
         connection.execute(
             f"CREATE OR REPLACE TABLE attributes_{prefix} AS SELECT * FROM read_parquet('{path}') "
-            f"WHERE id IS NOT NULL QUALIFY row_number() OVER (PARTITION BY id ORDER BY {names}) = 1"
+            f"WHERE id IS NOT NULL QUALIFY row_number() OVER (PARTITION BY id ORDER BY {every}) = 1"
         )
         kept = connection.execute(f"SELECT count(*) FROM attributes_{prefix}").fetchall()[0][0]
         rows = pq.read_metadata(path).num_rows
@@ -102,9 +102,9 @@ def seed(connection: duckdb.DuckDBPyConnection, adapter: Adapter, work: Path, bu
         table = pa.schema([(column, pa.int64()) for column in (*ENTRY, "bits")]).empty_table()
         if select:
             prefix, about = adapter.topics.get(sequence.domain, (None, "NULL::BIGINT"))
-            known = f"LEFT JOIN attributes_{prefix} known ON item = known.id" if prefix else ""
+            joined = f"LEFT JOIN attributes_{prefix} known ON item = known.id" if prefix else ""
             table = connection.sql(
-                f"SELECT user, time, item, author, {about} AS topic, bits FROM ({select}) {known} "
+                f"SELECT user, time, item, author, {about} AS topic, bits FROM ({select}) {joined} "
                 "ORDER BY user, time, item"
             ).to_arrow_table()
         bits = table["bits"].to_numpy()
