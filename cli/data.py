@@ -159,7 +159,7 @@ def _prepare(source: str, raw: Path, folder: Path, ray: str | None, **options: i
 
     cluster: AbstractContextManager[Map | None] = nullcontext()
     if ray is not None:
-        from livetrain.cluster.prepare_on_ray import on_ray
+        from livetrain.cluster.on_ray import on_ray
 
         cluster = on_ray(ray)
     with cluster as run, report.Bar(err) as bar:

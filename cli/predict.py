@@ -47,19 +47,23 @@ def predict(
     Example: `livetrain predict runs/din_ml1m --data data/ml-1m/test --out scores --top 10 --group user`
     """
     from livetrain.configs.errors import BadInput
-
-    if (top is None) != (group is None) or (task and top is None):
-        raise BadInput("--top, --group: one needs the other, as in --top 10 --group user; --task goes with them")
-    if len({neighbours is None, items is None, key is None}) > 1:
-        raise BadInput("--neighbours, --items, --key: give all three, as in --neighbours 10 --items items --key item")
-    if sum(x is not None for x in (top, vectors, neighbours)) > 1:
-        raise BadInput("--top, --vectors, --neighbours: one at a time")
     from livetrain.trainers.runtime.process import prepare
 
     prepare()
-    from livetrain.cluster.prepare_on_ray import on_ray
+    from livetrain.cluster.on_ray import on_ray
     from livetrain.trainers.export import prediction_files as files
 
+    best = nearest = None
+    if top is not None and group is not None:
+        best = files.Best(top, group, task)
+    elif top is not None or group is not None or task is not None:
+        raise BadInput("--top, --group: one needs the other, as in --top 10 --group user; --task goes with them")
+    if neighbours is not None and items is not None and key is not None:
+        nearest = files.Neighbours(neighbours, items, key)
+    elif neighbours is not None or items is not None or key is not None:
+        raise BadInput("--neighbours, --items, --key: give all three, as in --neighbours 10 --items items --key item")
+    if sum(x is not None for x in (best, vectors, nearest)) > 1:
+        raise BadInput("--top, --vectors, --neighbours: one at a time")
     with on_ray(ray) if ray else nullcontext(map) as run_all, Progress(console=err, transient=True) as bar:
         line = bar.add_task("scoring")
         found = files.predict(
@@ -68,9 +72,9 @@ def predict(
             out,
             source=checkpoint,
             keep=None if keep is None else keep.split(","),
-            best=files.Best(top, group, task) if top else None,
+            best=best,
             vectors=vectors.value if vectors else None,
-            neighbours=files.Neighbours(neighbours, items, key) if neighbours else None,
+            neighbours=nearest,
             run_all=run_all,
             progress=lambda done, every: bar.update(line, completed=done, total=every),
         )

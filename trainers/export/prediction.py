@@ -45,6 +45,7 @@ class Predictor:
         towers = Model(whole, device="meta", tables_device="meta").dense.network.towers
         if vectors and towers is None:
             raise BadInput(f"vectors: model.kind '{whole.model.kind}' has no towers; a model with two has, as dssm")
+        self._model: nn.Module
         if source in ("best", "last"):
             path = run_folder.find_checkpoint(run, str(source))
             model = plain_model(whole, path)
@@ -53,7 +54,7 @@ class Predictor:
             path = Path(source)
             self._model = _exported(path, vectors)
         self.vectors = vectors
-        self.identity = {"source": str(path.resolve()), "files": manifest.read(path)["files"]}
+        self.identity = {"source": str(path.resolve()), "files": run_folder.content(path)["files"]}
         # A row's labels, weights and group are nobody's business here, nor are the other tower's features.
         named = whole.features if towers is None or not vectors else dict.fromkeys(towers.names[vectors])
         features = {name: whole.features[name] for name in whole.features if name in named}
@@ -81,7 +82,7 @@ class Predictor:
         plain = check_columns(name, table.schema, self._wanted)
         schema = settled(plain, self._wanted)
         fitting = pa.Table.from_arrays([table.column(field.name).cast(field.type) for field in schema], schema=schema)
-        columns = self._decoder.decode(fitting.combine_chunks(), 0) if fitting.num_rows else None
+        columns = self._decoder.decode(fitting.combine_chunks(), 0)
         parts: list[list[np.ndarray]] = [[] for _ in self.names]
         with torch.inference_mode():
             for inputs in _chunks(columns, self._decoder.keys, self._dense, table.num_rows):
@@ -105,9 +106,7 @@ def _exported(folder: Path, vectors: Side | None) -> nn.Module:
     return torch.jit.load(str(folder / file)).eval()
 
 
-def _chunks(
-    columns: Columns | None, keys: list[str], dense: list[str], rows: int
-) -> Iterator[tuple[dict[str, Tensor], ...]]:
+def _chunks(columns: Columns, keys: list[str], dense: list[str], rows: int) -> Iterator[tuple[dict[str, Tensor], ...]]:
     """Yield decoded rows as the scorer takes them, CHUNK rows at a time: ids, lengths and numbers by feature."""
     for start in range(0, rows, CHUNK):
         stop = min(start + CHUNK, rows)

@@ -308,7 +308,8 @@ def _finish(out: Path, asked: dict[str, Any], files: int, best: Best | None, nam
                 part.replace(made[-1])
     rows = sum(pq.read_metadata(path).num_rows for path in made)
     digests = {path.name: manifest.digest(path) for path in made}
-    manifest.commit(out, digests, rows=rows, asked=asked)
+    content = {"rows": rows, "asked": asked}
+    manifest.commit(out, digests, **content)
     shutil.rmtree(out / PARTS, ignore_errors=True)
     (out / ASKED).unlink(missing_ok=True)
-    return manifest.read(out)
+    return {"files": digests, **content}

@@ -252,7 +252,7 @@ def test_the_command(small_run, data, tmp_path, monkeypatch, capfd, words, code,
 
 @pytest.mark.slow
 def test_workers_of_a_cluster_write_the_same(small_run, data, tmp_path):
-    from livetrain.cluster.prepare_on_ray import on_ray
+    from livetrain.cluster.on_ray import on_ray
 
     predict(small_run, str(data), tmp_path / "here")
     with on_ray("local") as run_all:

@@ -1,18 +1,17 @@
-"""Preparing event logs on a Ray cluster: its nodes make the buckets of a day, the driver what is the same for all."""
+"""Work of many parts, as the buckets of a day or files to score, done by the nodes of a Ray cluster."""
 
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from livetrain.cluster.parcel import staged
-from livetrain.trainers.data.sources.events.bucket import Task
-from livetrain.trainers.data.sources.events.prepare import Map
 from livetrain.trainers.runtime import signals
 from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder
 
 
 @contextlib.contextmanager
-def on_ray(address: str) -> Iterator[Map]:
+def on_ray(address: str) -> Iterator[Callable[[Callable[[Any], Any], list[Any]], Iterator[Any]]]:
     """Connect to a cluster and yield what runs tasks there; sources travel, data lie on storage that all nodes share.
 
     Args:
@@ -31,7 +30,7 @@ def on_ray(address: str) -> Iterator[Map]:
             options = {"include_dashboard": False, "_temp_dir": ray_folder()} if alone else {"runtime_env": environment}
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
 
-    def run(work: Callable[[Task], dict[str, int]], tasks: list[Task]) -> Iterator[dict[str, int]]:
+    def run(work: Callable[[Any], Any], tasks: list[Any]) -> Iterator[Any]:
         remote = ray.remote(num_cpus=1)(work)
         waiting = [remote.remote(task) for task in tasks]
         while waiting:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from livetrain.cluster.prepare_on_ray import on_ray
+from livetrain.cluster.on_ray import on_ray
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.sources.events import prepare as preparation
 from livetrain.trainers.data.sources.events.sources import ADAPTERS
