@@ -1,7 +1,6 @@
 """What the rooms of the house are and who imports whom, read from the imports: python docs/structure.py [ROOT]"""
 
 import ast
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -15,12 +14,11 @@ Graph = dict[str, set[str]]
 
 @cache
 def files(root: Path) -> dict[str, Path]:
-    """Return every tracked Python file of the floors by its module name, without the package's."""
-    names = subprocess.run(
-        ["git", "ls-files", "*.py"], cwd=root, capture_output=True, text=True, check=True
-    ).stdout.split()
-    known = {name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): root / name for name in names}
-    return {module: path for module, path in known.items() if module.split(".")[0] in (*FLOORS, *FRONT)}
+    """Return every Python file of the floors by its module name, without the package's."""
+    paths = [root / f"{name}.py" for name in FRONT]
+    paths += [path for name in FLOORS for path in sorted((root / name).rglob("*.py"))]
+    names = {path.relative_to(root).with_suffix("").as_posix().replace("/", "."): path for path in paths}
+    return {name.removesuffix(".__init__"): path for name, path in names.items() if path.is_file()}
 
 
 def arrows(root: Path) -> Graph:
@@ -42,9 +40,10 @@ def arrows(root: Path) -> Graph:
 def _run(node: ast.AST) -> Iterator[ast.AST]:
     """Yield the nodes of a module but for those that only type checkers read."""
     for child in ast.iter_child_nodes(node):
-        if not (isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING")):
-            yield child
-            yield from _run(child)
+        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            child = ast.Module(child.orelse, [])
+        yield child
+        yield from _run(child)
 
 
 def _nearest(name: str, known: dict[str, Path]) -> str | None:
