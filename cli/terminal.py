@@ -3,9 +3,11 @@
 from rich.console import Console
 from rich.text import Text
 
+from livetrain.configs.errors import without_credentials
+
 out, err = Console(), Console(stderr=True)
 
-BAD_INPUT, NOT_NOW = 2, 4  # exit codes
+FAILED, BAD_INPUT, WORSE, NOT_NOW = 1, 2, 3, 4  # exit codes
 
 
 def say(sentence: str) -> None:
@@ -16,3 +18,8 @@ def say(sentence: str) -> None:
 def note(sentence: str) -> None:
     """Write what is being done."""
     err.print(Text(sentence, "dim"), soft_wrap=True)
+
+
+def complain(sentence: str) -> None:
+    """Write what is wrong."""
+    err.print(Text(without_credentials(sentence), "red"), soft_wrap=True)

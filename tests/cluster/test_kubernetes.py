@@ -14,6 +14,7 @@ import yaml
 
 import livetrain
 from livetrain.cli import main as cli
+from livetrain.cli import terminal
 
 ROOT = Path(livetrain.__file__).parent
 FOLDER = ROOT / "cluster/kubernetes"
@@ -113,7 +114,7 @@ def test_the_night_is_a_command_of_this_project():
     failures = NIGHTLY["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
     assert failures[0] == {
         "action": "FailJob",
-        "onExitCodes": {"operator": "In", "values": [cli.BAD_INPUT, cli.WORSE]},
+        "onExitCodes": {"operator": "In", "values": [terminal.BAD_INPUT, terminal.WORSE]},
     }
     assert len(failures) == 1  # after any other code, 4 among them, there is another try
     assert NIGHTLY["spec"]["concurrencyPolicy"] == "Forbid"

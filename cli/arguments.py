@@ -1,0 +1,50 @@
+"""What the commands' arguments have in common."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from livetrain.cli.terminal import note
+
+if TYPE_CHECKING:
+    from livetrain.configs.schema import Recipe
+
+
+class Which(StrEnum):
+    best = "best"
+    last = "last"
+
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/din_ml1m.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE...", help="Changes to the recipe, such as train.epochs=2 cluster.workers=4."),
+]
+Checkpoint = Annotated[Which, typer.Option(help="The best on the validation split, or the newest.")]
+
+
+@contextlib.contextmanager
+def interrupts_told() -> Iterator[None]:
+    """Say what an interrupt says of what was interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if str(interrupt):
+            note(str(interrupt))
+        raise
+
+
+def load(recipe: Path, overrides: list[str] | None) -> "Recipe":
+    from livetrain.configs.load import load_recipe
+
+    return load_recipe(recipe, overrides or [])
+
+
+def raw(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

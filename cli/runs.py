@@ -1,0 +1,127 @@
+"""The commands of one run: train, evaluate, export."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from livetrain.cli.terminal import complain, out, say
+
+if TYPE_CHECKING:
+    from livetrain.configs.schema import Quantization
+from livetrain.cli.arguments import Checkpoint, Overrides, Run, Which, interrupts_told, load
+
+
+class Split(StrEnum):
+    train = "train"
+    valid = "valid"
+    test = "test"
+
+
+class Quantize(StrEnum):
+    none = "none"
+    float16 = "float16"
+    int8 = "int8"
+
+
+def _write_schema(wanted: bool) -> None:
+    if wanted:
+        import json
+
+        from livetrain.configs.load import json_schema
+
+        typer.echo(json.dumps(json_schema(), indent=2))
+        raise typer.Exit
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see configs/recipes.")],
+    overrides: Overrides = None,
+    runs: Annotated[Path, typer.Option(help="Folder that the run's own folder is made in.")] = Path("runs"),
+    schema: Annotated[
+        bool,
+        typer.Option(
+            "--schema", is_eager=True, callback=_write_schema, help="Write the recipes' JSON schema and stop."
+        ),
+    ] = False,
+) -> None:
+    """Train what a recipe says, and leave metrics, checkpoints and a report in runs/NAME.
+
+    A wrong recipe or wrong data end the command with one sentence before training starts. A run that was killed goes
+    on from its last checkpoint when it is started again under its name; without a name every start is a new run.
+
+    Example: `livetrain train configs/recipes/din_ml1m.yaml train.epochs=2 tables.movie.dim=32 name=wide`
+    """
+    settled = load(recipe, overrides)
+    from livetrain import api
+    from livetrain.trainers.observe.report.summary import summary_table, table_lines
+
+    with interrupts_told():
+        run = api.train(settled, runs=runs)
+    result = run.result
+    out.print(summary_table(result))
+    for line in table_lines(result):
+        say(line)
+    say(f"everything is in {run.folder}; plots: report.png")
+
+
+def evaluate(
+    run: Run,
+    split: Annotated[Split, typer.Option(help="Which part of the data to score.")] = Split.test,
+    checkpoint: Checkpoint = Which.best,
+) -> None:
+    """Measure a trained run on a split: AUC, GAUC, log loss, calibration.
+
+    Example: `livetrain evaluate runs/din_ml1m --split test`
+    """
+    from livetrain import api
+
+    metrics = api.evaluate(run, split.value, checkpoint.value)
+    from livetrain.trainers.observe.report.summary import summary_table
+
+    out.print(summary_table(metrics))
+
+
+def export(
+    run: Run,
+    checkpoint: Checkpoint = Which.best,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write, by default RUN/export.", show_default=False)
+    ] = None,
+    quantize: Annotated[
+        Quantize | None, typer.Option(help="How tables are stored, by default as the recipe says.", show_default=False)
+    ] = None,
+    bench: Annotated[
+        bool, typer.Option("--bench", help="Also time 500 candidates of one user, for every way to store tables.")
+    ] = False,
+    candidate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FEATURE",
+            help="For --bench: a feature of the candidate. By default the ids that share a table with a sequence.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a run's model as one TorchScript file, with its signature and scored example rows.
+
+    The file appears only after it has given the trained model's scores on held-out rows, up to a tolerance where
+    tables are quantised.
+
+    Example: `livetrain export runs/din_ml1m --quantize int8 --bench --out served/2026-11-24`
+    """
+    from livetrain import api
+
+    how: Quantization | None = quantize.value if quantize else None
+    signature = api.export(run, folder, checkpoint=checkpoint.value, quantize=how, warn=complain)
+    from livetrain.trainers.export import export as exporter
+
+    towers = "user.pt, item.pt, " if "towers" in signature else ""
+    say(f"{folder or run / 'export'}: model.pt, {towers}signature.json, golden.json")
+    for line in exporter.lines(signature):
+        say(line)
+    if bench:
+        from livetrain.trainers.export import latency
+
+        out.print(latency.latency_table(latency.compare(run, checkpoint.value, candidate)))
