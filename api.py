@@ -6,6 +6,7 @@ torch and Ray are imported inside the functions, so that `import livetrain` cost
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from livetrain.configs.schema import Quantization, Recipe
+    from livetrain.trainers.export.prediction import Side
 
 Split = Literal["train", "valid", "test"]
 Which = Literal["best", "last"]
@@ -124,9 +126,9 @@ class Run:
             >>> list(scored.columns[-2:]), bool(scored.click_score.between(0, 1).all())
             (['worth', 'click_score'], True)
         """
-        from livetrain.trainers.export.prediction import Predictor, score
+        from livetrain.trainers.export.prediction import predictor, score, weights_of
 
-        return score(Predictor(self.folder, source), table)
+        return score(predictor(weights_of(self.folder, source)), table)
 
     def export(
         self, out: str | Path | None = None, *, checkpoint: Which = "best", quantize: "Quantization | None" = None
@@ -196,6 +198,11 @@ def predict(
     source: "Which | str | Path" = "best",
     keep: Sequence[str] | None = None,
     top: tuple[int, str] | None = None,
+    task: str | None = None,
+    vectors: "Side | None" = None,
+    neighbours: tuple[int, str, str] | None = None,
+    ray: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, files: None,
 ) -> dict[str, Any]:
     """Write the predictions of a run for every row of some Parquet files, file by file, in their order.
 
@@ -205,12 +212,19 @@ def predict(
         out: a new folder. A call that was killed goes on there when it is made again.
         source: the checkpoint that predicts, or the folder of an export.
         keep: columns that pass through, by default all but lists.
-        top: ``(10, "user")`` writes the ten best rows per user only, by the first task.
+        top: ``(10, "user")`` writes the ten best rows per user only.
+        task: the task by which they are the best, by default the first.
+        vectors: write the vectors of this side of a model with two towers in the place of predictions.
+        neighbours: ``(10, "items.parquet", "item")`` writes the ten nearest items of each row, by the column that tells
+            items apart.
+        ray: the address of a Ray cluster whose nodes score; all paths must be shared.
+        progress: told files done and files in all.
 
     Returns:
         The folder's manifest: `rows`, and the digests of its `files`.
 
     Raises:
+        NotNow: another process writes to `out`.
         BadInput: there is no such run, checkpoint or data, or rows that cannot be scored: nothing is written then.
 
     Example:
@@ -222,10 +236,26 @@ def predict(
     from livetrain.trainers.runtime.process import prepare
 
     prepare()
-    from livetrain.trainers.export import prediction_files
+    from livetrain.cluster.alone import alone
+    from livetrain.cluster.on_ray import on_ray
+    from livetrain.trainers.export import prediction_files as files
 
-    best = prediction_files.Best(*top) if top else None
-    return prediction_files.predict(run.folder, str(data), Path(out), source=str(source), keep=keep, best=best)
+    if task and top is None:
+        raise BadInput("--task: says by which predictions rows are the best, so it goes with --top")
+    lock = alone(Path(f"{out}.lock"), f"{out}: another process predicts into this folder; wait for it", patience=0)
+    with lock, on_ray(ray, run.recipe) if ray else nullcontext(map) as run_all:
+        return files.predict(
+            run.folder,
+            str(data),
+            Path(out),
+            source=str(source),
+            keep=keep,
+            best=files.Best(*top, task) if top else None,
+            vectors=vectors,
+            neighbours=files.Neighbours(*neighbours) if neighbours else None,
+            run_all=run_all,
+            progress=progress,
+        )
 
 
 def export(

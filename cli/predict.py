@@ -1,6 +1,5 @@
 """The command `livetrain predict`."""
 
-from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +7,9 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
+from livetrain import api
 from livetrain.cli.terminal import err, say
+from livetrain.configs.errors import BadInput
 
 
 class Side(StrEnum):
@@ -46,36 +47,25 @@ def predict(
 
     Example: `livetrain predict runs/din_ml1m --data data/ml-1m/test --out scores --top 10 --group user`
     """
-    from livetrain.configs.errors import BadInput
-    from livetrain.trainers.runtime.process import prepare
-
-    prepare()
-    from livetrain.cluster.on_ray import on_ray
-    from livetrain.trainers.export import prediction_files as files
-
-    best = nearest = None
-    if top is not None and group is not None:
-        best = files.Best(top, group, task)
-    elif top is not None or group is not None or task is not None:
-        raise BadInput("--top, --group: one needs the other, as in --top 10 --group user; --task goes with them")
-    if neighbours is not None and items is not None and key is not None:
-        nearest = files.Neighbours(neighbours, items, key)
-    elif neighbours is not None or items is not None or key is not None:
+    if (top is None) != (group is None):
+        raise BadInput("--top, --group: one needs the other, as in --top 10 --group user")
+    if len({neighbours is None, items is None, key is None}) > 1:
         raise BadInput("--neighbours, --items, --key: give all three, as in --neighbours 10 --items items --key item")
-    if sum(x is not None for x in (best, vectors, nearest)) > 1:
+    if sum(option is not None for option in (top, vectors, neighbours)) > 1:
         raise BadInput("--top, --vectors, --neighbours: one at a time")
-    with on_ray(ray) if ray else nullcontext(map) as run_all, Progress(console=err, transient=True) as bar:
+    with Progress(console=err, transient=True) as bar:
         line = bar.add_task("scoring")
-        found = files.predict(
+        found = api.predict(
             run,
             data,
             out,
             source=checkpoint,
             keep=None if keep is None else keep.split(","),
-            best=best,
+            top=None if top is None or group is None else (top, group),
+            task=task,
             vectors=vectors.value if vectors else None,
-            neighbours=nearest,
-            run_all=run_all,
+            neighbours=None if neighbours is None or items is None or key is None else (neighbours, items, key),
+            ray=ray,
             progress=lambda done, every: bar.update(line, completed=done, total=every),
         )
     say(f"{out}: {found['rows']:,} rows in {len(found['files'])} files")

@@ -5,17 +5,24 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from livetrain.cluster.parcel import staged
+from livetrain.cluster.parcel import sources, staged
+from livetrain.cluster.plugin_files import plugin_files
+from livetrain.configs.schema import Recipe
 from livetrain.trainers.runtime import signals
 from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder
 
+Run = Callable[[Callable[[Any], Any], list[Any]], Iterator[Any]]  # some work on all of its parts, as they are done
+
 
 @contextlib.contextmanager
-def on_ray(address: str) -> Iterator[Callable[[Callable[[Any], Any], list[Any]], Iterator[Any]]]:
+def on_ray(
+    address: str, recipe: Recipe | None = None
+) -> Iterator[Callable[[Callable[[Any], Any], list[Any]], Iterator[Any]]]:
     """Connect to a cluster and yield what runs tasks there; sources travel, data lie on storage that all nodes share.
 
     Args:
         address: of the cluster, `auto` for the one that this machine belongs to, `local` for one of this machine's own.
+        recipe: whose plugins travel too.
 
     Raises:
         BadInput: what a task raises, on any node.
@@ -25,8 +32,10 @@ def on_ray(address: str) -> Iterator[Callable[[Callable[[Any], Any], list[Any]],
     ours = not ray.is_initialized()
     if ours:
         alone = address == "local"
-        with staged() as folder, signals.kept():
-            environment = {"env_vars": ENVIRONMENT, "py_modules": [str(folder / "livetrain")]}
+        plugins = {name: path.read_bytes() for name, path in (plugin_files(recipe) if recipe else {}).items()}
+        with staged(sources() | plugins) as folder, signals.kept():
+            modules = [str(path) for path in folder.iterdir() if path.suffix in ("", ".py")]
+            environment = {"env_vars": ENVIRONMENT, "py_modules": modules}
             options = {"include_dashboard": False, "_temp_dir": ray_folder()} if alone else {"runtime_env": environment}
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
 

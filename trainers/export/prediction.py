@@ -1,6 +1,10 @@
 """Predictions for any rows: by a run's checkpoint, or by the file that was exported of it."""
 
+import hashlib
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import Evaluate
+from livetrain.configs.schema import Evaluate, Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.scorer import Encoder, Scorer
 from livetrain.trainers.data.read.decode import Decoder
-from livetrain.trainers.data.read.files import check_columns, settled, wanted_columns
+from livetrain.trainers.data.read.files import check_columns, settled, short, wanted_columns
 from livetrain.trainers.data.read.records import Columns
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import manifest, run_folder
@@ -23,43 +27,91 @@ CHUNK = 8192  # rows that are scored at once
 Side = Literal["user", "item"]
 
 
-class Predictor:
-    """What predicts for tables of rows: columns in, one more column per task out, or one vector per row.
+@dataclass(frozen=True)
+class Weights:
+    """Which weights predict, for every process that takes part.
+
+    Attributes:
+        run: the run's folder, for its recipe.
+        folder: the checkpoint, or the export.
+        exported: whether it is an export.
+        digest: of all its files; another one would be another model.
+        vectors: which tower's vectors are wanted in the place of predictions.
+    """
+
+    run: Path
+    folder: Path
+    exported: bool
+    digest: str
+    vectors: Side | None = None
+
+
+def weights_of(run: Path, source: str | Path = "best", vectors: Side | None = None) -> Weights:
+    """Find the weights of a run.
 
     Args:
         run: the run's folder.
         source: ``best`` or ``last`` of its checkpoints, or the folder of an export of it.
         vectors: answer the vectors of this side, of a model with two towers, in the place of predictions.
 
+    Raises:
+        BadInput: there is no such checkpoint or export, or it is another run's; or the model has no towers.
+    """
+    run_folder.check(run)
+    recipe, exported = run_folder.recipe_of(run), source not in ("best", "last")
+    if vectors and _towers(recipe) is None:
+        raise BadInput(f"vectors: model.kind '{recipe.model.kind}' has no towers; a model with two has, as dssm")
+    folder = Path(source) if exported else run_folder.find_checkpoint(run, str(source))
+    found = manifest.read(folder)
+    if exported:
+        _check_export(folder, found, f"{vectors or 'model'}.pt", recipe)
+    return Weights(run.resolve(), folder.resolve(), exported, _digest(found), vectors)
+
+
+def _digest(found: dict[str, Any] | None) -> str:
+    """Return the digest of what a manifest says of its files; "" where there is none."""
+    return "" if found is None else hashlib.sha256(json.dumps(found["files"], sort_keys=True).encode()).hexdigest()
+
+
+def _check_export(folder: Path, found: dict[str, Any] | None, file: str, recipe: Recipe) -> None:
+    if found is None or file not in found["files"]:
+        raise BadInput(f"{folder}: holds no export with {file}; name an export's folder, or --checkpoint best or last")
+    if damage := manifest.damage(folder, found):
+        raise BadInput(f"{damage}; export the run again")
+    signature = json.loads((folder / "signature.json").read_text(encoding="utf-8"))
+    parts = {"tasks": recipe.tasks, "features": recipe.features, "tables": recipe.tables}
+    other = [key for key, own in parts.items() if set(signature[key]) != set(own)]
+    if other or signature["model"] != manifest.finite(recipe.model.model_dump(mode="json")):
+        what = f"other {other[0]}" if other else "another model"
+        raise BadInput(f"{folder}: is the export of another run, with {what}; name one of this run")
+
+
+class Predictor:
+    """What predicts for tables of rows: columns in, one more column per task out, or one vector per row.
+
+    Args:
+        weights: which; see `weights_of`.
+
     Attributes:
-        recipe: the run's, without tasks' labels: rows need not have any.
+        recipe: the run's, but for tasks: rows need no labels.
         names: the columns that it adds.
-        identity: says which weights these are.
 
     Raises:
-        BadInput: there is no such checkpoint or export, it is damaged, or the model has no towers.
+        BadInput: the checkpoint is damaged, or there is another one in its place by now.
     """
 
-    def __init__(self, run: Path, source: str | Path = "best", vectors: Side | None = None) -> None:
-        whole = run_folder.recipe_of(run)
-        towers = Model(whole, device="meta", tables_device="meta").dense.network.towers
-        if vectors and towers is None:
-            raise BadInput(f"vectors: model.kind '{whole.model.kind}' has no towers; a model with two has, as dssm")
-        self._model: nn.Module
-        if source in ("best", "last"):
-            path = run_folder.find_checkpoint(run, str(source))
-            model = plain_model(whole, path)
-            self._model = (Encoder(model, whole, vectors) if vectors else Scorer(model, whole)).eval()
-        else:
-            path = Path(source)
-            self._model = _exported(path, vectors)
-        self.vectors = vectors
-        self.identity = {"source": str(path.resolve()), "files": run_folder.content(path)["files"]}
+    def __init__(self, weights: Weights) -> None:
+        whole = run_folder.recipe_of(weights.run)
+        self.vectors = weights.vectors
+        self._model = _load(weights, whole)
         # A row's labels, weights and group are nobody's business here, nor are the other tower's features.
-        named = whole.features if towers is None or not vectors else dict.fromkeys(towers.names[vectors])
-        features = {name: whole.features[name] for name in whole.features if name in named}
+        features = whole.features
+        if self.vectors and (towers := _towers(whole)):
+            own = set(towers[self.vectors])
+            features = {name: feature for name, feature in features.items() if name in own}
         self.recipe = whole.model_copy(update={"tasks": {}, "evaluate": Evaluate(), "features": features})
-        self.names = [f"{vectors}_vector"] if vectors else [f"{task}_score" for task in whole.tasks]
+        self._tasks = list(whole.tasks)
+        self.names = [f"{self.vectors}_vector"] if self.vectors else [f"{task}_score" for task in self._tasks]
         self._decoder = Decoder(self.recipe, groups=False)
         self._wanted = wanted_columns(self.recipe)
         self._dense = [name for name, feature in self.recipe.features.items() if feature.carrier == "numbers"]
@@ -79,8 +131,7 @@ class Predictor:
         Raises:
             BadInput: a column that the features need is missing, or is of another type.
         """
-        plain = check_columns(name, table.schema, self._wanted)
-        schema = settled(plain, self._wanted)
+        schema = settled(check_columns(name, table.schema, self._wanted), self._wanted)
         fitting = pa.Table.from_arrays([table.column(field.name).cast(field.type) for field in schema], schema=schema)
         columns = self._decoder.decode(fitting.combine_chunks(), 0)
         parts: list[list[np.ndarray]] = [[] for _ in self.names]
@@ -88,27 +139,38 @@ class Predictor:
             for inputs in _chunks(columns, self._decoder.keys, self._dense, table.num_rows):
                 for part, found in zip(parts, self._scored(inputs), strict=True):
                     part.append(found.float().numpy())
-        return pa.table([_array(part, self.vectors is not None) for part in parts], names=self.names)
+        return pa.table([_array(np.concatenate(part)) for part in parts], names=self.names)
 
     def _scored(self, inputs: tuple[dict[str, Tensor], ...]) -> list[Tensor]:
         found = self._model(*inputs)
-        return [found] if self.vectors else list(found.values())
+        return [found] if self.vectors else [found[task] for task in self._tasks]
 
 
-def _exported(folder: Path, vectors: Side | None) -> nn.Module:
-    """Load an export's file once its hashes are right."""
-    found = manifest.read(folder)
-    file = f"{vectors or 'model'}.pt"
-    if found is None or file not in found["files"]:
-        raise BadInput(f"{folder}: holds no export with {file}; name an export's folder, or --checkpoint best or last")
-    if damage := manifest.damage(folder, found):
-        raise BadInput(f"{damage}; export the run again")
-    return torch.jit.load(str(folder / file)).eval()
+@lru_cache(maxsize=1)
+def predictor(weights: Weights) -> Predictor:
+    """Return the predictor of some weights, which this process loads once."""
+    return Predictor(weights)
+
+
+def _load(weights: Weights, recipe: Recipe) -> nn.Module:
+    if _digest(manifest.read(weights.folder)) != weights.digest:
+        raise BadInput(f"{weights.folder}: is gone, or another model is in its place by now; start again")
+    if weights.exported:
+        file = f"{weights.vectors or 'model'}.pt"
+        return torch.jit.load(str(weights.folder / file)).eval()
+    model = plain_model(recipe, weights.folder)
+    return (Encoder(model, recipe, weights.vectors) if weights.vectors else Scorer(model, recipe)).eval()
+
+
+def _towers(recipe: Recipe) -> dict[str, list[str]] | None:
+    """Return the features of each tower of a recipe's model; None where it has none."""
+    towers = Model(recipe, device="meta", tables_device="meta").dense.network.towers
+    return None if towers is None else towers.names
 
 
 def _chunks(columns: Columns, keys: list[str], dense: list[str], rows: int) -> Iterator[tuple[dict[str, Tensor], ...]]:
     """Yield decoded rows as the scorer takes them, CHUNK rows at a time: ids, lengths and numbers by feature."""
-    for start in range(0, rows, CHUNK):
+    for start in range(0, max(rows, 1), CHUNK):  # without rows one chunk of none, which tells a vector's width
         stop = min(start + CHUNK, rows)
         ids, lengths = {}, {}
         for key, column in zip(keys, columns.ids, strict=True):
@@ -121,24 +183,26 @@ def _chunks(columns: Columns, keys: list[str], dense: list[str], rows: int) -> I
         yield ids, lengths, numbers
 
 
-def _array(parts: list[np.ndarray], vectors: bool) -> pa.Array:
-    if not vectors:
-        return pa.array(np.concatenate(parts) if parts else np.zeros(0, np.float32), pa.float32())
-    if not parts:
-        return pa.array([], pa.list_(pa.float32()))
-    whole = np.concatenate(parts)
-    return pa.FixedSizeListArray.from_arrays(pa.array(whole.ravel(), pa.float32()), whole.shape[1])
+def _array(values: np.ndarray) -> pa.Array:
+    """Return (n,) predictions or (n, width) vectors as a column."""
+    flat = pa.array(values.ravel(), pa.float32())
+    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
 def score(predictor: Predictor, table: Any) -> Any:
     """Return a table (pyarrow) or frame (pandas) with the predictions as further columns, in the same order."""
-    given = table if isinstance(table, pa.Table) else pa.Table.from_pandas(table, preserve_index=False)
-    clash = sorted({*predictor.names} & {*given.column_names})
-    if clash:
+    names = table.column_names if isinstance(table, pa.Table) else list(table.columns)
+    if clash := sorted({*predictor.names} & {*names}):
         raise BadInput(f"the table has a column '{clash[0]}' already; drop or rename it")
-    found = predictor.predict(given)
-    if given is table:
-        for name in found.column_names:
-            table = table.append_column(name, found.column(name))
+    if isinstance(table, pa.Table):
+        for name, column in zip(predictor.names, predictor.predict(table).columns, strict=True):
+            table = table.append_column(name, column)
         return table
-    return table.assign(**{name: found.column(name).to_pandas().to_numpy() for name in found.column_names})
+    needed = [name for name in predictor.columns if name in names]
+    try:
+        given = pa.Table.from_pandas(table[needed], preserve_index=False)
+    except pa.ArrowException as error:
+        raise BadInput(f"the table: {short(error)}; give its columns one type each") from error
+    found = predictor.predict(given)
+    columns = {name: found.column(name).to_pandas().to_numpy() for name in found.column_names}
+    return table.assign(**columns)

@@ -6,32 +6,50 @@
 """
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
 from livetrain.configs.errors import BadInput, nearest
-from livetrain.trainers.data.read.files import SUFFIX, is_list, open_filesystem, read_footer, short, shown
-from livetrain.trainers.export.prediction import Predictor, Side
-from livetrain.trainers.runtime import manifest
+from livetrain.trainers.data.read.files import (
+    SUFFIX,
+    common,
+    files_below,
+    is_list,
+    open_filesystem,
+    plain,
+    read_footer,
+    short,
+    shown,
+    worded,
+)
+from livetrain.trainers.export import prediction
+from livetrain.trainers.export.prediction import Side, Weights, weights_of
+from livetrain.trainers.runtime import manifest, scratch
 
-ASKED, PARTS = ".asked.json", ".parts"
+ASKED, PARTS, TOP = ".asked.json", ".parts", f"top{SUFFIX}"
+OWN = (ASKED, PARTS, ".lock")  # in a folder of predictions that is not whole yet
 ROWS = 1 << 16  # read at once
+NEIGHBOURS = ("neighbours", "neighbour_scores")
 Map = Callable[[Callable[[int], int], list[int]], Iterable[int]]
 
 
 @dataclass(frozen=True)
 class Best:
-    """Only each group's best rows: `count` rows per value of the column `group`, by the predictions of `task`."""
+    """Only each group's best rows: `count` rows per value of the column `group`, by the predictions of `task`.
+
+    Rows with equal predictions keep the data's order; rows whose group is null are left out.
+    """
 
     count: int
     group: str
@@ -40,24 +58,49 @@ class Best:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The `count` nearest rows of `items` for each row, by the inner product of the towers' vectors."""
+    """The `count` nearest items of each row, by the inner product of the towers' vectors."""
 
     count: int
-    items: str  # Parquet, with the item's features
-    key: str  # column that tells items apart
+    items: str  # Parquet with the items' features: a file or a folder; a path or a URI
+    key: str  # column that tells items apart; of rows with the same key the first counts
 
 
 @dataclass(frozen=True)
-class Job:
+class Files:
+    """Parquet files, as every process finds them."""
+
+    filesystem: fs.FileSystem
+    paths: tuple[str, ...]
+
+    def named(self, path: str) -> str:
+        """Return a file's name for messages."""
+        return shown(self.filesystem, path)
+
+    def identity(self) -> list[list[Any]]:
+        """Return each file's name, size and time of change, without credentials."""
+        infos = self.filesystem.get_file_info(list(self.paths))
+        return [[self.named(info.path), info.size, info.mtime_ns] for info in infos]
+
+    def batches(self, path: str, columns: list[str]) -> Iterator[pa.Table]:
+        """Yield a file's rows by turns, ROWS at a time; of a file without rows one table without rows."""
+        with self.filesystem.open_input_file(path) as handle:
+            file = pq.ParquetFile(handle)
+            if not file.metadata.num_rows:
+                yield file.schema_arrow.empty_table().select(columns)
+            for batch in file.iter_batches(ROWS, columns=columns):
+                yield pa.Table.from_batches([batch]).select(columns)
+
+
+@dataclass(frozen=True)
+class Work:
     """What is to be written, for every process that takes part."""
 
-    run: Path
-    source: str
-    vectors: Side | None
+    weights: Weights
+    data: Files
+    kept: pa.Schema  # the columns that pass through
+    best: Best | None
+    items: Files | None
     neighbours: Neighbours | None
-    filesystem: fs.FileSystem
-    files: list[str]
-    keep: list[str]
     out: Path
 
 
@@ -74,16 +117,16 @@ def predict(
     run_all: Map = map,
     progress: Callable[[int, int], None] = lambda done, files: None,
 ) -> dict[str, Any]:
-    """Write the predictions of a run for every row of some Parquet files.
+    """Write the predictions of a run for every row of some Parquet files. One process at a time has `out`.
 
-    Started again after a kill, it goes on with the files that are not done. Memory: 65,536 rows and the model per
-    process; for `neighbours` also the items' vectors.
+    Started again after a kill, it goes on with the files that are not done. Memory per process: the model and 65,536
+    rows; for `best` also the best rows so far, and for `neighbours` the items' vectors.
 
     Args:
         run: the run's folder.
         data: a Parquet file, or a folder of them, partitions ``date=...`` too; a path or a URI.
         out: a new folder, or that of the same call before.
-        source: see `Predictor`.
+        source: ``best`` or ``last`` of the checkpoints, or the folder of an export.
         keep: columns that pass through; by default all but lists.
         best: write the best rows of each group only.
         vectors: write vectors of this side instead of predictions.
@@ -92,100 +135,129 @@ def predict(
         progress: told files done and files in all.
 
     Returns:
-        The manifest: `rows`, `files`, the `model` that predicted.
+        The manifest: `rows`, `files`, and `asked`, which says what was predicted by which model.
 
     Raises:
         BadInput: no such run, checkpoint or data, a column is missing or of another type, or `out` holds something
             else. Nothing is written then.
     """
-    filesystem, files = find(data)
-    predictor = Predictor(run, source, "user" if neighbours else vectors)
-    kept = _check(predictor, filesystem, files, keep, best)
-    if best and best.task and f"{best.task}_score" not in predictor.names:
-        known = [name.removesuffix("_score") for name in predictor.names]
-        raise BadInput(f"task: there is no task '{best.task}'{nearest(best.task, known)}")
-    sizes = [info.size for info in filesystem.get_file_info(files)]
+    weights = weights_of(run, source, "user" if neighbours else vectors)
+    files = find(data, "--data")
+    items = find(neighbours.items, "--items") if neighbours else None
+    _check_place(out, data)
+    predictor = prediction.predictor(weights)
+    added = NEIGHBOURS if neighbours else predictor.names
+    kept = _check(predictor, files, keep, best, added)
+    if best:
+        best = _settled(best, added)
+    if neighbours and items:
+        _check_items(items, neighbours.key)
     asked = {
-        "model": predictor.identity,
-        "data": [[shown(filesystem, path), size] for path, size in zip(files, sizes, strict=True)],
-        "keep": kept,
-        "best": None if best is None else vars(best),
+        "model": {"folder": str(weights.folder), "digest": weights.digest},
+        "data": files.identity(),
+        "keep": kept.names,
+        "best": None if best is None else asdict(best),
         "vectors": vectors,
-        "neighbours": None if neighbours is None else vars(neighbours),
+        "neighbours": neighbours and items and [neighbours.count, neighbours.key, items.identity()],
     }
-    if (done := _begin(out, asked)) is not None:
+    if (done := _begin(out, json.loads(json.dumps(asked)))) is not None:
         return done
-    job = Job(run.resolve(), source, vectors, neighbours, filesystem, files, kept, out.resolve())
-    left = [n for n in range(len(files)) if not _part(out, n).exists() and not (out / _part(out, n).name).exists()]
-    progress(len(files) - len(left), len(files))
-    for count, _ in enumerate(run_all(partial(_write, job), left), len(files) - len(left) + 1):
-        progress(count, len(files))
-    return _finish(out, asked, len(files), best, predictor.names)
+    work = Work(weights, files, kept, best, items, neighbours, out.resolve())
+    parts = [_part(out, number) for number in range(len(files.paths))]
+    left = [number for number, part in enumerate(parts) if not part.exists() and not (out / part.name).exists()]
+    progress(len(parts) - len(left), len(parts))
+    for count, _ in enumerate(run_all(partial(_write, work), left), len(parts) - len(left) + 1):
+        progress(count, len(parts))
+    return _finish(out, asked, parts, best)
 
 
-def find(data: str) -> tuple[fs.FileSystem, list[str]]:
-    """Return a Parquet file, or all below a folder, sorted; hidden ones (``.`` and ``_``) are left out.
+def find(data: str, option: str) -> Files:
+    """Return a Parquet file, or all below a folder.
 
     Raises:
-        BadInput: there is none.
+        BadInput: there is none, or something there might hold rows and cannot be read.
     """
-    filesystem, root = open_filesystem(data)
     try:
-        info = filesystem.get_file_info(root)
-        if info.type == fs.FileType.File:
-            return filesystem, [root]
-        below = fs.FileSelector(root, recursive=True, allow_not_found=True)
-        found = [one.path for one in filesystem.get_file_info(below) if one.is_file]
-    except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"{shown(filesystem, root)}: cannot be read ({short(error)}); correct --data") from error
-    paths = sorted(path for path in found if path.endswith(SUFFIX) and not _hidden(path, root))
-    if not paths:
-        raise BadInput(f"{shown(filesystem, root)}: there is no *.parquet file here; correct --data")
-    return filesystem, paths
+        filesystem, root = open_filesystem(data)
+        if isinstance(filesystem, fs.LocalFileSystem):
+            root = os.path.abspath(root)  # workers stand in another folder
+        return Files(filesystem, tuple(files_below(filesystem, root)))
+    except BadInput as error:
+        raise BadInput(str(error).replace("data.path", option)) from error.__cause__
 
 
-def _hidden(path: str, root: str) -> bool:
-    return any(part.startswith((".", "_")) for part in path.removeprefix(root).split("/") if part)
+def _check_place(out: Path, data: str) -> None:
+    if "://" in str(out) or ":/" in str(out):
+        raise BadInput(f"--out: {out} is no folder; name one on a disk, or on storage that is mounted as a folder")
+    if "://" not in data and out.resolve().is_relative_to(Path(data).resolve()):
+        raise BadInput(f"--out: {out} lies within --data, whose files it would be among; name a folder beside it")
 
 
 def _check(
-    predictor: Predictor, filesystem: fs.FileSystem, files: list[str], keep: Sequence[str] | None, best: Best | None
-) -> list[str]:
-    """Look at every file's columns before any is scored; return those that pass through."""
-    first, kept = None, []
-    for path in files:
-        name, schema = shown(filesystem, path), read_footer(filesystem, path)[1]
+    predictor: prediction.Predictor,
+    files: Files,
+    keep: Sequence[str] | None,
+    best: Best | None,
+    added: Sequence[str],
+) -> pa.Schema:
+    """Look at every file's columns before any is scored; return those that pass through, in one type each."""
+    kinds: dict[str, list[pa.DataType]] = {}
+    wanted: list[str] | None = None
+    for path in files.paths:
+        name, schema = files.named(path), read_footer(files.filesystem, path)[1]
         predictor.check(schema, name)
-        if first is None:
-            first = schema
-            kept = list(keep) if keep is not None else [field.name for field in schema if not is_list(field.type)]
-            if best and best.group not in kept:
-                kept = [best.group, *kept]
-        for column in kept:
-            if column not in schema.names:
+        if wanted is None:
+            once = [field.name for field in schema if schema.names.count(field.name) == 1 and not is_list(field.type)]
+            wanted = list(dict.fromkeys([*([best.group] if best else []), *(once if keep is None else keep)]))
+        for column in wanted:
+            if schema.names.count(column) != 1:
+                near = nearest(column, schema.names)
+                raise BadInput(f"{name}: has not one column '{column}'{near}; correct --keep or --group")
+            kinds.setdefault(column, []).append(schema.field(column).type)
+            if common(kinds[column]) is None:
                 raise BadInput(
-                    f"{name} has no column '{column}'{nearest(column, schema.names)}; correct --keep or --group"
+                    f"{name}: column '{column}' is {worded(kinds[column][-1])} here and {worded(kinds[column][0])} in "
+                    f"{files.named(files.paths[0])}; write all files with one schema, or leave it out of --keep"
                 )
-            if schema.field(column).type != first.field(column).type:
-                raise BadInput(
-                    f"{name}: column '{column}' is {schema.field(column).type} here and {first.field(column).type} in "
-                    f"{shown(filesystem, files[0])}; write all files with one schema, or leave it out of --keep"
-                )
-    for column in predictor.names:
-        if column in kept:
-            raise BadInput(f"{files[0]}: has a column '{column}' already; leave it out by --keep")
-    return kept
+    if clash := sorted({*added} & {*kinds}):
+        raise BadInput(f"{files.named(files.paths[0])}: has a column '{clash[0]}' already; leave it out by --keep")
+    if best and is_list(kinds[best.group][0]):
+        raise BadInput(f"--group: '{best.group}' is a list; name a column of one value per row")
+    return pa.schema([(column, common(found)) for column, found in kinds.items()])
+
+
+def _settled(best: Best, added: Sequence[str]) -> Best:
+    """Return what is wanted with its task named."""
+    known = [name.removesuffix("_score") for name in added if name.endswith("_score")]
+    if not known:
+        raise BadInput("--top: goes with predictions, not with --vectors or --neighbours")
+    if best.task and best.task not in known:
+        raise BadInput(f"--task: there is no task '{best.task}'{nearest(best.task, known)}")
+    return replace(best, task=best.task or known[0])
+
+
+def _check_items(items: Files, key: str) -> None:
+    rows = 0
+    for path in items.paths:
+        footer, schema = read_footer(items.filesystem, path)
+        if schema.names.count(key) != 1:
+            raise BadInput(
+                f"{items.named(path)}: has not one column '{key}'{nearest(key, schema.names)}; correct --key"
+            )
+        rows += footer.num_rows
+    if not rows:
+        raise BadInput(f"{items.named(items.paths[0])}: there are no items; correct --items")
 
 
 def _begin(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     """Make the folder for the work, or find it as an earlier call left it; return the manifest if all is done."""
-    asked = json.loads(json.dumps(asked))
     found = manifest.read(out)
     before = found["asked"] if found and "asked" in found else None
     try:
         if before is None and (out / ASKED).exists():
             before = json.loads((out / ASKED).read_text(encoding="utf-8"))
-        strange = before is None and out.exists() and any(out.iterdir())
+        there = [path.name for path in out.iterdir()] if out.exists() else []
+        strange = before is None and any(name not in OWN and not name.startswith(f".{ASKED}.") for name in there)
         if not strange and before in (None, asked) and found is None:
             (out / PARTS).mkdir(parents=True, exist_ok=True)
             manifest.write_json(out / ASKED, asked)
@@ -196,120 +268,131 @@ def _begin(out: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     if before not in (None, asked):
         key = next(key for key in asked if before.get(key) != asked[key])
         raise BadInput(f"{out}: holds predictions with another {key}; name a new folder with --out")
+    if found is not None:
+        _tidy(out)
     return found
+
+
+def _tidy(out: Path) -> None:
+    shutil.rmtree(out / PARTS, ignore_errors=True)
+    (out / ASKED).unlink(missing_ok=True)
 
 
 def _part(out: Path, number: int) -> Path:
     return out / PARTS / f"part-{number:05d}{SUFFIX}"
 
 
-@lru_cache(maxsize=1)
-def _predictor(run: Path, source: str, vectors: Side | None) -> Predictor:
-    return Predictor(run, source, vectors)
-
-
-def _write(job: Job, number: int) -> int:
-    """Score one file; return its rows. The part appears whole or not at all."""
-    predictor = _predictor(job.run, job.source, "user" if job.neighbours else job.vectors)
-    index = _index(job.run, job.source, job.neighbours) if job.neighbours else None
-    path, target, rows = job.files[number], _part(job.out, number), 0
-    draft = target.with_suffix(".draft")
-    columns = list(dict.fromkeys([*predictor.columns, *job.keep]))
-    with job.filesystem.open_input_file(path) as handle:
-        file, writer = pq.ParquetFile(handle), None
-        try:
-            for batch in file.iter_batches(ROWS, columns=columns):
-                table = pa.Table.from_batches([batch])
-                found = predictor.predict(table, shown(job.filesystem, path))
-                made = table.select(job.keep)
-                for name, column in (index.nearest(found) if index else _named(found)).items():
-                    made = made.append_column(name, column)
-                writer = writer or pq.ParquetWriter(draft, made.schema)
-                writer.write_table(made)
-                rows += made.num_rows
-        finally:
-            if writer:
-                writer.close()
-        if writer is None:  # a file without rows
-            pq.write_table(file.schema_arrow.empty_table().select(job.keep), draft)
+def _write(work: Work, number: int) -> int:
+    """Score one file; return the rows that are written. The part appears whole or not at all."""
+    path, target, rows = work.data.paths[number], _part(work.out, number), 0
+    draft = target.with_name(f".{target.name}.{scratch.label()}")  # nobody else's
+    made = _scored(work, path)
+    if work.best:
+        made = iter([_best_of(made, work.best)])
+    writer = None
+    try:
+        for table in made:
+            writer = writer or pq.ParquetWriter(draft, table.schema)
+            writer.write_table(table)
+            rows += table.num_rows
+    finally:
+        if writer:
+            writer.close()
     manifest.sync(draft)
     draft.replace(target)
     return rows
 
 
-def _named(table: pa.Table) -> dict[str, pa.ChunkedArray]:
-    return dict(zip(table.column_names, table.columns, strict=True))
+def _scored(work: Work, path: str) -> Iterator[pa.Table]:
+    """Yield the rows of a file by turns: what passes through, and what is added."""
+    predictor = prediction.predictor(work.weights)
+    index = _index(work.weights, work.items, work.neighbours) if work.items and work.neighbours else None
+    columns = list(dict.fromkeys([*predictor.columns, *work.kept.names]))
+    for table in work.data.batches(path, columns):
+        found = predictor.predict(table, work.data.named(path))
+        made = pa.table([table.column(field.name).cast(field.type) for field in work.kept], schema=work.kept)
+        for name, column in index.nearest(found) if index else zip(found.column_names, found.columns, strict=True):
+            made = made.append_column(name, column)
+        yield made
+
+
+def _best_of(tables: Iterable[pa.Table], best: Best) -> pa.Table:
+    """Return the best rows per group of some tables, group by group, the best first; equal ones in their order."""
+    so_far: pa.Table | None = None
+    for table in tables:
+        whole = table if so_far is None else pa.concat_tables([so_far, table])
+        whole = whole.filter(whole.column(best.group).is_valid())
+        order = pc.sort_indices(whole, [(best.group, "ascending"), (f"{best.task}_score", "descending")])  # stable
+        whole = whole.take(order)
+        codes = whole.column(best.group).combine_chunks().dictionary_encode().indices.to_numpy()
+        starts = np.flatnonzero(np.diff(codes, prepend=-1))
+        place = np.arange(len(codes)) - np.repeat(starts, np.diff(starts, append=len(codes)))
+        so_far = whole.filter(pa.array(place < best.count))
+    assert so_far is not None  # a file yields a table even where it has no rows
+    return so_far
 
 
 class _Index:
     """All items' vectors, in memory: exact search by blocks."""
 
-    def __init__(self, run: Path, source: str, wanted: Neighbours) -> None:
-        predictor = Predictor(run, source, "item")
-        filesystem, files = find(wanted.items)
-        keys, vectors = [], []
-        for path in files:
-            with filesystem.open_input_file(path) as handle:
-                file = pq.ParquetFile(handle)
-                if wanted.key not in file.schema_arrow.names:
-                    near = nearest(wanted.key, file.schema_arrow.names)
-                    raise BadInput(f"{shown(filesystem, path)} has no column '{wanted.key}'{near}; correct --key")
-                for batch in file.iter_batches(ROWS, columns=list(dict.fromkeys([*predictor.columns, wanted.key]))):
-                    table = pa.Table.from_batches([batch])
-                    found = predictor.predict(table, shown(filesystem, path)).column(0).combine_chunks()
-                    vectors.append(found.flatten().to_numpy().reshape(table.num_rows, -1))
-                    keys.append(table.column(wanted.key).combine_chunks())
-        self.keys, self.vectors, self.count = pa.concat_arrays(keys), np.concatenate(vectors), wanted.count
+    def __init__(self, weights: Weights, items: Files, wanted: Neighbours) -> None:
+        predictor = prediction.Predictor(replace(weights, vectors="item"))
+        columns, keys, vectors = list(dict.fromkeys([*predictor.columns, wanted.key])), [], []
+        for path in items.paths:
+            for table in items.batches(path, columns):
+                found = predictor.predict(table, items.named(path)).column(0).combine_chunks()
+                vectors.append(found.flatten().to_numpy().reshape(table.num_rows, -1))
+                keys.append(table.column(wanted.key))
+        every = pa.chunked_array([chunk.cast(plain(chunk.type)) for key in keys for chunk in key.chunks])
+        codes = every.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
+        code, first = np.unique(codes, return_index=True)
+        places = np.sort(first[code >= 0])
+        self.keys = every.take(pa.array(places)).combine_chunks()
+        self.vectors, self.count = np.concatenate(vectors)[places], min(wanted.count, len(places))
 
-    def nearest(self, users: pa.Table) -> dict[str, pa.Array]:
-        """Return the keys and the scores of each row's nearest items, the nearest first."""
+    def nearest(self, users: pa.Table) -> Iterator[tuple[str, pa.Array]]:
+        """Yield two columns: the keys and the scores of each row's nearest items, the nearest first."""
         rows = users.column(0).combine_chunks()
-        given = rows.flatten().to_numpy().reshape(len(rows), -1)
-        count = min(self.count, len(self.vectors))
-        places, scores = np.zeros((len(given), count), np.int64), np.zeros((len(given), count), np.float32)
-        step = max(1, (1 << 25) // max(len(self.vectors), 1))  # users whose scores are in memory together
+        given = rows.flatten().to_numpy().reshape(len(rows), self.vectors.shape[1])
+        places, scores = np.zeros((len(given), self.count), np.int64), np.zeros((len(given), self.count), np.float32)
+        step = max(1, (1 << 25) // len(self.vectors))  # rows whose scores are in memory together
         for start in range(0, len(given), step):
             product = given[start : start + step] @ self.vectors.T
-            top = np.argpartition(-product, count - 1, axis=1)[:, :count]
+            top = np.argpartition(-product, self.count - 1, axis=1)[:, : self.count]
             found = np.take_along_axis(product, top, 1)
             order = np.argsort(-found, axis=1, kind="stable")
             places[start : start + step] = np.take_along_axis(top, order, 1)
             scores[start : start + step] = np.take_along_axis(found, order, 1)
-        offsets = pa.array(np.arange(len(given) + 1) * count, pa.int32())
-        return {
-            "neighbours": pa.ListArray.from_arrays(offsets, self.keys.take(pa.array(places.ravel()))),
-            "neighbour_scores": pa.ListArray.from_arrays(offsets, pa.array(scores.ravel())),
-        }
+        offsets = pa.array(np.arange(len(given) + 1) * self.count, pa.int32())
+        yield NEIGHBOURS[0], pa.ListArray.from_arrays(offsets, self.keys.take(pa.array(places.ravel())))
+        yield NEIGHBOURS[1], pa.ListArray.from_arrays(offsets, pa.array(scores.ravel()))
 
 
-@lru_cache(maxsize=1)
-def _index(run: Path, source: str, wanted: Neighbours) -> _Index:
-    return _Index(run, source, wanted)
+_indices: dict[str, _Index] = {}  # of this process: the one that was used last
 
 
-def _finish(out: Path, asked: dict[str, Any], files: int, best: Best | None, names: list[str]) -> dict[str, Any]:
-    """Put the parts, or each group's best rows of them, in their place, and commit."""
-    if best is not None:
-        score = f"{best.task}_score" if best.task else names[0]
-        group, by = ('"{}"'.format(name.replace('"', '""')) for name in (best.group, score))
-        parts, target = (str(path).replace("'", "''") for path in (out / PARTS / f"*{SUFFIX}", out / "top.draft"))
-        with duckdb.connect() as connection:
-            connection.execute(
-                f"COPY (SELECT * FROM read_parquet('{parts}') QUALIFY row_number() OVER (PARTITION BY {group} "
-                f"ORDER BY {by} DESC) <= {best.count} ORDER BY {group}, {by} DESC) TO '{target}' (FORMAT parquet)"
-            )
-        (out / "top.draft").replace(out / f"top{SUFFIX}")
-        made = [out / f"top{SUFFIX}"]
-    else:
-        made = []
-        for part in (_part(out, number) for number in range(files)):
-            made.append(out / part.name)
+def _index(weights: Weights, items: Files, wanted: Neighbours) -> _Index:
+    key = repr((weights, wanted, items.identity()))
+    if key not in _indices:
+        _indices.clear()
+        _indices[key] = _Index(weights, items, wanted)
+    return _indices[key]
+
+
+def _finish(out: Path, asked: dict[str, Any], parts: list[Path], best: Best | None) -> dict[str, Any]:
+    """Put the parts, or the best rows of all, in their place, and commit."""
+    made = [out / part.name for part in parts]
+    if best is None:
+        for part, place in zip(parts, made, strict=True):
             if part.exists():  # a call before may have come this far
-                part.replace(made[-1])
-    rows = sum(pq.read_metadata(path).num_rows for path in made)
+                part.replace(place)
+    else:
+        made, draft = [out / TOP], out / PARTS / f".{TOP}"
+        pq.write_table(_best_of((pq.read_table(part, partitioning=None) for part in parts), best), draft)
+        manifest.sync(draft)
+        draft.replace(made[0])
+    content = {"rows": sum(pq.read_metadata(path).num_rows for path in made), "asked": asked}
     digests = {path.name: manifest.digest(path) for path in made}
-    content = {"rows": rows, "asked": asked}
     manifest.commit(out, digests, **content)
-    shutil.rmtree(out / PARTS, ignore_errors=True)
-    (out / ASKED).unlink(missing_ok=True)
+    _tidy(out)
     return {"files": digests, **content}

@@ -1,6 +1,7 @@
 """Predictions for rows: those that were evaluated, in order, resumable, and only where the rows can be scored."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -13,14 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import livetrain
 from livetrain.api import Run
 from livetrain.cli import main as cli
 from livetrain.cluster import launch
-from livetrain.configs.errors import BadInput
+from livetrain.cluster.alone import alone
+from livetrain.configs.errors import BadInput, NotNow
 from livetrain.modules.metrics import binary
-from livetrain.trainers.export import prediction
+from livetrain.trainers.export import prediction, prediction_files
 from livetrain.trainers.export.export import export
-from livetrain.trainers.export.prediction import Predictor
+from livetrain.trainers.export.prediction import Predictor, weights_of
 from livetrain.trainers.export.prediction_files import Best, Neighbours, predict
 from livetrain.trainers.runtime import manifest
 from tests import samples
@@ -52,7 +55,7 @@ def exported(small_run, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def predictor(small_run) -> Predictor:
-    return Predictor(small_run)
+    return Predictor(weights_of(small_run))
 
 
 def read(out: Path) -> pa.Table:
@@ -170,10 +173,11 @@ def _drop(name):
     [
         (_drop("movie"), {}, r"features.movie: .*b.parquet has no column 'movie'"),
         (lambda t: t.set_column(0, "user", pc.cast(t["user"], pa.string())), {}, "column 'user' of .* is string"),
-        (_drop("gift"), {}, "has no column 'gift' .*; correct --keep or --group"),
+        (_drop("gift"), {}, "has not one column 'gift' .*; correct --keep or --group"),
         (lambda t: t.set_column(6, "like", pc.cast(t["like"], pa.int32())), {}, "is int32 here and int8 in"),
-        (None, {"keep": ["usr"]}, r"no column 'usr' \(did you mean 'user'\?\)"),
-        (None, {"best": Best(3, "usr")}, "no column 'usr'"),
+        (None, {"keep": ["usr"]}, r"not one column 'usr' \(did you mean 'user'\?\)"),
+        (None, {"best": Best(3, "usr")}, "not one column 'usr'"),
+        (None, {"best": Best(3, "history")}, "--group: 'history' is a list"),
         (None, {"best": Best(3, "user", "clik")}, r"there is no task 'clik' \(did you mean 'click'\?\)"),
         (None, {"vectors": "user"}, "model.kind 'din' has no towers"),
         (None, {"source": "nowhere"}, "nowhere: holds no export with model.pt"),
@@ -192,11 +196,96 @@ def test_what_cannot_be_scored_is_said_before_anything_is_written(small_run, dat
 
 def test_other_folders_are_left_alone(small_run, data, tmp_path):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine/thesis.txt").write_text("")
+    (tmp_path / "mine/thesis.txt").write_text("mine")
     with pytest.raises(BadInput, match="holds something that is no prediction"):
         predict(small_run, str(data), tmp_path / "mine")
+    assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["mine"]
     with pytest.raises(BadInput, match=r"there is no \*.parquet file here; correct --data"):
         predict(small_run, str(tmp_path / "mine"), tmp_path / "out")
+    (tmp_path / "mine/more.parq").write_text("")
+    with pytest.raises(BadInput, match=r"more.parq: no file NAME.parquet, so it is not read"):
+        predict(small_run, str(tmp_path / "mine"), tmp_path / "out")
+    with pytest.raises(BadInput, match="--out: .* lies within --data"):
+        predict(small_run, str(data), data / "scores")
+    with pytest.raises(BadInput, match="--out: .* is no folder"):
+        predict(small_run, str(data), Path("s3://bucket/scores"))
+    assert not (data / "scores").exists()
+    (tmp_path / "begun/.parts").mkdir(parents=True)  # as a kill leaves it
+    assert predict(small_run, str(data), tmp_path / "begun")["rows"] == 500
+
+
+def test_a_folder_of_one_process_at_a_time(small_run, data, tmp_path):
+    with (
+        alone(tmp_path / "out.lock", "unused"),
+        pytest.raises(NotNow, match="another process predicts into this folder"),
+    ):
+        livetrain.predict(small_run, data, tmp_path / "out")
+
+
+def test_other_data_of_the_same_size_are_others(small_run, tmp_path):
+    table = pq.read_table(small_run.parents[1] / "data/test")
+    for number, rows in enumerate((table, table.take(pa.array(np.arange(len(table))[::-1])))):
+        pq.write_table(rows, tmp_path / "rows.parquet", compression="none", use_dictionary=False)
+        os.utime(tmp_path / "rows.parquet", (1_700_000_000 + number,) * 2)
+        if number:
+            with pytest.raises(BadInput, match="holds predictions with another data"):
+                predict(small_run, str(tmp_path / "rows.parquet"), tmp_path / "out")
+        else:
+            predict(small_run, str(tmp_path / "rows.parquet"), tmp_path / "out")
+
+
+def test_another_model_in_the_same_place_predicts_itself(small_run, data, tmp_path):
+    """What a process has loaded counts for these weights alone."""
+    export(small_run, out=tmp_path / "file", quantize="none")
+    first = predict(small_run, str(data), tmp_path / "one", source=str(tmp_path / "file"))
+    export(small_run, out=tmp_path / "file", quantize="int8")
+    second = predict(small_run, str(data), tmp_path / "two", source=str(tmp_path / "file"))
+    assert first["asked"]["model"] != second["asked"]["model"]
+    assert not read(tmp_path / "one")["click_score"].equals(read(tmp_path / "two")["click_score"])
+
+
+def test_an_export_of_another_run_is_refused(towers, exported, data, tmp_path):
+    with pytest.raises(BadInput, match="is the export of another run, with another model"):
+        predict(towers, str(data), tmp_path / "out", source=str(exported))
+
+
+@pytest.mark.parametrize("best", [None, Best(2, "user")])
+def test_files_without_rows_have_the_columns_too(small_run, data, tmp_path, best):
+    shutil.copytree(data, tmp_path / "rows")
+    for name in ("date=2026-01-01/0", "date=2026-01-02/z"):
+        schema = pq.read_schema(tmp_path / "rows/date=2026-01-01/a.parquet")
+        pq.write_table(schema.empty_table(), tmp_path / f"rows/{name}.parquet")
+    found = predict(small_run, str(tmp_path / "rows"), tmp_path / "out", best=best)
+    plain = predict(small_run, str(data), tmp_path / "plain", best=best)
+    assert found["rows"] == plain["rows"]
+    assert len({str(pq.read_schema(path)) for path in (tmp_path / "out").glob("*.parquet")}) == 1
+    assert read(tmp_path / "out").equals(read(tmp_path / "plain"))
+
+
+def test_columns_that_nobody_asked_for_do_no_harm(small_run, data, tmp_path):
+    """Null throughout on one day, a dictionary on another, twice in a file, alike but for capitals."""
+    shutil.copytree(data, tmp_path / "rows")
+    for number, path in enumerate(sorted((tmp_path / "rows").glob("*/*.parquet"))):
+        table = pq.read_table(path, partitioning=None)
+        names = [pa.nulls(len(table)), pa.array(["a"] * len(table)), pa.array(["b"] * len(table)).dictionary_encode()]
+        table = table.append_column("note", names[number]).append_column("USER", table["gift"])
+        table = table.append_column("twice", table["gift"]).append_column("twice", table["gift"])
+        pq.write_table(table, path)
+    predict(
+        small_run, str(tmp_path / "rows"), tmp_path / "date=2026-01-03", best=Best(1, "USER"), keep=["user", "note"]
+    )
+    top = pq.read_table(tmp_path / "date=2026-01-03/top.parquet", partitioning=None)
+    assert top.column_names == ["USER", "user", "note", "click_score"]
+    gifts = {gift for gift in pq.read_table(small_run.parents[1] / "data/test")["gift"].to_pylist() if gift is not None}
+    assert top["USER"].to_pylist() == sorted(gifts)  # null is no group
+    assert set(top["note"].to_pylist()) <= {None, "a", "b"}
+
+
+def test_equal_rows_keep_their_order(tmp_path):
+    rows = pa.table({"group": [1, 2, 1, 2, 1], "row": [0, 1, 2, 3, 4], "click_score": [0.5, 0.1, 0.5, 0.1, 0.5]})
+    parts = [rows.slice(0, 3), rows.slice(3)]
+    best = prediction_files._best_of(parts, Best(2, "group", "click"))
+    assert best["row"].to_pylist() == [0, 2, 1, 3]
 
 
 @pytest.fixture(scope="module")
@@ -220,15 +309,28 @@ def test_vectors_and_neighbours_are_the_models(towers, tmp_path):
     predict(towers, data, tmp_path / "near", neighbours=Neighbours(3, data, "movie"), keep=["user"])
     near = read(tmp_path / "near")
     assert near.column_names == ["user", "neighbours", "neighbour_scores"]
-    product = user @ item.T
+    keys, first = np.unique(read(tmp_path / "item")["movie"].drop_null().to_numpy(), return_index=True)
+    known = np.flatnonzero(read(tmp_path / "item")["movie"].is_valid().to_numpy())[first]
+    product = user @ item[known].T  # of each item once
     np.testing.assert_allclose(near["neighbour_scores"].to_pylist(), -np.sort(-product, axis=1)[:, :3], atol=1e-5)
-    keys = read(tmp_path / "item")["movie"]
-    first = [keys[int(place)].as_py() for place in product.argmax(axis=1)]
-    chosen = [row[0] for row in near["neighbours"].to_pylist()]
-    assert [
-        a == b or product[n].max() == pytest.approx(product[n][keys.to_pylist().index(a)], abs=1e-5)
-        for n, (a, b) in enumerate(zip(chosen, first, strict=True))
-    ] == [True] * len(first)
+    found = near["neighbours"].to_pylist()
+    assert all(len(set(row)) == 3 for row in found)
+    places = np.searchsorted(keys, found)
+    np.testing.assert_allclose(np.take_along_axis(product, places, 1), near["neighbour_scores"].to_pylist(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("items", "key", "said"),
+    [
+        ("test", "mvie", r"not one column 'mvie' \(did you mean 'movie'\?\); correct --key"),
+        ("none", "x", "correct --items"),
+    ],
+)
+def test_items_are_looked_at_before_anything_is_written(towers, tmp_path, items, key, said):
+    data = towers.parents[1] / "data"
+    with pytest.raises(BadInput, match=said):
+        predict(towers, str(data / "test"), tmp_path / "out", neighbours=Neighbours(3, str(data / items), key))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -237,6 +339,7 @@ def test_vectors_and_neighbours_are_the_models(towers, tmp_path):
         (("--top", "2", "--group", "user"), 0, "194 rows in 1 files"),
         (("--keep", "user,movie"), 0, "500 rows in 3 files"),
         (("--top", "2"), 2, "--top, --group: one needs the other"),
+        (("--task", "click"), 2, "--task: says by which predictions rows are the best, so it goes with --top"),
         (("--neighbours", "2"), 2, "--neighbours, --items, --key: give all three"),
         (("--vectors", "user", "--top", "2", "--group", "user"), 2, "one at a time"),
     ],
@@ -251,10 +354,11 @@ def test_the_command(small_run, data, tmp_path, monkeypatch, capfd, words, code,
 
 
 @pytest.mark.slow
-def test_workers_of_a_cluster_write_the_same(small_run, data, tmp_path):
+def test_workers_of_a_cluster_write_the_same(small_run, data, tmp_path, monkeypatch):
     from livetrain.cluster.on_ray import on_ray
 
     predict(small_run, str(data), tmp_path / "here")
-    with on_ray("local") as run_all:
-        predict(small_run, str(data), tmp_path / "there", run_all=run_all)
+    monkeypatch.chdir(data.parent)
+    with on_ray("local", Run(small_run).recipe) as run_all:
+        predict(small_run, data.name, tmp_path / "there", run_all=run_all)
     assert read(tmp_path / "here").equals(read(tmp_path / "there"))

@@ -118,6 +118,36 @@ def find_files(filesystem: fs.FileSystem, folder: str, spark: bool = False) -> l
     return paths
 
 
+def files_below(filesystem: fs.FileSystem, root: str) -> list[str]:
+    """Return a Parquet file itself, or the sorted paths of all below a folder, in partitions ``date=...`` too.
+
+    As for `find_files`, names that begin with . or _ are left out.
+
+    Raises:
+        BadInput: there is none, the folder cannot be listed, or something in it might hold rows and is not read.
+    """
+    name = shown(filesystem, root)
+    try:
+        if filesystem.get_file_info(root).is_file:
+            return [root]
+        paths, folders = [], [root]
+        for folder in folders:
+            for info in _listed(filesystem, folder):
+                if info.type == fs.FileType.Directory:
+                    folders.append(info.path)
+                elif info.is_file and info.base_name.endswith(SUFFIX):
+                    paths.append(info.path)
+                elif why := _overlooked(filesystem, info):
+                    raise BadInput(f"{shown(filesystem, info.path)}: {why}, or begin its name with _ to leave it out")
+    except FileNotFoundError as error:
+        raise BadInput(f"data.path: there is nothing at {name}; correct data.path") from error
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"data.path: {name} cannot be listed ({short(error)}); correct data.path") from error
+    if not paths:
+        raise BadInput(f"data.path: {name}: there is no *.parquet file here; correct data.path")
+    return sorted(paths)
+
+
 def _listed(filesystem: fs.FileSystem, folder: str) -> list[fs.FileInfo]:
     """Return what lies in a folder by name, without what is hidden; a link to nothing is of type NotFound."""
     found = {info.base_name: info for info in filesystem.get_file_info(fs.FileSelector(folder))}
