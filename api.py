@@ -73,8 +73,8 @@ class Run:
         """
         try:
             return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise BadInput(f"{self.folder}: this run has not finished (result.json is missing); train it on") from None
+        except (FileNotFoundError, ValueError):
+            raise BadInput(f"{self.folder}: this run has not finished (no whole result.json); train it on") from None
 
     @property
     def report(self) -> Path:

@@ -62,6 +62,10 @@ class Kinds:
         kind = getattr(section, self.key, "")
         return self._owners[kind] if isinstance(section, self._configs.get(kind, ())) else None
 
+    def entered(self) -> dict[str, Any]:
+        """Return the kinds that are known by now, and what they were registered with; no module is imported for it."""
+        return dict(self._owners)
+
     def configs(self) -> dict[str, type[BaseModel]]:
         """Return every kind's config class."""
         plugins.load()

@@ -114,12 +114,12 @@ def _check_defined(sweep: Sweep, statistics: Statistics) -> None:
     for metric in sweep.metrics:
         for name in metric.names:
             task = name.rpartition(".")[0]
-            without = name == f"{task}.pcoc" and (statistics.single.get(task) == 0 or statistics.unknown.get(task) == 1)
-            if without or name in selection.undefined(sweep.recipe, task, statistics):
+            needs = selection.metric_of(sweep.recipe, name).needs
+            if statistics.unknown.get(task) == 1 or not needs.met(statistics.single.get(task)):
                 other = selection.stand_in(sweep.recipe, name)
                 raise BadInput(
-                    f"--metric '{metric.text}': {name} is undefined on valid, for it needs {selection.needs(name)}; "
-                    f"start a sweep by another metric, such as valid/{other}, or with other rows as valid"
+                    f"--metric '{metric.text}': {name} is undefined on valid, for it needs {needs}; start a sweep by "
+                    f"another metric, such as valid/{other}, or with other rows as valid"
                 )
 
 

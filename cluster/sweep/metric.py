@@ -32,7 +32,6 @@ _FUNCTIONS: dict[str, Callable[..., float]] = {
     "exp": math.exp,
     "sqrt": math.sqrt,
 }
-_SIGNLESS = "pcoc"  # written by every evaluation; best at 1, so that neither direction is better
 _POINTS = (0.3, 0.6, 0.9)  # values of all metrics at which an expression's direction is asked
 
 
@@ -69,7 +68,7 @@ def parse(text: str, recipe: Recipe) -> Metric:
     if colon and direction.strip() not in signs:
         raise BadInput(f"--metric '{text}': '{direction}' is no direction; begin with max: or min:, or leave it out")
     body = (body if colon else text).strip()
-    known = selection.selectable(recipe) | {f"{task}.{_SIGNLESS}": 0 for task in recipe.tasks}
+    known = selection.written(recipe)
     variables: dict[str, str] = {}  # metric -> its name in the expression
 
     def variable(match: re.Match[str]) -> str:

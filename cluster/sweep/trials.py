@@ -163,14 +163,16 @@ class Record:
 
     def _undefined(self, finished: list[Trial]) -> str:
         """Say which metric is undefined in trials of which none has them all, and what it needs."""
-        from livetrain.trainers.evaluate.selection import needs
+        from livetrain.trainers.evaluate.selection import metric_of
 
         metric = next(
             m for place, m in enumerate(self.metrics) if any(trial.scores[place] is None for trial in finished)
         )
         lines = [line for trial in finished for line in self.evaluations(trial)]
         name = next((name for name in metric.names if any(line.get(name) is None for line in lines)), None)
-        why = f"{name} needs {needs(name)} in valid" if name else "its expression gives no number"
+        why = "its expression gives no number"
+        if name:
+            why = f"{name} needs {metric_of(self.recipe, name).needs} in valid"
         return f"{metric.text} is undefined in the {len(finished)} trials that have finished, for {why}"
 
     @property

@@ -16,6 +16,7 @@ def register_task(kind: str, config: type[Task] = Task) -> Callable[[type[TaskKi
 
     Raises:
         TypeError: the class is no `TaskKind`.
+        ValueError: it writes a metric by the name of another kind's that means something else.
     """
 
     def enter(owner: type[TaskKind]) -> type[TaskKind]:
@@ -24,6 +25,10 @@ def register_task(kind: str, config: type[Task] = Task) -> Callable[[type[TaskKi
                 f"task '{kind}': {owner.__name__} must be a subclass of livetrain.modules.tasks.kind.TaskKind"
             )
         owner.config = config
+        others = [other for known, other in TASKS.entered().items() if known != kind]
+        for name, metric in owner.metrics.items():
+            if any(other.metrics.get(name, metric) != metric for other in others):
+                raise ValueError(f"task '{kind}': another kind's metric '{name}' is another one; name yours otherwise")
         TASKS.register(kind, config, owner)
         return owner
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
-from livetrain.modules.tasks.kind import Needs
+from livetrain.modules.tasks.kind import Metric, Needs
 from livetrain.modules.tasks.registry import kinds
-from livetrain.modules.tasks.registry import metrics as metrics_of_all
 
 if TYPE_CHECKING:
     from livetrain.trainers.data.read.source import Statistics
 
 
-def needs(metric: str) -> str:
-    """Return what a split must have for a metric, with or without its task in front, to be defined."""
-    return metrics_of_all()[metric.rpartition(".")[2]].needs
+def metric_of(recipe: Recipe, name: str) -> Metric:
+    """Return what a recipe's metric ``<task>.<metric>`` is."""
+    task, _, metric = name.rpartition(".")
+    return kinds(recipe.tasks)[task].metrics[metric]
 
 
 def stand_in(recipe: Recipe, metric: str) -> str:
@@ -49,7 +49,7 @@ def is_better(recipe: Recipe, metrics: Mapping[str, Any], best: Mapping[str, Any
         return True
     if by != before:
         return by == recipe.select()
-    sign = metrics_of_all()[by.rpartition(".")[2]].better
+    sign = metric_of(recipe, by).better
     return sign * metrics[by] > sign * best[by]
 
 
@@ -61,18 +61,23 @@ def undefined(recipe: Recipe, task: str, statistics: "Statistics") -> list[str]:
         task: one of its tasks.
         statistics: of the split.
     """
-    own = [name.rpartition(".") for name in selectable(recipe)]
-    unknown, only, every = statistics.unknown.get(task) == 1, statistics.single.get(task), metrics_of_all()
-    return [f"{of}.{name}" for of, _, name in own if of == task and (unknown or not every[name].needs.met(only))]
+    own = [name for name in selectable(recipe) if name.rpartition(".")[0] == task]
+    unknown, only = statistics.unknown.get(task) == 1, statistics.single.get(task)
+    return [name for name in own if unknown or not metric_of(recipe, name).needs.met(only)]
 
 
 def selectable(recipe: Recipe) -> dict[str, int]:
     """Return the metrics ``<task>.<metric>`` of an evaluation that can be best: 1 where more is, -1 where less is."""
+    return {name: better for name, better in written(recipe).items() if better}
+
+
+def written(recipe: Recipe) -> dict[str, int]:
+    """Return the metrics ``<task>.<metric>`` that an evaluation may write: as `selectable`, and 0 where neither is."""
     return {
         f"{task}.{name}": metric.better
         for task, kind in kinds(recipe.tasks).items()
         for name, metric in kind.metrics.items()
-        if metric.better and (recipe.evaluate.group_by or not metric.grouped)
+        if recipe.evaluate.group_by or not metric.grouped
     }
 
 

@@ -79,8 +79,8 @@ def _check_export(folder: Path, found: dict[str, Any] | None, file: str, recipe:
     if damage := manifest.damage(folder, found):
         raise BadInput(f"{damage}; export the run again")
     signature = json.loads((folder / "signature.json").read_text(encoding="utf-8"))
-    parts = {"tasks": recipe.tasks, "features": recipe.features, "tables": recipe.tables}
-    other = [key for key, own in parts.items() if set(signature[key]) != set(own)]
+    parts = {"tasks": set(recipe.tasks), "features": set(recipe.features), "tables": set(recipe.tables)}
+    other = [key for key, own in parts.items() if set(signature[key]) != own]
     if other or signature["model"] != manifest.finite(recipe.model.model_dump(mode="json")):
         what = f"other {other[0]}" if other else "another model"
         raise BadInput(f"{folder}: is the export of another run, with {what}; name one of this run")

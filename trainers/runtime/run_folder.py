@@ -73,11 +73,11 @@ def _holds_keys(file: Path) -> bool:
 def recipe_in(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(content(path)["recipe"])
-    except (ValidationError, KeyError):
-        raise BadInput(
-            f"{path}/{manifest.MANIFEST}: its recipe is none that this version of livetrain reads; "
-            "use the version that wrote it, or another checkpoint"
-        ) from None
+    except (ValidationError, KeyError) as error:
+        found = error.errors() if isinstance(error, ValidationError) else []
+        plugin = next((one["ctx"]["error"] for one in found if one["loc"] == ("plugins",)), None)
+        strange = "its recipe is none that this version of livetrain reads; use the version that wrote it, or another"
+        raise BadInput(f"{path}/{manifest.MANIFEST}: {plugin or f'{strange} checkpoint'}") from None
 
 
 LAST = "use --checkpoint last"  # what helps where there is no best checkpoint

@@ -237,7 +237,7 @@ class Trainer:
         """Say that the metric that the recipe selects by is undefined, and what picks the best checkpoint instead."""
         select = self.recipe.select()
         instead = f"{by} picks the best checkpoint" if by else "the last checkpoint counts as the best"
-        return f"valid: {select} is undefined, for it needs {selection.needs(select)}; {instead}"
+        return f"valid: {select} is undefined, for it needs {selection.metric_of(self.recipe, select).needs}; {instead}"
 
     def _save(self) -> None:
         self.position["left_out"] = self._left_out()

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import livetrain.modules.models  # noqa: F401
+from livetrain.configs.registry import TASKS
 from livetrain.configs.schema import Task
 from livetrain.modules.tasks.binary import Binary
 from livetrain.modules.tasks.kind import Metric
@@ -98,3 +99,14 @@ def test_a_name_is_one_kinds_and_only_kinds_can_be_registered():
         register_task("binary")(Other)
     with pytest.raises(TypeError, match="Linear must be a subclass of"):
         register_task("test_linear")(torch.nn.Linear)
+
+
+def test_a_metrics_name_means_one_thing():
+    """What picks a checkpoint of one kind must not turn round because another kind was registered."""
+
+    class Opposite(Binary):
+        metrics = Binary.metrics | {"auc": Metric("AUC", -1)}
+
+    with pytest.raises(ValueError, match="another kind's metric 'auc' is another one; name yours otherwise"):
+        register_task("test_opposite")(Opposite)
+    assert "test_opposite" not in TASKS
