@@ -85,8 +85,11 @@ def test_a_run_is_what_its_folder_holds(home):
 def test_what_is_no_run_or_not_finished_is_told(home):
     with pytest.raises(BadInput, match=r"runs/smal: this folder holds no run .*did you mean 'runs/small'"):
         livetrain.Run("runs/smal")
-    for left in (b'{"name": "sma', None):
-        (home / "runs/small/result.json").write_bytes(left) if left else (home / "runs/small/result.json").unlink()
+    result = home / "runs/small/result.json"
+    for left in ("", '{"name": "sma'):
+        result.unlink(missing_ok=True)  # the file is shared with other tests
+        if left:
+            result.write_text(left)
         with pytest.raises(BadInput, match="runs/small: this run has not finished"):
             _ = livetrain.Run("runs/small").result
 

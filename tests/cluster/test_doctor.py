@@ -29,6 +29,7 @@ def ray_here() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_a_sound_cluster_passes_every_check(tmp_path):
     recipe = samples.recipe(samples.write(tmp_path / "data"), cluster__workers=2, cluster__cpus_per_worker=0.5)

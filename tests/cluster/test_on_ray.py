@@ -13,6 +13,7 @@ def refuse(task):
     raise BadInput(f"bucket {task.bucket} is refused")
 
 
+@pytest.mark.slow
 def test_ray_makes_the_same_partitions(tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "BUCKET_ROWS", 10)
     log = [Visit(HOUR * n, 1 + n % 5, 1 + n % 4, n % 3 > 0) for n in range(30)]

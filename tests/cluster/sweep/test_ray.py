@@ -86,6 +86,7 @@ def processes(name: str) -> list[int]:
     return [pid for pid, (_, args) in table.items() if name in args and ours(pid)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_trials_in_their_own_processes(data, tmp_path, capsys):
     """Two at a time on two CPUs; one that diverges is told of; the best trains again bit for bit."""

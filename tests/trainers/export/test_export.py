@@ -237,10 +237,10 @@ def test_every_kind_of_model_exports(small_run, tmp_path, kind, changes):
 @pytest.mark.parametrize(
     "model",
     [
-        {"kind": "shared_bottom"},
+        pytest.param({"kind": "shared_bottom"}, marks=pytest.mark.slow),
         {"kind": "esmm", "chains": [["click", "like"]]},
         {"kind": "mmoe"},
-        {"kind": "cgc"},
+        pytest.param({"kind": "cgc"}, marks=pytest.mark.slow),
         {"kind": "ple", "own": 2},
     ],
     ids=lambda model: model["kind"],

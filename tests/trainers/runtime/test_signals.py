@@ -207,11 +207,11 @@ def lines(run: Path) -> list[dict]:
 @pytest.mark.parametrize(
     ("asked", "step", "stops"),
     [
-        (1, 1, 1),
-        (7, 7, 1),
+        pytest.param(1, 1, 1, marks=pytest.mark.slow),
+        pytest.param(7, 7, 1, marks=pytest.mark.slow),
         (13, 11, 1),  # within the first evaluation, which follows step 11 and is made again
         (13, 11, 2),  # and stopped again
-        (66, 42, 1),  # within the test split's, when all is trained
+        pytest.param(66, 42, 1, marks=pytest.mark.slow),  # within the test split's, when all is trained
     ],
 )
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(small_run, tmp_path, monkeypatch, asked, step, stops):

@@ -165,4 +165,8 @@ def test_there_is_one_place_that_loads():
         for path in (root / folder).rglob("*.py")
         if loading.search(path.read_text(encoding="utf-8"))
     }
-    assert found == {"trainers/train/checkpoint.py": ["dcp.load("], "trainers/train/restore.py": ["torch.load("]}
+    assert found == {
+        "cluster/launch.py": ["pickle.loads("],  # what the driver has just sent its own workers, no file
+        "trainers/train/checkpoint.py": ["dcp.load("],
+        "trainers/train/restore.py": ["torch.load("],
+    }

@@ -44,6 +44,7 @@ def test_histories_from_before_the_log(tmp_path):
     assert row["user_seen_count"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DATA is None or not Path(DATA, "kuairand").is_dir(), reason="LIVETRAIN_DATA holds no kuairand/")
 def test_the_real_log(tmp_path):
     found = prepare(ADAPTERS["kuairand"], Path(DATA, "kuairand"), tmp_path / "out")
