@@ -156,10 +156,10 @@ def train(recipe: "str | Path | Mapping[str, Any] | Recipe", /, *, runs: str | P
         True
     """
     from livetrain.configs.load import load_recipe
-    from livetrain.trainers.runtime.process import prepare
+    from livetrain.trainers.runtime.process import set_up
 
     settled = load_recipe(recipe, **overrides)
-    prepare()
+    set_up()
     from livetrain.cluster import launch
 
     return Run(Path(runs) / launch.train(settled, Path(runs))["name"])
@@ -182,9 +182,9 @@ def evaluate(run: Run | str | Path, split: Split = "test", checkpoint: Which = "
         0.8
     """
     run = run if isinstance(run, Run) else Run(run)
-    from livetrain.trainers.runtime.process import prepare
+    from livetrain.trainers.runtime.process import set_up
 
-    prepare()
+    set_up()
     from livetrain.cluster import launch
 
     return launch.evaluate(run.folder, split, checkpoint)
@@ -233,9 +233,9 @@ def predict(
         True
     """
     run = run if isinstance(run, Run) else Run(run)
-    from livetrain.trainers.runtime.process import prepare
+    from livetrain.trainers.runtime.process import set_up
 
-    prepare()
+    set_up()
     from livetrain.cluster.alone import alone
     from livetrain.cluster.on_ray import on_ray
     from livetrain.trainers.export import prediction_files as files

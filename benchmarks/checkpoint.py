@@ -33,7 +33,7 @@ from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.runtime import ranks, run_folder
-from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import checkpoint
 from livetrain.trainers.train.sharding import Sharded, shard
@@ -120,7 +120,7 @@ class Bench:
 
 def rank_main(rank: int, store: str, given: argparse.Namespace, answers) -> None:
     """Run the rounds on one rank; rank 0 sends the figures of each."""
-    prepare()
+    set_up()
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}/store", rank=rank, world_size=2)
@@ -198,7 +198,7 @@ def report(given: argparse.Namespace, size: int, first: float, rounds: list) -> 
 
 
 def main() -> None:
-    prepare()
+    set_up()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", help="changes to the recipe, as in livetrain train")

@@ -38,7 +38,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read.source import Source, Statistics, scan
 from livetrain.trainers.runtime import ranks
-from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.train.feed import Meter
 from livetrain.trainers.train.loop import Job, Trainer
 
@@ -183,7 +183,7 @@ def line(precision: str, batch: int, found: dict[str, Any], copied: float) -> st
 
 
 def main() -> None:
-    prepare()
+    set_up()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", help="changes to the recipe, as in livetrain train")

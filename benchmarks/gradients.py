@@ -36,7 +36,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.gradients import orders
 from livetrain.modules.model import Model
-from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.runtime.ranks import seed_step
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import sharding
@@ -197,7 +197,7 @@ def side_of(name: str, tasks: int, world: int, data: list[Batch]):
 
 def rank_main(rank: int, world: int, store: str, given: argparse.Namespace, answers) -> None:
     """Run the rounds on one rank; rank 0 sends milliseconds per step of each round, by tasks and side."""
-    prepare()
+    set_up()
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
@@ -248,7 +248,7 @@ def ratio(times: dict[str, list[float]], side: str, over: str) -> str:
 
 
 def main() -> None:
-    prepare()
+    set_up()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--world", type=int, nargs="+", default=[1, 2])

@@ -46,7 +46,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.features.hashing import row
 from livetrain.trainers.data.read.source import Source, Statistics
 from livetrain.trainers.runtime import ranks
-from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.train.feed import Meter
 from livetrain.trainers.train.loop import Job, Trainer
 
@@ -152,7 +152,7 @@ class Workers(Livetrain):
 
 def follow(store: str, given: argparse.Namespace, length: int, core: int, pipe: Connection) -> None:
     """Be the second of `Workers`: train as often as the first one says."""
-    prepare()
+    set_up()
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=1, world_size=2)
@@ -312,7 +312,7 @@ RUNNING = {}  # the contender of this process
 
 def start(name: str, given: argparse.Namespace, length: int, threads: int) -> int:
     """Build a contender in this process; return the number of steps that last about given.seconds."""
-    prepare()
+    set_up()
     torch.set_num_threads(threads)
     torch.manual_seed(1)
     recipe = recipe_of(given, length)

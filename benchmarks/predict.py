@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from livetrain.trainers.runtime.process import prepare, threads
+from livetrain.trainers.runtime.process import set_up, threads
 
-prepare()
+set_up()
 
 import torch  # noqa: E402
 

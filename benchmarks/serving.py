@@ -14,9 +14,9 @@ import os
 import platform
 from pathlib import Path
 
-from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.runtime.process import set_up
 
-prepare()  # as livetrain does, before PyTorch is imported
+set_up()  # as livetrain does, before PyTorch is imported
 
 from livetrain.trainers.export import latency  # noqa: E402
 from livetrain.trainers.runtime.versions import versions  # noqa: E402

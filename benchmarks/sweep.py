@@ -21,7 +21,7 @@ from livetrain.cluster.sweep import tune
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.runtime import runlog
-from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.runtime.versions import versions
 
 PARTS = ("start-up", "training", "end")
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/sweep_overhead.md"))
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="changes to the recipe")
     given = parser.parse_args()
-    prepare()
+    set_up()
     recipe = load_recipe(given.recipe, ["cluster.workers=1", *given.set])
     alone, inside = [], []
     with tempfile.TemporaryDirectory() as folder, launch.attached(recipe.cluster):

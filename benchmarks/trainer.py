@@ -35,7 +35,7 @@ from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model, set_statistics
 from livetrain.trainers.data.read.source import Source, Statistics, scan
-from livetrain.trainers.runtime.process import prepare
+from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.runtime.ranks import seed_step
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train.feed import Meter
@@ -101,7 +101,7 @@ class Bare(nn.Module):
 
 def rank_main(rank: int, world: int, store: str, given: argparse.Namespace, answers) -> None:
     """Run the rounds on one rank; rank 0 sends the seconds of each."""
-    prepare()
+    set_up()
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
@@ -155,7 +155,7 @@ def spread(values: list[float], digits: int = 0) -> str:
 
 
 def main() -> None:
-    prepare()
+    set_up()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", help="changes to the recipe, as in livetrain train")

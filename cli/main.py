@@ -19,7 +19,7 @@ from livetrain.cli import cluster, data, predict, runs, sweeps
 from livetrain.cli.terminal import BAD_INPUT, FAILED, NOT_NOW, complain, err
 from livetrain.configs.errors import BadInput, NotNow, cut, without_credentials
 from livetrain.trainers.runtime import signals
-from livetrain.trainers.runtime.process import in_utf8, prepare
+from livetrain.trainers.runtime.process import in_utf8, set_up
 
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
@@ -107,7 +107,7 @@ def main() -> None:
     """Run the command line; the console script `livetrain` is this function."""
     in_utf8()
     try:
-        prepare()
+        set_up()
         signals.install()
         code = app(standalone_mode=False, prog_name="livetrain")
     except BadInput as error:

@@ -30,7 +30,7 @@ from livetrain.trainers.observe.progress import Watcher
 from livetrain.trainers.observe.report import report, spectrum
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, scratch, signals
 from livetrain.trainers.runtime.manifest import write_json, write_text
-from livetrain.trainers.runtime.process import ENVIRONMENT, prepare, ray_folder, threads
+from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder, set_up, threads
 from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, find_checkpoint
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import checkpoint, compatible, preflight, warm_start
@@ -352,7 +352,7 @@ def _on_worker(work: bytes, needed: list[str], place: Path, lasting: bool, _conf
         place: the command's.
         lasting: whether Ray outlives the command, and with it what it holds for the workers.
     """
-    prepare()
+    set_up()
     from ray.train.torch import get_device
     from ray.util import get_current_placement_group
 

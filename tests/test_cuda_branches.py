@@ -448,7 +448,7 @@ def test_workers_of_a_run_ask_for_a_gpu_each(tmp_path, monkeypatch, cuda):
 @pytest.mark.parametrize("device", [GPU, CPU])
 def test_a_worker_takes_its_gpu_before_it_works(tmp_path, monkeypatch, device):
     order = []
-    monkeypatch.setattr(launch, "prepare", lambda: None)
+    monkeypatch.setattr(launch, "set_up", lambda: None)
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: device)
     monkeypatch.setattr(ray.util, "get_current_placement_group", mock.MagicMock())
     monkeypatch.setattr(ranks, "is_main", lambda: False)

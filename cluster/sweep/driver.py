@@ -29,7 +29,7 @@ from livetrain.trainers.evaluate import selection
 from livetrain.trainers.evaluate.selection import check_select
 from livetrain.trainers.runtime import scratch
 from livetrain.trainers.runtime.manifest import write_text
-from livetrain.trainers.runtime.process import prepare, threads
+from livetrain.trainers.runtime.process import set_up, threads
 from livetrain.trainers.train import preflight
 
 # What a trial holds that only starts workers and waits for them: no CPU, for its workers may need them all.
@@ -235,7 +235,7 @@ def _trial(folder: Path, recipe: Recipe, home: str, config: dict[str, Any]) -> N
 
     What no retry can mend is left in the trial's error.txt; any other exception makes Tune start the trial again.
     """
-    prepare()
+    set_up()
     with contextlib.suppress(OSError):  # on another machine the folder need not be there
         os.chdir(home)
     torch.set_num_threads(threads())

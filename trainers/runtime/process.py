@@ -30,7 +30,7 @@ def in_utf8() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
-def prepare() -> None:
+def set_up() -> None:
     """Set what PyTorch reads from the environment, and keep the libraries' chatter out of the output.
 
     Their errors still come through, and a variable that is set already stays. Output that the terminal's encoding lacks

@@ -33,7 +33,7 @@ def test_threads_are_openmps(monkeypatch, value, threads):
 def test_threads_that_are_none(monkeypatch, value):
     monkeypatch.setenv("OMP_NUM_THREADS", value)
     with pytest.raises(BadInput) as caught:
-        process.prepare()
+        process.set_up()
     assert str(caught.value).startswith("OMP_NUM_THREADS: ")
     assert "set it from 1 to 4,096, or leave it out" in str(caught.value)
     assert len(str(caught.value)) < 300
