@@ -17,8 +17,7 @@ VENV=.venv
 
 fail() { echo "setup: $*" >&2; exit 2; }
 step() { printf 'setup: %s (%d s)\n' "$1" "$SECONDS"; }
-# --no-compile: Python compiles what is imported, which is a small part, when it is imported.
-install() { "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-input --no-compile "$@"; }
+install() { "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$@"; }
 
 case $TRIO in
   2.14) TORCH=2.14.0 REC=1.9.0 GEMM=1.9.0 ;;

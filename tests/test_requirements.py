@@ -15,7 +15,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "cluster/requirements.lock").read_text()
-OWN = {"livetrain", "configs", "modules", "trainers", "cluster", "benchmarks", "tests"}
+OWN = {"livetrain", "benchmarks", "tests", "structure"}  # the last is docs/structure.py
 KNOWN = packages_distributions()
 TRIO = {"torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"}  # of cluster/setup.sh
 # The first version without the holes that are known of those before it.
