@@ -22,11 +22,12 @@ demo: setup  ## Data, training on two workers, evaluation, export and a score, f
 	@$(BIN)/python examples/score.py runs/$(RUN)/export
 	@echo "plots: runs/$(RUN)/report.png"
 
-# The tests that start Ray mostly wait, so they run beside the others; what they print comes at the end.
+# Two halves of about one length at once; what the first prints comes at the end. Tests that start Ray mostly wait.
+HALF := tests/cluster tests/trainers/train
 test: setup  ## All fast tests
-	@printed=$$(mktemp); $(BIN)/python -m pytest -q tests/cluster >$$printed 2>&1 & ray=$$!; \
-	$(BIN)/python -m pytest -q --ignore=tests/cluster tests; others=$$?; \
-	wait $$ray; ray=$$?; cat $$printed; rm -f $$printed; exit $$((ray > others ? ray : others))
+	@printed=$$(mktemp); $(BIN)/python -m pytest -q $(HALF) >$$printed 2>&1 & half=$$!; \
+	$(BIN)/python -m pytest -q $(addprefix --ignore=,$(HALF)) tests; others=$$?; \
+	wait $$half; half=$$?; cat $$printed; rm -f $$printed; exit $$((half > others ? half : others))
 
 test-slow: setup  ## The tests that take minutes, and the properties on other examples each time
 	@HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -q -m "slow or hypothesis"

@@ -109,6 +109,7 @@ def test_evaluating_leaves_a_runs_folder_as_it_was(small_run):
     assert state() == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_here")
 def test_what_a_worker_refuses_is_one_sentence(tmp_path):
     """A page goes bad after the data were checked: no retry can mend it."""
