@@ -27,6 +27,7 @@ def made(folder) -> list[str]:
     return sorted(path.name for path in (folder / "livetrain").glob("*") if path.name != "lock")
 
 
+@pytest.mark.slow
 def test_compiles_once_a_machine(tmp_path, monkeypatch):
     threads = [threading.Thread(target=compiled_layers.library.__wrapped__) for _ in range(2)]
     for thread in threads:
