@@ -3,10 +3,10 @@
 torch and Ray are imported inside the functions, so that `import livetrain` costs nothing.
 """
 
+import contextlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -242,8 +242,12 @@ def predict(
 
     if task and top is None:
         raise BadInput("--task: says by which predictions rows are the best, so it goes with --top")
-    lock = alone(Path(f"{out}.lock"), f"{out}: another process predicts into this folder; wait for it", patience=0)
-    with lock, on_ray(ray, run.recipe) if ray else nullcontext(map) as run_all:
+    files.check_place(Path(out), str(data))  # before the lock is made beside it
+    lock = Path(out).with_name(f".{Path(out).name}.lock")
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(alone(lock, f"{out}: another process predicts into this folder; wait for it", patience=0))
+        stack.callback(lock.unlink, missing_ok=True)
+        run_all = stack.enter_context(on_ray(ray, run.recipe)) if ray else map
         return files.predict(
             run.folder,
             str(data),

@@ -23,7 +23,7 @@ set_up()
 import torch  # noqa: E402
 
 from livetrain.trainers.data.read.source import Source, scan  # noqa: E402
-from livetrain.trainers.export import prediction_files  # noqa: E402
+from livetrain.trainers.export import prediction, prediction_files  # noqa: E402
 from livetrain.trainers.runtime import ranks, run_folder  # noqa: E402
 from livetrain.trainers.runtime.versions import versions  # noqa: E402
 from livetrain.trainers.train.loop import Job, Trainer  # noqa: E402
@@ -37,14 +37,14 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(threads())
     recipe = run_folder.recipe_of(given.run)
-    _, files = prediction_files.find(f"{recipe.data.path}/train")
+    files = prediction_files.find(f"{recipe.data.path}/train", "data.path").paths
     trained, predicted = [], []
     with ranks.alone(cuda=False), tempfile.TemporaryDirectory() as folder:
         source = Source.open(recipe, "train")
         job = Job(recipe, Path(folder) / "unused", {"train": source}, scan(source, recipe))
         trainer = Trainer(job, torch.device("cpu"))
         trainer.sharded.module.train()
-        prediction_files._predictor(given.run.resolve(), "best", None)  # loaded before the clock starts
+        prediction.predictor(prediction.weights_of(given.run))  # loaded before the clock starts
         for round_ in range(given.rounds):
             batches = trainer.reader.batches(round_)
             start = time.perf_counter()

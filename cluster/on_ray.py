@@ -15,9 +15,7 @@ Run = Callable[[Callable[[Any], Any], list[Any]], Iterator[Any]]  # some work on
 
 
 @contextlib.contextmanager
-def on_ray(
-    address: str, recipe: Recipe | None = None
-) -> Iterator[Callable[[Callable[[Any], Any], list[Any]], Iterator[Any]]]:
+def on_ray(address: str, recipe: Recipe | None = None) -> Iterator[Run]:
     """Connect to a cluster and yield what runs tasks there; sources travel, data lie on storage that all nodes share.
 
     Args:

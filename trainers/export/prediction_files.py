@@ -38,7 +38,7 @@ from livetrain.trainers.export.prediction import Side, Weights, weights_of
 from livetrain.trainers.runtime import manifest, scratch
 
 ASKED, PARTS, TOP = ".asked.json", ".parts", f"top{SUFFIX}"
-OWN = (ASKED, PARTS, ".lock")  # in a folder of predictions that is not whole yet
+OWN = (ASKED, PARTS)  # in a folder of predictions that is not whole yet
 ROWS = 1 << 16  # read at once
 NEIGHBOURS = ("neighbours", "neighbour_scores")
 Map = Callable[[Callable[[int], int], list[int]], Iterable[int]]
@@ -144,7 +144,7 @@ def predict(
     weights = weights_of(run, source, "user" if neighbours else vectors)
     files = find(data, "--data")
     items = find(neighbours.items, "--items") if neighbours else None
-    _check_place(out, data)
+    check_place(out, data)
     predictor = prediction.predictor(weights)
     added = NEIGHBOURS if neighbours else predictor.names
     kept = _check(predictor, files, keep, best, added)
@@ -186,7 +186,8 @@ def find(data: str, option: str) -> Files:
         raise BadInput(str(error).replace("data.path", option)) from error.__cause__
 
 
-def _check_place(out: Path, data: str) -> None:
+def check_place(out: Path, data: str) -> None:
+    """Raise BadInput where predictions cannot lie."""
     if "://" in str(out) or ":/" in str(out):
         raise BadInput(f"--out: {out} is no folder; name one on a disk, or on storage that is mounted as a folder")
     if "://" not in data and out.resolve().is_relative_to(Path(data).resolve()):
@@ -310,10 +311,9 @@ def _scored(work: Work, path: str) -> Iterator[pa.Table]:
     columns = list(dict.fromkeys([*predictor.columns, *work.kept.names]))
     for table in work.data.batches(path, columns):
         found = predictor.predict(table, work.data.named(path))
-        made = pa.table([table.column(field.name).cast(field.type) for field in work.kept], schema=work.kept)
-        for name, column in index.nearest(found) if index else zip(found.column_names, found.columns, strict=True):
-            made = made.append_column(name, column)
-        yield made
+        made = {field.name: table.column(field.name).cast(field.type) for field in work.kept}
+        made |= dict(index.nearest(found) if index else zip(found.column_names, found.columns, strict=True))
+        yield pa.table(made)
 
 
 def _best_of(tables: Iterable[pa.Table], best: Best) -> pa.Table:

@@ -86,6 +86,8 @@ def test_an_export_predicts_alike(small_run, exported, data, tmp_path):
     one, other = (read(tmp_path / name) for name in ("by_run", "by_file"))
     assert one.column_names == other.column_names == ["user", "click_score"]
     np.testing.assert_allclose(one["click_score"], other["click_score"], atol=1e-6)
+    predict(small_run, str(data), tmp_path / "alone", keep=[])
+    assert read(tmp_path / "alone").equals(one.select(["click_score"]))
 
 
 @settings(max_examples=20, deadline=None)
@@ -216,10 +218,19 @@ def test_other_folders_are_left_alone(small_run, data, tmp_path):
 
 def test_a_folder_of_one_process_at_a_time(small_run, data, tmp_path):
     with (
-        alone(tmp_path / "out.lock", "unused"),
+        alone(tmp_path / ".out.lock", "unused"),
         pytest.raises(NotNow, match="another process predicts into this folder"),
     ):
         livetrain.predict(small_run, data, tmp_path / "out")
+    livetrain.predict(small_run, data, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # and no lock
+
+
+def test_an_address_in_the_place_of_a_folder_leaves_nothing(small_run, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput, match="--out: .* is no folder"):
+        livetrain.predict(small_run, data, "s3://bucket/scores")
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_data_of_the_same_size_are_others(small_run, tmp_path):
