@@ -10,6 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes, running
+from livetrain.trainers.data.read.slices import Slices
 
 NO_GROUP = np.iinfo(np.int64).min
 """Group of a row whose `evaluate.group_by` is null, and of padding."""
@@ -21,9 +22,10 @@ class Decoder:
     Args:
         recipe: names the features, tasks and the group columns.
         groups: give `Batch.groups`, for an evaluation; otherwise `Batch.task_groups`, to train by.
+        slices: also give `Batch.slices`.
     """
 
-    def __init__(self, recipe: Recipe, groups: bool) -> None:
+    def __init__(self, recipe: Recipe, groups: bool, slices: bool = False) -> None:
         sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
         self.keys = list(sparse)
         self._sparse = [recipe.column(name) for name in sparse]
@@ -37,25 +39,33 @@ class Decoder:
         self._evaluates = groups
         evaluated = [recipe.evaluate.group_by] if recipe.evaluate.group_by else []
         self._groups = evaluated if groups else list(dict.fromkeys(recipe.groups().values()))
-        self._plains = 1 + len(self._groups)  # columns of one value per row: its number, and its groups
+        self._slices = Slices(recipe.evaluate.slices) if slices and recipe.evaluate.slices else None
+        # Columns of one value per row: its number, its groups and its slices.
+        self._plains = 1 + len(self._groups) + (self._slices is not None)
         named = [*self._sparse, *self._floats, *self._groups]
+        named += [name for columns in (self._slices.columns.values() if self._slices else ()) for name in columns]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
 
     def decode(self, table: pa.Table, first: int) -> Columns:
         """Decode rows whose first one has the number `first`."""
         whole = {name: _whole(table.column(name)) for name in self.columns}
+        plain = [whole[name].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy() for name in self._groups]
+        if self._slices is not None:
+            plain.append(self._slices.marks(table))
         return Columns(
             first,
             [_column(whole[name]) for name in self._sparse],
-            [whole[name].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy() for name in self._groups],
+            plain,
             [_floats(whole[name]) for name in self._floats],
         )
 
     def unreadable(self, rows: int) -> Columns:
         """Return rows that could not be read."""
         none = Column(np.zeros(0, np.int64), np.zeros(rows + 1, np.int64))
-        plain = [np.full(rows, NO_GROUP)] * (self._plains - 1)
+        plain = [np.full(rows, NO_GROUP) for _ in self._groups]
+        if self._slices is not None:
+            plain.append(np.zeros(rows, np.int64))
         dense, others = np.full(rows, np.nan, np.float32), np.zeros(rows, np.float32)
         floats = [dense if place < len(self._dense) else others for place in range(len(self._floats))]
         return Columns(-1, [none] * len(self.keys), plain, floats)
@@ -111,6 +121,7 @@ class Decoder:
             rows=plain[0],
             groups=plain[1] if self._evaluates and self._groups else None,
             task_groups=plain[1:].t().contiguous() if self._groups and not self._evaluates else None,
+            slices=None if self._slices is None else plain[-1],
             sample_weights=sample_weights,
         )
         return made, np.concatenate([head[1:2], head[2 + features :]])

@@ -46,6 +46,7 @@ class Reader:
         shuffle: in training; evaluation reads each shard in file order.
         groups: fill `Batch.groups` from evaluate.group_by; otherwise `Batch.task_groups`, and rows of one group that
             follow one another in the file stay together when they are shuffled.
+        slices: fill `Batch.slices` from evaluate.slices.
         pin: put batches in page-locked memory, from where this thread's GPU fetches them while the host goes on.
 
     Attributes:
@@ -67,11 +68,12 @@ class Reader:
         world: int,
         shuffle: bool,
         groups: bool = False,
+        slices: bool = False,
         pin: bool = False,
     ) -> None:
         self._source = source
         self._data = recipe.data
-        self._decoder = Decoder(recipe, groups)
+        self._decoder = Decoder(recipe, groups, slices)
         self._order = Order(
             [group.rows for group in source.groups],
             shards=recipe.data.shards,
