@@ -8,6 +8,9 @@ best of --repeat passes over the whole training split, in one process; --rows is
 columns' decoded bytes; rows per processor second say more than rows/s where other programs run, and "first batch" is
 the time in which the first windows of all shards are read.
 
+--negatives N adds the reader that draws N negatives for each positive row from a catalogue of 100,000 items, uniformly,
+by popularity, and without those in the row's first list; its rows are the file's and the drawn ones.
+
 --peer adds torch-rechub's DataGenerator (benchmarks/peers.py says how to install it) on the first 100,000 rows. They
 are read, padded and in memory before, which favours it; what is timed is its shuffling and its batches.
 """
@@ -30,7 +33,8 @@ from rich.console import Console
 from rich.table import Table
 
 from livetrain.configs.load import load_recipe
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import Negatives, Recipe
+from livetrain.trainers.data.read import negatives
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 
@@ -97,6 +101,24 @@ def peer(source: Source, recipe: Recipe, columns: list[str]) -> Callable[[], Ite
     return lambda: (len(labels) for _, labels in loader)
 
 
+def draws(recipe: Recipe, each: int) -> Iterator[tuple[str, Reader]]:
+    """Yield readers that draw negatives, and what they do. The first id feature of more than 1,000 rows is the item."""
+    drawn = np.random.default_rng(0).zipf(1.2, IDS) % 1000 + 1
+    item = next(name for name, f in recipe.features.items() if f.form == "id" and recipe.tables[f.table].rows > 1000)
+    lists = [recipe.column(name) for name, feature in recipe.features.items() if feature.form == "sequence"]
+    with tempfile.TemporaryDirectory() as folder:
+        catalogue = f"{folder}/catalogue.parquet"
+        pq.write_table(pa.table({recipe.column(item): np.arange(IDS), "count": drawn}), catalogue)
+        section = {"catalogue": catalogue, "item": recipe.column(item), "task": next(iter(recipe.tasks))}
+        ways = {"uniform": {}, "by popularity": {"popularity": "count"}, "unseen": {"seen": lists[:1]}}
+        for name, more in ways.items():
+            found = Negatives(**section, per_positive=each, **more)
+            changed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"negatives": found})})
+            source = Source.open(changed, "train")
+            negatives.count(source, changed, print)
+            yield f"{each} negatives, {name}", Reader(source, changed, rank=0, world=1, shuffle=True)
+
+
 @dataclass
 class Rates:
     """What one pass took: rows, wall and processor seconds, and seconds to the first batch."""
@@ -127,6 +149,7 @@ def main() -> None:
     parser.add_argument("--row-group", type=int, default=2048, help="rows of a generated row group")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--world", type=int, default=1, help="measure rank 0 of this many workers")
+    parser.add_argument("--negatives", type=int, metavar="N", help="also with N negatives for each positive row")
     parser.add_argument("--peer", action="store_true", help="also torch-rechub's loader")
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
@@ -167,6 +190,9 @@ def report(recipe: Recipe, given: argparse.Namespace) -> None:
         for shuffle in (True, False):
             reader = Reader(source, changed, rank=0, world=given.world, shuffle=shuffle)
             add(f"Reader, threads {threads}, {'shuffled' if shuffle else 'file order'}", passes(reader))
+    if given.negatives:
+        for name, drawing in draws(recipe, given.negatives):
+            add(f"Reader, threads {data.threads}, {name}", passes(drawing))
     if given.peer:
         add("torch-rechub DataGenerator, in memory, shuffled", peer(source, recipe, columns))
     console = Console(width=120)

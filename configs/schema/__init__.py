@@ -4,7 +4,7 @@ Nothing here imports torch: a recipe can be read, checked and changed on a lapto
 """
 
 from livetrain.configs.schema.cluster import Cluster, Topology
-from livetrain.configs.schema.data import Data, Days
+from livetrain.configs.schema.data import Data, Days, Negatives
 from livetrain.configs.schema.export import Export, Quantization, Wandb
 from livetrain.configs.schema.feature import EmbeddedFeature, Feature
 from livetrain.configs.schema.gradients import Gradients, GradNorm, PCGrad, SumOfGradients, Uncertainty
@@ -29,6 +29,7 @@ __all__ = [
     "Gradients",
     "GroupTask",
     "ModelConfig",
+    "Negatives",
     "Optimizers",
     "PCGrad",
     "Quantization",

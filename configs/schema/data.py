@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Count, Text, whole
+from livetrain.configs.values import Count, Name, Share, Text, real, whole
 
 _DAYS = re.compile(r"\d{4}-\d\d-\d\d\.\.\d{4}-\d\d-\d\d", re.ASCII)
 _MOST_DAYS = 10_000  # of a split: each is a folder to look for
@@ -54,6 +54,37 @@ class Days(Section):
         return [str(first + timedelta(days=number)) for number in range((last - first).days + 1)]
 
 
+class OnAir(Section):
+    """Items that are there for a while: from start on, and before end."""
+
+    start: Text = Field(description="column of the catalogue")
+    end: Text = Field(description="column of the catalogue")
+    time: Text = Field(description="column of the rows, in the same unit")
+
+
+class Hard(Section):
+    """Negatives that a retriever holds for near the row's own item."""
+
+    path: Text = Field(description="Parquet file of items' ids and, of each, the list of its neighbours' ids")
+    column: Text = Field("neighbours", description="of that file: the lists")
+    share: Share = Field(0.5, description="of the draws that are made among the neighbours, where an item has any")
+
+
+class Negatives(Section):
+    """Rows that are added to the training split while it is read: positives, with other items in their place."""
+
+    catalogue: Text = Field(description="Parquet file, one row per item, columns named as those of the samples")
+    item: Text = Field(description="column of the items' ids, in the samples and in the catalogue")
+    task: Name = Field(description="whose positive rows get negatives")
+    per_positive: Annotated[int, *whole(1, 1000)] = Field(4, description="negatives drawn for each positive row")
+    popularity: Text | None = Field(None, description="column of the catalogue with counts; by default all are equal")
+    power: Annotated[float, real(0, 10)] = Field(0.75, description="of the count, to which chances are proportional")
+    within: list[Text] = Field([], description="columns that a drawn item shares with the row, as a day or a category")
+    on_air: OnAir | None = Field(None, description="draw only what was on air at the time of the row")
+    seen: list[Text] = Field([], description="columns of the samples with lists of items that are not drawn")
+    hard: Hard | None = Field(None, description="draw a share among the neighbours of the row's own item")
+
+
 class Data(Section):
     """Where the samples lie and how they are read."""
 
@@ -67,3 +98,4 @@ class Data(Section):
     threads: Annotated[int, *whole(1, 256)] = Field(1, description="threads per worker that decode Parquet")
     prefetch: Annotated[int, *whole(1, 1024)] = Field(4, description="batches that a worker keeps ready")
     on_corrupt: Literal["stop", "skip"] = Field("stop", description="an unreadable row group: stop, or skip and count")
+    negatives: Negatives | None = Field(None, description="draw negatives while the training split is read")

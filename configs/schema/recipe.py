@@ -64,6 +64,7 @@ class Recipe(Section):
         _check_arithmetic(self)
         _check_gradients(self)
         _check_groups(self)
+        _check_negatives(self)
         _check_division(self)
         return self
 
@@ -148,6 +149,19 @@ def _check_groups(recipe: Recipe) -> None:
                 f"tasks.{task}.group: kind {recipe.tasks[task].kind} compares the rows of a group, and nothing says "
                 "which those are; name the column of the groups here, or in evaluate.group_by"
             )
+
+
+def _check_negatives(recipe: Recipe) -> None:
+    section = recipe.data.negatives
+    if section is None:
+        return
+    if section.task not in recipe.tasks:
+        raise BadInput(f"data.negatives.task: there is no task '{section.task}'{nearest(section.task, recipe.tasks)}")
+    if registry.TASKS.owner(recipe.tasks[section.task].kind).numeric:
+        raise BadInput(
+            f"data.negatives.task: the labels of '{section.task}' are numbers, and only a label of 0 and 1 has "
+            "positives; name another task"
+        )
 
 
 def _check_division(recipe: Recipe) -> None:

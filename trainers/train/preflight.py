@@ -12,6 +12,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.proof import prove
 from livetrain.trainers.data.checks import brief
+from livetrain.trainers.data.read import negatives
 from livetrain.trainers.data.read.source import Source, Statistics, scan
 from livetrain.trainers.evaluate.selection import check_select, stand_in, undefined
 from livetrain.trainers.observe import weights_and_biases
@@ -50,6 +51,7 @@ def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -
             _check_groups(sources[split], recipe.evaluate.group_by, "evaluate.group_by")
     brief.refuse_outcomes(recipe)
     statistics = {split: scan(sources[split], recipe) for split in SPLITS}
+    negatives.count(sources["train"], recipe, progress)
     _check_known(sources["train"], recipe, statistics["train"])
     _check_measurable(sources["valid"], recipe, statistics["valid"])
     for split in SPLITS:

@@ -216,11 +216,22 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
         if task.sample_weight:
             wanted.append((task.sample_weight, "number", f"tasks.{name}.sample_weight"))
     wanted += [(column, "group", f"tasks.{name}.group") for name, column in recipe.groups().items()]
+    wanted += _of_negatives(recipe)
     if recipe.evaluate.group_by:
         wanted.append((recipe.evaluate.group_by, "group", "evaluate.group_by"))
     for name, columns in Slices(recipe.evaluate.slices).columns.items():
         wanted += [(column, "any", f"evaluate.slices.{name}") for column in columns]
     return wanted
+
+
+def _of_negatives(recipe: Recipe) -> list[tuple[str, str, str]]:
+    section, key = recipe.data.negatives, "data.negatives"
+    if section is None:
+        return []
+    wanted = [(section.item, "id", f"{key}.item")]
+    wanted += [(column, "id", f"{key}.within.{place}") for place, column in enumerate(section.within)]
+    wanted += [(column, "sequence", f"{key}.seen.{place}") for place, column in enumerate(section.seen)]
+    return wanted + ([(section.on_air.time, "number", f"{key}.on_air.time")] if section.on_air else [])
 
 
 def plain(kind: pa.DataType) -> pa.DataType:

@@ -15,6 +15,7 @@ import torch
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read.decode import Decoder
+from livetrain.trainers.data.read.negatives import Negatives
 from livetrain.trainers.data.read.order import Order, Window
 from livetrain.trainers.data.read.prefetch import Loaders, run_ahead
 from livetrain.trainers.data.read.records import Block, Columns, Slice
@@ -43,7 +44,7 @@ class Reader:
         recipe: features, tasks, `data` and `train.seed`.
         rank: of this worker.
         world: number of workers; it must divide data.shards.
-        shuffle: in training; evaluation reads each shard in file order.
+        shuffle: in training, with the negatives of `Source.drawn`; evaluation reads each shard in file order.
         groups: fill `Batch.groups` from evaluate.group_by; otherwise `Batch.task_groups`, and rows of one group that
             follow one another in the file stay together when they are shuffled.
         slices: fill `Batch.slices` from evaluate.slices.
@@ -74,8 +75,14 @@ class Reader:
         self._source = source
         self._data = recipe.data
         self._decoder = Decoder(recipe, groups, slices)
+        drawn = shuffle and bool(source.drawn)
+        self._negatives = Negatives(recipe, source) if drawn else None
+        sizes = [group.rows for group in source.groups]
+        self._stored = np.cumsum([0, *sizes])  # where row groups begin in the split, and with what is drawn
+        self._sizes = [rows + added for rows, added in zip(sizes, source.drawn, strict=True)] if drawn else sizes
+        self._first_rows = np.cumsum([0, *self._sizes])
         self._order = Order(
-            [group.rows for group in source.groups],
+            self._sizes,
             shards=recipe.data.shards,
             batch_size=recipe.data.batch_size,
             window=recipe.data.shuffle_window,
@@ -83,7 +90,6 @@ class Reader:
             shuffle=shuffle,
         )
         self._shards = self._order.owned(rank, world)
-        self._first_rows = np.cumsum([0] + [group.rows for group in source.groups])
         self._pin = pin
         kinds = [recipe.features[key] for key in self._decoder.keys]
         self._sequences = {
@@ -93,6 +99,8 @@ class Reader:
         }
         self._warned: set[int] = set()
         self.columns = self._decoder.columns
+        if self._negatives is not None:
+            self.columns = list(dict.fromkeys([*self.columns, *self._negatives.columns]))
         self.steps = self._order.steps
         self.cut = dict.fromkeys(self._sequences.values(), 0)
         self.skipped_rows = 0
@@ -126,7 +134,7 @@ class Reader:
 
         A batch comes with its counts: rows skipped, then lists cut, by sparse feature.
         """
-        read = _Groups(self._read, 2 * self._data.threads + 1)
+        read = _Groups(functools.partial(self._read, epoch), 2 * self._data.threads + 1)
         streams = _Streams(
             self._order.windows(epoch, self._shards),
             rows=self._order.slice,
@@ -150,18 +158,21 @@ class Reader:
         order = self._order.permutation(epoch, shard, window, self._decoder.runs(slices))
         return self._decoder.block(first, slices, order, marks)
 
-    def _read(self, number: int) -> Columns:
+    def _read(self, epoch: int, number: int) -> Columns:
         """Read and decode one row group; rows that hold nothing for an unreadable one that the recipe says to skip."""
         group = self._source.groups[number]
         try:
-            return self._decoder.decode(self._source.read(group, self.columns), int(self._first_rows[number]))
+            table = self._source.read(group, self.columns)
+            if self._negatives is not None:
+                table = self._negatives.expand(table, int(self._stored[number]), epoch)
+            return self._decoder.decode(table, int(self._first_rows[number]))
         except CorruptGroup as error:
             if self._data.on_corrupt == "stop":
                 raise
             if number not in self._warned:
                 self._warned.add(number)
                 log.warning("skipped: %s", error)
-            return self._decoder.unreadable(group.rows)
+            return self._decoder.unreadable(self._sizes[number])
 
 
 class _Groups:

@@ -60,6 +60,7 @@ class Source:
     filesystem: fs.FileSystem
     groups: list[RowGroup]
     schema: pa.Schema  # of the columns that the recipe names, and of no others; files may store them otherwise
+    drawn: list[int] = field(default_factory=list)  # rows that negatives add to each row group (read/negatives.py)
     _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
     _leaves: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)  # by file and column, as `_leaf`
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)

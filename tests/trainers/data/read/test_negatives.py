@@ -1,0 +1,254 @@
+"""Negatives drawn while reading: which may be drawn, how often, and that nothing but seed, epoch and row decides."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from livetrain.cluster import launch
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.read import negatives
+from livetrain.trainers.data.read.reader import Reader
+from livetrain.trainers.data.read.source import Source
+from tests import samples
+
+ITEMS = 60
+EACH = 3
+
+
+def write(folder, rows=1200, items=ITEMS, groups=128):
+    """Samples with a day, a time and a price, and a catalogue; an item has another price in it than in any sample."""
+    data = samples.write(folder / "data", rows=rows)
+    rng = np.random.default_rng(0)
+    ids = np.arange(items) * 7
+    for split in ("train", "valid", "test"):
+        file = data / split / "part-0.parquet"
+        table = pq.read_table(file)
+        count = len(table)
+        table = table.drop(["movie", "history", "rating"])
+        table = table.append_column("movie", pa.array(rng.choice(ids, count), mask=rng.random(count) < 0.05))
+        lengths = rng.integers(0, 5, count)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        seen = pa.array(rng.choice(ids, int(offsets[-1])))
+        table = table.append_column("history", pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), seen))
+        rating = pa.array(rng.integers(1, 6, int(offsets[-1])))
+        table = table.append_column("rating", pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), rating))
+        table = table.append_column("day", pa.array(rng.integers(0, 4, count), mask=rng.random(count) < 0.02))
+        table = table.append_column("time", pa.array(rng.integers(0, 1000, count)))
+        table = table.append_column("price", pa.array(np.zeros(count, np.float32)))
+        pq.write_table(table, file, row_group_size=groups)
+    start = rng.integers(0, 900, items)
+    catalogue = {
+        "movie": rng.permutation(ids),
+        "price": (1 + np.arange(items)).astype(np.float32),
+        "day": rng.integers(0, 4, items),
+        "count": rng.integers(1, 50, items),
+        "start": start,
+        "end": start + rng.integers(1, 400, items),
+    }
+    pq.write_table(pa.table(catalogue), folder / "catalogue.parquet")
+    return data
+
+
+def recipe_of(folder, **section):
+    drawn = {"catalogue": str(folder / "catalogue.parquet"), "item": "movie", "task": "click", "per_positive": EACH}
+    return samples.recipe(
+        folder / "data",
+        data__negatives=drawn | section,
+        features__price={"type": "dense"},
+        tasks={"click": {"label": "label"}, "like": {"label": "like"}},
+    )
+
+
+def opened(recipe):
+    source, said = Source.open(recipe, "train"), []
+    negatives.count(source, recipe, said.append)
+    return source, said
+
+
+def rows_of(source, recipe, epoch=0, start=0, rank=0, world=1):
+    """Return every row as read: number -> (user, movie, history, price, labels)."""
+    out = {}
+    for batch in Reader(source, recipe, rank=rank, world=world, shuffle=True).batches(epoch, start):
+        columns = {}
+        for key in batch.ids.keys():  # noqa: SIM118
+            part = batch.ids[key]
+            ends = np.cumsum(part.lengths().numpy())
+            columns[key] = np.split(part.values().numpy(), ends[:-1])
+        for i in np.flatnonzero(batch.weights.numpy()):
+            ids = [columns[key][i].tolist() for key in ("user", "movie", "history")]
+            out[int(batch.rows[i])] = (*ids, float(batch.dense[i, 1]), batch.labels[i].tolist())
+    return out
+
+
+def slow(recipe, row, catalogue):
+    """Return the items that a row may get."""
+    section, allowed = recipe.data.negatives, set()
+    for item in catalogue:
+        fits = item["movie"] != row["movie"]
+        fits &= all(item[column] == row[column] for column in section.within)
+        fits &= not any(item["movie"] in row[column] for column in section.seen)
+        if section.on_air:
+            fits &= item["start"] <= row["time"] < item["end"]
+        if fits:
+            allowed.add(item["movie"])
+    return allowed
+
+
+AIR = {"start": "start", "end": "end", "time": "time"}
+CASES = {
+    "uniform": {},
+    "popular": {"popularity": "count"},
+    "same day, unseen": {"within": ["day"], "seen": ["history"]},
+    "on air": {"on_air": AIR, "popularity": "count", "power": 2},
+    "all at once": {"within": ["day"], "seen": ["history"], "on_air": AIR},
+}
+
+
+@pytest.mark.parametrize("section", CASES.values(), ids=CASES)
+def test_what_is_drawn_may_be_drawn(tmp_path, section):
+    data = write(tmp_path)
+    recipe = recipe_of(tmp_path, **section)
+    source, said = opened(recipe)
+    stored = pq.read_table(data / "train/part-0.parquet").to_pylist()
+    catalogue = pq.read_table(tmp_path / "catalogue.parquet").to_pylist()
+    price = {item["movie"]: item["price"] for item in catalogue}
+    found = rows_of(source, recipe)
+    number = without = 0
+    drawn = set()
+    for row in stored:
+        user, movie, history, cost, labels = found.pop(number)
+        assert (user, movie) == ([row["user"]], [] if row["movie"] is None else [row["movie"]])
+        assert (history, cost, labels) == (row["history"][-6:], 0.0, [row["label"], row["like"]])
+        number += 1
+        allowed = slow(recipe, row, catalogue) if row["label"] else set()
+        without += bool(row["label"]) and not allowed
+        for _ in range(EACH if allowed else 0):
+            assert found[number][0] == user
+            assert found[number][2] == history
+            assert found[number][4] == [0.0, 0.0]
+            (item,) = found[number][1]
+            assert item in allowed
+            assert found.pop(number)[3] == price[item]
+            drawn.add(item)
+            number += 1
+    assert not found
+    assert (without > 0) == ("have no item that may be drawn" in said[0])
+    assert len(drawn) > ITEMS / 2
+
+
+def test_nothing_but_seed_epoch_and_row_decides(tmp_path):
+    write(tmp_path)
+    recipe = recipe_of(tmp_path, seen=["history"])
+    source, _ = opened(recipe)
+    whole = rows_of(source, recipe)
+    assert rows_of(source, recipe) == whole
+    halves = [rows_of(source, recipe, rank=rank, world=2) for rank in range(2)]
+    assert halves[0] | halves[1] == whole
+    later = rows_of(source, recipe, start=7)
+    assert later
+    assert all(whole[number] == row for number, row in later.items())
+    other = rows_of(source, recipe, epoch=1)
+    assert other.keys() == whole.keys()
+    changed = [number for number in whole if other[number][1] != whole[number][1]]
+    drawn = len(whole) - 1200
+    assert 0.9 * drawn < len(changed) <= drawn
+    file = tmp_path / "data/train/part-0.parquet"
+    pq.write_table(pq.read_table(file), file, row_group_size=500)
+    again, _ = opened(recipe)
+    assert len(again.groups) != len(source.groups)
+    assert rows_of(again, recipe) == whole
+    seeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 2})})
+    assert sum(row[1] != whole[n][1] for n, row in rows_of(again, seeded).items()) > 0.9 * drawn
+
+
+@pytest.mark.parametrize("power", [None, 0.5, 2.0])
+def test_how_often_an_item_is_drawn(tmp_path, power):
+    write(tmp_path, rows=8000, items=12)
+    recipe = recipe_of(tmp_path, **({} if power is None else {"popularity": "count", "power": power}))
+    source, _ = opened(recipe)
+    found = rows_of(source, recipe)
+    catalogue = pq.read_table(tmp_path / "catalogue.parquet")
+    chances = catalogue["count"].to_numpy() ** (power or 0.0)
+    chances = dict(zip(catalogue["movie"].to_pylist(), chances / chances.sum(), strict=True))
+    counts, wanted, own, variance = dict.fromkeys(chances, 0), dict.fromkeys(chances, 0.0), None, 0.0
+    for number in sorted(found):
+        _, movie, _, price, _ = found[number]
+        if price == 0:
+            own = movie
+            continue
+        counts[movie[0]] += 1
+        for item, chance in chances.items():
+            if [item] != own:
+                wanted[item] += chance / (1 - (chances[own[0]] if own else 0.0))
+    for item, expected in wanted.items():
+        variance = max(variance, abs(counts[item] - expected) / np.sqrt(expected + 1))
+    assert sum(counts.values()) > 9000
+    assert variance < 4.5
+
+
+def test_a_share_comes_from_neighbours(tmp_path):
+    write(tmp_path)
+    neighbours = {7 * i: [7 * ((i + 1) % ITEMS), 7 * ((i + 2) % ITEMS), -5] for i in range(ITEMS - 10)}
+    table = pa.table({"movie": list(neighbours), "neighbours": list(neighbours.values())})
+    pq.write_table(table, tmp_path / "near.parquet")
+    recipe = recipe_of(tmp_path, hard={"path": str(tmp_path / "near.parquet"), "share": 0.6})
+    source, _ = opened(recipe)
+    found = rows_of(source, recipe)
+    near = total = far = 0
+    own = None
+    for number in sorted(found):
+        _, movie, _, price, _ = found[number]
+        if price == 0:
+            own = movie
+        elif own and own[0] in neighbours:
+            total += 1
+            near += movie[0] in neighbours[own[0]]
+        else:
+            far += 1
+    assert far > 0
+    assert near / total == pytest.approx(0.6 + 0.4 * 2 / (ITEMS - 1), abs=0.04)
+
+
+def test_a_run_counts_them(tmp_path):
+    write(tmp_path, rows=600)
+    recipe = recipe_of(tmp_path, within=["day"])
+    source, said = opened(recipe)
+    launch.train(recipe, tmp_path / "runs")
+    lines = [json.loads(line) for line in (tmp_path / "runs/small/metrics.jsonl").read_text().splitlines()]
+    steps = -(-(600 + sum(source.drawn)) // 96)
+    assert lines[-1]["step"] in (2 * steps, 2 * (steps + 1))
+    assert said[0].startswith("negatives: 3 for each of ")
+
+
+def spoil(folder, column, values):
+    file = folder / "catalogue.parquet"
+    table = pq.read_table(file)
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array(values(table[column].to_pylist()))), file)
+
+
+@pytest.mark.parametrize(
+    ("section", "column", "values", "said"),
+    [
+        ({"within": ["category"]}, None, None, "data.negatives.within.0: .*has no column 'category'"),
+        ({"popularity": "counts"}, None, None, r"catalogue.parquet has no column 'counts' \(did you mean 'count'"),
+        ({}, "movie", lambda x: [None, *x[1:]], "column 'movie' of .* is null in 1 items; fill it"),
+        ({}, "movie", lambda x: [x[1], *x[1:]], "names an item twice in column 'movie'; keep one of each"),
+        ({"popularity": "count"}, "count", lambda x: [0, *x[1:]], "holds 0, and a count must be above 0"),
+        ({"on_air": AIR}, "end", lambda x: [-1, *x[1:]], "ends before it starts"),
+        ({"on_air": AIR}, "start", lambda x: [10**6 for _ in x], "ends before it starts"),
+        ({"within": ["day"]}, "day", lambda x: [9] * len(x), "none of the .* positive rows of tasks.click has an item"),
+        ({"task": "clik"}, None, None, r"there is no task 'clik' \(did you mean 'click'"),
+        ({"catalogue": "nowhere.parquet"}, None, None, "nowhere.parquet cannot be read"),
+        ({"hard": {"path": "nowhere.parquet"}}, None, None, "data.negatives.hard.path: nowhere.parquet cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(tmp_path, section, column, values, said):
+    write(tmp_path, rows=200)
+    if column:
+        spoil(tmp_path, column, values)
+    with pytest.raises((BadInput, ValueError), match=said):
+        opened(recipe_of(tmp_path, **section))

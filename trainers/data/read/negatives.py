@@ -1,0 +1,389 @@
+"""Negatives that are drawn while the training split is read: fresh every epoch, and the same on any number of ranks.
+
+A row whose label is 1 becomes itself and, behind it, the same row with other items of a catalogue. Which items those
+are depends on (train.seed, epoch, number of the row in the split, number of the draw) and on nothing else. How many
+rows a row group becomes depends on its data alone, so it is counted once, before a run trains, and every epoch has as
+many steps.
+
+Items lie in the order of (their group, their start), so that the items a row may get are a range; what is left to
+refuse, items seen and items that are over, is refused by drawing again.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.files import open_filesystem, short, shown
+from livetrain.trainers.data.read.records import running
+from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
+
+_TRIES = 32  # of a draw, before the items that it may get are looked up one by one
+
+
+@dataclass
+class _Wanted:
+    """What P rows may get: items [low, high) that are on air at `time`, without `barred`."""
+
+    low: np.ndarray  # (P,) int64
+    high: np.ndarray
+    time: np.ndarray | None
+    barred: np.ndarray  # sorted place * items + item, of the row's own item and those that its user has seen
+    count: np.ndarray  # (P,) how many items that leaves
+    own: np.ndarray  # (P,) id of the row's own item
+
+
+class Negatives:
+    """A recipe's `data.negatives`, with its catalogue in memory.
+
+    Args:
+        recipe: the run.
+        source: the training split.
+
+    Attributes:
+        columns: of the split's rows that are read for it.
+
+    Raises:
+        BadInput: the catalogue or the file of neighbours cannot be read, or lacks what the recipe asks of it.
+    """
+
+    def __init__(self, recipe: Recipe, source: Source) -> None:
+        assert recipe.data.negatives is not None  # the caller asks
+        self._section, self._seed = recipe.data.negatives, recipe.train.seed
+        self._labels = list(dict.fromkeys(task.label for task in recipe.tasks.values()))
+        self._label = recipe.tasks[self._section.task].label
+        air = self._section.on_air
+        own = [self._section.item, *self._section.within, *self._section.seen, *([air.time] if air else [])]
+        self.columns = list(dict.fromkeys([self._label, *own]))
+        table, name = _read(self._section.catalogue, "data.negatives.catalogue")
+        known = set(table.column_names)
+        asked = [self._section.item, *self._section.within, *([air.start, air.end] if air else [])]
+        for column in [*asked, *([self._section.popularity] if self._section.popularity else [])]:
+            if column not in known:
+                raise BadInput(
+                    f"data.negatives: {name} has no column '{column}'{nearest(column, known)}; add it to the catalogue"
+                )
+            if nulls := table.column(column).null_count:
+                raise BadInput(
+                    f"data.negatives: column '{column}' of {name} is null in {nulls:,} items; fill it, or leave such "
+                    "items out"
+                )
+        features = [column for name in recipe.features for column in [recipe.column(name)]]
+        self._replaced = [column for column in dict.fromkeys([*features, self._section.item]) if column in known]
+        self._order(table, name)
+        self._items = {
+            column: _cast(table.column(column), source.schema.field(column).type, column, name).take(self._places)
+            for column in self._replaced
+        }
+        self._neighbours = _Neighbours(recipe, self) if self._section.hard else None
+
+    def _order(self, table: pa.Table, name: str) -> None:
+        """Put the items in the order of their group and start, and keep what draws are made by."""
+        section, air = self._section, self._section.on_air
+        ids = _ids(table.column(section.item))
+        if len(np.unique(ids)) < len(ids):
+            raise BadInput(f"data.negatives: {name} names an item twice in column '{section.item}'; keep one of each")
+        self._keys, code = [], np.zeros(len(ids), np.int64)
+        for column in section.within:
+            values, codes = np.unique(_ids(table.column(column)), return_inverse=True)
+            self._keys.append(values)
+            code = code * len(values) + codes
+        start = _numbers(table.column(air.start)) if air else np.zeros(len(ids))
+        self._places = np.lexsort((start, code))
+        self._code, self._start = code[self._places], start[self._places]
+        self._end = _numbers(table.column(air.end))[self._places] if air else np.full(len(ids), np.inf)
+        if (self._end < self._start).any():
+            raise BadInput(f"data.negatives: an item of {name} ends before it starts; correct its '{section.item}'")
+        self._ends = self._end[np.lexsort((self._end, self._code))]
+        self._longest = float((self._end - self._start).max()) if air else 0.0
+        self._ids = ids[self._places]
+        self._by_id = np.argsort(self._ids, kind="stable")
+        self._cumulative = None
+        if section.popularity:
+            popularity = _numbers(table.column(section.popularity))[self._places]
+            if not (popularity > 0).all():
+                raise BadInput(
+                    f"data.negatives.popularity: column '{section.popularity}' of {name} holds "
+                    f"{popularity.min():g}, and a count must be above 0; raise it, or leave such items out"
+                )
+            self._cumulative = np.concatenate([[0.0], np.cumsum(popularity**section.power)])
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """Return where items of (n,) ids lie, -1 where the catalogue has none."""
+        place = np.searchsorted(self._ids, ids, sorter=self._by_id)
+        found = self._by_id[np.minimum(place, len(self) - 1)]
+        return np.where(self._ids[found] == ids, found, -1)
+
+    def count(self, table: pa.Table) -> tuple[int, int]:
+        """Return how many of a row group's rows are positive, and how many of those get negatives."""
+        positive = self._positive(table)
+        return len(positive), int(np.count_nonzero(self._wanted(table.take(positive)).count > 0))
+
+    def _positive(self, table: pa.Table) -> np.ndarray:
+        return np.flatnonzero(_numbers(table.column(self._label)) == 1)
+
+    def expand(self, table: pa.Table, first: int, epoch: int) -> pa.Table:
+        """Return a row group's rows, and behind each row that gets negatives those.
+
+        Args:
+            table: n rows.
+            first: number of the first row within the split, without what is drawn.
+            epoch: from 0.
+        """
+        positive = self._positive(table)
+        wanted = self._wanted(table.take(positive))
+        places = np.flatnonzero(wanted.count > 0)
+        chosen = positive[places]
+        items = self._draw(wanted, places, first + chosen, epoch)
+        copies = np.ones(table.num_rows, np.int64)
+        copies[chosen] += self._section.per_positive
+        rows = np.repeat(np.arange(table.num_rows), copies)  # of the file
+        is_drawn = np.ones(len(rows), bool)
+        is_drawn[running(copies)[:-1]] = False
+        mixed = rows.copy()  # of the file's rows and, behind those, the drawn items
+        mixed[is_drawn] = table.num_rows + np.arange(len(items))
+        taken, drawn, both = pa.array(rows), pa.array(items), pa.array(mixed)
+        columns = []
+        for name in table.column_names:
+            column = table.column(name)
+            if name in self._items:
+                joined = pa.chunked_array([*column.chunks, self._items[name].take(drawn)]).combine_chunks()
+                columns.append(joined.take(both))
+            elif name in self._labels:
+                labels = column.cast(pa.float32()).combine_chunks().take(taken)
+                columns.append(pc.if_else(pa.array(is_drawn), pa.scalar(0, pa.float32()), labels))
+            else:
+                columns.append(column.combine_chunks().take(taken))
+        return pa.table(columns, names=table.column_names)
+
+    def _wanted(self, table: pa.Table) -> _Wanted:
+        """Return what each of P rows may get."""
+        rows = table.num_rows
+        code, known = np.zeros(rows, np.int64), np.ones(rows, bool)
+        for column, values in zip(self._section.within, self._keys, strict=True):
+            own, valid = _ids_or_none(table.column(column))
+            place = np.minimum(np.searchsorted(values, own), len(values) - 1)
+            known &= valid & (values[place] == own)
+            code = code * len(values) + place
+        low, high = (np.searchsorted(self._code, code, side=side) for side in ("left", "right"))
+        high = np.where(known, high, low)
+        count, time = high - low, None
+        if self._section.on_air:
+            time = _numbers(table.column(self._section.on_air.time))  # NaN: before everything, so that nothing is on
+            begun = _bisect(self._start, low, high, time)
+            over = _bisect(self._ends, low, high, time) - low
+            count = begun - low - over
+            low, high = _bisect(self._start, low, begun, time - self._longest), begun
+        own, valid = _ids_or_none(table.column(self._section.item))
+        barring = [(np.flatnonzero(valid), self.find(own[valid]))]
+        for column in self._section.seen:
+            offsets, seen = _lists(table.column(column))
+            barring.append((np.repeat(np.arange(rows), np.diff(offsets)), self.find(seen)))
+        places, items = (np.concatenate(part) for part in zip(*barring, strict=True))
+        inside = (items >= 0) & (items >= low[places]) & (items < high[places])
+        if time is not None:
+            inside &= self._end[items] > time[places]
+        barred = np.unique(places[inside] * len(self) + items[inside])
+        count = count - np.bincount(barred // len(self), minlength=rows)
+        return _Wanted(low, high, time, barred, count, np.where(valid, own, 0))
+
+    def _draw(self, wanted: _Wanted, places: np.ndarray, numbers: np.ndarray, epoch: int) -> np.ndarray:
+        """Return the items of the rows `places` of `wanted`, whose numbers are given: per_positive of each in a row."""
+        each = self._section.per_positive
+        key = _mix(_mix(np.array([self._seed], np.uint64)) ^ np.uint64(epoch))
+        key = _mix(key ^ numbers.astype(np.uint64))
+        keys = _mix(key[:, None] ^ np.arange(each, dtype=np.uint64)).reshape(-1)
+        out, left = np.zeros(len(keys), np.int64), np.arange(len(keys))
+        for attempt in range(_TRIES):
+            if not len(left):
+                break
+            place = places[left // each]
+            item = self._propose(wanted, place, _mix(keys[left] + np.uint64(2 * attempt)))
+            if self._neighbours is not None:
+                item = self._neighbours.mix(item, wanted.own[place], _mix(keys[left] + np.uint64(2 * attempt + 1)))
+            out[left] = item
+            left = left[~self._allowed(wanted, place, item)]
+        for k in left.tolist():
+            place = places[k // each]
+            items = np.arange(wanted.low[place], wanted.high[place])
+            items = items[self._allowed(wanted, np.full(len(items), place), items)]
+            weights = np.ones(len(items)) if self._cumulative is None else np.diff(self._cumulative)[items]
+            ends = np.cumsum(weights)
+            out[k] = items[np.searchsorted(ends, _uniform(keys[k : k + 1])[0] * ends[-1], side="right")]
+        return out
+
+    def _propose(self, wanted: _Wanted, place: np.ndarray, bits: np.ndarray) -> np.ndarray:
+        low, high, share = wanted.low[place], wanted.high[place], _uniform(bits)
+        if self._cumulative is None:
+            return low + np.minimum((share * (high - low)).astype(np.int64), high - low - 1)
+        begin, end = self._cumulative[low], self._cumulative[high]
+        found = np.searchsorted(self._cumulative, begin + share * (end - begin), side="right") - 1
+        return np.clip(found, low, high - 1)
+
+    def _allowed(self, wanted: _Wanted, place: np.ndarray, item: np.ndarray) -> np.ndarray:
+        allowed = (item >= wanted.low[place]) & (item < wanted.high[place])
+        if wanted.time is not None:
+            allowed &= self._end[item] > wanted.time[place]
+        if len(wanted.barred):
+            key = place * len(self) + item
+            found = np.minimum(np.searchsorted(wanted.barred, key), len(wanted.barred) - 1)
+            allowed &= wanted.barred[found] != key
+        return allowed
+
+
+class _Neighbours:
+    """Each item's neighbours in the catalogue, which a share of the draws is taken from."""
+
+    def __init__(self, recipe: Recipe, catalogue: Negatives) -> None:
+        section = recipe.data.negatives
+        assert section is not None
+        assert section.hard is not None
+        self._share = section.hard.share
+        table, name = _read(section.hard.path, "data.negatives.hard.path")
+        for column in (section.item, section.hard.column):
+            if column not in table.column_names:
+                raise BadInput(
+                    f"data.negatives.hard: {name} has no column '{column}'{nearest(column, table.column_names)}; "
+                    "write each item's id and the list of its neighbours' ids"
+                )
+        ids, valid = _ids_or_none(table.column(section.item))
+        offsets, others = _lists(table.column(section.hard.column))
+        found = catalogue.find(others)
+        known = (found >= 0) & np.repeat(valid, np.diff(offsets))
+        order = np.argsort(ids, kind="stable")
+        counts = np.diff(running(known)[offsets])
+        begins = running(known)[offsets[:-1]]
+        self._found = found[known]
+        self._ids, self._begins, self._counts = ids[order], begins[order], counts[order]
+        if not len(self._found):
+            raise BadInput(
+                f"data.negatives.hard.path: no neighbour in {name} is an item of the catalogue; write the neighbours' "
+                f"ids as column '{section.item}' of the catalogue has them"
+            )
+
+    def mix(self, item: np.ndarray, own: np.ndarray, bits: np.ndarray) -> np.ndarray:
+        """Return the items, a share of them replaced by neighbours of the rows' own items."""
+        place = np.minimum(np.searchsorted(self._ids, own), len(self._ids) - 1)
+        count = np.where(self._ids[place] == own, self._counts[place], 0)
+        hard = np.flatnonzero((_uniform(bits) < self._share) & (count > 0))
+        nth = (_uniform(_mix(bits[hard])) * count[hard]).astype(np.int64)
+        out = item.copy()
+        out[hard] = self._found[self._begins[place[hard]] + nth]
+        return out
+
+
+def count(source: Source, recipe: Recipe, progress: Callable[[str], None]) -> None:
+    """Count what will be drawn for each row group of the training split, and keep it in `Source.drawn`.
+
+    Raises:
+        BadInput: as `Negatives`; or no positive can get a negative.
+        CorruptGroup: a row group does not decode, with `on_corrupt: stop`.
+    """
+    section = recipe.data.negatives
+    if section is None:
+        return
+    negatives = Negatives(recipe, source)
+
+    def counted(group: RowGroup) -> tuple[int, int]:
+        try:
+            table = source.read(group, negatives.columns)
+        except CorruptGroup:
+            if recipe.data.on_corrupt == "stop":
+                raise
+            return 0, 0
+        return negatives.count(table)
+
+    with ThreadPoolExecutor(pa.cpu_count()) as pool:
+        found = list(pool.map(counted, source.groups))
+    positives, chosen = (sum(part) for part in zip(*found, strict=True))
+    if not chosen:
+        raise BadInput(
+            f"data.negatives: none of the {positives:,} positive rows of tasks.{section.task} has an item that may be "
+            f"drawn among the {len(negatives):,} of {section.catalogue}; add items, or ask for less in within, on_air "
+            "and seen"
+        )
+    source.drawn = [section.per_positive * number for _, number in found]
+    without = f"; {positives - chosen:,} have no item that may be drawn" if chosen < positives else ""
+    progress(
+        f"negatives: {section.per_positive} for each of {chosen:,} positives of {section.task}, of {len(negatives):,} "
+        f"items{without}"
+    )
+
+
+def _read(address: str, key: str) -> tuple[pa.Table, str]:
+    filesystem, path = open_filesystem(address)
+    name = shown(filesystem, path)
+    try:
+        table = pq.read_table(path, filesystem=filesystem, partitioning=None)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise BadInput(f"{key}: {name} cannot be read ({short(error)}); name a Parquet file") from error
+    if not table.num_rows:
+        raise BadInput(f"{key}: {name} has no rows; write one per item")
+    return table, name
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, file: str) -> pa.Array:
+    try:
+        return column.cast(kind).combine_chunks()
+    except pa.ArrowException as error:
+        raise BadInput(
+            f"data.negatives: column '{name}' of {file} is {column.type}, and that of the training split is {kind}; "
+            "write it with that type"
+        ) from error
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """Return a column as float64, null as NaN."""
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.timestamp("us")).cast(pa.int64())
+    return column.cast(pa.float64(), safe=False).to_numpy()
+
+
+def _ids(column: pa.ChunkedArray) -> np.ndarray:
+    return _ids_or_none(column)[0]
+
+
+def _ids_or_none(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a column's ids, 0 where there is none, and where there is one."""
+    array = column.cast(pa.int64()).combine_chunks()
+    return array.fill_null(0).to_numpy(), array.is_valid().to_numpy(zero_copy_only=False)
+
+
+def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the offsets (n + 1,) of a column of lists of ids, and the ids; a null is 0."""
+    array = column.combine_chunks()
+    lengths = array.value_lengths().fill_null(0).to_numpy()
+    return running(lengths), array.flatten().cast(pa.int64()).fill_null(0).to_numpy()
+
+
+def _bisect(values: np.ndarray, low: np.ndarray, high: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return, for ranges [low, high) in which values rise, where those above x begin; where x is NaN, low."""
+    low, high = low.copy(), high.copy()
+    while (open_ := low < high).any():
+        middle = (low + high) // 2
+        right = open_ & (values[np.minimum(middle, len(values) - 1)] <= x)
+        low, high = np.where(right, middle + 1, low), np.where(open_ & ~right, middle, high)
+    return low
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """Return splitmix64 of uint64 numbers: every bit depends on every bit."""
+    with np.errstate(over="ignore"):
+        x = x + np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def _uniform(bits: np.ndarray) -> np.ndarray:
+    """Return numbers in [0, 1) of 53 bits each."""
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
