@@ -64,6 +64,7 @@ class Recipe(Section):
         _check_arithmetic(self)
         _check_gradients(self)
         _check_division(self)
+        _check_slices(self)
         return self
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
@@ -75,9 +76,18 @@ class Recipe(Section):
         return self.features[feature].column or feature
 
     def select(self) -> str:
-        """Return the metric on the validation split that picks the best checkpoint."""
+        """Return the metric on the validation split that picks the best checkpoint; a bare one is the first task's."""
         name, task = next(iter(self.tasks.items()))
-        return self.train.select or f"{name}.{registry.TASKS.owner(task.kind).leading}"
+        wanted = self.train.select or registry.TASKS.owner(task.kind).leading
+        return wanted if "." in wanted else f"{name}.{wanted}"
+
+
+def _check_slices(recipe: Recipe) -> None:
+    for name in recipe.evaluate.slices:
+        if name in recipe.tasks:
+            raise BadInput(
+                f"evaluate.slices.{name}: a task has this name, and figures go by it; name the slice otherwise"
+            )
 
 
 def _check_tables(recipe: Recipe) -> None:
