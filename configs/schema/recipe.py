@@ -82,14 +82,6 @@ class Recipe(Section):
         wanted = self.train.select or registry.TASKS.owner(task.kind).leading
         return wanted if "." in wanted else f"{name}.{wanted}"
 
-
-def _check_slices(recipe: Recipe) -> None:
-    for name in recipe.evaluate.slices:
-        if name in recipe.tasks:
-            raise BadInput(
-                f"evaluate.slices.{name}: a task has this name, and figures go by it; name the slice otherwise"
-            )
-
     def groups(self) -> dict[str, str]:
         """Return the column of the groups by task, of those whose rows are compared with their group's."""
         return {
@@ -97,6 +89,14 @@ def _check_slices(recipe: Recipe) -> None:
             for name, task in self.tasks.items()
             if isinstance(task, GroupTask)
         }
+
+
+def _check_slices(recipe: Recipe) -> None:
+    for name in recipe.evaluate.slices:
+        if name in recipe.tasks:
+            raise BadInput(
+                f"evaluate.slices.{name}: a task has this name, and figures go by it; name the slice otherwise"
+            )
 
 
 def _check_tables(recipe: Recipe) -> None:

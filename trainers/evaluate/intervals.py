@@ -58,9 +58,10 @@ class Bootstrap(NamedTuple):
         redrawn = redraw(units)
         if redrawn is None:
             return {}
-        middles, found = redrawn(np.ones(len(known))), {}
+        middles = redrawn(np.ones(len(known)))
+        found: dict[str, float] = {}
         drawn = [redrawn(self.times(known, draw)) for draw in range(self.draws)]
-        for name, middle in middles.items():
+        for name, middle in ((name, middle) for name, middle in middles.items() if name in figures):
             values = np.array([one[name] for one in drawn])
             values = values[np.isfinite(values)]
             ends = np.percentile(values, _ENDS) if len(values) > 1 else np.full(2, np.nan)

@@ -40,7 +40,7 @@ class Rows:
         return len(self.groups)
 
 
-def inside(slices: np.ndarray, part: int) -> np.ndarray:
+def inside(slices: np.ndarray, part: int) -> np.ndarray | np.bool_:
     """Return which rows are in a part of the split: (n,) bool for the i-th slice, True for part 0, the whole."""
     return (slices >> (part - 1) & 1).astype(bool) if part else np.True_
 
