@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
@@ -23,6 +23,7 @@ from livetrain.modules.features.carriers import Prepare, Select, has_transforms
 from livetrain.modules.features.dense import Normalise
 from livetrain.modules.features.hashing import IdHash
 from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers import jagged
 from livetrain.modules.models.registry import network
 from livetrain.modules.network import Network
 from livetrain.modules.tables.initial import Initial
@@ -38,6 +39,20 @@ class ReplicatedCollection(EmbeddingCollection):
 
     A class of its own so that no sharder takes it: torchrec's data-parallel kernel pools sequences on CPU.
     """
+
+
+class PooledCollection(EmbeddingBagCollection):
+    """Tables whose embeddings are pooled where their rows lie (see features.bag); plain, also of float16."""
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Args: table rows with weights. Returns: their weighted sums, (B, dim) by feature."""
+        out = {}
+        for config in self.embedding_bag_configs():
+            for name in config.feature_names:
+                part = features[name]
+                found = nn.functional.embedding(part.values(), self.embedding_bags[config.name].weight).float()
+                out[name] = jagged.pool(found * part.weights().unsqueeze(1), part.lengths(), False)
+        return KeyedTensor.from_tensor_list(list(out), list(out.values()))
 
 
 class Dense(nn.Module):
@@ -193,7 +208,7 @@ def _collections(recipe: Recipe) -> dict[str, list[str]]:
         if hasattr(taken, name):
             raise BadInput(f"tables.{name}: PyTorch's own modules use this name; choose another, as {name}_table")
         ending = _REPLICATED if table.sharding == "data_parallel" else ""
-        ending = _POOLED if pools_where_rows_lie(recipe.features, name, table) else ending
+        ending = _POOLED if pools_where_rows_lie(recipe, name) else ending
         groups.setdefault(f"dim{table.dim}{ending}", []).append(name)
     return groups
 
@@ -214,7 +229,7 @@ def _collection(recipe: Recipe, name: str, users: dict[str, list[str]], device: 
         for table, features in users.items()
     ]
     if pooled:
-        return EmbeddingBagCollection(tables=configs, is_weighted=True, device=device)
+        return PooledCollection(tables=configs, is_weighted=True, device=device)
     return (ReplicatedCollection if name.endswith(_REPLICATED) else EmbeddingCollection)(tables=configs, device=device)
 
 

@@ -2,8 +2,8 @@
 
 A table that bags and ids alone use is looked up and pooled where its rows lie, so that one vector per row and feature
 travels between ranks, whatever the number of ids. For it all poolings but max are sums whose factors are known before
-the lookup. Those of a table that a sequence uses too, which needs every embedding, of max, and of a table that every
-rank holds whole are pooled after the lookup; what is computed is the same.
+the lookup. Those of a table that a sequence uses too, which needs every embedding, of max, of a table that every rank
+holds whole, and of tables with weight_decay are pooled after the lookup; what is computed is the same.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.features.bag import BagFeature
-from livetrain.configs.schema import Feature, Table
+from livetrain.configs.schema import Feature, Recipe
 from livetrain.modules.features.registry import register_feature
 from livetrain.modules.features.transform import Transform
 from livetrain.modules.layers import jagged
@@ -25,17 +25,16 @@ class Bag(Transform):
     """ids -> ids; `pool` makes one embedding of theirs."""
 
 
-def pools_where_rows_lie(features: Mapping[str, Feature], name: str, table: Table) -> bool:
+def pools_where_rows_lie(recipe: Recipe, table: str) -> bool:
     """Return whether a table's embeddings are pooled where its rows lie: a bag uses it, and nobody needs them apart.
 
-    Args:
-        features: the recipe's.
-        name: the table's.
-        table: its section.
+    On CPUs fbgemm's fused rowwise_adagrad ignores weight_decay on a pooled table of one feature, so with weight_decay
+    none is pooled.
     """
-    users = [feature for feature in features.values() if feature.looks_up() == name]
+    users = [feature for feature in recipe.features.values() if feature.looks_up() == table]
     apart = any(feature.form == "sequence" or feature.pooled == "max" for feature in users)
-    return table.sharding != "data_parallel" and not apart and any(feature.pooled for feature in users)
+    apart |= recipe.tables[table].sharding == "data_parallel" or recipe.optimizers.sparse.weight_decay > 0
+    return not apart and any(feature.pooled for feature in users)
 
 
 def factors(weights: Tensor | None, lengths: Tensor, total: int, pooling: str) -> Tensor:

@@ -19,14 +19,14 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import OPTIMIZERS
 from livetrain.configs.schema import Recipe
-from livetrain.modules.model import Model, ReplicatedCollection, initial_values
+from livetrain.modules.model import Model, PooledCollection, ReplicatedCollection, initial_values
 from livetrain.modules.optimizers import table_optimizer
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train import planning
@@ -50,7 +50,12 @@ DENSE = {
 
 
 class BagSharder(EmbeddingBagCollectionSharder):
-    """torchrec's, on CPUs too by rows: gloo knows the reduce-scatter by now."""
+    """torchrec's for pooled tables, on CPUs too by rows: gloo knows the reduce-scatter by now."""
+
+    @property
+    def module_type(self) -> type[PooledCollection]:
+        """Return what is sharded."""
+        return PooledCollection
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """Return the kinds of sharding that there are; planning asks for those that it may use."""
@@ -195,7 +200,7 @@ def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[Any]]:
 
 def _sharded_collections(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, child in module.named_modules():
-        if type(child) in (EmbeddingCollection, EmbeddingBagCollection):
+        if type(child) in (EmbeddingCollection, PooledCollection):
             yield path, child
 
 
