@@ -97,7 +97,9 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
             sample_weights[:, [not task.sample_weight for task in tasks]] = 1
         out.append(
             Batch(
-                ids=_keyed(keys, values, lengths, shares if any(f.weighted for f in made_for.features.values()) else None),
+                ids=_keyed(
+                    keys, values, lengths, shares if any(f.weighted for f in made_for.features.values()) else None
+                ),
                 dense=torch.stack(dense, 1) if dense else torch.zeros(size, 0),
                 labels=labels,
                 weights=weights,

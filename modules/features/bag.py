@@ -174,9 +174,7 @@ class Found(nn.Module):
             found = found.index_select(0, jagged.segments(lengths, count))
         return found, lengths
 
-    def _of_ids(
-        self, feature: str, found: Tensor, lengths: Tensor, ids: KeyedJaggedTensor
-    ) -> tuple[Tensor, Tensor]:
+    def _of_ids(self, feature: str, found: Tensor, lengths: Tensor, ids: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
         pooling = self.poolings[feature]
         if pooling is None:
             return found, lengths

@@ -31,7 +31,8 @@ def cross(parts: list[Tensor], lengths: list[Tensor]) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> import torch
-        >>> ids, lengths = cross([torch.tensor([7, 8]), torch.tensor([5])], [torch.tensor([1, 1]), torch.tensor([0, 1])])
+        >>> both, second = torch.tensor([1, 1]), torch.tensor([0, 1])
+        >>> ids, lengths = cross([torch.tensor([7, 8]), torch.tensor([5])], [both, second])
         >>> lengths, torch.equal(ids, mix(mix(torch.tensor([8])) + 5))
         (tensor([0, 1]), True)
     """

@@ -168,9 +168,7 @@ def _towers(recipe: Recipe) -> dict[str, list[str]] | None:
     return None if towers is None else towers.names
 
 
-def _chunks(
-    columns: Columns, decoder: Decoder, dense: list[str], rows: int
-) -> Iterator[tuple[dict[str, Tensor], ...]]:
+def _chunks(columns: Columns, decoder: Decoder, dense: list[str], rows: int) -> Iterator[tuple[dict[str, Tensor], ...]]:
     """Yield decoded rows as the scorer takes them, CHUNK rows at a time: ids, lengths and numbers by feature."""
     weights = {name: decoder.weights(columns, name) for name in decoder.weighted}
     for start in range(0, max(rows, 1), CHUNK):  # without rows one chunk of none, which tells a vector's width

@@ -27,7 +27,6 @@ from livetrain.modules.model import Model
 from livetrain.trainers.train.gradients.combination import Combination
 from livetrain.trainers.train.loss import Loss, Output
 
-
 # What torchrec makes of tables whose rows it spreads over ranks: looked up as they are, or pooled.
 SHARDED = (ShardedEmbeddingCollection, ShardedEmbeddingBagCollection)
 

@@ -15,7 +15,7 @@ from tests.trainers.train.test_sharding import compare, train_sharded
 
 
 def made(**changes) -> Recipe:
-    """Bags in a table of their own, of an id's, of a sequence's and of none that is sharded; crosses of two, of three."""
+    """Bags in a table with an id, in a sequence's, of max, and in a replicated one; crosses of two and of three."""
     added = {
         "features__tags": {"type": "bag", "table": "tag", "weights": "w"},
         "features__topics": {"type": "bag", "table": "tag", "pooling": "sqrtn"},
