@@ -179,7 +179,9 @@ def _prepare(source: str, raw: Path, folder: Path, ray: str | None, **options: i
 
 @app.command()
 def table(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC", help="A YAML file; `livetrain init` writes one.", show_default=False)],
+    spec: Annotated[
+        Path, typer.Argument(metavar="SPEC", help="A YAML file; `livetrain init` writes one.", show_default=False)
+    ],
     folder: Annotated[Path, typer.Option("--out", help="Folder for the samples: new, or to go on with.")],
     ray: Ray = None,
 ) -> None:

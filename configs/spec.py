@@ -37,7 +37,7 @@ class Files(Section):
     header: bool = Field(True, description="of csv: the first line names the columns, otherwise column0, column1 ...")
     quote: One = Field('"', description="of csv")
     decimal: Literal[".", ","] = Field(".", description="of csv: what parts a number's whole from its fraction")
-    encoding: Literal["utf-8", "latin-1", "utf-16"] = Field("utf-8", description="of csv")
+    encoding: Literal["utf-8", "cp1252", "latin-1", "utf-16"] = Field("utf-8", description="of csv")
     where: Text | None = Field(None, description="expression: only rows for which it is true are read")
 
 
@@ -166,7 +166,9 @@ class Spec(Section):
         """Refuse what asks for a time or a user that the spec does not name."""
         for place in ("histories", "counts", "pairs"):
             if getattr(self, place) and self.time is None:
-                raise BadInput(f"{place}: what was earlier needs a time; name its column under time, or leave {place} out")
+                raise BadInput(
+                    f"{place}: what was earlier needs a time; name its column under time, or leave {place} out"
+                )
             if getattr(self, place) and place != "counts" and self.user is None:
                 raise BadInput(f"{place}: they are a user's; name the column under user, or leave {place} out")
         if self.split.by in ("day", "time") and self.time is None:

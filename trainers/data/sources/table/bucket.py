@@ -1,7 +1,7 @@
 """The samples of one period and one bucket of users: histories, and counts up to each row's own moment.
 
-A bucket is a pure function of its files, so buckets are made side by side. Whatever a row is told of the past is strictly
-before its time: rows of the same millisecond are not part of it, in whatever order they lie in the files.
+A bucket is a pure function of its files, so buckets are made side by side. Whatever a row is told of the past is
+strictly before its time: rows of the same millisecond are not part of it, in whatever order they lie in the files.
 """
 
 from collections.abc import Iterator
@@ -61,9 +61,9 @@ def build(task: Task) -> dict[str, int]:
     for history in histories.values():
         history.keep()
     columns, outcomes = _told(task, rows) | _seen(task, rows), {name: rows[name] for name in spec.labels}
-    split, counts = rows["split"].to_pylist(), {}
-    places = {name: [] for name in task.parts}
-    for place, name in enumerate(split):
+    counts: dict[str, int] = {}
+    places: dict[str, list[int]] = {name: [] for name in task.parts}
+    for place, name in enumerate(rows["split"].to_pylist()):
         places[name].append(place)
     for name, path in task.parts.items():
         chosen = np.asarray(places[name], np.int64)
@@ -123,7 +123,8 @@ def _seen(task: Task, rows: pa.Table) -> dict[str, pa.Array]:
     """Return `<user>_seen_*` and `<user>_<column>_*`: counts of the user's rows before each row's own moment."""
     from livetrain.trainers.data.sources.table.period import seen
 
-    spec, columns = task.spec, {}
+    spec = task.spec
+    columns: dict[str, pa.Array] = {}
     for name in seen(spec):
         assert spec.user is not None
         user, other, time = (_numbers(rows, column) for column in (spec.user, name, "timestamp"))

@@ -85,6 +85,8 @@ def open_files(connection: duckdb.DuckDBPyConnection, table: str, files: Files, 
         try:
             if "://" in path and kind in ("csv", "json"):
                 path = copied(path, kind, f"{table}_{number}", work)
+            if kind == "csv" and files.encoding != "utf-8":
+                path = _recoded(path, files.encoding, work / f"{table}_{number}.utf-8.csv")
             select = _select(connection, files, path, kind, f"{table}_{number}")
             columns = [name for name, *_ in connection.execute(f"DESCRIBE {select}").fetchall()]
         except (duckdb.Error, pa.ArrowException, OSError, UnicodeError, csv.Error) as error:
@@ -99,7 +101,9 @@ def open_files(connection: duckdb.DuckDBPyConnection, table: str, files: Files, 
     union = " UNION ALL BY NAME ".join(parts)
     connection.execute(f"CREATE OR REPLACE VIEW {quoted('all of ' + table)} AS {union}")
     try:
-        connection.execute(f"CREATE OR REPLACE VIEW {quoted(table)} AS SELECT * FROM {quoted('all of ' + table)}{where}")
+        connection.execute(
+            f"CREATE OR REPLACE VIEW {quoted(table)} AS SELECT * FROM {quoted('all of ' + table)}{where}"
+        )
     except duckdb.Error as error:
         raise BadInput(f"where: {short(error)}") from None
     return first
@@ -140,6 +144,13 @@ def copied(uri: str, kind: str, name: str, work: Path) -> str:
     return str(copy)
 
 
+def _recoded(path: str, encoding: str, copy: Path) -> str:
+    """Write a text file of another encoding as UTF-8, and return its path."""
+    with opened(path, encoding) as source, copy.open("w", encoding="utf-8", newline="") as target:
+        shutil.copyfileobj(source, target, COPY)
+    return str(copy)
+
+
 def _select(connection: duckdb.DuckDBPyConnection, files: Files, path: str, kind: str, name: str) -> str:
     if kind == "csv":
         nulls = ", ".join(map(text, NULLS))
@@ -147,15 +158,15 @@ def _select(connection: duckdb.DuckDBPyConnection, files: Files, path: str, kind
         return (
             f"SELECT * FROM read_csv({text(escaped(path))}, auto_detect = false, header = {files.header}, skip = 0, "
             f"delim = {text(files.delimiter)}, quote = {text(files.quote)}, escape = {text(files.quote)}, "
-            f"encoding = {text(files.encoding)}, columns = {{{columns}}}, nullstr = [{nulls}], ignore_errors = true, "
+            f"columns = {{{columns}}}, nullstr = [{nulls}], ignore_errors = true, "
             f"store_rejects = true, max_line_size = {_LONGEST_LINE})"
         )
     if kind == "json":
         return f"SELECT * FROM read_json({text(escaped(path))}, format = 'newline_delimited', sample_size = -1)"
     if kind == "parquet" and "://" not in path:
         return f"SELECT * FROM read_parquet({text(escaped(path))}, hive_partitioning = false)"
-    connection.register(f"data_{name}", pyarrow.dataset.dataset(path, format=kind))
-    return f"SELECT * FROM data_{name}"
+    connection.register(f"data of {name}", pyarrow.dataset.dataset(path, format=kind))
+    return f"SELECT * FROM {quoted(f'data of {name}')}"
 
 
 def escaped(path: str) -> str:
@@ -165,7 +176,7 @@ def escaped(path: str) -> str:
 
 def header(files: Files, path: str) -> list[str]:
     """Return the names of a text file's columns: each once, in whatever case, and none empty."""
-    with opened(path, files.encoding) as file:
+    with opened(path, "utf-8") as file:
         names = next(csv.reader(file, delimiter=files.delimiter, quotechar=files.quote), [])
     if not names:
         raise BadInput(f"{path} is empty; name a file with rows")
@@ -183,4 +194,5 @@ def header(files: Files, path: str) -> list[str]:
 def opened(path: str, encoding: str) -> TextIO:
     """Open a text file, packed or not."""
     codec = "utf-8-sig" if encoding == "utf-8" else encoding
-    return io.TextIOWrapper(pa.input_stream(path, compression="detect"), encoding=codec, newline="")
+    stream = pa.input_stream(path, compression="detect")
+    return io.TextIOWrapper(stream, encoding=codec, newline="", errors="replace")

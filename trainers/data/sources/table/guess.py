@@ -13,33 +13,21 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.spec import RESERVED
 from livetrain.trainers.data.sources.table.files import quoted, short, text
 from livetrain.trainers.data.sources.table.look import Looked, LookedFile, as_number
-
-# Words of names, in the order in which they count.
-TIME = "timestamp ts time datetime eventtime when unix epoch date day created occurred logged at zeit datum fecha".split()
-USER = """user userid uid customer client member visitor viewer consumer shopper account buyer reader listener player
-subscriber person patient student guest passenger reviewer nutzer kunde usuario utilisateur cliente profile household
-device cookie session""".split()
-ITEM = """item itemid iid product sku article movie film video photo clip book isbn song track artist room stream live post
-creative ad listing restaurant hotel property recipe news doc document content asin goods poi venue place business game app
-job course offer coupon campaign show episode podcast anime title artikel produkt producto produit streamer author page
-""".split()
-OUTCOME = """label target click clicked clicks purchase purchased buy bought convert converted conversion order ordered like
-liked follow followed share shared comment commented save saved cart carted booked booking watched finished completed
-finish complete install installed subscribe subscribed redeemed opened open response responded accepted accept success
-gift gifted effective engaged engagement interested attended read listened skipped skip reordered returned churn churned
-positive is_click is_buy replied applied visited long survived default y outcome gekauft geklickt comprado achat""".split()
-RATING = "rating ratings score stars star grade review_score overall vote note bewertung".split()
-LATER = """watch watched watchtime dwell dwelltime playtime listen listened spent stay revenue gmv reward profit payment
-paid""".split()
-AMOUNT = "watch dwell playtime playing listen seconds minutes spent stay duration revenue hours sales demand value amount".split()
-EVENT = "event eventtype action behavior behaviour activity interaction type".split()
-DONE = """click clicked purchase purchased buy bought cart addtocart transaction order like fav favorite favourite follow share
-convert conversion save booking book checkout download install subscribe comment gift""".split()
-REQUEST = "request requestid impression query search slate page basket".split()
-KEY = "id uuid guid key index idx row rowid number no nr unnamed".split()
-WEIGHT = "weight sampleweight sample_weight importance".split()
-_EARLY = "birth birthday signup registered registration release released published joined first founded updated".split()
-_LIVES = "premium active verified mobile weekend holiday promo promoted sale discount new gender male female adult sponsored".split()
+from livetrain.trainers.data.sources.table.vocabulary import (
+    AMOUNT,
+    DONE,
+    EARLY,
+    EVENT,
+    ITEM,
+    KEY,
+    LATER,
+    OUTCOME,
+    RATING,
+    TIME,
+    TRAIT,
+    USER,
+    WEIGHT,
+)
 
 
 @dataclass
@@ -48,7 +36,9 @@ class Guess:
 
     log: LookedFile
     more: list[LookedFile] = field(default_factory=list)  # further files of the log
-    joins: dict[str, tuple[LookedFile, str, str]] = field(default_factory=dict)  # name -> file, its key, the log's column
+    joins: dict[str, tuple[LookedFile, str, str]] = field(
+        default_factory=dict
+    )  # name -> file, its key, the log's column
     time: tuple[str, str] | None = None  # column or expression, and format
     user: Looked | None = None
     item: Looked | None = None
@@ -127,7 +117,11 @@ def _parted(looked: list[LookedFile]) -> tuple[list[LookedFile], list[LookedFile
 
 
 def _ids(file: LookedFile) -> list[Looked]:
-    return [column for column in file.columns if column.kind in ("whole", "string", "flag", "constant") and not epoch_named(column)]
+    return [
+        column
+        for column in file.columns
+        if column.kind in ("whole", "string", "flag", "constant") and not epoch_named(column)
+    ]
 
 
 def epoch_named(column: Looked) -> bool:
@@ -146,42 +140,55 @@ def _who_and_what(found: Guess) -> None:
         if named:
             setattr(found, role, named[0])
             found.why.append(f"{role}: '{named[0].name}', by its name; about {named[0].distinct:,} different")
-    if found.user is None and found.item is None and not any(words(column.name)[:1] != [] and not re.fullmatch(
-        r"column_?\d+|c\d+|v\d+|x\d+|f\d+|field\d+|feature\d+", column.name.lower()
-    ) for column in ids):
+    if found.user is None and found.item is None and _nameless(found.log):
         several = [column for column in ids if 10 <= column.distinct <= 0.9 * column.rows and not column.detail][:2]
         for role, column in zip(("user", "item"), several, strict=False):
             setattr(found, role, column)
-            found.why.append(f"{role}: '{column.name}', as the {'first' if role == 'user' else 'second'} column of ids; look")
+            found.why.append(
+                f"{role}: '{column.name}', as the {'first' if role == 'user' else 'second'} column of ids; look"
+            )
+
+
+def _nameless(file: LookedFile) -> bool:
+    """Tell whether the names of a file's columns say nothing: column0, x1, f2."""
+    return all(re.fullmatch(r"(column|field|feature|c|v|x|f)?_?\d+|", column.name.lower()) for column in file.columns)
 
 
 def _is_key(column: Looked) -> bool:
     parts = words(column.name)
-    return bool(parts) and (parts[-1] in ("id", "uuid", "key", "nr", "no", "code", "hash") or "".join(parts) in USER + ITEM or (
-        parts[-1].endswith("id") and len(parts[-1]) > 2
-    ))
+    return bool(parts) and (
+        parts[-1] in ("id", "uuid", "key", "nr", "no", "code", "hash")
+        or "".join(parts) in USER + ITEM
+        or (parts[-1].endswith("id") and len(parts[-1]) > 2)
+    )
 
 
 def _when(found: Guess) -> None:
-    """Find the time of a row: a date or a number of seconds that has many values, by its name where there are several."""
+    """Find the time of a row: a date or a number of seconds, by its name where there are several."""
     timed = [column for column in found.log.columns if column.kind == "time" or epoch_named(column)]
     timed += [
         column
         for column in found.log.columns
-        if column not in timed and column.detail and column.kind in ("whole", "number") and column.distinct > 10
-        and not _is_key(column) and len(column.given[0]) >= 10
+        if column not in timed
+        and column.detail
+        and column.kind in ("whole", "number")
+        and column.distinct > 10
+        and not _is_key(column)
+        and len(column.given[0]) >= 10
     ]
     timed = [column for column in timed if column.distinct > 1]
     if not timed:
         found.why.append("time: no column has dates or seconds since 1970, so rows are split at random")
         return
-    early = [any(word in _EARLY for word in words(column.name)) for column in timed]
+    early = [any(word in EARLY for word in words(column.name)) for column in timed]
     order = sorted(range(len(timed)), key=lambda n: (early[n], rank(timed[n].name, TIME), -timed[n].distinct))
     best = timed[order[0]]
     clock = next((column for column in found.log.columns if column.kind == "clock"), None)
     dates_only = all(":" not in value for value in best.given[:100]) and best.kind == "time"
     if clock is not None and dates_only:
-        pattern = best.detail if best.detail == "iso" else f"{best.detail} %H:%M" + ":%S" * (clock.given[0].count(":") > 1)
+        pattern = (
+            best.detail if best.detail == "iso" else f"{best.detail} %H:%M" + ":%S" * (clock.given[0].count(":") > 1)
+        )
         found.time = (f"{quoted(best.name)} || ' ' || {quoted(clock.name)}", pattern)
         found.left[clock.name] = "part of the time"
     else:
@@ -227,8 +234,8 @@ def _outcomes(connection: duckdb.DuckDBPyConnection, found: Guess, place: int, l
         _guess_outcomes(found)
     if not found.labels:
         raise BadInput(
-            f"{found.log.path}: no column looks like an outcome (0 and 1, yes and no, a rating); name what to predict, as "
-            "--label COLUMN, or --label 'NAME=EXPRESSION'"
+            f"{found.log.path}: no column looks like an outcome (0 and 1, yes and no, a rating); name what to predict, "
+            "as --label COLUMN, or --label 'NAME=EXPRESSION'"
         )
 
 
@@ -237,7 +244,7 @@ def _guess_outcomes(found: Guess) -> None:
     free = [column for column in found.log.columns if id(column) not in roles and column.name not in found.left]
     flags = [column for column in free if column.kind == "flag" and len(set(column.given)) > 1]
     named = [column for column in flags if rank(column.name, OUTCOME) < len(OUTCOME)]
-    if not named and len(flags) == 1 and not set(words(flags[0].name)) & set(_LIVES):
+    if not named and len(flags) == 1 and not set(words(flags[0].name)) & set(TRAIT):
         named = flags
     taken: list[str] = []
     for column in sorted(named, key=lambda column: rank(column.name, OUTCOME))[:6]:
@@ -245,10 +252,14 @@ def _guess_outcomes(found: Guess) -> None:
         taken.append(name)
         found.labels[name] = (truth(column), "binary")
         found.left[column.name] = "a label"
-        found.why.append(f"label {name}: '{column.name}' has two values and an outcome's name" if rank(
-            column.name, OUTCOME
-        ) < len(OUTCOME) else f"label {name}: '{column.name}' is the only column with two values; look")
+        found.why.append(
+            f"label {name}: '{column.name}' has two values and an outcome's name"
+            if rank(column.name, OUTCOME) < len(OUTCOME)
+            else f"label {name}: '{column.name}' is the only column with two values; look"
+        )
     ratings = [column for column in free if rank(column.name, RATING) < len(RATING) and _is_rating(column)]
+    if not ratings and _nameless(found.log):
+        ratings = [column for column in free if column.kind == "whole" and _is_rating(column)][:1]
     for column in ratings:
         found.left[column.name] = "a rating is an outcome"
     if not found.labels and ratings:
@@ -259,14 +270,18 @@ def _guess_outcomes(found: Guess) -> None:
         amounts = [
             column
             for column in free
-            if column.kind in ("number", "whole") and rank(column.name, AMOUNT) < len(AMOUNT) and min(column.numbers) >= 0
+            if column.kind in ("number", "whole")
+            and rank(column.name, AMOUNT) < len(AMOUNT)
+            and min(column.numbers) >= 0
         ]
         if amounts:
             column = min(amounts, key=lambda column: rank(column.name, AMOUNT))
             name = plain(column.name, taken)
             found.labels[name] = (column.name, "regression")
             found.left[column.name] = "a label"
-            found.why.append(f"label {name}: no column has two values, so the number '{column.name}' is predicted; look")
+            found.why.append(
+                f"label {name}: no column has two values, so the number '{column.name}' is predicted; look"
+            )
 
 
 def _is_rating(column: Looked) -> bool:
@@ -318,12 +333,14 @@ def _joins(
             if different < 0.99 * given:
                 continue
             for column in _ids(found.log):
-                ids, known = quoted(column.name), quoted(key.name)
+                ids, known = quoted(column.name), f"SELECT id_text({quoted(key.name)}) FROM {quoted(f'file {place}')}"
                 share = connection.execute(
-                    f"SELECT avg(CAST(id_text({ids}) IN (SELECT id_text({known}) FROM {quoted(f'file {place}')}) AS INT)) "
+                    f"SELECT avg(CAST(id_text({ids}) IN ({known}) AS INT)) "
                     f"FROM {quoted(f'sample {looked.index(found.log)}')} WHERE {ids} IS NOT NULL"
                 ).fetchall()[0][0]
-                alike = words(column.name) == words(key.name) or bool(set(words(column.name)) & set(words(key.name)) - {"id"})
+                alike = words(column.name) == words(key.name) or bool(
+                    set(words(column.name)) & set(words(key.name)) - {"id"}
+                )
                 role = column in (found.user, found.item)
                 score = (share or 0) + 0.5 * alike + 0.2 * role
                 if (share or 0) >= 0.2 and (best is None or score > best[0]):
@@ -385,7 +402,7 @@ def no_feature(column: Looked) -> str:
 
 
 def _tells(column: Looked, label: np.ndarray) -> bool:
-    """Tell whether a column alone says what a label is: by being there, by being above 0, by its size or by its value."""
+    """Tell whether a column alone says what a label is: by being there, by its size or by its value."""
     known = ~np.isnan(label)
     if min(np.sum(label[known] == 1), np.sum(label[known] == 0)) < 5:
         return False

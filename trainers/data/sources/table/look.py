@@ -29,10 +29,20 @@ _NUMBER = re.compile(r"[$€£¥]?\s?[+-]?(\d+|\d{1,3}(,\d{3})+)(\.\d*)?([eE][+-
 _COMMA = re.compile(r"[$€£¥]?\s?[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+\s?[%€$£¥]?")
 _ISO = re.compile(r"\d{4}-\d\d?-\d\d?([ T]\d\d?:\d\d(:\d\d(\.\d+)?)?)?\s?(Z|UTC|[+-]\d\d(:?\d\d)?)?")
 _CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?")
-_DATES = ("%Y/%m/%d", "%m/%d/%Y", "%d/%m/%Y", "%d.%m.%Y", "%m-%d-%Y", "%d-%m-%Y", "%Y.%m.%d", "%Y%m%d", "%d %b %Y")
+_DATES: tuple[str, ...] = (
+    "%Y/%m/%d",
+    "%m/%d/%Y",
+    "%d/%m/%Y",
+    "%d.%m.%Y",
+    "%m-%d-%Y",
+    "%d-%m-%Y",
+    "%Y.%m.%d",
+    "%Y%m%d",
+    "%d %b %Y",
+)
 _DATES += ("%b %d, %Y", "%d-%b-%Y", "%d %B %Y", "%B %d, %Y", "%m/%d/%y", "%d/%m/%y", "%d.%m.%y", "%d-%b-%y", "%b %d %Y")
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %I:%M %p", " %I:%M:%S %p", " %H:%M:%S.%f", "T%H:%M:%S", ", %H:%M", ", %I:%M %p")
-_WHOLE_DATES = ("%a %b %d %H:%M:%S %Y", "%d/%b/%Y:%H:%M:%S %z", "%a, %d %b %Y %H:%M:%S")
+_WHOLE_DATES: tuple[str, ...] = ("%a %b %d %H:%M:%S %Y", "%d/%b/%Y:%H:%M:%S %z", "%a, %d %b %Y %H:%M:%S")
 PATTERNS = (*(date + clock for date, clock in itertools.product(_DATES, _CLOCKS)), *_WHOLE_DATES)
 
 
@@ -112,7 +122,8 @@ def look(connection: duckdb.DuckDBPyConnection, path: str, number: int, work: Pa
         raise BadInput(f"{path} has no rows; name a file with rows")
     sample = f"sample {number}"
     connection.execute(
-        f"CREATE OR REPLACE TABLE {quoted(sample)} AS FROM {quoted(view)} USING SAMPLE reservoir({SAMPLE} ROWS) REPEATABLE (1)"
+        f"CREATE OR REPLACE TABLE {quoted(sample)} AS FROM {quoted(view)} "
+        f"USING SAMPLE reservoir({SAMPLE} ROWS) REPEATABLE (1)"
     )
     types = dict(row[:2] for row in connection.execute(f"DESCRIBE {quoted(sample)}").fetchall())
     columns = []
@@ -137,7 +148,7 @@ def dialect(path: str, name: str) -> Files:
         try:
             codecs.getincrementaldecoder("utf-8")().decode(raw)
         except UnicodeDecodeError:
-            encoding = "latin-1"
+            encoding = "cp1252"
     text = raw.decode("utf-8-sig" if encoding == "utf-8" else encoding, errors="replace")
     best: tuple[tuple[float, int], str, list[list[str]]] | None = None
     for delimiter in _DELIMITERS:
@@ -155,7 +166,11 @@ def dialect(path: str, name: str) -> Files:
             best = (score, delimiter, lines)
     _, delimiter, lines = best or ((0, 0), ",", [line for line in csv.reader(io.StringIO(text)) if line][:_LINES])
     return Files(
-        files=[name], format=None if files.known(name) else "csv", delimiter=delimiter, header=_names(lines), encoding=encoding
+        files=[name],
+        format=None if files.known(name) else "csv",
+        delimiter=delimiter,
+        header=_names(lines),
+        encoding=encoding,
     )
 
 
@@ -166,7 +181,9 @@ def _names(lines: list[list[str]]) -> bool:
         return False
     if len(lines) == 1:
         return True
-    repeated = sum(cell != "" and any(line[place : place + 1] == [cell] for line in lines[1:]) for place, cell in enumerate(first))
+    repeated = sum(
+        cell != "" and any(line[place : place + 1] == [cell] for line in lines[1:]) for place, cell in enumerate(first)
+    )
     return repeated * 2 <= len(first)
 
 
@@ -174,8 +191,10 @@ def _comma(column: Looked) -> bool:
     """Tell whether a column's numbers have a decimal comma."""
     written = [value.strip() for value in column.given]
     commas = sum(_COMMA.fullmatch(value) is not None for value in written)
-    return column.kind == "number" and commas * 2 > len(written) and not any(
-        re.fullmatch(r"[$€£¥]?\d{1,3}(,\d{3})+", value) for value in written[:50] if len(written) == commas
+    return (
+        column.kind == "number"
+        and commas * 2 > len(written)
+        and not any(re.fullmatch(r"[$€£¥]?\d{1,3}(,\d{3})+", value) for value in written[:50] if len(written) == commas)
     )
 
 
@@ -250,6 +269,7 @@ def _of_text(column: Looked, different: list[str]) -> None:
 
 def _pattern(different: list[str]) -> str:
     """Return the pattern of strptime that all values fit; of several, month first as long as no day says otherwise."""
+
     def fits(value: str, pattern: str) -> bool:
         try:
             return 1970 <= datetime.datetime.strptime(value, pattern).year <= 2200

@@ -3,8 +3,8 @@
 A period is a day, or several that follow one another. What is counted by earlier days is made here, out of core; what
 depends on a row's own moment is made by buckets of users (bucket.py).
 
-The state of a period is what the next one needs of the past: `counts/<column>` and `pairs/<column>` (up to its end), and
-`histories/<name>` (the newest entries of every user).
+The state of a period is what the next one needs of the past: `counts/<column>` and `pairs/<column>` (up to its end),
+and `histories/<name>` (the newest entries of every user).
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def seen(spec: Spec) -> list[str]:
 
 
 def lay_out(connection: duckdb.DuckDBPyConnection, spec: Spec, period: Period) -> dict[str, int]:
-    """Write `rows/bucket=N` and `state` below the work folder, and make the view `rows`; return counts for the report."""
+    """Write `rows/bucket=N` and `state` below the work folder, make the view `rows`; return counts for the report."""
     connection.execute(
         f"CREATE OR REPLACE VIEW staged AS FROM read_parquet('{period.staged}', hive_partitioning = false)"
     )
@@ -63,7 +63,9 @@ def lay_out(connection: duckdb.DuckDBPyConnection, spec: Spec, period: Period) -
         joined += f" LEFT JOIN days_{place} ON e.{id_} = days_{place}.id AND e.day = days_{place}.day"
         joined += f" LEFT JOIN counts_{place} ON e.{id_} = counts_{place}.id"
         for n, words in _counted(period):
-            columns += [f'(coalesce(days_{place}.{n}, 0) + coalesce(counts_{place}.{n}, 0))::BIGINT AS "{name}.{words}"']
+            columns += [
+                f'(coalesce(days_{place}.{n}, 0) + coalesce(counts_{place}.{n}, 0))::BIGINT AS "{name}.{words}"'
+            ]
     for place, name in enumerate(seen(spec)):
         assert spec.user is not None
         joined += f" LEFT JOIN pairs_{place} ON e.{quoted(spec.user)} = pairs_{place}.user_id"
@@ -100,8 +102,10 @@ def _open_state(connection: duckdb.DuckDBPyConnection, spec: Spec, period: Perio
     ):
         for place, name in enumerate(names):
             path = f"{period.before}/{what}/{name}.parquet"
-            source = f"FROM read_parquet('{path}', hive_partitioning = false)" if period.before else (
-                f"SELECT {keys}, {zeros} WHERE false"
+            source = (
+                f"FROM read_parquet('{path}', hive_partitioning = false)"
+                if period.before
+                else (f"SELECT {keys}, {zeros} WHERE false")
             )
             connection.execute(f"CREATE OR REPLACE VIEW {what}_{place} AS {source}")
 
@@ -123,7 +127,8 @@ def _write_state(connection: duckdb.DuckDBPyConnection, spec: Spec, period: Peri
         _copy(
             connection,
             f"""SELECT id, {sums} FROM (FROM counts_{place} UNION ALL BY NAME
-                    SELECT {quoted(name)} AS id, {_sums(period)} FROM kept WHERE {quoted(name)} IS NOT NULL GROUP BY ALL)
+                    SELECT {quoted(name)} AS id, {_sums(period)} FROM kept
+                    WHERE {quoted(name)} IS NOT NULL GROUP BY ALL)
                 GROUP BY id""",
             period.work / "state" / "counts" / f"{name}.parquet",
         )

@@ -7,9 +7,9 @@
     out/_work/, out/_lock                        of the preparation that runs, or was killed
     out/dataset.json                             the spec, columns, roles and the report
 
-A period is a day where each day is a partition, and otherwise as many days as make PERIOD_ROWS; without a time there is
-one. DuckDB does what is the same for all users, out of core; buckets of users are made side by side. A killed preparation
-goes on with the first period that is not whole, and where days are partitions, a longer log adds days.
+A period is a day where each day is a partition, and otherwise as many days as make PERIOD_ROWS; without a time there
+is one. DuckDB does what is the same for all users, out of core; buckets of users are made side by side. A killed
+preparation goes on with the first period that is not whole, and where days are partitions, a longer log adds days.
 """
 
 import datetime
@@ -117,11 +117,12 @@ def _scope(connection: duckdb.DuckDBPyConnection, loaded: Loaded, work: Path) ->
     spec = loaded.spec
     select.add_functions(connection)
     connection.execute("SET preserve_insertion_order = true")  # rows are numbered as they lie in the files
+    zone = spec.time.zone if spec.time else "UTC"
     try:
-        connection.execute(f"SET TimeZone = {text(spec.time.zone if spec.time else 'UTC')}")
+        connection.execute(f"SET TimeZone = {text(zone)}")
     except duckdb.Error:
         where = loaded.where("time.zone")
-        raise BadInput(f"{where}: there is no time zone '{spec.time.zone}'; write it as Europe/Paris") from None
+        raise BadInput(f"{where}: there is no time zone '{zone}'; write it as Europe/Paris") from None
     columns = {}
     for place, part in _tables(loaded):
         name = place.removeprefix("joins.")
@@ -212,7 +213,9 @@ class _Preparation:
             self._raw["rows without a time: dropped"] = untimed
         if not rows:
             mend = f"; {untimed:,} rows have no time of this format" if untimed else ""
-            raise BadInput(f"{self._where('time.format' if untimed else 'log')}: no row is left{mend}; correct the spec")
+            raise BadInput(
+                f"{self._where('time.format' if untimed else 'log')}: no row is left{mend}; correct the spec"
+            )
         spans = self._spans(rows)
         most = max(sum(rows.get(day, 0) for day in span.days or ("",)) for span in spans)
         self._buckets = self._found.get("buckets") or max(1, -(-most // BUCKET_ROWS))
@@ -255,9 +258,7 @@ class _Preparation:
             parts.mkdir()
             manifest.write_json(parts / "plan.json", plan)
         return {
-            span.number: made
-            for span in spans
-            if (made := manifest.read(parts / f"period={span.number}")) is not None
+            span.number: made for span in spans if (made := manifest.read(parts / f"period={span.number}")) is not None
         }
 
     def _partitions(self, spans: list[_Span]) -> dict[int, dict[str, Any]]:
@@ -270,7 +271,9 @@ class _Preparation:
         missing = [span for span in spans if span.number not in done]
         late = [span for span in missing if done and span.number < max(done)]
         if [span for span in late if span.number > min(done)]:
-            raise BadInput(f"{self._out}/date={late[-1].name} is missing among later days; restore it, or name a new folder")
+            raise BadInput(
+                f"{self._out}/date={late[-1].name} is missing among later days; restore it, or name a new folder"
+            )
         if late:
             self._notes.append(f"{len(late)} days before {min(self._out.glob('date=*')).name} came too late: left out")
             done |= {span.number: {} for span in late}
@@ -311,15 +314,18 @@ class _Preparation:
         if split.by == "day":
             return "'day'"
         if split.by == "time":
+            moments = f"SELECT timestamp, count(*) AS n FROM ({self._days}) WHERE day IS NOT NULL GROUP BY ALL"
             first, last = self._connection.execute(
                 f"""SELECT min(timestamp) FILTER (before >= total * {1 - split.valid - split.test}),
                            min(timestamp) FILTER (before >= total * {1 - split.test})
                     FROM (SELECT timestamp, sum(n) OVER (ORDER BY timestamp) - n AS before, sum(n) OVER () AS total
-                          FROM (SELECT timestamp, count(*) AS n FROM ({self._days}) WHERE day IS NOT NULL GROUP BY ALL))"""
+                          FROM ({moments}))"""
             ).fetchall()[0]
             if first is None or last is None or first == last:
                 raise BadInput(f"{self._where('split.by')}: the rows have too few different times; use by: random")
-            return f"CASE WHEN e.timestamp < {first} THEN 'train' WHEN e.timestamp < {last} THEN 'valid' ELSE 'test' END"
+            return (
+                f"CASE WHEN e.timestamp < {first} THEN 'train' WHEN e.timestamp < {last} THEN 'valid' ELSE 'test' END"
+            )
         if split.by == "leave_one_out":
             order = "timestamp DESC, " if self._spec.time else ""
             user, staged = quoted(self._spec.user or ""), f"{self._work / 'staged'}/*/*.parquet"
@@ -407,7 +413,9 @@ class _Preparation:
                     os.replace(source, target)
         empty = [split for split in layout.SPLITS if not any((self._out / split).glob("*.parquet"))]
         if empty:
-            raise BadInput(f"{self._where('split')}: no row fell to {empty[0]}; give it a larger share, or use by: random")
+            raise BadInput(
+                f"{self._where('split')}: no row fell to {empty[0]}; give it a larger share, or use by: random"
+            )
 
     def _finish(self) -> dict[str, Any]:
         """Write dataset.json as things stand."""
@@ -437,7 +445,9 @@ class _Preparation:
         reports = {number: done.get("report", {}) for number, done in sorted(self._done.items())}
         if self._by_day:
             return {
-                "days": {_day(number): {"rows": report.get("rows of day", 0)} for number, report in reports.items() if report}
+                "days": {
+                    _day(number): {"rows": report.get("rows of day", 0)} for number, report in reports.items() if report
+                }
             }
         return {
             "splits": {

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
+from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.spec import Column, Files, Loaded, Time
@@ -145,9 +146,13 @@ def add_functions(connection: duckdb.DuckDBPyConnection) -> None:
         "CASE WHEN CAST(x AS VARCHAR) SIMILAR TO '-?[0-9]+\\.0+' THEN split_part(CAST(x AS VARCHAR), '.', 1) "
         "ELSE nullif(trim(CAST(x AS VARCHAR)), '') END"
     )
-    options = {"type": "arrow", "null_handling": "special"}
-    connection.create_function("string_id", _string_ids, ["VARCHAR"], "BIGINT", **options)
-    connection.create_function("tag_ids", _tag_ids, ["VARCHAR[]"], "BIGINT[]", **options)
+    for name, function, kind, made in (
+        ("string_id", _string_ids, "VARCHAR", "BIGINT"),
+        ("tag_ids", _tag_ids, "VARCHAR[]", "BIGINT[]"),
+    ):
+        connection.create_function(
+            name, function, [kind], made, type=PythonUDFType.ARROW, null_handling=FunctionNullHandling.SPECIAL
+        )
 
 
 def _string_ids(texts: pa.Array) -> pa.Array:
@@ -163,8 +168,10 @@ def _tag_ids(tags: pa.ChunkedArray | pa.ListArray) -> pa.Array:
 
 def _given(found: Expression) -> str:
     """Return SQL that says whether a value is there at all."""
-    return f"({found.sql} IS NOT NULL AND trim(CAST({found.sql} AS VARCHAR)) != '')" if found.type == "VARCHAR" else (
-        f"({found.sql} IS NOT NULL)"
+    return (
+        f"({found.sql} IS NOT NULL AND trim(CAST({found.sql} AS VARCHAR)) != '')"
+        if found.type == "VARCHAR"
+        else (f"({found.sql} IS NOT NULL)")
     )
 
 

@@ -13,7 +13,7 @@ from livetrain.configs.spec import load_spec
 from livetrain.trainers.data.sources.events.stage import database
 from livetrain.trainers.data.sources.table import look, select
 from livetrain.trainers.data.sources.table.files import quoted, text
-from livetrain.trainers.data.sources.table.guess import Guess, guess, no_feature, plain, rank, words
+from livetrain.trainers.data.sources.table.guess import Guess, guess, no_feature, plain, words
 from livetrain.trainers.data.sources.table.look import Looked, LookedFile
 from livetrain.trainers.runtime.manifest import write_text
 
@@ -84,10 +84,7 @@ def _columns(found: Guess) -> _Made:
                 made.add(f"{role}_text", "text", column.name, "kept for people; no feature")
     skipped = {column.name for column in (found.user, found.item) if column is not None} | set(found.left)
     _add(made, found.log, skipped, "")
-    for name, (file, key, on) in found.joins.items():
-        role_of = {found.user.name if found.user else None: "user", found.item.name if found.item else None: "item"}
-        if on not in role_of:  # an id of neither is a feature of its own, above
-            pass
+    for name, (file, key, _) in found.joins.items():
         _add(made, file, {key}, name)
     made.left = [f"{column}: {why}" for column, why in found.left.items()] + made.left
     return made
@@ -145,14 +142,32 @@ def _one(made: _Made, name: str, column: Looked, table: str) -> None:
     elif column.kind == "number" or (column.kind == "whole" and _is_amount(column)):
         made.add(name, "number", source)
     else:
-        made.add(name, "id" if column.kind == "whole" or (column.kind == "flag" and column.detail == "1") else "string", source)
+        made.add(
+            name,
+            "id" if column.kind == "whole" or (column.kind == "flag" and column.detail == "1") else "string",
+            source,
+        )
         made.tables[name] = column.distinct
 
 
 def _is_amount(column: Looked) -> bool:
     """Tell whether whole numbers are amounts and not names: many of them, and not called an id or a code."""
-    coded = {"id", "code", "zip", "zipcode", "postal", "category", "cat", "type", "class", "brand", "cluster", "region", "tag"}
-    return not coded & set(words(column.name)) and not words(column.name)[-1:][0:1] == ["id"] and column.distinct > 20
+    coded = {
+        "id",
+        "code",
+        "zip",
+        "zipcode",
+        "postal",
+        "category",
+        "cat",
+        "type",
+        "class",
+        "brand",
+        "cluster",
+        "region",
+        "tag",
+    }
+    return not coded & set(words(column.name)) and words(column.name)[-1:] != ["id"] and column.distinct > 20
 
 
 def _numbered(columns: list[Looked]) -> dict[str, list[Looked]]:
@@ -160,18 +175,23 @@ def _numbered(columns: list[Looked]) -> dict[str, list[Looked]]:
     groups: dict[str, list[Looked]] = {}
     for column in columns:
         base = column.name.rstrip("0123456789")
-        if base not in ("", column.name) and column.kind in ("number", "whole") and not column.name.startswith("column"):
+        if (
+            base not in ("", column.name)
+            and column.kind in ("number", "whole")
+            and not column.name.startswith("column")
+        ):
             groups.setdefault(base, []).append(column)
     whole = {}
     for base, group in groups.items():
         numbers = sorted(int(column.name[len(base) :]) for column in group)
         steady = numbers == list(range(numbers[0], numbers[0] + len(numbers)))
         if len(group) >= _LEAST_VECTOR and steady and any(column.kind == "number" for column in group):
-            whole[base] = sorted(group, key=lambda column, base=base: int(column.name[len(base) :]))
+            places = {int(column.name[len(base) :]): column for column in group}
+            whole[base] = [places[number] for number in numbers]
     return whole
 
 
-def _history(found: Guess, made: _Made) -> str | None:
+def _history(found: Guess) -> str | None:
     """Return the label whose rows make a user's history, '' for all rows; None where there can be none."""
     if found.time is None or found.user is None or found.item is None or found.user.distinct > 0.9 * found.log.rows:
         return None
@@ -197,8 +217,10 @@ def _flow(value: Any) -> str:
         return "[" + ", ".join(map(_flow, value)) + "]"
     if isinstance(value, str):
         simple = value.replace("_", "").isalnum() and value.isascii() and value[0].isalpha()
-        return value if simple and value.lower() not in ("true", "false", "null", "yes", "no", "on", "off", "y", "n") else (
-            json.dumps(value, ensure_ascii=False)
+        return (
+            value
+            if simple and value.lower() not in ("true", "false", "null", "yes", "no", "on", "off", "y", "n")
+            else (json.dumps(value, ensure_ascii=False))
         )
     return json.dumps(value)
 
@@ -233,23 +255,26 @@ def _spec(found: Guess, made: _Made, stem: str, folder: Path) -> str:
     ]
     if found.joins:
         lines.append("joins:")
-        lines += [f"  {name}: {_flow(_files(file, [], folder, key=key, on=on))}" for name, (file, key, on) in found.joins.items()]
+        lines += [
+            f"  {name}: {_flow(_files(file, [], folder, key=key, on=on))}"
+            for name, (file, key, on) in found.joins.items()
+        ]
     if found.time is not None:
         column, format_ = found.time
-        about = {"column": column} | ({} if format_ == "iso" else {"format": format_})
-        lines.append(f"time: {_flow(about)}  # zone: UTC, unless it says otherwise")
+        moment = {"column": column} | ({} if format_ == "iso" else {"format": format_})
+        lines.append(f"time: {_flow(moment)}  # zone: UTC, unless it says otherwise")
     lines += [f"{role}: {role}" for role in ("user", "item") if getattr(found, role) is not None]
     lines.append("columns:")
     if found.weight is not None:
         made.add(plain("weight", made.lines), "number", found.weight.name, "of the rows, in the loss")
-    for name, (column, comment) in made.lines.items():
-        lines.append(f"  {_flow(name)}: {_flow(column)}" + (f"  # {comment}" if comment else ""))
+    for name, (about_it, comment) in made.lines.items():
+        lines.append(f"  {_flow(name)}: {_flow(about_it)}" + (f"  # {comment}" if comment else ""))
     lines.append("labels:")
     lines += [f"  {_flow(name)}: {json.dumps(sql, ensure_ascii=False)}" for name, (sql, _) in found.labels.items()]
-    when = _history(found, made)
+    when = _history(found)
     if when is not None:
         of = ["item", *_beside(found, made)]
-        about = {"of": of} | ({"when": when} if when else {}) | {"last": _LAST}
+        about: dict[str, Any] = {"of": of} | ({"when": when} if when else {}) | {"last": _LAST}
         lines += ["histories:", f"  past: {_flow(about)}  # the user's earlier rows, strictly before each row's time"]
         lines += ["counts: [user, item]  # shown how often on earlier days, and how often with each label"]
         lines += [f"pairs: {_flow(of[:2])}  # how often this user had the same before"]
@@ -316,16 +341,21 @@ def _features(found: Guess, made: _Made) -> tuple[dict[str, Any], dict[str, Any]
         elif kind == "number" and name != "weight":
             features[name] = {"type": "dense"}
     if found.time is not None:
-        features |= {"hour": {"type": "id", "table": table("hour", 24)}, "weekday": {"type": "id", "table": table("weekday", 7)}}
+        features |= {
+            "hour": {"type": "id", "table": table("hour", 24)},
+            "weekday": {"type": "id", "table": table("weekday", 7)},
+        }
     binary = [name for name, (_, kind) in found.labels.items() if kind == "binary"]
     if found.time is not None:
         roles = [role for role in ("user", "item") if getattr(found, role) is not None]
-        counted = [*roles, *(["user_seen"] if _history(found, made) is not None else [])]
-        if _history(found, made) is None and "user" in roles:
+        counted = [*roles, *(["user_seen"] if _history(found) is not None else [])]
+        if _history(found) is None and "user" in roles:
             counted.append("user_seen")
         for role in counted:
-            features |= {f"{role}_{what}": {"type": "dense"} for what in ("count", *(f"{label}_rate" for label in binary))}
-    if _history(found, made) is not None:
+            features |= {
+                f"{role}_{what}": {"type": "dense"} for what in ("count", *(f"{label}_rate" for label in binary))
+            }
+    if _history(found) is not None:
         of = ["item", *_beside(found, made)]
         features |= {f"past_{name}": {"type": "sequence", "table": name, "max_length": _LAST} for name in of}
         features |= {"past_gap": {"type": "sequence", "table": table("gap", 32), "max_length": _LAST}}
@@ -337,31 +367,24 @@ def _features(found: Guess, made: _Made) -> tuple[dict[str, Any], dict[str, Any]
 
 def _model(found: Guess, features: dict[str, Any]) -> list[str]:
     """Return the model's lines: attention over the history where there is one, and experts where tasks share."""
-    several = len(found.labels) > 1
-    kind = "{kind: mmoe" if several else "{kind: din" if "past_item" in features else "{kind: dnn"
-    more = ", experts: 4, expert_units: [128], tower_units: [32]" if several else ", units: [128, 64]"
-    pooled = [name for name, feature in features.items() if feature["type"] == "sequence" and not name.startswith("past_")]
-    lines = []
+    lines = ["model:"]
+    if len(found.labels) > 1:
+        lines += ["  kind: mmoe", "  experts: 4", "  expert_units: [128]", "  tower_units: [32]"]
+    else:
+        lines += ["  kind: din" if "past_item" in features else "  kind: dnn", "  units: [128, 64]"]
+    pooled = [
+        name for name, feature in features.items() if feature["type"] == "sequence" and not name.startswith("past_")
+    ]
     if "past_item" in features:
         of = [name.removeprefix("past_") for name in features if name.startswith("past_") and name != "past_gap"]
         attention = {"query": of, "events": [f"past_{name}" for name in of], "side": ["past_gap"]}
         lines.append(f"  attention: [{_flow(attention)}]")
-    if pooled:
+    if pooled and "  kind: dnn" not in lines:  # which averages every list
         lines.append(f"  pooled: {_flow(pooled)}")
-    inner = [f"  kind: {kind.removeprefix('{kind: ')}", *(f"  {part}" for part in _parts(more))]
-    return ["model:", *inner, *lines]
-
-
-def _parts(more: str) -> list[str]:
-    import re
-
-    return [part.strip() for part in re.split(r", (?=[a-z_]+:)", more.removeprefix(", "))]
+    return lines
 
 
 def reasons(found: Guess) -> list[str]:
     """Return what was guessed, for the terminal."""
     left = [f"left out: {column}, {why}" for column, why in found.left.items() if why not in ("a label", "the time")]
     return [*found.why, *left]
-
-
-__all__ = ["init", "rank", "reasons"]
