@@ -191,14 +191,19 @@ def table(
 
     Example: `livetrain data table shop_data.yaml --out data/shop`
     """
-    from livetrain.configs.spec import load_spec
-    from livetrain.trainers.data.sources.events.report import Bar
-    from livetrain.trainers.data.sources.table import prepare, report
+    from livetrain.configs.event_spec import EventSpec
+    from livetrain.configs.spec import Spec, load_spec, tells_events
+    from livetrain.trainers.data.sources.events.report import Bar, days_table
+    from livetrain.trainers.data.sources.table import events, prepare, report
 
-    loaded = load_spec(spec)
     with _buckets_on(ray) as run, Bar(err) as bar:
-        prepared = prepare.prepare(loaded, folder, progress=bar, run=run)
-    out.print(report.rows_table(prepared))
+        if tells_events(spec):
+            prepared = events.prepare_events(load_spec(spec, EventSpec), folder, bar, run)
+            made = days_table(prepared)
+        else:
+            prepared = prepare.prepare(load_spec(spec, Spec), folder, bar, run)
+            made = report.rows_table(prepared)
+    out.print(made)
     for remark in prepared["report"]["notes"]:
         say(remark)
     say(f"{folder}: columns, roles and this report: dataset.json")

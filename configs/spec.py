@@ -7,7 +7,7 @@ column, written as the file has it, needs no quotes: `Unit Price` is that column
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
@@ -15,7 +15,7 @@ from livetrain.configs.complaints import first_complaint
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.load import read_tree
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Length, Name, RunName, Seed, Text, real, whole
+from livetrain.configs.values import Length, Name, RunName, Seed, Sql, Text, real, whole
 
 Part = Annotated[float, real(1e-6, 0.9)]
 One = Annotated[str, Field(min_length=1, max_length=1)]
@@ -38,20 +38,20 @@ class Files(Section):
     quote: One = Field('"', description="of csv")
     decimal: Literal[".", ","] = Field(".", description="of csv: what parts a number's whole from its fraction")
     encoding: Literal["utf-8", "cp1252", "latin-1", "utf-16"] = Field("utf-8", description="of csv")
-    where: Text | None = Field(None, description="expression: only rows for which it is true are read")
+    where: Sql | None = Field(None, description="expression: only rows for which it is true are read")
 
 
 class Join(Files):
     """A table with one row per id: what is known of users, items or anything else."""
 
     key: Text = Field(description="its column of ids")
-    on: Text = Field(description="expression over the log that gives the id")
+    on: Sql = Field(description="expression over the log that gives the id")
 
 
 class Time(Section):
     """When a row happened."""
 
-    column: Text = Field(description="a column of the log, or an expression")
+    column: Sql = Field(description="a column of the log, or an expression")
     format: Text = Field(
         "iso",
         description="s, ms, us or ns since 1970; iso (2026-05-01 12:30:00, or a column of dates); or a pattern of "
@@ -67,7 +67,7 @@ class Column(Section):
         description="id: a whole number; string: text as an id, by XXH64; text: as it is; number; tags: a list of "
         "strings as ids; ids: a list of whole numbers; vector: a list of numbers"
     )
-    column: Text | None = Field(None, description="a column of the files or an expression, by default of the same name")
+    column: Sql | None = Field(None, description="a column of the files or an expression, by default of the same name")
     separator: Annotated[str, Field(min_length=1, max_length=8)] = Field(
         "|", description="of a list that is written as text; brackets and quotes around it are taken off"
     )
@@ -116,7 +116,7 @@ class Spec(Section):
     user: Name | None = Field(None, description="the column whose histories and counts there are")
     item: Name | None = Field(None, description="the column of what was shown")
     columns: dict[Name, Column] = Field(min_length=1)
-    labels: dict[Name, Text] = Field(
+    labels: dict[Name, Sql] = Field(
         {}, description="expressions; those that are true or false become 1 and 0, others numbers"
     )
     histories: dict[Name, History] = {}
@@ -177,17 +177,29 @@ class Spec(Section):
             raise BadInput(f"split.by: '{self.split.by}' needs a user; name the column under user, or use by: random")
 
 
+Kind = TypeVar("Kind", bound=Section)
+
+
 @dataclass(frozen=True)
-class Loaded:
+class Loaded(Generic[Kind]):
     """A spec, the folder that its paths are seen from, and the name of a place in it for messages."""
 
-    spec: Spec
+    spec: Kind
     folder: Path
     where: Callable[[str], str]
 
 
-def load_spec(path: Path) -> Loaded:
+def tells_events(path: Path) -> bool:
+    """Tell whether a file is the spec of an event log, see configs.event_spec."""
+    return "exposures" in read_tree(path, "spec", "keys")[0]
+
+
+def load_spec(path: Path, kind: type[Kind]) -> Loaded[Kind]:
     """Read a spec.
+
+    Args:
+        path: a YAML file.
+        kind: Spec, or EventSpec.
 
     Raises:
         BadInput: one sentence that names file, line, key and mend.
@@ -201,9 +213,9 @@ def load_spec(path: Path) -> Loaded:
         return f"{path}, line {lines[keys]}: {place}" if keys else f"{path}: {place}"
 
     try:
-        return Loaded(Spec.model_validate(tree), path.parent, where)
+        return Loaded(kind.model_validate(tree), path.parent, where)
     except ValidationError as error:
-        place, sentence = first_complaint(error, Spec, tree)
+        place, sentence = first_complaint(error, kind, tree)
         dotted = ".".join(place)
         said = where(dotted).removesuffix(dotted) if dotted else f"{path}: "
         raise BadInput(f"{said}{sentence}") from None

@@ -164,7 +164,7 @@ def labels(
     begin, known_at, kind = _begin(actions), _numbers(actions, "time"), _numbers(actions, "kind")
     owner = latest_owner(pair, time, wanted, begin)
     value = actions["value"].to_numpy() if len(actions) else np.zeros(0)
-    wait = begin - time[np.maximum(owner, 0)] if len(time) else np.zeros(0, np.int64)
+    wait = begin - time[np.maximum(owner, 0)] if len(time) else np.zeros(len(begin), np.int64)
 
     def count(chosen: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         return np.bincount(owner[chosen], None if weights is None else weights[chosen], len(time))

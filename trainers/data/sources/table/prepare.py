@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from livetrain.configs.errors import BadInput, nearest
-from livetrain.configs.spec import Loaded
+from livetrain.configs.spec import Loaded, Spec
 from livetrain.trainers.data.sources.events.prepare import Map, Progress, in_processes, written_here_alone
 from livetrain.trainers.data.sources.events.stage import database
 from livetrain.trainers.data.sources.table import bucket, files, select
@@ -42,7 +42,7 @@ MOST_DAYS = 10_000  # partitions
 
 
 def prepare(
-    loaded: Loaded, out: Path, progress: Progress = lambda what, done, periods: None, run: Map | None = None
+    loaded: Loaded[Spec], out: Path, progress: Progress = lambda what, done, periods: None, run: Map | None = None
 ) -> dict[str, Any]:
     """Write the samples that a spec describes.
 
@@ -76,7 +76,7 @@ def prepare(
             raise scope.mend(error) from error
 
 
-def _sources(loaded: Loaded) -> dict[str, list[int | None]]:
+def _sources(loaded: Loaded[Spec]) -> dict[str, list[int | None]]:
     """Return the size and the time of every file, by which a folder knows what it was prepared from."""
     described: dict[str, list[int | None]] = {}
     for place, part in _tables(loaded):
@@ -94,11 +94,11 @@ def _sources(loaded: Loaded) -> dict[str, list[int | None]]:
     return described
 
 
-def _tables(loaded: Loaded) -> list[tuple[str, files.Files]]:
+def _tables(loaded: Loaded[Spec]) -> list[tuple[str, files.Files]]:
     return [("log", loaded.spec.log), *((f"joins.{name}", join) for name, join in loaded.spec.joins.items())]
 
 
-def _open(loaded: Loaded, out: Path, sources: dict[str, Any]) -> dict[str, Any] | None:
+def _open(loaded: Loaded[Spec], out: Path, sources: dict[str, Any]) -> dict[str, Any] | None:
     """Return dataset.json of what `out` already holds, None for a folder that is new or not finished."""
     found = layout.finished(out)
     if found is None:
@@ -112,7 +112,7 @@ def _open(loaded: Loaded, out: Path, sources: dict[str, Any]) -> dict[str, Any] 
     return found
 
 
-def _scope(connection: duckdb.DuckDBPyConnection, loaded: Loaded, work: Path) -> select.Scope:
+def _scope(connection: duckdb.DuckDBPyConnection, loaded: Loaded[Spec], work: Path) -> select.Scope:
     """Make the view `log` and the joined tables, and return what expressions can name."""
     spec = loaded.spec
     select.add_functions(connection)
@@ -164,7 +164,7 @@ class _Preparation:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: Loaded[Spec],
         out: Path,
         work: Path,
         connection: duckdb.DuckDBPyConnection,

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.spec import Column, Files, Loaded, Time
+from livetrain.configs.spec import Column, Files, Loaded, Spec, Time
 from livetrain.trainers.data.sources.table.files import quoted, short, text
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.data.write.ids import string_ids
@@ -44,7 +44,7 @@ class Scope:
         columns: of the log's files and of each joined table's, in which a name needs no quotes.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, loaded: Loaded, columns: dict[str, list[str]]):
+    def __init__(self, connection: duckdb.DuckDBPyConnection, loaded: Loaded[Spec], columns: dict[str, list[str]]):
         self._connection, self._loaded, self._columns = connection, loaded, columns
         self.joins = self._joined()
 
@@ -140,23 +140,20 @@ class Scope:
 
 
 def add_functions(connection: duckdb.DuckDBPyConnection) -> None:
-    """Give SQL what specs are translated to: `id_text`, `string_id` and `tag_ids`."""
+    """Give SQL what specs are translated to besides `string_id`: `id_text` and `tag_ids`."""
     connection.execute(
         "CREATE OR REPLACE MACRO id_text(x) AS "
         "CASE WHEN CAST(x AS VARCHAR) SIMILAR TO '-?[0-9]+\\.0+' THEN split_part(CAST(x AS VARCHAR), '.', 1) "
         "ELSE nullif(trim(CAST(x AS VARCHAR)), '') END"
     )
-    for name, function, kind, made in (
-        ("string_id", _string_ids, "VARCHAR", "BIGINT"),
-        ("tag_ids", _tag_ids, "VARCHAR[]", "BIGINT[]"),
-    ):
-        connection.create_function(
-            name, function, [kind], made, type=PythonUDFType.ARROW, null_handling=FunctionNullHandling.SPECIAL
-        )
-
-
-def _string_ids(texts: pa.Array) -> pa.Array:
-    return string_ids(texts)
+    connection.create_function(
+        "tag_ids",
+        _tag_ids,
+        ["VARCHAR[]"],
+        "BIGINT[]",
+        type=PythonUDFType.ARROW,
+        null_handling=FunctionNullHandling.SPECIAL,
+    )
 
 
 def _tag_ids(tags: pa.ChunkedArray | pa.ListArray) -> pa.Array:

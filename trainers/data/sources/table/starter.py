@@ -9,7 +9,7 @@ from typing import Any
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
-from livetrain.configs.spec import load_spec
+from livetrain.configs.spec import Spec, load_spec
 from livetrain.trainers.data.sources.events.stage import database
 from livetrain.trainers.data.sources.table import look, select
 from livetrain.trainers.data.sources.table.files import quoted, text
@@ -67,7 +67,7 @@ def init(paths: list[str], folder: Path, name: str | None, labels: dict[str, str
     made = _columns(found)
     write_text(spec, _spec(found, made, stem, folder))
     write_text(recipe, _recipe(found, made, stem, spec))
-    load_spec(spec)
+    load_spec(spec, Spec)
     load_recipe(recipe)
     return spec, recipe, found
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from livetrain.trainers.data.sources.events.bucket import NOBODY, Options
 from livetrain.trainers.data.write.ids import string_id
@@ -137,6 +137,7 @@ class Twin:
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(log=visit_lists)
+@example(log=[Visit(3580, 1, 1, click=False), Visit(86380, 1, 1, gifts=(0, 5000)), Visit(223200, 1, 1, click=False)])
 def test_rows_are_those_of_the_twin(tmp_path_factory, log):
     table = prepared("kuailive", tmp_path_factory.mktemp("log"), log, options=OPTIONS)
     rows = table.to_pylist()

@@ -9,7 +9,7 @@ import pytest
 import livetrain
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
-from livetrain.configs.spec import load_spec
+from livetrain.configs.spec import Spec, load_spec
 from livetrain.trainers.data.read.source import Source, scan
 from livetrain.trainers.data.sources.table import starter
 from livetrain.trainers.data.sources.table.prepare import prepare
@@ -50,7 +50,7 @@ def started(folder: Path, name: str):
     """Let `init` look at a style's files, prepare the samples, and return its guesses and its recipe."""
     style = next(style for style in styles.STYLES if style.__name__ == name)
     spec, recipe, found = starter.init([str(path) for path in style(folder)], folder, name, {})
-    prepare(load_spec(spec), folder / "data")
+    prepare(load_spec(spec, Spec), folder / "data")
     return found, load_recipe(recipe, **{"data.path": str(folder / "data")})
 
 
@@ -63,7 +63,7 @@ def test_starters_are_read_unedited(tmp_path, name):
     assert (found.time is not None) == timed
     assert set(found.labels) == labels
     assert left <= set(found.left)
-    assert columns <= set(load_spec(tmp_path / f"{name}_data.yaml").spec.columns)
+    assert columns <= set(load_spec(tmp_path / f"{name}_data.yaml", Spec).spec.columns)
     for split in ("train", "valid", "test"):
         source = Source.open(recipe, split)
         assert source.rows
@@ -86,7 +86,7 @@ def test_what_is_nowhere_to_be_seen_is_asked_for(tmp_path):
     with pytest.raises(BadInput, match="no column looks like an outcome"):
         starter.init([str(path)], tmp_path, None, {})
     spec, _, _ = starter.init([str(path)], tmp_path, None, {"dear": "CAST(price AS DOUBLE) > 10"})
-    assert load_spec(spec).spec.labels == {"dear": "CAST(price AS DOUBLE) > 10"}
+    assert load_spec(spec, Spec).spec.labels == {"dear": "CAST(price AS DOUBLE) > 10"}
     with pytest.raises(BadInput, match="exists already"):
         starter.init([str(path)], tmp_path, None, {"dear": "CAST(price AS DOUBLE) > 10"})
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from livetrain.configs.spec import load_spec
+from livetrain.configs.spec import Spec, load_spec
 from livetrain.trainers.data.sources.table import prepare as preparing
 from livetrain.trainers.data.write.ids import string_id
 
@@ -62,7 +62,7 @@ def written(folder, log, split):
 
 
 def prepared(folder, log, split):
-    preparing.prepare(load_spec(written(folder, log, split)), folder / "out")
+    preparing.prepare(load_spec(written(folder, log, split), Spec), folder / "out")
     return rows(folder / "out")
 
 
@@ -172,7 +172,7 @@ def test_users_parts_and_a_longer_log_change_nothing(tmp_path, monkeypatch):
 def test_a_preparation_that_was_killed_goes_on(tmp_path, monkeypatch, split):
     log = busy()
     monkeypatch.setattr(preparing, "PERIOD_ROWS", 1)
-    spec = load_spec(written(tmp_path, log, split))
+    spec = load_spec(written(tmp_path, log, split), Spec)
     commit, committed = preparing._Preparation._commit, []
 
     def killed(self, span, work, counts):
