@@ -100,9 +100,7 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
         weighted = any(feature.weighted for feature in made_for.features.values())
         out.append(
             Batch(
-                ids=_keyed(
-                    keys, values, lengths, shares if any(f.weighted for f in made_for.features.values()) else None
-                ),
+                ids=_keyed(keys, values, lengths, shares if weighted else None),
                 dense=torch.stack(dense, 1) if dense else torch.zeros(size, 0),
                 labels=labels,
                 weights=weights,
