@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.data.read.files import open_filesystem, short, shown
+from livetrain.trainers.data.read.files import open_filesystem, short, shown, wanted_columns
 from livetrain.trainers.data.read.records import running
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
 
@@ -74,7 +74,7 @@ class Negatives:
                     f"data.negatives: column '{column}' of {name} is null in {nulls:,} items; fill it, or leave such "
                     "items out"
                 )
-        features = [column for name in recipe.features for column in [recipe.column(name)]]
+        features = [column for column, _, key in wanted_columns(recipe) if key.startswith("features.")]
         self._replaced = [column for column in dict.fromkeys([*features, self._section.item]) if column in known]
         self._order(table, name)
         self._items = {

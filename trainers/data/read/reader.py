@@ -93,9 +93,7 @@ class Reader:
         self._pin = pin
         kinds = [recipe.features[key] for key in self._decoder.keys]
         self._sequences = {
-            place: key
-            for place, (key, kind) in enumerate(zip(self._decoder.keys, kinds, strict=True))
-            if kind.form == "sequence"
+            place: key for place, (key, kind) in enumerate(zip(self._decoder.keys, kinds, strict=True)) if kind.lists
         }
         self._warned: set[int] = set()
         self.columns = self._decoder.columns
@@ -165,7 +163,8 @@ class Reader:
             table = self._source.read(group, self.columns)
             if self._negatives is not None:
                 table = self._negatives.expand(table, int(self._stored[number]), epoch)
-            return self._decoder.decode(table, int(self._first_rows[number]))
+            where = f"{self._source.shown(group.path)}, row group {group.index}, "
+            return self._decoder.decode(table, int(self._first_rows[number]), where)
         except CorruptGroup as error:
             if self._data.on_corrupt == "stop":
                 raise
