@@ -35,6 +35,7 @@ OPEN = {
     "model": registry.MODELS,
     "tasks.NAME": registry.TASKS,
     "optimizers.sparse": registry.OPTIMIZERS,
+    "optimizers.dense": registry.DENSE_OPTIMIZERS,
 }
 staging = contextlib.ExitStack()
 atexit.register(staging.close)

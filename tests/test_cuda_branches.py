@@ -40,6 +40,7 @@ from livetrain.trainers.train.gradients import combination
 from livetrain.trainers.train.loop import Trainer
 from livetrain.trainers.train.probes import step_times
 from tests import samples, twins
+from tests.modules.test_optimizers import PARTIAL
 
 ROOT = Path(__file__).parents[1]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -559,10 +560,10 @@ def test_gpu_memory_counts(monkeypatch):
 
 
 @pytest.mark.parametrize("gpu", [True, False])
-def test_a_fused_adam_is_refused_early_only_where_a_cpu_trains(monkeypatch, gpu):
+def test_an_optimizer_of_gpus_is_refused_early_only_where_a_cpu_trains(monkeypatch, gpu):
     """Before the data are looked for, which are not there."""
-    recipe = samples.recipe("nowhere", optimizers__sparse={"kind": "adam"}, cluster__workers=0, cluster__device="auto")
+    recipe = samples.recipe("nowhere", optimizers__sparse={"kind": PARTIAL}, cluster__workers=0, cluster__device="auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(memory, "check", lambda *_: None)
-    with pytest.raises(BadInput, match="there is no folder" if gpu else "no fused adam on CPU"):
+    with pytest.raises(BadInput, match="there is no folder" if gpu else f"no fused {PARTIAL} on CPU"):
         preflight.check(recipe, print)

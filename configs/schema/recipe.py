@@ -12,7 +12,7 @@ from livetrain.configs.schema.export import Export, Wandb
 from livetrain.configs.schema.feature import Feature
 from livetrain.configs.schema.gradients import Gradients, SumOfGradients
 from livetrain.configs.schema.model import ModelConfig
-from livetrain.configs.schema.optimizers import Optimizers
+from livetrain.configs.schema.optimizers import Optimizers, SparseOptimizer
 from livetrain.configs.schema.section import Section
 from livetrain.configs.schema.table import Table
 from livetrain.configs.schema.task import Task
@@ -74,6 +74,10 @@ class Recipe(Section):
         """Return the Parquet column that feeds `feature`."""
         return self.features[feature].column or feature
 
+    def optimizer(self, table: str) -> SparseOptimizer:
+        """Return the optimizer section of a table: its own, or that of all tables."""
+        return self.tables[table].optimizer or self.optimizers.sparse
+
     def select(self) -> str:
         """Return the metric on the validation split that picks the best checkpoint."""
         name, task = next(iter(self.tasks.items()))
@@ -96,27 +100,28 @@ def _check_tables(recipe: Recipe) -> None:
 
 def _check_arithmetic(recipe: Recipe) -> None:
     """Refuse what the fused optimizers would compute otherwise than plain PyTorch."""
-    sparse, optimizer = recipe.optimizers.sparse, registry.OPTIMIZERS.owner(recipe.optimizers.sparse.kind)
-    if sparse.weight_decay and not optimizer.decays:
-        raise BadInput(
-            f"optimizers.sparse.weight_decay: '{sparse.kind}' ignores it on some devices; "
-            "use kind: rowwise_adagrad, or weight_decay: 0"
-        )
     for name, table in recipe.tables.items():
+        key = f"tables.{name}.optimizer" if table.optimizer else "optimizers.sparse"
+        if table.frozen:
+            if table.optimizer:
+                raise BadInput(f"tables.{name}: a frozen table has no optimizer; leave out one of the two keys")
+            continue
+        sparse = recipe.optimizer(name)
+        optimizer = registry.OPTIMIZERS.owner(sparse.kind)
+        if sparse.weight_decay and not optimizer.decays:
+            raise BadInput(
+                f"{key}.weight_decay: '{sparse.kind}' ignores it on some devices; "
+                "use kind: rowwise_adagrad, or weight_decay: 0"
+            )
         if table.sharding == "column_wise" and not optimizer.by_columns:
             raise BadInput(
                 f"tables.{name}.sharding: column_wise keeps one accumulator per column shard, so '{sparse.kind}' would "
-                "learn something else than on one worker; use row_wise or table_wise, or optimizers.sparse.kind: sgd"
-            )
-        if table.sharding == "data_parallel" and sparse.weight_decay:
-            raise BadInput(
-                f"tables.{name}.sharding: data_parallel would decay every row, not the touched ones; "
-                "use another sharding or optimizers.sparse.weight_decay: 0"
+                f"learn something else than on one worker; use row_wise or table_wise, or {key}.kind: sgd"
             )
         if table.sharding == "data_parallel" and not optimizer.replicated:
             raise BadInput(
-                f"tables.{name}.sharding: as data_parallel, '{sparse.kind}' would move untouched rows; "
-                "use another sharding or another optimizers.sparse.kind"
+                f"tables.{name}.sharding: as data_parallel, '{sparse.kind}' would learn something else; "
+                f"use another sharding or another {key}.kind"
             )
 
 

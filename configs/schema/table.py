@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from livetrain.configs.schema.optimizers import OfTables
 from livetrain.configs.schema.section import Section
 from livetrain.configs.values import real, whole
 
@@ -31,3 +32,8 @@ class Table(Section):
         0.2, description="part of a table in host memory that its GPU cache holds"
     )
     init_std: Annotated[float, real(0, 1000)] = Field(0.01, description="deviation of the normal initial values")
+    optimizer: OfTables | None = Field(
+        None,
+        description="this table's own, in the place of optimizers.sparse; keys that it leaves out have their defaults",
+    )
+    frozen: bool = Field(False, description="whether its rows keep their initial values")

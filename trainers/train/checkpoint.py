@@ -53,6 +53,14 @@ def state(sharded: Sharded) -> dict[str, Any]:
     Loading into them loads the model, once `Sharded.purge` has made the caches forget what was there before.
     """
     state: dict[str, Any] = {"model": sharded.model.state_dict()}
+    update = sharded.pipeline.update
+    if update.mean is not None:
+        # What is evaluated and exported is the model; whoever goes on training needs the rest too.
+        names = {name: name.removeprefix("model.") for name in update.mean.parameters}
+        state["trained"] = {"steps": update.mean.steps} | {own: state["model"][own] for own in names.values()}
+        state["model"] = state["model"] | {own: update.mean.values[name] for name, own in names.items()}
+    if update.steps.counted:
+        state["steps"] = {"tables": update.steps.done}
     for name, optimizer in sharded.optimizers.items():
         # An optimizer without state (plain SGD) must leave no empty entry: nothing would be written for it.
         kept = {key: values for key, values in optimizer.state_dict()["state"].items() if values}

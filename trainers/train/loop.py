@@ -205,7 +205,7 @@ class Trainer:
         reader = self._reader(split, shuffle=False)
         batches = reader.batches(0)
         feed = Feed(batches, reader.steps, reader)
-        with torch.no_grad(), retrieval.watching():
+        with self.sharded.averaged(), torch.no_grad(), retrieval.watching():
             for _ in range(reader.steps):
                 if self.listener is not None and self.listener.told():
                     raise Stopped
