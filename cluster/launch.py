@@ -103,7 +103,9 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
         if found := run_folder.committed(run):
             compatible.check_same(found[-1], recipe, resume=True)
         else:
-            warm_start.find(recipe)
+            if (begun := warm_start.find(recipe)) is not None:
+                for text in warm_start.tell(recipe, begun, run):
+                    runlog.note(run, "note", text=text)
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
         write_text(run / "config.yaml", dump_recipe(recipe))
         job = Job(recipe, run, sources, statistics, test)

@@ -146,7 +146,9 @@ def _is_arm(arm: Any, name: str) -> bool:
 def _sentence(key: str, detail: Mapping[str, Any], owner: Any) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key {key}{nearest(str(detail['loc'][-1]), getattr(owner, 'model_fields', ()))}"
+        fields = getattr(owner, "model_fields", {})
+        known = [field.alias or name for name, field in fields.items()]
+        return f"unknown key {key}{nearest(str(detail['loc'][-1]), known)}"
     if kind == "missing":
         return f"{key} is missing"
     if kind == "union_tag_not_found":

@@ -14,7 +14,7 @@ from livetrain.configs.schema.recipe import Recipe
 from livetrain.configs.schema.section import Section
 from livetrain.configs.schema.table import Table
 from livetrain.configs.schema.task import Task
-from livetrain.configs.schema.train import Evaluate, Train
+from livetrain.configs.schema.train import Evaluate, Train, WarmStart
 
 __all__ = [
     "Cluster",
@@ -42,4 +42,5 @@ __all__ = [
     "Train",
     "Uncertainty",
     "Wandb",
+    "WarmStart",
 ]

@@ -12,7 +12,7 @@ Source: Adam, 1412.6980; on touched rows as in fbgemm's ADAM and in tf.contrib's
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,12 +28,11 @@ from livetrain.modules.tables.touched import Touched
 BETAS = (0.9, 0.999)  # fbgemm's and torch's
 
 
-def moved(weight: Tensor, m: Tensor, v: Tensor, gradient: Tensor, step: int, lr: float, eps: float) -> list[Tensor]:
+def moved(rows: Sequence[Tensor], gradient: Tensor, step: int, lr: float, eps: float) -> list[Tensor]:
     """Return rows and their moments after a step.
 
     Args:
-        weight: (n, dim), any float type.
-        m, v: (n, dim) float32, the moments.
+        rows: the weights (n, dim) of any float type, and their moments m and v, (n, dim) float32.
         gradient: (n, dim).
         step: t, from 1.
         lr: learning rate.
@@ -42,9 +41,10 @@ def moved(weight: Tensor, m: Tensor, v: Tensor, gradient: Tensor, step: int, lr:
     Example:
         >>> import torch
         >>> zero = torch.zeros(1, 2)
-        >>> moved(zero, zero, zero, torch.tensor([[3.0, -0.1]]), step=1, lr=0.5, eps=0.0)[0]
+        >>> moved([zero, zero, zero], torch.tensor([[3.0, -0.1]]), step=1, lr=0.5, eps=0.0)[0]
         tensor([[-0.5000,  0.5000]])
     """
+    weight, m, v = rows
     gradient = gradient.float()
     m = m * BETAS[0] + gradient * (1 - BETAS[0])
     v = v * BETAS[1] + gradient.square() * (1 - BETAS[1])
@@ -104,7 +104,7 @@ class RowAdam(torch.optim.Optimizer):
             return
         kept = [parameter, *self.state[parameter].values()]
         step = int(self._steps.done) + 1
-        found = moved(*kept, gradient=parameter.grad, step=step, lr=group["lr"], eps=group["eps"])
+        found = moved(kept, parameter.grad, step, group["lr"], group["eps"])
         rows = self._touched.rows().unsqueeze(1)
         for value, new in zip(kept, found, strict=True):
             value.copy_(torch.where(rows, new, value))
@@ -168,7 +168,7 @@ class HostTables(SplitTableBatchedEmbeddingBagsCodegen):
             total = each.new_zeros(len(rows), each.size(1)).index_add_(0, place, each)
             kept = [stored[table], *self._moments[table]]
             held = [value[rows] for value in kept]
-            found = moved(*held, gradient=total, step=step, lr=self.get_learning_rate(), eps=self._eps)
+            found = moved(held, total, step, self.get_learning_rate(), self._eps)
             for value, new in zip(kept, found, strict=True):
                 value[rows] = new
 
