@@ -10,6 +10,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes, running
+from livetrain.trainers.data.read.slices import Slices
 
 NO_GROUP = np.iinfo(np.int64).min
 """Group of a row whose `evaluate.group_by` is null, and of padding."""
@@ -21,9 +22,10 @@ class Decoder:
     Args:
         recipe: names the features, tasks and the group column.
         groups: also give `Batch.groups`.
+        slices: also give `Batch.slices`.
     """
 
-    def __init__(self, recipe: Recipe, groups: bool) -> None:
+    def __init__(self, recipe: Recipe, groups: bool, slices: bool = False) -> None:
         sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
         self.keys = list(sparse)
         self._sparse = [recipe.column(name) for name in sparse]
@@ -35,8 +37,11 @@ class Decoder:
         weights = [task.sample_weight for task in recipe.tasks.values() if task.sample_weight]
         self._floats = [*self._dense, *self._labels, *weights]
         self._group = recipe.evaluate.group_by if groups else None
-        self._plains = 1 if self._group is None else 2  # columns of one value per row: its number, and its group
+        self._slices = Slices(recipe.evaluate.slices) if slices and recipe.evaluate.slices else None
+        # Columns of one value per row: its number, its group and its slices.
+        self._plains = 1 + (self._group is not None) + (self._slices is not None)
         named = [*self._sparse, *self._floats, *([self._group] if self._group else [])]
+        named += [name for columns in (self._slices.columns.values() if self._slices else ()) for name in columns]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
 
@@ -46,6 +51,8 @@ class Decoder:
         plain = []
         if self._group is not None:
             plain.append(whole[self._group].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy())
+        if self._slices is not None:
+            plain.append(self._slices.marks(table))
         return Columns(
             first,
             [_column(whole[name]) for name in self._sparse],
@@ -56,7 +63,9 @@ class Decoder:
     def unreadable(self, rows: int) -> Columns:
         """Return rows that could not be read."""
         none = Column(np.zeros(0, np.int64), np.zeros(rows + 1, np.int64))
-        plain = [np.full(rows, NO_GROUP)] * (self._plains - 1)
+        plain = [np.full(rows, NO_GROUP)] if self._group is not None else []
+        if self._slices is not None:
+            plain.append(np.zeros(rows, np.int64))
         dense, others = np.full(rows, np.nan, np.float32), np.zeros(rows, np.float32)
         floats = [dense if place < len(self._dense) else others for place in range(len(self._floats))]
         return Columns(-1, [none] * len(self.keys), plain, floats)
@@ -97,6 +106,7 @@ class Decoder:
             weights=(plain[0] >= 0).float(),
             rows=plain[0],
             groups=None if self._group is None else plain[1],
+            slices=None if self._slices is None else plain[-1],
             sample_weights=sample_weights,
         )
         return made, np.concatenate([head[1:2], head[2 + features :]])

@@ -12,6 +12,7 @@ from pyarrow import fs
 from livetrain.configs.errors import BadInput, nearest, without_credentials
 from livetrain.configs.registry import TASKS
 from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.slices import Slices
 
 SUFFIX = ".parquet"
 _ALIKE = re.compile(r"(?i)\.(parquet|parq|pq)(?!.*\.crc$)(\.|$)")  # in the name of a file that is no NAME.parquet
@@ -216,6 +217,8 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
             wanted.append((task.sample_weight, "number", f"tasks.{name}.sample_weight"))
     if recipe.evaluate.group_by:
         wanted.append((recipe.evaluate.group_by, "group", "evaluate.group_by"))
+    for name, columns in Slices(recipe.evaluate.slices).columns.items():
+        wanted += [(column, "any", f"evaluate.slices.{name}") for column in columns]
     return wanted
 
 
@@ -271,11 +274,14 @@ def _number(kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a column must be for its part in a recipe, in words too, and the type of one that is null throughout."""
+    """What a column must be for its part in a recipe, in words too, and the type of one that is null throughout.
+
+    Without such a type it stays null.
+    """
 
     fits: Callable[[pa.DataType], bool]
     wish: str
-    unknown: pa.DataType
+    unknown: pa.DataType | None
 
 
 _KINDS = {
@@ -285,6 +291,7 @@ _KINDS = {
     "number": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
     "label": _Kind(_number, "an integer, boolean or float of 0 and 1", pa.float64()),
     "group": _Kind(_integer, "int64", pa.int64()),
+    "any": _Kind(lambda kind: True, "of any type", None),
 }
 
 
@@ -342,5 +349,5 @@ def settled(columns: dict[str, pa.DataType], wanted: list[tuple[str, str, str]])
     fields: dict[str, pa.Field] = {}
     for column, kind, _ in wanted:
         found = columns[column]
-        fields.setdefault(column, pa.field(column, _KINDS[kind].unknown if is_null(found) else found))
+        fields.setdefault(column, pa.field(column, is_null(found) and _KINDS[kind].unknown or found))
     return pa.schema(fields.values())

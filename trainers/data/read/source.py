@@ -28,6 +28,7 @@ from livetrain.trainers.data.read.files import (
     wanted_columns,
     worded,
 )
+from livetrain.trainers.data.read.slices import Slices
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class Source:
 
         Raises:
             BadInput: whatever footers can show: no folder, no files, no rows, a file that is not whole, a missing
-                column, a column of the wrong type, files that differ.
+                column, a column of the wrong type, files that differ, a slice whose condition cannot be asked.
         """
         filesystem, folder, paths = split_files(recipe, split)
         source = cls(folder, filesystem, [], pa.schema([]))
@@ -89,6 +90,7 @@ class Source:
         if not source.rows:
             raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
         source.schema = settled({column: kind for column, (_, kind) in found.items()}, wanted)
+        Slices(recipe.evaluate.slices).check(source.schema, source.folder)
         return source
 
     def _joined(
