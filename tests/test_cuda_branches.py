@@ -430,6 +430,18 @@ def test_a_run_in_this_process_takes_the_gpu_there_is(monkeypatch, device, there
         assert launch._in_process(lambda found: found, recipe) == wanted
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(None, 3), ("2", 2)])
+def test_a_run_in_this_process_computes_with_the_cores_that_it_may_use(monkeypatch, given, wanted):
+    monkeypatch.setattr(launch, "cores", lambda: 3)
+    monkeypatch.setattr(ranks, "alone", lambda cuda: contextlib.nullcontext())
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before = torch.get_num_threads()
+    assert launch._in_process(lambda device: torch.get_num_threads(), twins.recipe()) == wanted
+    assert torch.get_num_threads() == before
+
+
 @pytest.mark.parametrize("cuda", [True, False])
 def test_workers_of_a_run_ask_for_a_gpu_each(tmp_path, monkeypatch, cuda):
     trainer = mock.MagicMock()

@@ -12,7 +12,7 @@ from livetrain.configs.schema.model import ModelConfig
 from livetrain.configs.schema.optimizers import DenseOptimizer, Optimizers, Schedule, SparseOptimizer
 from livetrain.configs.schema.recipe import Recipe
 from livetrain.configs.schema.section import Section
-from livetrain.configs.schema.table import Table
+from livetrain.configs.schema.table import InitialRows, Table
 from livetrain.configs.schema.task import Task
 from livetrain.configs.schema.train import Evaluate, Train, WarmStart
 
@@ -27,6 +27,7 @@ __all__ = [
     "Feature",
     "GradNorm",
     "Gradients",
+    "InitialRows",
     "ModelConfig",
     "Optimizers",
     "PCGrad",

@@ -93,6 +93,11 @@ def _check_tables(recipe: Recipe) -> None:
         if table not in recipe.tables:
             raise BadInput(f"features.{name}.table: there is no table '{table}'{nearest(table, recipe.tables)}")
         used.add(table)
+        if recipe.tables[table].initial is not None and not (feature.carrier == "ids" and feature.plain):
+            raise BadInput(
+                f"tables.{table}.initial: features.{name} makes its ids itself, so no file holds their vectors; "
+                "give that feature a table of its own"
+            )
     for name in recipe.tables:
         if name not in used:
             raise BadInput(f"tables.{name}: no feature uses this table; remove it or name it in a feature")
