@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from livetrain.configs.errors import BadInput
+from livetrain.configs.load import dump_recipe
 from livetrain.modules.features.hashing import row
 from livetrain.modules.model import Model
 from livetrain.trainers.data.write.ids import string_ids

@@ -62,12 +62,8 @@ def test_ids_beyond_the_rows_of_a_modulo_table_are_told(data):
     assert not any("hash: modulo" in text for text in quiet)
     change(data, "test", user=lambda table: pa.array(np.arange(len(table)) - 1))
     said = [text for text in notes(samples.recipe(data, tables__rating__rows=5)) if "hash: modulo" in text]
-    assert said[0].startswith(
-        "look: features.user: ids from -1 to 498 in test, and tables.user has rows for 0 to 99 alone"
-    )
-    assert said[1].startswith(
-        "look: features.rating: ids from 1 to 5 in train, from 1 to 5 in valid, from 1 to 5 in test"
-    )
+    assert "features.user: ids from -1 to 498 in test, and tables.user has rows for 0 to 99 alone" in said[0]
+    assert "features.rating: ids from 1 to 5 in train, from 1 to 5 in valid, from 1 to 5 in test, and" in said[1]
     assert not any("hash: modulo" in text for text in notes(samples.recipe(data, tables__user__hash="mix")))
 
 
