@@ -153,6 +153,16 @@ def _check_division(recipe: Recipe) -> None:
             else (f"data.shards of {near} with a data.batch_size of {max(round(batch / near), 1) * near} would")
         )
         raise BadInput(f"data.shards: {shards} shards do not divide among {workers} workers; {mend}")
+    if recipe.train.accumulate > batch // shards:
+        raise BadInput(
+            f"train.accumulate: {recipe.train.accumulate} parts of {batch // shards} rows, which are a shard's of a "
+            "batch, leave some empty; lower it, or raise data.batch_size"
+        )
+    if recipe.train.accumulate > 1 and getattr(recipe.gradients, "scope", None) == "trunk":
+        raise BadInput(
+            "train.accumulate: with gradients.scope: trunk the gradients at the trunk's input are needed of all rows "
+            "at once; use scope: shared, or accumulate: 1"
+        )
     if batch % shards:
         below = batch // shards * shards
         near_ones = ", ".join(str(n) for n in (below, below + shards) if n)

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Count, Name, Seed, Share, Text
+from livetrain.configs.values import Count, Few, Name, Seed, Share, Text
 
 _PROFILED = re.compile(r"([1-9]\d{0,8})\.\.([1-9]\d{0,8})", re.ASCII)
 _MOST_PROFILED = 1000  # steps: a trace is kept in memory until it is written
@@ -52,6 +52,11 @@ class Train(Section):
     )
     log_every: Count = Field(20, description="steps between lines of metrics.jsonl")
     warm_start: Start | None = Field(None, description="what this run begins with: a run folder, or a section")
+    accumulate: Few = Field(
+        1,
+        description="parts in which each rank trains the network on its share of a batch, one after another: less "
+        "memory, the same gradients",
+    )
     profile: str | None = Field(None, description="first..last step, as 20..30: write a torch profiler trace of them")
 
     @field_validator("profile", mode="before")

@@ -80,7 +80,8 @@ def _row(recipe: Recipe, model: Model) -> int:
     features = recipe.features.values()
     read = sum(4 if feature.carrier == "numbers" else 16 for feature in features)
     columns = sum(recipe.tables[table].dim for feature in features if (table := feature.looks_up()))
-    columns += sum(layer.out_features for layer in model.dense.modules() if isinstance(layer, nn.Linear))
+    layers = sum(layer.out_features for layer in model.dense.modules() if isinstance(layer, nn.Linear))
+    columns += layers // recipe.train.accumulate
     return (1 + recipe.data.prefetch) * read + 2 * 4 * columns
 
 

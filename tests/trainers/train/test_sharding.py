@@ -105,6 +105,7 @@ CASES = {
         "tables__rating__frozen": True,
         "tables__rating__sharding": "data_parallel",
     },
+    "in parts": {"model__activation": "relu", "train__accumulate": 4, "tables__rating__sharding": "data_parallel"},
     "planned": {"tables__user__sharding": "auto", "tables__movie__sharding": "auto"},
 }
 
