@@ -180,6 +180,7 @@ class Model(nn.Module):
             sequences={n: d for n, d in dims.items() if features[n].form == "sequence"},
             dense=[n for n, f in features.items() if f.form == "dense"],
         )
+        self.inputs = inputs
         self.numbers = {n: features[n].plain for n in inputs.dense}  # whether they are normalised
         nowhere = torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), nowhere:

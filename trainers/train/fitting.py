@@ -7,6 +7,7 @@ cannot tell one from the other, the layer begins anew.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -218,7 +219,7 @@ def _places(new: Parts, old: Parts) -> Places:
 
 def _axes(model: Model, recipe: Recipe) -> list[Parts]:
     """Return what layers' dimensions may run over: the dense features, and the features' numbers side by side."""
-    dense: Parts = [(name, 1) for name in model.numbers]
+    dense: Parts = list(Counter(model.inputs.dense).items())
     dims = {name: recipe.tables[table].dim for name, f in recipe.features.items() if (table := f.looks_up())}
     axes = [dense]
     histories = [

@@ -10,6 +10,7 @@ from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.planning import constraints
 from livetrain.trainers.train.sharding import shard
 from tests import twins
+from tests.pool import Pool
 
 STEPS = 20
 
@@ -256,3 +257,16 @@ def test_tables_that_fit_nowhere_are_refused():
 def test_what_would_compute_something_else_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         twins.recipe(**changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["Adam on all ways", "an optimizer per table", "rates and decay per table", "in parts"]
+)
+def test_four_ranks_equal_plain(name):
+    made_for = twins.recipe(**CASES[name])
+    pool = Pool(4)
+    try:
+        compare(pool.run(train_sharded, made_for)[0], made_for, 2e-6)
+    finally:
+        pool.close()
