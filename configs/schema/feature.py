@@ -15,7 +15,8 @@ class Feature(Section):
     the values is in modules.features, by `type`.
 
     Attributes:
-        carrier: ids (int64, any number per row) or numbers (one float32 per row, NaN = missing).
+        carrier: ids (int64, any number per row) or numbers (one float32 per row, NaN = missing); or other features,
+            of whose ids its own are made, so that it has no column.
         form: what a network gets: of an id feature at most one embedding per row, of a sequence as many as its list
             has ids, of a dense one a number. A form other than dense has a table.
         plain: the values in the column are those that are looked up or normalised.
@@ -24,7 +25,7 @@ class Feature(Section):
     type: str
     column: Text | None = Field(None, description="Parquet column, by default the feature's name")
 
-    carrier: ClassVar[Literal["ids", "numbers"]] = "numbers"
+    carrier: ClassVar[Literal["ids", "numbers", "features"]] = "numbers"
     form: ClassVar[Literal["id", "sequence", "dense"]] = "dense"
     plain: ClassVar[bool] = False
 
@@ -32,6 +33,26 @@ class Feature(Section):
     def limit(self) -> int:
         """Most ids of a row; the newest ones count."""
         return 1
+
+    @property
+    def pooled(self) -> str | None:
+        """How the embeddings of a row's list of ids become one: sum, mean, sqrtn or max; None where they do not."""
+        return None
+
+    @property
+    def lists(self) -> bool:
+        """Whether a row of the column is a list of ids."""
+        return self.form == "sequence" or self.pooled is not None
+
+    @property
+    def weighted(self) -> str | None:
+        """Column with a weight of each id of a list; None where all count alike."""
+        return None
+
+    @property
+    def parts(self) -> list[str]:
+        """The features of whose ids this one's are made, in the order in which they count."""
+        return []
 
     def looks_up(self) -> str | None:
         """Return the table in which the feature's ids are looked up; None for numbers."""
@@ -53,7 +74,7 @@ class EmbeddedFeature(Feature):
 
     table: Name = Field(description="the table that the ids are looked up in")
 
-    carrier: ClassVar[Literal["ids", "numbers"]] = "ids"
+    carrier: ClassVar[Literal["ids", "numbers", "features"]] = "ids"
     form: ClassVar[Literal["id", "sequence", "dense"]] = "id"
 
     def looks_up(self) -> str | None:

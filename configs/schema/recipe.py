@@ -61,6 +61,7 @@ class Recipe(Section):
     def _parts_fit(self) -> "Recipe":
         object.__setattr__(self, "plugins", registry.complete(self, self.plugins))
         _check_tables(self)
+        _check_parts(self)
         _check_arithmetic(self)
         _check_gradients(self)
         _check_groups(self)
@@ -110,6 +111,20 @@ def _check_tables(recipe: Recipe) -> None:
     for name in recipe.tables:
         if name not in used:
             raise BadInput(f"tables.{name}: no feature uses this table; remove it or name it in a feature")
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """Refuse a feature that is made of others which have no one id per row."""
+    for name, feature in recipe.features.items():
+        for part in feature.parts:
+            if part not in recipe.features:
+                raise BadInput(f"features.{name}.of: there is no feature '{part}'{nearest(part, recipe.features)}")
+            other = recipe.features[part]
+            if other.form != "id" or other.lists or other.parts:
+                raise BadInput(
+                    f"features.{name}.of: '{part}' is of type {other.type}, which has no id of each row; name features "
+                    "that have one, as those of type id"
+                )
 
 
 def _check_arithmetic(recipe: Recipe) -> None:

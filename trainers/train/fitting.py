@@ -19,11 +19,11 @@ from livetrain.configs.schema import Recipe, WarmStart
 from livetrain.modules.layers.bottom import History
 from livetrain.modules.layers.fields import Fields
 from livetrain.modules.layers.gather import Gather
-from livetrain.modules.model import Model
+from livetrain.modules.model import Model, stored_name
 
 Parts = list[tuple[str, int]]  # (name, width) one after another
 Places = tuple[torch.Tensor, torch.Tensor]  # of entries along one dimension: here, and where they come from
-_TABLE = re.compile(r"\.(?:embeddings|embedding_bags)\.([^.]+)\.weight$")
+_TABLE = re.compile(r"\.embeddings\.([^.]+)\.weight$")  # in a stored name
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Taken:
     """What a tensor begins with.
 
     Args:
-        key: the old tensor's, in the state of a plain model.
+        key: the old tensor's, as checkpoints store it.
         shape: the old tensor's.
         places: by dimension, which entries are taken; those of other dimensions are the same.
         state: whether its optimizer's state goes with it.
@@ -54,7 +54,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Fit:
-    """Every tensor's old one, by key in the state of a plain model; those left out begin anew."""
+    """Every tensor's old one, by the key under which checkpoints store it; those left out begin anew."""
 
     taken: dict[str, Taken]
     lines: list[Line]
@@ -76,7 +76,7 @@ def fit(recipe: Recipe, old: Recipe, path: str) -> Fit:
     _check_names(start, recipe, old, models[0])
     found = _Fitting(start, recipe, old, *models)
     for key, value in models[0].state_dict().items():
-        found.add(key, value.shape)
+        found.add(stored_name(key), value.shape)
     if not found.taken:
         raise BadInput(f"{path}: nothing of this checkpoint fits the recipe; start from another run, or without one")
     return Fit(found.taken, found.lines())
@@ -85,7 +85,7 @@ def fit(recipe: Recipe, old: Recipe, path: str) -> Fit:
 class _Fitting:
     def __init__(self, start: WarmStart, recipe: Recipe, old: Recipe, model: Model, before: Model) -> None:
         self.start, self.recipe, self.old = start, recipe, old
-        self.shapes = {key: value.shape for key, value in before.state_dict().items()}
+        self.shapes = {stored_name(key): value.shape for key, value in before.state_dict().items()}
         self.tables = {name[1]: key for key in self.shapes if (name := _TABLE.search(key))}
         self.axes = list(zip(_axes(model, recipe), _axes(before, old), strict=False))
         self.tasks = [self._old("tasks", name) for name in recipe.tasks]

@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes, running
@@ -29,7 +30,9 @@ class Decoder:
         sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
         self.keys = list(sparse)
         self._sparse = [recipe.column(name) for name in sparse]
-        limits = [f.limit for f in sparse.values()]
+        # Weights go through the records as a further list of each feature that has them: their bits in int64.
+        self.weighted = {name: column for name, f in sparse.items() if (column := f.weighted)}
+        limits = [f.limit for f in sparse.values()] + [sparse[name].limit for name in self.weighted]
         self._limits = np.array(limits, np.int64)
         self._dense = [recipe.column(name) for name, f in recipe.features.items() if f.carrier == "numbers"]
         self._labels = [task.label for task in recipe.tasks.values()]
@@ -42,20 +45,34 @@ class Decoder:
         self._slices = Slices(recipe.evaluate.slices) if slices and recipe.evaluate.slices else None
         # Columns of one value per row: its number, its groups and its slices.
         self._plains = 1 + len(self._groups) + (self._slices is not None)
-        named = [*self._sparse, *self._floats, *self._groups]
+        named = [*self._sparse, *self.weighted.values(), *self._floats, *self._groups]
         named += [name for columns in (self._slices.columns.values() if self._slices else ()) for name in columns]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
 
-    def decode(self, table: pa.Table, first: int) -> Columns:
-        """Decode rows whose first one has the number `first`."""
+    def decode(self, table: pa.Table, first: int, where: str = "") -> Columns:
+        """Decode rows.
+
+        Args:
+            table: the rows, with `columns`.
+            first: the number of the first one.
+            where: what rows they are, for messages.
+
+        Raises:
+            BadInput: the weights of a row's ids are not one finite number for each.
+        """
         whole = {name: _whole(table.column(name)) for name in self.columns}
         plain = [whole[name].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy() for name in self._groups]
         if self._slices is not None:
             plain.append(self._slices.marks(table))
+        ids = [_column(whole[name]) for name in self._sparse]
+        for name, column in self.weighted.items():
+            place = self.keys.index(name)
+            weights = weights_of(whole[self._sparse[place]], whole[column], f"{where}features.{name}.weights: ")
+            ids.append(Column(weights.view(np.int32).astype(np.int64), ids[place].offsets))
         return Columns(
             first,
-            [_column(whole[name]) for name in self._sparse],
+            ids,
             plain,
             [_floats(whole[name]) for name in self._floats],
         )
@@ -68,7 +85,11 @@ class Decoder:
             plain.append(np.zeros(rows, np.int64))
         dense, others = np.full(rows, np.nan, np.float32), np.zeros(rows, np.float32)
         floats = [dense if place < len(self._dense) else others for place in range(len(self._floats))]
-        return Columns(-1, [none] * len(self.keys), plain, floats)
+        return Columns(-1, [none] * len(self._limits), plain, floats)
+
+    def weights(self, columns: Columns, name: str) -> np.ndarray:
+        """Return the weights of a feature's ids in decoded rows, (N,) float32."""
+        return _from_bits(torch.from_numpy(columns.ids[len(self.keys) + [*self.weighted].index(name)].values)).numpy()
 
     def runs(self, slices: Sequence[Slice]) -> np.ndarray | None:
         """Return where, in one slice after the other, the rows of a group begin that follow one another, (runs,).
@@ -99,9 +120,11 @@ class Decoder:
             batch: the step's rows.
             counts: (1 + F,) rows that could not be read, padding included, and lists cut, by sparse feature.
         """
-        features = len(self.keys)
-        head, plain, ids, floats = self._passes.join(step, blocks, self._plains, features)
+        features, lists = len(self.keys), len(self._limits)
+        head, plain, ids, floats = self._passes.join(step, blocks, self._plains, lists)
         batch = int(head[0])
+        counts, cut = head[2 : 2 + lists].tolist(), head[2 + lists : 2 + lists + features]
+        values, total = ids[lists * batch :], sum(counts[:features])
         sizes = [len(self._dense), len(self._labels), len(self._weighted)]
         dense, labels, given = floats.split(sizes, dim=1)
         sample_weights = None
@@ -110,10 +133,11 @@ class Decoder:
         made = Batch(
             ids=KeyedJaggedTensor(
                 keys=self.keys,
-                values=ids[features * batch :],
+                values=values[:total],
+                weights=self._weights(values[total:], counts) if self.weighted else None,
                 lengths=ids[: features * batch],
                 stride=batch,
-                length_per_key=head[2 : 2 + features].tolist(),  # known here, so no device ever has to be asked
+                length_per_key=counts[:features],  # known here, so no device ever has to be asked
             ),
             dense=dense.contiguous(),
             labels=labels.contiguous(),
@@ -124,7 +148,20 @@ class Decoder:
             slices=None if self._slices is None else plain[-1],
             sample_weights=sample_weights,
         )
-        return made, np.concatenate([head[1:2], head[2 + features :]])
+        return made, np.concatenate([head[1:2], cut])
+
+    def _weights(self, bits: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Return a weight of every id of a batch, 1 of those of features that have none."""
+        features = len(self.keys)
+        found = torch.ones(sum(counts[:features]))
+        parts = found.split(counts[:features])
+        for name, part in zip(self.weighted, _from_bits(bits).split(counts[features:]), strict=True):
+            parts[self.keys.index(name)].copy_(part)
+        return found
+
+
+def _from_bits(bits: torch.Tensor) -> torch.Tensor:
+    return bits.to(torch.int32).view(torch.float32)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:
@@ -137,16 +174,49 @@ def _floats(array: pa.Array) -> np.ndarray:
     return array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
 
 
+def _lists(array: pa.ListArray | pa.LargeListArray) -> tuple[pa.Array, np.ndarray]:
+    """Return the elements of all lists, nulls among them, and the lists' offsets; a null list is empty."""
+    if array.null_count:  # a null list may have values in memory
+        return array.flatten(), running(array.value_lengths().fill_null(0).to_numpy())
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    return array.values.slice(offsets[0], offsets[-1] - offsets[0]), offsets - offsets[0]
+
+
+def weights_of(ids: pa.Array, weights: pa.Array, where: str) -> np.ndarray:
+    """Return the weights of a column of lists, (N,) float32, of those ids that are not null.
+
+    Args:
+        ids: lists of n rows.
+        weights: lists of numbers of n rows. A null weighs 1, and so do all ids of a row whose list is null.
+        where: what the columns are, for messages.
+
+    Raises:
+        BadInput: a row has more weights than ids, or fewer, or one that is not finite in float32.
+    """
+    (values, offsets), (given, ends) = _lists(ids), _lists(weights)
+    wanted, found = np.diff(offsets), np.diff(ends)
+    told = weights.is_valid().to_numpy(zero_copy_only=False)
+    if (bad := told & (wanted != found)).any():
+        row = int(bad.argmax())
+        raise BadInput(
+            f"{where}row {row} has {found[row]} weights and {wanted[row]} ids; store one weight of each id, or "
+            "null for weights of 1"
+        )
+    numbers = np.ones(len(values), np.float32)
+    with np.errstate(over="ignore"):
+        numbers[np.repeat(told, wanted)] = given.cast(pa.float32(), safe=False).fill_null(1).to_numpy()
+    if not np.isfinite(numbers).all():
+        place = int((~np.isfinite(numbers)).argmax())
+        row = int(np.searchsorted(offsets, place, side="right")) - 1
+        raise BadInput(f"{where}row {row} has the weight {numbers[place]}; store finite float32 numbers")
+    return numbers[values.is_valid().to_numpy(zero_copy_only=False)] if values.null_count else numbers
+
+
 def _column(array: pa.Array) -> Column:
     """Return a column of ids or of lists of ids; a null is no id or an empty list, a null element is left out."""
     offsets: np.ndarray | None
     if isinstance(array, pa.ListArray | pa.LargeListArray):
-        if array.null_count:  # a null list may have values in memory
-            offsets, values = running(array.value_lengths().fill_null(0).to_numpy()), array.flatten()
-        else:
-            offsets = array.offsets.to_numpy().astype(np.int64)
-            values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
-            offsets -= offsets[0]
+        values, offsets = _lists(array)
     else:
         offsets, values = np.arange(len(array) + 1) if array.null_count else None, array
     values = values if values.type == pa.int64() else values.cast(pa.int64())

@@ -208,8 +208,12 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Return (column, kind, recipe key) of everything that the recipe reads."""
     wanted: list[tuple[str, str, str]] = []
     for name, feature in recipe.features.items():
-        kind = "dense" if feature.carrier == "numbers" else feature.form
+        if feature.carrier == "features":  # which have columns of their own
+            continue
+        kind = "dense" if feature.carrier == "numbers" else "sequence" if feature.lists else "id"
         wanted.append((recipe.column(name), kind, f"features.{name}"))
+        if feature.weighted:
+            wanted.append((feature.weighted, "weights", f"features.{name}.weights"))
     for name, task in recipe.tasks.items():
         numeric = TASKS.owner(task.kind).numeric
         wanted.append((task.label, "number" if numeric else "label", f"tasks.{name}.label"))
@@ -273,6 +277,10 @@ def _number(kind: pa.DataType) -> bool:
     return any(fit(kind) for fit in fits)
 
 
+def _numbers(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or is_list(kind) and _number(kind.value_type)
+
+
 @dataclass(frozen=True)
 class _Kind:
     """What a column must be for its part in a recipe, in words too, and the type of one that is null throughout.
@@ -288,6 +296,7 @@ class _Kind:
 _KINDS = {
     "id": _Kind(_integer, "int64", pa.int64()),
     "sequence": _Kind(_list, "list<int64>", pa.list_(pa.int64())),
+    "weights": _Kind(_numbers, "list<float32>", pa.list_(pa.float32())),
     "dense": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
     "number": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
     "label": _Kind(_number, "an integer, boolean or float of 0 and 1", pa.float64()),
@@ -328,11 +337,12 @@ def _mend(kind: str, found: pa.DataType) -> str:
     """Return what to do about a column that does not fit: (its part in the recipe, its plain type)."""
     element = found.value_type if is_list(found) else found
     if kind == "id" and _list(found):
-        return "set the feature's type: sequence, or keep one id per row when preparing the data"
+        return "set the feature's type: sequence or bag, or keep one id per row when preparing the data"
     if kind == "sequence" and _integer(found):
         return "set the feature's type: id, or make each row a list when preparing the data"
-    if is_list(found) and (kind != "sequence" or is_list(element)):
-        return f"keep one {'list' if kind == 'sequence' else 'value'} per row when preparing the data"
+    of_lists = kind in ("sequence", "weights")
+    if is_list(found) and (not of_lists or is_list(element)):
+        return f"keep one {'list' if of_lists else 'value'} per row when preparing the data"
     if pa.types.is_struct(element) or pa.types.is_map(element):
         return "make the part that is meant a column of its own"
     if kind in ("id", "sequence", "group") and _is_text(element):

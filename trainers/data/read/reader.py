@@ -87,9 +87,7 @@ class Reader:
         self._pin = pin
         kinds = [recipe.features[key] for key in self._decoder.keys]
         self._sequences = {
-            place: key
-            for place, (key, kind) in enumerate(zip(self._decoder.keys, kinds, strict=True))
-            if kind.form == "sequence"
+            place: key for place, (key, kind) in enumerate(zip(self._decoder.keys, kinds, strict=True)) if kind.lists
         }
         self._warned: set[int] = set()
         self.columns = self._decoder.columns
@@ -154,7 +152,8 @@ class Reader:
         """Read and decode one row group; rows that hold nothing for an unreadable one that the recipe says to skip."""
         group = self._source.groups[number]
         try:
-            return self._decoder.decode(self._source.read(group, self.columns), int(self._first_rows[number]))
+            where = f"{self._source.shown(group.path)}, row group {group.index}, "
+            return self._decoder.decode(self._source.read(group, self.columns), int(self._first_rows[number]), where)
         except CorruptGroup as error:
             if self._data.on_corrupt == "stop":
                 raise

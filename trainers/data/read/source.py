@@ -17,6 +17,7 @@ from pyarrow import fs
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe, Task
 from livetrain.modules.tasks.registry import kinds
+from livetrain.trainers.data.read.decode import weights_of
 from livetrain.trainers.data.read.files import (
     check_columns,
     common,
@@ -307,14 +308,15 @@ def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None 
     Raises:
         BadInput: a label that is not of its task's kind, a null label of a task without `unknown: true`, a sample
             weight that is null, negative or infinite, NaN or an infinite value in a dense feature (a missing value is
-            null), or a value that float32 cannot hold.
+            null), a value that float32 cannot hold, or weights of a bag that are not one finite number of each id.
         CorruptGroup: with `on_corrupt: stop`.
     """
     dense = {name: recipe.column(name) for name, f in recipe.features.items() if f.carrier == "numbers"}
+    weighted = {name: (recipe.column(name), column) for name, f in recipe.features.items() if (column := f.weighted)}
     tasks = recipe.tasks
     moments, labels, rows = _Moments(*np.zeros((3, len(dense)))), _Labels.of([np.zeros(0)] * len(tasks), 0), 0
     with ThreadPoolExecutor(pa.cpu_count()) as pool:
-        jobs = [pool.submit(_scan_group, source, group, dense, tasks) for group in source.groups]
+        jobs = [pool.submit(_scan_group, source, group, dense, weighted, tasks) for group in source.groups]
         for group, job in zip(source.groups, jobs, strict=True):
             found = _result(job, pool, recipe.data.on_corrupt == "skip")
             if found is not None:
@@ -387,13 +389,22 @@ def _result(job: Future, pool: ThreadPoolExecutor, skip: bool) -> tuple[_Moments
 
 
 def _scan_group(
-    source: Source, group: RowGroup, dense: dict[str, str], tasks: dict[str, Task]
+    source: Source,
+    group: RowGroup,
+    dense: dict[str, str],
+    weighted: dict[str, tuple[str, str]],
+    tasks: dict[str, Task],
 ) -> tuple[_Moments, _Labels]:
     """Return one row group's moments of the dense columns, and what the known labels of every task are."""
     columns = {task.label for task in tasks.values()}
     constant = {column: value for column in columns if (value := _constant(source, group, column)) is not None}
     weights = [task.sample_weight for task in tasks.values() if task.sample_weight]
-    table = source.read(group, list(dict.fromkeys([*dense.values(), *sorted(columns - constant.keys()), *weights])))
+    lists = [column for pair in weighted.values() for column in pair]
+    wanted = [*dense.values(), *sorted(columns - constant.keys()), *weights, *lists]
+    table = source.read(group, list(dict.fromkeys(wanted)))
+    for name, pair in weighted.items():
+        where = f"{source.shown(group.path)}, row group {group.index}, features.{name}.weights: "
+        weights_of(*(table.column(column).combine_chunks() for column in pair), where)
     moments = np.zeros((3, len(dense)))
     for place, (name, column) in enumerate(dense.items()):
         moments[:, place] = _moments(source, group, name, table.column(column))
