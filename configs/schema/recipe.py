@@ -66,6 +66,7 @@ class Recipe(Section):
         _check_gradients(self)
         _check_groups(self)
         _check_division(self)
+        _check_slices(self)
         return self
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
@@ -81,9 +82,10 @@ class Recipe(Section):
         return self.tables[table].optimizer or self.optimizers.sparse
 
     def select(self) -> str:
-        """Return the metric on the validation split that picks the best checkpoint."""
+        """Return the metric on the validation split that picks the best checkpoint; a bare one is the first task's."""
         name, task = next(iter(self.tasks.items()))
-        return self.train.select or f"{name}.{registry.TASKS.owner(task.kind).leading}"
+        wanted = self.train.select or registry.TASKS.owner(task.kind).leading
+        return wanted if "." in wanted else f"{name}.{wanted}"
 
     def groups(self) -> dict[str, str]:
         """Return the column of the groups by task, of those whose rows are compared with their group's."""
@@ -92,6 +94,14 @@ class Recipe(Section):
             for name, task in self.tasks.items()
             if isinstance(task, GroupTask)
         }
+
+
+def _check_slices(recipe: Recipe) -> None:
+    for name in recipe.evaluate.slices:
+        if name in recipe.tasks:
+            raise BadInput(
+                f"evaluate.slices.{name}: a task has this name, and figures go by it; name the slice otherwise"
+            )
 
 
 def _check_tables(recipe: Recipe) -> None:
