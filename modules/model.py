@@ -6,7 +6,8 @@ The same object trains (its tables sharded from outside), scores and exports, so
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,9 +17,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.modules.features.carriers import Prepare, Select, has_transforms
+from livetrain.modules.features.carriers import Encode, Prepare, Select, has_transforms
 from livetrain.modules.features.dense import Normalise
 from livetrain.modules.features.hashing import IdHash
+from livetrain.modules.features.registry import transforms
+from livetrain.modules.features.transform import Transform
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.models.registry import network
 from livetrain.modules.network import Network
@@ -36,14 +39,16 @@ class ReplicatedCollection(EmbeddingCollection):
 
 
 class Dense(nn.Module):
-    """Everything after the tables: normalisation, then the model's own network, under autocast if asked.
+    """Everything after the tables: normalisation and what is learned of numbers, then the model's own network.
 
-    A module of its own because it is a leaf to torchrec's tracer and is scripted whole.
+    A module of its own because it is a leaf to torchrec's tracer and is scripted whole. All but the normalisation runs
+    under autocast, if asked.
     """
 
-    def __init__(self, network: Network, width: int, bfloat16: bool, device_type: str) -> None:
+    def __init__(self, network: Network, width: int, encode: Encode | None, bfloat16: bool, device_type: str) -> None:
         super().__init__()
         self.normalise = Normalise(width)
+        self.encode = encode
         self.network = network
         self.in_bfloat16 = bfloat16
         self.device_type = device_type
@@ -62,8 +67,12 @@ class Dense(nn.Module):
         """
         dense = self.normalise(dense)
         if torch.jit.is_scripting():
+            if self.encode is not None:
+                dense = self.encode(dense)
             return self.network(values, lengths, dense, weights)
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.in_bfloat16):
+            if self.encode is not None:
+                dense = self.encode(dense)
             if keys is None:
                 logits = self.network(values, lengths, dense, weights)
             else:
@@ -97,9 +106,10 @@ class Model(nn.Module):
         hashing = IdHash(
             keyed, [tables[used[n]].rows for n in keyed], [tables[used[n]].hash == "modulo" for n in keyed]
         )
-        changed = has_transforms(features)
-        self.hash = Prepare(features, hashing).to(device) if changed else hashing
-        self.select = Select(features).to(device) if changed else None
+        changed, made = has_transforms(features), transforms(features)
+        self.transforms: dict[str, Transform] = made  # no modules of this one: `hash` and `select` own them
+        self.hash = Prepare(features, made, hashing).to(device) if changed else hashing
+        self.select = Select(features, made).to(device) if changed else None
         self.collections: dict[str, list[str]] = {}
         self.tables = nn.ModuleDict()
         for name, members in _collections(recipe).items():
@@ -121,15 +131,17 @@ class Model(nn.Module):
                 device=torch.device(where),
             )
         dims = {name: tables[table].dim for name, table in used.items()}
-        inputs = Inputs(
-            ids={n: d for n, d in dims.items() if features[n].form == "id"},
-            sequences={n: d for n, d in dims.items() if features[n].form == "sequence"},
-            dense=[n for n, f in features.items() if f.form == "dense"],
-        )
-        self.numbers = {n: features[n].plain for n in inputs.dense}  # whether they are normalised
+        self.numbers = {n: made[n].columns for n, f in features.items() if f.form == "dense"}  # before encoders
         nowhere = torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), nowhere:
             torch.manual_seed(recipe.train.seed)
+            encoders = {name: made[name].encoder() for name in self.numbers}
+            encode = Encode(self.numbers, encoders) if any(encoders.values()) else None
+            inputs = Inputs(
+                ids={n: d for n, d in dims.items() if features[n].form == "id"},
+                sequences={n: d for n, d in dims.items() if features[n].form == "sequence"},
+                dense=[n for n, count in self.numbers.items() for _ in range(_encoded(encoders[n], count))],
+            )
             net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)
         if recipe.gradients.scope == "trunk" and net.trunk is None:
             raise BadInput(
@@ -150,7 +162,8 @@ class Model(nn.Module):
                 )
         self.key = net.key
         bfloat16 = recipe.train.precision == "bfloat16"
-        self.dense = Dense(net, len(inputs.dense), bfloat16, torch.device(device).type).to(device)
+        width = sum(self.numbers.values())
+        self.dense = Dense(net, width, encode, bfloat16, torch.device(device).type).to(device)
         collection: EmbeddingCollection
         for collection in self.tables.values():
             for name, table in collection.embeddings.items():
@@ -164,7 +177,7 @@ class Model(nn.Module):
 
         Args:
             ids: raw int64 ids, one key per id or sequence feature, B rows per key.
-            dense: (B, D) float32, NaN = missing; one column per feature whose carrier is numbers.
+            dense: (B, W) float32, NaN = missing; the columns of features whose carrier is numbers, as in `Batch`.
             weights: (B,), 0 marks padding rows; None when serving.
         """
         values: dict[str, torch.Tensor] = {}
@@ -202,10 +215,37 @@ def initial_values(recipe: Recipe, table: str) -> Initial:
     return Initial(recipe.train.seed, table, declared.dim, declared.init_std)
 
 
-def set_statistics(model: Model, mean: Mapping[str, float], std: Mapping[str, float]) -> None:
-    """Store the training split's mean and deviation of every dense feature in the model."""
-    normalise = model.dense.normalise
-    means = [mean[name] if normalised else 0.0 for name, normalised in model.numbers.items()]
-    stds = [std[name] if normalised else 1.0 for name, normalised in model.numbers.items()]
-    normalise.mean.copy_(torch.tensor(means, dtype=torch.float32))
-    normalise.std.copy_(torch.tensor(stds, dtype=torch.float32))
+def _encoded(encoder: nn.Module | None, columns: int) -> int:
+    """Return how many columns the network gets of a feature's."""
+    if encoder is None:
+        return columns
+    with torch.no_grad():
+        return encoder(torch.zeros(2, columns)).shape[1]
+
+
+def measured(model: Model, what: Literal["mean", "std"]) -> dict[str, torch.Tensor]:
+    """Return the part of the model's means or deviations that is each dense feature's own, (measured,); views."""
+    parts = getattr(model.dense.normalise, what).split(list(model.numbers.values()))
+    return {name: part[: model.transforms[name].measured] for name, part in zip(model.numbers, parts, strict=True)}
+
+
+def set_statistics(
+    model: Model,
+    mean: Mapping[str, Sequence[float]],
+    std: Mapping[str, Sequence[float]],
+    quantiles: Mapping[str, Sequence[float]],
+) -> None:
+    """Store what was measured on the training split in the model.
+
+    Args:
+        model: in place.
+        mean: of the columns of each dense feature that are normalised (see `Transform.measured`).
+        std: their deviation.
+        quantiles: of each feature that asks for them.
+    """
+    for stored, given in (("mean", mean), ("std", std)):
+        for name, part in measured(model, stored).items():
+            part.copy_(torch.as_tensor(given[name], dtype=torch.float32))
+    for name, transform in model.transforms.items():
+        if transform.quantiles:
+            transform.cut_at(torch.as_tensor(quantiles[name], dtype=torch.float32))

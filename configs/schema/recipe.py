@@ -74,6 +74,11 @@ class Recipe(Section):
         """Return the Parquet column that feeds `feature`."""
         return self.features[feature].column or feature
 
+    def columns(self, feature: str) -> tuple[str, ...]:
+        """Return all Parquet columns that feed `feature`, `column` first."""
+        second = self.features[feature].second_column
+        return (self.column(feature),) if second is None else (self.column(feature), second)
+
     def select(self) -> str:
         """Return the metric on the validation split that picks the best checkpoint."""
         name, task = next(iter(self.tasks.items()))
@@ -89,9 +94,26 @@ def _check_tables(recipe: Recipe) -> None:
         if table not in recipe.tables:
             raise BadInput(f"features.{name}.table: there is no table '{table}'{nearest(table, recipe.tables)}")
         used.add(table)
+        _check_made(name, feature, table, recipe.tables[table])
     for name in recipe.tables:
         if name not in used:
             raise BadInput(f"tables.{name}: no feature uses this table; remove it or name it in a feature")
+
+
+def _check_made(name: str, feature: Feature, table: str, declared: Table) -> None:
+    """Refuse a table in which ids that the feature makes would share rows."""
+    if feature.ids is None:
+        return
+    if declared.hash != "modulo":
+        raise BadInput(
+            f"tables.{table}.hash: features.{name} makes the ids 0 to {feature.ids - 1}, and '{declared.hash}' would "
+            "let some of them share a row; use hash: modulo"
+        )
+    if declared.rows < feature.ids:
+        raise BadInput(
+            f"tables.{table}.rows: features.{name} makes the ids 0 to {feature.ids - 1}, more than the table's "
+            f"{declared.rows} rows; use rows: {feature.ids}"
+        )
 
 
 def _check_arithmetic(recipe: Recipe) -> None:

@@ -99,6 +99,10 @@ def _made_up(recipe: Recipe, whole: bool) -> _Rows:
         number = torch.arange(_ROWS) + place
         if feature.carrier == "numbers":
             rows.dense[name] = torch.sin(number.float())
+            if feature.numbers > 1:
+                rows.dense[name] = rows.dense[name].unsqueeze(1).expand(-1, feature.numbers) * torch.rand(
+                    feature.numbers, generator=torch.Generator().manual_seed(place)
+                )
             if not whole:
                 rows.dense[name][number % 4 == 0] = float("nan")
             continue
@@ -117,7 +121,7 @@ def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, me
         values=torch.cat([*rows.ids.values(), torch.zeros(0, dtype=torch.long)]),
         lengths=torch.cat([*rows.lengths.values(), torch.zeros(0, dtype=torch.long)]),
     )
-    dense = torch.stack(list(rows.dense.values()), 1) if rows.dense else torch.zeros(_ROWS, 0)
+    dense = torch.column_stack(list(rows.dense.values())) if rows.dense else torch.zeros(_ROWS, 0)
     try:
         logits = model(ids, dense, torch.ones(_ROWS))
     except BadInput:

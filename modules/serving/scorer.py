@@ -16,7 +16,6 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.features import hashing
 from livetrain.modules.features.dense import Normalise
-from livetrain.modules.features.registry import transforms
 from livetrain.modules.model import Model
 from livetrain.modules.serving.quantized import ByteTable, FloatTable, store
 from livetrain.modules.tasks.registry import kinds
@@ -102,14 +101,19 @@ class NumberLookup(nn.Module):
         table: rows (N,) -> (N, dim) float32.
         modulo: see `Lookup`.
         transform: (B,) float32 -> (B,) int64 ids.
+        numbers: per row, see `_numbers`.
     """
 
     name: str
     modulo: bool
+    width: int
 
-    def __init__(self, name: str, table: FloatTable | ByteTable, modulo: bool, transform: nn.Module) -> None:
+    def __init__(
+        self, name: str, table: FloatTable | ByteTable, modulo: bool, transform: nn.Module, numbers: int
+    ) -> None:
         super().__init__()
         self.name = name
+        self.width = numbers
         self.table = table
         self.modulo = modulo
         self.transform = transform
@@ -118,35 +122,47 @@ class NumberLookup(nn.Module):
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
         """Return (B, dim) float32 embeddings and (B,) int64 lengths, all 1; arguments as `Lookup.forward`."""
-        value = self.transform(_number(dense, self.name))
+        value = self.transform(_numbers(dense, self.name, self.width))
         return self.table(hashing.row(value, self.table.rows, self.modulo)), torch.ones_like(value)
 
 
-class Number(nn.Module):
-    """One feature that the network gets as a number, transformed.
+class Numbers(nn.Module):
+    """One feature that the network gets as numbers, transformed.
 
     Args:
         name: the feature.
-        transform: (B,) float32 -> (B,) float32; None where the network gets the number as it is.
+        transform: (B,) or (B, w) float32 -> (B,) or (B, columns) float32; None where they stay as they are.
+        numbers: per row, see `_numbers`.
+        columns: how many the transform makes of them.
     """
 
     name: str
+    width: int
+    columns: int
 
-    def __init__(self, name: str, transform: nn.Module | None) -> None:
+    def __init__(self, name: str, transform: nn.Module | None, numbers: int, columns: int) -> None:
         super().__init__()
         self.name = name
         self.transform = transform
+        self.width = numbers
+        self.columns = columns
 
     def forward(self, dense: dict[str, Tensor]) -> Tensor:
-        """Args: dense, as `Scorer.forward`. Returns: (B,)."""
-        column = _number(dense, self.name)
-        return column if self.transform is None else self.transform(column)
+        """Args: dense, as `Scorer.forward`. Returns: (B, columns)."""
+        found = _numbers(dense, self.name, self.width)
+        if self.transform is not None:
+            found = self.transform(found)
+        return found.reshape(-1, self.columns)
 
 
-def _number(dense: dict[str, Tensor], name: str) -> Tensor:
+def _numbers(dense: dict[str, Tensor], name: str, width: int) -> Tensor:
+    """Return a feature's numbers, (B,), or (B, width) of a width above 1."""
     if name not in dense:
         raise ValueError("dense: the feature '" + name + "' is missing")
-    return dense[name].to(torch.float32)
+    found = dense[name].to(torch.float32)
+    if width > 1 and (found.dim() != 2 or found.size(1) != width):
+        raise ValueError("dense: '" + name + "' must be (rows, " + str(width) + "), not " + str(list(found.size())))
+    return found
 
 
 class Features(nn.Module):
@@ -159,8 +175,6 @@ class Features(nn.Module):
         names: the features; all by default.
     """
 
-    columns: list[str]
-
     def __init__(self, model: Model, recipe: Recipe, quantize: Quantization, names: list[str] | None = None) -> None:
         super().__init__()
         chosen = {n: f for n, f in recipe.features.items() if names is None or n in names}
@@ -170,19 +184,20 @@ class Features(nn.Module):
         for collection in model.tables.values():
             weights |= {name: table.weight for name, table in collection.embeddings.items()}
         tables = {name: store(weights[name], quantize) for name in set(keyed.values())}
-        made = transforms(chosen)
-        changed = {name: None if chosen[name].plain else transform for name, transform in made.items()}
+        made = model.transforms
+        changed = {name: None if feature.plain else made[name] for name, feature in chosen.items()}
         lookups: list[Lookup | NumberLookup] = []
         for name, table in keyed.items():
             stored, modulo = tables[table], recipe.tables[table].hash == "modulo"
             if chosen[name].carrier == "numbers":
-                lookups.append(NumberLookup(name, stored, modulo, made[name]))
+                lookups.append(NumberLookup(name, stored, modulo, made[name], chosen[name].numbers))
             else:
                 limit = chosen[name].limit if chosen[name].form == "sequence" else 0
                 lookups.append(Lookup(name, limit, stored, modulo, changed[name]))
         self.lookups = cast(Sequence[Lookup | NumberLookup], nn.ModuleList(lookups))
-        self.columns = [name for name, feature in chosen.items() if feature.form == "dense"]
-        self.numbers = cast(Sequence[Number], nn.ModuleList(Number(name, changed[name]) for name in self.columns))
+        dense = {name: feature.numbers for name, feature in chosen.items() if feature.form == "dense"}
+        numbers = (Numbers(name, changed[name], count, made[name].columns) for name, count in dense.items())
+        self.numbers = cast(Sequence[Numbers], nn.ModuleList(numbers))
 
     def _gather(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor], shared: bool
@@ -201,7 +216,7 @@ class Features(nn.Module):
             columns.append(column)
             rows, first = _same(rows, first, column.size(0), number.name, shared)
         if len(columns) > 0:
-            return values, counts, torch.stack([column.expand(rows) for column in columns], dim=1)  # (B, D)
+            return values, counts, torch.cat([column.expand(rows, -1) for column in columns], dim=1)  # (B, D)
         return values, counts, torch.zeros(rows, 0, device=counts[first].device)
 
 
@@ -218,7 +233,6 @@ class Scorer(Features):
         quantize: how tables are stored.
     """
 
-    columns: list[str]  # again, for TorchScript does not look at a base class's annotations
     shares: bool
 
     def __init__(self, model: Model, recipe: Recipe, quantize: Quantization = "none") -> None:
@@ -235,7 +249,8 @@ class Scorer(Features):
         Args:
             ids: feature -> (N,), see `Lookup`.
             lengths: feature -> (B,), see `Lookup`.
-            dense: feature -> (B,) numbers, not normalised; NaN is a missing value.
+            dense: feature -> (B,) numbers, or (B, w) of a feature of w > 1 per row, not normalised; NaN is a missing
+                value.
 
         Returns:
             task -> (B,) float32 predictions.
@@ -253,7 +268,7 @@ class Scorer(Features):
         Args:
             ids: feature -> ids of one row, which are the user's, or of B rows, one per candidate; see `Lookup`.
             lengths: feature -> (1,) or (B,), likewise.
-            dense: feature -> (1,) or (B,) numbers, likewise.
+            dense: feature -> (1,) or (B,) numbers, or (1, w) or (B, w), likewise.
 
         Returns:
             task -> (B,) float32 predictions.
@@ -288,18 +303,20 @@ class Encoder(Features):
         quantize: how tables are stored.
     """
 
-    columns: list[str]
-
     def __init__(
         self, model: Model, recipe: Recipe, side: Literal["user", "item"], quantize: Quantization = "none"
     ) -> None:
         towers = model.dense.network.towers
         super().__init__(model, recipe, quantize, towers.names[side])
         self.tower = getattr(towers, side)
+        own, ends = [], 0
+        for name, columns in model.numbers.items():
+            ends += columns
+            own += range(ends - columns, ends) if name in towers.names[side] else ()
         whole = model.dense.normalise
-        self.normalise = Normalise(len(self.columns))
-        self.normalise.mean = whole.mean[self.tower.columns]
-        self.normalise.std = whole.std[self.tower.columns]
+        self.normalise = Normalise(len(own))
+        self.normalise.mean, self.normalise.std = whole.mean[own], whole.std[own]
+        self.encode = None if model.dense.encode is None else model.dense.encode.of(towers.names[side])
 
     def forward(self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]) -> Tensor:
         """Return the vectors of B rows.
@@ -307,7 +324,7 @@ class Encoder(Features):
         Args:
             ids: feature -> (N,), see `Lookup`; features of the other side may be there and are not read.
             lengths: feature -> (B,), likewise.
-            dense: feature -> (B,) numbers, not normalised; likewise.
+            dense: feature -> (B,) or (B, w) numbers, not normalised; likewise.
 
         Returns:
             (B, width) float32, of length 1.
@@ -316,7 +333,10 @@ class Encoder(Features):
             ValueError: a feature is missing or does not fit the others.
         """
         values, counts, table = self._gather(ids, lengths, dense, False)
-        return self.tower.encode(values, counts, self.normalise(table), None)
+        table = self.normalise(table)
+        if self.encode is not None:
+            table = self.encode(table)
+        return self.tower.encode(values, counts, table, None)
 
 
 def _same(rows: int, first: str, found: int, name: str, shared: bool) -> tuple[int, str]:

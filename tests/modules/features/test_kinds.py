@@ -66,8 +66,9 @@ def test_what_is_looked_up_and_what_the_network_gets():
     model, batch = Model(made()), twins.batches(made(), 1)[0]
     set_statistics(
         model,
-        dict.fromkeys(("rate", "sign", "log", "plain"), 2.0),
-        dict.fromkeys(("rate", "sign", "log", "plain"), 4.0),
+        {"rate": [2.0], "log": [], "plain": [2.0]},
+        {"rate": [4.0], "log": [], "plain": [4.0]},
+        {},
     )
     rows = model.hash(batch.ids, batch.dense)
     assert rows.keys() == [*batch.ids.keys(), "sign"]

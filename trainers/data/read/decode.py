@@ -9,7 +9,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
-from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes, running
+from livetrain.trainers.data.read import carry
+from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes
 
 NO_GROUP = np.iinfo(np.int64).min
 """Group of a row whose `evaluate.group_by` is null, and of padding."""
@@ -24,41 +25,49 @@ class Decoder:
     """
 
     def __init__(self, recipe: Recipe, groups: bool) -> None:
-        sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
-        self.keys = list(sparse)
-        self._sparse = [recipe.column(name) for name in sparse]
-        limits = [f.limit for f in sparse.values()]
-        self._limits = np.array(limits, np.int64)
-        self._dense = [recipe.column(name) for name, f in recipe.features.items() if f.carrier == "numbers"]
+        self._sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
+        self._dense = {name: f for name, f in recipe.features.items() if f.carrier == "numbers"}
+        self._names = {name: recipe.columns(name) for name in recipe.features}
+        self.keys = list(self._sparse)
+        self._limits = np.array([f.limit for f in self._sparse.values()], np.int64)
+        self._width = sum(f.numbers for f in self._dense.values())
         self._labels = [task.label for task in recipe.tasks.values()]
         self._weighted = [place for place, task in enumerate(recipe.tasks.values()) if task.sample_weight]
         weights = [task.sample_weight for task in recipe.tasks.values() if task.sample_weight]
-        self._floats = [*self._dense, *self._labels, *weights]
+        self._others = [*self._labels, *weights]
         self._group = recipe.evaluate.group_by if groups else None
         self._plains = 1 if self._group is None else 2  # columns of one value per row: its number, and its group
-        named = [*self._sparse, *self._floats, *([self._group] if self._group else [])]
+        used = [column for name in (*self._sparse, *self._dense) for column in self._names[name]]
+        named = [*used, *self._others, *([self._group] if self._group else [])]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
 
-    def decode(self, table: pa.Table, first: int) -> Columns:
-        """Decode rows whose first one has the number `first`."""
-        whole = {name: _whole(table.column(name)) for name in self.columns}
+    def decode(self, table: pa.Table, first: int, where: str) -> Columns:
+        """Decode rows whose first one has the number `first`.
+
+        Raises:
+            BadInput: a list of numbers is of another length than its feature's; `where` says where the rows are.
+        """
+        whole = {name: carry.whole(table.column(name)) for name in self.columns}
         plain = []
         if self._group is not None:
             plain.append(whole[self._group].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy())
         return Columns(
             first,
-            [_column(whole[name]) for name in self._sparse],
+            [carry.ids(feature, whole[self._names[name][0]]) for name, feature in self._sparse.items()],
             plain,
-            [_floats(whole[name]) for name in self._floats],
+            [
+                *(carry.numbers(n, f, [whole[c] for c in self._names[n]], where) for n, f in self._dense.items()),
+                *(carry.floats(whole[name]) for name in self._others),
+            ],
         )
 
     def unreadable(self, rows: int) -> Columns:
         """Return rows that could not be read."""
         none = Column(np.zeros(0, np.int64), np.zeros(rows + 1, np.int64))
         plain = [np.full(rows, NO_GROUP)] * (self._plains - 1)
-        dense, others = np.full(rows, np.nan, np.float32), np.zeros(rows, np.float32)
-        floats = [dense if place < len(self._dense) else others for place in range(len(self._floats))]
+        floats = [carry.missing(feature, rows) for feature in self._dense.values()]
+        floats += [np.zeros(rows, np.float32)] * len(self._others)
         return Columns(-1, [none] * len(self.keys), plain, floats)
 
     def block(self, first: int, slices: Sequence[Slice], order: np.ndarray | None, marks: np.ndarray) -> Block:
@@ -79,7 +88,7 @@ class Decoder:
         features = len(self.keys)
         head, plain, ids, floats = self._passes.join(step, blocks, self._plains, features)
         batch = int(head[0])
-        sizes = [len(self._dense), len(self._labels), len(self._weighted)]
+        sizes = [self._width, len(self._labels), len(self._weighted)]
         dense, labels, given = floats.split(sizes, dim=1)
         sample_weights = None
         if self._weighted:
@@ -100,32 +109,3 @@ class Decoder:
             sample_weights=sample_weights,
         )
         return made, np.concatenate([head[1:2], head[2 + features :]])
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array, copied only where it comes in several chunks."""
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _floats(array: pa.Array) -> np.ndarray:
-    """Return a column of numbers; a null is NaN."""
-    return array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
-
-
-def _column(array: pa.Array) -> Column:
-    """Return a column of ids or of lists of ids; a null is no id or an empty list, a null element is left out."""
-    offsets: np.ndarray | None
-    if isinstance(array, pa.ListArray | pa.LargeListArray):
-        if array.null_count:  # a null list may have values in memory
-            offsets, values = running(array.value_lengths().fill_null(0).to_numpy()), array.flatten()
-        else:
-            offsets = array.offsets.to_numpy().astype(np.int64)
-            values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
-            offsets -= offsets[0]
-    else:
-        offsets, values = np.arange(len(array) + 1) if array.null_count else None, array
-    values = values if values.type == pa.int64() else values.cast(pa.int64())
-    if values.null_count:
-        offsets = running(values.is_valid().to_numpy(zero_copy_only=False))[offsets]
-        values = values.drop_null()
-    return Column(values.to_numpy(), offsets)

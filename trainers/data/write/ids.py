@@ -1,4 +1,4 @@
-"""Strings to int64 ids, once, at preparation; a caller repeats it in any language.
+"""Strings to int64 ids: once, where data are prepared, or while they are read; a caller repeats it in any language.
 
     id(s) = int64(XXH64(utf8(s), seed = 0))
 
@@ -11,15 +11,26 @@ case: equal bytes, equal id. For a caller to check against:
 Source: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
 """
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from livetrain.trainers.data.read.files import is_list, is_text, plain
+
 
 def string_id(text: str) -> int:
-    """Return the signed 64-bit id of `text`, in [-2^63, 2^63)."""
-    # The digest is XXH64's canonical form, most significant byte first.
-    return int.from_bytes(xxhash.xxh64_digest(text.encode("utf-8"), seed=0), "big", signed=True)
+    """Return the signed 64-bit id of `text`, in [-2^63, 2^63).
+
+    >>> string_id("F")
+    -878615982807369771
+    """
+    return int(_ids([text.encode("utf-8")])[0])
+
+
+def _ids(texts: list[bytes]) -> np.ndarray:
+    """Return the ids of UTF-8 strings: their hashes, read as two's complement."""
+    return np.fromiter((xxhash.xxh64_intdigest(text, seed=0) for text in texts), np.uint64, len(texts)).view(np.int64)
 
 
 def string_ids(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -35,5 +46,34 @@ def string_ids(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
         texts = texts.combine_chunks()
     if not pa.types.is_dictionary(texts.type):
         texts = pc.dictionary_encode(texts)
-    ids = [None if text is None else string_id(text) for text in texts.dictionary.to_pylist()]
-    return pa.array(ids, pa.int64()).take(texts.indices)
+    words = texts.dictionary.cast(pa.large_binary())
+    ids = pa.array(_ids([text or b"" for text in words.to_pylist()]), mask=words.is_null().to_numpy(False))
+    return ids.take(texts.indices)
+
+
+def settle(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return a column, as it is stored, in the type that its split gives it.
+
+    Strings where ids are wanted are hashed, those of lists too; no number changes.
+
+    Args:
+        column: of any type that means what `kind` does.
+        kind: see trainers.data.read.files.settled.
+    """
+    if column.type == kind:
+        return column
+    stored = plain(column.type)
+    if is_text(stored.value_type if is_list(stored) else stored):
+        return pa.chunked_array([_hashed(chunk, kind) for chunk in column.chunks], kind)
+    return column.cast(kind)
+
+
+def _hashed(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Return strings, or lists of them, as ids of the type `kind`, int64 or a list of it."""
+    if not is_list(kind):
+        return string_ids(array)
+    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    make, width = (pa.LargeListArray, pa.int64()) if pa.types.is_large_list(kind) else (pa.ListArray, pa.int32())
+    mask = array.is_null() if array.null_count else None
+    return make.from_arrays(pa.array(offsets, width), string_ids(array.flatten()), type=kind, mask=mask)
