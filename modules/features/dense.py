@@ -26,6 +26,10 @@ class Number(Transform):
 
     def forward(self, values: Tensor) -> Tensor:
         """Args: values (B,). Returns: (B,), or (B, 2) with `missing_flag`."""
+        return self.number(values)
+
+    def number(self, values: Tensor) -> Tensor:
+        """Do what `forward` does: for kinds that begin otherwise."""
         number = values.clamp(self.least, self.most)  # of NaN NaN
         if self.log1p:
             number = number.sign() * number.abs().log1p()

@@ -302,6 +302,7 @@ _KINDS = {
     "vector": _Kind(_vector, "a list of numbers", pa.list_(pa.float32())),
     "time": _Kind(_timestamp, "a timestamp, or an integer whose unit the feature gives", pa.timestamp("s")),
     "unix time": _Kind(_unix, "a timestamp or an integer", pa.int64()),
+    "dense": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
     "number": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
     "label": _Kind(_number, "an integer, boolean or float of 0 and 1", pa.float64()),
     "group": _Kind(_id, "int64 or a string", pa.int64()),
@@ -343,7 +344,7 @@ def _mend(kind: str, found: pa.DataType) -> str:
         return "set the feature's type: sequence, or keep one id per row when preparing the data"
     if kind == "sequence" and _id(found):
         return "set the feature's type: id, or make each row a list when preparing the data"
-    if kind == "number" and _vector(found):
+    if kind == "dense" and _vector(found):
         return "set the feature's type: vector, or keep one value per row when preparing the data"
     if kind == "time" and _unix(found):
         return "set the feature's unit: s, ms, us or ns"
