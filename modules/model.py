@@ -6,8 +6,8 @@ The same object trains (its tables sharded from outside), scores and exports, so
 """
 
 import contextlib
+import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from torch import nn
@@ -223,10 +223,10 @@ def _encoded(encoder: nn.Module | None, columns: int) -> int:
         return encoder(torch.zeros(2, columns)).shape[1]
 
 
-def measured(model: Model, what: Literal["mean", "std"]) -> dict[str, torch.Tensor]:
-    """Return the part of the model's means or deviations that is each dense feature's own, (measured,); views."""
-    parts = getattr(model.dense.normalise, what).split(list(model.numbers.values()))
-    return {name: part[: model.transforms[name].measured] for name, part in zip(model.numbers, parts, strict=True)}
+def measured(model: Model) -> dict[str, slice]:
+    """Return where `Normalise` has the columns of each dense feature that are normalised, of some perhaps none."""
+    ends = [0, *itertools.accumulate(model.numbers.values())]
+    return {n: slice(end, end + model.transforms[n].measured) for n, end in zip(model.numbers, ends, strict=False)}
 
 
 def set_statistics(
@@ -243,9 +243,9 @@ def set_statistics(
         std: their deviation.
         quantiles: of each feature that asks for them.
     """
-    for stored, given in (("mean", mean), ("std", std)):
-        for name, part in measured(model, stored).items():
-            part.copy_(torch.as_tensor(given[name], dtype=torch.float32))
+    for name, place in measured(model).items():
+        for stored, given in ((model.dense.normalise.mean, mean), (model.dense.normalise.std, std)):
+            stored[place] = torch.as_tensor(given[name], dtype=torch.float32)
     for name, transform in model.transforms.items():
         if transform.quantiles:
             transform.cut_at(torch.as_tensor(quantiles[name], dtype=torch.float32))

@@ -309,10 +309,8 @@ class Encoder(Features):
         towers = model.dense.network.towers
         super().__init__(model, recipe, quantize, towers.names[side])
         self.tower = getattr(towers, side)
-        own, ends = [], 0
-        for name, columns in model.numbers.items():
-            ends += columns
-            own += range(ends - columns, ends) if name in towers.names[side] else ()
+        features = [name for name, columns in model.numbers.items() for _ in range(columns)]
+        own = [column for column, name in enumerate(features) if name in towers.names[side]]
         whole = model.dense.normalise
         self.normalise = Normalise(len(own))
         self.normalise.mean, self.normalise.std = whole.mean[own], whole.std[own]

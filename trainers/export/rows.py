@@ -94,7 +94,7 @@ def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:
                 found["ids"][key] += lists[row].tolist()
                 found["lengths"][key].append(lists[row].numel())
         for name, values in split_numbers(recipe.features, batch.dense[real]).items():
-            found["dense"][name] += np.where(values.isnan(), None, values).tolist()
+            found["dense"][name] += np.where(values.isnan().numpy(), np.array(None), values.numpy()).tolist()
     return {"rows": count, **found}
 
 

@@ -19,7 +19,8 @@ _TIME = "timestamp"  # a column of this name, if the training split has it, says
 def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str, Any]:
     """Return what a caller has to know about the file, and where it comes from."""
     step = run_folder.content(path)["step"]
-    mean, std = ({n: part.tolist() for n, part in measured(model, b).items()} for b in ("mean", "std"))
+    places, normalise = measured(model), model.dense.normalise
+    mean, std = ({n: part[place].tolist() for n, place in places.items()} for part in (normalise.mean, normalise.std))
     towers = model.dense.network.towers
     return {
         "format": _FORMAT,

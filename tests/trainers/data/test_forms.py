@@ -371,7 +371,7 @@ CONTENTS: dict[str, tuple[Splits, dict, str | None]] = {
     "float32 beside float64": (beside("dense", "float32"), {}, ONE_SCHEMA),
     "list<int8> beside list<int64>": (beside("sequence", "list<int8>"), {}, "is list<item: int8> here and "),
     "bool labels beside int8": (beside("label", "bool"), {}, ONE_SCHEMA),
-    "string beside int64": (beside("id", "string"), {}, "column 'item' of "),
+    "string beside int64": (beside("id", "string"), {}, "column 'item' is string here and int64 in "),
     "int64 beside a string": (beside("id", "string", True), {}, "column 'item' is int64 here and string in "),
     "large_string beside string": (everywhere(spoiled("id", "string"), spoiled("id", "large_string")), {}, None),
     "a list beside int64": (beside("id", "list<int64>"), {}, "set the feature's type: sequence"),
