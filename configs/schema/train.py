@@ -1,13 +1,13 @@
 """How long a run trains, and what it is measured by."""
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Count, Seed, Share, Text
+from livetrain.configs.values import Count, Name, Seed, Share, Text
 
 _PROFILED = re.compile(r"([1-9]\d{0,8})\.\.([1-9]\d{0,8})", re.ASCII)
 _MOST_PROFILED = 1000  # steps: a trace is kept in memory until it is written
@@ -51,4 +51,7 @@ class Train(Section):
 
 class Evaluate(Section):
     group_by: Text | None = Field(None, description="int64 column whose groups GAUC and UAUC average, as a user id")
+    slices: Annotated[dict[Name, Text], Field(max_length=32)] = Field(
+        {}, description="conditions over columns, such as new_user: user_count < 3; their rows get metrics of their own"
+    )
     memory: Literal["exact", "bounded"] = Field("exact", description="bounded: binned AUC, GAUC on a sample of groups")

@@ -20,7 +20,6 @@ from livetrain.modules.serving.scorer import Encoder, Scorer
 from livetrain.trainers.data.read.decode import Decoder
 from livetrain.trainers.data.read.files import check_columns, settled, short, wanted_columns
 from livetrain.trainers.data.read.records import Columns
-from livetrain.trainers.data.write.ids import settle
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import manifest, run_folder
 
@@ -133,9 +132,7 @@ class Predictor:
             BadInput: a column that the features need is missing, or is of another type.
         """
         schema = settled(check_columns(name, table.schema, self._wanted), self._wanted)
-        fitting = pa.Table.from_arrays(
-            [settle(table.column(field.name), field.type) for field in schema], schema=schema
-        )
+        fitting = pa.Table.from_arrays([table.column(field.name).cast(field.type) for field in schema], schema=schema)
         columns = self._decoder.decode(fitting.combine_chunks(), 0, name)
         parts: list[list[np.ndarray]] = [[] for _ in self.names]
         with torch.inference_mode():

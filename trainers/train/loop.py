@@ -81,6 +81,7 @@ class Trainer:
             world=ranks.world(),
             shuffle=shuffle,
             groups=not shuffle,
+            slices=not shuffle,
             pin=self.device.type == "cuda",
         )
 

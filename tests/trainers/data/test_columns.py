@@ -22,6 +22,8 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model, set_statistics
 from livetrain.modules.serving.scorer import Scorer
+from livetrain.trainers.data.checks import brief
+from livetrain.trainers.data.read.decode import NO_GROUP
 from livetrain.trainers.data.read.measure import SAMPLE, Drawn
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source, scan
@@ -246,11 +248,13 @@ def predictor(recipe: Recipe, file: torch.jit.ScriptModule) -> prediction.Predic
         return prediction.Predictor(prediction.Weights(Path(), Path(), True, ""))
 
 
-def written(folder: Path, section: dict[str, Any], rows: int | None = None, **columns: pa.Array) -> Recipe:
-    (folder / "train").mkdir()
+def written(
+    folder: Path, section: dict[str, Any], rows: int | None = None, split: str = "train", **columns: pa.Array
+) -> Recipe:
+    (folder / split).mkdir()
     size = len(next(iter(columns.values())))
     others = {"other": pa.array(np.zeros(size)), "click": pa.array(np.arange(size) % 2)}
-    pq.write_table(pa.table(columns | others), folder / "train/part-0.parquet", row_group_size=4000)
+    pq.write_table(pa.table(columns | others), folder / split / "part-0.parquet", row_group_size=4000)
     return recipe_of(folder, section, rows)
 
 
@@ -351,3 +355,25 @@ def test_wrong_sections_are_refused(case):
     section, rows, said = SECTIONS[case]
     with pytest.raises(ValueError, match=said):
         recipe_of("unused", section, rows)
+
+
+def test_strings_in_one_split_and_numbers_in_another_are_refused(tmp_path):
+    """Unless a split has none, of which a writer may not know the type."""
+    for split, column in (("train", ["7"] * 9), ("valid", [7] * 9), ("test", [None] * 9)):
+        recipe = written(tmp_path, {"type": "id"}, 9, split, x=pa.array(column))
+    sources = {split: Source.open(recipe, split) for split in ("train", "valid", "test")}
+    statistics = {split: scan(source, recipe) for split, source in sources.items()}
+    brief.examine(recipe, {s: sources[s] for s in ("train", "test")}, statistics, lambda text: None)
+    with pytest.raises(BadInput, match="features.x: column 'x' holds strings in .*train and numbers in .*valid, so"):
+        brief.examine(recipe, sources, statistics, lambda text: None)
+
+
+def test_groups_and_slices_may_be_of_strings(tmp_path):
+    recipe = written(tmp_path, {"type": "id"}, 9, x=pa.array(["a", "b", None, "a"]).dictionary_encode())
+    evaluated = recipe.evaluate.model_copy(update={"group_by": "x", "slices": {"a": "x = 'a'"}})
+    recipe = recipe.model_copy(update={"evaluate": evaluated})
+    reader = Reader(Source.open(recipe, "train"), recipe, rank=0, world=1, shuffle=False, groups=True, slices=True)
+    (batch,) = reader.batches(0)
+    real = batch.weights > 0
+    found = zip(batch.groups[real].tolist(), batch.slices[real].tolist(), strict=True)
+    assert sorted(found) == sorted([(text_id("a"), 1), (text_id("b"), 0), (int(NO_GROUP), 0), (text_id("a"), 1)])

@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Feature
-from livetrain.trainers.data.read.files import is_list
+from livetrain.trainers.data.read.files import is_list, is_text
 from livetrain.trainers.data.read.records import Column, running
+from livetrain.trainers.data.write.ids import string_ids
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
@@ -23,6 +24,13 @@ def whole(column: pa.ChunkedArray) -> pa.Array:
 def floats(array: pa.Array) -> np.ndarray:
     """Return a column of numbers, (n,) float32; a null is NaN."""
     return array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def whole_ids(array: pa.Array) -> pa.Array:
+    """Return integers or strings as int64 ids; strings are hashed."""
+    if is_text(array.type):
+        return string_ids(array)
+    return array if array.type == pa.int64() else array.cast(pa.int64())
 
 
 def ids(feature: Feature, array: pa.Array) -> Column:
@@ -44,7 +52,7 @@ def ids(feature: Feature, array: pa.Array) -> Column:
             offsets -= offsets[0]
     else:
         offsets, values = np.arange(len(array) + 1) if array.null_count else None, array
-    values = values if values.type == pa.int64() else values.cast(pa.int64())
+    values = whole_ids(values)
     if values.null_count:
         offsets = running(values.is_valid().to_numpy(zero_copy_only=False))[offsets]
         values = values.drop_null()

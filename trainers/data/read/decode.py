@@ -11,6 +11,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes
+from livetrain.trainers.data.read.slices import Slices
 
 NO_GROUP = np.iinfo(np.int64).min
 """Group of a row whose `evaluate.group_by` is null, and of padding."""
@@ -22,9 +23,10 @@ class Decoder:
     Args:
         recipe: names the features, tasks and the group column.
         groups: also give `Batch.groups`.
+        slices: also give `Batch.slices`.
     """
 
-    def __init__(self, recipe: Recipe, groups: bool) -> None:
+    def __init__(self, recipe: Recipe, groups: bool, slices: bool = False) -> None:
         self._sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
         self._dense = {name: f for name, f in recipe.features.items() if f.carrier == "numbers"}
         self._names = {name: recipe.columns(name) for name in recipe.features}
@@ -36,9 +38,12 @@ class Decoder:
         weights = [task.sample_weight for task in recipe.tasks.values() if task.sample_weight]
         self._others = [*self._labels, *weights]
         self._group = recipe.evaluate.group_by if groups else None
-        self._plains = 1 if self._group is None else 2  # columns of one value per row: its number, and its group
+        self._slices = Slices(recipe.evaluate.slices) if slices and recipe.evaluate.slices else None
+        # Columns of one value per row: its number, its group and its slices.
+        self._plains = 1 + (self._group is not None) + (self._slices is not None)
         used = [column for name in (*self._sparse, *self._dense) for column in self._names[name]]
         named = [*used, *self._others, *([self._group] if self._group else [])]
+        named += [name for columns in (self._slices.columns.values() if self._slices else ()) for name in columns]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
 
@@ -51,7 +56,9 @@ class Decoder:
         whole = {name: carry.whole(table.column(name)) for name in self.columns}
         plain = []
         if self._group is not None:
-            plain.append(whole[self._group].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy())
+            plain.append(carry.whole_ids(whole[self._group]).fill_null(int(NO_GROUP)).to_numpy())
+        if self._slices is not None:
+            plain.append(self._slices.marks(table))
         return Columns(
             first,
             [carry.ids(feature, whole[self._names[name][0]]) for name, feature in self._sparse.items()],
@@ -65,7 +72,9 @@ class Decoder:
     def unreadable(self, rows: int) -> Columns:
         """Return rows that could not be read."""
         none = Column(np.zeros(0, np.int64), np.zeros(rows + 1, np.int64))
-        plain = [np.full(rows, NO_GROUP)] * (self._plains - 1)
+        plain = [np.full(rows, NO_GROUP)] if self._group is not None else []
+        if self._slices is not None:
+            plain.append(np.zeros(rows, np.int64))
         floats = [carry.missing(feature, rows) for feature in self._dense.values()]
         floats += [np.zeros(rows, np.float32)] * len(self._others)
         return Columns(-1, [none] * len(self.keys), plain, floats)
@@ -106,6 +115,7 @@ class Decoder:
             weights=(plain[0] >= 0).float(),
             rows=plain[0],
             groups=None if self._group is None else plain[1],
+            slices=None if self._slices is None else plain[-1],
             sample_weights=sample_weights,
         )
         return made, np.concatenate([head[1:2], head[2 + features :]])

@@ -12,6 +12,7 @@ from pyarrow import fs
 from livetrain.configs.errors import BadInput, nearest, without_credentials
 from livetrain.configs.registry import TASKS
 from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.slices import Slices
 
 SUFFIX = ".parquet"
 _ALIKE = re.compile(r"(?i)\.(parquet|parq|pq)(?!.*\.crc$)(\.|$)")  # in the name of a file that is no NAME.parquet
@@ -215,6 +216,8 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
             wanted.append((task.sample_weight, "number", f"tasks.{name}.sample_weight"))
     if recipe.evaluate.group_by:
         wanted.append((recipe.evaluate.group_by, "group", "evaluate.group_by"))
+    for name, columns in Slices(recipe.evaluate.slices).columns.items():
+        wanted += [(column, "any", f"evaluate.slices.{name}") for column in columns]
     return wanted
 
 
@@ -289,11 +292,14 @@ def _unix(kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class _Kind:
-    """What a column must be for its part in a recipe, in words too, and the type of one that is null throughout."""
+    """What a column must be for its part in a recipe, in words too, and the type of one that is null throughout.
+
+    Without such a type it stays null.
+    """
 
     fits: Callable[[pa.DataType], bool]
     wish: str
-    unknown: pa.DataType
+    unknown: pa.DataType | None
 
 
 _KINDS = {
@@ -306,6 +312,7 @@ _KINDS = {
     "number": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
     "label": _Kind(_number, "an integer, boolean or float of 0 and 1", pa.float64()),
     "group": _Kind(_id, "int64 or a string", pa.int64()),
+    "any": _Kind(lambda kind: True, "of any type", None),
 }
 
 
@@ -357,20 +364,9 @@ def _mend(kind: str, found: pa.DataType) -> str:
 
 
 def settled(columns: dict[str, pa.DataType], wanted: list[tuple[str, str, str]]) -> pa.Schema:
-    """Return the schema of a split's columns as they are read: of strings their ids, see `write.ids.settle`.
-
-    What is null in every file has the type of its part in the recipe.
-    """
+    """Return the schema of a split's columns; what is null in every file has the type of its part in the recipe."""
     fields: dict[str, pa.Field] = {}
     for column, kind, _ in wanted:
         found = columns[column]
-        fields.setdefault(column, pa.field(column, _KINDS[kind].unknown if is_null(found) else _hashed(found)))
+        fields.setdefault(column, pa.field(column, is_null(found) and _KINDS[kind].unknown or found))
     return pa.schema(fields.values())
-
-
-def _hashed(kind: pa.DataType) -> pa.DataType:
-    """Return the type of a column once its strings are ids."""
-    if is_list(kind):
-        make = pa.large_list if pa.types.is_large_list(kind) else pa.list_
-        return make(_hashed(kind.value_type))
-    return pa.int64() if is_text(kind) else kind

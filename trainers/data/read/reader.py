@@ -45,6 +45,7 @@ class Reader:
         world: number of workers; it must divide data.shards.
         shuffle: in training; evaluation reads each shard in file order.
         groups: fill `Batch.groups` from evaluate.group_by.
+        slices: fill `Batch.slices` from evaluate.slices.
         pin: put batches in page-locked memory, from where this thread's GPU fetches them while the host goes on.
 
     Attributes:
@@ -66,11 +67,12 @@ class Reader:
         world: int,
         shuffle: bool,
         groups: bool = False,
+        slices: bool = False,
         pin: bool = False,
     ) -> None:
         self._source = source
         self._data = recipe.data
-        self._decoder = Decoder(recipe, groups)
+        self._decoder = Decoder(recipe, groups, slices)
         self._order = Order(
             [group.rows for group in source.groups],
             shards=recipe.data.shards,

@@ -29,7 +29,7 @@ from livetrain.trainers.data.read.files import (
     worded,
 )
 from livetrain.trainers.data.read.measure import Measure, Measured
-from livetrain.trainers.data.write.ids import settle
+from livetrain.trainers.data.read.slices import Slices
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Source:
 
         Raises:
             BadInput: whatever footers can show: no folder, no files, no rows, a file that is not whole, a missing
-                column, a column of the wrong type, files that differ.
+                column, a column of the wrong type, files that differ, a slice whose condition cannot be asked.
         """
         filesystem, folder, paths = split_files(recipe, split)
         source = cls(folder, filesystem, [], pa.schema([]))
@@ -91,6 +91,7 @@ class Source:
         if not source.rows:
             raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
         source.schema = settled({column: kind for column, (_, kind) in found.items()}, wanted)
+        Slices(recipe.evaluate.slices).check(source.schema, source.folder)
         return source
 
     def _joined(
@@ -154,6 +155,10 @@ class Source:
                 highs.append(found.max)
         return (min(lows), max(highs)) if lows else None
 
+    def is_null(self, column: str) -> bool:
+        """Say whether all files have a column that is null throughout, of a writer that knew no type."""
+        return all(self._is_null(group, column) for group in self.groups)
+
     def _is_null(self, group: RowGroup, column: str) -> bool:
         """Say whether a file has a column that is null throughout, or lists of null, of a writer that knew no type."""
         place = self._leaf(group, column)
@@ -215,7 +220,7 @@ class Source:
             del files[next(iter(files))]
         files[group.path] = file  # a file that could not be read is not kept: its second try opens it again
         fields = pa.schema([self.schema.field(name) for name in columns])
-        return pa.Table.from_arrays([settle(table.column(field.name), field.type) for field in fields], schema=fields)
+        return pa.Table.from_arrays([_as(table.column(field.name), field.type) for field in fields], schema=fields)
 
     def _opened(self, path: str) -> pq.ParquetFile:
         return pq.ParquetFile(
@@ -250,6 +255,11 @@ class Source:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _open=threading.local())
+
+
+def _as(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Return a column as it is stored in the type that its split gives it; no number changes by this."""
+    return column if column.type == kind else column.cast(kind)
 
 
 def _places(schema: pa.Schema) -> dict[str, int]:
@@ -300,8 +310,7 @@ def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None 
 
     Row groups are read in parallel, at most one per processor at a time, and merged in file order, so the result does
     not depend on the threads. Quantiles are those of the same 65,536 rows each time, or of all if these are fewer. The
-    label column of a row
-    group whose footer says that it is constant is not read.
+    label column of a row group whose footer says that it is constant is not read.
 
     Args:
         source: the split.

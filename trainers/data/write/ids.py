@@ -16,8 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from livetrain.trainers.data.read.files import is_list, is_text, plain
-
 
 def string_id(text: str) -> int:
     """Return the signed 64-bit id of `text`, in [-2^63, 2^63).
@@ -49,31 +47,3 @@ def string_ids(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
     words = texts.dictionary.cast(pa.large_binary())
     ids = pa.array(_ids([text or b"" for text in words.to_pylist()]), mask=words.is_null().to_numpy(False))
     return ids.take(texts.indices)
-
-
-def settle(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    """Return a column, as it is stored, in the type that its split gives it.
-
-    Strings where ids are wanted are hashed, those of lists too; no number changes.
-
-    Args:
-        column: of any type that means what `kind` does.
-        kind: see trainers.data.read.files.settled.
-    """
-    if column.type == kind:
-        return column
-    stored = plain(column.type)
-    if is_text(stored.value_type if is_list(stored) else stored):
-        return pa.chunked_array([_hashed(chunk, kind) for chunk in column.chunks], kind)
-    return column.cast(kind)
-
-
-def _hashed(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Return strings, or lists of them, as ids of the type `kind`, int64 or a list of it."""
-    if not is_list(kind):
-        return string_ids(array)
-    lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
-    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    make, width = (pa.LargeListArray, pa.int64()) if pa.types.is_large_list(kind) else (pa.ListArray, pa.int32())
-    mask = array.is_null() if array.null_count else None
-    return make.from_arrays(pa.array(offsets, width), string_ids(array.flatten()), type=kind, mask=mask)
