@@ -80,7 +80,7 @@ def _check_alike(recipe: Recipe, sources: dict[str, Source]) -> None:
     for name, feature in recipe.features.items():
         if feature.holds not in ("id", "sequence"):
             continue
-        column, folders = recipe.column(name), {}
+        column, folders = recipe.column(name), dict[bool, str]()
         for source in sources.values():
             kind = source.schema.field(column).type
             if not source.is_null(column):
