@@ -3,12 +3,15 @@
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
 
 from livetrain.cli.terminal import BAD_INPUT, err, note, out, say
+
+if TYPE_CHECKING:
+    from livetrain.trainers.data.sources.events.prepare import Map
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -150,24 +153,60 @@ def events(
     _prepare(source, raw, folder, ray, live=live, video=video, **options)
 
 
+def _buckets_on(ray: str | None) -> "AbstractContextManager[Map | None]":
+    """Return where users' parts are made: on a Ray cluster, or in this machine's processes."""
+    if ray is None:
+        return nullcontext()
+    from livetrain.cluster.on_ray import on_ray
+
+    return on_ray(ray)
+
+
 def _prepare(source: str, raw: Path, folder: Path, ray: str | None, **options: int) -> None:
     """Prepare an event log, in this machine's processes or on a Ray cluster."""
     from livetrain.trainers.data.sources.events import report
     from livetrain.trainers.data.sources.events.bucket import Options
-    from livetrain.trainers.data.sources.events.prepare import Map, prepare
+    from livetrain.trainers.data.sources.events.prepare import prepare
     from livetrain.trainers.data.sources.events.sources import ADAPTERS
 
-    cluster: AbstractContextManager[Map | None] = nullcontext()
-    if ray is not None:
-        from livetrain.cluster.on_ray import on_ray
-
-        cluster = on_ray(ray)
-    with cluster as run, report.Bar(err) as bar:
+    with _buckets_on(ray) as run, report.Bar(err) as bar:
         prepared = prepare(ADAPTERS[source], raw, folder, Options(**options), progress=bar, run=run)
     out.print(report.days_table(prepared))
     for remark in prepared["report"]["notes"]:
         say(remark)
     say(f"{folder}: {len(prepared['days'])} days; options, columns and this report: dataset.json")
+
+
+@app.command()
+def table(
+    spec: Annotated[
+        Path, typer.Argument(metavar="SPEC", help="A YAML file; `livetrain init` writes one.", show_default=False)
+    ],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the samples: new, or to go on with.")],
+    ray: Ray = None,
+) -> None:
+    """Prepare samples from tables of your own: CSV, JSON lines, Parquet or ORC.
+
+    A call that was killed goes on when it is made again; where days are partitions, a longer log adds days.
+
+    Example: `livetrain data table shop_data.yaml --out data/shop`
+    """
+    from livetrain.configs.event_spec import EventSpec
+    from livetrain.configs.spec import Spec, load_spec, tells_events
+    from livetrain.trainers.data.sources.events.report import Bar, days_table
+    from livetrain.trainers.data.sources.table import events, prepare, report
+
+    with _buckets_on(ray) as run, Bar(err) as bar:
+        if tells_events(spec):
+            prepared = events.prepare_events(load_spec(spec, EventSpec), folder, bar, run)
+            made = days_table(prepared)
+        else:
+            prepared = prepare.prepare(load_spec(spec, Spec), folder, bar, run)
+            made = report.rows_table(prepared)
+    out.print(made)
+    for remark in prepared["report"]["notes"]:
+        say(remark)
+    say(f"{folder}: columns, roles and this report: dataset.json")
 
 
 @app.command()

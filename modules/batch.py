@@ -24,9 +24,8 @@ class Batch(Pipelineable):
     rows: torch.Tensor  # (B,) int64, number of the row within its split
     groups: torch.Tensor | None = None  # (B,) int64, the column evaluate.group_by, only when evaluating
     sample_weights: torch.Tensor | None = None  # (B, T) float32, only where a task of the recipe has a sample_weight
-    slices: torch.Tensor | None = (
-        None  # (B,) int64, bit i: the row is in the i-th of evaluate.slices; only when evaluating
-    )
+    task_groups: torch.Tensor | None = None  # (B, G) int64, in training, the columns of `Recipe.groups`, each once
+    slices: torch.Tensor | None = None  # (B,) int64, bit i: the row is in the i-th of evaluate.slices; only evaluating
 
     def _map(self, change: Callable[[Any], Any]) -> "Batch":
         parts = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -5,10 +5,12 @@ from typing import Any
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from livetrain.configs import registry
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import Model
 from livetrain.modules.network import REGULARISER
+from tests import slow_losses as losses_of
 
 
 def recipe(**changes: Any) -> Recipe:
@@ -77,7 +79,7 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
         rows = torch.arange(size) + number * size
         labels = (torch.rand(size, len(tasks), generator=generator) < 0.4).float()
         for t, task in enumerate(tasks):
-            if task.kind in ("watch_time", "regression"):
+            if registry.TASKS.owner(task.kind).numeric:
                 labels[:, t] *= torch.rand(size, generator=generator) * 9
             if task.unknown:
                 labels[torch.rand(size, generator=generator) < 0.3, t] = float("nan")
@@ -94,9 +96,15 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
                 weights=weights,
                 rows=torch.where(weights > 0, rows, -1),
                 sample_weights=sample_weights,
+                task_groups=_groups(made_for, size, generator),
             )
         )
     return out
+
+
+def _groups(made_for: Recipe, size: int, generator: torch.Generator) -> torch.Tensor | None:
+    columns = len(set(made_for.groups().values()))
+    return torch.randint(-4, 6, (size, columns), generator=generator) if columns else None
 
 
 def _keyed(keys: list[str], values: list[torch.Tensor], lengths: list[torch.Tensor]) -> KeyedJaggedTensor:
@@ -121,6 +129,7 @@ def part(batch: Batch, rank: int, world: int) -> Batch:
         batch.weights[rows],
         batch.rows[rows],
         sample_weights=None if batch.sample_weights is None else batch.sample_weights[rows],
+        task_groups=None if batch.task_groups is None else batch.task_groups[rows],
     )
 
 
@@ -134,7 +143,8 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
     tables = {name: e.weight for c in model.tables.values() for name, e in c.embeddings.items()}
     state = {name: torch.zeros_like(weight) for name, weight in tables.items()}
     dense = torch.optim.SGD(model.dense.parameters(), lr=made_for.optimizers.dense.lr)
-    losses = []
+    losses, grouped = [], made_for.groups()
+    columns = list(dict.fromkeys(grouped.values()))
     for batch in steps:
         model.zero_grad()
         logits = model(batch.ids, batch.dense, batch.weights)
@@ -143,9 +153,10 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
             known = (batch.weights > 0) & ~batch.labels[:, number].isnan()
             if declared.kind == "retrieval":
                 known &= batch.labels[:, number] == 1
-            each = _loss(declared.kind, logits[task][known], batch.labels[known, number])
-            share = torch.ones(len(each)) if batch.sample_weights is None else batch.sample_weights[known, number]
-            loss = loss + declared.weight * (each * share).sum() / share.sum()
+            share = torch.ones(len(known)) if batch.sample_weights is None else batch.sample_weights[:, number]
+            groups = batch.task_groups[known, columns.index(grouped[task])] if task in grouped else None
+            own = losses_of.loss(declared, logits[task][known], batch.labels[known, number], share[known], groups)
+            loss = loss + declared.weight * own
         losses.append(float(loss.detach()))
         loss = loss + logits.get(REGULARISER, 0.0)
         loss.backward()
@@ -157,19 +168,6 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
             for name, weight in tables.items():
                 _update(made_for, weight, state[name], touched[name])
     return model, losses, state
-
-
-def _loss(kind: str, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The published formulas; of watch time with each row once more as a negative of weight 1 where it is positive."""
-    if kind == "regression":
-        return (logits - torch.log(1 + labels)) ** 2
-    p = torch.sigmoid(logits)
-    if kind == "retrieval":  # of positives
-        return -torch.log(p)
-    if kind == "binary":
-        return -(labels * torch.log(p) + (1 - labels) * torch.log(1 - p))
-    positive, negative = torch.where(labels > 0, labels, 0), torch.ones_like(labels)
-    return -(positive * torch.log(p) + negative * torch.log(1 - p))
 
 
 def _touched(model: Model, batch: Batch) -> dict[str, torch.Tensor]:

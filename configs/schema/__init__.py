@@ -13,7 +13,7 @@ from livetrain.configs.schema.optimizers import DenseOptimizer, Optimizers, Sche
 from livetrain.configs.schema.recipe import Recipe
 from livetrain.configs.schema.section import Section
 from livetrain.configs.schema.table import Table
-from livetrain.configs.schema.task import Task
+from livetrain.configs.schema.task import GroupTask, Task
 from livetrain.configs.schema.train import Evaluate, Train
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Feature",
     "GradNorm",
     "Gradients",
+    "GroupTask",
     "ModelConfig",
     "Optimizers",
     "PCGrad",

@@ -15,7 +15,7 @@ from livetrain.configs.schema.model import ModelConfig
 from livetrain.configs.schema.optimizers import Optimizers
 from livetrain.configs.schema.section import Section
 from livetrain.configs.schema.table import Table
-from livetrain.configs.schema.task import Task
+from livetrain.configs.schema.task import GroupTask, Task
 from livetrain.configs.schema.train import Evaluate, Train
 from livetrain.configs.values import Name, RunName, Text
 
@@ -63,6 +63,7 @@ class Recipe(Section):
         _check_tables(self)
         _check_arithmetic(self)
         _check_gradients(self)
+        _check_groups(self)
         _check_division(self)
         return self
 
@@ -83,6 +84,14 @@ class Recipe(Section):
         """Return the metric on the validation split that picks the best checkpoint."""
         name, task = next(iter(self.tasks.items()))
         return self.train.select or f"{name}.{registry.TASKS.owner(task.kind).leading}"
+
+    def groups(self) -> dict[str, str]:
+        """Return the column of the groups by task, of those whose rows are compared with their group's."""
+        return {
+            name: task.group or self.evaluate.group_by or ""
+            for name, task in self.tasks.items()
+            if isinstance(task, GroupTask)
+        }
 
 
 def _check_tables(recipe: Recipe) -> None:
@@ -152,6 +161,15 @@ def _check_gradients(recipe: Recipe) -> None:
         )
     if recipe.gradients.measure_every:
         raise BadInput("gradients.measure_every: one task has no other to be compared with; add tasks, or leave it out")
+
+
+def _check_groups(recipe: Recipe) -> None:
+    for task, column in recipe.groups().items():
+        if not column:
+            raise BadInput(
+                f"tasks.{task}.group: kind {recipe.tasks[task].kind} compares the rows of a group, and nothing says "
+                "which those are; name the column of the groups here, or in evaluate.group_by"
+            )
 
 
 def _check_division(recipe: Recipe) -> None:

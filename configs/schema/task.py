@@ -16,8 +16,9 @@ class Task(Section):
     label: Text = Field(description="Parquet column of the label")
     kind: str = Field(
         "binary",
-        description="binary: 0 or 1; watch_time: a time, whose expected value is predicted; regression: a number, in "
-        "squared logarithms; retrieval: 0 or 1, whose positives are to be found among all items; or a registered kind",
+        description="of a label of 0 and 1: binary, focal, smoothed, jrc, pairwise, listwise, or retrieval, whose "
+        "positives are to be found among all items; of a number: watch_time and ordinal, whose expected value is "
+        "predicted, regression, huber, quantile; or a registered kind",
     )
     weight: Annotated[float, real(1e-6, 1e6)] = Field(1.0, description="of this task's loss among those of all tasks")
     unknown: bool = Field(False, description="null labels are not known yet: the task learns from the other rows")
@@ -41,3 +42,11 @@ class Task(Section):
                 "sample_weight of 1 / the share instead"
             )
         return self
+
+
+class GroupTask(Task):
+    """A task whose rows are compared with the other rows of their group."""
+
+    group: Text | None = Field(
+        None, description="int64 column of the groups, as a request or a user; by default evaluate.group_by"
+    )

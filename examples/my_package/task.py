@@ -1,4 +1,4 @@
-"""A kind of task of one's own, for ``tasks: {click: {label: click, kind: focal, gamma: 1.5}}`` (1708.02002)."""
+"""A kind of task of one's own, for ``tasks: {click: {label: click, kind: poly, epsilon: 1.5}}`` (2204.12511)."""
 
 import torch
 from pydantic import Field
@@ -9,17 +9,17 @@ from livetrain.modules.tasks.binary import Binary
 from livetrain.modules.tasks.registry import register_task
 
 
-class FocalTask(Task):
-    gamma: float = Field(2.0, ge=0, description="how little well predicted rows count")
+class PolyTask(Task):
+    epsilon: float = Field(1.0, ge=0, description="weight of the distance between label and prediction")
 
 
-@register_task("focal", FocalTask)
-class Focal(Binary):
-    odds = False  # it makes predictions moderate
+@register_task("poly", PolyTask)
+class Poly(Binary):
+    odds = False  # the distance draws predictions to 0 and 1
 
-    def __init__(self, task: FocalTask) -> None:
+    def __init__(self, task: PolyTask) -> None:
         super().__init__(task)
-        self.gamma, self.untrained = task.gamma, Binary.untrained / 2**task.gamma
+        self.epsilon, self.untrained = task.epsilon, Binary.untrained + task.epsilon / 2
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return (torch.sigmoid(logits) - labels).abs() ** self.gamma * super().loss(logits, labels)
+        return super().loss(logits, labels) + self.epsilon * (torch.sigmoid(logits) - labels).abs()

@@ -20,7 +20,7 @@ class Fields(nn.Module):
 
     Args:
         inputs: the recipe's features.
-        tasks: T.
+        tasks: T, the tasks' outputs (see modules.tasks.heads.outputs).
 
     Attributes:
         dims: feature -> size of its factor, in the order of `forward`.
@@ -36,8 +36,8 @@ class Fields(nn.Module):
         for name, dim in {**inputs.ids, **inputs.sequences}.items():
             if dim <= tasks:
                 raise BadInput(
-                    f"model.kind: the table of features.{name} has dim {dim}, and with {tasks} tasks its first {tasks} "
-                    "columns are first-order weights, so that none is left for factors; raise its dim"
+                    f"model.kind: the table of features.{name} has dim {dim}, and its first {tasks}, one per output "
+                    "of the tasks, are first-order weights, so that none is left for factors; raise its dim"
                 )
             self.dims[name] = dim - tasks
         self.gather = Gather(inputs, list(inputs.sequences))

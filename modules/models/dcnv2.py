@@ -15,7 +15,7 @@ from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.models.dnn import TowerConfig
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
-from livetrain.modules.tasks.heads import Heads
+from livetrain.modules.tasks.heads import Heads, outputs
 
 
 class DCNv2Config(TowerConfig):
@@ -49,7 +49,7 @@ class DCNv2(Network):
         self.cross = Cross(width, config.cross_layers, config.rank)
         self.tower = MLP(width, config.units, config.activation, config.dropout)
         sizes = [width, *config.units]
-        self.last = nn.Linear(sizes[-1] + (width if self.parallel else 0), len(tasks))
+        self.last = nn.Linear(sizes[-1] + (width if self.parallel else 0), sum(outputs(tasks)))
         self.heads = Heads(tasks)
 
     def forward(

@@ -12,7 +12,7 @@ from livetrain.modules.models.dnn import TowerConfig
 from livetrain.modules.models.interactions import Interactions
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.models.wide_deep import Deep
-from livetrain.modules.tasks.heads import Heads
+from livetrain.modules.tasks.heads import Heads, outputs
 
 
 class DeepFMConfig(TowerConfig):
@@ -49,5 +49,5 @@ class DeepFM(Interactions):
     """
 
     def __init__(self, config: DeepFMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
-        fields = Fields(inputs, len(tasks))
+        fields = Fields(inputs, sum(outputs(tasks)))
         super().__init__(fields, _Term(config, fields, len(inputs.dense)), Heads(tasks))

@@ -12,7 +12,7 @@ from livetrain.modules.layers.bottom import Attention, Bottom, BottomConfig
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
-from livetrain.modules.tasks.heads import Heads
+from livetrain.modules.tasks.heads import Heads, outputs
 
 
 class DINConfig(BottomConfig):
@@ -42,7 +42,7 @@ class DIN(Network):
     def __init__(self, config: DINConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         super().__init__()
         self.bottom = Bottom(config, inputs)
-        self.tower = MLP(self.bottom.width, config.units, config.activation, config.dropout, len(tasks))
+        self.tower = MLP(self.bottom.width, config.units, config.activation, config.dropout, sum(outputs(tasks)))
         self.heads = Heads(tasks)
 
     def forward(

@@ -12,7 +12,7 @@ from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
-from livetrain.modules.tasks.heads import Heads
+from livetrain.modules.tasks.heads import Heads, outputs
 
 
 class TowerConfig(ModelConfig):
@@ -44,7 +44,7 @@ class DNN(Network):
     def __init__(self, config: DNNConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         super().__init__()
         self.gather = Gather(inputs, list(inputs.sequences))
-        self.tower = MLP(self.gather.width, config.units, config.activation, config.dropout, len(tasks))
+        self.tower = MLP(self.gather.width, config.units, config.activation, config.dropout, sum(outputs(tasks)))
         self.heads = Heads(tasks)
 
     def forward(

@@ -96,13 +96,17 @@ class _Trunk(nn.Module):
 
     def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
         """Args: x (B, width). Returns: a (B,) logit per task, given the task before it."""
-        return [tower(x).squeeze(1) for tower in self.towers]
+        out: list[Tensor] = []
+        for tower in self.towers:
+            out += tower(x).unbind(1)
+        return out
 
 
 def _check(key: str, task: str, follows: bool, tasks: dict[str, Task]) -> None:
     if task not in tasks:
         raise BadInput(f"{key}: there is no task '{task}'{nearest(task, tasks)}")
-    if not kinds({task: tasks[task]})[task].odds:
+    kind = kinds({task: tasks[task]})[task]
+    if not kind.odds or kind.outputs > 1:
         raise BadInput(f"{key}: task '{task}' is of kind {tasks[task].kind}, and only binary tasks form a chain")
     if follows and tasks[task].negatives_kept != 1:
         raise BadInput(

@@ -8,7 +8,7 @@ from livetrain.modules.layers.factorisation import Factorisation
 from livetrain.modules.layers.fields import Fields
 from livetrain.modules.models.interactions import Interactions
 from livetrain.modules.models.registry import register_model
-from livetrain.modules.tasks.heads import Heads
+from livetrain.modules.tasks.heads import Heads, outputs
 
 
 class FMConfig(ModelConfig):
@@ -33,5 +33,5 @@ class FM(Interactions):
     """
 
     def __init__(self, config: FMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
-        fields = Fields(inputs, len(tasks))
+        fields = Fields(inputs, sum(outputs(tasks)))
         super().__init__(fields, Factorisation(fields, len(inputs.dense)), Heads(tasks))

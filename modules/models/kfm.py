@@ -8,7 +8,7 @@ from livetrain.modules.layers.fields import Fields
 from livetrain.modules.layers.kernel import Kernel
 from livetrain.modules.models.interactions import Interactions
 from livetrain.modules.models.registry import register_model
-from livetrain.modules.tasks.heads import Heads
+from livetrain.modules.tasks.heads import Heads, outputs
 
 
 class KFMConfig(ModelConfig):
@@ -33,5 +33,5 @@ class KFM(Interactions):
     """
 
     def __init__(self, config: KFMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
-        fields = Fields(inputs, len(tasks))
+        fields = Fields(inputs, sum(outputs(tasks)))
         super().__init__(fields, Kernel(fields, len(inputs.dense)), Heads(tasks))

@@ -11,7 +11,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
-from livetrain.modules.tasks.heads import Heads
+from livetrain.modules.tasks.heads import Heads, outputs
 
 
 class LRConfig(ModelConfig):
@@ -41,15 +41,15 @@ class LR(Network):
 
     def __init__(self, config: LRConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         super().__init__()
-        self.count = len(tasks)
+        self.count = sum(outputs(tasks))
         self.features = [*inputs.ids, *inputs.sequences]
         for name, dim in {**inputs.ids, **inputs.sequences}.items():
-            if dim < len(tasks):
+            if dim < self.count:
                 raise BadInput(
-                    f"model.kind: lr keeps one column per task, and the table of features.{name} has dim {dim} for "
-                    f"{len(tasks)} tasks; raise its dim"
+                    f"model.kind: lr keeps one column per output of the tasks, and the table of features.{name} has "
+                    f"dim {dim} for {self.count}; raise its dim"
                 )
-        self.linear = nn.Linear(len(inputs.dense), len(tasks))
+        self.linear = nn.Linear(len(inputs.dense), self.count)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
         self.heads = Heads(tasks)

@@ -32,11 +32,11 @@ class _Trunk(nn.Module):
         self.towers = towers(config, tasks, config.expert_units[-1])
 
     def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
-        """Args: x (B, width). Returns: a (B,) logit per task."""
+        """Args: x (B, width). Returns: the tasks' outputs, (B,) each."""
         experts = [self.experts(x)]
         out: list[Tensor] = []
         for gate, tower in zip(self.gates, self.towers):  # noqa: B905  TorchScript knows no strict=
-            out.append(tower(mix(gate(x), experts)).squeeze(1))
+            out += tower(mix(gate(x), experts)).unbind(1)
         return out
 
 

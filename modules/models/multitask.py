@@ -10,7 +10,7 @@ from livetrain.configs.values import Dropout, Units
 from livetrain.modules.layers.bottom import Bottom, BottomConfig
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.network import Network
-from livetrain.modules.tasks.heads import Heads
+from livetrain.modules.tasks.heads import Heads, outputs
 
 Layers = Annotated[Units, Field(min_length=1)]
 
@@ -23,8 +23,8 @@ class MultiTaskConfig(BottomConfig):
 
 
 def towers(config: MultiTaskConfig, tasks: dict[str, Task], width: int) -> nn.ModuleList:
-    """Return a perceptron with ReLU per task, (B, width) -> (B, 1)."""
-    return nn.ModuleList(MLP(width, config.tower_units, "relu", config.dropout, outputs=1) for _ in tasks)
+    """Return a perceptron with ReLU per task, (B, width) -> (B, the task's outputs)."""
+    return nn.ModuleList(MLP(width, config.tower_units, "relu", config.dropout, count) for count in outputs(tasks))
 
 
 class MultiTask(Network):
@@ -33,9 +33,9 @@ class MultiTask(Network):
     A task's logit is built by modules of its own wherever the tasks part: autograd reaches a parameter from one logit
     alone exactly if it is that task's own, and a task's backward pass never computes another task's part.
 
-    `trunk` is called once a step, as trunk(x, weights) -> a (B,) logit per task, with x (B, width) what the bottom
-    made: the place at which the tasks' gradients can be compared. Beyond x everything is ReLU, whose backward pass can
-    be batched over tasks.
+    `trunk` is called once a step, as trunk(x, weights) -> the tasks' outputs, (B,) each, with x (B, width) what the
+    bottom made: the place at which the tasks' gradients can be compared. Beyond x everything is ReLU, whose backward
+    pass can be batched over tasks.
 
     Args:
         bottom: the recipe's features as one vector per row.

@@ -13,7 +13,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
-from livetrain.modules.tasks.heads import Heads
+from livetrain.modules.tasks.heads import Heads, outputs
 
 
 class NCFConfig(ModelConfig):
@@ -66,7 +66,7 @@ class NCF(Network):
         rest = sum(inputs.ids[name] - config.product for name in pair.values())
         self.mlp = MLP(rest, config.units, "relu", config.dropout) if rest else None
         width = config.product + ((config.units or [rest])[-1] if rest else 0)
-        self.last = nn.Linear(width, len(tasks))
+        self.last = nn.Linear(width, sum(outputs(tasks)))
         self.heads = Heads(tasks)
 
     def forward(

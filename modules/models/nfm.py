@@ -14,7 +14,7 @@ from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.models.dnn import TowerConfig
 from livetrain.modules.models.interactions import Interactions
 from livetrain.modules.models.registry import register_model
-from livetrain.modules.tasks.heads import Heads
+from livetrain.modules.tasks.heads import Heads, outputs
 
 
 class NFMConfig(TowerConfig):
@@ -54,5 +54,5 @@ class NFM(Interactions):
     """
 
     def __init__(self, config: NFMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
-        fields = Fields(inputs, len(tasks))
+        fields = Fields(inputs, sum(outputs(tasks)))
         super().__init__(fields, _Term(config, fields, len(inputs.dense)), Heads(tasks))

@@ -66,13 +66,13 @@ class Trunk(nn.Module):
         self.towers = towers(config, tasks, sizes[-1])
 
     def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
-        """Args: x (B, width). Returns: a (B,) logit per task."""
+        """Args: x (B, width). Returns: the tasks' outputs, (B,) each."""
         streams = [x] * self.streams
         for level in self.levels:
             streams = level(streams)
         out: list[Tensor] = []
         for i, tower in enumerate(self.towers):
-            out.append(tower(streams[i]).squeeze(1))
+            out += tower(streams[i]).unbind(1)
         return out
 
 

@@ -18,7 +18,7 @@ from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.layers.sequence import Block, Positions, newest
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
-from livetrain.modules.tasks.heads import Heads
+from livetrain.modules.tasks.heads import Heads, outputs
 
 
 class SASRecConfig(ModelConfig):
@@ -74,7 +74,7 @@ class SASRec(Network):
         )
         self.norm = nn.LayerNorm(width)
         x = self.gather.width + 3 * width
-        self.tower = MLP(x, config.units, config.activation, config.dropout, len(tasks))
+        self.tower = MLP(x, config.units, config.activation, config.dropout, sum(outputs(tasks)))
         self.heads = Heads(tasks)
 
     def forward(

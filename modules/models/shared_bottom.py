@@ -28,9 +28,12 @@ class _Trunk(nn.Module):
         self.towers = towers(config, tasks, config.shared_units[-1])
 
     def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
-        """Args: x (B, width). Returns: a (B,) logit per task."""
+        """Args: x (B, width). Returns: the tasks' outputs, (B,) each."""
         shared = self.shared(x)
-        return [tower(shared).squeeze(1) for tower in self.towers]
+        out: list[Tensor] = []
+        for tower in self.towers:
+            out += tower(shared).unbind(1)
+        return out
 
 
 @register_model("shared_bottom", SharedBottomConfig)

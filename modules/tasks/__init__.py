@@ -1,3 +1,16 @@
 """One kind of task per file. Importing this package registers all of them."""
 
-from livetrain.modules.tasks import binary, regression, retrieval, watch_time  # noqa: F401
+from livetrain.modules.tasks import (  # noqa: F401
+    binary,
+    focal,
+    huber,
+    jrc,
+    listwise,
+    ordinal,
+    pairwise,
+    quantile,
+    regression,
+    retrieval,
+    smoothed,
+    watch_time,
+)

@@ -1,6 +1,9 @@
 """The contract of a kind of task: its labels, its loss, what its logit predicts, and the metrics that judge it.
 
-network -> one output per task -> Heads -> logit -> loss (training), metrics and prediction (evaluation, serving)
+training:             network -> the task's outputs -> Heads -> loss
+evaluation, serving:  network -> the task's outputs -> Heads -> logit -> metrics and prediction
+
+Nearly every kind has one output, which is its logit.
 """
 
 from enum import StrEnum
@@ -81,6 +84,9 @@ class TaskKind(nn.Module):
         odds: sigmoid(logit) is the probability that the label is 1, so that `negatives_kept` and chains hold.
         towers: it learns from networks with two towers, and from no others.
         only_positives: rows with label 0 teach nothing by themselves.
+        by_group: rows are compared with those of their group: it has a `group_loss` instead of a `loss`, its config is
+            a `GroupTask`, and a row that is trained on alone teaches nothing.
+        outputs: how many numbers a network answers for it; a kind with several has a `score`.
         untrained: the loss of knowing nothing; 0 where it depends on the labels' size.
         metrics: name -> metric of everything that an evaluation writes.
         leading: the metric that says most; it picks the best checkpoint unless train.select names another.
@@ -89,7 +95,8 @@ class TaskKind(nn.Module):
 
     config = Task
     wanted = output = ""
-    numeric = odds = towers = only_positives = False
+    numeric = odds = towers = only_positives = by_group = False
+    outputs = 1
     untrained = 0.0
     metrics: dict[str, Metric] = {}
     leading = ordered_by = ""
@@ -103,8 +110,31 @@ class TaskKind(nn.Module):
         raise NotImplementedError
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return each row's loss; all of one shape."""
+        """Return each row's loss, of the labels' shape.
+
+        Args:
+            logits: of the labels' shape; (B, outputs) of a kind with several outputs.
+            labels: (B,), or of any shape where there is one output.
+        """
         raise NotImplementedError
+
+    def group_loss(self, logits: Tensor, labels: Tensor, weights: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the N rows of a *global* batch add to the loss and to what it is divided by, (N,) both.
+
+        The task's loss is the sum of the first over that of the second. A row of weight w counts as w rows would, and
+        a row of weight 0 changes nothing.
+
+        Args:
+            logits: (N,), or (N, outputs).
+            labels: (N,).
+            weights: (N,), 0 or more; 0 of padding and where the label is not known.
+            groups: (N,) int64.
+        """
+        raise NotImplementedError
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """Return the logit (B,) that several outputs (B, outputs) make. torch.jit.script must accept it."""
+        return outputs
 
     def forward(self, logits: Tensor) -> Tensor:
         """Return the predictions; of one shape. torch.jit.script must accept it."""

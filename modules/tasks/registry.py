@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from livetrain.configs.registry import TASKS
-from livetrain.configs.schema import Task
+from livetrain.configs.schema import GroupTask, Task
 from livetrain.modules.tasks.kind import Metric, TaskKind
 
 
@@ -15,7 +15,7 @@ def register_task(kind: str, config: type[Task] = Task) -> Callable[[type[TaskKi
         config: checks the recipe's section; a subclass of `Task` where the kind has keys of its own.
 
     Raises:
-        TypeError: the class is no `TaskKind`.
+        TypeError: the class is no `TaskKind`, or compares rows by group and its config has no group.
         ValueError: it writes a metric by the name of another kind's that means something else.
     """
 
@@ -24,6 +24,8 @@ def register_task(kind: str, config: type[Task] = Task) -> Callable[[type[TaskKi
             raise TypeError(
                 f"task '{kind}': {owner.__name__} must be a subclass of livetrain.modules.tasks.kind.TaskKind"
             )
+        if owner.by_group and not issubclass(config, GroupTask):
+            raise TypeError(f"task '{kind}': the config of a kind that is by_group must be a subclass of GroupTask")
         owner.config = config
         others = [other for known, other in TASKS.entered().items() if known != kind]
         for name, metric in owner.metrics.items():

@@ -1,22 +1,17 @@
 """Labels of 0 and 1 whose positives are to be found among all items."""
 
-from typing import Any
-
-import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from livetrain.modules.metrics.histogram import Probabilities
-from livetrain.modules.tasks.binary import Binary
 from livetrain.modules.tasks.kind import Metric, Needs
+from livetrain.modules.tasks.ranked import Ranked
 from livetrain.modules.tasks.registry import register_task
 
 AT = (10, 50, 100)  # lengths of the lists that are measured
-_RANKING = ("auc", "auc_error", "gauc", "uauc", "positives")  # what a score that is no probability can be asked
 
 
 @register_task("retrieval")
-class Retrieval(Binary):
+class Retrieval(Ranked):
     """A label of 0 or 1 whose positives are to be found among all items: softmax over the items of a batch.
 
     loss = -log sigmoid(z) = softplus(-z), of positives only,  prediction = the score itself
@@ -27,11 +22,9 @@ class Retrieval(Binary):
     """
 
     output = "score, by which items are ranked"
-    odds = False
     towers = only_positives = True
-    untrained = 0.0
     metrics = {
-        **{name: Binary.metrics[name] for name in _RANKING},
+        **Ranked.metrics,
         **{f"recall_{k}": Metric(f"recall@{k}", 1, headline=k == AT[-1], needs=Needs.POSITIVE) for k in AT},
         **{f"ndcg_{k}": Metric(f"NDCG@{k}", 1, needs=Needs.POSITIVE) for k in AT},
         "items": Metric("items", shown=",.0f"),
@@ -42,27 +35,3 @@ class Retrieval(Binary):
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return each row's loss, were its label 1; all of one shape."""
         return F.softplus(-logits)
-
-    def forward(self, logits: Tensor) -> Tensor:
-        return logits
-
-    def figures(self, labels: np.ndarray, logits: np.ndarray, groups: np.ndarray | None = None) -> dict[str, float]:
-        return _of_ranking(super().figures(labels, logits, groups))
-
-    def curves(self, labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray | None) -> dict[str, list[Any]]:
-        return super().curves(labels, logits, buckets) | {"calibration": []}
-
-    def counts(self) -> "_Scores":
-        return _Scores()
-
-
-class _Scores(Probabilities):
-    def figures(self) -> dict[str, float]:
-        return _of_ranking(super().figures())
-
-    def curves(self, measured: bool) -> dict[str, list[Any]]:
-        return super().curves(measured) | {"calibration": []}
-
-
-def _of_ranking(figures: dict[str, float]) -> dict[str, float]:
-    return {name: figure for name, figure in figures.items() if name in _RANKING}

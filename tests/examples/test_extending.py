@@ -46,7 +46,7 @@ CHANGES = {
     "tables__rate": {"rows": 7, "dim": 4, "hash": "modulo", "sharding": "row_wise"},
     "features__worth": {"type": "dense"},
     "model": {"kind": "gated", "width": 8},
-    "tasks": {"click": {"label": "label", "kind": "focal", "gamma": 1.5}},
+    "tasks": {"click": {"label": "label", "kind": "poly", "epsilon": 1.5}},
     "optimizers__sparse__kind": "clipped_adagrad",
 }
 
@@ -73,7 +73,7 @@ def test_all_kinds_train_and_are_evaluated(run):
     assert result["test.click.auc"] > 0.55
     recipe = load_recipe(run / "config.yaml")
     assert recipe.select() == "click.auc"
-    assert recipe.tasks["click"].gamma == 1.5
+    assert recipe.tasks["click"].epsilon == 1.5
     leading = [axes.get_title(loc="left") for axes in draw(run).figure.axes][1]
     assert leading == "AUC"
 
@@ -134,15 +134,15 @@ def test_the_task_begins_with_its_own_first_guess():
     made_for = twins.recipe(tasks={"a": CHANGES["tasks"]["click"], "b": {"label": "b"}}, gradients={"kind": "gradnorm"})
     model = Model(made_for)
     combination = Combination(made_for, model, list(model.dense.parameters()), [], torch.device("cpu"))
-    assert combination.combiner.initial.tolist() == pytest.approx([math.log(2) / 2**1.5, math.log(2)])
+    assert combination.combiner.initial.tolist() == pytest.approx([math.log(2) + 0.75, math.log(2)])
 
 
 def test_two_tasks_of_one_kind_keep_their_own_keys():
-    tasks = {name: {"label": name, "kind": "focal", "gamma": gamma} for name, gamma in (("a", 0.0), ("b", 3.0))}
+    tasks = {name: {"label": name, "kind": "poly", "epsilon": epsilon} for name, epsilon in (("a", 0.0), ("b", 3.0))}
     step = sharding.Step(Model(twins.recipe(tasks=tasks)), twins.recipe(tasks=tasks))
     logits = {"a": torch.zeros(48), "b": torch.zeros(48)}
     losses, _ = step.loss(logits, twins.batches(twins.recipe(tasks=tasks), 1)[0])
-    assert losses.tolist() == pytest.approx([math.log(2), math.log(2) / 8])
+    assert losses.tolist() == pytest.approx([math.log(2), math.log(2) + 1.5])
 
 
 def test_the_optimizer_clips_and_the_doctor_counts_its_state(tmp_path):
@@ -166,9 +166,9 @@ def test_the_optimizer_clips_and_the_doctor_counts_its_state(tmp_path):
         ({"features__rate__edges": [3, 1]}, r"features.rate.edges: \[3.0, 1.0\] do not rise"),
         ({"features__rate__edge": 1}, r"unknown key features.rate.edge \(did you mean 'edges'\?\)"),
         ({"features__rate__type": "stepps"}, r"features.rate.type got 'stepps', wanted one of .*did you mean 'steps'"),
-        ({"tasks__click__gama": 1}, r"unknown key tasks.click.gama \(did you mean 'gamma'\?\)"),
-        ({"tasks__click__kind": "focl"}, "tasks.click.kind got 'focl', wanted one of .*did you mean 'focal'"),
-        ({"tasks__click__negatives_kept": 0.5}, "negatives_kept: a task of kind focal has no negatives"),
+        ({"tasks__click__epsilo": 1}, r"unknown key tasks.click.epsilo \(did you mean 'epsilon'\?\)"),
+        ({"tasks__click__kind": "polly"}, "tasks.click.kind got 'polly', wanted one of .*did you mean 'poly'"),
+        ({"tasks__click__negatives_kept": 0.5}, "negatives_kept: a task of kind poly has no negatives"),
         ({"optimizers__sparse__kind": "clipped"}, "optimizers.sparse.kind got 'clipped', wanted one of"),
         ({"tables__user__sharding": "data_parallel"}, "as data_parallel, 'clipped_adagrad' would move untouched rows"),
         ({"tables__user__sharding": "column_wise"}, "'clipped_adagrad' would learn something else"),
@@ -187,7 +187,7 @@ def test_bad_recipes_are_told_as_ours_are(tmp_path, changes, said):
 def test_the_json_schema_knows_them():
     definitions = json_schema()["$defs"]
     assert definitions["StepsFeature"]["properties"]["type"]["enum"] == ["steps"]
-    assert definitions["FocalTask"]["properties"]["kind"]["enum"] == ["focal"]
+    assert definitions["PolyTask"]["properties"]["kind"]["enum"] == ["poly"]
     assert "clipped_adagrad" in definitions["SparseOptimizer"]["properties"]["kind"]["enum"]
 
 

@@ -212,6 +212,7 @@ class Trainer:
                     raise Stopped
                 output = self.sharded.pipeline.progress(feed)
                 batch = output.batch
+                assert output.logits is not None  # the module is in evaluation mode
                 lengths = batch.ids[history].lengths() if history else None
                 evaluation.update(output.logits, batch.labels, batch.weights, batch.groups, lengths)
                 retrieval.add(batch)

@@ -43,8 +43,11 @@ def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -
     prove(recipe)
     progress("checking the data")
     sources = {split: Source.open(recipe, split) for split in SPLITS}
-    for split in SPLITS[1:]:
-        _check_groups(sources[split], recipe)
+    for name, column in recipe.groups().items():
+        _check_groups(sources["train"], column, f"tasks.{name}.group")
+    if recipe.evaluate.group_by:
+        for split in SPLITS[1:]:
+            _check_groups(sources[split], recipe.evaluate.group_by, "evaluate.group_by")
     brief.refuse_outcomes(recipe)
     statistics = {split: scan(sources[split], recipe) for split in SPLITS}
     _check_known(sources["train"], recipe, statistics["train"])
@@ -55,14 +58,13 @@ def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -
     return sources, statistics["train"]
 
 
-def _check_groups(source: Source, recipe: Recipe) -> None:
-    """Raise BadInput where a row to evaluate belongs to no group: it would count as one more user's."""
-    column = recipe.evaluate.group_by
-    count = source.nulls(column) if column else 0
+def _check_groups(source: Source, column: str, key: str) -> None:
+    """Raise BadInput where a row belongs to no group: it would count as one more user's, or teach nothing."""
+    count = source.nulls(column)
     if count:
         raise BadInput(
-            f"{source.folder}: column '{column}' is null in {count:,} rows, and evaluate.group_by needs it in every "
-            "row; fill it, or leave evaluate.group_by out"
+            f"{source.folder}: column '{column}' is null in {count:,} rows, and {key} needs it in every row; fill it, "
+            f"or leave {key} out"
         )
 
 

@@ -6,7 +6,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.modules.batch import Batch
 from livetrain.trainers.train.loss import Loss
-from tests import twins
+from tests import slow_losses, twins
 
 TASKS = {
     "click": {"label": "click"},
@@ -121,3 +121,75 @@ def test_two_ranks_are_one(two_ranks):
         torch.testing.assert_close(sum(part["losses"] for part in found) / 2, whole["losses"])
         for task, grad in whole["grads"].items():
             torch.testing.assert_close(torch.cat([part["grads"][task] for part in found]) / 2, grad)
+
+
+GROUPED = {
+    "click": {"label": "click", "kind": "jrc", "group": "request"},
+    "like": {"label": "like", "kind": "pairwise", "group": "user", "unknown": True, "sample_weight": "worth"},
+    "watch": {"label": "watch", "kind": "ordinal", "thresholds": [2, 9], "unknown": True},
+    "gift": {"label": "gift", "kind": "listwise", "group": "user", "unknown": True},
+}
+
+
+def run_grouped(part: slice) -> dict:
+    """Return what `run` does, of a part of 40 rows whose groups lie anywhere."""
+    made_for = twins.recipe(tasks=GROUPED)
+    logits, labels, weights, sample_weights = draw()
+    labels[:, 3] = labels[:, 3].clamp(max=1)
+    generator = torch.Generator().manual_seed(3)
+    outputs = {"click": 2, "watch": 2}
+    logits = {
+        task: torch.stack([x, torch.randn(40, generator=generator)], 1)[part] if task in outputs else x[part]
+        for task, x in logits.items()
+    }
+    logits = {task: x.clone().requires_grad_() for task, x in logits.items()}
+    made = batch(labels[part], weights[part], sample_weights[part])
+    made.task_groups = torch.randint(-3, 4, (40, 2), generator=generator)[part]
+    losses, output = Loss(made_for)(logits, made)
+    losses.sum().backward()
+    sums = torch.stack([output.loss_sums, output.weight_sums])
+    return {"losses": losses.detach(), "grads": {t: x.grad for t, x in logits.items()}, "sums": sums, "made": made}
+
+
+def test_a_group_is_whole_wherever_its_rows_lie(two_ranks):
+    whole = run_grouped(slice(0, 40))
+    generator = torch.Generator().manual_seed(3)
+    made_for, made = twins.recipe(tasks=GROUPED), whole["made"]
+    logits, _, _, sample_weights = draw()
+    for t, (task, declared) in enumerate(made_for.tasks.items()):
+        more = torch.randn(40, generator=generator) if task in ("click", "watch") else None
+        known = (made.weights > 0) & ~made.labels[:, t].isnan()
+        given = logits[task] if more is None else torch.stack([logits[task], more], 1)
+        groups = made.task_groups[known, {"click": 0, "like": 1, "gift": 1}[task]] if task != "watch" else None
+        wanted = slow_losses.loss(declared, given[known], made.labels[known, t], sample_weights[known, t], groups)
+        torch.testing.assert_close(whole["losses"][t], wanted)
+        assert not whole["grads"][task][~known].any()
+    found = two_ranks.run(grouped_on_a_rank)
+    torch.testing.assert_close(sum(part["losses"] for part in found) / 2, whole["losses"])
+    torch.testing.assert_close(sum(part["sums"] for part in found), whole["sums"])
+    for task, grad in whole["grads"].items():
+        torch.testing.assert_close(torch.cat([part["grads"][task] for part in found]) / 2, grad)
+
+
+def grouped_on_a_rank() -> dict:
+    import torch.distributed as dist
+
+    found = run_grouped(slice(20 * dist.get_rank(), 20 * dist.get_rank() + 20))
+    del found["made"]
+    return found
+
+
+def test_an_evaluation_has_logits_and_no_losses():
+    made_for = twins.recipe(tasks=GROUPED)
+    logits, labels, weights, _ = draw()
+    losses, output = Loss(made_for).eval()(logits, batch(labels, weights, None))
+    assert torch.equal(output.logits, torch.stack(list(logits.values()), 1))
+    assert not losses.any()
+
+
+def test_groups_must_be_named():
+    assert twins.recipe(tasks=GROUPED).groups() == {"click": "request", "like": "user", "gift": "user"}
+    unnamed = {"click": {"label": "click", "kind": "listwise"}}
+    assert twins.recipe(tasks=unnamed, evaluate__group_by="user").groups() == {"click": "user"}
+    with pytest.raises(ValueError, match=r"tasks.click.group: kind listwise compares the rows of a group"):
+        twins.recipe(tasks=unnamed)

@@ -171,6 +171,25 @@ def test_multi_task_models_with_tasks_of_every_kind_equal_plain(two_ranks, kind)
     assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
 
 
+LOSSES = {
+    "click": {"label": "click", "kind": "jrc", "group": "request", "negatives_kept": 0.3},
+    "like": {"label": "like", "kind": "pairwise", "group": "user", "unknown": True, "sample_weight": "worth"},
+    "share": {"label": "like", "kind": "listwise", "group": "request", "unknown": True},
+    "watch": {"label": "watch", "kind": "ordinal", "thresholds": [1, 3, 9], "sample_weight": "worth", "weight": 0.2},
+    "gift": {"label": "gift", "kind": "quantile", "unknown": True},
+}
+
+
+def test_losses_over_groups_that_lie_on_two_ranks_equal_plain(two_ranks):
+    made_for = twins.recipe(model={"kind": "mmoe", **BOTTOM, **MODELS["mmoe"]}, tasks=LOSSES)
+    with ranks.alone(cuda=False):
+        alone = train_sharded(made_for)
+    compare(alone, made_for, 1e-5)
+    first, second = two_ranks.run(train_sharded, made_for)
+    compare(first, made_for, 1e-5)
+    assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
+
+
 def test_the_planner_never_chooses_what_changes_the_arithmetic():
     for allowed in constraints(twins.recipe(tables__user__sharding="auto"), 2).values():
         assert set(allowed.sharding_types) <= {"table_wise", "row_wise"}

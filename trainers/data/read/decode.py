@@ -21,8 +21,8 @@ class Decoder:
     """Turns the columns that a recipe names into blocks, and slices of blocks into batches.
 
     Args:
-        recipe: names the features, tasks and the group column.
-        groups: also give `Batch.groups`.
+        recipe: names the features, tasks and the group columns.
+        groups: give `Batch.groups`, for an evaluation; otherwise `Batch.task_groups`, to train by.
         slices: also give `Batch.slices`.
     """
 
@@ -37,12 +37,14 @@ class Decoder:
         self._weighted = [place for place, task in enumerate(recipe.tasks.values()) if task.sample_weight]
         weights = [task.sample_weight for task in recipe.tasks.values() if task.sample_weight]
         self._others = [*self._labels, *weights]
-        self._group = recipe.evaluate.group_by if groups else None
+        self._evaluates = groups
+        evaluated = [recipe.evaluate.group_by] if recipe.evaluate.group_by else []
+        self._groups = evaluated if groups else list(dict.fromkeys(recipe.groups().values()))
         self._slices = Slices(recipe.evaluate.slices) if slices and recipe.evaluate.slices else None
-        # Columns of one value per row: its number, its group and its slices.
-        self._plains = 1 + (self._group is not None) + (self._slices is not None)
+        # Columns of one value per row: its number, its groups and its slices.
+        self._plains = 1 + len(self._groups) + (self._slices is not None)
         used = [column for name in (*self._sparse, *self._dense) for column in self._names[name]]
-        named = [*used, *self._others, *([self._group] if self._group else [])]
+        named = [*used, *self._others, *self._groups]
         named += [name for columns in (self._slices.columns.values() if self._slices else ()) for name in columns]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
@@ -54,9 +56,7 @@ class Decoder:
             BadInput: a list of numbers is of another length than its feature's; `where` says where the rows are.
         """
         whole = {name: carry.whole(table.column(name)) for name in self.columns}
-        plain = []
-        if self._group is not None:
-            plain.append(carry.whole_ids(whole[self._group]).fill_null(int(NO_GROUP)).to_numpy())
+        plain = [carry.whole_ids(whole[name]).fill_null(int(NO_GROUP)).to_numpy() for name in self._groups]
         if self._slices is not None:
             plain.append(self._slices.marks(table))
         return Columns(
@@ -72,12 +72,26 @@ class Decoder:
     def unreadable(self, rows: int) -> Columns:
         """Return rows that could not be read."""
         none = Column(np.zeros(0, np.int64), np.zeros(rows + 1, np.int64))
-        plain = [np.full(rows, NO_GROUP)] if self._group is not None else []
+        plain = [np.full(rows, NO_GROUP) for _ in self._groups]
         if self._slices is not None:
             plain.append(np.zeros(rows, np.int64))
         floats = [carry.missing(feature, rows) for feature in self._dense.values()]
         floats += [np.zeros(rows, np.float32)] * len(self._others)
         return Columns(-1, [none] * len(self.keys), plain, floats)
+
+    def runs(self, slices: Sequence[Slice]) -> np.ndarray | None:
+        """Return where, in one slice after the other, the rows of a group begin that follow one another, (runs,).
+
+        None where nothing is trained by group.
+        """
+        if self._evaluates or not self._groups:
+            return None
+        begins = np.zeros(sum(part.stop - part.start for part in slices), bool)
+        begins[0] = True
+        for place in range(len(self._groups)):
+            group = np.concatenate([part.columns.plain[place][part.start : part.stop] for part in slices])
+            begins[1:] |= group[1:] != group[:-1]
+        return np.flatnonzero(begins)
 
     def block(self, first: int, slices: Sequence[Slice], order: np.ndarray | None, marks: np.ndarray) -> Block:
         """Arrange one window by its steps, as `Passes.pack` says."""
@@ -114,7 +128,8 @@ class Decoder:
             labels=labels.contiguous(),
             weights=(plain[0] >= 0).float(),
             rows=plain[0],
-            groups=None if self._group is None else plain[1],
+            groups=plain[1] if self._evaluates and self._groups else None,
+            task_groups=plain[1:].t().contiguous() if self._groups and not self._evaluates else None,
             slices=None if self._slices is None else plain[-1],
             sample_weights=sample_weights,
         )

@@ -214,6 +214,7 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
         wanted.append((task.label, "number" if numeric else "label", f"tasks.{name}.label"))
         if task.sample_weight:
             wanted.append((task.sample_weight, "number", f"tasks.{name}.sample_weight"))
+    wanted += [(column, "group", f"tasks.{name}.group") for name, column in recipe.groups().items()]
     if recipe.evaluate.group_by:
         wanted.append((recipe.evaluate.group_by, "group", "evaluate.group_by"))
     for name, columns in Slices(recipe.evaluate.slices).columns.items():

@@ -82,11 +82,23 @@ class Order:
         ends = np.cumsum(self.sizes[groups])
         return [self._cut(groups, ends, shard) for shard in shards]
 
-    def permutation(self, epoch: int, shard: int, window: Window) -> np.ndarray | None:
-        """Return the reading order within a window, (rows,) int64, or None for the order as stored."""
+    def permutation(self, epoch: int, shard: int, window: Window, runs: np.ndarray | None = None) -> np.ndarray | None:
+        """Return the reading order within a window, (rows,) int64, or None for the order as stored.
+
+        Args:
+            epoch: from 0.
+            shard: of the window.
+            window: the rows.
+            runs: (runs,) int64, where each run of rows begins that stay together; by default each row is one.
+        """
         if not self.shuffle:
             return None
-        return self._generator(epoch, shard, window.number).permutation(window.stop - window.start)
+        generator, rows = self._generator(epoch, shard, window.number), window.stop - window.start
+        if runs is None:
+            return generator.permutation(rows)
+        chosen = generator.permutation(len(runs))
+        lengths = np.diff(runs, append=rows)[chosen]
+        return np.repeat(runs[chosen] - (np.cumsum(lengths) - lengths), lengths) + np.arange(rows)
 
     def _generator(self, *place: int) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=place)))

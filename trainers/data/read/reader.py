@@ -44,7 +44,8 @@ class Reader:
         rank: of this worker.
         world: number of workers; it must divide data.shards.
         shuffle: in training; evaluation reads each shard in file order.
-        groups: fill `Batch.groups` from evaluate.group_by.
+        groups: fill `Batch.groups` from evaluate.group_by; otherwise `Batch.task_groups`, and rows of one group that
+            follow one another in the file stay together when they are shuffled.
         slices: fill `Batch.slices` from evaluate.slices.
         pin: put batches in page-locked memory, from where this thread's GPU fetches them while the host goes on.
 
@@ -146,7 +147,8 @@ class Reader:
         size = self._order.slice
         first, last = window.start // size, -(-window.stop // size)
         marks = np.clip(np.arange(first, last + 1) * size, window.start, window.stop) - window.start
-        return self._decoder.block(first, slices, self._order.permutation(epoch, shard, window), marks)
+        order = self._order.permutation(epoch, shard, window, self._decoder.runs(slices))
+        return self._decoder.block(first, slices, order, marks)
 
     def _read(self, number: int) -> Columns:
         """Read and decode one row group; rows that hold nothing for an unreadable one that the recipe says to skip."""

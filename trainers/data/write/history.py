@@ -87,6 +87,19 @@ class Timeline:
         positions = np.arange(offsets[-1]) + np.repeat(spans.stop - offsets[1:], lengths)
         return offsets, self.order[positions]
 
+    def newest(self, spans: Spans, value: np.ndarray) -> np.ndarray:
+        """Return (R,) int64, the event number of each question's newest earlier event with `value`, -1 without any.
+
+        Args:
+            spans: from `before`.
+            value: (N,) booleans, one per event.
+        """
+        if not len(self.order):
+            return np.full(len(spans), -1)
+        places = np.maximum.accumulate(np.where(value[self.order], np.arange(len(self.order)), -1))
+        found = np.where(spans.stop > 0, places[np.maximum(spans.stop, 1) - 1], -1)
+        return np.where((found >= spans.start) & (spans.count > 0), self.order[np.maximum(found, 0)], -1)
+
     def total(self, spans: Spans, value: np.ndarray) -> np.ndarray:
         """Return (R,) int64, the sum of `value` over each question's earlier events.
 

@@ -53,8 +53,12 @@ def unfinished(out: Path) -> bool:
     return (out / _UNFINISHED).exists()
 
 
-def begin(out: Path) -> None:
-    """Make `out` ready for writing: new or empty, or left by a preparation that did not finish, which is cleared.
+def begin(out: Path, clear: bool = True) -> None:
+    """Make `out` ready for writing: new or empty, or left by a preparation that did not finish.
+
+    Args:
+        out: the folder.
+        clear: what such a preparation has left of the splits is removed.
 
     Raises:
         BadInput: `out` holds anything else, is not a folder or cannot be written.
@@ -64,7 +68,7 @@ def begin(out: Path) -> None:
         if not (out / _UNFINISHED).exists() and any(out.iterdir()):
             raise BadInput(f"{out} is not empty and holds no prepared data; name a new folder")
         (out / _UNFINISHED).write_text("", encoding="utf-8")
-        for split in SPLITS:
+        for split in SPLITS if clear else ():
             shutil.rmtree(out / split, ignore_errors=True)
     except OSError as error:
         raise BadInput(f"{out} cannot be written ({error.strerror}); name a folder that can") from None

@@ -54,6 +54,20 @@ def test_file_order_without_shuffling(sizes, shards, window):
     assert rows == sorted(rows)
 
 
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.integers(0, 3))
+def test_runs_stay_together(lengths, epoch):
+    rows, begins = sum(lengths), np.cumsum([0, *lengths])[:-1]
+    order = make([rows], shards=1, window=rows)
+    (window,) = order.windows(epoch, [0])[0]
+    found = order.permutation(epoch, 0, window, begins).tolist()
+    wanted = {begin: list(range(begin, begin + length)) for begin, length in zip(begins, lengths, strict=True)}
+    taken = []
+    while len(taken) < rows:
+        taken += wanted.pop(found[len(taken)])
+    assert found == taken
+    assert np.array_equal(order.permutation(epoch, 0, window, np.arange(rows)), order.permutation(epoch, 0, window))
+
+
 def test_a_row_group_belongs_to_one_window_of_a_shard():
     order = make([10] * 8, shards=2, window=25)
     for windows in order.windows(0, range(2)):

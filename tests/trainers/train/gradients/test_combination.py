@@ -24,7 +24,7 @@ from livetrain.modules.network import REGULARISER, Network
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.train.loop import Job
 from livetrain.trainers.train.sharding import shard
-from tests import samples, twins
+from tests import samples, slow_losses, twins
 from tests.trainers.train.test_loop import job, log, same, train
 from tests.trainers.train.test_sharding import whole
 
@@ -96,7 +96,11 @@ def gradients_by_task(model: Model, made_for: Recipe, batch: Batch):
     losses, at_cut, dense = [], [], []
     for number, (task, declared) in enumerate(made_for.tasks.items()):
         known = (batch.weights > 0) & ~batch.labels[:, number].isnan()
-        loss = declared.weight * twins._loss(declared.kind, logits[task][known], batch.labels[known, number]).mean()
+        grouped = None if batch.task_groups is None else batch.task_groups[known, 0]
+        groups = grouped if task in made_for.groups() else None
+        weights = torch.ones(int(known.sum()))
+        own = slow_losses.loss(declared, logits[task][known], batch.labels[known, number], weights, groups)
+        loss = declared.weight * own
         found = torch.autograd.grad(loss, [*seen, *parameters], retain_graph=True, allow_unused=True)
         losses.append(loss.detach())
         at_cut.append([torch.zeros_like(s) if g is None else g for s, g in zip(seen, found, strict=False)])
@@ -248,6 +252,21 @@ MODELS = {
 )
 def test_every_multi_task_model_learns_as_torchjd_would_have_it(two_ranks, model, scope):
     made_for = recipe("pcgrad", model=MODELS[model], gradients__scope=scope)
+    wanted = train_reference(made_for, lambda *given: with_torchjd(*given, seed=made_for.train.seed))
+    assert wanted["conflict"] > 0.2
+    compare(two_ranks.run(train_sharded, made_for)[0], wanted)
+
+
+LOSSES = {
+    "click": {"label": "click", "kind": "jrc", "group": "request"},
+    "like": {"label": "like", "kind": "pairwise", "group": "request", "weight": 0.7},
+    "watch": {"label": "watch", "kind": "ordinal", "thresholds": [1, 4], "unknown": True},
+}
+
+
+@both_scopes
+def test_losses_over_groups_are_combined_too(two_ranks, scope):
+    made_for = recipe("pcgrad", gradients__scope=scope, tasks=LOSSES)
     wanted = train_reference(made_for, lambda *given: with_torchjd(*given, seed=made_for.train.seed))
     assert wanted["conflict"] > 0.2
     compare(two_ranks.run(train_sharded, made_for)[0], wanted)

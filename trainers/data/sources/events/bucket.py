@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.sources.events.model import BITS, CLICK, EXPOSURE, WATCH, Adapter, Sequence
 from livetrain.trainers.data.write import layout
+from livetrain.trainers.data.write.counts import earlier, rates, tallies
 from livetrain.trainers.data.write.history import Timeline
 
 NEVER = np.iinfo(np.int64).max
@@ -163,7 +164,7 @@ def labels(
     begin, known_at, kind = _begin(actions), _numbers(actions, "time"), _numbers(actions, "kind")
     owner = latest_owner(pair, time, wanted, begin)
     value = actions["value"].to_numpy() if len(actions) else np.zeros(0)
-    wait = begin - time[np.maximum(owner, 0)] if len(time) else np.zeros(0, np.int64)
+    wait = begin - time[np.maximum(owner, 0)] if len(time) else np.zeros(len(begin), np.int64)
 
     def count(chosen: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         return np.bincount(owner[chosen], None if weights is None else weights[chosen], len(time))
@@ -281,31 +282,32 @@ def _told(adapter: Adapter, rows: pa.Table) -> dict[str, pa.Array]:
     return columns
 
 
-def rates(prefix: str, shown: np.ndarray, done: dict[str, np.ndarray]) -> dict[str, pa.Array]:
-    """Return `<prefix>_count`, log(1 + exposures), and `<prefix>_<label>_rate`, actions per exposure, null without any.
-
-    Args:
-        shown: (R,) exposures.
-        done: label -> (R,) actions.
-    """
-    none = shown == 0
-    columns = {
-        f"{prefix}_{name}_rate": pa.array((count / np.maximum(shown, 1)).astype(np.float32), mask=none)
-        for name, count in done.items()
-    }
-    return {f"{prefix}_count": pa.array(np.log1p(shown).astype(np.float32))} | columns
-
-
 def _seen(task: Task, rows: pa.Table, events: pa.Table) -> dict[str, pa.Array]:
-    """Return the user's `user_seen_*`: the same counts up to the row's own moment, this day's included."""
+    """Return counts up to each row's own moment, this day's included: the user's `user_seen_*`, and those of pairs."""
     adapter = task.adapter
+    counted = (EXPOSURE, *adapter.rates.values())
     recent = pc.and_(pc.equal(events["domain"], adapter.domain), pc.greater_equal(events["time"], task.horizon))
-    events = events.filter(recent)
-    user, time, kind = (_numbers(events, name) for name in ("user", "time", "kind"))
+    events = events.filter(pc.and_(recent, pc.is_in(events["kind"], pa.array(counted, pa.int32()))))
+    user, time, kind, at = (*(_numbers(events, name) for name in ("user", "time", "kind")), _numbers(rows, "time"))
+    flags = [kind == code for code in counted]
 
-    def until(code: int) -> np.ndarray:
-        timeline = Timeline(user[kind == code], time[kind == code])
-        spans = timeline.before(_numbers(rows, "user"), _numbers(rows, "time"))
-        return _numbers(rows, f"user.{code}", 0) + spans.count
+    def until(
+        prefix: str, codes: np.ndarray, wanted: np.ndarray
+    ) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+        counts, last = earlier(codes, time, wanted, at, flags)
+        shown, *done = (
+            count + _numbers(rows, f"{prefix}.{code}", 0) for count, code in zip(counts, counted, strict=True)
+        )
+        return shown, dict(zip(adapter.rates, done, strict=True)), last
 
-    return rates("user_seen", until(EXPOSURE), {name: until(code) for name, code in adapter.rates.items()})
+    shown, done, _ = until("user", user, _numbers(rows, "user"))
+    columns = rates("user_seen", shown, done)
+    for prefix, key in adapter.pairs.items():
+        wanted, codes = _pairs((_numbers(rows, "user"), _numbers(rows, key)), (user, _numbers(events, key)))
+        wanted, codes = (  # nobody is in no pair
+            np.where(table[key].is_null().to_numpy(), nobody, code) if len(table) else code
+            for table, code, nobody in ((rows, wanted, -1), (events, codes, -2))
+        )
+        shown, done, last = until(prefix, codes, wanted)
+        columns |= tallies(prefix, shown, done, np.maximum(last, _numbers(rows, f"{prefix}.last")), at)
+    return columns

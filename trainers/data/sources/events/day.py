@@ -4,9 +4,9 @@ Time is cut at the day's *horizon*, its first possible moment. Statistics count 
 from then on, of this day or from plays that the day before left running, is the day's own affair and is compared with
 each row's time.
 
-The state of a day, a folder of Parquet files, is all that the next day needs of the past: `statistics/<prefix>`
-(counts before the next horizon), `rooms` (viewers a room's look back before it), `carry` (events from there on), and
-`sequences/<name>` (the newest entries of every user).
+The state of a day, a folder of Parquet files, is all that the next day needs of the past: `statistics/<prefix>` and
+`pairs/<prefix>` (counts before the next horizon), `rooms` (viewers a room's look back before it), `carry` (events from
+there on), and `sequences/<name>` (the newest entries of every user).
 """
 
 from dataclasses import dataclass
@@ -72,6 +72,14 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
         _read_state(connection, day, f"statistics/{prefix}", f"statistics_{prefix}", _statistics_columns())
         columns += [f'coalesce({prefix}_before.n{kind}, 0) AS "{prefix}.{kind}"' for kind in _COUNTED]
         joined += [f"LEFT JOIN statistics_{prefix} {prefix}_before ON e.{key} = {prefix}_before.id"]
+    for prefix, key in adapter.pairs.items():
+        empty = f"SELECT 0::BIGINT AS user, 0::BIGINT AS last, * FROM ({_statistics_columns()})"
+        _read_state(connection, day, f"pairs/{prefix}", f"pairs_{prefix}", empty)
+        columns += [f'coalesce({prefix}_with.n{kind}, 0) AS "{prefix}.{kind}"' for kind in _COUNTED]
+        columns += [f'{prefix}_with.last AS "{prefix}.last"']
+        joined += [
+            f"LEFT JOIN pairs_{prefix} {prefix}_with ON e.user = {prefix}_with.user AND e.{key} = {prefix}_with.id"
+        ]
     connection.execute(
         f"CREATE OR REPLACE TABLE rows AS SELECT {', '.join(columns)} FROM exposures e {' '.join(joined)}"
     )
@@ -185,7 +193,8 @@ def _write_buckets(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
 
 def _write_state(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> None:
     state = day.work / "state"
-    (state / "statistics").mkdir(parents=True)
+    for what in ("statistics", "pairs"):
+        (state / what).mkdir(parents=True)
     counts = ", ".join(f"count(*) FILTER (kind = {kind}) AS n{kind}" for kind in _COUNTED)
     sums = ", ".join(f"sum(n{kind})::BIGINT AS n{kind}" for kind in _COUNTED)
     for prefix, key in adapter.statistics.items():
@@ -198,6 +207,17 @@ def _write_state(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: D
                       AND {key} IS NOT NULL GROUP BY ALL)
                 GROUP BY id ORDER BY id""",
             state / "statistics" / f"{prefix}.parquet",
+        )
+    for prefix, key in adapter.pairs.items():
+        _copy(
+            connection,
+            f"""SELECT user, id, max(last) AS last, {sums} FROM (
+                    FROM pairs_{prefix} UNION ALL BY NAME
+                    SELECT user, {key} AS id, max(time) FILTER (kind = {EXPOSURE}) AS last, {counts} FROM events
+                    WHERE domain = '{adapter.domain}' AND time >= {day.horizon} AND time < {day.next_horizon}
+                      AND {key} IS NOT NULL AND kind != {WATCH} GROUP BY ALL)
+                GROUP BY ALL""",
+            state / "pairs" / f"{prefix}.parquet",
         )
     begin, end = day.horizon - ROOM_WINDOW_MS, day.next_horizon - ROOM_WINDOW_MS
     if adapter.domain == "live":

@@ -185,3 +185,8 @@ class Adapter:
     def rates(self) -> dict[str, int]:
         """Label -> kind of everything that statistics count."""
         return {name: label.kind for name, label in self.labels.items() if label.kind in BITS and not label.total}
+
+    @property
+    def pairs(self) -> dict[str, str]:
+        """Prefix of the columns -> key (item or author) that is counted together with the user, up to each row."""
+        return {f"user_{self.author}": "author", f"user_{self.item}": "item"}

@@ -33,13 +33,13 @@ from livetrain.trainers.data.sources.events.model import Adapter
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.runtime import manifest
 
-VERSION = 1  # of the samples; a change of what is written raises it
+VERSION = 2  # of the samples; a change of what is written raises it
 BUCKET_ROWS = 50_000  # exposures of a day in a bucket, of the first logs; what a bucket holds in memory grows with it
 DAY_MS = 86_400_000
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, and how many of how many days are."""
-Map = Callable[[Callable[[Task], dict[str, int]], list[Task]], Iterable[dict[str, int]]]
+Map = Callable[[Callable[[Any], dict[str, int]], list[Any]], Iterable[dict[str, int]]]
 """Runs a function on every task, anywhere that sees the same files; the results come in any order."""
 
 
@@ -73,7 +73,7 @@ def prepare(
         if set("'*?[]") & set(str(path)):
             raise BadInput(f"{option} {path}: DuckDB takes ' * ? [ ] in a path for a pattern; choose one without them")
     found = _open(adapter, out, options)
-    with _written_here_alone(out) as work, stage.connect(adapter, options, work) as connection, _local(run) as run:
+    with written_here_alone(out) as work, stage.connect(adapter, options, work) as connection, in_processes(run) as run:
         progress("reading the raw files", 0, 0)
         notes = raw.open_raw(connection, adapter, source)
         try:
@@ -83,7 +83,7 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _written_here_alone(out: Path) -> Iterator[Path]:
+def written_here_alone(out: Path) -> Iterator[Path]:
     """Keep other preparations out of a folder, and yield its work folder, which is gone afterwards."""
     work = out / "_work"
     with (out / "_lock").open("w", encoding="utf-8") as lock:
@@ -132,11 +132,11 @@ def _open(adapter: Adapter, out: Path, options: Options) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _local(run: Map | None) -> Iterator[Map]:
+def in_processes(run: Map | None) -> Iterator[Map]:
     """Yield the given map, or one over this machine's processes, which start with the first day that needs them."""
     pools: list[ProcessPoolExecutor] = []
 
-    def in_processes(work: Callable[[Task], dict[str, int]], tasks: list[Task]) -> Iterator[dict[str, int]]:
+    def spread(work: Callable[[Any], dict[str, int]], tasks: list[Any]) -> Iterator[dict[str, int]]:
         if len(tasks) == 1 or os.cpu_count() == 1:
             return map(work, tasks)
         if not pools:
@@ -144,7 +144,7 @@ def _local(run: Map | None) -> Iterator[Map]:
         return pools[0].map(work, tasks)
 
     try:
-        yield run or in_processes
+        yield run or spread
     finally:
         for pool in pools:
             pool.shutdown(cancel_futures=True)

@@ -11,6 +11,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from livetrain.trainers.data.sources.events.bucket import ENTRY, NEVER, NOBODY, Options
 from livetrain.trainers.data.sources.events.model import ACTIONS, BITS, EXPOSURES, Adapter
@@ -20,13 +21,27 @@ MEMORY = "1500MB"  # of DuckDB; what needs more goes to disk
 BATCH = 100_000  # rows of an attributes' table in memory at a time
 
 
-def connect(adapter: Adapter, options: Options, work: Path) -> duckdb.DuckDBPyConnection:
-    """Open a database of its own below `work`, bounded in memory, with what the adapters' SQL calls."""
+def database(work: Path) -> duckdb.DuckDBPyConnection:
+    """Open a database of its own below `work`, bounded in memory, whose SQL may call `string_id(text)`."""
     connection = duckdb.connect(str(work / "work.duckdb"))
     settings = {"memory_limit": f"'{MEMORY}'", "temp_directory": f"'{work / 'spill'}'", "threads": os.cpu_count() or 1}
     settings |= {"preserve_insertion_order": "false", "partitioned_write_flush_threshold": 32_768, "TimeZone": "'UTC'"}
     for name, value in settings.items():
         connection.execute(f"SET {name} = {value}")
+    connection.create_function(
+        "string_id",
+        string_ids,
+        ["VARCHAR"],
+        "BIGINT",
+        type=PythonUDFType.ARROW,
+        null_handling=FunctionNullHandling.SPECIAL,
+    )
+    return connection
+
+
+def connect(adapter: Adapter, options: Options, work: Path) -> duckdb.DuckDBPyConnection:
+    """Open a database with what the adapters' SQL calls."""
+    connection = database(work)
     connection.execute(
         f"CREATE MACRO day_of(t) AS CAST(TRY(make_timestamp((t + {1000 * adapter.utc_offset_s}) * 1000)) AS DATE)"
     )

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from livetrain.trainers.data.sources.events.bucket import NOBODY, Options
 from livetrain.trainers.data.write.ids import string_id
@@ -113,6 +113,15 @@ class Twin:
             made[f"{prefix}_{name}_rate"] = sum(event[1] == kind for event in seen) / shown if shown else None
         return made
 
+    def tallies(self, prefix, mine):
+        """Return counts of earlier events of the row's own user, and the seconds since the last exposure."""
+        seen = [event for event in self.events if event[2] == self.visit.user and mine(event) and event[0] < self.at]
+        shown = [event[0] for event in seen if event[1] == "show"]
+        made = {f"{prefix}_count": math.log1p(len(shown))}
+        for name, kind in (("click", "click"), ("effective_view", "long"), ("like", "like"), ("gift", "gift")):
+            made[f"{prefix}_{name}_count"] = math.log1p(sum(event[1] == kind for event in seen))
+        return made | {f"{prefix}_ago": math.log1p((self.at - max(shown)) / 1000) if shown else None}
+
     def row(self):
         user, owner = self.visit.user, streamer(self.visit.item)
         made = {"user": user, "room": self.visit.item, "streamer": owner, "timestamp": self.at}
@@ -120,12 +129,15 @@ class Twin:
         made |= self.rates("user", lambda event: event[2] == user, self.day)
         made |= self.rates("user_seen", lambda event: event[2] == user, self.at)
         made |= self.rates("streamer", lambda event: streamer(event[3]) == owner, self.day)
+        made |= self.tallies("user_streamer", lambda event: streamer(event[3]) == owner)
+        made |= self.tallies("user_room", lambda event: event[3] == self.visit.item)
         local = (self.at + 8 * 3_600_000) // 1000
         return made | {"hour": local // 3600 % 24, "weekday": (local // 86400 + 3) % 7}
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(log=visit_lists)
+@example(log=[Visit(3580, 1, 1, click=False), Visit(86380, 1, 1, gifts=(0, 5000)), Visit(223200, 1, 1, click=False)])
 def test_rows_are_those_of_the_twin(tmp_path_factory, log):
     table = prepared("kuailive", tmp_path_factory.mktemp("log"), log, options=OPTIONS)
     rows = table.to_pylist()

@@ -1,0 +1,87 @@
+"""The spec of an event log whose exposures and actions are apart: the tables of trainers/data/sources/events/model.py.
+
+Every SELECT is DuckDB's SQL over the tables that `tables` names. Ids are whole numbers; `string_id(text)` makes one of
+a string. Times are ms since 1970, and `day_of(ms)` is the date of one.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.schema.section import Section
+from livetrain.configs.values import Name, RunName, Sql, Text, whole
+
+Kind = Literal["click", "long", "like", "comment", "follow", "gift", "profile", "watch"]
+Domain = Literal["live", "video"]
+Seconds = Annotated[int, *whole(0, 10**9)]
+
+
+class EventTable(Section):
+    """A raw table of the log: CSV with a header, or Parquet."""
+
+    files: list[Text] = Field(min_length=1, description="patterns, as seen from the spec's folder")
+    columns: dict[Text, Text] = Field(min_length=1, description="name -> DuckDB's type")
+    required: bool = Field(True, description="false: an empty table where there is no file")
+
+
+class EventAttributes(Section):
+    """What is known of every user, item or author."""
+
+    key: Literal["user", "item", "author"] = Field(description="whose id `id` is")
+    select: Sql = Field(description="SELECT that gives id and the columns, and with `age` also start (ms)")
+    ids: list[Name] = Field([], description="columns that are categories")
+    dense: list[Name] = Field([], description="columns that are numbers")
+    age: Name | None = Field(None, description="column of the samples for the seconds since start")
+
+
+class EventLabel(Section):
+    """A label, made from the actions of one kind that answer an exposure."""
+
+    kind: Kind
+    delay: bool = Field(True, description="false: the log records the action with the exposure, so it is always known")
+    total: bool = Field(False, description="the sum of the actions' values instead of 0 and 1")
+
+
+class EventSequence(Section):
+    """A history of rooms or videos, with what the user did there."""
+
+    domain: Domain
+    event: Literal["exposure", "click", "like"] = "click"
+    item: Name | None = None
+    author: Name | None = None
+
+
+class EventSpec(Section):
+    """Samples from an event log: exposures, and the actions that answer them within a time."""
+
+    name: RunName = "events"
+    domain: Domain = "live"
+    item: Name = Field(description="name of the samples' column for what was shown")
+    author: Name = Field(description="the same for whose it is")
+    utc_offset_s: Annotated[int, *whole(-86_400, 86_400)] = Field(0, description="of the log's days")
+    window_s: Annotated[int, *whole(1, 10**9)] = Field(
+        3600, description="seconds in which an action answers an exposure"
+    )
+    history: Annotated[int, *whole(1, 2**16)] = Field(50, description="entries of a sequence")
+    tables: dict[Name, EventTable] = Field(min_length=1)
+    exposures: Sql = Field(description="SELECT that gives user, item, author and time, and the columns of context")
+    context: dict[Name, Literal["id", "dense"]] = {}
+    actions: Sql = Field(
+        description="SELECT that gives user, item, author, time, kind (click, long, like, comment, follow, gift, "
+        "profile or watch), value (of a watch its seconds, of a gift its price, otherwise null) and session (ms when "
+        "the play began, or null)"
+    )
+    attributes: dict[Name, EventAttributes] = {}
+    labels: dict[Name, EventLabel] = Field(min_length=1)
+    sequences: dict[Name, EventSequence] = {}
+    statistics: dict[Name, Literal["user", "item", "author"]] = Field({}, description="prefix -> what is counted by")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "EventSpec":
+        for place in ("exposures", "actions"):
+            if "select" not in getattr(self, place).lower():
+                raise BadInput(f"{place}: it is no SELECT; write SELECT ... FROM one of the tables")
+        if "user" not in self.statistics:
+            raise BadInput(f"statistics: user is missing{nearest('user', self.statistics)}; add user: user")
+        return self

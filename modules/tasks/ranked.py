@@ -1,0 +1,44 @@
+"""What kinds have in common whose score orders rows and is no probability."""
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from livetrain.modules.metrics.histogram import Probabilities
+from livetrain.modules.tasks.binary import Binary
+
+_RANKING = ("auc", "auc_error", "gauc", "uauc", "positives")  # what such a score can be asked
+
+
+class Ranked(Binary):
+    """A label of 0 or 1 whose rows are to be ordered: the prediction is the score itself. A kind adds its loss."""
+
+    output = "score, by which rows are ranked"
+    odds = False
+    untrained = 0.0
+    metrics = {name: Binary.metrics[name] for name in _RANKING}
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def figures(self, labels: np.ndarray, logits: np.ndarray, groups: np.ndarray | None = None) -> dict[str, float]:
+        return _of_ranking(super().figures(labels, logits, groups))
+
+    def curves(self, labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray | None) -> dict[str, list[Any]]:
+        return super().curves(labels, logits, buckets) | {"calibration": []}
+
+    def counts(self) -> "_Scores":
+        return _Scores()
+
+
+class _Scores(Probabilities):
+    def figures(self) -> dict[str, float]:
+        return _of_ranking(super().figures())
+
+    def curves(self, measured: bool) -> dict[str, list[Any]]:
+        return super().curves(measured) | {"calibration": []}
+
+
+def _of_ranking(figures: dict[str, float]) -> dict[str, float]:
+    return {name: figure for name, figure in figures.items() if name in _RANKING}

@@ -1,0 +1,198 @@
+"""The files of one table as a DuckDB view, whatever their format and wherever they lie.
+
+Text is read as text, so that nothing is guessed twice: what a column is, the spec says. A CSV line that does not parse
+is left out and counted. CSV and JSON lines at a URI are copied to the work folder first; Parquet and ORC are read where
+they lie.
+"""
+
+import csv
+import glob
+import io
+import shutil
+from pathlib import Path
+from typing import TextIO
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset
+from pyarrow import fs
+
+from livetrain.configs.errors import BadInput, without_credentials
+from livetrain.configs.spec import Files
+
+ENDINGS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".dat": "csv", ".json": "json", ".jsonl": "json"}
+ENDINGS |= {".ndjson": "json", ".parquet": "parquet", ".pq": "parquet", ".orc": "orc"}
+_PACKED = (".gz", ".zst")
+NULLS = ("", "NULL", "null", "NaN", "nan", "None", "\\N")
+_LONGEST_LINE = 2**24  # bytes
+COPY = 2**22  # bytes
+
+
+def found(files: Files, folder: Path) -> list[str]:
+    """Return the paths and URIs that a spec's patterns name, each once.
+
+    Raises:
+        BadInput: a pattern names nothing.
+    """
+    paths: dict[str, None] = {}
+    for pattern in files.files:
+        if "://" in pattern:
+            paths[pattern] = None
+            continue
+        whole = folder / pattern
+        here = [str(whole)] if whole.is_file() else sorted(glob.glob(str(whole)))
+        if not here:
+            raise BadInput(f"there is no file {whole}; correct the path, which is seen from {folder}/")
+        paths |= dict.fromkeys(here)
+    return list(paths)
+
+
+def kind_of(files: Files, path: str) -> str:
+    """Return the format of a file: what the spec says, or else its name's ending.
+
+    Raises:
+        BadInput: neither does.
+    """
+    name = path
+    for ending in _PACKED:
+        name = name.removesuffix(ending)
+    kind = files.format or ENDINGS.get(Path(name).suffix.lower())
+    if kind is None:
+        raise BadInput(
+            f"{without_credentials(path)}: its name ends with none of {', '.join(ENDINGS)}; say format: csv, json, "
+            "parquet or orc"
+        )
+    return kind
+
+
+def open_files(connection: duckdb.DuckDBPyConnection, table: str, files: Files, folder: Path, work: Path) -> list[str]:
+    """Make the view `table` of all rows of some files; return the names of its columns.
+
+    Args:
+        connection: gets the view.
+        table: its name.
+        files: of a spec.
+        folder: that paths are seen from.
+        work: for copies of text files that lie at a URI.
+
+    Raises:
+        BadInput: a file is missing, cannot be read or has other columns than the first.
+    """
+    parts: list[str] = []
+    first: list[str] = []
+    for number, path in enumerate(found(files, folder)):
+        kind = kind_of(files, path)
+        try:
+            if "://" in path and kind in ("csv", "json"):
+                path = copied(path, kind, f"{table}_{number}", work)
+            if kind == "csv" and files.encoding != "utf-8":
+                path = _recoded(path, files.encoding, work / f"{table}_{number}.utf-8.csv")
+            select = _select(connection, files, path, kind, f"{table}_{number}")
+            columns = [name for name, *_ in connection.execute(f"DESCRIBE {select}").fetchall()]
+        except (duckdb.Error, pa.ArrowException, OSError, UnicodeError, csv.Error) as error:
+            why = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise BadInput(f"{without_credentials(path)} cannot be read ({why}); write it again") from error
+        if sorted(columns) != sorted(first or columns):
+            other = next(name for name in (*columns, *first) if (name in columns) != (name in first))
+            raise BadInput(f"{path}: column '{other}' is not in all files of this table; name files of one kind")
+        first = first or columns
+        parts.append(select)
+    where = f" WHERE {files.where}" if files.where else ""
+    union = " UNION ALL BY NAME ".join(parts)
+    connection.execute(f"CREATE OR REPLACE VIEW {quoted('all of ' + table)} AS {union}")
+    try:
+        connection.execute(
+            f"CREATE OR REPLACE VIEW {quoted(table)} AS SELECT * FROM {quoted('all of ' + table)}{where}"
+        )
+    except duckdb.Error as error:
+        raise BadInput(f"where: {short(error)}") from None
+    return first
+
+
+def quoted(name: str) -> str:
+    """Return a name as SQL takes it, whatever letters it has."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def text(value: str) -> str:
+    """Return a string as SQL takes it."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def short(error: duckdb.Error) -> str:
+    """Return what DuckDB says of an expression in one line, without the name of its error's class."""
+    line = str(error).strip().splitlines()[0]
+    for prefix in ("Binder Error: ", "Parser Error: ", "Catalog Error: ", "Conversion Error: "):
+        line = line.removeprefix(prefix)
+    return line[:1].lower() + line[1:].rstrip(".!")
+
+
+def known(name: str) -> bool:
+    """Return whether a file's ending says its format."""
+    for ending in _PACKED:
+        name = name.removesuffix(ending)
+    return Path(name).suffix.lower() in ENDINGS
+
+
+def copied(uri: str, kind: str, name: str, work: Path) -> str:
+    """Copy a text file to the work folder and return its path."""
+    system, inner = fs.FileSystem.from_uri(uri)
+    packed = next((ending for ending in _PACKED if inner.endswith(ending)), "")
+    copy = work / f"{name}.{kind}{packed}"
+    with system.open_input_stream(inner, compression=None) as source, copy.open("wb") as target:
+        shutil.copyfileobj(source, target, COPY)
+    return str(copy)
+
+
+def _recoded(path: str, encoding: str, copy: Path) -> str:
+    """Write a text file of another encoding as UTF-8, and return its path."""
+    with opened(path, encoding) as source, copy.open("w", encoding="utf-8", newline="") as target:
+        shutil.copyfileobj(source, target, COPY)
+    return str(copy)
+
+
+def _select(connection: duckdb.DuckDBPyConnection, files: Files, path: str, kind: str, name: str) -> str:
+    if kind == "csv":
+        nulls = ", ".join(map(text, NULLS))
+        columns = ", ".join(f"{text(column)}: 'VARCHAR'" for column in header(files, path))
+        return (
+            f"SELECT * FROM read_csv({text(escaped(path))}, auto_detect = false, header = {files.header}, skip = 0, "
+            f"delim = {text(files.delimiter)}, quote = {text(files.quote)}, escape = {text(files.quote)}, "
+            f"columns = {{{columns}}}, nullstr = [{nulls}], ignore_errors = true, "
+            f"store_rejects = true, max_line_size = {_LONGEST_LINE})"
+        )
+    if kind == "json":
+        return f"SELECT * FROM read_json({text(escaped(path))}, format = 'newline_delimited', sample_size = -1)"
+    if kind == "parquet" and "://" not in path:
+        return f"SELECT * FROM read_parquet({text(escaped(path))}, hive_partitioning = false)"
+    connection.register(f"data of {name}", pyarrow.dataset.dataset(path, format=kind))
+    return f"SELECT * FROM {quoted(f'data of {name}')}"
+
+
+def escaped(path: str) -> str:
+    """Return a path in which DuckDB sees no pattern."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in path)
+
+
+def header(files: Files, path: str) -> list[str]:
+    """Return the names of a text file's columns: each once, in whatever case, and none empty."""
+    with opened(path, "utf-8") as file:
+        names = next(csv.reader(file, delimiter=files.delimiter, quotechar=files.quote), [])
+    if not names:
+        raise BadInput(f"{path} is empty; name a file with rows")
+    made: list[str] = []
+    for number, name in enumerate(names):
+        name = (files.header and name.strip()) or f"column{number}"
+        taken, tries = {other.casefold() for other in made}, 2
+        while name.casefold() in taken:
+            name = f"{name.removesuffix(f'_{tries - 1}')}_{tries}"
+            tries += 1
+        made.append(name)
+    return made
+
+
+def opened(path: str, encoding: str) -> TextIO:
+    """Open a text file, packed or not."""
+    codec = "utf-8-sig" if encoding == "utf-8" else encoding
+    stream = pa.input_stream(path, compression="detect")
+    return io.TextIOWrapper(stream, encoding=codec, newline="", errors="replace")
