@@ -1,7 +1,5 @@
 """Numbers, normalised by the training split's statistics."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -20,8 +18,8 @@ class Number(Transform):
 
     def __init__(self, feature: NumberFeature) -> None:
         super().__init__(feature)
-        self.least, self.most = feature.clip or (-math.inf, math.inf)
-        self.log1p, self.flag = feature.log1p, feature.missing_flag
+        self.clip, self.log1p, self.flag = feature.clip is not None, feature.log1p, feature.missing_flag
+        self.least, self.most = feature.clip or (0.0, 0.0)
         self.columns, self.measured = 1 + feature.missing_flag, 1
 
     def forward(self, values: Tensor) -> Tensor:
@@ -30,7 +28,9 @@ class Number(Transform):
 
     def number(self, values: Tensor) -> Tensor:
         """Do what `forward` does: for kinds that begin otherwise."""
-        number = values.clamp(self.least, self.most)  # of NaN NaN
+        number = values
+        if self.clip:
+            number = number.clamp(self.least, self.most)  # of NaN NaN
         if self.log1p:
             number = number.sign() * number.abs().log1p()
         if self.flag:
