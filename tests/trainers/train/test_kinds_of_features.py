@@ -104,13 +104,3 @@ def test_the_exported_file_is_proved_and_predicts_alike(run, data, tmp_path, qua
     table = pq.read_table(data / "test").drop_columns(["label", "like", "watch", "gift", "worth"])
     by_file, by_run = (Predictor(weights_of(run, place)).predict(table)[0] for place in (tmp_path / "out", "best"))
     np.testing.assert_allclose(by_file.to_numpy(), by_run.to_numpy(), atol=1e-6 if quantize == "none" else 0.02)
-
-
-def test_a_run_that_begins_with_another_answers_as_it_did(run, data):
-    """Quantiles and means are the earlier run's, whatever the new rows are."""
-    later = recipe_of(
-        data, name="later", train__warm_start=str(run), optimizers__dense__lr=1e-30, optimizers__sparse__lr=1e-30
-    )
-    found = launch.train(later, data.parent / "runs")
-    first = json.loads((run / "result.json").read_text())
-    assert found["test.click.auc"] == pytest.approx(first["test.click.auc"], abs=1e-4)
