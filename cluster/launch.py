@@ -34,7 +34,7 @@ from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder, set_up, 
 from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, find_checkpoint
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import checkpoint, compatible, preflight, warm_start
-from livetrain.trainers.train.loop import Job, Trainer
+from livetrain.trainers.train.loop import Job, Trainer, empty_slices
 
 Work = Callable[[torch.device], dict[str, Any]]
 
@@ -231,6 +231,9 @@ def _evaluate_here(
     if ranks.is_main():
         runlog.note(told, "note", text=f"evaluating {split} with {path.name}")
     metrics, _ = trainer.evaluate(split)
+    if ranks.is_main():
+        for text in empty_slices(job.recipe, split, metrics):
+            runlog.note(told, "note", text=text)
     return {f"{split}.{key}": value for key, value in metrics.items()}
 
 

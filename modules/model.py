@@ -2,6 +2,8 @@
 
     ids (KJT of raw int64) -> IdHash -> KJT of rows -> one EmbeddingCollection a dim -> Dense -> {task: logit}
 
+Tables whose embeddings are pooled where their rows lie are in an EmbeddingBagCollection a dim (see features.bag).
+
 The same object trains (its tables sharded from outside), scores and exports, so the three cannot disagree.
 """
 
@@ -11,23 +13,27 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.modules.features.bag import Found, Weigh, pools_where_rows_lie
 from livetrain.modules.features.carriers import Encode, Prepare, Select, has_transforms
 from livetrain.modules.features.dense import Normalise
 from livetrain.modules.features.hashing import IdHash
 from livetrain.modules.features.registry import transforms
 from livetrain.modules.features.transform import Transform
 from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers import jagged
 from livetrain.modules.models.registry import network
 from livetrain.modules.network import Network
 from livetrain.modules.tables.initial import Initial
 from livetrain.modules.tasks.registry import kinds
 
+_REPLICATED, _POOLED = "_replicated", "_pooled"  # endings of collections' names
+_TABLES = ("embeddings", "embedding_bags")  # what torchrec calls the tables of a collection, unpooled and pooled
 _DTYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
 
 
@@ -36,6 +42,20 @@ class ReplicatedCollection(EmbeddingCollection):
 
     A class of its own so that no sharder takes it: torchrec's data-parallel kernel pools sequences on CPU.
     """
+
+
+class PooledCollection(EmbeddingBagCollection):
+    """Tables whose embeddings are pooled where their rows lie (see features.bag); plain, also of float16."""
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Args: table rows with weights. Returns: their weighted sums, (B, dim) by feature."""
+        out = {}
+        for config in self.embedding_bag_configs():
+            for name in config.feature_names:
+                part = features[name]
+                found = nn.functional.embedding(part.values(), self.embedding_bags[config.name].weight).float()
+                out[name] = jagged.pool(found * part.weights().unsqueeze(1), part.lengths(), False)
+        return KeyedTensor.from_tensor_list(list(out), list(out.values()))
 
 
 class Dense(nn.Module):
@@ -102,7 +122,8 @@ class Model(nn.Module):
         super().__init__()
         features, tables = recipe.features, recipe.tables
         used = {name: table for name, f in features.items() if (table := f.looks_up())}
-        keyed = sorted(used, key=lambda name: features[name].carrier != "ids")  # those made of numbers come last
+        order = ("ids", "numbers", "features")  # those made of numbers come after ids, those made of others last
+        keyed = sorted(used, key=lambda name: order.index(features[name].carrier))
         hashing = IdHash(
             keyed, [tables[used[n]].rows for n in keyed], [tables[used[n]].hash == "modulo" for n in keyed]
         )
@@ -110,26 +131,16 @@ class Model(nn.Module):
         self.transforms: dict[str, Transform] = made  # no modules of this one: `hash` and `select` own them
         self.hash = Prepare(features, made, hashing).to(device) if changed else hashing
         self.select = Select(features, made).to(device) if changed else None
-        self.collections: dict[str, list[str]] = {}
         self.tables = nn.ModuleDict()
+        collections: dict[str, list[str]] = {}
         for name, members in _collections(recipe).items():
-            replicated = name.endswith("replicated")
-            kind, where = (ReplicatedCollection, device) if replicated else (EmbeddingCollection, tables_device)
             users = {table: [f for f in keyed if used[f] == table] for table in members}
-            self.collections[name] = [feature for table in members for feature in users[table]]
-            self.tables[name] = kind(
-                tables=[
-                    EmbeddingConfig(
-                        name=table,
-                        num_embeddings=tables[table].rows,
-                        embedding_dim=tables[table].dim,
-                        feature_names=users[table],
-                        data_type=_DTYPES[tables[table].dtype],
-                    )
-                    for table in members
-                ],
-                device=torch.device(where),
-            )
+            collections[name] = [feature for table in members for feature in users[table]]
+            where = device if name.endswith(_REPLICATED) else tables_device
+            self.tables[name] = _collection(recipe, name, users, torch.device(where))
+        pooled = [name for name in collections if name.endswith(_POOLED)]
+        self.weigh = Weigh(features, [feature for name in pooled for feature in collections[name]])
+        self.found = Found(features, collections, pooled)
         dims = {name: tables[table].dim for name, table in used.items()}
         self.numbers = {n: made[n].columns for n, f in features.items() if f.form == "dense"}  # before encoders
         nowhere = torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext()
@@ -164,11 +175,17 @@ class Model(nn.Module):
         bfloat16 = recipe.train.precision == "bfloat16"
         width = sum(self.numbers.values())
         self.dense = Dense(net, width, encode, bfloat16, torch.device(device).type).to(device)
-        collection: EmbeddingCollection
-        for collection in self.tables.values():
-            for name, table in collection.embeddings.items():
-                if not table.weight.is_meta:
-                    initial_values(recipe, name).fill(table.weight.data)
+        for name, weight in self.table_weights().items():
+            if not weight.is_meta:
+                initial_values(recipe, name).fill(weight.data)
+
+    def table_weights(self) -> dict[str, nn.Parameter]:
+        """Return the weights (rows, dim) of each table of a plain model."""
+        return {
+            name: table.weight
+            for collection in self.tables.values()
+            for name, table in getattr(collection, _TABLES[isinstance(collection, EmbeddingBagCollection)]).items()
+        }
 
     def forward(
         self, ids: KeyedJaggedTensor, dense: torch.Tensor, weights: torch.Tensor | None = None
@@ -184,12 +201,11 @@ class Model(nn.Module):
         lengths: dict[str, torch.Tensor] = {}
         if len(self.tables):
             rows = self.hash(ids) if self.select is None else self.hash(ids, dense)
-            for name, collection in self.tables.items():
-                found = collection(rows)
-                for feature in self.collections[name]:
-                    jagged = found[feature]
-                    values[feature] = jagged.values()
-                    lengths[feature] = jagged.lengths()
+            weighed = self.weigh(ids, rows) if self.found.pooled else rows
+            found = [
+                collection(weighed if name in self.found.pooled else rows) for name, collection in self.tables.items()
+            ]
+            values, lengths = self.found(found, ids, rows)
         if self.select is not None:
             dense = self.select(dense)
         if self.key is None or weights is None:
@@ -198,15 +214,41 @@ class Model(nn.Module):
 
 
 def _collections(recipe: Recipe) -> dict[str, list[str]]:
-    """Group tables by dim, replicated ones apart: tables of one collection share their dim and their treatment."""
+    """Group tables by dim, apart if replicated or pooled: tables of one collection share dim and treatment."""
     groups: dict[str, list[str]] = {}
     taken = nn.ModuleDict()
     for name, table in recipe.tables.items():
         if hasattr(taken, name):
             raise BadInput(f"tables.{name}: PyTorch's own modules use this name; choose another, as {name}_table")
-        ending = "_replicated" if table.sharding == "data_parallel" else ""
+        ending = _REPLICATED if table.sharding == "data_parallel" else ""
+        ending = _POOLED if pools_where_rows_lie(recipe, name) else ending
         groups.setdefault(f"dim{table.dim}{ending}", []).append(name)
     return groups
+
+
+def _collection(recipe: Recipe, name: str, users: dict[str, list[str]], device: torch.device) -> nn.Module:
+    """Return a collection of tables, named as `_collections` says: {table: its features}."""
+    pooled = name.endswith(_POOLED)
+    kind = EmbeddingBagConfig if pooled else EmbeddingConfig
+    configs = [
+        kind(
+            name=table,
+            num_embeddings=recipe.tables[table].rows,
+            embedding_dim=recipe.tables[table].dim,
+            feature_names=features,
+            data_type=_DTYPES[recipe.tables[table].dtype],
+            **({"pooling": PoolingType.SUM} if pooled else {}),
+        )
+        for table, features in users.items()
+    ]
+    if pooled:
+        return PooledCollection(tables=configs, is_weighted=True, device=device)
+    return (ReplicatedCollection if name.endswith(_REPLICATED) else EmbeddingCollection)(tables=configs, device=device)
+
+
+def stored_name(name: str) -> str:
+    """Return the name under which a checkpoint keeps a parameter: of a table the same, whether it is pooled or not."""
+    return name.replace(f"{_POOLED}.{_TABLES[True]}.", f".{_TABLES[False]}.")
 
 
 def initial_values(recipe: Recipe, table: str) -> Initial:

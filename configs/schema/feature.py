@@ -18,7 +18,8 @@ class Feature(Section):
     the values is in modules.features, by `type`.
 
     Attributes:
-        carrier: ids (int64, any number per row) or numbers (`numbers` float32 per row, NaN = missing).
+        carrier: ids (int64, any number per row) or numbers (`numbers` float32 per row, NaN = missing); or other
+            features, of whose ids its own are made, so that it has no column.
         form: what a network gets: of an id feature at most one embedding per row, of a sequence as many as its list
             has ids, of a dense one numbers. A form other than dense has a table.
     """
@@ -26,7 +27,7 @@ class Feature(Section):
     type: str
     column: Text | None = Field(None, description="Parquet column, by default the feature's name")
 
-    carrier: ClassVar[Literal["ids", "numbers"]] = "numbers"
+    carrier: ClassVar[Literal["ids", "numbers", "features"]] = "numbers"
     form: ClassVar[Literal["id", "sequence", "dense"]] = "dense"
 
     @property
@@ -45,7 +46,7 @@ class Feature(Section):
         numbers; "time", or "unix time" where integers count in `time_unit` since 1970; both are carried in seconds."""
         if self.carrier == "numbers":
             return "dense"
-        return "sequence" if self.form == "sequence" else "id"
+        return "sequence" if self.lists else "id"
 
     @property
     def time_unit(self) -> str | None:
@@ -67,6 +68,26 @@ class Feature(Section):
         """Most ids of a row; the newest ones count."""
         return 1
 
+    @property
+    def pooled(self) -> str | None:
+        """How the embeddings of a row's list of ids become one: sum, mean, sqrtn or max; None where they do not."""
+        return None
+
+    @property
+    def lists(self) -> bool:
+        """Whether a row of the column is a list of ids."""
+        return self.form == "sequence" or self.pooled is not None
+
+    @property
+    def weighted(self) -> str | None:
+        """Column with a weight of each id of a list; None where all count alike."""
+        return None
+
+    @property
+    def parts(self) -> list[str]:
+        """The features of whose ids this one's are made, in the order in which they count."""
+        return []
+
     def looks_up(self) -> str | None:
         """Return the table in which the feature's ids are looked up; None for numbers."""
         return None
@@ -87,7 +108,7 @@ class EmbeddedFeature(Feature):
 
     table: Name = Field(description="the table that the ids are looked up in")
 
-    carrier: ClassVar[Literal["ids", "numbers"]] = "ids"
+    carrier: ClassVar[Literal["ids", "numbers", "features"]] = "ids"
     form: ClassVar[Literal["id", "sequence", "dense"]] = "id"
 
     def looks_up(self) -> str | None:

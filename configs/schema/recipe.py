@@ -61,10 +61,12 @@ class Recipe(Section):
     def _parts_fit(self) -> "Recipe":
         object.__setattr__(self, "plugins", registry.complete(self, self.plugins))
         _check_tables(self)
+        _check_parts(self)
         _check_arithmetic(self)
         _check_gradients(self)
         _check_groups(self)
         _check_division(self)
+        _check_slices(self)
         return self
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
@@ -76,14 +78,17 @@ class Recipe(Section):
         return self.features[feature].column or feature
 
     def columns(self, feature: str) -> tuple[str, ...]:
-        """Return all Parquet columns that feed `feature`, `column` first."""
+        """Return the Parquet columns whose values `feature` is made of, `column` first; none of a feature of others."""
+        if self.features[feature].parts:
+            return ()
         second = self.features[feature].second_column
         return (self.column(feature),) if second is None else (self.column(feature), second)
 
     def select(self) -> str:
-        """Return the metric on the validation split that picks the best checkpoint."""
+        """Return the metric on the validation split that picks the best checkpoint; a bare one is the first task's."""
         name, task = next(iter(self.tasks.items()))
-        return self.train.select or f"{name}.{registry.TASKS.owner(task.kind).leading}"
+        wanted = self.train.select or registry.TASKS.owner(task.kind).leading
+        return wanted if "." in wanted else f"{name}.{wanted}"
 
     def groups(self) -> dict[str, str]:
         """Return the column of the groups by task, of those whose rows are compared with their group's."""
@@ -92,6 +97,14 @@ class Recipe(Section):
             for name, task in self.tasks.items()
             if isinstance(task, GroupTask)
         }
+
+
+def _check_slices(recipe: Recipe) -> None:
+    for name in recipe.evaluate.slices:
+        if name in recipe.tasks:
+            raise BadInput(
+                f"evaluate.slices.{name}: a task has this name, and figures go by it; name the slice otherwise"
+            )
 
 
 def _check_tables(recipe: Recipe) -> None:
@@ -123,6 +136,20 @@ def _check_made(name: str, feature: Feature, table: str, declared: Table) -> Non
             f"tables.{table}.rows: features.{name} makes the ids 0 to {feature.ids - 1}, more than the table's "
             f"{declared.rows} rows; use rows: {feature.ids}"
         )
+
+
+def _check_parts(recipe: Recipe) -> None:
+    """Refuse a feature that is made of others which have no one id per row."""
+    for name, feature in recipe.features.items():
+        for part in feature.parts:
+            if part not in recipe.features:
+                raise BadInput(f"features.{name}.of: there is no feature '{part}'{nearest(part, recipe.features)}")
+            other = recipe.features[part]
+            if other.form != "id" or other.lists or other.parts:
+                raise BadInput(
+                    f"features.{name}.of: '{part}' is of type {other.type}, which has no id of each row; name features "
+                    "that have one, as those of type id"
+                )
 
 
 def _check_arithmetic(recipe: Recipe) -> None:

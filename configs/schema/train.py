@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 
 from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Count, Name, Seed, Share, Text
+from livetrain.configs.values import Count, Length, Name, Seed, Share, Text, whole
 
 _PROFILED = re.compile(r"([1-9]\d{0,8})\.\.([1-9]\d{0,8})", re.ASCII)
 _MOST_PROFILED = 1000  # steps: a trace is kept in memory until it is written
@@ -21,7 +21,8 @@ class Train(Section):
     checkpoint_every: Count | None = Field(None, description="steps between checkpoints besides evaluations")
     keep: Count = Field(2, description="newest checkpoints kept, besides the best")
     select: Text | None = Field(
-        None, description="metric on valid/ that picks the best, by default the one that leads the first task's kind"
+        None,
+        description="metric on valid/ that picks the best, as gauc or like.auc; by default the first task's main one",
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32", description="of the dense part: tf32 speeds up matrix products on GPUs, bfloat16 autocasts"
@@ -50,8 +51,17 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    group_by: Text | None = Field(None, description="int64 column whose groups GAUC and UAUC average, as a user id")
+    group_by: Text | None = Field(
+        None,
+        description="int64 column of what is ranked together, as a user or a request: for GAUC and metrics of lists",
+    )
     slices: Annotated[dict[Name, Text], Field(max_length=32)] = Field(
         {}, description="conditions over columns, such as new_user: user_count < 3; their rows get metrics of their own"
+    )
+    top: Annotated[list[Length], Field(max_length=16)] = Field(
+        [10], description="k of HR@k, recall@k and NDCG@k of each group's list"
+    )
+    bootstrap: Annotated[int, *whole(0, 10_000)] = Field(
+        0, description="draws of whole groups from which the test's metrics get 95 % intervals"
     )
     memory: Literal["exact", "bounded"] = Field("exact", description="bounded: binned AUC, GAUC on a sample of groups")

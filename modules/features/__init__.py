@@ -3,7 +3,9 @@
 from livetrain.modules.features import (  # noqa: F401
     age,
     autodis,
+    bag,
     bucket,
+    cross,
     dense,
     hour,
     id,

@@ -1,4 +1,4 @@
-"""From a batch's carriers to what is looked up and what the network gets, for features with transforms of their own."""
+"""From a batch's carriers to what is looked up and what the network gets, for features that are not plain."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.schema import Feature
+from livetrain.modules.features.cross import cross
 from livetrain.modules.features.transform import Transform
 
 
@@ -31,12 +32,12 @@ def split_numbers(features: Mapping[str, Feature], numbers: Tensor) -> dict[str,
 
 
 class Prepare(nn.Module):
-    """Transform the ids of a batch, add those that are made of numbers, and hash all of them to rows.
+    """Transform the ids of a batch, add those that are made of numbers and of others, and hash all of them to rows.
 
     Args:
         features: the recipe's.
         transforms: of all of them.
-        hashing: of all features with a table: those whose carrier is ids, then those made of numbers.
+        hashing: of all features with a table: those whose carrier is ids, then those made of numbers, then of features.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Prepare(nn.Module):
         super().__init__()
         self.hashing = hashing
         self.features = dict(features)
-        self.changed = [n for n, feature in features.items() if feature.looks_up() and not feature.plain]
+        self.changed = [n for n, f in features.items() if f.looks_up() and not f.plain and not f.parts]
         self.transforms = nn.ModuleDict({keyed(name): transforms[name] for name in self.changed})
+        self.crosses = {name: feature.parts for name, feature in features.items() if feature.parts}
 
     def forward(self, ids: KeyedJaggedTensor, numbers: Tensor) -> KeyedJaggedTensor:
         """Prepare one batch.
@@ -57,6 +59,8 @@ class Prepare(nn.Module):
 
         Returns:
             Table rows of the features in the order of `hashing`'s keys; one id per row of a feature made of numbers.
+            On a GPU this waits for it once where a feature is made of others: how many rows have all of them it alone
+            knows.
         """
         values, lengths, size = ids.values().clone(), [ids.lengths()], numbers.size(0)
         ends, keys, counts = ids.offset_per_key(), list(ids.keys()), list(ids.length_per_key())
@@ -72,6 +76,17 @@ class Prepare(nn.Module):
                 place = keys.index(name)
                 part = values[ends[place] : ends[place + 1]]
                 part.copy_(transform(part))
+        numbered = iter(parts[1:])
+        of_key = {
+            key: values[ends[i] : ends[i + 1]] if i + 1 < len(ends) else next(numbered) for i, key in enumerate(keys)
+        }
+        length_of_key = dict(zip(keys, torch.cat(lengths).view(-1, size), strict=True))
+        for name, of in self.crosses.items():
+            made, there = cross([of_key[part] for part in of], [length_of_key[part] for part in of])
+            parts.append(made)
+            lengths.append(there)
+            keys.append(name)
+            counts.append(made.numel())
         joined = KeyedJaggedTensor(
             keys=keys, values=torch.cat(parts), lengths=torch.cat(lengths), stride=size, length_per_key=counts
         )

@@ -43,8 +43,12 @@ class _Rows:
             end = int(lengths[: place + 1].sum())
             out.ids[name] = self.ids[name][end - int(lengths[place]) : end]
             out.lengths[name] = lengths[place : place + 1]
+            if name in self.dense:  # weights
+                out.dense[name] = self.dense[name][end - int(lengths[place]) : end]
         for name, column in self.dense.items():
-            out.dense[name] = column[place : place + 1] if names is None or name in names else column
+            if name not in out.dense:
+                one = name not in self.lengths and (names is None or name in names)
+                out.dense[name] = column[place : place + 1] if one else column
         return out
 
     def call(self, function: Callable) -> dict[str, Tensor]:
@@ -106,22 +110,29 @@ def _made_up(recipe: Recipe, whole: bool) -> _Rows:
             if not whole:
                 rows.dense[name][number % 4 == 0] = float("nan")
             continue
+        if feature.carrier == "features":
+            continue
         # The lists of one history are equally long in every row.
         lengths = torch.arange(_ROWS).remainder(3) if feature.form == "sequence" else number.remainder(3)
-        most = longest if feature.form == "sequence" else 1
+        most = longest if feature.form == "sequence" else min(2, feature.limit)
         rows.lengths[name] = torch.full((_ROWS,), most) if whole else lengths.clamp(max=most)
         rows.ids[name] = torch.arange(int(rows.lengths[name].sum())) * 7 + place
+        if feature.weighted:
+            rows.dense[name] = torch.cos(rows.ids[name].float())
     return rows
 
 
 def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, mend: str) -> dict[str, Tensor]:
     """Return the predictions that the model makes in training's way, or say what is wrong with them."""
+    weights = [rows.dense.get(name, torch.ones(len(ids))) for name, ids in rows.ids.items()]
     ids = KeyedJaggedTensor(
         keys=list(rows.ids),
         values=torch.cat([*rows.ids.values(), torch.zeros(0, dtype=torch.long)]),
+        weights=torch.cat([*weights, torch.zeros(0)]),
         lengths=torch.cat([*rows.lengths.values(), torch.zeros(0, dtype=torch.long)]),
     )
-    dense = torch.column_stack(list(rows.dense.values())) if rows.dense else torch.zeros(_ROWS, 0)
+    numbers = [column for name, column in rows.dense.items() if name not in rows.ids]
+    dense = torch.column_stack(numbers) if numbers else torch.zeros(_ROWS, 0)
     try:
         logits = model(ids, dense, torch.ones(_ROWS))
     except BadInput:

@@ -33,7 +33,7 @@ from torch.utils.serialization import config
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe
-from livetrain.modules.model import Model
+from livetrain.modules.model import Model, stored_name
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog
 from livetrain.trainers.runtime.run_folder import Damaged, committed, content
 from livetrain.trainers.train import restore
@@ -52,15 +52,19 @@ def state(sharded: Sharded) -> dict[str, Any]:
 
     Loading into them loads the model, once `Sharded.purge` has made the caches forget what was there before.
     """
-    state: dict[str, Any] = {"model": sharded.model.state_dict()}
+    state: dict[str, Any] = {"model": _stored(sharded.model.state_dict())}
     for name, optimizer in sharded.optimizers.items():
         # An optimizer without state (plain SGD) must leave no empty entry: nothing would be written for it.
-        kept = {key: values for key, values in optimizer.state_dict()["state"].items() if values}
+        kept = _stored({key: values for key, values in optimizer.state_dict()["state"].items() if values})
         if kept:
             state[f"optimizer_{name}"] = kept
     if learned := sharded.pipeline.combination.combiner.state_dict():
         state["gradients"] = learned
     return state
+
+
+def _stored(values: dict[str, Any]) -> dict[str, Any]:
+    return {stored_name(name): value for name, value in values.items()}
 
 
 class WriteFailed(Exception):
@@ -302,9 +306,10 @@ def load(sharded: Sharded, recipe: Recipe, path: Path, resume: bool = False) -> 
 
 def load_plain(model: Model, path: Path) -> None:
     """Load a checkpoint's tables and dense part into a plain model, in one process, without a process group."""
-    state = {"model": model.state_dict()}
+    own = model.state_dict()
+    state = {"model": _stored(own)}
     read(state, path)
-    model.load_state_dict(state["model"])
+    model.load_state_dict({name: state["model"][stored_name(name)] for name in own})
 
 
 def read(state: dict[str, Any], path: Path) -> None:

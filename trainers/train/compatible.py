@@ -16,7 +16,7 @@ _FREE = (
     *("name", "export", "wandb", "data.threads", "data.prefetch", "gradients.measure_every"),
     *("train.checkpoint_every", "train.keep", "train.log_every", "train.profile"),
     *("cluster.workers", "cluster.device", "cluster.address", "cluster.cpus_per_worker", "cluster.max_failures"),
-    *("cluster.timeout_s", "cluster.topology"),
+    *("cluster.timeout_s", "cluster.topology", "evaluate.bootstrap"),
 )
 # What a model and its optimizers' state are read into.
 _SHAPE = ("features", "tables", "model", "tasks", "gradients.kind", "optimizers.sparse.kind", "optimizers.dense.kind")

@@ -22,6 +22,7 @@ from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source, Statistics
 from livetrain.trainers.evaluate import selection
 from livetrain.trainers.evaluate.evaluation import Evaluation
+from livetrain.trainers.evaluate.intervals import Bootstrap
 from livetrain.trainers.evaluate.retrieval import Retrieval
 from livetrain.trainers.observe import prometheus
 from livetrain.trainers.observe.weights_and_biases import Tracker
@@ -196,9 +197,15 @@ class Trainer:
             **self.breakdown.read(seconds),
         )
 
-    def evaluate(self, split: str) -> tuple[dict[str, float], dict[str, Any]]:
-        """Return (metrics, curves) of the present weights on a split. Collective."""
-        evaluation = Evaluation(kinds(self.recipe.tasks), memory=self.recipe.evaluate.memory)
+    def evaluate(self, split: str, intervals: bool = True) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return (metrics, curves) of the present weights on a split, with intervals if the recipe asks. Collective."""
+        asked = self.recipe.evaluate
+        evaluation = Evaluation(
+            kinds(self.recipe.tasks, asked.top),
+            memory=asked.memory,
+            slices=list(asked.slices),
+            bootstrap=Bootstrap(asked.bootstrap if intervals else 0, self.recipe.train.seed),
+        )
         sequences = {n: f.limit for n, f in self.recipe.features.items() if f.form == "sequence"}
         history = max(sequences, key=sequences.__getitem__, default=None)
         retrieval = Retrieval(self.sharded.model.dense.network, self.recipe)
@@ -214,18 +221,20 @@ class Trainer:
                 batch = output.batch
                 assert output.logits is not None  # the module is in evaluation mode
                 lengths = batch.ids[history].lengths() if history else None
-                evaluation.update(output.logits, batch.labels, batch.weights, batch.groups, lengths)
+                evaluation.update(
+                    output.logits, batch.labels, batch.weights, batch.groups, lengths, batch.slices, batch.rows
+                )
                 retrieval.add(batch)
         batches.close()
         return evaluation.compute() | retrieval.compute(), evaluation.curves()
 
     def _validate(self) -> None:
         try:
-            metrics, _ = self.evaluate("valid")
+            metrics, _ = self.evaluate("valid", intervals=False)
         except Stopped:
             self.position["due"] = True
             self._stop()
-        self.log.write("eval", step=self.step, split="valid", **metrics)
+        self._write("valid", self.step, metrics)
         position, best = self.position, self.position.get("valid")
         by = selection.picks(self.recipe, metrics)
         if best is None and by != self.recipe.select():
@@ -234,6 +243,11 @@ class Trainer:
             position |= {"best_step": self.step, "waited": 0, "valid": metrics}
         else:
             position["waited"] += 1
+
+    def _write(self, split: str, step: int, metrics: dict[str, float]) -> None:
+        self.log.write("eval", step=step, split=split, **metrics)
+        for text in empty_slices(self.recipe, split, metrics):
+            self.log.write("note", step=step, text=text)
 
     def _told(self, by: str | None) -> str:
         """Say that the metric that the recipe selects by is undefined, and what picks the best checkpoint instead."""
@@ -260,7 +274,7 @@ class Trainer:
     def _test(self, best: int) -> tuple[dict[str, float], dict[str, Any]]:
         self.log.write("note", step=self.step, text=f"evaluating test with the checkpoint of step {best}")
         test, curves = self.evaluate("test")
-        self.log.write("eval", step=best, split="test", **test)
+        self._write("test", best, test)
         return test, curves
 
     def _finish(self) -> dict[str, Any]:
@@ -295,3 +309,13 @@ class Trainer:
             "curves": curves,
             "spectra": spectra.read(),
         }
+
+
+def empty_slices(recipe: Recipe, split: str, metrics: dict[str, float]) -> list[str]:
+    """Return a sentence on every slice of the recipe that no row of a split is in, given the split's metrics."""
+    conditions = recipe.evaluate.slices
+    return [
+        f"{split}: no row is in slice {name}, {condition}, so it has no metrics there"
+        for name, condition in conditions.items()
+        if not metrics[f"{name}.rows"]
+    ]

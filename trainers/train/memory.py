@@ -79,7 +79,8 @@ def needs(recipe: Recipe, model: Model, saves: bool = True) -> list[Part]:
 def _row(recipe: Recipe, model: Model) -> int:
     """Return what a row of a batch takes at the least: lists of one id, values and gradients of what layers return."""
     features = recipe.features.values()
-    read = sum(4 * feature.numbers if feature.carrier == "numbers" else 16 for feature in features)
+    each = {"numbers": 4, "ids": 16, "features": 0}
+    read = sum(each[feature.carrier] * feature.numbers for feature in features)
     columns = sum(recipe.tables[table].dim for feature in features if (table := feature.looks_up()))
     columns += sum(layer.out_features for layer in model.dense.modules() if isinstance(layer, nn.Linear))
     return (1 + recipe.data.prefetch) * read + 2 * 4 * columns

@@ -13,7 +13,7 @@ from livetrain.modules.model import Model
 from livetrain.modules.serving.proof import prove
 from livetrain.trainers.data.checks import brief
 from livetrain.trainers.data.read.source import Source, Statistics, scan
-from livetrain.trainers.evaluate.selection import check_select, stand_in, undefined
+from livetrain.trainers.evaluate.selection import check_select, parts, stand_in, undefined
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.runtime import scratch
 from livetrain.trainers.train import memory
@@ -80,7 +80,7 @@ def _check_known(source: Source, recipe: Recipe, statistics: Statistics) -> None
 
 def _check_measurable(source: Source, recipe: Recipe, statistics: Statistics) -> None:
     """Raise BadInput where no metric of the split could pick a checkpoint."""
-    task = recipe.select().rpartition(".")[0]
+    task = parts(recipe.select())[1]
     if not {recipe.select(), stand_in(recipe, recipe.select())} <= set(undefined(recipe, task, statistics)):
         return
     label = f"tasks.{task}.label '{recipe.tasks[task].label}'"
@@ -94,7 +94,7 @@ def _check_measurable(source: Source, recipe: Recipe, statistics: Statistics) ->
 def _note_one_class(split: str, recipe: Recipe, statistics: Statistics, progress: Callable[[str], None]) -> None:
     """Say which metrics a split's labels leave undefined, and what then picks the best checkpoint."""
     for task in recipe.tasks:
-        lacking = undefined(recipe, task, statistics)
+        lacking = [name for name in undefined(recipe, task, statistics) if not parts(name)[0]]
         if not lacking:
             continue
         only = statistics.single.get(task)

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
-from torchrec.distributed.embedding import EmbeddingCollectionSharder, ShardedEmbeddingCollection
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
@@ -25,12 +26,20 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import OPTIMIZERS
 from livetrain.configs.schema import Recipe
-from livetrain.modules.model import Model, ReplicatedCollection, initial_values
+from livetrain.modules.model import Model, PooledCollection, ReplicatedCollection, initial_values
 from livetrain.modules.optimizers import table_optimizer
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train import planning
 from livetrain.trainers.train.gradients.combination import Combination
-from livetrain.trainers.train.step import CachedTablePipeline, DensePipeline, Pipeline, Step, TablePipeline, Update
+from livetrain.trainers.train.step import (
+    SHARDED,
+    CachedTablePipeline,
+    DensePipeline,
+    Pipeline,
+    Step,
+    TablePipeline,
+    Update,
+)
 
 DENSE = {
     "adam": torch.optim.Adam,
@@ -38,6 +47,19 @@ DENSE = {
     "adagrad": torch.optim.Adagrad,
     "sgd": torch.optim.SGD,
 }
+
+
+class BagSharder(EmbeddingBagCollectionSharder):
+    """torchrec's for pooled tables, on CPUs too by rows: gloo knows the reduce-scatter by now."""
+
+    @property
+    def module_type(self) -> type[PooledCollection]:
+        """Return what is sharded."""
+        return PooledCollection
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """Return the kinds of sharding that there are; planning asks for those that it may use."""
+        return super().sharding_types("cuda")
 
 
 @dataclass
@@ -61,7 +83,7 @@ class Sharded:
     def shards(self) -> Iterator[tuple[str, torch.Tensor, int, int]]:
         """Yield (table, local weight, first row, first column) of every sharded piece on this rank."""
         for module in self.module.modules():
-            if isinstance(module, ShardedEmbeddingCollection):
+            if isinstance(module, SHARDED):
                 for key, value in module.state_dict().items():
                     table = key.split(".")[-2]
                     for shard in value.local_shards():
@@ -71,7 +93,7 @@ class Sharded:
     def purge(self) -> None:
         """Forget the rows in GPU caches, after the tables behind them were written: see checkpoint.load."""
         for module in self.module.modules():
-            if isinstance(module, ShardedEmbeddingCollection):
+            if isinstance(module, SHARDED):
                 for lookup in module._lookups:
                     lookup.purge()
 
@@ -161,7 +183,7 @@ def dry_plan(recipe: Recipe, world: int, device: str) -> ShardingPlan:
     return planning.make(recipe, world, device, step, sharders)
 
 
-def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[EmbeddingCollectionSharder]]:
+def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[Any]]:
     """Return the step with an optimizer fused into every table, and the sharders for it."""
     step = Step(Model(recipe, device=device, tables_device="meta"), recipe)
     optimizer = table_optimizer(recipe.optimizers.sparse)
@@ -172,12 +194,13 @@ def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[EmbeddingCo
     )
     # fbgemm ignores weight_decay unless it is told its kind.
     fused = {"weight_decay_mode": WeightDecayMode.L2, **optimizer.fused()}
-    return step, [EmbeddingCollectionSharder(fused, _codecs(recipe))]
+    sharders = (EmbeddingCollectionSharder, BagSharder)
+    return step, [sharder(dict(fused), _codecs(recipe)) for sharder in sharders]
 
 
-def _sharded_collections(module: nn.Module) -> Iterator[tuple[str, EmbeddingCollection]]:
+def _sharded_collections(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for path, child in module.named_modules():
-        if type(child) is EmbeddingCollection:
+        if type(child) in (EmbeddingCollection, PooledCollection):
             yield path, child
 
 
@@ -198,7 +221,7 @@ def _optimizers(recipe: Recipe, module: DistributedModelParallel) -> dict[str, K
     replicated = {k: p for k, p in rest.items() if k.startswith(replicated_paths)} if replicated_paths else {}
     dense = {k: p for k, p in rest.items() if k not in replicated}
     out: dict[str, KeyedOptimizer] = {}
-    if any(isinstance(m, ShardedEmbeddingCollection) for m in module.modules()):
+    if any(isinstance(m, SHARDED) for m in module.modules()):
         out["tables"] = module.fused_optimizer
     if replicated:
         table = table_optimizer(recipe.optimizers.sparse)

@@ -14,6 +14,7 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBat
 from torch import nn
 from torch.profiler import record_function
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.train_pipeline.pipeline_context import PrefetchTrainPipelineContext
 from torchrec.distributed.train_pipeline.runtime_forwards import PrefetchPipelinedForward
@@ -25,6 +26,9 @@ from livetrain.modules.batch import Batch
 from livetrain.modules.model import Model
 from livetrain.trainers.train.gradients.combination import Combination
 from livetrain.trainers.train.loss import Loss, Output
+
+# What torchrec makes of tables whose rows it spreads over ranks: looked up as they are, or pooled.
+SHARDED = (ShardedEmbeddingCollection, ShardedEmbeddingBagCollection)
 
 
 class Step(nn.Module):
@@ -261,7 +265,7 @@ class CachedTablePipeline(TablePipeline):
 def cached_lookups(model: nn.Module) -> Iterator[SplitTableBatchedEmbeddingBagsCodegen]:
     """Yield fbgemm's part of each group of tables that lies in host memory behind a GPU cache."""
     for module in model.modules():
-        if isinstance(module, ShardedEmbeddingCollection):
+        if isinstance(module, SHARDED):
             for lookup in module._lookups:
                 for kernel in lookup._emb_modules:
                     if kernel.emb_module.lxu_cache_weights.numel():

@@ -244,7 +244,7 @@ def without(part: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]
 
 WRONG = {
     "ids: the feature 'movie' is missing": lambda v, n, d: (without(v, "movie"), n, d),
-    "lengths: the sequence feature 'history' is missing": lambda v, n, d: (v, without(n, "history"), d),
+    "lengths: those of the lists 'history' are missing": lambda v, n, d: (v, without(n, "history"), d),
     "dense: the feature 'rate' is missing": lambda v, n, d: (v, n, {}),
     "those of 'history' do not add up": lambda v, n, d: (v, {**n, "history": torch.tensor([2, 1])}, d),
     "those of 'rating' do not add up": lambda v, n, d: (v, {**n, "rating": torch.tensor([5, -1])}, d),

@@ -3,6 +3,7 @@
 Only what is certainly wrong is refused: an outcome of the row as a feature, by its name or because it equals a label.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -78,7 +79,7 @@ def examine(
 def _check_alike(recipe: Recipe, sources: dict[str, Source]) -> None:
     """Raise BadInput where a split has strings and another numbers: of "7" and 7 the ids differ."""
     for name, feature in recipe.features.items():
-        if feature.holds not in ("id", "sequence"):
+        if feature.parts or feature.holds not in ("id", "sequence"):
             continue
         column, folders = recipe.column(name), dict[bool, str]()
         for source in sources.values():
@@ -129,11 +130,10 @@ def _read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table
 
 def _refuse_copies(recipe: Recipe, train: pa.Table) -> None:
     for name in recipe.features:
-        column = train[recipe.column(name)]
-        for task, wanted in recipe.tasks.items():
-            if leaks.is_copy(column, train[wanted.label]):
+        for (task, wanted), column in itertools.product(recipe.tasks.items(), recipe.columns(name)[:1]):
+            if leaks.is_copy(train[column], train[wanted.label]):
                 raise BadInput(
-                    f"features.{name}: column '{recipe.column(name)}' equals '{wanted.label}' (tasks.{task}.label) on "
+                    f"features.{name}: column '{column}' equals '{wanted.label}' (tasks.{task}.label) on "
                     f"every one of {len(train):,} sampled rows, so the model would be given its answer; "
                     "remove the feature"
                 )

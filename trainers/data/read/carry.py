@@ -44,12 +44,7 @@ def ids(feature: Feature, array: pa.Array) -> Column:
         array = _seconds(array, feature)
     offsets: np.ndarray | None
     if is_list(array.type):
-        if array.null_count:  # a null list may have values in memory
-            offsets, values = running(array.value_lengths().fill_null(0).to_numpy()), array.flatten()
-        else:
-            offsets = array.offsets.to_numpy().astype(np.int64)
-            values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
-            offsets -= offsets[0]
+        values, offsets = _lists(array)
     else:
         offsets, values = np.arange(len(array) + 1) if array.null_count else None, array
     values = whole_ids(values)
@@ -57,6 +52,44 @@ def ids(feature: Feature, array: pa.Array) -> Column:
         offsets = running(values.is_valid().to_numpy(zero_copy_only=False))[offsets]
         values = values.drop_null()
     return Column(values.to_numpy(), offsets)
+
+
+def _lists(array: pa.ListArray | pa.LargeListArray) -> tuple[pa.Array, np.ndarray]:
+    """Return the elements of all lists, nulls among them, and the lists' offsets; a null list is empty."""
+    if array.null_count:  # a null list may have values in memory
+        return array.flatten(), running(array.value_lengths().fill_null(0).to_numpy())
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    return array.values.slice(offsets[0], offsets[-1] - offsets[0]), offsets - offsets[0]
+
+
+def weights_of(ids: pa.Array, weights: pa.Array, where: str) -> np.ndarray:
+    """Return the weights of a column of lists, (N,) float32, of those ids that are not null.
+
+    Args:
+        ids: lists of n rows.
+        weights: lists of numbers of n rows. A null weighs 1, and so do all ids of a row whose list is null.
+        where: what the columns are, for messages.
+
+    Raises:
+        BadInput: a row has more weights than ids, or fewer, or one that is not finite in float32.
+    """
+    (values, offsets), (given, ends) = _lists(ids), _lists(weights)
+    wanted, found = np.diff(offsets), np.diff(ends)
+    told = weights.is_valid().to_numpy(zero_copy_only=False)
+    if (bad := told & (wanted != found)).any():
+        row = int(bad.argmax())
+        raise BadInput(
+            f"{where}row {row} has {found[row]} weights and {wanted[row]} ids; store one weight of each id, or "
+            "null for weights of 1"
+        )
+    numbers = np.ones(len(values), np.float32)
+    with np.errstate(over="ignore"):
+        numbers[np.repeat(told, wanted)] = given.cast(pa.float32(), safe=False).fill_null(1).to_numpy()
+    if not np.isfinite(numbers).all():
+        place = int((~np.isfinite(numbers)).argmax())
+        row = int(np.searchsorted(offsets, place, side="right")) - 1
+        raise BadInput(f"{where}row {row} has the weight {numbers[place]}; store finite float32 numbers")
+    return numbers[values.is_valid().to_numpy(zero_copy_only=False)] if values.null_count else numbers
 
 
 def numbers(name: str, feature: Feature, arrays: Sequence[pa.Array], where: str) -> np.ndarray:

@@ -29,9 +29,12 @@ class Decoder:
     def __init__(self, recipe: Recipe, groups: bool, slices: bool = False) -> None:
         self._sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
         self._dense = {name: f for name, f in recipe.features.items() if f.carrier == "numbers"}
-        self._names = {name: recipe.columns(name) for name in recipe.features}
+        self._names = {name: recipe.columns(name) for name in (*self._sparse, *self._dense)}
         self.keys = list(self._sparse)
-        self._limits = np.array([f.limit for f in self._sparse.values()], np.int64)
+        # Weights go through the records as a further list of each feature that has them: their bits in int64.
+        self.weighted = {name: column for name, f in self._sparse.items() if (column := f.weighted)}
+        limits = [self._sparse[name].limit for name in (*self._sparse, *self.weighted)]
+        self._limits = np.array(limits, np.int64)
         self._width = sum(f.numbers for f in self._dense.values())
         self._labels = [task.label for task in recipe.tasks.values()]
         self._weighted = [place for place, task in enumerate(recipe.tasks.values()) if task.sample_weight]
@@ -43,25 +46,36 @@ class Decoder:
         self._slices = Slices(recipe.evaluate.slices) if slices and recipe.evaluate.slices else None
         # Columns of one value per row: its number, its groups and its slices.
         self._plains = 1 + len(self._groups) + (self._slices is not None)
-        used = [column for name in (*self._sparse, *self._dense) for column in self._names[name]]
-        named = [*used, *self._others, *self._groups]
+        used = [column for names in self._names.values() for column in names]
+        named = [*used, *self.weighted.values(), *self._others, *self._groups]
         named += [name for columns in (self._slices.columns.values() if self._slices else ()) for name in columns]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
 
     def decode(self, table: pa.Table, first: int, where: str) -> Columns:
-        """Decode rows whose first one has the number `first`.
+        """Decode rows.
+
+        Args:
+            table: the rows, with `columns`.
+            first: the number of the first one.
+            where: what rows they are, for messages.
 
         Raises:
-            BadInput: a list of numbers is of another length than its feature's; `where` says where the rows are.
+            BadInput: a list of numbers is of another length than its feature's, or the weights of a row's ids are not
+                one finite number for each.
         """
         whole = {name: carry.whole(table.column(name)) for name in self.columns}
         plain = [carry.whole_ids(whole[name]).fill_null(int(NO_GROUP)).to_numpy() for name in self._groups]
         if self._slices is not None:
             plain.append(self._slices.marks(table))
+        ids = [carry.ids(feature, whole[self._names[name][0]]) for name, feature in self._sparse.items()]
+        for name, column in self.weighted.items():
+            lists = whole[self._names[name][0]], whole[column]
+            weights = carry.weights_of(*lists, f"{where}, features.{name}.weights: ")
+            ids.append(Column(weights.view(np.int32).astype(np.int64), ids[self.keys.index(name)].offsets))
         return Columns(
             first,
-            [carry.ids(feature, whole[self._names[name][0]]) for name, feature in self._sparse.items()],
+            ids,
             plain,
             [
                 *(carry.numbers(n, f, [whole[c] for c in self._names[n]], where) for n, f in self._dense.items()),
@@ -77,7 +91,11 @@ class Decoder:
             plain.append(np.zeros(rows, np.int64))
         floats = [carry.missing(feature, rows) for feature in self._dense.values()]
         floats += [np.zeros(rows, np.float32)] * len(self._others)
-        return Columns(-1, [none] * len(self.keys), plain, floats)
+        return Columns(-1, [none] * len(self._limits), plain, floats)
+
+    def weights(self, columns: Columns, name: str) -> np.ndarray:
+        """Return the weights of a feature's ids in decoded rows, (N,) float32."""
+        return _from_bits(torch.from_numpy(columns.ids[len(self.keys) + [*self.weighted].index(name)].values)).numpy()
 
     def runs(self, slices: Sequence[Slice]) -> np.ndarray | None:
         """Return where, in one slice after the other, the rows of a group begin that follow one another, (runs,).
@@ -108,9 +126,11 @@ class Decoder:
             batch: the step's rows.
             counts: (1 + F,) rows that could not be read, padding included, and lists cut, by sparse feature.
         """
-        features = len(self.keys)
-        head, plain, ids, floats = self._passes.join(step, blocks, self._plains, features)
+        features, lists = len(self.keys), len(self._limits)
+        head, plain, ids, floats = self._passes.join(step, blocks, self._plains, lists)
         batch = int(head[0])
+        counts, cut = head[2 : 2 + lists].tolist(), head[2 + lists : 2 + lists + features]
+        values, total = ids[lists * batch :], sum(counts[:features])
         sizes = [self._width, len(self._labels), len(self._weighted)]
         dense, labels, given = floats.split(sizes, dim=1)
         sample_weights = None
@@ -119,10 +139,11 @@ class Decoder:
         made = Batch(
             ids=KeyedJaggedTensor(
                 keys=self.keys,
-                values=ids[features * batch :],
+                values=values[:total],
+                weights=self._weights(values[total:], counts) if self.weighted else None,
                 lengths=ids[: features * batch],
                 stride=batch,
-                length_per_key=head[2 : 2 + features].tolist(),  # known here, so no device ever has to be asked
+                length_per_key=counts[:features],  # known here, so no device ever has to be asked
             ),
             dense=dense.contiguous(),
             labels=labels.contiguous(),
@@ -133,4 +154,17 @@ class Decoder:
             slices=None if self._slices is None else plain[-1],
             sample_weights=sample_weights,
         )
-        return made, np.concatenate([head[1:2], head[2 + features :]])
+        return made, np.concatenate([head[1:2], cut])
+
+    def _weights(self, bits: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Return a weight of every id of a batch, 1 of those of features that have none."""
+        features = len(self.keys)
+        found = torch.ones(sum(counts[:features]))
+        parts = found.split(counts[:features])
+        for name, part in zip(self.weighted, _from_bits(bits).split(counts[features:]), strict=True):
+            parts[self.keys.index(name)].copy_(part)
+        return found
+
+
+def _from_bits(bits: torch.Tensor) -> torch.Tensor:
+    return bits.to(torch.int32).view(torch.float32)

@@ -209,6 +209,8 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
     wanted: list[tuple[str, str, str]] = []
     for name, feature in recipe.features.items():
         wanted += [(column, feature.holds, f"features.{name}") for column in recipe.columns(name)]
+        if feature.weighted:
+            wanted.append((feature.weighted, "weights", f"features.{name}.weights"))
     for name, task in recipe.tasks.items():
         numeric = TASKS.owner(task.kind).numeric
         wanted.append((task.label, "number" if numeric else "label", f"tasks.{name}.label"))
@@ -309,6 +311,7 @@ _KINDS = {
     "vector": _Kind(_vector, "a list of numbers", pa.list_(pa.float32())),
     "time": _Kind(_timestamp, "a timestamp, or an integer whose unit the feature gives", pa.timestamp("s")),
     "unix time": _Kind(_unix, "a timestamp or an integer", pa.int64()),
+    "weights": _Kind(_vector, "list<float32>", pa.list_(pa.float32())),
     "dense": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
     "number": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
     "label": _Kind(_number, "an integer, boolean or float of 0 and 1", pa.float64()),
@@ -349,14 +352,14 @@ def _mend(kind: str, found: pa.DataType) -> str:
     """Return what to do about a column that does not fit: (its part in the recipe, its plain type)."""
     element = found.value_type if is_list(found) else found
     if kind == "id" and _list(found):
-        return "set the feature's type: sequence, or keep one id per row when preparing the data"
+        return "set the feature's type: sequence or bag, or keep one id per row when preparing the data"
     if kind == "sequence" and _id(found):
         return "set the feature's type: id, or make each row a list when preparing the data"
     if kind == "dense" and _vector(found):
         return "set the feature's type: vector, or keep one value per row when preparing the data"
     if kind == "time" and _unix(found):
         return "set the feature's unit: s, ms, us or ns"
-    lists = kind in ("sequence", "vector")
+    lists = kind in ("sequence", "vector", "weights")
     if is_list(found) and (not lists or is_list(element)):
         return f"keep one {'list' if lists else 'value'} per row when preparing the data"
     if pa.types.is_struct(element) or pa.types.is_map(element):

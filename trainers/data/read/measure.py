@@ -103,7 +103,10 @@ class Measure:
         self._transforms = transforms(self._features)
         self._measured = {n: t.measured for n, t in self._transforms.items() if self._features[n].form == "dense"}
         self._parts = {n: t.quantiles for n, t in self._transforms.items() if t.quantiles}
-        self.columns = list(dict.fromkeys(column for names in self._names.values() for column in names))
+        # Of ids with weights both are read, and checked.
+        self._weighted = {n: (recipe.column(n), column) for n, f in recipe.features.items() if (column := f.weighted)}
+        read = [*self._names.values(), *self._weighted.values()]
+        self.columns = list(dict.fromkeys(column for names in read for column in names))
 
     @property
     def nothing(self) -> Measured:
@@ -120,9 +123,12 @@ class Measure:
             where: the rows are, for messages.
 
         Raises:
-            BadInput: a number is NaN, infinite or too large for float32, or a list is of another length than its
-                feature's vectors.
+            BadInput: a number is NaN, infinite or too large for float32, a list is of another length than its
+                feature's vectors, or weights are not one finite number of each id.
         """
+        for name, pair in self._weighted.items():
+            ids, weights = (carry.whole(table.column(column)) for column in pair)
+            carry.weights_of(ids, weights, f"{where}, features.{name}.weights: ")
         moments, drawn = [np.zeros((len(table), 0))], []
         for name, feature in self._features.items():
             arrays = [carry.whole(table.column(column)) for column in self._names[name]]

@@ -87,9 +87,7 @@ class Reader:
         self._pin = pin
         kinds = [recipe.features[key] for key in self._decoder.keys]
         self._sequences = {
-            place: key
-            for place, (key, kind) in enumerate(zip(self._decoder.keys, kinds, strict=True))
-            if kind.form == "sequence"
+            place: key for place, (key, kind) in enumerate(zip(self._decoder.keys, kinds, strict=True)) if kind.lists
         }
         self._warned: set[int] = set()
         self.columns = self._decoder.columns

@@ -320,7 +320,8 @@ def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None 
     Raises:
         BadInput: a label that is not of its task's kind, a null label of a task without `unknown: true`, a sample
             weight that is null, negative or infinite, NaN or an infinite value in a dense feature (a missing value is
-            null), a value that float32 cannot hold, or a vector of another length than its feature's.
+            null), a value that float32 cannot hold, a vector of another length than its feature's,
+            or weights of a bag that are not one finite number of each id.
         CorruptGroup: with `on_corrupt: stop`.
     """
     measure, tasks = Measure(recipe), recipe.tasks
