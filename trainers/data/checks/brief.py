@@ -147,7 +147,7 @@ def _nulls(column: str, samples: dict[str, pa.Table]) -> str | None:
 
 
 def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note: Callable[[str], None]) -> None:
-    ids = [recipe.column(name) for name, feature in recipe.features.items() if feature.form == "id" and feature.plain]
+    ids = [recipe.column(name) for name, f in recipe.features.items() if f.form == "id" and f.plain and not f.lists]
     ids = list(dict.fromkeys(ids))
     if not ids:
         return
