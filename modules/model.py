@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
@@ -67,6 +69,7 @@ class Dense(nn.Module):
 
     def __init__(self, network: Network, width: int, encode: Encode | None, bfloat16: bool, device_type: str) -> None:
         super().__init__()
+        self.parts = 1  # of a batch that are trained on one after another, see `in_parts`
         self.normalise = Normalise(width)
         self.encode = encode
         self.network = network
@@ -90,6 +93,20 @@ class Dense(nn.Module):
             if self.encode is not None:
                 dense = self.encode(dense)
             return self.network(values, lengths, dense, weights)
+        if self.parts > 1 and self.training and torch.is_grad_enabled():
+            return self.in_parts(values, lengths, dense, weights, keys)
+        return self.answer(values, lengths, dense, weights, keys)
+
+    @torch.jit.unused
+    def answer(
+        self,
+        values: dict[str, torch.Tensor],
+        lengths: dict[str, torch.Tensor],
+        dense: torch.Tensor,
+        weights: torch.Tensor | None,
+        keys: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return what the network answers, in float32. Arguments as of `forward`, with dense normalised."""
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.in_bfloat16):
             if self.encode is not None:
                 dense = self.encode(dense)
@@ -98,6 +115,43 @@ class Dense(nn.Module):
             else:
                 logits = self.network(values, lengths, dense, weights, keys)
         return {task: logit.float() for task, logit in logits.items()}
+
+    @torch.jit.unused
+    def in_parts(
+        self,
+        values: dict[str, torch.Tensor],
+        lengths: dict[str, torch.Tensor],
+        dense: torch.Tensor,
+        weights: torch.Tensor | None,
+        keys: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Answer for a batch part by part, and keep of each part its logits alone.
+
+        The backward pass computes each part once more, then its gradients, which add up (activation checkpointing,
+        Chen et al., 1604.06174). So the network's activations take the memory of one part, while losses, the
+        combination of the tasks' gradients and the tables' one fused update see the whole batch.
+        """
+        ends = [dense.size(0) * part // self.parts for part in range(self.parts + 1)]
+        sizes = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+        # Where each part's entries begin, by feature. On a GPU this waits for the lengths, once per batch.
+        starts = {name: functional.pad(each.long().cumsum(0), (1, 0))[ends] for name, each in lengths.items()}
+        counts = {name: each.diff().tolist() for name, each in starts.items()}
+        split_values = {name: each.split(counts[name]) for name, each in values.items()}
+        split_lengths = {name: each.split(sizes) for name, each in lengths.items()}
+        split_keys = keys.split(counts[self.network.key]) if keys is not None and self.network.key is not None else None
+        answers = [
+            checkpoint(
+                self.answer,
+                {name: each[part] for name, each in split_values.items()},
+                {name: each[part] for name, each in split_lengths.items()},
+                dense.split(sizes)[part],
+                weights.split(sizes)[part] if weights is not None else None,
+                split_keys[part] if split_keys is not None else None,
+                use_reentrant=False,
+            )
+            for part in range(self.parts)
+        ]
+        return {task: torch.cat([answer[task] for answer in answers]) for task in answers[0]}
 
 
 class Model(nn.Module):
@@ -153,6 +207,7 @@ class Model(nn.Module):
                 sequences={n: d for n, d in dims.items() if features[n].form == "sequence"},
                 dense=[n for n, count in self.numbers.items() for _ in range(_encoded(encoders[n], count))],
             )
+            self.inputs = inputs
             net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)
         if recipe.gradients.scope == "trunk" and net.trunk is None:
             raise BadInput(
@@ -175,6 +230,7 @@ class Model(nn.Module):
         bfloat16 = recipe.train.precision == "bfloat16"
         width = sum(self.numbers.values())
         self.dense = Dense(net, width, encode, bfloat16, torch.device(device).type).to(device)
+        self.dense.parts = recipe.train.accumulate
         for name, weight in self.table_weights().items():
             if not weight.is_meta:
                 initial_values(recipe, name).fill(weight.data)
