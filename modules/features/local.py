@@ -40,7 +40,7 @@ def clocks(zone: str) -> tuple[list[int], list[int]]:
 
     >>> changes, offsets = clocks("Europe/Berlin")
     >>> changes[-1], offsets[-2:]  # the end of summer time 2099
-    (4096659600, [7200, 3600])
+    (4096573200, [7200, 3600])
     """
     known = zoneinfo.ZoneInfo(zone)
 
