@@ -77,6 +77,13 @@ class Recipe(Section):
         """Return the Parquet column that feeds `feature`."""
         return self.features[feature].column or feature
 
+    def columns(self, feature: str) -> tuple[str, ...]:
+        """Return all Parquet columns that feed `feature`, `column` first; none of a feature that is made of others."""
+        of = self.features[feature]
+        if of.carrier == "features":
+            return ()
+        return (self.column(feature),) if of.weighted is None else (self.column(feature), of.weighted)
+
     def select(self) -> str:
         """Return the metric on the validation split that picks the best checkpoint; a bare one is the first task's."""
         name, task = next(iter(self.tasks.items()))

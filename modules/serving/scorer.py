@@ -126,14 +126,17 @@ class CrossIds(nn.Module):
 
     Args:
         name: the feature.
-        parts: `Ids` or `NumberIds` of those others.
+        of: names of those others.
+        parts: their `Ids` or `NumberIds`.
     """
 
     name: str
+    of: list[str]
 
-    def __init__(self, name: str, parts: list[nn.Module]) -> None:
+    def __init__(self, name: str, of: list[str], parts: list[nn.Module]) -> None:
         super().__init__()
         self.name = name
+        self.of = of
         self.parts = nn.ModuleList(parts)
 
     def forward(
@@ -147,11 +150,11 @@ class CrossIds(nn.Module):
         values: list[Tensor] = []
         counts: list[Tensor] = []
         rows, first = -1, ""
-        for part in self.parts:
+        for name, part in zip(self.of, self.parts):  # noqa: B905 (TorchScript knows no strict)
             value, length, _ = part(ids, lengths, dense)
             values.append(value)
             counts.append(length)
-            rows, first = _same(rows, first, length.size(0), part.name, True)
+            rows, first = _same(rows, first, length.size(0), name, True)
         made, there = cross(values, counts)
         return made, there, None
 
@@ -221,7 +224,7 @@ def _source(name: str, features: Mapping[str, Feature], transforms: Mapping[str,
     """Return what makes a feature's ids of a caller's tensors."""
     feature, transform = features[name], transforms[name]
     if feature.parts:
-        return CrossIds(name, [_source(part, features, transforms) for part in feature.parts])
+        return CrossIds(name, feature.parts, [_source(part, features, transforms) for part in feature.parts])
     if feature.carrier == "numbers":
         return NumberIds(name, transform)
     limit = feature.limit if feature.lists else 0

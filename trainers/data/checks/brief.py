@@ -29,12 +29,12 @@ def refuse_outcomes(recipe: Recipe) -> None:
     outcomes = dict.fromkeys(_labels(recipe), f"{layout.MANIFEST} lists it under roles.labels")
     outcomes |= {task.label: f"tasks.{name}.label" for name, task in recipe.tasks.items()}
     for name in recipe.features:
-        column = recipe.column(name)
-        if column in outcomes:
-            raise BadInput(
-                f"features.{name}: column '{column}' is an outcome of the row ({outcomes[column]}), so the model would "
-                "be given its answer; remove the feature"
-            )
+        for column in recipe.columns(name):
+            if column in outcomes:
+                raise BadInput(
+                    f"features.{name}: column '{column}' is an outcome of the row ({outcomes[column]}), so the model "
+                    "would be given its answer; remove the feature"
+                )
 
 
 def examine(
@@ -57,7 +57,7 @@ def examine(
         unknown = {split: statistics[split].unknown.get(task, 0.0) for split in splits}
         late = ", ".join(f"{share(value)} of {split}" for split, value in unknown.items() if value)
         note(f"label {task}: mean {rates}{f'; not known yet in {late}' if late else ''}")
-    columns = list(dict.fromkeys(map(recipe.column, recipe.features)))
+    columns = list(dict.fromkeys(column for name in recipe.features for column in recipe.columns(name)))
     labels = list(dict.fromkeys(task.label for task in recipe.tasks.values()))
     skip = recipe.data.on_corrupt == "skip"
     train = _read(sources[splits[0]], [*columns, *labels], PROBED, skip)
@@ -109,7 +109,9 @@ def _read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table
 
 
 def _refuse_copies(recipe: Recipe, train: pa.Table) -> None:
-    for name in recipe.features:
+    for name, feature in recipe.features.items():
+        if feature.carrier == "features":
+            continue
         column = train[recipe.column(name)]
         for task, wanted in recipe.tasks.items():
             if leaks.is_copy(column, train[wanted.label]):
@@ -128,7 +130,8 @@ def _nulls(column: str, samples: dict[str, pa.Table]) -> str | None:
 
 
 def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note: Callable[[str], None]) -> None:
-    ids = [recipe.column(name) for name, feature in recipe.features.items() if feature.form == "id" and feature.plain]
+    features = recipe.features.items()
+    ids = [recipe.column(name) for name, f in features if f.form == "id" and f.plain and not f.lists]
     ids = list(dict.fromkeys(ids))
     if not ids:
         return

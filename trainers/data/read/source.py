@@ -403,8 +403,8 @@ def _scan_group(
     wanted = [*dense.values(), *sorted(columns - constant.keys()), *weights, *lists]
     table = source.read(group, list(dict.fromkeys(wanted)))
     for name, pair in weighted.items():
-        where = f"{source.shown(group.path)}, row group {group.index}, features.{name}.weights: "
-        weights_of(*(table.column(column).combine_chunks() for column in pair), where)
+        ids, given = (table.column(column).combine_chunks() for column in pair)
+        weights_of(ids, given, f"{source.shown(group.path)}, row group {group.index}, features.{name}.weights: ")
     moments = np.zeros((3, len(dense)))
     for place, (name, column) in enumerate(dense.items()):
         moments[:, place] = _moments(source, group, name, table.column(column))
