@@ -160,6 +160,13 @@ class Model(nn.Module):
                     "use kind: retrieval"
                 )
         self.key = net.key
+        for name, feature in features.items():
+            parts = {name, *feature.parts}
+            if net.towers is not None and not any(parts <= {*own} for own in net.towers.names.values()):
+                raise BadInput(
+                    f"features.{name}.of: {', '.join(feature.parts)} and {name} itself are of both towers; name in "
+                    "model.item all of them or none"
+                )
         bfloat16 = recipe.train.precision == "bfloat16"
         self.dense = Dense(net, len(inputs.dense), bfloat16, torch.device(device).type).to(device)
         for name, weight in self.table_weights().items():

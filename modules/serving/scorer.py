@@ -150,11 +150,11 @@ class CrossIds(nn.Module):
         values: list[Tensor] = []
         counts: list[Tensor] = []
         rows, first = -1, ""
-        for name, part in zip(self.of, self.parts):  # noqa: B905 (TorchScript knows no strict)
+        for place, part in enumerate(self.parts):
             value, length, _ = part(ids, lengths, dense)
             values.append(value)
             counts.append(length)
-            rows, first = _same(rows, first, length.size(0), name, True)
+            rows, first = _same(rows, first, length.size(0), self.of[place], True)
         made, there = cross(values, counts)
         return made, there, None
 

@@ -4,8 +4,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from livetrain.configs.load import dump_recipe
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.prediction import Predictor, weights_of
+from livetrain.trainers.runtime import ranks
 from tests import samples
 from tests.emulated_cache import cache
 from tests.modules.features.test_bag import made
@@ -41,6 +43,7 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     run = tmp_path_factory.mktemp("whole")
+    (run / "config.yaml").write_text(dump_recipe(samples.recipe(data, **CHANGES)))
     return run, train(job(data, run, **CHANGES))
 
 
@@ -75,8 +78,6 @@ def test_combined_gradients_are_the_same_wherever_pooling_happens():
     tasks |= {"optimizers__sparse__kind": "sgd"}
     model = {"kind": "shared_bottom", "attention": [{"query": ["movie"], "events": ["history"], "side": ["rating"]}]}
     tasks["model"] = model | {"attention_units": [8], "tower_units": [8]}
-    from livetrain.trainers.runtime import ranks
-
     with ranks.alone(cuda=False):
         pooled = train_sharded(made(**tasks))
         apart = train_sharded(made(tables__tag__sharding="data_parallel", **tasks))
