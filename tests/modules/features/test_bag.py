@@ -85,7 +85,7 @@ def test_the_file_scores_as_the_model_and_ranks_as_it_scores():
 
 
 REFUSED = {
-    r"features.both.of: there is no feature 'usr'; did you mean 'user'": {"features__both__of": ["usr", "movie"]},
+    r"features.both.of: there is no feature 'usr' .did you mean 'user'": {"features__both__of": ["usr", "movie"]},
     r"features.both.of: 'history' is of type sequence, which has no id of each row": {
         "features__both__of": ["history", "movie"]
     },
@@ -106,7 +106,7 @@ def test_what_cannot_be_is_one_sentence(message, changes):
 
 def test_a_cross_of_both_towers_and_a_key_that_is_none_are_refused():
     task = {"click": {"label": "label", "kind": "retrieval"}}
-    two = {"kind": "dssm", "key": "movie", "units": [8], "pooled": ["history", "rating"]}
+    two = {"kind": "dssm", "key": "movie", "units": [8]}
     with pytest.raises(BadInput, match="features.both.of: user, movie and both itself are of both towers"):
         Model(made(model=two, tasks=task))
     with pytest.raises(BadInput, match="model.key: 'tags' is of type bag, which has no id of each row in the data"):
