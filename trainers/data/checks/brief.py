@@ -3,6 +3,7 @@
 Only what is certainly wrong is refused: an outcome of the row as a feature, by its name or because it equals a label.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.checks import leaks
 from livetrain.trainers.data.checks.dataset import spaced
 from livetrain.trainers.data.checks.findings import Verdict, listed, share
-from livetrain.trainers.data.read.files import open_filesystem
+from livetrain.trainers.data.read.files import is_list, is_text, open_filesystem
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source, Statistics
 from livetrain.trainers.data.write import layout
 
@@ -49,8 +50,10 @@ def examine(
         note: told each sentence.
 
     Raises:
-        BadInput: a feature equals a label on every sampled row.
+        BadInput: a feature equals a label on every sampled row, or its ids are strings in one split and numbers in
+            another.
     """
+    _check_alike(recipe, sources)
     splits = list(sources)
     for task in recipe.tasks:
         rates = ", ".join(f"{_rate(statistics[split].rate[task])} in {split}" for split in splits)
@@ -72,6 +75,23 @@ def examine(
     for finding in found:
         loud = "" if finding.verdict == Verdict.ok else f"{finding.verdict.value}: "
         note(f"{loud}leakage probe of {finding.subject}: {finding.text}")
+
+
+def _check_alike(recipe: Recipe, sources: dict[str, Source]) -> None:
+    """Raise BadInput where a split has strings and another numbers: of "7" and 7 the ids differ."""
+    for name, feature in recipe.features.items():
+        if feature.parts or feature.holds not in ("id", "sequence"):
+            continue
+        column, folders = recipe.column(name), dict[bool, str]()
+        for source in sources.values():
+            kind = source.schema.field(column).type
+            if not source.is_null(column):
+                folders.setdefault(is_text(kind.value_type if is_list(kind) else kind), source.folder)
+        if len(folders) == 2:
+            raise BadInput(
+                f"features.{name}: column '{column}' holds strings in {folders[True]} and numbers in {folders[False]}, "
+                "so their ids have nothing in common; write all splits with one schema"
+            )
 
 
 def _labels(recipe: Recipe) -> list[str]:
@@ -110,14 +130,11 @@ def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
 
 
 def _refuse_copies(recipe: Recipe, train: pa.Table) -> None:
-    for name, feature in recipe.features.items():
-        if feature.carrier == "features":
-            continue
-        column = train[recipe.column(name)]
-        for task, wanted in recipe.tasks.items():
-            if leaks.is_copy(column, train[wanted.label]):
+    for name in recipe.features:
+        for (task, wanted), column in itertools.product(recipe.tasks.items(), recipe.columns(name)[:1]):
+            if leaks.is_copy(train[column], train[wanted.label]):
                 raise BadInput(
-                    f"features.{name}: column '{recipe.column(name)}' equals '{wanted.label}' (tasks.{task}.label) on "
+                    f"features.{name}: column '{column}' equals '{wanted.label}' (tasks.{task}.label) on "
                     f"every one of {len(train):,} sampled rows, so the model would be given its answer; "
                     "remove the feature"
                 )
@@ -149,8 +166,7 @@ def _note_beyond(recipe: Recipe, sources: dict[str, Source], note: Callable[[str
 
 
 def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note: Callable[[str], None]) -> None:
-    features = recipe.features.items()
-    ids = [recipe.column(name) for name, f in features if f.form == "id" and f.plain and not f.lists]
+    ids = [recipe.column(name) for name, f in recipe.features.items() if f.form == "id" and f.plain and not f.lists]
     ids = list(dict.fromkeys(ids))
     if not ids:
         return
@@ -158,7 +174,7 @@ def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note
     most = "" if len(known) == train.rows else f", measured on {len(known):,} rows of it, so at most that"
     found = []
     for column in ids:
-        seen = pc.unique(known[column]).cast(pa.int64())
+        seen = pc.unique(_wide(known[column]))
         shares = {split: _unseen(table[column], seen) for split, table in later.items()}
         if any(shares.values()):
             found.append(
@@ -169,8 +185,13 @@ def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note
 
 
 def _unseen(column: pa.ChunkedArray, seen: pa.Array) -> float:
-    column = column.drop_null().cast(pa.int64())  # a split may store ids in fewer bits than another
+    column = _wide(column.drop_null())
     return 1 - pc.sum(pc.is_in(column, value_set=seen)).as_py() / len(column) if len(column) else 0.0
+
+
+def _wide(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return ids as int64, for a split may store them in fewer bits than another; strings as they are."""
+    return ids if is_text(ids.type) else ids.cast(pa.int64())
 
 
 def _rate(value: float) -> str:
