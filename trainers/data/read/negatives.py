@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.files import open_filesystem, short, shown, wanted_columns
 from livetrain.trainers.data.read.records import running
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
@@ -354,7 +355,7 @@ def _ids(column: pa.ChunkedArray) -> np.ndarray:
 
 def _ids_or_none(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Return a column's ids, 0 where there is none, and where there is one."""
-    array = column.cast(pa.int64()).combine_chunks()
+    array = carry.whole_ids(carry.whole(column))
     return array.fill_null(0).to_numpy(), array.is_valid().to_numpy(zero_copy_only=False)
 
 
@@ -362,7 +363,7 @@ def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     """Return the offsets (n + 1,) of a column of lists of ids, and the ids; a null is 0."""
     array = column.combine_chunks()
     lengths = array.value_lengths().fill_null(0).to_numpy()
-    return running(lengths), array.flatten().cast(pa.int64()).fill_null(0).to_numpy()
+    return running(lengths), carry.whole_ids(array.flatten()).fill_null(0).to_numpy()
 
 
 def _bisect(values: np.ndarray, low: np.ndarray, high: np.ndarray, x: np.ndarray) -> np.ndarray:
