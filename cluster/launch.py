@@ -21,6 +21,7 @@ import torch
 
 from livetrain.cluster import capacity
 from livetrain.cluster.alone import alone
+from livetrain.cluster.nodes import cores
 from livetrain.configs import plugins
 from livetrain.configs.errors import BadInput, NotNow, may_pass
 from livetrain.configs.load import dump_recipe
@@ -34,7 +35,7 @@ from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder, set_up, 
 from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, find_checkpoint
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import checkpoint, compatible, preflight, warm_start
-from livetrain.trainers.train.loop import Job, Trainer
+from livetrain.trainers.train.loop import Job, Trainer, empty_slices
 
 Work = Callable[[torch.device], dict[str, Any]]
 
@@ -103,7 +104,9 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
         if found := run_folder.committed(run):
             compatible.check_same(found[-1], recipe, resume=True)
         else:
-            warm_start.find(recipe)
+            if (begun := warm_start.find(recipe)) is not None:
+                for text in warm_start.tell(recipe, begun, run):
+                    runlog.note(run, "note", text=text)
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
         write_text(run / "config.yaml", dump_recipe(recipe))
         job = Job(recipe, run, sources, statistics, test)
@@ -231,6 +234,9 @@ def _evaluate_here(
     if ranks.is_main():
         runlog.note(told, "note", text=f"evaluating {split} with {path.name}")
     metrics, _ = trainer.evaluate(split)
+    if ranks.is_main():
+        for text in empty_slices(job.recipe, split, metrics):
+            runlog.note(told, "note", text=text)
     return {f"{split}.{key}": value for key, value in metrics.items()}
 
 
@@ -253,8 +259,15 @@ def _in_process(work: Work, recipe: Recipe) -> dict[str, Any]:
     cuda = recipe.cluster.device != "cpu" and torch.cuda.is_available()
     if recipe.cluster.device == "cuda" and not cuda:
         raise BadInput("cluster.device: this machine has no GPU that torch can use; use device: cpu, or auto")
-    with ranks.alone(cuda):
-        return work(torch.device("cuda", 0) if cuda else torch.device("cpu"))
+    before = torch.get_num_threads()
+    # Alone it has the machine. OpenMP would start a thread for every core that is there, in a container that may use
+    # fewer too, and they would wait for each other.
+    torch.set_num_threads(threads(otherwise=cores()))
+    try:
+        with ranks.alone(cuda):
+            return work(torch.device("cuda", 0) if cuda else torch.device("cpu"))
+    finally:
+        torch.set_num_threads(before)
 
 
 def _on_ray(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:

@@ -2,29 +2,40 @@
 
     ids (KJT of raw int64) -> IdHash -> KJT of rows -> one EmbeddingCollection a dim -> Dense -> {task: logit}
 
+Tables whose embeddings are pooled where their rows lie are in an EmbeddingBagCollection a dim (see features.bag).
+
 The same object trains (its tables sharded from outside), scores and exports, so the three cannot disagree.
 """
 
 import contextlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
-from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
-from torchrec.modules.embedding_modules import EmbeddingCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.modules.features.carriers import Prepare, Select, has_transforms
+from livetrain.modules.features.bag import Found, Weigh, pools_where_rows_lie
+from livetrain.modules.features.carriers import Encode, Prepare, Select, has_transforms
 from livetrain.modules.features.dense import Normalise
 from livetrain.modules.features.hashing import IdHash
+from livetrain.modules.features.registry import transforms
+from livetrain.modules.features.transform import Transform
 from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers import jagged
 from livetrain.modules.models.registry import network
 from livetrain.modules.network import Network
 from livetrain.modules.tables.initial import Initial
 from livetrain.modules.tasks.registry import kinds
 
+_REPLICATED, _POOLED = "_replicated", "_pooled"  # endings of collections' names
+_TABLES = ("embeddings", "embedding_bags")  # what torchrec calls the tables of a collection, unpooled and pooled
 _DTYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
 
 
@@ -35,15 +46,32 @@ class ReplicatedCollection(EmbeddingCollection):
     """
 
 
-class Dense(nn.Module):
-    """Everything after the tables: normalisation, then the model's own network, under autocast if asked.
+class PooledCollection(EmbeddingBagCollection):
+    """Tables whose embeddings are pooled where their rows lie (see features.bag); plain, also of float16."""
 
-    A module of its own because it is a leaf to torchrec's tracer and is scripted whole.
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Args: table rows with weights. Returns: their weighted sums, (B, dim) by feature."""
+        out = {}
+        for config in self.embedding_bag_configs():
+            for name in config.feature_names:
+                part = features[name]
+                found = nn.functional.embedding(part.values(), self.embedding_bags[config.name].weight).float()
+                out[name] = jagged.pool(found * part.weights().unsqueeze(1), part.lengths(), False)
+        return KeyedTensor.from_tensor_list(list(out), list(out.values()))
+
+
+class Dense(nn.Module):
+    """Everything after the tables: normalisation and what is learned of numbers, then the model's own network.
+
+    A module of its own because it is a leaf to torchrec's tracer and is scripted whole. All but the normalisation runs
+    under autocast, if asked.
     """
 
-    def __init__(self, network: Network, width: int, bfloat16: bool, device_type: str) -> None:
+    def __init__(self, network: Network, width: int, encode: Encode | None, bfloat16: bool, device_type: str) -> None:
         super().__init__()
+        self.parts = 1  # of a batch that are trained on one after another, see `in_parts`
         self.normalise = Normalise(width)
+        self.encode = encode
         self.network = network
         self.in_bfloat16 = bfloat16
         self.device_type = device_type
@@ -62,13 +90,68 @@ class Dense(nn.Module):
         """
         dense = self.normalise(dense)
         if torch.jit.is_scripting():
+            if self.encode is not None:
+                dense = self.encode(dense)
             return self.network(values, lengths, dense, weights)
+        if self.parts > 1 and self.training and torch.is_grad_enabled():
+            return self.in_parts(values, lengths, dense, weights, keys)
+        return self.answer(values, lengths, dense, weights, keys)
+
+    @torch.jit.unused
+    def answer(
+        self,
+        values: dict[str, torch.Tensor],
+        lengths: dict[str, torch.Tensor],
+        dense: torch.Tensor,
+        weights: torch.Tensor | None,
+        keys: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return what the network answers, in float32. Arguments as of `forward`, with dense normalised."""
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.in_bfloat16):
+            if self.encode is not None:
+                dense = self.encode(dense)
             if keys is None:
                 logits = self.network(values, lengths, dense, weights)
             else:
                 logits = self.network(values, lengths, dense, weights, keys)
         return {task: logit.float() for task, logit in logits.items()}
+
+    @torch.jit.unused
+    def in_parts(
+        self,
+        values: dict[str, torch.Tensor],
+        lengths: dict[str, torch.Tensor],
+        dense: torch.Tensor,
+        weights: torch.Tensor | None,
+        keys: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Answer for a batch part by part, and keep of each part its logits alone.
+
+        The backward pass computes each part once more, then its gradients, which add up (activation checkpointing,
+        Chen et al., 1604.06174). So the network's activations take the memory of one part, while losses, the
+        combination of the tasks' gradients and the tables' one fused update see the whole batch.
+        """
+        ends = [dense.size(0) * part // self.parts for part in range(self.parts + 1)]
+        sizes = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+        # Where each part's entries begin, by feature. On a GPU this waits for the lengths, once per batch.
+        starts = {name: functional.pad(each.long().cumsum(0), (1, 0))[ends] for name, each in lengths.items()}
+        counts = {name: each.diff().tolist() for name, each in starts.items()}
+        split_values = {name: each.split(counts[name]) for name, each in values.items()}
+        split_lengths = {name: each.split(sizes) for name, each in lengths.items()}
+        split_keys = keys.split(counts[self.network.key]) if keys is not None and self.network.key is not None else None
+        answers = [
+            checkpoint(
+                self.answer,
+                {name: each[part] for name, each in split_values.items()},
+                {name: each[part] for name, each in split_lengths.items()},
+                dense.split(sizes)[part],
+                weights.split(sizes)[part] if weights is not None else None,
+                split_keys[part] if split_keys is not None else None,
+                use_reentrant=False,
+            )
+            for part in range(self.parts)
+        ]
+        return {task: torch.cat([answer[task] for answer in answers]) for task in answers[0]}
 
 
 class Model(nn.Module):
@@ -93,43 +176,38 @@ class Model(nn.Module):
         super().__init__()
         features, tables = recipe.features, recipe.tables
         used = {name: table for name, f in features.items() if (table := f.looks_up())}
-        keyed = sorted(used, key=lambda name: features[name].carrier != "ids")  # those made of numbers come last
+        order = ("ids", "numbers", "features")  # those made of numbers come after ids, those made of others last
+        keyed = sorted(used, key=lambda name: order.index(features[name].carrier))
         hashing = IdHash(
             keyed, [tables[used[n]].rows for n in keyed], [tables[used[n]].hash == "modulo" for n in keyed]
         )
-        changed = has_transforms(features)
-        self.hash = Prepare(features, hashing).to(device) if changed else hashing
-        self.select = Select(features).to(device) if changed else None
-        self.collections: dict[str, list[str]] = {}
+        changed, made = has_transforms(features), transforms(features)
+        self.transforms: dict[str, Transform] = made  # no modules of this one: `hash` and `select` own them
+        self.hash = Prepare(features, made, hashing).to(device) if changed else hashing
+        self.select = Select(features, made).to(device) if changed else None
         self.tables = nn.ModuleDict()
+        collections: dict[str, list[str]] = {}
         for name, members in _collections(recipe).items():
-            replicated = name.endswith("replicated")
-            kind, where = (ReplicatedCollection, device) if replicated else (EmbeddingCollection, tables_device)
             users = {table: [f for f in keyed if used[f] == table] for table in members}
-            self.collections[name] = [feature for table in members for feature in users[table]]
-            self.tables[name] = kind(
-                tables=[
-                    EmbeddingConfig(
-                        name=table,
-                        num_embeddings=tables[table].rows,
-                        embedding_dim=tables[table].dim,
-                        feature_names=users[table],
-                        data_type=_DTYPES[tables[table].dtype],
-                    )
-                    for table in members
-                ],
-                device=torch.device(where),
-            )
+            collections[name] = [feature for table in members for feature in users[table]]
+            where = device if name.endswith(_REPLICATED) else tables_device
+            self.tables[name] = _collection(recipe, name, users, torch.device(where))
+        pooled = [name for name in collections if name.endswith(_POOLED)]
+        self.weigh = Weigh(features, [feature for name in pooled for feature in collections[name]])
+        self.found = Found(features, collections, pooled)
         dims = {name: tables[table].dim for name, table in used.items()}
-        inputs = Inputs(
-            ids={n: d for n, d in dims.items() if features[n].form == "id"},
-            sequences={n: d for n, d in dims.items() if features[n].form == "sequence"},
-            dense=[n for n, f in features.items() if f.form == "dense"],
-        )
-        self.numbers = {n: features[n].plain for n in inputs.dense}  # whether they are normalised
+        self.numbers = {n: made[n].columns for n, f in features.items() if f.form == "dense"}  # before encoders
         nowhere = torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), nowhere:
             torch.manual_seed(recipe.train.seed)
+            encoders = {name: made[name].encoder() for name in self.numbers}
+            encode = Encode(self.numbers, encoders) if any(encoders.values()) else None
+            inputs = Inputs(
+                ids={n: d for n, d in dims.items() if features[n].form == "id"},
+                sequences={n: d for n, d in dims.items() if features[n].form == "sequence"},
+                dense=[n for n, count in self.numbers.items() for _ in range(_encoded(encoders[n], count))],
+            )
+            self.inputs = inputs
             net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)
         if recipe.gradients.scope == "trunk" and net.trunk is None:
             raise BadInput(
@@ -150,12 +228,20 @@ class Model(nn.Module):
                 )
         self.key = net.key
         bfloat16 = recipe.train.precision == "bfloat16"
-        self.dense = Dense(net, len(inputs.dense), bfloat16, torch.device(device).type).to(device)
-        collection: EmbeddingCollection
-        for collection in self.tables.values():
-            for name, table in collection.embeddings.items():
-                if not table.weight.is_meta:
-                    initial_values(recipe, name).fill(table.weight.data)
+        width = sum(self.numbers.values())
+        self.dense = Dense(net, width, encode, bfloat16, torch.device(device).type).to(device)
+        self.dense.parts = recipe.train.accumulate
+        for name, weight in self.table_weights().items():
+            if not weight.is_meta:
+                initial_values(recipe, name).fill(weight.data)
+
+    def table_weights(self) -> dict[str, nn.Parameter]:
+        """Return the weights (rows, dim) of each table of a plain model."""
+        return {
+            name: table.weight
+            for collection in self.tables.values()
+            for name, table in getattr(collection, _TABLES[isinstance(collection, EmbeddingBagCollection)]).items()
+        }
 
     def forward(
         self, ids: KeyedJaggedTensor, dense: torch.Tensor, weights: torch.Tensor | None = None
@@ -164,19 +250,18 @@ class Model(nn.Module):
 
         Args:
             ids: raw int64 ids, one key per id or sequence feature, B rows per key.
-            dense: (B, D) float32, NaN = missing; one column per feature whose carrier is numbers.
+            dense: (B, W) float32, NaN = missing; the columns of features whose carrier is numbers, as in `Batch`.
             weights: (B,), 0 marks padding rows; None when serving.
         """
         values: dict[str, torch.Tensor] = {}
         lengths: dict[str, torch.Tensor] = {}
         if len(self.tables):
             rows = self.hash(ids) if self.select is None else self.hash(ids, dense)
-            for name, collection in self.tables.items():
-                found = collection(rows)
-                for feature in self.collections[name]:
-                    jagged = found[feature]
-                    values[feature] = jagged.values()
-                    lengths[feature] = jagged.lengths()
+            weighed = self.weigh(ids, rows) if self.found.pooled else rows
+            found = [
+                collection(weighed if name in self.found.pooled else rows) for name, collection in self.tables.items()
+            ]
+            values, lengths = self.found(found, ids, rows)
         if self.select is not None:
             dense = self.select(dense)
         if self.key is None or weights is None:
@@ -185,15 +270,41 @@ class Model(nn.Module):
 
 
 def _collections(recipe: Recipe) -> dict[str, list[str]]:
-    """Group tables by dim, replicated ones apart: tables of one collection share their dim and their treatment."""
+    """Group tables by dim, apart if replicated or pooled: tables of one collection share dim and treatment."""
     groups: dict[str, list[str]] = {}
     taken = nn.ModuleDict()
     for name, table in recipe.tables.items():
         if hasattr(taken, name):
             raise BadInput(f"tables.{name}: PyTorch's own modules use this name; choose another, as {name}_table")
-        ending = "_replicated" if table.sharding == "data_parallel" else ""
+        ending = _REPLICATED if table.sharding == "data_parallel" else ""
+        ending = _POOLED if pools_where_rows_lie(recipe, name) else ending
         groups.setdefault(f"dim{table.dim}{ending}", []).append(name)
     return groups
+
+
+def _collection(recipe: Recipe, name: str, users: dict[str, list[str]], device: torch.device) -> nn.Module:
+    """Return a collection of tables, named as `_collections` says: {table: its features}."""
+    pooled = name.endswith(_POOLED)
+    kind = EmbeddingBagConfig if pooled else EmbeddingConfig
+    configs = [
+        kind(
+            name=table,
+            num_embeddings=recipe.tables[table].rows,
+            embedding_dim=recipe.tables[table].dim,
+            feature_names=features,
+            data_type=_DTYPES[recipe.tables[table].dtype],
+            **({"pooling": PoolingType.SUM} if pooled else {}),
+        )
+        for table, features in users.items()
+    ]
+    if pooled:
+        return PooledCollection(tables=configs, is_weighted=True, device=device)
+    return (ReplicatedCollection if name.endswith(_REPLICATED) else EmbeddingCollection)(tables=configs, device=device)
+
+
+def stored_name(name: str) -> str:
+    """Return the name under which a checkpoint keeps a parameter: of a table the same, whether it is pooled or not."""
+    return name.replace(f"{_POOLED}.{_TABLES[True]}.", f".{_TABLES[False]}.")
 
 
 def initial_values(recipe: Recipe, table: str) -> Initial:
@@ -202,10 +313,37 @@ def initial_values(recipe: Recipe, table: str) -> Initial:
     return Initial(recipe.train.seed, table, declared.dim, declared.init_std)
 
 
-def set_statistics(model: Model, mean: Mapping[str, float], std: Mapping[str, float]) -> None:
-    """Store the training split's mean and deviation of every dense feature in the model."""
-    normalise = model.dense.normalise
-    means = [mean[name] if normalised else 0.0 for name, normalised in model.numbers.items()]
-    stds = [std[name] if normalised else 1.0 for name, normalised in model.numbers.items()]
-    normalise.mean.copy_(torch.tensor(means, dtype=torch.float32))
-    normalise.std.copy_(torch.tensor(stds, dtype=torch.float32))
+def _encoded(encoder: nn.Module | None, columns: int) -> int:
+    """Return how many columns the network gets of a feature's."""
+    if encoder is None:
+        return columns
+    with torch.no_grad():
+        return encoder(torch.zeros(2, columns)).shape[1]
+
+
+def measured(model: Model) -> dict[str, slice]:
+    """Return where `Normalise` has the columns of each dense feature that are normalised, of some perhaps none."""
+    ends = [0, *itertools.accumulate(model.numbers.values())]
+    return {n: slice(end, end + model.transforms[n].measured) for n, end in zip(model.numbers, ends, strict=False)}
+
+
+def set_statistics(
+    model: Model,
+    mean: Mapping[str, Sequence[float]],
+    std: Mapping[str, Sequence[float]],
+    quantiles: Mapping[str, Sequence[float]],
+) -> None:
+    """Store what was measured on the training split in the model.
+
+    Args:
+        model: in place.
+        mean: of the columns of each dense feature that are normalised (see `Transform.measured`).
+        std: their deviation.
+        quantiles: of each feature that asks for them.
+    """
+    for name, place in measured(model).items():
+        for stored, given in ((model.dense.normalise.mean, mean), (model.dense.normalise.std, std)):
+            stored[place] = torch.as_tensor(given[name], dtype=torch.float32)
+    for name, transform in model.transforms.items():
+        if transform.quantiles:
+            transform.cut_at(torch.as_tensor(quantiles[name], dtype=torch.float32))

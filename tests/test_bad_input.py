@@ -52,7 +52,7 @@ def drop_column(data: Path) -> None:
 
 
 def wrong_type(data: Path) -> None:
-    change(data / "train/part-0.parquet", lambda t: t.set_column(0, "user", t["user"].cast(pa.string())))
+    change(data / "train/part-0.parquet", lambda t: t.set_column(0, "user", t["user"].cast(pa.float64())))
 
 
 def empty_split(data: Path) -> None:
@@ -95,7 +95,7 @@ WRONG_DATA = {
     drop_column: ("features.history: ", "valid/part-0.parquet has no column 'history'", "correct the name"),
     wrong_type: (
         "features.user: column 'user' of ",
-        "is string, but must be int64; hash strings to int64",
+        "is double, but must be int64 or a string; convert it when preparing the data",
     ),
     empty_split: ("data/test: the split has no rows; prepare the data again",),
     cut_file: ("train/part-0.parquet: not a complete Parquet file (", "; write or copy it again"),
@@ -127,7 +127,9 @@ WRONG_RECIPE = {
         "tasks.spent.sample_weight 'gift' holds None, but a weight is a finite number from 0 on",
     ),
     "train.select=click.xauc": ("train.select: no run of this recipe has a metric 'click.xauc' (did you mean",),
-    "optimizers.sparse.kind=adam": ("optimizers.sparse.kind: fbgemm has no fused adam on CPU; use rowwise_adagrad",),
+    "optimizers.dense.kind=adan": ("optimizers.dense.kind got 'adan', wanted one of adam, adamw, adagrad, sgd",),
+    "tables.user.optimizer={kind: adma}": ("tables.user.optimizer.kind got 'adma', wanted one of rowwise_adagrad",),
+    "optimizers.ema=1": ("optimizers.ema got 1, wanted less than 1",),
 }
 
 

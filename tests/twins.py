@@ -6,7 +6,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs import registry
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import Recipe, SparseOptimizer
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import Model
 from livetrain.modules.network import REGULARISER
@@ -62,19 +62,28 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
     out = []
     for number in range(count):
         shared = torch.randint(0, 7, (size,), generator=generator)
-        values, lengths, dense = [], [], []
+        values, lengths, shares, dense = [], [], [], []
         weights = torch.ones(size)
         weights[torch.rand(size, generator=generator) < 0.1] = 0
         for feature in made_for.features.values():
             if feature.carrier == "numbers":
-                column = torch.randn(size, generator=generator)
+                column = torch.randn(size, *[feature.numbers][: feature.numbers > 1], generator=generator)
                 column[::7] = float("nan")
                 dense.append(column)
                 continue
+            if feature.parts:
+                continue
             length = shared.clone() if feature.form == "sequence" else (shared > 0).long()
+            if feature.pooled:
+                length = torch.randint(0, 5, (size,), generator=generator)
             length[weights == 0] = 0
             lengths.append(length)
             values.append(draw(1000, int(length.sum())))
+            given = torch.ones(len(values[-1]))
+            if feature.weighted:
+                given = torch.randn(len(given), generator=generator)
+                given[::5] = 0
+            shares.append(given)
         keys = [n for n, f in made_for.features.items() if f.carrier == "ids"]
         rows = torch.arange(size) + number * size
         labels = (torch.rand(size, len(tasks), generator=generator) < 0.4).float()
@@ -88,10 +97,11 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
         if any(task.sample_weight for task in tasks):
             sample_weights = 2 * torch.rand(size, len(tasks), generator=generator)
             sample_weights[:, [not task.sample_weight for task in tasks]] = 1
+        weighted = any(feature.weighted for feature in made_for.features.values())
         out.append(
             Batch(
-                ids=_keyed(keys, values, lengths),
-                dense=torch.stack(dense, 1) if dense else torch.zeros(size, 0),
+                ids=_keyed(keys, values, lengths, shares if weighted else None),
+                dense=torch.column_stack(dense) if dense else torch.zeros(size, 0),
                 labels=labels,
                 weights=weights,
                 rows=torch.where(weights > 0, rows, -1),
@@ -107,23 +117,30 @@ def _groups(made_for: Recipe, size: int, generator: torch.Generator) -> torch.Te
     return torch.randint(-4, 6, (size, columns), generator=generator) if columns else None
 
 
-def _keyed(keys: list[str], values: list[torch.Tensor], lengths: list[torch.Tensor]) -> KeyedJaggedTensor:
+def _keyed(
+    keys: list[str], values: list[torch.Tensor], lengths: list[torch.Tensor], shares: list[torch.Tensor] | None = None
+) -> KeyedJaggedTensor:
     none = torch.zeros(0, dtype=torch.long)  # where a recipe has no ids at all
-    return KeyedJaggedTensor(keys=keys, values=torch.cat([none, *values]), lengths=torch.cat([none, *lengths]))
+    weights = None if shares is None else torch.cat(shares)
+    return KeyedJaggedTensor(
+        keys=keys, values=torch.cat([none, *values]), weights=weights, lengths=torch.cat([none, *lengths])
+    )
 
 
 def part(batch: Batch, rank: int, world: int) -> Batch:
     """The contiguous part of a global batch that a rank holds."""
     size = batch.weights.shape[0] // world
     rows = slice(rank * size, (rank + 1) * size)
-    values, lengths = [], []
+    values, lengths, shares = [], [], []
     for key in list(batch.ids.keys()):
         jagged = batch.ids[key]
         offsets = jagged.offsets()
         values.append(jagged.values()[offsets[rows.start] : offsets[rows.stop]])
         lengths.append(jagged.lengths()[rows])
+        if jagged.weights_or_none() is not None:
+            shares.append(jagged.weights()[offsets[rows.start] : offsets[rows.stop]])
     return Batch(
-        _keyed(list(batch.ids.keys()), values, lengths),
+        _keyed(list(batch.ids.keys()), values, lengths, shares or None),
         batch.dense[rows],
         batch.labels[rows],
         batch.weights[rows],
@@ -140,8 +157,9 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
         The model, its tasks' losses, and each table's optimizer state where there is one.
     """
     model = Model(made_for)
-    tables = {name: e.weight for c in model.tables.values() for name, e in c.embeddings.items()}
+    tables = model.table_weights()
     state = {name: torch.zeros_like(weight) for name, weight in tables.items()}
+    squares = {name: torch.zeros_like(weight) for name, weight in tables.items()}  # Adam's second moments
     dense = torch.optim.SGD(model.dense.parameters(), lr=made_for.optimizers.dense.lr)
     losses, grouped = [], made_for.groups()
     columns = list(dict.fromkeys(grouped.values()))
@@ -163,28 +181,41 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
         if made_for.optimizers.dense.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.dense.parameters(), made_for.optimizers.dense.clip_norm)
         dense.step()
-        touched = _touched(model, batch)
+        touched = _touched(made_for, model, batch)
         with torch.no_grad():
             for name, weight in tables.items():
-                _update(made_for, weight, state[name], touched[name])
+                if made_for.tables[name].frozen:
+                    continue
+                if made_for.optimizer(name).kind == "adam":
+                    _adam(made_for.optimizer(name), weight, state[name], squares[name], touched[name], len(losses))
+                else:
+                    _update(made_for.optimizer(name), weight, state[name], touched[name])
     return model, losses, state
 
 
-def _touched(model: Model, batch: Batch) -> dict[str, torch.Tensor]:
-    out = {}
-    for collection in model.tables.values():
-        rows = model.hash(batch.ids) if model.select is None else model.hash(batch.ids, batch.dense)
-        for config in collection.embedding_configs():
-            mask = torch.zeros(config.num_embeddings, 1)
-            for feature in config.feature_names:
-                mask[rows[feature].values()] = 1
-            out[config.name] = mask
+def _touched(made_for: Recipe, model: Model, batch: Batch) -> dict[str, torch.Tensor]:
+    out = {name: torch.zeros(len(weight), 1) for name, weight in model.table_weights().items()}
+    rows = model.hash(batch.ids) if model.select is None else model.hash(batch.ids, batch.dense)
+    for name, feature in made_for.features.items():
+        if table := feature.looks_up():
+            out[table][rows[name].values()] = 1
     return out
 
 
-def _update(made_for: Recipe, weight: torch.Tensor, state: torch.Tensor, touched: torch.Tensor) -> None:
+def _adam(
+    sparse: SparseOptimizer, weight: torch.Tensor, m: torch.Tensor, v: torch.Tensor, touched: torch.Tensor, step: int
+) -> None:
+    """The published formula, on the rows that the batch looks up; `step` counts from 1."""
+    for row in touched.squeeze(1).nonzero().squeeze(1).tolist():
+        gradient = weight.grad[row]
+        m[row] = 0.9 * m[row] + 0.1 * gradient
+        v[row] = 0.999 * v[row] + 0.001 * gradient**2
+        root = (v[row] / (1 - 0.999**step)).sqrt() + sparse.eps
+        weight[row] -= sparse.lr * (m[row] / (1 - 0.9**step)) / root
+
+
+def _update(sparse: SparseOptimizer, weight: torch.Tensor, state: torch.Tensor, touched: torch.Tensor) -> None:
     """The published formulas: SGD, Adagrad, and Adagrad with one accumulator a row, L2 on touched rows."""
-    sparse = made_for.optimizers.sparse
     gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
     gradient = gradient + sparse.weight_decay * touched * weight
     if sparse.kind == "sgd":

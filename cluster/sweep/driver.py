@@ -113,7 +113,7 @@ def _check_defined(sweep: Sweep, statistics: Statistics) -> None:
     """Raise BadInput where the validation split's labels leave a metric undefined, whatever is trained."""
     for metric in sweep.metrics:
         for name in metric.names:
-            task = name.rpartition(".")[0]
+            task = selection.parts(name)[1]
             needs = selection.metric_of(sweep.recipe, name).needs
             if statistics.unknown.get(task) == 1 or not needs.met(statistics.single.get(task)):
                 other = selection.stand_in(sweep.recipe, name)

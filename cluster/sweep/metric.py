@@ -1,7 +1,8 @@
 """What a sweep chooses by: a metric of the validation split, or an expression over several.
 
-``valid/auc`` is the first task's, ``valid/like.log_loss`` another's, and ``valid/click.auc + 0.5 * valid/like.auc`` an
-expression. Which direction is better follows from its metrics; ``min:`` or ``max:`` in front says it where it does not.
+``valid/auc`` is the first task's, ``valid/like.log_loss`` another's, ``valid/new_user.like.auc`` that of a slice, and
+``valid/click.auc + 0.5 * valid/like.auc`` an expression. Which direction is better follows from its metrics;
+``min:`` or ``max:`` in front says it where it does not.
 """
 
 import ast
@@ -16,7 +17,7 @@ from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.evaluate import selection
 
-_NAME = re.compile(r"\b([A-Za-z]\w*)/([A-Za-z]\w*(?:\.[A-Za-z]\w*)?)")
+_NAME = re.compile(r"\b([A-Za-z]\w*)/([A-Za-z]\w*(?:\.[A-Za-z]\w*){0,2})")
 _BINARY = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,

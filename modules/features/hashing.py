@@ -72,7 +72,7 @@ class IdHash(nn.Module):
             features: raw ids; its keys are the constructor's, in that order.
 
         Returns:
-            The same lengths and weights with rows as values.
+            The same lengths with rows as values; weights are not hashed, and stay behind.
 
         Raises:
             ValueError: the keys are others.
@@ -91,7 +91,6 @@ class IdHash(nn.Module):
         return KeyedJaggedTensor(
             keys=features.keys(),
             values=hashed,
-            weights=features.weights_or_none(),
             lengths=features.lengths_or_none(),
             offsets=features.offsets_or_none(),
             stride=features.stride(),

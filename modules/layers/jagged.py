@@ -97,3 +97,20 @@ def pool(values: Tensor, lengths: Tensor, mean: bool) -> Tensor:
     size = lengths.size(0)
     total = segment_sum(values, segments(lengths, values.size(0)), size)
     return total / lengths.clamp(min=1).unsqueeze(1) if mean else total
+
+
+def largest(values: Tensor, lengths: Tensor) -> Tensor:
+    """Take the largest of each column over the events of each row; zeros for a row without events.
+
+    Events that share a row's largest share its gradient.
+
+    Args:
+        values: (N, d), N = sum of lengths.
+        lengths: (B,) integer.
+
+    Returns:
+        (B, d).
+    """
+    index = segments(lengths, values.size(0)).unsqueeze(1).expand_as(values)  # (N, d)
+    none = values.new_zeros(lengths.size(0), values.size(1))
+    return none.scatter_reduce(0, index, values, reduce="amax", include_self=False)

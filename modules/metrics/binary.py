@@ -8,6 +8,8 @@ AUC and calibration see their rows only through the positives and negatives at e
 into bins give them just as well: `count_by_score` counts exactly, a histogram counts approximately.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -80,45 +82,75 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
     return auc_from_counts(*count_by_score(positive, scores)[1:])
 
 
-def group_aucs(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return the AUC of every group that has both classes, ties averaged, and its rows.
+class Runs(NamedTuple):
+    """Rows counted by group and score: K runs of rows of one group and one score, both rising.
+
+    Attributes:
+        positives: (K,) int64.
+        negatives: (K,) int64.
+        first: (G,) the first run of each group.
+        groups: (G,) ids of the groups, rising.
+    """
+
+    positives: np.ndarray
+    negatives: np.ndarray
+    first: np.ndarray
+    groups: np.ndarray
+
+
+def group_runs(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> Runs:
+    """Count rows by group and score, for whatever is measured within groups.
 
     Args:
         labels: (n,) 0 or 1.
         scores: (n,) any order-preserving score, without nan.
         groups: (n,) integer id of each row's group, as a user.
-
-    Returns:
-        (G,) float64 AUCs and (G,) int64 rows, by rising group id.
     """
     positive, scores = _arrays(labels, scores)
     groups = np.asarray(groups)
     if groups.shape != scores.shape:
         raise ValueError(f"groups {groups.shape} and scores {scores.shape} must be one entry per row")
     if not len(scores):
-        return np.zeros(0), np.zeros(0, np.int64)
+        return Runs(*[np.zeros(0, np.int64)] * 4)
     order = np.lexsort((scores, groups))
     new_group = _starts(groups[order])
-    run = np.flatnonzero(new_group | _starts(scores[order]))  # (K,) first row of each (group, score)
+    run = np.flatnonzero(new_group | _starts(scores[order]))  # (K,) first row of each run
     pos = np.add.reduceat(positive[order], run, dtype=np.int64)
-    neg = np.diff(run, append=len(order)) - pos
-    start = np.flatnonzero(new_group[run])  # (all groups,) first run of each group
+    first = np.flatnonzero(new_group[run])
+    return Runs(pos, np.diff(run, append=len(order)) - pos, first, groups[order[run[first]]])
+
+
+def group_aucs(runs: Runs) -> tuple[np.ndarray, np.ndarray]:
+    """Return the AUC of every group, ties averaged, and its rows.
+
+    Returns:
+        (G,) float64 AUCs, nan where a group lacks a class, and (G,) int64 rows, by rising group id.
+    """
+    pos, neg, start = runs.positives, runs.negatives, runs.first
+    if not len(start):
+        return np.zeros(0), np.zeros(0, np.int64)
     before = np.cumsum(neg) - neg
-    before -= np.repeat(before[start], np.diff(start, append=len(run)))
+    before -= np.repeat(before[start], np.diff(start, append=len(pos)))
     wins = np.add.reduceat(pos * (2 * before + neg), start)  # twice U, an integer
     total_pos, total_neg = np.add.reduceat(pos, start), np.add.reduceat(neg, start)
-    both = (total_pos > 0) & (total_neg > 0)
-    return wins[both] / (2 * total_pos * total_neg)[both], (total_pos + total_neg)[both]
+    pairs = (total_pos * total_neg).astype(np.float64)
+    pairs[pairs == 0] = np.nan
+    return wins / (2 * pairs), total_pos + total_neg
 
 
 def gauc_and_uauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> tuple[float, float]:
     """Return (GAUC, UAUC), sharing their one sort; see `gauc` and `uauc`."""
     if np.isnan(scores).any():
         return float("nan"), float("nan")
-    aucs, rows = group_aucs(labels, scores, groups)
-    if not len(aucs):
-        return float("nan"), float("nan")
-    return float((aucs * rows).sum() / rows.sum()), float(aucs.mean())
+    aucs, rows = group_aucs(group_runs(labels, scores, groups))
+    return mean(aucs, rows), mean(aucs, np.ones(len(aucs)))
+
+
+def mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """Return the weighted mean of the (n,) values that are defined; nan where none is."""
+    defined = ~np.isnan(values)
+    total = weights[defined].sum()
+    return float((values[defined] * weights[defined]).sum() / total) if total > 0 else float("nan")
 
 
 def gauc(labels: ArrayLike, scores: ArrayLike, groups: ArrayLike) -> float:
@@ -209,6 +241,51 @@ def calibration(
     ]
 
 
+class Redrawn:
+    """The figures of rows that are drawn again in whole units, as a bootstrap does, without a copy of any row.
+
+    Args:
+        labels: (n,) 0 or 1.
+        logits: (n,).
+        units: (n,) place of each row's unit, from 0 to U - 1.
+    """
+
+    def __init__(self, labels: ArrayLike, logits: ArrayLike, units: np.ndarray) -> None:
+        positive, logits = _arrays(labels, logits)
+        self._diverged = bool(np.isnan(logits).any())
+        self._sums = np.stack(  # (4, U)
+            [
+                np.bincount(units, each)
+                for each in (losses(positive, logits), sigmoid(logits), positive, np.ones(len(units)))
+            ]
+        )
+        order = np.argsort(logits)
+        self._positive, self._units = positive[order], units[order]
+        self._first = np.flatnonzero(_starts(logits[order])) if len(order) else order
+
+    def figures(self, times: np.ndarray) -> dict[str, float]:
+        """Return `auc`, `log_loss`, `ne` and `pcoc`.
+
+        Args:
+            times: (U,) float64, how often each unit was drawn.
+        """
+        loss, predicted, hits, rows = (self._sums @ times).tolist()
+        nan = float("nan")
+        return {
+            "auc": self._auc(times),
+            "log_loss": loss / rows if rows else nan,
+            "ne": loss / rows / entropy(hits / rows) if rows else nan,
+            "pcoc": predicted / hits if hits else nan,
+        }
+
+    def _auc(self, times: np.ndarray) -> float:
+        if self._diverged or not len(self._first):
+            return float("nan")
+        drawn = times[self._units]
+        positives = np.add.reduceat(drawn * self._positive, self._first)
+        return auc_from_counts(positives, np.add.reduceat(drawn, self._first) - positives)
+
+
 def bootstrap(
     labels: ArrayLike, scores: ArrayLike, groups: ArrayLike | None = None, draws: int = 200, seed: int = 0
 ) -> tuple[float, float, float]:
@@ -227,16 +304,13 @@ def bootstrap(
     positive, scores = _arrays(labels, scores)
     if not len(scores) or np.isnan(scores).any():
         return float("nan"), float("nan"), float("nan")
-    order = np.argsort(scores, kind="stable")
-    positive, first = positive[order], np.flatnonzero(_starts(scores[order]))
-    units = np.arange(len(order)) if groups is None else np.unique(np.asarray(groups)[order], return_inverse=True)[1]
-    number = len(units) if groups is None else int(units.max()) + 1
+    units = np.arange(len(scores)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    redrawn, number = Redrawn(positive, scores, units), int(units.max()) + 1
     generator = np.random.default_rng(seed)
     aucs = np.empty(draws)
     for draw in range(draws):
-        times = np.bincount(generator.integers(0, number, number), minlength=number)[units]
-        positives = np.add.reduceat(times * positive, first)
-        aucs[draw] = auc_from_counts(positives, np.add.reduceat(times, first) - positives)
+        times = np.bincount(generator.integers(0, number, number), minlength=number)
+        aucs[draw] = redrawn.figures(times)["auc"]
     aucs = aucs[~np.isnan(aucs)]
     if len(aucs) < 2:
         return float("nan"), float("nan"), float("nan")

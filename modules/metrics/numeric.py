@@ -5,6 +5,8 @@ in the right order, a tied pair counting half. Metrics that the data leave undef
 predictions that hold a nan.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 BINS = 512  # a side of the histogram of labels and predictions
@@ -66,9 +68,28 @@ def figures(labels: np.ndarray, predictions: np.ndarray) -> dict[str, float]:
 
 def _sums(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Return rows, and sums of |error|, error^2, prediction and label, (5,) float64."""
+    return np.array([each.sum() for each in _each(labels, predictions)])
+
+
+def _each(labels: np.ndarray, predictions: np.ndarray) -> list[np.ndarray]:
+    """Return what `_sums` adds up, of each row."""
     labels, predictions = labels.astype(np.float64), predictions.astype(np.float64)
     error = predictions - labels
-    return np.array([len(labels), np.abs(error).sum(), np.square(error).sum(), predictions.sum(), labels.sum()])
+    return [np.ones(len(labels)), np.abs(error), np.square(error), predictions, labels]
+
+
+def redrawn(labels: np.ndarray, predictions: np.ndarray, units: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
+    """Return `mae`, `rmse` and `pcoc` as a function of how often each unit of rows was drawn, (U,).
+
+    xAUC is not among them: it would take a sort of all rows for every draw.
+
+    Args:
+        labels: (n,).
+        predictions: (n,).
+        units: (n,) place of each row's unit, from 0 to U - 1.
+    """
+    by_unit = np.stack([np.bincount(units, each) for each in _each(labels, predictions)])
+    return lambda times: _means(by_unit @ times)
 
 
 def _means(sums: np.ndarray) -> dict[str, float]:

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.models.registry import network
+from livetrain.modules.network import REGULARISER
 from livetrain.modules.serving.scorer import Scorer
 
 _ROWS = 6
@@ -43,8 +44,12 @@ class _Rows:
             end = int(lengths[: place + 1].sum())
             out.ids[name] = self.ids[name][end - int(lengths[place]) : end]
             out.lengths[name] = lengths[place : place + 1]
+            if name in self.dense:  # weights
+                out.dense[name] = self.dense[name][end - int(lengths[place]) : end]
         for name, column in self.dense.items():
-            out.dense[name] = column[place : place + 1] if names is None or name in names else column
+            if name not in out.dense:
+                one = name not in self.lengths and (names is None or name in names)
+                out.dense[name] = column[place : place + 1] if one else column
         return out
 
     def call(self, function: Callable) -> dict[str, Tensor]:
@@ -61,7 +66,7 @@ def prove(recipe: Recipe) -> None:
     """
     small = {name: table.model_copy(update={"rows": _TABLE}) for name, table in recipe.tables.items()}
     recipe = recipe.model_copy(update={"tables": small})
-    parts = (*recipe.features.values(), *small.values(), *recipe.tasks.values())
+    parts = (*recipe.features.values(), *small.values(), *recipe.tasks.values(), recipe.train.accumulate)
     key = tuple(map(repr, (network(recipe.model.kind), recipe.model, list(recipe.features), list(recipe.tasks), parts)))
     if key in _PROVED:
         return
@@ -88,6 +93,31 @@ def _prove(recipe: Recipe) -> None:
                 "TorchScript knows"
             ) from error
         _check_same(f"{kind} scores otherwise when exported", found, scores)
+    if recipe.train.accumulate > 1:
+        _check_parts(kind, recipe, rows)
+
+
+def _check_parts(kind: str, recipe: Recipe, rows: _Rows) -> None:
+    """Refuse a network that learns otherwise from a batch in parts: one that looks at other rows, as Dice does."""
+    model = Model(recipe)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    ids, dense = _inputs(rows)
+    why = f"{kind} learns of a row by the other rows of its batch"
+    mend = "use accumulate: 1, or layers that see one row at a time (activation: relu)"
+    found = []
+    for parts in (1, 2):
+        model.dense.parts = parts
+        try:
+            logits = model(ids, dense, torch.ones(_ROWS))
+        except Exception as error:
+            raise BadInput(f"train.accumulate: {why} ({_short(error)}); {mend}") from error
+        if REGULARISER in logits:
+            raise BadInput(f"train.accumulate: {kind} has a loss of its own over the whole batch; use accumulate: 1")
+        found.append({task: logit.detach() for task, logit in logits.items()})
+    _check_same(f"train.accumulate: {why}", found[1], found[0], mend)
 
 
 def _made_up(recipe: Recipe, whole: bool) -> _Rows:
@@ -99,25 +129,41 @@ def _made_up(recipe: Recipe, whole: bool) -> _Rows:
         number = torch.arange(_ROWS) + place
         if feature.carrier == "numbers":
             rows.dense[name] = torch.sin(number.float())
+            if feature.numbers > 1:
+                rows.dense[name] = rows.dense[name].unsqueeze(1).expand(-1, feature.numbers) * torch.rand(
+                    feature.numbers, generator=torch.Generator().manual_seed(place)
+                )
             if not whole:
                 rows.dense[name][number % 4 == 0] = float("nan")
             continue
+        if feature.carrier == "features":
+            continue
         # The lists of one history are equally long in every row.
         lengths = torch.arange(_ROWS).remainder(3) if feature.form == "sequence" else number.remainder(3)
-        most = longest if feature.form == "sequence" else 1
+        most = longest if feature.form == "sequence" else min(2, feature.limit)
         rows.lengths[name] = torch.full((_ROWS,), most) if whole else lengths.clamp(max=most)
         rows.ids[name] = torch.arange(int(rows.lengths[name].sum())) * 7 + place
+        if feature.weighted:
+            rows.dense[name] = torch.cos(rows.ids[name].float())
     return rows
+
+
+def _inputs(rows: _Rows) -> tuple[KeyedJaggedTensor, Tensor]:
+    """Return rows as a model takes them in training."""
+    weights = [rows.dense.get(name, torch.ones(len(ids))) for name, ids in rows.ids.items()]
+    ids = KeyedJaggedTensor(
+        keys=list(rows.ids),
+        values=torch.cat([*rows.ids.values(), torch.zeros(0, dtype=torch.long)]),
+        weights=torch.cat([*weights, torch.zeros(0)]),
+        lengths=torch.cat([*rows.lengths.values(), torch.zeros(0, dtype=torch.long)]),
+    )
+    numbers = [column for name, column in rows.dense.items() if name not in rows.ids]
+    return ids, torch.column_stack(numbers) if numbers else torch.zeros(_ROWS, 0)
 
 
 def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, mend: str) -> dict[str, Tensor]:
     """Return the predictions that the model makes in training's way, or say what is wrong with them."""
-    ids = KeyedJaggedTensor(
-        keys=list(rows.ids),
-        values=torch.cat([*rows.ids.values(), torch.zeros(0, dtype=torch.long)]),
-        lengths=torch.cat([*rows.lengths.values(), torch.zeros(0, dtype=torch.long)]),
-    )
-    dense = torch.stack(list(rows.dense.values()), 1) if rows.dense else torch.zeros(_ROWS, 0)
+    ids, dense = _inputs(rows)
     try:
         logits = model(ids, dense, torch.ones(_ROWS))
     except BadInput:

@@ -6,62 +6,58 @@ once, are looked up once and, in DIN, are attended to without being repeated.
 What it needs is plain PyTorch: neither torchrec nor fbgemm has to be loaded, in Python or in C++.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torchrec.modules.embedding_modules import EmbeddingCollection
 
-from livetrain.configs.schema import Quantization, Recipe
+from livetrain.configs.schema import Feature, Quantization, Recipe
 from livetrain.modules.features import hashing
+from livetrain.modules.features.bag import pool
+from livetrain.modules.features.cross import cross
 from livetrain.modules.features.dense import Normalise
-from livetrain.modules.features.registry import transforms
 from livetrain.modules.model import Model
 from livetrain.modules.serving.quantized import ByteTable, FloatTable, store
 from livetrain.modules.tasks.registry import kinds
 
 
-class Lookup(nn.Module):
-    """One id or sequence feature: raw ids -> embeddings, a list cut to its newest entries.
+class Ids(nn.Module):
+    """The ids of one feature whose carrier is ids: raw ids -> those to look up, a list cut to its newest entries.
 
     Args:
         name: the feature.
-        limit: longest list per row; 0 for an id feature.
-        table: rows (N,) -> (N, dim) float32, see modules.serving.quantized; shared with every other feature of it.
-        modulo: whether an id's row is its plain remainder (see `hashing.row`).
+        limit: longest list per row; 0 for a feature with at most one id.
+        weighted: whether each id has a weight.
         transform: from the caller's ids to those that are looked up; None where they are the same.
     """
 
     name: str
     limit: int
-    modulo: bool
+    weighted: bool
 
-    def __init__(
-        self, name: str, limit: int, table: FloatTable | ByteTable, modulo: bool, transform: nn.Module | None
-    ) -> None:
+    def __init__(self, name: str, limit: int, weighted: bool, transform: nn.Module | None) -> None:
         super().__init__()
         self.name = name
         self.limit = limit
-        self.table = table
-        self.modulo = modulo
+        self.weighted = weighted
         self.transform = transform
 
     def forward(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Look up one feature.
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Take one feature's ids.
 
         Args:
             ids: feature -> (N,) integers of any value, row after row, newest last.
             lengths: feature -> (B,) integers, N = their sum. An id feature's may be left out when N = B.
-            dense: not read.
+            dense: feature -> (N,) weights of each id of a bag that has them.
 
         Returns:
-            (M, dim) float32 embeddings and (B,) int64 lengths, M = their sum.
+            (M,) int64 ids, (B,) int64 lengths, M = their sum, and (M,) weights or None.
 
         Raises:
-            ValueError: the feature is missing, its ids are no integers, or its lengths do not fit.
+            ValueError: the feature or its weights are missing, its ids are no integers, or lengths do not fit.
         """
         if self.name not in ids:
             raise ValueError("ids: the feature '" + self.name + "' is missing")
@@ -74,79 +70,176 @@ class Lookup(nn.Module):
         elif self.limit == 0:
             length = torch.ones_like(value)
         else:
-            raise ValueError("lengths: the sequence feature '" + self.name + "' is missing")
-        value, length = self._cut(value, length)
+            raise ValueError("lengths: those of the lists '" + self.name + "' are missing")
+        weights: Tensor | None = None
+        if self.weighted:
+            weights = _numbers(dense, self.name, 1)
+            if weights.numel() != value.numel():
+                raise ValueError("dense: '" + self.name + "' needs one weight of each of its ids")
+        value, length, weights = self._cut(value, length, weights)
         if self.transform is not None:
             value = self.transform(value)
-        return self.table(hashing.row(value, self.table.rows, self.modulo)), length  # (M, dim), (B,)
+        return value, length, weights
 
-    def _cut(self, value: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    def _cut(self, value: Tensor, length: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         if length.numel() == 0 and value.numel() == 0:
-            return value, length
+            return value, length, weights
         if length.numel() == 0 or int(length.min()) < 0 or int(length.sum()) != value.numel():
             raise ValueError("lengths: those of '" + self.name + "' do not add up to its number of ids")
         if int(length.max()) <= max(self.limit, 1):
-            return value, length
+            return value, length, weights
         if self.limit == 0:
             raise ValueError("lengths: '" + self.name + "' is an id feature, so a row has one id or none")
         ends = torch.repeat_interleave(torch.cumsum(length, 0), length)  # (N,), where the row of each id ends
         newest = ends - torch.arange(value.numel(), device=value.device) <= self.limit
-        return value[newest], torch.clamp(length, max=self.limit)
+        if weights is not None:
+            weights = weights[newest]
+        return value[newest], torch.clamp(length, max=self.limit), weights
 
 
-class NumberLookup(nn.Module):
-    """One feature whose ids are made of numbers: raw numbers -> embeddings.
+class NumberIds(nn.Module):
+    """The ids of one feature that are made of numbers.
 
     Args:
         name: the feature.
-        table: rows (N,) -> (N, dim) float32.
-        modulo: see `Lookup`.
         transform: (B,) float32 -> (B,) int64 ids.
+        numbers: per row, see `_numbers`.
     """
 
     name: str
-    modulo: bool
+    width: int
 
-    def __init__(self, name: str, table: FloatTable | ByteTable, modulo: bool, transform: nn.Module) -> None:
+    def __init__(self, name: str, transform: nn.Module, numbers: int) -> None:
         super().__init__()
         self.name = name
-        self.table = table
-        self.modulo = modulo
+        self.width = numbers
         self.transform = transform
 
     def forward(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return (B, dim) float32 embeddings and (B,) int64 lengths, all 1; arguments as `Lookup.forward`."""
-        value = self.transform(_number(dense, self.name))
-        return self.table(hashing.row(value, self.table.rows, self.modulo)), torch.ones_like(value)
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return (B,) int64 ids, lengths, all 1, and no weights; arguments as `Ids.forward`."""
+        value = self.transform(_numbers(dense, self.name, self.width))
+        return value, torch.ones_like(value), None
 
 
-class Number(nn.Module):
-    """One feature that the network gets as a number, transformed.
+class CrossIds(nn.Module):
+    """The ids of one feature that are made of other features' ids, see modules.features.cross.
 
     Args:
         name: the feature.
-        transform: (B,) float32 -> (B,) float32; None where the network gets the number as it is.
+        parts: `Ids` or `NumberIds` of those others.
     """
 
     name: str
 
-    def __init__(self, name: str, transform: nn.Module | None) -> None:
+    def __init__(self, name: str, parts: list[nn.Module]) -> None:
+        super().__init__()
+        self.name = name
+        self.parts = cast(Sequence[Ids | NumberIds], nn.ModuleList(parts))
+
+    def forward(
+        self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return (M,) int64 ids, (B,) lengths, and no weights; arguments as `Ids.forward`.
+
+        Raises:
+            ValueError: also where the parts' rows are neither as many nor one.
+        """
+        values: list[Tensor] = []
+        counts: list[Tensor] = []
+        rows, first = -1, ""
+        for part in self.parts:
+            value, length, _ = part(ids, lengths, dense)
+            values.append(value)
+            counts.append(length)
+            rows, first = _same(rows, first, length.size(0), part.name, True)
+        made, there = cross(values, counts)
+        return made, there, None
+
+
+class Lookup(nn.Module):
+    """One feature that is looked up: a caller's tensors -> embeddings.
+
+    Args:
+        name: the feature.
+        source: `Ids` or the like.
+        table: rows (N,) -> (N, dim) float32, see modules.serving.quantized; shared with every other feature of it.
+        modulo: whether an id's row is its plain remainder (see `hashing.row`).
+        pooling: how a row's embeddings become one; "" where they do not.
+    """
+
+    name: str
+    modulo: bool
+    pooling: str
+
+    def __init__(self, name: str, source: nn.Module, table: FloatTable | ByteTable, modulo: bool, pooling: str) -> None:
+        super().__init__()
+        self.name = name
+        self.source = source
+        self.table = table
+        self.modulo = modulo
+        self.pooling = pooling
+
+    def forward(
+        self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return (M, dim) float32 embeddings and (B,) int64 lengths, M = their sum; arguments as `Ids.forward`."""
+        value, length, weights = self.source(ids, lengths, dense)
+        found = self.table(hashing.row(value, self.table.rows, self.modulo))
+        if self.pooling != "":
+            return pool(found, length, weights, self.pooling), torch.ones_like(length)
+        return found, length
+
+
+class Numbers(nn.Module):
+    """One feature that the network gets as numbers, transformed.
+
+    Args:
+        name: the feature.
+        transform: (B,) or (B, w) float32 -> (B,) or (B, columns) float32; None where they stay as they are.
+        numbers: per row, see `_numbers`.
+        columns: how many the transform makes of them.
+    """
+
+    name: str
+    width: int
+    columns: int
+
+    def __init__(self, name: str, transform: nn.Module | None, numbers: int, columns: int) -> None:
         super().__init__()
         self.name = name
         self.transform = transform
+        self.width = numbers
+        self.columns = columns
 
     def forward(self, dense: dict[str, Tensor]) -> Tensor:
-        """Args: dense, as `Scorer.forward`. Returns: (B,)."""
-        column = _number(dense, self.name)
-        return column if self.transform is None else self.transform(column)
+        """Args: dense, as `Scorer.forward`. Returns: (B, columns)."""
+        found = _numbers(dense, self.name, self.width)
+        if self.transform is not None:
+            found = self.transform(found)
+        return found.reshape(-1, self.columns)
 
 
-def _number(dense: dict[str, Tensor], name: str) -> Tensor:
+def _numbers(dense: dict[str, Tensor], name: str, width: int) -> Tensor:
+    """Return a feature's numbers, (B,), or (B, width) of a width above 1."""
     if name not in dense:
         raise ValueError("dense: the feature '" + name + "' is missing")
-    return dense[name].to(torch.float32)
+    found = dense[name].to(torch.float32)
+    if width > 1 and (found.dim() != 2 or found.size(1) != width):
+        raise ValueError("dense: '" + name + "' must be (rows, " + str(width) + "), not " + str(list(found.size())))
+    return found
+
+
+def _source(name: str, features: Mapping[str, Feature], transforms: Mapping[str, nn.Module]) -> nn.Module:
+    """Return what makes a feature's ids of a caller's tensors."""
+    feature, transform = features[name], transforms[name]
+    if feature.parts:
+        return CrossIds(name, [_source(part, features, transforms) for part in feature.parts])
+    if feature.carrier == "numbers":
+        return NumberIds(name, transform, feature.numbers)
+    limit = feature.limit if feature.lists else 0
+    return Ids(name, limit, feature.weighted is not None, None if feature.plain else transform)
 
 
 class Features(nn.Module):
@@ -159,30 +252,22 @@ class Features(nn.Module):
         names: the features; all by default.
     """
 
-    columns: list[str]
-
     def __init__(self, model: Model, recipe: Recipe, quantize: Quantization, names: list[str] | None = None) -> None:
         super().__init__()
         chosen = {n: f for n, f in recipe.features.items() if names is None or n in names}
         keyed = {n: table for n, f in chosen.items() if (table := f.looks_up())}
-        weights: dict[str, Tensor] = {}
-        collection: EmbeddingCollection
-        for collection in model.tables.values():
-            weights |= {name: table.weight for name, table in collection.embeddings.items()}
+        weights = model.table_weights()
         tables = {name: store(weights[name], quantize) for name in set(keyed.values())}
-        made = transforms(chosen)
-        changed = {name: None if chosen[name].plain else transform for name, transform in made.items()}
-        lookups: list[Lookup | NumberLookup] = []
+        made = model.transforms
+        changed = {name: None if feature.plain else made[name] for name, feature in chosen.items()}
+        lookups = []
         for name, table in keyed.items():
-            stored, modulo = tables[table], recipe.tables[table].hash == "modulo"
-            if chosen[name].carrier == "numbers":
-                lookups.append(NumberLookup(name, stored, modulo, made[name]))
-            else:
-                limit = chosen[name].limit if chosen[name].form == "sequence" else 0
-                lookups.append(Lookup(name, limit, stored, modulo, changed[name]))
-        self.lookups = cast(Sequence[Lookup | NumberLookup], nn.ModuleList(lookups))
-        self.columns = [name for name, feature in chosen.items() if feature.form == "dense"]
-        self.numbers = cast(Sequence[Number], nn.ModuleList(Number(name, changed[name]) for name in self.columns))
+            modulo, pooling = recipe.tables[table].hash == "modulo", chosen[name].pooled or ""
+            lookups.append(Lookup(name, _source(name, chosen, made), tables[table], modulo, pooling))
+        self.lookups = cast(Sequence[Lookup], nn.ModuleList(lookups))
+        dense = {name: feature.numbers for name, feature in chosen.items() if feature.form == "dense"}
+        numbers = (Numbers(name, changed[name], count, made[name].columns) for name, count in dense.items())
+        self.numbers = cast(Sequence[Numbers], nn.ModuleList(numbers))
 
     def _gather(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor], shared: bool
@@ -201,7 +286,7 @@ class Features(nn.Module):
             columns.append(column)
             rows, first = _same(rows, first, column.size(0), number.name, shared)
         if len(columns) > 0:
-            return values, counts, torch.stack([column.expand(rows) for column in columns], dim=1)  # (B, D)
+            return values, counts, torch.cat([column.expand(rows, -1) for column in columns], dim=1)  # (B, D)
         return values, counts, torch.zeros(rows, 0, device=counts[first].device)
 
 
@@ -218,7 +303,6 @@ class Scorer(Features):
         quantize: how tables are stored.
     """
 
-    columns: list[str]  # again, for TorchScript does not look at a base class's annotations
     shares: bool
 
     def __init__(self, model: Model, recipe: Recipe, quantize: Quantization = "none") -> None:
@@ -233,9 +317,10 @@ class Scorer(Features):
         """Score B rows.
 
         Args:
-            ids: feature -> (N,), see `Lookup`.
-            lengths: feature -> (B,), see `Lookup`.
-            dense: feature -> (B,) numbers, not normalised; NaN is a missing value.
+            ids: feature -> (N,), see `Ids`.
+            lengths: feature -> (B,), see `Ids`.
+            dense: feature -> (B,) numbers, or (B, w) of a feature of w > 1 per row, not normalised; NaN is a missing
+                value. Of a bag with weights: (N,), those.
 
         Returns:
             task -> (B,) float32 predictions.
@@ -251,9 +336,9 @@ class Scorer(Features):
         """Score B candidates of one user: `forward` of B rows that each repeat the user, without the repetition.
 
         Args:
-            ids: feature -> ids of one row, which are the user's, or of B rows, one per candidate; see `Lookup`.
+            ids: feature -> ids of one row, which are the user's, or of B rows, one per candidate; see `Ids`.
             lengths: feature -> (1,) or (B,), likewise.
-            dense: feature -> (1,) or (B,) numbers, likewise.
+            dense: feature -> (1,) or (B,) numbers, or (1, w) or (B, w), likewise.
 
         Returns:
             task -> (B,) float32 predictions.
@@ -288,26 +373,26 @@ class Encoder(Features):
         quantize: how tables are stored.
     """
 
-    columns: list[str]
-
     def __init__(
         self, model: Model, recipe: Recipe, side: Literal["user", "item"], quantize: Quantization = "none"
     ) -> None:
         towers = model.dense.network.towers
         super().__init__(model, recipe, quantize, towers.names[side])
         self.tower = getattr(towers, side)
+        features = [name for name, columns in model.numbers.items() for _ in range(columns)]
+        own = [column for column, name in enumerate(features) if name in towers.names[side]]
         whole = model.dense.normalise
-        self.normalise = Normalise(len(self.columns))
-        self.normalise.mean = whole.mean[self.tower.columns]
-        self.normalise.std = whole.std[self.tower.columns]
+        self.normalise = Normalise(len(own))
+        self.normalise.mean, self.normalise.std = whole.mean[own], whole.std[own]
+        self.encode = None if model.dense.encode is None else model.dense.encode.of(towers.names[side])
 
     def forward(self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]) -> Tensor:
         """Return the vectors of B rows.
 
         Args:
-            ids: feature -> (N,), see `Lookup`; features of the other side may be there and are not read.
+            ids: feature -> (N,), see `Ids`; features of the other side may be there and are not read.
             lengths: feature -> (B,), likewise.
-            dense: feature -> (B,) numbers, not normalised; likewise.
+            dense: feature -> (B,) or (B, w) numbers, not normalised; likewise.
 
         Returns:
             (B, width) float32, of length 1.
@@ -316,7 +401,10 @@ class Encoder(Features):
             ValueError: a feature is missing or does not fit the others.
         """
         values, counts, table = self._gather(ids, lengths, dense, False)
-        return self.tower.encode(values, counts, self.normalise(table), None)
+        table = self.normalise(table)
+        if self.encode is not None:
+            table = self.encode(table)
+        return self.tower.encode(values, counts, table, None)
 
 
 def _same(rows: int, first: str, found: int, name: str, shared: bool) -> tuple[int, str]:

@@ -1,6 +1,7 @@
 """Labels of 0 and 1."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from livetrain.modules.metrics import binary
+from livetrain.modules.metrics import binary, lists
 from livetrain.modules.metrics.histogram import Probabilities
 from livetrain.modules.metrics.lengths import by_length
-from livetrain.modules.tasks.kind import Array, Metric, Needs, TaskKind
+from livetrain.modules.tasks.kind import Array, Metric, Needs, Redrawn, TaskKind
+from livetrain.modules.tasks.lists import metrics as list_metrics
 from livetrain.modules.tasks.registry import register_task
 
 
@@ -37,6 +39,7 @@ class Binary(TaskKind):
         "positives": Metric("positives", shown=",.0f"),
     }
     leading = ordered_by = "auc"
+    top: tuple[int, ...] | None = None  # lengths of the lists that are measured, if any are
 
     @staticmethod
     def fits(labels: Array) -> Array:
@@ -58,8 +61,22 @@ class Binary(TaskKind):
             "positives": float(np.count_nonzero(labels)),
         }
 
+    def measure_lists(self, top: Sequence[int]) -> None:
+        self.top = tuple(top)
+        self.metrics = {**self.metrics, **list_metrics(top)}
+
     def grouped(self, labels: np.ndarray, logits: np.ndarray, groups: np.ndarray) -> dict[str, float]:
-        return dict(zip(("gauc", "uauc"), binary.gauc_and_uauc(labels, logits, groups), strict=True))
+        within = _Within(labels, logits, groups, self.top)
+        return within.figures(np.ones(len(within.values))) | within.counts()
+
+    def redrawn(self, labels: np.ndarray, logits: np.ndarray, units: np.ndarray, grouped: bool) -> Redrawn:
+        within = _Within(labels, logits, units, self.top) if grouped else None
+        counts = binary.Redrawn(labels, logits, units)
+
+        def figures(times: np.ndarray) -> dict[str, float]:
+            return counts.figures(times) | (within.figures(times) if within else {})
+
+        return figures
 
     def curves(self, labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray | None) -> dict[str, list[Any]]:
         if np.isnan(logits).any():
@@ -79,3 +96,33 @@ class Binary(TaskKind):
 
     def order(self, labels: np.ndarray, predictions: np.ndarray) -> float:
         return binary.auc(labels, predictions)
+
+
+class _Within:
+    """What is measured within groups, of which the figures are means.
+
+    Attributes:
+        values: (G, 1 + M) each group's AUC and metrics of lists, by rising group id; nan where it has none.
+    """
+
+    def __init__(self, labels: np.ndarray, logits: np.ndarray, groups: np.ndarray, top: tuple[int, ...] | None) -> None:
+        runs = binary.group_runs(labels, logits, groups)
+        aucs, self._rows = binary.group_aucs(runs)
+        self._names = [] if top is None else lists.names(top)
+        measured = lists.by_group(runs, top or ())[:, : len(self._names)]
+        self.values = np.column_stack([aucs, measured])
+        if np.isnan(logits).any():
+            self.values[:] = np.nan
+
+    def figures(self, times: np.ndarray) -> dict[str, float]:
+        """Return the means over groups of which each was drawn so often, (G,)."""
+        means = [binary.mean(column, times) for column in self.values.T]
+        gauc = binary.mean(self.values[:, 0], times * self._rows)
+        return {"gauc": gauc, "uauc": means[0], **dict(zip(self._names, means[1:], strict=True))}
+
+    def counts(self) -> dict[str, float]:
+        """Return how many groups' lists were measured, and how many were left out."""
+        if not self._names:
+            return {}
+        left_out = int(np.isnan(self.values[:, 1]).sum())
+        return {"lists": float(len(self.values) - left_out), "lists_left_out": float(left_out)}

@@ -6,6 +6,7 @@ evaluation, serving:  network -> the task's outputs -> Heads -> logit -> metrics
 Nearly every kind has one output, which is its logit.
 """
 
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from livetrain.configs.schema import Task
 
 Array = TypeVar("Array", Tensor, np.ndarray)
+Redrawn = Callable[[np.ndarray], dict[str, float]]
 
 
 class Needs(StrEnum):
@@ -153,6 +155,24 @@ class TaskKind(nn.Module):
     def grouped(self, labels: np.ndarray, logits: np.ndarray, groups: np.ndarray) -> dict[str, float]:
         """Return the `grouped` metrics alone; none by default."""
         return {}
+
+    def measure_lists(self, top: Sequence[int]) -> None:
+        """Have the lists of groups measured too, up to these lengths; kinds that do not rank have none."""
+
+    def redrawn(self, labels: np.ndarray, logits: np.ndarray, units: np.ndarray, grouped: bool) -> Redrawn | None:
+        """Return the figures that have an interval, as a function of how often each unit of rows was drawn.
+
+        Args:
+            labels: (n,).
+            logits: (n,).
+            units: (n,) place of each row's unit, from 0 to the U units that there are.
+            grouped: the units are the groups, whose figures are wanted too.
+
+        Returns:
+            (U,) float64 times -> figures, as `figures` gives them of rows that are there so often, groups as groups of
+            their own; None where the kind has none.
+        """
+        return None
 
     def curves(self, labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray | None) -> dict[str, list[Any]]:
         """Return the points of plots; none by default.

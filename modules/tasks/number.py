@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from livetrain.modules.metrics import numeric
-from livetrain.modules.tasks.kind import Array, Metric, Needs, TaskKind
+from livetrain.modules.tasks.kind import Array, Metric, Needs, Redrawn, TaskKind
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -35,6 +35,9 @@ class Number(TaskKind):
 
     def figures(self, labels: np.ndarray, logits: np.ndarray, groups: np.ndarray | None = None) -> dict[str, float]:
         return numeric.figures(labels, self.predict(logits))
+
+    def redrawn(self, labels: np.ndarray, logits: np.ndarray, units: np.ndarray, grouped: bool) -> Redrawn:
+        return numeric.redrawn(labels, self.predict(logits), units)
 
     def counts(self) -> "_Predicted":
         return _Predicted(self)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from livetrain.modules.metrics.histogram import Probabilities
 from livetrain.modules.tasks.binary import Binary
+from livetrain.modules.tasks.kind import Redrawn
 
 _RANKING = ("auc", "auc_error", "gauc", "uauc", "positives")  # what such a score can be asked
 
@@ -23,7 +24,12 @@ class Ranked(Binary):
         return logits
 
     def figures(self, labels: np.ndarray, logits: np.ndarray, groups: np.ndarray | None = None) -> dict[str, float]:
-        return _of_ranking(super().figures(labels, logits, groups))
+        figures = super().figures(labels, logits, groups)
+        return {name: figure for name, figure in figures.items() if name in self.metrics}
+
+    def redrawn(self, labels: np.ndarray, logits: np.ndarray, units: np.ndarray, grouped: bool) -> Redrawn:
+        figures = super().redrawn(labels, logits, units, grouped)
+        return lambda times: {name: one for name, one in figures(times).items() if name in self.metrics}
 
     def curves(self, labels: np.ndarray, logits: np.ndarray, buckets: np.ndarray | None) -> dict[str, list[Any]]:
         return super().curves(labels, logits, buckets) | {"calibration": []}
@@ -34,11 +40,7 @@ class Ranked(Binary):
 
 class _Scores(Probabilities):
     def figures(self) -> dict[str, float]:
-        return _of_ranking(super().figures())
+        return {name: figure for name, figure in super().figures().items() if name in _RANKING}
 
     def curves(self, measured: bool) -> dict[str, list[Any]]:
         return super().curves(measured) | {"calibration": []}
-
-
-def _of_ranking(figures: dict[str, float]) -> dict[str, float]:
-    return {name: figure for name, figure in figures.items() if name in _RANKING}

@@ -1,9 +1,10 @@
 """The kinds of tasks by `tasks.X.kind`, and the metrics that they are judged by."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from livetrain.configs.registry import TASKS
 from livetrain.configs.schema import GroupTask, Task
+from livetrain.modules.tasks import lists
 from livetrain.modules.tasks.kind import Metric, TaskKind
 
 
@@ -37,14 +38,22 @@ def register_task(kind: str, config: type[Task] = Task) -> Callable[[type[TaskKi
     return enter
 
 
-def kinds(tasks: Mapping[str, Task]) -> dict[str, TaskKind]:
-    """Return each task's kind."""
-    return {name: TASKS.owner(task.kind)(task) for name, task in tasks.items()}
+def kinds(tasks: Mapping[str, Task], top: Sequence[int] | None = None) -> dict[str, TaskKind]:
+    """Return each task's kind, which measures lists of these lengths, if any are given."""
+    found = {name: TASKS.owner(task.kind)(task) for name, task in tasks.items()}
+    for kind in found.values() if top is not None else ():
+        kind.measure_lists(top)
+    return found
 
 
-def metrics() -> dict[str, Metric]:
-    """Return the metrics of all kinds by name, in the order in which tables show them."""
-    return {name: metric for kind in TASKS for name, metric in TASKS.owner(kind).metrics.items()}
+def metrics(names: Iterable[str] = ()) -> dict[str, Metric]:
+    """Return the metrics of all kinds by name, in the order in which tables show them.
+
+    Args:
+        names: of figures; those of lists, whose lengths recipes say, are added.
+    """
+    found = {name: metric for kind in TASKS for name, metric in TASKS.owner(kind).metrics.items()}
+    return found | {name: metric for name in names if (metric := lists.metric(name))}
 
 
 def leading(names: Sequence[str]) -> str | None:

@@ -1,8 +1,9 @@
 """Metrics of a split that many ranks evaluate together."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -12,161 +13,150 @@ import torch.distributed as dist
 from livetrain.modules.metrics.lengths import bucket
 from livetrain.modules.tasks.kind import TaskKind
 from livetrain.trainers.evaluate.gather import _gather, _reduce
+from livetrain.trainers.evaluate.intervals import HIGH, LOW, Bootstrap
+from livetrain.trainers.evaluate.rows import UNKNOWN, GroupSample, Rows, inside, label_type
 from livetrain.trainers.runtime import ranks
 
-UNKNOWN = -1  # code of a label that is missing; every kind's labels are 0 or more
 SAMPLE_ROWS = 4_000_000
 _PENDING = 64  # updates kept on a GPU before one copy to the host, so that not every step waits for the GPU
+_OPTIONAL = ("groups", "lengths", "slices", "numbers")  # what an evaluation may be given besides
+NO_BOOTSTRAP = Bootstrap(0, 0)
 
 
-@dataclass
-class _Rows:
-    """n rows on the host, padding dropped."""
+class _Store:
+    """What is kept of the rows on every rank, and what rank 0 makes of it.
 
-    logits: np.ndarray  # (n, T) float32
-    labels: np.ndarray  # (n, T) the label or UNKNOWN; int8 where all tasks are binary, else float32
-    groups: np.ndarray  # (n,) int64, zeros where the evaluation has no groups
-    buckets: np.ndarray  # (n,) int8, index of LENGTH_NAMES, zeros where it has no lengths
+    Args:
+        kinds: the T tasks' kinds.
+        slices: names of the slices.
+        bootstrap: how intervals are drawn.
+    """
 
-    @classmethod
-    def empty(cls, kinds: list[TaskKind]) -> "_Rows":
-        labels = np.zeros((0, len(kinds)), _label_type(kinds))
-        return cls(labels.astype(np.float32), labels, np.zeros(0, np.int64), np.zeros(0, np.int8))
+    def __init__(self, kinds: Mapping[str, TaskKind], slices: Sequence[str], bootstrap: Bootstrap) -> None:
+        self.kinds, self.bootstrap = kinds, bootstrap
+        self.parts = ["", *(f"{name}." for name in slices)]  # of the split: how their figures' names begin
+        self.counts = np.zeros(len(self.parts), np.int64)  # rows of each
 
-    @classmethod
-    def concat(cls, parts: list["_Rows"], kinds: list[TaskKind]) -> "_Rows":
-        parts = parts or [cls.empty(kinds)]
-        return cls(*(np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(cls)))
-
-    def __getitem__(self, chosen: np.ndarray) -> "_Rows":
-        return _Rows(self.logits[chosen], self.labels[chosen], self.groups[chosen], self.buckets[chosen])
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-
-def _label_type(kinds: list[TaskKind]) -> type[np.generic]:
-    return np.float32 if any(kind.numeric for kind in kinds) else np.int8
-
-
-class _Exact:
-    """Keeps every row: 5 bytes per task, or 8 with numeric ones, and 9 besides. Rank 0 computes, and has them all."""
-
-    def __init__(self, kinds: Mapping[str, TaskKind]) -> None:
-        self.kinds = kinds
-        self.parts: list[_Rows] = []
-
-    def add(self, rows: _Rows, grouped: bool) -> None:
-        self.parts.append(rows)
+    def add(self, rows: Rows, grouped: bool) -> None:
+        self.counts += [len(rows), *(inside(rows.slices, part).sum() for part in range(1, len(self.parts)))]
 
     def finish(self, grouped: bool, measured: bool) -> tuple[dict[str, float], dict[str, Any]]:
-        rows = _Rows.concat(self.parts, list(self.kinds.values()))
-        self.parts = [rows]
-        groups, buckets = _gather(rows.groups), _gather(rows.buckets)
-        values: dict[str, float] = {"rows": float(_reduce(np.array([len(rows)]))[0])}
+        """Return the figures and curves, of which rank 0's are whole. Collective."""
+        raise NotImplementedError
+
+    def _slices(self, rows: Rows) -> np.ndarray:
+        """Return all ranks' rows' slices on rank 0. Collective."""
+        return _gather(rows.slices) if len(self.parts) > 1 else np.zeros(0, np.int8)
+
+    def _counted(self) -> dict[str, float]:
+        """Return how many rows the split and each slice have, and the slices' shares."""
+        counts = _reduce(self.counts).tolist()
+        whole = {"rows": float(counts[0])}
+        for name, count in zip(self.parts[1:], counts[1:], strict=True):
+            whole |= {f"{name}rows": float(count), f"{name}share": count / counts[0] if counts[0] else float("nan")}
+        return whole
+
+    def _named(self, part: int, task: str, figures: dict[str, float]) -> dict[str, float]:
+        """Return a task's figures under its name, the leading one first (see modules.tasks.registry.leading)."""
+        names = sorted(figures, key=lambda name: name != self.kinds[task].leading)
+        return {f"{self.parts[part]}{task}.{name}": figures[name] for name in names}
+
+
+class _Exact(_Store):
+    """Keeps every row: 5 bytes per task, 8 with numeric ones, and 10 besides, 17 with slices. Rank 0 gets them all."""
+
+    def __init__(self, kinds: Mapping[str, TaskKind], slices: Sequence[str], bootstrap: Bootstrap) -> None:
+        super().__init__(kinds, slices, bootstrap)
+        self.kept: list[Rows] = []
+
+    def add(self, rows: Rows, grouped: bool) -> None:
+        super().add(rows, grouped)
+        self.kept.append(rows)
+
+    def finish(self, grouped: bool, measured: bool) -> tuple[dict[str, float], dict[str, Any]]:
+        rows = Rows.concat(self.kept, list(self.kinds.values()))
+        self.kept = [rows]
+        groups, buckets, slices = _gather(rows.groups), _gather(rows.buckets), self._slices(rows)
+        found: list[dict[str, float]] = [self._counted(), *({} for _ in self.parts[1:])]
         curves: dict[str, Any] = {}
         for t, (task, kind) in enumerate(self.kinds.items()):
             logits, labels = _gather(rows.logits[:, t]), _gather(rows.labels[:, t])
-            if ranks.is_main():
-                known = labels != UNKNOWN
-                labels, logits = labels[known], logits[known]
-                figures = kind.figures(labels, logits, groups[known] if grouped else None)
-                curves[task] = kind.curves(labels, logits, buckets[known] if measured else None)
-                values |= _named(task, kind, figures)
-        return values, curves
+            if not ranks.is_main():
+                continue
+            for part in range(len(self.parts)):
+                known = (labels != UNKNOWN) & inside(slices, part)
+                own = (labels[known], logits[known])
+                figures = kind.figures(*own, groups[known] if grouped else None)
+                redraw = partial(kind.redrawn, *own, grouped=grouped)
+                figures |= self.bootstrap.intervals(figures, groups[known], redraw)
+                found[part] |= self._named(part, task, figures)
+                if not part:
+                    curves[task] = kind.curves(*own, buckets[known] if measured else None)
+        return {name: value for part in found for name, value in part.items()}, curves
 
 
-def _named(task: str, kind: TaskKind, figures: dict[str, float]) -> dict[str, float]:
-    """Return a task's figures under its name, the leading one first (see modules.tasks.registry.leading)."""
-    names = sorted(figures, key=lambda name: name != kind.leading)
-    return {f"{task}.{name}": figures[name] for name in names}
+class _Bounded(_Store):
+    """Keeps histograms and sums, 7 MiB per task and part, and a sample of groups, for any number of rows."""
 
+    def __init__(
+        self, kinds: Mapping[str, TaskKind], slices: Sequence[str], bootstrap: Bootstrap, sample_rows: int
+    ) -> None:
+        super().__init__(kinds, slices, bootstrap)
+        self.stores = {(part, task): kind.counts() for part in range(len(self.parts)) for task, kind in kinds.items()}
+        self.sample = GroupSample(list(kinds.values()), sample_rows)
 
-class _GroupSample:
-    """All rows of a pseudo-random share of groups, the largest share 2^-k that holds at most `budget` rows.
-
-    A group belongs to the sample when a hash of its id is below the threshold 2^(64-k). Each rank raises k while its
-    own rows exceed the budget, then all do while the rows of all ranks exceed it: k, and with it the sample, is the
-    same however the rows were spread over ranks.
-    """
-
-    def __init__(self, kinds: list[TaskKind], budget: int) -> None:
-        self.kinds, self.budget = kinds, budget
-        self.halvings = 0
-        self.parts: list[_Rows] = []
-        self.size = 0
-
-    def _chosen(self, rows: _Rows) -> _Rows:
-        return rows[_mix(rows.groups) <= np.uint64((2**64 - 1) >> self.halvings)] if self.halvings else rows
-
-    def add(self, rows: _Rows) -> None:
-        self.parts.append(self._chosen(rows))
-        self.size += len(self.parts[-1])
-        while self.size > self.budget and self.halvings < 64:
-            self.cut(self.halvings + 1)
-
-    def cut(self, halvings: int) -> None:
-        """Keep the share 2^-halvings of all groups."""
-        self.halvings = halvings
-        self.parts = [self._chosen(_Rows.concat(self.parts, self.kinds))]
-        self.size = len(self.parts[0])
-
-    def settle(self) -> _Rows:
-        """Agree on the share with all ranks; return this rank's rows of it."""
-        self.cut(int(_reduce(np.array([self.halvings]), dist.ReduceOp.MAX)[0]))
-        while _reduce(np.array([self.size]))[0] > self.budget and self.halvings < 64:
-            self.cut(self.halvings + 1)
-        return self.parts[0]
-
-
-def _mix(ids: np.ndarray) -> np.ndarray:
-    """Return splitmix64 of int64 ids, as uint64: every bit depends on every bit of the id."""
-    x = ids.astype(np.int64).view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-class _Bounded:
-    """Keeps histograms, sums and a sample of groups: 7 MiB per task and the sample, however many rows there are."""
-
-    def __init__(self, kinds: Mapping[str, TaskKind], sample_rows: int) -> None:
-        self.kinds = kinds
-        self.stores = {task: kind.counts() for task, kind in kinds.items()}
-        self.rows = 0
-        self.sample = _GroupSample(list(kinds.values()), sample_rows)
-
-    def add(self, rows: _Rows, grouped: bool) -> None:
-        self.rows += len(rows)
-        for t, store in enumerate(self.stores.values()):
-            known = rows.labels[:, t] != UNKNOWN
+    def add(self, rows: Rows, grouped: bool) -> None:
+        super().add(rows, grouped)
+        places = {task: t for t, task in enumerate(self.kinds)}
+        for (part, task), store in self.stores.items():
+            t = places[task]
+            known = (rows.labels[:, t] != UNKNOWN) & inside(rows.slices, part)
             store.add(rows.labels[known, t], rows.logits[known, t], rows.buckets[known])
-        if grouped:
+        if grouped or self.bootstrap.draws:
             self.sample.add(rows)
 
     def finish(self, grouped: bool, measured: bool) -> tuple[dict[str, float], dict[str, Any]]:
-        values: dict[str, float] = {"rows": float(_reduce(np.array([self.rows]))[0])}
-        curves: dict[str, Any] = {}
-        for task, store in self.stores.items():
+        values, curves = self._counted(), {}
+        figures: dict[tuple[int, str], dict[str, float]] = {}
+        for (part, task), store in self.stores.items():
             total = copy(store)
             total.counts, total.sums = _reduce(store.counts), _reduce(store.sums)
-            curves[task] = total.curves(measured)
-            values |= _named(task, self.kinds[task], total.figures())
-        return (values | self._grouped() if grouped else values), curves
+            figures[part, task] = total.figures()
+            if not part:
+                curves[task] = total.curves(measured)
+        if grouped or self.bootstrap.draws:
+            self._sampled(figures, grouped)
+            share = 2.0**-self.sample.halvings
+            values |= {"gauc_groups_share": share} if grouped else {}
+        for (part, task), found in figures.items():
+            values |= self._named(part, task, found)
+        return values, curves
 
-    def _grouped(self) -> dict[str, float]:
+    def _sampled(self, figures: dict[tuple[int, str], dict[str, float]], grouped: bool) -> None:
+        """Add what takes all rows of a group: the figures of groups, and intervals."""
         rows = self.sample.settle()
-        values = {"gauc_groups_share": 2.0**-self.sample.halvings}
-        groups = _gather(rows.groups)
+        share = 2.0**-self.sample.halvings
+        groups, slices = _gather(rows.groups), self._slices(rows)
         for t, (task, kind) in enumerate(self.kinds.items()):
-            if not any(metric.grouped for metric in kind.metrics.values()):
-                continue
             logits, labels = _gather(rows.logits[:, t]), _gather(rows.labels[:, t])
-            if ranks.is_main():
-                known = labels != UNKNOWN
-                figures = kind.grouped(labels[known], logits[known], groups[known])
-                values |= {f"{task}.{name}": figure for name, figure in figures.items()}
-        return values
+            if not ranks.is_main():
+                continue
+            for part in range(len(self.parts)):
+                known = (labels != UNKNOWN) & inside(slices, part)
+                own, of = (labels[known], logits[known]), figures[part, task]
+                of |= kind.grouped(*own, groups[known]) if grouped else {}
+                redraw = partial(kind.redrawn, *own, grouped=grouped)
+                ends = self.bootstrap.intervals(of, groups[known], redraw)
+                of |= {name: _nearer(name, end, of, kind, share) for name, end in ends.items()}
+
+
+def _nearer(name: str, end: float, figures: Mapping[str, float], kind: TaskKind, share: float) -> float:
+    """Return the end of an interval that a share of the groups gave, for a figure that all rows gave.
+
+    A deviation falls with the square root of the number of groups. Figures of groups are those of the share itself.
+    """
+    metric = name.removesuffix(LOW).removesuffix(HIGH)
+    return end if kind.metrics[metric].grouped else figures[metric] + math.sqrt(share) * (end - figures[metric])
 
 
 class Evaluation:
@@ -174,12 +164,15 @@ class Evaluation:
 
     Args:
         tasks: the T tasks and their kinds, in the columns' order (see modules.tasks.registry.kinds).
-        memory: `exact` keeps every row, 5 bytes per task and 9 besides (8 per task with numeric ones), and gathers them
-            to rank 0. `bounded` needs the same memory for any number of rows: AUC comes from 65,536 bins of the logit
-            between -16 and 16, and `<task>.auc_error` bounds its error; log loss, NE and PCOC are exact; GAUC and UAUC
-            are exact on a share of the groups, `gauc_groups_share`, picked by a hash of their ids; of a number,
-            `<task>.xauc_error` bounds the error of xAUC and the rest is exact.
+        memory: `exact` keeps every row, 5 bytes per task and 10 besides (8 per task with numeric ones), and gathers
+            them to rank 0. `bounded` needs the same memory for any number of rows: AUC comes from 65,536 bins of the
+            logit between -16 and 16, and `<task>.auc_error` bounds its error; log loss, NE and PCOC are exact; GAUC,
+            UAUC and metrics of lists are exact on a share of the groups, `gauc_groups_share`, picked by a hash of their
+            ids, and intervals are drawn from it; of a number, `<task>.xauc_error` bounds the error of xAUC and the rest
+            is exact.
         sample_rows: largest number of rows, over all ranks, of the groups that `bounded` samples.
+        slices: names of the parts of the split that have figures of their own besides.
+        bootstrap: how intervals are drawn; by default none are.
     """
 
     def __init__(
@@ -187,11 +180,17 @@ class Evaluation:
         tasks: Mapping[str, TaskKind],
         memory: Literal["exact", "bounded"] = "exact",
         sample_rows: int = SAMPLE_ROWS,
+        slices: Sequence[str] = (),
+        bootstrap: Bootstrap = NO_BOOTSTRAP,
     ) -> None:
-        self._label_type = _label_type(list(tasks.values()))
-        self._store = _Exact(tasks) if memory == "exact" else _Bounded(tasks, sample_rows)
-        self._pending: list[list[torch.Tensor]] = []  # logits, labels, weights, and of groups and lengths what is given
-        self._given: tuple[bool, bool] | None = None  # groups, lengths
+        self._label_type = label_type(list(tasks.values()))
+        self._store: _Store
+        if memory == "exact":
+            self._store = _Exact(tasks, slices, bootstrap)
+        else:
+            self._store = _Bounded(tasks, slices, bootstrap, sample_rows)
+        self._pending: list[dict[str, torch.Tensor]] = []
+        self._given: set[str] | None = None  # of _OPTIONAL
         self._curves: dict[str, Any] | None = None
 
     def update(
@@ -201,6 +200,8 @@ class Evaluation:
         weights: torch.Tensor,
         groups: torch.Tensor | None = None,
         lengths: torch.Tensor | None = None,
+        slices: torch.Tensor | None = None,
+        numbers: torch.Tensor | None = None,
     ) -> None:
         """Add a batch of this rank. On a GPU the host does not wait, but for a copy every 64 batches.
 
@@ -208,49 +209,55 @@ class Evaluation:
             logits: (B, T), of which the kinds make the predictions.
             labels: (B, T) as the tasks' kinds have them; nan = unknown, the row does not count for that task.
             weights: (B,) 0 drops the row as padding; any other weight counts it once.
-            groups: (B,) integer group of each row, for GAUC and UAUC; in every update or in none.
-            lengths: (B,) history length of each row, for AUC by length; in every update or in none.
+            groups: (B,) integer group of each row, for what is measured within groups.
+            lengths: (B,) history length of each row, for AUC by length.
+            slices: (B,) int64, bit i: the row is in the i-th slice.
+            numbers: (B,) int64 number of each row, of which intervals are drawn where there are no groups.
 
         Raises:
-            ValueError: groups or lengths came in some updates only.
+            ValueError: what may be left out came in some updates only.
         """
-        given = (groups is not None, lengths is not None)
+        tensors = {"logits": logits, "labels": labels, "weights": weights, "groups": groups, "lengths": lengths}
+        tensors |= {"slices": slices, "numbers": numbers}
+        batch = {name: x.detach() for name, x in tensors.items() if x is not None}
+        given = set(batch) & set(_OPTIONAL)
         if self._given not in (None, given):
-            raise ValueError("groups and lengths belong in every update of an evaluation or in none")
+            raise ValueError(f"{', '.join(_OPTIONAL)} belong in every update of an evaluation or in none")
         self._given = given
-        tensors = (logits, labels, weights, groups, lengths)
-        self._pending.append([x.detach() for x in tensors if x is not None])
+        self._pending.append(batch)
         if logits.device.type == "cpu" or len(self._pending) >= _PENDING:
             self._flush()
 
     def _flush(self) -> None:
         if not self._pending:
             return
-        columns = [torch.cat(x).cpu() for x in zip(*self._pending, strict=True)]
+        columns = {name: torch.cat([batch[name] for batch in self._pending]).cpu() for name in self._pending[0]}
         self._pending.clear()
-        grouped, measured = self._given or (False, False)
-        groups, lengths = columns[3] if grouped else None, columns[-1] if measured else None
-        logits, real = columns[0], columns[2].ne(0).numpy()
-        labels = columns[1].float().numpy()[real]
-        number = int(real.sum())
-        rows = _Rows(
-            logits.float().numpy()[real],
+        real = columns["weights"].ne(0).numpy()
+        labels = columns["labels"].float().numpy()[real]
+        none = np.zeros(int(real.sum()), np.int64)
+        given = {name: columns[name].numpy()[real].astype(np.int64) for name in _OPTIONAL if name in columns}
+        rows = Rows(
+            columns["logits"].float().numpy()[real],
             np.where(np.isnan(labels), UNKNOWN, labels).astype(self._label_type),
-            np.zeros(number, np.int64) if groups is None else groups.numpy()[real].astype(np.int64),
-            bucket(np.zeros(number) if lengths is None else lengths.numpy()[real]),
+            given.get("groups", given.get("numbers", none)),
+            bucket(given.get("lengths", none)),
+            given.get("slices", none.astype(np.int8)),
         )
-        self._store.add(rows, grouped=grouped)
+        self._store.add(rows, grouped="groups" in given)
 
     def compute(self) -> dict[str, float]:
         """Return the metrics over the rows of all ranks. Collective: every rank calls it and gets the same figures.
 
         Returns:
             `rows`, and by task `<task>.<metric>` of its kind's `metrics`: those that are `grouped` with groups, and
-            those that bound an error in bounded memory, then with groups also `gauc_groups_share`. Undefined ones are
-            nan.
+            those that bound an error in bounded memory, then with groups also `gauc_groups_share`. With a bootstrap
+            `<task>.<metric>_low` and `_high` are the ends of intervals. Undefined ones are nan. Of a slice the same
+            as `<slice>.<task>.<metric>`, and `<slice>.rows` and `<slice>.share`, that of all rows.
         """
         self._flush()
-        given = np.array(self._given or (False, False), np.int64)  # a rank without rows has not seen either
+        # A rank without rows has not seen what is given.
+        given = np.array([name in (self._given or ()) for name in ("groups", "lengths")], np.int64)
         grouped, measured = (bool(x) for x in _reduce(given, dist.ReduceOp.MAX))
         values, self._curves = ranks.from_main(self._store.finish(grouped, measured))
         return values

@@ -16,18 +16,24 @@ if TYPE_CHECKING:
     from livetrain.trainers.data.read.source import Statistics
 
 
+def parts(name: str) -> tuple[str, str, str]:
+    """Return (slice, task, metric) of ``<slice>.<task>.<metric>``, or of ``<task>.<metric>``, whose slice is empty."""
+    *before, task, metric = name.split(".")
+    return ".".join(before), task, metric
+
+
 def metric_of(recipe: Recipe, name: str) -> Metric:
-    """Return what a recipe's metric ``<task>.<metric>`` is."""
-    task, _, metric = name.rpartition(".")
-    return kinds(recipe.tasks)[task].metrics[metric]
+    """Return what a recipe's metric ``<task>.<metric>`` or ``<slice>.<task>.<metric>`` is."""
+    _, task, metric = parts(name)
+    return kinds(recipe.tasks, recipe.evaluate.top)[task].metrics[metric]
 
 
 def stand_in(recipe: Recipe, metric: str) -> str:
-    """Return what picks in the place of a metric ``<task>.<metric>`` that is undefined: the one that asks for least."""
-    task = metric.rpartition(".")[0]
-    kind = kinds(recipe.tasks)[task]
+    """Return what picks in the place of an undefined metric: of the same task and slice the one that asks least."""
+    of = metric.rpartition(".")[0]
+    kind = kinds(recipe.tasks)[parts(metric)[1]]
     always = (name for name, one in kind.metrics.items() if one.better and one.needs is Needs.KNOWN)
-    return f"{task}.{next(always, kind.leading)}"
+    return f"{of}.{next(always, kind.leading)}"
 
 
 def picks(recipe: Recipe, metrics: Mapping[str, Any]) -> str | None:
@@ -61,21 +67,22 @@ def undefined(recipe: Recipe, task: str, statistics: "Statistics") -> list[str]:
         task: one of its tasks.
         statistics: of the split.
     """
-    own = [name for name in selectable(recipe) if name.rpartition(".")[0] == task]
+    own = [name for name in selectable(recipe) if parts(name)[1] == task]
     unknown, only = statistics.unknown.get(task) == 1, statistics.single.get(task)
     return [name for name in own if unknown or not metric_of(recipe, name).needs.met(only)]
 
 
 def selectable(recipe: Recipe) -> dict[str, int]:
-    """Return the metrics ``<task>.<metric>`` of an evaluation that can be best: 1 where more is, -1 where less is."""
+    """Return the metrics of an evaluation that can be best: 1 where more is, -1 where less is."""
     return {name: better for name, better in written(recipe).items() if better}
 
 
 def written(recipe: Recipe) -> dict[str, int]:
-    """Return the metrics ``<task>.<metric>`` that an evaluation may write: as `selectable`, and 0 where neither is."""
+    """Return the metrics that an evaluation may write: as `selectable`, and 0 where neither is better."""
     return {
-        f"{task}.{name}": metric.better
-        for task, kind in kinds(recipe.tasks).items()
+        f"{of}{task}.{name}": metric.better
+        for of in ("", *(f"{name}." for name in recipe.evaluate.slices))
+        for task, kind in kinds(recipe.tasks, recipe.evaluate.top).items()
         for name, metric in kind.metrics.items()
         if recipe.evaluate.group_by or not metric.grouped
     }
@@ -87,7 +94,11 @@ def _defined(value: float | None) -> bool:
 
 def check_select(recipe: Recipe) -> None:
     """Raise BadInput where train.select is no metric that a run will have."""
-    names = selectable(recipe)
-    if recipe.select() not in names:
-        hint = nearest(recipe.select(), names)
-        raise BadInput(f"train.select: no run of this recipe has a metric '{recipe.select()}'{hint}")
+    names, wanted = selectable(recipe), recipe.select()
+    if wanted in names:
+        return
+    if wanted in selectable(
+        recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"group_by": "x"})})
+    ):
+        raise BadInput(f"train.select: '{wanted}' is measured within groups; name their column in evaluate.group_by")
+    raise BadInput(f"train.select: no run of this recipe has a metric '{wanted}'{nearest(wanted, names)}")

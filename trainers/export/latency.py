@@ -84,7 +84,9 @@ def user_features(recipe: Recipe, candidate: list[str] | None) -> list[str]:
         if name not in recipe.features:
             raise BadInput(f"--candidate: there is no feature '{name}'{nearest(name, recipe.features)}")
     past = {feature.looks_up() for feature in recipe.features.values() if feature.form == "sequence"}
-    offered = candidate or [n for n, f in recipe.features.items() if f.form == "id" and f.looks_up() in past]
+    offered = candidate or [
+        n for n, f in recipe.features.items() if f.form == "id" and not f.lists and f.looks_up() in past
+    ]
     if not offered:
         raise BadInput(
             "--bench: no id feature shares a table with a sequence, so the candidate's features cannot be told from "

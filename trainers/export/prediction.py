@@ -133,10 +133,10 @@ class Predictor:
         """
         schema = settled(check_columns(name, table.schema, self._wanted), self._wanted)
         fitting = pa.Table.from_arrays([table.column(field.name).cast(field.type) for field in schema], schema=schema)
-        columns = self._decoder.decode(fitting.combine_chunks(), 0)
+        columns = self._decoder.decode(fitting.combine_chunks(), 0, name)
         parts: list[list[np.ndarray]] = [[] for _ in self.names]
         with torch.inference_mode():
-            for inputs in _chunks(columns, self._decoder.keys, self._dense, table.num_rows):
+            for inputs in _chunks(columns, self._decoder, self._dense, table.num_rows):
                 for part, found in zip(parts, self._scored(inputs), strict=True):
                     part.append(found.float().numpy())
         return pa.table([_array(np.concatenate(part)) for part in parts], names=self.names)
@@ -168,18 +168,21 @@ def _towers(recipe: Recipe) -> dict[str, list[str]] | None:
     return None if towers is None else towers.names
 
 
-def _chunks(columns: Columns, keys: list[str], dense: list[str], rows: int) -> Iterator[tuple[dict[str, Tensor], ...]]:
+def _chunks(columns: Columns, decoder: Decoder, dense: list[str], rows: int) -> Iterator[tuple[dict[str, Tensor], ...]]:
     """Yield decoded rows as the scorer takes them, CHUNK rows at a time: ids, lengths and numbers by feature."""
+    weights = {name: decoder.weights(columns, name) for name in decoder.weighted}
     for start in range(0, max(rows, 1), CHUNK):  # without rows one chunk of none, which tells a vector's width
         stop = min(start + CHUNK, rows)
         ids, lengths = {}, {}
-        for key, column in zip(keys, columns.ids, strict=True):
+        numbers = {name: torch.tensor(values[start:stop]) for name, values in zip(dense, columns.floats, strict=False)}
+        for key, column in zip(decoder.keys, columns.ids, strict=False):
             first, last = (start, stop) if column.offsets is None else column.offsets[[start, stop]].tolist()
             counts = np.ones(stop - start, np.int64)
             if column.offsets is not None:
                 counts = np.diff(column.offsets[start : stop + 1]).astype(np.int64)
             ids[key], lengths[key] = torch.tensor(column.values[first:last]), torch.from_numpy(counts)
-        numbers = {name: torch.tensor(values[start:stop]) for name, values in zip(dense, columns.floats, strict=False)}
+            if key in weights:
+                numbers[key] = torch.tensor(weights[key][first:last])
         yield ids, lengths, numbers
 
 

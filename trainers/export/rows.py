@@ -1,6 +1,5 @@
 """Rows to prove, measure and publish an export with."""
 
-import math
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -10,23 +9,28 @@ import torch
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
+from livetrain.modules.features.carriers import split_numbers
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 
-Inputs = tuple[dict[str, torch.Tensor], ...]  # ids, lengths and dense by feature, as the file takes them
+# Ids, lengths and dense by feature, as the file takes them; dense holds the weights of a bag's ids too.
+Inputs = tuple[dict[str, torch.Tensor], ...]
 
 
 def inputs_of(batch: Batch, recipe: Recipe) -> Inputs:
     """Return a batch as the exported file takes it: ids, lengths and dense by feature."""
-    keyed, dense = _names(recipe)
+    keyed, _ = _names(recipe)
     ids, lengths = {k: batch.ids[k].values() for k in keyed}, {k: batch.ids[k].lengths() for k in keyed}
-    return ids, lengths, dict(zip(dense, batch.dense.unbind(1), strict=True))
+    weights = {name: batch.ids[name].weights() for name in keyed if recipe.features[name].weighted}
+    return ids, lengths, split_numbers(recipe.features, batch.dense) | weights
 
 
 def _names(recipe: Recipe) -> tuple[list[str], list[str]]:
     """Return the names of the features whose carrier is ids, and of those whose carrier is numbers."""
-    dense = [name for name, feature in recipe.features.items() if feature.carrier == "numbers"]
-    return [name for name in recipe.features if name not in dense], dense
+    named: dict[str, list[str]] = {"ids": [], "numbers": [], "features": []}
+    for name, feature in recipe.features.items():
+        named[feature.carrier].append(name)
+    return named["ids"], named["numbers"]
 
 
 def one_user(inputs: Inputs, user: list[str], row: int) -> tuple[Inputs, Inputs]:
@@ -44,17 +48,23 @@ def one_user(inputs: Inputs, user: list[str], row: int) -> tuple[Inputs, Inputs]
     repeated: Inputs = ({}, {}, {})
     ids, lengths, dense = inputs
     for name, count in lengths.items():
+        lists = [(0, ids[name])] + ([(2, dense[name])] if name in dense else [])  # ids and their weights
         if name not in user:
             for part in (once, repeated):
-                part[0][name], part[1][name] = ids[name], count
+                part[1][name] = count
+                for place, values in lists:
+                    part[place][name] = values
             continue
         end = int(count[: row + 1].sum())
-        own = ids[name][end - int(count[row]) : end]
-        once[0][name], once[1][name] = own, count[row : row + 1]
-        repeated[0][name], repeated[1][name] = own.repeat(count.numel()), count[row].repeat(count.numel())
+        once[1][name], repeated[1][name] = count[row : row + 1], count[row].repeat(count.numel())
+        for place, values in lists:
+            own = values[end - int(count[row]) : end]
+            once[place][name], repeated[place][name] = own, own.repeat(count.numel())
     for name, column in dense.items():
+        if name in lengths:
+            continue
         once[2][name] = column[row : row + 1] if name in user else column
-        repeated[2][name] = column[row].repeat(column.numel()) if name in user else column
+        repeated[2][name] = column[row : row + 1].expand_as(column).contiguous() if name in user else column
     return once, repeated
 
 
@@ -73,17 +83,18 @@ def _held_out(recipe: Recipe, rows: int) -> Iterator[tuple[Batch, torch.Tensor]]
 def golden_inputs(rows: dict[str, Any]) -> Inputs:
     """Return the rows of a golden.json as the exported file takes them: ids, lengths and dense by feature."""
     ids, lengths = ({k: torch.tensor(v, dtype=torch.int64) for k, v in rows[p].items()} for p in ("ids", "lengths"))
-    dense = {k: torch.tensor([math.nan if x is None else x for x in v]) for k, v in rows["dense"].items()}
+    dense = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in rows["dense"].items()}  # None is NaN
     return ids, lengths, dense
 
 
 def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:
     """Return the test split's first rows as lists, a missing dense value as None, and how many there are."""
     keyed, dense = _names(recipe)
+    weighted = [key for key in keyed if recipe.features[key].weighted]
     found: dict[str, dict[str, list]] = {
         "ids": {key: [] for key in keyed},
         "lengths": {key: [] for key in keyed},
-        "dense": {name: [] for name in dense},
+        "dense": {name: [] for name in [*dense, *weighted]},
     }
     count = 0
     for batch, real in _held_out(recipe, rows):
@@ -93,8 +104,11 @@ def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:
             for row in real.tolist():
                 found["ids"][key] += lists[row].tolist()
                 found["lengths"][key].append(lists[row].numel())
-        for column, values in zip(batch.dense[real].T.tolist(), found["dense"].values(), strict=True):
-            values += [None if math.isnan(x) else x for x in column]
+        for key in weighted:
+            lists = batch.ids[key].to_dense_weights()
+            found["dense"][key] += [weight for row in real.tolist() for weight in lists[row].tolist()]
+        for name, values in split_numbers(recipe.features, batch.dense[real]).items():
+            found["dense"][name] += np.where(values.isnan().numpy(), np.array(None), values.numpy()).tolist()
     return {"rows": count, **found}
 
 
@@ -104,7 +118,8 @@ def synthetic_rows(recipe: Recipe, signature: dict[str, Any], rows: int) -> dict
     Ids are uniform over their table's rows. Numbers are normal with the stored mean and deviation; those that are not
     normalised, so that none are stored, are of either sign and of sizes from a tenth to a thousand. Each is missing in
     about one row of ten. All sequences of a row have one length, as those of one history must: in the first row one
-    more than the file looks at, where it looks at as much of each. The first row misses nothing, the second all.
+    more than the file looks at, where it looks at as much of each. A bag has up to one more id than the file looks at,
+    and weights of either sign. The first row misses nothing, the second all.
     """
     drawn, features = np.random.default_rng(0), recipe.features
     longest = {feature.limit for feature in features.values() if feature.form == "sequence"} or {0}
@@ -115,16 +130,25 @@ def synthetic_rows(recipe: Recipe, signature: dict[str, Any], rows: int) -> dict
         there = drawn.random(rows) >= 0.1
         there[:2] = (True, False)[:rows]
         if feature.carrier == "numbers":
-            values = drawn.normal(size=rows)
+            shape = (rows,) if feature.numbers == 1 else (rows, feature.numbers)
+            values = drawn.normal(size=shape)
             if "std" in signature["features"][name]:
-                values = signature["features"][name]["mean"] + signature["features"][name]["std"] * values
+                mean, std = (np.array(signature["features"][name][key]) for key in ("mean", "std"))
+                values = mean + std * values
             else:
-                values = values * 10 ** drawn.uniform(-1, 3, rows)
+                values = values * 10 ** drawn.uniform(-1, 3, shape)
+            missing = [None] * feature.numbers if shape[1:] else None
             values = values.astype(np.float32).tolist()
-            found["dense"][name] = [x if known else None for x, known in zip(values, there, strict=True)]
+            found["dense"][name] = [x if known else missing for x, known in zip(values, there, strict=True)]
+            continue
+        if feature.carrier == "features":
             continue
         lengths = events if feature.form == "sequence" else there.astype(np.int64)
+        if feature.pooled:
+            lengths = there * drawn.integers(1, feature.limit + 2, rows)
         found["lengths"][name] = lengths.tolist()
+        if feature.weighted:
+            found["dense"][name] = drawn.normal(size=int(lengths.sum())).astype(np.float32).tolist()
         table = feature.looks_up()
         assert table is not None  # ids are looked up
         found["ids"][name] = drawn.integers(0, recipe.tables[table].rows, int(lengths.sum())).tolist()

@@ -16,7 +16,7 @@ _FREE = (
     *("name", "export", "wandb", "data.threads", "data.prefetch", "gradients.measure_every"),
     *("train.checkpoint_every", "train.keep", "train.log_every", "train.profile"),
     *("cluster.workers", "cluster.device", "cluster.address", "cluster.cpus_per_worker", "cluster.max_failures"),
-    *("cluster.timeout_s", "cluster.topology"),
+    *("cluster.timeout_s", "cluster.topology", "evaluate.bootstrap"),
 )
 # What a model and its optimizers' state are read into.
 _SHAPE = ("features", "tables", "model", "tasks", "gradients.kind", "optimizers.sparse.kind", "optimizers.dense.kind")
@@ -38,6 +38,9 @@ def check_same(path: Path, recipe: Recipe, resume: bool, mend: str | None = None
             for key in _FREE:
                 _take(tree, key)
     else:
+        for table in (*before["tables"].values(), *now["tables"].values()):
+            if table["optimizer"]:
+                table["optimizer"] = {"kind": table["optimizer"]["kind"]}
         before, now = ({key: _take(tree, key) for key in _SHAPE} for tree in (before, now))
     if (different := _first_difference(before, now)) is not None:
         key, old, new = different

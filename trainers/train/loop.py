@@ -22,13 +22,14 @@ from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source, Statistics
 from livetrain.trainers.evaluate import selection
 from livetrain.trainers.evaluate.evaluation import Evaluation
+from livetrain.trainers.evaluate.intervals import Bootstrap
 from livetrain.trainers.evaluate.retrieval import Retrieval
 from livetrain.trainers.observe import prometheus
 from livetrain.trainers.observe.weights_and_biases import Tracker
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.runtime.runlog import RunLog
 from livetrain.trainers.runtime.signals import Stopped
-from livetrain.trainers.train import checkpoint, compiled_layers, planning, warm_start
+from livetrain.trainers.train import checkpoint, compiled_layers, planning, pretrained, warm_start
 from livetrain.trainers.train.feed import SKIPPED, Feed, Meter
 from livetrain.trainers.train.probes.expert_use import Utilisation
 from livetrain.trainers.train.probes.spectra import Spectra
@@ -64,7 +65,7 @@ class Trainer:
         compiled_layers.enable(self.sharded.model, device)
         self.breakdown = Breakdown(self.sharded)
         self.utilisation = Utilisation(self.sharded.model.dense)
-        set_statistics(self.sharded.model, job.statistics.mean, job.statistics.std)
+        set_statistics(self.sharded.model, job.statistics.mean, job.statistics.std, job.statistics.quantiles)
         self.reader = self._reader("train", shuffle=True)
         self.total = self.reader.steps * self.recipe.train.epochs
         self.step = 0
@@ -101,14 +102,19 @@ class Trainer:
             self.sharded.pipeline.combination.step = self.step
             self.left_out_before = self.position["left_out"]
         begun = None if found else warm_start.find(self.recipe)
-        if begun is not None:
-            warm_start.load(self.sharded, self.recipe, begun)
+        taken = warm_start.load(self.sharded, self.recipe, begun) if begun is not None else ()
+        if not found:
+            pretrained.fill(self.sharded, self.recipe, besides=taken)
         self.profile = Profile(self.recipe, self.job.run, self.device, self.total)
         self.log = RunLog(self.job.run, self.step)
         if found:
             self.log.write("note", step=self.step, text=f"resumed at step {self.step}")
         if begun is not None:
             self.log.write("note", step=self.step, text=f"begins with {begun}")
+        computing = torch.get_num_threads()
+        self.log.write(
+            "note", step=self.step, text=f"{computing} thread{'s' if computing > 1 else ''} per rank compute on CPUs"
+        )
         self.log.write("note", step=self.step, text=f"tables: {planning.in_words(self.sharded.plan())}")
         tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))
         with tracker, checkpoint.Saver(self.sharded, self.recipe, self.job.run) as self.saver:
@@ -196,9 +202,15 @@ class Trainer:
             **self.breakdown.read(seconds),
         )
 
-    def evaluate(self, split: str) -> tuple[dict[str, float], dict[str, Any]]:
-        """Return (metrics, curves) of the present weights on a split. Collective."""
-        evaluation = Evaluation(kinds(self.recipe.tasks), memory=self.recipe.evaluate.memory)
+    def evaluate(self, split: str, intervals: bool = True) -> tuple[dict[str, float], dict[str, Any]]:
+        """Return (metrics, curves) of the present weights on a split, with intervals if the recipe asks. Collective."""
+        asked = self.recipe.evaluate
+        evaluation = Evaluation(
+            kinds(self.recipe.tasks, asked.top),
+            memory=asked.memory,
+            slices=list(asked.slices),
+            bootstrap=Bootstrap(asked.bootstrap if intervals else 0, self.recipe.train.seed),
+        )
         sequences = {n: f.limit for n, f in self.recipe.features.items() if f.form == "sequence"}
         history = max(sequences, key=sequences.__getitem__, default=None)
         retrieval = Retrieval(self.sharded.model.dense.network, self.recipe)
@@ -206,7 +218,7 @@ class Trainer:
         reader = self._reader(split, shuffle=False)
         batches = reader.batches(0)
         feed = Feed(batches, reader.steps, reader)
-        with torch.no_grad(), retrieval.watching():
+        with self.sharded.averaged(), torch.no_grad(), retrieval.watching():
             for _ in range(reader.steps):
                 if self.listener is not None and self.listener.told():
                     raise Stopped
@@ -214,18 +226,20 @@ class Trainer:
                 batch = output.batch
                 assert output.logits is not None  # the module is in evaluation mode
                 lengths = batch.ids[history].lengths() if history else None
-                evaluation.update(output.logits, batch.labels, batch.weights, batch.groups, lengths)
+                evaluation.update(
+                    output.logits, batch.labels, batch.weights, batch.groups, lengths, batch.slices, batch.rows
+                )
                 retrieval.add(batch)
         batches.close()
         return evaluation.compute() | retrieval.compute(), evaluation.curves()
 
     def _validate(self) -> None:
         try:
-            metrics, _ = self.evaluate("valid")
+            metrics, _ = self.evaluate("valid", intervals=False)
         except Stopped:
             self.position["due"] = True
             self._stop()
-        self.log.write("eval", step=self.step, split="valid", **metrics)
+        self._write("valid", self.step, metrics)
         position, best = self.position, self.position.get("valid")
         by = selection.picks(self.recipe, metrics)
         if best is None and by != self.recipe.select():
@@ -234,6 +248,11 @@ class Trainer:
             position |= {"best_step": self.step, "waited": 0, "valid": metrics}
         else:
             position["waited"] += 1
+
+    def _write(self, split: str, step: int, metrics: dict[str, float]) -> None:
+        self.log.write("eval", step=step, split=split, **metrics)
+        for text in empty_slices(self.recipe, split, metrics):
+            self.log.write("note", step=step, text=text)
 
     def _told(self, by: str | None) -> str:
         """Say that the metric that the recipe selects by is undefined, and what picks the best checkpoint instead."""
@@ -260,7 +279,7 @@ class Trainer:
     def _test(self, best: int) -> tuple[dict[str, float], dict[str, Any]]:
         self.log.write("note", step=self.step, text=f"evaluating test with the checkpoint of step {best}")
         test, curves = self.evaluate("test")
-        self.log.write("eval", step=best, split="test", **test)
+        self._write("test", best, test)
         return test, curves
 
     def _finish(self) -> dict[str, Any]:
@@ -295,3 +314,13 @@ class Trainer:
             "curves": curves,
             "spectra": spectra.read(),
         }
+
+
+def empty_slices(recipe: Recipe, split: str, metrics: dict[str, float]) -> list[str]:
+    """Return a sentence on every slice of the recipe that no row of a split is in, given the split's metrics."""
+    conditions = recipe.evaluate.slices
+    return [
+        f"{split}: no row is in slice {name}, {condition}, so it has no metrics there"
+        for name, condition in conditions.items()
+        if not metrics[f"{name}.rows"]
+    ]

@@ -123,7 +123,7 @@ def constraints(recipe: Recipe, world: int, behind: Collection[str] = ()) -> dic
         # Column-wise and data-parallel are never chosen unasked: both may change what is learned.
         allowed = free if table.sharding == "auto" else [table.sharding]
         users = [f for f in recipe.features.values() if f.looks_up() == name]
-        lengths = [f.limit / 2 if f.form == "sequence" else 1.0 for f in users]
+        lengths = [f.limit / 2 if f.lists else 1.0 for f in users]
         out[name] = ParameterConstraints(
             sharding_types=allowed,
             compute_kernels=[CACHED if name in behind else "fused"],

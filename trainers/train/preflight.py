@@ -11,9 +11,9 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.proof import prove
-from livetrain.trainers.data.checks import brief
+from livetrain.trainers.data.checks import brief, pretrained
 from livetrain.trainers.data.read.source import Source, Statistics, scan
-from livetrain.trainers.evaluate.selection import check_select, stand_in, undefined
+from livetrain.trainers.evaluate.selection import check_select, parts, stand_in, undefined
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.runtime import scratch
 from livetrain.trainers.train import memory
@@ -55,6 +55,7 @@ def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -
     for split in SPLITS:
         _note_one_class(split, recipe, statistics[split], progress)
     brief.examine(recipe, sources, statistics, progress)
+    pretrained.check(recipe, sources["train"], progress)
     return sources, statistics["train"]
 
 
@@ -80,7 +81,7 @@ def _check_known(source: Source, recipe: Recipe, statistics: Statistics) -> None
 
 def _check_measurable(source: Source, recipe: Recipe, statistics: Statistics) -> None:
     """Raise BadInput where no metric of the split could pick a checkpoint."""
-    task = recipe.select().rpartition(".")[0]
+    task = parts(recipe.select())[1]
     if not {recipe.select(), stand_in(recipe, recipe.select())} <= set(undefined(recipe, task, statistics)):
         return
     label = f"tasks.{task}.label '{recipe.tasks[task].label}'"
@@ -94,7 +95,7 @@ def _check_measurable(source: Source, recipe: Recipe, statistics: Statistics) ->
 def _note_one_class(split: str, recipe: Recipe, statistics: Statistics, progress: Callable[[str], None]) -> None:
     """Say which metrics a split's labels leave undefined, and what then picks the best checkpoint."""
     for task in recipe.tasks:
-        lacking = undefined(recipe, task, statistics)
+        lacking = [name for name in undefined(recipe, task, statistics) if not parts(name)[0]]
         if not lacking:
             continue
         only = statistics.single.get(task)

@@ -113,9 +113,11 @@ def test_gauc_of_many_groups():
     logits = np.round(logits, 1)  # ties
     aucs, sizes = loop_over_groups(labels, logits, groups)
     assert len(aucs) > 300
-    found, found_sizes = binary.group_aucs(labels, logits, groups)
-    np.testing.assert_allclose(found, aucs, rtol=0, atol=1e-12)
-    np.testing.assert_array_equal(found_sizes, sizes)
+    found, found_sizes = binary.group_aucs(binary.group_runs(labels, logits, groups))
+    both = ~np.isnan(found)
+    assert 300 < both.sum() < len(found)
+    np.testing.assert_allclose(found[both], aucs, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(found_sizes[both], sizes)
     assert binary.gauc(labels, logits, groups) != pytest.approx(binary.uauc(labels, logits, groups), abs=1e-6)
 
 

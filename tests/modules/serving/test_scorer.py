@@ -45,7 +45,7 @@ def build(quantize: str = "none", **changes: Any) -> tuple[Model, torch.jit.Scri
     recipe = twins.recipe(**changes)
     model = Model(recipe).eval().requires_grad_(False)
     dense = [name for name, feature in recipe.features.items() if feature.type == "dense"]
-    set_statistics(model, dict.fromkeys(dense, 0.7), dict.fromkeys(dense, 1.9))
+    set_statistics(model, dict.fromkeys(dense, [0.7]), dict.fromkeys(dense, [1.9]), {})
     generator = torch.Generator().manual_seed(3)
     for parameter in [*model.dense.network.parameters(), *model.dense.network.buffers()]:
         if parameter.is_floating_point():
@@ -244,7 +244,7 @@ def without(part: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]
 
 WRONG = {
     "ids: the feature 'movie' is missing": lambda v, n, d: (without(v, "movie"), n, d),
-    "lengths: the sequence feature 'history' is missing": lambda v, n, d: (v, without(n, "history"), d),
+    "lengths: those of the lists 'history' are missing": lambda v, n, d: (v, without(n, "history"), d),
     "dense: the feature 'rate' is missing": lambda v, n, d: (v, n, {}),
     "those of 'history' do not add up": lambda v, n, d: (v, {**n, "history": torch.tensor([2, 1])}, d),
     "those of 'rating' do not add up": lambda v, n, d: (v, {**n, "rating": torch.tensor([5, -1])}, d),

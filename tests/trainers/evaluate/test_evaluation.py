@@ -13,6 +13,7 @@ from livetrain.modules.metrics.histogram import BINS, LIMIT
 from livetrain.modules.metrics.lengths import LENGTH_NAMES
 from livetrain.modules.tasks.binary import Binary
 from livetrain.trainers.evaluate.evaluation import Evaluation
+from livetrain.trainers.evaluate.intervals import Bootstrap
 
 TASKS = ["click", "stay"]
 SAMPLE = 700  # rows, fewer than there are, so that the sample of groups must shrink
@@ -24,7 +25,9 @@ import numpy as np, torch, torch.distributed as dist
 from livetrain.modules.tasks.binary import Binary
 from livetrain.trainers.evaluate import evaluation as module
 from livetrain.trainers.evaluate.evaluation import Evaluation
+from livetrain.trainers.evaluate.intervals import Bootstrap
 tasks = {"click": Binary(), "stay": Binary()}
+tasks["click"].measure_lists([3, 10])
 module._CHUNK = 500  # several chunks per column, the last ones empty on one rank
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
@@ -36,7 +39,9 @@ found = {}
 for share, parts in shares.items():
     start, stop = parts[rank]
     for memory in ("exact", "bounded"):
-        evaluation = Evaluation(tasks, memory=memory, sample_rows=int(sys.argv[3]))
+        evaluation = Evaluation(
+            tasks, memory=memory, sample_rows=int(sys.argv[3]), slices=["low", "none"], bootstrap=Bootstrap(20, 3)
+        )
         for at in range(start, stop, 256):
             evaluation.update(**{k: v[at : min(at + 256, stop)] for k, v in data.items()})
         found[f"{share}.{memory}"] = [evaluation.compute(), evaluation.curves()]
@@ -60,12 +65,17 @@ def data(size=3000, seed=0) -> dict[str, torch.Tensor]:
         "weights": (generator.random(size) < 0.95).astype(np.float32),
         "groups": generator.integers(0, 2**62, 150)[generator.integers(0, 150, size)],
         "lengths": generator.geometric(0.08, size) - 1,
+        "slices": (generator.random(size) < 0.3).astype(np.int64),  # bit 1, of the slice "none", is never set
+        "numbers": np.arange(size),
     }
     return {name: torch.from_numpy(column) for name, column in columns.items()}
 
 
-def evaluate(columns, memory="exact", step=256, **options) -> Evaluation:
-    evaluation = Evaluation(dict.fromkeys(TASKS, Binary()), memory=memory, **options)
+def evaluate(columns, memory="exact", step=256, lists=None, **options) -> Evaluation:
+    kinds = {task: Binary() for task in TASKS}
+    if lists:
+        kinds["click"].measure_lists(lists)
+    evaluation = Evaluation(kinds, memory=memory, **options)
     for start in range(0, len(columns["weights"]), step):
         evaluation.update(**{name: column[start : start + step] for name, column in columns.items()})
     return evaluation
@@ -282,13 +292,33 @@ def test_a_group_larger_than_the_sample_ends_in_nan():
     assert math.isfinite(found["click.auc"])
 
 
+@pytest.mark.parametrize("memory", ["exact", "bounded"])
+def test_a_slice_has_the_figures_of_its_rows_alone(memory):
+    columns = data()
+    found = evaluate(columns, memory, lists=[5], slices=["low", "none"]).compute()
+    inside = columns["slices"] == 1
+    alone = evaluate({name: column[inside] for name, column in columns.items()}, memory, lists=[5]).compute()
+    real = columns["weights"] != 0
+    assert found["low.rows"] == alone.pop("rows") == (inside & real).sum()
+    assert found["low.share"] == (inside & real).sum() / real.sum()
+    alone.pop("gauc_groups_share", None)
+    assert {name: found[f"low.{name}"] for name in alone} == pytest.approx(alone, rel=1e-12)
+    whole = evaluate(columns, memory, lists=[5]).compute()
+    assert {name: found[name] for name in whole} == whole
+    assert (found["none.rows"], found["none.share"], found["none.click.positives"]) == (0, 0, 0)
+    assert math.isnan(found["none.click.auc"])
+    assert math.isnan(found["none.click.list_ndcg_5"])
+
+
 @pytest.mark.parametrize("share", ["uneven", "one_rank_empty"])
 @pytest.mark.parametrize("memory", ["exact", "bounded"])
 def test_two_ranks_equal_one(two_ranks, share, memory):
-    evaluation = evaluate(data(), memory, sample_rows=SAMPLE)
+    options = {"slices": ["low", "none"], "bootstrap": Bootstrap(20, 3), "lists": [3, 10]}
+    evaluation = evaluate(data(), memory, sample_rows=SAMPLE, **options)
     expected = evaluation.compute()
+    assert 0 < expected["low.click.list_ndcg_3_low"] < expected["low.click.list_ndcg_3"] < 1
     for found, curves in (rank[f"{share}.{memory}"] for rank in two_ranks):
-        assert found == pytest.approx(expected, rel=1e-12)
+        assert found == pytest.approx(expected, rel=1e-12, nan_ok=True)
         for name in ("auc", "gauc", "uauc", "positives"):
             assert [found[f"{task}.{name}"] for task in TASKS] == [expected[f"{task}.{name}"] for task in TASKS]
         assert found.get("gauc_groups_share") == expected.get("gauc_groups_share")

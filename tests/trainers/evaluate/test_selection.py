@@ -24,6 +24,7 @@ TOWERS = {
     "tasks": {"click": {"label": "label", "kind": "retrieval"}},
     "train__select": "click.auc",
 }
+LISTS = ("mrr", "map", "hr_5", "recall_5", "ndcg_5")
 maybe = st.sampled_from([None, math.nan, 0.2, 0.4, 0.6])
 
 
@@ -51,6 +52,12 @@ def test_the_selected_metric_comes_before_its_stand_in(evaluations):
         ({}, {}, {}, []),
         ({}, {"click": 1.0}, {}, ["click.auc", "click.gauc", "click.uauc", "click.ne"]),
         ({"evaluate__group_by": None}, {"click": 0.0}, {}, ["click.auc", "click.ne"]),
+        (
+            {"evaluate__top": [5]},
+            {"click": 0.0},
+            {},
+            ["click.auc", "click.gauc", "click.uauc", "click.ne", *(f"click.list_{name}" for name in LISTS)],
+        ),
         ({"evaluate__group_by": None}, {}, {"click": 1.0}, ["click.auc", "click.log_loss", "click.ne"]),
         (TOWERS, {"click": 1.0}, {}, ["click.auc", "click.gauc", "click.uauc"]),
     ],
@@ -96,16 +103,17 @@ def shown(result) -> str:
 @pytest.mark.parametrize("label", [0, 1])
 def test_a_validation_split_of_one_class_is_judged_by_log_loss(data, tmp_path, label):
     one_class(data, "valid", label=label)
-    result = launch.train(samples.recipe(data, train__epochs=3), tmp_path)
+    result = launch.train(samples.recipe(data, train__epochs=3, evaluate__top=[5]), tmp_path)
     lines = runlog.read(tmp_path / "small")
     losses = {line["step"]: line["click.log_loss"] for line in lines if line.get("split") == "valid"}
     assert len(losses) == 6
     assert result["best_step"] == min(losses, key=losses.get)
     assert (result["selected"], result["best_by"]) == ("click.auc", "click.log_loss")
     notes = [line["text"] for line in lines if line["kind"] == "note"]
+    lists = "" if label else "".join(f", click.list_{name}" for name in LISTS)
     assert (
-        f"valid: every known label of click is {label}, so click.auc, click.gauc, click.uauc, click.ne are undefined "
-        "there; click.log_loss picks the best checkpoint"
+        f"valid: every known label of click is {label}, so click.auc, click.gauc, click.uauc, click.ne{lists} are "
+        "undefined there; click.log_loss picks the best checkpoint"
     ) in notes
     said = "valid: click.auc is undefined, for it needs rows of both classes; click.log_loss picks the best checkpoint"
     assert notes.count(said) == 1

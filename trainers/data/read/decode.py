@@ -9,7 +9,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
-from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes, running
+from livetrain.trainers.data.read import carry
+from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes
 from livetrain.trainers.data.read.slices import Slices
 
 NO_GROUP = np.iinfo(np.int64).min
@@ -26,38 +27,60 @@ class Decoder:
     """
 
     def __init__(self, recipe: Recipe, groups: bool, slices: bool = False) -> None:
-        sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
-        self.keys = list(sparse)
-        self._sparse = [recipe.column(name) for name in sparse]
-        limits = [f.limit for f in sparse.values()]
+        self._sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
+        self._dense = {name: f for name, f in recipe.features.items() if f.carrier == "numbers"}
+        self._names = {name: recipe.columns(name) for name in (*self._sparse, *self._dense)}
+        self.keys = list(self._sparse)
+        # Weights go through the records as a further list of each feature that has them: their bits in int64.
+        self.weighted = {name: column for name, f in self._sparse.items() if (column := f.weighted)}
+        limits = [self._sparse[name].limit for name in (*self._sparse, *self.weighted)]
         self._limits = np.array(limits, np.int64)
-        self._dense = [recipe.column(name) for name, f in recipe.features.items() if f.carrier == "numbers"]
+        self._width = sum(f.numbers for f in self._dense.values())
         self._labels = [task.label for task in recipe.tasks.values()]
         self._weighted = [place for place, task in enumerate(recipe.tasks.values()) if task.sample_weight]
         weights = [task.sample_weight for task in recipe.tasks.values() if task.sample_weight]
-        self._floats = [*self._dense, *self._labels, *weights]
+        self._others = [*self._labels, *weights]
         self._evaluates = groups
         evaluated = [recipe.evaluate.group_by] if recipe.evaluate.group_by else []
         self._groups = evaluated if groups else list(dict.fromkeys(recipe.groups().values()))
         self._slices = Slices(recipe.evaluate.slices) if slices and recipe.evaluate.slices else None
         # Columns of one value per row: its number, its groups and its slices.
         self._plains = 1 + len(self._groups) + (self._slices is not None)
-        named = [*self._sparse, *self._floats, *self._groups]
+        used = [column for names in self._names.values() for column in names]
+        named = [*used, *self.weighted.values(), *self._others, *self._groups]
         named += [name for columns in (self._slices.columns.values() if self._slices else ()) for name in columns]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
 
-    def decode(self, table: pa.Table, first: int) -> Columns:
-        """Decode rows whose first one has the number `first`."""
-        whole = {name: _whole(table.column(name)) for name in self.columns}
-        plain = [whole[name].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy() for name in self._groups]
+    def decode(self, table: pa.Table, first: int, where: str) -> Columns:
+        """Decode rows.
+
+        Args:
+            table: the rows, with `columns`.
+            first: the number of the first one.
+            where: what rows they are, for messages.
+
+        Raises:
+            BadInput: a list of numbers is of another length than its feature's, or the weights of a row's ids are not
+                one finite number for each.
+        """
+        whole = {name: carry.whole(table.column(name)) for name in self.columns}
+        plain = [carry.whole_ids(whole[name]).fill_null(int(NO_GROUP)).to_numpy() for name in self._groups]
         if self._slices is not None:
             plain.append(self._slices.marks(table))
+        ids = [carry.ids(feature, whole[self._names[name][0]]) for name, feature in self._sparse.items()]
+        for name, column in self.weighted.items():
+            lists = whole[self._names[name][0]], whole[column]
+            weights = carry.weights_of(*lists, f"{where}, features.{name}.weights: ")
+            ids.append(Column(weights.view(np.int32).astype(np.int64), ids[self.keys.index(name)].offsets))
         return Columns(
             first,
-            [_column(whole[name]) for name in self._sparse],
+            ids,
             plain,
-            [_floats(whole[name]) for name in self._floats],
+            [
+                *(carry.numbers(n, f, [whole[c] for c in self._names[n]], where) for n, f in self._dense.items()),
+                *(carry.floats(whole[name]) for name in self._others),
+            ],
         )
 
     def unreadable(self, rows: int) -> Columns:
@@ -66,9 +89,13 @@ class Decoder:
         plain = [np.full(rows, NO_GROUP) for _ in self._groups]
         if self._slices is not None:
             plain.append(np.zeros(rows, np.int64))
-        dense, others = np.full(rows, np.nan, np.float32), np.zeros(rows, np.float32)
-        floats = [dense if place < len(self._dense) else others for place in range(len(self._floats))]
-        return Columns(-1, [none] * len(self.keys), plain, floats)
+        floats = [carry.missing(feature, rows) for feature in self._dense.values()]
+        floats += [np.zeros(rows, np.float32)] * len(self._others)
+        return Columns(-1, [none] * len(self._limits), plain, floats)
+
+    def weights(self, columns: Columns, name: str) -> np.ndarray:
+        """Return the weights of a feature's ids in decoded rows, (N,) float32."""
+        return _from_bits(torch.from_numpy(columns.ids[len(self.keys) + [*self.weighted].index(name)].values)).numpy()
 
     def runs(self, slices: Sequence[Slice]) -> np.ndarray | None:
         """Return where, in one slice after the other, the rows of a group begin that follow one another, (runs,).
@@ -99,10 +126,12 @@ class Decoder:
             batch: the step's rows.
             counts: (1 + F,) rows that could not be read, padding included, and lists cut, by sparse feature.
         """
-        features = len(self.keys)
-        head, plain, ids, floats = self._passes.join(step, blocks, self._plains, features)
+        features, lists = len(self.keys), len(self._limits)
+        head, plain, ids, floats = self._passes.join(step, blocks, self._plains, lists)
         batch = int(head[0])
-        sizes = [len(self._dense), len(self._labels), len(self._weighted)]
+        counts, cut = head[2 : 2 + lists].tolist(), head[2 + lists : 2 + lists + features]
+        values, total = ids[lists * batch :], sum(counts[:features])
+        sizes = [self._width, len(self._labels), len(self._weighted)]
         dense, labels, given = floats.split(sizes, dim=1)
         sample_weights = None
         if self._weighted:
@@ -110,10 +139,11 @@ class Decoder:
         made = Batch(
             ids=KeyedJaggedTensor(
                 keys=self.keys,
-                values=ids[features * batch :],
+                values=values[:total],
+                weights=self._weights(values[total:], counts) if self.weighted else None,
                 lengths=ids[: features * batch],
                 stride=batch,
-                length_per_key=head[2 : 2 + features].tolist(),  # known here, so no device ever has to be asked
+                length_per_key=counts[:features],  # known here, so no device ever has to be asked
             ),
             dense=dense.contiguous(),
             labels=labels.contiguous(),
@@ -124,33 +154,17 @@ class Decoder:
             slices=None if self._slices is None else plain[-1],
             sample_weights=sample_weights,
         )
-        return made, np.concatenate([head[1:2], head[2 + features :]])
+        return made, np.concatenate([head[1:2], cut])
+
+    def _weights(self, bits: torch.Tensor, counts: list[int]) -> torch.Tensor:
+        """Return a weight of every id of a batch, 1 of those of features that have none."""
+        features = len(self.keys)
+        found = torch.ones(sum(counts[:features]))
+        parts = found.split(counts[:features])
+        for name, part in zip(self.weighted, _from_bits(bits).split(counts[features:]), strict=True):
+            parts[self.keys.index(name)].copy_(part)
+        return found
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array, copied only where it comes in several chunks."""
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _floats(array: pa.Array) -> np.ndarray:
-    """Return a column of numbers; a null is NaN."""
-    return array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
-
-
-def _column(array: pa.Array) -> Column:
-    """Return a column of ids or of lists of ids; a null is no id or an empty list, a null element is left out."""
-    offsets: np.ndarray | None
-    if isinstance(array, pa.ListArray | pa.LargeListArray):
-        if array.null_count:  # a null list may have values in memory
-            offsets, values = running(array.value_lengths().fill_null(0).to_numpy()), array.flatten()
-        else:
-            offsets = array.offsets.to_numpy().astype(np.int64)
-            values = array.values.slice(offsets[0], offsets[-1] - offsets[0])
-            offsets -= offsets[0]
-    else:
-        offsets, values = np.arange(len(array) + 1) if array.null_count else None, array
-    values = values if values.type == pa.int64() else values.cast(pa.int64())
-    if values.null_count:
-        offsets = running(values.is_valid().to_numpy(zero_copy_only=False))[offsets]
-        values = values.drop_null()
-    return Column(values.to_numpy(), offsets)
+def _from_bits(bits: torch.Tensor) -> torch.Tensor:
+    return bits.to(torch.int32).view(torch.float32)

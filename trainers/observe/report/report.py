@@ -31,7 +31,8 @@ from livetrain.trainers.observe.report.panels import (
     step_axis,
     task_style,
 )
-from livetrain.trainers.observe.report.summary import _figures, _tasks
+from livetrain.trainers.observe.report.slices import draw_slices
+from livetrain.trainers.observe.report.summary import _figures, interval, slices_in
 from livetrain.trainers.runtime import manifest, runlog
 
 PARTS = {  # of a step, in their order; tables are blue and the network is green, lighter on the way back
@@ -72,7 +73,8 @@ def draw(run: Path) -> Figure:
 
     Of a task of retrieval, recall stands in the place of AUC and calibration.
 
-    Below, as far as they were logged: the use of experts, and the cosines of the tasks' gradients and their weights.
+    Below, as far as they are there: the slices, the use of experts, and the cosines of the tasks' gradients and their
+    weights.
 
     It takes metrics.jsonl and result.json, whichever are there, so that a run that still trains can be drawn too. A
     panel without data says what is missing.
@@ -87,7 +89,8 @@ def draw(run: Path) -> Figure:
     if not lines and not result:
         raise BadInput(f"{run}: neither metrics.jsonl nor result.json is there; name a folder that a run has written")
     gates, combined = _gates(lines), gradient_panels(lines)
-    rows = 2 + bool(gates) + bool(combined)
+    slices = slices_in(result)
+    rows = 2 + bool(slices) + bool(gates) + bool(combined)
     height = 3 + 3.5 * rows
     figure = Figure(figsize=(16, height), dpi=100, layout=layout(1 - 1.05 / height), facecolor="white")
     grid = figure.add_gridspec(rows + 1, 2, height_ratios=[1] * rows + [0.3])
@@ -95,14 +98,16 @@ def draw(run: Path) -> Figure:
     _headline(figure, run.resolve().name, lines, result)
     _draw_loss(panels[0][0], lines)
     _draw_leading(panels[0][1], lines, result)
-    recalls = {key: value for key, value in _figures(result) if key[2].startswith("recall_") and value is not None}
+    recalls = {key: value for key, value in _whole(result) if key[2].startswith("recall_") and value is not None}
     if recalls:
         _draw_recalls(panels[1][0], recalls)
     else:
         _draw_calibration(panels[1][0], result)
     _draw_lengths(panels[1][1], result)
+    if slices:
+        draw_slices(figure.add_subplot(grid[2, :]), result, _curve_split(result))
     if gates:
-        _draw_gates(figure.add_subplot(grid[2, :]), gates)
+        _draw_gates(figure.add_subplot(grid[2 + bool(slices), :]), gates)
     for column, draw_panel in enumerate(combined):
         place = grid[rows - 1, column] if len(combined) > 1 else grid[rows - 1, :]
         draw_panel(figure.add_subplot(place))
@@ -139,9 +144,9 @@ def _curve_split(result: dict[str, Any]) -> str:
 
 
 def _headline(figure: Figure, name: str, lines: list[dict[str, Any]], result: dict[str, Any]) -> None:
-    figures = dict(_figures(result))
+    figures = dict(_whole(result))
     parts = []
-    tasks = _tasks(result)
+    tasks = list(dict.fromkeys(task for _, task, _ in figures))
     for task in tasks[:3]:
         found = {name: m for name, m in metrics().items() if m.headline and ("test", task, name) in figures}
         first = leading(list(found))
@@ -159,6 +164,12 @@ def _headline(figure: Figure, name: str, lines: list[dict[str, Any]], result: di
     figure.text(0.0125, 1 - 0.25 * inch, name, fontsize=22, fontweight="bold", color=INK, va="top")
     text = "   |   ".join(parts) or "not evaluated yet"
     figure.text(0.0125, 1 - 0.7 * inch, text, fontsize=15, color=GREY, va="top")
+
+
+def _whole(result: dict[str, Any]) -> list[tuple[tuple[str, str, str], float | None]]:
+    """Return the figures of the splits as a whole, without those of slices."""
+    names = slices_in(result)
+    return [(key, value) for key, value in _figures(result) if key[1].partition(".")[0] not in names]
 
 
 def _absent(result: dict[str, Any]) -> str:
@@ -204,13 +215,15 @@ def _draw_leading(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any
         ((line.get("split", "valid"), *key.rpartition(".")[::2]), line["step"], finite_number(line[key]))
         for line in lines
         if line["kind"] == "eval"
+        for names in [slices_in(line)]
         for key in line
+        if key.partition(".")[0] not in names
     ]
-    evaluated = list(dict.fromkeys([key[2] for key, _, _ in points] + [key[2] for key, _ in _figures(result)]))
+    evaluated = list(dict.fromkeys([key[2] for key, _, _ in points] + [key[2] for key, _ in _whole(result)]))
     points = [point for point in points if point[-1] is not None]
     logged = {key[:2] for key, _, _ in points}
     last = max((line["step"] for line in lines), default=0)
-    points += [(key, last, value) for key, value in _figures(result) if key[:2] not in logged and value is not None]
+    points += [(key, last, value) for key, value in _whole(result) if key[:2] not in logged and value is not None]
     written = {task: [key[2] for key, _, _ in points if key[1] == task] for (_, task, _), _, _ in points}
     known = metrics()
     shown = {task: name for task, names in written.items() if (name := leading(names))}
@@ -233,6 +246,9 @@ def _draw_leading(axes: Axes, lines: list[dict[str, Any]], result: dict[str, Any
             step, value = splits["test"][-1]
             label = f"{name}test {value:.4f}"
             axes.scatter(step, value, s=260, marker="*", color=style["color"], edgecolor=INK, zorder=5, label=label)
+            low, high = interval(result, ("test", task, shown[task]))
+            if low is not None and high is not None:
+                axes.plot([step, step], [low, high], color=style["color"], linewidth=3, zorder=4)
     if not any("test" in splits for splits in found.values()):
         note(axes, "no test split evaluated", 0.01, 0.97, ha="left", va="top")
     axes.margins(y=0.15)

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchrec.distributed.embedding import ShardedEmbeddingCollection
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
@@ -24,6 +23,7 @@ from livetrain.modules.batch import Batch
 from livetrain.modules.model import ReplicatedCollection
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.sharding import Sharded
+from livetrain.trainers.train.step import SHARDED
 
 # As they follow one another in a step.
 PARTS = (
@@ -127,7 +127,7 @@ class Breakdown:
         self._during(pipeline.combination, "_average", "all_reduce", then="dense_backward")
         self._during(pipeline.update, "step", "optimizer")
         for module in sharded.module.modules():
-            if isinstance(module, ShardedEmbeddingCollection):  # waits for its ids first, then looks them up
+            if isinstance(module, SHARDED):  # waits for its ids first, then looks them up
                 module.register_forward_pre_hook(lambda *_: self._enter("id_exchange"))
                 self._during(module, "compute_and_output_dist", "embedding_forward", then="embedding_forward")
             elif isinstance(module, ReplicatedCollection):

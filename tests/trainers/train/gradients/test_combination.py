@@ -119,7 +119,7 @@ def flat(tensors) -> torch.Tensor:
 def train_reference(made_for: Recipe, combine: Callable) -> dict:
     """Train one plain model; `combine(gram, losses, step)` gives the weights of the tasks."""
     model = Model(made_for)
-    tables = {name: e.weight for c in model.tables.values() for name, e in c.embeddings.items()}
+    tables = model.table_weights()
     state = {name: torch.zeros_like(weight) for name, weight in tables.items()}
     optimizer = torch.optim.SGD(model.dense.parameters(), lr=made_for.optimizers.dense.lr)
     at_trunk = made_for.gradients.scope == "trunk"

@@ -1,0 +1,82 @@
+"""Bags and crosses: what they compute, and that sharded equals plain, whatever their tables' treatment."""
+
+import pytest
+import torch
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from livetrain.configs.schema import Recipe
+from livetrain.modules.model import Model
+from livetrain.modules.serving.proof import prove
+from livetrain.modules.serving.scorer import Scorer
+from livetrain.trainers.export.rows import inputs_of, one_user
+from livetrain.trainers.runtime import ranks
+from tests import twins
+from tests.trainers.train.test_sharding import compare, train_sharded
+
+
+def made(**changes) -> Recipe:
+    """Bags in a table with an id, in a sequence's, of max, and in a replicated one; crosses of two and of three."""
+    added = {
+        "features__tags": {"type": "bag", "table": "tag", "weights": "w"},
+        "features__topics": {"type": "bag", "table": "tag", "pooling": "sqrtn"},
+        "features__topic": {"type": "id", "table": "tag"},
+        "features__liked": {"type": "bag", "table": "movie", "pooling": "sum", "weights": "w"},
+        "features__marks": {"type": "bag", "table": "mark", "pooling": "max"},
+        "features__notes": {"type": "bag", "table": "note", "pooling": "mean"},
+        "features__both": {"type": "cross", "table": "cross", "of": ["user", "movie"]},
+        "features__three": {"type": "cross", "table": "tag", "of": ["movie", "topic", "user"]},
+        "tables__tag": {"rows": 50, "dim": 8, "sharding": "row_wise", "init_std": 0.1},
+        "tables__mark": {"rows": 30, "dim": 4, "sharding": "table_wise", "init_std": 0.1},
+        "tables__note": {"rows": 30, "dim": 4, "sharding": "data_parallel", "init_std": 0.1},
+        # A larger eps: see test_sharding.
+        "optimizers__sparse__eps": 1e-3,
+        "tables__cross": {"rows": 99, "dim": 4, "sharding": "row_wise", "init_std": 0.1},
+    }
+    return twins.recipe(**(added | changes))
+
+
+CASES = {
+    "row-wise": {},
+    "table-wise": {"tables__tag__sharding": "table_wise"},
+    "column-wise SGD": {"tables__tag__sharding": "column_wise", "optimizers__sparse__kind": "sgd"},
+    "data-parallel": {"tables__tag__sharding": "data_parallel"},
+    "Adagrad": {"optimizers__sparse__kind": "adagrad"},
+    "row-wise Adagrad with L2": {"optimizers__sparse__weight_decay": 0.1, "tables__note__sharding": "row_wise"},
+    "Adam": {"optimizers__sparse": {"kind": "adam", "lr": 0.01, "eps": 1e-3}},
+    "L2 on one table": {"tables__note__optimizer": {"lr": 0.02, "eps": 1e-3, "weight_decay": 0.1}},
+    "in parts": {"model__activation": "relu", "train__accumulate": 4},
+    "two dims": {"tables__note__sharding": "table_wise"},
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+def test_one_rank_equals_plain(changes):
+    with ranks.alone(cuda=False):
+        found = train_sharded(made(**changes))
+    compare(found, made(**changes), 2e-6)
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+def test_two_ranks_equal_plain(two_ranks, changes):
+    first, second = two_ranks.run(train_sharded, made(**changes))
+    compare(first, made(**changes), 2e-6)
+    assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
+
+
+def test_what_is_pooled_where_its_rows_lie():
+    model = Model(made())
+    pooled = {name for name, tables in model.tables.items() if isinstance(tables, EmbeddingBagCollection)}
+    assert pooled == {"dim8_pooled"}
+    assert list(model.tables["dim8_pooled"].embedding_bags) == ["tag"]
+
+
+def test_the_file_scores_as_the_model_and_ranks_as_it_scores():
+    recipe = made()
+    model, batch = Model(recipe).eval(), twins.batches(recipe, 1)[0]
+    scored = torch.jit.script(Scorer(model, recipe).eval())
+    given = inputs_of(batch, recipe)
+    torch.testing.assert_close(scored(*given)["click"], model(batch.ids, batch.dense)["click"].sigmoid())
+    for row in (0, 3):
+        once, repeated = one_user(given, ["user", "history", "rating", "tags", "liked"], row)
+        torch.testing.assert_close(scored.rank(*once)["click"], scored(*repeated)["click"])
+    prove(recipe)
