@@ -118,7 +118,7 @@ class Retrieval:
         chosen = torch.isin(rows, _least(_everyone(rows))[0])
         places = _ranks(wanted[chosen], users[chosen], had[chosen], keys, items)
         names = [f"{metric}_{k}" for k in AT for metric in ("recall", "ndcg")]
-        found = {}
+        found: dict[str, float] = {}
         for part, name in enumerate(self._slices):
             inside = (slices[chosen] >> (part - 1) & 1).bool() if part else torch.ones_like(places, dtype=torch.bool)
             sums = ranks.summed(_sums(places[inside], len(keys)))

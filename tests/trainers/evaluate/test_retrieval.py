@@ -269,7 +269,7 @@ def test_a_run_measures_among_the_items_of_a_file(run, data, tmp_path):
     found = retrieved(run, tmp_path, data, **whole)
     assert found["test.click.items"] == len(movies)
     alone = retrieved(run, tmp_path, data)
-    names = [name for name in found if name.split(".")[2].startswith(("recall_", "ndcg_"))]
+    names = [name for name in found if name.rpartition(".")[2].startswith(("recall_", "ndcg_"))]
     assert len(names) == 6
     assert {name: found[name] for name in names} == pytest.approx({name: alone[name] for name in names}, abs=1e-6)
     pq.write_table(pa.table({"movie": movies[:20]}), tmp_path / "items.parquet")
