@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from livetrain.modules.features.registry import register_feature
     from livetrain.modules.models.registry import register_model
     from livetrain.modules.network import Network
-    from livetrain.modules.optimizers import register_optimizer
+    from livetrain.modules.optimizers import register_dense_optimizer, register_optimizer
     from livetrain.modules.tasks.registry import register_task
 
     __version__: str
@@ -28,6 +28,7 @@ __all__ = [
     "export",
     "load_recipe",
     "predict",
+    "register_dense_optimizer",
     "register_feature",
     "register_model",
     "register_optimizer",
@@ -44,6 +45,7 @@ _PLACES = {
     "export": "livetrain.api",
     "load_recipe": "livetrain.configs.load",
     "predict": "livetrain.api",
+    "register_dense_optimizer": "livetrain.modules.optimizers",
     "register_feature": "livetrain.modules.features.registry",
     "register_model": "livetrain.modules.models.registry",
     "register_optimizer": "livetrain.modules.optimizers",

@@ -19,7 +19,7 @@ from quality import made, rule
 from livetrain.cluster import launch
 from livetrain.cluster.days import moved, newest_day
 from livetrain.configs.load import load_recipe
-from livetrain.configs.schema import Days
+from livetrain.configs.schema import Days, WarmStart
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.versions import versions
 
@@ -61,7 +61,7 @@ def nights(count: int, given: argparse.Namespace) -> list[str]:
         while str(day) <= newest_day(recipe):
             night = moved(recipe.model_copy(update={"name": f"{given.recipe.stem}-{count}-{kind}"}), str(day))
             if kind == "warm" and before is not None:
-                start = night.train.model_copy(update={"warm_start": str(before)})
+                start = night.train.model_copy(update={"warm_start": WarmStart(run=str(before))})
                 night = night.model_copy(update={"train": start})
             before = given.runs.resolve() / night.name
             if not (before / "result.json").exists():

@@ -272,7 +272,7 @@ class Need:
 
 def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
     """Return what the tables take: rows * (dim * bytes per element + bytes of optimizer state per row), by shard."""
-    state = table_optimizer(recipe.optimizers.sparse).state_bytes
+    state = {name: table_optimizer(recipe, name).state_bytes for name in recipe.tables}
     gpu, host = [0] * workers, [0] * workers
     for collection in plan.plan.values():
         for name, how in collection.items():
@@ -280,11 +280,11 @@ def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
             for shard in how.sharding_spec.shards:
                 rows, dim = shard.shard_sizes
                 weights, rank = rows * dim * ELEMENT[one.dtype], shard.placement.rank()
-                (gpu if cuda and not behind_cache else host)[rank] += weights + rows * state(dim)
+                (gpu if cuda and not behind_cache else host)[rank] += weights + rows * state[name](dim)
                 gpu[rank] += math.ceil(weights * one.cache) if behind_cache else 0
-    for one in recipe.tables.values():
+    for name, one in recipe.tables.items():
         if one.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
-            size = one.rows * (2 * one.dim * ELEMENT[one.dtype] + state(one.dim))
+            size = one.rows * (2 * one.dim * ELEMENT[one.dtype] + state[name](one.dim))
             part = gpu if cuda else host
             part[:] = [taken + size for taken in part]
     return Need(gpu, host)

@@ -21,6 +21,7 @@ import torch
 
 from livetrain.cluster import capacity
 from livetrain.cluster.alone import alone
+from livetrain.cluster.nodes import cores
 from livetrain.configs import plugins
 from livetrain.configs.errors import BadInput, NotNow, may_pass
 from livetrain.configs.load import dump_recipe
@@ -103,7 +104,9 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
         if found := run_folder.committed(run):
             compatible.check_same(found[-1], recipe, resume=True)
         else:
-            warm_start.find(recipe)
+            if (begun := warm_start.find(recipe)) is not None:
+                for text in warm_start.tell(recipe, begun, run):
+                    runlog.note(run, "note", text=text)
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
         write_text(run / "config.yaml", dump_recipe(recipe))
         job = Job(recipe, run, sources, statistics, test)
@@ -256,8 +259,15 @@ def _in_process(work: Work, recipe: Recipe) -> dict[str, Any]:
     cuda = recipe.cluster.device != "cpu" and torch.cuda.is_available()
     if recipe.cluster.device == "cuda" and not cuda:
         raise BadInput("cluster.device: this machine has no GPU that torch can use; use device: cpu, or auto")
-    with ranks.alone(cuda):
-        return work(torch.device("cuda", 0) if cuda else torch.device("cpu"))
+    before = torch.get_num_threads()
+    # Alone it has the machine. OpenMP would start a thread for every core that is there, in a container that may use
+    # fewer too, and they would wait for each other.
+    torch.set_num_threads(threads(otherwise=cores()))
+    try:
+        with ranks.alone(cuda):
+            return work(torch.device("cuda", 0) if cuda else torch.device("cpu"))
+    finally:
+        torch.set_num_threads(before)
 
 
 def _on_ray(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from livetrain.cluster import launch
 from livetrain.cluster.alone import alone
 from livetrain.cluster.days import check_whole, moved, newest_day
 from livetrain.configs.errors import BadInput, NotNow, may_pass, without_credentials
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import Recipe, WarmStart
 from livetrain.trainers.data.read.files import NoPartition
 from livetrain.trainers.evaluate.selection import selectable
 from livetrain.trainers.export import export, publish
@@ -116,11 +116,12 @@ def _night(
     check_whole(tonight)
     _check_comparable(tonight, runs, before, where)
     if not launch.complete(tonight, run):
-        begin = earlier(runs, name, day, before) or tonight.train.warm_start
+        begin = tonight.train.warm_start
+        if (night := earlier(runs, name, day, before)) is not None:
+            begin = WarmStart(run=str(night))  # of the nights' own model: what a recipe maps is of another one
         if (begun := _begun(run)) is not None:  # a killed night goes on as it began
             begin = begun.train.warm_start
-        begin = None if cold else begin
-        train = tonight.train.model_copy(update={"warm_start": begin and str(begin)})
+        train = tonight.train.model_copy(update={"warm_start": None if cold else begin})
         launch.train(tonight.model_copy(update={"train": train}), runs)
     metric = f"test.{tonight.select()}"
     result = launch.finished(run)

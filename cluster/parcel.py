@@ -73,9 +73,9 @@ def check_portable(recipe: Recipe, runs: Path) -> None:
             f"give a URI or the absolute path that all nodes share, as in data.path=/shared/{Path(path).name}"
         )
     start = recipe.train.warm_start
-    if start is not None and not os.path.isabs(start):
+    if start is not None and not os.path.isabs(start.run):
         raise BadInput(
-            f"train.warm_start: '{start}' is relative, and the job's folder on the cluster holds no runs; "
+            f"train.warm_start: '{start.run}' is relative, and the job's folder on the cluster holds no runs; "
             "give the absolute path that all nodes share"
         )
     check_runs(runs)

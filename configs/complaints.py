@@ -8,7 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from livetrain.configs import registry
 from livetrain.configs.errors import BadInput, cut, nearest, plain, shown
-from livetrain.configs.schema import Feature, ModelConfig, SparseOptimizer, Task
+from livetrain.configs.schema import DenseOptimizer, Feature, ModelConfig, SparseOptimizer, Task
 
 # Sections whose declared class is only the base of their kinds' own.
 _OPEN: dict[Any, registry.Kinds] = {
@@ -16,6 +16,7 @@ _OPEN: dict[Any, registry.Kinds] = {
     Feature: registry.FEATURES,
     Task: registry.TASKS,
     SparseOptimizer: registry.OPTIMIZERS,
+    DenseOptimizer: registry.DENSE_OPTIMIZERS,
 }
 # What a place wants, by pydantic's type of error and, in braces, that type's own figures.
 _WANTED = {
@@ -145,7 +146,9 @@ def _is_arm(arm: Any, name: str) -> bool:
 def _sentence(key: str, detail: Mapping[str, Any], owner: Any) -> str:
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "extra_forbidden":
-        return f"unknown key {key}{nearest(str(detail['loc'][-1]), getattr(owner, 'model_fields', ()))}"
+        fields = getattr(owner, "model_fields", {})
+        known = [field.alias or name for name, field in fields.items()]
+        return f"unknown key {key}{nearest(str(detail['loc'][-1]), known)}"
     if kind == "missing":
         return f"{key} is missing"
     if kind == "union_tag_not_found":

@@ -14,7 +14,6 @@ from livetrain.configs.complaints import first_complaint
 from livetrain.configs.errors import BadInput, cut, nearest, plain, shown, without_credentials
 from livetrain.configs.schema import Recipe
 
-_OPEN = (registry.MODELS, registry.FEATURES, registry.TASKS, registry.OPTIMIZERS)
 _NAMED = ("features", "tables", "tasks")  # sections whose keys are the recipe's own names
 _LARGEST = 2**20  # bytes of a recipe file
 _MOST_VALUES = 20_000  # of a recipe, whatever its anchors multiply
@@ -192,7 +191,10 @@ def dump_tree(tree: Any) -> str:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe, `model` being one of the registered kinds. Editors complete keys from it."""
-    classes: list[type[BaseModel]] = [Recipe, *(config for kinds in _OPEN for config in kinds.configs().values())]
+    classes: list[type[BaseModel]] = [
+        Recipe,
+        *(config for kinds in registry.ALL for config in kinds.configs().values()),
+    ]
     modes: list[tuple[type[BaseModel], Literal["validation"]]] = [
         (config, "validation") for config in dict.fromkeys(classes)
     ]
@@ -204,8 +206,11 @@ def json_schema() -> dict[str, Any]:
         named = recipe["properties"][section]["patternProperties"]
         named |= dict.fromkeys(named, _one_of(kinds, places, definitions))
     optimizers = definitions["Optimizers"]["properties"]
-    optimizers["sparse"] |= _one_of(registry.OPTIMIZERS, places, definitions)
-    optimizers["sparse"].pop("$ref", None)
+    for part, kinds in (("sparse", registry.OPTIMIZERS), ("dense", registry.DENSE_OPTIMIZERS)):
+        optimizers[part] |= _one_of(kinds, places, definitions)
+        optimizers[part].pop("$ref", None)
+    of_table = definitions["Table"]["properties"]["optimizer"]
+    of_table["anyOf"] = [*_one_of(registry.OPTIMIZERS, places, definitions)["oneOf"], {"type": "null"}]
     recipe["properties"]["base"] = {"type": "string", "description": "recipe file that this one is put over"}
     recipe |= {"if": {"required": ["base"]}, "else": {"required": recipe.pop("required")}}
     for base in ("ModelConfig", "Feature"):

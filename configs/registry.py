@@ -1,4 +1,4 @@
-"""The kinds of models, features, tasks and sparse optimizers, by name, with the classes that check their sections.
+"""The kinds of models, features, tasks and optimizers, by name, with the classes that check their sections.
 
 A kind enters itself when its module is imported (see configs.plugins); no torch is imported here.
 """
@@ -103,6 +103,8 @@ MODELS = Kinds("model")
 FEATURES = Kinds("feature", key="type")
 TASKS = Kinds("task", default="binary")
 OPTIMIZERS = Kinds("optimizer", default="rowwise_adagrad")
+DENSE_OPTIMIZERS = Kinds("dense optimizer", default="adam")
+ALL = (MODELS, FEATURES, TASKS, OPTIMIZERS, DENSE_OPTIMIZERS)
 
 
 def parse_model(value: Any) -> Any:
@@ -129,9 +131,7 @@ def origins(part: Any, place: str = "") -> Iterator[tuple[str, type]]:
     """Yield the place of every section of a recipe and the classes that it comes from, as ("model", DINConfig)."""
     if isinstance(part, BaseModel):
         yield place, type(part)
-        yield from (
-            (place, owner) for kinds in (MODELS, FEATURES, TASKS, OPTIMIZERS) if (owner := kinds.owner_of(part))
-        )
+        yield from ((place, owner) for kinds in ALL if (owner := kinds.owner_of(part)))
         part = part.__dict__
     inner = part.items() if isinstance(part, Mapping) else enumerate(part) if isinstance(part, list | tuple) else ()
     for key, value in inner:

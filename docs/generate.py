@@ -35,6 +35,7 @@ OPEN = {
     "model": registry.MODELS,
     "tasks.NAME": registry.TASKS,
     "optimizers.sparse": registry.OPTIMIZERS,
+    "optimizers.dense": registry.DENSE_OPTIMIZERS,
 }
 staging = contextlib.ExitStack()
 atexit.register(staging.close)
@@ -133,7 +134,7 @@ def table(section: type[BaseModel], kinds: str) -> list[str]:
         type_ = escaped(words(typing.Annotated[field.annotation, *field.metadata, ""]))
         if kinds.startswith(f"{name}: "):
             type_ = " or ".join(f"`{kind}`" for kind in kinds.removeprefix(f"{name}: ").split(" or "))
-        rows.append(f"| `{name}` | {type_} | {default_of(field)} | {escaped(field.description or '')} |")
+        rows.append(f"| `{field.alias or name}` | {type_} | {default_of(field)} | {escaped(field.description or '')} |")
     return rows
 
 

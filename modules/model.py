@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
@@ -63,6 +65,7 @@ class Dense(nn.Module):
 
     def __init__(self, network: Network, width: int, bfloat16: bool, device_type: str) -> None:
         super().__init__()
+        self.parts = 1  # of a batch that are trained on one after another, see `in_parts`
         self.normalise = Normalise(width)
         self.network = network
         self.in_bfloat16 = bfloat16
@@ -83,12 +86,63 @@ class Dense(nn.Module):
         dense = self.normalise(dense)
         if torch.jit.is_scripting():
             return self.network(values, lengths, dense, weights)
+        if self.parts > 1 and self.training and torch.is_grad_enabled():
+            return self.in_parts(values, lengths, dense, weights, keys)
+        return self.answer(values, lengths, dense, weights, keys)
+
+    @torch.jit.unused
+    def answer(
+        self,
+        values: dict[str, torch.Tensor],
+        lengths: dict[str, torch.Tensor],
+        dense: torch.Tensor,
+        weights: torch.Tensor | None,
+        keys: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Return what the network answers, in float32. Arguments as of `forward`, with dense normalised."""
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.in_bfloat16):
             if keys is None:
                 logits = self.network(values, lengths, dense, weights)
             else:
                 logits = self.network(values, lengths, dense, weights, keys)
         return {task: logit.float() for task, logit in logits.items()}
+
+    @torch.jit.unused
+    def in_parts(
+        self,
+        values: dict[str, torch.Tensor],
+        lengths: dict[str, torch.Tensor],
+        dense: torch.Tensor,
+        weights: torch.Tensor | None,
+        keys: torch.Tensor | None,
+    ) -> dict[str, torch.Tensor]:
+        """Answer for a batch part by part, and keep of each part its logits alone.
+
+        The backward pass computes each part once more, then its gradients, which add up (activation checkpointing,
+        Chen et al., 1604.06174). So the network's activations take the memory of one part, while losses, the
+        combination of the tasks' gradients and the tables' one fused update see the whole batch.
+        """
+        ends = [dense.size(0) * part // self.parts for part in range(self.parts + 1)]
+        sizes = [end - start for start, end in zip(ends, ends[1:], strict=False)]
+        # Where each part's entries begin, by feature. On a GPU this waits for the lengths, once per batch.
+        starts = {name: functional.pad(each.long().cumsum(0), (1, 0))[ends] for name, each in lengths.items()}
+        counts = {name: each.diff().tolist() for name, each in starts.items()}
+        split_values = {name: each.split(counts[name]) for name, each in values.items()}
+        split_lengths = {name: each.split(sizes) for name, each in lengths.items()}
+        split_keys = keys.split(counts[self.network.key]) if keys is not None and self.network.key is not None else None
+        answers = [
+            checkpoint(
+                self.answer,
+                {name: each[part] for name, each in split_values.items()},
+                {name: each[part] for name, each in split_lengths.items()},
+                dense.split(sizes)[part],
+                weights.split(sizes)[part] if weights is not None else None,
+                split_keys[part] if split_keys is not None else None,
+                use_reentrant=False,
+            )
+            for part in range(self.parts)
+        ]
+        return {task: torch.cat([answer[task] for answer in answers]) for task in answers[0]}
 
 
 class Model(nn.Module):
@@ -137,6 +191,7 @@ class Model(nn.Module):
             sequences={n: d for n, d in dims.items() if features[n].form == "sequence"},
             dense=[n for n, f in features.items() if f.form == "dense"],
         )
+        self.inputs = inputs
         self.numbers = {n: features[n].plain for n in inputs.dense}  # whether they are normalised
         nowhere = torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), nowhere:
@@ -162,6 +217,7 @@ class Model(nn.Module):
         self.key = net.key
         bfloat16 = recipe.train.precision == "bfloat16"
         self.dense = Dense(net, len(inputs.dense), bfloat16, torch.device(device).type).to(device)
+        self.dense.parts = recipe.train.accumulate
         for name, weight in self.table_weights().items():
             if not weight.is_meta:
                 initial_values(recipe, name).fill(weight.data)

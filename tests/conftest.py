@@ -18,6 +18,7 @@ from tests import samples, wheels
 from tests.pool import Pool
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of runs in this process, which would have the machine otherwise
 # Every run of the suite checks the same examples, without a clock: hypothesis' own profile "ci". Others by "random".
 settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -127,7 +127,9 @@ WRONG_RECIPE = {
         "tasks.spent.sample_weight 'gift' holds None, but a weight is a finite number from 0 on",
     ),
     "train.select=click.xauc": ("train.select: no run of this recipe has a metric 'click.xauc' (did you mean",),
-    "optimizers.sparse.kind=adam": ("optimizers.sparse.kind: fbgemm has no fused adam on CPU; use rowwise_adagrad",),
+    "optimizers.dense.kind=adan": ("optimizers.dense.kind got 'adan', wanted one of adam, adamw, adagrad, sgd",),
+    "tables.user.optimizer={kind: adma}": ("tables.user.optimizer.kind got 'adma', wanted one of rowwise_adagrad",),
+    "optimizers.ema=1": ("optimizers.ema got 1, wanted less than 1",),
 }
 
 

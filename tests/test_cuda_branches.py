@@ -40,6 +40,7 @@ from livetrain.trainers.train.gradients import combination
 from livetrain.trainers.train.loop import Trainer
 from livetrain.trainers.train.probes import step_times
 from tests import samples, twins
+from tests.modules.test_optimizers import PARTIAL
 
 ROOT = Path(__file__).parents[1]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -429,6 +430,18 @@ def test_a_run_in_this_process_takes_the_gpu_there_is(monkeypatch, device, there
         assert launch._in_process(lambda found: found, recipe) == wanted
 
 
+@pytest.mark.parametrize(("given", "wanted"), [(None, 3), ("2", 2)])
+def test_a_run_in_this_process_computes_with_the_cores_that_it_may_use(monkeypatch, given, wanted):
+    monkeypatch.setattr(launch, "cores", lambda: 3)
+    monkeypatch.setattr(ranks, "alone", lambda cuda: contextlib.nullcontext())
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before = torch.get_num_threads()
+    assert launch._in_process(lambda device: torch.get_num_threads(), twins.recipe()) == wanted
+    assert torch.get_num_threads() == before
+
+
 @pytest.mark.parametrize("cuda", [True, False])
 def test_workers_of_a_run_ask_for_a_gpu_each(tmp_path, monkeypatch, cuda):
     trainer = mock.MagicMock()
@@ -559,10 +572,10 @@ def test_gpu_memory_counts(monkeypatch):
 
 
 @pytest.mark.parametrize("gpu", [True, False])
-def test_a_fused_adam_is_refused_early_only_where_a_cpu_trains(monkeypatch, gpu):
+def test_an_optimizer_of_gpus_is_refused_early_only_where_a_cpu_trains(monkeypatch, gpu):
     """Before the data are looked for, which are not there."""
-    recipe = samples.recipe("nowhere", optimizers__sparse={"kind": "adam"}, cluster__workers=0, cluster__device="auto")
+    recipe = samples.recipe("nowhere", optimizers__sparse={"kind": PARTIAL}, cluster__workers=0, cluster__device="auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(memory, "check", lambda *_: None)
-    with pytest.raises(BadInput, match="there is no folder" if gpu else "no fused adam on CPU"):
+    with pytest.raises(BadInput, match="there is no folder" if gpu else f"no fused {PARTIAL} on CPU"):
         preflight.check(recipe, print)

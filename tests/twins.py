@@ -6,7 +6,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs import registry
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import Recipe, SparseOptimizer
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import Model
 from livetrain.modules.network import REGULARISER
@@ -159,6 +159,7 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
     model = Model(made_for)
     tables = model.table_weights()
     state = {name: torch.zeros_like(weight) for name, weight in tables.items()}
+    squares = {name: torch.zeros_like(weight) for name, weight in tables.items()}  # Adam's second moments
     dense = torch.optim.SGD(model.dense.parameters(), lr=made_for.optimizers.dense.lr)
     losses, grouped = [], made_for.groups()
     columns = list(dict.fromkeys(grouped.values()))
@@ -183,7 +184,12 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
         touched = _touched(made_for, model, batch)
         with torch.no_grad():
             for name, weight in tables.items():
-                _update(made_for, weight, state[name], touched[name])
+                if made_for.tables[name].frozen:
+                    continue
+                if made_for.optimizer(name).kind == "adam":
+                    _adam(made_for.optimizer(name), weight, state[name], squares[name], touched[name], len(losses))
+                else:
+                    _update(made_for.optimizer(name), weight, state[name], touched[name])
     return model, losses, state
 
 
@@ -196,9 +202,20 @@ def _touched(made_for: Recipe, model: Model, batch: Batch) -> dict[str, torch.Te
     return out
 
 
-def _update(made_for: Recipe, weight: torch.Tensor, state: torch.Tensor, touched: torch.Tensor) -> None:
+def _adam(
+    sparse: SparseOptimizer, weight: torch.Tensor, m: torch.Tensor, v: torch.Tensor, touched: torch.Tensor, step: int
+) -> None:
+    """The published formula, on the rows that the batch looks up; `step` counts from 1."""
+    for row in touched.squeeze(1).nonzero().squeeze(1).tolist():
+        gradient = weight.grad[row]
+        m[row] = 0.9 * m[row] + 0.1 * gradient
+        v[row] = 0.999 * v[row] + 0.001 * gradient**2
+        root = (v[row] / (1 - 0.999**step)).sqrt() + sparse.eps
+        weight[row] -= sparse.lr * (m[row] / (1 - 0.9**step)) / root
+
+
+def _update(sparse: SparseOptimizer, weight: torch.Tensor, state: torch.Tensor, touched: torch.Tensor) -> None:
     """The published formulas: SGD, Adagrad, and Adagrad with one accumulator a row, L2 on touched rows."""
-    sparse = made_for.optimizers.sparse
     gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
     gradient = gradient + sparse.weight_decay * touched * weight
     if sparse.kind == "sgd":

@@ -12,9 +12,9 @@ from livetrain.configs.schema.model import ModelConfig
 from livetrain.configs.schema.optimizers import DenseOptimizer, Optimizers, Schedule, SparseOptimizer
 from livetrain.configs.schema.recipe import Recipe
 from livetrain.configs.schema.section import Section
-from livetrain.configs.schema.table import Table
+from livetrain.configs.schema.table import InitialRows, Table
 from livetrain.configs.schema.task import GroupTask, Task
-from livetrain.configs.schema.train import Evaluate, Train
+from livetrain.configs.schema.train import Evaluate, Train, WarmStart
 
 __all__ = [
     "Cluster",
@@ -28,6 +28,7 @@ __all__ = [
     "GradNorm",
     "Gradients",
     "GroupTask",
+    "InitialRows",
     "ModelConfig",
     "Optimizers",
     "PCGrad",
@@ -43,4 +44,5 @@ __all__ = [
     "Train",
     "Uncertainty",
     "Wandb",
+    "WarmStart",
 ]

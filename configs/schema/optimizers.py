@@ -18,17 +18,21 @@ class SparseOptimizer(Section):
     weight_decay: PositiveOrZero = Field(0.0, description="L2 on the rows that a batch touches")
 
 
+# A section that one of the kinds checks.
+OfTables = Annotated[SerializeAsAny[SparseOptimizer], BeforeValidator(registry.OPTIMIZERS.parse)]
+
+
 class DenseOptimizer(Section):
     """The optimizer of everything that is not a table."""
 
-    kind: Literal["adam", "adamw", "adagrad", "sgd"] = "adam"
+    kind: str = Field("adam", description="adam, adamw, adagrad, sgd, or a registered kind")
     lr: Positive = 1e-3
     weight_decay: PositiveOrZero = 0.0
     clip_norm: Positive | None = Field(None, description="largest global norm of the dense gradient")
 
 
 class Schedule(Section):
-    """The learning rates' factor by step, the same for both optimizers."""
+    """The learning rates' factor by step, the same for all optimizers."""
 
     warmup_steps: CountOrZero = Field(0, description="steps of linear rise from 0")
     decay: Literal["constant", "linear", "cosine"] = "constant"
@@ -36,6 +40,13 @@ class Schedule(Section):
 
 
 class Optimizers(Section):
-    sparse: Annotated[SerializeAsAny[SparseOptimizer], BeforeValidator(registry.OPTIMIZERS.parse)] = SparseOptimizer()
-    dense: DenseOptimizer = DenseOptimizer()
+    sparse: OfTables = SparseOptimizer()
+    dense: Annotated[SerializeAsAny[DenseOptimizer], BeforeValidator(registry.DENSE_OPTIMIZERS.parse)] = (
+        DenseOptimizer()
+    )
     schedule: Schedule = Schedule()
+    ema: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)] | None = Field(
+        None,
+        description="decay of a running mean of everything that is not a table, as 0.999: evaluation and export use "
+        "the mean",
+    )

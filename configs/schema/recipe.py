@@ -12,7 +12,7 @@ from livetrain.configs.schema.export import Export, Wandb
 from livetrain.configs.schema.feature import Feature
 from livetrain.configs.schema.gradients import Gradients, SumOfGradients
 from livetrain.configs.schema.model import ModelConfig
-from livetrain.configs.schema.optimizers import Optimizers
+from livetrain.configs.schema.optimizers import Optimizers, SparseOptimizer
 from livetrain.configs.schema.section import Section
 from livetrain.configs.schema.table import Table
 from livetrain.configs.schema.task import GroupTask, Task
@@ -77,6 +77,10 @@ class Recipe(Section):
         """Return the Parquet column that feeds `feature`."""
         return self.features[feature].column or feature
 
+    def optimizer(self, table: str) -> SparseOptimizer:
+        """Return the optimizer section of a table: its own, or that of all tables."""
+        return self.tables[table].optimizer or self.optimizers.sparse
+
     def select(self) -> str:
         """Return the metric on the validation split that picks the best checkpoint; a bare one is the first task's."""
         name, task = next(iter(self.tasks.items()))
@@ -109,6 +113,11 @@ def _check_tables(recipe: Recipe) -> None:
         if table not in recipe.tables:
             raise BadInput(f"features.{name}.table: there is no table '{table}'{nearest(table, recipe.tables)}")
         used.add(table)
+        if recipe.tables[table].initial is not None and not (feature.carrier == "ids" and feature.plain):
+            raise BadInput(
+                f"tables.{table}.initial: features.{name} makes its ids itself, so no file holds their vectors; "
+                "give that feature a table of its own"
+            )
     for name in recipe.tables:
         if name not in used:
             raise BadInput(f"tables.{name}: no feature uses this table; remove it or name it in a feature")
@@ -130,27 +139,28 @@ def _check_parts(recipe: Recipe) -> None:
 
 def _check_arithmetic(recipe: Recipe) -> None:
     """Refuse what the fused optimizers would compute otherwise than plain PyTorch."""
-    sparse, optimizer = recipe.optimizers.sparse, registry.OPTIMIZERS.owner(recipe.optimizers.sparse.kind)
-    if sparse.weight_decay and not optimizer.decays:
-        raise BadInput(
-            f"optimizers.sparse.weight_decay: '{sparse.kind}' ignores it on some devices; "
-            "use kind: rowwise_adagrad, or weight_decay: 0"
-        )
     for name, table in recipe.tables.items():
+        key = f"tables.{name}.optimizer" if table.optimizer else "optimizers.sparse"
+        if table.frozen:
+            if table.optimizer:
+                raise BadInput(f"tables.{name}: a frozen table has no optimizer; leave out one of the two keys")
+            continue
+        sparse = recipe.optimizer(name)
+        optimizer = registry.OPTIMIZERS.owner(sparse.kind)
+        if sparse.weight_decay and not optimizer.decays:
+            raise BadInput(
+                f"{key}.weight_decay: '{sparse.kind}' ignores it on some devices; "
+                "use kind: rowwise_adagrad, or weight_decay: 0"
+            )
         if table.sharding == "column_wise" and not optimizer.by_columns:
             raise BadInput(
                 f"tables.{name}.sharding: column_wise keeps one accumulator per column shard, so '{sparse.kind}' would "
-                "learn something else than on one worker; use row_wise or table_wise, or optimizers.sparse.kind: sgd"
-            )
-        if table.sharding == "data_parallel" and sparse.weight_decay:
-            raise BadInput(
-                f"tables.{name}.sharding: data_parallel would decay every row, not the touched ones; "
-                "use another sharding or optimizers.sparse.weight_decay: 0"
+                f"learn something else than on one worker; use row_wise or table_wise, or {key}.kind: sgd"
             )
         if table.sharding == "data_parallel" and not optimizer.replicated:
             raise BadInput(
-                f"tables.{name}.sharding: as data_parallel, '{sparse.kind}' would move untouched rows; "
-                "use another sharding or another optimizers.sparse.kind"
+                f"tables.{name}.sharding: as data_parallel, '{sparse.kind}' would learn something else; "
+                f"use another sharding or another {key}.kind"
             )
 
 
@@ -186,6 +196,16 @@ def _check_division(recipe: Recipe) -> None:
             else (f"data.shards of {near} with a data.batch_size of {max(round(batch / near), 1) * near} would")
         )
         raise BadInput(f"data.shards: {shards} shards do not divide among {workers} workers; {mend}")
+    if recipe.train.accumulate > batch // shards:
+        raise BadInput(
+            f"train.accumulate: {recipe.train.accumulate} parts of {batch // shards} rows, which are a shard's of a "
+            "batch, leave some empty; lower it, or raise data.batch_size"
+        )
+    if recipe.train.accumulate > 1 and getattr(recipe.gradients, "scope", None) == "trunk":
+        raise BadInput(
+            "train.accumulate: with gradients.scope: trunk the gradients at the trunk's input are needed of all rows "
+            "at once; use scope: shared, or accumulate: 1"
+        )
     if batch % shards:
         below = batch // shards * shards
         near_ones = ", ".join(str(n) for n in (below, below + shards) if n)

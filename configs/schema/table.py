@@ -4,8 +4,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from livetrain.configs.schema.optimizers import OfTables
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import real, whole
+from livetrain.configs.values import Text, real, whole
+
+
+class InitialRows(Section):
+    """The rows that a table begins with: those of the ids of a Parquet file."""
+
+    file: Text = Field(description="Parquet file, or folder of them, on any filesystem that data.path may name")
+    id: Text = Field("id", description="its column of ids: int64, or strings, which are hashed")
+    vector: Text = Field("vector", description="its column of vectors: lists of dim numbers")
 
 
 class Table(Section):
@@ -31,3 +40,11 @@ class Table(Section):
         0.2, description="part of a table in host memory that its GPU cache holds"
     )
     init_std: Annotated[float, real(0, 1000)] = Field(0.01, description="deviation of the normal initial values")
+    optimizer: OfTables | None = Field(
+        None,
+        description="this table's own, in the place of optimizers.sparse; keys that it leaves out have their defaults",
+    )
+    initial: InitialRows | None = Field(
+        None, description="vectors of a file that the rows of its ids begin with; the other rows begin by init_std"
+    )
+    frozen: bool = Field(False, description="whether its rows keep their initial values")

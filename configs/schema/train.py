@@ -3,14 +3,38 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Count, Length, Name, Seed, Share, Text, whole
+from livetrain.configs.values import Count, Few, Length, Name, Seed, Share, Text, whole
 
 _PROFILED = re.compile(r"([1-9]\d{0,8})\.\.([1-9]\d{0,8})", re.ASCII)
 _MOST_PROFILED = 1000  # steps: a trace is kept in memory until it is written
+
+
+class WarmStart(Section):
+    """What a run begins with, by names such as tables.user, features.age, tasks.click and layers.trunk.experts."""
+
+    model_config = ConfigDict(serialize_by_alias=True)
+
+    run: Text = Field(description="run folder whose best checkpoint this run begins with")
+    map: dict[Text, Text] = Field({}, description="names here to names there, as tables.video: tables.movie")
+    only: list[Text] | None = Field(None, description="tables and layers that are taken; all that fit by default")
+    left_out: list[Text] = Field([], alias="except", description="what begins anew although it might fit")
+
+    def asks(self, name: str) -> bool:
+        """Return whether a table or layer is to be taken, if it fits."""
+        inside = [f"{name}.".startswith(f"{one}.") for one in self.only or []]
+        outside = [f"{name}.".startswith(f"{one}.") for one in self.left_out]
+        return (self.only is None or any(inside)) and not any(outside)
+
+
+def _as_section(value: Any) -> Any:
+    return {"run": value} if isinstance(value, str) else value
+
+
+Start = Annotated[WarmStart, BeforeValidator(_as_section, json_schema_input_type=str | WarmStart)]
 
 
 class Train(Section):
@@ -28,7 +52,12 @@ class Train(Section):
         "float32", description="of the dense part: tf32 speeds up matrix products on GPUs, bfloat16 autocasts"
     )
     log_every: Count = Field(20, description="steps between lines of metrics.jsonl")
-    warm_start: Text | None = Field(None, description="run folder whose best checkpoint this run begins with")
+    warm_start: Start | None = Field(None, description="what this run begins with: a run folder, or a section")
+    accumulate: Few = Field(
+        1,
+        description="parts in which each rank trains the network on its share of a batch, one after another: less "
+        "memory, the same gradients",
+    )
     profile: str | None = Field(None, description="first..last step, as 20..30: write a torch profiler trace of them")
 
     @field_validator("profile", mode="before")

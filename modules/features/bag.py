@@ -33,7 +33,7 @@ def pools_where_rows_lie(recipe: Recipe, table: str) -> bool:
     """
     users = [feature for feature in recipe.features.values() if feature.looks_up() == table]
     apart = any(feature.form == "sequence" or feature.pooled == "max" for feature in users)
-    apart |= recipe.tables[table].sharding == "data_parallel" or recipe.optimizers.sparse.weight_decay > 0
+    apart |= recipe.tables[table].sharding == "data_parallel" or recipe.optimizer(table).weight_decay > 0
     return not apart and any(feature.pooled for feature in users)
 
 

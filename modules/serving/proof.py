@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.models.registry import network
+from livetrain.modules.network import REGULARISER
 from livetrain.modules.serving.scorer import Scorer
 
 _ROWS = 6
@@ -65,7 +66,7 @@ def prove(recipe: Recipe) -> None:
     """
     small = {name: table.model_copy(update={"rows": _TABLE}) for name, table in recipe.tables.items()}
     recipe = recipe.model_copy(update={"tables": small})
-    parts = (*recipe.features.values(), *small.values(), *recipe.tasks.values())
+    parts = (*recipe.features.values(), *small.values(), *recipe.tasks.values(), recipe.train.accumulate)
     key = tuple(map(repr, (network(recipe.model.kind), recipe.model, list(recipe.features), list(recipe.tasks), parts)))
     if key in _PROVED:
         return
@@ -92,6 +93,31 @@ def _prove(recipe: Recipe) -> None:
                 "TorchScript knows"
             ) from error
         _check_same(f"{kind} scores otherwise when exported", found, scores)
+    if recipe.train.accumulate > 1:
+        _check_parts(kind, recipe, rows)
+
+
+def _check_parts(kind: str, recipe: Recipe, rows: _Rows) -> None:
+    """Refuse a network that learns otherwise from a batch in parts: one that looks at other rows, as Dice does."""
+    model = Model(recipe)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    ids, dense = _inputs(rows)
+    why = f"{kind} learns of a row by the other rows of its batch"
+    mend = "use accumulate: 1, or layers that see one row at a time (activation: relu)"
+    found = []
+    for parts in (1, 2):
+        model.dense.parts = parts
+        try:
+            logits = model(ids, dense, torch.ones(_ROWS))
+        except Exception as error:
+            raise BadInput(f"train.accumulate: {why} ({_short(error)}); {mend}") from error
+        if REGULARISER in logits:
+            raise BadInput(f"train.accumulate: {kind} has a loss of its own over the whole batch; use accumulate: 1")
+        found.append({task: logit.detach() for task, logit in logits.items()})
+    _check_same(f"train.accumulate: {why}", found[1], found[0], mend)
 
 
 def _made_up(recipe: Recipe, whole: bool) -> _Rows:
@@ -118,8 +144,8 @@ def _made_up(recipe: Recipe, whole: bool) -> _Rows:
     return rows
 
 
-def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, mend: str) -> dict[str, Tensor]:
-    """Return the predictions that the model makes in training's way, or say what is wrong with them."""
+def _inputs(rows: _Rows) -> tuple[KeyedJaggedTensor, Tensor]:
+    """Return rows as a model takes them in training."""
     weights = [rows.dense.get(name, torch.ones(len(ids))) for name, ids in rows.ids.items()]
     ids = KeyedJaggedTensor(
         keys=list(rows.ids),
@@ -128,7 +154,12 @@ def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, me
         lengths=torch.cat([*rows.lengths.values(), torch.zeros(0, dtype=torch.long)]),
     )
     numbers = [column for name, column in rows.dense.items() if name not in rows.ids]
-    dense = torch.stack(numbers, 1) if numbers else torch.zeros(_ROWS, 0)
+    return ids, torch.stack(numbers, 1) if numbers else torch.zeros(_ROWS, 0)
+
+
+def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, mend: str) -> dict[str, Tensor]:
+    """Return the predictions that the model makes in training's way, or say what is wrong with them."""
+    ids, dense = _inputs(rows)
     try:
         logits = model(ids, dense, torch.ones(_ROWS))
     except BadInput:

@@ -11,8 +11,10 @@ from livetrain.modules.optimizers import TableOptimizer, register_optimizer
 from livetrain.trainers.train import sharding
 from tests import twins
 
+PARTIAL = "test_partial_adam"
 
-@register_optimizer("test_partial_adam")
+
+@register_optimizer(PARTIAL)
 class PartialAdam(TableOptimizer):
     """Adam with one second moment per row, of which fbgemm has a kernel for GPUs alone."""
 
@@ -29,10 +31,10 @@ def test_where_a_kernel_is_follows_from_fbgemm():
         "rowwise_adagrad": ("cpu", "cuda"),
         "adagrad": ("cpu", "cuda"),
         "sgd": ("cpu", "cuda"),
-        "adam": ("cuda",),
+        "adam": ("cpu", "cuda"),
     }
     made = twins.recipe(optimizers__sparse__kind="test_partial_adam")
-    said = "optimizers.sparse.kind: fbgemm has no fused test_partial_adam on CPU; use rowwise_adagrad, adagrad, sgd"
+    said = "optimizers.sparse.kind: fbgemm has no fused test_partial_adam on CPU; use rowwise_adagrad, adagrad, sgd, ad"
     with pytest.raises(BadInput, match=said):
         sharding.check_device(made, torch.device("cpu"))
     sharding.check_device(made, torch.device("cuda"))

@@ -55,8 +55,10 @@ def set_up() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")
 
 
-def threads() -> int:
-    """Return how many threads this process computes with: OMP_NUM_THREADS, or one, as the workers share a machine.
+def threads(otherwise: int = 1) -> int:
+    """Return how many threads this process computes with: OMP_NUM_THREADS, or `otherwise`.
+
+    One by default, as the workers share a machine.
 
     OpenMP knows a list there too, of nested levels, whose first number counts here.
 
@@ -70,7 +72,7 @@ def threads() -> int:
         raise BadInput(
             f"OMP_NUM_THREADS: {value} is no number of threads; set it from 1 to {_MOST_THREADS:,}, or leave it out"
         )
-    return number or 1
+    return number or otherwise
 
 
 def ray_folder() -> str:

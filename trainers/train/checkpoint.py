@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,14 @@ def state(sharded: Sharded) -> dict[str, Any]:
     Loading into them loads the model, once `Sharded.purge` has made the caches forget what was there before.
     """
     state: dict[str, Any] = {"model": _stored(sharded.model.state_dict())}
+    update = sharded.pipeline.update
+    if update.mean is not None:
+        # What is evaluated and exported is the model; whoever goes on training needs the rest too.
+        names = {name: name.removeprefix("model.") for name in update.mean.parameters}
+        state["trained"] = {"steps": update.mean.steps} | {own: state["model"][own] for own in names.values()}
+        state["model"] = state["model"] | {own: update.mean.values[name] for name, own in names.items()}
+    if update.steps.counted:
+        state["steps"] = {"tables": update.steps.done}
     for name, optimizer in sharded.optimizers.items():
         # An optimizer without state (plain SGD) must leave no empty entry: nothing would be written for it.
         kept = _stored({key: values for key, values in optimizer.state_dict()["state"].items() if values})
@@ -312,10 +320,15 @@ def load_plain(model: Model, path: Path) -> None:
     model.load_state_dict({name: state["model"][stored_name(name)] for name in own})
 
 
-def read(state: dict[str, Any], path: Path) -> None:
+def read(state: dict[str, Any], path: Path, whole: bool = True) -> None:
     """Fill the tensors of a state from a checkpoint, once every file of it is as its manifest says. Collective.
 
     All loading goes through here. The ranks share the work of checking; no pickle in the files can run anything.
+
+    Args:
+        state: tensors by name, as `state` returns them.
+        path: the checkpoint.
+        whole: whether all of them must be there; otherwise those that are not are taken out of `state`.
 
     Raises:
         Damaged: the checkpoint is not whole.
@@ -332,6 +345,8 @@ def read(state: dict[str, Any], path: Path) -> None:
         gone = str(error)
     if where := [each for each in ranks.gather(gone) if each]:
         raise Damaged(f"{path}: this checkpoint is gone ({where[0]})")
+    if not whole:
+        _leave_out(state, reader.read_metadata().state_dict_metadata, "")
     try:
         dcp.load(state, storage_reader=reader, planner=restore.Planner(), no_dist=ranks.world() == 1)
     except dcp.CheckpointException as error:  # which is no Exception
@@ -342,3 +357,12 @@ def read(state: dict[str, Any], path: Path) -> None:
             f"{path}: this checkpoint does not hold what the recipe's model has ({_in_words(error)[:120]}); "
             "take another"
         ) from error
+
+
+def _leave_out(state: dict[str, Any], there: Collection[str], above: str) -> None:
+    """Take out of a state what is not among the names `there`."""
+    for key, value in list(state.items()):
+        if isinstance(value, dict):
+            _leave_out(value, there, f"{above}{key}.")
+        if (isinstance(value, dict) and not value) or not (isinstance(value, dict) or f"{above}{key}" in there):
+            del state[key]

@@ -38,6 +38,9 @@ def check_same(path: Path, recipe: Recipe, resume: bool, mend: str | None = None
             for key in _FREE:
                 _take(tree, key)
     else:
+        for table in (*before["tables"].values(), *now["tables"].values()):
+            if table["optimizer"]:
+                table["optimizer"] = {"kind": table["optimizer"]["kind"]}
         before, now = ({key: _take(tree, key) for key in _SHAPE} for tree in (before, now))
     if (different := _first_difference(before, now)) is not None:
         key, old, new = different

@@ -30,7 +30,7 @@ from livetrain.trainers.observe.weights_and_biases import Tracker
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.runtime.runlog import RunLog
 from livetrain.trainers.runtime.signals import Stopped
-from livetrain.trainers.train import checkpoint, compiled_layers, planning, warm_start
+from livetrain.trainers.train import checkpoint, compiled_layers, planning, pretrained, warm_start
 from livetrain.trainers.train.feed import SKIPPED, Feed, Meter
 from livetrain.trainers.train.loss import Output
 from livetrain.trainers.train.probes.expert_use import Utilisation
@@ -104,14 +104,19 @@ class Trainer:
             self.sharded.pipeline.combination.step = self.step
             self.left_out_before = self.position["left_out"]
         begun = None if found else warm_start.find(self.recipe)
-        if begun is not None:
-            warm_start.load(self.sharded, self.recipe, begun)
+        taken = warm_start.load(self.sharded, self.recipe, begun) if begun is not None else ()
+        if not found:
+            pretrained.fill(self.sharded, self.recipe, besides=taken)
         self.profile = Profile(self.recipe, self.job.run, self.device, self.total)
         self.log = RunLog(self.job.run, self.step)
         if found:
             self.log.write("note", step=self.step, text=f"resumed at step {self.step}")
         if begun is not None:
             self.log.write("note", step=self.step, text=f"begins with {begun}")
+        computing = torch.get_num_threads()
+        self.log.write(
+            "note", step=self.step, text=f"{computing} thread{'s' if computing > 1 else ''} per rank compute on CPUs"
+        )
         self.log.write("note", step=self.step, text=f"tables: {planning.in_words(self.sharded.plan())}")
         tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))
         with tracker, checkpoint.Saver(self.sharded, self.recipe, self.job.run) as self.saver:
@@ -212,7 +217,7 @@ class Trainer:
         history = max(sequences, key=sequences.__getitem__, default=None)
         retrieval = Retrieval(self.sharded.model.dense.network, self.recipe)
         self.sharded.module.eval()
-        with torch.no_grad(), retrieval.watching():
+        with self.sharded.averaged(), torch.no_grad(), retrieval.watching():
             for output in self._scored(split):
                 batch = output.batch
                 assert output.logits is not None  # the module is in evaluation mode

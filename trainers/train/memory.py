@@ -11,9 +11,8 @@ from torch import nn
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
-from livetrain.modules.optimizers import table_optimizer
+from livetrain.modules.optimizers import dense_optimizer, table_optimizer
 
-_DENSE_STATE = {"adam": 8, "adamw": 8, "adagrad": 4, "sgd": 0}  # bytes of the optimizer per number
 ELEMENT = {"float32": 4, "float16": 2}  # bytes
 
 
@@ -58,17 +57,17 @@ def needs(recipe: Recipe, model: Model, saves: bool = True) -> list[Part]:
     is being written, and a step's batch with what is computed of it."""
     copies, copied = (2, " and a checkpoint's copy") if saves else (1, "")
     workers = max(recipe.cluster.workers, 1)
-    state = table_optimizer(recipe.optimizers.sparse).state_bytes
     parts = []
     for name, table in recipe.tables.items():
         weights = table.rows * table.dim * ELEMENT[table.dtype]
-        size = copies * (weights + table.rows * state(table.dim))
+        size = copies * (weights + table.rows * table_optimizer(recipe, name).state_bytes(table.dim))
         if table.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
             size = workers * (size + weights)
         what = f"the table's {table.rows:,} rows of {table.dim} columns{copied}"
         parts.append(Part(f"tables.{name}", size, what, "lower its rows or dim, or train on a cluster"))
     numbers = sum(parameter.numel() for parameter in model.dense.parameters())
-    size = workers * numbers * (4 + copies * (4 + _DENSE_STATE[recipe.optimizers.dense.kind]))
+    mean = 0 if recipe.optimizers.ema is None else 4
+    size = workers * numbers * (4 + copies * (4 + mean + dense_optimizer(recipe).state_bytes))
     what = f"the model's {numbers:,} parameters{copied}"
     parts.append(Part("model", size, what, "lower the sizes of its layers"))
     size = recipe.data.batch_size * _row(recipe, model)
@@ -81,7 +80,8 @@ def _row(recipe: Recipe, model: Model) -> int:
     features = recipe.features.values()
     read = sum({"numbers": 4, "ids": 16, "features": 0}[feature.carrier] for feature in features)
     columns = sum(recipe.tables[table].dim for feature in features if (table := feature.looks_up()))
-    columns += sum(layer.out_features for layer in model.dense.modules() if isinstance(layer, nn.Linear))
+    layers = sum(layer.out_features for layer in model.dense.modules() if isinstance(layer, nn.Linear))
+    columns += layers // recipe.train.accumulate
     return (1 + recipe.data.prefetch) * read + 2 * 4 * columns
 
 

@@ -11,7 +11,7 @@ from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.proof import prove
-from livetrain.trainers.data.checks import brief
+from livetrain.trainers.data.checks import brief, pretrained
 from livetrain.trainers.data.read.catalogue import CATALOGUE, Catalogue
 from livetrain.trainers.data.read.source import Source, Statistics, scan
 from livetrain.trainers.evaluate.selection import check_select, parts, stand_in, undefined
@@ -56,6 +56,7 @@ def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -
     for split in SPLITS:
         _note_one_class(split, recipe, statistics[split], progress)
     brief.examine(recipe, sources, statistics, progress)
+    pretrained.check(recipe, sources["train"], progress)
     return sources | _catalogue(recipe), statistics["train"]
 
 

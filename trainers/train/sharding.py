@@ -5,8 +5,10 @@ all-reduced number of rows and is multiplied by the number of ranks (torchrec av
 dense gradients are averaged in one flat all-reduce; initial table rows depend on (seed, table, row) alone.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,17 +22,20 @@ from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import ShardingEnv, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingCollection
-from torchrec.optim.keyed import KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import OPTIMIZERS
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model, PooledCollection, ReplicatedCollection, initial_values
-from livetrain.modules.optimizers import table_optimizer
+from livetrain.modules.optimizers import dense_optimizer, table_optimizer
+from livetrain.modules.tables import adam
+from livetrain.modules.tables.touched import Touched
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train import planning
 from livetrain.trainers.train.gradients.combination import Combination
+from livetrain.trainers.train.mean import Mean
 from livetrain.trainers.train.step import (
     SHARDED,
     CachedTablePipeline,
@@ -40,13 +45,6 @@ from livetrain.trainers.train.step import (
     TablePipeline,
     Update,
 )
-
-DENSE = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-}
 
 
 class BagSharder(EmbeddingBagCollectionSharder):
@@ -75,6 +73,11 @@ class Sharded:
     @property
     def model(self) -> Model:
         return self.module.module.model
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Let the dense part be what is evaluated: its running mean where optimizers.ema asks for one."""
+        mean = self.pipeline.update.mean
+        return contextlib.nullcontext() if mean is None else mean.in_use()
 
     def plan(self) -> dict[str, dict[str, Any]]:
         """Return where every table lies: {table: {sharding, kernel, ranks, rows, bytes}}, see `planning.placed`."""
@@ -108,21 +111,19 @@ class Sharded:
 
     def set_rates(self, factor: float) -> None:
         """Set every optimizer's learning rate to its rate in the recipe times `factor`."""
-        sparse, dense = self.recipe.optimizers.sparse.lr, self.recipe.optimizers.dense.lr
-        rates = {"tables": sparse, "replicated": sparse, "dense": dense}
-        for name, optimizer in self.optimizers.items():
+        for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = rates[name] * factor
+                group["lr"] = group["initial_lr"] * factor
 
 
 def check_device(recipe: Recipe, device: torch.device) -> None:
     """Raise BadInput for what a recipe asks and the device cannot do."""
-    kind = recipe.optimizers.sparse.kind
-    able = [name for name in OPTIMIZERS if device.type in OPTIMIZERS.owner(name).devices]
-    if recipe.tables and kind not in able:
-        raise BadInput(
-            f"optimizers.sparse.kind: fbgemm has no fused {kind} on {device.type.upper()}; use {', '.join(able)}"
-        )
+    for name, table in recipe.tables.items():
+        if device.type in table_optimizer(recipe, name).devices:
+            continue
+        kind, key = recipe.optimizer(name).kind, f"tables.{name}.optimizer" if table.optimizer else "optimizers.sparse"
+        able = [name for name in OPTIMIZERS if device.type in OPTIMIZERS.owner(name).devices]
+        raise BadInput(f"{key}.kind: fbgemm has no fused {kind} on {device.type.upper()}; use {', '.join(able)}")
 
 
 def shard(recipe: Recipe, device: torch.device) -> Sharded:
@@ -140,22 +141,26 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
         torch.set_float32_matmul_precision("high" if recipe.train.precision == "tf32" else "highest")
     step, sharders = _fused(recipe, device)
     plan = planning.agree(recipe, device.type, step, sharders)
-    module = DistributedModelParallel(
-        step,
-        env=ShardingEnv.from_process_group(dist.group.WORLD),
-        device=device,
-        plan=plan,
-        sharders=sharders,
-        init_data_parallel=False,
-        init_parameters=False,
-    )
-    optimizers = _optimizers(recipe, module)
+    with adam.on_host() if _adam_on_host(recipe, device) else contextlib.nullcontext():
+        module = DistributedModelParallel(
+            step,
+            env=ShardingEnv.from_process_group(dist.group.WORLD),
+            device=device,
+            plan=plan,
+            sharders=sharders,
+            init_data_parallel=False,
+            init_parameters=False,
+        )
+    steps = adam.Steps(any(table_optimizer(recipe, name).counts for name in recipe.tables))
+    optimizers = _optimizers(recipe, module, steps)
     dense, replicated = (
         list(optimizers[key].params.values()) if key in optimizers else [] for key in ("dense", "replicated")
     )
     combination = Combination(recipe, step.model, dense, replicated, device)
     # Replicated tables are tables: where one lies must not change whether its gradient is clipped.
-    update = Update(optimizers, combination, dense, recipe.optimizers.dense.clip_norm)
+    steps.kernels = list(_kernels(module)) if steps.counted else []
+    mean = None if recipe.optimizers.ema is None else Mean(optimizers["dense"].params, recipe.optimizers.ema)
+    update = Update(optimizers, combination, dense, recipe.optimizers.dense.clip_norm, steps, mean)
     kind = DensePipeline
     if "tables" in optimizers:
         kind = CachedTablePipeline if planning.cached(plan) else TablePipeline
@@ -186,16 +191,27 @@ def dry_plan(recipe: Recipe, world: int, device: str) -> ShardingPlan:
 def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[Any]]:
     """Return the step with an optimizer fused into every table, and the sharders for it."""
     step = Step(Model(recipe, device=device, tables_device="meta"), recipe)
-    optimizer = table_optimizer(recipe.optimizers.sparse)
-    apply_in_backward(
-        optimizer.torch_class,
-        [p for _, c in _sharded_collections(step) for p in c.parameters()],
-        optimizer.arguments(),
-    )
+    for _, collection in _sharded_collections(step):
+        for key, weight in collection.named_parameters():
+            optimizer = table_optimizer(recipe, key.split(".")[-2])
+            apply_in_backward(optimizer.torch_class, [weight], optimizer.arguments())
+            weight._optimizer_kwargs[0].update(optimizer.fused())  # type: ignore[attr-defined]  # as torchrec reads it
     # fbgemm ignores weight_decay unless it is told its kind.
-    fused = {"weight_decay_mode": WeightDecayMode.L2, **optimizer.fused()}
     sharders = (EmbeddingCollectionSharder, BagSharder)
-    return step, [sharder(dict(fused), _codecs(recipe)) for sharder in sharders]
+    return step, [sharder({"weight_decay_mode": WeightDecayMode.L2}, _codecs(recipe)) for sharder in sharders]
+
+
+def _adam_on_host(recipe: Recipe, device: torch.device) -> bool:
+    """Return whether a table needs an Adam that fbgemm has not."""
+    kinds = [table_optimizer(recipe, name).torch_class for name in recipe.tables]
+    return device.type == "cpu" and torch.optim.Adam in kinds
+
+
+def _kernels(module: nn.Module) -> Iterator[Any]:
+    """Yield fbgemm's part of each group of sharded tables."""
+    for child in module.modules():
+        for lookup in getattr(child, "_lookups", ()):
+            yield from (kernel.emb_module for kernel in lookup._emb_modules)
 
 
 def _sharded_collections(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -213,7 +229,7 @@ def _codecs(recipe: Recipe) -> dict[str, Any] | None:
     return get_qcomm_codecs_registry(QCommsConfig(forward_precision=forward, backward_precision=CommType.BF16))
 
 
-def _optimizers(recipe: Recipe, module: DistributedModelParallel) -> dict[str, KeyedOptimizer]:
+def _optimizers(recipe: Recipe, module: DistributedModelParallel, steps: adam.Steps) -> dict[str, KeyedOptimizer]:
     replicated_paths = tuple(
         f"{path}." for path, child in module.module.named_modules() if isinstance(child, ReplicatedCollection)
     )
@@ -223,16 +239,28 @@ def _optimizers(recipe: Recipe, module: DistributedModelParallel) -> dict[str, K
     out: dict[str, KeyedOptimizer] = {}
     if any(isinstance(m, SHARDED) for m in module.modules()):
         out["tables"] = module.fused_optimizer
-    if replicated:
-        table = table_optimizer(recipe.optimizers.sparse)
-        out["replicated"] = KeyedOptimizerWrapper(replicated, lambda p: table.torch_class(p, **table.arguments()))
-    d = recipe.optimizers.dense
-    arguments = {"lr": d.lr, "weight_decay": d.weight_decay, "fused": True}  # one pass over each parameter
-    out["dense"] = KeyedOptimizerWrapper(dense, lambda p: DENSE[d.kind](p, **arguments))
+    wrapped = [
+        KeyedOptimizerWrapper({key: parameter}, partial(_replica, recipe, key, module.module, steps))
+        for key, parameter in replicated.items()
+    ]
+    if wrapped:
+        out["replicated"] = CombinedOptimizer([("", each) for each in wrapped])
+    out["dense"] = KeyedOptimizerWrapper(dense, dense_optimizer(recipe).make)
+    for optimizer in (*wrapped, out["dense"]):
+        _make_state(optimizer)
     for optimizer in out.values():
-        if isinstance(optimizer, KeyedOptimizerWrapper):
-            _make_state(optimizer)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
     return out
+
+
+def _replica(
+    recipe: Recipe, key: str, module: nn.Module, steps: adam.Steps, parameters: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Return the optimizer of the replicated table whose weight has a dotted key in a module."""
+    embedding = module.get_submodule(key.removesuffix(".weight"))
+    assert isinstance(embedding, nn.Embedding)
+    return table_optimizer(recipe, key.split(".")[-2]).replica(parameters[0], Touched(embedding), steps)
 
 
 def _make_state(optimizer: KeyedOptimizerWrapper) -> None:

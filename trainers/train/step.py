@@ -24,8 +24,10 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import Model
+from livetrain.modules.tables.adam import Steps
 from livetrain.trainers.train.gradients.combination import Combination
 from livetrain.trainers.train.loss import Loss, Output
+from livetrain.trainers.train.mean import Mean
 
 # What torchrec makes of tables whose rows it spreads over ranks: looked up as they are, or pooled.
 SHARDED = (ShardedEmbeddingCollection, ShardedEmbeddingBagCollection)
@@ -51,6 +53,8 @@ class Update(CombinedOptimizer):
         combination: combines the tasks' gradients.
         dense: the parameters whose combined gradient is clipped.
         clip_norm: the largest norm of that gradient, or None.
+        steps: told of every step.
+        mean: of the dense parameters, moved after every step; None where the recipe asks for none.
     """
 
     def __init__(
@@ -59,9 +63,17 @@ class Update(CombinedOptimizer):
         combination: Combination,
         dense: list[nn.Parameter],
         clip_norm: float | None,
+        steps: Steps,
+        mean: Mean | None,
     ) -> None:
         super().__init__(list(optimizers.items()))
-        self.combination, self._dense, self._clip_norm = combination, dense, clip_norm
+        self.combination, self.steps, self.mean = combination, steps, mean
+        self._dense, self._clip_norm = dense, clip_norm
+
+    def zero_grad(self, set_to_none: bool = False) -> None:
+        """Begin a step: clear the gradients, and tell fused optimizers their rates and the number of the step."""
+        super().zero_grad(set_to_none)
+        self.steps.begin()
 
     def backward(self, losses: torch.Tensor) -> None:
         """Leave the combined and clipped gradient in the parameters, and update the sharded tables."""
@@ -77,6 +89,9 @@ class Update(CombinedOptimizer):
         """
         self.combination.take()
         super().step(closure)
+        self.steps.end()
+        if self.mean is not None:
+            self.mean.update()
 
 
 class Pipeline:

@@ -1,4 +1,4 @@
-"""A warm start: a new run begins with what an earlier one has learned; its tables may have grown since.
+"""A warm start: a new run begins with what an earlier one has learned, as far as it fits (see trainers.train.fitting).
 
 A table of R rows may grow to k R. Row r of the new table begins as row r mod R of the old one, with its optimizer
 state: an id whose row is r in k R rows had row r mod R in R rows (see modules.features.hashing.row), so every
@@ -16,10 +16,13 @@ from torch.distributed._shard.sharding_spec import ShardMetadata
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.runtime import ranks, run_folder
+from livetrain.trainers.runtime.manifest import write_text
 from livetrain.trainers.runtime.run_folder import find_checkpoint
-from livetrain.trainers.train import checkpoint, compatible
+from livetrain.trainers.train import checkpoint
+from livetrain.trainers.train.fitting import Fit, Taken, fit
 from livetrain.trainers.train.sharding import Sharded
 
+NAME = "warm_start.txt"
 _MEND = "start from another run, or leave train.warm_start out"
 
 
@@ -27,75 +30,127 @@ def find(recipe: Recipe) -> Path | None:
     """Return the checkpoint that a recipe begins with, the best of the run train.warm_start; None without one.
 
     Raises:
-        BadInput: there is no such checkpoint, or it is another model's.
+        BadInput: there is no such checkpoint.
     """
     if recipe.train.warm_start is None:
         return None
     try:
-        path = find_checkpoint(Path(recipe.train.warm_start), "best", _MEND)
-        mend = f"give it that value (of rows a whole multiple will do), {_MEND}"
-        compatible.check_same(path, _as_before(recipe, path), resume=False, mend=mend)
+        return find_checkpoint(Path(recipe.train.warm_start.run), "best", _MEND)
     except BadInput as error:
         raise type(error)(f"train.warm_start: {error}") from error.__cause__
-    return path
 
 
-def _as_before(recipe: Recipe, path: Path) -> Recipe:
-    """Return the recipe with the rows that its tables had in a checkpoint, where they have a whole multiple now."""
-    tables = dict(recipe.tables)
-    for name, rows in _rows(path).items():
-        if name in tables and tables[name].rows % rows == 0:
-            tables[name] = tables[name].model_copy(update={"rows": rows})
-    return recipe.model_copy(update={"tables": tables})
+def plan(recipe: Recipe, path: Path) -> Fit:
+    """Return what a recipe's model begins with of a checkpoint from `find`.
+
+    Raises:
+        BadInput: a name in train.warm_start is nowhere, or nothing fits.
+    """
+    try:
+        return fit(recipe, run_folder.recipe_in(path), str(path))
+    except BadInput as error:
+        start = "" if str(error).startswith("train.warm_start") else "train.warm_start: "
+        raise type(error)(f"{start}{error}") from error.__cause__
 
 
-def _rows(path: Path) -> dict[str, int]:
-    """Return the rows of a checkpoint's tables."""
-    return {name: table["rows"] for name, table in run_folder.content(path)["recipe"]["tables"].items()}
+def tell(recipe: Recipe, path: Path, run: Path) -> list[str]:
+    """Write what is taken of a checkpoint, and what begins anew and why, to a run's folder; return it in short.
+
+    Raises:
+        BadInput: see `plan`.
+    """
+    lines = plan(recipe, path).lines
+    wide = max(len(line.name) for line in lines)
+    rows = [f"{line.name:<{wide}}  {line.taken:<7}  {line.why}".rstrip() for line in lines]
+    write_text(run / NAME, "\n".join([f"of {path}", *rows, ""]))
+    fates = [line for line in lines if line.taken != "all" or line.why]
+    whole = f"{len(lines) - len(fates)} of {len(lines)} tables and layers are taken whole"
+    return [
+        f"begins with {path}: {whole}; all are in {run / NAME}",
+        *(f"{line.name}: {line.taken} taken" + (f" ({line.why})" if line.why else "") for line in fates),
+    ]
 
 
-def load(sharded: Sharded, recipe: Recipe, path: Path) -> None:
-    """Load a checkpoint into a model whose tables may have grown, with its optimizers' state. Collective.
+def load(sharded: Sharded, recipe: Recipe, path: Path) -> set[str]:
+    """Load what fits of a checkpoint into a model, with its optimizers' state. Collective.
 
     Args:
         sharded: what to load into, in place.
         recipe: its recipe.
         path: from `find`.
 
+    Returns:
+        The names of the tables that were loaded.
+
     Raises:
         BadInput: the checkpoint is damaged.
     """
+    found = plan(recipe, path)
     try:
-        _load(sharded, recipe, path)
+        _load(sharded, recipe, path, found)
     except run_folder.Damaged as error:
         raise BadInput(f"train.warm_start: {error}; {_MEND}") from None
+    return {key.split(".")[-2] for key in found.taken if key.startswith("tables.")}
 
 
-def _load(sharded: Sharded, recipe: Recipe, path: Path) -> None:
-    before = _rows(path)
-    grown = {f".embeddings.{n}.weight": before[n] for n, t in recipe.tables.items() if t.rows != before[n]}
+def _load(sharded: Sharded, recipe: Recipe, path: Path, found: Fit) -> None:
+    asked: dict[str, dict[str, Any]] = {}
+    copies: list[tuple[Any, Taken, dict[str, Any], str]] = []  # where to, how, and where from once it is read
+
+    def ask(value: Any, taken: Taken, place: dict[str, Any], key: str) -> None:
+        if (room := _room(value, taken)) is not None:
+            place[key] = room
+            if room is not value:
+                copies.append((value, taken, place, key))
+
     state = checkpoint.state(sharded)
-    asked = {
-        part: _without_none(
-            {key: _smaller(value, rows) if (rows := _old_rows(key, grown)) else value for key, value in values.items()}
-        )
-        for part, values in state.items()
-    }
-    checkpoint.read(asked, path)
-    for part, values in state.items():
-        for key, value in values.items():
-            if (rows := _old_rows(key, grown)) and key in asked[part]:
-                _spread(value, asked[part][key], rows)
+    for key, value in state["model"].items():
+        if (taken := found.taken.get(key)) is not None:
+            ask(value, taken, asked.setdefault("model", {}), taken.key)
+    for part in [name for name in state if name.startswith("optimizer_")]:
+        for key, values in state[part].items():
+            own = key.removeprefix("model.")
+            if (taken := found.taken.get(own)) is None or not taken.state:
+                continue
+            place = asked.setdefault(part, {}).setdefault(key.replace(own, taken.key), {})
+            table, was = own.split(".")[-2], taken.key.split(".")[-2]
+            for name, value in values.items():
+                ask(value, taken, place, f"{was}.{name.removeprefix(f'{table}.')}" if f"{table}." in name else name)
+    old = run_folder.recipe_in(path)
+    if list(old.tasks) == list(recipe.tasks) and old.gradients.kind == recipe.gradients.kind and "gradients" in state:
+        asked["gradients"] = state["gradients"]
+    if "steps" in state:
+        asked["steps"] = state["steps"]
+    checkpoint.read(asked, path, whole=False)
+    for value, taken, place, key in copies:
+        if key in place:
+            _fill(value, place[key], taken)
+    if (mean := sharded.pipeline.update.mean) is not None:  # what was evaluated is what goes on, and a mean of its own
+        with torch.no_grad():
+            for name, parameter in mean.parameters.items():
+                parameter.copy_(mean.values[name])
     sharded.purge()
 
 
-def _without_none(content: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if value is not None}
+def _room(value: Any, taken: Taken) -> Any:
+    """Return what an old tensor is read into: the tensor that begins with it, where the two have one shape; None where
+    this rank needs nothing of it."""
+    if not isinstance(value, torch.Tensor | ShardedTensor) or len(value.size()) == 0:
+        return value
+    if taken.places:
+        return torch.empty(taken.shape, dtype=value.dtype)
+    return value if value.size()[0] == taken.shape[0] else _smaller(value, taken.shape[0])
 
 
-def _old_rows(key: str, grown: dict[str, int]) -> int | None:
-    """Return the rows that the table of a state's entry had, if it has grown."""
-    return next((rows for ending, rows in grown.items() if key.endswith(ending)), None)
+def _fill(value: Any, loaded: Any, taken: Taken) -> None:
+    """Copy what was read to where it belongs."""
+    if not taken.places:
+        _spread(value, loaded, taken.shape[0])
+        return
+    whole = [(torch.arange(size),) * 2 for size in value.shape]
+    both = [taken.places.get(dim, each) for dim, each in enumerate(whole)]
+    here, there = (torch.meshgrid(*places, indexing="ij") for places in zip(*both, strict=True))
+    value[tuple(each.to(value.device) for each in here)] = loaded[there].to(value.device)
 
 
 def _smaller(value: Any, rows: int) -> Any:
@@ -103,8 +158,6 @@ def _smaller(value: Any, rows: int) -> Any:
 
     It lies on the host, where there is room for half a table more.
     """
-    if isinstance(value, dict):
-        return _without_none({key: _smaller(part, rows) for key, part in value.items()}) or None
     if isinstance(value, ShardedTensor):
         shards = [
             Shard.from_tensor_and_offsets(
@@ -124,24 +177,19 @@ def _smaller(value: Any, rows: int) -> Any:
         place = ShardedTensorBase._init_from_local_shards_and_global_metadata(shards, whole)
         place._process_group = None  # type: ignore[attr-defined]  # which asking for the size mentions
         return place
-    if isinstance(value, torch.Tensor) and value.dim() > 0:
-        return torch.empty(rows, *value.shape[1:], dtype=value.dtype)
-    return value
+    return torch.empty(rows, *value.shape[1:], dtype=value.dtype)
 
 
 def _spread(value: Any, loaded: Any, rows: int) -> None:
     """Fill a grown table's entry from what was loaded."""
-    if isinstance(value, dict):
-        for key, part in value.items():
-            _spread(part, loaded[key], rows)
-    elif isinstance(value, ShardedTensor):
+    if isinstance(value, ShardedTensor):
         found = iter(loaded.local_shards())
         for shard in value.local_shards():
             pieces = {old: next(found).tensor for old, _ in _pieces(shard, rows)}
             for at, old, count in _ranges(shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0], rows):
                 piece = pieces[old] if old in pieces else pieces[0][old:]  # of a whole old table
                 shard.tensor[at : at + count].copy_(piece[:count])
-    elif isinstance(value, torch.Tensor) and value.dim() > 0:
+    else:
         for at, old, count in _ranges(0, len(value), rows):
             value[at : at + count].copy_(loaded[old : old + count])
 

@@ -42,6 +42,9 @@ CASES = {
     "data-parallel": {"tables__tag__sharding": "data_parallel"},
     "Adagrad": {"optimizers__sparse__kind": "adagrad"},
     "row-wise Adagrad with L2": {"optimizers__sparse__weight_decay": 0.1, "tables__note__sharding": "row_wise"},
+    "Adam": {"optimizers__sparse": {"kind": "adam", "lr": 0.01, "eps": 1e-3}},
+    "L2 on one table": {"tables__note__optimizer": {"lr": 0.02, "eps": 1e-3, "weight_decay": 0.1}},
+    "in parts": {"model__activation": "relu", "train__accumulate": 4},
     "two dims": {"tables__note__sharding": "table_wise"},
 }
 

@@ -25,6 +25,7 @@ def test_threads_are_openmps(monkeypatch, value, threads):
     if value is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", value)
     assert process.threads() == threads
+    assert process.threads(otherwise=5) == (threads if (value or "").strip() else 5)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.read.reader import Reader
+from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import ranks, run_folder, runlog
 from livetrain.trainers.train import checkpoint, preflight
 from livetrain.trainers.train.loop import Job, Trainer
@@ -74,6 +76,61 @@ def test_it_learns(whole):
     assert result["cut"]["history"] == result["cut"]["rating"] > 0
     assert result["tables"]["rating"] == {"rows": 6, "occupied": 5, "occupancy": 5 / 6, "ids": 5, "collisions": 0}
     assert 0 < result["tables"]["movie"]["occupied"] <= 512
+
+
+# Adam on touched rows, sharded and replicated, which counts its steps; a mean of the dense part.
+KEEPING = {
+    "optimizers__sparse": {"kind": "adam", "lr": 0.01},
+    "tables__user__sharding": "data_parallel",
+    "tables__rating__optimizer": {"lr": 0.1, "weight_decay": 0.01},
+    "optimizers__ema": 0.9,
+    "train__epochs": 1,
+}
+
+
+def test_optimizers_that_count_and_a_mean_are_resumed_bitwise(data, tmp_path):
+    runs = [job(data, tmp_path / name, train__checkpoint_every=4, **KEEPING) for name in ("whole", "killed")]
+    whole = train(runs[0])
+    train(runs[1], kill_at=14)  # after an evaluation
+    found = train(runs[1])
+    assert same(found, whole)
+    assert found["result"]["test.click.auc"] == whole["result"]["test.click.auc"] > 0.6
+
+
+def test_the_mean_is_what_is_evaluated_and_exported(data, tmp_path):
+    """The plain formula over every step's parameters; the checkpoint's model answers as the evaluation did."""
+    made = job(data, tmp_path, **KEEPING, train__evaluate_every=1.0)
+    with ranks.alone(cuda=False):
+        trainer = Trainer(made, torch.device("cpu"))
+        weight = trainer.sharded.model.dense.network.get_parameter(
+            next(name for name, _ in trainer.sharded.model.dense.network.named_parameters())
+        )
+        seen, step = [], trainer.sharded.pipeline.update.mean.update
+
+        def update():
+            seen.append(weight.detach().clone())
+            step()
+
+        trainer.sharded.pipeline.update.mean.update = update
+        result = trainer.run()
+        trained = {name: value.clone() for name, value in trainer.sharded.model.dense.state_dict().items()}
+    wanted = torch.zeros_like(weight)
+    for number, value in enumerate(seen):
+        kept = min(0.9, number / (number + 1))
+        wanted = kept * wanted + (1 - kept) * value
+    exported = plain_model(made.recipe, run_folder.checkpoint(tmp_path, result["best_step"]))
+    found = {name: value for name, value in exported.dense.state_dict().items() if torch.equal(value, trained[name])}
+    assert not any(name in found for name, _ in exported.dense.named_parameters())
+    name = next(name for name, value in trained.items() if torch.equal(value, seen[-1]))
+    assert torch.allclose(exported.dense.state_dict()[name], wanted, atol=1e-6)
+    logits, labels = [], []
+    reader = Reader(made.sources["test"], made.recipe, rank=0, world=1, shuffle=False)
+    with torch.no_grad():
+        for batch in reader.batches(0):
+            logits.append(exported(batch.ids, batch.dense)["click"][batch.weights > 0])
+            labels.append(batch.labels[batch.weights > 0, 0])
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(torch.cat(logits), torch.cat(labels))
+    assert result["test.click.log_loss"] == pytest.approx(float(loss), abs=1e-6)
 
 
 @pytest.mark.parametrize("kill_at", [9, 21, 30])

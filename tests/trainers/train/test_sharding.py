@@ -8,8 +8,9 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.planning import constraints
-from livetrain.trainers.train.sharding import check_device, shard
+from livetrain.trainers.train.sharding import shard
 from tests import twins
+from tests.pool import Pool
 
 STEPS = 20
 
@@ -52,7 +53,7 @@ def train_sharded(made_for: Recipe):
     state = {}
     if "tables" in sharded.optimizers:
         for key, entry in sharded.optimizers["tables"].state_dict()["state"].items():
-            state |= {key.split(".")[-2]: value for value in entry.values()}
+            state |= {key.split(".")[-2]: value for name, value in entry.items() if name.endswith(".momentum1")}
     tables = {k.split(".")[-2]: v for k, v in sharded.model.state_dict().items() if k.startswith("tables.")}
     dense = {k: v.detach().cpu().clone() for k, v in sharded.model.dense.state_dict().items()}
     return {"losses": losses, "tables": whole(tables), "dense": dense, "state": whole(state), "plan": sharded.plan()}
@@ -81,6 +82,31 @@ CASES = {
     "column-wise SGD": {"optimizers__sparse__kind": "sgd", "tables__movie__sharding": "column_wise"},
     "data-parallel": {"tables__rating__sharding": "data_parallel", "tables__movie__sharding": "row_wise"},
     "data-parallel SGD": {"optimizers__sparse__kind": "sgd", "tables__user__sharding": "data_parallel"},
+    "data-parallel with L2": {"optimizers__sparse__weight_decay": 0.1, "tables__user__sharding": "data_parallel"},
+    # As of Adagrad: a larger eps.
+    "Adam": {"optimizers__sparse": {"kind": "adam", "lr": 0.01, "eps": 1e-3}},
+    "Adam on all ways": {
+        "optimizers__sparse": {"kind": "adam", "lr": 0.01, "eps": 1e-3},
+        "tables__user__sharding": "data_parallel",
+        "tables__movie__sharding": "row_wise",
+    },
+    "an optimizer per table": {
+        "tables__user__optimizer": {"kind": "adam", "lr": 0.01, "eps": 1e-3},
+        "tables__movie__optimizer": {"kind": "sgd", "lr": 0.2},
+        "tables__rating__optimizer": {"kind": "adagrad", "lr": 0.1, "eps": 1e-3},
+    },
+    "rates and decay per table": {
+        "tables__user__optimizer": {"lr": 0.01, "eps": 1e-3, "weight_decay": 0.1},
+        "tables__movie__optimizer": {"lr": 0.1, "eps": 1e-3},
+        "tables__rating__sharding": "data_parallel",
+        "tables__rating__optimizer": {"lr": 0.02, "eps": 1e-3, "weight_decay": 0.2},
+    },
+    "frozen": {
+        "tables__movie__frozen": True,
+        "tables__rating__frozen": True,
+        "tables__rating__sharding": "data_parallel",
+    },
+    "in parts": {"model__activation": "relu", "train__accumulate": 4, "tables__rating__sharding": "data_parallel"},
     "planned": {"tables__user__sharding": "auto", "tables__movie__sharding": "auto"},
 }
 
@@ -203,17 +229,23 @@ def test_tables_that_fit_nowhere_are_refused():
         shard(made_for, torch.device("cpu"))
 
 
-def test_fused_adam_needs_a_gpu():
-    with pytest.raises(BadInput, match="no fused adam on CPU"):
-        check_device(twins.recipe(optimizers__sparse__kind="adam"), torch.device("cpu"))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"tables__movie__sharding": "column_wise"}, "one accumulator per column shard"),
         ({"optimizers__sparse": {"kind": "sgd", "weight_decay": 0.1}}, "weight_decay"),
-        ({"tables__user__sharding": "data_parallel", "optimizers__sparse__weight_decay": 0.1}, "decay every row"),
+        (
+            {"tables__user__optimizer": {"kind": "adam", "weight_decay": 0.1}},
+            "tables.user.optimizer.weight_decay: 'adam' ignores it on some devices",
+        ),
+        (
+            {"tables__user__frozen": True, "tables__user__optimizer": {"kind": "sgd"}},
+            "tables.user: a frozen table has no optimizer; leave out one of the two keys",
+        ),
+        (
+            {"tables__user__optimizer": {"kind": "adma"}},
+            "tables.user.optimizer.kind: there is no|adma",
+        ),
         (
             {"cluster__workers": 5},
             "12 shards do not divide among 5 workers; data.shards of 10 with a data.batch_size of 50 would",
@@ -225,3 +257,16 @@ def test_fused_adam_needs_a_gpu():
 def test_what_would_compute_something_else_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         twins.recipe(**changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["Adam on all ways", "an optimizer per table", "rates and decay per table", "in parts"]
+)
+def test_four_ranks_equal_plain(name):
+    made_for = twins.recipe(**CASES[name])
+    pool = Pool(4)
+    try:
+        compare(pool.run(train_sharded, made_for)[0], made_for, 2e-6)
+    finally:
+        pool.close()

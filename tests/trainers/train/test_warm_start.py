@@ -166,20 +166,181 @@ def test_a_run_goes_on_from_another_and_is_resumed_bitwise(yesterday, data, tmp_
     assert first["whole"] < first["cold"] - 0.02
 
 
+def begun(made_for, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What a run begins with after a warm start, and what it would begin with otherwise."""
+    with ranks.alone(cuda=False):
+        sharded = shard(made_for, CPU)
+        cold = {name: value.clone() for name, value in everything(sharded).items()}
+        warm_start.load(sharded, made_for, path)
+        return everything(sharded), cold
+
+
+def start(**more) -> dict:
+    return {"train__warm_start": {"run": "earlier", **more}}
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A checkpoint of `twins.recipe` with Adam in the dense part, and what is in it."""
+    folder = tmp_path_factory.mktemp("earlier")
+    with ranks.alone(cuda=False):
+        kept = save(twins.recipe(optimizers__dense__kind="adam"), folder)
+    return run_folder.checkpoint(folder, 5), kept
+
+
+ADAM = {"optimizers__dense__kind": "adam"}
+FIRST = "/model/dense.network.tower.linears.0.weight"
+MORE = {
+    "features__age": {"type": "dense"},
+    "features__tag": {"type": "id", "table": "tag"},
+    "tables__tag": {"rows": 10, "dim": 4},
+}
+
+
+def test_a_layer_keeps_the_columns_of_the_features_that_remain(earlier):
+    """x is [ids, dense, histories]: of user 8, movie 8, (tag 4), rate 1, (age 1), the history 8 + 4."""
+    path, kept = earlier
+    found, cold = begun(twins.recipe(**ADAM, **MORE, **start()), path)
+    same = [*range(16), 20, *range(22, 34)]
+    others = [column for column in range(34) if column not in same]
+    moment = FIRST.replace("/model/", "/optimizer_dense/model.") + "/exp_avg"
+    assert kept[moment].any()
+    for name in (FIRST, moment):
+        assert torch.equal(found[name][:, same], kept[name])
+        assert torch.equal(found[name][:, others], cold[name][:, others])
+    assert torch.equal(found["/model/dense.normalise.mean"][:1], kept["/model/dense.normalise.mean"])
+    for name, value in found.items():
+        if name in kept and value.shape == kept[name].shape:
+            assert torch.equal(value, kept[name]), name
+        elif ".tag." in name:
+            assert torch.equal(value, cold[name]), name
+
+
+def changed(made_for, change, **start_):
+    """A recipe after `change` of its mapping, with a warm start."""
+    content = made_for.model_dump(mode="json")
+    change(content)
+    content["train"]["warm_start"] = {"run": "earlier", **start_}
+    return type(made_for).model_validate(content)
+
+
+def test_a_feature_in_the_place_of_another_is_not_taken_for_it(earlier):
+    """Of the same width: shapes alone could not tell."""
+    path, kept = earlier
+
+    def change(content):
+        content["features"]["kind"] = content["features"].pop("rate")
+
+    made_for = changed(twins.recipe(**ADAM), change)
+    found, cold = begun(made_for, path)
+    assert torch.equal(found[FIRST], cold[FIRST])
+    lines = {line.name: line for line in warm_start.plan(made_for, path).lines}
+    assert "it may read features or tasks that are others now" in lines["layers.tower.linears.0"].why
+    found, _ = begun(changed(twins.recipe(**ADAM), change, map={"features.kind": "features.rate"}), path)
+    assert torch.equal(found[FIRST], kept[FIRST])
+
+
+def test_a_table_of_another_name_is_taken_where_it_is_mapped(earlier):
+    path, kept = earlier
+    at = "/model/tables.dim8.embeddings.{}.weight"
+    state = "/optimizer_tables/model.tables.dim8.embeddings.{0}.weight/{0}.momentum1"
+
+    def change(content):
+        content["tables"]["video"] = content["tables"].pop("movie")
+        for feature in content["features"].values():
+            if feature.get("table") == "movie":
+                feature["table"] = "video"
+
+    found, _ = begun(changed(twins.recipe(**ADAM), change, map={"tables.video": "tables.movie"}), path)
+    for name in (at, state):
+        assert torch.equal(found[name.format("video")], kept[name.format("movie")])
+        assert torch.equal(found[name.format("user")], kept[name.format("user")])
+    found, cold = begun(changed(twins.recipe(**ADAM), change), path)
+    assert torch.equal(found[at.format("video")], cold[at.format("video")])
+
+
+TASKS = {"click": {"label": "label"}, "like": {"label": "like"}}
+MMOE = {
+    "model": {
+        "kind": "mmoe",
+        "attention": [{"query": ["movie"], "events": ["history"], "side": ["rating"]}],
+        "attention_units": [8, 4],
+        "tower_units": [8],
+    }
+}
+
+
+def test_a_tower_goes_with_its_task(tmp_path):
+    with ranks.alone(cuda=False):
+        kept = save(twins.recipe(**MMOE, tasks=TASKS), tmp_path)
+    path = run_folder.checkpoint(tmp_path, 5)
+    new = twins.recipe(**MMOE, tasks={"gift": {"label": "gift"}, **TASKS}, **start())
+    found, cold = begun(new, path)
+    tower = "/model/dense.network.trunk.towers.{}.linears.0.weight"
+    assert torch.equal(found[tower.format(0)], cold[tower.format(0)])
+    assert torch.equal(found[tower.format(1)], kept[tower.format(0)])
+    assert torch.equal(found[tower.format(2)], kept[tower.format(1)])
+    lines = {line.name: (line.taken, line.why) for line in warm_start.plan(new, path).lines}
+    assert lines["layers.trunk.towers.0.linears.0"] == ("nothing", "there was no such layer")
+    assert lines["layers.trunk.towers.1.linears.0"] == ("all", "")
+
+
+STATE = "without its optimizer's state"
+NO_MULTIPLE = "its rows were 40 and 50 are no whole multiple of that"
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "name", "taken", "why"),
     [
-        ({"train__warm_start": "nowhere"}, r"train.warm_start: nowhere: this folder holds no run"),
-        ({"tables__movie__rows": 700}, r"train.warm_start: .* was written with tables.movie.rows=512, but .* says 700"),
-        ({"tables__movie__rows": 256}, r"train.warm_start: .*tables.movie.rows=512, but the recipe says 256"),
-        ({"model__units": [8]}, r"train.warm_start: .*model.units=\[16\], but the recipe says \[8\]"),
-        ({"features__more": {"type": "dense", "column": "worth"}}, r"train.warm_start: .*features.more"),
+        ({"tables__movie__rows": 50}, "tables.movie", "nothing", NO_MULTIPLE),
+        ({"tables__rating__dim": 8}, "tables.rating", "nothing", "its dim was 4 and is 8"),
+        ({"tables__rating__hash": "mix"}, "tables.rating", "nothing", "its hash was modulo and is mix"),
+        ({"tables__user__dtype": "float16"}, "tables.user", "all", ""),
+        ({"tables__user__sharding": "data_parallel"}, "tables.user", "all", STATE),
+        ({"tables__user__optimizer": {"kind": "sgd"}, "tables__movie__rows": 80}, "tables.user", "all", STATE),
+        ({"model__units": [16, 12]}, "layers.tower.linears.1", "nothing", "its shape was"),
+        (start(only=["tables.user", "layers"]), "tables.movie", "nothing", "it is left out"),
+        (start(**{"except": ["tables.user", "layers.tower"]}), "layers.tower.linears.0", "nothing", "it is left out"),
+        (start(**{"except": ["features.rate"]}), "layers.tower.linears.0", "part", "it may read features"),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_starts(yesterday, data, tmp_path, changes, message):
+def test_what_is_taken_and_why_not_is_told(earlier, tmp_path, changes, name, taken, why):
+    path, kept = earlier
+    made_for = twins.recipe(**ADAM, **start() | changes)
+    lines = {line.name: line for line in warm_start.plan(made_for, path).lines}
+    assert lines[name].taken == taken
+    assert why in lines[name].why
+    found, cold = begun(made_for, path)
+    last = f".{name.partition('.')[2]}.weight"
+    at, before = (
+        next(key for key in tree if key.startswith("/model/") and key.endswith(last)) for tree in (found, kept)
+    )
+    assert torch.allclose(found[at], kept[before] if taken == "all" else cold[at], atol=1e-3)
+    told = warm_start.tell(made_for, path, tmp_path)
+    assert name in (tmp_path / warm_start.NAME).read_text()
+    assert any(line.startswith(f"{name}: ") for line in told) == bool(why)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("nowhere", r"train.warm_start: nowhere: this folder holds no run"),
+        (
+            {"map": {"tables.movei": "tables.movie"}},
+            r"this recipe has no 'tables.movei' \(did you mean 'tables.movie'",
+        ),
+        ({"map": {"tables.movie": "tables.x"}}, r"map: the earlier run has no 'tables.x'"),
+        ({"map": {"tables.movie": "features.movie"}}, r"are of different kinds; map like to like"),
+        ({"only": ["tables.usr"]}, r"warm_start.only: there is no 'tables.usr' here \(did you mean 'tables.user'"),
+        ({"except": ["layer.tower"]}, r"train.warm_start.except: there is no 'layer.tower' here"),
+        ({"only": ["tables"], "except": ["tables"]}, r"train.warm_start: .*nothing of this checkpoint fits the recipe"),
+    ],
+)
+def test_what_cannot_be_taken_is_said_before_anything_starts(yesterday, data, tmp_path, section, message):
+    section = section if isinstance(section, str) else section | {"run": str(yesterday)}
     with pytest.raises(BadInput, match=message):
-        launch.train(samples.recipe(data, **{"train__warm_start": str(yesterday), **changes}), tmp_path)
-    assert not (tmp_path / "small").exists()
+        launch.train(samples.recipe(data, train__warm_start=section), tmp_path)
+    assert not (tmp_path / "small" / "config.yaml").exists()
 
 
 def test_a_damaged_start_is_refused(yesterday, data, tmp_path):

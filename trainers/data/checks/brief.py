@@ -60,12 +60,13 @@ def examine(
     columns = list(dict.fromkeys(map(recipe.column, recipe.features)))
     labels = list(dict.fromkeys(task.label for task in recipe.tasks.values()))
     skip = recipe.data.on_corrupt == "skip"
-    train = _read(sources[splits[0]], [*columns, *labels], PROBED, skip)
-    later = {split: _read(sources[split], columns, PROBED, skip) for split in splits[1:]}
+    train = read(sources[splits[0]], [*columns, *labels], PROBED, skip)
+    later = {split: read(sources[split], columns, PROBED, skip) for split in splits[1:]}
     _refuse_copies(recipe, train)
     nulls = [text for name in columns if (text := _nulls(name, {splits[0]: train} | later))]
     if nulls:
         note(f"nulls: {'; '.join(nulls[:3])}{f'; {len(nulls) - 3} more columns' if len(nulls) > 3 else ''}")
+    _note_beyond(recipe, sources, note)
     _note_unseen(recipe, sources[splits[0]], later, note)
     found = leaks.check(leaks.probe(train, columns, labels), labels)
     for finding in found:
@@ -84,7 +85,7 @@ def _labels(recipe: Recipe) -> list[str]:
     return list(roles.get("labels", [])) if isinstance(roles, dict) else []
 
 
-def _read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
+def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
     """Return evenly spaced row groups of about `most` rows together, always the same ones.
 
     Args:
@@ -127,12 +128,30 @@ def _nulls(column: str, samples: dict[str, pa.Table]) -> str | None:
     return f"{column} {', '.join(f'{share(value)} of {split}' for split, value in shares.items())}"
 
 
+def _note_beyond(recipe: Recipe, sources: dict[str, Source], note: Callable[[str], None]) -> None:
+    """Say which ids that `hash: modulo` takes as they are lie beyond their table's rows, by the Parquet footers."""
+    for name, feature in recipe.features.items():
+        table = feature.looks_up()
+        if table is None or recipe.tables[table].hash != "modulo" or not feature.plain:
+            continue
+        rows, beyond = recipe.tables[table].rows, []
+        for split, source in sources.items():
+            found = source.id_range(recipe.column(name))
+            if found is not None and not (found[0] >= 0 and found[1] < rows):
+                beyond.append(f"from {found[0]:,} to {found[1]:,} in {split}")
+        if beyond:
+            note(
+                f"look: features.{name}: ids {', '.join(beyond)}, and tables.{table} has rows for 0 to {rows - 1:,} "
+                "alone: with hash: modulo the others share them (id mod rows); raise rows, or use hash: mix"
+            )
+
+
 def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note: Callable[[str], None]) -> None:
     ids = [recipe.column(name) for name, feature in recipe.features.items() if feature.form == "id" and feature.plain]
     ids = list(dict.fromkeys(ids))
     if not ids:
         return
-    known = _read(train, ids, KNOWN, recipe.data.on_corrupt == "skip")
+    known = read(train, ids, KNOWN, recipe.data.on_corrupt == "skip")
     most = "" if len(known) == train.rows else f", measured on {len(known):,} rows of it, so at most that"
     found = []
     for column in ids:

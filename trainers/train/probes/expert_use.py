@@ -20,12 +20,12 @@ class Utilisation:
 
     def __init__(self, network: nn.Module) -> None:
         self._gates = [module for module in network.modules() if isinstance(module, Gate)]
-        self._seen: list[torch.Tensor] = []
+        self._seen: dict[nn.Module, list[torch.Tensor]] = {}
 
     @contextmanager
     def watching(self, wanted: bool) -> Iterator[None]:
         """Keep what the gates say in the step inside, if it is wanted."""
-        self._seen = []
+        self._seen = {}
         hooks = [gate.register_forward_hook(self._see) for gate in self._gates] if wanted else []
         try:
             yield
@@ -34,7 +34,7 @@ class Utilisation:
                 hook.remove()
 
     def _see(self, gate: nn.Module, inputs: tuple, shares: torch.Tensor) -> None:
-        self._seen.append(shares.detach())
+        self._seen.setdefault(gate, []).append(shares.detach())
 
     def read(self, weights: torch.Tensor) -> dict[str, float]:
         """Return the figures of the step that was watched, over the rows of all ranks. Collective.
@@ -50,8 +50,10 @@ class Utilisation:
         if not self._seen:
             return {}
         real = (weights > 0).double()
-        entropies = [torch.special.entr(shares.double()).sum(1, keepdim=True) for shares in self._seen]
-        sums = [real @ torch.cat(pair, 1) for pair in zip(self._seen, entropies, strict=True)]
+        # In parts a batch is computed once more in the backward pass; the first of every row counts.
+        seen = [torch.cat(self._seen[gate])[: len(weights)] for gate in self._gates]
+        entropies = [torch.special.entr(shares.double()).sum(1, keepdim=True) for shares in seen]
+        sums = [real @ torch.cat(pair, 1) for pair in zip(seen, entropies, strict=True)]
         means = ranks.summed(torch.cat([*sums, real.sum().reshape(1)])).tolist()
         figures, rows = iter(means), max(means[-1], 1.0)
         out = {}

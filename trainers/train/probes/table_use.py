@@ -27,7 +27,8 @@ def distinct(occupied: int, rows: int) -> float:
 def occupancy(sharded: Sharded, recipe: Recipe, train: Source) -> dict[str, dict[str, Any]]:
     """Return, for each table, its rows in use and the ids that share one. Collective.
 
-    A row is in use once training has moved it from its initial value, so nothing is counted during the run. The number
+    A row is in use once training has moved it from its initial value, so nothing is counted during the run; one that
+    began with a vector of tables.X.initial is in use as well. The number
     of ids follows from the rows in use: exactly for ``hash: modulo`` with ids below ``rows``, in expectation otherwise
     (the standard error of `collisions` is about its square root).
 

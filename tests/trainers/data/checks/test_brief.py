@@ -57,6 +57,16 @@ def test_a_run_notes_rates_nulls_unseen_ids_and_the_best_column(data):
     assert any(text.startswith("leakage probe of label: best single column: rate (AUC 0.7") for text in said)
 
 
+def test_ids_beyond_the_rows_of_a_modulo_table_are_told(data):
+    quiet = notes(samples.recipe(data))
+    assert not any("hash: modulo" in text for text in quiet)
+    change(data, "test", user=lambda table: pa.array(np.arange(len(table)) - 1))
+    said = [text for text in notes(samples.recipe(data, tables__rating__rows=5)) if "hash: modulo" in text]
+    assert "features.user: ids from -1 to 498 in test, and tables.user has rows for 0 to 99 alone" in said[0]
+    assert "features.rating: ids from 1 to 5 in train, from 1 to 5 in valid, from 1 to 5 in test, and" in said[1]
+    assert not any("hash: modulo" in text for text in notes(samples.recipe(data, tables__user__hash="mix")))
+
+
 def test_a_feature_that_leaks_is_named_and_training_goes_on(data):
     everywhere(
         data,

@@ -1,0 +1,274 @@
+"""What of an earlier run's model fits another recipe: for every tensor which old one it begins with, and where in it.
+
+Tables go by name. Layers go by their place in the network and by their shape, with three corrections, for their places
+and columns follow the recipe's features and tasks in order: columns of a layer that reads a row's features go by the
+feature, entries of a list that has one per task go by the task, histories by the features they read. Where a shape
+cannot tell one from the other, the layer begins anew.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.schema import Recipe, WarmStart
+from livetrain.modules.layers.bottom import History
+from livetrain.modules.layers.fields import Fields
+from livetrain.modules.layers.gather import Gather
+from livetrain.modules.model import Model, stored_name
+
+Parts = list[tuple[str, int]]  # (name, width) one after another
+Places = tuple[torch.Tensor, torch.Tensor]  # of entries along one dimension: here, and where they come from
+_TABLE = re.compile(r"\.embeddings\.([^.]+)\.weight$")  # in a stored name
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a tensor begins with.
+
+    Args:
+        key: the old tensor's, as checkpoints store it.
+        shape: the old tensor's.
+        places: by dimension, which entries are taken; those of other dimensions are the same.
+        state: whether its optimizer's state goes with it.
+    """
+
+    key: str
+    shape: torch.Size
+    places: dict[int, Places] = field(default_factory=dict)
+    state: bool = True
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the report: a table or a layer, what it begins with, and why nothing more."""
+
+    name: str
+    taken: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Every tensor's old one, by the key under which checkpoints store it; those left out begin anew."""
+
+    taken: dict[str, Taken]
+    lines: list[Line]
+
+
+def fit(recipe: Recipe, old: Recipe, path: str) -> Fit:
+    """Return what of an old recipe's model a recipe's begins with.
+
+    Args:
+        recipe: the run's; without train.warm_start all that fits is taken.
+        old: the one that the checkpoint was written with.
+        path: of the checkpoint.
+
+    Raises:
+        BadInput: a name in map, only or except is nowhere, or nothing fits.
+    """
+    start = recipe.train.warm_start or WarmStart(run=path)
+    models = [Model(each, device="meta", tables_device="meta") for each in (recipe, old)]
+    _check_names(start, recipe, old, models[0])
+    found = _Fitting(start, recipe, old, *models)
+    for key, value in models[0].state_dict().items():
+        found.add(stored_name(key), value.shape)
+    if not found.taken:
+        raise BadInput(f"{path}: nothing of this checkpoint fits the recipe; start from another run, or without one")
+    return Fit(found.taken, found.lines())
+
+
+class _Fitting:
+    def __init__(self, start: WarmStart, recipe: Recipe, old: Recipe, model: Model, before: Model) -> None:
+        self.start, self.recipe, self.old = start, recipe, old
+        self.shapes = {stored_name(key): value.shape for key, value in before.state_dict().items()}
+        self.tables = {name[1]: key for key in self.shapes if (name := _TABLE.search(key))}
+        self.axes = list(zip(_axes(model, recipe), _axes(before, old), strict=False))
+        self.tasks = [self._old("tasks", name) for name in recipe.tasks]
+        self.lists = _lists(model, len(recipe.tasks)) & _lists(before, len(old.tasks))
+        self.histories, self.histories_before = _histories(model), _histories(before)
+        self.taken: dict[str, Taken] = {}
+        self._fates: dict[str, list[tuple[str, str]]] = {}
+
+    def _old(self, section: str, name: str) -> str | None:
+        """Return the old name of a table, feature or task; None where it is to begin anew."""
+        if f"{section}.{name}" in self.start.left_out:
+            return None
+        was = self.start.map.get(f"{section}.{name}", f"{section}.{name}").partition(".")[2]
+        return was if was in getattr(self.old, section) else None
+
+    def add(self, key: str, shape: torch.Size) -> None:
+        """Find what a tensor begins with."""
+        table = _TABLE.search(key)
+        name = f"tables.{table[1]}" if table else f"layers.{key.removeprefix('dense.').removeprefix('network.')}"
+        fate = (
+            "it is left out"
+            if not self.start.asks(name)
+            else self._table(key, table[1])
+            if table
+            else (self._layer(key, shape))
+        )
+        name = name if table else name.rpartition(".")[0]
+        if isinstance(fate, str):
+            self._fates.setdefault(name, []).append(("nothing", fate))
+            return
+        self.taken[key] = fate
+        more = "" if fate.state else "without its optimizer's state: another optimizer, or replicated in one of the two"
+        if table and fate.shape != shape:
+            more = f"row r begins as row r mod {fate.shape[0]:,}" + (f", {more}" if more else "")
+        part = "part" if any(len(here) < shape[dim] for dim, (here, _) in fate.places.items()) else "all"
+        self._fates.setdefault(name, []).append((part, more or ("" if part == "all" else "inputs or tasks are new")))
+
+    def _table(self, key: str, name: str) -> Taken | str:
+        was = self._old("tables", name)
+        if was is None:
+            return "there was no such table" if f"tables.{name}" not in self.start.left_out else "it is left out"
+        table, before = self.recipe.tables[name], self.old.tables[was]
+        if table.dim != before.dim:
+            return f"its dim was {before.dim} and is {table.dim}"
+        if table.hash != before.hash:
+            return f"its hash was {before.hash} and is {table.hash}: ids had other rows"
+        if table.rows % before.rows:
+            return f"its rows were {before.rows:,} and {table.rows:,} are no whole multiple of that"
+        replicated = [one.sharding == "data_parallel" for one in (table, before)]
+        same = self.recipe.optimizer(name).kind == self.old.optimizer(was).kind and replicated[0] == replicated[1]
+        return Taken(self.tables[was], self.shapes[self.tables[was]], state=same)
+
+    def _layer(self, key: str, shape: torch.Size) -> Taken | str:
+        if self.recipe.model.kind != self.old.model.kind:
+            return f"model.kind was {self.old.model.kind}"
+        was = self._key(key)
+        if was not in self.shapes:
+            return "there was no such layer"
+        before, places = self.shapes[was], {}
+        if before.numel() and len(before) != len(shape):
+            return f"its shape was {list(before)} and is {list(shape)}"
+        for dim, (size, old) in enumerate(zip(shape, before, strict=True)):
+            axis = next((a for a in self._moved(dim) if (_width(a[0]), _width(a[1])) == (size, old)), None)
+            if axis is not None and size == old:
+                return "it may read features or tasks that are others now"
+            if axis is None and size != old:
+                return f"its shape was {list(before)} and is {list(shape)}"
+            if axis is not None:
+                places[dim] = _places(*axis)
+        return Taken(was, before, places, self.recipe.optimizers.dense.kind == self.old.optimizers.dense.kind)
+
+    def _moved(self, dim: int) -> Iterator[tuple[Parts, Parts]]:
+        """Yield what a dimension may run over and is not as it was, here and before; here by the old names."""
+        for new, old in self.axes:
+            named: Parts = [(self._known(name), width) for name, width in new]
+            if named != old:
+                yield named, old
+        tasks: Parts = [(name or "", 1) for name in self.tasks]
+        if dim == 0 and tasks != [(name, 1) for name in self.old.tasks]:
+            yield tasks, [(name, 1) for name in self.old.tasks]
+
+    def _known(self, part: str) -> str:
+        """Return the old name of a part of the features, which may be a history's of several; "" if it has none."""
+        names = [self._old("features", name) for name in part.split("+")]
+        return "+".join(name or "" for name in names) if all(names) else ""
+
+    def _key(self, key: str) -> str:
+        """Return the old place of a layer."""
+        parts = key.split(".")
+        for at, part in enumerate(parts):
+            above = ".".join(parts[:at])
+            if part.isdigit() and above in self.lists:
+                was = self.tasks[int(part)]
+                parts[at] = str(list(self.old.tasks).index(was)) if was is not None else "(none)"
+            elif part.isdigit() and above in self.histories:
+                history = self._known(self.histories[above][int(part)])
+                before = self.histories_before.get(above, [])
+                parts[at] = str(before.index(history)) if history in before else "(none)"
+        return ".".join(parts)
+
+    def lines(self) -> list[Line]:
+        """Return the report, tables first; a layer's tensors have one line where they share a fate."""
+        out = []
+        for name, fates in self._fates.items():
+            taken = {part for part, _ in fates}
+            why = "; ".join(dict.fromkeys(why for _, why in fates if why))
+            out.append(Line(name, taken.pop() if len(taken) == 1 else "part", why))
+        return sorted(out, key=lambda line: not line.name.startswith("tables."))
+
+
+def _width(parts: Parts) -> int:
+    return sum(width for _, width in parts)
+
+
+def _places(new: Parts, old: Parts) -> Places:
+    """Return the entries of `new` that `old` has too: their numbers here, and there."""
+    starts, at = {}, 0
+    for name, width in old:
+        starts[name, width] = at
+        at += width
+    here: list[int] = []
+    there: list[int] = []
+    at = 0
+    for name, width in new:
+        if (name, width) in starts:
+            here += range(at, at + width)
+            there += range(starts[name, width], starts[name, width] + width)
+        at += width
+    return torch.tensor(here, dtype=torch.long), torch.tensor(there, dtype=torch.long)
+
+
+def _axes(model: Model, recipe: Recipe) -> list[Parts]:
+    """Return what layers' dimensions may run over: the dense features, and the features' numbers side by side."""
+    dense: Parts = list(Counter(model.inputs.dense).items())
+    dims = {name: recipe.tables[table].dim for name, f in recipe.features.items() if (table := f.looks_up())}
+    axes = [dense]
+    histories = [
+        (names, sum(dims[f] for f in names.split("+"))) for each in _histories(model).values() for names in each
+    ]
+    for module in model.dense.network.modules():
+        if isinstance(module, Gather):
+            gathered = [(name, dims[name]) for name in [*module.ids, *module.pooled]]
+            axes += [gathered + dense, gathered + dense + histories, gathered]
+        elif isinstance(module, Fields):
+            axes += [list(module.dims.items()) + dense, list(module.dims.items())]
+            axes.append([(name, 1) for name in module.dims])
+    return axes
+
+
+def _histories(model: Model) -> dict[str, list[str]]:
+    """Return the events and side features of every list of histories, by its place."""
+    out: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, History):
+            out.setdefault(path.rpartition(".")[0], []).append("+".join(module.events + module.side))
+    return out
+
+
+def _lists(model: Model, tasks: int) -> set[str]:
+    """Return the places of lists that have an entry per task."""
+    kinds = (nn.ModuleList, nn.ParameterList)
+    return {path for path, module in model.named_modules() if isinstance(module, kinds) and len(module) == tasks}
+
+
+def _check_names(start: WarmStart, recipe: Recipe, old: Recipe, model: Model) -> None:
+    """Raise BadInput for a name that is nowhere, with those that are nearest."""
+    sections = ("tables", "features", "tasks")
+    now, before = ([f"{s}.{name}" for s in sections for name in getattr(r, s)] for r in (recipe, old))
+    for new, was in start.map.items():
+        for name, known, whose in ((new, now, "this recipe"), (was, before, "the earlier run")):
+            if name not in known:
+                raise BadInput(f"train.warm_start.map: {whose} has no '{name}'{nearest(name, known)}")
+        if new.partition(".")[0] != was.partition(".")[0]:
+            raise BadInput(f"train.warm_start.map: '{new}' and '{was}' are of different kinds; map like to like")
+    olds = list(start.map.values())
+    if twice := next((name for name in olds if olds.count(name) > 1), None):
+        raise BadInput(f"train.warm_start.map: two names begin as '{twice}'; leave one of them to begin anew")
+    layers = {"layers"}
+    for path, _ in model.dense.network.named_parameters():
+        parts = path.split(".")
+        layers |= {"layers." + ".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+    whole = ["tables", *(name for name in now if name.startswith("tables.")), *sorted(layers)]
+    for key, names, known in (("only", start.only or [], whole), ("except", start.left_out, [*whole, *now])):
+        for name in names:
+            if name not in known:
+                raise BadInput(f"train.warm_start.{key}: there is no '{name}' here{nearest(name, known)}")
