@@ -69,7 +69,7 @@ class Bare(nn.Module):
     def __init__(self, recipe: Recipe, statistics_: Statistics, batches: list) -> None:
         super().__init__()
         model = Model(recipe, tables_device="meta")
-        set_statistics(model, statistics_.mean, statistics_.std)
+        set_statistics(model, statistics_.mean, statistics_.std, statistics_.quantiles)
         self.model, self.task = model, next(iter(recipe.tasks))
         for batch in batches:
             batch.ids = model.hash(batch.ids)

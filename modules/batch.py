@@ -18,7 +18,7 @@ class Batch(Pipelineable):
     """
 
     ids: KeyedJaggedTensor  # raw int64 ids; one key per id or sequence feature, in the recipe's order
-    dense: torch.Tensor  # (B, D) float32, NaN = missing; one column per dense feature, in the recipe's order
+    dense: torch.Tensor  # (B, W) float32, NaN = missing; columns of the features that numbers carry, in that order
     labels: torch.Tensor  # (B, T) float32; one column per task, in the recipe's order; NaN = not known yet
     weights: torch.Tensor  # (B,) float32
     rows: torch.Tensor  # (B,) int64, number of the row within its split

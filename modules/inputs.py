@@ -10,7 +10,7 @@ class Inputs:
     Args:
         ids: id feature -> dim of its embedding.
         sequences: sequence feature -> dim of its embeddings.
-        dense: names of the columns of the dense tensor.
+        dense: the feature of each column of the dense tensor; a feature of several columns is there as often.
     """
 
     ids: dict[str, int]

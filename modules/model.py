@@ -8,7 +8,8 @@ The same object trains (its tables sharded from outside), scores and exports, so
 """
 
 import contextlib
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -21,9 +22,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import Found, Weigh, pools_where_rows_lie
-from livetrain.modules.features.carriers import Prepare, Select, has_transforms
+from livetrain.modules.features.carriers import Encode, Prepare, Select, has_transforms
 from livetrain.modules.features.dense import Normalise
 from livetrain.modules.features.hashing import IdHash
+from livetrain.modules.features.registry import transforms
+from livetrain.modules.features.transform import Transform
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.models.registry import network
@@ -58,15 +61,17 @@ class PooledCollection(EmbeddingBagCollection):
 
 
 class Dense(nn.Module):
-    """Everything after the tables: normalisation, then the model's own network, under autocast if asked.
+    """Everything after the tables: normalisation and what is learned of numbers, then the model's own network.
 
-    A module of its own because it is a leaf to torchrec's tracer and is scripted whole.
+    A module of its own because it is a leaf to torchrec's tracer and is scripted whole. All but the normalisation runs
+    under autocast, if asked.
     """
 
-    def __init__(self, network: Network, width: int, bfloat16: bool, device_type: str) -> None:
+    def __init__(self, network: Network, width: int, encode: Encode | None, bfloat16: bool, device_type: str) -> None:
         super().__init__()
         self.parts = 1  # of a batch that are trained on one after another, see `in_parts`
         self.normalise = Normalise(width)
+        self.encode = encode
         self.network = network
         self.in_bfloat16 = bfloat16
         self.device_type = device_type
@@ -85,6 +90,8 @@ class Dense(nn.Module):
         """
         dense = self.normalise(dense)
         if torch.jit.is_scripting():
+            if self.encode is not None:
+                dense = self.encode(dense)
             return self.network(values, lengths, dense, weights)
         if self.parts > 1 and self.training and torch.is_grad_enabled():
             return self.in_parts(values, lengths, dense, weights, keys)
@@ -101,6 +108,8 @@ class Dense(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Return what the network answers, in float32. Arguments as of `forward`, with dense normalised."""
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.in_bfloat16):
+            if self.encode is not None:
+                dense = self.encode(dense)
             if keys is None:
                 logits = self.network(values, lengths, dense, weights)
             else:
@@ -167,14 +176,15 @@ class Model(nn.Module):
         super().__init__()
         features, tables = recipe.features, recipe.tables
         used = {name: table for name, f in features.items() if (table := f.looks_up())}
-        made = ("ids", "numbers", "features")  # those made of numbers come after ids, those made of others last
-        keyed = sorted(used, key=lambda name: made.index(features[name].carrier))
+        order = ("ids", "numbers", "features")  # those made of numbers come after ids, those made of others last
+        keyed = sorted(used, key=lambda name: order.index(features[name].carrier))
         hashing = IdHash(
             keyed, [tables[used[n]].rows for n in keyed], [tables[used[n]].hash == "modulo" for n in keyed]
         )
-        changed = has_transforms(features)
-        self.hash = Prepare(features, hashing).to(device) if changed else hashing
-        self.select = Select(features).to(device) if changed else None
+        changed, made = has_transforms(features), transforms(features)
+        self.transforms: dict[str, Transform] = made  # no modules of this one: `hash` and `select` own them
+        self.hash = Prepare(features, made, hashing).to(device) if changed else hashing
+        self.select = Select(features, made).to(device) if changed else None
         self.tables = nn.ModuleDict()
         collections: dict[str, list[str]] = {}
         for name, members in _collections(recipe).items():
@@ -186,16 +196,18 @@ class Model(nn.Module):
         self.weigh = Weigh(features, [feature for name in pooled for feature in collections[name]])
         self.found = Found(features, collections, pooled)
         dims = {name: tables[table].dim for name, table in used.items()}
-        inputs = Inputs(
-            ids={n: d for n, d in dims.items() if features[n].form == "id"},
-            sequences={n: d for n, d in dims.items() if features[n].form == "sequence"},
-            dense=[n for n, f in features.items() if f.form == "dense"],
-        )
-        self.inputs = inputs
-        self.numbers = {n: features[n].plain for n in inputs.dense}  # whether they are normalised
+        self.numbers = {n: made[n].columns for n, f in features.items() if f.form == "dense"}  # before encoders
         nowhere = torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), nowhere:
             torch.manual_seed(recipe.train.seed)
+            encoders = {name: made[name].encoder() for name in self.numbers}
+            encode = Encode(self.numbers, encoders) if any(encoders.values()) else None
+            inputs = Inputs(
+                ids={n: d for n, d in dims.items() if features[n].form == "id"},
+                sequences={n: d for n, d in dims.items() if features[n].form == "sequence"},
+                dense=[n for n, count in self.numbers.items() for _ in range(_encoded(encoders[n], count))],
+            )
+            self.inputs = inputs
             net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)
         if recipe.gradients.scope == "trunk" and net.trunk is None:
             raise BadInput(
@@ -215,8 +227,21 @@ class Model(nn.Module):
                     "use kind: retrieval"
                 )
         self.key = net.key
+        if self.key is not None and (features[self.key].carrier != "ids" or features[self.key].lists):
+            kind = features[self.key].type
+            raise BadInput(
+                f"model.key: '{self.key}' is of type {kind}, which has no id of each row in the data; name another"
+            )
+        for name, feature in features.items():
+            parts = {name, *feature.parts}
+            if net.towers is not None and not any(parts <= {*own} for own in net.towers.names.values()):
+                raise BadInput(
+                    f"features.{name}.of: {', '.join(feature.parts)} and {name} itself are of both towers; name in "
+                    "model.item all of them or none"
+                )
         bfloat16 = recipe.train.precision == "bfloat16"
-        self.dense = Dense(net, len(inputs.dense), bfloat16, torch.device(device).type).to(device)
+        width = sum(self.numbers.values())
+        self.dense = Dense(net, width, encode, bfloat16, torch.device(device).type).to(device)
         self.dense.parts = recipe.train.accumulate
         for name, weight in self.table_weights().items():
             if not weight.is_meta:
@@ -237,7 +262,7 @@ class Model(nn.Module):
 
         Args:
             ids: raw int64 ids, one key per id or sequence feature, B rows per key.
-            dense: (B, D) float32, NaN = missing; one column per feature whose carrier is numbers.
+            dense: (B, W) float32, NaN = missing; the columns of features whose carrier is numbers, as in `Batch`.
             weights: (B,), 0 marks padding rows; None when serving.
         """
         values: dict[str, torch.Tensor] = {}
@@ -300,10 +325,37 @@ def initial_values(recipe: Recipe, table: str) -> Initial:
     return Initial(recipe.train.seed, table, declared.dim, declared.init_std)
 
 
-def set_statistics(model: Model, mean: Mapping[str, float], std: Mapping[str, float]) -> None:
-    """Store the training split's mean and deviation of every dense feature in the model."""
-    normalise = model.dense.normalise
-    means = [mean[name] if normalised else 0.0 for name, normalised in model.numbers.items()]
-    stds = [std[name] if normalised else 1.0 for name, normalised in model.numbers.items()]
-    normalise.mean.copy_(torch.tensor(means, dtype=torch.float32))
-    normalise.std.copy_(torch.tensor(stds, dtype=torch.float32))
+def _encoded(encoder: nn.Module | None, columns: int) -> int:
+    """Return how many columns the network gets of a feature's."""
+    if encoder is None:
+        return columns
+    with torch.no_grad():
+        return encoder(torch.zeros(2, columns)).shape[1]
+
+
+def measured(model: Model) -> dict[str, slice]:
+    """Return where `Normalise` has the columns of each dense feature that are normalised, of some perhaps none."""
+    ends = [0, *itertools.accumulate(model.numbers.values())]
+    return {n: slice(end, end + model.transforms[n].measured) for n, end in zip(model.numbers, ends, strict=False)}
+
+
+def set_statistics(
+    model: Model,
+    mean: Mapping[str, Sequence[float]],
+    std: Mapping[str, Sequence[float]],
+    quantiles: Mapping[str, Sequence[float]],
+) -> None:
+    """Store what was measured on the training split in the model.
+
+    Args:
+        model: in place.
+        mean: of the columns of each dense feature that are normalised (see `Transform.measured`).
+        std: their deviation.
+        quantiles: of each feature that asks for them.
+    """
+    for name, place in measured(model).items():
+        for stored, given in ((model.dense.normalise.mean, mean), (model.dense.normalise.std, std)):
+            stored[place] = torch.as_tensor(given[name], dtype=torch.float32)
+    for name, transform in model.transforms.items():
+        if transform.quantiles:
+            transform.cut_at(torch.as_tensor(quantiles[name], dtype=torch.float32))

@@ -52,7 +52,7 @@ def drop_column(data: Path) -> None:
 
 
 def wrong_type(data: Path) -> None:
-    change(data / "train/part-0.parquet", lambda t: t.set_column(0, "user", t["user"].cast(pa.string())))
+    change(data / "train/part-0.parquet", lambda t: t.set_column(0, "user", t["user"].cast(pa.float64())))
 
 
 def empty_split(data: Path) -> None:
@@ -95,7 +95,7 @@ WRONG_DATA = {
     drop_column: ("features.history: ", "valid/part-0.parquet has no column 'history'", "correct the name"),
     wrong_type: (
         "features.user: column 'user' of ",
-        "is string, but must be int64; hash strings to int64",
+        "is double, but must be int64 or a string; convert it when preparing the data",
     ),
     empty_split: ("data/test: the split has no rows; prepare the data again",),
     cut_file: ("train/part-0.parquet: not a complete Parquet file (", "; write or copy it again"),

@@ -67,7 +67,7 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
         weights[torch.rand(size, generator=generator) < 0.1] = 0
         for feature in made_for.features.values():
             if feature.carrier == "numbers":
-                column = torch.randn(size, generator=generator)
+                column = torch.randn(size, *[feature.numbers][: feature.numbers > 1], generator=generator)
                 column[::7] = float("nan")
                 dense.append(column)
                 continue
@@ -101,7 +101,7 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
         out.append(
             Batch(
                 ids=_keyed(keys, values, lengths, shares if weighted else None),
-                dense=torch.stack(dense, 1) if dense else torch.zeros(size, 0),
+                dense=torch.column_stack(dense) if dense else torch.zeros(size, 0),
                 labels=labels,
                 weights=weights,
                 rows=torch.where(weights > 0, rows, -1),

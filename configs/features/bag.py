@@ -1,6 +1,7 @@
 """Sets of ids."""
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -20,13 +21,16 @@ class BagFeature(EmbeddedFeature):
         None, description="column with a list of numbers per row, a weight of each id (null = 1)"
     )
     max_length: Length = Field(50, description="ids of a row that are used, the last of a longer list")
-    plain: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _weights_fit(self) -> "BagFeature":
         if self.weights is not None and self.pooling == "max":
             raise BadInput("weights: the largest of each number has no weights; use another pooling, or leave them out")
         return self
+
+    @property
+    def plain(self) -> bool:
+        return True
 
     @property
     def limit(self) -> int:
@@ -40,7 +44,7 @@ class BagFeature(EmbeddedFeature):
     def weighted(self) -> str | None:
         return self.weights
 
-    def signature(self, mean: float, std: float) -> dict[str, Any]:
+    def signature(self, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
         return {
             "type": "bag",
             "dtype": "int64",

@@ -1,5 +1,6 @@
 """Ids of several features as one."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -30,5 +31,5 @@ class CrossFeature(EmbeddedFeature):
     def parts(self) -> list[str]:
         return self.of
 
-    def signature(self, mean: float, std: float) -> dict[str, Any]:
+    def signature(self, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
         return {"type": "cross", "of": self.of, "table": self.table, "made": "in the file; give no value"}

@@ -1,6 +1,7 @@
 """Ids, one per row."""
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from livetrain.configs.schema import EmbeddedFeature
 
@@ -9,7 +10,10 @@ class IdFeature(EmbeddedFeature):
     """One id per row (int64, any value; null = missing = the zero vector)."""
 
     type: Literal["id"]
-    plain: ClassVar[bool] = True
 
-    def signature(self, mean: float, std: float) -> dict[str, Any]:
+    @property
+    def plain(self) -> bool:
+        return True
+
+    def signature(self, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
         return {"type": "id", "dtype": "int64", "table": self.table, "missing": "length 0"}

@@ -1,5 +1,6 @@
 """Lists of ids."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -14,13 +15,16 @@ class SequenceFeature(EmbeddedFeature):
     type: Literal["sequence"]
     max_length: Length = Field(50, description="newest ids of a row that are used")
     form: ClassVar[Literal["id", "sequence", "dense"]] = "sequence"
-    plain: ClassVar[bool] = True
 
     @property
     def limit(self) -> int:
         return self.max_length
 
-    def signature(self, mean: float, std: float) -> dict[str, Any]:
+    @property
+    def plain(self) -> bool:
+        return True
+
+    def signature(self, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
         return {
             "type": "sequence",
             "dtype": "int64",

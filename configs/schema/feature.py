@@ -1,5 +1,6 @@
 """What every kind of feature is; the kinds themselves are in configs/features."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -7,19 +8,20 @@ from pydantic import Field
 from livetrain.configs.schema.section import Section
 from livetrain.configs.values import Name, Text
 
+Holds = Literal["id", "sequence", "dense", "vector", "time", "unix time"]
+
 
 class Feature(Section):
-    """Base of every kind of feature: which column it reads, what carries it, and what a network gets of it.
+    """Base of every kind of feature: which columns it reads, what carries it, and what a network gets of it.
 
     The reader, the statistics, the checks and an exported file know carriers and forms only. What the model does with
     the values is in modules.features, by `type`.
 
     Attributes:
-        carrier: ids (int64, any number per row) or numbers (one float32 per row, NaN = missing); or other features,
-            of whose ids its own are made, so that it has no column.
+        carrier: ids (int64, any number per row) or numbers (`numbers` float32 per row, NaN = missing); or other
+            features, of whose ids its own are made, so that it has no column.
         form: what a network gets: of an id feature at most one embedding per row, of a sequence as many as its list
-            has ids, of a dense one a number. A form other than dense has a table.
-        plain: the values in the column are those that are looked up or normalised.
+            has ids, of a dense one numbers. A form other than dense has a table.
     """
 
     type: str
@@ -27,7 +29,39 @@ class Feature(Section):
 
     carrier: ClassVar[Literal["ids", "numbers", "features"]] = "numbers"
     form: ClassVar[Literal["id", "sequence", "dense"]] = "dense"
-    plain: ClassVar[bool] = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the values in the column are those that are looked up, or that the network gets once normalised."""
+        return False
+
+    @property
+    def numbers(self) -> int:
+        """Numbers of a row, which are columns of a batch's dense tensor; of the carrier numbers alone."""
+        return 1
+
+    @property
+    def holds(self) -> Holds:
+        """What its columns hold: "dense", a number, and "id" or "sequence" of ids, as they are; "vector", lists of
+        numbers; "time", or "unix time" where integers count in `time_unit` since 1970; both are carried in seconds."""
+        if self.carrier == "numbers":
+            return "dense"
+        return "sequence" if self.lists else "id"
+
+    @property
+    def time_unit(self) -> str | None:
+        """The unit of integers that are times: s, ms, us or ns."""
+        return None
+
+    @property
+    def second_column(self) -> str | None:
+        """A second column of times: then the number is the time from the first one to this one, in seconds."""
+        return None
+
+    @property
+    def ids(self) -> int | None:
+        """How many ids the feature makes of its values, from 0 on; None where the column's own are looked up."""
+        return None
 
     @property
     def limit(self) -> int:
@@ -58,11 +92,11 @@ class Feature(Section):
         """Return the table in which the feature's ids are looked up; None for numbers."""
         return None
 
-    def signature(self, mean: float, std: float) -> dict[str, Any]:
+    def signature(self, mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
         """Return what a server has to know: type, dtype (int64: in `ids`, float32: in `dense`), what is missing.
 
         Args:
-            mean: of a dense feature that is normalised.
+            mean: of a dense feature's columns that are normalised, perhaps none.
             std: likewise.
         """
         dtype, missing = ("int64", "length 0") if self.carrier == "ids" else ("float32", "NaN")

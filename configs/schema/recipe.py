@@ -77,6 +77,13 @@ class Recipe(Section):
         """Return the Parquet column that feeds `feature`."""
         return self.features[feature].column or feature
 
+    def columns(self, feature: str) -> tuple[str, ...]:
+        """Return the Parquet columns whose values `feature` is made of, `column` first; none of a feature of others."""
+        if self.features[feature].parts:
+            return ()
+        second = self.features[feature].second_column
+        return (self.column(feature),) if second is None else (self.column(feature), second)
+
     def optimizer(self, table: str) -> SparseOptimizer:
         """Return the optimizer section of a table: its own, or that of all tables."""
         return self.tables[table].optimizer or self.optimizers.sparse
@@ -113,6 +120,7 @@ def _check_tables(recipe: Recipe) -> None:
         if table not in recipe.tables:
             raise BadInput(f"features.{name}.table: there is no table '{table}'{nearest(table, recipe.tables)}")
         used.add(table)
+        _check_made(name, feature, table, recipe.tables[table])
         if recipe.tables[table].initial is not None and not (feature.carrier == "ids" and feature.plain):
             raise BadInput(
                 f"tables.{table}.initial: features.{name} makes its ids itself, so no file holds their vectors; "
@@ -121,6 +129,22 @@ def _check_tables(recipe: Recipe) -> None:
     for name in recipe.tables:
         if name not in used:
             raise BadInput(f"tables.{name}: no feature uses this table; remove it or name it in a feature")
+
+
+def _check_made(name: str, feature: Feature, table: str, declared: Table) -> None:
+    """Refuse a table in which ids that the feature makes would share rows."""
+    if feature.ids is None:
+        return
+    if declared.hash != "modulo":
+        raise BadInput(
+            f"tables.{table}.hash: features.{name} makes the ids 0 to {feature.ids - 1}, and '{declared.hash}' would "
+            "let some of them share a row; use hash: modulo"
+        )
+    if declared.rows < feature.ids:
+        raise BadInput(
+            f"tables.{table}.rows: features.{name} makes the ids 0 to {feature.ids - 1}, more than the table's "
+            f"{declared.rows} rows; use rows: {feature.ids}"
+        )
 
 
 def _check_parts(recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""A kind of feature of one's own, for ``features: {price: {type: bucket, table: price, edges: [1, 10, 100]}}``."""
+"""A kind of feature of one's own, for ``features: {price: {type: steps, table: price, edges: [1, 10, 100]}}``."""
 
 from typing import ClassVar, Literal
 
@@ -12,10 +12,10 @@ from livetrain.modules.features.registry import register_feature
 from livetrain.modules.features.transform import Transform
 
 
-class BucketFeature(EmbeddedFeature):
-    """A number whose bucket is looked up: 0 where it is missing, 1 below the first edge, and so on."""
+class StepsFeature(EmbeddedFeature):
+    """A number whose step is looked up: 0 where it is missing, 1 below the first edge, and so on."""
 
-    type: Literal["bucket"]
+    type: Literal["steps"]
     edges: list[float] = Field(min_length=1)
     carrier: ClassVar[Literal["ids", "numbers"]] = "numbers"  # what the column holds; a network sees an id
 
@@ -27,12 +27,12 @@ class BucketFeature(EmbeddedFeature):
         return edges
 
 
-@register_feature("bucket", BucketFeature)
-class Bucket(Transform):
-    def __init__(self, feature: BucketFeature) -> None:
+@register_feature("steps", StepsFeature)
+class Steps(Transform):
+    def __init__(self, feature: StepsFeature) -> None:
         super().__init__(feature)
         self.register_buffer("edges", torch.tensor(feature.edges), persistent=False)
 
     def forward(self, values: Tensor) -> Tensor:
-        bucket = torch.bucketize(values, self.edges, right=True) + 1
-        return torch.where(values.isnan(), 0, bucket)
+        step = torch.bucketize(values, self.edges, right=True) + 1
+        return torch.where(values.isnan(), 0, step)

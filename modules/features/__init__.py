@@ -1,3 +1,15 @@
 """One kind of feature per file: what the model does with it. Importing this package registers all of them."""
 
-from livetrain.modules.features import bag, cross, dense, id, sequence  # noqa: F401
+from livetrain.modules.features import (  # noqa: F401
+    age,
+    autodis,
+    bag,
+    bucket,
+    cross,
+    dense,
+    hour,
+    id,
+    sequence,
+    vector,
+    weekday,
+)

@@ -8,7 +8,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.schema import Feature
 from livetrain.modules.features.cross import cross
-from livetrain.modules.features.registry import transforms
+from livetrain.modules.features.transform import Transform
 
 
 def has_transforms(features: Mapping[str, Feature]) -> bool:
@@ -16,25 +16,38 @@ def has_transforms(features: Mapping[str, Feature]) -> bool:
     return not all(feature.plain for feature in features.values())
 
 
+def split_numbers(features: Mapping[str, Feature], numbers: Tensor) -> dict[str, Tensor]:
+    """Return a batch's numbers by feature.
+
+    Args:
+        features: the recipe's.
+        numbers: (B, W), as in `Batch.dense`.
+
+    Returns:
+        Feature -> (B,), or (B, w) of a feature of w > 1 numbers per row; views.
+    """
+    carried = {name: feature.numbers for name, feature in features.items() if feature.carrier == "numbers"}
+    parts = numbers.split(list(carried.values()), 1)
+    return {n: p.squeeze(1) if carried[n] == 1 else p for n, p in zip(carried, parts, strict=True)}
+
+
 class Prepare(nn.Module):
     """Transform the ids of a batch, add those that are made of numbers and of others, and hash all of them to rows.
 
     Args:
         features: the recipe's.
+        transforms: of all of them.
         hashing: of all features with a table: those whose carrier is ids, then those made of numbers, then of features.
     """
 
-    def __init__(self, features: Mapping[str, Feature], hashing: nn.Module) -> None:
+    def __init__(
+        self, features: Mapping[str, Feature], transforms: Mapping[str, Transform], hashing: nn.Module
+    ) -> None:
         super().__init__()
         self.hashing = hashing
-        self.numbers = {name: i for i, name in enumerate(n for n, f in features.items() if f.carrier == "numbers")}
-        self.transforms = nn.ModuleDict(
-            {
-                n: t
-                for n, t in transforms(features).items()
-                if features[n].looks_up() and not features[n].plain and not features[n].parts
-            }
-        )
+        self.features = dict(features)
+        self.changed = [n for n, f in features.items() if f.looks_up() and not f.plain and not f.parts]
+        self.transforms = nn.ModuleDict({keyed(name): transforms[name] for name in self.changed})
         self.crosses = {name: feature.parts for name, feature in features.items() if feature.parts}
 
     def forward(self, ids: KeyedJaggedTensor, numbers: Tensor) -> KeyedJaggedTensor:
@@ -51,10 +64,11 @@ class Prepare(nn.Module):
         """
         values, lengths, size = ids.values().clone(), [ids.lengths()], numbers.size(0)
         ends, keys, counts = ids.offset_per_key(), list(ids.keys()), list(ids.length_per_key())
-        parts = [values]
-        for name, transform in self.transforms.items():
-            if name in self.numbers:
-                parts.append(transform(numbers[:, self.numbers[name]]))
+        parts, carried = [values], split_numbers(self.features, numbers)
+        for name in self.changed:
+            transform = self.transforms[keyed(name)]
+            if name in carried:
+                parts.append(transform(carried[name]))
                 lengths.append(torch.ones(size, dtype=ids.lengths().dtype, device=numbers.device))
                 keys.append(name)
                 counts.append(size)
@@ -80,20 +94,55 @@ class Prepare(nn.Module):
 
 
 class Select(nn.Module):
-    """The columns that the network gets, of the numbers of a batch, each transformed.
+    """The columns that the network or an encoder gets, of the numbers of a batch, each feature's transformed.
 
     Args:
         features: the recipe's.
+        transforms: of all of them.
     """
 
-    def __init__(self, features: Mapping[str, Feature]) -> None:
+    def __init__(self, features: Mapping[str, Feature], transforms: Mapping[str, Transform]) -> None:
         super().__init__()
-        names = [name for name, feature in features.items() if feature.carrier == "numbers"]
-        self.places = [place for place, name in enumerate(names) if features[name].form == "dense"]
-        chosen = {names[place]: features[names[place]] for place in self.places}
-        self.transforms = nn.ModuleList(transforms(chosen).values())
+        self.features = dict(features)
+        self.names = [name for name, feature in features.items() if feature.form == "dense"]
+        self.transforms = nn.ModuleDict({keyed(name): transforms[name] for name in self.names})
 
     def forward(self, numbers: Tensor) -> Tensor:
-        """Args: numbers (B, W) raw. Returns: (B, D)."""
-        columns = [t(numbers[:, i]) for i, t in zip(self.places, self.transforms, strict=True)]
-        return torch.stack(columns, 1) if columns else numbers[:, :0]
+        """Args: numbers (B, W) raw. Returns: (B, D), the transforms' `columns`."""
+        carried = split_numbers(self.features, numbers)
+        columns = [t(carried[name]) for name, t in zip(self.names, self.transforms.values(), strict=True)]
+        return torch.column_stack(columns) if columns else numbers[:, :0]
+
+
+class Encode(nn.Module):
+    """Each feature's columns through its transform's encoder; those of features without one stay as they are.
+
+    Args:
+        columns: feature -> its columns before.
+        encoders: feature -> its encoder, or None.
+    """
+
+    sizes: list[int]
+
+    def __init__(self, columns: Mapping[str, int], encoders: Mapping[str, nn.Module | None]) -> None:
+        super().__init__()
+        self.columns, self.sizes = dict(columns), list(columns.values())
+        self.encoders = nn.ModuleDict({keyed(name): encoders[name] or nn.Identity() for name in columns})
+
+    def of(self, names: list[str]) -> "Encode":
+        """Return the same for some of the features, with these very encoders."""
+        own = {name: columns for name, columns in self.columns.items() if name in names}
+        return Encode(own, {name: self.encoders[keyed(name)] for name in own})
+
+    def forward(self, dense: Tensor) -> Tensor:
+        """Args: dense (B, sum of `columns`), without NaN. Returns: (B, D)."""
+        parts = dense.split(self.sizes, 1)
+        encoded: list[Tensor] = []
+        for encoder in self.encoders.values():
+            encoded.append(encoder(parts[len(encoded)]))
+        return torch.cat(encoded, 1) if encoded else dense
+
+
+def keyed(name: str) -> str:
+    """Return a feature's key in a ModuleDict, where "type" or "values" would be taken."""
+    return f"of_{name}"

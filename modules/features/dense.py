@@ -1,25 +1,50 @@
 """Numbers, normalised by the training split's statistics."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from livetrain.configs.features.dense import DenseFeature
+from livetrain.configs.features.dense import DenseFeature, NumberFeature
 from livetrain.modules.features.registry import register_feature
 from livetrain.modules.features.transform import Transform
 
 
 @register_feature("dense", DenseFeature)
 class Number(Transform):
-    """number -> number; all of them are normalised at once, by `Normalise`."""
+    """x -> sign(y) log(1 + |y|), y = min(max(x, least), most), as far as the recipe asks for each; NaN stays NaN.
+
+    With `missing_flag` a second column is 1 where x is missing, and otherwise 0. The first is normalised, together with
+    all other features', by `Normalise`.
+    """
+
+    def __init__(self, feature: NumberFeature) -> None:
+        super().__init__(feature)
+        self.clip, self.log1p, self.flag = feature.clip is not None, feature.log1p, feature.missing_flag
+        self.least, self.most = feature.clip or (0.0, 0.0)
+        self.columns, self.measured = 1 + feature.missing_flag, 1
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Args: values (B,). Returns: (B,), or (B, 2) with `missing_flag`."""
+        return self.number(values)
+
+    def number(self, values: Tensor) -> Tensor:
+        """Do what `forward` does: for kinds that begin otherwise."""
+        number = values
+        if self.clip:
+            number = number.clamp(self.least, self.most)  # of NaN NaN
+        if self.log1p:
+            number = number.sign() * number.abs().log1p()
+        if self.flag:
+            return torch.stack([number, values.isnan().to(number.dtype)], 1)
+        return number
 
 
 class Normalise(nn.Module):
-    """Dense features as (x - mean) / std of the training split; a missing value (NaN) becomes the mean, 0.
+    """Numbers as (x - mean) / std of the training split; a missing value (NaN) becomes the mean, 0.
 
-    A kind with a transform of its own has mean 0 and deviation 1 here: what it answers is its own affair.
+    A column that is not normalised (see `Transform.measured`) has mean 0 and deviation 1 here.
 
     Args:
-        width: D, how many dense features there are.
+        width: how many columns there are.
     """
 
     mean: torch.Tensor

@@ -98,7 +98,7 @@ class Towers(nn.Module):
 
     def __init__(self, config: DSSMConfig, inputs: Inputs) -> None:
         super().__init__()
-        known = [*inputs.ids, *inputs.sequences, *inputs.dense]
+        known = list(dict.fromkeys([*inputs.ids, *inputs.sequences, *inputs.dense]))
         if config.key not in inputs.ids:
             raise BadInput(f"model.key: there is no id feature '{config.key}'{nearest(config.key, inputs.ids)}")
         for name in config.item:

@@ -129,6 +129,10 @@ def _made_up(recipe: Recipe, whole: bool) -> _Rows:
         number = torch.arange(_ROWS) + place
         if feature.carrier == "numbers":
             rows.dense[name] = torch.sin(number.float())
+            if feature.numbers > 1:
+                rows.dense[name] = rows.dense[name].unsqueeze(1).expand(-1, feature.numbers) * torch.rand(
+                    feature.numbers, generator=torch.Generator().manual_seed(place)
+                )
             if not whole:
                 rows.dense[name][number % 4 == 0] = float("nan")
             continue
@@ -154,7 +158,7 @@ def _inputs(rows: _Rows) -> tuple[KeyedJaggedTensor, Tensor]:
         lengths=torch.cat([*rows.lengths.values(), torch.zeros(0, dtype=torch.long)]),
     )
     numbers = [column for name, column in rows.dense.items() if name not in rows.ids]
-    return ids, torch.stack(numbers, 1) if numbers else torch.zeros(_ROWS, 0)
+    return ids, torch.column_stack(numbers) if numbers else torch.zeros(_ROWS, 0)
 
 
 def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, mend: str) -> dict[str, Tensor]:

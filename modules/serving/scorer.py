@@ -17,7 +17,6 @@ from livetrain.modules.features import hashing
 from livetrain.modules.features.bag import pool
 from livetrain.modules.features.cross import cross
 from livetrain.modules.features.dense import Normalise
-from livetrain.modules.features.registry import transforms
 from livetrain.modules.model import Model
 from livetrain.modules.serving.quantized import ByteTable, FloatTable, store
 from livetrain.modules.tasks.registry import kinds
@@ -74,7 +73,7 @@ class Ids(nn.Module):
             raise ValueError("lengths: those of the lists '" + self.name + "' are missing")
         weights: Tensor | None = None
         if self.weighted:
-            weights = _number(dense, self.name)
+            weights = _numbers(dense, self.name, 1)
             if weights.numel() != value.numel():
                 raise ValueError("dense: '" + self.name + "' needs one weight of each of its ids")
         value, length, weights = self._cut(value, length, weights)
@@ -104,20 +103,23 @@ class NumberIds(nn.Module):
     Args:
         name: the feature.
         transform: (B,) float32 -> (B,) int64 ids.
+        numbers: per row, see `_numbers`.
     """
 
     name: str
+    width: int
 
-    def __init__(self, name: str, transform: nn.Module) -> None:
+    def __init__(self, name: str, transform: nn.Module, numbers: int) -> None:
         super().__init__()
         self.name = name
+        self.width = numbers
         self.transform = transform
 
     def forward(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return (B,) int64 ids, lengths, all 1, and no weights; arguments as `Ids.forward`."""
-        value = self.transform(_number(dense, self.name))
+        value = self.transform(_numbers(dense, self.name, self.width))
         return value, torch.ones_like(value), None
 
 
@@ -134,7 +136,7 @@ class CrossIds(nn.Module):
     def __init__(self, name: str, parts: list[nn.Module]) -> None:
         super().__init__()
         self.name = name
-        self.parts = nn.ModuleList(parts)
+        self.parts = cast(Sequence[Ids | NumberIds], nn.ModuleList(parts))
 
     def forward(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
@@ -190,31 +192,43 @@ class Lookup(nn.Module):
         return found, length
 
 
-class Number(nn.Module):
-    """One feature that the network gets as a number, transformed.
+class Numbers(nn.Module):
+    """One feature that the network gets as numbers, transformed.
 
     Args:
         name: the feature.
-        transform: (B,) float32 -> (B,) float32; None where the network gets the number as it is.
+        transform: (B,) or (B, w) float32 -> (B,) or (B, columns) float32; None where they stay as they are.
+        numbers: per row, see `_numbers`.
+        columns: how many the transform makes of them.
     """
 
     name: str
+    width: int
+    columns: int
 
-    def __init__(self, name: str, transform: nn.Module | None) -> None:
+    def __init__(self, name: str, transform: nn.Module | None, numbers: int, columns: int) -> None:
         super().__init__()
         self.name = name
         self.transform = transform
+        self.width = numbers
+        self.columns = columns
 
     def forward(self, dense: dict[str, Tensor]) -> Tensor:
-        """Args: dense, as `Scorer.forward`. Returns: (B,)."""
-        column = _number(dense, self.name)
-        return column if self.transform is None else self.transform(column)
+        """Args: dense, as `Scorer.forward`. Returns: (B, columns)."""
+        found = _numbers(dense, self.name, self.width)
+        if self.transform is not None:
+            found = self.transform(found)
+        return found.reshape(-1, self.columns)
 
 
-def _number(dense: dict[str, Tensor], name: str) -> Tensor:
+def _numbers(dense: dict[str, Tensor], name: str, width: int) -> Tensor:
+    """Return a feature's numbers, (B,), or (B, width) of a width above 1."""
     if name not in dense:
         raise ValueError("dense: the feature '" + name + "' is missing")
-    return dense[name].to(torch.float32)
+    found = dense[name].to(torch.float32)
+    if width > 1 and (found.dim() != 2 or found.size(1) != width):
+        raise ValueError("dense: '" + name + "' must be (rows, " + str(width) + "), not " + str(list(found.size())))
+    return found
 
 
 def _source(name: str, features: Mapping[str, Feature], transforms: Mapping[str, nn.Module]) -> nn.Module:
@@ -223,7 +237,7 @@ def _source(name: str, features: Mapping[str, Feature], transforms: Mapping[str,
     if feature.parts:
         return CrossIds(name, [_source(part, features, transforms) for part in feature.parts])
     if feature.carrier == "numbers":
-        return NumberIds(name, transform)
+        return NumberIds(name, transform, feature.numbers)
     limit = feature.limit if feature.lists else 0
     return Ids(name, limit, feature.weighted is not None, None if feature.plain else transform)
 
@@ -238,23 +252,22 @@ class Features(nn.Module):
         names: the features; all by default.
     """
 
-    columns: list[str]
-
     def __init__(self, model: Model, recipe: Recipe, quantize: Quantization, names: list[str] | None = None) -> None:
         super().__init__()
         chosen = {n: f for n, f in recipe.features.items() if names is None or n in names}
         keyed = {n: table for n, f in chosen.items() if (table := f.looks_up())}
         weights = model.table_weights()
         tables = {name: store(weights[name], quantize) for name in set(keyed.values())}
-        made = transforms(chosen)
-        changed = {name: None if chosen[name].plain else transform for name, transform in made.items()}
+        made = model.transforms
+        changed = {name: None if feature.plain else made[name] for name, feature in chosen.items()}
         lookups = []
         for name, table in keyed.items():
             modulo, pooling = recipe.tables[table].hash == "modulo", chosen[name].pooled or ""
             lookups.append(Lookup(name, _source(name, chosen, made), tables[table], modulo, pooling))
         self.lookups = cast(Sequence[Lookup], nn.ModuleList(lookups))
-        self.columns = [name for name, feature in chosen.items() if feature.form == "dense"]
-        self.numbers = cast(Sequence[Number], nn.ModuleList(Number(name, changed[name]) for name in self.columns))
+        dense = {name: feature.numbers for name, feature in chosen.items() if feature.form == "dense"}
+        numbers = (Numbers(name, changed[name], count, made[name].columns) for name, count in dense.items())
+        self.numbers = cast(Sequence[Numbers], nn.ModuleList(numbers))
 
     def _gather(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor], shared: bool
@@ -273,7 +286,7 @@ class Features(nn.Module):
             columns.append(column)
             rows, first = _same(rows, first, column.size(0), number.name, shared)
         if len(columns) > 0:
-            return values, counts, torch.stack([column.expand(rows) for column in columns], dim=1)  # (B, D)
+            return values, counts, torch.cat([column.expand(rows, -1) for column in columns], dim=1)  # (B, D)
         return values, counts, torch.zeros(rows, 0, device=counts[first].device)
 
 
@@ -290,7 +303,6 @@ class Scorer(Features):
         quantize: how tables are stored.
     """
 
-    columns: list[str]  # again, for TorchScript does not look at a base class's annotations
     shares: bool
 
     def __init__(self, model: Model, recipe: Recipe, quantize: Quantization = "none") -> None:
@@ -307,7 +319,8 @@ class Scorer(Features):
         Args:
             ids: feature -> (N,), see `Ids`.
             lengths: feature -> (B,), see `Ids`.
-            dense: feature -> (B,) numbers, not normalised; NaN is a missing value. Of a bag with weights: (N,), those.
+            dense: feature -> (B,) numbers, or (B, w) of a feature of w > 1 per row, not normalised; NaN is a missing
+                value. Of a bag with weights: (N,), those.
 
         Returns:
             task -> (B,) float32 predictions.
@@ -325,7 +338,7 @@ class Scorer(Features):
         Args:
             ids: feature -> ids of one row, which are the user's, or of B rows, one per candidate; see `Ids`.
             lengths: feature -> (1,) or (B,), likewise.
-            dense: feature -> (1,) or (B,) numbers, likewise.
+            dense: feature -> (1,) or (B,) numbers, or (1, w) or (B, w), likewise.
 
         Returns:
             task -> (B,) float32 predictions.
@@ -360,18 +373,18 @@ class Encoder(Features):
         quantize: how tables are stored.
     """
 
-    columns: list[str]
-
     def __init__(
         self, model: Model, recipe: Recipe, side: Literal["user", "item"], quantize: Quantization = "none"
     ) -> None:
         towers = model.dense.network.towers
         super().__init__(model, recipe, quantize, towers.names[side])
         self.tower = getattr(towers, side)
+        features = [name for name, columns in model.numbers.items() for _ in range(columns)]
+        own = [column for column, name in enumerate(features) if name in towers.names[side]]
         whole = model.dense.normalise
-        self.normalise = Normalise(len(self.columns))
-        self.normalise.mean = whole.mean[self.tower.columns]
-        self.normalise.std = whole.std[self.tower.columns]
+        self.normalise = Normalise(len(own))
+        self.normalise.mean, self.normalise.std = whole.mean[own], whole.std[own]
+        self.encode = None if model.dense.encode is None else model.dense.encode.of(towers.names[side])
 
     def forward(self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]) -> Tensor:
         """Return the vectors of B rows.
@@ -379,7 +392,7 @@ class Encoder(Features):
         Args:
             ids: feature -> (N,), see `Ids`; features of the other side may be there and are not read.
             lengths: feature -> (B,), likewise.
-            dense: feature -> (B,) numbers, not normalised; likewise.
+            dense: feature -> (B,) or (B, w) numbers, not normalised; likewise.
 
         Returns:
             (B, width) float32, of length 1.
@@ -388,7 +401,10 @@ class Encoder(Features):
             ValueError: a feature is missing or does not fit the others.
         """
         values, counts, table = self._gather(ids, lengths, dense, False)
-        return self.tower.encode(values, counts, self.normalise(table), None)
+        table = self.normalise(table)
+        if self.encode is not None:
+            table = self.encode(table)
+        return self.tower.encode(values, counts, table, None)
 
 
 def _same(rows: int, first: str, found: int, name: str, shared: bool) -> tuple[int, str]:

@@ -42,7 +42,7 @@ def _register() -> None:
 _register()
 
 CHANGES = {
-    "features__rate": {"type": "bucket", "table": "rate", "edges": [0, 2, 3, 4, 6]},
+    "features__rate": {"type": "steps", "table": "rate", "edges": [0, 2, 3, 4, 6]},
     "tables__rate": {"rows": 7, "dim": 4, "hash": "modulo", "sharding": "row_wise"},
     "features__worth": {"type": "dense"},
     "model": {"kind": "gated", "width": 8},
@@ -84,7 +84,7 @@ def test_the_exported_file_scores_like_the_model(run):
     assert signature["features"]["rate"] == {
         "dtype": "float32",
         "missing": "NaN",
-        "type": "bucket",
+        "type": "steps",
         "table": "rate",
         "edges": [0.0, 2.0, 3.0, 4.0, 6.0],
     }
@@ -98,8 +98,8 @@ def test_the_exported_file_scores_like_the_model(run):
     assert not torch.allclose(scored(inputs[0], inputs[1], other)["click"], scored(*inputs)["click"])
 
 
-def test_the_feature_looks_its_bucket_up(run):
-    """A number's score is the score of any other number in its bucket; a missing one has a bucket of its own."""
+def test_the_feature_looks_its_step_up(run):
+    """A number's score is the score of any other number on its step; a missing one has a step of its own."""
     recipe = load_recipe(run / "config.yaml")
     model = plain_model(recipe, run_folder.find_checkpoint(run, "best"))
     scores = []
@@ -165,7 +165,7 @@ def test_the_optimizer_clips_and_the_doctor_counts_its_state(tmp_path):
     [
         ({"features__rate__edges": [3, 1]}, r"features.rate.edges: \[3.0, 1.0\] do not rise"),
         ({"features__rate__edge": 1}, r"unknown key features.rate.edge \(did you mean 'edges'\?\)"),
-        ({"features__rate__type": "buckt"}, r"features.rate.type got 'buckt', wanted one of .*did you mean 'bucket'"),
+        ({"features__rate__type": "stepps"}, r"features.rate.type got 'stepps', wanted one of .*did you mean 'steps'"),
         ({"tasks__click__epsilo": 1}, r"unknown key tasks.click.epsilo \(did you mean 'epsilon'\?\)"),
         ({"tasks__click__kind": "polly"}, "tasks.click.kind got 'polly', wanted one of .*did you mean 'poly'"),
         ({"tasks__click__negatives_kept": 0.5}, "negatives_kept: a task of kind poly has no negatives"),
@@ -186,7 +186,7 @@ def test_bad_recipes_are_told_as_ours_are(tmp_path, changes, said):
 
 def test_the_json_schema_knows_them():
     definitions = json_schema()["$defs"]
-    assert definitions["BucketFeature"]["properties"]["type"]["enum"] == ["bucket"]
+    assert definitions["StepsFeature"]["properties"]["type"]["enum"] == ["steps"]
     assert definitions["PolyTask"]["properties"]["kind"]["enum"] == ["poly"]
     assert "clipped_adagrad" in definitions["SparseOptimizer"]["properties"]["kind"]["enum"]
 

@@ -133,7 +133,7 @@ class Predictor:
         """
         schema = settled(check_columns(name, table.schema, self._wanted), self._wanted)
         fitting = pa.Table.from_arrays([table.column(field.name).cast(field.type) for field in schema], schema=schema)
-        columns = self._decoder.decode(fitting.combine_chunks(), 0, f"{name}, ")
+        columns = self._decoder.decode(fitting.combine_chunks(), 0, name)
         parts: list[list[np.ndarray]] = [[] for _ in self.names]
         with torch.inference_mode():
             for inputs in _chunks(columns, self._decoder, self._dense, table.num_rows):

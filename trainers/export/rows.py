@@ -1,6 +1,5 @@
 """Rows to prove, measure and publish an export with."""
 
-import math
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
+from livetrain.modules.features.carriers import split_numbers
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 
@@ -19,10 +19,10 @@ Inputs = tuple[dict[str, torch.Tensor], ...]
 
 def inputs_of(batch: Batch, recipe: Recipe) -> Inputs:
     """Return a batch as the exported file takes it: ids, lengths and dense by feature."""
-    keyed, dense = _names(recipe)
+    keyed, _ = _names(recipe)
     ids, lengths = {k: batch.ids[k].values() for k in keyed}, {k: batch.ids[k].lengths() for k in keyed}
     weights = {name: batch.ids[name].weights() for name in keyed if recipe.features[name].weighted}
-    return ids, lengths, dict(zip(dense, batch.dense.unbind(1), strict=True)) | weights
+    return ids, lengths, split_numbers(recipe.features, batch.dense) | weights
 
 
 def _names(recipe: Recipe) -> tuple[list[str], list[str]]:
@@ -64,7 +64,7 @@ def one_user(inputs: Inputs, user: list[str], row: int) -> tuple[Inputs, Inputs]
         if name in lengths:
             continue
         once[2][name] = column[row : row + 1] if name in user else column
-        repeated[2][name] = column[row].repeat(column.numel()) if name in user else column
+        repeated[2][name] = column[row : row + 1].expand_as(column).contiguous() if name in user else column
     return once, repeated
 
 
@@ -83,10 +83,7 @@ def _held_out(recipe: Recipe, rows: int) -> Iterator[tuple[Batch, torch.Tensor]]
 def golden_inputs(rows: dict[str, Any]) -> Inputs:
     """Return the rows of a golden.json as the exported file takes them: ids, lengths and dense by feature."""
     ids, lengths = ({k: torch.tensor(v, dtype=torch.int64) for k, v in rows[p].items()} for p in ("ids", "lengths"))
-    dense = {
-        k: torch.tensor([math.nan if x is None else x for x in v], dtype=torch.float32)
-        for k, v in rows["dense"].items()
-    }
+    dense = {k: torch.from_numpy(np.array(v, np.float32)) for k, v in rows["dense"].items()}  # None is NaN
     return ids, lengths, dense
 
 
@@ -110,8 +107,8 @@ def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:
         for key in weighted:
             lists = batch.ids[key].to_dense_weights()
             found["dense"][key] += [weight for row in real.tolist() for weight in lists[row].tolist()]
-        for name, column in zip(dense, batch.dense[real].T.tolist(), strict=True):
-            found["dense"][name] += [None if math.isnan(x) else x for x in column]
+        for name, values in split_numbers(recipe.features, batch.dense[real]).items():
+            found["dense"][name] += np.where(values.isnan().numpy(), np.array(None), values.numpy()).tolist()
     return {"rows": count, **found}
 
 
@@ -133,13 +130,16 @@ def synthetic_rows(recipe: Recipe, signature: dict[str, Any], rows: int) -> dict
         there = drawn.random(rows) >= 0.1
         there[:2] = (True, False)[:rows]
         if feature.carrier == "numbers":
-            values = drawn.normal(size=rows)
+            shape = (rows,) if feature.numbers == 1 else (rows, feature.numbers)
+            values = drawn.normal(size=shape)
             if "std" in signature["features"][name]:
-                values = signature["features"][name]["mean"] + signature["features"][name]["std"] * values
+                mean, std = (np.array(signature["features"][name][key]) for key in ("mean", "std"))
+                values = mean + std * values
             else:
-                values = values * 10 ** drawn.uniform(-1, 3, rows)
+                values = values * 10 ** drawn.uniform(-1, 3, shape)
+            missing = [None] * feature.numbers if shape[1:] else None
             values = values.astype(np.float32).tolist()
-            found["dense"][name] = [x if known else None for x, known in zip(values, there, strict=True)]
+            found["dense"][name] = [x if known else missing for x, known in zip(values, there, strict=True)]
             continue
         if feature.carrier == "features":
             continue

@@ -6,7 +6,7 @@ from typing import Any
 
 from livetrain.configs.errors import without_credentials
 from livetrain.configs.schema import Recipe
-from livetrain.modules.model import Model
+from livetrain.modules.model import Model, measured
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.runtime import run_folder, runlog
@@ -19,18 +19,18 @@ _TIME = "timestamp"  # a column of this name, if the training split has it, says
 def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str, Any]:
     """Return what a caller has to know about the file, and where it comes from."""
     step = run_folder.content(path)["step"]
-    normalise = model.dense.normalise
-    moments = zip(normalise.mean.tolist(), normalise.std.tolist(), strict=True)
-    statistics = dict(zip(model.numbers, moments, strict=True))
+    places, normalise = measured(model), model.dense.normalise
+    mean, std = ({n: part[place].tolist() for n, place in places.items()} for part in (normalise.mean, normalise.std))
     towers = model.dense.network.towers
     return {
         "format": _FORMAT,
         "call": "model(ids: Dict[str, Tensor], lengths: Dict[str, Tensor], dense: Dict[str, Tensor])"
         " -> Dict[str, Tensor]: by feature the int64 ids of all rows one after the other, the int64 number of ids of"
-        " each row, a float32 number per row; by task a float32 number per row, see tasks",
+        " each row, a float32 number per row, or (rows, width) of a feature with a width; by task a float32 number per"
+        " row, see tasks",
         "rank": "model.rank(ids, lengths, dense): the same for candidates of one user, whose features are given once,"
         " as one row",
-        "features": {n: f.signature(*statistics.get(n, (0.0, 1.0))) for n, f in recipe.features.items()},
+        "features": {n: f.signature(mean.get(n, []), std.get(n, [])) for n, f in recipe.features.items()},
         "tables": {name: t.model_dump(include={"rows", "dim", "hash", "dtype"}) for name, t in recipe.tables.items()},
         "hashing": "in the file; row = splitmix64(id) with the sign bit cleared, mod rows (hash: mix), or id mod rows,"
         " never negative (hash: modulo)",

@@ -221,7 +221,7 @@ def _axes(model: Model, recipe: Recipe) -> list[Parts]:
     """Return what layers' dimensions may run over: the dense features, and the features' numbers side by side."""
     dense: Parts = list(Counter(model.inputs.dense).items())
     dims = {name: recipe.tables[table].dim for name, f in recipe.features.items() if (table := f.looks_up())}
-    axes = [dense]
+    axes = [dense, list(model.numbers.items())]  # the second before encoders, of means and deviations
     histories = [
         (names, sum(dims[f] for f in names.split("+"))) for each in _histories(model).values() for names in each
     ]

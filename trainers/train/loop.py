@@ -67,7 +67,7 @@ class Trainer:
         compiled_layers.enable(self.sharded.model, device)
         self.breakdown = Breakdown(self.sharded)
         self.utilisation = Utilisation(self.sharded.model.dense)
-        set_statistics(self.sharded.model, job.statistics.mean, job.statistics.std)
+        set_statistics(self.sharded.model, job.statistics.mean, job.statistics.std, job.statistics.quantiles)
         self.reader = self._reader("train", shuffle=True)
         self.total = self.reader.steps * self.recipe.train.epochs
         self.step = 0

@@ -78,7 +78,8 @@ def needs(recipe: Recipe, model: Model, saves: bool = True) -> list[Part]:
 def _row(recipe: Recipe, model: Model) -> int:
     """Return what a row of a batch takes at the least: lists of one id, values and gradients of what layers return."""
     features = recipe.features.values()
-    read = sum({"numbers": 4, "ids": 16, "features": 0}[feature.carrier] for feature in features)
+    each = {"numbers": 4, "ids": 16, "features": 0}
+    read = sum(each[feature.carrier] * feature.numbers for feature in features)
     columns = sum(recipe.tables[table].dim for feature in features if (table := feature.looks_up()))
     layers = sum(layer.out_features for layer in model.dense.modules() if isinstance(layer, nn.Linear))
     columns += layers // recipe.train.accumulate

@@ -45,7 +45,7 @@ def build(quantize: str = "none", **changes: Any) -> tuple[Model, torch.jit.Scri
     recipe = twins.recipe(**changes)
     model = Model(recipe).eval().requires_grad_(False)
     dense = [name for name, feature in recipe.features.items() if feature.type == "dense"]
-    set_statistics(model, dict.fromkeys(dense, 0.7), dict.fromkeys(dense, 1.9))
+    set_statistics(model, dict.fromkeys(dense, [0.7]), dict.fromkeys(dense, [1.9]), {})
     generator = torch.Generator().manual_seed(3)
     for parameter in [*model.dense.network.parameters(), *model.dense.network.buffers()]:
         if parameter.is_floating_point():

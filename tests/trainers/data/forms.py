@@ -90,6 +90,9 @@ LISTS: dict[str, Make] = {
     "list_view<int64>": a_list(pa.list_view(pa.int64())),
     "list<uint64>": a_list(pa.list_(pa.uint64())),
     "list<string>": a_list(pa.list_(pa.string()), str),
+    "large_list<string>": a_list(pa.large_list(pa.large_string()), str),
+    "fixed_size_list<string>[2]": a_list(pa.list_(pa.string(), 2), str, two=True),
+    "list<dictionary of string>": a_list(pa.list_(pa.dictionary(pa.int32(), pa.string())), str),
     "list<float>": a_list(pa.list_(pa.float32()), float),
     "list<float16>": a_list(pa.list_(pa.float16()), np.float16),
     "list<bool>": a_list(pa.list_(pa.bool_()), bool),
@@ -100,11 +103,13 @@ LISTS: dict[str, Make] = {
 FORMS = SCALARS | LISTS
 
 SMALL = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "null", "dictionary of int64")
+TEXTS = ("string", "large_string", "string_view", "dictionary of string")
+TEXT_LISTS = ("list<string>", "large_list<string>", "fixed_size_list<string>[2]", "list<dictionary of string>")
 NUMBERS = (*SMALL, "uint64", "float16", "float32", "float64", "bool")
 ACCEPTED = {
-    "id": SMALL,
-    "group": SMALL,
-    "sequence": (*list(LISTS)[: list(LISTS).index("list_view<int64>")], "null"),
+    "id": (*SMALL, *TEXTS),
+    "group": (*SMALL, *TEXTS),
+    "sequence": (*list(LISTS)[: list(LISTS).index("list_view<int64>")], *TEXT_LISTS, "null"),
     "dense": NUMBERS,
     "label": NUMBERS,
     "sample weight": NUMBERS,

@@ -3,6 +3,7 @@
 Only what is certainly wrong is refused: an outcome of the row as a feature, by its name or because it equals a label.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.checks import leaks
 from livetrain.trainers.data.checks.dataset import spaced
 from livetrain.trainers.data.checks.findings import Verdict, listed, share
-from livetrain.trainers.data.read.files import open_filesystem
+from livetrain.trainers.data.read.files import is_list, is_text, open_filesystem
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source, Statistics
 from livetrain.trainers.data.write import layout
 
@@ -29,12 +30,12 @@ def refuse_outcomes(recipe: Recipe) -> None:
     outcomes = dict.fromkeys(_labels(recipe), f"{layout.MANIFEST} lists it under roles.labels")
     outcomes |= {task.label: f"tasks.{name}.label" for name, task in recipe.tasks.items()}
     for name in recipe.features:
-        column = recipe.column(name)
-        if column in outcomes:
-            raise BadInput(
-                f"features.{name}: column '{column}' is an outcome of the row ({outcomes[column]}), so the model would "
-                "be given its answer; remove the feature"
-            )
+        for column in recipe.columns(name):
+            if column in outcomes:
+                raise BadInput(
+                    f"features.{name}: column '{column}' is an outcome of the row ({outcomes[column]}), so the model "
+                    "would be given its answer; remove the feature"
+                )
 
 
 def examine(
@@ -49,15 +50,17 @@ def examine(
         note: told each sentence.
 
     Raises:
-        BadInput: a feature equals a label on every sampled row.
+        BadInput: a feature equals a label on every sampled row, or its ids are strings in one split and numbers in
+            another.
     """
+    _check_alike(recipe, sources)
     splits = list(sources)
     for task in recipe.tasks:
         rates = ", ".join(f"{_rate(statistics[split].rate[task])} in {split}" for split in splits)
         unknown = {split: statistics[split].unknown.get(task, 0.0) for split in splits}
         late = ", ".join(f"{share(value)} of {split}" for split, value in unknown.items() if value)
         note(f"label {task}: mean {rates}{f'; not known yet in {late}' if late else ''}")
-    columns = list(dict.fromkeys(map(recipe.column, recipe.features)))
+    columns = list(dict.fromkeys(column for name in recipe.features for column in recipe.columns(name)))
     labels = list(dict.fromkeys(task.label for task in recipe.tasks.values()))
     skip = recipe.data.on_corrupt == "skip"
     train = read(sources[splits[0]], [*columns, *labels], PROBED, skip)
@@ -72,6 +75,23 @@ def examine(
     for finding in found:
         loud = "" if finding.verdict == Verdict.ok else f"{finding.verdict.value}: "
         note(f"{loud}leakage probe of {finding.subject}: {finding.text}")
+
+
+def _check_alike(recipe: Recipe, sources: dict[str, Source]) -> None:
+    """Raise BadInput where a split has strings and another numbers: of "7" and 7 the ids differ."""
+    for name, feature in recipe.features.items():
+        if feature.parts or feature.holds not in ("id", "sequence"):
+            continue
+        column, folders = recipe.column(name), dict[bool, str]()
+        for source in sources.values():
+            kind = source.schema.field(column).type
+            if not source.is_null(column):
+                folders.setdefault(is_text(kind.value_type if is_list(kind) else kind), source.folder)
+        if len(folders) == 2:
+            raise BadInput(
+                f"features.{name}: column '{column}' holds strings in {folders[True]} and numbers in {folders[False]}, "
+                "so their ids have nothing in common; write all splits with one schema"
+            )
 
 
 def _labels(recipe: Recipe) -> list[str]:
@@ -111,11 +131,10 @@ def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
 
 def _refuse_copies(recipe: Recipe, train: pa.Table) -> None:
     for name in recipe.features:
-        column = train[recipe.column(name)]
-        for task, wanted in recipe.tasks.items():
-            if leaks.is_copy(column, train[wanted.label]):
+        for (task, wanted), column in itertools.product(recipe.tasks.items(), recipe.columns(name)[:1]):
+            if leaks.is_copy(train[column], train[wanted.label]):
                 raise BadInput(
-                    f"features.{name}: column '{recipe.column(name)}' equals '{wanted.label}' (tasks.{task}.label) on "
+                    f"features.{name}: column '{column}' equals '{wanted.label}' (tasks.{task}.label) on "
                     f"every one of {len(train):,} sampled rows, so the model would be given its answer; "
                     "remove the feature"
                 )
@@ -147,7 +166,7 @@ def _note_beyond(recipe: Recipe, sources: dict[str, Source], note: Callable[[str
 
 
 def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note: Callable[[str], None]) -> None:
-    ids = [recipe.column(name) for name, feature in recipe.features.items() if feature.form == "id" and feature.plain]
+    ids = [recipe.column(name) for name, f in recipe.features.items() if f.form == "id" and f.plain and not f.lists]
     ids = list(dict.fromkeys(ids))
     if not ids:
         return
@@ -155,7 +174,7 @@ def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note
     most = "" if len(known) == train.rows else f", measured on {len(known):,} rows of it, so at most that"
     found = []
     for column in ids:
-        seen = pc.unique(known[column]).cast(pa.int64())
+        seen = pc.unique(_wide(known[column]))
         shares = {split: _unseen(table[column], seen) for split, table in later.items()}
         if any(shares.values()):
             found.append(
@@ -166,8 +185,13 @@ def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note
 
 
 def _unseen(column: pa.ChunkedArray, seen: pa.Array) -> float:
-    column = column.drop_null().cast(pa.int64())  # a split may store ids in fewer bits than another
+    column = _wide(column.drop_null())
     return 1 - pc.sum(pc.is_in(column, value_set=seen)).as_py() / len(column) if len(column) else 0.0
+
+
+def _wide(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return ids as int64, for a split may store them in fewer bits than another; strings as they are."""
+    return ids if is_text(ids.type) else ids.cast(pa.int64())
 
 
 def _rate(value: float) -> str:

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from livetrain.modules.metrics import binary as metrics
 from livetrain.trainers.data.checks.findings import Finding, Verdict, listed
-from livetrain.trainers.data.read.files import is_list
+from livetrain.trainers.data.read.files import is_list, is_text
 
 LOOK, WRONG = 0.85, 0.98
 SAMPLE = 100_000  # rows
@@ -142,11 +142,6 @@ def _newest(column: pa.Array) -> pa.Array:
     filled = np.diff(offsets) > 0
     filled &= column.is_valid().to_numpy(zero_copy_only=False)
     return column.values.take(pa.array(np.maximum(offsets[1:] - 1, 0), mask=~filled))
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Say whether a column of this type holds strings."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _equal(one: pa.Array, other: pa.Array) -> np.ndarray | None:

@@ -1,12 +1,13 @@
 """Which part each column plays: what dataset.json says, or else what its type and name suggest."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pyarrow as pa
 
 from livetrain.trainers.data.checks.findings import Finding, Verdict, listed
-from livetrain.trainers.data.read.files import is_list
+from livetrain.trainers.data.read.files import is_list, is_text
 
 # Names that prepared data use; they matter only where dataset.json does not say.
 TIMES, GROUPS = ("timestamp",), ("user", "user_id")
@@ -43,11 +44,11 @@ class Roles:
 
 _WANTED = {
     "time": (pa.types.is_integer, "an integer (ms since the epoch)"),
-    "group": (pa.types.is_integer, "an integer id"),
-    "item": (pa.types.is_integer, "an integer id"),
+    "group": (lambda kind: _id(kind), "an integer or a string"),
+    "item": (lambda kind: _id(kind), "an integer or a string"),
     "labels": (lambda kind: _number(kind), "a number"),
-    "ids": (pa.types.is_integer, "an integer id; hash strings when preparing"),
-    "sequences": (lambda kind: _list(kind), "a list of integer ids"),
+    "ids": (lambda kind: _id(kind), "an integer or a string"),
+    "sequences": (lambda kind: _list(kind), "a list of integers or strings"),
     "dense": (lambda kind: _number(kind), "a number"),
 }
 
@@ -56,26 +57,30 @@ def _number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
 
 
+def _id(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or is_text(kind)
+
+
 def _list(kind: pa.DataType) -> bool:
-    return is_list(kind) and pa.types.is_integer(kind.value_type)
+    return is_list(kind) and _id(kind.value_type)
 
 
 def infer(schema: pa.Schema) -> Roles:
-    """Guess the roles: int8 and bool are labels, floats dense, lists of integers sequences, other integers ids."""
+    """Guess the roles: int8 and bool labels, floats dense, other integers and strings ids, lists of these sequences."""
     kinds = {column.name: column.type for column in schema}
 
-    def first(names: tuple[str, ...]) -> str | None:
-        return next((name for name in names if name in kinds and pa.types.is_integer(kinds[name])), None)
+    def first(names: tuple[str, ...], fits: Callable[[pa.DataType], bool] = _id) -> str | None:
+        return next((name for name in names if name in kinds and fits(kinds[name])), None)
 
-    time = first(TIMES)
+    time = first(TIMES, pa.types.is_integer)
     labels = [name for name, kind in kinds.items() if pa.types.is_int8(kind) or pa.types.is_boolean(kind)]
-    integers = [name for name, kind in kinds.items() if pa.types.is_integer(kind)]
+    ids = [name for name, kind in kinds.items() if _id(kind)]
     return Roles(
         time=time,
         group=first(GROUPS),
         item=first(ITEMS),
         labels=labels,
-        ids=[name for name in integers if name not in (time, *labels)],
+        ids=[name for name in ids if name not in (time, *labels)],
         sequences=[name for name, kind in kinds.items() if _list(kind)],
         dense=[name for name, kind in kinds.items() if pa.types.is_floating(kind)],
     )

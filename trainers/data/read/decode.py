@@ -7,10 +7,10 @@ import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
-from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes, running
+from livetrain.trainers.data.read import carry
+from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes
 from livetrain.trainers.data.read.slices import Slices
 
 NO_GROUP = np.iinfo(np.int64).min
@@ -27,30 +27,32 @@ class Decoder:
     """
 
     def __init__(self, recipe: Recipe, groups: bool, slices: bool = False) -> None:
-        sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
-        self.keys = list(sparse)
-        self._sparse = [recipe.column(name) for name in sparse]
+        self._sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
+        self._dense = {name: f for name, f in recipe.features.items() if f.carrier == "numbers"}
+        self._names = {name: recipe.columns(name) for name in (*self._sparse, *self._dense)}
+        self.keys = list(self._sparse)
         # Weights go through the records as a further list of each feature that has them: their bits in int64.
-        self.weighted = {name: column for name, f in sparse.items() if (column := f.weighted)}
-        limits = [f.limit for f in sparse.values()] + [sparse[name].limit for name in self.weighted]
+        self.weighted = {name: column for name, f in self._sparse.items() if (column := f.weighted)}
+        limits = [self._sparse[name].limit for name in (*self._sparse, *self.weighted)]
         self._limits = np.array(limits, np.int64)
-        self._dense = [recipe.column(name) for name, f in recipe.features.items() if f.carrier == "numbers"]
+        self._width = sum(f.numbers for f in self._dense.values())
         self._labels = [task.label for task in recipe.tasks.values()]
         self._weighted = [place for place, task in enumerate(recipe.tasks.values()) if task.sample_weight]
         weights = [task.sample_weight for task in recipe.tasks.values() if task.sample_weight]
-        self._floats = [*self._dense, *self._labels, *weights]
+        self._others = [*self._labels, *weights]
         self._evaluates = groups
         evaluated = [recipe.evaluate.group_by] if recipe.evaluate.group_by else []
         self._groups = evaluated if groups else list(dict.fromkeys(recipe.groups().values()))
         self._slices = Slices(recipe.evaluate.slices) if slices and recipe.evaluate.slices else None
         # Columns of one value per row: its number, its groups and its slices.
         self._plains = 1 + len(self._groups) + (self._slices is not None)
-        named = [*self._sparse, *self.weighted.values(), *self._floats, *self._groups]
+        used = [column for names in self._names.values() for column in names]
+        named = [*used, *self.weighted.values(), *self._others, *self._groups]
         named += [name for columns in (self._slices.columns.values() if self._slices else ()) for name in columns]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
 
-    def decode(self, table: pa.Table, first: int, where: str = "") -> Columns:
+    def decode(self, table: pa.Table, first: int, where: str) -> Columns:
         """Decode rows.
 
         Args:
@@ -59,22 +61,26 @@ class Decoder:
             where: what rows they are, for messages.
 
         Raises:
-            BadInput: the weights of a row's ids are not one finite number for each.
+            BadInput: a list of numbers is of another length than its feature's, or the weights of a row's ids are not
+                one finite number for each.
         """
-        whole = {name: _whole(table.column(name)) for name in self.columns}
-        plain = [whole[name].cast(pa.int64()).fill_null(int(NO_GROUP)).to_numpy() for name in self._groups]
+        whole = {name: carry.whole(table.column(name)) for name in self.columns}
+        plain = [carry.whole_ids(whole[name]).fill_null(int(NO_GROUP)).to_numpy() for name in self._groups]
         if self._slices is not None:
             plain.append(self._slices.marks(table))
-        ids = [_column(whole[name]) for name in self._sparse]
+        ids = [carry.ids(feature, whole[self._names[name][0]]) for name, feature in self._sparse.items()]
         for name, column in self.weighted.items():
-            place = self.keys.index(name)
-            weights = weights_of(whole[self._sparse[place]], whole[column], f"{where}features.{name}.weights: ")
-            ids.append(Column(weights.view(np.int32).astype(np.int64), ids[place].offsets))
+            lists = whole[self._names[name][0]], whole[column]
+            weights = carry.weights_of(*lists, f"{where}, features.{name}.weights: ")
+            ids.append(Column(weights.view(np.int32).astype(np.int64), ids[self.keys.index(name)].offsets))
         return Columns(
             first,
             ids,
             plain,
-            [_floats(whole[name]) for name in self._floats],
+            [
+                *(carry.numbers(n, f, [whole[c] for c in self._names[n]], where) for n, f in self._dense.items()),
+                *(carry.floats(whole[name]) for name in self._others),
+            ],
         )
 
     def unreadable(self, rows: int) -> Columns:
@@ -83,8 +89,8 @@ class Decoder:
         plain = [np.full(rows, NO_GROUP) for _ in self._groups]
         if self._slices is not None:
             plain.append(np.zeros(rows, np.int64))
-        dense, others = np.full(rows, np.nan, np.float32), np.zeros(rows, np.float32)
-        floats = [dense if place < len(self._dense) else others for place in range(len(self._floats))]
+        floats = [carry.missing(feature, rows) for feature in self._dense.values()]
+        floats += [np.zeros(rows, np.float32)] * len(self._others)
         return Columns(-1, [none] * len(self._limits), plain, floats)
 
     def weights(self, columns: Columns, name: str) -> np.ndarray:
@@ -125,7 +131,7 @@ class Decoder:
         batch = int(head[0])
         counts, cut = head[2 : 2 + lists].tolist(), head[2 + lists : 2 + lists + features]
         values, total = ids[lists * batch :], sum(counts[:features])
-        sizes = [len(self._dense), len(self._labels), len(self._weighted)]
+        sizes = [self._width, len(self._labels), len(self._weighted)]
         dense, labels, given = floats.split(sizes, dim=1)
         sample_weights = None
         if self._weighted:
@@ -162,65 +168,3 @@ class Decoder:
 
 def _from_bits(bits: torch.Tensor) -> torch.Tensor:
     return bits.to(torch.int32).view(torch.float32)
-
-
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    """Return a column as one array, copied only where it comes in several chunks."""
-    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-
-
-def _floats(array: pa.Array) -> np.ndarray:
-    """Return a column of numbers; a null is NaN."""
-    return array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
-
-
-def _lists(array: pa.ListArray | pa.LargeListArray) -> tuple[pa.Array, np.ndarray]:
-    """Return the elements of all lists, nulls among them, and the lists' offsets; a null list is empty."""
-    if array.null_count:  # a null list may have values in memory
-        return array.flatten(), running(array.value_lengths().fill_null(0).to_numpy())
-    offsets = array.offsets.to_numpy().astype(np.int64)
-    return array.values.slice(offsets[0], offsets[-1] - offsets[0]), offsets - offsets[0]
-
-
-def weights_of(ids: pa.Array, weights: pa.Array, where: str) -> np.ndarray:
-    """Return the weights of a column of lists, (N,) float32, of those ids that are not null.
-
-    Args:
-        ids: lists of n rows.
-        weights: lists of numbers of n rows. A null weighs 1, and so do all ids of a row whose list is null.
-        where: what the columns are, for messages.
-
-    Raises:
-        BadInput: a row has more weights than ids, or fewer, or one that is not finite in float32.
-    """
-    (values, offsets), (given, ends) = _lists(ids), _lists(weights)
-    wanted, found = np.diff(offsets), np.diff(ends)
-    told = weights.is_valid().to_numpy(zero_copy_only=False)
-    if (bad := told & (wanted != found)).any():
-        row = int(bad.argmax())
-        raise BadInput(
-            f"{where}row {row} has {found[row]} weights and {wanted[row]} ids; store one weight of each id, or "
-            "null for weights of 1"
-        )
-    numbers = np.ones(len(values), np.float32)
-    with np.errstate(over="ignore"):
-        numbers[np.repeat(told, wanted)] = given.cast(pa.float32(), safe=False).fill_null(1).to_numpy()
-    if not np.isfinite(numbers).all():
-        place = int((~np.isfinite(numbers)).argmax())
-        row = int(np.searchsorted(offsets, place, side="right")) - 1
-        raise BadInput(f"{where}row {row} has the weight {numbers[place]}; store finite float32 numbers")
-    return numbers[values.is_valid().to_numpy(zero_copy_only=False)] if values.null_count else numbers
-
-
-def _column(array: pa.Array) -> Column:
-    """Return a column of ids or of lists of ids; a null is no id or an empty list, a null element is left out."""
-    offsets: np.ndarray | None
-    if isinstance(array, pa.ListArray | pa.LargeListArray):
-        values, offsets = _lists(array)
-    else:
-        offsets, values = np.arange(len(array) + 1) if array.null_count else None, array
-    values = values if values.type == pa.int64() else values.cast(pa.int64())
-    if values.null_count:
-        offsets = running(values.is_valid().to_numpy(zero_copy_only=False))[offsets]
-        values = values.drop_null()
-    return Column(values.to_numpy(), offsets)

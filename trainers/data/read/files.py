@@ -208,10 +208,7 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
     """Return (column, kind, recipe key) of everything that the recipe reads."""
     wanted: list[tuple[str, str, str]] = []
     for name, feature in recipe.features.items():
-        if feature.carrier == "features":  # which have columns of their own
-            continue
-        kind = "dense" if feature.carrier == "numbers" else "sequence" if feature.lists else "id"
-        wanted.append((recipe.column(name), kind, f"features.{name}"))
+        wanted += [(column, feature.holds, f"features.{name}") for column in recipe.columns(name)]
         if feature.weighted:
             wanted.append((feature.weighted, "weights", f"features.{name}.weights"))
     for name, task in recipe.tasks.items():
@@ -231,6 +228,8 @@ def plain(kind: pa.DataType) -> pa.DataType:
     """Return a column's type without what says only how it is stored: of lists, a list or large list remains."""
     if pa.types.is_dictionary(kind):
         return plain(kind.value_type)
+    if is_text(kind):
+        return pa.string()
     if pa.types.is_large_list(kind):
         return pa.large_list(plain(kind.value_type))
     if is_list(kind):
@@ -241,6 +240,11 @@ def plain(kind: pa.DataType) -> pa.DataType:
 def is_list(kind: pa.DataType) -> bool:
     """Say whether a row of a column is a list. List views are none: Arrow cannot read those that it writes."""
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Say whether a column of this type holds strings."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def is_null(kind: pa.DataType) -> bool:
@@ -264,12 +268,12 @@ def common(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
     return None if element is None else make(element)
 
 
-def _integer(kind: pa.DataType) -> bool:
-    return pa.types.is_null(kind) or pa.types.is_integer(kind) and not pa.types.is_uint64(kind)
+def _id(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or is_text(kind) or pa.types.is_integer(kind) and not pa.types.is_uint64(kind)
 
 
 def _list(kind: pa.DataType) -> bool:
-    return pa.types.is_null(kind) or is_list(kind) and _integer(kind.value_type)
+    return pa.types.is_null(kind) or is_list(kind) and _id(kind.value_type)
 
 
 def _number(kind: pa.DataType) -> bool:
@@ -277,8 +281,16 @@ def _number(kind: pa.DataType) -> bool:
     return any(fit(kind) for fit in fits)
 
 
-def _numbers(kind: pa.DataType) -> bool:
+def _vector(kind: pa.DataType) -> bool:
     return pa.types.is_null(kind) or is_list(kind) and _number(kind.value_type)
+
+
+def _timestamp(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or pa.types.is_timestamp(kind)
+
+
+def _unix(kind: pa.DataType) -> bool:
+    return _timestamp(kind) or pa.types.is_integer(kind) and not pa.types.is_uint64(kind)
 
 
 @dataclass(frozen=True)
@@ -294,13 +306,16 @@ class _Kind:
 
 
 _KINDS = {
-    "id": _Kind(_integer, "int64", pa.int64()),
-    "sequence": _Kind(_list, "list<int64>", pa.list_(pa.int64())),
-    "weights": _Kind(_numbers, "list<float32>", pa.list_(pa.float32())),
+    "id": _Kind(_id, "int64 or a string", pa.int64()),
+    "sequence": _Kind(_list, "list<int64> or a list of strings", pa.list_(pa.int64())),
+    "vector": _Kind(_vector, "a list of numbers", pa.list_(pa.float32())),
+    "time": _Kind(_timestamp, "a timestamp, or an integer whose unit the feature gives", pa.timestamp("s")),
+    "unix time": _Kind(_unix, "a timestamp or an integer", pa.int64()),
+    "weights": _Kind(_vector, "list<float32>", pa.list_(pa.float32())),
     "dense": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
     "number": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
     "label": _Kind(_number, "an integer, boolean or float of 0 and 1", pa.float64()),
-    "group": _Kind(_integer, "int64", pa.int64()),
+    "group": _Kind(_id, "int64 or a string", pa.int64()),
     "any": _Kind(lambda kind: True, "of any type", None),
 }
 
@@ -338,21 +353,18 @@ def _mend(kind: str, found: pa.DataType) -> str:
     element = found.value_type if is_list(found) else found
     if kind == "id" and _list(found):
         return "set the feature's type: sequence or bag, or keep one id per row when preparing the data"
-    if kind == "sequence" and _integer(found):
+    if kind == "sequence" and _id(found):
         return "set the feature's type: id, or make each row a list when preparing the data"
-    of_lists = kind in ("sequence", "weights")
-    if is_list(found) and (not of_lists or is_list(element)):
-        return f"keep one {'list' if of_lists else 'value'} per row when preparing the data"
+    if kind == "dense" and _vector(found):
+        return "set the feature's type: vector, or keep one value per row when preparing the data"
+    if kind == "time" and _unix(found):
+        return "set the feature's unit: s, ms, us or ns"
+    lists = kind in ("sequence", "vector", "weights")
+    if is_list(found) and (not lists or is_list(element)):
+        return f"keep one {'list' if lists else 'value'} per row when preparing the data"
     if pa.types.is_struct(element) or pa.types.is_map(element):
         return "make the part that is meant a column of its own"
-    if kind in ("id", "sequence", "group") and _is_text(element):
-        return "hash strings to int64 when preparing the data"
     return "convert it when preparing the data"
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    fits = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    return any(fit(kind) for fit in (*fits, pa.types.is_binary, pa.types.is_large_binary))
 
 
 def settled(columns: dict[str, pa.DataType], wanted: list[tuple[str, str, str]]) -> pa.Schema:

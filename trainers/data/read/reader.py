@@ -33,7 +33,7 @@ class Reader:
 
     Memory: a shard holds the window that it reads and the next one, or as many as `prefetch` batches span. A window has
     at least `shuffle_window` rows, and whole row groups as far as they lie in the shard's interval. With R the larger
-    of shuffle_window and a row group's rows, and r bytes per row (8 per id, 8 per feature, 4 per dense feature or
+    of shuffle_window and a row group's rows, and r bytes per row (8 per id, 8 per feature, 4 per number and
     label), a rank holds at most (shards / world) * 2 (R + shuffle_window) r bytes, its whole share of the split if that
     is less, besides 2 threads + 1 decoded row groups and `prefetch` batches. Smaller row groups are the cure for too
     much.
@@ -152,8 +152,8 @@ class Reader:
         """Read and decode one row group; rows that hold nothing for an unreadable one that the recipe says to skip."""
         group = self._source.groups[number]
         try:
-            where = f"{self._source.shown(group.path)}, row group {group.index}, "
-            return self._decoder.decode(self._source.read(group, self.columns), int(self._first_rows[number]), where)
+            table = self._source.read(group, self.columns)
+            return self._decoder.decode(table, int(self._first_rows[number]), self._source.place(group))
         except CorruptGroup as error:
             if self._data.on_corrupt == "stop":
                 raise

@@ -10,7 +10,7 @@ namespace {
 
 // What decoded rows take in memory, in this order: the number of the first one, negative where they could not be read;
 // addresses of every feature's values and offsets (no offsets: one value per row), of further int64 columns, and of
-// float columns.
+// float columns, each of which holds `widths` numbers per row, side by side.
 using Columns = const int64_t*;
 
 template <typename T>
@@ -66,13 +66,15 @@ int64_t ids(int64_t slices, int64_t features, const Slice* slice, const int64_t*
 }
 
 // Write the records of a window's steps one after the other to `out`, where each of them begins to `at` (steps + 1,),
-// and the rows' floats to `floats` (rows, width). The window's rows are those of the slices, one slice after the other;
+// and the rows' floats to `floats` (rows, sum of the float columns' widths). The window's rows are those of the slices, one slice after the other;
 // step k has order[marks[k]] ... order[marks[k + 1] - 1] of them, or these numbers themselves without an order.
-void pack(int64_t steps, int64_t slices, int64_t features, int64_t others, int64_t width, const Slice* slice,
-          const int64_t* limits, const int64_t* order, const int64_t* marks, int64_t* out, int64_t* at, float* floats) {
+void pack(int64_t steps, int64_t slices, int64_t features, int64_t others, int64_t numbers, const Slice* slice,
+          const int64_t* limits, const int64_t* widths, const int64_t* order, const int64_t* marks, int64_t* out,
+          int64_t* at, float* floats) {
   const int64_t* const begin = out;
   std::vector<int64_t> ends(slices);
   for (int64_t s = 0; s < slices; ++s) ends[s] = (s ? ends[s - 1] : 0) + slice[s].stop - slice[s].start;
+  const bool narrow = std::all_of(widths, widths + numbers, [](int64_t width) { return width == 1; });
   std::vector<Place> places;
   std::vector<List> lists;
   for (int64_t k = 0; k < steps; ++k) {
@@ -116,7 +118,12 @@ void pack(int64_t steps, int64_t slices, int64_t features, int64_t others, int64
     }
     for (const Place& place : places) {
       const int64_t* columns = place.columns + 1 + 2 * features + others;
-      for (int64_t w = 0; w < width; ++w) *floats++ = pointer<float>(columns[w])[place.row];
+      for (int64_t n = 0; narrow && n < numbers; ++n) *floats++ = pointer<float>(columns[n])[place.row];
+      for (int64_t n = 0; !narrow && n < numbers; ++n) {
+        const float* from = pointer<float>(columns[n]) + place.row * widths[n];
+        if (widths[n] == 1) *floats++ = *from;
+        else floats = std::copy_n(from, widths[n], floats);
+      }
     }
   }
   at[steps] = out - begin;

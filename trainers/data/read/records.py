@@ -43,7 +43,12 @@ class Columns:
     first: int  # number of the first row, -1 where the rows could not be read
     ids: list[Column]  # F features
     plain: list[np.ndarray]  # P - 1 columns besides the row's number, (n,) int64
-    floats: list[np.ndarray]  # W columns, (n,) float32
+    floats: list[np.ndarray]  # (n,) float32, or (n, w) of a column of w numbers per row; W numbers per row in all
+
+    @property
+    def widths(self) -> np.ndarray:
+        """Numbers per row of each float column."""
+        return np.array([1 if column.ndim == 1 else column.shape[1] for column in self.floats], np.int64)
 
     def __post_init__(self) -> None:
         arrays = [array for column in self.ids for array in column] + self.plain + self.floats
@@ -134,14 +139,15 @@ class Compiled:
     ) -> Block:
         """See `Passes`."""
         held, steps, rows = slices[0].columns, len(marks) - 1, int(marks[-1])
-        features, others, width = len(held.ids), len(held.plain), len(held.floats)
+        features, others, widths = len(held.ids), len(held.plain), held.widths
+        width = int(widths.sum())
         cut = np.array([(part.columns.address, part.start, part.stop) for part in slices], np.int64)
         values = self._call("ids", len(slices), features, cut, limits)
         count = (2 + 2 * features) * steps + (1 + others + features) * rows + values
         records, at = lasting(count, np.int64), np.empty(steps + 1, np.int64)
         floats = lasting(rows * width, np.float32).reshape(rows, width)
-        sizes = (steps, len(slices), features, others, width)
-        self._call("pack", *sizes, cut, limits, order, marks, records, at, floats)
+        sizes = (steps, len(slices), features, others, len(widths))
+        self._call("pack", *sizes, cut, limits, widths, order, marks, records, at, floats)
         return Block(first, at, records, marks, floats)
 
     def join(self, step: int, blocks: Sequence[Block], plains: int, features: int) -> Joined:
@@ -185,9 +191,11 @@ class Plain:
         moved = _transposed(flat, sizes.T).numpy()
         records = lasting(len(moved), np.int64)
         records[...] = moved
-        floats = lasting(len(order) * len(held.floats), np.float32).reshape(len(order), -1)
-        for w in range(len(held.floats)):
-            floats[:, w] = _joined(slices, [part.columns.floats[w] for part in slices])[order]
+        ends = running(held.widths)
+        floats = lasting(len(order) * int(ends[-1]), np.float32).reshape(len(order), ends[-1])
+        for c, (start, stop) in enumerate(zip(ends, ends[1:], strict=False)):
+            numbers = _joined(slices, [part.columns.floats[c] for part in slices])[order]
+            floats[:, start:stop] = numbers.reshape(len(order), stop - start)
         return Block(first, running(sizes.sum(axis=1)), records, marks, floats)
 
     def join(self, step: int, blocks: Sequence[Block], plains: int, features: int) -> Joined:

@@ -17,7 +17,6 @@ from pyarrow import fs
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe, Task
 from livetrain.modules.tasks.registry import kinds
-from livetrain.trainers.data.read.decode import weights_of
 from livetrain.trainers.data.read.files import (
     check_columns,
     common,
@@ -29,6 +28,7 @@ from livetrain.trainers.data.read.files import (
     wanted_columns,
     worded,
 )
+from livetrain.trainers.data.read.measure import Measure, Measured
 from livetrain.trainers.data.read.slices import Slices
 
 log = logging.getLogger(__name__)
@@ -127,6 +127,10 @@ class Source:
         """Return a file's name as messages give it."""
         return shown(self.filesystem, path)
 
+    def place(self, group: RowGroup) -> str:
+        """Return where a row group is, as messages give it."""
+        return f"{self.shown(group.path)}, row group {group.index}"
+
     def statistics(self, group: RowGroup, column: str) -> pq.Statistics | None:
         """Return what the footer says about a column's values, or a list column's elements, in a row group."""
         place = self._leaf(group, column)
@@ -147,10 +151,16 @@ class Source:
                 continue
             if found is None or not (found.has_min_max or found.num_values == 0):
                 return None
+            if found.has_min_max and isinstance(found.min, str):  # the order of strings is not that of their ids
+                return None
             if found.has_min_max:
                 lows.append(found.min)
                 highs.append(found.max)
         return (min(lows), max(highs)) if lows else None
+
+    def is_null(self, column: str) -> bool:
+        """Say whether all files have a column that is null throughout, of a writer that knew no type."""
+        return all(self._is_null(group, column) for group in self.groups)
 
     def _is_null(self, group: RowGroup, column: str) -> bool:
         """Say whether a file has a column that is null throughout, or lists of null, of a writer that knew no type."""
@@ -193,7 +203,7 @@ class Source:
         try:
             return self._decode(group, columns)
         except (pa.ArrowException, OSError) as error:
-            place = f"{self.shown(group.path)}, row group {group.index}"
+            place = self.place(group)
             if not self._arrives(group):
                 raise BadInput(
                     f"{place}: the file cannot be read ({short(error)}); restore it or the access to it"
@@ -272,19 +282,21 @@ class Statistics:
 
     Args:
         rows: rows read.
-        mean: of each dense feature, over the rows that have it; 0 where none has.
-        std: population deviation of each dense feature; 1 where it is constant.
+        mean: of each dense feature's columns that are normalised, over the rows that have them; 0 where none has.
+        std: their population deviation; 1 where a column is constant.
         rate: mean of each task's known labels: of a binary one the share of positives.
         unknown: share of the rows whose label is not known yet, by task.
         single: the one value that all known labels have, of each task of which that is so.
+        quantiles: of each feature that is cut at them.
     """
 
     rows: int
-    mean: dict[str, float]
-    std: dict[str, float]
+    mean: dict[str, list[float]]
+    std: dict[str, list[float]]
     rate: dict[str, float]
     unknown: dict[str, float] = field(default_factory=dict)
     single: dict[str, float] = field(default_factory=dict)
+    quantiles: dict[str, list[float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -297,11 +309,11 @@ class Statistics:
 
 
 def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None = None) -> Statistics:
-    """Check and measure a split's labels and dense features in one streaming pass.
+    """Check and measure a split's labels and its features that are made of numbers in one streaming pass.
 
-    Row groups are read in parallel, at most one per processor at a time, and merged in file order (Chan, Golub and
-    LeVeque 1979, equation 2.1, in float64), so the result does not depend on the threads. The label column of a row
-    group whose footer says that it is constant is not read.
+    Row groups are read in parallel, at most one per processor at a time, and merged in file order, so the result does
+    not depend on the threads. Quantiles are those of the same 65,536 rows each time, or of all if these are fewer. The
+    label column of a row group whose footer says that it is constant is not read.
 
     Args:
         source: the split.
@@ -311,48 +323,34 @@ def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None 
     Raises:
         BadInput: a label that is not of its task's kind, a null label of a task without `unknown: true`, a sample
             weight that is null, negative or infinite, NaN or an infinite value in a dense feature (a missing value is
-            null), a value that float32 cannot hold, or weights of a bag that are not one finite number of each id.
+            null), a value that float32 cannot hold, a vector of another length than its feature's,
+            or weights of a bag that are not one finite number of each id.
         CorruptGroup: with `on_corrupt: stop`.
     """
-    dense = {name: recipe.column(name) for name, f in recipe.features.items() if f.carrier == "numbers"}
-    weighted = {name: (recipe.column(name), column) for name, f in recipe.features.items() if (column := f.weighted)}
-    tasks = recipe.tasks
-    moments, labels, rows = _Moments(*np.zeros((3, len(dense)))), _Labels.of([np.zeros(0)] * len(tasks), 0), 0
+    measure, tasks = Measure(recipe), recipe.tasks
+    numbers, labels, rows = measure.nothing, _Labels.of([np.zeros(0)] * len(tasks), 0), 0
+    firsts = np.cumsum([0] + [group.rows for group in source.groups]).tolist()
     with ThreadPoolExecutor(pa.cpu_count()) as pool:
-        jobs = [pool.submit(_scan_group, source, group, dense, weighted, tasks) for group in source.groups]
+        groups = zip(source.groups, firsts, strict=False)
+        jobs = [pool.submit(_scan_group, source, group, first, measure, tasks) for group, first in groups]
         for group, job in zip(source.groups, jobs, strict=True):
             found = _result(job, pool, recipe.data.on_corrupt == "skip")
             if found is not None:
-                moments, labels, rows = moments.merge(found[0]), labels.merge(found[1]), rows + group.rows
+                numbers, labels, rows = numbers.merge(found[0]), labels.merge(found[1]), rows + group.rows
             if progress is not None:
                 progress(group.rows)
     if not rows:
         raise BadInput(f"{source.folder}: not one row group can be read; prepare the data again")
-    deviation = np.sqrt(moments.squares / np.maximum(moments.count, 1))
+    mean, std, quantiles = measure.tell(numbers)
     return Statistics(
         rows=rows,
-        mean=dict(zip(dense, moments.mean.tolist(), strict=True)),
-        std=dict(zip(dense, np.where(deviation > 0, deviation, 1.0).tolist(), strict=True)),
+        mean=mean,
+        std=std,
         rate=dict(zip(tasks, (labels.total / np.maximum(labels.known, 1)).tolist(), strict=True)),
         unknown=dict(zip(tasks, (1 - labels.known / rows).tolist(), strict=True)),
         single={task: float(labels.least[t]) for t, task in enumerate(tasks) if labels.least[t] == labels.most[t]},
+        quantiles=quantiles,
     )
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """Count, mean and sum of squared deviations of D columns, each (D,) float64."""
-
-    count: np.ndarray
-    mean: np.ndarray
-    squares: np.ndarray
-
-    def merge(self, other: "_Moments") -> "_Moments":
-        count = self.count + other.count
-        share = other.count / np.maximum(count, 1)
-        delta = other.mean - self.mean
-        squares = self.squares + other.squares + delta * delta * self.count * share
-        return _Moments(count, self.mean + delta * share, squares)
 
 
 @dataclass(frozen=True)
@@ -379,7 +377,7 @@ class _Labels:
         return _Labels(self.total + other.total, self.known + other.known, *ends)
 
 
-def _result(job: Future, pool: ThreadPoolExecutor, skip: bool) -> tuple[_Moments, _Labels] | None:
+def _result(job: Future, pool: ThreadPoolExecutor, skip: bool) -> tuple[Measured, _Labels] | None:
     """Return one row group's figures, or None for a corrupt one that may be skipped."""
     try:
         return job.result()
@@ -392,32 +390,20 @@ def _result(job: Future, pool: ThreadPoolExecutor, skip: bool) -> tuple[_Moments
 
 
 def _scan_group(
-    source: Source,
-    group: RowGroup,
-    dense: dict[str, str],
-    weighted: dict[str, tuple[str, str]],
-    tasks: dict[str, Task],
-) -> tuple[_Moments, _Labels]:
-    """Return one row group's moments of the dense columns, and what the known labels of every task are."""
+    source: Source, group: RowGroup, first: int, measure: Measure, tasks: dict[str, Task]
+) -> tuple[Measured, _Labels]:
+    """Return what is measured of one row group, whose first row is so many in the split, and its known labels."""
     columns = {task.label for task in tasks.values()}
     constant = {column: value for column in columns if (value := _constant(source, group, column)) is not None}
     weights = [task.sample_weight for task in tasks.values() if task.sample_weight]
-    lists = [column for pair in weighted.values() for column in pair]
-    wanted = [*dense.values(), *sorted(columns - constant.keys()), *weights, *lists]
-    table = source.read(group, list(dict.fromkeys(wanted)))
-    for name, pair in weighted.items():
-        where = f"{source.shown(group.path)}, row group {group.index}, features.{name}.weights: "
-        weights_of(*(table.column(column).combine_chunks() for column in pair), where)
-    moments = np.zeros((3, len(dense)))
-    for place, (name, column) in enumerate(dense.items()):
-        moments[:, place] = _moments(source, group, name, table.column(column))
+    table = source.read(group, list(dict.fromkeys([*measure.columns, *sorted(columns - constant.keys()), *weights])))
     labels, times = [], np.array([group.rows if task.label in constant else 1 for task in tasks.values()])
     for name, task in tasks.items():
         values = pa.chunked_array([[constant[task.label]]]) if task.label in constant else table.column(task.label)
         labels.append(_labels(source, group, name, task, values))
         if task.sample_weight:
             _check_weights(source, group, name, task.sample_weight, table.column(task.sample_weight))
-    return _Moments(*moments), _Labels.of(labels, times)
+    return measure.of(table, first, source.place(group)), _Labels.of(labels, times)
 
 
 def _constant(source: Source, group: RowGroup, column: str) -> int | None:
@@ -429,23 +415,6 @@ def _constant(source: Source, group: RowGroup, column: str) -> int | None:
     if found is None or not found.has_min_max or not found.has_null_count or found.null_count:
         return None
     return int(found.min) if isinstance(found.min, int) and found.min == found.max else None
-
-
-def _moments(source: Source, group: RowGroup, name: str, column: pa.ChunkedArray) -> tuple[float, float, float]:
-    numbers = column.drop_null().cast(pa.float64(), safe=False).to_numpy()
-    if not len(numbers):
-        return 0.0, 0.0, 0.0
-    with np.errstate(over="ignore"):
-        bad = ~np.isfinite(numbers.astype(np.float32))
-    if bad.any():
-        present = np.flatnonzero(column.is_valid().to_numpy())
-        raise BadInput(
-            f"{source.shown(group.path)}, row group {group.index}, row {present[bad.argmax()]}: features.{name} holds "
-            f"{numbers[bad.argmax()]}; store finite float32 numbers, and null where there is none"
-        )
-    apart = numbers - numbers[0]  # exact zeros where the column is constant
-    mean = apart.mean()
-    return float(len(numbers)), float(numbers[0] + mean), float(np.square(apart - mean).sum())
 
 
 def _labels(source: Source, group: RowGroup, name: str, task: Task, column: pa.ChunkedArray) -> np.ndarray:
@@ -460,7 +429,7 @@ def _labels(source: Source, group: RowGroup, name: str, task: Task, column: pa.C
         first = int(bad.argmax())
         mend = "" if known[first] else ", set unknown: true if it is not known yet"
         raise BadInput(
-            f"{source.shown(group.path)}, row group {group.index}, row {first}: tasks.{name}.label '{task.label}' "
+            f"{source.place(group)}, row {first}: tasks.{name}.label '{task.label}' "
             f"holds {column[first].as_py()}, but a label is {kind.wanted}; correct the data{mend}, or leave such rows "
             "out"
         )
@@ -473,6 +442,6 @@ def _check_weights(source: Source, group: RowGroup, name: str, label: str, colum
     if bad.any():
         first = int(bad.argmax())
         raise BadInput(
-            f"{source.shown(group.path)}, row group {group.index}, row {first}: tasks.{name}.sample_weight '{label}' "
+            f"{source.place(group)}, row {first}: tasks.{name}.sample_weight '{label}' "
             f"holds {column[first].as_py()}, but a weight is a finite number from 0 on; correct the data"
         )

@@ -1,4 +1,4 @@
-"""Strings to int64 ids, once, at preparation; a caller repeats it in any language.
+"""Strings to int64 ids: once, where data are prepared, or while they are read; a caller repeats it in any language.
 
     id(s) = int64(XXH64(utf8(s), seed = 0))
 
@@ -11,15 +11,24 @@ case: equal bytes, equal id. For a caller to check against:
 Source: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
 """
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
 
 def string_id(text: str) -> int:
-    """Return the signed 64-bit id of `text`, in [-2^63, 2^63)."""
-    # The digest is XXH64's canonical form, most significant byte first.
-    return int.from_bytes(xxhash.xxh64_digest(text.encode("utf-8"), seed=0), "big", signed=True)
+    """Return the signed 64-bit id of `text`, in [-2^63, 2^63).
+
+    >>> string_id("F")
+    -878615982807369771
+    """
+    return int(_ids([text.encode("utf-8")])[0])
+
+
+def _ids(texts: list[bytes]) -> np.ndarray:
+    """Return the ids of UTF-8 strings: their hashes, read as two's complement."""
+    return np.fromiter((xxhash.xxh64_intdigest(text, seed=0) for text in texts), np.uint64, len(texts)).view(np.int64)
 
 
 def string_ids(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
@@ -35,5 +44,6 @@ def string_ids(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
         texts = texts.combine_chunks()
     if not pa.types.is_dictionary(texts.type):
         texts = pc.dictionary_encode(texts)
-    ids = [None if text is None else string_id(text) for text in texts.dictionary.to_pylist()]
-    return pa.array(ids, pa.int64()).take(texts.indices)
+    words = texts.dictionary.cast(pa.large_binary())
+    ids = pa.array(_ids([text or b"" for text in words.to_pylist()]), mask=words.is_null().to_numpy(False))
+    return ids.take(texts.indices)

@@ -327,3 +327,23 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
 
 def test_the_same_dataset_gives_the_same_findings(honest):
     assert whole.check(honest).findings == whole.check(honest).findings
+
+
+@pytest.mark.parametrize("roles", [ROLES, None])
+def test_ids_may_be_strings(tmp_path, roles):
+    """Named as ids or taken for them, they are counted, told apart and probed as others are."""
+
+    def spell(number, rows):
+        rows["user"] = pa.array(rows["user"].astype(str)).dictionary_encode()
+        rows["streamer"] = pa.array(rows["streamer"].astype(str), pa.large_string())
+        rows["room"] = pa.array([f"{number if number == 3 else ''} {room}" for room in rows["room"]])
+        rows["live_streamer"] = rows["live_streamer"].cast(pa.list_(pa.string()))
+
+    checked = whole.check(write(tmp_path, spoil=spell, roles=roles))
+    assert {"user", "streamer", "room"} <= set(checked.dataset.roles.ids)
+    assert "live_streamer" in checked.dataset.roles.sequences
+    wrong = {finding.check for finding in checked.findings if finding.verdict == Verdict.wrong}
+    assert wrong == (set() if roles else {"leakage"})  # unnamed, watch_time is no label but a number
+    new = only(tmp_path, "unseen ids", "room")
+    assert "100.0 % of the rows" in new.text
+    assert {"user", "streamer", "live_streamer"} <= {probe.column for probe in checked.probes}

@@ -18,11 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livetrain.configs.errors import BadInput
+from livetrain.configs.features.id import IdFeature
 from livetrain.trainers.data.read import decode, records
-from livetrain.trainers.data.read.decode import NO_GROUP, _column
+from livetrain.trainers.data.read.carry import ids as ids_of
+from livetrain.trainers.data.read.decode import NO_GROUP
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import CorruptGroup, Source
 from tests.trainers.data.parquet import SCHEMA, corrupt, make_recipe, make_rows, write_split
+
+ID = IdFeature(type="id", table="movie")
 
 LIMITS = {"history": 3, "tags": 50}
 
@@ -237,14 +241,14 @@ def test_null_lists_with_values_and_sliced_lists():
         (lists.slice(2), [6, 7, 9], [0, 1, 3]),
         (lists.slice(0, 1), [1, 2], [0, 2]),
     ):
-        found = _column(array)
+        found = ids_of(ID, array)
         assert (found.values.tolist(), found.offsets.tolist()) == (values, offsets)
 
 
 @pytest.mark.parametrize("kind", [pa.int8(), pa.uint32(), pa.int64()])
 def test_ids_of_any_integer_type(kind):
-    assert _column(pa.array([3, 1], kind)).offsets is None
-    found = _column(pa.array([3, None, 1], kind).slice(1))
+    assert ids_of(ID, pa.array([3, 1], kind)).offsets is None
+    found = ids_of(ID, pa.array([3, None, 1], kind).slice(1))
     assert (found.values.tolist(), found.offsets.tolist(), found.values.dtype) == ([1], [0, 0, 1], np.int64)
 
 

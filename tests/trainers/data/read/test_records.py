@@ -40,7 +40,8 @@ class Drawn(NamedTuple):
 
 @st.composite
 def windows(draw):
-    features, others, width = (draw(st.integers(0, 3)) for _ in range(3))
+    features, others = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    widths = draw(st.lists(st.integers(0, 3), max_size=3))  # of the columns of floats; 0: one per row, without an axis
     counter, slices, rows = iter(range(1, 100_000)), [], []
     for stored in draw(st.lists(st.integers(1, 6), min_size=1, max_size=3)):
         start = draw(st.integers(0, stored - 1))
@@ -56,11 +57,20 @@ def windows(draw):
         plain = [
             np.array([draw(st.sampled_from([-1, 1])) * next(counter) for _ in range(stored)]) for _ in range(others)
         ]
-        floats = [np.array([next(counter) for _ in range(stored)], np.float32) for _ in range(width)]
+        floats = [
+            np.array([[next(counter) for _ in range(max(w, 1))] for _ in range(stored)], np.float32) for w in widths
+        ]
+        floats = [column[:, 0].copy() if w == 0 else column for column, w in zip(floats, widths, strict=True)]
         slices.append(Slice(Columns(first, columns, plain, floats), start, stop))
         for row in range(start, stop):
             numbers = [-1 if first < 0 else first + row, *(int(column[row]) for column in plain)]
-            rows.append((numbers, [own[row] for own in ids], [float(column[row]) for column in floats]))
+            rows.append(
+                (
+                    numbers,
+                    [own[row] for own in ids],
+                    [float(number) for column in floats for number in np.atleast_1d(column[row])],
+                )
+            )
     limits = np.array([draw(st.integers(1, 4)) for _ in range(features)], np.int64)
     order = draw(st.none() | st.permutations(range(len(rows))).map(np.array))
     marks = np.array(sorted({0, len(rows), *draw(st.lists(st.integers(0, len(rows)), max_size=3))}))

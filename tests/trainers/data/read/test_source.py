@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.read.measure import Moments
 from livetrain.trainers.data.read.reader import Reader
-from livetrain.trainers.data.read.source import CorruptGroup, Source, Statistics, _Moments, scan
+from livetrain.trainers.data.read.source import CorruptGroup, Source, Statistics, scan
 from tests.trainers.data.parquet import SCHEMA, corrupt, make_recipe, make_rows, write_split
 
 ROW = make_rows(1)[0] | {"click": 1, "like": 0.0}
@@ -124,13 +125,13 @@ def test_missing_column(tmp_path):
 @pytest.mark.parametrize(
     ("column", "kind", "wish"),
     [
-        ("user", pa.string(), "features.user: column 'user' of .* is string, but must be int64; hash strings"),
-        ("movie", pa.uint64(), "features.film: column 'movie' of .* is uint64, but must be int64"),
+        ("user", pa.float64(), "features.user: column 'user' of .* is double, but must be int64 or a string; convert"),
+        ("movie", pa.uint64(), "features.film: column 'movie' of .* is uint64, but must be int64 or a string"),
         ("history", pa.int64(), r"features.history: column 'history' of .* is int64, but must be list<int64>"),
         (
             "tags",
-            pa.list_(pa.string()),
-            r"features.tags: column 'tags' of .* is list<.*string>, but must be list<int64>",
+            pa.list_(pa.binary()),
+            r"features.tags: column 'tags' of .* is list<.*binary>, but must be list<int64>",
         ),
         ("price", pa.string(), "features.cost: column 'price' of .* is string, but must be a number"),
         (
@@ -188,8 +189,8 @@ def test_statistics(tmp_path):
     found = scanned(tmp_path, rows, group=3)
     for feature, column in (("age", "age"), ("cost", "price")):
         values = np.array([row[column] for row in rows if row[column] is not None], float)
-        assert found.mean[feature] == pytest.approx(values.mean(), rel=1e-12)
-        assert found.std[feature] == pytest.approx(values.std(), rel=1e-12)
+        assert found.mean[feature] == [pytest.approx(values.mean(), rel=1e-12)]
+        assert found.std[feature] == [pytest.approx(values.std(), rel=1e-12)]
     assert found.rows == 206
     assert found.rate == {
         "click": pytest.approx(np.mean([row["click"] for row in rows])),
@@ -200,18 +201,16 @@ def test_statistics(tmp_path):
 
 def test_statistics_of_constant_and_missing_columns(tmp_path):
     found = scanned(tmp_path, [ROW | {"age": 0.1, "price": None}] * 7)
-    assert found.mean == {"age": 0.1, "cost": 0.0}
-    assert found.std == {"age": 1.0, "cost": 1.0}
+    assert found.mean == {"age": [0.1], "cost": [0.0]}
+    assert found.std == {"age": [1.0], "cost": [1.0]}
 
 
 @given(st.lists(st.lists(st.floats(-1e3, 1e3), max_size=5), min_size=1, max_size=6), st.floats(-1e9, 1e9))
 def test_moments_merge(groups, shift):
     """The merge is exact to rounding, also for values far from zero."""
-    total = _Moments(*np.zeros((3, 1)))
+    total = Moments.of(np.zeros((0, 1)))
     for group in groups:
-        values = np.array(group) + shift
-        mean = values.mean() if group else 0.0
-        total = total.merge(_Moments(*np.array([[len(group)], [mean], [np.square(values - mean).sum()]], float)))
+        total = total.merge(Moments.of((np.array(group) + shift).reshape(-1, 1)))
     values = np.concatenate([np.array(group) + shift for group in groups])
     if len(values):
         assert total.mean[0] == pytest.approx(values.mean(), rel=1e-12, abs=1e-9)
@@ -294,7 +293,7 @@ def test_scan_of_a_corrupt_group(tmp_path, caplog):
     recipe = make_recipe(tmp_path, on_corrupt="skip")
     done = []
     found = scan(Source.open(recipe, "train"), recipe, done.append)
-    assert (found.rows, found.mean["age"], done) == (5, 7.0, [5, 5])
+    assert (found.rows, found.mean["age"], done) == (5, [7.0], [5, 5])
     assert "row group 0" in caplog.text
     corrupt(path, group=1, column="age")
     with pytest.raises(BadInput, match="not one row group can be read"):

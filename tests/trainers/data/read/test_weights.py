@@ -94,7 +94,7 @@ def test_reader_model_file_and_predictor_agree(tmp_path_factory, rows, pooling, 
     weight = model.table_weights()["tag"].detach().numpy()
     slow = [_slow(row, told, pooling, weight, i) for i, (row, told) in enumerate(rows)]
     assert [found[row] for row in range(len(rows))] == pytest.approx(_scores(model, slow, len(rows)), abs=1e-5)
-    columns = decoder.decode(table.combine_chunks(), 0)
+    columns = decoder.decode(table.combine_chunks(), 0, "the table")
     (inputs,) = _chunks(columns, decoder, ["number"], len(rows))
     predicted = Scorer(model, made)(*inputs)["click"]
     assert predicted.tolist() == pytest.approx([found[row] for row in range(len(rows))], abs=1e-6)
@@ -142,7 +142,7 @@ def test_wrong_weights_are_one_sentence(tmp_path, message, weights):
     with pytest.raises(BadInput, match=wanted):
         list(Reader(source, made, rank=0, world=1, shuffle=False).batches(0))
     with pytest.raises(BadInput, match=f"the table, features.tags.weights: {message}"):
-        decode.Decoder(made, groups=False).decode(table.combine_chunks(), 0, "the table, ")
+        decode.Decoder(made, groups=False).decode(table.combine_chunks(), 0, "the table")
 
 
 def test_a_column_that_is_no_list_of_weights_is_named(tmp_path):

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from livetrain.cli import main
 from livetrain.trainers.data.write.ids import string_id, string_ids
 
 # From XXH64's reference implementation (seed 0): the empty string and "abc", unsigned.
@@ -37,3 +38,11 @@ def test_columns_hash_as_their_values(texts):
         ids = string_ids(form)
         assert ids.type == pa.int64()
         assert ids.to_pylist() == wanted
+
+
+def test_the_command_prints_an_id_per_line(capfd, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["livetrain", "hash", "F", "é", ""])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 0
+    assert capfd.readouterr().out.split() == ["-878615982807369771", "1717938401253289848", "-1205034819632174695"]

@@ -1,0 +1,155 @@
+"""From the Arrow columns of a feature to what carries it: ids per row, or numbers per row."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Feature
+from livetrain.trainers.data.read.files import is_list, is_text
+from livetrain.trainers.data.read.records import Column, running
+from livetrain.trainers.data.write.ids import string_ids
+
+_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+def whole(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array, copied only where it comes in several chunks."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+def floats(array: pa.Array) -> np.ndarray:
+    """Return a column of numbers, (n,) float32; a null is NaN."""
+    return array.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
+
+
+def whole_ids(array: pa.Array) -> pa.Array:
+    """Return integers or strings as int64 ids; strings are hashed."""
+    if is_text(array.type):
+        return string_ids(array)
+    return array if array.type == pa.int64() else array.cast(pa.int64())
+
+
+def ids(feature: Feature, array: pa.Array) -> Column:
+    """Return a feature's ids; a null is no id or an empty list, a null element is left out.
+
+    Args:
+        feature: whose carrier is ids.
+        array: (n,) its column.
+    """
+    if feature.holds in ("time", "unix time"):
+        array = _seconds(array, feature)
+    offsets: np.ndarray | None
+    if is_list(array.type):
+        values, offsets = _lists(array)
+    else:
+        offsets, values = np.arange(len(array) + 1) if array.null_count else None, array
+    values = whole_ids(values)
+    if values.null_count:
+        offsets = running(values.is_valid().to_numpy(zero_copy_only=False))[offsets]
+        values = values.drop_null()
+    return Column(values.to_numpy(), offsets)
+
+
+def _lists(array: pa.ListArray | pa.LargeListArray) -> tuple[pa.Array, np.ndarray]:
+    """Return the elements of all lists, nulls among them, and the lists' offsets; a null list is empty."""
+    if array.null_count:  # a null list may have values in memory
+        return array.flatten(), running(array.value_lengths().fill_null(0).to_numpy())
+    offsets = array.offsets.to_numpy().astype(np.int64)
+    return array.values.slice(offsets[0], offsets[-1] - offsets[0]), offsets - offsets[0]
+
+
+def weights_of(ids: pa.Array, weights: pa.Array, where: str) -> np.ndarray:
+    """Return the weights of a column of lists, (N,) float32, of those ids that are not null.
+
+    Args:
+        ids: lists of n rows.
+        weights: lists of numbers of n rows. A null weighs 1, and so do all ids of a row whose list is null.
+        where: what the columns are, for messages.
+
+    Raises:
+        BadInput: a row has more weights than ids, or fewer, or one that is not finite in float32.
+    """
+    (values, offsets), (given, ends) = _lists(ids), _lists(weights)
+    wanted, found = np.diff(offsets), np.diff(ends)
+    told = weights.is_valid().to_numpy(zero_copy_only=False)
+    if (bad := told & (wanted != found)).any():
+        row = int(bad.argmax())
+        raise BadInput(
+            f"{where}row {row} has {found[row]} weights and {wanted[row]} ids; store one weight of each id, or "
+            "null for weights of 1"
+        )
+    numbers = np.ones(len(values), np.float32)
+    with np.errstate(over="ignore"):
+        numbers[np.repeat(told, wanted)] = given.cast(pa.float32(), safe=False).fill_null(1).to_numpy()
+    if not np.isfinite(numbers).all():
+        place = int((~np.isfinite(numbers)).argmax())
+        row = int(np.searchsorted(offsets, place, side="right")) - 1
+        raise BadInput(f"{where}row {row} has the weight {numbers[place]}; store finite float32 numbers")
+    return numbers[values.is_valid().to_numpy(zero_copy_only=False)] if values.null_count else numbers
+
+
+def numbers(name: str, feature: Feature, arrays: Sequence[pa.Array], where: str) -> np.ndarray:
+    """Return a feature's numbers, float32, NaN where there is none: (n,), or (n, w) of w > 1 per row.
+
+    Args:
+        name: of the feature.
+        feature: whose carrier is numbers.
+        arrays: (n,) its columns.
+        where: the rows come from, for messages.
+
+    Raises:
+        BadInput: a list has another length than the feature's vectors.
+    """
+    if feature.holds == "vector":
+        return _vectors(name, feature.numbers, arrays[0], where)
+    if feature.second_column is not None:
+        since, until = (_times(array, feature) for array in arrays)
+        apart = until.whole.astype(np.float64) - since.whole + (until.rest - since.rest)
+        return np.where(since.known & until.known, apart, np.nan).astype(np.float32)
+    return floats(arrays[0])
+
+
+def missing(feature: Feature, rows: int) -> np.ndarray:
+    """Return the numbers of rows that have none."""
+    return np.full(rows if feature.numbers == 1 else (rows, feature.numbers), np.nan, np.float32)
+
+
+def _vectors(name: str, width: int, array: pa.Array, where: str) -> np.ndarray:
+    lengths = pc.fill_null(pc.list_value_length(array), width).to_numpy()
+    if (bad := lengths != width).any():
+        row = int(bad.argmax())
+        raise BadInput(
+            f"{where}, row {row}: features.{name} holds a list of {lengths[row]} numbers, but its width is {width}; "
+            f"correct the width, or write lists of {width} numbers, and null where there is none"
+        )
+    known = floats(array.flatten())
+    if array.null_count:
+        found = np.full((len(array), width), np.nan, np.float32)
+        found[array.is_valid().to_numpy(zero_copy_only=False)] = known.reshape(-1, width)
+        return found[:, 0] if width == 1 else found
+    return known if width == 1 else known.reshape(-1, width)
+
+
+class _Times(NamedTuple):
+    """Times since 1970 in whole seconds, downwards, and what is left of them; and which of them are known."""
+
+    whole: np.ndarray  # (n,) int64
+    rest: np.ndarray  # (n,) float64, from 0 to 1
+    known: np.ndarray  # (n,) bool
+
+
+def _times(array: pa.Array, feature: Feature) -> _Times:
+    unit = array.type.unit if pa.types.is_timestamp(array.type) else feature.time_unit
+    assert unit is not None  # the columns' check asks for it
+    ticks, each = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), _PER_SECOND[unit]
+    whole, rest = np.divmod(ticks, each)
+    return _Times(whole, rest / each, array.is_valid().to_numpy(zero_copy_only=False))
+
+
+def _seconds(array: pa.Array, feature: Feature) -> pa.Array:
+    times = _times(array, feature)
+    return pa.array(times.whole, mask=~times.known)
