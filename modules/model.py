@@ -227,6 +227,18 @@ class Model(nn.Module):
                     "use kind: retrieval"
                 )
         self.key = net.key
+        if self.key is not None and (features[self.key].carrier != "ids" or features[self.key].lists):
+            kind = features[self.key].type
+            raise BadInput(
+                f"model.key: '{self.key}' is of type {kind}, which has no id of each row in the data; name another"
+            )
+        for name, feature in features.items():
+            parts = {name, *feature.parts}
+            if net.towers is not None and not any(parts <= {*own} for own in net.towers.names.values()):
+                raise BadInput(
+                    f"features.{name}.of: {', '.join(feature.parts)} and {name} itself are of both towers; name in "
+                    "model.item all of them or none"
+                )
         bfloat16 = recipe.train.precision == "bfloat16"
         width = sum(self.numbers.values())
         self.dense = Dense(net, width, encode, bfloat16, torch.device(device).type).to(device)

@@ -57,7 +57,7 @@ class BagSharder(EmbeddingBagCollectionSharder):
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """Return the kinds of sharding that there are; planning asks for those that it may use."""
-        return super().sharding_types("cuda")
+        return [*{*super().sharding_types(compute_device_type), "row_wise"}]
 
 
 @dataclass

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.proof import prove
@@ -80,3 +82,32 @@ def test_the_file_scores_as_the_model_and_ranks_as_it_scores():
         once, repeated = one_user(given, ["user", "history", "rating", "tags", "liked"], row)
         torch.testing.assert_close(scored.rank(*once)["click"], scored(*repeated)["click"])
     prove(recipe)
+
+
+REFUSED = {
+    r"features.both.of: there is no feature 'usr' .did you mean 'user'": {"features__both__of": ["usr", "movie"]},
+    r"features.both.of: 'history' is of type sequence, which has no id of each row": {
+        "features__both__of": ["history", "movie"]
+    },
+    r"features.both.of: 'tags' is of type bag": {"features__both__of": ["tags", "movie"]},
+    r"features.both.of: 'three' is of type cross": {"features__both__of": ["three", "movie"]},
+    r"features.both.of: 'rate' is of type dense": {"features__both__of": ["rate", "movie"]},
+    r"of: names a feature twice": {"features__both__of": ["user", "user"]},
+    r"column: a cross is made of other features": {"features__both__column": "user"},
+    r"weights: the largest of each number has no weights": {"features__marks__weights": "w"},
+}
+
+
+@pytest.mark.parametrize(("message", "changes"), REFUSED.items(), ids=range(len(REFUSED)))
+def test_what_cannot_be_is_one_sentence(message, changes):
+    with pytest.raises(ValidationError, match=message):
+        made(**changes)
+
+
+def test_a_cross_of_both_towers_and_a_key_that_is_none_are_refused():
+    task = {"click": {"label": "label", "kind": "retrieval"}}
+    two = {"kind": "dssm", "key": "movie", "units": [8]}
+    with pytest.raises(BadInput, match="features.both.of: user, movie and both itself are of both towers"):
+        Model(made(model=two, tasks=task))
+    with pytest.raises(BadInput, match="model.key: 'tags' is of type bag, which has no id of each row in the data"):
+        Model(made(model=two | {"key": "tags"}, tasks=task))

@@ -74,6 +74,7 @@ void pack(int64_t steps, int64_t slices, int64_t features, int64_t others, int64
   const int64_t* const begin = out;
   std::vector<int64_t> ends(slices);
   for (int64_t s = 0; s < slices; ++s) ends[s] = (s ? ends[s - 1] : 0) + slice[s].stop - slice[s].start;
+  const bool narrow = std::all_of(widths, widths + numbers, [](int64_t width) { return width == 1; });
   std::vector<Place> places;
   std::vector<List> lists;
   for (int64_t k = 0; k < steps; ++k) {
@@ -117,7 +118,8 @@ void pack(int64_t steps, int64_t slices, int64_t features, int64_t others, int64
     }
     for (const Place& place : places) {
       const int64_t* columns = place.columns + 1 + 2 * features + others;
-      for (int64_t n = 0; n < numbers; ++n) {
+      for (int64_t n = 0; narrow && n < numbers; ++n) *floats++ = pointer<float>(columns[n])[place.row];
+      for (int64_t n = 0; !narrow && n < numbers; ++n) {
         const float* from = pointer<float>(columns[n]) + place.row * widths[n];
         if (widths[n] == 1) *floats++ = *from;
         else floats = std::copy_n(from, widths[n], floats);
