@@ -90,6 +90,11 @@ class Evaluate(Section):
     top: Annotated[list[Length], Field(max_length=16)] = Field(
         [10], description="k of HR@k, recall@k and NDCG@k of each group's list"
     )
+    catalogue: Text | None = Field(
+        None,
+        description="Parquet of the items, a file or a folder, that retrieval ranks; else the split's items",
+    )
+    seen: Name | None = Field(None, description="sequence of items that retrieval leaves out of a row's list")
     bootstrap: Annotated[int, *whole(0, 10_000)] = Field(
         0, description="draws of whole groups from which the test's metrics get 95 % intervals"
     )

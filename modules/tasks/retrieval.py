@@ -29,6 +29,7 @@ class Retrieval(Ranked):
         **{f"ndcg_{k}": Metric(f"NDCG@{k}", 1, needs=Needs.POSITIVE) for k in AT},
         "items": Metric("items", shown=",.0f"),
         "queries": Metric("rows ranked", shown=",.0f"),
+        "unlisted": Metric("of them with an item that is not listed", shown=",.0f"),
     }
     leading = f"recall_{AT[-1]}"
 

@@ -1,4 +1,4 @@
-"""How well a model with two towers finds items: every positive row's item among all items of the split."""
+"""How well a model with two towers finds items: every positive row's item among all of the split or a catalogue."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,11 +21,15 @@ _PENDING = 2**16  # rows whose vectors wait to be merged
 
 
 class Retrieval:
-    """Collects the vectors of an evaluation's rows and ranks each positive row's item among the split's items.
+    """Collects the vectors of an evaluation's rows and ranks each positive row's item among all items.
 
     An item is a value of the feature `key` of the network; its vector is that of its newest row, the one with the
-    largest number, whoever was shown it. Items with equal scores stand before the one that is looked for, so a model
-    that tells nothing apart finds nothing. What users had already is not taken out.
+    largest number, whoever was shown it. The items are those of evaluate.catalogue, if the recipe has one, and
+    otherwise those of the split. Items with equal scores stand before the one that is looked for, so a model that tells
+    nothing apart finds nothing, and an item that the catalogue lacks is not found.
+
+    With evaluate.seen the items in that feature of a row, its history, are taken out of the row's list, but not the one
+    that is looked for. What a user had is thus what the row knows of it, cut to the feature's max_length.
 
     Args:
         network: any; of one without towers nothing is collected.
@@ -35,11 +39,15 @@ class Retrieval:
     def __init__(self, network: Network, recipe: Recipe) -> None:
         self._towers, self._key = network.towers, network.key
         self._task = next(iter(recipe.tasks))
+        self._history, self._listed = recipe.evaluate.seen, recipe.evaluate.catalogue is not None
+        self._limit = recipe.features[self._history].limit if self._history else 0
+        self._slices = ["", *(f"{name}." for name in recipe.evaluate.slices)]
         self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._pending: list[tuple[torch.Tensor, ...]] = []  # row number, key, has an item, positive, user, item
+        # Row number, key, has an item, is a positive, slices, keys of the history; vectors of the user and the item.
+        self._pending: list[tuple[torch.Tensor, ...]] = []
         self._rows = 0  # of them
         self._items: tuple[torch.Tensor, ...] = ()  # row number, key and vector of the items so far
-        self._queries: tuple[torch.Tensor, ...] = ()  # the same of the positive rows' users
+        self._queries: tuple[torch.Tensor, ...] = ()  # row number, key, vector, slices, history of the positive rows
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -54,8 +62,8 @@ class Retrieval:
     def _see(self, towers: nn.Module, inputs: tuple, vectors: tuple[torch.Tensor, torch.Tensor]) -> None:
         self._seen = vectors
 
-    def add(self, batch: Batch) -> None:
-        """Take in the batch that was just scored."""
+    def add(self, batch: Batch, listed: bool = False) -> None:
+        """Take in the batch that was just scored; `listed`: its rows are the catalogue's items, and not the split's."""
         if self._towers is None:
             return
         assert self._seen is not None  # the batch was scored inside `watching`
@@ -63,18 +71,33 @@ class Retrieval:
         part = batch.ids[self._key]
         keys = jagged.rows(part.values().unsqueeze(1), part.lengths()).squeeze(1)
         real = (batch.weights > 0) & (part.lengths() > 0)
-        self._pending.append((batch.rows, keys, real, real & (batch.labels[:, 0] == 1), user, item))
+        is_item = real & (listed or not self._listed)
+        positive = real & (batch.labels[:, 0] == 1) & (not listed)
+        slices = torch.zeros_like(keys) if batch.slices is None else batch.slices
+        self._pending.append((batch.rows, keys, is_item, positive, slices, self._had(batch, keys), user, item))
         self._rows += len(keys)
         if self._rows > max(_PENDING, len(self._items[0]) if self._items else 0):  # so merging costs little per row
             self._merge()
+
+    def _had(self, batch: Batch, keys: torch.Tensor) -> torch.Tensor:
+        """Return (B, L) keys of the items that each row's history holds; its own key where there are fewer."""
+        had = keys.unsqueeze(1).repeat(1, self._limit)
+        if self._history:
+            values, lengths = batch.ids[self._history].values(), batch.ids[self._history].lengths()
+            row = jagged.segments(lengths, len(values))
+            first = lengths.cumsum(0) - lengths
+            had[row, torch.arange(len(values), device=row.device) - first[row]] = values
+        return had
 
     def _merge(self) -> None:
         """Take the pending rows into items and queries, of which no more is kept than will be needed."""
         if not self._pending:
             return
-        rows, keys, real, positive, user, item = (torch.cat(column) for column in zip(*self._pending, strict=True))
+        columns = (torch.cat(column) for column in zip(*self._pending, strict=True))
+        rows, keys, is_item, positive, slices, had, user, item = columns
         self._pending, self._rows = [], 0
-        items, queries = (rows[real], keys[real], item[real]), (rows[positive], keys[positive], user[positive])
+        items = (rows[is_item], keys[is_item], item[is_item])
+        queries = tuple(column[positive] for column in (rows, keys, user, slices, had))
         self._items = _newest(*_after(self._items, items))
         self._queries = _least(*_after(self._queries, queries))
 
@@ -82,23 +105,29 @@ class Retrieval:
         """Return the figures over all ranks' rows; empty without towers. Collective.
 
         Returns:
-            By task ``.recall_K``, the share of positive rows whose item is among the K best of the split's items, and
-            ``.ndcg_K``, the same with 1 / log2(1 + rank) in the place of 1, for K of `AT`; ``.items``, how many items
-            there are, and ``.queries``, how many rows were ranked. Undefined ones are nan.
+            By task ``.recall_K``, the share of positive rows whose item is among the K best items, and ``.ndcg_K``, the
+            same with 1 / log2(1 + rank) in the place of 1, for K of `AT`; ``.items``, how many items there are,
+            ``.queries``, how many rows were ranked, and ``.unlisted``, of how many the item is not among the items.
+            Undefined ones are nan. Of a slice the same as ``<slice>.<task>.recall_K``.
         """
         if self._towers is None:
             return {}
         self._merge()
         _, keys, items = _newest(*(_everyone(part) for part in self._items))
-        rows, wanted, users = self._queries
+        rows, wanted, users, slices, had = self._queries
         chosen = torch.isin(rows, _least(_everyone(rows))[0])
-        sums = ranks.summed(_sums(_ranks(wanted[chosen], users[chosen], keys, items)))
-        count = float(sums[-1])
+        places = _ranks(wanted[chosen], users[chosen], had[chosen], keys, items)
         names = [f"{metric}_{k}" for k in AT for metric in ("recall", "ndcg")]
-        means = (sums[:-1] / count if count else sums[:-1] * float("nan")).tolist()
-        figures = dict(zip(names, means, strict=True))
-        figures |= {"items": float(len(keys)), "queries": count}
-        return {f"{self._task}.{name}": value for name, value in figures.items()}
+        found: dict[str, float] = {}
+        for part, name in enumerate(self._slices):
+            inside = (slices[chosen] >> (part - 1) & 1).bool() if part else torch.ones_like(places, dtype=torch.bool)
+            sums = ranks.summed(_sums(places[inside], len(keys)))
+            count, unlisted = float(sums[-1]), float(sums[-2])
+            means = (sums[:-2] / count if count else sums[:-2] * float("nan")).tolist()
+            figures = dict(zip(names, means, strict=True))
+            figures |= {"items": float(len(keys)), "queries": count, "unlisted": unlisted}
+            found |= {f"{name}{self._task}.{metric}": value for metric, value in figures.items()}
+        return found
 
 
 def _after(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -133,30 +162,52 @@ def _least(rows: torch.Tensor, *columns: torch.Tensor) -> tuple[torch.Tensor, ..
     return tuple(column[chosen] for column in (rows, *columns))
 
 
-def _ranks(keys: torch.Tensor, users: torch.Tensor, known: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
-    """Return the rank, from 1, of each query's item.
+def _ranks(
+    keys: torch.Tensor, users: torch.Tensor, had: torch.Tensor, known: torch.Tensor, items: torch.Tensor
+) -> torch.Tensor:
+    """Return the rank, from 1, of each query's item; one more than there are items where it is none of them.
 
     Args:
-        keys: (Q,) of the items looked for; each is in `known`.
+        keys: (Q,) of the items looked for.
         users: (Q, d).
+        had: (Q, L) keys of items that do not count; those looked for do.
         known: (N,) keys of all items, rising.
         items: (N, d).
 
     Returns:
         (Q,) int64.
     """
-    places = torch.searchsorted(known, keys)
-    step = max(_CELLS // max(len(known), 1), 1)
-    found = [torch.zeros_like(places[:0])]
-    for place, user in zip(places.split(step), users.split(step), strict=True):
+    if not len(known):
+        return torch.ones_like(keys)
+    step = max(_CELLS // len(known), 1)
+    found = [torch.zeros_like(keys[:0])]
+    for key, user, own in zip(keys.split(step), users.split(step), had.split(step), strict=True):
         scores = user @ items.t()  # (q, N)
-        behind = scores < scores.gather(1, place.unsqueeze(1))
-        found.append(len(known) - behind.sum(1))  # a nan is not behind
+        place = torch.searchsorted(known, key).clamp(max=len(known) - 1)
+        behind = scores < scores.gather(1, place.unsqueeze(1))  # a nan is not behind
+        rank = len(known) - behind.sum(1)
+        if own.size(1):
+            own = own.sort(1).values
+            at = torch.searchsorted(known, own).clamp(max=len(known) - 1)
+            counts = (known[at] == own) & (own != key.unsqueeze(1)) & ~behind.gather(1, at)
+            counts[:, 1:] &= own[:, 1:] != own[:, :-1]
+            rank = rank - counts.sum(1)
+        found.append(torch.where(known[place] == key, rank, len(known) + 1))
     return torch.cat(found)
 
 
-def _sums(places: torch.Tensor) -> torch.Tensor:
-    """Return the sums over queries of the figures at each of AT, and last the number of queries, float64."""
+def _sums(places: torch.Tensor, size: int) -> torch.Tensor:
+    """Return the sums over queries of the figures at each of AT, the number of those found nowhere, and of all.
+
+    Args:
+        places: (Q,) ranks, beyond `size` of items that are none.
+        size: number of items.
+
+    Returns:
+        (2 K + 2,) float64.
+    """
+    listed = places <= size
     gains = 1 / torch.log2(1 + places.double())
-    parts = [part for k in AT for part in ((places <= k).double().sum(), (gains * (places <= k)).sum())]
-    return torch.stack([*parts, torch.tensor(float(len(places)), dtype=torch.float64, device=places.device)])
+    found = [listed & (places <= k) for k in AT]
+    parts = [part for hit in found for part in (hit.double().sum(), (gains * hit).sum())]
+    return torch.stack([*parts, (~listed).double().sum(), torch.ones_like(gains).sum()])

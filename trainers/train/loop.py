@@ -18,6 +18,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import set_statistics
 from livetrain.modules.tasks.registry import kinds
+from livetrain.trainers.data.read.catalogue import CATALOGUE
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source, Statistics
 from livetrain.trainers.evaluate import selection
@@ -31,6 +32,7 @@ from livetrain.trainers.runtime.runlog import RunLog
 from livetrain.trainers.runtime.signals import Stopped
 from livetrain.trainers.train import checkpoint, compiled_layers, planning, pretrained, warm_start
 from livetrain.trainers.train.feed import SKIPPED, Feed, Meter
+from livetrain.trainers.train.loss import Output
 from livetrain.trainers.train.probes.expert_use import Utilisation
 from livetrain.trainers.train.probes.spectra import Spectra
 from livetrain.trainers.train.probes.step_times import Breakdown, Profile
@@ -82,7 +84,7 @@ class Trainer:
             world=ranks.world(),
             shuffle=shuffle,
             groups=not shuffle,
-            slices=not shuffle,
+            slices=not shuffle and split != CATALOGUE,
             pin=self.device.type == "cuda",
         )
 
@@ -215,14 +217,8 @@ class Trainer:
         history = max(sequences, key=sequences.__getitem__, default=None)
         retrieval = Retrieval(self.sharded.model.dense.network, self.recipe)
         self.sharded.module.eval()
-        reader = self._reader(split, shuffle=False)
-        batches = reader.batches(0)
-        feed = Feed(batches, reader.steps, reader)
         with self.sharded.averaged(), torch.no_grad(), retrieval.watching():
-            for _ in range(reader.steps):
-                if self.listener is not None and self.listener.told():
-                    raise Stopped
-                output = self.sharded.pipeline.progress(feed)
+            for output in self._scored(split):
                 batch = output.batch
                 assert output.logits is not None  # the module is in evaluation mode
                 lengths = batch.ids[history].lengths() if history else None
@@ -230,8 +226,20 @@ class Trainer:
                     output.logits, batch.labels, batch.weights, batch.groups, lengths, batch.slices, batch.rows
                 )
                 retrieval.add(batch)
-        batches.close()
+            for output in self._scored(CATALOGUE) if asked.catalogue else ():
+                retrieval.add(output.batch, listed=True)
         return evaluation.compute() | retrieval.compute(), evaluation.curves()
+
+    def _scored(self, split: str) -> Iterator[Output]:
+        """Score the batches of a split, or of the catalogue, one after the other; raise Stopped where the run is to."""
+        reader = self._reader(split, shuffle=False)
+        batches = reader.batches(0)
+        feed = Feed(batches, reader.steps, reader)
+        for _ in range(reader.steps):
+            if self.listener is not None and self.listener.told():
+                raise Stopped
+            yield self.sharded.pipeline.progress(feed)
+        batches.close()
 
     def _validate(self) -> None:
         try:

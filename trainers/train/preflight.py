@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from livetrain.configs import registry
-from livetrain.configs.errors import BadInput
+from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.proof import prove
 from livetrain.trainers.data.checks import brief, pretrained
 from livetrain.trainers.data.read import negatives
+from livetrain.trainers.data.read.catalogue import CATALOGUE, Catalogue
 from livetrain.trainers.data.read.source import Source, Statistics, scan
 from livetrain.trainers.evaluate.selection import check_select, parts, stand_in, undefined
 from livetrain.trainers.observe import weights_and_biases
@@ -58,7 +59,24 @@ def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -
         _note_one_class(split, recipe, statistics[split], progress)
     brief.examine(recipe, sources, statistics, progress)
     pretrained.check(recipe, sources["train"], progress)
-    return sources, statistics["train"]
+    return sources | _catalogue(recipe), statistics["train"]
+
+
+def _catalogue(recipe: Recipe) -> dict[str, Source]:
+    """Return evaluate.catalogue, opened, if the recipe has one; raise BadInput where nothing is to be ranked by it."""
+    asked = recipe.evaluate
+    key = "catalogue" if asked.catalogue else "seen"
+    if not asked.catalogue and not asked.seen:
+        return {}
+    towers = Model(recipe, device="meta", tables_device="meta").dense.network.towers
+    if towers is None:
+        raise BadInput(
+            f"evaluate.{key}: is for models that find items, and '{recipe.model.kind}' has no towers; leave it out"
+        )
+    sequences = [name for name, feature in recipe.features.items() if feature.form == "sequence"]
+    if asked.seen and asked.seen not in sequences:
+        raise BadInput(f"evaluate.seen: there is no sequence feature '{asked.seen}'{nearest(asked.seen, sequences)}")
+    return {CATALOGUE: Catalogue.of(recipe, towers.names["item"])} if asked.catalogue else {}
 
 
 def _check_groups(source: Source, column: str, key: str) -> None:

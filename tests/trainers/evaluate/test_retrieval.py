@@ -2,15 +2,20 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
+from livetrain.configs.load import dump_recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.features.hashing import mix
 from livetrain.modules.model import Model
@@ -21,6 +26,7 @@ from livetrain.trainers.evaluate.selection import check_select, selectable
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.runtime import ranks
+from livetrain.trainers.train import preflight
 from tests import samples, twins
 from tests.trainers.train import test_loop as loop
 from tests.trainers.train import test_sharding as sharding
@@ -60,15 +66,15 @@ def split(size: int = 300, seed: int = 0) -> tuple[list[Batch], list[tuple[torch
     return batches, out
 
 
-def measured(batches: list[Batch], vectors: list) -> dict[str, float]:
-    """What this rank's part of each batch gives, with those of the others."""
+def measured(batches: list[Batch], vectors: list, listed: int = 0, **changes) -> dict[str, float]:
+    """What this rank's part of each batch gives, with those of the others; the last batches list the catalogue."""
     network = _Network()
-    found = Retrieval(network, twins.recipe(tasks=TASKS, model=MODEL))
+    found = Retrieval(network, twins.recipe(tasks=TASKS, model=MODEL, **changes))
     rank, world = ranks.rank(), ranks.world()
     with found.watching():
-        for batch, pair in zip(batches, vectors, strict=True):
+        for number, (batch, pair) in enumerate(zip(batches, vectors, strict=True)):
             network.towers(*(part.chunk(world)[rank] for part in pair))
-            found.add(twins.part(batch, rank, world))
+            found.add(twins.part(batch, rank, world), listed=number >= len(batches) - listed)
     return found.compute()
 
 
@@ -84,7 +90,7 @@ def by_hand(batches: list[Batch], vectors: list, queries: int = 2**16) -> dict[s
     asked = [row for row in rows if row[2]]
     asked = sorted(asked, key=lambda row: int(mix(torch.tensor(row[0] + 1))))[:queries]
     places = np.array([sum(user @ v >= user @ newest[key] for v in newest.values()) for _, key, _, user, _ in asked])
-    out = {"click.items": len(newest), "click.queries": len(asked)}
+    out = {"click.items": len(newest), "click.queries": len(asked), "click.unlisted": 0}
     for k in AT:
         out[f"click.recall_{k}"] = np.mean(places <= k)
         out[f"click.ndcg_{k}"] = np.mean([1 / math.log2(1 + place) if place <= k else 0 for place in places])
@@ -100,6 +106,57 @@ def test_equals_a_search_by_hand_on_one_rank_and_two(two_ranks, monkeypatch, que
     assert measured(batches, vectors) == pytest.approx(wanted)
     for found in two_ranks.run(with_queries, queries, batches, vectors):
         assert found == pytest.approx(wanted)
+
+
+def by_hand_listed(batches: list[Batch], vectors: list, listed: int) -> dict[str, float]:
+    """The same where the last batches are the catalogue and a row's history is taken out of its list."""
+    rows, newest = [], {}
+    for number, (batch, (user, item)) in enumerate(zip(batches, vectors, strict=True)):
+        histories = batch.ids["history"].to_dense()
+        for b, ids in enumerate(batch.ids["movie"].to_dense()):
+            if not (batch.weights[b] > 0 and len(ids)):
+                continue
+            if number >= len(batches) - listed:
+                newest[int(ids[0])] = max(newest.get(int(ids[0]), (-1, None)), (int(batch.rows[b]), item[b].numpy()))
+            elif batch.labels[b, 0] == 1:
+                rows.append((int(ids[0]), set(histories[b].tolist()), user[b].numpy()))
+    places = []
+    for key, had, user in rows:
+        if key not in newest:
+            places.append(math.inf)
+            continue
+        rivals = [vector for other, (_, vector) in newest.items() if other == key or other not in had]
+        places.append(sum(user @ vector >= user @ newest[key][1] for vector in rivals))
+    out = {"click.items": len(newest), "click.queries": len(places), "click.unlisted": places.count(math.inf)}
+    for k in AT:
+        out[f"click.recall_{k}"] = np.mean([place <= k for place in places])
+        out[f"click.ndcg_{k}"] = np.mean([1 / math.log2(1 + place) if place <= k else 0 for place in places])
+    return out
+
+
+def test_a_catalogue_without_what_a_user_had_equals_a_search_by_hand_on_one_rank_and_two(two_ranks):
+    batches, vectors = split(720)
+    for batch in batches:
+        values = batch.ids["history"].values()
+        values.copy_(torch.randint(0, 25, values.shape, generator=torch.Generator().manual_seed(len(values))) - 12)
+    for batch in batches[-2:]:  # lists some of the items, some of them twice
+        ids = batch.ids["movie"].values()
+        ids.copy_(ids.clamp(max=6))
+    changes = {"evaluate__catalogue": "items.parquet", "evaluate__seen": "history"}
+    wanted = by_hand_listed(batches, vectors, 2)
+    assert 0 < wanted["click.unlisted"] < wanted["click.queries"]
+    assert wanted["click.items"] < 20
+    found = measured(batches, vectors, 2, **changes)
+    assert found == pytest.approx(wanted)
+    assert (
+        found["click.recall_10"] > measured(batches, vectors, 2, evaluate__catalogue="items.parquet")["click.recall_10"]
+    )
+    for found in two_ranks.run(listing, batches, vectors, changes):
+        assert found == pytest.approx(wanted)
+
+
+def listing(batches: list[Batch], vectors: list, changes: dict) -> dict[str, float]:
+    return measured(batches, vectors, 2, **changes)
 
 
 def with_queries(queries: int, batches: list[Batch], vectors: list) -> dict[str, float]:
@@ -156,7 +213,8 @@ def test_sharded_equals_plain(two_ranks, changes):
 
 
 def changes(**more) -> dict:
-    return {"model": MODEL, "tasks": TASKS, "optimizers__dense__lr": 0.01, **more}
+    tasks = {"click": dict(TASKS["click"])}
+    return {"model": MODEL, "tasks": tasks, "optimizers__dense__lr": 0.01, **more}
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +256,52 @@ def test_two_ranks_measure_what_one_does(two_ranks, data, tmp_path):
     keys = [key for key in one if key.startswith(("valid.", "test."))]
     assert any(key.endswith("ndcg_10") for key in keys)
     assert {key: two[key] for key in keys} == pytest.approx({key: one[key] for key in keys}, abs=2e-3)
+
+
+def test_a_run_measures_among_the_items_of_a_file(run, data, tmp_path):
+    """A file of all items of the split gives what the split does, and one of fewer leaves some out."""
+    table = pq.read_table(data / "test")
+    movies = pc.unique(table.column("movie").combine_chunks().drop_null())
+    whole = {"evaluate__catalogue": str(tmp_path / "items.parquet")}
+    pq.write_table(
+        pa.table({"movie": pa.concat_arrays([movies, movies[:9]]), "more": range(len(movies) + 9)}), *whole.values()
+    )
+    found = retrieved(run, tmp_path, data, **whole)
+    assert found["test.click.items"] == len(movies)
+    alone = retrieved(run, tmp_path, data)
+    names = [name for name in found if name.rpartition(".")[2].startswith(("recall_", "ndcg_"))]
+    assert len(names) == 6
+    assert {name: found[name] for name in names} == pytest.approx({name: alone[name] for name in names}, abs=1e-6)
+    pq.write_table(pa.table({"movie": movies[:20]}), tmp_path / "items.parquet")
+    found = retrieved(run, tmp_path, data, **whole)
+    assert found["test.click.items"] == 20
+    assert 0 < found["test.click.unlisted"] < found["test.click.queries"]
+
+
+def retrieved(run: Path, folder: Path, data: Path, **more) -> dict[str, float]:
+    """What an evaluation of a run's copy measures, under a changed recipe."""
+    copy = folder / "copy" / "small"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(run, copy)
+    (copy / "config.yaml").write_text(dump_recipe(samples.recipe(data, **changes(train__checkpoint_every=5, **more))))
+    return launch.evaluate(copy, "test", "best")
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"evaluate__catalogue": "{}/items.parquet"}, "evaluate.catalogue, features.movie: .*has no column 'movie'"),
+        ({"evaluate__catalogue": "{}/nowhere"}, "evaluate.catalogue: there is nothing at .*nowhere"),
+        ({"evaluate__seen": "histroy"}, "evaluate.seen: there is no sequence feature 'histroy'.*history"),
+        ({"evaluate__seen": "history", "model": samples.recipe("x").model.model_dump(), "tasks__click__kind": "binary"},
+         "evaluate.seen: is for models that find items, and 'din' has no towers"),
+    ],
+)  # fmt: skip
+def test_a_catalogue_that_cannot_be_used_is_refused(data, tmp_path, more, why):
+    pq.write_table(pa.table({"film": [1, 2]}), tmp_path / "items.parquet")
+    more = {key: value.format(tmp_path) if isinstance(value, str) else value for key, value in more.items()}
+    with pytest.raises(BadInput, match=why):
+        preflight.check(samples.recipe(data, **changes(**more)), lambda text: None)
 
 
 @pytest.mark.parametrize("quantize", ["none", "float16"])

@@ -79,21 +79,24 @@ class Source:
         """
         filesystem, folder, paths = split_files(recipe, split)
         source = cls(folder, filesystem, [], pa.schema([]))
-        with ThreadPoolExecutor(min(_FOOTER_THREADS, len(paths))) as pool:
-            opened = list(pool.map(partial(read_footer, filesystem), paths))
-        wanted = wanted_columns(recipe)
-        found: dict[str, tuple[str, pa.DataType]] = {}
-        for path, (footer, schema) in zip(paths, opened, strict=True):
-            for column, kind in check_columns(source.shown(path), schema, wanted).items():
-                found[column] = source._joined(column, path, kind, *found.get(column, (path, kind)))
-            source._footers[path] = footer
-            groups = [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
-            source.groups += [group for group in groups if group.rows]
+        source._read_footers(paths, wanted_columns(recipe))
         if not source.rows:
             raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
-        source.schema = settled({column: kind for column, (_, kind) in found.items()}, wanted)
         Slices(recipe.evaluate.slices).check(source.schema, source.folder)
         return source
+
+    def _read_footers(self, paths: list[str], wanted: list[tuple[str, str, str]]) -> None:
+        """Check the files' columns, and keep the row groups that hold rows."""
+        with ThreadPoolExecutor(min(_FOOTER_THREADS, len(paths))) as pool:
+            opened = list(pool.map(partial(read_footer, self.filesystem), paths))
+        found: dict[str, tuple[str, pa.DataType]] = {}
+        for path, (footer, schema) in zip(paths, opened, strict=True):
+            for column, kind in check_columns(self.shown(path), schema, wanted).items():
+                found[column] = self._joined(column, path, kind, *found.get(column, (path, kind)))
+            self._footers[path] = footer
+            groups = [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
+            self.groups += [group for group in groups if group.rows]
+        self.schema = settled({column: kind for column, (_, kind) in found.items()}, wanted)
 
     def _joined(
         self, column: str, path: str, kind: pa.DataType, first: str, before: pa.DataType

@@ -29,6 +29,8 @@ from livetrain.trainers.data.sources.table.vocabulary import (
     WEIGHT,
 )
 
+_FEW = 8  # columns without names of a log; a file of more is one of features
+
 
 @dataclass
 class Guess:
@@ -49,15 +51,15 @@ class Guess:
 
 
 def words(name: str) -> list[str]:
-    """Return a name's words in lower case: `UserID_2` has user, id and 2."""
-    flat = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", flat)
-    return [part.lower() for part in re.split(r"[^A-Za-z0-9]+", parts) if part]
+    """Return a name's words in lower case: `UserID_2` has user, id and 2; accents are taken off."""
+    flat = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
+    parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\x00-\x7f])(?=[A-Z])", " ", flat)
+    return [part.lower() for part in re.split(r"[\W_]+", parts) if part]
 
 
 def plain(name: str, taken: Iterable[str]) -> str:
     """Return a column's name in the samples: small letters, digits and _, each once."""
-    made = "_".join(words(name))[:60] or "column"
+    made = "_".join(part for part in words(name) if part.isascii())[:60] or "column"
     made = made if made[0].isalpha() else f"c_{made}"
     used, number = {*taken, *RESERVED}, 2
     first = made
@@ -141,7 +143,8 @@ def _who_and_what(found: Guess) -> None:
             setattr(found, role, named[0])
             found.why.append(f"{role}: '{named[0].name}', by its name; about {named[0].distinct:,} different")
     if found.user is None and found.item is None and _nameless(found.log):
-        several = [column for column in ids if 10 <= column.distinct <= 0.9 * column.rows and not column.detail][:2]
+        whole = [column for column in ids if len(column.given) == len(column.values) and not column.detail]
+        several = [column for column in whole if 10 <= column.distinct <= 0.9 * column.rows][:2]
         for role, column in zip(("user", "item"), several, strict=False):
             setattr(found, role, column)
             found.why.append(
@@ -151,7 +154,8 @@ def _who_and_what(found: Guess) -> None:
 
 def _nameless(file: LookedFile) -> bool:
     """Tell whether the names of a file's columns say nothing: column0, x1, f2."""
-    return all(re.fullmatch(r"(column|field|feature|c|v|x|f)?_?\d+|", column.name.lower()) for column in file.columns)
+    named = r"(column|field|feature|c|v|x|f)?_?\d+|"
+    return len(file.columns) <= _FEW and all(re.fullmatch(named, column.name.lower()) for column in file.columns)
 
 
 def _is_key(column: Looked) -> bool:
@@ -258,6 +262,7 @@ def _guess_outcomes(found: Guess) -> None:
             else f"label {name}: '{column.name}' is the only column with two values; look"
         )
     ratings = [column for column in free if rank(column.name, RATING) < len(RATING) and _is_rating(column)]
+    ratings = [column for column in ratings if not _is_of_item(found, column)]
     if not ratings and _nameless(found.log):
         ratings = [column for column in free if column.kind == "whole" and _is_rating(column)][:1]
     for column in ratings:
@@ -282,6 +287,16 @@ def _guess_outcomes(found: Guess) -> None:
             found.why.append(
                 f"label {name}: no column has two values, so the number '{column.name}' is predicted; look"
             )
+
+
+def _is_of_item(found: Guess, column: Looked) -> bool:
+    """Tell whether a column says the same whenever an item is shown, as the mean of its reviews does."""
+    if found.item is None:
+        return False
+    seen: dict[str | None, set[str | None]] = {}
+    for item, value in zip(found.item.values, column.values, strict=True):
+        seen.setdefault(item, set()).add(value)
+    return len(seen) < 0.8 * len(column.values) and sum(len(values) == 1 for values in seen.values()) > 0.95 * len(seen)
 
 
 def _is_rating(column: Looked) -> bool:

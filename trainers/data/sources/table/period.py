@@ -14,7 +14,7 @@ import duckdb
 
 from livetrain.configs.spec import Spec
 from livetrain.trainers.data.sources.table.files import quoted
-from livetrain.trainers.data.sources.table.select import ROW
+from livetrain.trainers.data.sources.table.select import ROW, TEXTS
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ def _report(connection: duckdb.DuckDBPyConnection, spec: Spec, keyed: str) -> di
         asked[f"joins.{name}: rows whose {join.on} it does not have"] = f'count(*) FILTER ("lost.{name}")'
     for name, column in spec.columns.items():
         asked[f"{name}: null"] = f"count(*) FILTER ({quoted(name)} IS NULL)"
-        asked[f"{name}: null because the value is no {column.type}"] = f'count(*) FILTER ("bad.{name}")'
+        if column.type not in TEXTS:
+            asked[f"{name}: null because the value is no {column.type}"] = f'count(*) FILTER ("bad.{name}")'
     for name in spec.labels:
         asked[f"{name}: not known"] = f"count(*) FILTER ({quoted(name)} IS NULL AND {keyed})"
     found = connection.execute(f"SELECT {', '.join(asked.values())} FROM staged").fetchall()[0]

@@ -23,6 +23,8 @@ _LATEST = 7_258_118_400_000  # ms: the year 2200; a later time is a mistake of t
 ROW, KEY = '"livetrain row"', '"livetrain key"'
 """Columns that are added to the files' own: a row's number, and a joined table's id as text."""
 _WHOLE = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
+TEXTS = ("string", "text", "tags")
+"""Types of columns that take any text."""
 _QUOTES = "' \"'''"  # around the parts of a list, as SQL text
 
 
@@ -103,7 +105,9 @@ class Scope:
             elif section == "columns":
                 name = rest.removesuffix(".column")
                 typed = _typed(spec.columns[name], found, self._decimal(spec.columns[name].column or name))
-                made += [f"{typed} AS {quoted(name)}", f'{_given(found)} AND {typed} IS NULL AS "bad.{name}"']
+                made += [f"{typed} AS {quoted(name)}"]
+                if spec.columns[name].type not in TEXTS:
+                    made += [f'{_given(found)} AND {typed} IS NULL AS "bad.{name}"']
             else:
                 made += [f"{self.label(found)} AS {quoted(rest)}"]
         made += [f'{quoted(name)}.{KEY} IS NULL AS "lost.{name}"' for name in spec.joins]

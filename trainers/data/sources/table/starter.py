@@ -30,6 +30,12 @@ class _Made:
     tables: dict[str, int] = field(default_factory=dict)  # id column -> about how many different ids
     kinds: dict[str, str] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+
+    @property
+    def taken(self) -> list[str]:
+        """Names that no further column may have."""
+        return [*self.lines, *self.labels]
 
     def add(self, name: str, kind: str, source: str, comment: str = "", **more: Any) -> None:
         column: dict[str, Any] = {"type": kind}
@@ -74,7 +80,7 @@ def init(paths: list[str], folder: Path, name: str | None, labels: dict[str, str
 
 def _columns(found: Guess) -> _Made:
     """Return the samples' columns: users and items first, then the log's, then those of the joined tables."""
-    made = _Made()
+    made = _Made(labels=list(found.labels))
     for role, column in (("user", found.user), ("item", found.item)):
         if column is not None:
             kind = "id" if column.kind == "whole" else "string"
@@ -99,7 +105,7 @@ def _add(made: _Made, file: LookedFile, skipped: set[str], table: str) -> None:
     inside = {column.name for group in vectors.values() for column in group}
     for name, group in vectors.items():
         sources = ", ".join(_sql(column.name, table) for column in group)
-        free = plain(name, made.lines)
+        free = plain(name, made.taken)
         made.add(free, "vector", f"[{sources}]", f"{group[0].name} ... {group[-1].name}", width=len(group))
     for column in file.columns:
         if column.name in skipped or column.name in inside:
@@ -113,9 +119,9 @@ def _add(made: _Made, file: LookedFile, skipped: set[str], table: str) -> None:
         if table and single and column.kind == "string":
             made.left.append(f"{label}: every row has another value")
             continue
-        name = plain(column.name, made.lines)
+        name = plain(column.name, made.taken)
         if table and name.endswith("_2"):
-            name = plain(f"{table}_{column.name}", made.lines)
+            name = plain(f"{table}_{column.name}", made.taken)
         _one(made, name, column, table)
 
 
@@ -266,7 +272,7 @@ def _spec(found: Guess, made: _Made, stem: str, folder: Path) -> str:
     lines += [f"{role}: {role}" for role in ("user", "item") if getattr(found, role) is not None]
     lines.append("columns:")
     if found.weight is not None:
-        made.add(plain("weight", made.lines), "number", found.weight.name, "of the rows, in the loss")
+        made.add(plain("weight", made.taken), "number", found.weight.name, "of the rows, in the loss")
     for name, (about_it, comment) in made.lines.items():
         lines.append(f"  {_flow(name)}: {_flow(about_it)}" + (f"  # {comment}" if comment else ""))
     lines.append("labels:")

@@ -8,14 +8,14 @@ def _words(text: str) -> list[str]:
 TIME = _words(  # when a row happened
     """
     timestamp ts time datetime eventtime when unix epoch date day created occurred logged at zeit datum
-    fecha
+    fecha bestelldatum 时间 日期
     """
 )
 USER = _words(  # whose it is
     """
     user userid uid customer client member visitor viewer consumer shopper account buyer reader listener
     player subscriber person patient student guest passenger reviewer nutzer kunde usuario utilisateur
-    cliente profile household device cookie session
+    cliente profile household device cookie session kundennr 用户 用户id
     """
 )
 ITEM = _words(  # what was shown
@@ -23,7 +23,7 @@ ITEM = _words(  # what was shown
     item itemid iid product sku article movie film video photo clip book isbn song track artist room
     stream live post creative ad listing restaurant hotel property recipe news doc document content asin
     goods poi venue place business game app job course offer coupon campaign show episode podcast anime
-    title artikel produkt producto produit streamer author page
+    title artikel artikelnr produkt producto produit streamer author page 商品 视频 主播 直播间
     """
 )
 OUTCOME = _words(  # what came of it, as two values
@@ -32,8 +32,9 @@ OUTCOME = _words(  # what came of it, as two values
     ordered like liked follow followed share shared comment commented save saved cart carted booked
     booking watched finished completed finish complete install installed subscribe subscribed redeemed
     opened open response responded accepted accept success gift gifted effective engaged engagement
-    interested attended read listened skipped skip reordered returned churn churned positive is_click
-    is_buy replied applied visited long survived default y outcome gekauft geklickt comprado achat
+    interested attended read listened skipped reordered returned churn churned positive is_click
+    is_buy replied applied visited visit skip long survived default y outcome gekauft geklickt
+    retourniert comprado achat 点击 购买 点赞
     """
 )
 RATING = _words(  # what came of it, as a grade

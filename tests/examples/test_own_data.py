@@ -1,0 +1,48 @@
+"""The example of docs/guide/own-data.md: its six commands, from CSV to the ten best items per user."""
+
+import csv
+import random
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+PAGE = Path(__file__).parents[2] / "docs" / "guide" / "own-data.md"
+
+
+@pytest.mark.slow
+def test_the_six_commands_of_the_page(tmp_path):
+    rng = random.Random(1)
+    with (tmp_path / "products.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["sku", "brand", "tags", "price", "vector"])
+        for n in range(30):
+            tags = "|".join(rng.sample(["new", "eco", "sale"], rng.randint(0, 3)))
+            vector = " ".join(f"{rng.gauss(0, 1):.3f}" for _ in range(64))
+            rows.writerow([f"SKU-{n}", rng.choice(["Acme", "Zola"]), tags, f"{rng.uniform(5, 90):.2f}", vector])
+    with (tmp_path / "clicks.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["customer", "sku", "time", "clicked", "purchased"])
+        for n in range(600):
+            click = rng.random() < 0.4
+            bought = click and rng.random() < 0.5
+            at = f"2026-05-{1 + n // 60:02} {rng.randrange(24):02}:{rng.randrange(60):02}:00"
+            words = ["no", "yes"]
+            rows.writerow([f"c-{rng.randrange(20):03}", f"SKU-{rng.randrange(30)}", at, words[click], words[bought]])
+    (tmp_path / "space.yaml").write_text("optimizers.dense.lr: {choice: [1e-3, 3e-3]}\n")
+    block = re.search(r"<!-- commands -->\n```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    assert block
+    commands = [shlex.split(line) for line in block[1].splitlines()]
+    assert len(commands) == 6
+    for program, *arguments in commands:
+        assert program == "livetrain"
+        subprocess.run([sys.executable, "-m", program, *arguments], cwd=tmp_path, check=True)
+    best = pq.read_table(tmp_path / "best", partitioning=None)
+    names = best.column_names
+    assert {"user_text", "item_text"} <= set(names)
+    rows_of = best.group_by("user_text").aggregate([("item_text", "count")]).to_pylist()
+    assert 0 < max(row["item_text_count"] for row in rows_of) <= 10

@@ -1,0 +1,59 @@
+"""Items on disk, read as a split whose rows have an item and nothing else."""
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.files import files_below, open_filesystem, settled, shown, wanted_columns
+from livetrain.trainers.data.read.source import RowGroup, Source
+
+CATALOGUE = "catalogue"  # in the place of a split's name
+
+
+@dataclass
+class Catalogue(Source):
+    """The rows of evaluate.catalogue. A column that is no feature of the item is null in each of them."""
+
+    absent: pa.Schema = field(default_factory=lambda: pa.schema([]))
+
+    @classmethod
+    def of(cls, recipe: Recipe, features: list[str]) -> "Catalogue":
+        """Open the recipe's catalogue.
+
+        Args:
+            recipe: the run.
+            features: those of the item.
+
+        Raises:
+            BadInput: there is none, it is empty, or it lacks a feature of the item or has one of another type.
+        """
+        path = recipe.evaluate.catalogue or ""
+        try:
+            filesystem, root = open_filesystem(path)
+            paths = files_below(filesystem, root)
+        except BadInput as error:
+            raise BadInput(str(error).replace("data.path", "evaluate.catalogue")) from error.__cause__
+        every, item = wanted_columns(recipe), [f"features.{name}" for name in features]
+        wanted = [
+            (column, kind, f"evaluate.catalogue, {key}")
+            for column, kind, key in every
+            if ".".join(key.split(".")[:2]) in item
+        ]
+        catalogue = cls(shown(filesystem, root), filesystem, [], pa.schema([]))
+        catalogue._read_footers(paths, wanted)
+        if not catalogue.rows:
+            raise BadInput(f"evaluate.catalogue: {catalogue.folder} has no rows; write the items to it")
+        others = [part for part in every if part[0] not in catalogue.schema.names]
+        catalogue.absent = settled({column: pa.null() for column, _, _ in others}, others)
+        return catalogue
+
+    def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        """Return what `Source.read` does, with nulls in the columns that are not the item's."""
+        own = super().read(group, [name for name in columns if name in self.schema.names])
+        for name in columns:
+            if name not in self.schema.names:
+                missing = self.absent.field(name)
+                own = own.append_column(missing, pa.nulls(group.rows, missing.type))
+        return own.select(columns)
