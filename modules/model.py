@@ -228,9 +228,8 @@ class Model(nn.Module):
                 )
         self.key = net.key
         if self.key is not None and (features[self.key].carrier != "ids" or features[self.key].lists):
-            kind = features[self.key].type
             raise BadInput(
-                f"model.key: '{self.key}' is of type {kind}, which has no id of each row in the data; name another"
+                f"model.key: '{self.key}' is of type {features[self.key].type}, which has no id of each row in the data; name another"
             )
         for name, feature in features.items():
             parts = {name, *feature.parts}
