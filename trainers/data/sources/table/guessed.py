@@ -32,7 +32,9 @@ class Guess:
 
 def words(name: str) -> list[str]:
     """Return a name's words in lower case: `UserID_2` has user, id and 2; accents are taken off."""
-    flat = "".join(letter for letter in unicodedata.normalize("NFKD", name) if not unicodedata.combining(letter))
+    flat = "".join(
+        letter for letter in unicodedata.normalize("NFKD", name.replace("ß", "ss")) if not unicodedata.combining(letter)
+    )
     parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|(?<=[^\x00-\x7f])(?=[A-Z])", " ", flat)
     return [part.lower() for part in re.split(r"[\W_]+", parts) if part]
 

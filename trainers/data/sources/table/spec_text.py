@@ -10,6 +10,7 @@ from livetrain.trainers.data.sources.table.guessed import Guess
 from livetrain.trainers.data.sources.table.look import LookedFile
 
 LAST = 20  # rows of a history
+_TIMES = 20  # least different times of a split by time
 
 
 def flow(value: Any) -> str:
@@ -41,6 +42,14 @@ def _seen_from(folder: Path, path: str) -> str:
     except ValueError:  # another drive
         return str(whole)
     return str(whole) if seen.startswith("../../..") else seen
+
+
+def _parts_by_time(found: Guess) -> bool:
+    """Tell whether the rows have so many different times that a tenth of them can be the newest."""
+    if found.time is None:
+        return False
+    times = next((column.distinct for column in found.log.columns if column.name == found.time[0]), None)
+    return times is None or times >= _TIMES
 
 
 def spec_text(found: Guess, made: Made, stem: str, folder: Path) -> str:
@@ -82,6 +91,9 @@ def spec_text(found: Guess, made: Made, stem: str, folder: Path) -> str:
     elif found.time is not None:
         counted = [role for role in ("user", "item") if getattr(found, role) is not None]
         lines += [f"counts: {flow(counted)}  # shown how often on earlier days"] if counted else []
-    by = "time" if found.time is not None else "random"
-    lines += ["split: {by: " + by + ", valid: 0.1, test: 0.1}  # or day, user, random, leave_one_out"]
+    lines += [
+        "split: {by: "
+        + ("time" if _parts_by_time(found) else "random")
+        + ", valid: 0.1, test: 0.1}  # or day, user, random, leave_one_out"
+    ]
     return "\n".join(lines) + "\n"
