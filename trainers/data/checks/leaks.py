@@ -92,7 +92,14 @@ def check(probes: list[Probe], labels: list[str]) -> list[Finding]:
 
 
 def is_copy(column: pa.ChunkedArray, label: pa.ChunkedArray) -> bool:
-    """Say whether a column equals a label on every row; never of a label with less than LEAST rows of a class."""
+    """Say whether a column equals a label on every row, or all elements of its lists do.
+
+    Never of a label with less than LEAST rows, or elements, of a class.
+    """
+    if is_list(column.type):
+        there = column.is_valid()
+        lists = column.filter(there).combine_chunks()
+        return is_copy(pa.chunked_array([lists.flatten()]), label.filter(there).take(pc.list_parent_indices(lists)))
     target = _target(label)
     numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     if target is None or not any(fits(column.type) for fits in numbers):
