@@ -24,13 +24,13 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import Found, Weigh, pools_where_rows_lie
 from livetrain.modules.features.carriers import Encode, Prepare, Select, has_transforms
 from livetrain.modules.features.dense import Normalise
-from livetrain.modules.features.hashing import IdHash
 from livetrain.modules.features.registry import transforms
 from livetrain.modules.features.transform import Transform
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.models.registry import network
 from livetrain.modules.network import Network
+from livetrain.modules.tables.hashing import IdHash
 from livetrain.modules.tables.initial import Initial
 from livetrain.modules.tasks.registry import kinds
 
