@@ -36,7 +36,7 @@ class Bootstrap(NamedTuple):
 
         Example:
             >>> Bootstrap(100, seed=1).times(np.array([7, 8, 9]), draw=0)
-            array([1., 1., 0.])
+            array([1., 2., 2.])
         """
         key = mix(np.array([self.seed * 2**20 + draw]))
         return np.searchsorted(_LIMITS, mix(groups.view(np.uint64) ^ key), side="right").astype(np.float64)
