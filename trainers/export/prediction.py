@@ -176,13 +176,10 @@ def _chunks(columns: Columns, decoder: Decoder, dense: list[str], rows: int) -> 
         ids, lengths = {}, {}
         numbers = {name: torch.tensor(values[start:stop]) for name, values in zip(dense, columns.floats, strict=False)}
         for key, column in zip(decoder.keys, columns.ids, strict=False):
-            first, last = (start, stop) if column.offsets is None else column.offsets[[start, stop]].tolist()
-            counts = np.ones(stop - start, np.int64)
-            if column.offsets is not None:
-                counts = np.diff(column.offsets[start : stop + 1]).astype(np.int64)
-            ids[key], lengths[key] = torch.tensor(column.values[first:last]), torch.from_numpy(counts)
+            values, counts = column.cut(start, stop)
+            ids[key], lengths[key] = torch.tensor(values), torch.from_numpy(counts)
             if key in weights:
-                numbers[key] = torch.tensor(weights[key][first:last])
+                numbers[key] = torch.tensor(column._replace(values=weights[key]).cut(start, stop)[0])
         yield ids, lengths, numbers
 
 

@@ -9,7 +9,7 @@ Items lie in the order of (their group, their start), so that the items a row ma
 refuse, items seen and items that are over, is refused by drawing again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.files import open_filesystem, short, shown, wanted_columns
+from livetrain.trainers.data.read.files import is_list, open_filesystem, short, shown, wanted_columns
 from livetrain.trainers.data.read.records import running
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
 
@@ -82,6 +82,11 @@ class Negatives:
             column: _cast(table.column(column), source.schema.field(column).type, column, name).take(self._places)
             for column in self._replaced
         }
+        # Of lists of ids that a drawn row has from its positive no copy is made, which most of the time would go to.
+        once = {recipe.column(name) for name, f in recipe.features.items() if f.carrier == "ids" and not f.weighted}
+        again = {c for name, f in recipe.features.items() if f.carrier != "ids" for c in recipe.columns(name)}
+        again.update(c for name, f in recipe.features.items() if f.weighted for c in (recipe.column(name), f.weighted))
+        self._shared = {name for name in once - again - known if is_list(source.schema.field(name).type)}
         self._neighbours = _Neighbours(recipe, self) if self._section.hard else None
 
     def _order(self, table: pa.Table, name: str) -> None:
@@ -104,8 +109,8 @@ class Negatives:
         self._ends = self._end[np.lexsort((self._end, self._code))]
         self._longest = float((self._end - self._start).max()) if air else 0.0
         self._ids = ids[self._places]
-        self._by_id = np.argsort(self._ids, kind="stable")
-        self._cumulative = None
+        self._found = _hashed(self._ids)
+        self._cumulative, self._guide = None, None
         if section.popularity:
             popularity = _numbers(table.column(section.popularity))[self._places]
             if not (popularity > 0).all():
@@ -114,34 +119,41 @@ class Negatives:
                     f"{popularity.min():g}, and a count must be above 0; raise it, or leave such items out"
                 )
             self._cumulative = np.concatenate([[0.0], np.cumsum(popularity**section.power)])
+            self._guide = np.searchsorted(self._part(self._cumulative), np.arange(len(ids) + 2))
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def find(self, ids: np.ndarray) -> np.ndarray:
         """Return where items of (n,) ids lie, -1 where the catalogue has none."""
-        place = np.searchsorted(self._ids, ids, sorter=self._by_id)
-        found = self._by_id[np.minimum(place, len(self) - 1)]
-        return np.where(self._ids[found] == ids, found, -1)
+        slot = _slots(ids, self._found)
+        found = self._found[slot]
+        other = np.flatnonzero((found >= 0) & (self._ids[found] != ids))
+        while len(other):
+            slot[other] = (slot[other] + 1) % len(self._found)
+            now = found[other] = self._found[slot[other]]
+            other = other[(now >= 0) & (self._ids[now] != ids[other])]
+        return found
 
     def count(self, table: pa.Table) -> tuple[int, int]:
         """Return how many of a row group's rows are positive, and how many of those get negatives."""
         positive = self._positive(table)
-        return len(positive), int(np.count_nonzero(self._wanted(table.take(positive)).count > 0))
+        return len(positive), int(np.count_nonzero(self._wanted(table, positive).count > 0))
 
     def _positive(self, table: pa.Table) -> np.ndarray:
         return np.flatnonzero(_numbers(table.column(self._label)) == 1)
 
-    def expand(self, table: pa.Table, first: int, epoch: int) -> pa.Table:
+    def expand(self, table: pa.Table, first: int, epoch: int, names: Sequence[str]) -> pa.Table:
         """Return a row group's rows, and behind each row that gets negatives those.
 
         Args:
-            table: n rows.
+            table: n rows, with `columns` and `names`.
             first: number of the first row within the split, without what is drawn.
             epoch: from 0.
+            names: of the columns to return.
         """
         positive = self._positive(table)
-        wanted = self._wanted(table.take(positive))
+        wanted = self._wanted(table, positive)
         places = np.flatnonzero(wanted.count > 0)
         chosen = positive[places]
         items = self._draw(wanted, places, first + chosen, epoch)
@@ -154,7 +166,7 @@ class Negatives:
         mixed[is_drawn] = table.num_rows + np.arange(len(items))
         taken, drawn, both = pa.array(rows), pa.array(items), pa.array(mixed)
         columns = []
-        for name in table.column_names:
+        for name in names:
             column = table.column(name)
             if name in self._items:
                 joined = pa.chunked_array([*column.chunks, self._items[name].take(drawn)]).combine_chunks()
@@ -162,13 +174,15 @@ class Negatives:
             elif name in self._labels:
                 labels = column.cast(pa.float32()).combine_chunks().take(taken)
                 columns.append(pc.if_else(pa.array(is_drawn), pa.scalar(0, pa.float32()), labels))
+            elif name in self._shared:
+                columns.append(carry.repeated(carry.whole(column), rows))
             else:
                 columns.append(column.combine_chunks().take(taken))
-        return pa.table(columns, names=table.column_names)
+        return pa.table(columns, names=list(names))
 
-    def _wanted(self, table: pa.Table) -> _Wanted:
-        """Return what each of P rows may get."""
-        rows = table.num_rows
+    def _wanted(self, table: pa.Table, positive: np.ndarray) -> _Wanted:
+        """Return what each of P rows of a table may get."""
+        table, rows = table.select(self.columns).take(positive), len(positive)
         code, known = np.zeros(rows, np.int64), np.ones(rows, bool)
         for column, values in zip(self._section.within, self._keys, strict=True):
             own, valid = _ids_or_none(table.column(column))
@@ -227,8 +241,14 @@ class Negatives:
         if self._cumulative is None:
             return low + np.minimum((share * (high - low)).astype(np.int64), high - low - 1)
         begin, end = self._cumulative[low], self._cumulative[high]
-        found = np.searchsorted(self._cumulative, begin + share * (end - begin), side="right") - 1
+        wanted = begin + share * (end - begin)
+        part = self._part(wanted)
+        found = _bisect(self._cumulative, self._guide[part], self._guide[part + 1], wanted) - 1
         return np.clip(found, low, high - 1)
+
+    def _part(self, cumulative: np.ndarray) -> np.ndarray:
+        """Return in which of N equal parts of all chances places lie: within one there are few items to look at."""
+        return (cumulative * (len(self) / self._cumulative[-1])).astype(np.int64)
 
     def _allowed(self, wanted: _Wanted, place: np.ndarray, item: np.ndarray) -> np.ndarray:
         allowed = (item >= wanted.low[place]) & (item < wanted.high[place])
@@ -368,12 +388,31 @@ def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
 
 def _bisect(values: np.ndarray, low: np.ndarray, high: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return, for ranges [low, high) in which values rise, where those above x begin; where x is NaN, low."""
-    low, high = low.copy(), high.copy()
-    while (open_ := low < high).any():
+    found, left = low.copy(), np.flatnonzero(low < high)
+    low, high, x = low[left], high[left], x[left]
+    while len(left):
         middle = (low + high) // 2
-        right = open_ & (values[np.minimum(middle, len(values) - 1)] <= x)
-        low, high = np.where(right, middle + 1, low), np.where(open_ & ~right, middle, high)
-    return low
+        right = values[middle] <= x
+        low, high = np.where(right, middle + 1, low), np.where(right, high, middle)
+        found[left], open_ = low, low < high
+        left, low, high, x = left[open_], low[open_], high[open_], x[open_]
+    return found
+
+
+def _hashed(ids: np.ndarray) -> np.ndarray:
+    """Return a table of places of different ids, -1 where there is none; one that is taken is passed by to the next."""
+    table = np.full(1 << (2 * len(ids)).bit_length(), -1, np.int32 if len(ids) < 2**31 else np.int64)
+    left, slot = np.arange(len(ids)), _slots(ids, table)
+    while len(left):
+        free = table[slot] < 0
+        table[slot[free]] = left[free]  # of several the last one
+        passed = table[slot] != left
+        left, slot = left[passed], (slot[passed] + 1) % len(table)
+    return table
+
+
+def _slots(ids: np.ndarray, table: np.ndarray) -> np.ndarray:
+    return (_mix(ids.astype(np.uint64)) & np.uint64(len(table) - 1)).astype(np.int64)
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
