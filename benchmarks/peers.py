@@ -43,7 +43,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from livetrain.configs.schema import Recipe
-from livetrain.modules.features.hashing import row
+from livetrain.modules.tables.hashing import row
 from livetrain.trainers.data.read.source import Source, Statistics
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.process import set_up

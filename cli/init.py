@@ -26,7 +26,7 @@ def init(
 
     Example: `livetrain init clicks.csv products.csv`
     """
-    from livetrain.trainers.data.sources.table import guess, starter
+    from livetrain.trainers.data.sources.table import guessed, starter
 
     labels: dict[str, str] = {}
     for given in label or []:
@@ -34,7 +34,7 @@ def init(
         own = own.strip()
         if not own:
             raise BadInput(f"--label {given}: write COLUMN, or NAME=EXPRESSION")
-        labels[guess.plain(own, labels)] = expression.strip() or own
+        labels[guessed.plain(own, labels)] = expression.strip() or own
     spec, recipe, found = starter.init(files, folder, name, labels)
     for reason in starter.reasons(found):
         note(reason)

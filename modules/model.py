@@ -24,13 +24,13 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import Found, Weigh, pools_where_rows_lie
 from livetrain.modules.features.carriers import Encode, Prepare, Select, has_transforms
 from livetrain.modules.features.dense import Normalise
-from livetrain.modules.features.hashing import IdHash
 from livetrain.modules.features.registry import transforms
 from livetrain.modules.features.transform import Transform
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.models.registry import network
 from livetrain.modules.network import Network
+from livetrain.modules.tables.hashing import IdHash
 from livetrain.modules.tables.initial import Initial
 from livetrain.modules.tasks.registry import kinds
 
@@ -229,7 +229,8 @@ class Model(nn.Module):
         self.key = net.key
         if self.key is not None and (features[self.key].carrier != "ids" or features[self.key].lists):
             raise BadInput(
-                f"model.key: '{self.key}' is of type {features[self.key].type}, which has no id of each row in the data; name another"
+                f"model.key: '{self.key}' is of type {features[self.key].type}, which has no id of each row in the "
+                "data; name another"
             )
         for name, feature in features.items():
             parts = {name, *feature.parts}

@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from livetrain.configs.features.cross import CrossFeature
-from livetrain.modules.features.hashing import mix
 from livetrain.modules.features.registry import register_feature
 from livetrain.modules.features.transform import Transform
 from livetrain.modules.layers import jagged
+from livetrain.modules.tables.hashing import mix
 
 
 @register_feature("cross", CrossFeature)

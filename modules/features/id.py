@@ -1,4 +1,4 @@
-"""Ids as they are: their table's hash makes rows of them (see hashing)."""
+"""Ids as they are: their table's hash makes rows of them (see modules.tables.hashing)."""
 
 from livetrain.configs.features.id import IdFeature
 from livetrain.modules.features.registry import register_feature

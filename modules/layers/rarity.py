@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from livetrain.modules.features.hashing import row
+from livetrain.modules.tables.hashing import row
 
 BUCKETS, RATE = 2**20, 0.01  # 12 MB of state; a bucket remembers about the last 1 / RATE times that it came up
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from livetrain.configs.schema import Feature, Quantization, Recipe
-from livetrain.modules.features import hashing
 from livetrain.modules.features.bag import pool
 from livetrain.modules.features.cross import cross
 from livetrain.modules.features.dense import Normalise
 from livetrain.modules.model import Model
 from livetrain.modules.serving.quantized import ByteTable, FloatTable, store
+from livetrain.modules.tables import hashing
 from livetrain.modules.tasks.registry import kinds
 
 

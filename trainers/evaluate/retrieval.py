@@ -9,9 +9,9 @@ from torch import nn
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
-from livetrain.modules.features.hashing import mix
 from livetrain.modules.layers import jagged
 from livetrain.modules.network import Network
+from livetrain.modules.tables.hashing import mix
 from livetrain.modules.tasks.retrieval import AT
 from livetrain.trainers.runtime import ranks
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from livetrain.modules.batch import Batch
-from livetrain.modules.features.hashing import mix
+from livetrain.modules.tables.hashing import mix
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.loss import Output

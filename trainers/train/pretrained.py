@@ -6,7 +6,7 @@ import torch
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.modules.features.hashing import row
+from livetrain.modules.tables.hashing import row
 from livetrain.trainers.data.read.vectors import Vectors
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.sharding import Sharded

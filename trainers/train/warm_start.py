@@ -1,7 +1,7 @@
 """A warm start: a new run begins with what an earlier one has learned, as far as it fits (see trainers.train.fitting).
 
 A table of R rows may grow to k R. Row r of the new table begins as row r mod R of the old one, with its optimizer
-state: an id whose row is r in k R rows had row r mod R in R rows (see modules.features.hashing.row), so every
+state: an id whose row is r in k R rows had row r mod R in R rows (see modules.tables.hashing.row), so every
 id begins with what it had, and the model answers what it answered before. What collided may part from then on.
 """
 

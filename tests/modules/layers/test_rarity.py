@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from livetrain.modules.features.hashing import row
 from livetrain.modules.layers.rarity import BUCKETS, RATE, Rarity
+from livetrain.modules.tables.hashing import row
 
 BATCHES = st.lists(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=12), max_size=12)
 

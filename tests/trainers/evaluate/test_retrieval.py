@@ -17,9 +17,9 @@ from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe
 from livetrain.modules.batch import Batch
-from livetrain.modules.features.hashing import mix
 from livetrain.modules.model import Model
 from livetrain.modules.network import Network
+from livetrain.modules.tables.hashing import mix
 from livetrain.trainers.evaluate import retrieval
 from livetrain.trainers.evaluate.retrieval import AT, Retrieval
 from livetrain.trainers.evaluate.selection import check_select, selectable

@@ -11,8 +11,8 @@ import torch
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe
-from livetrain.modules.features.hashing import row
 from livetrain.modules.model import Model
+from livetrain.modules.tables.hashing import row
 from livetrain.trainers.data.write.ids import string_ids
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import ranks, run_folder, runlog

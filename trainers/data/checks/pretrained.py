@@ -8,7 +8,7 @@ import torch
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.modules.features.hashing import row
+from livetrain.modules.tables.hashing import row
 from livetrain.trainers.data.checks import brief
 from livetrain.trainers.data.checks.findings import share
 from livetrain.trainers.data.read.files import is_list

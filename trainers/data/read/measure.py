@@ -177,7 +177,7 @@ def _check_finite(name: str, array: pa.Array, where: str) -> None:
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """Return splitmix64's finaliser of row numbers (see modules.features.hashing.mix), uint64."""
+    """Return splitmix64's finaliser of row numbers (see modules.tables.hashing.mix), uint64."""
     z = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

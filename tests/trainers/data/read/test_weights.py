@@ -102,7 +102,7 @@ def test_reader_model_file_and_predictor_agree(tmp_path_factory, rows, pooling, 
 
 def _slow(row, told: bool, pooling: str, table: np.ndarray, item: int) -> tuple[np.ndarray, np.ndarray]:
     """The pooled vector by the formula, in float64, and the item's."""
-    from livetrain.modules.features.hashing import row as place
+    from livetrain.modules.tables.hashing import row as place
 
     pairs = [(i, 1.0 if w is None or not told else w) for i, w in row or [] if i is not None][-LIMIT:]
     vectors = np.array([table[int(place(torch.tensor(i), len(table), False))] for i, _ in pairs]).reshape(-1, 4)

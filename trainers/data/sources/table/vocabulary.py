@@ -63,7 +63,7 @@ DONE = _words(  # kinds of events that are done, and not only seen
     """
 )
 KEY = _words("id uuid guid key index idx row rowid number no nr unnamed")  # numbers of rows
-WEIGHT = _words("weight sampleweight sample_weight importance")  # weights of rows
+WEIGHT = _words("weight sampleweight importance")  # weights of rows
 EARLY = _words(  # dates of things, not of rows
     """
     birth birthday signup registered registration release released published joined first founded

@@ -1,5 +1,6 @@
 """Files of strangers: what `init` writes is read by `data table` and trains, unedited."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -72,12 +73,40 @@ def test_starters_are_read_unedited(tmp_path, name):
     scan(Source.open(recipe, "train"), recipe)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SEEN)
+QUICK = ("shop", "tiny")  # tags, a vector, a long tail and a history; and numbers alone
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SEEN])
 def test_starters_train_unedited(tmp_path, name, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, recipe = started(tmp_path, name)
     assert livetrain.train(recipe).result
+
+
+def test_starters_use_the_kind_of_feature_that_fits(tmp_path):
+    rng = random.Random(1)
+    header = ["user", "item", "time", "click", "tags", "vector", "even", "heavy", "sunken"]
+    rows = [
+        [f"u{n % 9}", n % 7, f"2026-05-{1 + n // 60:02} 08:00:{n % 60:02}", rng.randrange(2), "a|b" if n % 2 else ""]
+        + [" ".join(f"{rng.gauss(0, 1):.3f}" for _ in range(20))]
+        + [f"{rng.gauss(50, 9):.2f}", f"{rng.lognormvariate(0, 2):.3f}", f"{rng.gauss(0, 9):.2f}" if n % 3 else ""]
+        for n in range(400)
+    ]
+    path = styles.write(tmp_path / "log.csv", header, rows)
+    _, recipe, _ = starter.init([str(path)], tmp_path, None, {})
+    loaded = load_recipe(recipe)
+    wanted = {
+        "tags": {"type": "bag", "table": "tags"},
+        "vector": {"type": "vector", "width": 20, "normalise": True, "projection": 16},
+        "even": {"type": "dense"},
+        "heavy": {"type": "dense", "log1p": True},
+        "sunken": {"type": "dense", "missing_flag": True},
+        "hour": {"type": "id", "table": "hour"},
+    }
+    told = {name: loaded.features[name].model_dump(exclude_unset=True) for name in wanted}
+    assert told == wanted
+    assert (loaded.tables["hour"].rows, loaded.tables["hour"].hash) == (24, "modulo")
+    assert loaded.evaluate.group_by == "user"
 
 
 def test_what_is_nowhere_to_be_seen_is_asked_for(tmp_path):

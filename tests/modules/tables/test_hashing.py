@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from livetrain.modules.features.hashing import IdHash, mix, row
+from livetrain.modules.tables.hashing import IdHash, mix, row
 
 ANY_ID = st.integers(-(2**63), 2**63 - 1)
 ANY_IDS = st.lists(ANY_ID | st.sampled_from([0, 1, -1, -(2**63), 2**63 - 1]), max_size=20)
