@@ -85,9 +85,9 @@ class Negatives:
                     "it has; put both in the catalogue, or neither"
                 )
         self._replaced = [column for column in dict.fromkeys([*features, self._section.item]) if column in known]
-        own = {feature: {*recipe.columns(feature)} for feature in recipe.features if recipe.columns(feature)}
-        self.taken = [feature for feature, columns in own.items() if columns & {*self._replaced}]
-        self.kept = [feature for feature in own if feature not in self.taken]
+        read = {feature: {*recipe.columns(feature)} for feature in recipe.features if recipe.columns(feature)}
+        self.taken = [feature for feature, columns in read.items() if columns & {*self._replaced}]
+        self.kept = [feature for feature in read if feature not in self.taken]
         self._order(table, name)
         self._items = {
             column: _cast(table.column(column), source.schema.field(column).type, column, name).take(self._places)

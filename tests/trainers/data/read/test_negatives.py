@@ -9,6 +9,7 @@ import pytest
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
+from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.trainers.data.read import negatives
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
@@ -260,6 +261,8 @@ def test_what_is_wrong_is_one_sentence(tmp_path, section, column, values, said):
 def test_a_probability_asks_for_the_share(tmp_path):
     write(tmp_path, rows=200)
     recipe = recipe_of(tmp_path)
+    assert load_recipe(recipe) == recipe
+    assert dump_recipe(recipe, defaults=False).count("negatives_kept: 1.0") == 2
     tasks = {"click": {"label": "label"}}
     with pytest.raises(ValueError, match="tasks.click.negatives_kept: drawn negatives change the probability"):
         samples.recipe(tmp_path / "data", data__negatives=recipe.data.negatives.model_dump(), tasks=tasks)
