@@ -26,6 +26,7 @@ from livetrain.configs import plugins
 from livetrain.configs.errors import BadInput, NotNow, may_pass
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Cluster, Days, Recipe
+from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.observe.progress import Watcher
 from livetrain.trainers.observe.report import report, spectrum
@@ -108,6 +109,8 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
                 for text in warm_start.tell(recipe, begun, run):
                     runlog.note(run, "note", text=text)
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
+        if found:
+            _check_ids(found[-1], sources["train"], recipe)
         write_text(run / "config.yaml", dump_recipe(recipe))
         job = Job(recipe, run, sources, statistics, test)
         with signals.saving(run):
@@ -139,7 +142,7 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: 
     if split not in preflight.SPLITS:
         raise BadInput(f"--split: '{split}' is none of {', '.join(preflight.SPLITS)}")
     run = run.resolve()
-    find_checkpoint(run, which, mend or LAST)
+    path = find_checkpoint(run, which, mend or LAST)
     recipe = run_folder.recipe_of(run)
     if days is not None:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"days": days})})
@@ -152,8 +155,14 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: 
             if days is not None:
                 raise
             raise type(error)(f"{run / 'config.yaml'}: {error}") from error.__cause__
+        _check_ids(path, sources[split], recipe)
         job = Job(recipe, run, sources, statistics)
         return _launch(partial(_evaluate_here, job, place, which, split, mend), recipe, place, place)
+
+
+def _check_ids(path: Path, source: Source, recipe: Recipe) -> None:
+    """Raise BadInput where a split's ids are of another kind than those that a checkpoint was trained on."""
+    compatible.check_ids(run_folder.content(path).get("ids", {}), source.id_kinds(recipe), recipe, source.folder)
 
 
 def _how_to_go_on(run: Path, stopped: bool) -> str:

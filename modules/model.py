@@ -209,36 +209,8 @@ class Model(nn.Module):
             )
             self.inputs = inputs
             net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)
-        if recipe.gradients.scope == "trunk" and net.trunk is None:
-            raise BadInput(
-                f"gradients.scope: '{recipe.model.kind}' has no trunk that its tasks share; use scope: shared, or "
-                "another model.kind"
-            )
-        for name, kind in kinds(recipe.tasks).items():
-            named = recipe.tasks[name].kind
-            if kind.towers and net.towers is None:
-                raise BadInput(
-                    f"tasks.{name}.kind: {named} needs a model with two towers, and '{recipe.model.kind}' has none; "
-                    "use model.kind: dssm, or kind: binary"
-                )
-            if net.towers is not None and not kind.towers:
-                raise BadInput(
-                    f"tasks.{name}.kind: '{recipe.model.kind}' finds items and predicts no {kind.output}; "
-                    "use kind: retrieval"
-                )
         self.key = net.key
-        if self.key is not None and (features[self.key].carrier != "ids" or features[self.key].lists):
-            raise BadInput(
-                f"model.key: '{self.key}' is of type {features[self.key].type}, which has no id of each row in the "
-                "data; name another"
-            )
-        for name, feature in features.items():
-            parts = {name, *feature.parts}
-            if net.towers is not None and not any(parts <= {*own} for own in net.towers.names.values()):
-                raise BadInput(
-                    f"features.{name}.of: {', '.join(feature.parts)} and {name} itself are of both towers; name in "
-                    "model.item all of them or none"
-                )
+        _check(recipe, net)
         bfloat16 = recipe.train.precision == "bfloat16"
         width = sum(self.numbers.values())
         self.dense = Dense(net, width, encode, bfloat16, torch.device(device).type).to(device)
@@ -279,6 +251,40 @@ class Model(nn.Module):
         if self.key is None or weights is None:
             return self.dense(values, lengths, dense, weights)
         return self.dense(values, lengths, dense, weights, ids[self.key].values())
+
+
+def _check(recipe: Recipe, net: Network) -> None:
+    """Refuse what the recipe asks of its model and the model is not made for."""
+    features = recipe.features
+    if recipe.gradients.scope == "trunk" and net.trunk is None:
+        raise BadInput(
+            f"gradients.scope: '{recipe.model.kind}' has no trunk that its tasks share; use scope: shared, or "
+            "another model.kind"
+        )
+    for name, kind in kinds(recipe.tasks).items():
+        named = recipe.tasks[name].kind
+        if kind.towers and net.towers is None:
+            raise BadInput(
+                f"tasks.{name}.kind: {named} needs a model with two towers, and '{recipe.model.kind}' has none; "
+                "use model.kind: dssm, or kind: binary"
+            )
+        if net.towers is not None and not kind.towers:
+            raise BadInput(
+                f"tasks.{name}.kind: '{recipe.model.kind}' finds items and predicts no {kind.output}; "
+                "use kind: retrieval"
+            )
+    if net.key is not None and (features[net.key].carrier != "ids" or features[net.key].lists):
+        raise BadInput(
+            f"model.key: '{net.key}' is of type {features[net.key].type}, which has no id of each row in the data; "
+            "name another"
+        )
+    for name, feature in features.items():
+        parts = {name, *feature.parts}
+        if net.towers is not None and not any(parts <= {*own} for own in net.towers.names.values()):
+            raise BadInput(
+                f"features.{name}.of: {', '.join(feature.parts)} and {name} itself are of both towers; name in "
+                "model.item all of them or none"
+            )
 
 
 def _collections(recipe: Recipe) -> dict[str, list[str]]:

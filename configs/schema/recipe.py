@@ -85,6 +85,11 @@ class Recipe(Section):
         second = self.features[feature].second_column
         return (self.column(feature),) if second is None else (self.column(feature), second)
 
+    def reads(self, feature: str) -> tuple[str, ...]:
+        """Return every Parquet column that `feature` reads: its `columns`, and that of its weights."""
+        weights = self.features[feature].weighted
+        return self.columns(feature) if weights is None else (*self.columns(feature), weights)
+
     def optimizer(self, table: str) -> SparseOptimizer:
         """Return the optimizer section of a table: its own, or that of all tables."""
         return self.tables[table].optimizer or self.optimizers.sparse

@@ -18,10 +18,11 @@ from livetrain.configs.schema import Evaluate, Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.scorer import Encoder, Scorer
 from livetrain.trainers.data.read.decode import Decoder
-from livetrain.trainers.data.read.files import check_columns, settled, short, wanted_columns
+from livetrain.trainers.data.read.files import check_columns, id_kinds, settled, short, wanted_columns
 from livetrain.trainers.data.read.records import Columns
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import manifest, run_folder
+from livetrain.trainers.train import compatible
 
 CHUNK = 8192  # rows that are scored at once
 Side = Literal["user", "item"]
@@ -37,6 +38,7 @@ class Weights:
         exported: whether it is an export.
         digest: of all its files; another one would be another model.
         vectors: which tower's vectors are wanted in the place of predictions.
+        ids: of each feature what its ids were in training, as far as the weights tell.
     """
 
     run: Path
@@ -44,6 +46,7 @@ class Weights:
     exported: bool
     digest: str
     vectors: Side | None = None
+    ids: tuple[tuple[str, str], ...] = ()
 
 
 def weights_of(run: Path, source: str | Path = "best", vectors: Side | None = None) -> Weights:
@@ -65,7 +68,8 @@ def weights_of(run: Path, source: str | Path = "best", vectors: Side | None = No
     found = manifest.read(folder)
     if exported:
         _check_export(folder, found, f"{vectors or 'model'}.pt", recipe)
-    return Weights(run.resolve(), folder.resolve(), exported, _digest(found), vectors)
+    ids = tuple(_ids_of(folder, exported).items())
+    return Weights(run.resolve(), folder.resolve(), exported, _digest(found), vectors, ids)
 
 
 def _digest(found: dict[str, Any] | None) -> str:
@@ -110,6 +114,7 @@ class Predictor:
             own = set(towers[self.vectors])
             features = {name: feature for name, feature in features.items() if name in own}
         self.recipe = whole.model_copy(update={"tasks": {}, "evaluate": Evaluate(), "features": features})
+        self._trained_on = dict(weights.ids)
         self._tasks = list(whole.tasks)
         self.names = [f"{self.vectors}_vector"] if self.vectors else [f"{task}_score" for task in self._tasks]
         self._decoder = Decoder(self.recipe, groups=False)
@@ -123,7 +128,12 @@ class Predictor:
 
     def check(self, schema: pa.Schema, name: str) -> None:
         """Raise BadInput where rows of a schema cannot be scored; `name` is theirs, for the message."""
-        check_columns(name, schema, self._wanted)
+        self._types(schema, name)
+
+    def _types(self, schema: pa.Schema, name: str) -> dict[str, pa.DataType]:
+        types = check_columns(name, schema, self._wanted)
+        compatible.check_ids(self._trained_on, id_kinds(self.recipe, types), self.recipe, name)
+        return types
 
     def predict(self, table: pa.Table, name: str = "the table") -> pa.Table:
         """Return the added columns for the rows of a table, in its order.
@@ -131,7 +141,7 @@ class Predictor:
         Raises:
             BadInput: a column that the features need is missing, or is of another type.
         """
-        schema = settled(check_columns(name, table.schema, self._wanted), self._wanted)
+        schema = settled(self._types(table.schema, name), self._wanted)
         fitting = pa.Table.from_arrays([table.column(field.name).cast(field.type) for field in schema], schema=schema)
         columns = self._decoder.decode(fitting.combine_chunks(), 0, name)
         parts: list[list[np.ndarray]] = [[] for _ in self.names]
@@ -160,6 +170,13 @@ def _load(weights: Weights, recipe: Recipe) -> nn.Module:
         return torch.jit.load(str(weights.folder / file)).eval()
     model = plain_model(recipe, weights.folder)
     return (Encoder(model, recipe, weights.vectors) if weights.vectors else Scorer(model, recipe)).eval()
+
+
+def _ids_of(folder: Path, exported: bool) -> dict[str, str]:
+    if not exported:
+        return run_folder.content(folder).get("ids", {})
+    features = json.loads((folder / "signature.json").read_text(encoding="utf-8"))["features"]
+    return {name: feature["ids"] for name, feature in features.items() if "ids" in feature}
 
 
 def _towers(recipe: Recipe) -> dict[str, list[str]] | None:

@@ -18,7 +18,8 @@ _TIME = "timestamp"  # a column of this name, if the training split has it, says
 
 def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str, Any]:
     """Return what a caller has to know about the file, and where it comes from."""
-    step = run_folder.content(path)["step"]
+    content = run_folder.content(path)
+    step, ids = content["step"], content.get("ids", {})
     places, normalise = measured(model), model.dense.normalise
     mean, std = ({n: part[place].tolist() for n, place in places.items()} for part in (normalise.mean, normalise.std))
     towers = model.dense.network.towers
@@ -30,7 +31,10 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
         " row, see tasks",
         "rank": "model.rank(ids, lengths, dense): the same for candidates of one user, whose features are given once,"
         " as one row",
-        "features": {n: f.signature(mean.get(n, []), std.get(n, [])) for n, f in recipe.features.items()},
+        "features": {
+            n: f.signature(mean.get(n, []), std.get(n, [])) | ({"ids": ids[n]} if n in ids else {})
+            for n, f in recipe.features.items()
+        },
         "tables": {name: t.model_dump(include={"rows", "dim", "hash", "dtype"}) for name, t in recipe.tables.items()},
         "hashing": "in the file; row = splitmix64(id) with the sign bit cleared, mod rows (hash: mix), or id mod rows,"
         " never negative (hash: modulo)",

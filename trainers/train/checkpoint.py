@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -90,10 +90,11 @@ class Saver:
         sharded: what to save.
         recipe: kept in the manifests, so that a checkpoint of another model is told apart.
         run: the run folder, on storage that every rank shares.
+        ids: of each feature what its ids are in the training split (`Source.id_kinds`), kept in the manifests.
     """
 
-    def __init__(self, sharded: Sharded, recipe: Recipe, run: Path) -> None:
-        self._sharded, self._recipe, self._run = sharded, recipe, run
+    def __init__(self, sharded: Sharded, recipe: Recipe, run: Path, ids: Mapping[str, str] | None = None) -> None:
+        self._sharded, self._recipe, self._run, self._ids = sharded, recipe, run, dict(ids or {})
         self._buffers: dict[tuple, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._write: Callable[[], None] = lambda: None
@@ -127,6 +128,7 @@ class Saver:
             "workers": ranks.world(),
             "plan": self._sharded.plan(),
             "recipe": yaml.safe_load(dump_recipe(self._recipe)),
+            "ids": self._ids,
         }
         copied = self._copy(state(self._sharded), ())
         if self._sharded.device.type == "cuda":
@@ -196,7 +198,7 @@ def write(state: dict[str, Any], run: Path, content: dict[str, Any], group: dist
     Args:
         state: tensors by name, as `Saver` copied them.
         run: the run folder.
-        content: of the manifest: step, position, workers, plan, recipe.
+        content: of the manifest: step, position, workers, plan, recipe, ids.
         group: a group that nothing else uses meanwhile.
 
     Raises:

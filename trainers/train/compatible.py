@@ -1,5 +1,6 @@
 """Whether a checkpoint can be loaded under a recipe, or a run go on under it."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.files import IdKind
 from livetrain.trainers.runtime.run_folder import recipe_in
 
 # What may be otherwise when a run goes on: where and when things happen, and what is written of them. All else decides
@@ -49,6 +51,23 @@ def check_same(path: Path, recipe: Recipe, resume: bool, mend: str | None = None
         raise BadInput(
             f"{path}: this checkpoint was written with {key}={_short(old)}, but the recipe says {_short(new)}; {mend}"
         )
+
+
+def check_ids(trained: Mapping[str, str], found: Mapping[str, IdKind], recipe: Recipe, name: str) -> None:
+    """Raise BadInput where rows hold strings as ids and what was trained knows integers, or the reverse.
+
+    Args:
+        trained: of each feature what its ids were in training; nothing where that is not known.
+        found: of each feature what its ids are in the rows.
+        recipe: names the features.
+        name: of the rows.
+    """
+    for feature, kind in found.items():
+        if (before := trained.get(feature, kind)) != kind:
+            raise BadInput(
+                f"features.{feature}: column '{recipe.column(feature)}' of {name} holds {kind}, but "
+                f"{before} in training, so their ids have nothing in common; store {before}"
+            )
 
 
 def _tree(recipe: Recipe) -> dict[str, Any]:

@@ -119,7 +119,8 @@ class Trainer:
         )
         self.log.write("note", step=self.step, text=f"tables: {planning.in_words(self.sharded.plan())}")
         tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))
-        with tracker, checkpoint.Saver(self.sharded, self.recipe, self.job.run) as self.saver:
+        ids = self.job.sources["train"].id_kinds(self.recipe)
+        with tracker, checkpoint.Saver(self.sharded, self.recipe, self.job.run, ids) as self.saver:
             self.log.listeners += [tracker.line, *prometheus.listeners(self.recipe.name)]
             self._train()
             self.saver.wait()

@@ -13,7 +13,8 @@ from livetrain.modules.serving.scorer import Scorer
 from livetrain.trainers.export.rows import inputs_of, one_user
 from livetrain.trainers.runtime import ranks
 from tests import twins
-from tests.trainers.train.test_sharding import compare, train_sharded
+from tests.pool import Pool
+from tests.trainers.train.test_sharding import STEPS, compare, train_sharded
 
 
 def made(**changes) -> Recipe:
@@ -45,6 +46,12 @@ CASES = {
     "Adagrad": {"optimizers__sparse__kind": "adagrad"},
     "row-wise Adagrad with L2": {"optimizers__sparse__weight_decay": 0.1, "tables__note__sharding": "row_wise"},
     "Adam": {"optimizers__sparse": {"kind": "adam", "lr": 0.01, "eps": 1e-3}},
+    "an optimizer per table": {
+        "tables__tag__optimizer": {"kind": "adam", "lr": 0.01, "eps": 1e-3},
+        "tables__cross__optimizer": {"kind": "sgd", "lr": 0.1},
+        "tables__movie__optimizer": {"kind": "adagrad", "lr": 0.1, "eps": 1e-3},
+    },
+    "frozen": {"tables__tag__frozen": True, "tables__note__frozen": True},
     "L2 on one table": {"tables__note__optimizer": {"lr": 0.02, "eps": 1e-3, "weight_decay": 0.1}},
     "in parts": {"model__activation": "relu", "train__accumulate": 4},
     "two dims": {"tables__note__sharding": "table_wise"},
@@ -63,6 +70,33 @@ def test_two_ranks_equal_plain(two_ranks, changes):
     first, second = two_ranks.run(train_sharded, made(**changes))
     compare(first, made(**changes), 2e-6)
     assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["row-wise", "an optimizer per table"])
+def test_four_ranks_equal_plain(name):
+    pool = Pool(4)
+    try:
+        compare(pool.run(train_sharded, made(**CASES[name]))[0], made(**CASES[name]), 2e-6)
+    finally:
+        pool.close()
+
+
+LOOSE = {
+    "fp16 tables": {"tables__tag__dtype": "float16", "tables__movie__dtype": "float16"},
+    "fp16 on the wire": {"cluster__quantize_comms": "fp16"},
+    "bf16 on the wire": {"cluster__quantize_comms": "bf16"},
+}
+
+
+@pytest.mark.parametrize("changes", LOOSE.values(), ids=LOOSE.keys())
+def test_fewer_bits_stay_close(two_ranks, changes):
+    first, second = two_ranks.run(train_sharded, made(**changes))
+    assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
+    exact, losses, _ = twins.train_plain(made(), twins.batches(made(), STEPS))
+    assert 0 < (torch.tensor(first["losses"])[:, 0] - torch.tensor(losses)).abs().max() < 5e-3
+    apart = (first["tables"]["tag"] - exact.table_weights()["tag"].detach()).abs()
+    assert 0 < apart.max() < 2e-2
 
 
 def test_what_is_pooled_where_its_rows_lie():

@@ -364,7 +364,7 @@ def test_strings_in_one_split_and_numbers_in_another_are_refused(tmp_path):
     sources = {split: Source.open(recipe, split) for split in ("train", "valid", "test")}
     statistics = {split: scan(source, recipe) for split, source in sources.items()}
     brief.examine(recipe, {s: sources[s] for s in ("train", "test")}, statistics, lambda text: None)
-    with pytest.raises(BadInput, match="features.x: column 'x' holds strings in .*train and numbers in .*valid, so"):
+    with pytest.raises(BadInput, match="features.x: column 'x' holds strings in .*train and integers in .*valid, so"):
         brief.examine(recipe, sources, statistics, lambda text: None)
 
 

@@ -175,6 +175,11 @@ def _drop(name):
     [
         (_drop("movie"), {}, r"features.movie: .*b.parquet has no column 'movie'"),
         (lambda t: t.set_column(0, "user", pc.cast(t["user"], pa.float64())), {}, "column 'user' of .* is double"),
+        (
+            lambda t: t.set_column(0, "user", pc.cast(t["user"], pa.string())),
+            {},
+            "features.user: column 'user' of .*b.parquet holds strings, but integers in training",
+        ),
         (_drop("gift"), {}, "has not one column 'gift' .*; correct --keep or --group"),
         (lambda t: t.set_column(6, "like", pc.cast(t["like"], pa.int32())), {}, "is int32 here and int8 in"),
         (None, {"keep": ["usr"]}, r"not one column 'usr' \(did you mean 'user'\?\)"),

@@ -1,6 +1,7 @@
 """Tables that begin with a file's vectors: the rows of their ids, on any number of ranks, once, and told before."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,7 @@ def filled(made_for) -> dict[str, torch.Tensor]:
 
 def wanted(made_for, table: str, ids: np.ndarray, vectors: np.ndarray) -> torch.Tensor:
     """One row after the other: the first id of a row counts; the rest is as the seed says."""
-    weight = next(
-        c.embeddings[table].weight.detach().clone() for c in Model(made_for).tables.values() if table in c.embeddings
-    )
+    weight = Model(made_for).table_weights()[table].detach().clone()
     seen = set()
     for number, vector in zip(ids.tolist(), vectors, strict=True):
         place = int(row(torch.tensor([number]), len(weight), made_for.tables[table].hash == "modulo"))
@@ -64,12 +63,18 @@ def recipe(file: Path, **changes):
     return twins.recipe(tables__user__rows=200, tables__user__initial={"file": str(file)}, **changes)
 
 
-@pytest.mark.parametrize("how", SHARDINGS)
-def test_every_sharding_on_one_rank_and_on_two_begins_with_the_same_rows(two_ranks, vectors, tmp_path, how):
+BAG = {"features__liked": {"type": "bag", "table": "user"}}  # which pools the table where its rows lie
+
+
+@pytest.mark.parametrize(
+    ("how", "more"),
+    [*((how, {}) for how in SHARDINGS), ("row_wise", BAG), ("table_wise", BAG | {"tables__user__frozen": True})],
+)
+def test_every_sharding_on_one_rank_and_on_two_begins_with_the_same_rows(two_ranks, vectors, tmp_path, how, more):
     file = write(tmp_path / "rows.parquet", pa.array(vectors[0]), vectors[1])
-    made_for = recipe(file, tables__user__sharding=how)
+    made_for = recipe(file, tables__user__sharding=how, **more)
     expected = wanted(made_for, "user", *vectors)
-    assert (expected != next(iter(Model(made_for).tables.values())).embeddings["user"].weight).any(1).sum() < 120
+    assert (expected != Model(made_for).table_weights()["user"]).any(1).sum() < 120
     with ranks.alone(cuda=False):
         assert torch.equal(filled(made_for)["user"], expected)
     assert torch.equal(two_ranks.run(filled, made_for)[0]["user"], expected)
@@ -129,6 +134,19 @@ def test_frozen_vectors_stay_and_trained_ones_move_and_are_exported(data, tmp_pa
         r"that were looked at 10 have none \(.*% of the lookups\)",
         told,
     )
+
+
+def test_strings_are_compared_with_the_files_strings(data, tmp_path):
+    strings = tmp_path / "data"
+    shutil.copytree(data, strings)
+    for part in strings.glob("*/*.parquet"):
+        table = pq.read_table(part)
+        words = table["user"].cast(pa.string()).combine_chunks().dictionary_encode()
+        pq.write_table(table.set_column(table.column_names.index("user"), "user", words), part)
+    file = write(tmp_path / "rows.parquet", pa.array(list(map(str, range(90)))), np.ones((90, 8)))
+    notes = []
+    preflight.check(samples.recipe(strings, **small(strings, file), tables__user__hash="mix"), notes.append)
+    assert any("of 100 ids of train that were looked at 10 have none" in text for text in notes)
 
 
 def test_a_run_that_goes_on_reads_no_file(data, tmp_path):

@@ -14,6 +14,7 @@ from torch.distributed._shard.sharding_spec import ShardMetadata
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.modules.batch import Batch
+from livetrain.modules.features.bag import pools_where_rows_lie
 from livetrain.modules.model import Model
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import ranks, run_folder, runlog
@@ -21,6 +22,7 @@ from livetrain.trainers.runtime.run_folder import find_checkpoint
 from livetrain.trainers.train import checkpoint, warm_start
 from livetrain.trainers.train.sharding import shard
 from tests import samples, twins
+from tests.modules.features.test_bag import made as bags
 from tests.trainers.train import test_loop as loop
 from tests.trainers.train import test_sharding as sharding
 
@@ -91,6 +93,26 @@ def test_every_row_begins_as_the_one_that_its_ids_come_from(two_ranks, tmp_path,
     if growth:
         longer = [name for name, value in found.items() if value.dim() and len(value) > len(wanted[name])]
         assert {"movie", "user"} == {name.split(".embeddings.")[1].split(".")[0] for name in longer}
+
+
+ADAM_ROWS = {"optimizers__sparse": {"kind": "adam", "lr": 0.01, "eps": 1e-3}}
+
+
+@pytest.mark.parametrize("changes", [{}, ADAM_ROWS], ids=["row-wise Adagrad", "Adam"])
+@pytest.mark.parametrize("pooled_before", [True, False])
+def test_a_table_goes_on_pooled_or_not(two_ranks, tmp_path, changes, pooled_before):
+    """A bag of max needs every embedding, so its table is pooled after the lookup."""
+    pooled, apart = bags(**changes), bags(features__tags={"type": "bag", "table": "tag", "pooling": "max"}, **changes)
+    assert [pools_where_rows_lie(each, "tag") for each in (pooled, apart)] == [True, False]
+    old, new = (pooled, apart) if pooled_before else (apart, pooled)
+    wanted = two_ranks.run(save, old, tmp_path)[0]
+    new = new.model_copy(update={"tables": new.tables | {"tag": new.tables["tag"].model_copy(update={"rows": 100})}})
+    with ranks.alone(cuda=False):
+        found = begin(new, run_folder.checkpoint(tmp_path, 5))
+    names = [name for name in wanted if name.endswith("tag.weight") or "/tag." in name]
+    assert len(names) == (3 if changes else 2)
+    for name in names:
+        assert torch.equal(found[name], wanted[name][torch.arange(100) % 50]), name
 
 
 @given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 20))

@@ -17,7 +17,8 @@ from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.checks import leaks
 from livetrain.trainers.data.checks.dataset import spaced
 from livetrain.trainers.data.checks.findings import Verdict, listed, share
-from livetrain.trainers.data.read.files import is_list, is_text, open_filesystem
+from livetrain.trainers.data.read import carry
+from livetrain.trainers.data.read.files import IdKind, is_text, open_filesystem
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source, Statistics
 from livetrain.trainers.data.write import layout
 
@@ -30,7 +31,7 @@ def refuse_outcomes(recipe: Recipe) -> None:
     outcomes = dict.fromkeys(_labels(recipe), f"{layout.MANIFEST} lists it under roles.labels")
     outcomes |= {task.label: f"tasks.{name}.label" for name, task in recipe.tasks.items()}
     for name in recipe.features:
-        for column in recipe.columns(name):
+        for column in recipe.reads(name):
             if column in outcomes:
                 raise BadInput(
                     f"features.{name}: column '{column}' is an outcome of the row ({outcomes[column]}), so the model "
@@ -60,18 +61,20 @@ def examine(
         unknown = {split: statistics[split].unknown.get(task, 0.0) for split in splits}
         late = ", ".join(f"{share(value)} of {split}" for split, value in unknown.items() if value)
         note(f"label {task}: mean {rates}{f'; not known yet in {late}' if late else ''}")
-    columns = list(dict.fromkeys(column for name in recipe.features for column in recipe.columns(name)))
+    columns = list(dict.fromkeys(column for name in recipe.features for column in recipe.reads(name)))
     labels = list(dict.fromkeys(task.label for task in recipe.tasks.values()))
     skip = recipe.data.on_corrupt == "skip"
     train = read(sources[splits[0]], [*columns, *labels], PROBED, skip)
     later = {split: read(sources[split], columns, PROBED, skip) for split in splits[1:]}
+    train = _with_ages(recipe, train)
     _refuse_copies(recipe, train)
     nulls = [text for name in columns if (text := _nulls(name, {splits[0]: train} | later))]
     if nulls:
         note(f"nulls: {'; '.join(nulls[:3])}{f'; {len(nulls) - 3} more columns' if len(nulls) > 3 else ''}")
     _note_beyond(recipe, sources, note)
     _note_unseen(recipe, sources[splits[0]], later, note)
-    found = leaks.check(leaks.probe(train, columns, labels), labels)
+    probed = list(dict.fromkeys(column for name in recipe.features for column in _told_by(recipe, name)))
+    found = leaks.check(leaks.probe(train, probed, labels), labels)
     for finding in found:
         loud = "" if finding.verdict == Verdict.ok else f"{finding.verdict.value}: "
         note(f"{loud}leakage probe of {finding.subject}: {finding.text}")
@@ -79,18 +82,15 @@ def examine(
 
 def _check_alike(recipe: Recipe, sources: dict[str, Source]) -> None:
     """Raise BadInput where a split has strings and another numbers: of "7" and 7 the ids differ."""
-    for name, feature in recipe.features.items():
-        if feature.parts or feature.holds not in ("id", "sequence"):
-            continue
-        column, folders = recipe.column(name), dict[bool, str]()
-        for source in sources.values():
-            kind = source.schema.field(column).type
-            if not source.is_null(column):
-                folders.setdefault(is_text(kind.value_type if is_list(kind) else kind), source.folder)
-        if len(folders) == 2:
+    folders: dict[str, dict[IdKind, str]] = {}
+    for source in sources.values():
+        for name, kind in source.id_kinds(recipe).items():
+            folders.setdefault(name, {}).setdefault(kind, source.folder)
+    for name, found in folders.items():
+        if len(found) == 2:
             raise BadInput(
-                f"features.{name}: column '{column}' holds strings in {folders[True]} and numbers in {folders[False]}, "
-                "so their ids have nothing in common; write all splits with one schema"
+                f"features.{name}: column '{recipe.column(name)}' holds strings in {found['strings']} and integers in "
+                f"{found['integers']}, so their ids have nothing in common; write all splits with one schema"
             )
 
 
@@ -129,9 +129,25 @@ def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
         return pa.concat_tables(pool.map(read, chosen))
 
 
+def _told_by(recipe: Recipe, feature: str) -> list[str]:
+    """Return the columns that a feature reads, and what it makes of two: a visit's times may tell nothing alone."""
+    columns = recipe.columns(feature)
+    return [*recipe.reads(feature), *([" until ".join(columns)] if len(columns) > 1 else [])]
+
+
+def _with_ages(recipe: Recipe, train: pa.Table) -> pa.Table:
+    """Return the rows with what `_told_by` names beside the columns that features read."""
+    for name, feature in recipe.features.items():
+        columns = recipe.columns(name)
+        if len(columns) > 1 and (made := _told_by(recipe, name)[-1]) not in train.column_names:
+            ages = carry.numbers(name, feature, [carry.whole(train[column]) for column in columns], "train")
+            train = train.append_column(made, pa.array(ages, from_pandas=True))
+    return train
+
+
 def _refuse_copies(recipe: Recipe, train: pa.Table) -> None:
     for name in recipe.features:
-        for (task, wanted), column in itertools.product(recipe.tasks.items(), recipe.columns(name)[:1]):
+        for (task, wanted), column in itertools.product(recipe.tasks.items(), _told_by(recipe, name)):
             if leaks.is_copy(train[column], train[wanted.label]):
                 raise BadInput(
                     f"features.{name}: column '{column}' equals '{wanted.label}' (tasks.{task}.label) on "

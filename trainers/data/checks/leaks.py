@@ -3,7 +3,7 @@
 A feature that is known before the exposure says a little about its outcome. One that says nearly everything was
 computed from the outcome. So each column is turned into scores, and their AUC against each label is its probe:
 
-- a number as it is, null below all (its being null may be what leaks);
+- a number or a time as it is, null below all (its being null may be what leaks);
 - an id, a string or an integer by the label's rate among the rows of its value, taken out of fold;
 - a sequence by its length, by its newest element (as an id), and by whether that element is one of the row's ids: a
   history that already holds the row's own event.
@@ -55,7 +55,7 @@ def probe(sample: pa.Table, columns: list[str], labels: list[str]) -> list[Probe
 
     Args:
         sample: rows, with all the columns.
-        columns: to be probed: numbers, booleans, strings and lists of them.
+        columns: to be probed: numbers, booleans, strings, times and lists of them.
         labels: numbers, null where unknown.
     """
     fold = np.random.default_rng(0).integers(0, FOLDS, len(sample))  # by chance: rows may follow a rhythm of their own
@@ -92,7 +92,14 @@ def check(probes: list[Probe], labels: list[str]) -> list[Finding]:
 
 
 def is_copy(column: pa.ChunkedArray, label: pa.ChunkedArray) -> bool:
-    """Say whether a column equals a label on every row; never of a label with less than LEAST rows of a class."""
+    """Say whether a column equals a label on every row, or all elements of its lists do.
+
+    Never of a label with less than LEAST rows, or elements, of a class.
+    """
+    if is_list(column.type):
+        there = column.is_valid()
+        lists = column.filter(there).combine_chunks()
+        return is_copy(pa.chunked_array([lists.flatten()]), label.filter(there).take(pc.list_parent_indices(lists)))
     target = _target(label)
     numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
     if target is None or not any(fits(column.type) for fits in numbers):
@@ -130,7 +137,7 @@ def _scores(sample: pa.Table, name: str, ids: list[str]) -> Iterator[tuple[str, 
             if same is not None:
                 yield f"newest element = {other}", same.astype(np.int64), True
         return
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_timestamp(kind):
         yield "as it is", _codes(column), True
     if not pa.types.is_floating(kind):
         yield "rate of its value", _codes(column), False

@@ -11,6 +11,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.tables.hashing import row
 from livetrain.trainers.data.checks import brief
 from livetrain.trainers.data.checks.findings import share
+from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.files import is_list
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.vectors import Vectors
@@ -63,4 +64,4 @@ def _looked_up(recipe: Recipe, table: str, train: Source) -> np.ndarray:
     columns = [recipe.column(name) for name, f in recipe.features.items() if f.looks_up() == table]
     sample = brief.read(train, list(dict.fromkeys(columns)), brief.KNOWN, recipe.data.on_corrupt == "skip")
     chunks = [chunk.flatten() if is_list(chunk.type) else chunk for column in sample.columns for chunk in column.chunks]
-    return pa.chunked_array([chunk.drop_null().cast(pa.int64()) for chunk in chunks], pa.int64()).to_numpy()
+    return pa.chunked_array([carry.whole_ids(chunk.drop_null()) for chunk in chunks], pa.int64()).to_numpy()

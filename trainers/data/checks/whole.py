@@ -72,7 +72,11 @@ def probed(dataset: Dataset) -> list[str]:
     """Return the columns to probe for leakage: all that could become features, those without a role included."""
     roles = dataset.roles
     out = {*roles.labels, roles.time}
-    return [column.name for column in dataset.schema if column.name not in out and _usable(column.type)]
+    return [
+        column.name
+        for column in dataset.schema
+        if column.name not in out and (_usable(column.type) or pa.types.is_timestamp(column.type))
+    ]
 
 
 def columns_table(checked: Checked) -> Table:

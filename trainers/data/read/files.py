@@ -2,8 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read.slices import Slices
 
 SUFFIX = ".parquet"
+IdKind = Literal["integers", "strings"]  # of the ids that a column holds: those of 7 and "7" differ
 _ALIKE = re.compile(r"(?i)\.(parquet|parq|pq)(?!.*\.crc$)(\.|$)")  # in the name of a file that is no NAME.parquet
 _DEEP = 4  # folders below a split's in which Parquet files are looked for
 _SIGNATURE = 28  # bytes behind a footer that is to be read without a key, of a file that has encrypted columns
@@ -256,6 +258,23 @@ def is_list(kind: pa.DataType) -> bool:
 def is_text(kind: pa.DataType) -> bool:
     """Say whether a column of this type holds strings."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def id_kinds(recipe: Recipe, types: Mapping[str, pa.DataType]) -> dict[str, IdKind]:
+    """Return of each feature whose ids are its column's own what they are; without those null throughout.
+
+    Args:
+        recipe: names the features.
+        types: of the columns.
+    """
+    out: dict[str, IdKind] = {}
+    for name, feature in recipe.features.items():
+        if feature.parts or feature.holds not in ("id", "sequence"):
+            continue
+        kind = types[recipe.column(name)]
+        if not is_null(kind):
+            out[name] = "strings" if is_text(kind.value_type if is_list(kind) else kind) else "integers"
+    return out
 
 
 def is_null(kind: pa.DataType) -> bool:

@@ -18,8 +18,10 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe, Task
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.files import (
+    IdKind,
     check_columns,
     common,
+    id_kinds,
     read_footer,
     settled,
     short,
@@ -162,6 +164,11 @@ class Source:
     def is_null(self, column: str) -> bool:
         """Say whether all files have a column that is null throughout, of a writer that knew no type."""
         return all(self._is_null(group, column) for group in self.groups)
+
+    def id_kinds(self, recipe: Recipe) -> dict[str, IdKind]:
+        """Return what `id_kinds` does of the split's columns."""
+        found = id_kinds(recipe, {field.name: field.type for field in self.schema})
+        return {name: kind for name, kind in found.items() if not self.is_null(recipe.column(name))}
 
     def _is_null(self, group: RowGroup, column: str) -> bool:
         """Say whether a file has a column that is null throughout, or lists of null, of a writer that knew no type."""

@@ -136,3 +136,39 @@ def _counting(method, read):
         return method(self, group, columns)
 
     return counted
+
+
+BAG = {"type": "bag", "table": "tag", "column": "rating", "weights": "w"}
+AGE = {"type": "age", "column": "begun", "until": "ended"}
+
+
+@pytest.mark.parametrize("feature", [{**BAG, "table": "user", "weights": "label"}, AGE | {"until": "label"}])
+def test_a_label_as_another_column_of_a_feature_is_refused(data, feature):
+    recipe = samples.recipe(data, features__extra=feature)
+    with pytest.raises(BadInput, match=r"features\.extra: column 'label' is an outcome of the row \(tasks\.click"):
+        brief.refuse_outcomes(recipe)
+
+
+def _visits(table):
+    """Visits whose length is the label, and says nothing else: they begin at any time."""
+    begun = np.random.default_rng(1).integers(10**9, 10**10, len(table))
+    return {"begun": begun, "ended": begun + table["watch"].to_numpy()}
+
+
+def _weights_of(labels):
+    return lambda table: pa.array(
+        [[float(n)] * len(r) for n, r in zip(labels(table), table["rating"].to_pylist(), strict=True)]
+    )
+
+
+def test_weights_and_times_that_tell_the_label_are_found(data):
+    everywhere(data, w=_weights_of(lambda table: table["label"].to_pylist()))
+    weighed = {"features__extra": BAG, "tables__tag": {"rows": 9, "dim": 4}}
+    with pytest.raises(BadInput, match=r"features\.extra: column 'w' equals 'label' \(tasks\.click\.label\)"):
+        preflight.check(samples.recipe(data, **weighed), lambda text: None)
+    everywhere(data, w=_weights_of(lambda table: 0.5 + 2 * table["label"].to_numpy()))
+    assert any("predicted too well by w (AUC" in text for text in notes(samples.recipe(data, **weighed)))
+    for name in ("begun", "ended"):
+        everywhere(data, **{name: lambda table, name=name: pa.array(_visits(table)[name].astype(np.int64))})
+    found = notes(samples.recipe(data, features__extra=AGE | {"unit": "s"}))
+    assert any("predicted too well by begun until ended (AUC" in text for text in found)

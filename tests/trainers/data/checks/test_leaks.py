@@ -36,6 +36,9 @@ LEAKS = {
     "copy": lambda rows: rows["click"].astype(np.float32),
     "inverse": lambda rows: -rows["click"].astype(np.int64),
     "null where there is no click": lambda rows: pa.array(rows["viewers"], mask=rows["click"] == 0),
+    "a time where there is a click": lambda rows: pa.array(
+        np.arange(len(rows["click"])), pa.timestamp("ms"), mask=rows["click"] == 0
+    ),
     "string": lambda rows: pa.array(np.where(rows["click"], "yes", "no")),
     "unordered codes": lambda rows: np.where(rows["click"], 5, np.where(rows["user"] % 3, 1, 9)),
     "length": lambda rows: sequence(np.concatenate([[0], np.cumsum(rows["click"])]), np.ones(rows["click"].sum())),

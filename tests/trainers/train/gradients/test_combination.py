@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+from unittest import mock
 
 import pytest
 import torch
@@ -77,21 +78,18 @@ def gradients_by_task(model: Model, made_for: Recipe, batch: Batch):
     A parameter that a task's loss does not depend on has no gradient of that task: None.
     """
     at_trunk = made_for.gradients.scope == "trunk"
-    values, lengths = {}, {}
-    for name, collection in model.tables.items():
-        found = collection(model.hash(batch.ids))
-        for feature in model.collections[name]:
-            values[feature], lengths[feature] = found[feature].values(), found[feature].lengths()
+    with mock.patch.object(type(model.dense), "forward", lambda _, *inputs: inputs):  # what the dense part gets
+        values, lengths, numbers, *_ = model(batch.ids, batch.dense, batch.weights)
     below = list(values.values())
     seen = []
     if at_trunk:
         handle = model.dense.network.trunk.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        logits = model.dense(values, lengths, batch.dense, batch.weights)
+        logits = model.dense(values, lengths, numbers, batch.weights)
         handle.remove()
         below = seen
     else:
         seen = [value.detach().requires_grad_() for value in below]
-        logits = model.dense(dict(zip(values, seen, strict=True)), lengths, batch.dense, batch.weights)
+        logits = model.dense(dict(zip(values, seen, strict=True)), lengths, numbers, batch.weights)
     names, parameters = zip(*model.dense.named_parameters(), strict=True)
     losses, at_cut, dense = [], [], []
     for number, (task, declared) in enumerate(made_for.tasks.items()):
@@ -168,10 +166,10 @@ def train_reference(made_for: Recipe, combine: Callable) -> dict:
         if made_for.optimizers.dense.clip_norm is not None:
             nn.utils.clip_grad_norm_(model.dense.parameters(), made_for.optimizers.dense.clip_norm)
         optimizer.step()
-        touched = twins._touched(model, batch)
+        touched = twins._touched(made_for, model, batch)
         with torch.no_grad():
             for name, weight in tables.items():
-                twins._update(made_for, weight, state[name], touched[name])
+                twins._update(made_for.optimizer(name), weight, state[name], touched[name])
     return {
         "tables": {name: weight.detach().float() for name, weight in tables.items()},
         "dense": {name: value.detach() for name, value in model.dense.state_dict().items()},
@@ -290,6 +288,29 @@ def test_the_other_combiners_equal_a_backward_pass_a_task(two_ranks, kind, scope
     compare(first, wanted)
     for name, value in combiner.state_dict().items():
         assert torch.allclose(first["learned"][name], value, atol=1e-5), name
+
+
+LEARNED = {
+    "features__vector": {"type": "vector", "width": 5, "projection": 3},
+    "features__mixed": {"type": "autodis", "dim": 4, "embeddings": 6},
+    "features__tags": {"type": "bag", "table": "tag", "weights": "w"},
+    "features__both": {"type": "cross", "table": "tag", "of": ["user", "movie"]},
+    "tables__tag": {"rows": 50, "dim": 8, "sharding": "row_wise", "init_std": 0.1},
+}
+
+
+@pytest.mark.parametrize(("kind", "scope"), [("pcgrad", "shared"), ("pcgrad", "trunk"), ("gradnorm", "shared")])
+def test_what_is_learned_of_numbers_and_bags_is_combined_too(two_ranks, kind, scope):
+    made_for = recipe(kind, gradients__scope=scope, **LEARNED)
+    initial = torch.tensor([math.log(2), 0.7 * math.log(2), 0], dtype=torch.float64)
+    wanted = train_reference(made_for, gradients.combiner(made_for.gradients, initial, made_for.train.seed))
+    first, second = two_ranks.run(train_sharded, made_for)
+    compare(first, wanted)
+    assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
+    begun = Model(made_for).dense.state_dict()
+    learned = [name for name in begun if name.startswith("encode.")]
+    assert learned
+    assert not any(torch.equal(begun[name], first["dense"][name]) for name in learned)
 
 
 def test_a_model_of_dense_features_alone():
