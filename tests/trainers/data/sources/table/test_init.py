@@ -55,7 +55,10 @@ def started(folder: Path, name: str):
     return found, load_recipe(recipe, **{"data.path": str(folder / "data")})
 
 
-@pytest.mark.parametrize("name", SEEN)
+FORMATS = ("shop", "european", "lines", "orc", "kinds", "tiny")  # as unlike each other as six can be
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FORMATS else pytest.mark.slow) for n in SEEN])
 def test_starters_are_read_unedited(tmp_path, name):
     found, recipe = started(tmp_path, name)
     user, item, timed, labels, left, columns = SEEN[name]
@@ -120,6 +123,7 @@ def test_what_is_nowhere_to_be_seen_is_asked_for(tmp_path):
         starter.init([str(path)], tmp_path, None, {"dear": "CAST(price AS DOUBLE) > 10"})
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path):
     styles.tiny(tmp_path)
     for command in (["init", "train.csv"], ["data", "table", "train_data.yaml", "--out", "data/train"]):
