@@ -30,8 +30,8 @@ def check(recipe: Recipe, progress: Callable[[str], None], trains: bool = True) 
     Args:
         recipe: the run.
         progress: told what is being done, a line at a time.
-        trains: whether it will train, which takes memory for checkpoints, and negatives and the files that tables begin
-            with; what only evaluates a run does without.
+        trains: whether it will train. Only training takes memory for checkpoints, draws negatives, and reads the files
+            that tables begin with.
 
     Raises:
         BadInput: the first thing that is wrong, with the mend.
