@@ -27,12 +27,12 @@ def test_the_six_commands_of_the_page(tmp_path):
     with (tmp_path / "clicks.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["customer", "sku", "time", "clicked", "purchased"])
-        for n in range(600):
+        for n in range(1200):
             click = rng.random() < 0.4
             bought = click and rng.random() < 0.5
             at = f"2026-05-{1 + n // 60:02} {rng.randrange(24):02}:{rng.randrange(60):02}:00"
             words = ["no", "yes"]
-            rows.writerow([f"c-{rng.randrange(20):03}", f"SKU-{rng.randrange(30)}", at, words[click], words[bought]])
+            rows.writerow([f"c-{rng.randrange(8):03}", f"SKU-{rng.randrange(30)}", at, words[click], words[bought]])
     (tmp_path / "space.yaml").write_text("optimizers.dense.lr: {choice: [1e-3, 3e-3]}\n")
     block = re.search(r"<!-- commands -->\n```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     assert block
@@ -41,8 +41,13 @@ def test_the_six_commands_of_the_page(tmp_path):
     for program, *arguments in commands:
         assert program == "livetrain"
         subprocess.run([sys.executable, "-m", program, *arguments], cwd=tmp_path, check=True)
-    best = pq.read_table(tmp_path / "best", partitioning=None)
-    names = best.column_names
-    assert {"user_text", "item_text"} <= set(names)
-    rows_of = best.group_by("user_text").aggregate([("item_text", "count")]).to_pylist()
-    assert 0 < max(row["item_text_count"] for row in rows_of) <= 10
+    assert "kind: mmoe" in (tmp_path / "shop.yaml").read_text()
+    best = pq.read_table(tmp_path / "best" / "top.parquet").to_pylist()
+    users = [row["user_text"] for row in best]
+    tested = pq.read_table(tmp_path / "data" / "shop" / "test", partitioning=None)["user_text"].to_pylist()
+    assert max(map(tested.count, tested)) > 10
+    assert {user: users.count(user) for user in users} == {user: min(10, tested.count(user)) for user in tested}
+    for user in set(users):
+        scores = [row["clicked_score"] for row in best if row["user_text"] == user]
+        assert scores == sorted(scores, reverse=True)
+    assert all(row["item_text"].startswith("SKU-") for row in best)

@@ -21,17 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 
-from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.errors import BadInput
 from livetrain.configs.spec import Loaded, Spec
 from livetrain.trainers.data.sources.events.prepare import Map, Progress, in_processes, written_here_alone
 from livetrain.trainers.data.sources.events.stage import database
-from livetrain.trainers.data.sources.table import bucket, files, select
-from livetrain.trainers.data.sources.table.files import quoted, text
+from livetrain.trainers.data.sources.table import bucket, report, select
 from livetrain.trainers.data.sources.table.period import Period, lay_out
+from livetrain.trainers.data.sources.table.sources import scope_of, stamps
+from livetrain.trainers.data.sources.table.splits import split_of
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.runtime import manifest
 
@@ -62,40 +60,18 @@ def prepare(
     out = out.resolve()
     if set("'*?[]") & set(str(out)):
         raise BadInput(f"--out {out}: DuckDB takes ' * ? [ ] in a path for a pattern; choose one without them")
-    sources = _sources(loaded)
+    sources = stamps(loaded)
     finished = _open(loaded, out, sources)
     if finished is not None and loaded.spec.split.by != "day":
         progress(f"{out} is already prepared", 0, 0)
         return finished
     with written_here_alone(out) as work, database(work) as connection, in_processes(run) as run:
         progress("reading the files", 0, 0)
-        scope = _scope(connection, loaded, work)
+        scope = scope_of(connection, loaded, work)
         try:
             return _Preparation(loaded, out, work, connection, scope, finished or {}, sources).go(progress, run)
         except (duckdb.ConversionException, duckdb.InvalidInputException, duckdb.OutOfRangeException) as error:
             raise scope.mend(error) from error
-
-
-def _sources(loaded: Loaded[Spec]) -> dict[str, list[int | None]]:
-    """Return the size and the time of every file, by which a folder knows what it was prepared from."""
-    described: dict[str, list[int | None]] = {}
-    for place, part in _tables(loaded):
-        try:
-            paths = files.found(part, loaded.folder)
-        except BadInput as error:
-            raise BadInput(f"{loaded.where(place + '.files')}: {error}") from error
-        for path in paths:
-            try:
-                system, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
-                about = system.get_file_info(inner)
-            except (OSError, pa.ArrowException) as error:
-                raise BadInput(f"{loaded.where(place + '.files')}: {path} cannot be reached ({error})") from error
-            described[path] = [about.size, about.mtime_ns]
-    return described
-
-
-def _tables(loaded: Loaded[Spec]) -> list[tuple[str, files.Files]]:
-    return [("log", loaded.spec.log), *((f"joins.{name}", join) for name, join in loaded.spec.joins.items())]
 
 
 def _open(loaded: Loaded[Spec], out: Path, sources: dict[str, Any]) -> dict[str, Any] | None:
@@ -110,41 +86,6 @@ def _open(loaded: Loaded[Spec], out: Path, sources: dict[str, Any]) -> dict[str,
     if loaded.spec.split.by != "day" and found["sources"] != sources:
         raise BadInput(f"{out} was prepared from other files than those that are there now; name a new folder")
     return found
-
-
-def _scope(connection: duckdb.DuckDBPyConnection, loaded: Loaded[Spec], work: Path) -> select.Scope:
-    """Make the view `log` and the joined tables, and return what expressions can name."""
-    spec = loaded.spec
-    select.add_functions(connection)
-    connection.execute("SET preserve_insertion_order = true")  # rows are numbered as they lie in the files
-    zone = spec.time.zone if spec.time else "UTC"
-    try:
-        connection.execute(f"SET TimeZone = {text(zone)}")
-    except duckdb.Error:
-        where = loaded.where("time.zone")
-        raise BadInput(f"{where}: there is no time zone '{zone}'; write it as Europe/Paris") from None
-    columns = {}
-    for place, part in _tables(loaded):
-        name = place.removeprefix("joins.")
-        try:
-            columns[name] = files.open_files(connection, f"files of {name}", part, loaded.folder, work)
-        except BadInput as error:
-            key = ".where" if str(error).startswith("where: ") else ""
-            raise BadInput(f"{loaded.where(place + key)}: {str(error).removeprefix('where: ')}") from error
-        numbered = f"SELECT *, row_number() OVER () AS {select.ROW} FROM {quoted(f'files of {name}')}"
-        if name == "log":
-            connection.execute(f"CREATE VIEW log AS {numbered}")
-            continue
-        key = loaded.spec.joins[name].key
-        if key not in columns[name]:
-            where = loaded.where(f"{place}.key")
-            raise BadInput(f"{where}: the files have no column '{key}'{nearest(key, columns[name])}")
-        connection.execute(
-            f"CREATE TABLE {quoted(name)} AS SELECT *, id_text({quoted(key)}) AS {select.KEY} FROM ({numbered}) "
-            f"WHERE {select.KEY} IS NOT NULL "
-            f"QUALIFY row_number() OVER (PARTITION BY {select.KEY} ORDER BY {select.ROW}) = 1"
-        )
-    return select.Scope(connection, loaded, columns)
 
 
 @dataclass(frozen=True)
@@ -172,7 +113,7 @@ class _Preparation:
         found: dict[str, Any],
         sources: dict[str, Any],
     ):
-        self._spec, self._where, self._out, self._work = loaded.spec, loaded.where, out, work
+        self._loaded, self._spec, self._where, self._out, self._work = loaded, loaded.spec, loaded.where, out, work
         self._connection, self._scope, self._found, self._sources = connection, scope, found, sources
         self._by_day = loaded.spec.split.by == "day"
         self._rows, self._days = scope.select()
@@ -188,7 +129,8 @@ class _Preparation:
             progress("sorting the rows by period", 0, len(todo))
             self._stage(spans if self._spec.split.by == "leave_one_out" else todo)
         self._lost_lines()
-        split = self._split() if todo else ""
+        staged = self._work / "staged"
+        split = split_of(self._connection, self._loaded, self._days, staged) if todo else ""
         if self._by_day:
             self._finish()
         for number, span in enumerate(todo):
@@ -308,43 +250,6 @@ class _Preparation:
             return
         self._raw["lines that do not parse: dropped"] = found[0][0]
 
-    def _split(self) -> str:
-        """Return SQL that gives the split of a row `e`."""
-        split = self._spec.split
-        if split.by == "day":
-            return "'day'"
-        if split.by == "time":
-            moments = f"SELECT timestamp, count(*) AS n FROM ({self._days}) WHERE day IS NOT NULL GROUP BY ALL"
-            first, last = self._connection.execute(
-                f"""SELECT min(timestamp) FILTER (before >= total * {1 - split.valid - split.test}),
-                           min(timestamp) FILTER (before >= total * {1 - split.test})
-                    FROM (SELECT timestamp, sum(n) OVER (ORDER BY timestamp) - n AS before, sum(n) OVER () AS total
-                          FROM ({moments}))"""
-            ).fetchall()[0]
-            if first is None or last is None or first == last:
-                raise BadInput(f"{self._where('split.by')}: the rows have too few different times; use by: random")
-            return (
-                f"CASE WHEN e.timestamp < {first} THEN 'train' WHEN e.timestamp < {last} THEN 'valid' ELSE 'test' END"
-            )
-        if split.by == "leave_one_out":
-            order = "timestamp DESC, " if self._spec.time else ""
-            user, staged = quoted(self._spec.user or ""), f"{self._work / 'staged'}/*/*.parquet"
-            keyed = " AND ".join(f"{quoted(name)} IS NOT NULL" for name in (self._spec.user, self._spec.item) if name)
-            self._connection.execute(
-                f"""CREATE OR REPLACE TABLE newest AS
-                    SELECT {select.ROW} AS row, row_number() OVER own AS place
-                    FROM read_parquet('{staged}', hive_partitioning = false) WHERE {keyed}
-                    WINDOW own AS (PARTITION BY {user} ORDER BY {order}{select.ROW} DESC) QUALIFY place <= 2"""
-            )
-            place = f"(SELECT place FROM newest WHERE newest.row = e.{select.ROW})"
-            return f"CASE {place} WHEN 1 THEN 'test' WHEN 2 THEN 'valid' ELSE 'train' END"
-        drawn = quoted(self._spec.user or "") if split.by == "user" else select.ROW
-        draw = f"(md5_number_lower(concat(e.{drawn}, ':{split.seed}')) % 1000000) / 1e6"
-        return (
-            f"CASE WHEN {draw} < {split.test} THEN 'test' WHEN {draw} < {split.test + split.valid} THEN 'valid' "
-            "ELSE 'train' END"
-        )
-
     def _one(self, span: _Span, split: str, run: Map) -> None:
         """Make one period, and then commit it."""
         work = self._work / f"period={span.number}"
@@ -429,9 +334,9 @@ class _Preparation:
             "spec": self._spec.model_dump(mode="json"),
             "sources": self._sources,
             "buckets": self._buckets,
-            **self._parts(),
+            **report.parts(self._spec, self._done),
             "report": {"notes": self._notes, "raw": self._raw, "rows": total},
-            **self._columns(),
+            **report.columns(self._spec, self._out),
             "string_hash": "xxh64, seed 0, of the UTF-8 bytes, as a signed 64-bit integer",
         }
         made = layout.finish(self._out, content)
@@ -439,47 +344,6 @@ class _Preparation:
             for name in ("_parts", "_state"):
                 shutil.rmtree(self._out / name, ignore_errors=True)
         return made
-
-    def _parts(self) -> dict[str, Any]:
-        """Return the rows of each day or split."""
-        reports = {number: done.get("report", {}) for number, done in sorted(self._done.items())}
-        if self._by_day:
-            return {
-                "days": {
-                    _day(number): {"rows": report.get("rows of day", 0)} for number, report in reports.items() if report
-                }
-            }
-        return {
-            "splits": {
-                split: {"rows": sum(report.get(f"rows of {split}", 0) for report in reports.values())}
-                for split in layout.SPLITS
-            }
-        }
-
-    def _columns(self) -> dict[str, Any]:
-        """Return the columns and the roles that they play."""
-        folders = self._out.glob("date=*") if self._by_day else [self._out / "train"]
-        path = next((path for folder in folders for path in sorted(folder.glob("*.parquet"))), None)
-        if path is None:
-            return {}
-        spec, schema = self._spec, pq.read_schema(path)
-        features = [field for field in schema if field.name not in (*spec.labels, "timestamp")]
-        return {
-            "columns": {field.name: str(field.type) for field in schema},
-            "roles": {
-                "time": "timestamp" if spec.time else None,
-                "group": spec.user,
-                "item": spec.item,
-                "labels": list(spec.labels),
-                "ids": [field.name for field in features if pa.types.is_integer(field.type)],
-                "sequences": [
-                    field.name
-                    for field in features
-                    if pa.types.is_list(field.type) and pa.types.is_integer(field.type.value_type)
-                ],
-                "dense": [field.name for field in features if pa.types.is_floating(field.type)],
-            },
-        }
 
 
 def _ordinal(day: str) -> int:

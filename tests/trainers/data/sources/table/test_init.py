@@ -120,6 +120,7 @@ def test_what_is_nowhere_to_be_seen_is_asked_for(tmp_path):
         starter.init([str(path)], tmp_path, None, {"dear": "CAST(price AS DOUBLE) > 10"})
 
 
+@pytest.mark.slow
 def test_the_commands(tmp_path):
     styles.tiny(tmp_path)
     for command in (["init", "train.csv"], ["data", "table", "train_data.yaml", "--out", "data/train"]):

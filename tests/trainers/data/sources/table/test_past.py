@@ -116,13 +116,15 @@ def compare(found, log):
             assert row[name] == wanted, (name, row)
 
 
-@pytest.fixture(params=[1, 10**6], ids=["a period per day", "one period"])
+@pytest.fixture(
+    params=[pytest.param(1, id="a period per day"), pytest.param(10**6, id="one period", marks=pytest.mark.slow)]
+)
 def _periods(request, monkeypatch):
     monkeypatch.setattr(preparing, "PERIOD_ROWS", request.param)
 
 
 @pytest.mark.usefixtures("_periods")
-@settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(log=logs)
 def test_rows_of_splits_are_those_of_the_twin(tmp_path_factory, log):
     compare(prepared(tmp_path_factory.mktemp("log"), [*log, *LAST], BY_TIME), [*log, *LAST])
@@ -168,7 +170,7 @@ def test_users_parts_and_a_longer_log_change_nothing(tmp_path, monkeypatch):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-@pytest.mark.parametrize("split", [BY_DAY, BY_TIME, LEFT_OUT])
+@pytest.mark.parametrize("split", [BY_DAY, pytest.param(BY_TIME, marks=pytest.mark.slow), LEFT_OUT])
 def test_a_preparation_that_was_killed_goes_on(tmp_path, monkeypatch, split):
     log = busy()
     monkeypatch.setattr(preparing, "PERIOD_ROWS", 1)
