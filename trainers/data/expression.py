@@ -71,7 +71,7 @@ def named(place: str, expression: str) -> list[list[str]]:
     if drawn := called & _functions("bool_and(stability = 'VOLATILE')"):
         refused = refused or f"{min(drawn)}(), which answers otherwise every time"
     if summed := called & _functions("bool_and(function_type = 'aggregate')"):
-        refused = refused or f"{min(summed)}(), a function of several rows"
+        refused = refused or f"{min(summed).removesuffix('_star')}(), a function of several rows"
     if refused:
         raise BadInput(f"{place}: {shown(expression)} holds {refused}; write an expression on one row's columns")
     found = {tuple(part["column_names"]): None for part in parts if part["class"] == "COLUMN_REF"}

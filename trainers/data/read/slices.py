@@ -16,6 +16,7 @@ from livetrain.trainers.data.expression import alone, database, named
 if TYPE_CHECKING:
     import duckdb
 
+
 class Slices:
     """The conditions of evaluate.slices, ready to be asked of tables.
 

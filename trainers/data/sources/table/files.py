@@ -22,6 +22,7 @@ from pyarrow import fs
 
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.spec import Files
+from livetrain.trainers.data.expression import alone, named
 
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".dat": "csv", ".json": "json", ".jsonl": "json"}
 ENDINGS |= {".ndjson": "json", ".parquet": "parquet", ".pq": "parquet", ".orc": "orc"}
@@ -44,10 +45,7 @@ def found(files: Files, folder: Path) -> list[str]:
     paths: dict[str, str] = {}  # real path -> as it was found
     for pattern in files.files:
         whole = folder / pattern
-        if "://" in pattern:
-            here = [pattern]
-        else:
-            here = [str(whole)] if whole.exists() else sorted(glob.glob(str(whole)))
+        here = [pattern] if "://" in pattern else [str(whole)] if whole.exists() else sorted(glob.glob(str(whole)))
         if not here:
             raise BadInput(f"there is no file {whole}; correct the path, which is seen from {folder}/")
         for path in here:
@@ -100,14 +98,14 @@ def open_files(
     parts: list[str] = []
     first: list[str] = []
     numeric: dict[str, str] | None = None
-    for number, path in enumerate(found(files, folder)):
+    for place, path in enumerate(found(files, folder)):
         kind = kind_of(files, path)
         try:
             if "://" in path and kind in ("csv", "json"):
-                path = copied(path, kind, f"{table}_{number}", work)
+                path = copied(path, kind, f"{table}_{place}", work)
             if kind == "csv" and files.encoding != "utf-8":
-                path = _recoded(path, files.encoding, work / f"{table}_{number}.utf-8.csv")
-            select = _select(connection, files, path, kind, f"{table}_{number}")
+                path = _recoded(path, files.encoding, work / f"{table}_{place}.utf-8.csv")
+            select = _select(connection, files, path, kind, f"{table}_{place}")
             columns = [name for name, *_ in connection.execute(f"DESCRIBE {select}").fetchall()]
         except (duckdb.Error, pa.ArrowException, OSError, UnicodeError, csv.Error) as error:
             why = next(iter(str(error).strip().splitlines()), type(error).__name__)
@@ -123,14 +121,18 @@ def open_files(
             for name, kind in (here if numeric is None else numeric).items()
             if name in here
         }
-    where = f" WHERE {files.where}" if files.where else ""
+    if files.where:
+        named("where", files.where)
+    where = f" WHERE {alone(files.where)}" if files.where else ""
     union = " UNION ALL BY NAME ".join(parts)
     as_numbers = [
         f"{number(quoted(name), files.decimal, kind)} AS {quoted(name)}" for name, kind in (numeric or {}).items()
     ]
     texts = "".join(f", {quoted(name)} AS {quoted(_TEXT + name)}" for name in numeric or ())
     replaced = f" REPLACE ({', '.join(as_numbers)})" if as_numbers else ""
-    connection.execute(f"CREATE OR REPLACE VIEW {quoted('all of ' + table)} AS SELECT *{replaced}{texts} FROM ({union})")
+    connection.execute(
+        f"CREATE OR REPLACE VIEW {quoted('all of ' + table)} AS SELECT *{replaced}{texts} FROM ({union})"
+    )
     try:
         connection.execute(
             f"CREATE OR REPLACE VIEW {quoted(table)} AS SELECT * FROM {quoted('all of ' + table)}{where}"
@@ -171,9 +173,10 @@ def number(sql: str, decimal: str, kind: str = "DOUBLE") -> str:
     return f"CASE WHEN {grouped} OR {single} THEN TRY_CAST({digits} AS {kind}) END"
 
 
-def lost(name: str) -> str:
-    """Return SQL that says whether a column of a view has a text where its number is null."""
-    return f"{quoted(name)} IS NULL AND {_FILLED.format(f'trim({quoted(_TEXT + name)})')}"
+def lost(table: str, name: str) -> str:
+    """Return SQL that says whether a column of numbers has a text where its number is null."""
+    filled = _FILLED.format(f"trim({quoted(table)}.{quoted(_TEXT + name)})")
+    return f"{quoted(table)}.{quoted(name)} IS NULL AND {filled}"
 
 
 def quoted(name: str) -> str:
