@@ -226,6 +226,13 @@ def _check_negatives(recipe: Recipe) -> None:
             f"data.negatives.task: the labels of '{section.task}' are numbers, and only a label of 0 and 1 has "
             "positives; name another task"
         )
+    for name, task in recipe.tasks.items():
+        if registry.TASKS.owner(task.kind).odds and "negatives_kept" not in task.model_fields_set:
+            raise BadInput(
+                f"tasks.{name}.negatives_kept: drawn negatives change the probability that '{name}' predicts; set it "
+                "to per_positive / (items - 1) where all negatives are drawn and all items alike, or to 1 to predict "
+                "that among the rows trained on"
+            )
 
 
 def _check_division(recipe: Recipe) -> None:

@@ -38,6 +38,7 @@ class Weights:
         exported: whether it is an export.
         digest: of all its files; another one would be another model.
         vectors: which tower's vectors are wanted in the place of predictions.
+        ids: of each feature what its ids were in training, as far as the weights tell.
     """
 
     run: Path
@@ -45,6 +46,7 @@ class Weights:
     exported: bool
     digest: str
     vectors: Side | None = None
+    ids: tuple[tuple[str, str], ...] = ()
 
 
 def weights_of(run: Path, source: str | Path = "best", vectors: Side | None = None) -> Weights:
@@ -66,7 +68,8 @@ def weights_of(run: Path, source: str | Path = "best", vectors: Side | None = No
     found = manifest.read(folder)
     if exported:
         _check_export(folder, found, f"{vectors or 'model'}.pt", recipe)
-    return Weights(run.resolve(), folder.resolve(), exported, _digest(found), vectors)
+    ids = tuple(_ids_of(folder, exported).items())
+    return Weights(run.resolve(), folder.resolve(), exported, _digest(found), vectors, ids)
 
 
 def _digest(found: dict[str, Any] | None) -> str:
@@ -111,7 +114,7 @@ class Predictor:
             own = set(towers[self.vectors])
             features = {name: feature for name, feature in features.items() if name in own}
         self.recipe = whole.model_copy(update={"tasks": {}, "evaluate": Evaluate(), "features": features})
-        self._trained_on = _ids_of(weights)
+        self._trained_on = dict(weights.ids)
         self._tasks = list(whole.tasks)
         self.names = [f"{self.vectors}_vector"] if self.vectors else [f"{task}_score" for task in self._tasks]
         self._decoder = Decoder(self.recipe, groups=False)
@@ -169,11 +172,10 @@ def _load(weights: Weights, recipe: Recipe) -> nn.Module:
     return (Encoder(model, recipe, weights.vectors) if weights.vectors else Scorer(model, recipe)).eval()
 
 
-def _ids_of(weights: Weights) -> dict[str, str]:
-    """Return of each feature what its ids were in training, where the weights tell."""
-    if not weights.exported:
-        return run_folder.content(weights.folder).get("ids", {})
-    features = json.loads((weights.folder / "signature.json").read_text(encoding="utf-8"))["features"]
+def _ids_of(folder: Path, exported: bool) -> dict[str, str]:
+    if not exported:
+        return run_folder.content(folder).get("ids", {})
+    features = json.loads((folder / "signature.json").read_text(encoding="utf-8"))["features"]
     return {name: feature["ids"] for name, feature in features.items() if "ids" in feature}
 
 
@@ -191,13 +193,10 @@ def _chunks(columns: Columns, decoder: Decoder, dense: list[str], rows: int) -> 
         ids, lengths = {}, {}
         numbers = {name: torch.tensor(values[start:stop]) for name, values in zip(dense, columns.floats, strict=False)}
         for key, column in zip(decoder.keys, columns.ids, strict=False):
-            first, last = (start, stop) if column.offsets is None else column.offsets[[start, stop]].tolist()
-            counts = np.ones(stop - start, np.int64)
-            if column.offsets is not None:
-                counts = np.diff(column.offsets[start : stop + 1]).astype(np.int64)
-            ids[key], lengths[key] = torch.tensor(column.values[first:last]), torch.from_numpy(counts)
+            values, counts = column.cut(start, stop)
+            ids[key], lengths[key] = torch.tensor(values), torch.from_numpy(counts)
             if key in weights:
-                numbers[key] = torch.tensor(weights[key][first:last])
+                numbers[key] = torch.tensor(column._replace(values=weights[key]).cut(start, stop)[0])
         yield ids, lengths, numbers
 
 

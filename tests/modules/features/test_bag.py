@@ -13,6 +13,7 @@ from livetrain.modules.serving.scorer import Scorer
 from livetrain.trainers.export.rows import inputs_of, one_user
 from livetrain.trainers.runtime import ranks
 from tests import twins
+from tests.pool import Pool
 from tests.trainers.train.test_sharding import STEPS, compare, train_sharded
 
 
@@ -69,6 +70,16 @@ def test_two_ranks_equal_plain(two_ranks, changes):
     first, second = two_ranks.run(train_sharded, made(**changes))
     compare(first, made(**changes), 2e-6)
     assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["row-wise", "an optimizer per table"])
+def test_four_ranks_equal_plain(name):
+    pool = Pool(4)
+    try:
+        compare(pool.run(train_sharded, made(**CASES[name]))[0], made(**CASES[name]), 2e-6)
+    finally:
+        pool.close()
 
 
 LOOSE = {

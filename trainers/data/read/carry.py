@@ -42,16 +42,26 @@ def ids(feature: Feature, array: pa.Array) -> Column:
     """
     if feature.holds in ("time", "unix time"):
         array = _seconds(array, feature)
-    offsets: np.ndarray | None
-    if is_list(array.type):
-        values, offsets = _lists(array)
+    if pa.types.is_large_list_view(array.type):  # of `repeated`
+        values, begins = array.values, array.offsets.to_numpy()
+        ends = begins + array.sizes.to_numpy()
+    elif is_list(array.type) or array.null_count:
+        values, offsets = _lists(array) if is_list(array.type) else (array, np.arange(len(array) + 1))
+        begins, ends = offsets[:-1], offsets[1:]
     else:
-        offsets, values = np.arange(len(array) + 1) if array.null_count else None, array
+        return Column(whole_ids(array).to_numpy())
     values = whole_ids(values)
     if values.null_count:
-        offsets = running(values.is_valid().to_numpy(zero_copy_only=False))[offsets]
-        values = values.drop_null()
-    return Column(values.to_numpy(), offsets)
+        before = running(values.is_valid().to_numpy(zero_copy_only=False))
+        values, begins, ends = values.drop_null(), before[begins], before[ends]
+    return Column(values.to_numpy(), begins, ends)
+
+
+def repeated(array: pa.ListArray | pa.LargeListArray, rows: np.ndarray) -> pa.LargeListViewArray:
+    """Return rows of a column of ids' lists; they share the column's values, and a null list is empty."""
+    values, offsets = _lists(array)
+    offsets, sizes = offsets[:-1][rows], np.diff(offsets)[rows]
+    return pa.LargeListViewArray.from_arrays(pa.array(offsets), pa.array(sizes), values)
 
 
 def _lists(array: pa.ListArray | pa.LargeListArray) -> tuple[pa.Array, np.ndarray]:

@@ -72,7 +72,7 @@ class Decoder:
         for name, column in self.weighted.items():
             lists = whole[self._names[name][0]], whole[column]
             weights = carry.weights_of(*lists, f"{where}, features.{name}.weights: ")
-            ids.append(Column(weights.view(np.int32).astype(np.int64), ids[self.keys.index(name)].offsets))
+            ids.append(ids[self.keys.index(name)]._replace(values=weights.view(np.int32).astype(np.int64)))
         return Columns(
             first,
             ids,
@@ -85,7 +85,7 @@ class Decoder:
 
     def unreadable(self, rows: int) -> Columns:
         """Return rows that could not be read."""
-        none = Column(np.zeros(0, np.int64), np.zeros(rows + 1, np.int64))
+        none = Column.of(np.zeros(0, np.int64), np.zeros(rows + 1, np.int64))
         plain = [np.full(rows, NO_GROUP) for _ in self._groups]
         if self._slices is not None:
             plain.append(np.zeros(rows, np.int64))

@@ -9,7 +9,7 @@ Items lie in the order of (their group, their start), so that the items a row ma
 refuse, items seen and items that are over, is refused by drawing again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.files import open_filesystem, short, shown, wanted_columns
+from livetrain.trainers.data.read.draws import Chances, Places, bisect, mix, uniform
+from livetrain.trainers.data.read.files import is_list, open_filesystem, short, shown, wanted_columns
 from livetrain.trainers.data.read.records import running
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
 
@@ -62,10 +63,11 @@ class Negatives:
         air = self._section.on_air
         own = [self._section.item, *self._section.within, *self._section.seen, *([air.time] if air else [])]
         self.columns = list(dict.fromkeys([self._label, *own]))
-        table, name = _read(self._section.catalogue, "data.negatives.catalogue")
-        known = set(table.column_names)
+        features = [column for column, _, key in wanted_columns(recipe) if key.startswith("features.")]
         asked = [self._section.item, *self._section.within, *([air.start, air.end] if air else [])]
-        for column in [*asked, *([self._section.popularity] if self._section.popularity else [])]:
+        asked += [self._section.popularity] if self._section.popularity else []
+        table, name, known = _read(self._section.catalogue, "data.negatives.catalogue", [*asked, *features])
+        for column in asked:
             if column not in known:
                 raise BadInput(
                     f"data.negatives: {name} has no column '{column}'{nearest(column, known)}; add it to the catalogue"
@@ -75,13 +77,27 @@ class Negatives:
                     f"data.negatives: column '{column}' of {name} is null in {nulls:,} items; fill it, or leave such "
                     "items out"
                 )
-        features = [column for column, _, key in wanted_columns(recipe) if key.startswith("features.")]
+        for feature, section in recipe.features.items():
+            if section.weighted and (recipe.column(feature) in known) != (section.weighted in known):
+                lacking = section.weighted if recipe.column(feature) in known else recipe.column(feature)
+                raise BadInput(
+                    f"data.negatives: {name} has no column '{lacking}', which features.{feature} reads beside one that "
+                    "it has; put both in the catalogue, or neither"
+                )
         self._replaced = [column for column in dict.fromkeys([*features, self._section.item]) if column in known]
+        read = {feature: {*recipe.columns(feature)} for feature in recipe.features if recipe.columns(feature)}
+        self.taken = [feature for feature, columns in read.items() if columns & {*self._replaced}]
+        self.kept = [feature for feature in read if feature not in self.taken]
         self._order(table, name)
         self._items = {
             column: _cast(table.column(column), source.schema.field(column).type, column, name).take(self._places)
             for column in self._replaced
         }
+        # Of lists of ids that a drawn row has from its positive no copy is made, which most of the time would go to.
+        once = {recipe.column(name) for name, f in recipe.features.items() if f.carrier == "ids" and not f.weighted}
+        again = {c for name, f in recipe.features.items() if f.carrier != "ids" for c in recipe.columns(name)}
+        again.update(c for name, f in recipe.features.items() if f.weighted for c in (recipe.column(name), f.weighted))
+        self._shared = {name for name in once - again - known if is_list(source.schema.field(name).type)}
         self._neighbours = _Neighbours(recipe, self) if self._section.hard else None
 
     def _order(self, table: pa.Table, name: str) -> None:
@@ -104,8 +120,8 @@ class Negatives:
         self._ends = self._end[np.lexsort((self._end, self._code))]
         self._longest = float((self._end - self._start).max()) if air else 0.0
         self._ids = ids[self._places]
-        self._by_id = np.argsort(self._ids, kind="stable")
-        self._cumulative = None
+        self.find = Places(self._ids)
+        self._chances: Chances | None = None
         if section.popularity:
             popularity = _numbers(table.column(section.popularity))[self._places]
             if not (popularity > 0).all():
@@ -113,35 +129,30 @@ class Negatives:
                     f"data.negatives.popularity: column '{section.popularity}' of {name} holds "
                     f"{popularity.min():g}, and a count must be above 0; raise it, or leave such items out"
                 )
-            self._cumulative = np.concatenate([[0.0], np.cumsum(popularity**section.power)])
+            self._chances = Chances(popularity**section.power)
 
     def __len__(self) -> int:
         return len(self._ids)
 
-    def find(self, ids: np.ndarray) -> np.ndarray:
-        """Return where items of (n,) ids lie, -1 where the catalogue has none."""
-        place = np.searchsorted(self._ids, ids, sorter=self._by_id)
-        found = self._by_id[np.minimum(place, len(self) - 1)]
-        return np.where(self._ids[found] == ids, found, -1)
-
     def count(self, table: pa.Table) -> tuple[int, int]:
         """Return how many of a row group's rows are positive, and how many of those get negatives."""
         positive = self._positive(table)
-        return len(positive), int(np.count_nonzero(self._wanted(table.take(positive)).count > 0))
+        return len(positive), int(np.count_nonzero(self._wanted(table, positive).count > 0))
 
     def _positive(self, table: pa.Table) -> np.ndarray:
         return np.flatnonzero(_numbers(table.column(self._label)) == 1)
 
-    def expand(self, table: pa.Table, first: int, epoch: int) -> pa.Table:
+    def expand(self, table: pa.Table, first: int, epoch: int, names: Sequence[str]) -> pa.Table:
         """Return a row group's rows, and behind each row that gets negatives those.
 
         Args:
-            table: n rows.
+            table: n rows, with `columns` and `names`.
             first: number of the first row within the split, without what is drawn.
             epoch: from 0.
+            names: of the columns to return.
         """
         positive = self._positive(table)
-        wanted = self._wanted(table.take(positive))
+        wanted = self._wanted(table, positive)
         places = np.flatnonzero(wanted.count > 0)
         chosen = positive[places]
         items = self._draw(wanted, places, first + chosen, epoch)
@@ -154,7 +165,7 @@ class Negatives:
         mixed[is_drawn] = table.num_rows + np.arange(len(items))
         taken, drawn, both = pa.array(rows), pa.array(items), pa.array(mixed)
         columns = []
-        for name in table.column_names:
+        for name in names:
             column = table.column(name)
             if name in self._items:
                 joined = pa.chunked_array([*column.chunks, self._items[name].take(drawn)]).combine_chunks()
@@ -162,13 +173,15 @@ class Negatives:
             elif name in self._labels:
                 labels = column.cast(pa.float32()).combine_chunks().take(taken)
                 columns.append(pc.if_else(pa.array(is_drawn), pa.scalar(0, pa.float32()), labels))
+            elif name in self._shared:
+                columns.append(carry.repeated(carry.whole(column), rows))
             else:
                 columns.append(column.combine_chunks().take(taken))
-        return pa.table(columns, names=table.column_names)
+        return pa.table(columns, names=list(names))
 
-    def _wanted(self, table: pa.Table) -> _Wanted:
-        """Return what each of P rows may get."""
-        rows = table.num_rows
+    def _wanted(self, table: pa.Table, positive: np.ndarray) -> _Wanted:
+        """Return what each of P rows of a table may get."""
+        table, rows = table.select(self.columns).take(positive), len(positive)
         code, known = np.zeros(rows, np.int64), np.ones(rows, bool)
         for column, values in zip(self._section.within, self._keys, strict=True):
             own, valid = _ids_or_none(table.column(column))
@@ -180,10 +193,10 @@ class Negatives:
         count, time = high - low, None
         if self._section.on_air:
             time = _numbers(table.column(self._section.on_air.time))  # NaN: before everything, so that nothing is on
-            begun = _bisect(self._start, low, high, time)
-            over = _bisect(self._ends, low, high, time) - low
+            begun = bisect(self._start, low, high, time)
+            over = bisect(self._ends, low, high, time) - low
             count = begun - low - over
-            low, high = _bisect(self._start, low, begun, time - self._longest), begun
+            low, high = bisect(self._start, low, begun, time - self._longest), begun
         own, valid = _ids_or_none(table.column(self._section.item))
         barring = [(np.flatnonzero(valid), self.find(own[valid]))]
         for column in self._section.seen:
@@ -200,35 +213,33 @@ class Negatives:
     def _draw(self, wanted: _Wanted, places: np.ndarray, numbers: np.ndarray, epoch: int) -> np.ndarray:
         """Return the items of the rows `places` of `wanted`, whose numbers are given: per_positive of each in a row."""
         each = self._section.per_positive
-        key = _mix(_mix(np.array([self._seed], np.uint64)) ^ np.uint64(epoch))
-        key = _mix(key ^ numbers.astype(np.uint64))
-        keys = _mix(key[:, None] ^ np.arange(each, dtype=np.uint64)).reshape(-1)
+        key = mix(mix(np.array([self._seed], np.uint64)) ^ np.uint64(epoch))
+        key = mix(key ^ numbers.astype(np.uint64))
+        keys = mix(key[:, None] ^ np.arange(each, dtype=np.uint64)).reshape(-1)
         out, left = np.zeros(len(keys), np.int64), np.arange(len(keys))
         for attempt in range(_TRIES):
             if not len(left):
                 break
             place = places[left // each]
-            item = self._propose(wanted, place, _mix(keys[left] + np.uint64(2 * attempt)))
+            item = self._propose(wanted, place, mix(keys[left] + np.uint64(2 * attempt)))
             if self._neighbours is not None:
-                item = self._neighbours.mix(item, wanted.own[place], _mix(keys[left] + np.uint64(2 * attempt + 1)))
+                item = self._neighbours.mix(item, wanted.own[place], mix(keys[left] + np.uint64(2 * attempt + 1)))
             out[left] = item
             left = left[~self._allowed(wanted, place, item)]
         for k in left.tolist():
             place = places[k // each]
             items = np.arange(wanted.low[place], wanted.high[place])
             items = items[self._allowed(wanted, np.full(len(items), place), items)]
-            weights = np.ones(len(items)) if self._cumulative is None else np.diff(self._cumulative)[items]
+            weights = np.ones(len(items)) if self._chances is None else self._chances.of[items]
             ends = np.cumsum(weights)
-            out[k] = items[np.searchsorted(ends, _uniform(keys[k : k + 1])[0] * ends[-1], side="right")]
+            out[k] = items[np.searchsorted(ends, uniform(keys[k : k + 1])[0] * ends[-1], side="right")]
         return out
 
     def _propose(self, wanted: _Wanted, place: np.ndarray, bits: np.ndarray) -> np.ndarray:
-        low, high, share = wanted.low[place], wanted.high[place], _uniform(bits)
-        if self._cumulative is None:
+        low, high, share = wanted.low[place], wanted.high[place], uniform(bits)
+        if self._chances is None:
             return low + np.minimum((share * (high - low)).astype(np.int64), high - low - 1)
-        begin, end = self._cumulative[low], self._cumulative[high]
-        found = np.searchsorted(self._cumulative, begin + share * (end - begin), side="right") - 1
-        return np.clip(found, low, high - 1)
+        return self._chances.within(low, high, share)
 
     def _allowed(self, wanted: _Wanted, place: np.ndarray, item: np.ndarray) -> np.ndarray:
         allowed = (item >= wanted.low[place]) & (item < wanted.high[place])
@@ -249,11 +260,12 @@ class _Neighbours:
         assert section is not None
         assert section.hard is not None
         self._share = section.hard.share
-        table, name = _read(section.hard.path, "data.negatives.hard.path")
-        for column in (section.item, section.hard.column):
-            if column not in table.column_names:
+        asked = [section.item, section.hard.column]
+        table, name, known_names = _read(section.hard.path, "data.negatives.hard.path", asked)
+        for column in asked:
+            if column not in known_names:
                 raise BadInput(
-                    f"data.negatives.hard: {name} has no column '{column}'{nearest(column, table.column_names)}; "
+                    f"data.negatives.hard: {name} has no column '{column}'{nearest(column, known_names)}; "
                     "write each item's id and the list of its neighbours' ids"
                 )
         ids, valid = _ids_or_none(table.column(section.item))
@@ -275,8 +287,8 @@ class _Neighbours:
         """Return the items, a share of them replaced by neighbours of the rows' own items."""
         place = np.minimum(np.searchsorted(self._ids, own), len(self._ids) - 1)
         count = np.where(self._ids[place] == own, self._counts[place], 0)
-        hard = np.flatnonzero((_uniform(bits) < self._share) & (count > 0))
-        nth = (_uniform(_mix(bits[hard])) * count[hard]).astype(np.int64)
+        hard = np.flatnonzero((uniform(bits) < self._share) & (count > 0))
+        nth = (uniform(mix(bits[hard])) * count[hard]).astype(np.int64)
         out = item.copy()
         out[hard] = self._found[self._begins[place[hard]] + nth]
         return out
@@ -314,22 +326,47 @@ def count(source: Source, recipe: Recipe, progress: Callable[[str], None]) -> No
         )
     source.drawn = [section.per_positive * number for _, number in found]
     without = f"; {positives - chosen:,} have no item that may be drawn" if chosen < positives else ""
+    _check_share(recipe, len(negatives), positives == source.rows)
     progress(
         f"negatives: {section.per_positive} for each of {chosen:,} positives of {section.task}, of {len(negatives):,} "
         f"items{without}"
     )
+    progress(
+        f"negatives: a drawn row has its item's {', '.join(negatives.taken) or 'id alone'}, and its positive's "
+        f"{', '.join(negatives.kept) or 'nothing else'}; a feature of user and item together among the latter gives "
+        "the label away"
+    )
 
 
-def _read(address: str, key: str) -> tuple[pa.Table, str]:
+def _check_share(recipe: Recipe, items: int, only_positives: bool) -> None:
+    """Raise BadInput where the share of negatives is known, and the recipe says another than 1 and that."""
+    section = recipe.data.negatives
+    assert section is not None
+    alike = not (section.popularity or section.within or section.on_air or section.seen or section.hard)
+    told, others = recipe.tasks[section.task].negatives_kept, items - 1
+    if told == 1 or not (alike and only_positives) or section.per_positive > others:
+        return
+    share = section.per_positive / others
+    if abs(told - share) > 0.01 * share:
+        raise BadInput(
+            f"tasks.{section.task}.negatives_kept: {told:g}, but {section.per_positive} of the {others:,} other items "
+            f"are drawn; set {share:.4g}"
+        )
+
+
+def _read(address: str, key: str, asked: Sequence[str]) -> tuple[pa.Table, str, set[str]]:
+    """Return those of the asked columns that a file has, its name, and the names of all its columns."""
     filesystem, path = open_filesystem(address)
     name = shown(filesystem, path)
     try:
-        table = pq.read_table(path, filesystem=filesystem, partitioning=None)
+        file = pq.ParquetDataset(path, filesystem=filesystem, partitioning=None)
+        known = set(file.schema.names)
+        table = file.read([column for column in dict.fromkeys(asked) if column in known])
     except (pa.ArrowException, OSError, ValueError) as error:
         raise BadInput(f"{key}: {name} cannot be read ({short(error)}); name a Parquet file") from error
-    if not table.num_rows:
+    if not sum(fragment.count_rows() for fragment in file.fragments):
         raise BadInput(f"{key}: {name} has no rows; write one per item")
-    return table, name
+    return table, name, known
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, file: str) -> pa.Array:
@@ -364,27 +401,3 @@ def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     array = column.combine_chunks()
     lengths = array.value_lengths().fill_null(0).to_numpy()
     return running(lengths), carry.whole_ids(array.flatten()).fill_null(0).to_numpy()
-
-
-def _bisect(values: np.ndarray, low: np.ndarray, high: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return, for ranges [low, high) in which values rise, where those above x begin; where x is NaN, low."""
-    low, high = low.copy(), high.copy()
-    while (open_ := low < high).any():
-        middle = (low + high) // 2
-        right = open_ & (values[np.minimum(middle, len(values) - 1)] <= x)
-        low, high = np.where(right, middle + 1, low), np.where(open_ & ~right, middle, high)
-    return low
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    """Return splitmix64 of uint64 numbers: every bit depends on every bit."""
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
-
-
-def _uniform(bits: np.ndarray) -> np.ndarray:
-    """Return numbers in [0, 1) of 53 bits each."""
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

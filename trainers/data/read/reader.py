@@ -162,7 +162,7 @@ class Reader:
         try:
             table = self._source.read(group, self.columns)
             if self._negatives is not None:
-                table = self._negatives.expand(table, int(self._stored[number]), epoch)
+                table = self._negatives.expand(table, int(self._stored[number]), epoch, self._decoder.columns)
             return self._decoder.decode(table, int(self._first_rows[number]), self._source.place(group))
         except CorruptGroup as error:
             if self._data.on_corrupt == "stop":

@@ -9,8 +9,8 @@
 namespace {
 
 // What decoded rows take in memory, in this order: the number of the first one, negative where they could not be read;
-// addresses of every feature's values and offsets (no offsets: one value per row), of further int64 columns, and of
-// float columns, each of which holds `widths` numbers per row, side by side.
+// addresses of every feature's values, and of where those of each row begin and end (neither: one value per row), of
+// further int64 columns, and of float columns, each of which holds `widths` numbers per row, side by side.
 using Columns = const int64_t*;
 
 template <typename T>
@@ -57,9 +57,10 @@ int64_t ids(int64_t slices, int64_t features, const Slice* slice, const int64_t*
   for (int64_t s = 0; s < slices; ++s) {
     const int64_t start = slice[s].start, stop = slice[s].stop;
     for (int64_t f = 0; f < features; ++f) {
-      const int64_t* offsets = pointer<int64_t>(slice[s].columns[2 + 2 * f]);
-      if (!offsets) sum += stop - start;
-      for (int64_t i = start; offsets && i < stop; ++i) sum += std::min(offsets[i + 1] - offsets[i], limits[f]);
+      const auto *begins = pointer<int64_t>(slice[s].columns[2 + 3 * f]),
+                 *ends = pointer<int64_t>(slice[s].columns[3 + 3 * f]);
+      if (!begins) sum += stop - start;
+      for (int64_t i = start; begins && i < stop; ++i) sum += std::min(ends[i] - begins[i], limits[f]);
     }
   }
   return sum;
@@ -94,22 +95,23 @@ void pack(int64_t steps, int64_t slices, int64_t features, int64_t others, int64
       *out++ = columns[0] < 0 ? -1 : columns[0] + place;
       head[1] += columns[0] < 0;
     }
-    for (int64_t p = 1 + 2 * features; p < 1 + 2 * features + others; ++p) {
+    for (int64_t p = 1 + 3 * features; p < 1 + 3 * features + others; ++p) {
       for (const Place& place : places) *out++ = pointer<int64_t>(place.columns[p])[place.row];
     }
     lists.clear();
     for (int64_t f = 0; f < features; ++f) {
       for (const Place& place : places) {
-        const auto *values = pointer<int64_t>(place.columns[1 + 2 * f]),
-                   *offsets = pointer<int64_t>(place.columns[2 + 2 * f]);
-        const int64_t begins = offsets ? offsets[place.row] : place.row;
-        const int64_t end = offsets ? offsets[place.row + 1] : place.row + 1;
-        const int64_t kept = std::min(end - begins, limits[f]);
+        const auto *values = pointer<int64_t>(place.columns[1 + 3 * f]),
+                   *begins = pointer<int64_t>(place.columns[2 + 3 * f]),
+                   *ends = pointer<int64_t>(place.columns[3 + 3 * f]);
+        const int64_t begin = begins ? begins[place.row] : place.row;
+        const int64_t end = begins ? ends[place.row] : place.row + 1;
+        const int64_t kept = std::min(end - begin, limits[f]);
         lists.push_back({values + end - kept, kept});
         for (int64_t i = end - kept; i < end; i += 8) __builtin_prefetch(values + i);  // copied only in the next loop
         *out++ = kept;
         sums[f] += kept;
-        cuts[f] += kept < end - begins;
+        cuts[f] += kept < end - begin;
       }
     }
     for (const List& list : lists) {
@@ -117,7 +119,7 @@ void pack(int64_t steps, int64_t slices, int64_t features, int64_t others, int64
       else out = copy(list.ids, list.count, out);
     }
     for (const Place& place : places) {
-      const int64_t* columns = place.columns + 1 + 2 * features + others;
+      const int64_t* columns = place.columns + 1 + 3 * features + others;
       for (int64_t n = 0; narrow && n < numbers; ++n) *floats++ = pointer<float>(columns[n])[place.row];
       for (int64_t n = 0; !narrow && n < numbers; ++n) {
         const float* from = pointer<float>(columns[n]) + place.row * widths[n];

@@ -30,10 +30,24 @@ SOURCE = Path(__file__).with_suffix(".cpp")
 
 
 class Column(NamedTuple):
-    """A feature's ids in n rows: one per row; or row i's are values[offsets[i] : offsets[i + 1]]."""
+    """A feature's ids in n rows: one per row; or row i's are values[begins[i] : ends[i]], which rows may share."""
 
     values: np.ndarray  # int64
-    offsets: np.ndarray | None  # (n + 1,) int64
+    begins: np.ndarray | None = None  # (n,) int64
+    ends: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, values: np.ndarray, offsets: np.ndarray) -> "Column":
+        """Return a column whose row i has values[offsets[i] : offsets[i + 1]]."""
+        return cls(values, offsets[:-1], offsets[1:])
+
+    def cut(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the values of rows [start, stop) one row after the other, and how many each has."""
+        if self.begins is None or self.ends is None:
+            return self.values[start:stop], np.ones(stop - start, np.int64)
+        begins, lengths = self.begins[start:stop], self.ends[start:stop] - self.begins[start:stop]
+        offsets = running(lengths)
+        return self.values[np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], lengths)], lengths
 
 
 @dataclass
@@ -180,7 +194,7 @@ class Plain:
         plain += [_joined(slices, [part.columns.plain[p] for part in slices]) for p in range(len(held.plain))]
         plain = [column[order] for column in plain]
         taken = [
-            _take([_cut(part, part.columns.ids[f]) for part in slices], int(limit), order)
+            _take([part.columns.ids[f].cut(part.start, part.stop) for part in slices], int(limit), order)
             for f, limit in enumerate(limits)
         ]
         values, lengths, cut = zip(*taken, strict=True) if taken else ((), (), ())
@@ -234,15 +248,6 @@ def _numbers(part: Slice) -> np.ndarray:
 def _joined(slices: Sequence[Slice], arrays: list[np.ndarray]) -> np.ndarray:
     """Return the slices of a column, which each slice has an array of, one after the other."""
     return np.concatenate([array[part.start : part.stop] for part, array in zip(slices, arrays, strict=True)])
-
-
-def _cut(part: Slice, column: Column) -> tuple[np.ndarray, np.ndarray]:
-    """Return a feature's values and lengths in a slice."""
-    if column.offsets is None:
-        values = column.values[part.start : part.stop]
-        return values, np.ones_like(values)
-    offsets = column.offsets[part.start : part.stop + 1]
-    return column.values[offsets[0] : offsets[-1]], np.diff(offsets)
 
 
 def _take(

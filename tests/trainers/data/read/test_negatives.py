@@ -9,6 +9,7 @@ import pytest
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
+from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.trainers.data.read import negatives
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
@@ -52,13 +53,16 @@ def write(folder, rows=1200, items=ITEMS, groups=128):
     return data
 
 
-def recipe_of(folder, **section):
+def recipe_of(folder, kept=1, **section):
     drawn = {"catalogue": str(folder / "catalogue.parquet"), "item": "movie", "task": "click", "per_positive": EACH}
     return samples.recipe(
         folder / "data",
         data__negatives=drawn | section,
         features__price={"type": "dense"},
-        tasks={"click": {"label": "label"}, "like": {"label": "like"}},
+        tasks={
+            "click": {"label": "label", "negatives_kept": kept},
+            "like": {"label": "like", "negatives_kept": 1},
+        },
     )
 
 
@@ -252,3 +256,45 @@ def test_what_is_wrong_is_one_sentence(tmp_path, section, column, values, said):
         spoil(tmp_path, column, values)
     with pytest.raises((BadInput, ValueError), match=said):
         opened(recipe_of(tmp_path, **section))
+
+
+def test_a_probability_asks_for_the_share(tmp_path):
+    write(tmp_path, rows=200)
+    recipe = recipe_of(tmp_path)
+    assert load_recipe(recipe) == recipe
+    assert dump_recipe(recipe, defaults=False).count("negatives_kept: 1.0") == 2
+    tasks = {"click": {"label": "label"}}
+    with pytest.raises(ValueError, match="tasks.click.negatives_kept: drawn negatives change the probability"):
+        samples.recipe(tmp_path / "data", data__negatives=recipe.data.negatives.model_dump(), tasks=tasks)
+    tasks["click"]["kind"] = "pairwise"
+    samples.recipe(tmp_path / "data", data__negatives=recipe.data.negatives.model_dump(), tasks=tasks)
+
+
+def test_the_share_is_how_often_each_other_item_is_drawn(tmp_path):
+    data = write(tmp_path, rows=6000, items=12)
+    file = data / "train/part-0.parquet"
+    table = pq.read_table(file)
+    table = table.set_column(table.column_names.index("label"), "label", pa.array(np.ones(len(table), np.int8)))
+    table = table.filter(table["movie"].is_valid())
+    pq.write_table(table, file)
+    share = EACH / 11
+    with pytest.raises(BadInput, match=r"negatives_kept: 0.5, but 3 of the 11 other items are drawn; set 0.2727"):
+        opened(recipe_of(tmp_path, kept=0.5))
+    recipe = recipe_of(tmp_path, kept=share)
+    found = rows_of(opened(recipe)[0], recipe)
+    own, drawn = None, dict.fromkeys(((a * 7, b * 7) for a in range(12) for b in range(12)), 0)
+    for number in sorted(found):
+        _, (movie,), _, price, _ = found[number]
+        own = movie if price == 0 else own
+        drawn[own, movie] += price != 0
+    count = table["movie"].value_counts().to_pylist()
+    for pair in count:
+        for item in range(0, 84, 7):
+            wanted = 0 if item == pair["values"] else share * pair["counts"]
+            assert abs(drawn[pair["values"], item] - wanted) <= 5 * np.sqrt(wanted)
+
+
+def test_features_are_told_apart(tmp_path):
+    write(tmp_path, rows=200)
+    _, said = opened(recipe_of(tmp_path))
+    assert said[1].startswith("negatives: a drawn row has its item's movie, price, and its positive's user, ")

@@ -50,10 +50,16 @@ def windows(draw):
         ids, columns = [], []
         for _ in range(features):
             ragged = draw(st.booleans())
-            lengths = [draw(st.integers(0, 4)) if ragged else 1 for _ in range(stored)]
-            ids.append([[next(counter) for _ in range(length)] for length in lengths])
-            values = np.array([value for part in ids[-1] for value in part], np.int64)
-            columns.append(Column(values, running(np.array(lengths, np.int64)) if ragged else None))
+            lengths = np.array([draw(st.integers(0, 4)) if ragged else 1 for _ in range(stored)])
+            values = np.array([next(counter) for _ in range(lengths.sum())], np.int64)
+            column, own = Column(values), np.arange(stored)
+            if ragged:
+                own = np.array([draw(st.integers(0, stored - 1)) for _ in own])  # rows may share their values
+                offsets = running(lengths)
+                column = Column(values, offsets[:-1][own], offsets[1:][own])
+            lists = np.split(values, np.cumsum(lengths)[:-1])
+            ids.append([lists[row].tolist() for row in own])
+            columns.append(column)
         plain = [
             np.array([draw(st.sampled_from([-1, 1])) * next(counter) for _ in range(stored)]) for _ in range(others)
         ]

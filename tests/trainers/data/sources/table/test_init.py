@@ -55,7 +55,10 @@ def started(folder: Path, name: str):
     return found, load_recipe(recipe, **{"data.path": str(folder / "data")})
 
 
-@pytest.mark.parametrize("name", SEEN)
+FORMATS = ("shop", "european", "lines", "orc", "kinds", "tiny")  # as unlike each other as six can be
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FORMATS else pytest.mark.slow) for n in SEEN])
 def test_starters_are_read_unedited(tmp_path, name):
     found, recipe = started(tmp_path, name)
     user, item, timed, labels, left, columns = SEEN[name]

@@ -124,7 +124,7 @@ def _periods(request, monkeypatch):
 
 
 @pytest.mark.usefixtures("_periods")
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(log=logs)
 def test_rows_of_splits_are_those_of_the_twin(tmp_path_factory, log):
     compare(prepared(tmp_path_factory.mktemp("log"), [*log, *LAST], BY_TIME), [*log, *LAST])
@@ -133,7 +133,7 @@ def test_rows_of_splits_are_those_of_the_twin(tmp_path_factory, log):
 LAST = [(minute, 1, 1, 1, True, False) for minute in (4300, 4301, 4302, 4303)]  # rows for every split
 
 
-@settings(max_examples=4, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(log=logs)
 def test_rows_of_days_are_those_of_the_twin(tmp_path_factory, log):
     found = prepared(tmp_path_factory.mktemp("log"), log, BY_DAY)
@@ -206,7 +206,7 @@ def test_the_last_row_of_each_user_is_left_out(tmp_path):
         assert [found[n]["part"] for n in own] == ["train"] * (len(own) - 2) + ["valid", "test"]
 
 
-@pytest.mark.parametrize("by", ["random", "user", "time"])
+@pytest.mark.parametrize("by", [pytest.param("random", marks=pytest.mark.slow), "user", "time"])
 def test_splits_have_their_shares_and_a_seed(tmp_path, by):
     log = [(n % 4000, n % 997, 1, 1, True, False) for n in range(4000)]
     found = prepared(tmp_path, log, f"{{by: {by}, valid: 0.2, test: 0.1}}")
