@@ -97,7 +97,7 @@ def open_files(
     """
     parts: list[str] = []
     first: list[str] = []
-    numeric: dict[str, str] | None = None
+    kinds: set[str] = set()
     for place, path in enumerate(found(files, folder)):
         kind = kind_of(files, path)
         try:
@@ -115,20 +115,14 @@ def open_files(
             raise BadInput(f"{path}: column '{other}' is not in all files of this table; name files of one kind")
         first = first or columns
         parts.append(select)
-        here = _numeric(connection, select, columns, files.decimal) if kind == "csv" else {}
-        numeric = {
-            name: "DOUBLE" if "DOUBLE" in (kind, here[name]) else kind
-            for name, kind in (here if numeric is None else numeric).items()
-            if name in here
-        }
+        kinds.add(kind)
+    numeric = _numeric(connection, parts, first, files.decimal) if kinds == {"csv"} else {}
     if files.where:
         named("where", files.where)
     where = f" WHERE {alone(files.where)}" if files.where else ""
     union = " UNION ALL BY NAME ".join(parts)
-    as_numbers = [
-        f"{number(quoted(name), files.decimal, kind)} AS {quoted(name)}" for name, kind in (numeric or {}).items()
-    ]
-    texts = "".join(f", {quoted(name)} AS {quoted(_TEXT + name)}" for name in numeric or ())
+    as_numbers = [f"{number(quoted(name), files.decimal, kind)} AS {quoted(name)}" for name, kind in numeric.items()]
+    texts = "".join(f", {quoted(name)} AS {quoted(_TEXT + name)}" for name in numeric)
     replaced = f" REPLACE ({', '.join(as_numbers)})" if as_numbers else ""
     connection.execute(
         f"CREATE OR REPLACE VIEW {quoted('all of ' + table)} AS SELECT *{replaced}{texts} FROM ({union})"
@@ -139,11 +133,11 @@ def open_files(
         )
     except duckdb.Error as error:
         raise BadInput(f"where: {short(error)}") from None
-    return {name: quoted(_TEXT + name if name in (numeric or ()) else name) for name in first}
+    return {name: quoted(_TEXT + name if name in numeric else name) for name in first}
 
 
-def _numeric(connection: duckdb.DuckDBPyConnection, select: str, names: list[str], decimal: str) -> dict[str, str]:
-    """Return the columns of a CSV file that have numbers throughout its first rows, and DuckDB's type of each.
+def _numeric(connection: duckdb.DuckDBPyConnection, parts: list[str], names: list[str], decimal: str) -> dict[str, str]:
+    """Return the columns of CSV files that have numbers throughout the first rows of each, and DuckDB's type of them.
 
     Whole numbers with a leading 0 and those beyond 64 bits are codes, which stay text.
     """
@@ -156,7 +150,8 @@ def _numeric(connection: duckdb.DuckDBPyConnection, select: str, names: list[str
             f"bool_or(regexp_full_match({bare}, '[+-]?0[0-9]+') OR {whole} AND TRY_CAST({bare} AS BIGINT) IS NULL)",
             f"bool_and({whole}) FILTER ({_FILLED.format(bare)})",
         ]
-    found = connection.execute(f"SELECT {', '.join(asked)} FROM ({select} LIMIT {_HEAD})").fetchall()[0]
+    heads = " UNION ALL BY NAME ".join(f"({part} LIMIT {_HEAD})" for part in parts)
+    found = connection.execute(f"SELECT {', '.join(asked)} FROM ({heads})").fetchall()[0]
     pairs = zip(names, found[::2], found[1::2], strict=True)
     return {name: "BIGINT" if whole else "DOUBLE" for name, numbers, whole in pairs if numbers}
 
