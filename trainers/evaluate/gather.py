@@ -11,14 +11,6 @@ from livetrain.trainers.runtime import ranks
 _CHUNK = 2**20  # rows that a rank sends at once, which bounds the receiver's buffers
 
 
-def mix(ids: np.ndarray) -> np.ndarray:
-    """Return splitmix64 of (n,) int64 or uint64 ids, as uint64: every bit depends on every bit of the id."""
-    x = ids.view(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
 def _device() -> torch.device:
     """Return where tensors must lie for collectives; a group that has gloo beside NCCL takes them from the host."""
     return torch.device("cuda" if ranks.world() > 1 and dist.get_backend() == "nccl" else "cpu")

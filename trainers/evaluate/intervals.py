@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from livetrain.modules.tasks.kind import Redrawn
-from livetrain.trainers.evaluate.gather import mix
+from livetrain.trainers.data.read.draws import mix
 
 LOW, HIGH = "_low", "_high"  # end the names of an interval's ends
 _ENDS = (2.5, 97.5)
@@ -36,9 +36,9 @@ class Bootstrap(NamedTuple):
 
         Example:
             >>> Bootstrap(100, seed=1).times(np.array([7, 8, 9]), draw=0)
-            array([1., 1., 0.])
+            array([1., 2., 2.])
         """
-        key = mix(np.array([self.seed * 2**20 + draw]))
+        key = mix(np.array([self.seed * 2**20 + draw], np.uint64))
         return np.searchsorted(_LIMITS, mix(groups.view(np.uint64) ^ key), side="right").astype(np.float64)
 
     def intervals(

@@ -7,7 +7,8 @@ import numpy as np
 import torch.distributed as dist
 
 from livetrain.modules.tasks.kind import TaskKind
-from livetrain.trainers.evaluate.gather import _reduce, mix
+from livetrain.trainers.data.read.draws import mix
+from livetrain.trainers.evaluate.gather import _reduce
 
 UNKNOWN = -1  # code of a label that is missing; every kind's labels are 0 or more
 
@@ -65,7 +66,7 @@ class GroupSample:
         self.size = 0
 
     def _chosen(self, rows: Rows) -> Rows:
-        return rows[mix(rows.groups) <= np.uint64((2**64 - 1) >> self.halvings)] if self.halvings else rows
+        return rows[mix(rows.groups.view(np.uint64)) <= np.uint64((2**64 - 1) >> self.halvings)] if self.halvings else rows
 
     def add(self, rows: Rows) -> None:
         self.parts.append(self._chosen(rows))

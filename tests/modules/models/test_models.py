@@ -272,14 +272,14 @@ def test_din_refuses_lists_of_one_history_that_are_not_parallel(scripted):
 
 def test_lr_needs_a_column_a_task():
     config = parse_model({"kind": "lr"})
-    with pytest.raises(BadInput, match=r"features.user has dim 4 for 5 tasks"):
+    with pytest.raises(BadInput, match=r"the table of features.user has dim 4 for 5; raise its dim"):
         network("lr")(config, INPUTS, {task: Task(label=task) for task in "abcde"})
 
 
 @pytest.mark.parametrize("kind", ["fm", "nfm", "kfm", "wide_deep", "deepfm"])
 def test_factors_need_columns_beside_those_of_the_tasks(kind):
     tasks = {task: Task(label=task) for task in "abcd"}
-    with pytest.raises(BadInput, match=r"features.user has dim 4, and with 4 tasks its first 4 .*; raise its dim"):
+    with pytest.raises(BadInput, match=r"features.user has dim 4, and its first 4, .*; raise its dim"):
         network(kind)(parse_model({"kind": kind}), INPUTS, tasks)
 
 

@@ -11,6 +11,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.features.registry import transforms
 from livetrain.trainers.data.read import carry
+from livetrain.trainers.data.read.draws import mix
 from livetrain.trainers.data.read.files import is_list
 
 SAMPLE = 1 << 16  # rows that quantiles are taken of: a quantile is off by .2 % of the rows, one standard deviation
@@ -61,7 +62,7 @@ class Drawn:
     def of(cls, numbers: np.ndarray, first: int) -> "Drawn":
         """Draw of (n,) numbers, the rows first, first + 1, ...; NaN is left out."""
         known = np.flatnonzero(~np.isnan(numbers))
-        return cls(_mixed(known + first), numbers[known])._cut()
+        return cls(mix((known + first).astype(np.uint64)), numbers[known])._cut()
 
     def merge(self, other: "Drawn") -> "Drawn":
         return Drawn(np.concatenate([self.keys, other.keys]), np.concatenate([self.values, other.values]))._cut()
@@ -174,11 +175,3 @@ def _check_finite(name: str, array: pa.Array, where: str) -> None:
             f"{where}, row {place}: features.{name} holds {numbers[bad.argmax()]}; store finite float32 numbers, and "
             "null where there is none"
         )
-
-
-def _mixed(numbers: np.ndarray) -> np.ndarray:
-    """Return splitmix64's finaliser of row numbers (see modules.tables.hashing.mix), uint64."""
-    z = numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))

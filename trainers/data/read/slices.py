@@ -54,7 +54,7 @@ class Slices:
         """
         if not self._conditions:
             return
-        with _connected(schema.empty_table()) as connection:
+        with _connected(self._named(schema.empty_table())) as connection:
             self._ask(connection, name)
             for key, text in self._conditions.items():
                 kind = str(connection.execute(f"SELECT {alone(text)} FROM rows").description[0][1])
@@ -62,6 +62,10 @@ class Slices:
                     raise BadInput(
                         f"evaluate.slices.{key}: {shown(text)} is {kind}, no condition; compare it, as user_count < 3"
                     )
+
+    def _named(self, table: pa.Table) -> pa.Table:
+        """Return the columns that conditions name; DuckDB need not know the types of the others."""
+        return table.select(list(dict.fromkeys(name for names in self.columns.values() for name in names)))
 
     def _ask(self, connection: "duckdb.DuckDBPyConnection", name: str) -> None:
         """Raise BadInput, naming the slice, where a condition fails at the rows of the connection."""
@@ -83,7 +87,7 @@ class Slices:
         """
         import duckdb
 
-        with _connected(table) as connection:
+        with _connected(self._named(table)) as connection:
             try:
                 return connection.execute(f"SELECT {self._marks} AS marks FROM rows").fetchnumpy()["marks"]
             except duckdb.Error:
