@@ -4,7 +4,7 @@ Expressions are DuckDB's SQL over the log's columns, and over those of joined ta
 column, written as the file has it, needs no quotes: `Unit Price` is that column.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
@@ -20,8 +20,8 @@ from livetrain.configs.values import Length, Name, RunName, Seed, Sql, Text, rea
 Part = Annotated[float, real(1e-6, 0.9)]
 One = Annotated[str, Field(min_length=1, max_length=1)]
 
-RESERVED = ("timestamp", "hour", "weekday", "day")
-"""Columns that are made from `time`, and the partition's."""
+RESERVED = ("timestamp", "hour", "weekday", "day", "split", "bucket", "period")
+"""Columns that are made from `time`, and those that say where a row is written."""
 
 
 class Files(Section):
@@ -148,11 +148,32 @@ class Spec(Section):
                 self._keyed(place, column)
         if self.user is not None and self.user in self.pairs:
             raise BadInput(f"pairs: '{self.user}' is the user; name what it is paired with, such as the item")
-        twice = next((name for name in self.labels if name in self.columns), None)
-        if twice is not None:
-            raise BadInput(f"labels.{twice}: a column of the samples has this name; rename one of them")
         self._needs_met()
+        places: dict[str, str] = {}
+        for name, place in self.names():
+            other = places.setdefault(name.casefold(), place)
+            if other is not place:
+                raise BadInput(f"{place}: it makes a column '{name}', as {other} does; rename one of them")
         return self
+
+    def names(self) -> Iterator[tuple[str, str]]:
+        """Yield every column that the samples may have, and the place of the spec that makes it.
+
+        Rates are of the labels that are true or false, which only the data tells; here every label has them.
+        """
+        for place in ("columns", "labels"):
+            yield from ((name, f"{place}.{name}") for name in getattr(self, place))
+        for name, history in self.histories.items():
+            yield from ((f"{name}_{of}", f"histories.{name}") for of in (*history.of, "gap"))
+        for name in self.counts:
+            for prefix in (name, f"{name}_seen") if name == self.user else (name,):
+                place = f"counts ({name})"
+                yield f"{prefix}_count", place
+                yield from ((f"{prefix}_{label}_rate", place) for label in self.labels)
+        for name in self.pairs:
+            prefix, place = f"{self.user}_{name}", f"pairs ({name})"
+            for what in ("count", *(f"{label}_count" for label in self.labels), "ago"):
+                yield f"{prefix}_{what}", place
 
     def _keyed(self, place: str, name: str | None) -> None:
         if name is None:

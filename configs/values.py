@@ -25,7 +25,8 @@ def real(least: float, most: float) -> Any:
 # Names of features, tables and tasks become parts of dotted keys, of parameter names and of TorchScript attributes.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)]
 # A file system's names end at 255 bytes, and what is written beside a run adds to its name.
-RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)]
+RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+RunName = Annotated[str, Field(pattern=RUN_NAME, max_length=128)]
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=4096)]
 Sql = Annotated[str, Field(pattern=r"\S", max_length=2**16)]  # which may go over several lines
 

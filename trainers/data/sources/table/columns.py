@@ -91,7 +91,7 @@ def _one(made: Made, name: str, column: Looked, table: str) -> None:
         sql = _sql(column.name, table)
         parsed = sql if column.type != "VARCHAR" else f"TRY_CAST({sql} AS TIMESTAMP)"
         if column.type == "VARCHAR" and column.detail != "iso":
-            parsed = f"try_strptime({sql}, {text(column.detail)})"
+            parsed = f"try_strptime(CAST({sql} AS VARCHAR), {text(column.detail)})"
         made.add(name, "number", f"epoch({parsed}) / 86400", "days since 1970")
     elif column.kind in ("tags", "ids"):
         more = {} if column.detail == "|" else {"separator": column.detail}

@@ -9,6 +9,8 @@ from livetrain.configs.spec import RESERVED
 from livetrain.trainers.data.sources.table.look import Looked, LookedFile
 from livetrain.trainers.data.sources.table.vocabulary import ITEM, TIME, USER
 
+# Columns and tables that a starter makes of the past, whose names no column of the files may have.
+_MADE = re.compile(r"past_\w+|gap|(user|item)_(\w+_)?(count|rate|ago)")
 _FEW = 8  # columns without names of a log; a file of more is one of features
 
 
@@ -42,7 +44,7 @@ def words(name: str) -> list[str]:
 def plain(name: str, taken: Iterable[str]) -> str:
     """Return a column's name in the samples: small letters, digits and _, each once."""
     made = "_".join(part for part in words(name) if part.isascii())[:60] or "column"
-    made = made if made[0].isalpha() else f"c_{made}"
+    made = f"c_{made}" if not made[0].isalpha() or _MADE.fullmatch(made) else made
     used, number = {*taken, *RESERVED}, 2
     first = made
     while made in used:

@@ -116,22 +116,24 @@ def look(connection: duckdb.DuckDBPyConnection, path: str, number: int, work: Pa
         described = dialect(local, name)
     view = f"file {number}"
     names = files.open_files(connection, view, described, folder, work)
-    counted = ", ".join(f"approx_count_distinct({quoted(column)})" for column in names)
+    counted = ", ".join(f"approx_count_distinct({sql})" for sql in names.values())
     rows, *distinct = connection.execute(f"SELECT count(*), {counted} FROM {quoted(view)}").fetchall()[0]
     if not rows:
         raise BadInput(f"{path} has no rows; name a file with rows")
-    sample = f"sample {number}"
-    connection.execute(
-        f"CREATE OR REPLACE TABLE {quoted(sample)} AS FROM {quoted(view)} "
-        f"USING SAMPLE reservoir({SAMPLE} ROWS) REPEATABLE (1)"
+    sample = quoted(f"sample {number}")
+    sampled = (
+        f"CREATE OR REPLACE TABLE {sample} AS FROM {quoted(view)} USING SAMPLE reservoir({SAMPLE} ROWS) REPEATABLE (1)"
     )
-    types = dict(row[:2] for row in connection.execute(f"DESCRIBE {quoted(sample)}").fetchall())
+    connection.execute(sampled)
     columns = []
-    for column, about in zip(names, distinct, strict=True):
-        values = connection.execute(f"SELECT CAST({quoted(column)} AS VARCHAR) FROM {quoted(sample)}").fetchall()
-        columns.append(_looked(column, types[column], [value for (value,) in values], about, rows))
+    for (column, sql), about in zip(names.items(), distinct, strict=True):
+        kind = connection.execute(f"DESCRIBE SELECT {sql} FROM {sample}").fetchall()[0][1]
+        values = connection.execute(f"SELECT CAST({sql} AS VARCHAR) FROM {sample}").fetchall()
+        columns.append(_looked(column, kind, [value for (value,) in values], about, rows))
     if any(_comma(column) for column in columns) and described.format != "json":
         described = described.model_copy(update={"decimal": ","})
+        files.open_files(connection, view, described, folder, work)
+        connection.execute(sampled)
     return LookedFile(path, described, rows, columns)
 
 
@@ -144,6 +146,8 @@ def dialect(path: str, name: str) -> Files:
     encoding = "utf-8"
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         encoding = "utf-16"
+    elif b"\0" in raw:
+        raise BadInput(f"{path} is no text; name a CSV file, or give a file of another format its ending")
     else:
         try:
             codecs.getincrementaldecoder("utf-8")().decode(raw)
@@ -164,7 +168,10 @@ def dialect(path: str, name: str) -> Files:
         score = (round(times / len(lines), 1), width)
         if best is None or score > best[0]:
             best = (score, delimiter, lines)
-    _, delimiter, lines = best or ((0, 0), ",", [line for line in csv.reader(io.StringIO(text)) if line][:_LINES])
+    try:
+        _, delimiter, lines = best or ((0, 0), ",", [line for line in csv.reader(io.StringIO(text)) if line][:_LINES])
+    except csv.Error as error:
+        raise BadInput(f"{path} cannot be read as CSV ({error}); write it again") from None
     return Files(
         files=[name],
         format=None if files.known(name) else "csv",

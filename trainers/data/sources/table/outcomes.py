@@ -4,6 +4,7 @@ import duckdb
 import numpy as np
 
 from livetrain.configs.errors import BadInput
+from livetrain.trainers.data.expression import named
 from livetrain.trainers.data.sources.table.files import quoted, short, text
 from livetrain.trainers.data.sources.table.guessed import Guess, nameless, plain, rank, words
 from livetrain.trainers.data.sources.table.look import Looked
@@ -27,6 +28,8 @@ def outcomes(connection: duckdb.DuckDBPyConnection, found: Guess, place: int, la
     names = {column.name for column in found.log.columns}
     for name, expression in labels.items():
         sql = quoted(expression) if expression in names else expression
+        if expression not in names:
+            named(f"--label {name}", expression)
         try:
             kind = connection.execute(f"DESCRIBE SELECT {sql} FROM {quoted(f'sample {place}')}").fetchall()[0][1]
         except duckdb.Error as error:

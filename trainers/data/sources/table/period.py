@@ -161,6 +161,11 @@ def _report(connection: duckdb.DuckDBPyConnection, spec: Spec, keyed: str) -> di
         asked[f"{name}: null"] = f"count(*) FILTER ({quoted(name)} IS NULL)"
         if column.type not in TEXTS:
             asked[f"{name}: null because the value is no {column.type}"] = f'count(*) FILTER ("bad.{name}")'
+    for flag in connection.table("staged").columns:
+        if flag.startswith("bad.") and "." in flag[4:]:  # of a column of the files
+            asked[f"{flag[4:]}: null in expressions because the value is no number"] = (
+                f"count(*) FILTER ({quoted(flag)})"
+            )
     for name in spec.labels:
         asked[f"{name}: not known"] = f"count(*) FILTER ({quoted(name)} IS NULL AND {keyed})"
     found = connection.execute(f"SELECT {', '.join(asked.values())} FROM staged").fetchall()[0]

@@ -119,7 +119,11 @@ class _Preparation:
         self._rows, self._days = scope.select()
         kinds = {found.place: found.type for found in scope.expressions()}
         self._binary = [name for name in loaded.spec.labels if kinds[f"labels.{name}"] == "BOOLEAN"]
-        self._notes: list[str] = []
+        self._notes = [
+            f"{self._where(f'joins.{name}')}: {count:,} of its ids have several rows; the first row of each is taken"
+            for name, count in scope.repeated.items()
+            if count
+        ]
 
     def go(self, progress: Progress, run: Map) -> dict[str, Any]:
         spans = self._plan()
@@ -149,6 +153,8 @@ class _Preparation:
         rows = {day: n for day, n in counted if day is not None}
         untimed = sum(n for day, n in counted if day is None)
         self._raw = {"rows in the files": sum(n for _, n in counted)}
+        for name, count in self._scope.repeated.items():
+            self._raw[f"joins.{name}: ids with several rows, of which the first is taken"] = count
         if self._spec.time is None:
             rows = {"": untimed} if untimed else {}
         else:

@@ -1,8 +1,8 @@
 """A spec's expressions as one SELECT over the log and what is joined to it; every complaint names its key.
 
 The SELECT gives ROW (its number in the files), `timestamp` (ms since 1970), `day`, `hour`, `weekday`, the columns and
-the labels, and for the report `bad.COLUMN` (a value that its type does not take) and `lost.JOIN` (an id that the joined
-table does not have).
+the labels, and for the report `bad.COLUMN` (a value that its type does not take), `bad.TABLE.COLUMN` (a value of the
+files that is no number, and null in expressions) and `lost.JOIN` (an id that the joined table does not have).
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,8 @@ from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.spec import Column, Files, Loaded, Spec, Time
-from livetrain.trainers.data.sources.table.files import quoted, short, text
+from livetrain.trainers.data.expression import alone, named
+from livetrain.trainers.data.sources.table.files import lost, number, quoted, short, text
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.data.write.ids import string_ids
 
@@ -43,10 +44,19 @@ class Scope:
     Args:
         connection: has a view `log` and a table per join.
         loaded: the spec.
-        columns: of the log's files and of each joined table's, in which a name needs no quotes.
+        columns: of the log's files and of each joined table's, in which a name needs no quotes: name -> SQL of the
+            column as the files have it, see files.open_files.
+        repeated: joined table -> ids with several rows, of which the first is taken.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, loaded: Loaded[Spec], columns: dict[str, list[str]]):
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        loaded: Loaded[Spec],
+        columns: dict[str, dict[str, str]],
+        repeated: dict[str, int],
+    ):
+        self.repeated = repeated
         self._connection, self._loaded, self._columns = connection, loaded, columns
         self.joins = self._joined()
 
@@ -54,20 +64,35 @@ class Scope:
         """Return FROM with all joins, each of which matches ids whatever their types."""
         sql = "FROM log"
         for name, join in self._loaded.spec.joins.items():
-            on = self._checked(f"joins.{name}.on", self._named(join.on), "FROM log")
+            on = self._checked(f"joins.{name}.on", join.on, "FROM log")
             sql += f" LEFT JOIN {quoted(name)} ON {quoted(name)}.{KEY} = id_text({on.sql})"
         return sql
 
-    def _named(self, written: str) -> str:
-        """Return the SQL of what a spec has written: a column's own name, or else an expression."""
+    def _bare(self, written: str) -> tuple[str, str] | None:
+        """Return the table and the column that a column's own name is, None of an expression."""
         if written in self._columns["log"]:
-            return f"log.{quoted(written)}"
+            return "log", written
         table, _, column = written.partition(".")
-        if column in self._columns.get(table, ()):
-            return f"{quoted(table)}.{quoted(column)}"
-        return f"({written})"
+        return (table, column) if column in self._columns.get(table, ()) else None
 
-    def _checked(self, place: str, sql: str, source: str) -> Expression:
+    def _of(self, written: str) -> list[tuple[str, str]]:
+        """Return the tables and columns that an expression names, as far as the files have them."""
+        if bare := self._bare(written):
+            return [bare]
+        found = []
+        for *table, column in named("", written):
+            for other in table or self._columns:
+                same = [name for name in self._columns.get(other, ()) if name.casefold() == column.casefold()]
+                found += [(other, name) for name in same]
+        return found
+
+    def _checked(self, place: str, written: str, source: str) -> Expression:
+        if bare := self._bare(written):
+            table, column = bare
+            sql = f"{quoted(table)}.{self._columns[table][column]}"
+        else:
+            named(self._loaded.where(place), written)
+            sql = alone(written)
         try:
             described = self._connection.execute(f"DESCRIBE SELECT {sql} {source}").fetchall()
         except duckdb.Error as error:
@@ -80,7 +105,7 @@ class Scope:
         Raises:
             BadInput: DuckDB does not take it.
         """
-        return self._checked(place, self._named(written), self.joins)
+        return self._checked(place, written, self.joins)
 
     def expressions(self) -> Iterator[Expression]:
         """Yield every expression of columns, labels and time."""
@@ -111,6 +136,7 @@ class Scope:
             else:
                 made += [f"{self.label(found)} AS {quoted(rest)}"]
         made += [f'{quoted(name)}.{KEY} IS NULL AS "lost.{name}"' for name in spec.joins]
+        made += [f"{lost(table, name)} AS {quoted(f'bad.{table}.{name}')}" for table, name in self._numbers()]
         rows = f"SELECT {', '.join(made)} {self.joins}"
         if not moment:
             return f"SELECT *, NULL::DATE AS day FROM ({rows})", "SELECT NULL::DATE AS day FROM log"
@@ -122,16 +148,26 @@ class Scope:
             f"SELECT timestamp, {day} FROM (SELECT {moment} AS timestamp {self.joins})",
         )
 
+    def _numbers(self) -> list[tuple[str, str]]:
+        """Return the columns of CSV that expressions take for numbers, each once."""
+        spec = self._loaded.spec
+        written = [column.column for column in spec.columns.values() if column.column] + list(spec.labels.values())
+        found = [of for sql in written if not self._bare(sql) for of in self._of(sql)]
+        return [(table, name) for table, name in dict.fromkeys(found) if self._columns[table][name] != quoted(name)]
+
     def _decimal(self, written: str) -> str:
-        table = written.partition(".")[0]
-        files: Files = self._loaded.spec.joins.get(table, self._loaded.spec.log)
+        """Return the decimal sign of the one table that an expression is over, or else of the log."""
+        tables = {table for table, _ in self._of(written)}
+        files: Files = self._loaded.spec.log
+        if len(tables) == 1:
+            files = self._loaded.spec.joins.get(tables.pop(), files)
         return files.decimal
 
     def label(self, found: Expression) -> str:
         """Return a label's SQL: 1 and 0 of what is true or false, or else a number."""
         if found.type == "BOOLEAN":
             return f"CAST({found.sql} AS TINYINT)"
-        return _number(found, self._loaded.spec.log.decimal)
+        return _number(found, self._decimal(self._loaded.spec.labels[found.place.removeprefix("labels.")]))
 
     def mend(self, error: duckdb.Error) -> BadInput:
         """Return which expression DuckDB could not compute, in one sentence."""
@@ -194,11 +230,7 @@ def _number(found: Expression, decimal: str) -> str:
     sql = found.sql
     if found.type == "VARCHAR":
         bare = f"regexp_replace({sql}, '^[\\s$€£¥]+|[\\s$€£¥%]+$', '', 'g')"
-        if decimal == ",":
-            sql = f"TRY_CAST(replace(replace({bare}, '.', ''), ',', '.') AS FLOAT)"
-        else:
-            thousands = f"regexp_replace({bare}, ',([0-9]{{3}})', '\\1', 'g')"
-            sql = f"coalesce(TRY_CAST({sql} AS FLOAT), TRY_CAST({thousands} AS FLOAT))"
+        sql = number(bare, decimal, "FLOAT")
     elif found.type.startswith(("TIMESTAMP", "DATE")):
         sql = f"CAST(epoch({sql}) AS FLOAT)"
     else:

@@ -45,7 +45,7 @@ def scope_of(connection: duckdb.DuckDBPyConnection, loaded: Loaded[Spec], work: 
     except duckdb.Error:
         where = loaded.where("time.zone")
         raise BadInput(f"{where}: there is no time zone '{zone}'; write it as Europe/Paris") from None
-    columns = {}
+    columns, repeated = {}, {}
     for place, part in _tables(loaded):
         name = place.removeprefix("joins.")
         try:
@@ -61,9 +61,12 @@ def scope_of(connection: duckdb.DuckDBPyConnection, loaded: Loaded[Spec], work: 
         if key not in columns[name]:
             where = loaded.where(f"{place}.key")
             raise BadInput(f"{where}: the files have no column '{key}'{nearest(key, columns[name])}")
+        rows = '"livetrain rows"'
         connection.execute(
-            f"CREATE TABLE {quoted(name)} AS SELECT *, id_text({quoted(key)}) AS {select.KEY} FROM ({numbered}) "
-            f"WHERE {select.KEY} IS NOT NULL "
+            f"CREATE TABLE {quoted(name)} AS SELECT *, id_text({columns[name][key]}) AS {select.KEY}, "
+            f"count(*) OVER (PARTITION BY {select.KEY}) AS {rows} FROM ({numbered}) WHERE {select.KEY} IS NOT NULL "
             f"QUALIFY row_number() OVER (PARTITION BY {select.KEY} ORDER BY {select.ROW}) = 1"
         )
-    return select.Scope(connection, loaded, columns)
+        counted = f"SELECT count(*) FILTER ({rows} > 1) FROM {quoted(name)}"
+        repeated[name] = connection.execute(counted).fetchall()[0][0]
+    return select.Scope(connection, loaded, columns, repeated)

@@ -1,13 +1,15 @@
 """What `livetrain init` does: it looks at files, guesses, and writes a spec and a recipe."""
 
+import re
 import tempfile
 from pathlib import Path
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
-from livetrain.configs.spec import Spec, load_spec
+from livetrain.configs.spec import Files, Spec, load_spec
+from livetrain.configs.values import RUN_NAME
 from livetrain.trainers.data.sources.events.stage import database
-from livetrain.trainers.data.sources.table import look, select
+from livetrain.trainers.data.sources.table import files, look, select
 from livetrain.trainers.data.sources.table.columns import columns
 from livetrain.trainers.data.sources.table.guess import guess
 from livetrain.trainers.data.sources.table.guessed import Guess, plain
@@ -29,8 +31,12 @@ def init(paths: list[str], folder: Path, name: str | None, labels: dict[str, str
         The spec, the recipe, and what was guessed.
 
     Raises:
-        BadInput: a file cannot be read, nothing looks like an outcome, or one of the two files exists already.
+        BadInput: a file cannot be read or is given twice, nothing looks like an outcome, the name is none, or one of
+            the two files exists already.
     """
+    if name is not None and not re.fullmatch(RUN_NAME, name):
+        raise BadInput(f"--name {name}: write letters, digits, . _ and -, a letter or digit first")
+    paths = files.found(Files(files=paths), Path())
     with tempfile.TemporaryDirectory(prefix="livetrain-init-") as work, database(Path(work)) as connection:
         select.add_functions(connection)
         looked = [look.look(connection, path, number, Path(work)) for number, path in enumerate(paths)]
@@ -40,12 +46,20 @@ def init(paths: list[str], folder: Path, name: str | None, labels: dict[str, str
     for path in (spec, recipe):
         if path.exists():
             raise BadInput(f"{path} exists already; remove it, or choose another --name or --out")
-    folder.mkdir(parents=True, exist_ok=True)
     made = columns(found)
-    write_text(spec, spec_text(found, made, stem, folder))
-    write_text(recipe, recipe_text(found, made, stem, spec))
-    load_spec(spec, Spec)
-    load_recipe(recipe)
+    texts = {spec: spec_text(found, made, stem, folder), recipe: recipe_text(found, made, stem, spec)}
+    with tempfile.TemporaryDirectory(prefix="livetrain-init-") as draft:  # nothing is written that cannot be read
+        drafts = {path: Path(draft, path.name) for path in texts}
+        for path, content in texts.items():
+            write_text(drafts[path], content)
+        try:
+            load_spec(drafts[spec], Spec)
+            load_recipe(drafts[recipe])
+        except BadInput as error:
+            raise BadInput(f"{str(error).replace(f'{draft}/', '')}; nothing is written") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, content in texts.items():
+        write_text(path, content)
     return spec, recipe, found
 
 
