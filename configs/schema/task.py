@@ -48,5 +48,6 @@ class GroupTask(Task):
     """A task whose rows are compared with the other rows of their group."""
 
     group: Text | None = Field(
-        None, description="column of the groups, integers or strings, as a request or a user; by default evaluate.group_by"
+        None,
+        description="column of the groups, integers or strings, as a request or a user; by default evaluate.group_by",
     )

@@ -82,7 +82,8 @@ class Train(Section):
 class Evaluate(Section):
     group_by: Text | None = Field(
         None,
-        description="column (integers or strings) of what is ranked together, as a user or a request: for GAUC and metrics of lists",
+        description="column (integers or strings) of what is ranked together, as a user or a request: for GAUC and "
+        "metrics of lists",
     )
     slices: Annotated[dict[Name, Text], Field(max_length=32)] = Field(
         {}, description="conditions over columns, such as new_user: user_count < 3; their rows get metrics of their own"

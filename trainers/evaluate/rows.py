@@ -66,7 +66,9 @@ class GroupSample:
         self.size = 0
 
     def _chosen(self, rows: Rows) -> Rows:
-        return rows[mix(rows.groups.view(np.uint64)) <= np.uint64((2**64 - 1) >> self.halvings)] if self.halvings else rows
+        if not self.halvings:
+            return rows
+        return rows[mix(rows.groups.view(np.uint64)) <= np.uint64((2**64 - 1) >> self.halvings)]
 
     def add(self, rows: Rows) -> None:
         self.parts.append(self._chosen(rows))

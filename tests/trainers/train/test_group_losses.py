@@ -25,6 +25,7 @@ TASKS = {
 }
 
 
+@pytest.mark.slow
 def test_every_loss_trains_and_is_exported(tmp_path):
     data = samples.write(tmp_path / "data", rows=1200)
     model = samples.MULTI_TASK["model"] | {"kind": "mmoe", "expert_units": [8]}

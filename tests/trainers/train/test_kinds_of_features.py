@@ -130,6 +130,7 @@ ALL = {
 }
 
 
+@pytest.mark.slow
 def test_two_ranks_are_resumed_bitwise_and_measure_what_one_does(two_ranks, data, tmp_path):
     """With a mean of the dense part and batches in parts."""
     jobs = {name: loop.job(data, tmp_path / name, **with_kinds(**ALL)) for name in ("whole", "killed", "one")}
