@@ -150,7 +150,7 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: 
         check_here(recipe.cluster)
         try:
             tell = partial(runlog.note, place, "note")
-            sources, statistics = preflight.check(recipe, lambda text: tell(text=text), saves=False)
+            sources, statistics = preflight.check(recipe, lambda text: tell(text=text), trains=False)
         except BadInput as error:
             if days is not None:
                 raise

@@ -9,6 +9,18 @@ from livetrain.modules.layers import jagged
 REGULARISER = "(regulariser)"  # no task can have this name
 
 
+class PerTask(nn.ModuleList):
+    """A list with one module per task of the recipe, in the recipe's order.
+
+    A warm start takes its entries by the tasks' names, those of any other list by their places.
+
+    Example:
+        >>> towers = PerTask(nn.Linear(4, 1) for task in ("click", "like"))
+        >>> len(towers)
+        2
+    """
+
+
 class Network(nn.Module):
     """The dense part of a model: embeddings and numbers in, a logit per row and task out.
 

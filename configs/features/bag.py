@@ -1,7 +1,7 @@
 """Sets of ids."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ class BagFeature(EmbeddedFeature):
         None, description="column with a list of numbers per row, a weight of each id (null = 1)"
     )
     max_length: Length = Field(50, description="ids of a row that are used, the last of a longer list")
+    apart: ClassVar[frozenset[str]] = EmbeddedFeature.apart | {"max_length"}
 
     @model_validator(mode="after")
     def _weights_fit(self) -> "BagFeature":

@@ -18,6 +18,7 @@ class CrossFeature(EmbeddedFeature):
         description="two or three features with at most one id per row; their order counts"
     )
     carrier: ClassVar[Literal["ids", "numbers", "features"]] = "features"
+    apart: ClassVar[frozenset[str]] = EmbeddedFeature.apart | {"of"}
 
     @model_validator(mode="after")
     def _has_no_column(self) -> "CrossFeature":

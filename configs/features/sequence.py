@@ -15,6 +15,7 @@ class SequenceFeature(EmbeddedFeature):
     type: Literal["sequence"]
     max_length: Length = Field(50, description="newest ids of a row that are used")
     form: ClassVar[Literal["id", "sequence", "dense"]] = "sequence"
+    apart: ClassVar[frozenset[str]] = EmbeddedFeature.apart | {"max_length"}
 
     @property
     def limit(self) -> int:

@@ -22,6 +22,7 @@ class Feature(Section):
             features, of whose ids its own are made, so that it has no column.
         form: what a network gets: of an id feature at most one embedding per row, of a sequence as many as its list
             has ids, of a dense one numbers. A form other than dense has a table.
+        apart: keys that change no value, see `same_values`.
     """
 
     type: str
@@ -29,6 +30,23 @@ class Feature(Section):
 
     carrier: ClassVar[Literal["ids", "numbers", "features"]] = "numbers"
     form: ClassVar[Literal["id", "sequence", "dense"]] = "dense"
+    apart: ClassVar[frozenset[str]] = frozenset({"column"})
+
+    def same_values(self, old: "Feature") -> bool:
+        """Return whether a table or a network gets the values that it got by an older section of the feature.
+
+        Then what was measured and learned of them holds still. A column may be renamed: the feature's name says what is
+        in it. What became of `parts` is not asked here.
+
+        >>> from livetrain.configs.features.age import AgeFeature
+        >>> days = AgeFeature(type="age")
+        >>> days.same_values(AgeFeature(type="age", column="born"))
+        True
+        >>> days.same_values(AgeFeature(type="age", per="hours"))
+        False
+        """
+        apart = {*self.apart}
+        return self.model_dump(exclude=apart) == old.model_dump(exclude=apart)
 
     @property
     def plain(self) -> bool:
@@ -110,6 +128,7 @@ class EmbeddedFeature(Feature):
 
     carrier: ClassVar[Literal["ids", "numbers", "features"]] = "ids"
     form: ClassVar[Literal["id", "sequence", "dense"]] = "id"
+    apart: ClassVar[frozenset[str]] = frozenset({"column", "table"})
 
     def looks_up(self) -> str | None:
         return self.table

@@ -25,6 +25,10 @@ class Task(Section):
     sample_weight: Text | None = Field(None, description="column of the rows' weights in this task's training loss")
     negatives_kept: Share = Field(1.0, description="share of this label's negatives that the training split has kept")
 
+    def same_output(self, old: "Task") -> bool:
+        """Return whether a network's output for this task means what it meant by an older section of the task."""
+        return self.kind == old.kind
+
     @model_validator(mode="after")
     def _weighs_by_another(self) -> "Task":
         if self.sample_weight == self.label:

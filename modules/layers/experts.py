@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from livetrain.modules.layers.precision import widen
+from livetrain.modules.network import PerTask
 
 
 class Experts(nn.Module):
@@ -125,9 +126,9 @@ class Level(nn.Module):
     ) -> None:
         super().__init__()
         ours, theirs = [f"own{i}" for i in range(own)], [f"shared{i}" for i in range(shared)]
-        self.own = nn.ModuleList(Experts(own, width, units, dropout) for _ in tasks)
+        self.own = PerTask(Experts(own, width, units, dropout) for _ in tasks)
         self.shared = Experts(shared, width, units, dropout)
-        self.gates = nn.ModuleList(Gate(width, label + task, ours + theirs) for task in tasks)
+        self.gates = PerTask(Gate(width, label + task, ours + theirs) for task in tasks)
         everyone = [f"{task}_{expert}" for task in tasks for expert in ours] + theirs
         self.shared_gates = nn.ModuleList([] if last else [Gate(width, f"{label}shared", everyone)])
 

@@ -12,6 +12,7 @@ from livetrain.modules.layers.bottom import Bottom
 from livetrain.modules.layers.experts import Experts, Gate, mix
 from livetrain.modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
 from livetrain.modules.models.registry import register_model
+from livetrain.modules.network import PerTask
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -28,7 +29,7 @@ class _Trunk(nn.Module):
         super().__init__()
         names = [f"shared{i}" for i in range(config.experts)]
         self.experts = Experts(config.experts, width, config.expert_units, config.dropout)
-        self.gates = nn.ModuleList(Gate(width, task, names) for task in tasks)
+        self.gates = PerTask(Gate(width, task, names) for task in tasks)
         self.towers = towers(config, tasks, config.expert_units[-1])
 
     def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:

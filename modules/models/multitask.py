@@ -9,7 +9,7 @@ from livetrain.configs.schema import Task
 from livetrain.configs.values import Dropout, Units
 from livetrain.modules.layers.bottom import Bottom, BottomConfig
 from livetrain.modules.layers.mlp import MLP
-from livetrain.modules.network import Network
+from livetrain.modules.network import Network, PerTask
 from livetrain.modules.tasks.heads import Heads, outputs
 
 Layers = Annotated[Units, Field(min_length=1)]
@@ -22,9 +22,9 @@ class MultiTaskConfig(BottomConfig):
     dropout: Dropout = Field(0.0, description="in experts and towers")
 
 
-def towers(config: MultiTaskConfig, tasks: dict[str, Task], width: int) -> nn.ModuleList:
+def towers(config: MultiTaskConfig, tasks: dict[str, Task], width: int) -> PerTask:
     """Return a perceptron with ReLU per task, (B, width) -> (B, the task's outputs)."""
-    return nn.ModuleList(MLP(width, config.tower_units, "relu", config.dropout, count) for count in outputs(tasks))
+    return PerTask(MLP(width, config.tower_units, "relu", config.dropout, count) for count in outputs(tasks))
 
 
 class MultiTask(Network):

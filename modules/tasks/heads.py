@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from livetrain.configs.schema import Task
 from livetrain.modules.layers.precision import widen
+from livetrain.modules.network import PerTask
 from livetrain.modules.tasks.kind import TaskKind
 from livetrain.modules.tasks.registry import kinds
 
@@ -50,7 +51,7 @@ class Heads(nn.Module):
         self.tasks = list(tasks)
         self.before = [self.tasks.index(before[task]) if task in before else -1 for task in tasks]
         self.order = sorted(range(len(tasks)), key=lambda i: len(_path(self.tasks[i], before)))
-        self.kinds = cast(Sequence[TaskKind], nn.ModuleList(kinds(tasks).values()))
+        self.kinds = cast(Sequence[TaskKind], PerTask(kinds(tasks).values()))
         self.counts = outputs(tasks)
         self.shift = [-math.log(task.negatives_kept) for task in tasks.values()]
 

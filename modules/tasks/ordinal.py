@@ -31,6 +31,9 @@ class OrdinalTask(Task):
             raise BadInput(f"{value} do not rise; give each threshold once, in order")
         return value
 
+    def same_output(self, old: Task) -> bool:
+        return isinstance(old, OrdinalTask) and self.thresholds == old.thresholds
+
 
 @register_task("ordinal", OrdinalTask)
 class Ordinal(Number):

@@ -2,28 +2,40 @@
 
 Tables go by name. Layers go by their place in the network and by their shape, with three corrections, for their places
 and columns follow the recipe's features and tasks in order: columns of a layer that reads a row's features go by the
-feature, entries of a list that has one per task go by the task, histories by the features they read. Where a shape
-cannot tell one from the other, the layer begins anew.
+feature, entries of a `PerTask` by the task, histories by the features they read. Where a shape cannot tell one from the
+other, the layer begins anew.
+
+What was measured or learned of a feature's values is taken while the feature makes the same ones of its column
+(`Feature.same_values`): mean and deviation, bounds, the rows of its ids, its encoder, and the columns that read it.
 """
 
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
-from torch import nn
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe, WarmStart
+from livetrain.modules.layers.attention import ActivationUnit
 from livetrain.modules.layers.bottom import History
+from livetrain.modules.layers.experts import Experts, Level
 from livetrain.modules.layers.fields import Fields
 from livetrain.modules.layers.gather import Gather
 from livetrain.modules.model import Model, stored_name
+from livetrain.modules.network import PerTask
+from livetrain.modules.tasks.heads import outputs
 
 Parts = list[tuple[str, int]]  # (name, width) one after another
 Places = tuple[torch.Tensor, torch.Tensor]  # of entries along one dimension: here, and where they come from
 _TABLE = re.compile(r"\.embeddings\.([^.]+)\.weight$")  # in a stored name
+_TRANSFORM = re.compile(r"(?:hash|select)\.transforms\.of_([^.]+)\.")  # its buffers: bounds
+_ENCODER = re.compile(r"dense\.encode\.encoders\.of_([^.]+)\.")
+_EXPERTS, _SHARED = "(experts of) ", "(shared experts)"  # parts of an axis; no feature has such a name
+_OTHERS = "it may read features or tasks that are others now"
+_NEW = "features or tasks are new, or their values are others now"
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ def fit(recipe: Recipe, old: Recipe, path: str) -> Fit:
     found = _Fitting(start, recipe, old, *models)
     for key, value in models[0].state_dict().items():
         found.add(stored_name(key), value.shape)
-    if not found.taken:
+    if all(_TRANSFORM.match(key) for key in found.taken):
         raise BadInput(f"{path}: nothing of this checkpoint fits the recipe; start from another run, or without one")
     return Fit(found.taken, found.lines())
 
@@ -87,9 +99,13 @@ class _Fitting:
         self.start, self.recipe, self.old = start, recipe, old
         self.shapes = {stored_name(key): value.shape for key, value in before.state_dict().items()}
         self.tables = {name[1]: key for key in self.shapes if (name := _TABLE.search(key))}
-        self.axes = list(zip(_axes(model, recipe), _axes(before, old), strict=False))
+        self.features = {name: self._same(name) for name in recipe.features}
         self.tasks = [self._old("tasks", name) for name in recipe.tasks]
+        self.axes = list(zip(_axes(model, recipe), _axes(before, old), strict=False))
+        self.known, self.known_before = _known_axes(model, recipe), _known_axes(before, old)
         self.lists = _lists(model, len(recipe.tasks)) & _lists(before, len(old.tasks))
+        self.no_task_in = (*(f"{path}." for path in self.lists), *_units(model))
+        self.ends = _ends(model, self.lists)
         self.histories, self.histories_before = _histories(model), _histories(before)
         self.taken: dict[str, Taken] = {}
         self._fates: dict[str, list[tuple[str, str]]] = {}
@@ -101,18 +117,47 @@ class _Fitting:
         was = self.start.map.get(f"{section}.{name}", f"{section}.{name}").partition(".")[2]
         return was if was in getattr(self.old, section) else None
 
+    def _same(self, name: str) -> str | None:
+        """Return the old name of a feature that makes the same values as before; None of any other."""
+        was = self._old("features", name)
+        if was is None:
+            return None
+        now, before = self.recipe.features[name], self.old.features[was]
+        same = now.same_values(before) and [self._same_ids(part) for part in now.parts] == before.parts
+        return was if same else None
+
+    def _same_ids(self, name: str) -> str | None:
+        """Return the old name of a feature whose ids are the same as before, those of its column or those it makes."""
+        was = self._old("features", name)
+        if was is not None and self.recipe.features[name].plain and self.old.features[was].plain:
+            return was
+        return self._same(name)
+
+    def _other_ids(self, table: str) -> str | None:
+        """Return a feature that looks up other ids in a table than before; one that is new counts where it is alone."""
+        same = {
+            name: self._same_ids(name) is not None or (feature.plain and self._old("features", name) is None)
+            for name, feature in self.recipe.features.items()
+            if feature.looks_up() == table
+        }
+        others = (name for name in same if not same[name] and (self._old("features", name) or not any(same.values())))
+        return next(others, None)
+
     def add(self, key: str, shape: torch.Size) -> None:
         """Find what a tensor begins with."""
-        table = _TABLE.search(key)
-        name = f"tables.{table[1]}" if table else f"layers.{key.removeprefix('dense.').removeprefix('network.')}"
-        fate = (
-            "it is left out"
-            if not self.start.asks(name)
-            else self._table(key, table[1])
-            if table
-            else (self._layer(key, shape))
-        )
-        name = name if table else name.rpartition(".")[0]
+        table, transform = _TABLE.search(key), _TRANSFORM.match(key)
+        if transform:
+            name, fate = f"features.{transform[1]}", self._buffer(key, transform[1])
+        else:
+            name = f"tables.{table[1]}" if table else f"layers.{key.removeprefix('dense.').removeprefix('network.')}"
+            fate = (
+                "it is left out"
+                if not self.start.asks(name)
+                else self._table(key, table[1])
+                if table
+                else self._layer(key, shape)
+            )
+            name = name if table else name.rpartition(".")[0]
         if isinstance(fate, str):
             self._fates.setdefault(name, []).append(("nothing", fate))
             return
@@ -121,7 +166,19 @@ class _Fitting:
         if table and fate.shape != shape:
             more = f"row r begins as row r mod {fate.shape[0]:,}" + (f", {more}" if more else "")
         part = "part" if any(len(here) < shape[dim] for dim, (here, _) in fate.places.items()) else "all"
-        self._fates.setdefault(name, []).append((part, more or ("" if part == "all" else "inputs or tasks are new")))
+        self._fates.setdefault(name, []).append((part, more or ("" if part == "all" else _NEW)))
+
+    def _buffer(self, key: str, feature: str) -> Taken | str:
+        was = self.features[feature]
+        if was is None:
+            return self._other_values(feature)
+        old = key.replace(f".of_{feature}.", f".of_{was}.")
+        return Taken(old, self.shapes[old]) if old in self.shapes else "there was no such buffer"
+
+    def _other_values(self, feature: str) -> str:
+        if self._old("features", feature) is None:
+            return f"features.{feature} is new, or left out"
+        return f"features.{feature} makes other values of its column than before"
 
     def _table(self, key: str, name: str) -> Taken | str:
         was = self._old("tables", name)
@@ -132,6 +189,8 @@ class _Fitting:
             return f"its dim was {before.dim} and is {table.dim}"
         if table.hash != before.hash:
             return f"its hash was {before.hash} and is {table.hash}: ids had other rows"
+        if (other := self._other_ids(name)) is not None:
+            return self._other_values(other)
         if table.rows % before.rows:
             return f"its rows were {before.rows:,} and {table.rows:,} are no whole multiple of that"
         replicated = [one.sharding == "data_parallel" for one in (table, before)]
@@ -141,39 +200,90 @@ class _Fitting:
     def _layer(self, key: str, shape: torch.Size) -> Taken | str:
         if self.recipe.model.kind != self.old.model.kind:
             return f"model.kind was {self.old.model.kind}"
+        encoder = _ENCODER.match(key)
+        if encoder and self.features[encoder[1]] is None:
+            return self._other_values(encoder[1])
         was = self._key(key)
         if was not in self.shapes:
             return "there was no such layer"
+        if (changed := self._other_output(key, shape)) is not None:
+            return changed
         before, places = self.shapes[was], {}
         if before.numel() and len(before) != len(shape):
             return f"its shape was {list(before)} and is {list(shape)}"
         for dim, (size, old) in enumerate(zip(shape, before, strict=True)):
-            axis = next((a for a in self._moved(dim) if (_width(a[0]), _width(a[1])) == (size, old)), None)
-            if axis is not None and size == old:
-                return "it may read features or tasks that are others now"
-            if axis is None and size != old:
-                return f"its shape was {list(before)} and is {list(shape)}"
-            if axis is not None:
-                places[dim] = _places(*axis)
+            moved = [_places(*a) for a in self._moved(key, dim) if (_width(a[0]), _width(a[1])) == (size, old)]
+            if not moved:
+                if size != old:
+                    return f"its shape was {list(before)} and is {list(shape)}"
+                continue
+            places[dim] = moved[0]
+            if (
+                size == old and self._axis(key, dim) is None
+            ):  # or it is no such axis, but as wide: then nothing may move
+                if not all(torch.equal(here, there) for here, there in moved):
+                    return _OTHERS
+                kept = torch.tensor(
+                    sorted(set.intersection(*({*here.tolist()} for here, _ in moved))), dtype=torch.long
+                )
+                places[dim] = kept, kept
+            if not len(places[dim][0]):
+                return _NEW
         return Taken(was, before, places, self.recipe.optimizers.dense.kind == self.old.optimizers.dense.kind)
 
-    def _moved(self, dim: int) -> Iterator[tuple[Parts, Parts]]:
+    def _other_output(self, key: str, shape: torch.Size) -> str | None:
+        """Say why a task's own last layer, or what its kind keeps, begins anew; None where it does not."""
+        at = self.ends.get(key.rpartition(".")[0])
+        was = self.tasks[at] if at is not None else None
+        if at is None or was is None:
+            return None
+        name, now, before = list(self.recipe.tasks)[at], [*self.recipe.tasks.values()][at], self.old.tasks[was]
+        if now.same_output(before) or shape[:1] != torch.Size(outputs({name: now})):
+            return None
+        kinds = f"was of kind {before.kind} and is of kind {now.kind}"
+        return f"tasks.{name} {kinds if now.kind != before.kind else 'has other outputs'}"
+
+    def _axis(self, key: str, dim: int) -> tuple[Parts, Parts] | None:
+        """Return what a dimension runs over, here and before, where the layer's class says it."""
+        path = key.rpartition(".")[0]
+        if dim or path not in self.known or path not in self.known_before:
+            return None
+        return self.known[path], self.known_before[path]
+
+    def _moved(self, key: str, dim: int) -> Iterator[tuple[Parts, Parts]]:
         """Yield what a dimension may run over and is not as it was, here and before; here by the old names."""
-        for new, old in self.axes:
+        known = self._axis(key, dim)
+        for new, old in [known] if known else self.axes:
             named: Parts = [(self._known(name), width) for name, width in new]
-            if named != old:
+            if named != old and (known or dim or _width(old) > 1):  # many a layer has one output
                 yield named, old
-        tasks: Parts = [(name or "", 1) for name in self.tasks]
-        if dim == 0 and tasks != [(name, 1) for name in self.old.tasks]:
-            yield tasks, [(name, 1) for name in self.old.tasks]
+        if dim or known or key.startswith(self.no_task_in):
+            return
+        tasks: Parts = []
+        for was, (name, task) in zip(self.tasks, self.recipe.tasks.items(), strict=True):
+            same = was is not None and task.same_output(self.old.tasks[was])
+            tasks.append((was if was is not None and same else "", outputs({name: task})[0]))
+        before: Parts = list(zip(self.old.tasks, outputs(self.old.tasks), strict=True))
+        if tasks != before:
+            yield tasks, before
 
     def _known(self, part: str) -> str:
-        """Return the old name of a part of the features, which may be a history's of several; "" if it has none."""
-        names = [self._old("features", name) for name in part.split("+")]
+        """Return the old name of a part of an axis; "" if it has none.
+
+        A part is a feature, the features of a history, a task's experts or the shared ones.
+        """
+        if part == _SHARED:
+            return part
+        if part.startswith(_EXPERTS):
+            was = self.tasks[list(self.recipe.tasks).index(part.removeprefix(_EXPERTS))]
+            return f"{_EXPERTS}{was}" if was is not None else ""
+        names = [self.features[name] for name in part.split("+")]
         return "+".join(name or "" for name in names) if all(names) else ""
 
     def _key(self, key: str) -> str:
         """Return the old place of a layer."""
+        if encoder := _ENCODER.match(key):
+            return key.replace(f".of_{encoder[1]}.", f".of_{self.features[encoder[1]]}.")
         parts = key.split(".")
         for at, part in enumerate(parts):
             above = ".".join(parts[:at])
@@ -218,10 +328,10 @@ def _places(new: Parts, old: Parts) -> Places:
 
 
 def _axes(model: Model, recipe: Recipe) -> list[Parts]:
-    """Return what layers' dimensions may run over: the dense features, and the features' numbers side by side."""
+    """Return what layers' dimensions may run over: the dense features, or the features' numbers side by side."""
     dense: Parts = list(Counter(model.inputs.dense).items())
     dims = {name: recipe.tables[table].dim for name, f in recipe.features.items() if (table := f.looks_up())}
-    axes = [dense, list(model.numbers.items())]  # the second before encoders, of means and deviations
+    axes = [dense]
     histories = [
         (names, sum(dims[f] for f in names.split("+"))) for each in _histories(model).values() for names in each
     ]
@@ -244,10 +354,37 @@ def _histories(model: Model) -> dict[str, list[str]]:
     return out
 
 
+def _known_axes(model: Model, recipe: Recipe) -> dict[str, Parts]:
+    """Return what the first dimension runs over of layers whose class says so: statistics, gates of all experts."""
+    out: dict[str, Parts] = {"dense.normalise": list(model.numbers.items())}
+    for path, module in model.named_modules():
+        if isinstance(module, Level):
+            experts = cast(list[Experts], list(module.own))
+            parts = [(f"{_EXPERTS}{task}", own.count) for task, own in zip(recipe.tasks, experts, strict=True)]
+            for i in range(len(module.shared_gates)):
+                out[f"{path}.shared_gates.{i}.linear"] = [*parts, (_SHARED, module.shared.count)]
+    return out
+
+
 def _lists(model: Model, tasks: int) -> set[str]:
     """Return the places of lists that have an entry per task."""
-    kinds = (nn.ModuleList, nn.ParameterList)
-    return {path for path, module in model.named_modules() if isinstance(module, kinds) and len(module) == tasks}
+    return {path for path, module in model.named_modules() if isinstance(module, PerTask) and len(module) == tasks}
+
+
+def _units(model: Model) -> tuple[str, ...]:
+    """Return how the names of layers begin whose one output is an event's share in a history."""
+    return tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, ActivationUnit))
+
+
+def _ends(model: Model, lists: set[str]) -> dict[str, int]:
+    """Return the place of the last layer of each entry of lists that have one per task, with the task's number."""
+    out = {}
+    for path in lists:
+        for at, entry in enumerate(cast(PerTask, model.get_submodule(path))):
+            layers = [name for name, module in entry.named_modules() if any(True for _ in module.parameters(False))]
+            if layers:
+                out[f"{path}.{at}.{layers[-1]}".rstrip(".")] = at
+    return out
 
 
 def _check_names(start: WarmStart, recipe: Recipe, old: Recipe, model: Model) -> None:

@@ -24,13 +24,14 @@ from livetrain.trainers.train.sharding import check_device
 SPLITS = ("train", "valid", "test")
 
 
-def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -> tuple[dict[str, Source], Statistics]:
+def check(recipe: Recipe, progress: Callable[[str], None], trains: bool = True) -> tuple[dict[str, Source], Statistics]:
     """Open and check a recipe's model and data; return its splits and the training split's statistics.
 
     Args:
         recipe: the run.
         progress: told what is being done, a line at a time.
-        saves: whether checkpoints are written, which takes memory.
+        trains: whether it will train. Only training takes memory for checkpoints, draws negatives, and reads the files
+            that tables begin with.
 
     Raises:
         BadInput: the first thing that is wrong, with the mend.
@@ -41,7 +42,7 @@ def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -
     check_select(recipe)
     if recipe.cluster.device == "cpu" or not (recipe.cluster.workers or torch.cuda.is_available()):
         check_device(recipe, torch.device("cpu"))  # of other runs the device is known once there is a cluster
-    memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves)
+    memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves=trains)
     prove(recipe)
     progress("checking the data")
     sources = {split: Source.open(recipe, split) for split in SPLITS}
@@ -52,13 +53,15 @@ def check(recipe: Recipe, progress: Callable[[str], None], saves: bool = True) -
             _check_groups(sources[split], recipe.evaluate.group_by, "evaluate.group_by")
     brief.refuse_outcomes(recipe)
     statistics = {split: scan(sources[split], recipe) for split in SPLITS}
-    negatives.count(sources["train"], recipe, progress)
+    if trains:
+        negatives.count(sources["train"], recipe, progress)
     _check_known(sources["train"], recipe, statistics["train"])
     _check_measurable(sources["valid"], recipe, statistics["valid"])
     for split in SPLITS:
         _note_one_class(split, recipe, statistics[split], progress)
     brief.examine(recipe, sources, statistics, progress)
-    pretrained.check(recipe, sources["train"], progress)
+    if trains:
+        pretrained.check(recipe, sources["train"], progress)
     return sources | _catalogue(recipe), statistics["train"]
 
 

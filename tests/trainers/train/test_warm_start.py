@@ -13,14 +13,15 @@ from torch.distributed._shard.sharding_spec import ShardMetadata
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import WarmStart
 from livetrain.modules.batch import Batch
 from livetrain.modules.features.bag import pools_where_rows_lie
-from livetrain.modules.model import Model
+from livetrain.modules.model import Model, set_statistics
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import ranks, run_folder, runlog
 from livetrain.trainers.runtime.run_folder import find_checkpoint
-from livetrain.trainers.train import checkpoint, warm_start
-from livetrain.trainers.train.sharding import shard
+from livetrain.trainers.train import checkpoint, fitting, warm_start
+from livetrain.trainers.train.sharding import Sharded, shard
 from tests import samples, twins
 from tests.modules.features.test_bag import made as bags
 from tests.trainers.train import test_loop as loop
@@ -52,9 +53,9 @@ def everything(sharded) -> dict[str, torch.Tensor]:
     return sharding.whole(flat)
 
 
-def save(made_for, path: Path, steps: int = 5) -> dict[str, torch.Tensor]:
+def save(made_for, path: Path, steps: int = 5, sharded: Sharded | None = None) -> dict[str, torch.Tensor]:
     """Train a few steps and write a checkpoint; return what it holds."""
-    sharded = shard(made_for, CPU)
+    sharded = sharded or shard(made_for, CPU)
     rank, world = ranks.rank(), ranks.world()
     feed = iter([twins.part(batch, rank, world) for batch in twins.batches(made_for, steps)])
     sharded.module.train()
@@ -247,7 +248,7 @@ def changed(made_for, change, **start_):
 
 
 def test_a_feature_in_the_place_of_another_is_not_taken_for_it(earlier):
-    """Of the same width: shapes alone could not tell."""
+    """Of the same width: its column begins anew where it lay, and all of the layer where it lies elsewhere."""
     path, kept = earlier
 
     def change(content):
@@ -255,8 +256,18 @@ def test_a_feature_in_the_place_of_another_is_not_taken_for_it(earlier):
 
     made_for = changed(twins.recipe(**ADAM), change)
     found, cold = begun(made_for, path)
-    assert torch.equal(found[FIRST], cold[FIRST])
-    lines = {line.name: line for line in warm_start.plan(made_for, path).lines}
+    others = [column for column in range(29) if column != 16]
+    assert torch.equal(found[FIRST][:, 16], cold[FIRST][:, 16])
+    assert torch.equal(found[FIRST][:, others], kept[FIRST][:, others])
+
+    def move(content):
+        content["features"] = {"new": {"type": "id", "table": "user"}} | content["features"]
+        del content["features"]["user"]
+        content["features"] |= {"movie": content["features"].pop("movie")}
+        content["features"] = {"movie": content["features"].pop("movie")} | content["features"]
+
+    moved = changed(twins.recipe(**ADAM), move)
+    lines = {line.name: line for line in warm_start.plan(moved, path).lines}
     assert "it may read features or tasks that are others now" in lines["layers.tower.linears.0"].why
     found, _ = begun(changed(twins.recipe(**ADAM), change, map={"features.kind": "features.rate"}), path)
     assert torch.equal(found[FIRST], kept[FIRST])
@@ -305,6 +316,140 @@ def test_a_tower_goes_with_its_task(tmp_path):
     lines = {line.name: (line.taken, line.why) for line in warm_start.plan(new, path).lines}
     assert lines["layers.trunk.towers.0.linears.0"] == ("nothing", "there was no such layer")
     assert lines["layers.trunk.towers.1.linears.0"] == ("all", "")
+
+
+SWAPPED = dict(reversed(TASKS.items()))
+
+
+@pytest.mark.parametrize("kind", ["mmoe", "cgc", "ple", "shared_bottom"])
+def test_a_tower_of_as_many_layers_as_tasks_keeps_their_order(kind):
+    model = MMOE["model"] | {"kind": kind, "tower_units": [8, 8]} | ({"experts": 2} if kind == "mmoe" else {})
+    old, new = twins.recipe(model=model, tasks=TASKS), twins.recipe(model=model, tasks=SWAPPED)
+    taken = fitting.fit(new, old, "old").taken
+    own = [key for key in taken if any(f".{name}." in key for name in ("towers", "gates", "own"))]
+    assert len([key for key in own if ".towers." in key]) == 2 * 3 * 2  # tasks, layers, weight and bias
+    for key in own:
+        parts = key.split(".")
+        at = next(i for i, part in enumerate(parts) if part in ("towers", "gates", "own")) + 1
+        parts[at] = str(1 - int(parts[at]))
+        assert taken[key].key == ".".join(parts)
+        assert not taken[key].places
+    if kind == "ple":  # of one expert of either task, and a shared one
+        here, there = taken["dense.network.trunk.levels.0.shared_gates.0.linear.weight"].places[0]
+        assert dict(zip(here.tolist(), there.tolist(), strict=True)) == {0: 1, 1: 0, 2: 2}
+
+
+def test_a_task_of_another_name_leaves_layers_that_are_not_its_own():
+    """One task, and every perceptron has one hidden layer."""
+    model = MMOE["model"] | {"expert_units": [8]}
+    old, new = (twins.recipe(model=model, tasks={name: {"label": "label"}}) for name in ("click", "like"))
+    for way, names in (({}, set()), ({"map": {"tasks.like": "tasks.click"}}, {"towers", "gates"})):
+        asked = new.model_copy(update={"train": new.train.model_copy(update={"warm_start": WarmStart(run="x", **way)})})
+        found = fitting.fit(asked, old, "old")
+        whole = {line.name for line in found.lines if line.taken == "all"}
+        assert {"layers.trunk.experts.first", "layers.bottom.histories.0.unit.rest.linears.0"} <= whole
+        assert all(key == taken.key for key, taken in found.taken.items())
+        assert {part for key in found.taken for part in key.split(".") if part in ("towers", "gates")} == names
+
+
+NUMBER = {"label": "label", "kind": "regression"}
+
+
+def test_the_last_layer_of_a_task_of_another_kind_begins_anew():
+    old, new = (twins.recipe(**MMOE, tasks={"click": kind, "like": TASKS["like"]}) for kind in (TASKS["click"], NUMBER))
+    lines = {line.name: line for line in fitting.fit(new, old, "old").lines}
+    last = lines["layers.trunk.towers.0.last"]
+    assert (last.taken, last.why) == ("nothing", "tasks.click was of kind binary and is of kind regression")
+    for name in ("towers.0.linears.0", "gates.0.linear", "towers.1.last"):
+        assert lines[f"layers.trunk.{name}"].taken == "all"
+    old, new = (twins.recipe(tasks={"click": kind, "like": TASKS["like"]}) for kind in (TASKS["click"], NUMBER))
+    here, there = fitting.fit(new, old, "old").taken["dense.network.tower.last.weight"].places[0]
+    assert here.tolist() == there.tolist() == [1]
+
+
+PART = {"type": "bucket", "column": "rate", "bounds": [10.0, 20.0, 30.0], "table": "part"}
+STATED = {
+    "features__part": PART,
+    "features__pair": {"type": "cross", "of": ["user", "part"], "table": "pair"},
+    "features__since": {"type": "age", "column": "rate"},
+    "tables__part": {"rows": 16, "dim": 4, "hash": "modulo"},
+    "tables__pair": {"rows": 16, "dim": 4},
+}
+BOUNDS = "/model/hash.transforms.of_part.bounds"
+
+
+CUT = {"features__part": {"type": "bucket", "column": "rate", "quantiles": 4, "table": "part"}}
+
+
+def measured(made_for, value: float):
+    """A model as after the statistics of a training split are set."""
+    sharded = shard(made_for, CPU)
+    both = [{"rate": [number], "since": [number + 1]} for number in (value, 2 * value)]
+    set_statistics(sharded.model, *both, {"part": [value, value + 1, value + 2]})
+    return sharded
+
+
+@pytest.fixture(scope="module")
+def stated(tmp_path_factory) -> dict[str, tuple[Path, dict[str, torch.Tensor]]]:
+    """A checkpoint with statistics, and what is in it: of buckets with bounds, and of quantiles."""
+    out = {}
+    with ranks.alone(cuda=False):
+        for name, changes in (("bounds", STATED), ("quantiles", STATED | CUT)):
+            made_for, folder = twins.recipe(**changes), tmp_path_factory.mktemp(name)
+            out[name] = run_folder.checkpoint(folder, 5), save(made_for, folder, sharded=measured(made_for, 7.0))
+    return out
+
+
+AGE = STATED["features__since"]
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "others"),
+    [
+        ("bounds", {}, set()),
+        ("quantiles", CUT, set()),
+        ("bounds", {"features__part": PART | {"bounds": [1.0, 2.0, 3.0]}}, {"part", "pair"}),
+        ("quantiles", {}, {"part", "pair"}),
+        ("bounds", CUT, {"part", "pair"}),
+        ("bounds", {"features__pair": {"type": "cross", "of": ["part", "user"], "table": "pair"}}, {"pair"}),
+        ("bounds", {"features__rate": {"type": "dense", "log1p": True}}, {"rate"}),
+        ("bounds", {"features__rate": {"type": "dense", "clip": [0.0, 1.0]}}, {"rate"}),
+        ("bounds", {"features__rate": {"type": "dense", "missing_flag": True}}, {"rate"}),
+        ("bounds", {"features__since": AGE | {"per": "hours"}}, {"since"}),
+        ("bounds", {"features__since": AGE | {"unit": "ms"}}, {"since"}),
+        ("bounds", {"features__history": {"type": "sequence", "table": "movie", "max_length": 5}}, set()),
+    ],
+)
+def test_what_belongs_to_other_values_of_a_feature_begins_anew(stated, before, changes, others):
+    """x is [user 8, movie 8, part 4, pair 4, rate 1 or 2, since 1, history 12]."""
+    path, kept = stated[before]
+    made_for = twins.recipe(**STATED | changes, **start())
+    with ranks.alone(cuda=False):
+        sharded = measured(made_for, 3.0)
+        cold = {name: value.clone() for name, value in everything(sharded).items()}
+        warm_start.load(sharded, made_for, path)
+        found = everything(sharded)
+
+    def begins(name: str, here=..., there=..., anew: bool = False) -> None:
+        assert torch.equal(found[name][here], (cold if anew else kept)[name][here if anew else there]), name
+
+    begins(BOUNDS, anew="part" in others)
+    for table in ("part", "pair"):
+        begins(f"/model/tables.dim4.embeddings.{table}.weight", anew=table in others)
+    wide = made_for.features["rate"].missing_flag + 1
+    for name in ("mean", "std"):
+        begins(f"/model/dense.normalise.{name}", 0, 0, "rate" in others)
+        begins(f"/model/dense.normalise.{name}", wide, 1, "since" in others)
+    at = 0
+    for feature, width in {"user": 8, "movie": 8, "part": 4, "pair": 4, "rate": 1, "since": 1, "history": 12}.items():
+        more = wide - 1 if feature in ("since", "history") else 0
+        here, there = ((slice(None), slice(begin, begin + width)) for begin in (at + more, at))
+        begins(FIRST, here, there, feature in others)
+        at += width
+    if others:
+        lines = {line.name: line for line in warm_start.plan(made_for, path).lines}
+        for table in others & {"part", "pair"}:
+            assert "makes other values of its column than before" in lines[f"tables.{table}"].why
 
 
 STATE = "without its optimizer's state"

@@ -225,6 +225,9 @@ def test_a_run_counts_them(tmp_path):
     steps = -(-(600 + sum(source.drawn)) // 96)
     assert lines[-1]["step"] in (2 * steps, 2 * (steps + 1))
     assert said[0].startswith("negatives: 3 for each of ")
+    result = json.loads((tmp_path / "runs/small/result.json").read_text())
+    (tmp_path / "catalogue.parquet").unlink()  # an evaluation draws nothing
+    assert launch.evaluate(tmp_path / "runs/small", "test", "best")["test.click.auc"] == result["test.click.auc"]
 
 
 def spoil(folder, column, values):
