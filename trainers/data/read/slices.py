@@ -65,7 +65,8 @@ class Slices:
 
     def _named(self, table: pa.Table) -> pa.Table:
         """Return the columns that conditions name; DuckDB need not know the types of the others."""
-        return table.select(list(dict.fromkeys(name for names in self.columns.values() for name in names)))
+        asked = {name for names in self.columns.values() for name in names}
+        return table.select([name for name in table.column_names if name in asked])
 
     def _ask(self, connection: "duckdb.DuckDBPyConnection", name: str) -> None:
         """Raise BadInput, naming the slice, where a condition fails at the rows of the connection."""
