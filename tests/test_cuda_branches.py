@@ -576,6 +576,6 @@ def test_an_optimizer_of_gpus_is_refused_early_only_where_a_cpu_trains(monkeypat
     """Before the data are looked for, which are not there."""
     recipe = samples.recipe("nowhere", optimizers__sparse={"kind": PARTIAL}, cluster__workers=0, cluster__device="auto")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(memory, "check", lambda *_: None)
+    monkeypatch.setattr(memory, "check", lambda *_, **__: None)
     with pytest.raises(BadInput, match="there is no folder" if gpu else f"no fused {PARTIAL} on CPU"):
         preflight.check(recipe, print)

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from livetrain.modules.mixing import mix
 from livetrain.modules.tasks.kind import Redrawn
-from livetrain.trainers.data.read.draws import mix
 
 LOW, HIGH = "_low", "_high"  # end the names of an interval's ends
 _ENDS = (2.5, 97.5)

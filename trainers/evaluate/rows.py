@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch.distributed as dist
 
+from livetrain.modules.mixing import mix
 from livetrain.modules.tasks.kind import TaskKind
-from livetrain.trainers.data.read.draws import mix
 from livetrain.trainers.evaluate.gather import _reduce
 
 UNKNOWN = -1  # code of a label that is missing; every kind's labels are 0 or more

@@ -20,8 +20,9 @@ import pyarrow.parquet as pq
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
+from livetrain.modules.mixing import mix, uniform
 from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.draws import Chances, Places, bisect, mix, uniform
+from livetrain.trainers.data.read.draws import Chances, Places, bisect
 from livetrain.trainers.data.read.files import is_list, open_filesystem, short, shown, wanted_columns
 from livetrain.trainers.data.read.records import running
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
