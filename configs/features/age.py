@@ -6,12 +6,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from livetrain.configs.features.dense import NumberFeature
-from livetrain.configs.features.times import UNIT, Unit
-from livetrain.configs.schema.feature import Holds
+from livetrain.configs.features.times import Timed
 from livetrain.configs.values import Text
 
 
-class AgeFeature(NumberFeature):
+class AgeFeature(Timed, NumberFeature):
     """The time from `column` to `until`, a number per row, normalised (see DenseFeature).
 
     It is missing where one of the two is null, and negative where `until` is the earlier one.
@@ -20,19 +19,10 @@ class AgeFeature(NumberFeature):
     type: Literal["age"]
     until: Text = Field("timestamp", description="Parquet column of the later time, by default the row's own")
     per: Literal["seconds", "hours", "days"] = Field("days", description="what is counted, and what clip is given in")
-    unit: Unit | None = UNIT
 
     @property
     def plain(self) -> bool:
         return False
-
-    @property
-    def holds(self) -> Holds:
-        return "time" if self.unit is None else "unix time"
-
-    @property
-    def time_unit(self) -> str | None:
-        return self.unit
 
     @property
     def second_column(self) -> str:

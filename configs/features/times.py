@@ -6,18 +6,18 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import EmbeddedFeature
+from livetrain.configs.schema import EmbeddedFeature, Feature
 from livetrain.configs.schema.feature import Holds
 
 Unit = Literal["s", "ms", "us", "ns"]
-UNIT = Field(None, description="of a column of integers, counted since 1970; timestamps have theirs in their type")
 
 
-class TimeFeature(EmbeddedFeature):
-    """A point in time of which something is looked up that the clocks of a place say (null = the zero vector)."""
+class Timed(Feature):
+    """A feature whose column holds points in time."""
 
-    unit: Unit | None = UNIT
-    zone: str = Field("UTC", description="whose clocks, as Asia/Shanghai or Europe/Berlin")
+    unit: Unit | None = Field(
+        None, description="of a column of integers, counted since 1970; timestamps have theirs in their type"
+    )
 
     @property
     def holds(self) -> Holds:
@@ -26,6 +26,12 @@ class TimeFeature(EmbeddedFeature):
     @property
     def time_unit(self) -> str | None:
         return self.unit
+
+
+class TimeFeature(Timed, EmbeddedFeature):
+    """A point in time of which something is looked up that the clocks of a place say (null = the zero vector)."""
+
+    zone: str = Field("UTC", description="whose clocks, as Asia/Shanghai or Europe/Berlin")
 
     @field_validator("zone")
     @classmethod

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
@@ -14,6 +15,7 @@ from livetrain.trainers.data.read import negatives
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from tests import samples
+from tests.trainers.train import test_loop as loop
 
 ITEMS = 60
 EACH = 3
@@ -228,6 +230,42 @@ def test_a_run_counts_them(tmp_path):
     result = json.loads((tmp_path / "runs/small/result.json").read_text())
     (tmp_path / "catalogue.parquet").unlink()  # an evaluation draws nothing
     assert launch.evaluate(tmp_path / "runs/small", "test", "best")["test.click.auc"] == result["test.click.auc"]
+
+
+def changes_of(folder, **more):
+    """Return what a recipe of samples with negatives changes; SGD, so that ranks differ by rounding alone."""
+    made = recipe_of(folder, seen=["history"])
+    return {
+        "data__negatives": made.data.negatives.model_dump(exclude_unset=True),
+        "features__price": {"type": "dense"},
+        "tasks": {name: task.model_dump(exclude_unset=True) for name, task in made.tasks.items()},
+        "optimizers__sparse__kind": "sgd",
+        "optimizers__dense__kind": "sgd",
+        "train__epochs": 2,
+    } | more
+
+
+def test_a_killed_run_goes_on_bitwise(tmp_path):
+    """Within the second epoch, whose negatives are others than the first one's."""
+    data = write(tmp_path, rows=600)
+    runs = [
+        loop.job(data, tmp_path / name, **changes_of(tmp_path, train__checkpoint_every=3)) for name in ("whole", "cut")
+    ]
+    whole = loop.train(runs[0])
+    steps = whole["result"]["step"]
+    assert steps > 2 * 600 / 96 + 4  # what is drawn is trained on
+    loop.train(runs[1], kill_at=steps // 2 + 4)
+    assert loop.same(loop.train(runs[1]), whole)
+
+
+def test_two_ranks_learn_what_one_does(two_ranks, tmp_path):
+    data = write(tmp_path, rows=600)
+    made = changes_of(tmp_path)
+    one = loop.train(loop.job(data, tmp_path / "one", **made))
+    two = two_ranks.run(loop.train, loop.job(data, tmp_path / "two", **made))[0]
+    assert two["result"]["step"] == one["result"]["step"]
+    for name, value in one["dense"].items():
+        torch.testing.assert_close(two["dense"][name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def spoil(folder, column, values):

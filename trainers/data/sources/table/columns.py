@@ -7,6 +7,7 @@ from livetrain.trainers.data.sources.table.files import quoted, text
 from livetrain.trainers.data.sources.table.guessed import Guess, plain, words
 from livetrain.trainers.data.sources.table.left_out import no_feature
 from livetrain.trainers.data.sources.table.look import Looked, LookedFile
+from livetrain.trainers.data.sources.table.vocabulary import CODED
 
 _LEAST_VECTOR = 6  # numbered columns of numbers that are taken for one vector
 
@@ -114,22 +115,7 @@ def _one(made: Made, name: str, column: Looked, table: str) -> None:
 
 def _is_amount(column: Looked) -> bool:
     """Tell whether whole numbers are amounts and not names: many of them, and not called an id or a code."""
-    coded = {
-        "id",
-        "code",
-        "zip",
-        "zipcode",
-        "postal",
-        "category",
-        "cat",
-        "type",
-        "class",
-        "brand",
-        "cluster",
-        "region",
-        "tag",
-    }
-    return not coded & set(words(column.name)) and words(column.name)[-1:] != ["id"] and column.distinct > 20
+    return not {*CODED} & {*words(column.name)} and column.distinct > 20
 
 
 def _numbered(columns: list[Looked]) -> dict[str, list[Looked]]:

@@ -76,3 +76,6 @@ TRAIT = _words(  # two values that are no outcome
     adult sponsored
     """
 )
+CODED = _words(  # whole numbers that name something, however many there are
+    "id code zip zipcode postal category cat type class brand cluster region tag"
+)
