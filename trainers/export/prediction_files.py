@@ -177,13 +177,10 @@ def find(data: str, option: str) -> Files:
     Raises:
         BadInput: there is none, or something there might hold rows and cannot be read.
     """
-    try:
-        filesystem, root = open_filesystem(data)
-        if isinstance(filesystem, fs.LocalFileSystem):
-            root = os.path.abspath(root)  # workers stand in another folder
-        return Files(filesystem, tuple(files_below(filesystem, root)))
-    except BadInput as error:
-        raise BadInput(str(error).replace("data.path", option)) from error.__cause__
+    filesystem, root = open_filesystem(data, option)
+    if isinstance(filesystem, fs.LocalFileSystem):
+        root = os.path.abspath(root)  # workers stand in another folder
+    return Files(filesystem, tuple(files_below(filesystem, root, option)))
 
 
 def check_place(out: Path, data: str) -> None:

@@ -200,6 +200,8 @@ RAGGED = pa.table({"id": IDS, "vector": pa.array([[1.0] * 8, [1.0] * 7, [1.0] * 
             pa.table({"id": pa.array([2**40 + 1] * 3), "vector": RAGGED["vector"]}),
             "has the vector of none of 100 ids of",
         ),
+        (RAGGED, "holds vectors of 7 numbers, and tables.user.dim is 8; make the two equal"),
+        (NULL, "column 'vector' of .* has nulls; leave those rows out"),
     ],
 )
 def test_a_wrong_file_is_refused_before_anything_starts(data, tmp_path, table, message):

@@ -29,12 +29,8 @@ class Catalogue(Source):
         Raises:
             BadInput: there is none, it is empty, or it lacks a feature of the item or has one of another type.
         """
-        path = recipe.evaluate.catalogue or ""
-        try:
-            filesystem, root = open_filesystem(path)
-            paths = files_below(filesystem, root)
-        except BadInput as error:
-            raise BadInput(str(error).replace("data.path", "evaluate.catalogue")) from error.__cause__
+        filesystem, root = open_filesystem(recipe.evaluate.catalogue or "", "evaluate.catalogue")
+        paths = files_below(filesystem, root, "evaluate.catalogue")
         every, item = wanted_columns(recipe), [f"features.{name}" for name in features]
         wanted = [
             (column, kind, f"evaluate.catalogue, {key}")

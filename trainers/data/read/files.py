@@ -27,15 +27,23 @@ class NoPartition(BadInput):
     """The data have no folder for a day; perhaps not yet."""
 
 
-def open_filesystem(path: str) -> tuple[fs.FileSystem, str]:
-    """Return the filesystem and the path in it of a local path or a URI (file, s3, gs, hdfs, abfs, fsspec+...)."""
+def open_filesystem(path: str, key: str = "data.path") -> tuple[fs.FileSystem, str]:
+    """Return the filesystem and the path in it of a local path or a URI (file, s3, gs, hdfs, abfs, fsspec+...).
+
+    Args:
+        path: as the user gave it.
+        key: where, for the message.
+
+    Raises:
+        BadInput: no filesystem knows it.
+    """
     if "://" not in path:
         return fs.LocalFileSystem(), path.rstrip("/") or "/"
     try:
         filesystem, root = fs.FileSystem.from_uri(path)
     except (pa.ArrowException, OSError, ImportError, ValueError) as error:
         why = without_credentials(short(error))
-        raise BadInput(f"data.path: {without_credentials(path)} cannot be opened ({why}); correct data.path") from error
+        raise BadInput(f"{key}: {without_credentials(path)} cannot be opened ({why}); correct {key}") from error
     return filesystem, root.rstrip("/")
 
 
@@ -121,10 +129,15 @@ def find_files(filesystem: fs.FileSystem, folder: str, spark: bool = False) -> l
     return paths
 
 
-def files_below(filesystem: fs.FileSystem, root: str) -> list[str]:
+def files_below(filesystem: fs.FileSystem, root: str, key: str) -> list[str]:
     """Return a Parquet file itself, or the sorted paths of all below a folder, in partitions ``date=...`` too.
 
     As for `find_files`, names that begin with . or _ are left out.
+
+    Args:
+        filesystem: where they are.
+        root: the file or the folder.
+        key: what names it, for messages.
 
     Raises:
         BadInput: there is none, the folder cannot be listed, or something in it might hold rows and is not read.
@@ -143,11 +156,11 @@ def files_below(filesystem: fs.FileSystem, root: str) -> list[str]:
                 elif why := _overlooked(filesystem, info):
                     raise BadInput(f"{shown(filesystem, info.path)}: {why}, or begin its name with _ to leave it out")
     except FileNotFoundError as error:
-        raise BadInput(f"data.path: there is nothing at {name}; correct data.path") from error
+        raise BadInput(f"{key}: there is nothing at {name}; correct {key}") from error
     except (pa.ArrowException, OSError) as error:
-        raise BadInput(f"data.path: {name} cannot be listed ({short(error)}); correct data.path") from error
+        raise BadInput(f"{key}: {name} cannot be listed ({short(error)}); correct {key}") from error
     if not paths:
-        raise BadInput(f"data.path: {name}: there is no *.parquet file here; correct data.path")
+        raise BadInput(f"{key}: {name}: there is no *.parquet file here; correct {key}")
     return sorted(paths)
 
 

@@ -357,7 +357,7 @@ def _check_share(recipe: Recipe, items: int, only_positives: bool) -> None:
 
 def _read(address: str, key: str, asked: Sequence[str]) -> tuple[pa.Table, str, set[str]]:
     """Return those of the asked columns that a file has, its name, and the names of all its columns."""
-    filesystem, path = open_filesystem(address)
+    filesystem, path = open_filesystem(address, key)
     name = shown(filesystem, path)
     try:
         file = pq.ParquetDataset(path, filesystem=filesystem, partitioning=None)

@@ -31,12 +31,9 @@ class Vectors:
         declared = recipe.tables[table]
         assert declared.initial is not None  # as the caller has seen
         self.key, self.dim, self.config = f"tables.{table}.initial", declared.dim, declared.initial
-        try:
-            self._filesystem, root = open_filesystem(self.config.file)
-            self._paths = files_below(self._filesystem, root)
-            self._files = [read_footer(self._filesystem, path) for path in self._paths]
-        except BadInput as error:
-            raise BadInput(f"{self.key}.file: {str(error).removeprefix('data.path: ')}") from error
+        self._filesystem, root = open_filesystem(self.config.file, f"{self.key}.file")
+        self._paths = files_below(self._filesystem, root, f"{self.key}.file")
+        self._files = [read_footer(self._filesystem, path) for path in self._paths]
         for path, (_, schema) in zip(self._paths, self._files, strict=True):
             self._check(shown(self._filesystem, path), schema)
 
