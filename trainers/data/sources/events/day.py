@@ -54,14 +54,15 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
     local = f"(e.time + {1000 * adapter.utc_offset_s})"
     columns += [f"{local} // 3600000 % 24 AS hour", f"({local} // 86400000 + 3) % 7 AS weekday"]  # Monday is 0
     prefix, name = adapter.topics.get(adapter.domain, (None, None))
-    columns += [f"{prefix}_known.{name} AS topic" if prefix else "NULL::BIGINT AS topic"]
+    topic = f"{prefix}_known.{name}" if prefix else "NULL::BIGINT"
+    columns += [f"{topic} AS topic"]
     if adapter.domain == "live":
         _room_state(connection, day)
         columns += ["greatest(coalesce(now.viewers, 0), 0) AS room_viewers"]  # a log may begin amid views
         columns += [f"coalesce(now.{what}, 0) AS room_{what}" for what in ("likes", "gifts")]
         joined += ["JOIN room_moments now ON e.item = now.room AND e.time = now.time"]
     for prefix, known in _joined(adapter):
-        columns += [f"{prefix}_known.{name}" for name in (*known.ids, *known.dense)]
+        columns += [f"{prefix}_known.{name}" for name in (*known.ids, *known.bags, *known.dense)]
         if known.age:
             start = f"{prefix}_known.start"
             columns += [f"CASE WHEN {start} < e.time THEN (e.time - {start}) / 1000.0 END AS {known.age}"]
@@ -77,8 +78,9 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
         _read_state(connection, day, f"pairs/{prefix}", f"pairs_{prefix}", empty)
         columns += [f'coalesce({prefix}_with.n{kind}, 0) AS "{prefix}.{kind}"' for kind in _COUNTED]
         columns += [f'{prefix}_with.last AS "{prefix}.last"']
+        other = topic if key == "topic" else f"e.{key}"
         joined += [
-            f"LEFT JOIN pairs_{prefix} {prefix}_with ON e.user = {prefix}_with.user AND e.{key} = {prefix}_with.id"
+            f"LEFT JOIN pairs_{prefix} {prefix}_with ON e.user = {prefix}_with.user AND {other} = {prefix}_with.id"
         ]
     connection.execute(
         f"CREATE OR REPLACE TABLE rows AS SELECT {', '.join(columns)} FROM exposures e {' '.join(joined)}"
@@ -103,7 +105,7 @@ def _take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> 
     inside = f"{keyed} AND time >= {day.horizon} AND time < {day.cut}"
     _read_state(connection, day, "carry", "carry", f"SELECT {_EVENT} FROM no_actions")
     topic = "".join(f" WHEN '{domain}' THEN about_{domain}.{name}" for domain, (_, name) in adapter.topics.items())
-    topic = f"CASE domain{topic} END" if topic else "NULL"
+    topic = f"CASE domain{topic} END" if topic else "NULL::BIGINT"
     topics = " ".join(
         f"LEFT JOIN attributes_{prefix} about_{domain} ON domain = '{domain}' AND item = about_{domain}.id"
         for domain, (prefix, _) in adapter.topics.items()
@@ -117,10 +119,11 @@ def _take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> 
         CREATE OR REPLACE TABLE fresh AS
         SELECT DISTINCT {_EVENT} FROM {actions} WHERE {keyed} EXCEPT SELECT {_EVENT} FROM carry""")
     connection.execute(f"""
-        CREATE OR REPLACE TABLE events AS SELECT {_EVENT}, true AS carried, NULL::BIGINT AS topic FROM carry
-        UNION ALL SELECT {_EVENT}, false, {topic} FROM fresh {topics}
-        UNION ALL SELECT user, '{adapter.domain}', item, author, time, {EXPOSURE}, NULL, NULL, false, NULL
-        FROM exposures""")
+        CREATE OR REPLACE TABLE events AS SELECT {_EVENT}, carried, {topic} AS topic FROM (
+            SELECT {_EVENT}, true AS carried FROM carry
+            UNION ALL SELECT {_EVENT}, false FROM fresh
+            UNION ALL SELECT user, '{adapter.domain}', item, author, time, {EXPOSURE}, NULL, NULL, false
+            FROM exposures) {topics}""")
     found, whole, within = _one(
         connection, f"count(*), count(*) FILTER ({keyed}), count(*) FILTER ({inside})", exposures
     )

@@ -45,6 +45,7 @@ _USER = (
     *(f"onehot_feat{n}" for n in range(18)),
 )
 _VIDEO = ("video_type", "upload_type", "music_id", "music_type", "tag")
+_PICTURE = ("server_width", "server_height")
 
 _DAY = "CAST(strptime(CAST(date AS VARCHAR), '%Y%m%d') AS DATE)"
 _PLAYED = "CASE WHEN play_time_ms IS NOT NULL THEN greatest(play_time_ms, 0) / 1000.0 END"
@@ -90,8 +91,9 @@ ADAPTER = Adapter(
                 "author_id": "BIGINT",
                 "upload_dt": "DATE",
                 **dict.fromkeys(_VIDEO, "VARCHAR"),
+                **dict.fromkeys(_PICTURE, "DOUBLE"),
             },
-            unused=("visible_status", "video_duration", "server_width", "server_height"),
+            unused=("visible_status", "video_duration"),
         ),
         "user_sequences": RawFile(
             names=("user_sequences.parquet",),
@@ -124,9 +126,12 @@ ADAPTER = Adapter(
         ),
         "video": Attributes(
             key="item",
-            select=f"""SELECT video_id AS id, {", ".join(_VIDEO)},
+            select=f"""SELECT video_id AS id, {", ".join((*_VIDEO, *_PICTURE))},
+                              list_sort(list_distinct(string_split(tag, ','))) AS tags,
                               epoch_ms(CAST(upload_dt AS TIMESTAMP)) - 28800000 AS start FROM video_features""",
             ids=_VIDEO,
+            bags=("tags",),
+            dense=_PICTURE,
             age="video_age",
         ),
     },

@@ -127,6 +127,7 @@ class Attributes:
         key: column of the exposures that holds the id: user, item or author; None keeps it for topics alone.
         select: SELECT over the raw tables that gives `id` and the columns.
         ids: columns that are categories: strings in the SELECT, ids in the samples.
+        bags: columns of several categories per id: lists of strings in the SELECT, lists of ids in the samples.
         dense: columns that are numbers.
         age: samples' column for the seconds since `start` (ms), which the SELECT then gives too; null before it.
     """
@@ -134,6 +135,7 @@ class Attributes:
     key: str | None
     select: str
     ids: tuple[str, ...] = ()
+    bags: tuple[str, ...] = ()
     dense: tuple[str, ...] = ()
     age: str | None = None
 
@@ -188,5 +190,8 @@ class Adapter:
 
     @property
     def pairs(self) -> dict[str, str]:
-        """Prefix of the columns -> key (item or author) that is counted together with the user, up to each row."""
-        return {f"user_{self.author}": "author", f"user_{self.item}": "item"}
+        """Prefix of the columns -> key (author, item, topic) that is counted together with the user, up to each row."""
+        found = {f"user_{self.author}": "author", f"user_{self.item}": "item"}
+        if self.domain in self.topics:
+            found[f"user_{self.topics[self.domain][1]}"] = "topic"
+        return found

@@ -33,7 +33,7 @@ from livetrain.trainers.data.sources.events.model import Adapter
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.runtime import manifest
 
-VERSION = 2  # of the samples; a change of what is written raises it
+VERSION = 3  # of the samples; a change of what is written raises it
 BUCKET_ROWS = 50_000  # exposures of a day in a bucket, of the first logs; what a bucket holds in memory grows with it
 DAY_MS = 86_400_000
 

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
 from livetrain.trainers.data.sources.events.bucket import ENTRY, NEVER, NOBODY, Options
-from livetrain.trainers.data.sources.events.model import ACTIONS, BITS, EXPOSURES, Adapter
+from livetrain.trainers.data.sources.events.model import ACTIONS, BITS, EXPOSURES, Adapter, Attributes
+from livetrain.trainers.data.write import layout
 from livetrain.trainers.data.write.ids import string_ids
 
 MEMORY = "1500MB"  # of DuckDB; what needs more goes to disk
@@ -63,15 +64,11 @@ def load_attributes(connection: duckdb.DuckDBPyConnection, adapter: Adapter, wor
         reader = connection.sql(known.select).to_arrow_reader(BATCH)
         writer = None
         for batch in reader:
-            table = pa.Table.from_batches([batch])
-            for name in known.ids:
-                place = table.schema.get_field_index(name)
-                table = table.set_column(place, name, string_ids(table[name].cast(pa.string())))
+            table = _with_ids(pa.Table.from_batches([batch]), known)
             writer = writer or pq.ParquetWriter(path, table.schema)
             writer.write_table(table)
         if writer is None:
-            names = [pa.field(f.name, pa.int64() if f.name in known.ids else f.type) for f in reader.schema]
-            writer = pq.ParquetWriter(path, pa.schema(names))
+            writer = pq.ParquetWriter(path, _with_ids(reader.schema.empty_table(), known).schema)
         writer.close()
         every = ", ".join(reader.schema.names)
         connection.execute(
@@ -82,6 +79,17 @@ def load_attributes(connection: duckdb.DuckDBPyConnection, adapter: Adapter, wor
         rows = pq.read_metadata(path).num_rows
         dropped[f"{prefix}: rows without an id or of one that stands twice: dropped"] = rows - kept
     return dropped
+
+
+def _with_ids(table: pa.Table, known: Attributes) -> pa.Table:
+    """Return a table with an id for each category, and a list of them for each list."""
+    for name in known.ids:
+        table = table.set_column(table.schema.get_field_index(name), name, string_ids(table[name].cast(pa.string())))
+    for name in known.bags:
+        lists = table[name].cast(pa.list_(pa.string())).combine_chunks()
+        made = layout.lists(lists.offsets, string_ids(lists.values), pa.int64())  # a list that is null becomes empty
+        table = table.set_column(table.schema.get_field_index(name), name, made)
+    return table
 
 
 def actions_from(adapter: Adapter, begin: str) -> str:

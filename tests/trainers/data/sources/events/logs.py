@@ -218,7 +218,20 @@ def _kuairand(folder: Path, visits: list[Visit]) -> None:
         "music_id,music_type,tag"
     )
     videos = [
-        (n, streamer(n), "NORMAL", f"2025-05-{19 + 2 * n}", "Kmovie", 0.0, 20_000, 720, 1280, n, 9.0, n % 2)
+        (
+            n,
+            streamer(n),
+            "NORMAL",
+            f"2025-05-{19 + 2 * n}",
+            "Kmovie",
+            0.0,
+            20_000,
+            720,
+            1280,
+            n,
+            9.0,
+            ["", 1, '"7,1"'][n % 3],
+        )
         for n in range(1, 5)
     ]
     _lines(folder / "video_features_basic_pure.csv", header, videos)

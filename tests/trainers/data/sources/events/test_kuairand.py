@@ -11,6 +11,7 @@ import pytest
 
 from livetrain.trainers.data.sources.events.prepare import prepare
 from livetrain.trainers.data.sources.events.sources import ADAPTERS
+from livetrain.trainers.data.write.ids import string_id
 from tests.trainers.data.sources.events.logs import HOUR, Visit, prepared, samples, write
 
 DATA = os.environ.get("LIVETRAIN_DATA")
@@ -24,6 +25,13 @@ def test_outcomes_are_known_when_the_play_ends(tmp_path):
     assert (third["video_id"], third["video_action"], third["like_video"]) == ([1, 2], [1 + 2 + 4, 0], [1])
     assert (second["user_seen_click_rate"], second["user_seen_long_view_rate"]) == (1.0, 0.0)
     assert (third["user_seen_click_rate"], third["user_seen_long_view_rate"]) == (0.5, 0.5)
+
+
+def test_tags_are_a_list(tmp_path):
+    shown = prepared("kuairand", tmp_path, [Visit(HOUR + 20 * n, 1, n) for n in (1, 2, 3)])
+    assert shown["tags"].to_pylist() == [[string_id("1")], [string_id("1"), string_id("7")], []]
+    assert shown["tag"].to_pylist() == [string_id("1"), string_id("7,1"), None]
+    assert shown["server_width"].to_pylist() == [720.0] * 3
 
 
 def test_histories_from_before_the_log(tmp_path):

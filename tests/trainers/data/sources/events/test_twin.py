@@ -131,6 +131,8 @@ class Twin:
         made |= self.rates("streamer", lambda event: streamer(event[3]) == owner, self.day)
         made |= self.tallies("user_streamer", lambda event: streamer(event[3]) == owner)
         made |= self.tallies("user_room", lambda event: event[3] == self.visit.item)
+        topic = self.visit.item % 2
+        made |= self.tallies("user_live_content_category", lambda event: event[3] % 2 == topic)
         local = (self.at + 8 * 3_600_000) // 1000
         return made | {"hour": local // 3600 % 24, "weekday": (local // 86400 + 3) % 7}
 
