@@ -98,8 +98,7 @@ def _data_in(axes: Axes, box: Bbox) -> list[str]:
             if any(seen.contains(*point) for point in points):
                 found.append(f"a point of '{artist.get_label()}'")
         elif isinstance(artist, Patch) and artist is not axes.patch and artist.get_zorder() >= 1:
-            if _meet(artist.get_window_extent(), seen):
-                found.append("a bar")
+            found += ["a bar"] if _meet(artist.get_window_extent(), seen) else []
     return list(dict.fromkeys(found))
 
 

@@ -22,6 +22,7 @@ def test_a_picture_that_can_be_read_has_no_faults():
 
 def test_texts_over_each_other_and_over_the_edge_are_named():
     figure, axes = figure_and_axes()
+    axes.set_axis_off()
     axes.text(0.5, 0.5, "one long text", transform=axes.transAxes)
     axes.text(0.52, 0.51, "another", transform=axes.transAxes)
     figure.text(0.95, 0.02, "a text that is cut", ha="left")
