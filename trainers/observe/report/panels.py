@@ -56,7 +56,7 @@ def fitting(text: str, inches: float, size: float, weight: str = "normal") -> st
 
     Example:
         >>> fitting("a_very_long_name_of_a_task", 1.2, 10)
-        'a_very_…_task'
+        'a_very_…_a_task'
     """
     if width(text, size, weight) <= inches:
         return text
@@ -76,7 +76,7 @@ def folded(parts: Sequence[str], inches: float, size: float, between: str) -> li
     """Return lines of parts with `between` between them, as many parts to a line as have room in so many inches.
 
     Example:
-        >>> folded(["model din", "2 workers", "37 s"], 1.5, 10, " | ")
+        >>> folded(["model din", "2 workers", "37 s"], 1.6, 10, " | ")
         ['model din | 2 workers', '37 s']
     """
     lines: list[str] = []
