@@ -13,8 +13,19 @@ from functools import cache
 from html import escape
 from typing import Any
 
+from bokeh.core.types import ID
 from bokeh.embed import json_item
-from bokeh.models import ColumnDataSource, FixedTicker, HoverTool, Legend, NumeralTickFormatter, Range1d
+from bokeh.models import (
+    BasicTickFormatter,
+    ColumnDataSource,
+    FixedTicker,
+    HoverTool,
+    LogAxis,
+    LogTicker,
+    NumeralTickFormatter,
+    Range1d,
+)
+from bokeh.models.annotations import Legend
 from bokeh.plotting import figure
 from bokeh.resources import Resources
 
@@ -119,7 +130,7 @@ def _panel(panel: Panel, plots: list[dict[str, Any]]) -> str:
         return f'<div>{head}<div class="missing">{escape(panel.missing)}</div></div>'
     place = f"plot{len(plots)}"
     drawn = _stack(panel) if isinstance(panel, Stack) else _plot(panel)
-    plots.append(dict(json_item(drawn, place)))
+    plots.append(dict(json_item(drawn, ID(place))))
     key = ""
     if isinstance(panel, Stack) and panel.key:
         parts = [part for _, parts, _ in panel.rows for part in parts]
@@ -128,9 +139,9 @@ def _panel(panel: Panel, plots: list[dict[str, Any]]) -> str:
     return f'<div>{head}<div id="{place}"></div>{key}</div>'
 
 
-def _figure(height: int, **more: Any) -> figure:
+def _figure(height: int, **more: Any) -> Any:
     tools = "pan,box_zoom,reset,save"
-    drawn = figure(height=height, sizing_mode="stretch_width", tools=tools, toolbar_location="above", **more)
+    drawn: Any = figure(height=height, sizing_mode="stretch_width", tools=tools, toolbar_location="above", **more)
     drawn.toolbar.logo, drawn.toolbar.autohide, drawn.outline_line_color = None, True, None
     drawn.axis.axis_line_color, drawn.axis.major_tick_line_color, drawn.axis.minor_tick_line_color = GREY, None, None
     drawn.axis.axis_label_text_font_style, drawn.axis.axis_label_text_color = "normal", GREY
@@ -138,15 +149,18 @@ def _figure(height: int, **more: Any) -> figure:
     return drawn
 
 
-def _plot(plot: Plot) -> figure:
+def _plot(plot: Plot) -> Any:
     kinds: dict[str, Any] = {
         f"{axis}_axis_type": "log" if log else "linear" for axis, log in zip("xy", plot.log, strict=True)
     }
     drawn = _figure(max(250, 32 * len(plot.names or ()) + 90), x_axis_label=plot.x, y_axis_label=plot.y, **kinds)
+    for axis in drawn.axis:
+        if isinstance(axis, LogAxis):  # by default ticks of one decade lie over each other
+            axis.update(ticker=LogTicker(mantissas=[1, 2, 5], desired_num_ticks=4), formatter=BasicTickFormatter())
     dashed = {"line_color": GREY, "line_dash": "dashed"}
     if plot.steps:
         drawn.xaxis.formatter = NumeralTickFormatter(format="0,0")
-        drawn.x_range = Range1d(0, 1.04 * max(max(series.x) for series in plot.series) or 1)
+        drawn.x_range = Range1d(start=0, end=1.04 * max(max(series.x) for series in plot.series) or 1)
     if plot.diagonal:
         ends = [value for series in plot.series for values in (series.x, series.y) for value in values]
         drawn.line([min(ends), max(ends)], [min(ends), max(ends)], **dashed)
@@ -164,13 +178,13 @@ def _plot(plot: Plot) -> figure:
     return drawn
 
 
-def _name_rows(drawn: figure, names: Sequence[str]) -> None:
-    drawn.y_range = Range1d(len(names) - 0.4, -0.6)
+def _name_rows(drawn: Any, names: Sequence[str]) -> None:
+    drawn.y_range = Range1d(start=len(names) - 0.4, end=-0.6)
     drawn.yaxis.ticker = FixedTicker(ticks=list(range(len(names))))
     drawn.yaxis.major_label_overrides = {place: look.fitting(name, 2.2, 10) for place, name in enumerate(names)}
 
 
-def _series(drawn: figure, plot: Plot, series: Series) -> list[Any]:
+def _series(drawn: Any, plot: Plot, series: Series) -> list[Any]:
     """Draw a series and its intervals, and say of each point what it is where one points at it."""
     x, y = ([float(f"{value:.6g}") for value in values] for values in (series.x, series.y))
     sideways = plot.names is not None
@@ -190,17 +204,15 @@ def _series(drawn: figure, plot: Plot, series: Series) -> list[Any]:
         data[f"more{number}"] = list(words)
         shown.append((name, f"@more{number}"))
     source, color = ColumnDataSource(data), series.color
-    glyphs = []
+    glyphs: list[Any] = []
     if series.low is not None and series.high is not None:
-        bars = [
-            (a, b, low, high) for a, b, low, high in zip(x, y, series.low, series.high, strict=True) if low is not None
-        ]
-        for a, b, low, high in bars:
-            ends_of = ([low], [b], [high], [b]) if sideways else ([a], [low], [a], [high])
-            glyphs.append(drawn.segment(*ends_of, line_color=color, line_width=1.5, line_alpha=0.6))
+        bars = [bar for bar in zip(x, y, series.low, series.high, strict=True) if None not in bar]
+        across, up, low, high = (list(ends) for ends in zip(*bars, strict=True)) if bars else ([],) * 4
+        places = (low, up, high, up) if sideways else (across, low, across, high)
+        glyphs.append(drawn.segment(*places, line_color=color, line_width=1.5, line_alpha=0.6))
     if series.form in ("line", "faint"):
         faint = series.form == "faint"
-        style = {"line_width": 1 if faint else 2, "line_alpha": 0.35 if faint else 1}
+        style: dict[str, Any] = {"line_width": 1 if faint else 2, "line_alpha": 0.35 if faint else 1}
         glyphs.append(drawn.line("x", "y", source=source, line_color=color, name=DATA, **style))
     marker = "star" if series.form == "star" else MARKERS.get(series.marker, "circle")
     fill = "white" if series.form == "hollow" else color
@@ -211,7 +223,7 @@ def _series(drawn: figure, plot: Plot, series: Series) -> list[Any]:
     return glyphs
 
 
-def _stack(stack: Stack) -> figure:
+def _stack(stack: Stack) -> Any:
     data: dict[str, list[Any]] = {name: [] for name in ("row", "left", "right", "color", "part", "bar", "end")}
     for row, (name, parts, word) in enumerate(stack.rows):
         left = 0.0
@@ -232,6 +244,6 @@ def _stack(stack: Stack) -> figure:
         style = {"text_align": "center", "text_baseline": "middle", "text_font_size": "12px"}
         drawn.text(middles, [data["row"][p] for p in named], [data["part"][p] for p in named],
                    text_color=[look.letters_on(data["color"][p]) for p in named], **style)  # fmt: skip
-    drawn.x_range = Range1d(0, whole)
+    drawn.x_range = Range1d(start=0, end=whole)
     drawn.add_tools(HoverTool(renderers=[bars], tooltips=[("", "@bar"), ("", "@part"), ("", "@end")]))
     return drawn

@@ -3,7 +3,7 @@
 So both show the same numbers, and neither knows runs. Whoever adds a panel describes it here, and it appears in both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -31,7 +31,7 @@ class Series:
     form: Form = "line"
     low: Sequence[float | None] | None = None
     high: Sequence[float | None] | None = None
-    more: dict[str, Sequence[str]] = field(default_factory=dict)
+    more: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

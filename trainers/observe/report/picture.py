@@ -143,7 +143,7 @@ def _plot(axes: Axes, plot: Plot, names: Sequence[str], scale: float, ticks: int
     for series in plot.series:
         _series(axes, series, scale, sideways=plot.names is not None)
     axes.margins(y=0.12)
-    style = {"color": GREY, "linewidth": 1, "linestyle": (0, (5, 4)), "zorder": 1}
+    style: dict[str, Any] = {"color": GREY, "linewidth": 1, "linestyle": (0, (5, 4)), "zorder": 1}
     if plot.names is not None:
         axes.set_yticks(range(len(names)), names, parse_math=False)
         axes.set_ylim(len(names) - 0.4, -0.6)
@@ -182,7 +182,7 @@ def _series(axes: Axes, series: Series, scale: float, sideways: bool) -> None:
         error = {"xerr" if sideways else "yerr": bars}
         axes.errorbar(x, y, **error, fmt="none", ecolor=series.color, alpha=0.6, linewidth=1.5)
     if series.form == "star":
-        style = {"s": 260 * scale, "marker": "*", "edgecolor": INK, "zorder": 5, "clip_on": False}
+        style: dict[str, Any] = {"s": 260 * scale, "marker": "*", "edgecolor": INK, "zorder": 5, "clip_on": False}
         axes.scatter(x, y, color=series.color, label=series.label, **style)
     elif series.form in ("points", "hollow"):
         fill = "white" if series.form == "hollow" else series.color
@@ -222,7 +222,7 @@ def _number(value: float) -> str:
     for unit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= unit:
             return f"{value / (1e3 if letter == 'k' else unit):.5g}{letter}"
-    return f"{value:.5g}"
+    return f"{value:,.5g}"
 
 
 def _key(axes: Axes, inches: float) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from livetrain.trainers.observe.report import html, picture
+from livetrain.trainers.observe.report import picture
 from livetrain.trainers.observe.report.contents import contents
 from livetrain.trainers.runtime import manifest
 
@@ -24,6 +24,8 @@ def write_report(run: Path) -> Path:
     Raises:
         BadInput: the folder holds no run, or its result.json is no JSON.
     """
+    from livetrain.trainers.observe.report import html  # Bokeh takes a second, which no start of a run need wait for
+
     page, path, unfinished = contents(run), run / NAME, run / ".report.png.part"
     manifest.write_text(run / PAGE, html.html(page))
     picture.png(page, unfinished)

@@ -11,13 +11,13 @@ from livetrain.modules.metrics.certainty import auc_interval, rate_interval
 from livetrain.modules.tasks.kind import Metric
 from livetrain.modules.tasks.registry import leading, metrics
 from livetrain.modules.tasks.retrieval import AT
-from livetrain.trainers.observe.report.page import Band, Plot, Series
+from livetrain.trainers.observe.report.page import Band, Form, Plot, Series
 from livetrain.trainers.observe.report.panels import COLORS, finite_number, task_style
 from livetrain.trainers.observe.report.summary import _figures, ends, interval, slices_in
 from livetrain.trainers.observe.report.thinning import joined, thinned
 
 Key = tuple[str, str, str]  # split, task, metric
-WIDE = 10.0  # an axis is logarithmic whose values differ by more than this factor
+WIDE = 20.0  # an axis is logarithmic whose values differ by more than this factor
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,11 @@ def _calibration(told: Told, task: str, style: dict[str, Any]) -> Plot:
     about += [f"{span} rows per point", "bars: 95 %", "dashed: predicted = observed"]
     about += ["hollow: none observed"] if log and 0 in y else []
     series = []
-    for label, form, marker, chosen in (
+    kinds: list[tuple[str, Form, str, list[int]]] = [
         (task, "points", style["marker"], [i for i, rate in enumerate(y) if rate or not log]),
         ("none observed", "hollow", "v", [i for i, rate in enumerate(y) if log and not rate]),
-    ):
+    ]
+    for label, form, marker, chosen in kinds:
         low = [max(bars[i][0], lowest) if log else bars[i][0] for i in chosen]
         more = {"rows": [f"{rows[i]:,.0f}" for i in chosen], "observed": [f"{y[i]:.4g}" for i in chosen]}
         at, rates = [p[i] for i in chosen], [max(y[i], lowest) if log else y[i] for i in chosen]
