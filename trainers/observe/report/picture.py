@@ -179,7 +179,7 @@ def _series(axes: Axes, series: Series, scale: float, sideways: bool) -> None:
                 for middle, high in zip(middles, series.high, strict=True)
             ],
         ]
-        error = {"xerr" if sideways else "yerr": bars}
+        error: dict[str, Any] = {"xerr" if sideways else "yerr": bars}
         axes.errorbar(x, y, **error, fmt="none", ecolor=series.color, alpha=0.6, linewidth=1.5)
     if series.form == "star":
         style: dict[str, Any] = {"s": 260 * scale, "marker": "*", "edgecolor": INK, "zorder": 5, "clip_on": False}
