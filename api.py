@@ -86,7 +86,7 @@ class Run:
 
         Args:
             kind: ``train`` for the lines of training, ``eval`` for one line per evaluation; by default all lines,
-                notes too.
+                notes and the beginnings of stages too.
         """
         import pandas
 
@@ -201,7 +201,7 @@ def predict(
     task: str | None = None,
     vectors: "Side | None" = None,
     neighbours: tuple[int, str, str] | None = None,
-    ray: str | None = None,
+    address: str | None = None,
     progress: Callable[[int, int], None] = lambda done, files: None,
 ) -> dict[str, Any]:
     """Write the predictions of a run for every row of some Parquet files, file by file, in their order.
@@ -217,7 +217,7 @@ def predict(
         vectors: write the vectors of this side of a model with two towers in the place of predictions.
         neighbours: ``(10, "items.parquet", "item")`` writes the ten nearest items of each row, by the column that tells
             items apart.
-        ray: the address of a Ray cluster whose nodes score; all paths must be shared.
+        address: of a Ray cluster whose nodes score, such as ``auto``; all paths must be shared.
         progress: told files done and files in all.
 
     Returns:
@@ -247,7 +247,7 @@ def predict(
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone(lock, f"{out}: another process predicts into this folder; wait for it", patience=0))
         stack.callback(lock.unlink, missing_ok=True)
-        run_all = stack.enter_context(on_ray(ray, run.recipe)) if ray else map
+        run_all = stack.enter_context(on_ray(address, run.recipe)) if address else map
         return files.predict(
             run.folder,
             str(data),

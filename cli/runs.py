@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from livetrain.cli.terminal import complain, out, say
+from livetrain.cli.terminal import complain, loaded, out, say
 
 if TYPE_CHECKING:
     from livetrain.configs.schema import Quantization
@@ -54,6 +54,7 @@ def train(
     Example: `livetrain train configs/recipes/din_ml1m.yaml train.epochs=2 tables.movie.dim=32 name=wide`
     """
     settled = load(recipe, overrides)
+    loaded("livetrain.cluster.launch")
     from livetrain import api
     from livetrain.trainers.observe.report.summary import summary_table, table_lines
 
@@ -77,10 +78,12 @@ def evaluate(
     """
     from livetrain import api
 
-    metrics = api.evaluate(run, split.value, checkpoint.value)
+    trained = api.Run(run)
+    loaded("livetrain.cluster.launch")
+    metrics = api.evaluate(trained, split.value, checkpoint.value)
     from livetrain.trainers.observe.report.summary import summary_table
 
-    out.print(summary_table(metrics))
+    out.print(summary_table({"name": f"{run}, {checkpoint.value} checkpoint", **metrics}))
 
 
 def export(
@@ -113,8 +116,10 @@ def export(
     """
     from livetrain import api
 
+    trained = api.Run(run)
+    loaded("livetrain.trainers.export.export")
     how: Quantization | None = quantize.value if quantize else None
-    signature = api.export(run, folder, checkpoint=checkpoint.value, quantize=how, warn=complain)
+    signature = api.export(trained, folder, checkpoint=checkpoint.value, quantize=how, warn=complain)
     from livetrain.trainers.export import export as exporter
 
     towers = "user.pt, item.pt, " if "towers" in signature else ""

@@ -36,11 +36,12 @@ from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder, set_up, 
 from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, find_checkpoint
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import checkpoint, compatible, preflight, warm_start
-from livetrain.trainers.train.loop import Job, Trainer, empty_slices
+from livetrain.trainers.train.loop import Job, Tell, Trainer, empty_slices
 
 Work = Callable[[torch.device], dict[str, Any]]
 
 LOCK = ".lock"  # in a run's folder, held by the process that trains it
+_TELL_S = 0.25  # between words on how far an evaluation is
 _PATIENCE_S = 20.0  # longest wait for workers that are on their way out
 
 # In a run's folder while a command is at work on it, a place of its own for each (see runtime/scratch.py), where it and
@@ -85,6 +86,11 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
     return result
 
 
+def shown(folder: Path) -> Path:
+    """Return a folder as it is best read: from the working directory on, if it lies there."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
 def finished(run: Path) -> dict[str, Any] | None:
     """Return the result.json of a run that was trained to its end, or None."""
     try:
@@ -101,6 +107,7 @@ def complete(recipe: Recipe, run: Path) -> bool:
 def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     started = time.perf_counter()
     with Watcher(run), _leaving_nothing(run), _place(run, TRAINING) as place:
+        runlog.note(run, "note", text=f"run {run.name}, in {shown(run)}")
         check_here(recipe.cluster)
         if found := run_folder.committed(run):
             compatible.check_same(found[-1], recipe, resume=True)
@@ -242,11 +249,25 @@ def _evaluate_here(
             tried = path  # a training beside has newer ones and deletes the old
     if ranks.is_main():
         runlog.note(told, "note", text=f"evaluating {split} with {path.name}")
+        trainer.tell = _teller(told)
     metrics, _ = trainer.evaluate(split)
     if ranks.is_main():
         for text in empty_slices(job.recipe, split, metrics):
             runlog.note(told, "note", text=text)
     return {f"{split}.{key}": value for key, value in metrics.items()}
+
+
+def _teller(told: Path) -> Tell:
+    """Return what writes into a log how far an evaluation is, a few times per second."""
+    due = 0.0
+
+    def tell(what: str, done: int, of: int) -> None:
+        nonlocal due
+        if not done or time.monotonic() >= due:
+            runlog.note(told, "stage", text=what, **({"done": done, "of": of} if of else {}))
+            due = time.monotonic() + _TELL_S
+
+    return tell
 
 
 def _launch(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:
@@ -287,7 +308,7 @@ def _on_ray(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, An
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    runlog.note(told, "note", text=f"starting {cluster.workers} workers")
+    runlog.note(told, "note", text=f"starting {capacity.counted(cluster.workers, 'worker')}")
     lasting = ray.is_initialized() or bool(cluster.address or os.environ.get("RAY_ADDRESS"))
     with _connected(recipe) as cuda:
         if place.name.startswith(TRAINING):

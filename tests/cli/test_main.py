@@ -15,6 +15,7 @@ from tests.trainers.data.checks.prepared import write
 
 ROOT = Path(livetrain.__file__).parent
 RECIPE = str(ROOT / "configs/recipes/din_ml1m.yaml")
+DAYS = ("table", "kuailive", "kuairand")  # commands that prepare data on a cluster too
 
 
 @pytest.fixture
@@ -87,7 +88,8 @@ def test_help_shows_an_example(call, words):
 def test_help_documents_the_exit_codes(call):
     _, out, _ = call("--help")
     assert all(
-        words in " ".join(out.split()) for words in ("0 done", "1 the run failed", "2 bad input", "130 interrupt")
+        words in " ".join(out.split())
+        for words in ("0 done", "1 the run failed", "2 bad input", "3 nightly: the new model is worse", "130 interrupt")
     )
 
 
@@ -189,6 +191,25 @@ def test_bad_input_is_one_sentence_on_stderr_and_exits_with_2(call, floor_below,
     assert sentence in err
     assert (out, err.count("\n")) == ("", 1)
     assert floor_below.calls == []
+
+
+@pytest.mark.parametrize("words", [("--train.epochs=2",), ("--train.epochs", "2")])
+def test_a_change_of_the_recipe_with_dashes_is_answered_with_its_form(call, words):
+    code, _, err = call("train", RECIPE, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'--train.epochs' is no option" in err
+    assert err.endswith("KEY=VALUE without dashes: train.epochs=VALUE\n")
+
+
+def test_every_command_takes_a_cluster_by_address_and_no_default_stands_in_parentheses(call):
+    for words in (
+        *(("train",), ("evaluate",), ("export",), ("predict",), ("submit",), ("nightly",), ("doctor",), ("init",)),
+        *(("tune", "search"), ("tune", "best"), ("data", "table"), ("data", "kuailive"), ("data", "kuairand")),
+    ):
+        _, out, _ = call(*words, "--help")
+        assert "default: (" not in out
+        assert "--ray" not in out
+        assert ("--address" in out) == (words[-1] in ("predict", "submit", "nightly", "doctor", *DAYS)), words
 
 
 @pytest.mark.parametrize(
@@ -296,6 +317,8 @@ def test_tune_takes_a_recipe_where_its_other_commands_take_their_names(call, tmp
         (("--resume", str(tmp_path)), "this folder holds no sweep"),
         ((RECIPE, "--space", str(tmp_path / "no.yaml")), "there is no such space file"),
         ((RECIPE, "train.epoch=1", "--space", "x.yaml"), "unknown key train.epoch"),
+        ((RECIPE, "--space", "x.yaml", "--runs", "here", "--out", "there"), "leave one out"),
+        (("--resume", str(tmp_path), "--runs", "here"), "leave all other arguments out"),
         (("best", str(tmp_path), "--out", "x.yaml"), "this folder holds no sweep"),
     ):
         code, _, err = call("tune", *words)
