@@ -138,7 +138,7 @@ class Run:
 
 
 def train(recipe: "str | Path | Mapping[str, Any] | Recipe", /, *, runs: str | Path = "runs", **overrides: Any) -> Run:
-    """Train a recipe to its end. A run of the same name that was killed goes on from its last checkpoint.
+    """Train a recipe to its end, and export it. A run of the same name that was killed goes on where it was.
 
     Args:
         recipe: a YAML file, what such a file holds, or what `load_recipe` returns.
@@ -146,7 +146,8 @@ def train(recipe: "str | Path | Mapping[str, Any] | Recipe", /, *, runs: str | P
         overrides: other values by key, put over the recipe: ``train={"epochs": 2}`` or ``**{"train.epochs": 2}``.
 
     Raises:
-        BadInput: the recipe, its data or the run's folder is wrong; nothing was trained then.
+        BadInput: the recipe, its data or the run's folder is wrong; nothing was trained then. Or the export failed: the
+            message says so, and the run is whole.
 
     Example:
         >>> run = train("small.yaml", train={"epochs": 1}, name="again")  # doctest: +ELLIPSIS
@@ -297,6 +298,5 @@ def export(
 
     folder = run.folder / "export" if out is None else Path(out)
     signature = exporter.export(run.folder, checkpoint, folder, quantize)
-    with weights_and_biases.later(run.folder, warn) as tracker:
-        tracker.export(folder, signature)
+    weights_and_biases.send_export(run.folder, folder, signature, warn)
     return signature

@@ -46,7 +46,7 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train what a recipe says, and leave metrics, checkpoints and a report in runs/NAME.
+    """Train what a recipe says, and leave metrics, checkpoints, a report and an export in runs/NAME.
 
     A wrong recipe or wrong data end the command with one sentence before training starts. A run that was killed goes
     on from its last checkpoint when it is started again under its name; without a name every start is a new run.
@@ -64,7 +64,20 @@ def train(
     out.print(summary_table(result))
     for line in table_lines(result):
         say(line)
-    say(f"everything is in {run.folder}; plots: report.png")
+    say(f"everything is in {run.folder}; plots: report.png{_exported(run.folder)}")
+
+
+def _exported(run: Path) -> str:
+    """Say how well the file that scores does so, if the run has one."""
+    import json
+
+    from livetrain.trainers.export import export as exporter
+
+    try:
+        signature = json.loads((run / "export" / "signature.json").read_text(encoding="utf-8"))
+    except OSError:
+        return ""
+    return f"; the file that scores: export/model.pt; {exporter.lines(signature)[0]}"
 
 
 def evaluate(

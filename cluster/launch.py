@@ -27,9 +27,11 @@ from livetrain.configs.errors import BadInput, NotNow, may_pass
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Cluster, Days, Recipe
 from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.export import export
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.observe.progress import Watcher
 from livetrain.trainers.observe.report import report, spectrum
+from livetrain.trainers.observe.waiting import waiting
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, scratch, signals
 from livetrain.trainers.runtime.manifest import write_json, write_text
 from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder, set_up, threads
@@ -53,7 +55,7 @@ PLACEMENT, OUTCOME, REFUSAL = "placement.txt", "outcome.json", "refused.json"
 def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
     """Train a recipe to its end and return the content of its result.json.
 
-    A run of the same name that did not finish goes on from its last checkpoint.
+    A run of the same name that did not finish goes on from its last checkpoint, or with its report and export.
 
     Args:
         recipe: the run; without a name it gets one from the model and the time.
@@ -62,7 +64,7 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
 
     Raises:
         BadInput: the recipe, its data or the run folder is wrong, or another process is training the run.
-        RuntimeError: the workers failed more often than cluster.max_failures, or found no room.
+        RuntimeError: the workers failed more often than cluster.max_failures, or found no room; or the export failed.
         KeyboardInterrupt: the run was interrupted or told to stop, and how it goes on.
     """
     if recipe.name:
@@ -73,16 +75,18 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
     busy = f"{run}: another process is training this run; wait for its end, or give another name"
     with alone(run / LOCK, busy):
         result = finished(run)
-        if result is None:
-            try:
-                result = _train(recipe, run, test)
-            except KeyboardInterrupt as interrupt:
-                raise type(interrupt)(_how_to_go_on(run, signals.terminated())) from None
-        elif complete(recipe, run):
+        if result is not None and complete(recipe, run):
             raise BadInput(
                 f"{run}: this run is finished; give another name, as name={run.name}-2, or remove the folder"
             )
-        _show(recipe, run, result)
+        try:
+            if result is None:
+                result = _train(recipe, run, test)
+            _show(recipe, run, result)
+            if recipe.export.after_training and not exported(run):
+                _export(run)
+        except KeyboardInterrupt as interrupt:
+            raise type(interrupt)(_how_to_go_on(run, signals.terminated())) from None
     return result
 
 
@@ -100,8 +104,18 @@ def finished(run: Path) -> dict[str, Any] | None:
 
 
 def complete(recipe: Recipe, run: Path) -> bool:
-    """Return whether a run was trained to its end, and all that it shows is there and sent."""
-    return finished(run) is not None and (run / report.NAME).exists() and weights_and_biases.reported(recipe, run)
+    """Return whether a run was trained to its end, and all that it shows and exports is there and sent."""
+    seen = finished(run) is not None and (run / report.NAME).exists() and weights_and_biases.reported(recipe, run)
+    return seen and (exported(run) or not recipe.export.after_training)
+
+
+def exported(run: Path) -> bool:
+    """Return whether a finished run has an export that was made since its end."""
+    try:
+        made, ended = ((run / name).stat().st_mtime_ns for name in (f"export/{manifest.MANIFEST}", "result.json"))
+    except OSError:
+        return False
+    return made >= ended
 
 
 def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
@@ -131,6 +145,19 @@ def _show(recipe: Recipe, run: Path, result: dict[str, Any]) -> None:
     """Draw what a finished run shows, and send it where the recipe says."""
     spectrum.write_spectrum(run, result["spectra"])
     weights_and_biases.report(recipe, run, report.write_report(run), result)
+
+
+def _export(run: Path) -> None:
+    """Export a finished run; where that fails the run is whole all the same, and the message says so."""
+    again = f"the run itself is whole, and `livetrain export {shown(run)}` tries again"
+    try:
+        with waiting("exporting the model, and comparing the file's scores with the model's"):
+            signature = export.export(run)
+    except BadInput as error:
+        raise type(error)(f"{error}; {again}") from error.__cause__
+    except Exception as error:
+        raise RuntimeError(f"the export failed ({type(error).__name__}: {error}); {again}") from error
+    weights_and_biases.send_export(run, run / "export", signature)
 
 
 def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: str | None = None) -> dict[str, Any]:
@@ -173,6 +200,8 @@ def _check_ids(path: Path, source: Source, recipe: Recipe) -> None:
 
 
 def _how_to_go_on(run: Path, stopped: bool) -> str:
+    if finished(run) is not None:
+        return f"{run.name} was interrupted; it is trained, and started again under this name it ends as it would have"
     saved = run_folder.committed(run)
     at = f"its checkpoint of step {int(saved[-1].name.split('-')[1])}" if saved else "its start: it has no checkpoint"
     ended = "stopped" if stopped else "interrupted"

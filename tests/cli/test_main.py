@@ -2,7 +2,6 @@ import importlib.metadata
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -125,27 +124,23 @@ def test_export_says_where_the_file_is_and_how_close(call, floor_below, run):
     floor_below.stand_in(
         "livetrain.trainers.export.export", export={"its": "signature"}, lines=["so close", "so large"]
     )
-    floor_below.stand_in(
-        "livetrain.trainers.observe.weights_and_biases", later=nullcontext(SimpleNamespace(export=lambda *_: None))
-    )
+    floor_below.stand_in("livetrain.trainers.observe.weights_and_biases", send_export=None)
     code, out, _ = call("export", str(run))
     assert code == 0
     assert out == f"{run / 'export'}: model.pt, signature.json, golden.json\nso close\nso large\n"
-    asked = [call for call in floor_below.calls if call[0] != "later"]
+    asked = [call for call in floor_below.calls if call[0] != "send_export"]
     assert asked == [("export", run, "best", run / "export", None), ("lines", {"its": "signature"})]
 
 
 def test_export_hands_quantisation_and_candidates_down(call, floor_below, run, tmp_path):
     floor_below.stand_in("livetrain.trainers.export.export", export={}, lines=[])
-    floor_below.stand_in(
-        "livetrain.trainers.observe.weights_and_biases", later=nullcontext(SimpleNamespace(export=lambda *_: None))
-    )
+    floor_below.stand_in("livetrain.trainers.observe.weights_and_biases", send_export=None)
     floor_below.stand_in("livetrain.trainers.export.latency", compare=["measured"], latency_table="TABLE")
     words = ("--quantize", "int8", "--bench", "--candidate", "movie", "--candidate", "hour", "--out", str(tmp_path))
     code, out, _ = call("export", str(run), *words)
     assert code == 0
     assert out.endswith("TABLE\n")
-    assert [call for call in floor_below.calls if call[0] != "later"] == [
+    assert [call for call in floor_below.calls if call[0] != "send_export"] == [
         ("export", run, "best", tmp_path, "int8"),
         ("lines", {}),
         ("compare", run, "best", ["movie", "hour"]),

@@ -180,8 +180,8 @@ class State:
         """What a training has come to, and what else is being done, and for how long."""
         doing = []
         if self.doing is not None:
-            parts = f"  {self.part[0]:,}/{self.part[1]:,} batches" if self.part else ""
-            doing = [f"{self.doing}{parts}  {_clock(time.monotonic() - self._since)}"]
+            far = f"  {self.part[0]:,}/{self.part[1]:,} batches" if self.part else ""
+            doing = [f"{self.doing}{far}  {_clock(time.monotonic() - self._since)}"]
         if not self.steps:
             return "".join(doing)
         parts = [f"step {self.step:,}/{self.steps:,}", f"epoch {self.epoch:.2f}"]
