@@ -29,6 +29,7 @@ PARTS = {  # of a step, in their order; tables are blue and the network is green
     "optimizer": "#7A6BB0",
     "rest": "#C8C8C8",
 }
+EXPORT = "export/signature.json"
 FILES = {  # in a run's folder, and what they hold
     "config.yaml": "the recipe with every default",
     "metrics.jsonl": "the log",
@@ -36,6 +37,7 @@ FILES = {  # in a run's folder, and what they hold
     "warm_start.txt": "what the run began with of another one",
     "spectrum.png": "what the frequency filters kept",
     "profile/operators.txt": "the profile",
+    EXPORT: "what the exported model takes and gives",
 }
 MOST_NOTES = 200
 
@@ -58,6 +60,7 @@ def contents(run: Path) -> Page:
     bands += [Band("", [gates])] if gates else []
     bands += [Band("", combined)] if combined else []
     notes = [line["text"] for line in log if line.get("kind") == "note" and isinstance(line.get("text"), str)]
+    coming = {EXPORT} if (told.recipe.get("export") or {}).get("after_training") else set()  # it follows the report
     return Page(
         name=run.resolve().name,
         facts=_facts(told, log),
@@ -65,7 +68,7 @@ def contents(run: Path) -> Page:
         bands=[*bands, Band("", [_times(told.lines)])],
         tables=_tables(told),
         notes=notes[:MOST_NOTES],
-        links=[(name, what) for name, what in FILES.items() if (run / name).exists()],
+        links=[(name, what) for name, what in FILES.items() if name in coming or (run / name).exists()],
     )
 
 
