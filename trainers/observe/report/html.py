@@ -191,13 +191,13 @@ def _series(drawn: Any, plot: Plot, series: Series) -> list[Any]:
     x, y = ([float(f"{value:.6g}") for value in values] for values in (series.x, series.y))
     sideways = plot.names is not None
     data: dict[str, Any] = {"x": x, "y": y, "value": [f"{value:.6g}" for value in (x if sideways else y)]}
-    shown = [(plot.x if sideways else plot.y or series.label, "@value")]
+    shown = [(plot.x if sideways else plot.y or plot.title, "@value")]
     if plot.names is not None:
         data["at"] = [plot.names[int(place)] for place in series.y]
         shown = [("", "@at"), *shown]
     else:
-        data["at"] = [f"{value:,.6g}" for value in x]
-        shown = [("", series.label), (plot.x, "@at"), *shown]
+        data["at"], data["label"] = [f"{value:,.6g}" for value in x], [series.label] * len(x)
+        shown = [("", "@label"), (plot.x, "@at"), *shown]
     if series.low is not None and series.high is not None:
         ends = list(zip(series.low, series.high, strict=True))
         data["interval"] = ["-" if None in pair else f"{pair[0]:.4g} to {pair[1]:.4g}" for pair in ends]
