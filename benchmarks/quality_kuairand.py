@@ -30,15 +30,14 @@ COLUMNS = ("tab", "hour", "duration", "register_days", "tag", "user_seen_count")
 RATES = tuple(
     f"{who}_{rate}" for who in ("video", "author", "user") for rate in ("count", "click_rate", "long_view_rate")
 )
+RECIPES = [Path(f"configs/recipes/{name}.yaml") for name in ("dnn_kuairand", "din_kuairand", "din_kuairand_pairs")]
 PRIOR = 20.0  # rows of the overall rate that an item's rate counts besides its own
 HEAD = "| model | task | seeds | test AUC | test GAUC | error, rows | error, users | valid AUC | best steps |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "recipes", type=Path, nargs="*", default=[Path(f"configs/recipes/{n}_kuairand.yaml") for n in ("dnn", "din")]
-    )
+    parser.add_argument("recipes", type=Path, nargs="*", default=RECIPES)
     parser.add_argument("--data", type=Path, default=Path("data/kuairand"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality_kuairand.md"))
     add_training(parser)

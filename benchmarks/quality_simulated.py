@@ -30,7 +30,10 @@ from livetrain.trainers.runtime.versions import versions
 TASKS = ("click", "effective_view", "like", "comment", "gift")
 HEAD = "| model | task | seeds | test AUC | way to the oracle | oracle's AUC | test GAUC | positives | best steps |"
 PRIOR = 20.0  # rows of the overall rate that a streamer's rate counts besides its own
-RECIPES = [Path(f"configs/recipes/{name}_simulated.yaml") for name in ("lr", "dnn", "din")]
+RECIPES = [
+    Path(f"configs/recipes/{name}.yaml")
+    for name in ("lr_simulated", "dnn_simulated", "din_simulated", "din_simulated_pairs")
+]
 
 
 def main() -> None:
