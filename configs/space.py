@@ -19,8 +19,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from livetrain.configs.complaints import first_complaint
 from livetrain.configs.errors import BadInput, nearest
-from livetrain.configs.load import override, read_tree
+from livetrain.configs.load import override
 from livetrain.configs.schema import Recipe, Section
+from livetrain.configs.trees import read_tree
 
 # What a sweep holds fixed, and why: a trial must be comparable with the others.
 _FIXED = {

@@ -13,8 +13,8 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from livetrain.configs.complaints import first_complaint
 from livetrain.configs.errors import BadInput, nearest
-from livetrain.configs.load import read_tree
 from livetrain.configs.schema.section import Section
+from livetrain.configs.trees import read_tree
 from livetrain.configs.values import Length, Name, RunName, Seed, Sql, Text, real, whole
 
 Part = Annotated[float, real(1e-6, 0.9)]

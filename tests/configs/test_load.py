@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from livetrain.configs import registry
 from livetrain.configs.errors import BadInput, without_credentials
-from livetrain.configs.load import dump_recipe, json_schema, load_recipe
+from livetrain.configs.json_schema import json_schema
+from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.configs.schema import ModelConfig, Recipe, Section
 
 
