@@ -22,9 +22,11 @@ def json_schema() -> dict[str, Any]:
     definitions = schema["$defs"]
     recipe = definitions["Recipe"]
     recipe["properties"]["model"] = _one_of(registry.MODELS, places, definitions) | {"title": "Model"}
-    for section, kinds in (("features", registry.FEATURES), ("tasks", registry.TASKS)):
+    for section, kinds in (("features", registry.FEATURES), ("tasks", registry.TASKS), ("tables", None)):
         named = recipe["properties"][section]["patternProperties"]
-        named |= dict.fromkeys(named, _one_of(kinds, places, definitions))
+        for pattern, one in named.items():
+            part = _one_of(kinds, places, definitions) if kinds else one
+            named[pattern] = {"anyOf": [part, {"type": "null", "description": "takes away what the base has"}]}
     optimizers = definitions["Optimizers"]["properties"]
     for part, kinds in (("sparse", registry.OPTIMIZERS), ("dense", registry.DENSE_OPTIMIZERS)):
         optimizers[part] |= _one_of(kinds, places, definitions)

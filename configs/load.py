@@ -1,16 +1,19 @@
 """Recipes: read, overridden, checked, written back. Whatever is wrong becomes one sentence that names the key."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from livetrain.configs.bases import merge, on_base, read
-from livetrain.configs.complaints import first_complaint
+from livetrain.configs.bases import Spot, merge, on_base, read, take_away
+from livetrain.configs.complaints import Complaint, first_complaint
 from livetrain.configs.errors import BadInput, cut, shown, without_credentials
 from livetrain.configs.overrides import get, parse_override, put, quoted, short
+from livetrain.configs.removal import Place
 from livetrain.configs.schema import Recipe
+from livetrain.configs.shape import below
 from livetrain.configs.trees import dump_tree
 
 
@@ -20,8 +23,9 @@ def load_recipe(
     """Read a recipe, put other values over it, and check the whole.
 
     A recipe with the key ``base``, the path of another recipe file from its own folder, is that recipe with its own
-    keys put over it: mappings are merged key by key, anything else is replaced. The base may have a base of its own,
-    and need not be complete.
+    keys put over it. Mappings are merged key by key; a section of another kind, and anything else, is replaced. A null
+    takes a feature, table, task or slice away, wherever it is named. The base may have a base of its own, and need not
+    be complete.
 
     Args:
         source: a YAML file, what such a file holds, or a recipe.
@@ -41,25 +45,46 @@ def load_recipe(
         >>> load_recipe(recipe, **{"tables.movie.dim": 32}).tables["movie"].dim
         32
     """
-    tree, places, name = _open(source)
-    keys = []
+    tree, spots, name = _open(source)
+    said: list[tuple[Place, str]] = []
     for text in overrides:
         dotted, value = parse_override(text)
-        tree = put(tree, dotted, value, quoted(text))
-        keys.append((dotted, short(text)))
+        tree, places = _changed(tree, dotted, value, quoted(text))
+        said += [(place, short(text)) for place in places]
     for key, value in values.items():
         dotted, text = tuple(key.split(".")), f"{key}={value}"
-        tree = put(tree, dotted, merge(get(tree, dotted), value), quoted(text))
-        keys.append((dotted, short(text)))
+        tree, places = _changed(tree, dotted, value, quoted(text), merged=True)
+        said += [(place, short(text)) for place in places]
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        place, sentence = first_complaint(error, Recipe, tree)
-        where = _where(name, place, places, keys)
-        raise BadInput(f"{where}: {without_credentials(sentence)}") from None
+        complaint = first_complaint(error, Recipe, tree)
+        where = _where(name, complaint, spots, said)
+        raise BadInput(f"{where}: {without_credentials(complaint.sentence)}") from None
 
 
-def _open(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[dict, dict[tuple[str, ...], str], str]:
+def _changed(tree: dict, keys: Place, value: Any, said: str, merged: bool = False) -> tuple[dict, list[Place]]:
+    """Return a recipe's mapping with another value at some keys, and the places that this has changed.
+
+    Args:
+        tree: the mapping.
+        keys: where the value comes.
+        value: a null takes a feature, table, task or slice away, as in a recipe over its base.
+        said: what asks for it, for messages.
+        merged: put a mapping over the one that is there, not into its place.
+    """
+    over = value
+    for key in reversed(keys):
+        over = {key: over}
+    tree, over, anew = take_away(tree, over, lambda _: said)
+    if keys[-1] in (get(over, keys[:-1]) or ()):  # it was no such null
+        declared = reduce(lambda kind, n: below(kind, keys[n], get(tree, keys[:n])), range(len(keys)), Recipe)
+        value = get(over, keys)
+        tree = put(tree, keys, merge(get(tree, keys), value, declared) if merged else value, said)
+    return tree, [keys, *anew]
+
+
+def _open(source: str | Path | Mapping[str, Any] | Recipe) -> tuple[dict, dict[Place, Spot], str]:
     """Return a recipe's mapping, where each of its keys stands, and what to call it."""
     if isinstance(source, str | Path):
         return *read(Path(source)), str(source)
@@ -80,11 +105,11 @@ def override(recipe: Recipe, values: dict[str, Any]) -> Recipe:
     """
     tree: Any = recipe.model_dump(mode="json")
     for key, value in values.items():
-        tree = put(tree, tuple(key.split(".")), value, quoted(f"{key}={shown(value)}"))
+        tree, _ = _changed(tree, tuple(key.split(".")), value, quoted(f"{key}={shown(value)}"))
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise BadInput(first_complaint(error, Recipe, tree)[1]) from None
+        raise BadInput(first_complaint(error, Recipe, tree).sentence) from None
 
 
 def dump_recipe(recipe: Recipe, defaults: bool = True) -> str:
@@ -110,20 +135,31 @@ def _tree(recipe: Recipe, defaults: bool) -> dict[str, Any]:
     return tree
 
 
-def _where(
-    path: str, place: tuple[str, ...], places: dict[tuple[str, ...], str], overrides: list[tuple[tuple[str, ...], str]]
-) -> str:
-    """Name who said what stands at `place`: the last override that touches it, or else a line of the file."""
-    for keys, text in reversed(overrides):
+def _where(path: str, complaint: Complaint, spots: dict[Place, Spot], said: list[tuple[Place, str]]) -> str:
+    """Name who is to blame: the last override that touches the place of a complaint, or else a line of a file.
+
+    A recipe is to blame for what its base is not: where something is missing, where parts do not fit one another, and
+    where it names the kind of a section whose keys are the base's.
+
+    Args:
+        path: what was loaded.
+        complaint: what is wrong.
+        spots: where each key stands.
+        said: the places that overrides changed, and those overrides.
+    """
+    place = complaint.place
+    if complaint.across and said:
+        return f"{path} with {cut(' '.join(dict.fromkeys(text for _, text in said)), 100)}"
+    for keys, text in reversed(said):
         if place and (place[: len(keys)] == keys or keys[: len(place)] == place):
             return f"override '{text}'"
-    if not place and overrides:
-        return f"{path} with {cut(' '.join(text for _, text in overrides), 100)}"
-    if not place:
+    spot = next((spots[place[:n]] for n in range(len(place), 0, -1) if place[:n] in spots), None)
+    if spot is None:
         return path
-    while place and place not in places:
-        place = place[:-1]
-    return places.get(place, path)
+    if complaint.lacks or complaint.across:
+        return f"{path}, on {spot}" if spot.depth else str(spot)
+    tags = [spots[tag] for n in range(len(place)) for key in ("kind", "type") if (tag := (*place[:n], key)) in spots]
+    return f"{tags[-1]}, on {spot}" if tags and tags[-1].depth < spot.depth else str(spot)
 
 
 def _map_text(value: Any, change: Callable[[str], str]) -> Any:

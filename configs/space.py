@@ -225,7 +225,7 @@ def _domain(key: str, value: Any, above: dict[str, Domain]) -> Domain:
     try:
         domain = KINDS[kinds[0]].model_validate(value)
     except ValidationError as error:
-        raise BadInput(f"{key}: {first_complaint(error, KINDS[kinds[0]], value)[1]}") from None
+        raise BadInput(f"{key}: {first_complaint(error, KINDS[kinds[0]], value).sentence}") from None
     for other, wanted in domain.when.items():
         choice = above.get(other)
         if not isinstance(choice, Choice):

@@ -236,7 +236,6 @@ def load_spec(path: Path, kind: type[Kind]) -> Loaded[Kind]:
     try:
         return Loaded(kind.model_validate(tree), path.parent, where)
     except ValidationError as error:
-        place, sentence = first_complaint(error, kind, tree)
-        dotted = ".".join(place)
-        said = where(dotted).removesuffix(dotted) if dotted else f"{path}: "
-        raise BadInput(f"{said}{sentence}") from None
+        complaint = first_complaint(error, kind, tree)
+        dotted = ".".join(complaint.place)
+        raise BadInput(f"{where(dotted).removesuffix(dotted)}{complaint.sentence}") from None
