@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from livetrain.configs import plugins
-from livetrain.configs.errors import BadInput, nearest, shown
+from livetrain.configs.errors import BadInput, cut, nearest, shown
 from livetrain.configs.removal import Place, parts_of, tables_of, without
 from livetrain.configs.schema import Recipe
 from livetrain.configs.shape import below, kind_of
@@ -127,8 +127,9 @@ def take_away(under: dict, over: dict, said: Callable[[Place], str]) -> tuple[di
         place = (*section.split("."), name)
         if stood.get((section, name)) is None:
             known = [name for part, name in stood if part == section]
-            what = f"there is no {section.rsplit('.', 1)[-1][:-1]} '{name}'{nearest(name, known)}"
-            raise BadInput(f"{said(place)}: {'.'.join(place)}: null takes away what the base has, and {what}")
+            what = section.rsplit(".", 1)[-1].removesuffix("s")
+            none = f"there is no {what} '{cut(name)}'{nearest(name, known)}"
+            raise BadInput(f"{said(place)}: {cut('.'.join(place))}: null takes a {what} away, and {none}")
         under, missing = without(under, (section, name), used)
         over = _without_key(over, place)
         anew |= dict.fromkeys(missing, place)

@@ -208,8 +208,12 @@ def test_a_section_of_another_kind_replaces_the_bases(over, text, section, wante
         ),
         ("tasks: {like: {kind: focal}}", "over.yaml, line 2", "tasks.like.label is missing"),
         ("model: {attention: [{query: [movie]}]}", "over.yaml, line 2", "model.attention.0.events is missing"),
-        ("features:\n  nobody: null", "over.yaml, line 3", "features.nobody: null takes away what the base has, and"),
-        ("tasks: {like: null, clck: null}", "over.yaml, line 2", "tasks.clck: null takes away what the base has, and"),
+        (
+            "features:\n  nobody: null",
+            "over.yaml, line 3",
+            "features.nobody: null takes a feature away, and there is no",
+        ),
+        ("tasks: {like: null, clck: null}", "over.yaml, line 2", "tasks.clck: null takes a task away, and there is no"),
         ("tables: {spare: {rows: 4, dim: 4}}", "over.yaml, line 2", "tables.spare: no feature uses this table"),
         (
             "features: {rate: {type: id, table: user}, hour: {type: dense}}",
@@ -249,7 +253,7 @@ def test_what_was_taken_away_is_to_blame_for_what_is_missing(tmp_path, over):
 
 
 def test_an_override_that_takes_away_nothing_is_refused(refused):
-    taken = "override 'features.huor=null': features.huor: null takes away what the base has"
+    taken = "override 'features.huor=null': features.huor: null takes a feature away"
     assert refused("", "features.huor=null") == f"{taken}, and there is no feature 'huor' (did you mean 'hour'?)"
 
 
