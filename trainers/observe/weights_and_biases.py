@@ -156,9 +156,10 @@ def reported(recipe: Recipe, run: Path) -> bool:
     return recipe.wandb is None or _failure(run).exists() or _reported(run).exists()
 
 
-def later(run: Path, warn: Callable[[str], None]) -> Tracker:
-    """Return the tracker of a run that was trained before, to add to what it has sent."""
-    return Tracker(run_folder.recipe_of(run), run.resolve(), warn)
+def send_export(run: Path, folder: Path, signature: dict[str, Any], warn: Callable[[str], None] = log.warning) -> None:
+    """Add an export to what a run that was trained before has sent, where its recipe has a wandb section."""
+    with Tracker(run_folder.recipe_of(run), run.resolve(), warn) as tracker:
+        tracker.export(folder, signature)
 
 
 def _failure(run: Path) -> Path:
