@@ -25,8 +25,8 @@ def json_schema() -> dict[str, Any]:
     for section, kinds in (("features", registry.FEATURES), ("tasks", registry.TASKS), ("tables", None)):
         named = recipe["properties"][section]["patternProperties"]
         for pattern, one in named.items():
-            part = _one_of(kinds, places, definitions) if kinds else one
-            named[pattern] = {"anyOf": [part, {"type": "null", "description": "takes away what the base has"}]}
+            declared = _one_of(kinds, places, definitions) if kinds else one
+            named[pattern] = {"anyOf": [declared, {"type": "null", "description": "takes away what the base has"}]}
     optimizers = definitions["Optimizers"]["properties"]
     for part, kinds in (("sparse", registry.OPTIMIZERS), ("dense", registry.DENSE_OPTIMIZERS)):
         optimizers[part] |= _one_of(kinds, places, definitions)

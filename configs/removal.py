@@ -38,7 +38,7 @@ def without(tree: dict, part: Part, used: Iterable[str] = ()) -> tuple[dict, lis
         >>> anew
         [('model', 'item')]
     """
-    gone, anew = {part}, []
+    gone, anew = {part}, list[Place]()
     while gone:
         stood, looked_up = {*parts_of(tree)}, tables_of(tree)
         tree, missing = _sections(tree, gone.__contains__)
@@ -69,7 +69,7 @@ def tables_of(tree: dict) -> set[str]:
 
 def _sections(tree: dict, goes: Goes) -> tuple[dict, list[Place]]:
     """Return the recipe's sections without what goes, and the keys that the sections which stay have to be given."""
-    left, anew = {}, []
+    left, anew = dict[str, Any](), list[Place]()
     for name, section in tree.items():
         field = Recipe.model_fields.get(name)
         if field is None or not isinstance(section, dict):
@@ -92,7 +92,7 @@ def _section(declared: Any, section: dict, goes: Goes) -> tuple[dict, list[str]]
         for number, one in enumerate(section[key])
         if _cut(get_args(bare(field.annotation))[0], one, goes) is _GONE
     }
-    left, missing = {}, []
+    left, missing = dict[str, Any](), list[str]()
     for key, value in section.items():
         field = known.get(key)
         together = field is not None and any(isinstance(mark, Together) for mark in field.metadata)
