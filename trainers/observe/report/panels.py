@@ -54,8 +54,8 @@ def width(text: str, size: float, weight: str = "normal") -> float:
     """Return how many inches a line of text takes at 100 pixels to the inch, in points of `size`.
 
     Example:
-        >>> width("live", 10)
-        0.27
+        >>> width("live", 10) < width("live room", 10) < width("live room", 20)
+        True
     """
     font = FontProperties(size=size, weight=weight)
     return _renderer().get_text_width_height_descent(text, font, ismath=False)[0] / 100
