@@ -12,7 +12,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from livetrain.configs.schema import Feature, Quantization, Recipe
+from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.features.bag import pool
 from livetrain.modules.features.cross import cross
 from livetrain.modules.features.dense import Normalise
@@ -28,19 +28,19 @@ class Ids(nn.Module):
     Args:
         name: the feature.
         limit: longest list per row; 0 for a feature with at most one id.
-        weighted: whether each id has a weight.
+        beside: numbers that each id has: 1 of a weight, or those of a vector; 0 for none.
         transform: from the caller's ids to those that are looked up; None where they are the same.
     """
 
     name: str
     limit: int
-    weighted: bool
+    beside: int
 
-    def __init__(self, name: str, limit: int, weighted: bool, transform: nn.Module | None) -> None:
+    def __init__(self, name: str, limit: int, beside: int, transform: nn.Module | None) -> None:
         super().__init__()
         self.name = name
         self.limit = limit
-        self.weighted = weighted
+        self.beside = beside
         self.transform = transform
 
     def forward(
@@ -51,13 +51,13 @@ class Ids(nn.Module):
         Args:
             ids: feature -> (N,) integers of any value, row after row, newest last.
             lengths: feature -> (B,) integers, N = their sum. An id feature's may be left out when N = B.
-            dense: feature -> (N,) weights of each id of a bag that has them.
+            dense: feature -> what lies beside its ids: (N,) weights, or (N, w) vectors.
 
         Returns:
-            (M,) int64 ids, (B,) int64 lengths, M = their sum, and (M,) weights or None.
+            (M,) int64 ids, (B,) int64 lengths, M = their sum, and what lies beside the ids or None.
 
         Raises:
-            ValueError: the feature or its weights are missing, its ids are no integers, or lengths do not fit.
+            ValueError: the feature or what lies beside it is missing, its ids are no integers, or lengths do not fit.
         """
         if self.name not in ids:
             raise ValueError("ids: the feature '" + self.name + "' is missing")
@@ -71,30 +71,30 @@ class Ids(nn.Module):
             length = torch.ones_like(value)
         else:
             raise ValueError("lengths: those of the lists '" + self.name + "' are missing")
-        weights: Tensor | None = None
-        if self.weighted:
-            weights = _numbers(dense, self.name, 1)
-            if weights.numel() != value.numel():
-                raise ValueError("dense: '" + self.name + "' needs one weight of each of its ids")
-        value, length, weights = self._cut(value, length, weights)
+        beside: Tensor | None = None
+        if self.beside > 0:
+            beside = _numbers(dense, self.name, self.beside)
+            if beside.numel() != value.numel() * self.beside:
+                raise ValueError("dense: '" + self.name + "' needs one weight or vector of each of its ids")
+        value, length, beside = self._cut(value, length, beside)
         if self.transform is not None:
             value = self.transform(value)
-        return value, length, weights
+        return value, length, beside
 
-    def _cut(self, value: Tensor, length: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _cut(self, value: Tensor, length: Tensor, beside: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         if length.numel() == 0 and value.numel() == 0:
-            return value, length, weights
+            return value, length, beside
         if length.numel() == 0 or int(length.min()) < 0 or int(length.sum()) != value.numel():
             raise ValueError("lengths: those of '" + self.name + "' do not add up to its number of ids")
         if int(length.max()) <= max(self.limit, 1):
-            return value, length, weights
+            return value, length, beside
         if self.limit == 0:
             raise ValueError("lengths: '" + self.name + "' is an id feature, so a row has one id or none")
         ends = torch.repeat_interleave(torch.cumsum(length, 0), length)  # (N,), where the row of each id ends
         newest = ends - torch.arange(value.numel(), device=value.device) <= self.limit
-        if weights is not None:
-            weights = weights[newest]
-        return value[newest], torch.clamp(length, max=self.limit), weights
+        if beside is not None:
+            beside = beside[newest]
+        return value[newest], torch.clamp(length, max=self.limit), beside
 
 
 class NumberIds(nn.Module):
@@ -118,7 +118,7 @@ class NumberIds(nn.Module):
     def forward(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return (B,) int64 ids, lengths, all 1, and no weights; arguments as `Ids.forward`."""
+        """Return (B,) int64 ids, lengths, all 1, and nothing beside them; arguments as `Ids.forward`."""
         value = self.transform(_numbers(dense, self.name, self.width))
         return value, torch.ones_like(value), None
 
@@ -141,7 +141,7 @@ class CrossIds(nn.Module):
     def forward(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return (M,) int64 ids, (B,) lengths, and no weights; arguments as `Ids.forward`.
+        """Return (M,) int64 ids, (B,) lengths, and nothing beside them; arguments as `Ids.forward`.
 
         Raises:
             ValueError: also where the parts' rows are neither as many nor one.
@@ -183,13 +183,19 @@ class Lookup(nn.Module):
 
     def forward(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Return (M, dim) float32 embeddings and (B,) int64 lengths, M = their sum; arguments as `Ids.forward`."""
-        value, length, weights = self.source(ids, lengths, dense)
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Look a feature's ids up; arguments as `Ids.forward`.
+
+        Returns:
+            (M, dim) float32 embeddings, (B,) int64 lengths, M = their sum, and (M, w) vectors beside them, or None.
+        """
+        value, length, beside = self.source(ids, lengths, dense)
         found = self.table(hashing.row(value, self.table.rows, self.modulo))
         if self.pooling != "":
-            return pool(found, length, weights, self.pooling), torch.ones_like(length)
-        return found, length
+            return pool(found, length, beside, self.pooling), torch.ones_like(length), None
+        if beside is not None and beside.dim() == 1:  # vectors of one number
+            beside = beside.unsqueeze(1)
+        return found, length, beside
 
 
 class Numbers(nn.Module):
@@ -226,20 +232,23 @@ def _numbers(dense: dict[str, Tensor], name: str, width: int) -> Tensor:
     if name not in dense:
         raise ValueError("dense: the feature '" + name + "' is missing")
     found = dense[name].to(torch.float32)
+    if width > 1 and found.numel() == 0:  # as an empty list becomes a tensor of one dimension
+        return found.reshape(0, width)
     if width > 1 and (found.dim() != 2 or found.size(1) != width):
         raise ValueError("dense: '" + name + "' must be (rows, " + str(width) + "), not " + str(list(found.size())))
     return found
 
 
-def _source(name: str, features: Mapping[str, Feature], transforms: Mapping[str, nn.Module]) -> nn.Module:
+def _source(name: str, recipe: Recipe, transforms: Mapping[str, nn.Module]) -> nn.Module:
     """Return what makes a feature's ids of a caller's tensors."""
-    feature, transform = features[name], transforms[name]
+    feature, transform = recipe.features[name], transforms[name]
     if feature.parts:
-        return CrossIds(name, [_source(part, features, transforms) for part in feature.parts])
+        return CrossIds(name, [_source(part, recipe, transforms) for part in feature.parts])
     if feature.carrier == "numbers":
         return NumberIds(name, transform, feature.numbers)
     limit = feature.limit if feature.lists else 0
-    return Ids(name, limit, feature.weighted is not None, None if feature.plain else transform)
+    beside = recipe.beside(name)
+    return Ids(name, limit, 0 if beside is None else beside[1], None if feature.plain else transform)
 
 
 class Features(nn.Module):
@@ -263,7 +272,7 @@ class Features(nn.Module):
         lookups = []
         for name, table in keyed.items():
             modulo, pooling = recipe.tables[table].hash == "modulo", chosen[name].pooled or ""
-            lookups.append(Lookup(name, _source(name, chosen, made), tables[table], modulo, pooling))
+            lookups.append(Lookup(name, _source(name, recipe, made), tables[table], modulo, pooling))
         self.lookups = cast(Sequence[Lookup], nn.ModuleList(lookups))
         dense = {name: feature.numbers for name, feature in chosen.items() if feature.form == "dense"}
         numbers = (Numbers(name, changed[name], count, made[name].columns) for name, count in dense.items())
@@ -271,14 +280,17 @@ class Features(nn.Module):
 
     def _gather(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor], shared: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
-        """Return embeddings and lengths by feature and the dense table (B, D)."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, dict[str, Tensor]]:
+        """Return embeddings and lengths by feature, the dense table (B, D), and the vectors that events carry."""
         values: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
+        vectors: dict[str, Tensor] = {}
         rows, first = -1, ""
         for lookup in self.lookups:
-            found, count = lookup(ids, lengths, dense)
+            found, count, beside = lookup(ids, lengths, dense)
             values[lookup.name], counts[lookup.name] = found, count
+            if beside is not None:
+                vectors[lookup.name] = beside
             rows, first = _same(rows, first, count.size(0), lookup.name, shared)
         columns: list[Tensor] = []
         for number in self.numbers:
@@ -286,8 +298,9 @@ class Features(nn.Module):
             columns.append(column)
             rows, first = _same(rows, first, column.size(0), number.name, shared)
         if len(columns) > 0:
-            return values, counts, torch.cat([column.expand(rows, -1) for column in columns], dim=1)  # (B, D)
-        return values, counts, torch.zeros(rows, 0, device=counts[first].device)
+            table = torch.cat([column.expand(rows, -1) for column in columns], dim=1)  # (B, D)
+            return values, counts, table, vectors
+        return values, counts, torch.zeros(rows, 0, device=counts[first].device), vectors
 
 
 class Scorer(Features):
@@ -320,7 +333,7 @@ class Scorer(Features):
             ids: feature -> (N,), see `Ids`.
             lengths: feature -> (B,), see `Ids`.
             dense: feature -> (B,) numbers, or (B, w) of a feature of w > 1 per row, not normalised; NaN is a missing
-                value. Of a bag with weights: (N,), those.
+                value. Of a bag with weights (N,), those; of a sequence with vectors (N, w), those.
 
         Returns:
             task -> (B,) float32 predictions.
@@ -328,8 +341,8 @@ class Scorer(Features):
         Raises:
             ValueError: a feature is missing or does not fit the others.
         """
-        values, counts, table = self._gather(ids, lengths, dense, False)
-        return self._score(values, counts, table)
+        values, counts, table, vectors = self._gather(ids, lengths, dense, False)
+        return self._score(values, counts, table, vectors)
 
     @torch.jit.export
     def rank(self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -346,17 +359,21 @@ class Scorer(Features):
         Raises:
             ValueError: a feature is missing, or has neither one row nor as many as the other candidates' features.
         """
-        values, counts, table = self._gather(ids, lengths, dense, True)
+        values, counts, table, vectors = self._gather(ids, lengths, dense, True)
         size = table.size(0)
         if not self.shares:
             for lookup in self.lookups:
                 if counts[lookup.name].size(0) != size:
                     values[lookup.name] = values[lookup.name].repeat(size, 1)
+                    if lookup.name in vectors:
+                        vectors[lookup.name] = vectors[lookup.name].repeat(size, 1)
                     counts[lookup.name] = counts[lookup.name].expand(size)
-        return self._score(values, counts, table)
+        return self._score(values, counts, table, vectors)
 
-    def _score(self, values: dict[str, Tensor], counts: dict[str, Tensor], table: Tensor) -> dict[str, Tensor]:
-        logits = self.dense(values, counts, table, None)
+    def _score(
+        self, values: dict[str, Tensor], counts: dict[str, Tensor], table: Tensor, vectors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        logits = self.dense(values, counts, table, None, None, vectors)
         out: dict[str, Tensor] = {}
         for task, kind in self.kinds.items():
             out[task] = kind(logits[task])
@@ -381,8 +398,12 @@ class Encoder(Features):
         self.tower = getattr(towers, side)
         features = [name for name, columns in model.numbers.items() for _ in range(columns)]
         own = [column for column, name in enumerate(features) if name in towers.names[side]]
+        # The side's own columns, and behind those the ones that its events alone have a part in.
+        like = {name: feature for name, feature in model.inputs.like.items() if name in towers.names[side]}
+        own += [column for column, name in enumerate(features) if name in {*like.values()} - {*towers.names[side]}]
+        taken = [features[column] for column in own]
         whole = model.dense.normalise
-        self.normalise = Normalise(len(own))
+        self.normalise = Normalise(len(own), {name: taken.index(feature) for name, feature in like.items()})
         self.normalise.mean, self.normalise.std = whole.mean[own], whole.std[own]
         self.encode = None if model.dense.encode is None else model.dense.encode.of(towers.names[side])
 
@@ -400,10 +421,10 @@ class Encoder(Features):
         Raises:
             ValueError: a feature is missing or does not fit the others.
         """
-        values, counts, table = self._gather(ids, lengths, dense, False)
-        table = self.normalise(table)
+        values, counts, table, vectors = self._gather(ids, lengths, dense, False)
+        table, vectors = self.normalise(table), self.normalise.events(vectors)
         if self.encode is not None:
-            table = self.encode(table)
+            table, values = self.encode(table, values, vectors)
         return self.tower.encode(values, counts, table, None)
 
 

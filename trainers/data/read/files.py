@@ -226,6 +226,8 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
         wanted += [(column, feature.holds, f"features.{name}") for column in recipe.columns(name)]
         if feature.weighted:
             wanted.append((feature.weighted, "weights", f"features.{name}.weights"))
+        if feature.carried:
+            wanted.append((feature.carried, "vectors", f"features.{name}.vectors"))
     for name, task in recipe.tasks.items():
         numeric = TASKS.owner(task.kind).numeric
         wanted.append((task.label, "number" if numeric else "label", f"tasks.{name}.label"))
@@ -292,7 +294,7 @@ def id_kinds(recipe: Recipe, types: Mapping[str, pa.DataType]) -> dict[str, IdKi
 
 def is_null(kind: pa.DataType) -> bool:
     """Say whether a column holds null or lists of null throughout, written by one who knew no type."""
-    return pa.types.is_null(kind) or is_list(kind) and pa.types.is_null(kind.value_type)
+    return pa.types.is_null(kind) or is_list(kind) and is_null(kind.value_type)
 
 
 def common(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
@@ -328,6 +330,10 @@ def _vector(kind: pa.DataType) -> bool:
     return pa.types.is_null(kind) or is_list(kind) and _number(kind.value_type)
 
 
+def _vectors(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or is_list(kind) and _vector(kind.value_type)
+
+
 def _timestamp(kind: pa.DataType) -> bool:
     return pa.types.is_null(kind) or pa.types.is_timestamp(kind)
 
@@ -355,6 +361,7 @@ _KINDS = {
     "time": _Kind(_timestamp, "a timestamp, or an integer whose unit the feature gives", pa.timestamp("s")),
     "unix time": _Kind(_unix, "a timestamp or an integer", pa.int64()),
     "weights": _Kind(_vector, "list<float32>", pa.list_(pa.float32())),
+    "vectors": _Kind(_vectors, "a list of lists of float32", pa.list_(pa.list_(pa.float32()))),
     "dense": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
     "number": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
     "label": _Kind(_number, "an integer, boolean or float of 0 and 1", pa.float64()),
@@ -402,6 +409,8 @@ def _mend(kind: str, found: pa.DataType) -> str:
         return "set the feature's type: vector, or keep one value per row when preparing the data"
     if kind == "time" and _unix(found):
         return "set the feature's unit: s, ms, us or ns"
+    if kind == "vectors":
+        return "store a list per row, in it a vector of each of the row's ids"
     lists = kind in ("sequence", "vector", "weights")
     if is_list(found) and (not lists or is_list(element)):
         return f"keep one {'list' if lists else 'value'} per row when preparing the data"

@@ -24,6 +24,7 @@ from livetrain.modules.mixing import mix, uniform
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.draws import Chances, Places, bisect
 from livetrain.trainers.data.read.files import is_list, open_filesystem, short, shown, wanted_columns
+from livetrain.trainers.data.read.measure import Measure
 from livetrain.trainers.data.read.records import running
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
 
@@ -68,6 +69,7 @@ class Negatives:
         asked = [self._section.item, *self._section.within, *([air.start, air.end] if air else [])]
         asked += [self._section.popularity] if self._section.popularity else []
         table, name, known = _read(self._section.catalogue, "data.negatives.catalogue", [*asked, *features])
+        table = _like_split(table, source.schema, [*features, self._section.item, *self._section.within], name)
         for column in asked:
             if column not in known:
                 raise BadInput(
@@ -78,9 +80,10 @@ class Negatives:
                     f"data.negatives: column '{column}' of {name} is null in {nulls:,} items; fill it, or leave such "
                     "items out"
                 )
-        for feature, section in recipe.features.items():
-            if section.weighted and (recipe.column(feature) in known) != (section.weighted in known):
-                lacking = section.weighted if recipe.column(feature) in known else recipe.column(feature)
+        for feature in recipe.features:
+            of, beside = recipe.column(feature), recipe.beside(feature)
+            if beside is not None and (of in known) != (beside[0] in known):
+                lacking = beside[0] if of in known else of
                 raise BadInput(
                     f"data.negatives: {name} has no column '{lacking}', which features.{feature} reads beside one that "
                     "it has; put both in the catalogue, or neither"
@@ -90,16 +93,15 @@ class Negatives:
         self.taken = [feature for feature, columns in read.items() if columns & {*self._replaced}]
         self.kept = [feature for feature in read if feature not in self.taken]
         self._order(table, name)
-        self._items = {
-            column: _cast(table.column(column), source.schema.field(column).type, column, name).take(self._places)
-            for column in self._replaced
-        }
+        Measure(recipe, [n for n in recipe.features if {*recipe.reads(n)} <= known]).of(table, 0, name)
+        self._items = {column: carry.whole(table.column(column)).take(self._places) for column in self._replaced}
         # Of lists of ids that a drawn row has from its positive no copy is made, which most of the time would go to.
-        once = {recipe.column(name) for name, f in recipe.features.items() if f.carrier == "ids" and not f.weighted}
-        again = {c for name, f in recipe.features.items() if f.carrier != "ids" for c in recipe.columns(name)}
-        again.update(c for name, f in recipe.features.items() if f.weighted for c in (recipe.column(name), f.weighted))
+        alone = {name for name, f in recipe.features.items() if f.carrier == "ids" and recipe.beside(name) is None}
+        once = {recipe.column(name) for name in alone}
+        again = {column for name in recipe.features if name not in alone for column in recipe.reads(name)}
         self._shared = {name for name in once - again - known if is_list(source.schema.field(name).type)}
-        self._neighbours = _Neighbours(recipe, self) if self._section.hard else None
+        item = source.schema.field(self._section.item).type
+        self._neighbours = _Neighbours(recipe, self, item) if self._section.hard else None
 
     def _order(self, table: pa.Table, name: str) -> None:
         """Put the items in the order of their group and start, and keep what draws are made by."""
@@ -256,7 +258,7 @@ class Negatives:
 class _Neighbours:
     """Each item's neighbours in the catalogue, which a share of the draws is taken from."""
 
-    def __init__(self, recipe: Recipe, catalogue: Negatives) -> None:
+    def __init__(self, recipe: Recipe, catalogue: Negatives, item: pa.DataType) -> None:
         section = recipe.data.negatives
         assert section is not None
         assert section.hard is not None
@@ -269,8 +271,14 @@ class _Neighbours:
                     f"data.negatives.hard: {name} has no column '{column}'{nearest(column, known_names)}; "
                     "write each item's id and the list of its neighbours' ids"
                 )
-        ids, valid = _ids_or_none(table.column(section.item))
-        offsets, others = _lists(table.column(section.hard.column))
+        ids, valid = _ids_or_none(_cast(table.column(section.item), item, section.item, name))
+        column = table.column(section.hard.column)
+        if not is_list(column.type):
+            raise BadInput(
+                f"data.negatives.hard: column '{section.hard.column}' of {name} is {column.type}; write each item's "
+                "neighbours as a list of their ids"
+            )
+        offsets, others = _lists(_cast(column, pa.large_list(item), section.hard.column, name))
         found = catalogue.find(others)
         known = (found >= 0) & np.repeat(valid, np.diff(offsets))
         order = np.argsort(ids, kind="stable")
@@ -370,9 +378,17 @@ def _read(address: str, key: str, asked: Sequence[str]) -> tuple[pa.Table, str, 
     return table, name, known
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, file: str) -> pa.Array:
+def _like_split(table: pa.Table, split: pa.Schema, columns: Sequence[str], file: str) -> pa.Table:
+    """Return a catalogue with some columns of the types that the split's have, so that the ids of both are alike."""
+    for place, name in enumerate(table.column_names):
+        if name in columns:
+            table = table.set_column(place, name, _cast(table.column(name), split.field(name).type, name, file))
+    return table
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, file: str) -> pa.ChunkedArray:
     try:
-        return column.cast(kind).combine_chunks()
+        return column.cast(kind)
     except pa.ArrowException as error:
         raise BadInput(
             f"data.negatives: column '{name}' of {file} is {column.type}, and that of the training split is {kind}; "

@@ -332,7 +332,7 @@ def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None 
         BadInput: a label that is not of its task's kind, a null label of a task without `unknown: true`, a sample
             weight that is null, negative or infinite, NaN or an infinite value in a dense feature (a missing value is
             null), a value that float32 cannot hold, a vector of another length than its feature's,
-            or weights of a bag that are not one finite number of each id.
+            or weights or vectors of ids that are not one of each id, or not finite.
         CorruptGroup: with `on_corrupt: stop`.
     """
     measure, tasks = Measure(recipe), recipe.tasks
