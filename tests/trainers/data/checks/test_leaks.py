@@ -51,6 +51,13 @@ LEAKS = {
         pa.list_(pa.uint64()),
     ),
     "float16 copy": lambda rows: pa.array(rows["click"].astype(np.float16)),
+    "one number of a vector": lambda rows: pa.array(
+        [[0.5, click + 0.25, k % 7] for k, click in enumerate(rows["click"].tolist())], pa.list_(pa.float32(), 3)
+    ),
+    "one number of the newest event's vector": lambda rows: pa.array(
+        [[[k % 7, 1.0], [-click, 1.0]] for k, click in enumerate(rows["click"].tolist())],
+        pa.list_(pa.list_(pa.float32(), 2)),
+    ),
     "own event in the history": lambda rows: _history(rows, np.where(rows["click"], rows["streamer"], -1)),
 }
 

@@ -156,7 +156,7 @@ class Scope:
         return [(table, name) for table, name in dict.fromkeys(found) if self._columns[table][name] != quoted(name)]
 
     def no_numbers(self) -> Iterator[tuple[str, str, int, str]]:
-        """Yield (place, column, how many, one of them) of texts of CSV that are no numbers and make a place's value null.
+        """Yield (place, column, how many, one of them) of texts of CSV that are no numbers, and so null in expressions.
 
         Of the places by which rows are chosen, joined and given a time; those of columns and labels `select` counts.
         """
