@@ -184,7 +184,7 @@ class Encode(nn.Module):
             if vectors is not None:
                 for name in self.followers[place]:
                     joined[name] = torch.cat([values[name], encoder(vectors[name])], 1)
-            place += 1
+            place += 1  # noqa: SIM113  (TorchScript does not enumerate a ModuleDict)
         return torch.cat(encoded, 1) if len(encoded) > 0 else dense, joined
 
 

@@ -20,7 +20,8 @@ from livetrain.modules.model import set_statistics
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.catalogue import CATALOGUE
 from livetrain.trainers.data.read.reader import Reader
-from livetrain.trainers.data.read.source import Source, Statistics
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.evaluate import selection
 from livetrain.trainers.evaluate.evaluation import Evaluation
 from livetrain.trainers.evaluate.intervals import Bootstrap

@@ -15,7 +15,8 @@ from livetrain.trainers.data.checks import brief, pretrained
 from livetrain.trainers.data.read import negatives
 from livetrain.trainers.data.read.catalogue import CATALOGUE, Catalogue
 from livetrain.trainers.data.read.measure import Measure
-from livetrain.trainers.data.read.source import CorruptGroup, Source, Statistics, scan
+from livetrain.trainers.data.read.source import CorruptGroup, Source
+from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.evaluate.selection import check_select, parts, stand_in, undefined
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.runtime import scratch

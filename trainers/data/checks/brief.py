@@ -19,7 +19,8 @@ from livetrain.trainers.data.checks.dataset import spaced
 from livetrain.trainers.data.checks.findings import Verdict, listed, share
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.files import IdKind, is_text, open_filesystem
-from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source, Statistics
+from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
+from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.data.write import layout
 
 PROBED = 32_768  # rows of train/ that are probed, and rows of each other split that are looked at
