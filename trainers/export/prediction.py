@@ -17,8 +17,9 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Evaluate, Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.scorer import Encoder, Scorer
+from livetrain.trainers.data.read.columns import check_columns, id_kinds, settled, wanted_columns
 from livetrain.trainers.data.read.decode import Decoder
-from livetrain.trainers.data.read.files import check_columns, id_kinds, settled, short, wanted_columns
+from livetrain.trainers.data.read.files import short
 from livetrain.trainers.data.read.records import Columns
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import manifest, run_folder

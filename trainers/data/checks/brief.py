@@ -18,7 +18,8 @@ from livetrain.trainers.data.checks import leaks
 from livetrain.trainers.data.checks.dataset import spaced
 from livetrain.trainers.data.checks.findings import Verdict, listed, share
 from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.files import IdKind, is_text, open_filesystem
+from livetrain.trainers.data.read.columns import IdKind, is_text
+from livetrain.trainers.data.read.files import open_filesystem
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
 from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.data.write import layout

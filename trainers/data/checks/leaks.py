@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 
 from livetrain.modules.metrics import binary as metrics
 from livetrain.trainers.data.checks.findings import Finding, Verdict, listed
-from livetrain.trainers.data.read.files import is_list, is_text
+from livetrain.trainers.data.read.columns import is_list, is_text
 
 LOOK, WRONG = 0.85, 0.98
 SAMPLE = 100_000  # rows

@@ -11,7 +11,7 @@ from rich.text import Text
 from livetrain.trainers.data.checks import ids, keys, labels, leaks, lengths, ranges
 from livetrain.trainers.data.checks.dataset import Dataset, open_dataset
 from livetrain.trainers.data.checks.findings import Finding, Verdict, share
-from livetrain.trainers.data.read.files import is_list, is_text, worded
+from livetrain.trainers.data.read.columns import is_list, is_text, worded
 
 STYLES = {Verdict.ok: "green", Verdict.look: "yellow", Verdict.wrong: "bold red"}
 

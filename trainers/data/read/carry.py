@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Feature
-from livetrain.trainers.data.read.files import is_list, is_text
+from livetrain.trainers.data.read.columns import is_list, is_text
 from livetrain.trainers.data.read.records import Column, running
 from livetrain.trainers.data.write.ids import string_ids
 

@@ -6,14 +6,8 @@ import pyarrow as pa
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.data.read.files import (
-    IdKind,
-    files_below,
-    open_filesystem,
-    settled,
-    shown,
-    wanted_columns,
-)
+from livetrain.trainers.data.read.columns import IdKind, settled, wanted_columns
+from livetrain.trainers.data.read.files import files_below, open_filesystem, shown
 from livetrain.trainers.data.read.source import RowGroup, Source
 
 CATALOGUE = "catalogue"  # in the place of a split's name

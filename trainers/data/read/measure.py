@@ -12,7 +12,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.features.registry import transforms
 from livetrain.modules.mixing import mix
 from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.files import is_list
+from livetrain.trainers.data.read.columns import is_list
 
 SAMPLE = 1 << 16  # rows that quantiles are taken of: a quantile is off by .2 % of the rows, one standard deviation
 

@@ -14,19 +14,16 @@ from pyarrow import fs
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.data.read.files import (
+from livetrain.trainers.data.read.columns import (
     IdKind,
     check_columns,
     common,
     id_kinds,
-    read_footer,
     settled,
-    short,
-    shown,
-    split_files,
     wanted_columns,
     worded,
 )
+from livetrain.trainers.data.read.files import read_footer, short, shown, split_files
 from livetrain.trainers.data.read.slices import Slices
 
 log = logging.getLogger(__name__)
