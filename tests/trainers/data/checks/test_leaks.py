@@ -116,6 +116,18 @@ def test_scores_are_ranked_as_scikit_learn_ranks_them():
     assert found.auc == pytest.approx(wanted, abs=1e-12)
 
 
+def test_each_number_of_a_vector_is_probed_on_the_same_rows_as_its_label(monkeypatch):
+    monkeypatch.setattr(leaks, "CELLS", 2000)  # every fourth row
+    rng = np.random.default_rng(1)
+    label = rng.random(2345) < 0.3
+    numbers = rng.normal(size=(2345, 3)) + np.stack([label * 0, label * 2, label * 0], 1)
+    vectors = pa.array([None if n % 9 == 0 else row.tolist() for n, row in enumerate(numbers)])
+    (found,) = leaks.probe(pa.table({"v": vectors, "y": label}), ["v"], ["y"])
+    some = np.arange(0, 2345, 4)
+    wanted = roc_auc_score(label[some], np.where(some % 9 == 0, -99, numbers[some, 1]))
+    assert (found.how, found.auc) == ("number 2", pytest.approx(wanted, abs=1e-12))
+
+
 def test_rates_are_taken_out_of_fold():
     """A loop over rows as twin; and an id of its own for every row says nothing, where rates within fold would leak."""
     rng = np.random.default_rng(2)
