@@ -310,6 +310,7 @@ def test_a_run_measures_among_the_items_of_a_file(run, data, tmp_path):
     assert 0 < found["test.click.unlisted"] < found["test.click.queries"]
 
 
+@pytest.mark.slow
 def test_a_catalogue_of_strings_weighted_bags_and_vectors_finds_what_the_split_does(tmp_path):
     data, draw = samples.write(tmp_path / "data", rows=400), np.random.default_rng(0)
     of_items = {}
@@ -319,7 +320,7 @@ def test_a_catalogue_of_strings_weighted_bags_and_vectors_finds_what_the_split_d
         movies = [str(k % 40) for k in range(len(table))]
         for movie in movies:
             words = [f"t{k}" for k in draw.integers(0, 9, draw.integers(0, 4))]
-            weights, picture = draw.normal(size=len(words)), draw.normal(size=2)
+            weights, picture = draw.normal(size=len(words)).tolist(), draw.normal(size=2).tolist()
             of_items.setdefault(movie, (words, weights, picture if movie != "3" else None))
         columns = zip(*(of_items[movie] for movie in movies), strict=True)
         table = table.set_column(1, "movie", pa.array(movies, pa.large_string()))

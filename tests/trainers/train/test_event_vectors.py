@@ -63,11 +63,13 @@ def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, whole, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_work(two_ranks, data, whole, tmp_path):
-    first, second = two_ranks.run(train, job(data, tmp_path, **CHANGES))
-    assert first["result"] == second["result"]
-    for name, value in whole[1]["dense"].items():
-        assert torch.allclose(first["dense"][name], value, atol=1e-4), name
+def test_two_ranks_learn_what_one_does(two_ranks, data, tmp_path):
+    """With SGD, so that they differ by rounding alone."""
+    made = CHANGES | {"optimizers__sparse__kind": "sgd", "optimizers__dense__kind": "sgd"}
+    one = train(job(data, tmp_path / "one", **made))
+    two = two_ranks.run(train, job(data, tmp_path / "two", **made))[0]
+    for name, value in one["dense"].items():
+        torch.testing.assert_close(two["dense"][name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])

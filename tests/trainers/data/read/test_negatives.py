@@ -183,13 +183,13 @@ def test_a_catalogue_may_have_strings_weighted_bags_and_vectors(tmp_path, intege
     movies = items["movie"] if integers else pa.array(list(map(str, names))).dictionary_encode()
     items = items.set_column(0, "movie", movies).append_column("tags", pa.array(tags))
     items = items.append_column("tag_weights", pa.array(weights))
-    items = items.append_column("picture", pa.array(list(pictures), pa.list_(pa.float32(), 2)))
+    items = items.append_column("picture", pa.array(pictures.tolist(), pa.list_(pa.float32(), 2)))
     pq.write_table(items, tmp_path / "catalogue.parquet")
     file = data / "train/part-0.parquet"
     table = pq.read_table(file)
     seen = table["history"].combine_chunks()
     texts = pa.ListArray.from_arrays(seen.offsets, seen.flatten().cast(pa.string()))
-    beside = pa.array(list(draw.normal(size=(len(seen.flatten()), 2))), pa.list_(pa.float32(), 2))
+    beside = pa.array(draw.normal(size=(len(seen.flatten()), 2)).tolist(), pa.list_(pa.float32(), 2))
     for name, column in (
         ("movie", table["movie"].cast(pa.string())),
         ("history", texts),
