@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import EmbeddedFeature
-from livetrain.configs.values import Length, Name, Text
+from livetrain.configs.values import FeatureName, Length, Text
 
 
 class SequenceFeature(EmbeddedFeature):
@@ -21,7 +21,7 @@ class SequenceFeature(EmbeddedFeature):
     vectors: Text | None = Field(
         None, description="column with a list of vectors per row, one of each id (null = missing)"
     )
-    like: Name | None = Field(
+    like: FeatureName | None = Field(
         None, description="the candidate's feature of type vector: width, normalisation and projection of `vectors`"
     )
     form: ClassVar[Literal["id", "sequence", "dense"]] = "sequence"

@@ -113,7 +113,9 @@ def test_two_towers_share_what_is_learned_of_a_vector(data, tmp_path):
     table = pq.read_table(data / "test")
     for side, other in (("user", "picture"), ("item", "pictures")):
         by_file, by_run = (
-            np.stack(Predictor(weights_of(tmp_path / "run", place, side)).predict(table.drop_columns([other]))[0])
+            np.stack(
+                Predictor(weights_of(tmp_path / "run", place, side)).predict(table.drop_columns([other]))[0].to_numpy()
+            )
             for place in (tmp_path / "out", "best")
         )
         np.testing.assert_allclose(by_file, by_run, atol=1e-6)

@@ -140,5 +140,6 @@ def _numbers(schema: pa.Schema) -> list[str]:
 
 
 def _usable(kind: pa.DataType) -> bool:
-    element = kind.value_type if is_list(kind) else kind
-    return ranges.is_number(element) or is_text(element)
+    if is_list(kind):
+        return _usable(kind.value_type)
+    return ranges.is_number(kind) or is_text(kind)

@@ -12,12 +12,11 @@ from functools import cache
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
-from matplotlib.textpath import TextToPath
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Okabe and Ito's, safe for the colour blind; then the same lighter and darker, which greyscale tells apart too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -39,16 +38,32 @@ def task_style(number: int) -> dict[str, Any]:
     return {"color": colors[number % len(colors)], "marker": MARKERS[number % len(MARKERS)]}
 
 
-@cache
-def width(text: str, size: float, weight: str = "normal") -> float:
-    """Return how many inches a line of text takes, in points of `size`.
+def letters_on(color: str) -> str:
+    """Return the colour of letters that can be read on another, which is given as ``#rrggbb``.
 
     Example:
-        >>> round(width("live", 10), 2)
-        0.24
+        >>> letters_on("#0072B2"), letters_on("#E69F00")
+        ('white', '#222222')
+    """
+    red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 125 else INK
+
+
+@cache
+def width(text: str, size: float, weight: str = "normal") -> float:
+    """Return how many inches a line of text takes at 100 pixels to the inch, in points of `size`.
+
+    Example:
+        >>> width("live", 10) < width("live room", 10) < width("live room", 20)
+        True
     """
     font = FontProperties(size=size, weight=weight)
-    return TextToPath().get_text_width_height_descent(text.replace("$", "S"), font, ismath=False)[0] / 72
+    return _renderer().get_text_width_height_descent(text, font, ismath=False)[0] / 100
+
+
+@cache
+def _renderer() -> RendererAgg:
+    return RendererAgg(1, 1, 100)
 
 
 def fitting(text: str, inches: float, size: float, weight: str = "normal") -> str:
@@ -127,13 +142,6 @@ def panel(axes: Axes, title: str, x: str = "", y: str = "", scale: float = 1) ->
     axes.tick_params(which="both", colors=GREY, labelsize=11 * scale, length=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#BBBBBB")
-
-
-def step_axis(axes: Axes, lines: list[dict[str, Any]]) -> None:
-    """Let the x axis count steps up to the log's last one."""
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    axes.set_xlim(0, 1.03 * max([line["step"] for line in lines], default=0) or 1)
 
 
 def missing(axes: Axes, text: str) -> None:
