@@ -132,8 +132,8 @@ class Measure:
                 feature's vectors, or weights or vectors are not one of each id, or not finite.
         """
         for name, (feature, column, width) in self._listed.items():
-            lists = (carry.whole(table.column(each)) for each in (feature.column or name, column))
-            carry.beside(name, feature, *lists, width, where)
+            ids, beside = (carry.whole(table.column(each)) for each in (feature.column or name, column))
+            carry.beside(name, feature, ids, beside, width, where)
         moments, drawn = [np.zeros((len(table), 0))], []
         for name, feature in self._features.items():
             arrays = [carry.whole(table.column(column)) for column in self._names[name]]

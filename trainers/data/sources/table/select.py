@@ -161,7 +161,7 @@ class Scope:
         Of the places by which rows are chosen, joined and given a time; those of columns and labels `select` counts.
         """
         spec = self._loaded.spec
-        asked = [("log.where", "log", spec.log.where, True)]
+        asked: list[tuple[str, str | None, str | None, bool]] = [("log.where", "log", spec.log.where, True)]
         for name, join in spec.joins.items():
             asked += [(f"joins.{name}.where", name, join.where, True), (f"joins.{name}.on", "log", join.on, False)]
         if spec.time is not None:
