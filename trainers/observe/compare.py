@@ -1,12 +1,15 @@
 """Runs side by side: what differs in their recipes, their figures with what chance leaves open, their curves."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
 from livetrain.configs.errors import BadInput
@@ -189,10 +192,10 @@ def _figure(found: Compared, at: int, key: str) -> str:
 def _costs(found: Compared) -> list[tuple[str, list[str]]]:
     """Return what the runs are and took."""
 
-    def cells(get: Any) -> list[str]:
+    def cells(get: Callable[[Listed], str | None]) -> list[str]:
         return [get(run) or "-" for run in found.runs]
 
-    def result(key: str, shown: Any) -> list[str]:
+    def result(key: str, shown: Callable[[Any], str | None]) -> list[str]:
         return cells(lambda run: shown(run.result[key]) if run.result.get(key) is not None else None)
 
     rows = [
@@ -252,27 +255,35 @@ def draw(found: Compared) -> Figure:
         epochs = {line.get("step"): line.get("epoch") for line in train}
         evaluations = [line for line in lines if line.get("kind") == "eval" and line.get("split") == "valid"]
         name = found.names[at] if len(found.names[at]) <= 28 else f"{found.names[at][:13]}…{found.names[at][-14:]}"
-        _curve(axes[0], name, at, [(line.get("epoch"), line.get("loss")) for line in _thinned(train)])
+        _curve(axes[0], name, at, _smoothed(_known((line.get("epoch"), line.get("loss")) for line in train)))
         for place, metric in zip(axes[1:], chosen, strict=True):
-            _curve(place, name, at, [(epochs.get(line.get("step")), line.get(metric)) for line in evaluations])
-    for place, title in zip(axes, ["Loss of training", *(f"{metric} on valid" for metric in chosen)], strict=True):
+            _curve(place, name, at, _known((epochs.get(line.get("step")), line.get(metric)) for line in evaluations))
+    titles = ["Loss of training, in means", *(f"{metric} on valid" for metric in chosen)]
+    for place, title in zip(axes, titles, strict=True):
         panel(place, title, "epoch")
-        if not place.lines:
+        place.yaxis.set_major_locator(MaxNLocator(7, prune="lower"))  # the lowest may meet the x axis' first
+        if not any(len(line.get_xdata()) for line in place.lines):
             missing(place, "no run has come so far")
-    last = next((place for place in reversed(axes) if place.lines), None)
-    if last is not None:
-        legend_beside(last)
+    legend_beside(axes[-1])
     return figure
 
 
-def _thinned(lines: list[dict[str, Any]], most: int = 400) -> list[dict[str, Any]]:
-    """Return so many lines of a log at most, evenly spread, the last one among them."""
-    return lines[:: -(-len(lines) // most)] + lines[-1:] if len(lines) > most else lines
+def _smoothed(points: list[tuple[float, float]], most: int = 60) -> list[tuple[float, float]]:
+    """Return the means of at most so many stretches of points that follow one another: one step's loss tells little."""
+    stretches = (
+        [part for part in np.array_split(np.array(points), min(most, len(points))) if len(part)] if points else []
+    )
+    return [(float(part[-1, 0]), float(part[:, 1].mean())) for part in stretches]
 
 
-def _curve(axes: Any, name: str, number: int, points: list[tuple[Any, Any]]) -> None:
-    known = [(x, y) for x, y in points if finite_number(x) is not None and finite_number(y) is not None]
-    if known:
-        style = task_style(number)
-        every = max(len(known) // 12, 1)
-        axes.plot(*zip(*known, strict=True), label=name, linewidth=1.8, markersize=5, markevery=every, **style)
+def _known(points: Iterable[tuple[Any, Any]]) -> list[tuple[float, float]]:
+    """Return the points of which both numbers are known."""
+    pairs = ((finite_number(x), finite_number(y)) for x, y in points)
+    return [(x, y) for x, y in pairs if x is not None and y is not None]
+
+
+def _curve(axes: Axes, name: str, number: int, points: list[tuple[float, float]]) -> None:
+    """Draw a run's curve; one without points stands in the legend all the same."""
+    style = task_style(number) | {"markersize": 5, "markevery": max(len(points) // 12, 1)}
+    style["linestyle"] = ("-", "--", ":", "-.")[number // 12 % 4]  # styles come again after twelve
+    axes.plot([x for x, _ in points], [y for _, y in points], label=name, **style)

@@ -90,11 +90,10 @@ def curve(at, steps=30):
             yield {"kind": "eval", "split": "valid", "step": step, "like.auc": 0.7 + step / 300 + at / 100}
 
 
-def test_long_logs_are_thinned_to_their_last_line():
-    lines = [{"step": step} for step in range(1001)]
-    assert module._thinned(lines)[-1] == {"step": 1000}
-    assert len(module._thinned(lines)) <= 402
-    assert module._thinned(lines[:5]) == lines[:5]
+def test_losses_are_means_of_stretches():
+    assert module._smoothed([(step, step % 2) for step in range(600)]) == [(10 * at + 9, 0.5) for at in range(60)]
+    assert module._smoothed([(1.0, 5.0), (2.0, 7.0)]) == [(1.0, 5.0), (2.0, 7.0)]
+    assert module._smoothed([]) == []
 
 
 def test_runs_of_one_name_go_by_their_folders(tmp_path):
