@@ -338,7 +338,8 @@ class Inspection:
         self.check(len(tests) == 1, f"metrics.jsonl has {len(tests)} test lines")
 
     def report(self) -> None:
-        self.check(imread(self.run / "report.png").shape[:2] == (1000, 1600), "report.png has another size")
+        self.check(imread(self.run / "report.png").shape[1] == 1600, "report.png has another width")
+        self.check((self.run / "report.html").read_text().endswith("</html>\n"), "report.html is cut short")
 
     def exported(self) -> None:
         """The export is whole and scores its own rows as it says."""

@@ -58,7 +58,7 @@ def train(
     out.print(summary_table(result))
     for line in table_lines(result):
         say(line)
-    say(f"everything is in {run.folder}; plots: report.png{_exported(run.folder)}")
+    say(f"everything is in {run.folder}; plots: report.png and report.html{_exported(run.folder)}")
 
 
 def _exported(run: Path) -> str:

@@ -43,6 +43,8 @@ from livetrain.trainers.train.loop import Job, Tell, Trainer, empty_slices
 
 Work = Callable[[torch.device], dict[str, Any]]
 
+log = logging.getLogger("livetrain")
+
 _TELL_S = 0.25  # between words on how far an evaluation is
 _PATIENCE_S = 20.0  # longest wait for workers that are on their way out
 
@@ -148,9 +150,14 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
 
 
 def _show(recipe: Recipe, run: Path, result: dict[str, Any]) -> None:
-    """Draw what a finished run shows, and send it where the recipe says."""
-    spectrum.write_spectrum(run, result["spectra"])
-    weights_and_biases.report(recipe, run, report.write_report(run), result)
+    """Draw what a finished run shows, and send it where the recipe says; a failure leaves the run trained."""
+    try:
+        spectrum.write_spectrum(run, result["spectra"])
+        picture = report.write_report(run)
+    except Exception as error:
+        log.warning(f"{run}: the report is not drawn, for {type(error).__name__}: {error}; start the run again for it")
+    else:
+        weights_and_biases.report(recipe, run, picture, result)
 
 
 def _export(run: Path) -> None:

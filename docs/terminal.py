@@ -20,7 +20,7 @@ from tests import samples
 OUT = Path(__file__).parent / "start" / "terminal"
 SOCKET, NAME, COLUMNS, LONGEST_S = "livetrain-docs", "docs", 100, 900
 SESSION = [  # (file, command, what stands there when the screen is kept; by default its end)
-    ("start", "livetrain train recipe.yaml name=first", r"step \d+/"),
+    ("start", "livetrain train recipe.yaml name=first", r"\d left"),
     ("train", None, None),
     ("wide", "livetrain train recipe.yaml name=wide 'model.units=[64]'", None),
     ("evaluating", "livetrain evaluate runs/first --split valid", r"[1-9]\d*/\d+ batches"),

@@ -110,7 +110,7 @@ def test_train_hands_the_settled_recipe_down(call, floor_below, run):
     (name, recipe, runs), table, lines = floor_below.calls
     assert (name, recipe.train.epochs, recipe.tables["movie"].dim, runs) == ("train", 2, 32, run.parent)
     assert table[1:] == lines[1:] == ({"name": "wide", "test.label.auc": 0.8},)
-    assert out == f"TABLE\nLINE\neverything is in {run}; plots: report.png\n"
+    assert out == f"TABLE\nLINE\neverything is in {run}; plots: report.png and report.html\n"
 
 
 def test_evaluate_hands_its_choices_down(call, floor_below, run):

@@ -195,7 +195,7 @@ def runs_table(found: list[Listed], now: float | None = None) -> Table:
         shown.add_column(head, justify="right", no_wrap=True)
     for run in found:
         state = Text(run.progress, STYLES[run.state])
-        words = [run.name, state, run.model or "-", _short(run.data), run.metric or "-"]
+        words: list[str | Text] = [run.name, state, run.model or "-", _short(run.data), run.metric or "-"]
         shown.add_row(*words, number(run.valid), number(run.test), age(now - run.changed))
     return shown
 

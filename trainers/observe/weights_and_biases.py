@@ -69,7 +69,7 @@ class Tracker:
             self._try(self._log, content.get("split", "train"), content)
 
     def report(self, picture: Path, result: dict[str, Any]) -> None:
-        """Send a finished run's report and the figures of its result."""
+        """Send a finished run's report, the picture and the page beside it, and the figures of its result."""
         self._try(self._report, picture, result)
 
     def export(self, folder: Path, signature: dict[str, Any]) -> None:
@@ -128,7 +128,8 @@ class Tracker:
     def _report(self, picture: Path, result: dict[str, Any]) -> None:
         import wandb
 
-        self._run.log({"step": result["step"], "report": wandb.Image(str(picture))})
+        page = wandb.Html(str(picture.with_suffix(".html")), inject=False)  # as it is
+        self._run.log({"step": result["step"], "report": wandb.Image(str(picture)), "report_page": page})
         figures = {k: v for k, v in manifest.finite(result).items() if isinstance(v, int | float)}
         self._run.summary.update(figures)
 

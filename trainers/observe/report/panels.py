@@ -12,11 +12,11 @@ from functools import cache
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
-from matplotlib.textpath import TextToPath
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Okabe and Ito's, safe for the colour blind; then the same lighter and darker, which greyscale tells apart too.
@@ -39,16 +39,32 @@ def task_style(number: int) -> dict[str, Any]:
     return {"color": colors[number % len(colors)], "marker": MARKERS[number % len(MARKERS)]}
 
 
-@cache
-def width(text: str, size: float, weight: str = "normal") -> float:
-    """Return how many inches a line of text takes, in points of `size`.
+def letters_on(color: str) -> str:
+    """Return the colour of letters that can be read on another, which is given as ``#rrggbb``.
 
     Example:
-        >>> round(width("live", 10), 2)
-        0.24
+        >>> letters_on("#0072B2"), letters_on("#E69F00")
+        ('white', '#222222')
+    """
+    red, green, blue = (int(color[place : place + 2], 16) for place in (1, 3, 5))
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 125 else INK
+
+
+@cache
+def width(text: str, size: float, weight: str = "normal") -> float:
+    """Return how many inches a line of text takes at 100 pixels to the inch, in points of `size`.
+
+    Example:
+        >>> width("live", 10)
+        0.27
     """
     font = FontProperties(size=size, weight=weight)
-    return TextToPath().get_text_width_height_descent(text.replace("$", "S"), font, ismath=False)[0] / 72
+    return _renderer().get_text_width_height_descent(text, font, ismath=False)[0] / 100
+
+
+@cache
+def _renderer() -> RendererAgg:
+    return RendererAgg(1, 1, 100)
 
 
 def fitting(text: str, inches: float, size: float, weight: str = "normal") -> str:
