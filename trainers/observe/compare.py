@@ -205,7 +205,8 @@ def _costs(found: Compared) -> list[tuple[str, list[str]]]:
         ("best checkpoint's step", result("best_step", lambda step: f"{step:,}")),
         ("time", result("wall_s", lambda seconds: f"{seconds:,.0f} s")),
         ("rows/s", result("rows_per_s", lambda rate: f"{rate:,.0f}")),
-        ("workers", cells(lambda run: f"{run.result['workers']} on {run.result['device']}" if run.result else None)),
+        ("workers", result("workers", str)),
+        ("device", result("device", str)),
         ("most memory of a worker", result("memory", lambda peak: amount(peak["host"]))),
         ("the same, GPU", result("memory", lambda peak: amount(peak["gpu"]) if peak["gpu"] else None)),
     ]
