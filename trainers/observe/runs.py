@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from livetrain.configs.errors import BadInput, nearest
-from livetrain.configs.load import read_tree
+from livetrain.configs.trees import read_tree
 from livetrain.trainers.runtime import manifest, run_folder
 from livetrain.trainers.runtime.run_folder import LOCK, LOG
 
