@@ -26,7 +26,6 @@ from livetrain.trainers.observe.report.panels import (
 )
 from livetrain.trainers.observe.runs import Listed, look
 from livetrain.trainers.runtime import run_folder, runlog
-from livetrain.trainers.train.memory import amount
 
 if TYPE_CHECKING:
     import pandas
@@ -207,10 +206,14 @@ def _costs(found: Compared) -> list[tuple[str, list[str]]]:
         ("rows/s", result("rows_per_s", lambda rate: f"{rate:,.0f}")),
         ("workers", result("workers", str)),
         ("device", result("device", str)),
-        ("most memory of a worker", result("memory", lambda peak: amount(peak["host"]))),
-        ("the same, GPU", result("memory", lambda peak: amount(peak["gpu"]) if peak["gpu"] else None)),
+        ("most memory of a worker", result("memory", lambda peak: _mebibytes(peak["host"]))),
+        ("the same, GPU", result("memory", lambda peak: _mebibytes(peak["gpu"]) if peak["gpu"] else None)),
     ]
     return [row for row in rows if set(row[1]) != {"-"}]
+
+
+def _mebibytes(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 def remarks(found: Compared) -> list[str]:
