@@ -213,7 +213,7 @@ def _costs(found: Compared) -> list[tuple[str, list[str]]]:
 
 
 def _mebibytes(size: float) -> str:
-    return f"{size / 2**20:,.0f} MiB"
+    return f"{size / 2**20:,.1f} MiB"
 
 
 def remarks(found: Compared) -> list[str]:
