@@ -66,3 +66,10 @@ Place = Literal["best", "upper left", "upper right", "lower left", "lower right"
 def legend(axes: Axes, place: Place, columns: int = 1) -> Legend:
     """Draw the legend of what is labelled."""
     return axes.legend(loc=place, ncols=columns, fontsize=12, labelcolor=INK, framealpha=0.9, edgecolor="white")
+
+
+def shortened(name: str, most: int) -> str:
+    """Return a name of at most so many letters: its middle is left out, for names often begin or end alike."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most // 2]}…{name[len(name) - (most - most // 2 - 1) :]}"
