@@ -86,7 +86,7 @@ class Run:
 
         Args:
             kind: ``train`` for the lines of training, ``eval`` for one line per evaluation; by default all lines,
-                notes too.
+                notes and the beginnings of stages too.
         """
         import pandas
 
@@ -138,7 +138,7 @@ class Run:
 
 
 def train(recipe: "str | Path | Mapping[str, Any] | Recipe", /, *, runs: str | Path = "runs", **overrides: Any) -> Run:
-    """Train a recipe to its end. A run of the same name that was killed goes on from its last checkpoint.
+    """Train a recipe to its end, and export it. A run of the same name that was killed goes on where it was.
 
     Args:
         recipe: a YAML file, what such a file holds, or what `load_recipe` returns.
@@ -146,7 +146,8 @@ def train(recipe: "str | Path | Mapping[str, Any] | Recipe", /, *, runs: str | P
         overrides: other values by key, put over the recipe: ``train={"epochs": 2}`` or ``**{"train.epochs": 2}``.
 
     Raises:
-        BadInput: the recipe, its data or the run's folder is wrong; nothing was trained then.
+        BadInput: the recipe, its data or the run's folder is wrong; nothing was trained then. Or the export failed: the
+            message says so, and the run is whole.
 
     Example:
         >>> run = train("small.yaml", train={"epochs": 1}, name="again")  # doctest: +ELLIPSIS
@@ -201,7 +202,7 @@ def predict(
     task: str | None = None,
     vectors: "Side | None" = None,
     neighbours: tuple[int, str, str] | None = None,
-    ray: str | None = None,
+    address: str | None = None,
     progress: Callable[[int, int], None] = lambda done, files: None,
 ) -> dict[str, Any]:
     """Write the predictions of a run for every row of some Parquet files, file by file, in their order.
@@ -217,7 +218,7 @@ def predict(
         vectors: write the vectors of this side of a model with two towers in the place of predictions.
         neighbours: ``(10, "items.parquet", "item")`` writes the ten nearest items of each row, by the column that tells
             items apart.
-        ray: the address of a Ray cluster whose nodes score; all paths must be shared.
+        address: of a Ray cluster whose nodes score, such as ``auto``; all paths must be shared.
         progress: told files done and files in all.
 
     Returns:
@@ -247,7 +248,7 @@ def predict(
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone(lock, f"{out}: another process predicts into this folder; wait for it", patience=0))
         stack.callback(lock.unlink, missing_ok=True)
-        run_all = stack.enter_context(on_ray(ray, run.recipe)) if ray else map
+        run_all = stack.enter_context(on_ray(address, run.recipe)) if address else map
         return files.predict(
             run.folder,
             str(data),
@@ -297,6 +298,5 @@ def export(
 
     folder = run.folder / "export" if out is None else Path(out)
     signature = exporter.export(run.folder, checkpoint, folder, quantize)
-    with weights_and_biases.later(run.folder, warn) as tracker:
-        tracker.export(folder, signature)
+    weights_and_biases.send_export(run.folder, folder, signature, warn)
     return signature

@@ -47,11 +47,11 @@ MARK = "LIVETRAIN_CHAOS"  # in the environment of every process of a story
 DAYS = [f"2022-05-0{day}" for day in range(1, 6)]
 VICTIMS = ("driver", "worker", "group")
 TRAINING = ("step", "checkpoint", "evaluation")
-PHASES = ("start", *TRAINING, "test", "report", "compare", "measure", "export", "publish")  # in the order of a chain
+PHASES = ("start", *TRAINING, "test", "report", "compare", "export", "measure", "replace", "publish")  # in their order
 OF = {  # command -> its phases
-    "train": ("start", *TRAINING, "test", "report"),
+    "train": ("start", *TRAINING, "test", "report", "export"),
     "evaluate": ("measure",),
-    "export": ("export",),
+    "export": ("replace",),  # the export that the training ended with
     "nightly": ("start", *TRAINING, "test", "report", "compare", "export", "publish"),
 }
 CHAINS = {"train": ("train", "evaluate", "export"), "night": ("nightly",)}
@@ -90,7 +90,8 @@ class Story:
         phases = list(dict.fromkeys(chain.from_iterable(OF[command] for command in CHAINS[name])))
         kills = []
         for phase in draw.choices(phases, [OFTEN.get(phase, 2) for phase in phases], k=draw.randint(2, 6)):
-            longest = {"start": 8.0, "report": 1.0, "export": 3.0, "measure": 3.0, "compare": 3.0}.get(phase, 0.05)
+            seconds = dict.fromkeys(("compare", "export", "measure", "replace"), 3.0) | {"start": 8.0, "report": 1.0}
+            longest = seconds.get(phase, 0.05)
             victim = draw.choice(VICTIMS if phase in WITH_WORKERS else ("driver", "group"))
             kills.append(Kill(phase, draw.randint(1, steps), victim, draw.uniform(0, longest)))
         # In the order in which a chain comes by them; steps, checkpoints and evaluations take turns.
@@ -170,7 +171,7 @@ class Attempt:
                     for run in _names(self.stage.runs)
                     for path in _names(self.stage.runs / run)
                 )
-            case "export":
+            case "export" | "replace":
                 return any(path.startswith(".export.") for path in _names(self.run))
             case "publish":
                 return bool(set(_names(self.stage.published)) - self.listed)
@@ -337,7 +338,8 @@ class Inspection:
         self.check(len(tests) == 1, f"metrics.jsonl has {len(tests)} test lines")
 
     def report(self) -> None:
-        self.check(imread(self.run / "report.png").shape[:2] == (1000, 1600), "report.png has another size")
+        self.check(imread(self.run / "report.png").shape[1] == 1600, "report.png has another width")
+        self.check((self.run / "report.html").read_text().endswith("</html>\n"), "report.html is cut short")
 
     def exported(self) -> None:
         """The export is whole and scores its own rows as it says."""
@@ -406,6 +408,7 @@ def prepare(work: Path) -> Stage:
         evaluate__group_by=None,
         cluster__max_failures=20,
         cluster__cpus_per_worker=0.5,
+        export__after_training=True,
     )
     golden.recipe.write_text(dump_recipe(recipe))
     for command, name, day in (

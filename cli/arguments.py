@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from livetrain.cli.terminal import note
+from livetrain.cli.terminal import err, note
+from livetrain.trainers.observe.waiting import waiting
 
 if TYPE_CHECKING:
     from livetrain.configs.schema import Recipe
@@ -23,7 +24,16 @@ class Which(StrEnum):
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/din_ml1m.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE...", help="Changes to the recipe, such as train.epochs=2 cluster.workers=4."),
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, such as train.epochs=2 cluster.workers=4."),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="ADDRESS",
+        help="Work on this Ray cluster, such as auto or head:6379; all paths must be shared.",
+        show_default=False,
+    ),
 ]
 Checkpoint = Annotated[Which, typer.Option(help="The best on the validation split, or the newest.")]
 
@@ -40,9 +50,10 @@ def interrupts_told() -> Iterator[None]:
 
 
 def load(recipe: Path, overrides: list[str] | None) -> "Recipe":
-    from livetrain.configs.load import load_recipe
+    with waiting("reading the recipe", err):
+        from livetrain.configs.load import load_recipe
 
-    return load_recipe(recipe, overrides or [])
+        return load_recipe(recipe, overrides or [])
 
 
 def raw(text: str) -> None:

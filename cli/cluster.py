@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from livetrain.cli.terminal import BAD_INPUT, WORSE, note, out, say
+from livetrain.cli.terminal import BAD_INPUT, WORSE, loaded, note, out, say
 from livetrain.configs.errors import BadInput, without_credentials
 
 if TYPE_CHECKING:
@@ -30,8 +30,9 @@ def submit(
     address: Annotated[
         str,
         typer.Option(
+            metavar="ADDRESS",
             envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"],
-            help="The cluster's dashboard, such as http://head:8265.",
+            help="The Ray cluster's dashboard, such as http://head:8265.",
             show_default=False,
         ),
     ],
@@ -84,14 +85,17 @@ def nightly(
     cold_on: Annotated[
         list[Weekday] | None,
         typer.Option(
-            help="Begin anew where DAY is this weekday, as for a full retraining a week; it may be given again.",
+            metavar="WEEKDAY",
+            help="Begin anew where DAY is this weekday, as sunday, for a full retraining a week; may be given again.",
             show_default=False,
         ),
     ] = None,
     address: Annotated[
         str | None,
         typer.Option(
-            help="A cluster's dashboard, such as http://head:8265: the night is a job there.", show_default=False
+            metavar="ADDRESS",
+            help="A Ray cluster's dashboard, such as http://head:8265: the night is a job there.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -106,6 +110,7 @@ def nightly(
     """
     settled = load(recipe, overrides)
     settled = settled.model_copy(update={"name": settled.name or recipe.stem})
+    loaded("livetrain.cluster.nightly")
     from livetrain.cluster import days as calendar
 
     asked = calendar.asked(day, days)
@@ -176,7 +181,9 @@ def doctor(
     address: Annotated[
         str | None,
         typer.Option(
-            help="The Ray cluster, by default the recipe's or this machine's own; http://head:8265 asks from inside.",
+            metavar="ADDRESS",
+            help="The Ray cluster, such as auto or head:6379, by default the recipe's or this machine's own; "
+            "http://head:8265 asks from inside.",
             show_default=False,
         ),
     ] = None,
@@ -194,6 +201,7 @@ def doctor(
         from livetrain.cluster import submit as jobs
 
         raise typer.Exit(jobs.ask("doctor", settled, runs, address, say=note, write=raw))
+    loaded("livetrain.cluster.doctor")
     from livetrain.cluster import doctor as checks
 
     findings = checks.examine(settled, runs, address, progress=note)

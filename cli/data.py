@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
+from livetrain.cli.arguments import Ray
 from livetrain.cli.terminal import BAD_INPUT, err, note, out, say
 
 if TYPE_CHECKING:
@@ -64,10 +65,6 @@ Click = Annotated[
 Effective = Annotated[
     int, typer.Option("--effective-view", min=1, max=10**9, help="Seconds that make a view effective.")
 ]
-Ray = Annotated[
-    str | None,
-    typer.Option("--ray", metavar="ADDRESS", help="Make users' parts on this Ray cluster; --out must be shared."),
-]
 
 
 @app.command()
@@ -77,7 +74,7 @@ def kuailive(
     live: Live = 50,
     window: Window = 3600,
     effective: Effective = 30,
-    ray: Ray = None,
+    address: Ray = None,
 ) -> None:
     """Prepare KuaiLive: rooms that were shown, and clicks, views, likes, comments and gifts there, a partition per day.
 
@@ -85,7 +82,7 @@ def kuailive(
 
     Example: `livetrain data kuailive --raw KuaiLive --out data/kuailive`
     """
-    _prepare("kuailive", raw, folder, ray, live=live, window_s=window, effective_view_s=effective)
+    _prepare("kuailive", raw, folder, address, live=live, window_s=window, effective_view_s=effective)
 
 
 @app.command("kuailive-m3")
@@ -97,7 +94,7 @@ def kuailive_m3(
     window: Window = 3600,
     click: Click = 600,
     effective: Effective = 30,
-    ray: Ray = None,
+    address: Ray = None,
 ) -> None:
     """Prepare KuaiLive-M3: rooms that were shown, with the same users' histories of rooms and of short videos.
 
@@ -107,18 +104,18 @@ def kuailive_m3(
     Example: `livetrain data kuailive-m3 --raw KuaiLive-M3 --out data/kuailive-m3`
     """
     options = {"window_s": window, "click_s": click, "effective_view_s": effective}
-    _prepare("kuailive-m3", raw, folder, ray, live=live, video=video, **options)
+    _prepare("kuailive-m3", raw, folder, address, live=live, video=video, **options)
 
 
 @app.command()
-def kuairand(folder: Out, raw: Raw, video: Video = 50, ray: Ray = None) -> None:
+def kuairand(folder: Out, raw: Raw, video: Video = 50, address: Ray = None) -> None:
     """Prepare KuaiRand-Pure: short-video exposures of 27,000 users, a partition per day.
 
     RAW holds log_*.csv (or .parquet), user_features_pure.csv and video_features_basic_pure.csv.
 
     Example: `livetrain data kuairand --raw KuaiRand-Pure/data --out data/kuairand`
     """
-    _prepare("kuairand", raw, folder, ray, video=video)
+    _prepare("kuairand", raw, folder, address, video=video)
 
 
 @app.command()
@@ -132,7 +129,7 @@ def events(
     window: Window = 3600,
     click: Click = 600,
     effective: Effective = 30,
-    ray: Ray = None,
+    address: Ray = None,
 ) -> None:
     """Prepare an event log of a source of your own, a partition per day.
 
@@ -150,26 +147,26 @@ def events(
     if source not in ADAPTERS:
         raise BadInput(f"no source is called '{source}'{nearest(source, ADAPTERS)}; name one that {plugin} registers")
     options = {"window_s": window, "click_s": click, "effective_view_s": effective}
-    _prepare(source, raw, folder, ray, live=live, video=video, **options)
+    _prepare(source, raw, folder, address, live=live, video=video, **options)
 
 
-def _buckets_on(ray: str | None) -> "AbstractContextManager[Map | None]":
+def _buckets_on(address: str | None) -> "AbstractContextManager[Map | None]":
     """Return where users' parts are made: on a Ray cluster, or in this machine's processes."""
-    if ray is None:
+    if address is None:
         return nullcontext()
     from livetrain.cluster.on_ray import on_ray
 
-    return on_ray(ray)
+    return on_ray(address)
 
 
-def _prepare(source: str, raw: Path, folder: Path, ray: str | None, **options: int) -> None:
+def _prepare(source: str, raw: Path, folder: Path, address: str | None, **options: int) -> None:
     """Prepare an event log, in this machine's processes or on a Ray cluster."""
     from livetrain.trainers.data.sources.events import report
     from livetrain.trainers.data.sources.events.bucket import Options
     from livetrain.trainers.data.sources.events.prepare import prepare
     from livetrain.trainers.data.sources.events.sources import ADAPTERS
 
-    with _buckets_on(ray) as run, report.Bar(err) as bar:
+    with _buckets_on(address) as run, report.Bar(err) as bar:
         prepared = prepare(ADAPTERS[source], raw, folder, Options(**options), progress=bar, run=run)
     out.print(report.days_table(prepared))
     for remark in prepared["report"]["notes"]:
@@ -183,7 +180,7 @@ def table(
         Path, typer.Argument(metavar="SPEC", help="A YAML file; `livetrain init` writes one.", show_default=False)
     ],
     folder: Annotated[Path, typer.Option("--out", help="Folder for the samples: new, or to go on with.")],
-    ray: Ray = None,
+    address: Ray = None,
 ) -> None:
     """Prepare samples from tables of your own: CSV, JSON lines, Parquet or ORC.
 
@@ -196,7 +193,7 @@ def table(
     from livetrain.trainers.data.sources.events.report import Bar, days_table
     from livetrain.trainers.data.sources.table import events, prepare, report
 
-    with _buckets_on(ray) as run, Bar(err) as bar:
+    with _buckets_on(address) as run, Bar(err) as bar:
         if tells_events(spec):
             prepared = events.prepare_events(load_spec(spec, EventSpec), folder, bar, run)
             made = days_table(prepared)

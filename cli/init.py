@@ -11,11 +11,11 @@ from livetrain.configs.errors import BadInput
 
 def init(
     files: Annotated[
-        list[str], typer.Argument(metavar="FILES...", help="CSV, TSV, JSON lines, Parquet or ORC; paths or URIs.")
+        list[str], typer.Argument(metavar="FILE", help="CSV, TSV, JSON lines, Parquet or ORC; paths or URIs.")
     ],
     folder: Annotated[Path, typer.Option("--out", help="Folder for the two files.")] = Path(),
     name: Annotated[
-        str | None, typer.Option(help="Of the dataset and the run.", show_default="the log's file name")
+        str | None, typer.Option(help="Of the dataset and the run, by default the log's file name.", show_default=False)
     ] = None,
     label: Annotated[
         list[str] | None,

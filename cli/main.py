@@ -100,7 +100,8 @@ def _usage(error: TyperException) -> str:
     command = context.command_path if context else "livetrain"
     option = getattr(error, "option_name", None)  # of an option that there is not
     if option and "." in option:
-        return f"{command}: '{cut(option)}' is no option; a change of the recipe is written without dashes, KEY=VALUE"
+        key = cut(option.lstrip("-"))
+        return f"{command}: '--{key}' is no option; a change of the recipe is KEY=VALUE without dashes: {key}=VALUE"
     return f"{command}: {words[:1].lower()}{cut(words[1:], 150)}; see {command} --help"
 
 

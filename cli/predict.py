@@ -8,7 +8,8 @@ import typer
 from rich.progress import Progress
 
 from livetrain import api
-from livetrain.cli.terminal import err, say
+from livetrain.cli.arguments import Ray
+from livetrain.cli.terminal import err, loaded, say
 from livetrain.configs.errors import BadInput
 
 
@@ -25,20 +26,18 @@ def predict(
         str, typer.Option(metavar="best|last|DIR", help="Which checkpoint predicts, or the folder of an export.")
     ] = "best",
     keep: Annotated[
-        str | None, typer.Option(metavar="COLUMN,...", help="Columns that pass through.", show_default="all but lists")
+        str | None, typer.Option(metavar="COLUMN,...", help="Columns that pass through, by default all but lists.")
     ] = None,
     top: Annotated[int | None, typer.Option(min=1, help="Only this many rows per value of --group, the best.")] = None,
     group: Annotated[str | None, typer.Option(help="The column for --top, such as user.")] = None,
-    task: Annotated[str | None, typer.Option(help="The task for --top.", show_default="the first")] = None,
+    task: Annotated[str | None, typer.Option(help="The task for --top, by default the first.")] = None,
     vectors: Annotated[Side | None, typer.Option(help="Write the vectors of this side of a model with towers.")] = None,
     neighbours: Annotated[
         int | None, typer.Option(min=1, help="Write this many nearest rows of --items, of a model with towers.")
     ] = None,
     items: Annotated[str | None, typer.Option(help="Parquet with the items' features, for --neighbours.")] = None,
     key: Annotated[str | None, typer.Option(help="The column of --items that tells them apart.")] = None,
-    ray: Annotated[
-        str | None, typer.Option("--ray", metavar="ADDRESS", help="Score on this Ray cluster; all paths are shared.")
-    ] = None,
+    address: Ray = None,
 ) -> None:
     """Score the rows of Parquet files, by a checkpoint or an exported file.
 
@@ -53,10 +52,12 @@ def predict(
         raise BadInput("--neighbours, --items, --key: give all three, as in --neighbours 10 --items items --key item")
     if sum(option is not None for option in (top, vectors, neighbours)) > 1:
         raise BadInput("--top, --vectors, --neighbours: one at a time")
+    trained = api.Run(run)
+    loaded("livetrain.trainers.export.prediction_files")
     with Progress(console=err, transient=True) as bar:
         line = bar.add_task("scoring")
         found = api.predict(
-            run,
+            trained,
             data,
             out,
             source=checkpoint,
@@ -65,7 +66,7 @@ def predict(
             task=task,
             vectors=vectors.value if vectors else None,
             neighbours=None if neighbours is None or items is None or key is None else (neighbours, items, key),
-            ray=ray,
+            address=address,
             progress=lambda done, every: bar.update(line, completed=done, total=every),
         )
     say(f"{out}: {found['rows']:,} rows in {len(found['files'])} files")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from livetrain.cli.terminal import complain, out, say
+from livetrain.cli.terminal import complain, loaded, out, say
 
 if TYPE_CHECKING:
     from livetrain.configs.schema import Quantization
@@ -46,7 +46,7 @@ def train(
         ),
     ] = False,
 ) -> None:
-    """Train what a recipe says, and leave metrics, checkpoints and a report in runs/NAME.
+    """Train what a recipe says, and leave metrics, checkpoints, a report and an export in runs/NAME.
 
     A wrong recipe or wrong data end the command with one sentence before training starts. A run that was killed goes
     on from its last checkpoint when it is started again under its name; without a name every start is a new run.
@@ -54,6 +54,7 @@ def train(
     Example: `livetrain train configs/recipes/din_ml1m.yaml train.epochs=2 tables.movie.dim=32 name=wide`
     """
     settled = load(recipe, overrides)
+    loaded("livetrain.cluster.launch")
     from livetrain import api
     from livetrain.trainers.observe.report.summary import summary_table, table_lines
 
@@ -63,7 +64,20 @@ def train(
     out.print(summary_table(result))
     for line in table_lines(result):
         say(line)
-    say(f"everything is in {run.folder}; plots: report.png")
+    say(f"everything is in {run.folder}; plots: report.png and report.html{_exported(run.folder)}")
+
+
+def _exported(run: Path) -> str:
+    """Say how well the file that scores does so, if the run has one."""
+    import json
+
+    from livetrain.trainers.export import export as exporter
+
+    try:
+        signature = json.loads((run / "export" / "signature.json").read_text(encoding="utf-8"))
+    except OSError:
+        return ""
+    return f"; the file that scores: export/model.pt; {exporter.lines(signature)[0]}"
 
 
 def evaluate(
@@ -77,10 +91,12 @@ def evaluate(
     """
     from livetrain import api
 
-    metrics = api.evaluate(run, split.value, checkpoint.value)
+    trained = api.Run(run)
+    loaded("livetrain.cluster.launch")
+    metrics = api.evaluate(trained, split.value, checkpoint.value)
     from livetrain.trainers.observe.report.summary import summary_table
 
-    out.print(summary_table(metrics))
+    out.print(summary_table({"name": f"{run}, {checkpoint.value} checkpoint", **metrics}))
 
 
 def export(
@@ -113,8 +129,10 @@ def export(
     """
     from livetrain import api
 
+    trained = api.Run(run)
+    loaded("livetrain.trainers.export.export")
     how: Quantization | None = quantize.value if quantize else None
-    signature = api.export(run, folder, checkpoint=checkpoint.value, quantize=how, warn=complain)
+    signature = api.export(trained, folder, checkpoint=checkpoint.value, quantize=how, warn=complain)
     from livetrain.trainers.export import export as exporter
 
     towers = "user.pt, item.pt, " if "towers" in signature else ""

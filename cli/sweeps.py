@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from livetrain.cli.terminal import FAILED, complain, out, say
+from livetrain.cli.terminal import FAILED, complain, loaded, out, say
 from livetrain.configs.errors import BadInput
 
 if TYPE_CHECKING:
@@ -46,26 +46,32 @@ def tune_search(
     space: Annotated[
         Path | None, typer.Option(help="A YAML file of keys and values; see configs/spaces.", show_default=False)
     ] = None,
-    samples: Annotated[int | None, typer.Option(help="Trials.", show_default="20")] = None,
+    samples: Annotated[int | None, typer.Option(help="Trials, by default 20.", show_default=False)] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
             help="What to choose by: valid/auc, valid/TASK.METRIC, or an expression over them; several options give a "
-            "Pareto front.",
-            show_default="valid/auc",
+            "Pareto front. By default valid/auc.",
+            show_default=False,
         ),
     ] = None,
-    search: Annotated[Search | None, typer.Option(help="How values are drawn.", show_default="random")] = None,
+    search: Annotated[
+        Search | None, typer.Option(help="How values are drawn, by default random.", show_default=False)
+    ] = None,
     scheduler: Annotated[
         Scheduler | None,
         typer.Option(
             help="Whether ASHA stops trials early, as it does by default where there is one metric.", show_default=False
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the draws.", show_default="1")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws, by default 1.", show_default=False)] = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(help="Folder that the sweep's own folder is made in, by default runs.", show_default=False),
+    ] = None,
     folder: Annotated[
         Path | None,
-        typer.Option("--out", help="The sweep's folder, by default runs/NAME-sweep-TIME.", show_default=False),
+        typer.Option("--out", help="The sweep's own folder, by default NAME-sweep-TIME in --runs.", show_default=False),
     ] = None,
     resumed: Annotated[
         Path | None,
@@ -81,11 +87,14 @@ def tune_search(
     """
     asked = {"metrics": metric, "samples": samples, "search": search, "scheduler": scheduler, "seed": seed}
     given = {key: getattr(value, "value", value) for key, value in asked.items() if value is not None}
-    if resumed is not None and (given or any(part is not None for part in (recipe, space, folder))):
+    if resumed is not None and (given or any(part is not None for part in (recipe, space, runs, folder))):
         raise BadInput("tune: --resume goes on with what the sweep's folder says; leave all other arguments out")
     settled = load(recipe, overrides) if recipe is not None and space is not None else None
     if resumed is None and settled is None:
         raise BadInput("tune: a sweep needs RECIPE and --space, or --resume DIR")
+    if runs is not None and folder is not None:
+        raise BadInput("tune: --runs names the folder around the sweep's, and --out the sweep's own; leave one out")
+    loaded("livetrain.cluster.sweep.driver")
     from livetrain.cluster import sweep as sweeps
     from livetrain.cluster.sweep import board
 
@@ -95,7 +104,7 @@ def tune_search(
         else:
             assert settled is not None
             assert space is not None
-            found = sweeps.tune(settled, space, folder, **given)
+            found = sweeps.tune(settled, space, folder, runs=runs or Path("runs"), **given)
     out.print(board.trials_table(found))
     say(f"everything is in {found.folder}: sweep.json, parallel.png, importance.png, curves.png, best.png")
     if not any(trial.state == "finished" for trial in found.trials):

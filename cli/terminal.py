@@ -1,11 +1,27 @@
 """What commands write to: results to standard output, what is being done to standard error."""
 
+import importlib
+import os
+import sys
+from types import ModuleType
+
 from rich.console import Console
 from rich.text import Text
 
 from livetrain.configs.errors import without_credentials
+from livetrain.trainers.observe.waiting import waiting
 
-out, err = Console(), Console(stderr=True)
+WIDE = 160  # columns of a table in a pipe or a file, which have no width of their own
+
+
+def _console(stderr: bool = False) -> Console:
+    console = Console(stderr=stderr)
+    if not console.is_terminal and not os.environ.get("COLUMNS"):
+        console.width = WIDE
+    return console
+
+
+out, err = _console(), _console(stderr=True)
 
 FAILED, BAD_INPUT, WORSE, NOT_NOW = 1, 2, 3, 4  # exit codes
 
@@ -23,3 +39,11 @@ def note(sentence: str) -> None:
 def complain(sentence: str) -> None:
     """Write what is wrong."""
     err.print(Text(without_credentials(sentence), "red"), soft_wrap=True)
+
+
+def loaded(module: str) -> ModuleType:
+    """Return a module that brings in torch and Ray, which take seconds, and say so meanwhile."""
+    if module not in sys.modules:
+        with waiting("loading PyTorch and Ray", err):
+            importlib.import_module(module)
+    return sys.modules[module]

@@ -111,7 +111,8 @@ def watched(cluster: Cluster, cuda: bool, note: Callable[[str], None]) -> Iterat
             groups = [group for name, group in placement_group_table().items() if name not in before]
             pending = any(group["state"] == "PENDING" and len(group["bundles"]) == cluster.workers for group in groups)
             if pending != waits:
-                note(f"waiting: {lacking(cluster, cuda)}" if pending else f"starting {cluster.workers} workers")
+                starting = f"starting {counted(cluster.workers, 'worker')}"
+                note(f"waiting: {lacking(cluster, cuda)}" if pending else starting)
             waits = pending
 
     def quietly() -> None:

@@ -74,6 +74,7 @@ def examine(
     """
     cluster = (recipe.cluster if recipe else Cluster()).model_copy(update={"address": address} if address else {})
     found = _Findings()
+    progress("connecting to Ray")
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(launch.attached(cluster))
@@ -107,7 +108,7 @@ def _examine(
     if not found.of("devices", devices_suffice, cluster, answers):
         return
     cuda = launch.on_gpus(cluster)
-    progress(f"starting {workers} workers")
+    progress(f"starting {counted(workers, 'worker')}")
     met: list[Exchanged] = []
     found.of("exchange", workers_exchange, cluster, cuda, met)
     if not recipe:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from livetrain.cluster.capacity import counted
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster
 from livetrain.trainers.runtime import ranks
@@ -68,7 +69,7 @@ def exchange(cluster: Cluster, cuda: bool) -> list[Exchanged]:
         if not group.wait(PLACED_S):
             free = ray.available_resources()
             raise BadInput(
-                f"cluster.workers: {cluster.workers} workers of {_resources(wanted)} find no room, "
+                f"cluster.workers: {counted(cluster.workers, 'worker')} of {_resources(wanted)} find no room, "
                 f"{_resources({name: free.get(name, 0) for name in wanted})} are free; wait for other jobs, add nodes, "
                 "or lower cluster.workers or cluster.cpus_per_worker"
             )

@@ -27,20 +27,25 @@ from livetrain.configs.errors import BadInput, NotNow, may_pass
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Cluster, Days, Recipe
 from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.export import export
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.observe.progress import Watcher
 from livetrain.trainers.observe.report import report, spectrum
+from livetrain.trainers.observe.waiting import waiting
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, scratch, signals
 from livetrain.trainers.runtime.manifest import write_json, write_text
 from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder, set_up, threads
 from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, find_checkpoint
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import checkpoint, compatible, preflight, warm_start
-from livetrain.trainers.train.loop import Job, Trainer, empty_slices
+from livetrain.trainers.train.loop import Job, Tell, Trainer, empty_slices
 
 Work = Callable[[torch.device], dict[str, Any]]
 
+log = logging.getLogger("livetrain")
+
 LOCK = ".lock"  # in a run's folder, held by the process that trains it
+_TELL_S = 0.25  # between words on how far an evaluation is
 _PATIENCE_S = 20.0  # longest wait for workers that are on their way out
 
 # In a run's folder while a command is at work on it, a place of its own for each (see runtime/scratch.py), where it and
@@ -52,7 +57,7 @@ PLACEMENT, OUTCOME, REFUSAL = "placement.txt", "outcome.json", "refused.json"
 def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
     """Train a recipe to its end and return the content of its result.json.
 
-    A run of the same name that did not finish goes on from its last checkpoint.
+    A run of the same name that did not finish goes on from its last checkpoint, or with its report and export.
 
     Args:
         recipe: the run; without a name it gets one from the model and the time.
@@ -61,7 +66,7 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
 
     Raises:
         BadInput: the recipe, its data or the run folder is wrong, or another process is training the run.
-        RuntimeError: the workers failed more often than cluster.max_failures, or found no room.
+        RuntimeError: the workers failed more often than cluster.max_failures, or found no room; or the export failed.
         KeyboardInterrupt: the run was interrupted or told to stop, and how it goes on.
     """
     if recipe.name:
@@ -72,17 +77,24 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
     busy = f"{run}: another process is training this run; wait for its end, or give another name"
     with alone(run / LOCK, busy):
         result = finished(run)
-        if result is None:
-            try:
-                result = _train(recipe, run, test)
-            except KeyboardInterrupt as interrupt:
-                raise type(interrupt)(_how_to_go_on(run, signals.terminated())) from None
-        elif complete(recipe, run):
+        if result is not None and complete(recipe, run):
             raise BadInput(
                 f"{run}: this run is finished; give another name, as name={run.name}-2, or remove the folder"
             )
-        _show(recipe, run, result)
+        try:
+            if result is None:
+                result = _train(recipe, run, test)
+            _show(recipe, run, result)
+            if recipe.export.after_training and not exported(run):
+                _export(run)
+        except KeyboardInterrupt as interrupt:
+            raise type(interrupt)(_how_to_go_on(run, signals.terminated())) from None
     return result
+
+
+def shown(folder: Path) -> Path:
+    """Return a folder as it is best read: from the working directory on, if it lies there."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def finished(run: Path) -> dict[str, Any] | None:
@@ -94,13 +106,24 @@ def finished(run: Path) -> dict[str, Any] | None:
 
 
 def complete(recipe: Recipe, run: Path) -> bool:
-    """Return whether a run was trained to its end, and all that it shows is there and sent."""
-    return finished(run) is not None and (run / report.NAME).exists() and weights_and_biases.reported(recipe, run)
+    """Return whether a run was trained to its end, and all that it shows and exports is there and sent."""
+    seen = finished(run) is not None and (run / report.NAME).exists() and weights_and_biases.reported(recipe, run)
+    return seen and (exported(run) or not recipe.export.after_training)
+
+
+def exported(run: Path) -> bool:
+    """Return whether a finished run has an export that was made since its end."""
+    try:
+        made, ended = ((run / name).stat().st_mtime_ns for name in (f"export/{manifest.MANIFEST}", "result.json"))
+    except OSError:
+        return False
+    return made >= ended
 
 
 def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     started = time.perf_counter()
     with Watcher(run), _leaving_nothing(run), _place(run, TRAINING) as place:
+        runlog.note(run, "note", text=f"run {run.name}, in {shown(run)}")
         check_here(recipe.cluster)
         if found := run_folder.committed(run):
             compatible.check_same(found[-1], recipe, resume=True)
@@ -121,9 +144,27 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
 
 
 def _show(recipe: Recipe, run: Path, result: dict[str, Any]) -> None:
-    """Draw what a finished run shows, and send it where the recipe says."""
-    spectrum.write_spectrum(run, result["spectra"])
-    weights_and_biases.report(recipe, run, report.write_report(run), result)
+    """Draw what a finished run shows, and send it where the recipe says; a failure leaves the run trained."""
+    try:
+        spectrum.write_spectrum(run, result["spectra"])
+        picture = report.write_report(run)
+    except Exception as error:
+        log.warning(f"{run}: the report is not drawn, for {type(error).__name__}: {error}; start the run again for it")
+    else:
+        weights_and_biases.report(recipe, run, picture, result)
+
+
+def _export(run: Path) -> None:
+    """Export a finished run; where that fails the run is whole all the same, and the message says so."""
+    again = f"the run itself is whole, and `livetrain export {shown(run)}` tries again"
+    try:
+        with waiting("exporting the model, and comparing the file's scores with the model's"):
+            signature = export.export(run)
+    except BadInput as error:
+        raise type(error)(f"{error}; {again}") from error.__cause__
+    except Exception as error:
+        raise RuntimeError(f"the export failed ({type(error).__name__}: {error}); {again}") from error
+    weights_and_biases.send_export(run, run / "export", signature)
 
 
 def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: str | None = None) -> dict[str, Any]:
@@ -166,6 +207,8 @@ def _check_ids(path: Path, source: Source, recipe: Recipe) -> None:
 
 
 def _how_to_go_on(run: Path, stopped: bool) -> str:
+    if finished(run) is not None:
+        return f"{run.name} was interrupted; it is trained, and started again under this name it ends as it would have"
     saved = run_folder.committed(run)
     at = f"its checkpoint of step {int(saved[-1].name.split('-')[1])}" if saved else "its start: it has no checkpoint"
     ended = "stopped" if stopped else "interrupted"
@@ -242,11 +285,25 @@ def _evaluate_here(
             tried = path  # a training beside has newer ones and deletes the old
     if ranks.is_main():
         runlog.note(told, "note", text=f"evaluating {split} with {path.name}")
+        trainer.tell = _teller(told)
     metrics, _ = trainer.evaluate(split)
     if ranks.is_main():
         for text in empty_slices(job.recipe, split, metrics):
             runlog.note(told, "note", text=text)
     return {f"{split}.{key}": value for key, value in metrics.items()}
+
+
+def _teller(told: Path) -> Tell:
+    """Return what writes into a log how far an evaluation is, a few times per second."""
+    due = 0.0
+
+    def tell(what: str, done: int, of: int) -> None:
+        nonlocal due
+        if not done or time.monotonic() >= due:
+            runlog.note(told, "stage", text=what, **({"done": done, "of": of} if of else {}))
+            due = time.monotonic() + _TELL_S
+
+    return tell
 
 
 def _launch(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:
@@ -287,7 +344,7 @@ def _on_ray(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, An
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    runlog.note(told, "note", text=f"starting {cluster.workers} workers")
+    runlog.note(told, "note", text=f"starting {capacity.counted(cluster.workers, 'worker')}")
     lasting = ray.is_initialized() or bool(cluster.address or os.environ.get("RAY_ADDRESS"))
     with _connected(recipe) as cuda:
         if place.name.startswith(TRAINING):

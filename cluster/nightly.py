@@ -78,6 +78,8 @@ def night(
     """
     with asked_later():
         tonight = moved(recipe, day or newest_day(recipe))
+        own = tonight.export.model_copy(update={"after_training": False})  # a night exports what it publishes, below
+        tonight = tonight.model_copy(update={"export": own})
         runs = preflight.run_folder(runs.resolve(), "")
         busy = f"{runs}: another night of {recipe.name} is at work there; wait for its end, or end it"
         assert recipe.name is not None  # the command gives it one

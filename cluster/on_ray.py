@@ -7,6 +7,7 @@ from typing import Any
 
 from livetrain.cluster.parcel import sources, staged
 from livetrain.cluster.plugin_files import plugin_files
+from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.runtime import signals
 from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder
@@ -23,8 +24,13 @@ def on_ray(address: str, recipe: Recipe | None = None) -> Iterator[Run]:
         recipe: whose plugins travel too.
 
     Raises:
-        BadInput: what a task raises, on any node.
+        BadInput: the address is a dashboard's; or what a task raises, on any node.
     """
+    if "://" in address and not address.startswith("ray://"):
+        raise BadInput(
+            f"--address: '{without_credentials(address)}' is a dashboard's, for jobs; name the cluster itself, as auto "
+            "on one of its machines, or head:6379"
+        )
     import ray
 
     ours = not ray.is_initialized()

@@ -1,7 +1,6 @@
 """Whether a matplotlib figure can be read: for tests of pictures, by the boxes that its artists take on the page."""
 
 from collections.abc import Iterator
-from itertools import combinations
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -33,10 +32,7 @@ def faults(figure: Figure) -> list[str]:
     """
     FigureCanvasAgg(figure).draw()
     boxes = [(text, text.get_window_extent()) for text in texts(figure)]
-    out = []
-    for (one, left), (two, right) in combinations(boxes, 2):
-        if _meet(left, right):
-            out.append(f"{_named(one)} lies over {_named(two)}")
+    out = [f"{_named(boxes[one][0])} lies over {_named(boxes[two][0])}" for one, two in _meeting([b for _, b in boxes])]
     page = figure.bbox
     for text, box in boxes:
         if min(box.x0 - page.x0, box.y0 - page.y0, page.x1 - box.x1, page.y1 - box.y1) < -SLACK:
@@ -66,6 +62,14 @@ def texts(artist: Artist) -> Iterator[Text]:
         for child in artist.get_children():
             if not (hidden and isinstance(child, Axis)):
                 yield from texts(child)
+
+
+def _meeting(boxes: list[Bbox]) -> list[tuple[int, int]]:
+    """Return the pairs of boxes that meet."""
+    x0, y0, x1, y1 = np.array([box.extents for box in boxes]).reshape(-1, 4).T
+    wide = np.minimum.outer(x1, x1) - np.maximum.outer(x0, x0)
+    high = np.minimum.outer(y1, y1) - np.maximum.outer(y0, y0)
+    return [(one, two) for one, two in np.argwhere((wide > SLACK) & (high > SLACK)) if one < two]
 
 
 def _meet(one: Bbox, two: Bbox) -> bool:
@@ -112,4 +116,4 @@ def _named(text: Text) -> str:
 
 
 def _title(axes: Axes) -> str:
-    return axes.get_title(loc="left") or axes.get_title()
+    return axes.get_title(loc="left") or axes.get_title() or str(axes.get_label())

@@ -84,6 +84,7 @@ def recipe(data: Path, **changes: Any) -> Recipe:
         "train": {"epochs": 2, "log_every": 1, "evaluate_every": 0.5},
         "evaluate": {"group_by": "user"},
         "cluster": {"workers": 0, "device": "cpu"},
+        "export": {"after_training": False},
     }
     for dotted, value in changes.items():
         place, keys = content, dotted.split("__")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from livetrain.cluster import capacity, launch
 from livetrain.cluster.alone import alone
@@ -27,6 +28,7 @@ from livetrain.modules.model import Model
 from livetrain.trainers.data.read.source import Source, Statistics, scan
 from livetrain.trainers.evaluate import selection
 from livetrain.trainers.evaluate.selection import check_select
+from livetrain.trainers.observe.waiting import waiting
 from livetrain.trainers.runtime import scratch
 from livetrain.trainers.runtime.manifest import write_text
 from livetrain.trainers.runtime.process import set_up, threads
@@ -43,6 +45,8 @@ def tune(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     space: dict[str, Any] | str | Path,
     folder: str | Path | None = None,
+    *,
+    runs: str | Path = "runs",
     **settings: Any,
 ) -> Sweep:
     """Search a space for the recipe's best values, and return the sweep with its table, its best trial and its plots.
@@ -50,7 +54,8 @@ def tune(
     Args:
         recipe: what every trial trains, but for the values drawn.
         space: dotted recipe keys and their domains, or a file with them; see configs/space.py.
-        folder: the sweep's folder, on storage that all workers share; by default one below runs/, named by the time.
+        folder: the sweep's folder, on storage that all workers share; by default one in `runs`, named by the time.
+        runs: folder of run folders and sweeps.
         settings: see `Settings`: metrics (``["valid/auc"]``), samples, search, scheduler and seed.
 
     Raises:
@@ -66,8 +71,9 @@ def tune(
     parsed = parse_space(space) if isinstance(space, dict) else load_space(space)
     asked = _settings(settings)
     name = f"{recipe.name or recipe.model.kind}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
-    sweep = Sweep(Path(folder or Path("runs") / name).resolve(), recipe, parsed, asked)
-    check(sweep)
+    sweep = Sweep(Path(folder or Path(runs) / name).resolve(), recipe, parsed, asked)
+    with waiting("checking the recipe, the space and the data"):
+        check(sweep)
     if folder is None:
         sweep.folder = preflight.fresh_folder(sweep.folder.parent, name)
     with _searched_here_alone(sweep.folder):
@@ -82,7 +88,8 @@ def resume(folder: str | Path) -> Sweep:
         BadInput: the folder holds no sweep, it still runs, or the data are not what they were.
     """
     sweep = Sweep.open(folder)
-    check(sweep)
+    with waiting("checking the recipe, the space and the data"):
+        check(sweep)
     with _searched_here_alone(sweep.folder):
         return _search(sweep)
 
@@ -149,8 +156,13 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 
 def _search(sweep: Sweep) -> Sweep:
+    Console(stderr=True).print(
+        f"sweep {sweep.folder.name}, in {launch.shown(sweep.folder)}", markup=False, highlight=False, soft_wrap=True
+    )
     try:
-        with launch.attached(sweep.recipe.cluster):
+        with contextlib.ExitStack() as stack:
+            with waiting("starting Ray"):
+                stack.enter_context(launch.attached(sweep.recipe.cluster))
             _settle_all(sweep)
             if any(trial.state not in ENDED for trial in sweep.trials) or len(sweep.trials) < sweep.settings.samples:
                 _run(sweep)
@@ -263,14 +275,15 @@ def _trial(folder: Path, recipe: Recipe, home: str, config: dict[str, Any]) -> N
 
 
 def trial_recipe(sweep: Sweep, trial: Trial) -> Recipe:
-    """Return the recipe of a trial's run: its name, and the sweep as its group on Weights & Biases.
+    """Return the recipe of a trial's run: its name, no export, and the sweep as its group on Weights & Biases.
 
     It survives no failure by itself: Tune starts a trial again as a whole, as often as the sweep's recipe says.
     """
     recipe = sweep.recipe_of(trial)
     group = recipe.wandb and recipe.wandb.model_copy(update={"group": recipe.wandb.group or sweep.folder.name})
     cluster = recipe.cluster.model_copy(update={"max_failures": 0})
-    return recipe.model_copy(update={"name": trial.name, "wandb": group, "cluster": cluster})
+    export = recipe.export.model_copy(update={"after_training": False})
+    return recipe.model_copy(update={"name": trial.name, "wandb": group, "cluster": cluster, "export": export})
 
 
 def _report(sweep: Sweep, trial: Trial, over: threading.Event) -> None:

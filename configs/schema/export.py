@@ -11,6 +11,10 @@ Quantization = Literal["none", "float16", "int8"]
 
 
 class Export(Section):
+    after_training: bool = Field(
+        True,
+        description="whether a run ends with its export; a night exports if it publishes, a sweep's trial never",
+    )
     quantize: Quantization = Field("none", description="how the file stores tables; the dense part stays float32")
     parity_rows: Annotated[int, *whole(1, 2**24)] = Field(
         4096, description="held-out rows on which file and model must agree"

@@ -17,7 +17,7 @@ def bucket(lengths: np.ndarray) -> np.ndarray:
 
 
 def by_length(counts: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> list[dict[str, Any]]:
-    """Return AUC and rows of every bucket of history lengths that has both classes.
+    """Return AUC, rows and positives of every bucket of history lengths that has both classes.
 
     Args:
         counts: place of a bucket -> positives and negatives at each of its scores, rising.
@@ -26,6 +26,7 @@ def by_length(counts: Callable[[int], tuple[np.ndarray, np.ndarray]]) -> list[di
     for place, name in enumerate(LENGTH_NAMES):
         positives, negatives = counts(place)
         if positives.any() and negatives.any():
-            rows = int(positives.sum() + negatives.sum())
-            points.append({"length": name, "auc": binary.auc_from_counts(positives, negatives), "rows": rows})
+            hits, rows = int(positives.sum()), int(positives.sum() + negatives.sum())
+            auc = binary.auc_from_counts(positives, negatives)
+            points.append({"length": name, "auc": auc, "rows": rows, "positives": hits})
     return points

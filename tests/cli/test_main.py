@@ -2,7 +2,6 @@ import importlib.metadata
 import json
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +14,7 @@ from tests.trainers.data.checks.prepared import write
 
 ROOT = Path(livetrain.__file__).parent
 RECIPE = str(ROOT / "configs/recipes/din_ml1m.yaml")
+DAYS = ("table", "kuailive", "kuairand")  # commands that prepare data on a cluster too
 
 
 @pytest.fixture
@@ -87,7 +87,8 @@ def test_help_shows_an_example(call, words):
 def test_help_documents_the_exit_codes(call):
     _, out, _ = call("--help")
     assert all(
-        words in " ".join(out.split()) for words in ("0 done", "1 the run failed", "2 bad input", "130 interrupt")
+        words in " ".join(out.split())
+        for words in ("0 done", "1 the run failed", "2 bad input", "3 nightly: the new model is worse", "130 interrupt")
     )
 
 
@@ -109,7 +110,7 @@ def test_train_hands_the_settled_recipe_down(call, floor_below, run):
     (name, recipe, runs), table, lines = floor_below.calls
     assert (name, recipe.train.epochs, recipe.tables["movie"].dim, runs) == ("train", 2, 32, run.parent)
     assert table[1:] == lines[1:] == ({"name": "wide", "test.label.auc": 0.8},)
-    assert out == f"TABLE\nLINE\neverything is in {run}; plots: report.png\n"
+    assert out == f"TABLE\nLINE\neverything is in {run}; plots: report.png and report.html\n"
 
 
 def test_evaluate_hands_its_choices_down(call, floor_below, run):
@@ -123,27 +124,23 @@ def test_export_says_where_the_file_is_and_how_close(call, floor_below, run):
     floor_below.stand_in(
         "livetrain.trainers.export.export", export={"its": "signature"}, lines=["so close", "so large"]
     )
-    floor_below.stand_in(
-        "livetrain.trainers.observe.weights_and_biases", later=nullcontext(SimpleNamespace(export=lambda *_: None))
-    )
+    floor_below.stand_in("livetrain.trainers.observe.weights_and_biases", send_export=None)
     code, out, _ = call("export", str(run))
     assert code == 0
     assert out == f"{run / 'export'}: model.pt, signature.json, golden.json\nso close\nso large\n"
-    asked = [call for call in floor_below.calls if call[0] != "later"]
+    asked = [call for call in floor_below.calls if call[0] != "send_export"]
     assert asked == [("export", run, "best", run / "export", None), ("lines", {"its": "signature"})]
 
 
 def test_export_hands_quantisation_and_candidates_down(call, floor_below, run, tmp_path):
     floor_below.stand_in("livetrain.trainers.export.export", export={}, lines=[])
-    floor_below.stand_in(
-        "livetrain.trainers.observe.weights_and_biases", later=nullcontext(SimpleNamespace(export=lambda *_: None))
-    )
+    floor_below.stand_in("livetrain.trainers.observe.weights_and_biases", send_export=None)
     floor_below.stand_in("livetrain.trainers.export.latency", compare=["measured"], latency_table="TABLE")
     words = ("--quantize", "int8", "--bench", "--candidate", "movie", "--candidate", "hour", "--out", str(tmp_path))
     code, out, _ = call("export", str(run), *words)
     assert code == 0
     assert out.endswith("TABLE\n")
-    assert [call for call in floor_below.calls if call[0] != "later"] == [
+    assert [call for call in floor_below.calls if call[0] != "send_export"] == [
         ("export", run, "best", tmp_path, "int8"),
         ("lines", {}),
         ("compare", run, "best", ["movie", "hour"]),
@@ -189,6 +186,25 @@ def test_bad_input_is_one_sentence_on_stderr_and_exits_with_2(call, floor_below,
     assert sentence in err
     assert (out, err.count("\n")) == ("", 1)
     assert floor_below.calls == []
+
+
+@pytest.mark.parametrize("words", [("--train.epochs=2",), ("--train.epochs", "2")])
+def test_a_change_of_the_recipe_with_dashes_is_answered_with_its_form(call, words):
+    code, _, err = call("train", RECIPE, *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "'--train.epochs' is no option" in err
+    assert err.endswith("KEY=VALUE without dashes: train.epochs=VALUE\n")
+
+
+def test_every_command_takes_a_cluster_by_address_and_no_default_stands_in_parentheses(call):
+    for words in (
+        *(("train",), ("evaluate",), ("export",), ("predict",), ("submit",), ("nightly",), ("doctor",), ("init",)),
+        *(("tune", "search"), ("tune", "best"), ("data", "table"), ("data", "kuailive"), ("data", "kuairand")),
+    ):
+        _, out, _ = call(*words, "--help")
+        assert "default: (" not in out
+        assert "--ray" not in out
+        assert ("--address" in out) == (words[-1] in ("predict", "submit", "nightly", "doctor", *DAYS)), words
 
 
 @pytest.mark.parametrize(
@@ -296,6 +312,8 @@ def test_tune_takes_a_recipe_where_its_other_commands_take_their_names(call, tmp
         (("--resume", str(tmp_path)), "this folder holds no sweep"),
         ((RECIPE, "--space", str(tmp_path / "no.yaml")), "there is no such space file"),
         ((RECIPE, "train.epoch=1", "--space", "x.yaml"), "unknown key train.epoch"),
+        ((RECIPE, "--space", "x.yaml", "--runs", "here", "--out", "there"), "leave one out"),
+        (("--resume", str(tmp_path), "--runs", "here"), "leave all other arguments out"),
         (("best", str(tmp_path), "--out", "x.yaml"), "this folder holds no sweep"),
     ):
         code, _, err = call("tune", *words)

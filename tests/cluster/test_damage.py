@@ -182,7 +182,7 @@ def killed(run: Path, *names: str) -> None:
 def test_a_restart_finishes_what_a_kill_behind_the_result_left_undone(run, monkeypatch):
     recipe = load_recipe(run / "config.yaml")
     result = (run / "result.json").read_bytes()
-    killed(run, "report.png")
+    killed(run, "report.png", "report.html")
 
     def never(*arguments):
         raise AssertionError("trained again")
@@ -191,9 +191,24 @@ def test_a_restart_finishes_what_a_kill_behind_the_result_left_undone(run, monke
     assert not launch.complete(recipe, run)
     assert launch.train(recipe, run.parent) == json.loads(result)
     assert (run / "report.png").stat().st_size > 10_000
+    assert (run / "report.html").stat().st_size > 100_000
     assert (run / "result.json").read_bytes() == result
     with pytest.raises(BadInput, match="this run is finished; give another name"):
         launch.train(recipe, run.parent)
+
+
+def test_a_report_that_cannot_be_drawn_is_a_warning(run, monkeypatch, caplog):
+    recipe = load_recipe(run / "config.yaml")
+    result = json.loads((run / "result.json").read_bytes())
+    killed(run, "report.png")
+    with monkeypatch.context() as patch:
+        patch.setattr("livetrain.trainers.observe.report.contents.band", lambda *arguments: 1 / 0)
+        assert launch.train(recipe, run.parent) == result
+    (warning,) = caplog.messages
+    assert "the report is not drawn, for ZeroDivisionError: division by zero; start the run again" in warning
+    assert not launch.complete(recipe, run)
+    assert launch.train(recipe, run.parent) == result
+    assert (run / "report.png").exists()
 
 
 def test_a_result_that_is_none_is_made_again(run):

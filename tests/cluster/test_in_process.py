@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import pytest
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
+from livetrain.configs.load import load_recipe
+from livetrain.trainers.runtime import manifest
 from tests import samples
 
 
@@ -133,3 +136,72 @@ def test_a_place_without_room_for_a_nameless_run_is_named(data, tmp_path):
     (tmp_path / "nowhere").write_text("a file")
     with pytest.raises(BadInput, match=r"cannot write here \(.*\); choose another folder with --runs"):
         launch.train(samples.recipe(data).model_copy(update={"name": None}), tmp_path / "runs")
+
+
+def exporting(run):
+    """The recipe of a run like `small_run`, which ends with an export."""
+    return load_recipe(run / "config.yaml", ["export.after_training=true", "export.parity_rows=200"])
+
+
+@pytest.fixture
+def trained(small_run, tmp_path):
+    """A run that was killed after its last step, report and all, and before its export."""
+    return shutil.copytree(small_run, tmp_path / "small")
+
+
+def test_a_run_ends_with_the_export_of_its_best_checkpoint(tmp_path):
+    data = samples.write(tmp_path / "data", rows=600)
+    result = launch.train(samples.recipe(data, train__epochs=1, export__after_training=True), tmp_path)
+    assert manifest.read(tmp_path / "small/export") is not None
+    signature = json.loads((tmp_path / "small/export/signature.json").read_text())
+    assert signature["checkpoint"]["step"] == result["best_step"]
+    with pytest.raises(BadInput, match="this run is finished"):
+        launch.train(samples.recipe(data, train__epochs=1, export__after_training=True), tmp_path)
+
+
+def test_a_run_that_was_killed_in_its_export_exports_and_trains_no_step_again(trained):
+    log = (trained / "metrics.jsonl").read_text()
+    launch.train(exporting(trained), trained.parent)
+    assert manifest.damage(trained / "export", manifest.read(trained / "export")) is None
+    assert (trained / "metrics.jsonl").read_text() == log
+
+
+def test_an_export_from_before_the_runs_end_is_replaced(trained):
+    recipe = exporting(trained)
+    launch.train(recipe, trained.parent)
+    made = (trained / "export" / manifest.MANIFEST).stat()
+    os.utime(trained / "export" / manifest.MANIFEST, ns=(0, (trained / "result.json").stat().st_mtime_ns - 1))
+    launch.train(recipe, trained.parent)
+    assert (trained / "export" / manifest.MANIFEST).stat().st_mtime_ns > made.st_mtime_ns
+    with pytest.raises(BadInput, match="this run is finished"):
+        launch.train(recipe, trained.parent)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "said"),
+    [
+        (BadInput("tables: too large"), BadInput, "tables: too large; the run itself is whole, and `livetrain export"),
+        (OSError("no space"), RuntimeError, r"the export failed \(OSError: no space\); the run itself is whole"),
+        (KeyboardInterrupt(), KeyboardInterrupt, "small was interrupted; it is trained"),
+    ],
+)
+def test_an_export_that_fails_leaves_the_run_whole(trained, monkeypatch, error, kind, said):
+    def fail(run):
+        raise error
+
+    (trained / "report.png").unlink()
+    recipe = exporting(trained)
+    with monkeypatch.context() as patch:
+        patch.setattr(launch.export, "export", fail)
+        with pytest.raises(kind, match=said):
+            launch.train(recipe, trained.parent)
+    assert (trained / "report.png").exists()
+    assert not launch.complete(recipe, trained)
+    launch.train(recipe, trained.parent)
+    assert launch.complete(recipe, trained)
+
+
+def test_tables_that_memory_cannot_hold_are_not_exported(trained, monkeypatch):
+    monkeypatch.setattr("livetrain.trainers.train.memory.free_memory", lambda: 1000)
+    with pytest.raises(BadInput, match="this machine has 0.0 MiB free; export it on a larger one"):
+        launch.export.export(trained)

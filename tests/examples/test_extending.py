@@ -20,7 +20,7 @@ from livetrain.configs.load import dump_recipe, json_schema, load_recipe
 from livetrain.modules.model import Model
 from livetrain.trainers.export.export import export, plain_model
 from livetrain.trainers.export.rows import golden_inputs
-from livetrain.trainers.observe.report.report import draw
+from livetrain.trainers.observe.report.contents import contents
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.train import sharding
 from livetrain.trainers.train.gradients.combination import Combination
@@ -74,8 +74,7 @@ def test_all_kinds_train_and_are_evaluated(run):
     recipe = load_recipe(run / "config.yaml")
     assert recipe.select() == "click.auc"
     assert recipe.tasks["click"].epsilon == 1.5
-    leading = [axes.get_title(loc="left") for axes in draw(run).figure.axes][1]
-    assert leading == "AUC"
+    assert contents(run).bands[0].panels[1].title == "AUC"
 
 
 def test_the_exported_file_scores_like_the_model(run):

@@ -1,4 +1,4 @@
-"""The example of docs/guide/own-data.md: its six commands, from CSV to the ten best items per user."""
+"""The example of docs/guide/own-data.md: its five commands, from CSV to the ten best items per user."""
 
 import csv
 import random
@@ -15,7 +15,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "guide" / "own-data.md"
 
 
 @pytest.mark.slow
-def test_the_six_commands_of_the_page(tmp_path):
+def test_the_five_commands_of_the_page(tmp_path):
     rng = random.Random(1)
     with (tmp_path / "products.csv").open("w", newline="") as file:
         rows = csv.writer(file)
@@ -37,7 +37,7 @@ def test_the_six_commands_of_the_page(tmp_path):
     block = re.search(r"<!-- commands -->\n```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     assert block
     commands = [shlex.split(line) for line in block[1].splitlines()]
-    assert len(commands) == 6
+    assert len(commands) == 5
     for program, *arguments in commands:
         assert program == "livetrain"
         subprocess.run([sys.executable, "-m", program, *arguments], cwd=tmp_path, check=True)

@@ -267,8 +267,8 @@ class Evaluation:
 
         Returns:
             By task, `calibration`: points of `mean_p`, `mean_y`, `count` in bins of nearly equal counts (in bounded
-            memory a row's p is known to 6e-5), and `auc_by_length`: `length`, `auc`, `rows` of each bucket of history
-            lengths with both classes, empty when no lengths were given.
+            memory a row's p is known to 6e-5), and `auc_by_length`: `length`, `auc`, `rows`, `positives` of each
+            bucket of history lengths with both classes, empty when no lengths were given.
 
         Raises:
             RuntimeError: `compute` has not run.

@@ -29,7 +29,7 @@ from livetrain.trainers.export.rows import golden_inputs, held_out_rows, synthet
 from livetrain.trainers.export.signature import _FORMAT, _signature
 from livetrain.trainers.runtime import manifest, run_folder, scratch
 from livetrain.trainers.runtime.run_folder import ANOTHER, find_checkpoint
-from livetrain.trainers.train import checkpoint, compatible
+from livetrain.trainers.train import checkpoint, compatible, memory
 
 
 def plain_model(recipe: Recipe, path: Path) -> Model:
@@ -68,8 +68,9 @@ def export(
         The signature, with the parity figures and the sizes.
 
     Raises:
-        BadInput: no such checkpoint or data, `out` cannot be written or holds something else, or the file's scores
-            differ from the model's beyond the tolerance: then nothing is written and an earlier export stays.
+        BadInput: no such checkpoint or data, too little memory, `out` cannot be written or holds something else, or
+            the file's scores differ from the model's beyond the tolerance: then nothing is written, and an earlier
+            export stays.
     """
     path = find_checkpoint(run, which)
     out = (out or run / "export").resolve()
@@ -80,6 +81,7 @@ def export(
             Source.open(recipe, split)
     except BadInput as error:
         raise type(error)(f"{run / 'config.yaml'}: {error}") from error.__cause__
+    _check_memory(recipe, run)
     quantize = quantize or recipe.export.quantize
     model = plain_model(recipe, path)
     with _draft(out) as draft:
@@ -97,6 +99,21 @@ def export(
         manifest.commit(draft, {p.name: manifest.digest(p) for p in sorted(draft.iterdir())}, format=_FORMAT)
         _replace(out, draft)
     return content
+
+
+def _check_memory(recipe: Recipe, run: Path) -> None:
+    """Refuse tables that this machine cannot hold whole, as the model's and as the file's."""
+    taken, free = 2 * _float32(recipe), memory.free_memory()
+    if taken > free:
+        raise BadInput(
+            f"{run}: to export it takes at least {memory.amount(taken)} of memory for its tables, and this machine has "
+            f"{memory.amount(free)} free; export it on a larger one"
+        )
+
+
+def _float32(recipe: Recipe) -> int:
+    """Return the bytes of a recipe's tables in float32."""
+    return sum(4 * table.rows * table.dim for table in recipe.tables.values())
 
 
 def _encode(draft: Path, model: Model, recipe: Recipe, quantize: Quantization) -> list[torch.jit.ScriptModule]:
@@ -165,7 +182,7 @@ def sizes(file: Path, scored: torch.jit.ScriptModule, recipe: Recipe) -> dict[st
     """Return the bytes of the file and of the tables in it, and what they would be in float32."""
     stored = {part.data_ptr(): part for name, part in scored.state_dict().items() if name.startswith("lookups.")}
     tables, whole = sum(part.nbytes for part in stored.values()), file.stat().st_size
-    wide = sum(4 * table.rows * table.dim for table in recipe.tables.values())
+    wide = _float32(recipe)
     return {"tables": tables, "file": whole, "float32": {"tables": wide, "file": whole - tables + wide}}
 
 

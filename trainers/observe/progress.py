@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Column
 
 from livetrain.modules.tasks.registry import leading, metrics
 
@@ -108,6 +109,8 @@ class Watcher:
                 self.state.take(line)
                 if line.get("kind") == "note":
                     self._view.note(str(line.get("text", "")))
+            if finished:
+                self.state.doing = None
             self._view.show(self.state)
 
 
@@ -117,11 +120,15 @@ class State:
     def __init__(self) -> None:
         self.step = self.steps = 0
         self.epoch = 0.0
-        self.rows_per_s: float | None = None
         self.loss: float | None = None
         self.leading: tuple[str, float] | None = None  # metric of the first task
-        self.doing: str | None = None  # the newest note
+        self.doing: str | None = (
+            "starting"  # what goes on besides steps: the newest stage or, before the first step, note
+        )
+        self.part: tuple[int, int] | None = None  # how many of its batches are done, and of how many
         self._since = time.monotonic()  # when it came
+        self._at = 0  # the step that the newest line was written at
+        self._steps, self._rated = 0, 0.0  # steps whose speed is known, and the sum of their 1 / rows_per_s
         self._first: tuple[float, int] | None = None  # (time, step) of the first line, to judge the pace by
         self._last = (0.0, 0)
 
@@ -130,19 +137,36 @@ class State:
         if line.get("kind") == "train":
             self.step, self.steps = int(line.get("step", self.step)), int(line.get("steps", self.steps))
             self.epoch = float(line.get("epoch", self.epoch))
-            self.rows_per_s, self.loss = line.get("rows_per_s"), line.get("loss")
+            self.loss, self.doing, self.part = line.get("loss"), None, None
+            self._rate(line)
             self._last = (float(line.get("time", time.time())), self.step)
             if self._first is None or self.step < self._first[1]:  # restarted from a checkpoint
                 self._first = self._last
         elif line.get("kind") == "eval":
+            self.doing, self.part = None, None
             known = metrics()
             task = next((task for key in line for task, _, name in [key.rpartition(".")] if task and name in known), "")
             found = leading([name for key in line for of, _, name in [key.rpartition(".")] if of == task])
             if found is not None and line[f"{task}.{found}"] is not None:
                 title = f"{line.get('split', '')} {known[found].title}".strip()
                 self.leading = (title, float(line[f"{task}.{found}"]))
-        elif line.get("kind") == "note":
-            self.doing, self._since = str(line.get("text", "")), time.monotonic()
+        elif line.get("kind") == "stage" or (line.get("kind") == "note" and not self.steps):
+            before, self.doing = self.doing, str(line.get("text", ""))
+            self.part = (int(line["done"]), int(line["of"])) if "done" in line else None
+            self._at = int(line.get("step", self._at))
+            if self.doing != before:
+                self._since = time.monotonic()
+
+    def _rate(self, line: dict[str, Any]) -> None:
+        """Take in how fast the steps since the last line were."""
+        steps, self._at = max(self.step - self._at, 1), self.step
+        if speed := line.get("rows_per_s"):
+            self._steps, self._rated = self._steps + steps, self._rated + steps / speed
+
+    @property
+    def rows_per_s(self) -> float | None:
+        """The mean speed of this attempt's steps, which are all of one size; evaluations are not counted."""
+        return self._steps / self._rated if self._rated else None
 
     @property
     def seconds_left(self) -> float | None:
@@ -153,9 +177,13 @@ class State:
         return max(pace * (self.steps - self.step), 0.0)
 
     def __str__(self) -> str:
-        """What a training has come to; before its first step, what is being done, and for how long."""
+        """What a training has come to, and what else is being done, and for how long."""
+        doing = []
+        if self.doing is not None:
+            far = f"  {self.part[0]:,}/{self.part[1]:,} batches" if self.part else ""
+            doing = [f"{self.doing}{far}  {_clock(time.monotonic() - self._since)}"]
         if not self.steps:
-            return f"{self.doing or 'starting'}  {_clock(time.monotonic() - self._since)}"
+            return "".join(doing)
         parts = [f"step {self.step:,}/{self.steps:,}", f"epoch {self.epoch:.2f}"]
         if self.rows_per_s is not None:
             parts.append(f"{self.rows_per_s:,.0f} rows/s")
@@ -165,12 +193,13 @@ class State:
             parts.append(f"{self.leading[0]} {self.leading[1]:.4f}")
         if self.seconds_left is not None and self.step < self.steps:
             parts.append(f"{_clock(self.seconds_left)} left")
-        return "  ".join(parts)
+        return "  ".join(parts + doing)
 
 
 class _Bar:
     def __init__(self, console: Console):
-        columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
+        words = TextColumn("{task.description}", table_column=Column(overflow="fold"))  # two lines on a narrow terminal
+        columns = (BarColumn(bar_width=20), words)
         self._progress = Progress(*columns, console=console)
         self._task: TaskID | None = None
 
@@ -183,8 +212,8 @@ class _Bar:
 
     def show(self, state: State) -> None:
         if self._task is not None:
-            total = state.steps or None
-            self._progress.update(self._task, completed=state.step, total=total, description=escape(str(state)))
+            done, of = (state.step, state.steps) if state.steps else state.part or (0, None)
+            self._progress.update(self._task, completed=done, total=of, description=escape(str(state)))
 
     def stop(self, state: State) -> None:
         if not state.steps and self._task is not None:

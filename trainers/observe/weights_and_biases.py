@@ -69,7 +69,7 @@ class Tracker:
             self._try(self._log, content.get("split", "train"), content)
 
     def report(self, picture: Path, result: dict[str, Any]) -> None:
-        """Send a finished run's report and the figures of its result."""
+        """Send a finished run's report, the picture and the page beside it, and the figures of its result."""
         self._try(self._report, picture, result)
 
     def export(self, folder: Path, signature: dict[str, Any]) -> None:
@@ -128,7 +128,8 @@ class Tracker:
     def _report(self, picture: Path, result: dict[str, Any]) -> None:
         import wandb
 
-        self._run.log({"step": result["step"], "report": wandb.Image(str(picture))})
+        page = wandb.Html(str(picture.with_suffix(".html")), inject=False)  # as it is
+        self._run.log({"step": result["step"], "report": wandb.Image(str(picture)), "report_page": page})
         figures = {k: v for k, v in manifest.finite(result).items() if isinstance(v, int | float)}
         self._run.summary.update(figures)
 
@@ -156,9 +157,10 @@ def reported(recipe: Recipe, run: Path) -> bool:
     return recipe.wandb is None or _failure(run).exists() or _reported(run).exists()
 
 
-def later(run: Path, warn: Callable[[str], None]) -> Tracker:
-    """Return the tracker of a run that was trained before, to add to what it has sent."""
-    return Tracker(run_folder.recipe_of(run), run.resolve(), warn)
+def send_export(run: Path, folder: Path, signature: dict[str, Any], warn: Callable[[str], None] = log.warning) -> None:
+    """Add an export to what a run that was trained before has sent, where its recipe has a wandb section."""
+    with Tracker(run_folder.recipe_of(run), run.resolve(), warn) as tracker:
+        tracker.export(folder, signature)
 
 
 def _failure(run: Path) -> Path:

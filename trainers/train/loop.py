@@ -6,7 +6,7 @@ run that was killed goes on from its last checkpoint as if nothing had happened.
 
 import math
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,6 +40,8 @@ from livetrain.trainers.train.probes.table_use import occupancy
 from livetrain.trainers.train.schedule import factor
 from livetrain.trainers.train.sharding import shard
 from livetrain.trainers.train.stopping import Listener
+
+Tell = Callable[[str, int, int], None]  # told what an evaluation is at: the batches done, of so many; 0 of 0 if unknown
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Trainer:
         self.left_out: dict[str, int] = {}  # lists cut, by feature, and rows skipped: on this rank, in this attempt
         self.left_out_before: dict[str, int] = {}  # on all ranks, in the attempts before
         self.listener: Listener | None = None  # while a run goes on
+        self.tell: Tell = lambda what, done, of: None
 
     def _reader(self, split: str, shuffle: bool) -> Reader:
         return Reader(
@@ -109,6 +112,7 @@ class Trainer:
             pretrained.fill(self.sharded, self.recipe, besides=taken)
         self.profile = Profile(self.recipe, self.job.run, self.device, self.total)
         self.log = RunLog(self.job.run, self.step)
+        self.tell = self._note_stage
         if found:
             self.log.write("note", step=self.step, text=f"resumed at step {self.step}")
         if begun is not None:
@@ -229,6 +233,7 @@ class Trainer:
                 retrieval.add(batch)
             for output in self._scored(CATALOGUE) if asked.catalogue else ():
                 retrieval.add(output.batch, listed=True)
+        self.tell("computing the metrics", 0, 0)
         return evaluation.compute() | retrieval.compute(), evaluation.curves()
 
     def _scored(self, split: str) -> Iterator[Output]:
@@ -236,11 +241,17 @@ class Trainer:
         reader = self._reader(split, shuffle=False)
         batches = reader.batches(0)
         feed = Feed(batches, reader.steps, reader)
-        for _ in range(reader.steps):
+        for done in range(reader.steps):
+            self.tell(f"scoring {split}", done, reader.steps)
             if self.listener is not None and self.listener.told():
                 raise Stopped
             yield self.sharded.pipeline.progress(feed)
         batches.close()
+
+    def _note_stage(self, what: str, done: int, of: int) -> None:
+        """Write into the run's log what begins."""
+        if not done:
+            self.log.write("stage", step=self.step, text=what)
 
     def _validate(self) -> None:
         try:

@@ -214,6 +214,7 @@ def test_curves(memory):
             assert (name in buckets) == (not math.isnan(expected))
             if name in buckets:
                 assert buckets[name]["rows"] == inside.sum()
+                assert buckets[name]["positives"] == labels[inside].sum()
                 assert buckets[name]["auc"] == pytest.approx(expected, abs=1e-12 if memory == "exact" else 1e-3)
         assert len(buckets) >= 4
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from livetrain.trainers.observe.progress import State, Tail, Watcher
+from livetrain.trainers.observe.progress import State, Tail, Watcher, _Bar
 
 
 def line(kind="train", **content) -> str:
@@ -85,6 +85,30 @@ def test_the_state_is_what_the_newest_lines_say():
     assert str(state) == "step 20/50  epoch 0.40  12,346 rows/s  loss 0.6000  valid AUC 0.7500  1:00 left"
 
 
+def test_the_speed_is_the_mean_of_the_steps_of_this_attempt():
+    state = State()
+    state.take({"kind": "note", "text": "resumed at step 40", "step": 40})
+    state.take({"kind": "train", "step": 50, "steps": 90, "rows_per_s": 1000.0})  # 10 steps of 100 rows: 1 s
+    state.take({"kind": "train", "step": 80, "steps": 90, "rows_per_s": 500.0})  # 30 of them: 6 s
+    state.take({"kind": "eval", "split": "valid", "step": 80, "label.auc": 0.75})
+    assert state.rows_per_s == pytest.approx(4000 / 7)
+
+
+def test_what_goes_on_besides_steps_is_said_with_how_far_it_is():
+    state = State()
+    assert str(state) == "starting  0:00"
+    state.take({"kind": "note", "text": "checking the data"})
+    assert str(state) == "checking the data  0:00"
+    state.take({"kind": "stage", "text": "scoring test", "done": 1200, "of": 4000})
+    assert str(state) == "scoring test  1,200/4,000 batches  0:00"
+    state.take({"kind": "train", "step": 8, "steps": 9, "epoch": 0.9})
+    state.take({"kind": "stage", "text": "scoring valid", "step": 8})
+    state.take({"kind": "note", "text": "valid: no row is in slice new"})
+    assert str(state) == "step 8/9  epoch 0.90  scoring valid  0:00"
+    state.take({"kind": "eval", "split": "valid", "step": 8, "label.auc": 0.75})
+    assert str(state) == "step 8/9  epoch 0.90  valid AUC 0.7500"
+
+
 def test_the_pace_starts_anew_after_a_restart():
     state = State()
     for time, step in [(0.0, 30), (10.0, 40), (500.0, 20), (510.0, 30)]:
@@ -123,6 +147,21 @@ def test_on_a_terminal_there_is_a_bar_below_the_notes(tmp_path):
     assert "step" not in above
     assert "━" in below
     assert "step 20/20" in below
+
+
+def test_on_a_narrow_terminal_nothing_is_cut_off():
+    drawn = io.StringIO()
+    view = _Bar(Console(file=drawn, force_terminal=True, width=60, color_system=None))
+    state = State()
+    state.take(
+        {"kind": "train", "time": 1.0, "step": 1, "steps": 9, "epoch": 0.1, "loss": 0.5, "rows_per_s": 1234567.8}
+    )
+    state.take({"kind": "eval", "split": "valid", "step": 1, "label.auc": 0.75})
+    view.start()
+    view.show(state)
+    view.stop(state)
+    shown = " ".join(drawn.getvalue().split())
+    assert all(part in shown for part in ("1,234,568 rows/s", "loss 0.5000", "valid AUC 0.7500"))
 
 
 def test_a_run_that_fails_before_its_first_step_leaves_no_bar(tmp_path):

@@ -88,6 +88,8 @@ def test_config_report_result_and_export_are_sent_under_one_id(tracked):
     assert summary["test.click.auc"] == result["test.click.auc"]
     pictures = list((tracked / "wandb").glob("offline-run-*/files/media/images/report*.png"))
     assert [picture.read_bytes() for picture in pictures] == [(tracked / "report.png").read_bytes()]
+    pages = list((tracked / "wandb").glob("offline-run-*/files/media/html/report_page*.html"))
+    assert [page.read_bytes() for page in pages] == [(tracked / "report.html").read_bytes()]
     (artifact,) = sent(tracked, "artifact")
     assert (artifact.run_id, artifact.type, artifact.name) == (name, "model", "small-model")
     assert {entry.path for entry in artifact.manifest.contents} == {p.name for p in (tracked / "export").iterdir()}
