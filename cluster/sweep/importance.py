@@ -9,7 +9,7 @@ from livetrain.cluster.sweep.words import place
 
 LEAST = 4  # trials below which importance says nothing
 FEW = 5  # trials per key below which its order is a hint
-TREES, RESAMPLES, WITHIN = 20, 60, 0.9
+TREES, RESAMPLES, WITHIN = 10, 60, 0.9
 ROWS = 200  # of changed trials in which a resample looks for what a key is worth
 
 

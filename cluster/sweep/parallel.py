@@ -12,34 +12,27 @@ from matplotlib.patheffects import withStroke
 from livetrain.cluster.sweep.trials import Record, Trial
 from livetrain.cluster.sweep.words import folded, number, place, short
 from livetrain.configs.space import Choice, Domain, Range
-from livetrain.trainers.observe.report.panels import COLORS, GREY, INK, missing, shortened
+from livetrain.trainers.observe.report.panels import COLORS, GREY, INK, MARGIN, fitting, header, missing
 
 # From worst to best: pale to dark, for on white what is pale recedes.
 SHADES = ListedColormap(colormaps["viridis_r"](np.linspace(0.08, 1, 256)))
 BEST = COLORS[1]
 NUMBERED = 20  # trials whose numbers there is room for
-COLUMN, HEIGHT, MARGIN = 1.15, 4.6, (0.55, 2.35)  # inches: between axes, of an axis, left and right of them
+COLUMN, HEIGHT, SIDES = 1.15, 4.6, (0.55, 2.35)  # inches: between axes, of an axis, left and right of them
 LETTER = 0.082  # inches, of a letter of 9 points at most
 LOW = -0.1  # where keys that were not drawn lie
 
 
-def draw(sweep: Record, title: str, told: str) -> Figure:
-    """Draw the trials that have a metric, the best one above all others."""
+def draw(sweep: Record, facts: list[str]) -> Figure:
+    """Draw the trials that have a metric, the best one above all others; `facts` stand at the head."""
     keys, metric = list(sweep.space.domains), sweep.metrics[0]
     column = max(COLUMN, 8 / (len(keys) + 1))
-    width, letters = sum(MARGIN) + column * len(keys), int(column / LETTER)
-    names = [folded(short(key, keys), letters) for key in keys] + [folded(metric.text, letters)]
-    below = 0.35 + 0.17 * max(name.count("\n") + 1 for name in names)
-    height = below + HEIGHT + 1.0
-    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
-    axes = figure.add_axes(
-        (MARGIN[0] / width, below / height, (width - sum(MARGIN)) / width, HEIGHT / height), zorder=1
-    )
-    figure.text(0.15 / width, 1 - 0.15 / height, title, fontsize=15, fontweight="bold", color=INK, va="top")
-    figure.text(0.15 / width, 1 - 0.5 / height, told, fontsize=11, color=GREY, va="top")
-    axes.spines[:].set_visible(False)
-    axes.set(yticks=[], ylim=(LOW - 0.03, 1.03), xlim=(0, len(keys)))
+    letters = int(column / LETTER)
     trials = [trial for trial in sweep.trials if trial.measured]
+    best = sweep.best if any(trial.scored for trial in trials) else None
+    names = [folded(short(key, keys), letters) for key in keys] + [folded(metric.text, letters)]
+    figure, axes = _page(sweep, facts, best, column * len(keys), max(name.count("\n") + 1 for name in names))
+    axes.set(yticks=[], ylim=(LOW - 0.03, 1.03), xlim=(0, len(keys)))
     if not trials:
         missing(axes, "no trial has a metric yet")
         return figure
@@ -50,16 +43,33 @@ def draw(sweep: Record, title: str, told: str) -> Figure:
     span = float(np.ptp(scores))
     worst = scores.min() if metric.sign > 0 else scores.max()
     places = metric.sign * (scores - worst) / span if span else np.full(len(trials), 0.5)
-    best = sweep.best if any(trial.scored for trial in trials) else None
     _lines(axes, sweep, trials, places, best)
     for at, key in enumerate(keys):
-        for height_at, text in _ticks(sweep.space.domains[key], letters - 3):
+        for height_at, text in _ticks(sweep.space.domains[key], column - 0.2):
             axes.annotate(text, (at, height_at), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK,
                           va="center", zorder=9, path_effects=[withStroke(linewidth=3, foreground="white")],
                           annotation_clip=False)  # fmt: skip
     _numbers(axes, trials, places, best, 1 / column)
     _key(figure, axes, (float(scores.min()), float(scores.max())), metric.sign)
     return figure
+
+
+def _page(sweep: Record, facts: list[str], best: Trial | None, wide: float, lines: int) -> tuple[Figure, Axes]:
+    """Return a figure with a headline, and its axes, `wide` inches, above names of so many lines."""
+    below = 0.3 + 0.17 * lines
+    width, height = sum(SIDES) + wide, below + HEIGHT + 2.0
+    figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
+    axes = figure.add_axes((SIDES[0] / width, below / height, wide / width, HEIGHT / height), zorder=1)
+    axes.spines[:].set_visible(False)
+    head = header(figure, sweep.folder.name, facts)
+    told = "dashed: stopped early, or still running"
+    if best:
+        told += f"; thick and orange: trial {best.name}, the best"
+    title = fitting(f"Trials: what was drawn, and {sweep.metrics[0].text}", width - 2 * MARGIN, 14, "bold")
+    place = MARGIN / width
+    figure.text(place, 1 - (head + 0.08) / height, title, fontsize=14, fontweight="bold", color=INK, va="top")
+    figure.text(place, 1 - (head + 0.36) / height, told, fontsize=11, color=GREY, va="top")
+    return figure, axes
 
 
 def _lines(axes: Axes, sweep: Record, trials: list[Trial], places: np.ndarray, best: Trial | None) -> None:
@@ -74,14 +84,14 @@ def _lines(axes: Axes, sweep: Record, trials: list[Trial], places: np.ndarray, b
         axes.plot(range(len(line)), line, linestyle=dashes, label=trial.name, clip_on=False, **style)
 
 
-def _ticks(domain: Domain, letters: int) -> list[tuple[float, str]]:
+def _ticks(domain: Domain, inches: float) -> list[tuple[float, str]]:
     shown: Sequence = ()
     if isinstance(domain, Choice):
         shown = domain.choice if len(domain.choice) <= NUMBERED else (domain.choice[0], domain.choice[-1])
     elif isinstance(domain, Range):
         shown = domain.ends()
     missing_too = [(LOW, "not drawn")] if domain.when else []
-    return missing_too + [(place(domain, value), shortened(number(value), max(letters, 6))) for value in shown]
+    return missing_too + [(place(domain, value), fitting(number(value), inches, 8)) for value in shown]
 
 
 def spread(places: Sequence[float], gap: float, top: float) -> list[float]:

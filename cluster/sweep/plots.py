@@ -1,7 +1,6 @@
 """A sweep for the eye: parallel coordinates, importance of the keys, learning curves, best so far, the Pareto front."""
 
 import os
-import textwrap
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +16,7 @@ from livetrain.cluster.sweep.importance import LEAST, WITHIN, importance
 from livetrain.cluster.sweep.metric import Metric
 from livetrain.cluster.sweep.trials import Record, Trial
 from livetrain.cluster.sweep.words import short
-from livetrain.trainers.observe.report.panels import COLORS, GREY, INK, missing, panel, shortened
-
-LINE = 110  # letters of grey text that a line of 900 pixels has room for
+from livetrain.trainers.observe.report.panels import COLORS, GREY, INK, MARGIN, fitting, header, missing, panel
 
 
 def write(sweep: Record) -> list[Path]:
@@ -35,14 +32,10 @@ def write(sweep: Record) -> list[Path]:
 
 def draw(sweep: Record) -> dict[str, Figure]:
     """Return the plots by name: parallel, importance, curves, best, and with several metrics pareto."""
-    best = _winner(sweep)
-    told = f"{_told(sweep)}\ndashed: stopped early, or still running" + (
-        f"; thick and orange: trial {best.name}, the best" if best else ""
-    )
-    metric = shortened(sweep.metrics[0].text, 60)
+    metric = sweep.metrics[0].text
     figures = {
-        "parallel": parallel.draw(sweep, f"Trials: what was drawn, and {metric}", told),
-        "importance": _figure(sweep, f"Which keys decide {metric}", _importance, len(sweep.space.domains) * 0.4 + 2.6),
+        "parallel": parallel.draw(sweep, facts(sweep)),
+        "importance": _figure(sweep, f"Which keys decide {metric}", _importance, len(sweep.space.domains) * 0.4 + 3),
         "curves": _figure(sweep, f"Learning curves: {metric}", _curves),
         "best": _figure(sweep, f"Best {metric} so far", _best),
     }
@@ -52,31 +45,29 @@ def draw(sweep: Record) -> dict[str, Figure]:
     return figures
 
 
-def _told(sweep: Record) -> str:
-    """Say of which sweep a plot is, and how far it has come."""
+def facts(sweep: Record) -> list[str]:
+    """Return what a plot says of its sweep at its head: of what, and how far it has come."""
     states = Counter(trial.state for trial in sweep.trials)
-    counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
-    of = f"{shortened(sweep.folder.name, 48)}: {sweep.recipe.model.kind}, {sweep.settings.search} search"
-    return f"{of}, {len(sweep.trials)} of {sweep.settings.samples} trials ({counts or 'none has started'})"
+    counts = [f"{count} {state}" for state, count in states.most_common()]
+    of = f"{len(sweep.trials)} of {sweep.settings.samples} trials"
+    return [f"model {sweep.recipe.model.kind}", f"{sweep.settings.search} search", of, *counts]
 
 
-def _figure(sweep: Record, title: str, paint: Callable[[Axes, Record], str], height: float = 5.4) -> Figure:
+def _figure(sweep: Record, title: str, paint: Callable[[Axes, Record], str], height: float = 5.6) -> Figure:
     """Return a figure of a panel below a headline; `paint` fills it, and returns a caution or ''.
 
     A legend, if any, lies below the panel.
     """
     figure = Figure(figsize=(9, height), dpi=100, layout="constrained", facecolor="white")
     axes = figure.subplots()
-    panel(axes, "")
+    panel(axes, "", scale=0.9)
     caution = paint(axes, sweep)
-    told = textwrap.wrap(_told(sweep), LINE)
-    for text, line, looks in (
-        (title, 0.0, {"fontsize": 15, "fontweight": "bold", "color": INK}),
-        ("\n".join(told), 0.35, {"fontsize": 11, "color": GREY}),
-        (caution, 0.35 + 0.19 * len(told), {"fontsize": 11, "color": COLORS[1]}),
-    ):
-        figure.text(0.015, 1 - (0.12 + line) / height, text, va="top", **looks)
-    head = 0.52 + 0.19 * (len(told) + bool(caution))
+    head = header(figure, sweep.folder.name, facts(sweep))
+    place = MARGIN / figure.get_figwidth()
+    title = fitting(title, figure.get_figwidth() - 2 * MARGIN, 14, "bold")
+    figure.text(place, 1 - (head + 0.08) / height, title, fontsize=14, fontweight="bold", color=INK, va="top")
+    figure.text(place, 1 - (head + 0.36) / height, caution, fontsize=11, color=COLORS[1], va="top")
+    head += 0.64 if caution else 0.4
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06, rect=(0, 0, 1, 1 - head / height))
     labels = axes.get_legend_handles_labels()[1]
     if labels:
@@ -101,7 +92,7 @@ def _importance(axes: Axes, sweep: Record) -> str:
     names = sorted(found.shares, key=lambda name: found.shares[name][1])
     low, mean, high = np.array([found.shares[name] for name in names]).T
     ends = [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
-    axes.barh([shortened(short(name, names), 40) for name in names], mean, color=COLORS[0], height=0.6)
+    axes.barh([fitting(short(name, names), 3.5, 10) for name in names], mean, color=COLORS[0], height=0.6)
     axes.errorbar(mean, range(len(names)), xerr=ends, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
     axes.set_xlim(0, 1)
@@ -176,7 +167,7 @@ def _value_axis(axes: Axes, metric: Metric) -> str:
 
 
 def _better(metric: Metric) -> str:
-    return f"{shortened(metric.text, 44)}, {'more' if metric.sign > 0 else 'less'} is better"
+    return f"{fitting(metric.text, 2, 11)}, {'more' if metric.sign > 0 else 'less'} is better"
 
 
 def _pareto(axes: Axes, sweep: Record) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -16,10 +16,10 @@ from livetrain.trainers.data.checks import ids, leaks
 from livetrain.trainers.data.checks.findings import Verdict, called, listed, runs
 from livetrain.trainers.data.checks.whole import Checked
 from livetrain.trainers.observe.report import panels as look
-from livetrain.trainers.observe.report.panels import COLORS, GREY, INK, shortened
+from livetrain.trainers.observe.report.panels import COLORS, GREY, INK, fitting
 
 BARS, LINES = 12, 6  # columns with the best probes; labels, ids or sequences drawn
-NAME = 30  # letters of a column's name beside a bar or in a legend
+NAME = 2.4  # inches of a column's name beside a bar or in a legend, of 11 points
 LEGEND = 84  # letters that a legend has room for in a line
 SPAN = 10.0
 _VERDICTS = {Verdict.ok: COLORS[0], Verdict.look: COLORS[4], Verdict.wrong: COLORS[1]}
@@ -44,22 +44,23 @@ def draw(checked: Checked) -> Figure:
     """Draw label rates by day, unseen ids by day, the best leakage probes and the sequences' lengths."""
     figure = Figure(figsize=(16, 10), dpi=100, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1, wspace=0.04)
-    headline, above, below = figure.subfigures(3, 1, height_ratios=[0.1, 0.46, 0.44])  # rows of their own margins
-    _headline(headline, checked)
+    _headline(figure, checked)
+    _, above, below = figure.subfigures(3, 1, height_ratios=[0.1, 0.46, 0.44])  # rows of their own margins
     for row, panels in ((above, (_draw_rates, _draw_unseen)), (below, (_draw_probes, _draw_lengths))):
         for axes, paint in zip(row.subplots(1, 2), panels, strict=True):
             paint(axes, checked)
     return figure
 
 
-def _headline(figure: SubFigure, checked: Checked) -> None:
+def _headline(figure: Figure, checked: Checked) -> None:
     dataset, verdicts = checked.dataset, [finding.verdict for finding in checked.findings]
     parts = f"{len(dataset.parts)} {'days' if dataset.by_day else 'splits'}"
-    told = [f"{dataset.rows:,} rows in {parts}", f"{len(dataset.schema)} columns"]
-    told += [f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict]
-    name = shortened(dataset.folder.resolve().name, 80)
-    figure.text(0.0125, 0.85, name, fontsize=22, fontweight="bold", color=INK, va="top")
-    figure.text(0.0125, 0.3, "   |   ".join(told), fontsize=15, color=GREY, va="top")
+    facts = [f"{dataset.rows:,} rows in {parts}", f"{len(dataset.schema)} columns"]
+    look.header(
+        figure,
+        dataset.folder.resolve().name,
+        facts + [f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict],
+    )
 
 
 def _draw_rates(axes: Axes, checked: Checked) -> None:
@@ -72,7 +73,7 @@ def _draw_rates(axes: Axes, checked: Checked) -> None:
     for number, label in enumerate(shown[:LINES]):
         days, known, ones = _by_day((day.day, day.known, day.known * day.mean) for day in label.days)
         rates = np.where(ones > 0, ones / np.maximum(known, 1), np.nan)
-        axes.plot(days, rates, label=shortened(label.column, NAME), **_line(number, len(days)))
+        axes.plot(days, rates, label=fitting(label.column, NAME, 11), **_line(number, len(days)))
         usual.append(np.nanmedian(rates))
     axes.set_ylim(bottom=0)
     if max(usual) > SPAN * min(usual):
@@ -93,7 +94,7 @@ def _draw_unseen(axes: Axes, checked: Checked) -> None:
         return look.missing(axes, "none" if any(c.days for c in columns) else "no later part with ids")
     for number, column in enumerate(shown[:LINES]):
         days, rows, new = _by_day((day, rows, new) for day, _, rows, new in column.days)
-        axes.plot(days, new / rows, label=shortened(column.column, NAME), **_line(number, len(days)))
+        axes.plot(days, new / rows, label=fitting(column.column, NAME, 11), **_line(number, len(days)))
     axes.set_ylim(0, 1.06 * max(1.15 * ids.UNSEEN, *map(_worst, shown[:LINES])))
     axes.axhline(ids.UNSEEN, color=_VERDICTS[Verdict.look], linewidth=1.2, linestyle=(0, (5, 4)), zorder=1)
     axes.annotate(f"look: above {100 * ids.UNSEEN:g} % in the last part", (0, ids.UNSEEN), xytext=(4, 3), fontsize=11,
@@ -113,7 +114,7 @@ def _draw_probes(axes: Axes, checked: Checked) -> None:
     shown = list(best.values())[:BARS][::-1]
     if not shown:
         return look.missing(axes, "no column to probe, or too few rows of one class")
-    names = [f"{shortened(probe.column, NAME)} → {shortened(probe.label, NAME)}" for probe in shown]
+    names = [f"{fitting(probe.column, NAME, 11)} → {fitting(probe.label, NAME, 11)}" for probe in shown]
     auc, errors = (np.array([getattr(probe, name) for probe in shown]) for name in ("auc", "error"))
     axes.barh(names, auc - 0.5, left=0.5, color=[_VERDICTS[probe.verdict] for probe in shown])
     reach = np.minimum(2 * errors, 1 - auc)
@@ -143,7 +144,7 @@ def _draw_lengths(axes: Axes, checked: Checked) -> None:
     for number, (lengths, names) in enumerate(list(shown.values())[:LINES]):
         edges = np.arange(lengths.max() + 1)
         more = 1 - np.cumsum(np.bincount(lengths)) / len(lengths)
-        label = f"{listed([shortened(name, NAME) for name in names], 2)}: mean {lengths.mean():.1f}"
+        label = f"{listed([fitting(name, NAME, 11) for name in names], 2)}: mean {lengths.mean():.1f}"
         axes.step(edges, more, where="post", label=label, **_line(number, 1000))
     axes.set_ylim(0, 1.04)
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))

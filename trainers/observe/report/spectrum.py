@@ -8,14 +8,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from livetrain.trainers.observe.report.panels import COLORS, GREY, HAIR, INK, panel, shortened
+from livetrain.trainers.observe.report.panels import COLORS, GREY, HAIR, INK, fitting, header, panel
 
 TOLD = (
     "A history of events as a sum of waves: at the left, shaded, what changes slowly, as lasting interests do; at the "
     "right what changes from event to\nevent. Grey: how strong each frequency is in a user's events. Blue: what the "
     "model's gates let through."
 )
-HIGH, TOP = 3.3, 1.5  # inches: of a row of panels, and of the words above and the legend below all
+HIGH, TOP = 3.3, 2.0  # inches: of a row of panels, and of the words above and the legend below all
 
 
 def write_spectrum(run: Path, spectra: dict[str, list[dict[str, Any]]]) -> Path | None:
@@ -44,15 +44,14 @@ def draw(run: str, spectra: dict[str, list[dict[str, Any]]]) -> Figure | None:
         return None
     high = HIGH * len(rows) + TOP
     figure = Figure(figsize=(16, high), dpi=100, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, rect=(0, 0, 1, 1 - 1.05 / high))
-    title = f"{shortened(run, 60)}: what the frequency filters keep"
-    figure.text(0.0125, 1 - 0.15 / high, title, fontsize=18, fontweight="bold", color=INK, va="top")
-    figure.text(0.0125, 1 - 0.55 / high, TOLD, fontsize=12, color=GREY, va="top", linespacing=1.3)
+    told = header(figure, run, ["what the model's frequency filters keep of a few users' histories"])
+    figure.text(0.0125, 1 - (told + 0.05) / high, TOLD, fontsize=12, color=GREY, va="top", linespacing=1.3)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, rect=(0, 0, 1, 1 - (told + 0.55) / high))
     wide = max(map(len, rows.values()))
     for number, (name, users) in enumerate(rows.items()):
         for column, user in enumerate(users):
             axes = figure.add_subplot(len(rows), wide, number * wide + column + 1)
-            _draw(axes, f"{shortened(name, 100 // wide)}, {user['events']} events", user)
+            _draw(axes, f"{fitting(name, 10 / wide, 13, 'bold')}, {user['events']} events", user)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=12, labelcolor=INK)
     return figure
@@ -60,8 +59,7 @@ def draw(run: str, spectra: dict[str, list[dict[str, Any]]]) -> Figure | None:
 
 def _draw(axes: Axes, title: str, user: dict[str, Any]) -> None:
     """Draw one user's power by frequency, in cycles per event, before and behind the gates."""
-    panel(axes, title, "cycles per event", "power")
-    axes.title.set_fontsize(13)
+    panel(axes, title, "cycles per event", "power", scale=0.87)
     frequency = [k / user["events"] for k in range(len(user["power"]))]
     axes.axvspan(
         -0.01,
