@@ -57,7 +57,7 @@ def draw(sweep: Record, facts: list[str]) -> Figure:
 def _page(sweep: Record, facts: list[str], best: Trial | None, wide: float, lines: int) -> tuple[Figure, Axes]:
     """Return a figure with a headline, and its axes, `wide` inches, above names of so many lines."""
     below = 0.3 + 0.17 * lines
-    width, height = sum(SIDES) + wide, below + HEIGHT + 2.0
+    width, height = sum(SIDES) + wide, below + HEIGHT + 1.9
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white")
     axes = figure.add_axes((SIDES[0] / width, below / height, wide / width, HEIGHT / height), zorder=1)
     axes.spines[:].set_visible(False)

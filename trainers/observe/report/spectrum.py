@@ -51,7 +51,7 @@ def draw(run: str, spectra: dict[str, list[dict[str, Any]]]) -> Figure | None:
     for number, (name, users) in enumerate(rows.items()):
         for column, user in enumerate(users):
             axes = figure.add_subplot(len(rows), wide, number * wide + column + 1)
-            _draw(axes, f"{fitting(name, 10 / wide, 13, 'bold')}, {user['events']} events", user)
+            _draw(axes, f"{fitting(name, 7 / wide, 13, 'bold')}, {user['events']} events", user)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=12, labelcolor=INK)
     return figure
@@ -70,5 +70,6 @@ def _draw(axes: Axes, title: str, user: dict[str, Any]) -> None:
     )
     axes.plot(frequency, user["power"], color=GREY, marker=".", label="of the events")
     axes.plot(frequency, user["kept"], color=COLORS[0], marker=".", label="kept by the gates")
-    axes.set_yscale("log")
+    if any(power > 0 for power in user["power"]):
+        axes.set_yscale("log")
     axes.set_xlim(-0.01, 0.51)
