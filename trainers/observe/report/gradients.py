@@ -26,7 +26,7 @@ def gradient_panels(lines: list[dict[str, Any]]) -> list[Plot]:
     out = [_cosines(cosines, lines)] if cosines else []
     if any(weight != 1 for points in weights.values() for _, weight in points):
         series = [_line(f"{task}  {points[-1][1]:.2f}", points, i) for i, (task, points) in enumerate(weights.items())]
-        about = "with the last one of each; a task's gradient is multiplied by its weight"
+        about = "a task's gradient is multiplied by its weight; with the last of each"
         out.append(Plot("Weights of the tasks' gradients", about, "step", series=series, steps=True, level=1, key=True))
     return out
 
@@ -49,9 +49,9 @@ def _cosines(cosines: Curves, lines: list[dict[str, Any]]) -> Plot:
     means = {pair: float(np.mean([value for _, value in points])) for pair, points in cosines.items()}
     shown = sorted(means, key=means.__getitem__)[:MOST_PAIRS]
     series = [_line(f"{pair}  {means[pair]:+.2f}", cosines[pair], number) for number, pair in enumerate(shown)]
-    about = [f"{np.mean(shares):.0%} of steps conflict"] if shares else []
+    about = [f"{np.mean(shares):.0%} of steps conflict (below 0)"] if shares else []
     about += [f"the {len(shown)} of {len(means)} pairs that conflict most"] if len(shown) < len(means) else []
-    about += ["with the mean of each pair; below 0 one task's step harms the other"]
+    about += ["with the mean of each"]
     return Plot(
         "Cosines of the tasks' gradients", "; ".join(about), "step", series=series, steps=True, level=0, key=True
     )

@@ -16,13 +16,13 @@ from typing import Any
 from bokeh.core.types import ID
 from bokeh.embed import json_item
 from bokeh.models import (
-    BasicTickFormatter,
     ColumnDataSource,
     FixedTicker,
     HoverTool,
     LogAxis,
     LogTicker,
     NumeralTickFormatter,
+    PrintfTickFormatter,
     Range1d,
 )
 from bokeh.models.annotations import Legend
@@ -156,7 +156,9 @@ def _plot(plot: Plot) -> Any:
     drawn = _figure(max(250, 32 * len(plot.names or ()) + 90), x_axis_label=plot.x, y_axis_label=plot.y, **kinds)
     for axis in drawn.axis:
         if isinstance(axis, LogAxis):  # by default ticks of one decade lie over each other
-            axis.update(ticker=LogTicker(mantissas=[1, 2, 5], desired_num_ticks=4), formatter=BasicTickFormatter())
+            axis.update(
+                ticker=LogTicker(mantissas=[1, 2, 5], desired_num_ticks=4), formatter=PrintfTickFormatter(format="%.3g")
+            )
     dashed = {"line_color": GREY, "line_dash": "dashed"}
     if plot.steps:
         drawn.xaxis.formatter = NumeralTickFormatter(format="0,0")
@@ -189,13 +191,13 @@ def _series(drawn: Any, plot: Plot, series: Series) -> list[Any]:
     x, y = ([float(f"{value:.6g}") for value in values] for values in (series.x, series.y))
     sideways = plot.names is not None
     data: dict[str, Any] = {"x": x, "y": y, "value": [f"{value:.6g}" for value in (x if sideways else y)]}
-    shown = [(plot.x if sideways else plot.y or series.label, "@value")]
+    shown = [(plot.x if sideways else plot.y or plot.title, "@value")]
     if plot.names is not None:
         data["at"] = [plot.names[int(place)] for place in series.y]
         shown = [("", "@at"), *shown]
     else:
-        data["at"] = [f"{value:,.6g}" for value in x]
-        shown = [("", series.label), (plot.x, "@at"), *shown]
+        data["at"], data["label"] = [f"{value:,.6g}" for value in x], [series.label] * len(x)
+        shown = [("", "@label"), (plot.x, "@at"), *shown]
     if series.low is not None and series.high is not None:
         ends = list(zip(series.low, series.high, strict=True))
         data["interval"] = ["-" if None in pair else f"{pair[0]:.4g} to {pair[1]:.4g}" for pair in ends]
@@ -216,7 +218,7 @@ def _series(drawn: Any, plot: Plot, series: Series) -> list[Any]:
         glyphs.append(drawn.line("x", "y", source=source, line_color=color, name=DATA, **style))
     marker = "star" if series.form == "star" else MARKERS.get(series.marker, "circle")
     fill = "white" if series.form == "hollow" else color
-    style = {"size": {"star": 15, "line": 5}.get(series.form, 8), "fill_color": fill}
+    style = {"size": {"star": 15, "line": 5 if len(x) > 1 else 8}.get(series.form, 8), "fill_color": fill}
     if series.form != "faint" and not (series.form == "line" and len(x) > 40):
         glyphs.append(drawn.scatter("x", "y", source=source, marker=marker, line_color=color, name=DATA, **style))
     drawn.add_tools(HoverTool(renderers=glyphs[-1:], tooltips=shown, mode="mouse"))

@@ -191,7 +191,8 @@ def _series(axes: Axes, series: Series, scale: float, sideways: bool) -> None:
     else:
         faint = series.form == "faint"
         marker = "" if faint or len(x) > 40 else series.marker
-        axes.plot(x, y, color=series.color, marker=marker, markersize=5 * scale, label=series.label,
+        size = 5 * scale if len(x) > 1 else 8 * scale
+        axes.plot(x, y, color=series.color, marker=marker, markersize=size, label=series.label,
                   linewidth=1 if faint else 2 * scale, alpha=0.3 if faint else 1)  # fmt: skip
 
 

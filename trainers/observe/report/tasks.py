@@ -140,7 +140,8 @@ def _leading(told: Told, task: str, style: dict[str, Any]) -> Plot:
         about.append(f"star: test {format(value, metric.shown)}{ends(told.result, ('test', task, name))}")
         series.append(Series("test", [step], [value], style["color"], form="star", low=[low], high=[high]))
     else:
-        about.append("no test split evaluated")
+        tested = ("test", task, name) in told.figures
+        about.append("test undefined" if tested else "no test split evaluated")
     return Plot(metric.title, "; ".join(about), "step", series=series, steps=True)
 
 
@@ -164,7 +165,7 @@ def _calibration(told: Told, task: str, style: dict[str, Any]) -> Plot:
     span = f"{min(rows):,.0f}" if min(rows) == max(rows) else f"{min(rows):,.0f} to {max(rows):,.0f}"
     ratio = finite_number(told.result.get(f"{told.split}.{task}.pcoc"))
     about = [] if ratio is None else [f"PCOC {ratio:.3f}"]
-    about += [f"{span} rows per point", "bars: 95 %", "dashed: predicted = observed"]
+    about += [f"{span} rows per point", "bars: 95 %", "dashed: ideal"]
     about += ["hollow: none observed"] if log and 0 in y else []
     series = []
     kinds: list[tuple[str, Form, str, list[int]]] = [

@@ -74,13 +74,14 @@ def test_a_point_tells_what_it_is(run, tmp_path):
     with tab(tmp_path / "profile") as browser:
         browser.open(run / "report.html", DRAWN)
         told = {}
-        for plot, point in ((1, 0), (2, 1), (3, 0)):
+        for plot, point in ((1, 0), (2, 1), (3, 0), (10, 1)):
             browser.point(*browser.run(PLACE.format(plot=plot, point=point)))
             told[plot] = browser.wait(TOOLTIP)
             browser.point(0, 0)
         assert told[1] == ["test", "3,000", "0.7312", "0.7 to 0.75"]
         assert told[2][:3] == ["click", "0.2", "0.22"]
         assert told[2][-2:] == ["250", "0.22"]
+        assert told[10][0] == TASKS[2]
         assert told[3][:2] == ["0 (12)", "0.61"]
         assert not browser.errors
 

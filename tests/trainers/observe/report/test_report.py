@@ -157,7 +157,7 @@ def test_titles_and_points_say_what_was_measured(tmp_path):
     page = contents(write(tmp_path / "run", lines, outcome()))
     calibration = panel(page, "Calibration")
     assert calibration.title == "Calibration (test)"
-    assert calibration.about == "PCOC 1.040; 250 rows per point; bars: 95 %; dashed: predicted = observed"
+    assert calibration.about == "PCOC 1.040; 250 rows per point; bars: 95 %; dashed: ideal"
     auc = panel(page, "AUC")
     assert auc.about == "line: valid, best 0.7300; star: test 0.7200"
     assert [(series.form, *series.x, *series.y) for series in auc.series][1] == ("star", 2000, 0.72)
@@ -230,6 +230,8 @@ def test_nan_and_null_are_left_out(tmp_path):
     assert len(panel(page, "Training loss").series[0].x) == 10
     assert page.figures.rows[0][1] == "undefined"
     assert "PCOC" not in panel(page, "Calibration").about
+    logged = contents(write(tmp_path / "logged", [*training(200), *evaluations()], result))
+    assert panel(logged, "AUC").about == "line: valid, best 0.7300; test undefined"
 
 
 def test_a_line_of_one_step_is_no_spike(tmp_path):
