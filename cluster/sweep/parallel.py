@@ -62,9 +62,8 @@ def _page(sweep: Record, facts: list[str], best: Trial | None, wide: float, line
     axes = figure.add_axes((SIDES[0] / width, below / height, wide / width, HEIGHT / height), zorder=1)
     axes.spines[:].set_visible(False)
     head = header(figure, sweep.folder.name, facts)
-    told = "dashed: stopped early, or still running"
-    if best:
-        told += f"; thick and orange: trial {best.name}, the best"
+    told = "dashed: stopped early, or still running; " if any(trial.measured for trial in sweep.trials) else ""
+    told += f"thick and orange: trial {best.name}, the best" if best else ""
     title = fitting(f"Trials: what was drawn, and {sweep.metrics[0].text}", width - 2 * MARGIN, 14, "bold")
     place = MARGIN / width
     figure.text(place, 1 - (head + 0.08) / height, title, fontsize=14, fontweight="bold", color=INK, va="top")
@@ -127,12 +126,13 @@ def _key(figure: Figure, axes: Axes, ends: tuple[float, float], sign: int) -> No
     width, height = figure.get_size_inches()
     low = box.y0 + box.height * (0 - LOW + 0.03) / (1.06 - LOW)
     bar = figure.add_axes((box.x1 + 0.85 / width, low, 0.16 / width, box.height / (1.06 - LOW)))
+    if ends[0] == ends[1]:
+        bar.set_axis_off()
+        bar.text(0, 0.5, f"{ends[0]:.4g}", fontsize=9, color=INK, va="center")
+        return
     bar.set(xticks=[])
     bar.yaxis.tick_right()
     bar.tick_params(labelsize=9, colors=INK)
-    if ends[0] == ends[1]:
-        bar.set_yticks([0.5], [f"{ends[0]:.4g}"])
-        return
     bottom, top = ends if sign > 0 else ends[::-1]
     bar.imshow(np.linspace(0, 1, 256)[:, None], cmap=SHADES, origin="lower", aspect="auto", extent=(0, 1, bottom, top))
     bar.ticklabel_format(useOffset=False)

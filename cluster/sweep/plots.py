@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from livetrain.cluster.sweep import parallel
@@ -58,7 +59,7 @@ def _figure(sweep: Record, title: str, paint: Callable[[Axes, Record], str], hei
 
     A legend, if any, lies below the panel.
     """
-    figure = Figure(figsize=(9, height), dpi=100, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(9, height), dpi=100, facecolor="white")
     axes = figure.subplots()
     panel(axes, "", scale=0.9)
     caution = paint(axes, sweep)
@@ -68,7 +69,8 @@ def _figure(sweep: Record, title: str, paint: Callable[[Axes, Record], str], hei
     figure.text(place, 1 - (head + 0.08) / height, title, fontsize=14, fontweight="bold", color=INK, va="top")
     figure.text(place, 1 - (head + 0.36) / height, caution, fontsize=11, color=COLORS[1], va="top")
     head += 0.64 if caution else 0.4
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06, rect=(0, 0, 1, 1 - head / height))
+    below = (0, 0, 1, 1 - head / height)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06, rect=below))
     labels = axes.get_legend_handles_labels()[1]
     if labels:
         columns = 4 if sum(map(len, labels)) < 70 else 2

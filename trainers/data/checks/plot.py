@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -42,11 +43,12 @@ def write(checked: Checked, path: Path) -> Path:
 
 def draw(checked: Checked) -> Figure:
     """Draw label rates by day, unseen ids by day, the best leakage probes and the sequences' lengths."""
-    figure = Figure(figsize=(16, 10), dpi=100, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.1, wspace=0.04)
+    layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.1, wspace=0.04)
+    figure = Figure(figsize=(16, 10), dpi=100, layout=layout, facecolor="white")
     _headline(figure, checked)
-    _, above, below = figure.subfigures(3, 1, height_ratios=[0.1, 0.46, 0.44])  # rows of their own margins
-    for row, panels in ((above, (_draw_rates, _draw_unseen)), (below, (_draw_probes, _draw_lengths))):
+    rows = figure.add_gridspec(3, 1, height_ratios=[0.1, 0.46, 0.44])
+    for place, panels in ((1, (_draw_rates, _draw_unseen)), (2, (_draw_probes, _draw_lengths))):
+        row = figure.add_subfigure(rows[place])  # of margins of its own
         for axes, paint in zip(row.subplots(1, 2), panels, strict=True):
             paint(axes, checked)
     return figure
@@ -54,7 +56,7 @@ def draw(checked: Checked) -> Figure:
 
 def _headline(figure: Figure, checked: Checked) -> None:
     dataset, verdicts = checked.dataset, [finding.verdict for finding in checked.findings]
-    parts = f"{len(dataset.parts)} {'days' if dataset.by_day else 'splits'}"
+    parts = f"{len(dataset.parts)} {'day' if dataset.by_day else 'split'}{'s' if len(dataset.parts) > 1 else ''}"
     facts = [f"{dataset.rows:,} rows in {parts}", f"{len(dataset.schema)} columns"]
     look.header(
         figure,
@@ -114,7 +116,7 @@ def _draw_probes(axes: Axes, checked: Checked) -> None:
     shown = list(best.values())[:BARS][::-1]
     if not shown:
         return look.missing(axes, "no column to probe, or too few rows of one class")
-    names = [f"{fitting(probe.column, NAME, 11)} → {fitting(probe.label, NAME, 11)}" for probe in shown]
+    names = [" → ".join(fitting(name, 0.8 * NAME, 11) for name in (probe.column, probe.label)) for probe in shown]
     auc, errors = (np.array([getattr(probe, name) for probe in shown]) for name in ("auc", "error"))
     axes.barh(names, auc - 0.5, left=0.5, color=[_VERDICTS[probe.verdict] for probe in shown])
     reach = np.minimum(2 * errors, 1 - auc)
@@ -144,7 +146,7 @@ def _draw_lengths(axes: Axes, checked: Checked) -> None:
     for number, (lengths, names) in enumerate(list(shown.values())[:LINES]):
         edges = np.arange(lengths.max() + 1)
         more = 1 - np.cumsum(np.bincount(lengths)) / len(lengths)
-        label = f"{listed([fitting(name, NAME, 11) for name in names], 2)}: mean {lengths.mean():.1f}"
+        label = f"{fitting(listed(names, 2), 1.5 * NAME, 11)}: mean {lengths.mean():.1f}"
         axes.step(edges, more, where="post", label=label, **_line(number, 1000))
     axes.set_ylim(0, 1.04)
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
@@ -205,7 +207,7 @@ def _day_axis(axes: Axes, checked: Checked) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda day, _: dataset.day(int(day))[skipped:]))
     if not dataset.dated:
         return
-    told = f"{dataset.day(low)} to {dataset.day(high)}"
+    told = f"{dataset.day(low)} to {dataset.day(high)}" if low < high else dataset.day(low)
     parts = sorted(spans)
     pairs = list(zip(parts, parts[1:], strict=False))
     if pairs and not dataset.by_day and all(spans[later][0] >= spans[part][1] for part, later in pairs):

@@ -112,8 +112,9 @@ def columns_table(checked: Checked, width: int = FULL) -> Table:
 
 
 def _table(title: str) -> Table:
-    looks = {"title_justify": "left", "header_style": "bold", "box": box.SIMPLE_HEAD}
-    return Table(title=title, show_edge=False, pad_edge=False, collapse_padding=True, **looks)
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
+    table.pad_edge, table.collapse_padding = False, True
+    return table
 
 
 def _figures(checked: Checked) -> dict[str, list[float | None]]:

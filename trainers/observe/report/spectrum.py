@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from livetrain.trainers.observe.report.panels import COLORS, GREY, HAIR, INK, fitting, header, panel
 
@@ -43,10 +44,11 @@ def draw(run: str, spectra: dict[str, list[dict[str, Any]]]) -> Figure | None:
     if not rows:
         return None
     high = HIGH * len(rows) + TOP
-    figure = Figure(figsize=(16, high), dpi=100, layout="constrained", facecolor="white")
+    figure = Figure(figsize=(16, high), dpi=100, facecolor="white")
     told = header(figure, run, ["what the model's frequency filters keep of a few users' histories"])
     figure.text(0.0125, 1 - (told + 0.05) / high, TOLD, fontsize=12, color=GREY, va="top", linespacing=1.3)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12, rect=(0, 0, 1, 1 - (told + 0.55) / high))
+    below = (0, 0, 1, 1 - (told + 0.55) / high)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, rect=below))
     wide = max(map(len, rows.values()))
     for number, (name, users) in enumerate(rows.items()):
         for column, user in enumerate(users):
