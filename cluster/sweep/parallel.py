@@ -114,8 +114,9 @@ def _numbers(axes: Axes, trials: list[Trial], places: np.ndarray, best: Trial | 
     for index, height in zip(order, spread(places[order].tolist(), 0.043, 1.01), strict=True):
         color = SHADES(places[index])
         axes.plot([last, last + 0.22 * inch], [places[index], height], color=color, linewidth=0.8, clip_on=False)
-        looks = {"color": BEST, "fontweight": "bold"} if trials[index] is best else {"color": INK}
-        axes.text(last + 0.27 * inch, height, trials[index].name, fontsize=9, va="center", **looks)
+        text = axes.text(last + 0.27 * inch, height, trials[index].name, fontsize=9, va="center", color=INK)
+        if trials[index] is best:
+            text.set(color=BEST, fontweight="bold")
     if len(trials) > NUMBERED:
         axes.text(last + 0.05 * inch, LOW, f"numbers: the {NUMBERED} best", fontsize=9, color=GREY, va="center")
 

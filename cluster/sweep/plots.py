@@ -179,13 +179,15 @@ def _pareto(axes: Axes, sweep: Record) -> str:
     if not trials:
         return _missing(axes, "no trial has finished yet")
     axes.scatter(*np.array([trial.scores[:2] for trial in trials], float).T, color=GREY, label="finished")
-    front = sorted(sweep.front, key=lambda trial: float(trial.scores[0]))
+    front = sweep.front
     points = np.array([trial.scores[:2] for trial in front], float)
     axes.plot(*points.T, color=COLORS[1], marker="o", linewidth=1.5, label="front, with the trials' numbers", zorder=3)
     axes.margins(0.08)
     axes.ticklabel_format(useOffset=False)
     for trial, point in _apart(axes, front, points):
-        axes.annotate(trial.name, point, xytext=(5, 5), textcoords="offset points", color=INK, fontsize=9)
+        axes.annotate(
+            trial.name, (point[0], point[1]), xytext=(5, 5), textcoords="offset points", color=INK, fontsize=9
+        )
     axes.set_xlabel(_better(one), fontsize=11, color=GREY)
     axes.set_ylabel(_better(two), fontsize=11, color=GREY)
     return ""
