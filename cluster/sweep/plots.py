@@ -183,6 +183,7 @@ def _pareto(axes: Axes, sweep: Record) -> str:
     points = np.array([trial.scores[:2] for trial in front], float)
     axes.plot(*points.T, color=COLORS[1], marker="o", linewidth=1.5, label="front, with the trials' numbers", zorder=3)
     axes.margins(0.08)
+    axes.autoscale_view()
     axes.ticklabel_format(useOffset=False)
     for trial, point in _apart(axes, front, points):
         axes.annotate(
