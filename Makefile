@@ -20,7 +20,9 @@ demo: setup  ## Data, training on two workers, evaluation, export and a score, f
 	@$(BIN)/livetrain export runs/$(RUN)
 	@echo "scores from the exported file, by examples/score.py:"
 	@$(BIN)/python examples/score.py runs/$(RUN)/export
-	@echo "plots: runs/$(RUN)/report.png"
+	@echo "the picture of this run: runs/$(RUN)/report.png"
+	@echo "to try next: livetrain train configs/recipes/din_ml1m.yaml tables.movie.dim=32 name=wide, then compare the two;"
+	@echo "  or livetrain init FILES..., on tables of your own (docs/start/quickstart.md)"
 
 # Two halves of about one length at once; what the first prints comes at the end. Tests that start Ray mostly wait.
 HALF := tests/cluster tests/trainers/evaluate $(addprefix tests/trainers/train/,gradients $(addprefix test_,checkpoint.py farm.py loop.py sharding.py step.py))

@@ -233,6 +233,8 @@ def simulate(
     exposures = rows["kuailive/click.csv"] + rows["kuailive/negative.csv"]
     plays = rows["kuailive-m3/photo_play.parquet"]
     say(f"{folder}: {exposures:,} live exposures and {plays:,} plays of short videos; kuailive/, kuailive-m3/, truth/")
+    say("next, samples that recipes such as configs/recipes/din_simulated.yaml train on:")
+    say(f"  livetrain data kuailive --raw {folder / 'kuailive'} --out {folder}-samples")
 
 
 @app.command()

@@ -29,7 +29,7 @@ def _write_schema(wanted: bool) -> None:
     if wanted:
         import json
 
-        from livetrain.configs.load import json_schema
+        from livetrain.configs.json_schema import json_schema
 
         typer.echo(json.dumps(json_schema(), indent=2))
         raise typer.Exit

@@ -2,22 +2,13 @@
 
 import types
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from livetrain.configs import registry
 from livetrain.configs.errors import BadInput, cut, nearest, plain, shown
-from livetrain.configs.schema import DenseOptimizer, Feature, ModelConfig, SparseOptimizer, Task
+from livetrain.configs.shape import OPEN, bare
 
-# Sections whose declared class is only the base of their kinds' own.
-_OPEN: dict[Any, registry.Kinds] = {
-    ModelConfig: registry.MODELS,
-    Feature: registry.FEATURES,
-    Task: registry.TASKS,
-    SparseOptimizer: registry.OPTIMIZERS,
-    DenseOptimizer: registry.DENSE_OPTIMIZERS,
-}
 # What a place wants, by pydantic's type of error and, in braces, that type's own figures.
 _WANTED = {
     "model_type": "a mapping of keys",
@@ -51,8 +42,24 @@ _PATTERNS = {
 }
 
 
-def first_complaint(error: ValidationError, root: type[BaseModel], tree: Any) -> tuple[tuple[str, ...], str]:
-    """Return the place of the error that is most worth mending, and one sentence about it.
+class Complaint(NamedTuple):
+    """What is wrong at a place of the data.
+
+    Attributes:
+        place: the keys.
+        sentence: one about it.
+        lacks: something is missing there.
+        across: parts of the data do not fit one another, of which the place is one.
+    """
+
+    place: tuple[str, ...]
+    sentence: str
+    lacks: bool = False
+    across: bool = False
+
+
+def first_complaint(error: ValidationError, root: type[BaseModel], tree: Any) -> Complaint:
+    """Return what is most worth mending of an error.
 
     An unknown key comes first: a misspelt key is often also the cause of a missing one.
 
@@ -66,7 +73,12 @@ def first_complaint(error: ValidationError, root: type[BaseModel], tree: Any) ->
     first = next((n for n, detail in enumerate(details) if detail["type"] == "extra_forbidden"), 0)
     more = len({place for place, _ in places}) - 1
     place, sentence = _told(details[first], *places[first])
-    return place, sentence + (f" (and {more} more error{'s' if more > 1 else ''})" if more else "")
+    return Complaint(
+        place,
+        sentence + (f" (and {more} more error{'s' if more > 1 else ''})" if more else ""),
+        lacks=" is missing" in sentence,
+        across=not places[first][0],
+    )
 
 
 def _told(detail: Mapping[str, Any], place: tuple[str, ...], owner: Any) -> tuple[tuple[str, ...], str]:
@@ -80,10 +92,8 @@ def _told(detail: Mapping[str, Any], place: tuple[str, ...], owner: Any) -> tupl
 
 def _placed(place: tuple[str, ...], key: str, words: str) -> tuple[tuple[str, ...], str]:
     """Return where a validator's own words belong: they may name a key below the one that was checked."""
-    if not place:
-        return place, words
     named = tuple(words.split(" ")[0].rstrip(":").split("."))
-    if named[0] != place[0]:
+    if place and named[0] != place[0]:
         return place, f"{key}: {words}"
     return (named if named[: len(place)] == place else place), words
 
@@ -98,9 +108,9 @@ def _locate(root: Any, loc: tuple, tree: Any) -> tuple[tuple[str, ...], Any]:
     place: list[str] = []
     kind, owner = root, root
     for part in loc:
-        kind = _bare(kind)
-        if kind in _OPEN:
-            kind = _OPEN[kind].config(_at(tree, place), kind)
+        kind = bare(kind)
+        if kind in OPEN:
+            kind = OPEN[kind].config(_at(tree, place), kind)
         if get_origin(kind) in (Union, types.UnionType):
             kind = next((arm for arm in get_args(kind) if _is_arm(arm, part)), kind)
             continue
@@ -122,19 +132,9 @@ def _at(tree: Any, place: list[str]) -> Any:
     return tree
 
 
-def _bare(kind: Any) -> Any:
-    """Strip Annotated and Optional."""
-    if get_origin(kind) is Annotated:
-        return _bare(get_args(kind)[0])
-    if get_origin(kind) in (Union, types.UnionType):
-        arms = [arm for arm in get_args(kind) if arm is not type(None)]
-        return _bare(arms[0]) if len(arms) == 1 else kind
-    return kind
-
-
 def _is_arm(arm: Any, name: str) -> bool:
     """Tell whether pydantic calls this arm of a union `name`: by its class, or by the value of its discriminator."""
-    arm = _bare(arm)
+    arm = bare(arm)
     if not (isinstance(arm, type) and issubclass(arm, BaseModel)):
         return getattr(arm, "__name__", str(arm)) == name
     tags = [

@@ -19,8 +19,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from livetrain.configs.complaints import first_complaint
 from livetrain.configs.errors import BadInput, nearest
-from livetrain.configs.load import override, read_tree
+from livetrain.configs.load import override
 from livetrain.configs.schema import Recipe, Section
+from livetrain.configs.trees import read_tree
 
 # What a sweep holds fixed, and why: a trial must be comparable with the others.
 _FIXED = {
@@ -224,7 +225,7 @@ def _domain(key: str, value: Any, above: dict[str, Domain]) -> Domain:
     try:
         domain = KINDS[kinds[0]].model_validate(value)
     except ValidationError as error:
-        raise BadInput(f"{key}: {first_complaint(error, KINDS[kinds[0]], value)[1]}") from None
+        raise BadInput(f"{key}: {first_complaint(error, KINDS[kinds[0]], value).sentence}") from None
     for other, wanted in domain.when.items():
         choice = above.get(other)
         if not isinstance(choice, Choice):

@@ -13,8 +13,8 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from livetrain.configs.complaints import first_complaint
 from livetrain.configs.errors import BadInput, nearest
-from livetrain.configs.load import read_tree
 from livetrain.configs.schema.section import Section
+from livetrain.configs.trees import read_tree
 from livetrain.configs.values import Length, Name, RunName, Seed, Sql, Text, real, whole
 
 Part = Annotated[float, real(1e-6, 0.9)]
@@ -236,7 +236,6 @@ def load_spec(path: Path, kind: type[Kind]) -> Loaded[Kind]:
     try:
         return Loaded(kind.model_validate(tree), path.parent, where)
     except ValidationError as error:
-        place, sentence = first_complaint(error, kind, tree)
-        dotted = ".".join(place)
-        said = where(dotted).removesuffix(dotted) if dotted else f"{path}: "
-        raise BadInput(f"{said}{sentence}") from None
+        complaint = first_complaint(error, kind, tree)
+        dotted = ".".join(complaint.place)
+        raise BadInput(f"{where(dotted).removesuffix(dotted)}{complaint.sentence}") from None

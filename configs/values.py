@@ -3,6 +3,8 @@
 `true` is no number, text is none either ('12', 1_000 in quotes), and 1e3 is a whole one.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
@@ -22,12 +24,40 @@ def real(least: float, most: float) -> Any:
     return Field(strict=True, ge=least, le=most, allow_inf_nan=False)
 
 
+@dataclass(frozen=True)
+class Names:
+    """Marks text that names parts of the recipe: where one of them is taken away, this goes too (configs.removal).
+
+    Attributes:
+        of: text -> (section, name) of what it names, as ("features", "user").
+    """
+
+    of: Callable[[str], list[tuple[str, str]]]
+
+
+@dataclass(frozen=True)
+class Together:
+    """Marks lists of a section whose entries belong together by their places: where one goes, so do the others."""
+
+
+def _of_metric(text: str) -> list[tuple[str, str]]:
+    """Return what ``task.metric`` or ``slice.task.metric`` names; a bare metric is the first task's, whichever."""
+    *scope, task, _ = ["", *text.split(".")]
+    return [("tasks", task), *(("evaluate.slices", name) for name in scope)]
+
+
 # Names of features, tables and tasks become parts of dotted keys, of parameter names and of TorchScript attributes.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=100)]
+FeatureName = Annotated[Name, Names(lambda text: [("features", text)])]
+TableName = Annotated[Name, Names(lambda text: [("tables", text)])]
+TaskName = Annotated[Name, Names(lambda text: [("tasks", text)])]
+SliceName = Annotated[Name, Names(lambda text: [("evaluate.slices", text)])]
 # A file system's names end at 255 bytes, and what is written beside a run adds to its name.
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 RunName = Annotated[str, Field(pattern=RUN_NAME, max_length=128)]
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=4096)]
+MetricName = Annotated[Text, Names(_of_metric)]
+PartName = Annotated[Text, Names(lambda text: [(text.split(".")[0], text.partition(".")[2].split(".")[0])])]
 Sql = Annotated[str, Field(pattern=r"\S", max_length=2**16)]  # which may go over several lines
 
 Count = Annotated[int, *whole(1, 2**31 - 1)]  # of steps, epochs, rows ...

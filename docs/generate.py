@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from livetrain.cluster.parcel import staged
 from livetrain.configs import registry
-from livetrain.configs.load import json_schema
+from livetrain.configs.json_schema import json_schema
 from livetrain.configs.schema import Recipe
 
 ROOT = Path(__file__).parents[1]

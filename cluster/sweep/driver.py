@@ -146,7 +146,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     try:
         settings = Settings.model_validate(given)
     except ValidationError as error:
-        raise BadInput(f"sweep: {first_complaint(error, Settings, given)[1]}") from None
+        raise BadInput(f"sweep: {first_complaint(error, Settings, given).sentence}") from None
     if len(settings.metrics) > 1 and settings.scheduler == "asha":
         raise BadInput(
             "--scheduler asha: it stops trials by one number and there are several metrics; join them in one "

@@ -16,9 +16,10 @@ from pydantic import Field
 
 from livetrain.cluster.sweep.metric import Metric, parse
 from livetrain.configs.errors import BadInput, nearest
-from livetrain.configs.load import dump_recipe, dump_tree, load_recipe, override
+from livetrain.configs.load import dump_recipe, load_recipe, override
 from livetrain.configs.schema import Recipe, Section
 from livetrain.configs.space import Space, load_space
+from livetrain.configs.trees import dump_tree
 from livetrain.configs.values import Seed, whole
 from livetrain.trainers.runtime import runlog
 from livetrain.trainers.runtime.manifest import write_json, write_text

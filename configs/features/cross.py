@@ -7,14 +7,14 @@ from pydantic import Field, model_validator
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import EmbeddedFeature
-from livetrain.configs.values import Name
+from livetrain.configs.values import FeatureName
 
 
 class CrossFeature(EmbeddedFeature):
     """The ids of two or three other features combined into one, within the model (missing where one of them is)."""
 
     type: Literal["cross"]
-    of: Annotated[list[Name], Field(min_length=2, max_length=3)] = Field(
+    of: Annotated[list[FeatureName], Field(min_length=2, max_length=3)] = Field(
         description="two or three features with at most one id per row; their order counts"
     )
     carrier: ClassVar[Literal["ids", "numbers", "features"]] = "features"

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Count, Name, Share, Text, real, whole
+from livetrain.configs.values import Count, Share, TaskName, Text, real, whole
 
 _DAYS = re.compile(r"\d{4}-\d\d-\d\d\.\.\d{4}-\d\d-\d\d", re.ASCII)
 _MOST_DAYS = 10_000  # of a split: each is a folder to look for
@@ -75,7 +75,7 @@ class Negatives(Section):
 
     catalogue: Text = Field(description="Parquet file, one row per item, columns named as those of the samples")
     item: Text = Field(description="column of the items' ids, in the samples and in the catalogue")
-    task: Name = Field(description="whose positive rows get negatives")
+    task: TaskName = Field(description="whose positive rows get negatives")
     per_positive: Annotated[int, *whole(1, 1000)] = Field(4, description="negatives drawn for each positive row")
     popularity: Text | None = Field(None, description="column of the catalogue with counts; by default all are equal")
     power: Annotated[float, real(0, 10)] = Field(0.75, description="of the count, to which chances are proportional")

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Name, Text
+from livetrain.configs.values import TableName, Text
 
 Holds = Literal["id", "sequence", "dense", "vector", "time", "unix time"]
 
@@ -124,7 +124,7 @@ class Feature(Section):
 class EmbeddedFeature(Feature):
     """A feature whose ids are looked up in a table."""
 
-    table: Name = Field(description="the table that the ids are looked up in")
+    table: TableName = Field(description="the table that the ids are looked up in")
 
     carrier: ClassVar[Literal["ids", "numbers", "features"]] = "ids"
     form: ClassVar[Literal["id", "sequence", "dense"]] = "id"

@@ -17,7 +17,7 @@ from livetrain.configs.schema.section import Section
 from livetrain.configs.schema.table import Table
 from livetrain.configs.schema.task import GroupTask, Task
 from livetrain.configs.schema.train import Evaluate, Train
-from livetrain.configs.values import Name, RunName, Text
+from livetrain.configs.values import FeatureName, RunName, TableName, TaskName, Text
 
 
 class Recipe(Section):
@@ -27,12 +27,12 @@ class Recipe(Section):
     # Before the sections whose kinds they define: pydantic checks fields in this order.
     plugins: list[Text] = Field([], description="modules that define kinds of your own, as my_package.models")
     data: Data
-    features: dict[Name, Annotated[SerializeAsAny[Feature], BeforeValidator(registry.FEATURES.parse)]] = Field(
+    features: dict[FeatureName, Annotated[SerializeAsAny[Feature], BeforeValidator(registry.FEATURES.parse)]] = Field(
         min_length=1
     )
-    tables: dict[Name, Table] = {}
+    tables: dict[TableName, Table] = {}
     model: SerializeAsAny[ModelConfig]
-    tasks: dict[Name, Annotated[SerializeAsAny[Task], BeforeValidator(registry.TASKS.parse)]] = Field(min_length=1)
+    tasks: dict[TaskName, Annotated[SerializeAsAny[Task], BeforeValidator(registry.TASKS.parse)]] = Field(min_length=1)
     gradients: Gradients = Field(SumOfGradients(), discriminator="kind")
     optimizers: Optimizers = Optimizers()
     train: Train = Train()

@@ -7,7 +7,19 @@ from pydantic import BeforeValidator, ConfigDict, Field, field_validator
 
 from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Count, Few, Length, Name, Seed, Share, Text, whole
+from livetrain.configs.values import (
+    Count,
+    FeatureName,
+    Few,
+    Length,
+    MetricName,
+    PartName,
+    Seed,
+    Share,
+    SliceName,
+    Text,
+    whole,
+)
 
 _PROFILED = re.compile(r"([1-9]\d{0,8})\.\.([1-9]\d{0,8})", re.ASCII)
 _MOST_PROFILED = 1000  # steps: a trace is kept in memory until it is written
@@ -19,9 +31,9 @@ class WarmStart(Section):
     model_config = ConfigDict(serialize_by_alias=True)
 
     run: Text = Field(description="run folder whose best checkpoint this run begins with")
-    map: dict[Text, Text] = Field({}, description="names here to names there, as tables.video: tables.movie")
-    only: list[Text] | None = Field(None, description="tables and layers that are taken; all that fit by default")
-    left_out: list[Text] = Field([], alias="except", description="what begins anew although it might fit")
+    map: dict[PartName, Text] = Field({}, description="names here to names there, as tables.video: tables.movie")
+    only: list[PartName] | None = Field(None, description="tables and layers that are taken; all that fit by default")
+    left_out: list[PartName] = Field([], alias="except", description="what begins anew although it might fit")
 
     def asks(self, name: str) -> bool:
         """Return whether a table or layer is to be taken, if it fits."""
@@ -44,7 +56,7 @@ class Train(Section):
     patience: Count | None = Field(None, description="stop after this many evaluations without a better one")
     checkpoint_every: Count | None = Field(None, description="steps between checkpoints besides evaluations")
     keep: Count = Field(2, description="newest checkpoints kept, besides the best")
-    select: Text | None = Field(
+    select: MetricName | None = Field(
         None,
         description="metric on valid/ that picks the best, as gauc or like.auc; by default the first task's main one",
     )
@@ -85,7 +97,7 @@ class Evaluate(Section):
         description="column (integers or strings) of what is ranked together, as a user or a request: for GAUC and "
         "metrics of lists",
     )
-    slices: Annotated[dict[Name, Text], Field(max_length=32)] = Field(
+    slices: Annotated[dict[SliceName, Text], Field(max_length=32)] = Field(
         {}, description="conditions over columns, such as new_user: user_count < 3; their rows get metrics of their own"
     )
     top: Annotated[list[Length], Field(max_length=16)] = Field(
@@ -95,7 +107,7 @@ class Evaluate(Section):
         None,
         description="Parquet of the items, a file or a folder, that retrieval ranks; else the split's items",
     )
-    seen: Name | None = Field(None, description="sequence of items that retrieval leaves out of a row's list")
+    seen: FeatureName | None = Field(None, description="sequence of items that retrieval leaves out of a row's list")
     bootstrap: Annotated[int, *whole(0, 10_000)] = Field(
         0, description="draws of whole groups from which the test's metrics get 95 % intervals"
     )

@@ -1,6 +1,6 @@
 """The bottom of the ranking networks: all features of a row, histories seen from the candidate, as one vector."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import ModelConfig, Section
-from livetrain.configs.values import Name, Units
+from livetrain.configs.values import FeatureName, Together, Units
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.layers.attention import ActivationUnit
@@ -18,9 +18,11 @@ from livetrain.modules.layers.gather import Gather
 class Attention(Section):
     """One history and the candidate that looks at it."""
 
-    query: list[Name] = Field(min_length=1, description="id features of the candidate")
-    events: list[Name] = Field(min_length=1, description="sequence features of the past events, one per query feature")
-    side: list[Name] = Field([], description="sequence features that an event has and the candidate has not")
+    query: Annotated[list[FeatureName], Together()] = Field(min_length=1, description="id features of the candidate")
+    events: Annotated[list[FeatureName], Together()] = Field(
+        min_length=1, description="sequence features of the past events, one per query feature"
+    )
+    side: list[FeatureName] = Field([], description="sequence features that an event has and the candidate has not")
 
     @model_validator(mode="after")
     def _paired(self) -> "Attention":
@@ -39,7 +41,7 @@ class BottomConfig(ModelConfig):
     attention_units: Units = Field([64, 16], min_length=1, description="hidden layers of the activation unit")
     softmax: bool = Field(False, description="normalise the attention over a row's events; DIN's paper does not")
     activation: Literal["dice", "relu"] = "dice"
-    pooled: list[Name] = Field([], description="sequence features that are only averaged")
+    pooled: list[FeatureName] = Field([], description="sequence features that are only averaged")
 
 
 class History(nn.Module):

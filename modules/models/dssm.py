@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import ModelConfig, Task
-from livetrain.configs.values import Dropout, Name, Size, Units, real
+from livetrain.configs.values import Dropout, FeatureName, Size, Units, real
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.layers.distributed import all_gather
@@ -31,8 +31,8 @@ class DSSMConfig(ModelConfig):
     """A tower for the user and one for the item."""
 
     kind: Literal["dssm"] = "dssm"
-    key: Name = Field(description="id feature that tells items apart; one of the item's")
-    item: list[Name] = Field([], description="the item's other features; all that are not named are the user's")
+    key: FeatureName = Field(description="id feature that tells items apart; one of the item's")
+    item: list[FeatureName] = Field([], description="the item's other features; all that are not named are the user's")
     width: Size = Field(32, description="size of the two vectors")
     units: Units = Field([128, 64], description="hidden layers of each tower")
     activation: Literal["dice", "relu"] = "relu"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Task
-from livetrain.configs.values import Name, Units
+from livetrain.configs.values import TaskName, Units
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.bottom import Bottom
 from livetrain.modules.models.multitask import MultiTask, MultiTaskConfig, towers
@@ -15,7 +15,7 @@ from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads
 from livetrain.modules.tasks.registry import kinds
 
-Chain = Annotated[list[Name], Field(min_length=2)]
+Chain = Annotated[list[TaskName], Field(min_length=2)]
 
 
 class ESMMConfig(MultiTaskConfig):

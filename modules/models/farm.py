@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Section, Task
-from livetrain.configs.values import CountOrZero, Dropout, Length, Name, Size, Units, real, whole
+from livetrain.configs.values import CountOrZero, Dropout, FeatureName, Length, Size, Units, real, whole
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.layers.align import Align, signature
@@ -61,7 +61,7 @@ class FrequencyConfig(Section):
 class AlignConfig(Section):
     """How the two domains' views of a user are pulled together."""
 
-    user: Name = Field(description="id feature of the user, whose other rows are no negatives")
+    user: FeatureName = Field(description="id feature of the user, whose other rows are no negatives")
     weight: Annotated[float, real(0, 1e6)] = Field(
         0.1, description="of the alignment's loss beside the tasks'; 0 leaves it out"
     )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import ModelConfig, Task
-from livetrain.configs.values import Dropout, Name, Units, whole
+from livetrain.configs.values import Dropout, FeatureName, Units, whole
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.models.registry import register_model
@@ -20,8 +20,8 @@ class NCFConfig(ModelConfig):
     """A user and an item, by their product, by a perceptron, or by both."""
 
     kind: Literal["ncf"] = "ncf"
-    user: Name = Field("user", description="id feature")
-    item: Name = Field(description="id feature")
+    user: FeatureName = Field("user", description="id feature")
+    item: FeatureName = Field(description="id feature")
     product: Annotated[int, *whole(0, 2**16)] = Field(
         8, description="columns of either id's table row whose products count; 0: MLP alone"
     )

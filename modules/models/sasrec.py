@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import ModelConfig, Task
-from livetrain.configs.values import Dropout, Few, Length, Name, Size, Units
+from livetrain.configs.values import Dropout, FeatureName, Few, Length, Size, Units
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.bottom import Attention, check_features
 from livetrain.modules.layers.buckets import buckets
@@ -26,7 +26,7 @@ class SASRecConfig(ModelConfig):
 
     kind: Literal["sasrec"] = "sasrec"
     attention: list[Attention] = Field(min_length=1, max_length=1, description="the history")
-    pooled: list[Name] = Field([], description="sequence features that are only averaged")
+    pooled: list[FeatureName] = Field([], description="sequence features that are only averaged")
     width: Size = Field(32, description="size of an event")
     blocks: Few = Field(2, description="self-attention blocks")
     heads: Size = 1

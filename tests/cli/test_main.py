@@ -275,6 +275,10 @@ def test_a_world_is_simulated_and_its_oracle_printed(call, tmp_path):
     code, out, _ = call("data", "simulate", "--users", "60", "--days", "1", "--out", str(tmp_path / "world"))
     assert code == 0
     assert "live exposures" in out
+    *_, following = out.splitlines()
+    assert following.split()[:4] == ["livetrain", "data", "kuailive", "--raw"]
+    code, said, _ = call(*following.split()[1:])
+    assert (code, (tmp_path / "world-samples/dataset.json").exists()) == (0, True), said
     code, out, _ = call("data", "oracle", str(tmp_path / "world"), "--days", "2025-05-25")
     assert code == 0
     assert all(word in out for word in ("click", "effective_view", "gift", "UAUC"))

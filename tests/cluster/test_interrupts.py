@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from livetrain.configs.load import dump_recipe, dump_tree
+from livetrain.configs.load import dump_recipe
+from livetrain.configs.trees import dump_tree
 from livetrain.trainers.runtime import run_folder, runlog
 from tests import samples
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from livetrain.configs import registry
 from livetrain.configs.errors import BadInput, without_credentials
-from livetrain.configs.load import dump_recipe, json_schema, load_recipe
+from livetrain.configs.json_schema import json_schema
+from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.configs.schema import ModelConfig, Recipe, Section
 
 
@@ -166,7 +167,11 @@ def test_days_that_are_no_splits(write, split, days, sentence):
         ("dim: 16}\nmodel", "dim: 16, dim: 8}\nmodel", ", line 8: tables.movie.dim is already set in line 8"),
         ("tasks:", "1: 2\ntasks:", ", line 12: the key 1 is no text; put it in quotes"),
         ("tasks: {label: {label: label}}", "tasks: {}", ", line 12: tasks has 0 keys, wanted at least 1"),
-        ("table: user}", "table: usr}", ": features.user.table: there is no table 'usr' (did you mean 'user'?)"),
+        (
+            "table: user}",
+            "table: usr}",
+            ", line 3: features.user.table: there is no table 'usr' (did you mean 'user'?)",
+        ),
         ("data: {path", "data: {patth", ", line 1: unknown key data.patth (did you mean 'path'?) (and 1 more error)"),
         ("data: {path: data/ml-1m}", "data: [", ", line 3: this is no valid YAML"),
         ("data: {path: data/ml-1m}", "data: !!python/object/apply:os.getcwd []", ", line 1: this is no valid YAML"),

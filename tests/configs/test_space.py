@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.load import dump_recipe, dump_tree, load_recipe, override
+from livetrain.configs.load import dump_recipe, load_recipe, override
 from livetrain.configs.space import Choice, Integer, LogUniform, load_space, parse_space
+from livetrain.configs.trees import dump_tree
 from tests import samples
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,9 @@ from pydantic import BaseModel
 
 from livetrain.configs import registry
 from livetrain.configs.errors import BadInput
-from livetrain.configs.load import dump_recipe, dump_tree, load_recipe, override, read_tree
+from livetrain.configs.load import dump_recipe, load_recipe, override
 from livetrain.configs.schema import Recipe
+from livetrain.configs.trees import dump_tree, read_tree
 from livetrain.modules.model import Model
 from livetrain.trainers.evaluate.selection import check_select
 

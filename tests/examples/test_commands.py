@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from livetrain.configs.load import dump_recipe, dump_tree
+from livetrain.configs.load import dump_recipe
+from livetrain.configs.trees import dump_tree
 from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.runtime import run_folder, runlog
 from tests import heads, samples

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from livetrain.cluster import doctor, launch
 from livetrain.configs.errors import BadInput
-from livetrain.configs.load import dump_recipe, json_schema, load_recipe
+from livetrain.configs.json_schema import json_schema
+from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.modules.model import Model
 from livetrain.trainers.export.export import export, plain_model
 from livetrain.trainers.export.rows import golden_inputs

@@ -6,8 +6,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from livetrain.configs.errors import BadInput, nearest
-from livetrain.configs.load import load_recipe, read_tree
+from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
+from livetrain.configs.trees import read_tree
 from livetrain.trainers.runtime import manifest
 
 

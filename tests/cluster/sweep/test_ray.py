@@ -18,8 +18,9 @@ import ray
 from livetrain.cluster import launch
 from livetrain.cluster.sweep import Sweep, resume, tune
 from livetrain.configs.errors import BadInput
-from livetrain.configs.load import dump_recipe, dump_tree, load_recipe
+from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.configs.space import parse_space
+from livetrain.configs.trees import dump_tree
 from livetrain.trainers.runtime import runlog
 from tests import samples
 

@@ -2,7 +2,9 @@
 
 import json
 import math
+import runpy
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -305,7 +307,7 @@ def test_a_catalogue_that_cannot_be_used_is_refused(data, tmp_path, more, why):
 
 
 @pytest.mark.parametrize("quantize", ["none", "float16"])
-def test_the_towers_files_make_the_scores(run, tmp_path, quantize):
+def test_the_towers_files_make_the_scores(run, tmp_path, monkeypatch, capsys, quantize):
     found = export(run, out=tmp_path / "export", quantize=quantize)
     assert found["towers"]["item"] == ["movie"]
     assert found["towers"]["user"] == ["user", "history", "rating", "rate"]
@@ -318,6 +320,13 @@ def test_the_towers_files_make_the_scores(run, tmp_path, quantize):
     assert (vectors[0] * vectors[1]).sum(1).tolist() == pytest.approx(golden["scores"]["click"], abs=1e-5)
     with pytest.raises(torch.jit.Error, match="the feature 'user' is missing"):
         user(*own)
+    monkeypatch.setattr(sys, "argv", ["nearest.py", str(tmp_path / "export")])
+    runpy.run_path(str(Path(__file__).parents[3] / "examples/nearest.py"))
+    nearest = (vectors[0] @ vectors[1].T).topk(3).indices[0].tolist()
+    assert f"nearest to the user of row 0: the items of rows {nearest}\n" in capsys.readouterr().out
+    (tmp_path / "export/item.pt").unlink()
+    with pytest.raises(SystemExit, match="item.pt is missing; give the export of a run whose model.kind is dssm"):
+        runpy.run_path(str(Path(__file__).parents[3] / "examples/nearest.py"))
 
 
 def test_a_file_whose_towers_disagree_is_not_exported(run, tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from tests import samples
 
 FILES = ["golden.json", "manifest.json", "model.pt", "signature.json"]
 DNN = {"model": {"kind": "dnn", "units": [16]}}
-SCORE = Path(__file__).parents[2] / "cpp/score.cpp"
+SCORE = Path(__file__).parents[3] / "examples/score.cpp"
 GATED = ("mmoe", "cgc", "ple")
 LR = {"model": {"kind": "lr"}, "features": {"rate": {"type": "dense"}}, "tables": {}}
 
@@ -400,7 +400,7 @@ def test_the_lines_say_how_close_and_how_large(served):
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> Path:
-    """tests/cpp/score.cpp, compiled as docs/guide/scoring.md says."""
+    """examples/score.cpp, compiled as docs/guide/scoring.md says."""
     if not shutil.which("g++"):
         pytest.skip("there is no g++")
     torch_folder, out = Path(torch.__file__).parent, tmp_path_factory.mktemp("cpp") / "score"
@@ -419,20 +419,33 @@ def test_a_cpp_program_reproduces_the_golden_rows(program, small_run, tmp_path, 
     export(small_run, out=tmp_path / "out", quantize=quantize)
     golden = read(tmp_path / "out/golden.json")
     assert None in golden["dense"]["rate"]
-    rows = tmp_path / "rows.txt"
 
-    def written() -> subprocess.CompletedProcess:
-        columns = [(part, k, v) for part in ("ids", "lengths", "dense", "scores") for k, v in golden[part].items()]
-        lines = [" ".join([part, k, *("nan" if x is None else repr(x) for x in v)]) for part, k, v in columns]
-        rows.write_text("\n".join(lines))
-        command = [str(program), str(tmp_path / "out/model.pt"), str(rows)]
-        return subprocess.run(command, capture_output=True, text=True)
+    def scored(folder: Path) -> subprocess.CompletedProcess:
+        return subprocess.run([str(program), str(folder)], capture_output=True, text=True)
 
-    done = written()
-    assert (done.returncode, done.stdout) == (0, "1 task(s), 0 scores differ\n"), done.stderr
+    def with_golden(content: str) -> subprocess.CompletedProcess:
+        (tmp_path / "out/golden.json").write_text(content)
+        return scored(tmp_path / "out")
+
+    done = scored(tmp_path / "out")
+    assert (done.returncode, done.stdout) == (0, "click: 32 rows, 0 scores differ\n"), done.stderr
     golden["scores"]["click"][3] += 1e-6
-    done = written()
-    assert (done.returncode, done.stdout) == (1, "1 task(s), 1 scores differ\n"), done.stderr
+    done = with_golden(json.dumps(golden, indent=1))
+    assert (done.returncode, done.stdout) == (1, "click: 32 rows, 1 scores differ\n"), done.stderr
+    without_ids = {part: column for part, column in golden.items() if part != "ids"}
+    without_user = golden | {"ids": {name: ids for name, ids in golden["ids"].items() if name != "user"}}
+    for content, complaint in [
+        (json.dumps(without_ids), "golden.json has no 'ids'; export the run again\n"),
+        (json.dumps(golden)[:200], "golden.json is no JSON at byte 200; export the run again\n"),
+        (json.dumps(without_user), "user"),
+    ]:
+        done = with_golden(content)
+        assert done.returncode == 2
+        assert complaint in done.stderr
+    missing = tmp_path / "out/model.pt"
+    missing.unlink()
+    done = scored(tmp_path / "out")
+    assert (done.returncode, done.stderr.startswith(f"{missing} is missing; give the folder that")) == (2, True)
 
 
 def test_a_new_export_replaces_an_earlier_one_as_a_whole(small_run, served, tmp_path):

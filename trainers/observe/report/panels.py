@@ -16,7 +16,6 @@ from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.legend import Legend
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 # Okabe and Ito's, safe for the colour blind; then the same lighter and darker, which greyscale tells apart too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -54,8 +53,8 @@ def width(text: str, size: float, weight: str = "normal") -> float:
     """Return how many inches a line of text takes at 100 pixels to the inch, in points of `size`.
 
     Example:
-        >>> width("live", 10)
-        0.27
+        >>> width("live", 10) < width("live room", 10) < width("live room", 20)
+        True
     """
     font = FontProperties(size=size, weight=weight)
     return _renderer().get_text_width_height_descent(text, font, ismath=False)[0] / 100
@@ -142,13 +141,6 @@ def panel(axes: Axes, title: str, x: str = "", y: str = "", scale: float = 1) ->
     axes.tick_params(which="both", colors=GREY, labelsize=11 * scale, length=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#BBBBBB")
-
-
-def step_axis(axes: Axes, lines: list[dict[str, Any]]) -> None:
-    """Let the x axis count steps up to the log's last one."""
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
-    axes.set_xlim(0, 1.03 * max([line["step"] for line in lines], default=0) or 1)
 
 
 def missing(axes: Axes, text: str) -> None:

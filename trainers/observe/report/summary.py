@@ -20,7 +20,7 @@ def summary_table(result: dict[str, Any]) -> Table:
     Below stands what undefined metrics need, and what has picked the best checkpoint where its metric is undefined.
     """
     empty = [name for name in slices_in(result) if not any(result.get(f"{split}.{name}.rows") for split in SPLITS)]
-    figures = {key: value for key, value in _figures(result) if key[1].partition(".")[0] not in empty}
+    figures = {key: value for key, value in evaluated(result) if key[1].partition(".")[0] not in empty}
     tasks = list(dict.fromkeys(task for _, task, _ in figures))
     every = metrics(name for _, _, name in figures)
     splits = sorted({split for split, _, _ in figures}, key=lambda split: split != "valid")
@@ -119,7 +119,7 @@ def _shown(metric: Metric, value: float | None) -> str:
     return "undefined" if value is None else format(value, metric.shown)
 
 
-def _figures(result: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], float | None]]:
+def evaluated(result: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], float | None]]:
     """Yield ((split, task, metric), value) for the flat keys; of a slice the task is ``<slice>.<task>``."""
     known = metrics(key.rpartition(".")[2] for key in result)
     for key, value in result.items():
@@ -127,8 +127,3 @@ def _figures(result: dict[str, Any]) -> Iterator[tuple[tuple[str, str, str], flo
         task, _, metric = rest.rpartition(".")
         if split in SPLITS and task and metric in known:
             yield (split, task, metric), finite_number(value)
-
-
-def _tasks(result: dict[str, Any]) -> list[str]:
-    """Return the tasks that were evaluated, in the result's order."""
-    return list(dict.fromkeys(task for (_, task, _), _ in _figures(result)))

@@ -13,7 +13,7 @@ from livetrain.modules.tasks.registry import leading, metrics
 from livetrain.modules.tasks.retrieval import AT
 from livetrain.trainers.observe.report.page import Band, Form, Plot, Series
 from livetrain.trainers.observe.report.panels import COLORS, finite_number, task_style
-from livetrain.trainers.observe.report.summary import _figures, ends, interval, slices_in
+from livetrain.trainers.observe.report.summary import ends, evaluated, interval, slices_in
 from livetrain.trainers.observe.report.thinning import joined, thinned
 
 Key = tuple[str, str, str]  # split, task, metric
@@ -38,7 +38,7 @@ class Told:
     def figures(self) -> dict[Key, float | None]:
         """The figures of the splits as a whole, without those of slices."""
         names = slices_in(self.result)
-        return {key: value for key, value in _figures(self.result) if key[1].partition(".")[0] not in names}
+        return {key: value for key, value in evaluated(self.result) if key[1].partition(".")[0] not in names}
 
     @property
     def split(self) -> str:
@@ -48,10 +48,10 @@ class Told:
     @property
     def tasks(self) -> list[str]:
         """The tasks, of a run that has told of none the unnamed one."""
-        evaluated = [key[1] for key, _, _ in self.evaluations()]
+        logged = [key[1] for key, _, _ in self.evaluations()]
         losses = [key.removesuffix(".loss") for line in self.lines for key in line if key.endswith(".loss")]
         own = list(self.recipe.get("tasks") or {})
-        return list(dict.fromkeys([*own, *(task for _, task, _ in self.figures), *evaluated, *losses])) or [""]
+        return list(dict.fromkeys([*own, *(task for _, task, _ in self.figures), *logged, *losses])) or [""]
 
     def evaluations(self) -> list[tuple[Key, int, float | None]]:
         """Return the figures that were logged, with their steps, without those of slices."""
@@ -223,7 +223,7 @@ def _slices(told: Told, task: str, names: list[str], style: dict[str, Any]) -> P
     name = leading([own for split, of, own in told.figures if (split, of) == (told.split, task)])
     if name is None:
         return Plot("By slice", missing=_absent(told))
-    rows, figures = [], dict(_figures(told.result))
+    rows, figures = [], dict(evaluated(told.result))
     for part in ("", *names):
         key = (told.split, f"{part}.{task}" if part else task, name)
         count = told.result.get(f"{told.split}.{part}.rows" if part else f"{told.split}.rows") or 0

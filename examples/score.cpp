@@ -1,0 +1,144 @@
+// Scores the golden rows of an export with its file: score runs/NAME/export
+//
+// Prints for each task how many scores differ from the recorded ones, and fails if any does. A server fills the three
+// dictionaries from its own requests instead; signature.json says what each feature wants.
+
+#include <torch/script.h>
+
+#include <cctype>
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+using Columns = c10::Dict<std::string, at::Tensor>;
+
+// A value of a JSON file. A number stays text: an id has up to 64 bits, of which a double holds 53.
+struct Json {
+    std::map<std::string, Json> members;
+    std::vector<Json> entries;
+    std::string text;
+
+    const Json& at(const std::string& key) const {
+        const auto found = members.find(key);
+        if (found == members.end()) throw std::runtime_error("golden.json has no '" + key + "'; export the run again");
+        return found->second;
+    }
+};
+
+class Reader {
+  public:
+    explicit Reader(std::string text) : text_(std::move(text)) {}
+
+    Json value() {
+        Json read;
+        if (take('{')) {
+            for (bool more = !take('}'); more; more = next('}')) {
+                const std::string key = string();
+                need(':');
+                read.members.emplace(key, value());
+            }
+        } else if (take('[')) {
+            for (bool more = !take(']'); more; more = next(']')) read.entries.push_back(value());
+        } else if (peek() == '"') {
+            read.text = string();
+        } else {
+            while (at_ < text_.size() && (std::isalnum(text_[at_]) || std::strchr("+-.", text_[at_])))
+                read.text += text_[at_++];
+            if (read.text.empty()) fail();
+        }
+        return read;
+    }
+
+  private:
+    char peek() {
+        while (at_ < text_.size() && std::isspace(text_[at_])) ++at_;
+        return at_ < text_.size() ? text_[at_] : '\0';
+    }
+    bool take(char wanted) { return peek() == wanted && ++at_; }
+    void need(char wanted) {
+        if (!take(wanted)) fail();
+    }
+    bool next(char end) {  // whether another entry follows
+        if (take(end)) return false;
+        need(',');
+        return true;
+    }
+    std::string string() {
+        need('"');
+        std::string read;
+        while (at_ < text_.size() && text_[at_] != '"') {
+            if (text_[at_] == '\\') ++at_;
+            read += text_[at_++];
+        }
+        need('"');
+        return read;
+    }
+    [[noreturn]] void fail() const {
+        throw std::runtime_error("golden.json is no JSON at byte " + std::to_string(at_) + "; export the run again");
+    }
+
+    std::string text_;
+    size_t at_ = 0;
+};
+
+void flatten(const Json& column, std::vector<std::string>& numbers) {
+    if (column.entries.empty() && !column.text.empty()) numbers.push_back(column.text);
+    for (const auto& entry : column.entries) flatten(entry, numbers);
+}
+
+// A column per feature or task: (N,), or (N, width) of a vector; null is a missing number.
+Columns columns(const Json& part, bool whole) {
+    Columns read;
+    for (const auto& [name, column] : part.members) {
+        std::vector<std::string> numbers;
+        flatten(column, numbers);
+        std::vector<int64_t> integers;
+        std::vector<double> reals;
+        for (const auto& number : numbers) {
+            if (whole) integers.push_back(std::stoll(number));
+            else reals.push_back(number == "null" ? std::nan("") : std::stod(number));
+        }
+        auto tensor = whole ? torch::tensor(integers, torch::kInt64) : torch::tensor(reals, torch::kFloat32);
+        if (!column.entries.empty() && !column.entries[0].entries.empty())
+            tensor = tensor.reshape({static_cast<int64_t>(column.entries.size()), -1});
+        read.insert(name, tensor);
+    }
+    return read;
+}
+
+int main(int count, char** arguments) {
+    const std::filesystem::path folder = count == 2 ? arguments[1] : "";
+    for (const auto* file : {"model.pt", "golden.json"}) {
+        if (std::filesystem::exists(folder / file)) continue;
+        std::cerr << (folder / file).string()
+                  << " is missing; give the folder that `livetrain export` wrote: score runs/NAME/export\n";
+        return 2;
+    }
+    try {
+        std::ifstream file(folder / "golden.json");
+        const Json rows = Reader({std::istreambuf_iterator<char>(file), {}}).value();
+        auto model = torch::jit::load((folder / "model.pt").string());
+        torch::NoGradGuard guard;
+        const auto ids = columns(rows.at("ids"), true), lengths = columns(rows.at("lengths"), true);
+        const auto scores = model.forward({ids, lengths, columns(rows.at("dense"), false)}).toGenericDict();
+        int64_t different = 0;
+        for (const auto& task : columns(rows.at("scores"), false)) {
+            const auto differ = (scores.at(task.key()).toTensor() != task.value()).sum().item<int64_t>();
+            std::cout << task.key() << ": " << task.value().numel() << " rows, " << differ << " scores differ\n";
+            different += differ;
+        }
+        return different != 0;
+    } catch (const c10::Error& error) {
+        std::cerr << error.what_without_backtrace() << "\n";
+    } catch (const std::exception& error) {
+        std::cerr << error.what() << "\n";
+    }
+    return 2;
+}
