@@ -220,7 +220,7 @@ def test_importance_finds_the_key_that_matters(tmp_path):
     assert (told.epoch, told.trials) == (0.25, 30)
     assert sum(mean for _, mean, _ in told.shares.values()) == pytest.approx(1)
     low, mean, high = told.shares["optimizers.dense.lr"]
-    assert 0.8 < low <= mean <= high <= 1
+    assert 0.7 < low <= mean <= high <= 1
     assert mean > 0.9
     assert all(low < 0.05 for key, (low, _, _) in told.shares.items() if key != "optimizers.dense.lr")
     assert told.caution == ""
@@ -229,11 +229,11 @@ def test_importance_finds_the_key_that_matters(tmp_path):
 
 def test_few_trials_are_told_and_their_intervals_are_wide(sweep):
     told = importance(sweep)
-    assert told.trials == 5
-    assert told.caution == "Caution: 5 trials are few for 3 keys; take the order as a hint"
+    assert told.trials == 4  # trial 5 has no AUC at the evaluation that all of them reached
+    assert told.caution == "Caution: 4 trials are few for 3 keys; take the order as a hint"
     assert max(high - low for low, _, high in told.shares.values()) > 0.5
     text = " ".join(text.get_text() for text in pictures.texts(plots.draw(sweep)["importance"]))
-    assert "Caution: 5 trials are few" in text
+    assert "Caution: 4 trials are few" in text
     alike = Importance({"a": (0.2, 0.5, 0.8), "b": (0.1, 0.4, 0.7)}, 20, 1.0)
     assert alike.caution == "Caution: the intervals of the first two keys overlap; their order may be chance"
     assert Importance({"a": (0.8, 0.9, 1.0), "b": (0.0, 0.1, 0.2)}, 20, 1.0).caution == ""
@@ -242,7 +242,8 @@ def test_few_trials_are_told_and_their_intervals_are_wide(sweep):
     assert importance(sweep) is None
 
 
-def test_plots_of_a_sweep_at_any_time(sweep):
+def test_plots_of_a_sweep_at_any_time(sweep, monkeypatch):
+    monkeypatch.setattr("livetrain.cluster.sweep.importance.RESAMPLES", 5)
     names = {path.stem: path for path in plots.write(sweep)}
     assert set(names) == {"parallel", "importance", "curves", "best"}
     for path in names.values():
@@ -318,7 +319,8 @@ def test_the_plots_can_be_read_whatever_the_sweep(tmp_path, monkeypatch, space, 
 
 
 def test_the_lines_say_which_trial_they_are_and_the_best_one_stands_out(sweep):
-    axes, key = plots.draw(sweep)["parallel"].axes
+    figure = parallel.draw(sweep, plots.facts(sweep))
+    axes, key = figure.axes
     lines = {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
     assert set(lines) == {"000", "001", "002", "004", "005"}  # 003 has failed
     assert lines["002"].get_color() == parallel.BEST
@@ -334,14 +336,14 @@ def test_the_lines_say_which_trial_they_are_and_the_best_one_stands_out(sweep):
     assert heights == pytest.approx([(auc - 0.5) / 0.25 for auc in (0.72, 0.5, 0.75, 0.68, 0.66)])
     assert key.get_ylim() == (0.5, 0.75)
     assert lines["001"].get_linestyle() == "--"
-    assert "the best" in " ".join(text.get_text() for text in plots.draw(sweep)["parallel"].texts)
+    assert "the best" in " ".join(text.get_text() for text in figure.texts)
 
 
 def test_where_less_is_better_the_scale_is_turned(sweep):
     other = Sweep(sweep.folder, sweep.recipe, sweep.space, Settings(metrics=["valid/log_loss"]), sweep.trials)
     for trial in other.trials:
         trial.scores = [1 - score for score in trial.scores]
-    axes, key = plots.draw(other)["parallel"].axes
+    axes, key = parallel.draw(other, plots.facts(other)).axes
     assert key.get_ylim() == pytest.approx((0.5, 0.25))
     best = next(line for line in axes.get_lines() if line.get_label() == "002")
     assert best.get_ydata()[-1] == 1
