@@ -63,7 +63,12 @@ def parts_of(tree: dict) -> dict[Part, Any]:
 def tables_of(tree: dict) -> set[str]:
     """Return the tables that features name."""
     seen: set[Part] = set()
-    _cut(Recipe.model_fields["features"].annotation, tree.get("features"), lambda part: bool(seen.add(part)))
+
+    def note(part: Part) -> bool:
+        seen.add(part)
+        return False
+
+    _cut(Recipe.model_fields["features"].annotation, tree.get("features"), note)
     return {name for section, name in seen if section == "tables"}
 
 
