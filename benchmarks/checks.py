@@ -20,7 +20,8 @@ from quality import processor
 
 from livetrain.configs.load import load_recipe
 from livetrain.trainers.data.checks import brief, leaks, whole
-from livetrain.trainers.data.read.source import Source, scan
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import scan
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import preflight
 

@@ -36,7 +36,8 @@ from torch.autograd import DeviceType
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
-from livetrain.trainers.data.read.source import Source, Statistics, scan
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.train.feed import Meter

@@ -44,7 +44,8 @@ from torch import Tensor, nn
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.tables.hashing import row
-from livetrain.trainers.data.read.source import Source, Statistics
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.train.feed import Meter

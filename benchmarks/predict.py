@@ -22,7 +22,8 @@ set_up()
 
 import torch  # noqa: E402
 
-from livetrain.trainers.data.read.source import Source, scan  # noqa: E402
+from livetrain.trainers.data.read.source import Source  # noqa: E402
+from livetrain.trainers.data.read.statistics import scan  # noqa: E402
 from livetrain.trainers.export import prediction, prediction_files  # noqa: E402
 from livetrain.trainers.runtime import ranks, run_folder  # noqa: E402
 from livetrain.trainers.runtime.versions import versions  # noqa: E402

@@ -34,7 +34,8 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model, set_statistics
-from livetrain.trainers.data.read.source import Source, Statistics, scan
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.runtime.ranks import seed_step
 from livetrain.trainers.runtime.versions import versions

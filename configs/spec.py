@@ -83,7 +83,7 @@ class Column(Section):
 class History(Section):
     """What a user's earlier rows were, newest last: columns NAME_COLUMN for each of `of`, and NAME_gap."""
 
-    of: list[Name] = Field(min_length=1, description="columns of type id or string")
+    of: list[Name] = Field(min_length=1, description="columns of type id, string or vector")
     when: Name | None = Field(None, description="a label: only rows where it was 1; by default all")
     last: Length = Field(50, description="rows that are kept, the newest")
 
@@ -138,7 +138,7 @@ class Spec(Section):
             self._keyed(role, getattr(self, role))
         for name, history in self.histories.items():
             for column in history.of:
-                self._keyed(f"histories.{name}.of", column)
+                self._keyed(f"histories.{name}.of", column, "vector")
             if history.when is not None and history.when not in self.labels:
                 raise BadInput(
                     f"histories.{name}.when: no label is called '{history.when}'{nearest(history.when, self.labels)}"
@@ -175,13 +175,14 @@ class Spec(Section):
             for what in ("count", *(f"{label}_count" for label in self.labels), "ago"):
                 yield f"{prefix}_{what}", place
 
-    def _keyed(self, place: str, name: str | None) -> None:
+    def _keyed(self, place: str, name: str | None, *others: str) -> None:
         if name is None:
             return
         if name not in self.columns:
             raise BadInput(f"{place}: no column is called '{name}'{nearest(name, self.columns)}")
-        if self.columns[name].type not in ("id", "string"):
-            raise BadInput(f"{place}: column '{name}' is of type {self.columns[name].type}; wanted one of id or string")
+        if self.columns[name].type not in ("id", "string", *others):
+            wanted = " or ".join(("id", "string", *others))
+            raise BadInput(f"{place}: column '{name}' is of type {self.columns[name].type}; wanted one of {wanted}")
 
     def _needs_met(self) -> None:
         """Refuse what asks for a time or a user that the spec does not name."""

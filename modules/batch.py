@@ -26,6 +26,7 @@ class Batch(Pipelineable):
     sample_weights: torch.Tensor | None = None  # (B, T) float32, only where a task of the recipe has a sample_weight
     task_groups: torch.Tensor | None = None  # (B, G) int64, in training, the columns of `Recipe.groups`, each once
     slices: torch.Tensor | None = None  # (B,) int64, bit i: the row is in the i-th of evaluate.slices; only evaluating
+    vectors: torch.Tensor | None = None  # (V,) float32, NaN = missing; w of each id of each feature that carries some
 
     def _map(self, change: Callable[[Any], Any]) -> "Batch":
         parts = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -1,6 +1,6 @@
 """What a dense network is given: the features of a recipe with their embedding sizes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -9,10 +9,21 @@ class Inputs:
 
     Args:
         ids: id feature -> dim of its embedding.
-        sequences: sequence feature -> dim of its embeddings.
+        sequences: sequence feature -> size of an event: dim of its embedding, and columns of the vector beside it.
         dense: the feature of each column of the dense tensor; a feature of several columns is there as often.
+        like: sequence feature whose events carry vectors -> the candidate's dense feature of the same columns.
     """
 
     ids: dict[str, int]
     sequences: dict[str, int]
     dense: list[str]
+    like: dict[str, str] = field(default_factory=dict)
+
+    def beside(self, sequence: str) -> tuple[int, int]:
+        """Return where the columns begin that a candidate has of what a sequence's events carry, and their number.
+
+        >>> Inputs({"item": 8}, {"seen": 10}, ["price", "picture", "picture"], {"seen": "picture"}).beside("seen")
+        (1, 2)
+        """
+        like = self.like.get(sequence)
+        return (0, 0) if like is None else (self.dense.index(like), self.dense.count(like))

@@ -22,7 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import Found, Weigh, pools_where_rows_lie
-from livetrain.modules.features.carriers import Encode, Prepare, Select, has_transforms
+from livetrain.modules.features.carriers import Carried, Encode, Prepare, Select, has_transforms
 from livetrain.modules.features.dense import Normalise
 from livetrain.modules.features.registry import transforms
 from livetrain.modules.features.transform import Transform
@@ -67,10 +67,12 @@ class Dense(nn.Module):
     under autocast, if asked.
     """
 
-    def __init__(self, network: Network, width: int, encode: Encode | None, bfloat16: bool, device_type: str) -> None:
+    def __init__(
+        self, network: Network, normalise: Normalise, encode: Encode | None, bfloat16: bool, device_type: str
+    ) -> None:
         super().__init__()
         self.parts = 1  # of a batch that are trained on one after another, see `in_parts`
-        self.normalise = Normalise(width)
+        self.normalise = normalise
         self.encode = encode
         self.network = network
         self.in_bfloat16 = bfloat16
@@ -83,19 +85,23 @@ class Dense(nn.Module):
         dense: torch.Tensor,
         weights: torch.Tensor | None,
         keys: torch.Tensor | None = None,
+        vectors: dict[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the logits (B,) by task from jagged embeddings, (N_f, dim) and (B,) per feature, and dense (B, D).
 
-        `keys` are the raw ids that the network asks for (see modules.network).
+        `keys` are the raw ids that the network asks for (see modules.network), `vectors` those that events carry,
+        (N_f, w) by feature, NaN = missing.
         """
         dense = self.normalise(dense)
+        if vectors is not None:
+            vectors = self.normalise.events(vectors)
         if torch.jit.is_scripting():
             if self.encode is not None:
-                dense = self.encode(dense)
+                dense, values = self.encode(dense, values, vectors)
             return self.network(values, lengths, dense, weights)
         if self.parts > 1 and self.training and torch.is_grad_enabled():
-            return self.in_parts(values, lengths, dense, weights, keys)
-        return self.answer(values, lengths, dense, weights, keys)
+            return self.in_parts(values, lengths, dense, weights, keys, vectors)
+        return self.answer(values, lengths, dense, weights, keys, vectors)
 
     @torch.jit.unused
     def answer(
@@ -105,11 +111,12 @@ class Dense(nn.Module):
         dense: torch.Tensor,
         weights: torch.Tensor | None,
         keys: torch.Tensor | None,
+        vectors: dict[str, torch.Tensor] | None,
     ) -> dict[str, torch.Tensor]:
-        """Return what the network answers, in float32. Arguments as of `forward`, with dense normalised."""
+        """Return what the network answers, in float32. Arguments as of `forward`, with numbers normalised."""
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.in_bfloat16):
             if self.encode is not None:
-                dense = self.encode(dense)
+                dense, values = self.encode(dense, values, vectors)
             if keys is None:
                 logits = self.network(values, lengths, dense, weights)
             else:
@@ -124,6 +131,7 @@ class Dense(nn.Module):
         dense: torch.Tensor,
         weights: torch.Tensor | None,
         keys: torch.Tensor | None,
+        vectors: dict[str, torch.Tensor] | None,
     ) -> dict[str, torch.Tensor]:
         """Answer for a batch part by part, and keep of each part its logits alone.
 
@@ -137,6 +145,7 @@ class Dense(nn.Module):
         starts = {name: functional.pad(each.long().cumsum(0), (1, 0))[ends] for name, each in lengths.items()}
         counts = {name: each.diff().tolist() for name, each in starts.items()}
         split_values = {name: each.split(counts[name]) for name, each in values.items()}
+        split_vectors = {name: each.split(counts[name]) for name, each in (vectors or {}).items()}
         split_lengths = {name: each.split(sizes) for name, each in lengths.items()}
         split_keys = keys.split(counts[self.network.key]) if keys is not None and self.network.key is not None else None
         answers = [
@@ -147,6 +156,7 @@ class Dense(nn.Module):
                 dense.split(sizes)[part],
                 weights.split(sizes)[part] if weights is not None else None,
                 split_keys[part] if split_keys is not None else None,
+                {name: each[part] for name, each in split_vectors.items()},
                 use_reentrant=False,
             )
             for part in range(self.parts)
@@ -195,25 +205,31 @@ class Model(nn.Module):
         pooled = [name for name in collections if name.endswith(_POOLED)]
         self.weigh = Weigh(features, [feature for name in pooled for feature in collections[name]])
         self.found = Found(features, collections, pooled)
+        like = {name: feature.alike for name, feature in features.items() if feature.alike is not None}
+        self.carried = Carried(features) if like else None
         dims = {name: tables[table].dim for name, table in used.items()}
         self.numbers = {n: made[n].columns for n, f in features.items() if f.form == "dense"}  # before encoders
         nowhere = torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), nowhere:
             torch.manual_seed(recipe.train.seed)
             encoders = {name: made[name].encoder() for name in self.numbers}
-            encode = Encode(self.numbers, encoders) if any(encoders.values()) else None
+            encode = Encode(self.numbers, encoders, like) if any(encoders.values()) or like else None
+            encoded = {name: _encoded(encoders[name], count) for name, count in self.numbers.items()}
+            beside = {name: encoded[feature] for name, feature in like.items()}
             inputs = Inputs(
                 ids={n: d for n, d in dims.items() if features[n].form == "id"},
-                sequences={n: d for n, d in dims.items() if features[n].form == "sequence"},
-                dense=[n for n, count in self.numbers.items() for _ in range(_encoded(encoders[n], count))],
+                sequences={n: d + beside.get(n, 0) for n, d in dims.items() if features[n].form == "sequence"},
+                dense=[name for name, count in encoded.items() for _ in range(count)],
+                like=like,
             )
             self.inputs = inputs
             net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)
         self.key = net.key
         _check(recipe, net)
         bfloat16 = recipe.train.precision == "bfloat16"
-        width = sum(self.numbers.values())
-        self.dense = Dense(net, width, encode, bfloat16, torch.device(device).type).to(device)
+        starts = dict(zip(self.numbers, itertools.accumulate(self.numbers.values(), initial=0), strict=False))
+        normalise = Normalise(sum(self.numbers.values()), {name: starts[feature] for name, feature in like.items()})
+        self.dense = Dense(net, normalise, encode, bfloat16, torch.device(device).type).to(device)
         self.dense.parts = recipe.train.accumulate
         for name, weight in self.table_weights().items():
             if not weight.is_meta:
@@ -228,7 +244,11 @@ class Model(nn.Module):
         }
 
     def forward(
-        self, ids: KeyedJaggedTensor, dense: torch.Tensor, weights: torch.Tensor | None = None
+        self,
+        ids: KeyedJaggedTensor,
+        dense: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        vectors: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the logits (B,) by task.
 
@@ -236,6 +256,7 @@ class Model(nn.Module):
             ids: raw int64 ids, one key per id or sequence feature, B rows per key.
             dense: (B, W) float32, NaN = missing; the columns of features whose carrier is numbers, as in `Batch`.
             weights: (B,), 0 marks padding rows; None when serving.
+            vectors: `Batch.vectors`, where events carry some.
         """
         values: dict[str, torch.Tensor] = {}
         lengths: dict[str, torch.Tensor] = {}
@@ -248,9 +269,9 @@ class Model(nn.Module):
             values, lengths = self.found(found, ids, rows)
         if self.select is not None:
             dense = self.select(dense)
-        if self.key is None or weights is None:
-            return self.dense(values, lengths, dense, weights)
-        return self.dense(values, lengths, dense, weights, ids[self.key].values())
+        keys = None if self.key is None or weights is None else ids[self.key].values()
+        carried = None if self.carried is None else self.carried(ids, vectors)
+        return self.dense(values, lengths, dense, weights, keys, carried)
 
 
 def _check(recipe: Recipe, net: Network) -> None:

@@ -62,7 +62,7 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
     out = []
     for number in range(count):
         shared = torch.randint(0, 7, (size,), generator=generator)
-        values, lengths, shares, dense = [], [], [], []
+        values, lengths, shares, dense, vectors = [], [], [], [], []
         weights = torch.ones(size)
         weights[torch.rand(size, generator=generator) < 0.1] = 0
         for feature in made_for.features.values():
@@ -84,6 +84,10 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
                 given = torch.randn(len(given), generator=generator)
                 given[::5] = 0
             shares.append(given)
+            if feature.alike is not None:
+                beside = torch.randn(len(given), made_for.features[feature.alike].numbers, generator=generator)
+                beside[::4] = float("nan")
+                vectors.append(beside.flatten())
         keys = [n for n, f in made_for.features.items() if f.carrier == "ids"]
         rows = torch.arange(size) + number * size
         labels = (torch.rand(size, len(tasks), generator=generator) < 0.4).float()
@@ -107,6 +111,7 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
                 rows=torch.where(weights > 0, rows, -1),
                 sample_weights=sample_weights,
                 task_groups=_groups(made_for, size, generator),
+                vectors=torch.cat(vectors) if vectors else None,
             )
         )
     return out
@@ -128,10 +133,10 @@ def _keyed(
 
 
 def part(batch: Batch, rank: int, world: int) -> Batch:
-    """The contiguous part of a global batch that a rank holds."""
+    """The contiguous part of a global batch that a rank holds; of vectors, those of the history."""
     size = batch.weights.shape[0] // world
     rows = slice(rank * size, (rank + 1) * size)
-    values, lengths, shares = [], [], []
+    values, lengths, shares, vectors = [], [], [], None
     for key in list(batch.ids.keys()):
         jagged = batch.ids[key]
         offsets = jagged.offsets()
@@ -139,6 +144,9 @@ def part(batch: Batch, rank: int, world: int) -> Batch:
         lengths.append(jagged.lengths()[rows])
         if jagged.weights_or_none() is not None:
             shares.append(jagged.weights()[offsets[rows.start] : offsets[rows.stop]])
+        if batch.vectors is not None and key == "history":
+            each = batch.vectors.view(len(jagged.values()), -1)
+            vectors = each[offsets[rows.start] : offsets[rows.stop]].flatten()
     return Batch(
         _keyed(list(batch.ids.keys()), values, lengths, shares or None),
         batch.dense[rows],
@@ -146,7 +154,9 @@ def part(batch: Batch, rank: int, world: int) -> Batch:
         batch.weights[rows],
         batch.rows[rows],
         sample_weights=None if batch.sample_weights is None else batch.sample_weights[rows],
+        groups=None if batch.groups is None else batch.groups[rows],
         task_groups=None if batch.task_groups is None else batch.task_groups[rows],
+        vectors=vectors,
     )
 
 
@@ -165,7 +175,7 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
     columns = list(dict.fromkeys(grouped.values()))
     for batch in steps:
         model.zero_grad()
-        logits = model(batch.ids, batch.dense, batch.weights)
+        logits = model(batch.ids, batch.dense, batch.weights, batch.vectors)
         loss = torch.zeros(())
         for number, (task, declared) in enumerate(made_for.tasks.items()):
             known = (batch.weights > 0) & ~batch.labels[:, number].isnan()

@@ -25,7 +25,8 @@ from livetrain.configs.load import load_recipe, override
 from livetrain.configs.schema import Recipe
 from livetrain.configs.space import load_space, parse_space
 from livetrain.modules.model import Model
-from livetrain.trainers.data.read.source import Source, Statistics, scan
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.evaluate import selection
 from livetrain.trainers.evaluate.selection import check_select
 from livetrain.trainers.observe.waiting import waiting

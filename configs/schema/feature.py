@@ -102,6 +102,16 @@ class Feature(Section):
         return None
 
     @property
+    def carried(self) -> str | None:
+        """Column with a vector of each id of a list; None where ids carry none."""
+        return None
+
+    @property
+    def alike(self) -> str | None:
+        """The feature of the kind vector whose width, normalisation and encoder `carried` has."""
+        return None
+
+    @property
     def parts(self) -> list[str]:
         """The features of whose ids this one's are made, in the order in which they count."""
         return []

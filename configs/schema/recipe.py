@@ -62,6 +62,7 @@ class Recipe(Section):
         object.__setattr__(self, "plugins", registry.complete(self, self.plugins))
         _check_tables(self)
         _check_parts(self)
+        _check_vectors(self)
         _check_arithmetic(self)
         _check_gradients(self)
         _check_groups(self)
@@ -86,9 +87,16 @@ class Recipe(Section):
         return (self.column(feature),) if second is None else (self.column(feature), second)
 
     def reads(self, feature: str) -> tuple[str, ...]:
-        """Return every Parquet column that `feature` reads: its `columns`, and that of its weights."""
-        weights = self.features[feature].weighted
-        return self.columns(feature) if weights is None else (*self.columns(feature), weights)
+        """Return every Parquet column that `feature` reads: its `columns`, and that which lies beside its ids."""
+        beside = self.beside(feature)
+        return self.columns(feature) if beside is None else (*self.columns(feature), beside[0])
+
+    def beside(self, feature: str) -> tuple[str, int] | None:
+        """Return the Parquet column of the numbers that each id of `feature` has, and how many these are."""
+        declared = self.features[feature]
+        if declared.alike is not None and declared.carried is not None:
+            return declared.carried, self.features[declared.alike].numbers
+        return None if declared.weighted is None else (declared.weighted, 1)
 
     def optimizer(self, table: str) -> SparseOptimizer:
         """Return the optimizer section of a table: its own, or that of all tables."""
@@ -165,6 +173,23 @@ def _check_parts(recipe: Recipe) -> None:
                     f"features.{name}.of: '{part}' is of type {other.type}, which has no id of each row; name features "
                     "that have one, as those of type id"
                 )
+
+
+def _check_vectors(recipe: Recipe) -> None:
+    """Refuse a sequence whose vectors are like no vector of a row."""
+    for name, feature in recipe.features.items():
+        if feature.alike is None:
+            continue
+        if feature.alike not in recipe.features:
+            raise BadInput(
+                f"features.{name}.like: there is no feature '{feature.alike}'{nearest(feature.alike, recipe.features)}"
+            )
+        other = recipe.features[feature.alike]
+        if other.holds != "vector" or not other.plain:
+            raise BadInput(
+                f"features.{name}.like: '{feature.alike}' is of type {other.type}; name the feature of type vector "
+                "that the candidate has"
+            )
 
 
 def _check_arithmetic(recipe: Recipe) -> None:

@@ -114,33 +114,78 @@ class Select(nn.Module):
         return torch.column_stack(columns) if columns else numbers[:, :0]
 
 
+class Carried(nn.Module):
+    """The vectors that events carry, by feature.
+
+    Args:
+        features: the recipe's.
+    """
+
+    def __init__(self, features: Mapping[str, Feature]) -> None:
+        super().__init__()
+        self.widths = {n: features[f.alike].numbers for n, f in features.items() if f.alike is not None}
+
+    def forward(self, ids: KeyedJaggedTensor, vectors: Tensor) -> dict[str, Tensor]:
+        """Args: a batch's ids and `Batch.vectors`. Returns: sequence feature -> (N, w), one of each of its N ids."""
+        counts = dict(zip(ids.keys(), ids.length_per_key(), strict=True))
+        parts = vectors.split([counts[name] * width for name, width in self.widths.items()])
+        return {n: part.view(-1, width) for (n, width), part in zip(self.widths.items(), parts, strict=True)}
+
+
 class Encode(nn.Module):
     """Each feature's columns through its transform's encoder; those of features without one stay as they are.
 
+    The vectors that events carry go through the encoder of the feature that they are like, and stand behind the events'
+    embeddings from then on.
+
     Args:
-        columns: feature -> its columns before.
+        columns: feature -> its columns before; 0 where only events have what it encodes.
         encoders: feature -> its encoder, or None.
+        like: sequence feature -> feature.
     """
 
     sizes: list[int]
+    followers: list[list[str]]
 
-    def __init__(self, columns: Mapping[str, int], encoders: Mapping[str, nn.Module | None]) -> None:
+    def __init__(
+        self, columns: Mapping[str, int], encoders: Mapping[str, nn.Module | None], like: Mapping[str, str]
+    ) -> None:
         super().__init__()
-        self.columns, self.sizes = dict(columns), list(columns.values())
+        self.columns, self.sizes, self.like = dict(columns), list(columns.values()), dict(like)
         self.encoders = nn.ModuleDict({keyed(name): encoders[name] or nn.Identity() for name in columns})
+        self.followers = [[events for events, feature in like.items() if feature == name] for name in columns]
 
     def of(self, names: list[str]) -> "Encode":
         """Return the same for some of the features, with these very encoders."""
-        own = {name: columns for name, columns in self.columns.items() if name in names}
-        return Encode(own, {name: self.encoders[keyed(name)] for name in own})
+        like = {events: name for events, name in self.like.items() if events in names}
+        own = {n: c if n in names else 0 for n, c in self.columns.items() if n in (*names, *like.values())}
+        return Encode(own, {name: self.encoders[keyed(name)] for name in own}, like)
 
-    def forward(self, dense: Tensor) -> Tensor:
-        """Args: dense (B, sum of `columns`), without NaN. Returns: (B, D)."""
+    def forward(
+        self, dense: Tensor, values: dict[str, Tensor], vectors: dict[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Encode a batch.
+
+        Args:
+            dense: (B, sum of `columns`), without NaN.
+            values: feature -> (N, dim) embeddings.
+            vectors: sequence feature -> (N, w), without NaN.
+
+        Returns:
+            (B, D), and the embeddings, those of events that carry vectors joined with these.
+        """
         parts = dense.split(self.sizes, 1)
         encoded: list[Tensor] = []
+        joined = values.copy()
+        place = 0
         for encoder in self.encoders.values():
-            encoded.append(encoder(parts[len(encoded)]))
-        return torch.cat(encoded, 1) if encoded else dense
+            if self.sizes[place] > 0:
+                encoded.append(encoder(parts[place]))
+            if vectors is not None:
+                for name in self.followers[place]:
+                    joined[name] = torch.cat([values[name], encoder(vectors[name])], 1)
+            place += 1  # noqa: SIM113  (TorchScript does not enumerate a ModuleDict)
+        return torch.cat(encoded, 1) if len(encoded) > 0 else dense, joined
 
 
 def keyed(name: str) -> str:

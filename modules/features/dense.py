@@ -1,5 +1,7 @@
 """Numbers, normalised by the training split's statistics."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -45,16 +47,35 @@ class Normalise(nn.Module):
 
     Args:
         width: how many columns there are.
+        like: sequence feature whose events carry vectors -> the first of the columns that these are as.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
+    like: dict[str, int]
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, like: Mapping[str, int]) -> None:
         super().__init__()
+        self.like = dict(like)
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("std", torch.ones(width))
 
-    def forward(self, dense: torch.Tensor) -> torch.Tensor:
-        """Args: dense (B, D) float32, NaN = missing. Returns: (B, D) float32 without NaN."""
-        return torch.nan_to_num((dense - self.mean) / self.std, nan=0.0)
+    def forward(self, dense: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """Normalise columns.
+
+        Args:
+            dense: (B, d) float32, NaN = missing.
+            first: which column its first one is.
+
+        Returns:
+            (B, d) float32 without NaN.
+        """
+        stop = first + dense.size(1)
+        return torch.nan_to_num((dense - self.mean[first:stop]) / self.std[first:stop], nan=0.0)
+
+    def events(self, vectors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Do the same to the vectors (N, w) that events carry, by feature."""
+        out: dict[str, torch.Tensor] = {}
+        for name, part in vectors.items():
+            out[name] = self.forward(part, self.like[name])
+        return out

@@ -18,7 +18,9 @@ from livetrain.modules.layers.gather import Gather
 class Attention(Section):
     """One history and the candidate that looks at it."""
 
-    query: Annotated[list[FeatureName], Together()] = Field(min_length=1, description="id features of the candidate")
+    query: Annotated[list[FeatureName], Together()] = Field(
+        min_length=1, description="id features of the candidate; what events carry it has by their `like`"
+    )
     events: Annotated[list[FeatureName], Together()] = Field(
         min_length=1, description="sequence features of the past events, one per query feature"
     )
@@ -44,16 +46,45 @@ class BottomConfig(ModelConfig):
     pooled: list[FeatureName] = Field([], description="sequence features that are only averaged")
 
 
+class Query(nn.Module):
+    """The candidate's features that face those of an event, one after the other and as wide.
+
+    Behind the embedding that faces events which carry vectors stands the candidate's own vector (`Inputs.like`).
+
+    Args:
+        part: the features.
+        inputs: the recipe's.
+    """
+
+    query: list[str]
+    beside: list[tuple[int, int]]
+
+    def __init__(self, part: Attention, inputs: Inputs) -> None:
+        super().__init__()
+        self.query = list(part.query)
+        self.beside = [inputs.beside(name) for name in part.events]
+
+    def forward(self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor) -> Tensor:
+        """Return each row's candidate, (B, d), or (1, d) where all rows share it; arguments as `Bottom`'s."""
+        parts: list[Tensor] = []
+        for i, name in enumerate(self.query):
+            start, width = self.beside[i]
+            found = jagged.rows(values[name], lengths[name])
+            if width > 0:
+                found = torch.cat([found.expand(dense.size(0), -1), dense.narrow(1, start, width)], 1)
+            parts.append(found)
+        return torch.cat(parts, 1)
+
+
 class History(nn.Module):
     """An activation unit with the names of the features it reads."""
 
-    query: list[str]
     events: list[str]
     side: list[str]
 
     def __init__(self, part: Attention, config: BottomConfig, inputs: Inputs) -> None:
         super().__init__()
-        self.query = list(part.query)
+        self.query = Query(part, inputs)
         self.events = list(part.events)
         self.side = list(part.side)
         dim = sum(inputs.sequences[name] for name in part.events)
@@ -62,13 +93,12 @@ class History(nn.Module):
         self.unit = ActivationUnit(dim, side, config.attention_units, config.activation, config.softmax)
 
     def forward(
-        self, values: dict[str, Tensor], lengths: dict[str, Tensor], size: int, weights: Tensor | None
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None
     ) -> Tensor:
-        """Return the pooled history, (B, width), of B = `size` rows."""
-        first = self.events[0]
+        """Return the pooled history, (B, width); arguments as `Bottom`'s."""
+        first, size = self.events[0], dense.size(0)
         check_parallel(lengths, self.events + self.side)
-        query = torch.cat([jagged.rows(values[name], lengths[name]) for name in self.query], 1)
-        query = query.expand(size, -1)  # (B, d)
+        query = self.query(values, lengths, dense).expand(size, -1)  # (B, d)
         events = torch.cat([values[name] for name in self.events], 1)  # (N, d)
         side: Tensor | None = None
         if len(self.side) > 0:
@@ -151,7 +181,7 @@ class Bottom(nn.Module):
         """
         parts = [self.gather(values, lengths, dense)]
         for history in self.histories:
-            parts.append(history(values, lengths, dense.size(0), weights))
+            parts.append(history(values, lengths, dense, weights))
         return torch.cat(parts, 1)
 
 
@@ -164,10 +194,11 @@ def check_features(attention: list[Attention], pooled: list[str], inputs: Inputs
         _check_names(f"{where}.events", part.events, inputs.sequences, "sequence")
         _check_names(f"{where}.side", part.side, inputs.sequences, "sequence")
         for query, event in zip(part.query, part.events, strict=True):
-            if inputs.ids[query] != inputs.sequences[event]:
+            embedding = inputs.sequences[event] - inputs.beside(event)[1]
+            if inputs.ids[query] != embedding:
                 raise BadInput(
-                    f"{where}: query '{query}' has dim {inputs.ids[query]} and its events '{event}' dim "
-                    f"{inputs.sequences[event]}; give both one table, or tables of one dim"
+                    f"{where}: query '{query}' has dim {inputs.ids[query]} and its events '{event}' dim {embedding}; "
+                    "give both one table, or tables of one dim"
                 )
         used += part.events + part.side
     _check_names("model.pooled", pooled, inputs.sequences, "sequence")

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers import jagged
-from livetrain.modules.layers.bottom import Attention, check_parallel
+from livetrain.modules.layers.bottom import Attention, Query, check_parallel
 
 
 class Domain(nn.Module):
@@ -21,13 +20,12 @@ class Domain(nn.Module):
         width: d, size of V and q.
     """
 
-    query: list[str]
     events: list[str]
     side: list[str]
 
     def __init__(self, part: Attention, inputs: Inputs, width: int) -> None:
         super().__init__()
-        self.query = list(part.query)
+        self.query = Query(part, inputs)
         self.events = list(part.events)
         self.side = list(part.side)
         self.project = nn.Linear(sum(inputs.sequences[name] for name in part.events), width, bias=False)
@@ -51,7 +49,7 @@ class Domain(nn.Module):
             events = events + self.project_side(torch.cat([values[name] for name in self.side], 1))
         return events, lengths[self.events[0]]
 
-    def candidate(self, values: dict[str, Tensor], lengths: dict[str, Tensor], size: int) -> Tensor:
-        """Return the candidate of each of B = `size` rows: (B, d)."""
-        found = torch.cat([jagged.rows(values[name], lengths[name]) for name in self.query], 1)
-        return self.norm(self.project(found)).expand(size, -1)
+    def candidate(self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor) -> Tensor:
+        """Return the candidate of each of B rows, (B, d); dense is the network's, (B, D)."""
+        found = self.query(values, lengths, dense)
+        return self.norm(self.project(found)).expand(dense.size(0), -1)

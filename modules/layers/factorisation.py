@@ -36,9 +36,9 @@ class BiInteraction(nn.Module):
         for name, width in others:
             if width != self.width:
                 raise BadInput(
-                    f"model.kind: factors are multiplied element by element, and the table of features.{first} has dim "
-                    f"{self.width + fields.tasks}, that of features.{name} dim {width + fields.tasks}; give all tables "
-                    "one dim, or use kind kfm"
+                    f"model.kind: factors are multiplied element by element, and an id of features.{first} has "
+                    f"{self.width + fields.tasks} numbers, one of features.{name} {width + fields.tasks}; give all "
+                    "tables one dim and sequences no vectors, or use kind kfm"
                 )
         self.dense = nn.Parameter(torch.empty(dense, self.width).normal_(std=0.01))  # as rows of tables begin
 

@@ -228,7 +228,7 @@ class FARM(Network):
             fused = self.fuse(views, counts)
         parts = [self.gather(values, lengths, dense)]
         for i, (domain, unit) in enumerate(zip(self.domains, self.units)):  # noqa: B905
-            query = domain.candidate(values, lengths, size)
+            query = domain.candidate(values, lengths, dense)
             if counts[i].size(0) != size:  # one history for all rows
                 parts.append(unit.shared(query, fused[i], None))
             else:

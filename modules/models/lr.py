@@ -43,6 +43,11 @@ class LR(Network):
         super().__init__()
         self.count = sum(outputs(tasks))
         self.features = [*inputs.ids, *inputs.sequences]
+        for name in inputs.like:
+            raise BadInput(
+                f"features.{name}.vectors: lr has a weight for each id and none for what it carries; leave vectors and "
+                "like out, or use another model.kind"
+            )
         for name, dim in {**inputs.ids, **inputs.sequences}.items():
             if dim < self.count:
                 raise BadInput(

@@ -87,6 +87,6 @@ class SASRec(Network):
         for block in self.blocks:
             events = block(events, layout, count)
         state = newest(self.norm(events), count).expand(size, -1)  # (B, d)
-        query = self.domain.candidate(values, lengths, size)
+        query = self.domain.candidate(values, lengths, dense)
         x = torch.cat([self.gather(values, lengths, dense), state, query, state * query], 1)
         return self.heads(self.tower(x, weights).unbind(1))

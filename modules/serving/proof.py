@@ -44,7 +44,7 @@ class _Rows:
             end = int(lengths[: place + 1].sum())
             out.ids[name] = self.ids[name][end - int(lengths[place]) : end]
             out.lengths[name] = lengths[place : place + 1]
-            if name in self.dense:  # weights
+            if name in self.dense:  # what lies beside ids
                 out.dense[name] = self.dense[name][end - int(lengths[place]) : end]
         for name, column in self.dense.items():
             if name not in out.dense:
@@ -104,14 +104,14 @@ def _check_parts(kind: str, recipe: Recipe, rows: _Rows) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
-    ids, dense = _inputs(rows)
+    inputs = _inputs(rows, recipe)
     why = f"{kind} learns of a row by the other rows of its batch"
     mend = "use accumulate: 1, or layers that see one row at a time (activation: relu)"
     found = []
     for parts in (1, 2):
         model.dense.parts = parts
         try:
-            logits = model(ids, dense, torch.ones(_ROWS))
+            logits = model(*inputs)
         except Exception as error:
             raise BadInput(f"train.accumulate: {why} ({_short(error)}); {mend}") from error
         if REGULARISER in logits:
@@ -128,11 +128,7 @@ def _made_up(recipe: Recipe, whole: bool) -> _Rows:
     for place, (name, feature) in enumerate(recipe.features.items()):
         number = torch.arange(_ROWS) + place
         if feature.carrier == "numbers":
-            rows.dense[name] = torch.sin(number.float())
-            if feature.numbers > 1:
-                rows.dense[name] = rows.dense[name].unsqueeze(1).expand(-1, feature.numbers) * torch.rand(
-                    feature.numbers, generator=torch.Generator().manual_seed(place)
-                )
+            rows.dense[name] = _numbers(torch.sin(number.float()), feature.numbers, place)
             if not whole:
                 rows.dense[name][number % 4 == 0] = float("nan")
             continue
@@ -143,14 +139,26 @@ def _made_up(recipe: Recipe, whole: bool) -> _Rows:
         most = longest if feature.form == "sequence" else min(2, feature.limit)
         rows.lengths[name] = torch.full((_ROWS,), most) if whole else lengths.clamp(max=most)
         rows.ids[name] = torch.arange(int(rows.lengths[name].sum())) * 7 + place
-        if feature.weighted:
-            rows.dense[name] = torch.cos(rows.ids[name].float())
+        if (beside := recipe.beside(name)) is not None:
+            rows.dense[name] = _numbers(torch.cos(rows.ids[name].float()), beside[1], place)
+            if feature.carried and not whole:
+                rows.dense[name][::3] = float("nan")
     return rows
 
 
-def _inputs(rows: _Rows) -> tuple[KeyedJaggedTensor, Tensor]:
+def _numbers(each: Tensor, width: int, seed: int) -> Tensor:
+    """Return different numbers, (n,), or (n, width) of a width above 1."""
+    if width == 1:
+        return each
+    return each.unsqueeze(1) * torch.rand(width, generator=torch.Generator().manual_seed(seed))
+
+
+def _inputs(rows: _Rows, recipe: Recipe) -> tuple[KeyedJaggedTensor, Tensor, Tensor, Tensor | None]:
     """Return rows as a model takes them in training."""
-    weights = [rows.dense.get(name, torch.ones(len(ids))) for name, ids in rows.ids.items()]
+    carrying = [name for name in rows.ids if recipe.features[name].carried]
+    weights = [
+        rows.dense[name] if recipe.features[name].weighted else torch.ones(len(ids)) for name, ids in rows.ids.items()
+    ]
     ids = KeyedJaggedTensor(
         keys=list(rows.ids),
         values=torch.cat([*rows.ids.values(), torch.zeros(0, dtype=torch.long)]),
@@ -158,14 +166,15 @@ def _inputs(rows: _Rows) -> tuple[KeyedJaggedTensor, Tensor]:
         lengths=torch.cat([*rows.lengths.values(), torch.zeros(0, dtype=torch.long)]),
     )
     numbers = [column for name, column in rows.dense.items() if name not in rows.ids]
-    return ids, torch.column_stack(numbers) if numbers else torch.zeros(_ROWS, 0)
+    dense = torch.column_stack(numbers) if numbers else torch.zeros(_ROWS, 0)
+    vectors = torch.cat([rows.dense[name].flatten() for name in carrying]) if carrying else None
+    return ids, dense, torch.ones(_ROWS), vectors
 
 
 def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, mend: str) -> dict[str, Tensor]:
     """Return the predictions that the model makes in training's way, or say what is wrong with them."""
-    ids, dense = _inputs(rows)
     try:
-        logits = model(ids, dense, torch.ones(_ROWS))
+        logits = model(*_inputs(rows, recipe))
     except BadInput:
         raise
     except Exception as error:

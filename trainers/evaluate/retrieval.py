@@ -2,7 +2,9 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -12,11 +14,15 @@ from livetrain.modules.batch import Batch
 from livetrain.modules.layers import jagged
 from livetrain.modules.network import Network
 from livetrain.modules.tables.hashing import mix
+from livetrain.modules.tasks.kind import Redrawn
 from livetrain.modules.tasks.retrieval import AT
+from livetrain.trainers.evaluate.evaluation import NO_BOOTSTRAP
+from livetrain.trainers.evaluate.intervals import Bootstrap
 from livetrain.trainers.runtime import ranks
 
 QUERIES = 2**16  # positive rows that are ranked at most; which ones is a hash of their numbers
 _CELLS = 2**26  # scores in memory at once: 256 MB
+_NAMES = [f"{metric}_{k}" for k in AT for metric in ("recall", "ndcg")]
 _PENDING = 2**16  # rows whose vectors wait to be merged
 
 
@@ -34,20 +40,22 @@ class Retrieval:
     Args:
         network: any; of one without towers nothing is collected.
         recipe: the run.
+        bootstrap: how intervals are drawn; by default none are.
     """
 
-    def __init__(self, network: Network, recipe: Recipe) -> None:
+    def __init__(self, network: Network, recipe: Recipe, bootstrap: Bootstrap = NO_BOOTSTRAP) -> None:
+        self._bootstrap = bootstrap
         self._towers, self._key = network.towers, network.key
         self._task = next(iter(recipe.tasks))
         self._history, self._listed = recipe.evaluate.seen, recipe.evaluate.catalogue is not None
         self._limit = recipe.features[self._history].limit if self._history else 0
         self._slices = ["", *(f"{name}." for name in recipe.evaluate.slices)]
         self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
-        # Row number, key, has an item, is a positive, slices, keys of the history; vectors of the user and the item.
+        # Row number, key, has an item, is a positive, slices, group, keys of the history; vectors of user and item.
         self._pending: list[tuple[torch.Tensor, ...]] = []
         self._rows = 0  # of them
         self._items: tuple[torch.Tensor, ...] = ()  # row number, key and vector of the items so far
-        self._queries: tuple[torch.Tensor, ...] = ()  # row number, key, vector, slices, history of the positive rows
+        self._queries: tuple[torch.Tensor, ...] = ()  # row number, key, vector, slices, group, history of positive rows
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -74,7 +82,8 @@ class Retrieval:
         is_item = real & (listed or not self._listed)
         positive = real & (batch.labels[:, 0] == 1) & (not listed)
         slices = torch.zeros_like(keys) if batch.slices is None else batch.slices
-        self._pending.append((batch.rows, keys, is_item, positive, slices, self._had(batch, keys), user, item))
+        group = batch.rows if batch.groups is None else batch.groups  # what intervals are drawn of
+        self._pending.append((batch.rows, keys, is_item, positive, slices, group, self._had(batch, keys), user, item))
         self._rows += len(keys)
         if self._rows > max(_PENDING, len(self._items[0]) if self._items else 0):  # so merging costs little per row
             self._merge()
@@ -94,10 +103,10 @@ class Retrieval:
         if not self._pending:
             return
         columns = (torch.cat(column) for column in zip(*self._pending, strict=True))
-        rows, keys, is_item, positive, slices, had, user, item = columns
+        rows, keys, is_item, positive, slices, group, had, user, item = columns
         self._pending, self._rows = [], 0
         items = (rows[is_item], keys[is_item], item[is_item])
-        queries = tuple(column[positive] for column in (rows, keys, user, slices, had))
+        queries = tuple(column[positive] for column in (rows, keys, user, slices, group, had))
         self._items = _newest(*_after(self._items, items))
         self._queries = _least(*_after(self._queries, queries))
 
@@ -108,24 +117,27 @@ class Retrieval:
             By task ``.recall_K``, the share of positive rows whose item is among the K best items, and ``.ndcg_K``, the
             same with 1 / log2(1 + rank) in the place of 1, for K of `AT`; ``.items``, how many items there are,
             ``.queries``, how many rows were ranked, and ``.unlisted``, of how many the item is not among the items.
-            Undefined ones are nan. Of a slice the same as ``<slice>.<task>.recall_K``.
+            With a bootstrap ``.recall_K_low`` and ``_high``, the ends of intervals, and likewise of NDCG. Undefined
+            ones are nan. Of a slice the same as ``<slice>.<task>.recall_K``.
         """
         if self._towers is None:
             return {}
         self._merge()
         _, keys, items = _newest(*(_everyone(part) for part in self._items))
-        rows, wanted, users, slices, had = self._queries
+        rows, wanted, users, slices, group, had = self._queries
         chosen = torch.isin(rows, _least(_everyone(rows))[0])
         places = _ranks(wanted[chosen], users[chosen], had[chosen], keys, items)
-        names = [f"{metric}_{k}" for k in AT for metric in ("recall", "ndcg")]
+        # Of all ranks' queries in the order of their rows, so that figures do not depend on the number of ranks.
+        own = (rows[chosen], places, slices[chosen], group[chosen])
+        rows, places, slices, group = (_everyone(part).cpu() for part in own)
+        order = rows.argsort()
         found: dict[str, float] = {}
         for part, name in enumerate(self._slices):
-            inside = (slices[chosen] >> (part - 1) & 1).bool() if part else torch.ones_like(places, dtype=torch.bool)
-            sums = ranks.summed(_sums(places[inside], len(keys)))
-            count, unlisted = float(sums[-1]), float(sums[-2])
-            means = (sums[:-2] / count if count else sums[:-2] * float("nan")).tolist()
-            figures = dict(zip(names, means, strict=True))
-            figures |= {"items": float(len(keys)), "queries": count, "unlisted": unlisted}
+            inside = order[(slices[order] >> (part - 1) & 1).bool()] if part else order
+            listed, gains = places[inside] <= len(keys), _gains(places[inside], len(keys))
+            figures = dict(zip(_NAMES, (gains.sum(0) / len(gains)).tolist(), strict=True))
+            figures |= self._bootstrap.intervals(figures, group[inside].numpy(), partial(_redrawn, gains.numpy()))
+            figures |= {"items": float(len(keys)), "queries": float(len(gains)), "unlisted": float((~listed).sum())}
             found |= {f"{name}{self._task}.{metric}": value for metric, value in figures.items()}
         return found
 
@@ -196,18 +208,29 @@ def _ranks(
     return torch.cat(found)
 
 
-def _sums(places: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the sums over queries of the figures at each of AT, the number of those found nowhere, and of all.
+def _gains(places: torch.Tensor, size: int) -> torch.Tensor:
+    """Return what each query adds to the figures `_NAMES`.
 
     Args:
         places: (Q,) ranks, beyond `size` of items that are none.
         size: number of items.
 
     Returns:
-        (2 K + 2,) float64.
+        (Q, 2 K) float64.
     """
-    listed = places <= size
-    gains = 1 / torch.log2(1 + places.double())
-    found = [listed & (places <= k) for k in AT]
-    parts = [part for hit in found for part in (hit.double().sum(), (gains * hit).sum())]
-    return torch.stack([*parts, (~listed).double().sum(), torch.ones_like(gains).sum()])
+    gains = (places <= size) / torch.log2(1 + places.double())
+    found = [(places <= min(k, size)).double() for k in AT]
+    return torch.stack([part for hit in found for part in (hit, gains * hit)], 1)
+
+
+def _redrawn(gains: np.ndarray, units: np.ndarray) -> Redrawn:
+    """Return, of how often each unit is drawn, the figures of the queries, (Q, 2 K) gains, of these units."""
+    count = np.bincount(units)
+    sums = np.stack([np.bincount(units, column) for column in gains.T], axis=1)  # (U, 2 K)
+
+    def figures(times: np.ndarray) -> dict[str, float]:
+        drawn = times @ count
+        means = times @ sums / drawn if drawn else np.full(sums.shape[1], np.nan)
+        return dict(zip(_NAMES, means.tolist(), strict=True))
+
+    return figures

@@ -13,7 +13,7 @@ from livetrain.modules.tasks.kind import Metric, Needs
 from livetrain.modules.tasks.registry import kinds
 
 if TYPE_CHECKING:
-    from livetrain.trainers.data.read.source import Statistics
+    from livetrain.trainers.data.read.statistics import Statistics
 
 
 def parts(name: str) -> tuple[str, str, str]:

@@ -30,7 +30,7 @@ def prove(
     with torch.no_grad():
         for batch, real in _held_out(recipe, recipe.export.parity_rows):
             scores = scored(*inputs_of(batch, recipe))
-            logits = model(batch.ids, batch.dense, None)
+            logits = model(batch.ids, batch.dense, None, batch.vectors)
             found = torch.stack([scores[task] for task in recipe.tasks])[:, real]  # (T, n)
             wanted = torch.stack([kind(logits[task]) for task, kind in predict.items()])[:, real]
             parts.append((found, wanted, batch.labels.T[:, real]))

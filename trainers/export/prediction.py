@@ -17,8 +17,9 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Evaluate, Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.scorer import Encoder, Scorer
+from livetrain.trainers.data.read.columns import check_columns, id_kinds, settled, wanted_columns
 from livetrain.trainers.data.read.decode import Decoder
-from livetrain.trainers.data.read.files import check_columns, id_kinds, settled, short, wanted_columns
+from livetrain.trainers.data.read.files import short
 from livetrain.trainers.data.read.records import Columns
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import manifest, run_folder
@@ -117,7 +118,8 @@ class Predictor:
         self._trained_on = dict(weights.ids)
         self._tasks = list(whole.tasks)
         self.names = [f"{self.vectors}_vector"] if self.vectors else [f"{task}_score" for task in self._tasks]
-        self._decoder = Decoder(self.recipe, groups=False)
+        bare = self.recipe.model_copy(update={"features": whole.features})
+        self._decoder = Decoder(bare, groups=False, names=features)
         self._wanted = wanted_columns(self.recipe)
         self._dense = [name for name, feature in self.recipe.features.items() if feature.carrier == "numbers"]
 
@@ -187,7 +189,7 @@ def _towers(recipe: Recipe) -> dict[str, list[str]] | None:
 
 def _chunks(columns: Columns, decoder: Decoder, dense: list[str], rows: int) -> Iterator[tuple[dict[str, Tensor], ...]]:
     """Yield decoded rows as the scorer takes them, CHUNK rows at a time: ids, lengths and numbers by feature."""
-    weights = {name: decoder.weights(columns, name) for name in decoder.weighted}
+    beside = {name: decoder.numbers(columns, name) for name in decoder.beside}
     for start in range(0, max(rows, 1), CHUNK):  # without rows one chunk of none, which tells a vector's width
         stop = min(start + CHUNK, rows)
         ids, lengths = {}, {}
@@ -195,8 +197,8 @@ def _chunks(columns: Columns, decoder: Decoder, dense: list[str], rows: int) -> 
         for key, column in zip(decoder.keys, columns.ids, strict=False):
             values, counts = column.cut(start, stop)
             ids[key], lengths[key] = torch.tensor(values), torch.from_numpy(counts)
-            if key in weights:
-                numbers[key] = torch.tensor(column._replace(values=weights[key]).cut(start, stop)[0])
+            if key in beside:
+                numbers[key] = torch.tensor(column._replace(values=beside[key]).cut(start, stop)[0])
         yield ids, lengths, numbers
 
 

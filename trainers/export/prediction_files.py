@@ -21,18 +21,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from livetrain.configs.errors import BadInput, nearest
-from livetrain.trainers.data.read.files import (
-    SUFFIX,
-    common,
-    files_below,
-    is_list,
-    open_filesystem,
-    plain,
-    read_footer,
-    short,
-    shown,
-    worded,
-)
+from livetrain.trainers.data.read.columns import common, is_list, plain, worded
+from livetrain.trainers.data.read.files import SUFFIX, files_below, open_filesystem, read_footer, short, shown
 from livetrain.trainers.export import prediction
 from livetrain.trainers.export.prediction import Side, Weights, weights_of
 from livetrain.trainers.runtime import manifest, scratch

@@ -9,11 +9,11 @@ import torch
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
-from livetrain.modules.features.carriers import split_numbers
+from livetrain.modules.features.carriers import Carried, split_numbers
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 
-# Ids, lengths and dense by feature, as the file takes them; dense holds the weights of a bag's ids too.
+# Ids, lengths and dense by feature, as the file takes them; dense holds what lies beside ids too: weights or vectors.
 Inputs = tuple[dict[str, torch.Tensor], ...]
 
 
@@ -21,8 +21,15 @@ def inputs_of(batch: Batch, recipe: Recipe) -> Inputs:
     """Return a batch as the exported file takes it: ids, lengths and dense by feature."""
     keyed, _ = _names(recipe)
     ids, lengths = {k: batch.ids[k].values() for k in keyed}, {k: batch.ids[k].lengths() for k in keyed}
-    weights = {name: batch.ids[name].weights() for name in keyed if recipe.features[name].weighted}
-    return ids, lengths, split_numbers(recipe.features, batch.dense) | weights
+    return ids, lengths, split_numbers(recipe.features, batch.dense) | _beside(batch, recipe)
+
+
+def _beside(batch: Batch, recipe: Recipe) -> dict[str, torch.Tensor]:
+    """Return what lies beside ids by feature: weights (N,), or vectors (N, w) or of one number (N,)."""
+    beside = {name: batch.ids[name].weights() for name, f in recipe.features.items() if f.weighted}
+    if batch.vectors is None:
+        return beside
+    return beside | Carried(recipe.features)(batch.ids, batch.vectors)
 
 
 def _names(recipe: Recipe) -> tuple[list[str], list[str]]:
@@ -48,7 +55,7 @@ def one_user(inputs: Inputs, user: list[str], row: int) -> tuple[Inputs, Inputs]
     repeated: Inputs = ({}, {}, {})
     ids, lengths, dense = inputs
     for name, count in lengths.items():
-        lists = [(0, ids[name])] + ([(2, dense[name])] if name in dense else [])  # ids and their weights
+        lists = [(0, ids[name])] + ([(2, dense[name])] if name in dense else [])  # ids and what lies beside them
         if name not in user:
             for part in (once, repeated):
                 part[1][name] = count
@@ -59,7 +66,7 @@ def one_user(inputs: Inputs, user: list[str], row: int) -> tuple[Inputs, Inputs]
         once[1][name], repeated[1][name] = count[row : row + 1], count[row].repeat(count.numel())
         for place, values in lists:
             own = values[end - int(count[row]) : end]
-            once[place][name], repeated[place][name] = own, own.repeat(count.numel())
+            once[place][name], repeated[place][name] = own, torch.cat([own] * count.numel())
     for name, column in dense.items():
         if name in lengths:
             continue
@@ -90,11 +97,11 @@ def golden_inputs(rows: dict[str, Any]) -> Inputs:
 def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:
     """Return the test split's first rows as lists, a missing dense value as None, and how many there are."""
     keyed, dense = _names(recipe)
-    weighted = [key for key in keyed if recipe.features[key].weighted]
+    listed = [key for key in keyed if recipe.beside(key) is not None]
     found: dict[str, dict[str, list]] = {
         "ids": {key: [] for key in keyed},
         "lengths": {key: [] for key in keyed},
-        "dense": {name: [] for name in [*dense, *weighted]},
+        "dense": {name: [] for name in [*dense, *listed]},
     }
     count = 0
     for batch, real in _held_out(recipe, rows):
@@ -104,10 +111,11 @@ def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:
             for row in real.tolist():
                 found["ids"][key] += lists[row].tolist()
                 found["lengths"][key].append(lists[row].numel())
-        for key in weighted:
-            lists = batch.ids[key].to_dense_weights()
-            found["dense"][key] += [weight for row in real.tolist() for weight in lists[row].tolist()]
-        for name, values in split_numbers(recipe.features, batch.dense[real]).items():
+        numbers = split_numbers(recipe.features, batch.dense[real])
+        for key, values in _beside(batch, recipe).items():
+            lists = values.split(batch.ids[key].lengths().tolist())
+            numbers[key] = torch.cat([lists[row] for row in real.tolist()])
+        for name, values in numbers.items():
             found["dense"][name] += np.where(values.isnan().numpy(), np.array(None), values.numpy()).tolist()
     return {"rows": count, **found}
 
@@ -119,7 +127,8 @@ def synthetic_rows(recipe: Recipe, signature: dict[str, Any], rows: int) -> dict
     normalised, so that none are stored, are of either sign and of sizes from a tenth to a thousand. Each is missing in
     about one row of ten. All sequences of a row have one length, as those of one history must: in the first row one
     more than the file looks at, where it looks at as much of each. A bag has up to one more id than the file looks at,
-    and weights of either sign. The first row misses nothing, the second all.
+    and weights of either sign; vectors that events carry are drawn as numbers are. The first row misses nothing, the
+    second all.
     """
     drawn, features = np.random.default_rng(0), recipe.features
     longest = {feature.limit for feature in features.values() if feature.form == "sequence"} or {0}
@@ -130,16 +139,7 @@ def synthetic_rows(recipe: Recipe, signature: dict[str, Any], rows: int) -> dict
         there = drawn.random(rows) >= 0.1
         there[:2] = (True, False)[:rows]
         if feature.carrier == "numbers":
-            shape = (rows,) if feature.numbers == 1 else (rows, feature.numbers)
-            values = drawn.normal(size=shape)
-            if "std" in signature["features"][name]:
-                mean, std = (np.array(signature["features"][name][key]) for key in ("mean", "std"))
-                values = mean + std * values
-            else:
-                values = values * 10 ** drawn.uniform(-1, 3, shape)
-            missing = [None] * feature.numbers if shape[1:] else None
-            values = values.astype(np.float32).tolist()
-            found["dense"][name] = [x if known else missing for x, known in zip(values, there, strict=True)]
+            found["dense"][name] = _drawn(drawn, signature["features"][name], feature.numbers, there)
             continue
         if feature.carrier == "features":
             continue
@@ -149,7 +149,23 @@ def synthetic_rows(recipe: Recipe, signature: dict[str, Any], rows: int) -> dict
         found["lengths"][name] = lengths.tolist()
         if feature.weighted:
             found["dense"][name] = drawn.normal(size=int(lengths.sum())).astype(np.float32).tolist()
+        if feature.alike is not None:
+            known = drawn.random(int(lengths.sum())) >= 0.1
+            width = features[feature.alike].numbers
+            found["dense"][name] = _drawn(drawn, signature["features"][feature.alike], width, known)
         table = feature.looks_up()
         assert table is not None  # ids are looked up
         found["ids"][name] = drawn.integers(0, recipe.tables[table].rows, int(lengths.sum())).tolist()
     return {"rows": rows, **found}
+
+
+def _drawn(draw: np.random.Generator, declared: dict[str, Any], width: int, there: np.ndarray) -> list:
+    """Return numbers, or lists of `width` above 1, as a feature's signature declares them; None where not `there`."""
+    shape = there.shape if width == 1 else (len(there), width)
+    values = draw.normal(size=shape)
+    if "std" in declared:
+        values = np.array(declared["mean"]) + np.array(declared["std"]) * values
+    else:
+        values = values * 10 ** draw.uniform(-1, 3, shape)
+    missing = None if width == 1 else [None] * width
+    return [x if known else missing for x, known in zip(values.astype(np.float32).tolist(), there, strict=True)]

@@ -27,8 +27,8 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
         "format": _FORMAT,
         "call": "model(ids: Dict[str, Tensor], lengths: Dict[str, Tensor], dense: Dict[str, Tensor])"
         " -> Dict[str, Tensor]: by feature the int64 ids of all rows one after the other, the int64 number of ids of"
-        " each row, a float32 number per row, or (rows, width) of a feature with a width; by task a float32 number per"
-        " row, see tasks",
+        " each row, a float32 number per row, or (rows, width) of a feature with a width, and what lies beside ids; by"
+        " task a float32 number per row, see tasks",
         "rank": "model.rank(ids, lengths, dense): the same for candidates of one user, whose features are given once,"
         " as one row",
         "features": {

@@ -9,7 +9,7 @@ import yaml
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.data.read.files import IdKind
+from livetrain.trainers.data.read.columns import IdKind
 from livetrain.trainers.runtime.run_folder import recipe_in
 
 # What may be otherwise when a run goes on: where and when things happen, and what is written of them. All else decides

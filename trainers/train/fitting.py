@@ -101,7 +101,7 @@ class _Fitting:
         self.tables = {name[1]: key for key in self.shapes if (name := _TABLE.search(key))}
         self.features = {name: self._same(name) for name in recipe.features}
         self.tasks = [self._old("tasks", name) for name in recipe.tasks]
-        self.axes = list(zip(_axes(model, recipe), _axes(before, old), strict=False))
+        self.axes = list(zip(_axes(model), _axes(before), strict=False))
         self.known, self.known_before = _known_axes(model, recipe), _known_axes(before, old)
         self.lists = _lists(model, len(recipe.tasks)) & _lists(before, len(old.tasks))
         self.no_task_in = (*(f"{path}." for path in self.lists), *_units(model))
@@ -124,6 +124,7 @@ class _Fitting:
             return None
         now, before = self.recipe.features[name], self.old.features[was]
         same = now.same_values(before) and [self._same_ids(part) for part in now.parts] == before.parts
+        same &= (None if now.alike is None else self._same(now.alike)) == before.alike
         return was if same else None
 
     def _same_ids(self, name: str) -> str | None:
@@ -327,10 +328,10 @@ def _places(new: Parts, old: Parts) -> Places:
     return torch.tensor(here, dtype=torch.long), torch.tensor(there, dtype=torch.long)
 
 
-def _axes(model: Model, recipe: Recipe) -> list[Parts]:
+def _axes(model: Model) -> list[Parts]:
     """Return what layers' dimensions may run over: the dense features, or the features' numbers side by side."""
     dense: Parts = list(Counter(model.inputs.dense).items())
-    dims = {name: recipe.tables[table].dim for name, f in recipe.features.items() if (table := f.looks_up())}
+    dims = {**model.inputs.ids, **model.inputs.sequences}
     axes = [dense]
     histories = [
         (names, sum(dims[f] for f in names.split("+"))) for each in _histories(model).values() for names in each

@@ -20,7 +20,8 @@ from livetrain.modules.model import set_statistics
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.catalogue import CATALOGUE
 from livetrain.trainers.data.read.reader import Reader
-from livetrain.trainers.data.read.source import Source, Statistics
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.evaluate import selection
 from livetrain.trainers.evaluate.evaluation import Evaluation
 from livetrain.trainers.evaluate.intervals import Bootstrap
@@ -212,15 +213,13 @@ class Trainer:
     def evaluate(self, split: str, intervals: bool = True) -> tuple[dict[str, float], dict[str, Any]]:
         """Return (metrics, curves) of the present weights on a split, with intervals if the recipe asks. Collective."""
         asked = self.recipe.evaluate
+        bootstrap = Bootstrap(asked.bootstrap if intervals else 0, self.recipe.train.seed)
         evaluation = Evaluation(
-            kinds(self.recipe.tasks, asked.top),
-            memory=asked.memory,
-            slices=list(asked.slices),
-            bootstrap=Bootstrap(asked.bootstrap if intervals else 0, self.recipe.train.seed),
+            kinds(self.recipe.tasks, asked.top), memory=asked.memory, slices=list(asked.slices), bootstrap=bootstrap
         )
         sequences = {n: f.limit for n, f in self.recipe.features.items() if f.form == "sequence"}
         history = max(sequences, key=sequences.__getitem__, default=None)
-        retrieval = Retrieval(self.sharded.model.dense.network, self.recipe)
+        retrieval = Retrieval(self.sharded.model.dense.network, self.recipe, bootstrap)
         self.sharded.module.eval()
         with self.sharded.averaged(), torch.no_grad(), retrieval.watching():
             for output in self._scored(split):

@@ -14,7 +14,9 @@ from livetrain.modules.serving.proof import prove
 from livetrain.trainers.data.checks import brief, pretrained
 from livetrain.trainers.data.read import negatives
 from livetrain.trainers.data.read.catalogue import CATALOGUE, Catalogue
-from livetrain.trainers.data.read.source import Source, Statistics, scan
+from livetrain.trainers.data.read.measure import Measure
+from livetrain.trainers.data.read.source import CorruptGroup, Source
+from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.evaluate.selection import check_select, parts, stand_in, undefined
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.runtime import scratch
@@ -62,11 +64,16 @@ def check(recipe: Recipe, progress: Callable[[str], None], trains: bool = True) 
     brief.examine(recipe, sources, statistics, progress)
     if trains:
         pretrained.check(recipe, sources["train"], progress)
-    return sources | _catalogue(recipe), statistics["train"]
+    return sources | _catalogue(recipe, sources["train"]), statistics["train"]
 
 
-def _catalogue(recipe: Recipe) -> dict[str, Source]:
-    """Return evaluate.catalogue, opened, if the recipe has one; raise BadInput where nothing is to be ranked by it."""
+def _catalogue(recipe: Recipe, train: Source) -> dict[str, Source]:
+    """Return evaluate.catalogue, opened and checked, if the recipe has one.
+
+    Raises:
+        BadInput: nothing is to be ranked by it, its ids are others than those of the training split, or what it holds
+            of the item cannot be read as the splits are.
+    """
     asked = recipe.evaluate
     key = "catalogue" if asked.catalogue else "seen"
     if not asked.catalogue and not asked.seen:
@@ -79,7 +86,18 @@ def _catalogue(recipe: Recipe) -> dict[str, Source]:
     sequences = [name for name, feature in recipe.features.items() if feature.form == "sequence"]
     if asked.seen and asked.seen not in sequences:
         raise BadInput(f"evaluate.seen: there is no sequence feature '{asked.seen}'{nearest(asked.seen, sequences)}")
-    return {CATALOGUE: Catalogue.of(recipe, towers.names["item"])} if asked.catalogue else {}
+    if not asked.catalogue:
+        return {}
+    catalogue = Catalogue.of(recipe, towers.names["item"])
+    brief.check_alike(recipe, {"train": train, CATALOGUE: catalogue})
+    measure = Measure(recipe, towers.names["item"])
+    for group in catalogue.groups:
+        try:
+            measure.of(catalogue.read(group, measure.columns), 0, catalogue.place(group))
+        except CorruptGroup:
+            if recipe.data.on_corrupt == "stop":
+                raise
+    return {CATALOGUE: catalogue}
 
 
 def _check_groups(source: Source, column: str, key: str) -> None:

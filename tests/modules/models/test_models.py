@@ -285,5 +285,5 @@ def test_factors_need_columns_beside_those_of_the_tasks(kind):
 
 @pytest.mark.parametrize("kind", ELEMENTWISE)
 def test_factors_multiplied_element_by_element_have_one_size(kind):
-    with pytest.raises(BadInput, match=r"features.user has dim 4, that of features.movie dim 8; .* or use kind kfm"):
+    with pytest.raises(BadInput, match=r"features.user has 4 numbers, one of features.movie 8; .* or use kind kfm"):
         build({"kind": kind})

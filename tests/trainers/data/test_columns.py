@@ -26,7 +26,8 @@ from livetrain.trainers.data.checks import brief
 from livetrain.trainers.data.read.decode import NO_GROUP
 from livetrain.trainers.data.read.measure import SAMPLE, Drawn
 from livetrain.trainers.data.read.reader import Reader
-from livetrain.trainers.data.read.source import Source, scan
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import scan
 from livetrain.trainers.export import prediction
 from livetrain.trainers.export.rows import inputs_of, one_user
 

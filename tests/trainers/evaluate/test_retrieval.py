@@ -23,6 +23,7 @@ from livetrain.modules.model import Model
 from livetrain.modules.network import Network
 from livetrain.modules.tables.hashing import mix
 from livetrain.trainers.evaluate import retrieval
+from livetrain.trainers.evaluate.intervals import Bootstrap
 from livetrain.trainers.evaluate.retrieval import AT, Retrieval
 from livetrain.trainers.evaluate.selection import check_select, selectable
 from livetrain.trainers.export.export import export
@@ -33,6 +34,7 @@ from tests import samples, twins
 from tests.trainers.train import test_loop as loop
 from tests.trainers.train import test_sharding as sharding
 
+BAG = {"type": "bag", "table": "movie", "column": "history", "weights": "rating"}
 MODEL = {"kind": "dssm", "key": "movie", "item": [], "units": [16], "width": 8}
 TASKS = {"click": {"label": "label", "kind": "retrieval"}}
 
@@ -71,7 +73,8 @@ def split(size: int = 300, seed: int = 0) -> tuple[list[Batch], list[tuple[torch
 def measured(batches: list[Batch], vectors: list, listed: int = 0, **changes) -> dict[str, float]:
     """What this rank's part of each batch gives, with those of the others; the last batches list the catalogue."""
     network = _Network()
-    found = Retrieval(network, twins.recipe(tasks=TASKS, model=MODEL, **changes))
+    recipe = twins.recipe(tasks=TASKS, model=MODEL, **changes)
+    found = Retrieval(network, recipe, Bootstrap(recipe.evaluate.bootstrap, recipe.train.seed))
     rank, world = ranks.rank(), ranks.world()
     with found.watching():
         for number, (batch, pair) in enumerate(zip(batches, vectors, strict=True)):
@@ -80,7 +83,8 @@ def measured(batches: list[Batch], vectors: list, listed: int = 0, **changes) ->
     return found.compute()
 
 
-def by_hand(batches: list[Batch], vectors: list, queries: int = 2**16) -> dict[str, float]:
+def by_hand(batches: list[Batch], vectors: list, queries: int = 2**16, draws: int = 0) -> dict[str, float]:
+    """What is to be found; with draws, also the intervals of groups that `grouped` makes."""
     rows = []  # (row number, key, positive, user, item)
     for batch, (user, item) in zip(batches, vectors, strict=True):
         for b, ids in enumerate(batch.ids["movie"].to_dense()):
@@ -93,10 +97,38 @@ def by_hand(batches: list[Batch], vectors: list, queries: int = 2**16) -> dict[s
     asked = sorted(asked, key=lambda row: int(mix(torch.tensor(row[0] + 1))))[:queries]
     places = np.array([sum(user @ v >= user @ newest[key] for v in newest.values()) for _, key, _, user, _ in asked])
     out = {"click.items": len(newest), "click.queries": len(asked), "click.unlisted": 0}
+    groups = np.array([row[0] % GROUPS for row in asked])
     for k in AT:
-        out[f"click.recall_{k}"] = np.mean(places <= k)
-        out[f"click.ndcg_{k}"] = np.mean([1 / math.log2(1 + place) if place <= k else 0 for place in places])
+        for metric, each in (
+            ("recall", places <= k),
+            ("ndcg", [1 / math.log2(1 + place) if place <= k else 0 for place in places]),
+        ):
+            out[f"click.{metric}_{k}"] = np.mean(each)
+            if draws:
+                times = [Bootstrap(draws, 1).times(np.arange(GROUPS), draw)[groups] for draw in range(draws)]
+                ends = np.percentile([np.average(each, weights=often) for often in times], [2.5, 97.5])
+                out |= dict(zip((f"click.{metric}_{k}_low", f"click.{metric}_{k}_high"), ends, strict=True))
     return out
+
+
+GROUPS = 17
+
+
+def test_intervals_are_of_groups_on_one_rank_and_two(two_ranks):
+    batches, vectors = split(1200)
+    for batch in batches:
+        batch.groups = batch.rows % GROUPS
+    wanted = by_hand(batches, vectors, draws=40)
+    assert wanted["click.ndcg_10_low"] < wanted["click.ndcg_10"] < wanted["click.ndcg_10_high"]
+    changes = {"evaluate__bootstrap": 40}
+    found = measured(batches, vectors, **changes)
+    assert found == pytest.approx(wanted)
+    for other in two_ranks.run(drawing, batches, vectors, changes):
+        assert other == found
+
+
+def drawing(batches: list[Batch], vectors: list, changes: dict) -> dict[str, float]:
+    return measured(batches, vectors, **changes)
 
 
 @pytest.mark.parametrize("queries", [2**16, 7])
@@ -280,6 +312,45 @@ def test_a_run_measures_among_the_items_of_a_file(run, data, tmp_path):
     assert 0 < found["test.click.unlisted"] < found["test.click.queries"]
 
 
+@pytest.mark.slow
+def test_a_catalogue_of_strings_weighted_bags_and_vectors_finds_what_the_split_does(tmp_path):
+    data, draw = samples.write(tmp_path / "data", rows=400), np.random.default_rng(0)
+    of_items = {}
+    for split in ("train", "valid", "test"):
+        file = data / split / "part-0.parquet"
+        table = pq.read_table(file)
+        movies = [str(k % 40) for k in range(len(table))]
+        for movie in movies:
+            words = [f"t{k}" for k in draw.integers(0, 9, draw.integers(0, 4))]
+            weights, picture = draw.normal(size=len(words)).tolist(), draw.normal(size=2).tolist()
+            of_items.setdefault(movie, (words, weights, picture if movie != "3" else None))
+        columns = zip(*(of_items[movie] for movie in movies), strict=True)
+        table = table.set_column(1, "movie", pa.array(movies, pa.large_string()))
+        for name, column, kind in zip(("tags", "tag_weights", "picture"), columns, KINDS, strict=True):
+            table = table.append_column(name, pa.array(column, kind))
+        pq.write_table(table, file, row_group_size=128)
+    order = draw.permutation(list(of_items)).tolist()
+    columns = zip(*(of_items[movie] for movie in order), strict=True)
+    items = {n: pa.array(c, k) for n, c, k in zip(("tags", "tag_weights", "picture"), columns, KINDS, strict=True)}
+    pq.write_table(pa.table({"movie": pa.array(order).dictionary_encode(), **items}), tmp_path / "items.parquet")
+    more = {
+        "features__tags": {"type": "bag", "table": "movie", "weights": "tag_weights"},
+        "features__picture": {"type": "vector", "width": 2, "normalise": True, "projection": 3},
+        "model": MODEL | {"item": ["tags", "picture"]},
+        "train__epochs": 1,
+    }
+    found = []
+    for number, catalogue in enumerate(({}, {"evaluate__catalogue": str(tmp_path / "items.parquet")})):
+        launch.train(samples.recipe(data, **changes(**more, **catalogue)), tmp_path / f"runs{number}")
+        found.append(json.loads((tmp_path / f"runs{number}/small/result.json").read_text()))
+    names = [name for name in found[0] if "recall_" in name or "ndcg_" in name or name.endswith(".items")]
+    assert found[0]["test.click.items"] == 40
+    assert {name: found[1][name] for name in names} == pytest.approx({name: found[0][name] for name in names}, abs=1e-6)
+
+
+KINDS = (pa.list_(pa.string()), pa.list_(pa.float32()), pa.list_(pa.float32(), 2))  # of tags, weights and pictures
+
+
 def retrieved(run: Path, folder: Path, data: Path, **more) -> dict[str, float]:
     """What an evaluation of a run's copy measures, under a changed recipe."""
     copy = folder / "copy" / "small"
@@ -294,6 +365,11 @@ def retrieved(run: Path, folder: Path, data: Path, **more) -> dict[str, float]:
     [
         ({"evaluate__catalogue": "{}/items.parquet"}, "evaluate.catalogue, features.movie: .*has no column 'movie'"),
         ({"evaluate__catalogue": "{}/nowhere"}, "evaluate.catalogue: there is nothing at .*nowhere"),
+        ({"evaluate__catalogue": "{}/texts.parquet"}, "features.movie: .* holds strings in .*texts.parquet and in"),
+        (
+            {"evaluate__catalogue": "{}/bags.parquet", "model": MODEL | {"item": ["liked"]}, "features__liked": BAG},
+            "bags.parquet, row group 0, features.liked.weights: row 1 has 1 weights and 2 ids",
+        ),
         ({"evaluate__seen": "histroy"}, "evaluate.seen: there is no sequence feature 'histroy'.*history"),
         ({"evaluate__seen": "history", "model": samples.recipe("x").model.model_dump(), "tasks__click__kind": "binary"},
          "evaluate.seen: is for models that find items, and 'din' has no towers"),
@@ -301,6 +377,9 @@ def retrieved(run: Path, folder: Path, data: Path, **more) -> dict[str, float]:
 )  # fmt: skip
 def test_a_catalogue_that_cannot_be_used_is_refused(data, tmp_path, more, why):
     pq.write_table(pa.table({"film": [1, 2]}), tmp_path / "items.parquet")
+    bags = {"history": [[1], [2, 3]], "rating": [[1.0], [2.0]]}
+    pq.write_table(pa.table({"movie": ["a", "b"], **bags}), tmp_path / "texts.parquet")
+    pq.write_table(pa.table({"movie": [1, 2], **bags}), tmp_path / "bags.parquet")
     more = {key: value.format(tmp_path) if isinstance(value, str) else value for key, value in more.items()}
     with pytest.raises(BadInput, match=why):
         preflight.check(samples.recipe(data, **changes(**more)), lambda text: None)

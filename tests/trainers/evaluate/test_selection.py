@@ -12,7 +12,7 @@ from rich.console import Console
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
-from livetrain.trainers.data.read.source import Statistics
+from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.evaluate import selection
 from livetrain.trainers.observe.report.summary import summary_table
 from livetrain.trainers.runtime import runlog

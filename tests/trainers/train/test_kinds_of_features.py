@@ -13,7 +13,8 @@ import torch
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.data.read.source import Source, scan
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import scan
 from livetrain.trainers.export.export import export, plain_model
 from livetrain.trainers.export.prediction import Predictor, weights_of
 from livetrain.trainers.export.rows import golden_inputs, synthetic_rows

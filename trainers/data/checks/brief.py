@@ -18,8 +18,10 @@ from livetrain.trainers.data.checks import leaks
 from livetrain.trainers.data.checks.dataset import spaced
 from livetrain.trainers.data.checks.findings import Verdict, listed, share
 from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.files import IdKind, is_text, open_filesystem
-from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source, Statistics
+from livetrain.trainers.data.read.columns import IdKind, is_text
+from livetrain.trainers.data.read.files import open_filesystem
+from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
+from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.data.write import layout
 
 PROBED = 32_768  # rows of train/ that are probed, and rows of each other split that are looked at
@@ -54,7 +56,7 @@ def examine(
         BadInput: a feature equals a label on every sampled row, or its ids are strings in one split and numbers in
             another.
     """
-    _check_alike(recipe, sources)
+    check_alike(recipe, sources)
     splits = list(sources)
     for task in recipe.tasks:
         rates = ", ".join(f"{_rate(statistics[split].rate[task])} in {split}" for split in splits)
@@ -80,8 +82,8 @@ def examine(
         note(f"{loud}leakage probe of {finding.subject}: {finding.text}")
 
 
-def _check_alike(recipe: Recipe, sources: dict[str, Source]) -> None:
-    """Raise BadInput where a split has strings and another numbers: of "7" and 7 the ids differ."""
+def check_alike(recipe: Recipe, sources: dict[str, Source]) -> None:
+    """Raise BadInput where a split, or a catalogue, has strings and another numbers: of "7" and 7 the ids differ."""
     folders: dict[str, dict[IdKind, str]] = {}
     for source in sources.values():
         for name, kind in source.id_kinds(recipe).items():

@@ -55,7 +55,7 @@ class Dataset:
     manifest: dict[str, Any]
     parts: list[Part]
     by_day: bool
-    schema: pa.Schema  # of plain types, see trainers.data.read.files.plain
+    schema: pa.Schema  # of plain types, see trainers.data.read.columns.plain
     roles: Roles
     findings: list[Finding]  # made while opening
     dated: bool = False  # whether _day is a date

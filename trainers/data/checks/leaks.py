@@ -6,7 +6,8 @@ computed from the outcome. So each column is turned into scores, and their AUC a
 - a number or a time as it is, null below all (its being null may be what leaks);
 - an id, a string or an integer by the label's rate among the rows of its value, taken out of fold;
 - a sequence by its length, by its newest element (as an id), and by whether that element is one of the row's ids: a
-  history that already holds the row's own event.
+  history that already holds the row's own event;
+- a vector by each of its numbers, on fewer rows where it is wide; vectors that events carry by the newest one's.
 
 AUC below .5 counts as its mirror image. Labels are not probed: one outcome may well tell another. An amount (watch
 time, the value of a gift) is ranked as "above its median".
@@ -26,11 +27,12 @@ import pyarrow.compute as pc
 
 from livetrain.modules.metrics import binary as metrics
 from livetrain.trainers.data.checks.findings import Finding, Verdict, listed
-from livetrain.trainers.data.read.files import is_list, is_text
+from livetrain.trainers.data.read.columns import is_list, is_text
 
 LOOK, WRONG = 0.85, 0.98
 SAMPLE = 100_000  # rows
 LEAST = 30  # rows of each class, without which an AUC says nothing
+CELLS = 2**22  # numbers of a vector that are probed, over all of its places
 FOLDS, SMOOTH = 5, 5.0  # an id's rate counts SMOOTH rows of the overall rate besides its own
 
 
@@ -64,9 +66,14 @@ def probe(sample: pa.Table, columns: list[str], labels: list[str]) -> list[Probe
     kinds = {name: sample.schema.field(name).type for name in columns}
     ids = [name for name, kind in kinds.items() if pa.types.is_integer(kind) or is_text(kind)]
     for column in columns:
-        for how, codes, ordered in _scores(sample, column, ids):
+        for how, codes, ordered, step in _scores(sample, column, ids):
             for label, (known, positive) in targets.items():
-                found = _probe(column, label, how, codes[known], positive[known], None if ordered else fold[known])
+                known, positive = known[::step], positive[::step]
+                if min(int(positive.sum()), int((known & ~positive).sum())) < LEAST:
+                    continue
+                found = _probe(
+                    column, label, how, codes[known], positive[known], None if ordered else fold[::step][known]
+                )
                 if (column, label) not in best or found.auc > best[column, label].auc:
                     best[column, label] = found
     return list(best.values())
@@ -124,27 +131,57 @@ def _target(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray] | None:
     return (known, positive) if enough else None
 
 
-def _scores(sample: pa.Table, name: str, ids: list[str]) -> Iterator[tuple[str, np.ndarray, bool]]:
-    """Yield (how, (n,) codes from 0, whether the codes' order is the score) of a column."""
+def _scores(sample: pa.Table, name: str, ids: list[str]) -> Iterator[tuple[str, np.ndarray, bool, int]]:
+    """Yield (how, codes from 0, whether their order is the score, of which rows: every so many) of a column."""
     column, kind = sample[name].combine_chunks(), sample.schema.field(name).type
+    if is_list(kind) and is_list(kind.value_type):
+        yield "length", _codes(pc.fill_null(pc.list_value_length(column), 0)), True, 1
+        yield from _of_vectors(_newest(column), "of the newest")
+        return
+    if is_list(kind) and pa.types.is_floating(kind.value_type) and _width(column) > 1:
+        yield from _of_vectors(column, "")
+        return
     if is_list(kind):
         lengths = pc.fill_null(pc.list_value_length(column), 0)
-        yield "length", _codes(lengths), True
+        yield "length", _codes(lengths), True, 1
         newest = _newest(column)
-        yield "newest element", _codes(newest), False
+        yield "newest element", _codes(newest), False, 1
         for other in ids:
             same = _equal(newest, sample[other].combine_chunks())
             if same is not None:
-                yield f"newest element = {other}", same.astype(np.int64), True
+                yield f"newest element = {other}", same.astype(np.int64), True, 1
         return
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_timestamp(kind):
-        yield "as it is", _codes(column), True
+        yield "as it is", _codes(column), True, 1
     if not pa.types.is_floating(kind):
-        yield "rate of its value", _codes(column), False
+        yield "rate of its value", _codes(column), False, 1
+
+
+def _width(column: pa.Array) -> int:
+    """Return how many elements all lists of a column have; 0 where they differ, or there are none."""
+    lengths = pc.unique(pc.list_value_length(column).drop_null())
+    return lengths[0].as_py() if len(lengths) == 1 else 0
+
+
+def _of_vectors(column: pa.Array, which: str) -> Iterator[tuple[str, np.ndarray, bool, int]]:
+    """Yield what `_scores` does of each number of vectors of one width; nothing where they have several."""
+    width = _width(column)
+    if not width:
+        return
+    step = max(-(-len(column) * width // CELLS), 1)
+    column = column.take(pa.array(np.arange(0, len(column), step)))
+    there = column.is_valid().to_numpy(zero_copy_only=False)
+    numbers = np.full((len(column), width), np.nan)
+    flat = column.flatten().cast(pa.float64(), safe=False)
+    numbers[there] = flat.to_numpy(zero_copy_only=False).reshape(-1, width)
+    for place in range(width):
+        yield f"number {place + 1} {which}".rstrip(), _codes(pa.array(numbers[:, place])), True, step
 
 
 def _newest(column: pa.Array) -> pa.Array:
     """Return the last element of each list, null where there is none."""
+    if pa.types.is_fixed_size_list(column.type):
+        column = column.cast(pa.list_(column.type.value_type))
     offsets = column.offsets.to_numpy()
     filled = np.diff(offsets) > 0
     filled &= column.is_valid().to_numpy(zero_copy_only=False)

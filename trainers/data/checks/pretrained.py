@@ -12,7 +12,7 @@ from livetrain.modules.tables.hashing import row
 from livetrain.trainers.data.checks import brief
 from livetrain.trainers.data.checks.findings import share
 from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.files import is_list
+from livetrain.trainers.data.read.columns import is_list
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.vectors import Vectors
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from livetrain.trainers.data.checks.findings import Finding, Verdict, listed
-from livetrain.trainers.data.read.files import is_list, is_text
+from livetrain.trainers.data.read.columns import is_list, is_text
 
 # Names that prepared data use; they matter only where dataset.json does not say.
 TIMES, GROUPS = ("timestamp",), ("user", "user_id")

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from livetrain.trainers.data.checks.findings import Finding, Verdict
-from livetrain.trainers.data.read.files import common, is_list, is_null, plain, worded
+from livetrain.trainers.data.read.columns import common, is_list, is_null, plain, worded
 
 _OWN = ("_part", "_day")  # columns of the view `rows` besides the data's
 _SQL = {

@@ -14,7 +14,7 @@ from rich.text import Text
 from livetrain.trainers.data.checks import ids, keys, labels, leaks, lengths, ranges
 from livetrain.trainers.data.checks.dataset import Dataset, open_dataset
 from livetrain.trainers.data.checks.findings import Finding, Verdict, called, runs, share
-from livetrain.trainers.data.read.files import is_list, is_text, worded
+from livetrain.trainers.data.read.columns import is_list, is_text, worded
 
 FIGURES = ("null", "least", "1 %", "median", "99 %", "most")
 FULL = 100  # letters of a line without which it has no room for all figures
@@ -173,5 +173,6 @@ def _numbers(schema: pa.Schema) -> list[str]:
 
 
 def _usable(kind: pa.DataType) -> bool:
-    element = kind.value_type if is_list(kind) else kind
-    return ranges.is_number(element) or is_text(element)
+    if is_list(kind):
+        return _usable(kind.value_type)
+    return ranges.is_number(kind) or is_text(kind)

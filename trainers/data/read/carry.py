@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Feature
-from livetrain.trainers.data.read.files import is_list, is_text
+from livetrain.trainers.data.read.columns import is_list, is_text
 from livetrain.trainers.data.read.records import Column, running
 from livetrain.trainers.data.write.ids import string_ids
 
@@ -84,22 +84,102 @@ def weights_of(ids: pa.Array, weights: pa.Array, where: str) -> np.ndarray:
         BadInput: a row has more weights than ids, or fewer, or one that is not finite in float32.
     """
     (values, offsets), (given, ends) = _lists(ids), _lists(weights)
-    wanted, found = np.diff(offsets), np.diff(ends)
-    told = weights.is_valid().to_numpy(zero_copy_only=False)
-    if (bad := told & (wanted != found)).any():
-        row = int(bad.argmax())
-        raise BadInput(
-            f"{where}row {row} has {found[row]} weights and {wanted[row]} ids; store one weight of each id, or "
-            "null for weights of 1"
-        )
+    told = _told(offsets, ends, weights, f"{where}row", "weight", "for weights of 1")
     numbers = np.ones(len(values), np.float32)
     with np.errstate(over="ignore"):
-        numbers[np.repeat(told, wanted)] = given.cast(pa.float32(), safe=False).fill_null(1).to_numpy()
+        numbers[told] = given.cast(pa.float32(), safe=False).fill_null(1).to_numpy()
     if not np.isfinite(numbers).all():
         place = int((~np.isfinite(numbers)).argmax())
-        row = int(np.searchsorted(offsets, place, side="right")) - 1
+        row = _row(offsets, place)
         raise BadInput(f"{where}row {row} has the weight {numbers[place]}; store finite float32 numbers")
     return numbers[values.is_valid().to_numpy(zero_copy_only=False)] if values.null_count else numbers
+
+
+def vectors_of(ids: pa.Array, vectors: pa.Array, width: int, where: str) -> np.ndarray:
+    """Return the vectors of a column of lists, (N, width) float32, of those ids that are not null; NaN is missing.
+
+    Args:
+        ids: lists of n rows.
+        vectors: lists of vectors of n rows. A null vector is missing, and so are all of a row whose list is null.
+        width: numbers of each vector.
+        where: what the columns are, for messages.
+
+    Raises:
+        BadInput: a row has more vectors than ids, or fewer, a vector has another width, or a number that is not finite
+            in float32.
+    """
+    (values, offsets), (given, ends) = _lists(ids), _lists(vectors)
+    told = _told(offsets, ends, vectors, f"{where}row", "vector", "where a row has none")
+    lengths = pc.fill_null(pc.list_value_length(given), width).to_numpy()
+    if (bad := lengths != width).any():
+        place = int(bad.argmax())
+        raise BadInput(
+            f"{where}row {_row(ends, place)} has a vector of {lengths[place]} numbers, but the width is {width}; write "
+            f"vectors of {width} numbers, and null where there is none"
+        )
+    flat, there = given.flatten(), given.is_valid().to_numpy(zero_copy_only=False)
+    with np.errstate(over="ignore"):
+        known = floats(flat)
+    bad = ~np.isfinite(known)
+    if flat.null_count:
+        bad &= flat.is_valid().to_numpy(zero_copy_only=False)
+    if bad.any():
+        place = np.flatnonzero(there)[bad.argmax() // width]
+        raise BadInput(
+            f"{where}row {_row(ends, place)} has a vector with {known[bad.argmax()]}; store finite float32 numbers, "
+            "and null where there is none"
+        )
+    numbers = np.full((len(values), width), np.nan, np.float32)
+    numbers[told[there]] = known.reshape(-1, width)
+    return numbers[values.is_valid().to_numpy(zero_copy_only=False)] if values.null_count else numbers
+
+
+def beside(name: str, feature: Feature, ids: pa.Array, column: pa.Array, width: int, where: str) -> np.ndarray:
+    """Return what lies beside a feature's ids, its weights or vectors, (N, width) float32.
+
+    Args:
+        name: of the feature.
+        feature: whose carrier is ids.
+        ids: (n,) its column.
+        column: (n,) that of what lies beside.
+        width: numbers of each id.
+        where: the rows come from, for messages.
+
+    Raises:
+        BadInput: as `weights_of` and `vectors_of`.
+    """
+    if feature.carried:
+        return vectors_of(ids, column, width, f"{where}, features.{name}.vectors: ")
+    return weights_of(ids, column, f"{where}, features.{name}.weights: ").reshape(-1, 1)
+
+
+def _told(offsets: np.ndarray, ends: np.ndarray, beside: pa.Array, row: str, what: str, null: str) -> np.ndarray:
+    """Return the places of those ids of lists that something lies beside: all but those of rows where it is null.
+
+    Args:
+        offsets: of the ids' lists.
+        ends: of the lists of what lies beside them.
+        beside: the column of the latter.
+        row: how a message about one begins.
+        what: lies beside an id.
+        null: what a null list is for.
+
+    Raises:
+        BadInput: a row's two lists differ in length.
+    """
+    wanted, found = np.diff(offsets), np.diff(ends)
+    told = beside.is_valid().to_numpy(zero_copy_only=False)
+    if (bad := told & (wanted != found)).any():
+        at = int(bad.argmax())
+        raise BadInput(
+            f"{row} {at} has {found[at]} {what}s and {wanted[at]} ids; store one {what} of each id, or null {null}"
+        )
+    return np.flatnonzero(np.repeat(told, wanted))
+
+
+def _row(offsets: np.ndarray, place: int) -> int:
+    """Return the row that an element of a column of lists is in."""
+    return int(np.searchsorted(offsets, place, side="right")) - 1
 
 
 def numbers(name: str, feature: Feature, arrays: Sequence[pa.Array], where: str) -> np.ndarray:

@@ -6,7 +6,8 @@ import pyarrow as pa
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.data.read.files import files_below, open_filesystem, settled, shown, wanted_columns
+from livetrain.trainers.data.read.columns import IdKind, settled, wanted_columns
+from livetrain.trainers.data.read.files import files_below, open_filesystem, shown
 from livetrain.trainers.data.read.source import RowGroup, Source
 
 CATALOGUE = "catalogue"  # in the place of a split's name
@@ -44,6 +45,11 @@ class Catalogue(Source):
         others = [part for part in every if part[0] not in catalogue.schema.names]
         catalogue.absent = settled({column: pa.null() for column, _, _ in others}, others)
         return catalogue
+
+    def id_kinds(self, recipe: Recipe) -> dict[str, IdKind]:
+        """Return what `Source.id_kinds` does of the item's features."""
+        own = {name: f for name, f in recipe.features.items() if {*recipe.columns(name)} <= {*self.schema.names}}
+        return super().id_kinds(recipe.model_copy(update={"features": own}))
 
     def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
         """Return what `Source.read` does, with nulls in the columns that are not the item's."""

@@ -1,6 +1,6 @@
 """Arrow tables to blocks of shuffled rows, and the blocks' slices to a `Batch`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -24,17 +24,25 @@ class Decoder:
         recipe: names the features, tasks and the group columns.
         groups: give `Batch.groups`, for an evaluation; otherwise `Batch.task_groups`, to train by.
         slices: also give `Batch.slices`.
+        names: the features; all by default.
     """
 
-    def __init__(self, recipe: Recipe, groups: bool, slices: bool = False) -> None:
-        self._sparse = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
-        self._dense = {name: f for name, f in recipe.features.items() if f.carrier == "numbers"}
+    def __init__(
+        self, recipe: Recipe, groups: bool, slices: bool = False, names: Collection[str] | None = None
+    ) -> None:
+        chosen = {name: f for name, f in recipe.features.items() if names is None or name in names}
+        self._sparse = {name: f for name, f in chosen.items() if f.carrier == "ids"}
+        self._dense = {name: f for name, f in chosen.items() if f.carrier == "numbers"}
         self._names = {name: recipe.columns(name) for name in (*self._sparse, *self._dense)}
         self.keys = list(self._sparse)
-        # Weights go through the records as a further list of each feature that has them: their bits in int64.
-        self.weighted = {name: column for name, f in self._sparse.items() if (column := f.weighted)}
-        limits = [self._sparse[name].limit for name in (*self._sparse, *self.weighted)]
+        # What lies beside ids, weights or vectors, goes through the records as a further list of each feature that has
+        # it: its bits in int64.
+        self.beside = {name: beside for name in self._sparse if (beside := recipe.beside(name)) is not None}
+        limits = [f.limit for f in self._sparse.values()]
+        limits += [self._sparse[name].limit * _words(width) for name, (_, width) in self.beside.items()]
         self._limits = np.array(limits, np.int64)
+        self._carrying = [name for name in self.beside if self._sparse[name].carried]
+        self._weighs = len(self._carrying) < len(self.beside)
         self._width = sum(f.numbers for f in self._dense.values())
         self._labels = [task.label for task in recipe.tasks.values()]
         self._weighted = [place for place, task in enumerate(recipe.tasks.values()) if task.sample_weight]
@@ -47,7 +55,7 @@ class Decoder:
         # Columns of one value per row: its number, its groups and its slices.
         self._plains = 1 + len(self._groups) + (self._slices is not None)
         used = [column for names in self._names.values() for column in names]
-        named = [*used, *self.weighted.values(), *self._others, *self._groups]
+        named = [*used, *(column for column, _ in self.beside.values()), *self._others, *self._groups]
         named += [name for columns in (self._slices.columns.values() if self._slices else ()) for name in columns]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
@@ -61,18 +69,18 @@ class Decoder:
             where: what rows they are, for messages.
 
         Raises:
-            BadInput: a list of numbers is of another length than its feature's, or the weights of a row's ids are not
-                one finite number for each.
+            BadInput: a list of numbers is of another length than its feature's, or the weights or vectors of a row's
+                ids are not one for each, or not finite.
         """
         whole = {name: carry.whole(table.column(name)) for name in self.columns}
         plain = [carry.whole_ids(whole[name]).fill_null(int(NO_GROUP)).to_numpy() for name in self._groups]
         if self._slices is not None:
             plain.append(self._slices.marks(table))
         ids = [carry.ids(feature, whole[self._names[name][0]]) for name, feature in self._sparse.items()]
-        for name, column in self.weighted.items():
-            lists = whole[self._names[name][0]], whole[column]
-            weights = carry.weights_of(*lists, f"{where}, features.{name}.weights: ")
-            ids.append(ids[self.keys.index(name)]._replace(values=weights.view(np.int32).astype(np.int64)))
+        for name, (column, width) in self.beside.items():
+            lists, own = (whole[self._names[name][0]], whole[column]), ids[self.keys.index(name)]
+            numbers = carry.beside(name, self._sparse[name], *lists, width, where)
+            ids.append(own.beside(_to_bits(numbers), _words(width)))
         return Columns(
             first,
             ids,
@@ -93,9 +101,11 @@ class Decoder:
         floats += [np.zeros(rows, np.float32)] * len(self._others)
         return Columns(-1, [none] * len(self._limits), plain, floats)
 
-    def weights(self, columns: Columns, name: str) -> np.ndarray:
-        """Return the weights of a feature's ids in decoded rows, (N,) float32."""
-        return _from_bits(torch.from_numpy(columns.ids[len(self.keys) + [*self.weighted].index(name)].values)).numpy()
+    def numbers(self, columns: Columns, name: str) -> np.ndarray:
+        """Return what lies beside a feature's ids in decoded rows, float32: (N,) weights or (N, w) vectors."""
+        bits = columns.ids[len(self.keys) + [*self.beside].index(name)].values
+        found = _from_bits(torch.from_numpy(bits), self.beside[name][1]).numpy()
+        return found if self._sparse[name].carried else found[:, 0]
 
     def runs(self, slices: Sequence[Slice]) -> np.ndarray | None:
         """Return where, in one slice after the other, the rows of a group begin that follow one another, (runs,).
@@ -131,6 +141,7 @@ class Decoder:
         batch = int(head[0])
         counts, cut = head[2 : 2 + lists].tolist(), head[2 + lists : 2 + lists + features]
         values, total = ids[lists * batch :], sum(counts[:features])
+        beside = dict(zip(self.beside, values[total:].split(counts[features:]), strict=True))
         sizes = [self._width, len(self._labels), len(self._weighted)]
         dense, labels, given = floats.split(sizes, dim=1)
         sample_weights = None
@@ -140,7 +151,7 @@ class Decoder:
             ids=KeyedJaggedTensor(
                 keys=self.keys,
                 values=values[:total],
-                weights=self._weights(values[total:], counts) if self.weighted else None,
+                weights=self._weights(beside, counts) if self._weighs else None,
                 lengths=ids[: features * batch],
                 stride=batch,
                 length_per_key=counts[:features],  # known here, so no device ever has to be asked
@@ -153,18 +164,38 @@ class Decoder:
             task_groups=plain[1:].t().contiguous() if self._groups and not self._evaluates else None,
             slices=None if self._slices is None else plain[-1],
             sample_weights=sample_weights,
+            vectors=self._vectors(beside) if self._carrying else None,
         )
         return made, np.concatenate([head[1:2], cut])
 
-    def _weights(self, bits: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    def _weights(self, beside: dict[str, torch.Tensor], counts: list[int]) -> torch.Tensor:
         """Return a weight of every id of a batch, 1 of those of features that have none."""
-        features = len(self.keys)
-        found = torch.ones(sum(counts[:features]))
-        parts = found.split(counts[:features])
-        for name, part in zip(self.weighted, _from_bits(bits).split(counts[features:]), strict=True):
-            parts[self.keys.index(name)].copy_(part)
+        own = counts[: len(self.keys)]
+        found = torch.ones(sum(own))
+        parts = found.split(own)
+        for name, bits in beside.items():
+            if name not in self._carrying:
+                parts[self.keys.index(name)].copy_(_from_bits(bits, 1)[:, 0])
         return found
 
+    def _vectors(self, beside: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Return `Batch.vectors`."""
+        return torch.cat([_from_bits(beside[name], self.beside[name][1]).reshape(-1) for name in self._carrying])
 
-def _from_bits(bits: torch.Tensor) -> torch.Tensor:
-    return bits.to(torch.int32).view(torch.float32)
+
+def _words(width: int) -> int:
+    """Return how many int64 hold so many float32."""
+    return -(-width // 2)
+
+
+def _to_bits(numbers: np.ndarray) -> np.ndarray:
+    """Return the bits of (N, w) float32 as int64, (N * `_words(w)`,)."""
+    rows, width = numbers.shape
+    if width % 2:
+        numbers = np.concatenate([numbers, np.zeros((rows, 1), np.float32)], 1)
+    return np.ascontiguousarray(numbers).view(np.int64).reshape(-1)
+
+
+def _from_bits(bits: torch.Tensor, width: int) -> torch.Tensor:
+    """Return what `_to_bits` was given."""
+    return bits.view(torch.float32).view(-1, 2 * _words(width))[:, :width]

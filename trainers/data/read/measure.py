@@ -1,6 +1,6 @@
 """What is measured of features that are made of numbers: means and deviations of what they become, and quantiles."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.features.registry import transforms
 from livetrain.modules.mixing import mix
 from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.files import is_list
+from livetrain.trainers.data.read.columns import is_list
 
 SAMPLE = 1 << 16  # rows that quantiles are taken of: a quantile is off by .2 % of the rows, one standard deviation
 
@@ -92,21 +92,25 @@ class Measured:
 
 
 class Measure:
-    """Measures a recipe's features whose carrier is numbers.
+    """Measures a recipe's features whose carrier is numbers, and checks what lies beside ids.
+
+    Args:
+        recipe: the run.
+        names: the features; all by default.
 
     Attributes:
         columns: that are read for it.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._features = {name: f for name, f in recipe.features.items() if f.carrier == "numbers"}
+    def __init__(self, recipe: Recipe, names: Collection[str] | None = None) -> None:
+        chosen = {name: f for name, f in recipe.features.items() if names is None or name in names}
+        self._features = {name: f for name, f in chosen.items() if f.carrier == "numbers"}
         self._names = {name: recipe.columns(name) for name in self._features}
         self._transforms = transforms(self._features)
         self._measured = {n: t.measured for n, t in self._transforms.items() if self._features[n].form == "dense"}
         self._parts = {n: t.quantiles for n, t in self._transforms.items() if t.quantiles}
-        # Of ids with weights both are read, and checked.
-        self._weighted = {n: (recipe.column(n), column) for n, f in recipe.features.items() if (column := f.weighted)}
-        read = [*self._names.values(), *self._weighted.values()]
+        self._listed = {n: (f, *beside) for n, f in chosen.items() if (beside := recipe.beside(n)) is not None}
+        read = [*self._names.values(), *(recipe.reads(name) for name in self._listed)]
         self.columns = list(dict.fromkeys(column for names in read for column in names))
 
     @property
@@ -125,11 +129,11 @@ class Measure:
 
         Raises:
             BadInput: a number is NaN, infinite or too large for float32, a list is of another length than its
-                feature's vectors, or weights are not one finite number of each id.
+                feature's vectors, or weights or vectors are not one of each id, or not finite.
         """
-        for name, pair in self._weighted.items():
-            ids, weights = (carry.whole(table.column(column)) for column in pair)
-            carry.weights_of(ids, weights, f"{where}, features.{name}.weights: ")
+        for name, (feature, column, width) in self._listed.items():
+            ids, beside = (carry.whole(table.column(each)) for each in (feature.column or name, column))
+            carry.beside(name, feature, ids, beside, width, where)
         moments, drawn = [np.zeros((len(table), 0))], []
         for name, feature in self._features.items():
             arrays = [carry.whole(table.column(column)) for column in self._names[name]]

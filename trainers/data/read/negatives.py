@@ -16,14 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
 from livetrain.modules.mixing import mix, uniform
 from livetrain.trainers.data.read import carry
+from livetrain.trainers.data.read.columns import is_list, wanted_columns
 from livetrain.trainers.data.read.draws import Chances, Places, bisect
-from livetrain.trainers.data.read.files import is_list, open_filesystem, short, shown, wanted_columns
+from livetrain.trainers.data.read.items import as_numbers, cast, ids_or_none, like_split, lists, read_items
+from livetrain.trainers.data.read.measure import Measure
 from livetrain.trainers.data.read.records import running
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
 
@@ -67,7 +68,8 @@ class Negatives:
         features = [column for column, _, key in wanted_columns(recipe) if key.startswith("features.")]
         asked = [self._section.item, *self._section.within, *([air.start, air.end] if air else [])]
         asked += [self._section.popularity] if self._section.popularity else []
-        table, name, known = _read(self._section.catalogue, "data.negatives.catalogue", [*asked, *features])
+        table, name, known = read_items(self._section.catalogue, "data.negatives.catalogue", [*asked, *features])
+        table = like_split(table, source.schema, [*features, self._section.item, *self._section.within], name)
         for column in asked:
             if column not in known:
                 raise BadInput(
@@ -78,9 +80,10 @@ class Negatives:
                     f"data.negatives: column '{column}' of {name} is null in {nulls:,} items; fill it, or leave such "
                     "items out"
                 )
-        for feature, section in recipe.features.items():
-            if section.weighted and (recipe.column(feature) in known) != (section.weighted in known):
-                lacking = section.weighted if recipe.column(feature) in known else recipe.column(feature)
+        for feature in recipe.features:
+            of, beside = recipe.column(feature), recipe.beside(feature)
+            if beside is not None and (of in known) != (beside[0] in known):
+                lacking = beside[0] if of in known else of
                 raise BadInput(
                     f"data.negatives: {name} has no column '{lacking}', which features.{feature} reads beside one that "
                     "it has; put both in the catalogue, or neither"
@@ -90,32 +93,31 @@ class Negatives:
         self.taken = [feature for feature, columns in read.items() if columns & {*self._replaced}]
         self.kept = [feature for feature in read if feature not in self.taken]
         self._order(table, name)
-        self._items = {
-            column: _cast(table.column(column), source.schema.field(column).type, column, name).take(self._places)
-            for column in self._replaced
-        }
+        Measure(recipe, [n for n in recipe.features if {*recipe.reads(n)} <= known]).of(table, 0, name)
+        self._items = {column: carry.whole(table.column(column)).take(self._places) for column in self._replaced}
         # Of lists of ids that a drawn row has from its positive no copy is made, which most of the time would go to.
-        once = {recipe.column(name) for name, f in recipe.features.items() if f.carrier == "ids" and not f.weighted}
-        again = {c for name, f in recipe.features.items() if f.carrier != "ids" for c in recipe.columns(name)}
-        again.update(c for name, f in recipe.features.items() if f.weighted for c in (recipe.column(name), f.weighted))
+        alone = {name for name, f in recipe.features.items() if f.carrier == "ids" and recipe.beside(name) is None}
+        once = {recipe.column(name) for name in alone}
+        again = {column for name in recipe.features if name not in alone for column in recipe.reads(name)}
         self._shared = {name for name in once - again - known if is_list(source.schema.field(name).type)}
-        self._neighbours = _Neighbours(recipe, self) if self._section.hard else None
+        item = source.schema.field(self._section.item).type
+        self._neighbours = _Neighbours(recipe, self, item) if self._section.hard else None
 
     def _order(self, table: pa.Table, name: str) -> None:
         """Put the items in the order of their group and start, and keep what draws are made by."""
         section, air = self._section, self._section.on_air
-        ids = _ids(table.column(section.item))
+        ids = ids_or_none(table.column(section.item))[0]
         if len(np.unique(ids)) < len(ids):
             raise BadInput(f"data.negatives: {name} names an item twice in column '{section.item}'; keep one of each")
         self._keys, code = [], np.zeros(len(ids), np.int64)
         for column in section.within:
-            values, codes = np.unique(_ids(table.column(column)), return_inverse=True)
+            values, codes = np.unique(ids_or_none(table.column(column))[0], return_inverse=True)
             self._keys.append(values)
             code = code * len(values) + codes
-        start = _numbers(table.column(air.start)) if air else np.zeros(len(ids))
+        start = as_numbers(table.column(air.start)) if air else np.zeros(len(ids))
         self._places = np.lexsort((start, code))
         self._code, self._start = code[self._places], start[self._places]
-        self._end = _numbers(table.column(air.end))[self._places] if air else np.full(len(ids), np.inf)
+        self._end = as_numbers(table.column(air.end))[self._places] if air else np.full(len(ids), np.inf)
         if (self._end < self._start).any():
             raise BadInput(f"data.negatives: an item of {name} ends before it starts; correct its '{section.item}'")
         self._ends = self._end[np.lexsort((self._end, self._code))]
@@ -124,7 +126,7 @@ class Negatives:
         self.find = Places(self._ids)
         self._chances: Chances | None = None
         if section.popularity:
-            popularity = _numbers(table.column(section.popularity))[self._places]
+            popularity = as_numbers(table.column(section.popularity))[self._places]
             if not (popularity > 0).all():
                 raise BadInput(
                     f"data.negatives.popularity: column '{section.popularity}' of {name} holds "
@@ -141,7 +143,7 @@ class Negatives:
         return len(positive), int(np.count_nonzero(self._wanted(table, positive).count > 0))
 
     def _positive(self, table: pa.Table) -> np.ndarray:
-        return np.flatnonzero(_numbers(table.column(self._label)) == 1)
+        return np.flatnonzero(as_numbers(table.column(self._label)) == 1)
 
     def expand(self, table: pa.Table, first: int, epoch: int, names: Sequence[str]) -> pa.Table:
         """Return a row group's rows, and behind each row that gets negatives those.
@@ -185,7 +187,7 @@ class Negatives:
         table, rows = table.select(self.columns).take(positive), len(positive)
         code, known = np.zeros(rows, np.int64), np.ones(rows, bool)
         for column, values in zip(self._section.within, self._keys, strict=True):
-            own, valid = _ids_or_none(table.column(column))
+            own, valid = ids_or_none(table.column(column))
             place = np.minimum(np.searchsorted(values, own), len(values) - 1)
             known &= valid & (values[place] == own)
             code = code * len(values) + place
@@ -193,15 +195,15 @@ class Negatives:
         high = np.where(known, high, low)
         count, time = high - low, None
         if self._section.on_air:
-            time = _numbers(table.column(self._section.on_air.time))  # NaN: before everything, so that nothing is on
+            time = as_numbers(table.column(self._section.on_air.time))  # NaN: before everything, so that nothing is on
             begun = bisect(self._start, low, high, time)
             over = bisect(self._ends, low, high, time) - low
             count = begun - low - over
             low, high = bisect(self._start, low, begun, time - self._longest), begun
-        own, valid = _ids_or_none(table.column(self._section.item))
+        own, valid = ids_or_none(table.column(self._section.item))
         barring = [(np.flatnonzero(valid), self.find(own[valid]))]
         for column in self._section.seen:
-            offsets, seen = _lists(table.column(column))
+            offsets, seen = lists(table.column(column))
             barring.append((np.repeat(np.arange(rows), np.diff(offsets)), self.find(seen)))
         places, items = (np.concatenate(part) for part in zip(*barring, strict=True))
         inside = (items >= 0) & (items >= low[places]) & (items < high[places])
@@ -256,21 +258,27 @@ class Negatives:
 class _Neighbours:
     """Each item's neighbours in the catalogue, which a share of the draws is taken from."""
 
-    def __init__(self, recipe: Recipe, catalogue: Negatives) -> None:
+    def __init__(self, recipe: Recipe, catalogue: Negatives, item: pa.DataType) -> None:
         section = recipe.data.negatives
         assert section is not None
         assert section.hard is not None
         self._share = section.hard.share
         asked = [section.item, section.hard.column]
-        table, name, known_names = _read(section.hard.path, "data.negatives.hard.path", asked)
+        table, name, known_names = read_items(section.hard.path, "data.negatives.hard.path", asked)
         for column in asked:
             if column not in known_names:
                 raise BadInput(
                     f"data.negatives.hard: {name} has no column '{column}'{nearest(column, known_names)}; "
                     "write each item's id and the list of its neighbours' ids"
                 )
-        ids, valid = _ids_or_none(table.column(section.item))
-        offsets, others = _lists(table.column(section.hard.column))
+        ids, valid = ids_or_none(cast(table.column(section.item), item, section.item, name))
+        column = table.column(section.hard.column)
+        if not is_list(column.type):
+            raise BadInput(
+                f"data.negatives.hard: column '{section.hard.column}' of {name} is {column.type}; write each item's "
+                "neighbours as a list of their ids"
+            )
+        offsets, others = lists(cast(column, pa.large_list(item), section.hard.column, name))
         found = catalogue.find(others)
         known = (found >= 0) & np.repeat(valid, np.diff(offsets))
         order = np.argsort(ids, kind="stable")
@@ -353,52 +361,3 @@ def _check_share(recipe: Recipe, items: int, only_positives: bool) -> None:
             f"tasks.{section.task}.negatives_kept: {told:g}, but {section.per_positive} of the {others:,} other items "
             f"are drawn; set {share:.4g}"
         )
-
-
-def _read(address: str, key: str, asked: Sequence[str]) -> tuple[pa.Table, str, set[str]]:
-    """Return those of the asked columns that a file has, its name, and the names of all its columns."""
-    filesystem, path = open_filesystem(address, key)
-    name = shown(filesystem, path)
-    try:
-        file = pq.ParquetDataset(path, filesystem=filesystem, partitioning=None)
-        known = set(file.schema.names)
-        table = file.read([column for column in dict.fromkeys(asked) if column in known])
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise BadInput(f"{key}: {name} cannot be read ({short(error)}); name a Parquet file") from error
-    if not sum(fragment.count_rows() for fragment in file.fragments):
-        raise BadInput(f"{key}: {name} has no rows; write one per item")
-    return table, name, known
-
-
-def _cast(column: pa.ChunkedArray, kind: pa.DataType, name: str, file: str) -> pa.Array:
-    try:
-        return column.cast(kind).combine_chunks()
-    except pa.ArrowException as error:
-        raise BadInput(
-            f"data.negatives: column '{name}' of {file} is {column.type}, and that of the training split is {kind}; "
-            "write it with that type"
-        ) from error
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """Return a column as float64, null as NaN."""
-    if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.timestamp("us")).cast(pa.int64())
-    return column.cast(pa.float64(), safe=False).to_numpy()
-
-
-def _ids(column: pa.ChunkedArray) -> np.ndarray:
-    return _ids_or_none(column)[0]
-
-
-def _ids_or_none(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return a column's ids, 0 where there is none, and where there is one."""
-    array = carry.whole_ids(carry.whole(column))
-    return array.fill_null(0).to_numpy(), array.is_valid().to_numpy(zero_copy_only=False)
-
-
-def _lists(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the offsets (n + 1,) of a column of lists of ids, and the ids; a null is 0."""
-    array = column.combine_chunks()
-    lengths = array.value_lengths().fill_null(0).to_numpy()
-    return running(lengths), carry.whole_ids(array.flatten()).fill_null(0).to_numpy()

@@ -41,6 +41,12 @@ class Column(NamedTuple):
         """Return a column whose row i has values[offsets[i] : offsets[i + 1]]."""
         return cls(values, offsets[:-1], offsets[1:])
 
+    def beside(self, values: np.ndarray, each: int) -> "Column":
+        """Return a column of lists that has `each` values in the place of every one of this column's."""
+        assert self.begins is not None  # these are lists
+        assert self.ends is not None
+        return Column(values, self.begins * each, self.ends * each)
+
     def cut(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the values of rows [start, stop) one row after the other, and how many each has."""
         if self.begins is None or self.ends is None:

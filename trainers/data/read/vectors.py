@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.data.read.files import files_below, is_list, open_filesystem, plain, read_footer, short, shown
+from livetrain.trainers.data.read.columns import is_list, plain
+from livetrain.trainers.data.read.files import files_below, open_filesystem, read_footer, short, shown
 from livetrain.trainers.data.write.ids import string_ids
 
 _BATCH = 16_384  # vectors that are decoded at a time

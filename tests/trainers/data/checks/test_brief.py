@@ -10,7 +10,8 @@ import pytest
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.checks import brief
 from livetrain.trainers.data.checks.findings import share
-from livetrain.trainers.data.read.source import Source, scan
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import scan
 from livetrain.trainers.train import preflight
 from tests import samples
 

@@ -51,6 +51,13 @@ LEAKS = {
         pa.list_(pa.uint64()),
     ),
     "float16 copy": lambda rows: pa.array(rows["click"].astype(np.float16)),
+    "one number of a vector": lambda rows: pa.array(
+        [[0.5, click + 0.25, k % 7] for k, click in enumerate(rows["click"].tolist())], pa.list_(pa.float32(), 3)
+    ),
+    "one number of the newest event's vector": lambda rows: pa.array(
+        [[[k % 7, 1.0], [-click, 1.0]] for k, click in enumerate(rows["click"].tolist())],
+        pa.list_(pa.list_(pa.float32(), 2)),
+    ),
     "own event in the history": lambda rows: _history(rows, np.where(rows["click"], rows["streamer"], -1)),
 }
 
@@ -107,6 +114,18 @@ def test_scores_are_ranked_as_scikit_learn_ranks_them():
     known = np.array([value is not None for value in sample["label"].to_pylist()])
     wanted = roc_auc_score(label[known], np.where(missing, -99, number)[known])
     assert found.auc == pytest.approx(wanted, abs=1e-12)
+
+
+def test_each_number_of_a_vector_is_probed_on_the_same_rows_as_its_label(monkeypatch):
+    monkeypatch.setattr(leaks, "CELLS", 2000)  # every fourth row
+    rng = np.random.default_rng(1)
+    label = rng.random(2345) < 0.3
+    numbers = rng.normal(size=(2345, 3)) + np.stack([label * 0, label * 2, label * 0], 1)
+    vectors = pa.array([None if n % 9 == 0 else row.tolist() for n, row in enumerate(numbers)])
+    (found,) = leaks.probe(pa.table({"v": vectors, "y": label}), ["v"], ["y"])
+    some = np.arange(0, 2345, 4)
+    wanted = roc_auc_score(label[some], np.where(some % 9 == 0, -99, numbers[some, 1]))
+    assert (found.how, found.auc) == ("number 2", pytest.approx(wanted, abs=1e-12))
 
 
 def test_rates_are_taken_out_of_fold():

@@ -7,13 +7,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe, load_recipe
+from livetrain.modules.features.carriers import Carried
 from livetrain.trainers.data.read import negatives
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.write.ids import string_id
 from tests import samples
 from tests.trainers.train import test_loop as loop
 
@@ -170,6 +173,71 @@ def test_nothing_but_seed_epoch_and_row_decides(tmp_path):
     assert sum(row[1] != whole[n][1] for n, row in rows_of(again, seeded).items()) > 0.9 * drawn
 
 
+@pytest.mark.parametrize("integers", [False, True], ids=["strings", "integers where the samples have strings"])
+def test_a_catalogue_may_have_strings_weighted_bags_and_vectors(tmp_path, integers):
+    data, draw = write(tmp_path, rows=400), np.random.default_rng(1)
+    items = pq.read_table(tmp_path / "catalogue.parquet")
+    names = items["movie"].to_pylist()
+    tags = [[f"t{name}"] * (place % 3) for place, name in enumerate(names)]
+    weights, pictures = [draw.normal(size=len(row)).astype(np.float32) for row in tags], draw.normal(size=(ITEMS, 2))
+    movies = items["movie"] if integers else pa.array(list(map(str, names))).dictionary_encode()
+    items = items.set_column(0, "movie", movies).append_column("tags", pa.array(tags))
+    items = items.append_column("tag_weights", pa.array(weights))
+    items = items.append_column("picture", pa.array(pictures.tolist(), pa.list_(pa.float32(), 2)))
+    pq.write_table(items, tmp_path / "catalogue.parquet")
+    file = data / "train/part-0.parquet"
+    table = pq.read_table(file)
+    seen = table["history"].combine_chunks()
+    texts = pa.ListArray.from_arrays(seen.offsets, seen.flatten().cast(pa.string()))
+    beside = pa.array(draw.normal(size=(len(seen.flatten()), 2)).tolist(), pa.list_(pa.float32(), 2))
+    for name, column in (
+        ("movie", table["movie"].cast(pa.string())),
+        ("history", texts),
+        ("tags", pa.array([["own"]] * len(table))),
+        ("tag_weights", pa.array([[9.0]] * len(table))),
+        ("picture", pa.array([[9.0, 9.0]] * len(table))),
+        ("pictures", pa.ListArray.from_arrays(seen.offsets, beside)),
+    ):
+        table = table.drop_columns([name]) if name in table.column_names else table
+        table = table.append_column(name, column)
+    pq.write_table(table, file, row_group_size=128)
+    made = recipe_of(tmp_path, seen=["history"])
+    added = {
+        "tags": {"type": "bag", "table": "movie", "weights": "tag_weights"},
+        "picture": {"type": "vector", "width": 2},
+        "history": {"type": "sequence", "table": "movie", "max_length": 6, "vectors": "pictures", "like": "picture"},
+    }
+    tree = yaml.safe_load(dump_recipe(made))
+    made = load_recipe(tree | {"features": tree["features"] | added})
+    source, _ = opened(made)
+    rows = {}
+    for batch in Reader(source, made, rank=0, world=1, shuffle=True).batches(0):
+        vectors = Carried(made.features)(batch.ids, batch.vectors)["history"]
+        lists = {key: batch.ids[key].to_dense() for key in batch.ids.keys()}  # noqa: SIM118
+        own = vectors.split(batch.ids["history"].lengths().tolist())
+        for i in np.flatnonzero(batch.weights.numpy()):
+            weighed = batch.ids["tags"].to_dense_weights()[i].tolist()
+            told = {key: part[i].tolist() for key, part in lists.items()}
+            rows[int(batch.rows[i])] = told | {"w": weighed, "numbers": batch.dense[i].tolist(), "v": own[i].tolist()}
+    assert len(rows) > 400
+    ids = {string_id(str(name)): place for place, name in enumerate(names)}
+    positive = None
+    for number in sorted(rows):
+        row = rows[number]
+        price, picture = row["numbers"][-3], row["numbers"][-2:]
+        if price == 0:
+            assert (row["w"], picture) == ([9.0], [9.0, 9.0])
+            positive = row
+            continue
+        place = ids[row["movie"][0]]
+        assert row["movie"] != positive["movie"]
+        assert not set(row["movie"]) & set(row["history"])
+        assert row["tags"] == [string_id(tag) for tag in tags[place]]
+        assert row["w"] == pytest.approx(weights[place])
+        assert (price, picture) == (place + 1, pytest.approx(pictures[place], rel=1e-6))
+        assert (row["history"], row["v"]) == (positive["history"], positive["v"])
+
+
 @pytest.mark.parametrize("power", [None, 0.5, 2.0])
 def test_how_often_an_item_is_drawn(tmp_path, power):
     write(tmp_path, rows=8000, items=12)
@@ -288,6 +356,12 @@ def spoil(folder, column, values):
         ({"within": ["day"]}, "day", lambda x: [9] * len(x), "none of the .* positive rows of tasks.click has an item"),
         ({"task": "clik"}, None, None, r"there is no task 'clik' \(did you mean 'click'"),
         ({"catalogue": "nowhere.parquet"}, None, None, "nowhere.parquet cannot be read"),
+        (
+            {},
+            "movie",
+            lambda x: [f"m{n}" for n in x],
+            "column 'movie' of .* is string, and that of the training split is i",
+        ),
         ({"hard": {"path": "nowhere.parquet"}}, None, None, "data.negatives.hard.path: nowhere.parquet cannot be read"),
     ],
 )

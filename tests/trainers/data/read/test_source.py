@@ -13,7 +13,8 @@ from pyarrow import fs
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.read.measure import Moments
 from livetrain.trainers.data.read.reader import Reader
-from livetrain.trainers.data.read.source import CorruptGroup, Source, Statistics, scan
+from livetrain.trainers.data.read.source import CorruptGroup, Source
+from livetrain.trainers.data.read.statistics import Statistics, scan
 from tests.trainers.data.parquet import SCHEMA, corrupt, make_recipe, make_rows, write_split
 
 ROW = make_rows(1)[0] | {"click": 1, "like": 0.0}

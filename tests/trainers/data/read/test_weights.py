@@ -15,7 +15,8 @@ from livetrain.modules.serving.scorer import Scorer
 from livetrain.trainers.data.read import decode
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.records import Plain, passes
-from livetrain.trainers.data.read.source import Source, scan
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import scan
 from livetrain.trainers.export.prediction import _chunks
 from livetrain.trainers.export.rows import inputs_of
 

@@ -98,6 +98,23 @@ def _numbers(table: pa.Table, name: str, missing: int = NOBODY) -> np.ndarray:
     return table[name].fill_null(missing).to_numpy() if len(table) else np.zeros(0, np.int64)
 
 
+def _vectors(table: pa.Table, name: str, width: int) -> np.ndarray:
+    """Return a column of vectors, (N, width) float32 with NaN for null."""
+    column = table[name].combine_chunks()
+    found = np.full((len(column), width), np.nan, np.float32)
+    there = column.is_valid().to_numpy(zero_copy_only=False)
+    found[there] = column.flatten().cast(pa.float32()).to_numpy(zero_copy_only=False).reshape(-1, width)
+    return found
+
+
+def _arrow(values: np.ndarray) -> pa.Array:
+    """Return (N,) integers or (N, width) vectors as a column; NaN is null."""
+    if values.ndim == 1:
+        return pa.array(values)
+    flat = values.reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, mask=np.isnan(flat)), values.shape[1])
+
+
 def _told(task: Task, rows: pa.Table) -> dict[str, pa.Array]:
     """Return the columns that come with the rows, and the rates of earlier days."""
     spec = task.spec
@@ -157,23 +174,31 @@ class _History:
         history = task.spec.histories[name]
         assert task.spec.user is not None
         self._task, self._name, self._of, self._limit = task, name, history.of, history.last
+        widths = {f"of_{k}": task.spec.columns[of].width for k, of in enumerate(history.of)}
+        self._types = {
+            name: pa.int64() if width is None else pa.list_(pa.float32(), width)
+            for name, width in ({"user": None, "time": None} | widths).items()
+        }
         new = rows if history.when is None else rows.filter(pc.fill_null(pc.equal(rows[history.when], 1), False))
         old = self._old()
         here = pc.is_in(old["user"], rows[task.spec.user].combine_chunks())
         self._idle, old = old.filter(pc.invert(here)), old.filter(here)  # of users who have no row in this period
         names = {"user": task.spec.user, "time": "timestamp"} | {f"of_{k}": of for k, of in enumerate(history.of)}
-        self._entries = {
-            own: np.concatenate([_numbers(old, own), _numbers(new, column)]) for own, column in names.items()
-        }
+        self._entries = {}
+        for own, column in names.items():
+            parts = ((old, own), (new, column))
+            width = widths.get(own)
+            self._entries[own] = np.concatenate(
+                [_numbers(*part) if width is None else _vectors(*part, width) for part in parts]
+            )
         self._timeline = Timeline(self._entries["user"], self._entries["time"])
         self._at = _numbers(rows, "timestamp")
         self._spans = self._timeline.before(_numbers(rows, task.spec.user), self._at)
 
     def _old(self) -> pa.Table:
         path = self._task.before / "histories" / self._name if self._task.before else None
-        names = ["user", "time", *(f"of_{k}" for k in range(len(self._of)))]
         if path is None:
-            return pa.schema([(name, pa.int64()) for name in names]).empty_table()
+            return pa.schema(self._types.items()).empty_table()
         return pq.read_table(path / f"part-{self._task.number:05d}.parquet", partitioning=None).combine_chunks()
 
     def lists(self, rows: np.ndarray) -> dict[str, pa.Array]:
@@ -182,7 +207,8 @@ class _History:
         values = {of: self._entries[f"of_{k}"][events] for k, of in enumerate(self._of)}
         seconds = np.maximum((np.repeat(self._at[rows], np.diff(offsets)) - self._entries["time"][events]) // 1000, 1)
         values["gap"] = (np.frexp(seconds)[1] - 1).astype(np.int64)
-        return {f"{self._name}_{suffix}": layout.lists(offsets, value, pa.int64()) for suffix, value in values.items()}
+        columns = {f"{self._name}_{suffix}": _arrow(part) for suffix, part in values.items()}
+        return {name: layout.lists(offsets, column, column.type) for name, column in columns.items()}
 
     def keep(self) -> None:
         """Write what rows of the next period can still see."""
@@ -191,6 +217,6 @@ class _History:
         _, events = self._timeline.latest(spans, self._limit)
         folder = self._task.state / "histories" / self._name
         folder.mkdir(parents=True, exist_ok=True)
-        kept = pa.table({name: column[events] for name, column in self._entries.items()})
+        kept = pa.table({name: _arrow(column[events]) for name, column in self._entries.items()})
         path = folder / f"part-{self._task.number:05d}.parquet"
         pq.write_table(pa.concat_tables([self._idle.cast(kept.schema), kept]), path, compression="zstd")

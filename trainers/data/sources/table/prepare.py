@@ -22,7 +22,7 @@ from typing import Any
 
 import duckdb
 
-from livetrain.configs.errors import BadInput
+from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.spec import Loaded, Spec
 from livetrain.trainers.data.sources.events.prepare import Map, Progress, in_processes, written_here_alone
 from livetrain.trainers.data.sources.events.stage import database
@@ -124,6 +124,13 @@ class _Preparation:
             for name, count in scope.repeated.items()
             if count
         ]
+        self._no_numbers = {}
+        said = []
+        for place, column, count, example in scope.no_numbers():
+            self._no_numbers[f"{column}: null in {place} because the value is no number"] = count
+            said.append(f"{column}: no number in {count:,} rows, such as {shown(example)}, and null in {place}")
+        if said:
+            self._notes.append("; ".join(said))
 
     def go(self, progress: Progress, run: Map) -> dict[str, Any]:
         spans = self._plan()
@@ -152,7 +159,7 @@ class _Preparation:
         ).fetchall()
         rows = {day: n for day, n in counted if day is not None}
         untimed = sum(n for day, n in counted if day is None)
-        self._raw = {"rows in the files": sum(n for _, n in counted)}
+        self._raw = {"rows in the files": sum(n for _, n in counted), **self._no_numbers}
         for name, count in self._scope.repeated.items():
             self._raw[f"joins.{name}: ids with several rows, of which the first is taken"] = count
         if self._spec.time is None:

@@ -155,6 +155,31 @@ class Scope:
         found = [of for sql in written if not self._bare(sql) for of in self._of(sql)]
         return [(table, name) for table, name in dict.fromkeys(found) if self._columns[table][name] != quoted(name)]
 
+    def no_numbers(self) -> Iterator[tuple[str, str, int, str]]:
+        """Yield (place, column, how many, one of them) of texts of CSV that are no numbers, and so null in expressions.
+
+        Of the places by which rows are chosen, joined and given a time; those of columns and labels `select` counts.
+        """
+        spec = self._loaded.spec
+        asked: list[tuple[str, str | None, str | None, bool]] = [("log.where", "log", spec.log.where, True)]
+        for name, join in spec.joins.items():
+            asked += [(f"joins.{name}.where", name, join.where, True), (f"joins.{name}.on", "log", join.on, False)]
+        if spec.time is not None:
+            asked.append(("time.column", None, spec.time.column, False))
+        for place, only, written, chooses in asked:
+            if written is None or not chooses and self._bare(written):
+                continue
+            for table, name in dict.fromkeys(self._of(written)):
+                if only not in (None, table) or self._columns[table][name] == quoted(name):
+                    continue
+                rows = quoted(f"all of files of {table}" if chooses else f"files of {table}")
+                found = self._connection.execute(
+                    f"SELECT count(*), min({self._columns[table][name]}) FROM {rows} {quoted(table)} "
+                    f"WHERE {lost(table, name)}"
+                ).fetchall()[0]
+                if found[0]:
+                    yield place, f"{table}.{name}", *found
+
     def _decimal(self, written: str) -> str:
         """Return the decimal sign of the one table that an expression is over, or else of the log."""
         tables = {table for table, _ in self._of(written)}

@@ -85,6 +85,32 @@ def test_a_later_value_that_is_no_number_is_counted(tmp_path, monkeypatch):
     assert [row["row"] for row in rows if row["liked"] is None] == [30]
 
 
+def test_texts_that_are_no_numbers_where_rows_are_chosen_joined_and_dated_are_counted_and_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("livetrain.trainers.data.sources.table.files._HEAD", 20)
+    log = [[n, "many" if n in (30, 31) else n, n % 7, f"2026-05-01 10:{n:02d}:00"] for n in range(50)]
+    styles.write(tmp_path / "log.csv", ["row", "stars", "item", "at"], log)
+    items = [[n, "free" if n == 39 else n] for n in range(40)]
+    styles.write(tmp_path / "items.csv", ["id", "price"], items)
+    join = {"files": "items.csv", "key": "id", "on": "stars % 7", "where": "price >= 0"}
+    spec = of_log(
+        {"y": "row > 3"}, {"price": {"type": "number", "column": "items.price"}}, where="stars >= 0 OR row = 31"
+    )
+    spec |= {"joins": {"items": join}, "time": {"column": "1767225600 + stars * 60", "format": "s"}}
+    made, rows = prepared(tmp_path, spec)
+    counted = {words: n for words, n in made["report"]["raw"].items() if words.endswith("the value is no number")}
+    assert counted == {
+        "log.stars: null in log.where because the value is no number": 2,
+        "items.price: null in joins.items.where because the value is no number": 1,
+        "log.stars: null in joins.items.on because the value is no number": 1,
+        "log.stars: null in time.column because the value is no number": 1,
+    }
+    (note,) = [note for note in made["report"]["notes"] if "no number" in note]
+    assert (
+        "log.stars: no number in 2 rows, such as 'many', and null in log.where; items.price: no number in 1 r" in note
+    )
+    assert sorted(row["row"] for row in rows) == [n for n in range(50) if n not in (30, 31)]
+
+
 def test_a_decimal_comma_takes_points_for_groups_of_three_alone(tmp_path):
     texts = ["3,45", "1.234,5", "1.234", "3.45", "12.34,5"] * 4
     styles.write(tmp_path / "log.csv", ["row", "cost", "y"], [[n, text, 1] for n, text in enumerate(texts)], ";")

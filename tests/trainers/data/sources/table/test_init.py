@@ -11,7 +11,8 @@ import livetrain
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
 from livetrain.configs.spec import Spec, load_spec
-from livetrain.trainers.data.read.source import Source, scan
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import scan
 from livetrain.trainers.data.sources.table import starter
 from livetrain.trainers.data.sources.table.prepare import prepare
 from tests.trainers.data.sources.table import styles

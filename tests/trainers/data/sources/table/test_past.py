@@ -25,13 +25,14 @@ columns:
   user: {type: id}
   item: {type: string, column: shown}
   brand: {type: string}
+  look: {type: vector, width: 2, separator: " "}
   row: {type: id}
 labels:
   click: clicked = 'yes'
   buy: bought = '1'
 histories:
   clicked: {of: [item, brand], when: click, last: 3}
-  seen: {of: [item], last: 3}
+  seen: {of: [item, look], last: 3}
 counts: [user, brand]
 pairs: [item, brand]
 split: SPLIT
@@ -50,12 +51,11 @@ logs = st.lists(rows_of_logs, min_size=4, max_size=40)
 
 def written(folder, log, split):
     """Write a log as CSV in the given order, and its spec."""
-    lines = ["at,user,shown,brand,clicked,bought,row"]
+    lines = ["at,user,shown,brand,look,clicked,bought,row"]
     for number, (minute, user, item, brand, click, buy) in enumerate(log):
         at = (START + datetime.timedelta(minutes=minute)).strftime("%Y-%m-%d %H:%M:%S")
-        lines.append(
-            f"{at},{user},i{item},{'' if brand is None else f'b{brand}'},{['no', 'yes'][click]},{int(buy)},{number}"
-        )
+        known = "," if brand is None else f"b{brand},{item} -0.5"
+        lines.append(f"{at},{user},i{item},{known},{['no', 'yes'][click]},{int(buy)},{number}")
     (folder / "log.csv").write_text("\n".join(lines) + "\n")
     (folder / "spec.yaml").write_text(SPEC.replace("SPLIT", split))
     return folder / "spec.yaml"
@@ -87,6 +87,8 @@ def twin(log, number):
         made[f"{name}_gap"] = [int(math.log2(max(at - 60 * row[0], 1))) for row in past]
         if name == "clicked":
             made["clicked_brand"] = [-1 if row[3] is None else string_id(f"b{row[3]}") for row in past]
+        else:
+            made["seen_look"] = [[None, None] if row[3] is None else [row[2], -0.5] for row in past]
     for prefix, mine, kept in (
         ("user", lambda row: row[1] == user, lambda row: row[0] // 1440 < day),
         ("brand", lambda row: row[3] == brand and brand is not None, lambda row: row[0] // 1440 < day),
