@@ -7,7 +7,7 @@ here: pytest and a job's working directory can import the repository's root unde
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from livetrain.api import Run, evaluate, export, predict, train
+    from livetrain.api import Run, compare, evaluate, export, predict, runs, train
     from livetrain.cluster.sweep.driver import tune
     from livetrain.configs.load import load_recipe
     from livetrain.configs.schema import Recipe
@@ -24,6 +24,7 @@ __all__ = [
     "Recipe",
     "Run",
     "__version__",
+    "compare",
     "evaluate",
     "export",
     "load_recipe",
@@ -33,6 +34,7 @@ __all__ = [
     "register_model",
     "register_optimizer",
     "register_task",
+    "runs",
     "train",
     "tune",
 ]
@@ -41,6 +43,7 @@ _PLACES = {
     "Network": "livetrain.modules.network",
     "Recipe": "livetrain.configs.schema",
     "Run": "livetrain.api",
+    "compare": "livetrain.api",
     "evaluate": "livetrain.api",
     "export": "livetrain.api",
     "load_recipe": "livetrain.configs.load",
@@ -50,6 +53,7 @@ _PLACES = {
     "register_model": "livetrain.modules.models.registry",
     "register_optimizer": "livetrain.modules.optimizers",
     "register_task": "livetrain.modules.tasks.registry",
+    "runs": "livetrain.api",
     "train": "livetrain.api",
     "tune": "livetrain.cluster.sweep.driver",
 }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from livetrain.configs.schema import Quantization, Recipe
     from livetrain.trainers.export.prediction import Side
+    from livetrain.trainers.observe.compare import Compared
 
 Split = Literal["train", "valid", "test"]
 Which = Literal["best", "last"]
@@ -151,6 +152,7 @@ def train(recipe: "str | Path | Mapping[str, Any] | Recipe", /, *, runs: str | P
 
     Example:
         >>> run = train("small.yaml", train={"epochs": 1}, name="again")  # doctest: +ELLIPSIS
+        run again, in runs/again
         checking the data
         ...
         >>> run.result["test.click.auc"] > 0.7
@@ -300,3 +302,89 @@ def export(
     signature = exporter.export(run.folder, checkpoint, folder, quantize)
     weights_and_biases.send_export(run.folder, folder, signature, warn)
     return signature
+
+
+def runs(folder: str | Path = "runs") -> "pandas.DataFrame":
+    """List the runs of a folder, a row each, the newest first.
+
+    Args:
+        folder: of runs, or a sweep's.
+
+    Returns:
+        `run`, `state` (running, exported, finished, stopped or failed; the last two go on when they are started again),
+        `model`, `data`, `tasks`, `metric` that picks the best checkpoint with its figures `valid` and `test`, `step` of
+        `steps`, `seconds`, `rows_per_s`, when it last `changed`, and its `folder`.
+
+    Raises:
+        BadInput: there is no such folder.
+
+    Example:
+        >>> runs("runs")[["run", "state", "model", "metric", "step"]]
+             run     state model     metric  step
+        0  small  finished   din  click.auc    42
+    """
+    import pandas
+
+    from livetrain.trainers.observe.runs import listed
+
+    columns = ["run", "state", "model", "data", "tasks", "metric", "valid", "test", "step", "steps"]
+    rows = [
+        {"run": run.name, **{key: getattr(run, key) for key in columns[1:]}}
+        | {"seconds": run.result.get("wall_s"), "rows_per_s": run.result.get("rows_per_s")}
+        | {"changed": pandas.Timestamp(run.changed, unit="s", tz="UTC"), "folder": str(run.folder)}
+        for run in listed(Path(folder))
+    ]
+    return pandas.DataFrame(rows, columns=[*columns, "seconds", "rows_per_s", "changed", "folder"])
+
+
+def comparison(
+    runs: "Sequence[Run | str | Path]", split: Split | None = None, checkpoint: Which = "best", draws: int = 200
+) -> "Compared":
+    """Return what `compare` is a table of."""
+    from livetrain.trainers.observe.compare import compared
+    from livetrain.trainers.runtime import run_folder
+
+    folders = [run.folder if isinstance(run, Run) else Path(run) for run in runs]
+    if split is None:
+        return compared(folders, None, "test")
+    for folder in folders:  # all, before any is measured
+        run_folder.find_checkpoint(folder, checkpoint)
+    compared(folders, None, split)
+    from livetrain.cluster import launch
+    from livetrain.trainers.runtime.process import set_up
+
+    set_up()
+    return compared(folders, [launch.measure(folder, split, checkpoint, draws=draws) for folder in folders], split)
+
+
+def compare(
+    runs: "Sequence[Run | str | Path]", split: Split | None = None, checkpoint: Which = "best"
+) -> "pandas.DataFrame":
+    """Compare the figures of runs with those of the first one.
+
+    Args:
+        runs: two or more.
+        split: where to measure all of them now, with 200 draws; by default what their tests have left.
+        checkpoint: which of each is measured, with `split`.
+
+    Returns:
+        A row per metric and run: `metric` as ``test.<task>.<metric>``, `run`, `value` and its interval `low` to `high`,
+        and `difference` to the first run's value with `difference_low` to `difference_high`, its 95 % interval by a
+        bootstrap that draws the same groups of rows for both. Intervals are nan where a run kept no draws
+        (`evaluate.bootstrap`), or was measured on other rows.
+
+    Raises:
+        BadInput: there are not two runs, or one is none or cannot be measured.
+
+    Example:
+        >>> import shutil
+        >>> again = shutil.copytree("runs/small", "runs/again")
+        >>> found = compare(["runs/small", again], "valid")  # doctest: +ELLIPSIS
+        checking the data
+        ...
+        >>> found[found.metric == "valid.click.auc"][["run", "difference", "difference_low"]]
+             run  difference  difference_low
+        0  small         NaN             NaN
+        1  again         0.0             0.0
+    """
+    return comparison(runs, split, checkpoint).frame

@@ -21,6 +21,12 @@ class Which(StrEnum):
     last = "last"
 
 
+class Split(StrEnum):
+    train = "train"
+    valid = "valid"
+    test = "test"
+
+
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, such as runs/din_ml1m.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,

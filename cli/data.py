@@ -272,7 +272,7 @@ def check(
     from livetrain.trainers.data.checks.findings import Verdict
 
     checked = whole.check(folder, note)
-    out.print(whole.columns_table(checked))
+    out.print(whole.columns_table(checked, out.width))
     out.print(whole.findings_table(checked))
     say(f"plots: {plot.write(checked, picture or folder / 'check.png')}")
     raise typer.Exit(BAD_INPUT if checked.worst == Verdict.wrong else 0)

@@ -10,13 +10,7 @@ from livetrain.cli.terminal import complain, loaded, out, say
 
 if TYPE_CHECKING:
     from livetrain.configs.schema import Quantization
-from livetrain.cli.arguments import Checkpoint, Overrides, Run, Which, interrupts_told, load
-
-
-class Split(StrEnum):
-    train = "train"
-    valid = "valid"
-    test = "test"
+from livetrain.cli.arguments import Checkpoint, Overrides, Run, Split, Which, interrupts_told, load
 
 
 class Quantize(StrEnum):

@@ -27,6 +27,7 @@ from livetrain.configs.errors import BadInput, NotNow, may_pass
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Cluster, Days, Recipe
 from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.evaluate.draws import Draws
 from livetrain.trainers.export import export
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.observe.progress import Watcher
@@ -35,7 +36,7 @@ from livetrain.trainers.observe.waiting import waiting
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, scratch, signals
 from livetrain.trainers.runtime.manifest import write_json, write_text
 from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder, set_up, threads
-from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, find_checkpoint
+from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, LOCK, find_checkpoint
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import checkpoint, compatible, preflight, warm_start
 from livetrain.trainers.train.loop import Job, Tell, Trainer, empty_slices
@@ -44,7 +45,6 @@ Work = Callable[[torch.device], dict[str, Any]]
 
 log = logging.getLogger("livetrain")
 
-LOCK = ".lock"  # in a run's folder, held by the process that trains it
 _TELL_S = 0.25  # between words on how far an evaluation is
 _PATIENCE_S = 20.0  # longest wait for workers that are on their way out
 
@@ -137,7 +137,13 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
         write_text(run / "config.yaml", dump_recipe(recipe))
         job = Job(recipe, run, sources, statistics, test)
         with signals.saving(run):
-            result = _launch(partial(_train_here, job), recipe, run, place)
+            try:
+                result = _launch(partial(_train_here, job), recipe, run, place)
+            except NotNow:  # somebody else is at it
+                raise
+            except Exception as error:
+                runlog.note(run, "failed", text=next(iter(str(error).splitlines()), type(error).__name__))
+                raise
     result = {"name": recipe.name, **result, "wall_s": time.perf_counter() - started, "versions": versions()}
     write_json(run / "result.json", result)
     return result
@@ -168,7 +174,14 @@ def _export(run: Path) -> None:
 
 
 def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: str | None = None) -> dict[str, Any]:
-    """Return the metrics ``<split>.<task>.<metric>`` of a run's checkpoint, computed by the run's number of workers.
+    """Return the metrics ``<split>.<task>.<metric>`` of a run's checkpoint; see `measure`."""
+    return measure(run, split, which, days, mend)[0]
+
+
+def measure(
+    run: Path, split: str, which: str, days: Days | None = None, mend: str | None = None, draws: int | None = None
+) -> tuple[dict[str, Any], Draws]:
+    """Return the metrics of a run's checkpoint, computed by the run's number of workers, and what was drawn for them.
 
     Args:
         run: a run folder.
@@ -176,6 +189,10 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: 
         which: ``best`` or ``last`` checkpoint.
         days: what the splits read in the place of the run's own days.
         mend: what helps where the checkpoint is gone or damaged, for the message; by default another checkpoint.
+        draws: of the bootstrap for intervals, by default as the run's recipe says.
+
+    Returns:
+        Metrics by ``<split>.<task>.<metric>``, and draws by ``<task>.<metric>``.
 
     Raises:
         BadInput: no such run, split or checkpoint, or the checkpoint is damaged.
@@ -187,6 +204,8 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: 
     recipe = run_folder.recipe_of(run)
     if days is not None:
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"days": days})})
+    if draws is not None:
+        recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"bootstrap": draws})})
     with _place(run, EVALUATION) as place, Watcher(place):
         check_here(recipe.cluster)
         try:
@@ -198,7 +217,8 @@ def evaluate(run: Path, split: str, which: str, days: Days | None = None, mend: 
             raise type(error)(f"{run / 'config.yaml'}: {error}") from error.__cause__
         _check_ids(path, sources[split], recipe)
         job = Job(recipe, run, sources, statistics)
-        return _launch(partial(_evaluate_here, job, place, which, split, mend), recipe, place, place)
+        found = _launch(partial(_evaluate_here, job, place, which, split, mend), recipe, place, place)
+        return found, Draws.read(place)
 
 
 def _check_ids(path: Path, source: Source, recipe: Recipe) -> None:
@@ -286,8 +306,9 @@ def _evaluate_here(
     if ranks.is_main():
         runlog.note(told, "note", text=f"evaluating {split} with {path.name}")
         trainer.tell = _teller(told)
-    metrics, _ = trainer.evaluate(split)
+    metrics, found = trainer.evaluate(split, job.recipe.evaluate.bootstrap)
     if ranks.is_main():
+        found.draws.write(told)
         for text in empty_slices(job.recipe, split, metrics):
             runlog.note(told, "note", text=text)
     return {f"{split}.{key}": value for key, value in metrics.items()}

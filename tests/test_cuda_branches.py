@@ -561,6 +561,16 @@ def test_what_is_lacking_names_gpus(monkeypatch):
     assert "GPU" not in launch.capacity.lacking(Cluster(workers=2), False)
 
 
+def test_the_most_gpu_memory_is_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert memory.peak()["gpu"] == 0
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = memory.peak()
+    assert found["gpu"] == 7
+    assert found["host"] > 2**20
+
+
 def test_gpu_memory_counts(monkeypatch):
     recipe = samples.recipe("data", cluster__device="auto")
     monkeypatch.setattr(memory, "free_memory", lambda: 5)

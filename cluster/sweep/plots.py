@@ -1,26 +1,23 @@
 """A sweep for the eye: parallel coordinates, importance of the keys, learning curves, best so far, the Pareto front."""
 
-import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import AutoLocator
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from livetrain.cluster.sweep import parallel
+from livetrain.cluster.sweep.importance import LEAST, WITHIN, importance
+from livetrain.cluster.sweep.metric import Metric
 from livetrain.cluster.sweep.trials import Record, Trial
-from livetrain.cluster.sweep.words import number, short
-from livetrain.configs.space import Choice, Domain, LogUniform, Range
-from livetrain.trainers.observe.report.panels import COLORS, GREY, HAIR, INK
-
-COLORMAP = colormaps["viridis"]
-LEAST = 4  # trials below which importance says nothing
-TREES, REPEATS = 300, 30
+from livetrain.cluster.sweep.words import short
+from livetrain.trainers.observe.report.panels import COLORS, GREY, INK, MARGIN, fitting, header, missing, panel
 
 
 def write(sweep: Record) -> list[Path]:
@@ -36,153 +33,82 @@ def write(sweep: Record) -> list[Path]:
 
 def draw(sweep: Record) -> dict[str, Figure]:
     """Return the plots by name: parallel, importance, curves, best, and with several metrics pareto."""
+    metric = sweep.metrics[0].text
     figures = {
-        "parallel": _figure(12, 5.5, _parallel, sweep),
-        "importance": _figure(8, 0.45 * len(sweep.space.domains) + 2, _importance, sweep),
-        "curves": _figure(8, 5, _curves, sweep),
-        "best": _figure(8, 5, _best, sweep),
+        "parallel": parallel.draw(sweep, facts(sweep)),
+        "importance": _figure(sweep, f"Which keys decide {metric}", _importance, len(sweep.space.domains) * 0.4 + 3),
+        "curves": _figure(sweep, f"Learning curves: {metric}", _curves),
+        "best": _figure(sweep, f"Best {metric} so far", _best),
     }
     if len(sweep.metrics) > 1:
-        figures["pareto"] = _figure(8, 5.5, _pareto, sweep)
+        more = f", of all {len(sweep.metrics)} metrics" if len(sweep.metrics) > 2 else ""
+        figures["pareto"] = _figure(sweep, f"Pareto front{more}", _pareto)
     return figures
 
 
-def _figure(width: float, height: float, paint: Any, sweep: Record) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained", facecolor="white")
+def facts(sweep: Record) -> list[str]:
+    """Return what a plot says of its sweep at its head: of what, and how far it has come."""
+    states = Counter(trial.state for trial in sweep.trials)
+    counts = [f"{count} {state}" for state, count in states.most_common()]
+    of = f"{len(sweep.trials)} of {sweep.settings.samples} trials"
+    return [f"model {sweep.recipe.model.kind}", f"{sweep.settings.search} search", of, *counts]
+
+
+def _figure(sweep: Record, title: str, paint: Callable[[Axes, Record], str], height: float = 5.6) -> Figure:
+    """Return a figure of a panel below a headline; `paint` fills it, and returns a caution or ''.
+
+    A legend, if any, lies below the panel.
+    """
+    figure = Figure(figsize=(9, height), dpi=100, facecolor="white")
     axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(colors=INK)
-    axes.set_axisbelow(True)
-    axes.grid(color=HAIR)
-    paint(axes, sweep)
+    panel(axes, "", scale=0.9)
+    caution = paint(axes, sweep)
+    head = header(figure, sweep.folder.name, facts(sweep))
+    place = MARGIN / figure.get_figwidth()
+    title = fitting(title, figure.get_figwidth() - 2 * MARGIN, 14, "bold")
+    figure.text(place, 1 - (head + 0.08) / height, title, fontsize=14, fontweight="bold", color=INK, va="top")
+    figure.text(place, 1 - (head + 0.36) / height, caution, fontsize=11, color=COLORS[1], va="top")
+    head += 0.64 if caution else 0.4
+    below = (0, 0, 1, 1 - head / height)
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06, rect=below))
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
+        columns = 4 if sum(map(len, labels)) < 70 else 2
+        figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=11, labelcolor=INK)
     return figure
 
 
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", color=INK, fontsize=12)
+def _missing(axes: Axes, text: str) -> str:
+    missing(axes, text)
+    return ""
 
 
-def _missing(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=GREY, fontsize=12)
-    axes.set(xticks=[], yticks=[])
-    axes.grid(visible=False)
-
-
-def _scored(sweep: Record) -> "list[Trial]":
-    return [trial for trial in sweep.trials if trial.scores and None not in trial.scores and trial.state != "failed"]
-
-
-def _parallel(axes: Axes, sweep: Record) -> None:
-    """Draw a line per trial across an axis per key; the last axis is the metric, better ones lie above and brighter."""
-    metric, trials = sweep.metrics[0], _scored(sweep)
-    _title(axes, f"Trials: what was drawn, and {metric.text} (dashed: stopped early)")
-    if not trials:
-        return _missing(axes, "no trial has a metric yet")
-    scores = np.array([trial.scores[0] for trial in trials])
-    low, high = scores.min(), scores.max()
-    places = (scores - low) / ((high - low) or 1.0)
-    goodness = places if metric.sign > 0 else 1 - places
-    keys = list(sweep.space.domains)
-    for index in np.argsort(goodness):
-        trial = trials[index]
-        line = [_place(sweep.space.domains[key], trial.values.get(key)) for key in keys] + [places[index]]
-        style = "-" if trial.state == "finished" else (0, (4, 3))
-        axes.plot(range(len(line)), line, color=COLORMAP(goodness[index]), linewidth=1.8, linestyle=style, alpha=0.9)
-    for at, key in enumerate(keys):
-        for place, text in _ticks(sweep.space.domains[key]):
-            axes.annotate(text, (at, place), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK,
-                          va="center", bbox={"fc": "white", "ec": "none", "alpha": 0.7, "pad": 0.5})  # fmt: skip
-    for place, value in ((0, low), (1, high)):
-        axes.annotate(f"{value:.4f}", (len(keys), place), xytext=(4, 0), textcoords="offset points", fontsize=9,
-                      va="center", color=INK)  # fmt: skip
-    names = [_folded(short(key, sweep.space.domains)) for key in keys]
-    axes.set_xticks(range(len(keys) + 1), [*names, _folded(metric.text)], fontsize=9)
-    axes.set(yticks=[], ylim=(-0.12, 1.06), xlim=(-0.2, len(keys) + 0.45))
-    axes.grid(visible=True, axis="x", color=GREY, linewidth=0.8)
-    return axes.spines["left"].set_visible(False)
-
-
-def _folded(name: str) -> str:
-    return name.replace("_", "_\n").replace(".", ".\n").replace(" ", "\n")
-
-
-def _place(domain: Domain, value: Any) -> float:
-    """Return where a value lies between its domain's ends, 0 to 1; a key that was not drawn lies below."""
-    if value is None:
-        return -0.1
-    if isinstance(domain, Choice):
-        return domain.choice.index(value) / max(len(domain.choice) - 1, 1)
-    assert isinstance(domain, Range)
-    low, high = domain.ends()
-    if isinstance(domain, LogUniform):
-        return math.log(value / low) / math.log(high / low)
-    return (value - low) / (high - low)
-
-
-def _ticks(domain: Domain) -> list[tuple[float, str]]:
-    shown: Sequence[Any] = ()
-    if isinstance(domain, Choice):
-        shown = domain.choice
-    elif isinstance(domain, Range):
-        shown = domain.ends()
-    return [(_place(domain, value), number(value)) for value in shown]
-
-
-def _importance(axes: Axes, sweep: Record) -> None:
-    metric = sweep.metrics[0]
-    _title(axes, f"Importance of each key for {metric.text}")
+def _importance(axes: Axes, sweep: Record) -> str:
+    """Draw a bar per key with its interval."""
     try:
         found = importance(sweep)
     except ImportError:
         return _missing(axes, "scikit-learn is not installed: pip install 'livetrain[tune]'")
     if found is None:
-        return _missing(axes, f"fewer than {LEAST} trials to compare")
-    shares, epoch, count = found
-    names = sorted(shares, key=shares.__getitem__)
-    axes.barh([short(name, sweep.space.domains) for name in names], [shares[name] for name in names], color=COLORS[0])
-    axes.set_xlabel(f"share, by {count} trials at epoch {epoch:.2f}, which all of them reached", color=INK)
-    return axes.grid(visible=False, axis="y")
+        return _missing(axes, f"fewer than {LEAST} trials to compare, or all alike")
+    names = sorted(found.shares, key=lambda name: found.shares[name][1])
+    low, mean, high = np.array([found.shares[name] for name in names]).T
+    ends = [np.maximum(mean - low, 0), np.maximum(high - mean, 0)]
+    axes.barh([fitting(short(name, names), 3.5, 10) for name in names], mean, color=COLORS[0], height=0.6)
+    axes.errorbar(mean, range(len(names)), xerr=ends, fmt="none", ecolor=INK, elinewidth=1.2, capsize=3)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    axes.set_xlim(0, 1)
+    axes.grid(visible=False, axis="y")
+    axes.figure.supxlabel(
+        f"Share of what the keys explain, by {found.trials} trials at epoch {found.epoch:.2f}, which all of them "
+        f"reached.\nThe thin lines hold {100 * WITHIN:g} % of what resamples of these trials give.",
+        x=0.015, ha="left", fontsize=10, color=GREY, linespacing=1.4,
+    )  # fmt: skip
+    return found.caution
 
 
-def importance(sweep: Record) -> tuple[dict[str, float], float, int] | None:
-    """Return how much each key decides the first metric.
-
-    Trials are compared where all of them can be: at the last evaluation that even the first to be stopped has reached.
-    A random forest learns the metric there from what was drawn; a key's importance is what shuffling its values takes
-    from the forest's fit (Breiman 2001), in parts of the sum.
-
-    Returns:
-        Shares by key, the epoch of the comparison and the number of trials; None where there are too few of them.
-    """
-    from sklearn.ensemble import RandomForestRegressor
-    from sklearn.inspection import permutation_importance
-
-    logs = {trial.number: sweep.evaluations(trial) for trial in _scored(sweep)}
-    logs = {key: log for key, log in logs.items() if log}
-    if len(logs) < LEAST:
-        return None
-    epoch = min(log[-1]["epoch"] for log in logs.values())
-    rows, target = [], []
-    for key, log in logs.items():
-        line = max((line for line in log if line["epoch"] <= epoch), key=lambda line: line["epoch"], default=log[0])
-        value = line["scores"][0]
-        if value is not None:
-            values = sweep.trials[key].values
-            rows.append([_place(domain, values.get(name)) for name, domain in sweep.space.domains.items()])
-            target.append(value)
-    if len(rows) < LEAST:
-        return None
-    forest = RandomForestRegressor(TREES, random_state=0).fit(rows, target)
-    drops = permutation_importance(forest, rows, target, n_repeats=REPEATS, random_state=0).importances_mean
-    drops = np.maximum(drops, 0)
-    shares = drops / (drops.sum() or 1.0)
-    return dict(zip(sweep.space.domains, shares.tolist(), strict=True)), epoch, len(rows)
-
-
-def _curves(axes: Axes, sweep: Record) -> None:
-    metric = sweep.metrics[0]
-    _title(axes, f"Learning curves: {metric.text} at each evaluation")
-    winner = _winner(sweep)
+def _curves(axes: Axes, sweep: Record) -> str:
+    metric, winner = sweep.metrics[0], _winner(sweep)
     drawn = False
     for trial in sweep.trials:
         log = sweep.evaluations(trial)
@@ -205,18 +131,17 @@ def _curves(axes: Axes, sweep: Record) -> None:
         return _missing(axes, "no trial has been evaluated yet")
     axes.plot([], [], color=COLORS[0], marker="o", markersize=4, label="finished")
     axes.plot([], [], color=GREY, marker="x", markersize=4, label="stopped early, failed or still running")
-    axes.set_xlabel("epoch", color=INK)
-    axes.legend(frameon=False, labelcolor=INK)
-    return None
+    axes.set_xlabel("epoch, a mark per evaluation on the validation split", fontsize=11, color=GREY)
+    axes.set_xlim(left=0)
+    return _value_axis(axes, metric)
 
 
 def _winner(sweep: Record) -> "Trial | None":
     return sweep.best if any(trial.scored for trial in sweep.trials) else None
 
 
-def _best(axes: Axes, sweep: Record) -> None:
-    metric, trials = sweep.metrics[0], _scored(sweep)
-    _title(axes, f"Best {metric.text} so far, by trial")
+def _best(axes: Axes, sweep: Record) -> str:
+    metric, trials = sweep.metrics[0], [trial for trial in sweep.trials if trial.measured]
     finished = [trial for trial in trials if trial.state == "finished"]
     if not trials:
         return _missing(axes, "no trial has a metric yet")
@@ -231,36 +156,50 @@ def _best(axes: Axes, sweep: Record) -> None:
         axes.step(
             [*numbers, last], [*best, best[-1]], where="post", color=COLORS[1], linewidth=2, label="best finished"
         )
-    axes.set_xlabel("trial", color=INK)
-    places = AutoLocator()
-    places.set_params(integer=True)
-    axes.xaxis.set_major_locator(places)
-    axes.legend(frameon=False, labelcolor=INK)
-    return None
+    axes.set_xlabel("trial", fontsize=11, color=GREY)
+    axes.set_xlim(-0.5, max(trial.number for trial in sweep.trials) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(11, integer=True))
+    return _value_axis(axes, metric)
 
 
-def _pareto(axes: Axes, sweep: Record) -> None:
+def _value_axis(axes: Axes, metric: Metric) -> str:
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.set_ylabel(_better(metric), fontsize=11, color=GREY)
+    return ""
+
+
+def _better(metric: Metric) -> str:
+    return f"{fitting(metric.text, 2, 11)}, {'more' if metric.sign > 0 else 'less'} is better"
+
+
+def _pareto(axes: Axes, sweep: Record) -> str:
     """Draw the first two metrics against each other, and the trials of the front (by all metrics) marked."""
     one, two = sweep.metrics[:2]
-    more = f", of the front by all {len(sweep.metrics)} metrics" if len(sweep.metrics) > 2 else ""
-    _title(axes, f"Pareto front{more}")
-    trials = [trial for trial in _scored(sweep) if trial.state == "finished"]
+    trials = [trial for trial in sweep.trials if trial.scored]
     if not trials:
         return _missing(axes, "no trial has finished yet")
     axes.scatter(*np.array([trial.scores[:2] for trial in trials], float).T, color=GREY, label="finished")
-    points = {trial.name: np.array(trial.scores[:2], float) for trial in sweep.front}
-    front = sorted(points, key=lambda name: float(points[name][0]))
-    axes.plot(
-        *np.array([points[name] for name in front]).T,
-        color=COLORS[1],
-        marker="o",
-        linewidth=1.5,
-        label="front",
-        zorder=3,
-    )
-    for name in front:
-        axes.annotate(name, tuple(points[name]), xytext=(5, 5), textcoords="offset points", color=INK, fontsize=9)
-    axes.set_xlabel(f"{one.text} ({'more' if one.sign > 0 else 'less'} is better)", color=INK)
-    axes.set_ylabel(f"{two.text} ({'more' if two.sign > 0 else 'less'} is better)", color=INK)
-    axes.legend(frameon=False, labelcolor=INK)
-    return None
+    front = sweep.front
+    points = np.array([trial.scores[:2] for trial in front], float)
+    axes.plot(*points.T, color=COLORS[1], marker="o", linewidth=1.5, label="front, with the trials' numbers", zorder=3)
+    axes.margins(0.08)
+    axes.autoscale_view()
+    axes.ticklabel_format(useOffset=False)
+    for trial, point in _apart(axes, front, points):
+        axes.annotate(
+            trial.name, (point[0], point[1]), xytext=(5, 5), textcoords="offset points", color=INK, fontsize=9
+        )
+    axes.set_xlabel(_better(one), fontsize=11, color=GREY)
+    axes.set_ylabel(_better(two), fontsize=11, color=GREY)
+    return ""
+
+
+def _apart(axes: Axes, trials: list[Trial], points: np.ndarray) -> list[tuple[Trial, np.ndarray]]:
+    """Return the trials, with their points, beside which there is room for a number."""
+    kept: list[tuple[Trial, np.ndarray]] = []
+    pixels = axes.transData.transform(points)
+    for place, trial in enumerate(trials):
+        near = [np.abs(pixels[place] - axes.transData.transform(point)) for _, point in kept]
+        if all(gap[0] > 30 or gap[1] > 18 for gap in near):
+            kept.append((trial, points[place]))
+    return kept

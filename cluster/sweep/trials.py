@@ -58,7 +58,12 @@ class Trial:
     @property
     def scored(self) -> bool:
         """Whether the trial has finished with a number for every metric."""
-        return self.state == "finished" and bool(self.scores) and None not in self.scores
+        return self.state == "finished" and self.measured
+
+    @property
+    def measured(self) -> bool:
+        """Whether the trial has a number for every metric by now, and has not failed."""
+        return self.state != "failed" and bool(self.scores) and None not in self.scores
 
 
 @dataclass

@@ -1,5 +1,6 @@
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -346,3 +347,21 @@ def test_tune_best_writes_a_recipe(call, tmp_path):
     code, _, err = call("tune", "best", str(tmp_path / "sweep"), "--out", str(tmp_path / "no" / "best.yaml"))
     assert code == 2
     assert "choose another file with --out" in " ".join(err.split())
+
+
+def test_runs_are_listed_and_compared(call, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = call("runs")
+    assert (code, "wide" in out, "finished" in out) == (0, True, True)
+    assert "wide" in call("runs", str(run))[1]
+    (tmp_path / "empty").mkdir()
+    assert call("runs", "empty")[1] == "empty: no runs are here yet; livetrain train RECIPE --runs empty makes one\n"
+    assert call("runs", "rnus")[0] == 2
+    other = shutil.copytree(run, run.parent / "other")
+    code, out, _ = call("compare", str(run), str(other), "--out", "seen.png")
+    assert (code, out.splitlines()[-1]) == (0, "curves: seen.png")
+    assert (tmp_path / "seen.png").stat().st_size > 1000
+    assert "the recipes are the same" in out
+    assert call("compare", str(run))[::2] == (2, "compare: name two runs or more, each once\n")
+    code, _, err = call("compare", str(run), str(other), "--split", "test")
+    assert (code, "no committed checkpoint" in err) == (2, True)

@@ -12,15 +12,16 @@ import torch.distributed as dist
 
 from livetrain.modules.metrics.lengths import bucket
 from livetrain.modules.tasks.kind import TaskKind
+from livetrain.trainers.evaluate.draws import Draws, fingerprint
 from livetrain.trainers.evaluate.gather import _gather, _reduce
-from livetrain.trainers.evaluate.intervals import HIGH, LOW, Bootstrap
+from livetrain.trainers.evaluate.intervals import Bootstrap, intervals
 from livetrain.trainers.evaluate.rows import UNKNOWN, GroupSample, Rows, inside, label_type
 from livetrain.trainers.runtime import ranks
 
 SAMPLE_ROWS = 4_000_000
 _PENDING = 64  # updates kept on a GPU before one copy to the host, so that not every step waits for the GPU
 _OPTIONAL = ("groups", "lengths", "slices", "numbers")  # what an evaluation may be given besides
-NO_BOOTSTRAP = Bootstrap(0, 0)
+NO_BOOTSTRAP = Bootstrap(0)
 
 
 class _Store:
@@ -36,6 +37,7 @@ class _Store:
         self.kinds, self.bootstrap = kinds, bootstrap
         self.parts = ["", *(f"{name}." for name in slices)]  # of the split: how their figures' names begin
         self.counts = np.zeros(len(self.parts), np.int64)  # rows of each
+        self.draws = Draws()  # rank 0's are whole
 
     def add(self, rows: Rows, grouped: bool) -> None:
         self.counts += [len(rows), *(inside(rows.slices, part).sum() for part in range(1, len(self.parts)))]
@@ -55,6 +57,33 @@ class _Store:
         for name, count in zip(self.parts[1:], counts[1:], strict=True):
             whole |= {f"{name}rows": float(count), f"{name}share": count / counts[0] if counts[0] else float("nan")}
         return whole
+
+    def _draw(
+        self,
+        part: int,
+        task: str,
+        figures: dict[str, float],
+        rows: tuple[np.ndarray, np.ndarray, np.ndarray],
+        grouped: bool,
+        share: float = 1.0,
+    ) -> dict[str, float]:
+        """Keep what is drawn of a task's rows in a part, and return the intervals.
+
+        Args:
+            part: of the split.
+            task: whose.
+            figures: as they are reported.
+            rows: (n,) labels, logits, and what is drawn together.
+            grouped: whether there are figures of groups.
+            share: of all groups, that these rows are of.
+        """
+        kind, of, (labels, logits, groups) = self.kinds[task], f"{self.parts[part]}{task}", rows
+        drawn = self.bootstrap.drawn(figures, groups, partial(kind.redrawn, labels, logits, grouped=grouped))
+        if drawn:
+            self.draws.rows[of] = fingerprint(groups, labels)
+        drawn = {name: _nearer(name, values, figures, kind, share) for name, values in drawn.items()}
+        self.draws.values |= {f"{of}.{name}": values for name, values in drawn.items()}
+        return intervals(drawn)
 
     def _named(self, part: int, task: str, figures: dict[str, float]) -> dict[str, float]:
         """Return a task's figures under its name, the leading one first (see modules.tasks.registry.leading)."""
@@ -87,8 +116,7 @@ class _Exact(_Store):
                 known = (labels != UNKNOWN) & inside(slices, part)
                 own = (labels[known], logits[known])
                 figures = kind.figures(*own, groups[known] if grouped else None)
-                redraw = partial(kind.redrawn, *own, grouped=grouped)
-                figures |= self.bootstrap.intervals(figures, groups[known], redraw)
+                figures |= self._draw(part, task, figures, (*own, groups[known]), grouped)
                 found[part] |= self._named(part, task, figures)
                 if not part:
                     curves[task] = kind.curves(*own, buckets[known] if measured else None)
@@ -145,18 +173,15 @@ class _Bounded(_Store):
                 known = (labels != UNKNOWN) & inside(slices, part)
                 own, of = (labels[known], logits[known]), figures[part, task]
                 of |= kind.grouped(*own, groups[known]) if grouped else {}
-                redraw = partial(kind.redrawn, *own, grouped=grouped)
-                ends = self.bootstrap.intervals(of, groups[known], redraw)
-                of |= {name: _nearer(name, end, of, kind, share) for name, end in ends.items()}
+                of |= self._draw(part, task, of, (*own, groups[known]), grouped, share)
 
 
-def _nearer(name: str, end: float, figures: Mapping[str, float], kind: TaskKind, share: float) -> float:
-    """Return the end of an interval that a share of the groups gave, for a figure that all rows gave.
+def _nearer(metric: str, drawn: np.ndarray, figures: Mapping[str, float], kind: TaskKind, share: float) -> np.ndarray:
+    """Return what a share of the groups has drawn, for a figure that all rows gave.
 
     A deviation falls with the square root of the number of groups. Figures of groups are those of the share itself.
     """
-    metric = name.removesuffix(LOW).removesuffix(HIGH)
-    return end if kind.metrics[metric].grouped else figures[metric] + math.sqrt(share) * (end - figures[metric])
+    return drawn if kind.metrics[metric].grouped else figures[metric] + math.sqrt(share) * (drawn - figures[metric])
 
 
 class Evaluation:
@@ -261,6 +286,11 @@ class Evaluation:
         grouped, measured = (bool(x) for x in _reduce(given, dist.ReduceOp.MAX))
         values, self._curves = ranks.from_main(self._store.finish(grouped, measured))
         return values
+
+    @property
+    def draws(self) -> Draws:
+        """What `compute` has drawn for its intervals: whole on rank 0, where alone it is of use."""
+        return self._store.draws
 
     def curves(self) -> dict[str, dict[str, list[dict[str, Any]]]]:
         """Return what `compute` found to plot, the same on every rank and ready for JSON.

@@ -26,10 +26,10 @@ _LIMITS = np.array([min(round(chance * 2**64), 2**64 - 1) for chance in _CHANCES
 
 
 class Bootstrap(NamedTuple):
-    """How intervals are drawn: so many draws, from a seed."""
+    """How intervals are drawn: so many draws, from a seed. All runs have the same one, so that their draws pair."""
 
     draws: int
-    seed: int
+    seed: int = 0
 
     def times(self, groups: np.ndarray, draw: int) -> np.ndarray:
         """Return (U,) float64, how often a draw takes each of (U,) int64 groups.
@@ -41,14 +41,14 @@ class Bootstrap(NamedTuple):
         key = mix(np.array([self.seed * 2**20 + draw], np.uint64))
         return np.searchsorted(_LIMITS, mix(groups.view(np.uint64) ^ key), side="right").astype(np.float64)
 
-    def intervals(
+    def drawn(
         self, figures: Mapping[str, float], groups: np.ndarray, redraw: Callable[[np.ndarray], Redrawn | None]
-    ) -> dict[str, float]:
-        """Return `<metric>_low` and `<metric>_high` of the figures of n rows that have an interval.
+    ) -> dict[str, np.ndarray]:
+        """Return by name the (draws,) figures of n rows that have an interval; nan where a draw leaves one undefined.
 
         Args:
             figures: by name, as they are reported. Measured on more rows than these, they may be a little off their
-                own middle: the interval moves with them.
+                own middle: the draws move with them.
             groups: (n,) int64 what is drawn together.
             redraw: given the place of each row's group among all groups, (n,), what `TaskKind.redrawn` returns.
         """
@@ -59,11 +59,21 @@ class Bootstrap(NamedTuple):
         if redrawn is None:
             return {}
         middles = redrawn(np.ones(len(known)))
-        found: dict[str, float] = {}
-        drawn = [redrawn(self.times(known, draw)) for draw in range(self.draws)]
-        for name, middle in ((name, middle) for name, middle in middles.items() if name in figures):
-            values = np.array([one[name] for one in drawn])
-            values = values[np.isfinite(values)]
-            ends = np.percentile(values, _ENDS) if len(values) > 1 else np.full(2, np.nan)
-            found |= dict(zip((f"{name}{LOW}", f"{name}{HIGH}"), (figures[name] + ends - middle).tolist(), strict=True))
-        return found
+        found = [redrawn(self.times(known, draw)) for draw in range(self.draws)]
+        return {
+            name: figures[name] + np.array([one[name] for one in found]) - middle
+            for name, middle in middles.items()
+            if name in figures
+        }
+
+
+def ends(drawn: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the interval of (N,) draws; nan where fewer than two are defined."""
+    values = drawn[np.isfinite(drawn)]
+    low, high = np.percentile(values, _ENDS) if len(values) > 1 else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def intervals(drawn: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return `<metric>_low` and `<metric>_high` of what was drawn, by name."""
+    return {f"{name}{end}": x for name in drawn for end, x in zip((LOW, HIGH), ends(drawn[name]), strict=True)}

@@ -17,7 +17,7 @@ from livetrain.modules.tables.hashing import mix
 from livetrain.modules.tasks.kind import Redrawn
 from livetrain.modules.tasks.retrieval import AT
 from livetrain.trainers.evaluate.evaluation import NO_BOOTSTRAP
-from livetrain.trainers.evaluate.intervals import Bootstrap
+from livetrain.trainers.evaluate.intervals import Bootstrap, intervals
 from livetrain.trainers.runtime import ranks
 
 QUERIES = 2**16  # positive rows that are ranked at most; which ones is a hash of their numbers
@@ -136,7 +136,8 @@ class Retrieval:
             inside = order[(slices[order] >> (part - 1) & 1).bool()] if part else order
             listed, gains = places[inside] <= len(keys), _gains(places[inside], len(keys))
             figures = dict(zip(_NAMES, (gains.sum(0) / len(gains)).tolist(), strict=True))
-            figures |= self._bootstrap.intervals(figures, group[inside].numpy(), partial(_redrawn, gains.numpy()))
+            redraw = partial(_redrawn, gains.numpy())
+            figures |= intervals(self._bootstrap.drawn(figures, group[inside].numpy(), redraw))
             figures |= {"items": float(len(keys)), "queries": float(len(gains)), "unlisted": float((~listed).sum())}
             found |= {f"{name}{self._task}.{metric}": value for metric, value in figures.items()}
         return found

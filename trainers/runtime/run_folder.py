@@ -11,6 +11,9 @@ from livetrain.configs.schema import Recipe
 from livetrain.configs.trees import read_tree
 from livetrain.trainers.runtime import manifest
 
+LOG = "metrics.jsonl"  # in a run's folder: what it says while it goes on, see runlog.py
+LOCK = ".lock"  # there too, held by the process that trains it
+
 
 def check(run: Path) -> None:
     """Raise BadInput where a folder is no run's, and name the runs beside it."""

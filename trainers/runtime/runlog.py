@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from livetrain.trainers.runtime import ranks
+from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.runtime.manifest import finite, write_text
 
-NAME = "metrics.jsonl"
+NAME = run_folder.LOG
 
 
 class RunLog:

@@ -31,7 +31,7 @@ from livetrain.trainers.observe.weights_and_biases import Tracker
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.runtime.runlog import RunLog
 from livetrain.trainers.runtime.signals import Stopped
-from livetrain.trainers.train import checkpoint, compiled_layers, planning, pretrained, warm_start
+from livetrain.trainers.train import checkpoint, compiled_layers, memory, planning, pretrained, warm_start
 from livetrain.trainers.train.feed import SKIPPED, Feed, Meter
 from livetrain.trainers.train.loss import Output
 from livetrain.trainers.train.probes.expert_use import Utilisation
@@ -210,10 +210,15 @@ class Trainer:
             **self.breakdown.read(seconds),
         )
 
-    def evaluate(self, split: str, intervals: bool = True) -> tuple[dict[str, float], dict[str, Any]]:
-        """Return (metrics, curves) of the present weights on a split, with intervals if the recipe asks. Collective."""
+    def evaluate(self, split: str, draws: int) -> tuple[dict[str, float], Evaluation]:
+        """Return the metrics of the present weights on a split, and the evaluation that found them. Collective.
+
+        Args:
+            split: which.
+            draws: of the bootstrap for intervals; 0 for none.
+        """
         asked = self.recipe.evaluate
-        bootstrap = Bootstrap(asked.bootstrap if intervals else 0, self.recipe.train.seed)
+        bootstrap = Bootstrap(draws)
         evaluation = Evaluation(
             kinds(self.recipe.tasks, asked.top), memory=asked.memory, slices=list(asked.slices), bootstrap=bootstrap
         )
@@ -233,7 +238,7 @@ class Trainer:
             for output in self._scored(CATALOGUE) if asked.catalogue else ():
                 retrieval.add(output.batch, listed=True)
         self.tell("computing the metrics", 0, 0)
-        return evaluation.compute() | retrieval.compute(), evaluation.curves()
+        return evaluation.compute() | retrieval.compute(), evaluation
 
     def _scored(self, split: str) -> Iterator[Output]:
         """Score the batches of a split, or of the catalogue, one after the other; raise Stopped where the run is to."""
@@ -254,7 +259,7 @@ class Trainer:
 
     def _validate(self) -> None:
         try:
-            metrics, _ = self.evaluate("valid", intervals=False)
+            metrics, _ = self.evaluate("valid", draws=0)
         except Stopped:
             self.position["due"] = True
             self._stop()
@@ -297,9 +302,11 @@ class Trainer:
 
     def _test(self, best: int) -> tuple[dict[str, float], dict[str, Any]]:
         self.log.write("note", step=self.step, text=f"evaluating test with the checkpoint of step {best}")
-        test, curves = self.evaluate("test")
+        test, found = self.evaluate("test", self.recipe.evaluate.bootstrap)
+        if ranks.is_main():
+            found.draws.write(self.job.run)
         self._write("test", best, test)
-        return test, curves
+        return test, found.curves()
 
     def _finish(self) -> dict[str, Any]:
         best = self.position["best_step"]
@@ -326,6 +333,7 @@ class Trainer:
             "rows_per_s": self.position["rows"] / max(self.position["seconds"], 1e-9),
             "workers": ranks.world(),
             "device": self.device.type,
+            "memory": _most(ranks.gather(memory.peak())),
             "plan": self.sharded.plan(),
             "tables": occupancy(self.sharded, self.recipe, self.job.sources["train"]),
             "cut": cut,
@@ -343,3 +351,8 @@ def empty_slices(recipe: Recipe, split: str, metrics: dict[str, float]) -> list[
         for name, condition in conditions.items()
         if not metrics[f"{name}.rows"]
     ]
+
+
+def _most(peaks: list[dict[str, int]]) -> dict[str, int]:
+    """Return the most bytes of any rank, by kind of memory."""
+    return {kind: max(peak[kind] for peak in peaks) for kind in peaks[0]}

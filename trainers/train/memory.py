@@ -1,6 +1,7 @@
 """What a run takes of this machine's memory, told before it starts: a machine that runs out of memory tells nobody."""
 
 import os
+import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,6 +114,12 @@ def free_memory(root: Path = Path("/")) -> int:
         if (group / limit).is_file() and (most := (group / limit).read_text(encoding="utf-8").strip()).isdigit():
             free = min(free, int(most) - int((group / used).read_text(encoding="utf-8")))
     return free
+
+
+def peak() -> dict[str, int]:
+    """Return the most bytes that this process has held: on its host, and on its GPU."""
+    host = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"host": host, "gpu": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0}
 
 
 def amount(size: float) -> str:

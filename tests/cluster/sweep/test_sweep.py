@@ -19,9 +19,10 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from livetrain.cluster import launch
-from livetrain.cluster.sweep import Sweep, Trial, driver, plots, resume, tune
+from livetrain.cluster.sweep import Sweep, Trial, driver, parallel, plots, resume, tune
 from livetrain.cluster.sweep.board import Board, trials_table
 from livetrain.cluster.sweep.driver import at_once, trial_recipe
+from livetrain.cluster.sweep.importance import Importance, importance
 from livetrain.cluster.sweep.search import Search, scheduler
 from livetrain.cluster.sweep.trials import Settings
 from livetrain.cluster.sweep.words import short
@@ -30,7 +31,7 @@ from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Cluster
 from livetrain.configs.space import parse_space
 from livetrain.trainers.runtime import runlog
-from tests import samples
+from tests import pictures, samples
 
 SPACE = {
     "optimizers.dense.lr": {"log_uniform": [1e-4, 1e-1]},
@@ -215,13 +216,34 @@ def test_importance_finds_the_key_that_matters(tmp_path):
         auc = 0.8 - 0.05 * abs(math.log10(rate / 3e-3))
         # Later evaluations, which not all have, would say otherwise.
         write(found, number, [auc, 0.9 - number / 100], "stopped") if number % 2 else write(found, number, [auc])
-    shares, epoch, count = plots.importance(found)
-    assert (epoch, count) == (0.25, 30)
-    assert sum(shares.values()) == pytest.approx(1)
-    assert shares["optimizers.dense.lr"] > 0.9
+    told = importance(found)
+    assert (told.epoch, told.trials) == (0.25, 30)
+    assert sum(mean for _, mean, _ in told.shares.values()) == pytest.approx(1)
+    low, mean, high = told.shares["optimizers.dense.lr"]
+    assert 0.7 < low <= mean <= high <= 1
+    assert mean > 0.9
+    assert all(low < 0.05 for key, (low, _, _) in told.shares.items() if key != "optimizers.dense.lr")
+    assert told.caution == ""
+    assert told == importance(found)  # the same trials say the same
 
 
-def test_plots_of_a_sweep_at_any_time(sweep):
+def test_few_trials_are_told_and_their_intervals_are_wide(sweep):
+    told = importance(sweep)
+    assert told.trials == 4  # trial 5 has no AUC at the evaluation that all of them reached
+    assert told.caution == "Caution: 4 trials are few for 3 keys; take the order as a hint"
+    assert max(high - low for low, _, high in told.shares.values()) > 0.5
+    text = " ".join(text.get_text() for text in pictures.texts(plots.draw(sweep)["importance"]))
+    assert "Caution: 4 trials are few" in text
+    alike = Importance({"a": (0.2, 0.5, 0.8), "b": (0.1, 0.4, 0.7)}, 20, 1.0)
+    assert alike.caution == "Caution: the intervals of the first two keys overlap; their order may be chance"
+    assert Importance({"a": (0.8, 0.9, 1.0), "b": (0.0, 0.1, 0.2)}, 20, 1.0).caution == ""
+    for trial in sweep.trials:
+        shutil.rmtree(sweep.run(trial) if trial.number > 1 else sweep.folder / "none", ignore_errors=True)
+    assert importance(sweep) is None
+
+
+def test_plots_of_a_sweep_at_any_time(sweep, monkeypatch):
+    monkeypatch.setattr("livetrain.cluster.sweep.importance.RESAMPLES", 5)
     names = {path.stem: path for path in plots.write(sweep)}
     assert set(names) == {"parallel", "importance", "curves", "best"}
     for path in names.values():
@@ -254,9 +276,100 @@ def test_the_live_table_counts_and_a_log_has_a_line_an_event(sweep):
     assert "│   002" in text
 
 
-def test_names_are_as_short_as_they_stay_clear():
-    keys = ["optimizers.dense.lr", "optimizers.sparse.lr", "train.seed", "seed"]
-    assert [short(key, keys) for key in keys] == ["dense.lr", "sparse.lr", "train.seed", "seed"]
+LONG = "the_rooms_that_the_user_has_watched_in_the_last_thirty_days"
+MANY = {
+    "optimizers.dense.lr": {"log_uniform": [1e-4, 1e-1]},
+    "optimizers.sparse.lr": {"log_uniform": [5e-3, 1e-1]},
+    "optimizers.sparse.weight_decay": {"choice": [0, 1e-6, 1e-5, 1e-4]},
+    "optimizers.schedule.decay": {"choice": ["constant", "linear", "cosine"]},
+    "optimizers.schedule.final": {"uniform": [0, 0.2], "when": {"optimizers.schedule.decay": ["linear", "cosine"]}},
+    "optimizers.schedule.warmup_steps": {"integer": [0, 100]},
+    "model.attention": {"choice": [[{"query": ["user", LONG], "events": [LONG]}], []]},
+    "model.units": {"choice": [[2**place] for place in range(24)]},
+    "model.dropout": {"uniform": [0, 0.3]},
+    "data.batch_size": {"choice": [768, 1536, 3072]},
+    f"features.{LONG}.max_length": {"integer": [5, 50]},
+    "tables.user.optimizer.lr": {"log_uniform": [1e-3, 1e-1]},
+}
+
+
+@pytest.mark.parametrize(
+    ("space", "count", "metrics", "least", "most"),
+    [
+        (SPACE, 0, ["valid/auc"], 0.6, 0.7),
+        (SPACE, 1, ["min: valid/log_loss"], 0.6, 0.7),
+        (SPACE, 3, ["valid/auc"], 0.7, 0.7),
+        (MANY, 30, [f"max: {' + '.join(['0.125 * valid/click.auc'] * 6)}", "valid/log_loss"], 0.5, 0.75),
+        (MANY, 12, ["valid/auc"], 0.712345, 0.712346),
+    ],
+)
+def test_the_plots_can_be_read_whatever_the_sweep(tmp_path, monkeypatch, space, count, metrics, least, most):
+    """Of no trial, one and many; of many keys with long names; all alike, nearly so, or undefined."""
+    monkeypatch.setattr("livetrain.cluster.sweep.importance.RESAMPLES", 5)
+    recipe = samples.recipe(tmp_path, train__epochs=1, train__evaluate_every=0.25)
+    folder = tmp_path / (f"{LONG}-sweep-20261129-120000" if space is MANY else "sweep")
+    found = Sweep(folder, recipe, parse_space(space), Settings(metrics=metrics, samples=max(count, 1)))
+    found.create()
+    for number in range(count):
+        auc = least + (most - least) * number / count
+        state = ("finished", "finished", "stopped", "running", "failed")[number % 5]
+        write(found, number, [None] if number % 7 == 6 else [auc - 0.1, auc - 0.02, auc, auc][: 4 - number % 3], state)
+    for figure in plots.draw(found).values():
+        pictures.check(figure)
+
+
+def test_the_lines_say_which_trial_they_are_and_the_best_one_stands_out(sweep):
+    figure = parallel.draw(sweep, plots.facts(sweep))
+    axes, key = figure.axes
+    lines = {line.get_label(): line for line in axes.get_lines() if not line.get_label().startswith("_")}
+    assert set(lines) == {"000", "001", "002", "004", "005"}  # 003 has failed
+    assert lines["002"].get_color() == parallel.BEST
+    assert lines["002"].get_zorder() > max(line.get_zorder() for name, line in lines.items() if name != "002")
+    assert set(lines) <= {text.get_text() for text in axes.texts}
+    assert [text.get_text() for text in axes.get_xticklabels()] == [
+        "dense.lr",
+        "model.units",
+        "model.dropout",
+        "valid/auc",
+    ]
+    heights = [line.get_ydata()[-1] for _, line in sorted(lines.items())]
+    assert heights == pytest.approx([(auc - 0.5) / 0.25 for auc in (0.72, 0.5, 0.75, 0.68, 0.66)])
+    assert key.get_ylim() == (0.5, 0.75)
+    assert lines["001"].get_linestyle() == "--"
+    assert "the best" in " ".join(text.get_text() for text in figure.texts)
+
+
+def test_where_less_is_better_the_scale_is_turned(sweep):
+    other = Sweep(sweep.folder, sweep.recipe, sweep.space, Settings(metrics=["valid/log_loss"]), sweep.trials)
+    for trial in other.trials:
+        trial.scores = [1 - score for score in trial.scores]
+    axes, key = parallel.draw(other, plots.facts(other)).axes
+    assert key.get_ylim() == pytest.approx((0.5, 0.25))
+    best = next(line for line in axes.get_lines() if line.get_label() == "002")
+    assert best.get_ydata()[-1] == 1
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_numbers_are_spread_so_that_none_lies_over_another(places):
+    places = sorted(places)
+    moved = parallel.spread(places, 0.04, 1.0)
+    assert all(two - one >= 0.04 - 1e-9 for one, two in pairwise(moved))
+    assert max(moved) <= 1 + 1e-9
+    apart = all(two - one >= 0.04 for one, two in pairwise(places))
+    assert not apart or moved == pytest.approx(places)
+
+
+def test_names_say_of_what_they_are():
+    keys = [
+        "optimizers.dense.lr",
+        "train.seed",
+        "seed",
+        "tables.user.optimizer.lr",
+        "tables.user.dim",
+        "features.user.dim",
+    ]
+    said = ["dense.lr", "train.seed", "seed", "user.optimizer.lr", "tables.user.dim", "features.user.dim"]
+    assert [short(key, keys) for key in keys] == said
 
 
 def test_a_trial_is_a_run_of_the_sweeps_group(sweep):

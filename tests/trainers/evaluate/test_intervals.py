@@ -10,6 +10,7 @@ from livetrain.modules.metrics import binary
 from livetrain.modules.tasks.binary import Binary
 from livetrain.modules.tasks.regression import Regression
 from livetrain.modules.tasks.retrieval import Retrieval
+from livetrain.trainers.evaluate.draws import Draws, paired
 from livetrain.trainers.evaluate.evaluation import Evaluation
 from livetrain.trainers.evaluate.intervals import Bootstrap
 
@@ -100,3 +101,58 @@ def test_what_no_draw_defines_has_no_interval():
     assert math.isnan(found["click.auc_low"])
     assert found["click.log_loss_low"] == pytest.approx(found["click.log_loss"])
     assert not [name for name in found if name.startswith("click.positives_")]
+
+
+def pairs(size, groups):
+    """Two models on the same rows, the second a little better."""
+    labels, logits, own = rows(size)
+    noise = np.random.default_rng(9).normal(0, 0.3, size).astype(np.float32)
+    return labels, logits + noise, logits + 0.2 * labels + noise, own if groups else None
+
+
+def drawn(labels, logits, groups, seed=0, **options):
+    evaluation = Evaluation({"click": Binary()}, bootstrap=Bootstrap(60, seed), **options)
+    groups = None if groups is None else torch.from_numpy(groups)
+    tensors = (torch.from_numpy(part)[:, None] for part in (logits, labels))
+    evaluation.update(*tensors, torch.ones(len(labels)), groups, numbers=torch.arange(len(labels)))
+    figures = evaluation.compute()
+    return figures, evaluation.draws
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_draws_of_two_models_pair_as_in_a_bootstrap_that_knows_both_predictions(grouped, tmp_path):
+    labels, one, other, groups = pairs(500, grouped)
+    units = np.arange(len(labels)) if groups is None else groups
+    known = np.unique(units)
+    differences = []
+    for draw in range(60):
+        times = dict(zip(known, Bootstrap(60, 0).times(known, draw), strict=True))
+        taken = np.repeat(np.arange(len(labels)), [int(times[unit]) for unit in units])  # rows, as often as drawn
+        aucs = [binary.auc(labels[taken], logits[taken]) for logits in (one, other)]
+        differences.append(aucs[1] - aucs[0])
+    wanted = np.percentile(differences, (2.5, 97.5))
+    (_, left), (figures, right) = (drawn(labels, logits, groups) for logits in (one, other))
+    assert paired(left, right, "click.auc") == pytest.approx(tuple(wanted), abs=1e-9)
+    low, high = paired(right, left, "click.auc")
+    assert (-high, -low) == pytest.approx(tuple(wanted), abs=1e-9)
+    assert high - low < 0.5 * (figures["click.auc_high"] - figures["click.auc_low"])  # what pairing is for
+    right.write(tmp_path)
+    assert paired(left, Draws.read(tmp_path), "click.auc") == pytest.approx(tuple(wanted), abs=1e-6)
+
+
+def test_draws_of_other_rows_do_not_pair():
+    labels, one, other, groups = pairs(300, True)
+    _, left = drawn(labels, one, groups)
+    order = np.random.default_rng(1).permutation(300)
+    assert paired(left, drawn(labels[order], other[order], groups[order])[1], "click.auc") is not None
+    assert paired(left, drawn(1 - labels, other, groups)[1], "click.auc") is None
+    assert paired(left, drawn(labels[1:], other[1:], groups[1:])[1], "click.auc") is None
+    assert paired(left, left, "click.none") is None
+    assert paired(left, Draws(), "click.auc") is None
+
+
+def test_draws_that_are_not_whole_are_none(tmp_path):
+    assert Draws.read(tmp_path) == Draws()
+    for text in ("", "{", "[]", '{"values": {"click.auc": 1}}', '{"values": [], "rows": {}}'):
+        (tmp_path / "draws.json").write_text(text)
+        assert Draws.read(tmp_path) == Draws()

@@ -79,6 +79,10 @@ class Dataset:
         """How many of the parts, from the first, a model learns from: train/, or every day but the last."""
         return max(len(self.parts) - 1, 1) if self.by_day else 1
 
+    @property
+    def _offset(self) -> int:
+        return int(self.manifest.get("utc_offset_s", 0))
+
     def query(self, sql: str) -> list[tuple]:
         """Return the rows of a query on the view `rows`.
 
@@ -95,6 +99,11 @@ class Dataset:
         if not self.dated:
             return self.parts[number].name
         return (datetime.date(1970, 1, 1) + datetime.timedelta(days=int(number))).isoformat()
+
+    def date(self, time: float) -> str:
+        """Return the date of a value of the time column."""
+        seconds = time // self.unit + self._offset
+        return (datetime.date(1970, 1, 1) + datetime.timedelta(days=seconds // 86400)).isoformat()
 
     def sample(self, columns: list[str], parts: list[Part], most: int) -> pa.Table:
         """Return about `most` rows of some parts, always the same ones: the first rows of evenly spaced row groups."""
@@ -199,8 +208,7 @@ def _define(dataset: Dataset) -> None:
     dataset.dated = dataset.by_day
     view, time = "SELECT * FROM parts", _settle_time(dataset)
     if time is not None and not dataset.by_day:
-        offset = int(dataset.manifest.get("utc_offset_s", 0))
-        day = f"CAST(floor(({quoted(time)} / {dataset.unit} + {offset}) / 86400) AS INTEGER)"
+        day = f"CAST(floor(({quoted(time)} / {dataset.unit} + {dataset._offset}) / 86400) AS INTEGER)"
         view, dataset.dated = f"SELECT * EXCLUDE _day, {day} AS _day FROM parts", True
     dataset.query(f"CREATE VIEW rows AS {view}")
 

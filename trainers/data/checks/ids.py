@@ -2,6 +2,8 @@
 
 Threshold. UNSEEN: one row in five scored by a vector that nothing was learned for. Ids that are new by nature, as those
 of live rooms, pass it too; such a column wants a feature beside it that carries over, as the room's streamer.
+CALENDAR: a column of so few values a day follows the calendar, as `weekday` does (two, where its day begins at another
+hour than the log's). All of them are new until the log is a week long, which says nothing on the ids of anything.
 """
 
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from livetrain.trainers.data.checks.findings import Finding, Verdict, share
 from livetrain.trainers.data.checks.schema import quoted
 
 UNSEEN = 0.2
+CALENDAR = 2
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,7 @@ class Unseen:
 
     column: str
     days: list[tuple[int, int, int, int]]
+    calendar: bool = False  # whether its ids follow the calendar, as weekdays do
 
     @property
     def last(self) -> tuple[int, int]:
@@ -37,10 +41,11 @@ def measure(dataset: Dataset) -> list[Unseen]:
             f"""WITH counted AS (
                 SELECT {column} AS id, _day, _part, count(*) AS n FROM rows WHERE {column} IS NOT NULL GROUP BY ALL
             ), known AS (SELECT *, min(_part) OVER (PARTITION BY id) AS first FROM counted)
-            SELECT _day, _part, sum(n)::BIGINT, coalesce(sum(n) FILTER (first >= {since}), 0)::BIGINT
-            FROM known WHERE _part > 0 AND _day IS NOT NULL GROUP BY ALL ORDER BY _part, _day"""
+            SELECT _day, _part, sum(n)::BIGINT, coalesce(sum(n) FILTER (first >= {since}), 0)::BIGINT, count(*)
+            FROM known WHERE _day IS NOT NULL GROUP BY ALL ORDER BY _part, _day"""
         )
-        found.append(Unseen(name, days))
+        calendar = dataset.dated and max((day[4] for day in days), default=0) <= CALENDAR
+        found.append(Unseen(name, [day[:4] for day in days if day[1] > 0], calendar))
     return found
 
 
@@ -54,6 +59,8 @@ def check(dataset: Dataset, unseen: list[Unseen]) -> list[Finding]:
             fine.append((new / rows if rows else 0.0, column.column))
             continue
         text = f"{share(new / rows)} of the rows of {dataset.parts[-1].name} have an id that is not in {where}"
+        if column.calendar:
+            text += "; it follows the calendar: a longer log to learn from would have them all"
         findings.append(Finding("unseen ids", column.column, Verdict.look, text))
     if fine:
         most, name = max(fine)

@@ -65,47 +65,63 @@ def summarise(dataset: Dataset, sample: pa.Table) -> list[Summary]:
 
 def check(dataset: Dataset, summaries: list[Summary]) -> list[Finding]:
     """Return the findings: one for every column with something to say, one for all the others."""
-    said: dict[tuple[Verdict, str], list[str]] = {}  # columns of one source often share what is odd in them
+    said: dict[tuple[Verdict, str], dict[str, _Odd]] = {}  # columns of one source often share what is odd in them
     for summary in summaries:
-        for finding in _judged(dataset, summary):
-            said.setdefault(finding, []).append(summary.column)
-    findings = [Finding("ranges", listed(names, 3), *finding) for finding, names in said.items()]
-    fine = len(summaries) - len({name for names in said.values() for name in names})
+        for odd in _judged(dataset, summary):
+            said.setdefault((odd.verdict, odd.kind), {})[summary.column] = odd
+    findings = []
+    for (verdict, _), columns in said.items():
+        worst = max(columns, key=lambda name: columns[name].much)
+        alike = len({odd.text for odd in columns.values()}) == 1
+        text = columns[worst].text if alike else f"most of all {worst}: {columns[worst].text}"
+        findings.append(Finding("ranges", listed([*columns], 3), verdict, text))
+    fine = len(summaries) - len({name for columns in said.values() for name in columns})
     if fine:
         text = "finite, not mostly null, no part apart, nothing far out"
         findings.append(Finding("ranges", f"{fine} columns", Verdict.ok, text))
     return findings
 
 
-def _judged(dataset: Dataset, summary: Summary) -> list[tuple[Verdict, str]]:
+@dataclass(frozen=True)
+class _Odd:
+    """Something odd in a column: of what kind, in words, and how much, to compare columns that are odd alike."""
+
+    verdict: Verdict
+    kind: str
+    text: str
+    much: float = 0.0
+
+
+def _judged(dataset: Dataset, summary: Summary) -> list[_Odd]:
     name, said = summary.column, []
     names = [part.name for part in dataset.parts if part.rows]
     feature = name in dataset.roles.dense or name in dataset.roles.labels
     if summary.bad:
         verdict = Verdict.wrong if feature else Verdict.look
         text = f"{summary.bad:,} rows hold NaN, infinity or more than float32 can; store null where there is no number"
-        said.append((verdict, text))
+        said.append(_Odd(verdict, "bad", text, summary.bad))
     if summary.null_share == 1:
-        said.append((Verdict.look, "null in every row: it says nothing"))
+        said.append(_Odd(Verdict.look, "empty", "null in every row: it says nothing"))
     elif name not in dataset.roles.labels:  # for those `labels` speaks
         if summary.null_share > NULLS:
-            said.append((Verdict.look, f"null in {share(summary.null_share)} of rows"))
+            text = f"null in {share(summary.null_share)} of rows"
+            said.append(_Odd(Verdict.look, "nulls", text, summary.null_share))
         learned = _mean(summary, slice(dataset.learned))
         apart = [n for n, value in zip(names, summary.nulls, strict=True) if abs(value - learned) > SHIFT]
         if apart:
             worst = max(zip(names, summary.nulls, strict=True), key=lambda pair: abs(pair[1] - learned))
             text = f"null in {share(worst[1])} of {worst[0]}, in {share(learned)} of the rows to learn from"
-            said.append((Verdict.look, f"{text} ({listed(apart)})"))
+            said.append(_Odd(Verdict.look, "apart", f"{text} ({listed(apart)})", abs(worst[1] - learned)))
     least, most, mean, std = summary.least, summary.most, summary.mean, summary.std
     if name not in dataset.roles.dense or least is None or most is None or mean is None or std is None:
         return said
     if least == most:
-        said.append((Verdict.look, f"always {least:g}: it says nothing"))
+        said.append(_Odd(Verdict.look, f"always {least:g}", f"always {least:g}: it says nothing"))
     if std:
         far = max(most - mean, mean - least) / std
         if far > FAR:
             text = f"reaches {far:,.0f} deviations from its mean; a logarithm or a cap when preparing would help"
-            said.append((Verdict.look, text))
+            said.append(_Odd(Verdict.look, "far", text, far))
     return said
 
 

@@ -9,13 +9,12 @@ marker in all panels (`task_style`; twelve differ). A legend stands beside or be
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.legend import Legend
 
 # Okabe and Ito's, safe for the colour blind; then the same lighter and darker, which greyscale tells apart too.
@@ -149,24 +148,6 @@ def missing(axes: Axes, text: str) -> None:
     axes.set(xticks=[], yticks=[], xlabel="", ylabel="", facecolor="#F6F6F6")
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=14, color=GREY)
-
-
-def note(axes: Axes, text: str, x: float, y: float, **place: Any) -> None:
-    """Write a remark at a place from (0, 0), the panel's lower left, to (1, 1)."""
-    axes.text(x, y, text, transform=axes.transAxes, fontsize=11, color=GREY, **place)
-
-
-def layout(height: float) -> ConstrainedLayoutEngine:
-    """Return what places the panels in the lower part, `height`, of a figure; above it is room for a headline."""
-    return ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2, wspace=0.03, hspace=0.04, rect=(0, 0, 1, height))
-
-
-Place = Literal["best", "upper left", "upper right", "lower left", "lower right"]
-
-
-def legend(axes: Axes, place: Place, columns: int = 1) -> Legend:
-    """Draw the legend of what is labelled."""
-    return axes.legend(loc=place, ncols=columns, fontsize=12, labelcolor=INK, framealpha=0.9, edgecolor="white")
 
 
 def legend_beside(axes: Axes, size: float = 11) -> Legend:
