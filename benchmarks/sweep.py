@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from livetrain.cluster import launch
+from livetrain.cluster import launch, ray_workers
 from livetrain.cluster.sweep import tune
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
@@ -37,7 +37,7 @@ def main() -> None:
     set_up()
     recipe = load_recipe(given.recipe, ["cluster.workers=1", *given.set])
     alone, inside = [], []
-    with tempfile.TemporaryDirectory() as folder, launch.attached(recipe.cluster):
+    with tempfile.TemporaryDirectory() as folder, ray_workers.attached(recipe.cluster):
         for number in range(-1, given.rounds):  # the first round warms Ray and the page cache up
             place = Path(folder) / str(number)
             found = by_itself(recipe, place), in_a_sweep(recipe, place)

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 from torchrec.distributed.types import ShardingPlan
 
-from livetrain.cluster import launch
+from livetrain.cluster import ray_workers
 from livetrain.cluster.capacity import counted
 from livetrain.cluster.exchange import Exchanged, exchange
 from livetrain.cluster.nodes import ask, look
@@ -77,7 +77,7 @@ def examine(
     progress("connecting to Ray")
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(launch.attached(cluster))
+            stack.enter_context(ray_workers.attached(cluster))
         except BadInput:
             raise
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -107,7 +107,7 @@ def _examine(
         found.of("data", data_is_seen, recipe, nodes)
     if not found.of("devices", devices_suffice, cluster, answers):
         return
-    cuda = launch.on_gpus(cluster)
+    cuda = ray_workers.on_gpus(cluster)
     progress(f"starting {counted(workers, 'worker')}")
     met: list[Exchanged] = []
     found.of("exchange", workers_exchange, cluster, cuda, met)
@@ -159,7 +159,7 @@ def versions_agree(here: dict[str, Any], answers: dict[str, dict]) -> str:
 
 def devices_suffice(cluster: Cluster, answers: dict[str, dict]) -> str:
     """Compare the GPUs with what the recipe asks and its topology claims."""
-    if not launch.on_gpus(cluster):
+    if not ray_workers.on_gpus(cluster):
         return f"{counted(cluster.workers, 'worker')} on CPUs"
     memory = [size for answer in answers.values() for _, size in answer["gpus"]]
     claimed = cluster.topology.hbm_gb

@@ -1,31 +1,26 @@
-"""Where a run happens: in this process, on this machine's own Ray, or on a cluster.
+"""A run and an evaluation, from what the recipe asks for to the finished run folder.
 
-Every trap of Ray Train that livetrain has to know of is handled in this file. The run folder is the only state: a
-worker group that Ray starts again looks there for its newest committed checkpoint, so nothing is reported to Ray.
+They happen in this process, or by `ray_workers` on this machine's own Ray or a cluster.
 """
 
 import contextlib
 import json
 import logging
-import os
-import pickle
-import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from livetrain.cluster import capacity
+from livetrain.cluster import places, ray_workers
 from livetrain.cluster.alone import alone
 from livetrain.cluster.nodes import cores
-from livetrain.configs import plugins
-from livetrain.configs.errors import BadInput, NotNow, may_pass
+from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import dump_recipe
-from livetrain.configs.schema import Cluster, Days, Recipe
+from livetrain.configs.schema import Days, Recipe
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.evaluate.draws import Draws
 from livetrain.trainers.export import export
@@ -33,25 +28,17 @@ from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.observe.progress import Watcher
 from livetrain.trainers.observe.report import report, spectrum
 from livetrain.trainers.observe.waiting import waiting
-from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, scratch, signals
+from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, signals
 from livetrain.trainers.runtime.manifest import write_json, write_text
-from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder, set_up, threads
+from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, LOCK, find_checkpoint
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import checkpoint, compatible, preflight, warm_start
 from livetrain.trainers.train.loop import Job, Tell, Trainer, empty_slices
 
-Work = Callable[[torch.device], dict[str, Any]]
-
 log = logging.getLogger("livetrain")
 
 _TELL_S = 0.25  # between words on how far an evaluation is
-_PATIENCE_S = 20.0  # longest wait for workers that are on their way out
-
-# In a run's folder while a command is at work on it, a place of its own for each (see runtime/scratch.py), where it and
-# its workers tell one another: the id of Ray's reservation for the workers, the outcome, or why they refused.
-TRAINING, EVALUATION = ".train-", ".evaluate-"
-PLACEMENT, OUTCOME, REFUSAL = "placement.txt", "outcome.json", "refused.json"
 
 
 def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
@@ -122,9 +109,9 @@ def exported(run: Path) -> bool:
 
 def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     started = time.perf_counter()
-    with Watcher(run), _leaving_nothing(run), _place(run, TRAINING) as place:
+    with Watcher(run), _leaving_nothing(run), places.taken(run, places.TRAINING) as place:
         runlog.note(run, "note", text=f"run {run.name}, in {shown(run)}")
-        check_here(recipe.cluster)
+        ray_workers.check_here(recipe.cluster)
         if found := run_folder.committed(run):
             compatible.check_same(found[-1], recipe, resume=True)
         else:
@@ -206,8 +193,8 @@ def measure(
         recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"days": days})})
     if draws is not None:
         recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"bootstrap": draws})})
-    with _place(run, EVALUATION) as place, Watcher(place):
-        check_here(recipe.cluster)
+    with places.taken(run, places.EVALUATION) as place, Watcher(place):
+        ray_workers.check_here(recipe.cluster)
         try:
             tell = partial(runlog.note, place, "note")
             sources, statistics = preflight.check(recipe, lambda text: tell(text=text), trains=False)
@@ -236,47 +223,9 @@ def _how_to_go_on(run: Path, stopped: bool) -> str:
 
 
 @contextlib.contextmanager
-def _place(run: Path, kind: str) -> Iterator[Path]:
-    """Yield a command's own place in a run's folder.
-
-    Raises:
-        BadInput: the folder cannot be written to.
-    """
-    stack = contextlib.ExitStack()
-    try:
-        place = stack.enter_context(scratch.place(run, kind))
-    except OSError as error:
-        raise BadInput(f"{run}: cannot write here ({error.strerror}); mend the folder, or copy it elsewhere") from error
-    with stack:
-        yield place
-
-
-def _clear(place: Path, free: Callable[[Path], bool]) -> None:
-    """Remove what commands of a place's kind have left beside it when they were killed.
-
-    Workers of a training are waited for: they may still write to the run.
-
-    Args:
-        place: this command's own.
-        free: whether one that nobody holds may go.
-
-    Raises:
-        NotNow: workers of an earlier start of the training do not end.
-    """
-    kind = TRAINING if place.name.startswith(TRAINING) else EVALUATION
-    stop = time.monotonic() + _PATIENCE_S
-    while set(scratch.sweep(place.parent, kind, free)) - {place} and kind == TRAINING:
-        if time.monotonic() > stop:
-            raise NotNow(
-                f"{place.parent}: workers of an earlier start still train this run; wait for them, or end them"
-            )
-        time.sleep(0.2)
-
-
-@contextlib.contextmanager
 def _leaving_nothing(run: Path) -> Iterator[None]:
     """Where a new run is refused before its first step, remove its folder, which was empty until now."""
-    new = all(path.name == LOCK or path.name.startswith((TRAINING, EVALUATION)) for path in run.iterdir())
+    new = all(path.name == LOCK or path.name.startswith((places.TRAINING, places.EVALUATION)) for path in run.iterdir())
     try:
         yield
     except BadInput:
@@ -327,7 +276,7 @@ def _teller(told: Path) -> Tell:
     return tell
 
 
-def _launch(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:
+def _launch(work: ray_workers.Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:
     """Run `work` on every rank and return rank 0's result.
 
     Args:
@@ -337,12 +286,12 @@ def _launch(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, An
         place: this command's own in the run's folder.
     """
     if recipe.cluster.workers == 0:
-        _clear(place, lambda left: not (left / PLACEMENT).exists())  # to free what Ray holds takes Ray
+        places.clear(place, lambda left: not (left / places.PLACEMENT).exists())  # to free what Ray holds takes Ray
         return _in_process(work, recipe)
-    return _on_ray(work, recipe, told, place)
+    return ray_workers.run(work, recipe, told, place)
 
 
-def _in_process(work: Work, recipe: Recipe) -> dict[str, Any]:
+def _in_process(work: ray_workers.Work, recipe: Recipe) -> dict[str, Any]:
     cuda = recipe.cluster.device != "cpu" and torch.cuda.is_available()
     if recipe.cluster.device == "cuda" and not cuda:
         raise BadInput("cluster.device: this machine has no GPU that torch can use; use device: cpu, or auto")
@@ -355,215 +304,3 @@ def _in_process(work: Work, recipe: Recipe) -> dict[str, Any]:
             return work(torch.device("cuda", 0) if cuda else torch.device("cpu"))
     finally:
         torch.set_num_threads(before)
-
-
-def _on_ray(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:
-    cluster = recipe.cluster
-    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # relative paths of a recipe mean the caller's folder
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # else the end is noticed up to 2 s late
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    runlog.note(told, "note", text=f"starting {capacity.counted(cluster.workers, 'worker')}")
-    lasting = ray.is_initialized() or bool(cluster.address or os.environ.get("RAY_ADDRESS"))
-    with _connected(recipe) as cuda:
-        if place.name.startswith(TRAINING):
-            release(place.parent)
-        _clear(place, _free)
-        trainer = TorchTrainer(
-            partial(_on_worker, pickle.dumps(work), recipe.plugins, place, lasting),
-            train_loop_config={},
-            scaling_config=ScalingConfig(
-                num_workers=cluster.workers,
-                use_gpu=cuda,
-                resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cuda else {})},
-            ),
-            # A name of its own each time: Ray takes a finished name for a finished job and does nothing.
-            run_config=RunConfig(
-                name=f"{place.parent.name}-{time.time_ns()}",
-                storage_path=str(place / "ray"),  # Ray's own notes on a run that is told in full elsewhere
-                # A checker sees the class of Ray Train's first version, which lacks the second argument.
-                failure_config=FailureConfig(  # type: ignore[call-arg]
-                    max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
-                ),
-            ),
-            torch_config=TorchConfig(backend=ranks.backend(cuda), timeout_s=cluster.timeout_s),
-        )
-        try:
-            with capacity.watched(cluster, cuda, lambda text: runlog.note(told, "note", text=text)):
-                _fit(trainer, cluster)
-        except Exception as error:
-            if not (place / REFUSAL).exists():
-                raise _failure(error, cluster, cuda) from error
-        except KeyboardInterrupt:
-            with contextlib.suppress(Exception):  # Ray may have been told to end as well
-                _free(place)
-            raise
-    if (place / REFUSAL).exists():
-        refusal = json.loads((place / REFUSAL).read_text(encoding="utf-8"))
-        raise (NotNow if refusal["later"] else BadInput)(refusal["sentence"])
-    if signals.terminated() and not (place / OUTCOME).exists():
-        raise signals.Stopped
-    return json.loads((place / OUTCOME).read_text(encoding="utf-8"))
-
-
-def _fit(trainer: Any, cluster: Cluster) -> None:
-    """Train until the end, or until this process is interrupted; its workers end with it."""
-    import ray
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-
-    # Ray's helper against reservations that outlive their controller asks the dashboard for it, of a Ray without one
-    # whatever answers at 127.0.0.1:8265. Where that is another Ray's, it frees the workers of a run that is well.
-    made = trainer._create_default_callbacks
-    trainer._create_default_callbacks = lambda: [
-        one for one in made() if not isinstance(one, PlacementGroupCleanerCallback)
-    ]
-    # Ray waits for room so often, by default for ever; altogether it is cluster.timeout_s.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.timeout_s / (cluster.max_failures + 1))
-    controllers: list[Any] = []
-    # What Ray does on Ctrl-C may wait for its workers for ever, and takes the signal from who calls this.
-    trainer._register_sigint_handler = controllers.append
-    try:
-        signals.heed()
-        trainer.fit()
-    except KeyboardInterrupt:
-        for controller in controllers:
-            ray.kill(controller)
-        raise
-
-
-def _failure(error: Exception, cluster: Cluster, cuda: bool) -> RuntimeError:
-    """Return how a training by Ray failed, in words."""
-    if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
-        return RuntimeError(
-            f"cluster.workers: {capacity.lacking(cluster, cuda)}, after {cluster.timeout_s} s of waiting "
-            "(cluster.timeout_s); wait for other jobs, add nodes, or lower cluster.workers"
-        )
-    return RuntimeError(f"the workers failed more than {cluster.max_failures} times: {error}")
-
-
-def _on_worker(work: bytes, needed: list[str], place: Path, lasting: bool, _config: dict[str, Any]) -> None:
-    """What a Ray worker does. Its outcome travels through its command's place.
-
-    Args:
-        work: of a rank, pickled; it can be read once the recipe's plugins are there.
-        needed: these plugins.
-        place: the command's.
-        lasting: whether Ray outlives the command, and with it what it holds for the workers.
-    """
-    set_up()
-    from ray.train.torch import get_device
-    from ray.util import get_current_placement_group
-
-    if not place.exists():
-        raise RuntimeError(
-            f"{platform.node()} does not see {place.parent}: --runs must lie on storage that all nodes share"
-        )
-    if (place / REFUSAL).exists():  # Ray starts the group again, but that cannot mend bad input: end at once
-        return
-    if lasting and ranks.is_main():
-        group = get_current_placement_group()
-        assert group is not None  # Ray Train places its workers in one
-        write_text(place / PLACEMENT, group.id.hex())
-    torch.set_num_threads(threads())
-    device = get_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    with scratch.held(place):
-        try:
-            _import_here(needed)
-            result = pickle.loads(work)(device)
-        except BadInput as error:
-            write_json(place / REFUSAL, {"sentence": str(error), "later": may_pass(error)})
-            raise
-        except signals.Stopped:  # as its driver knows
-            return
-        if ranks.is_main():
-            write_json(place / OUTCOME, result)
-
-
-def _import_here(needed: list[str]) -> None:
-    try:
-        plugins.load(needed)
-    except BadInput as error:
-        raise BadInput(f"{error}; this is so on {platform.node()}, where a worker runs") from None
-
-
-def release(run: Path) -> None:
-    """End the workers of a training whose own driver is gone or is to go, and free what Ray holds for them, at once.
-
-    Ray does so itself where all that the driver has started ends with it; a trial's driver is only a part of a sweep.
-    """
-    for place in scratch.places(run, TRAINING) if run.exists() else ():
-        _free(place)
-
-
-def _free(place: Path) -> bool:
-    """Free what Ray holds for the workers of a place, if it holds anything; the place may go then."""
-    import ray
-    from ray.util import remove_placement_group
-    from ray.util.placement_group import PlacementGroup
-
-    note = place / PLACEMENT
-    if note.exists():
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(note.read_text(encoding="utf-8")))))
-        note.unlink(missing_ok=True)
-    return True
-
-
-@contextlib.contextmanager
-def _connected(recipe: Recipe) -> Iterator[bool]:
-    """Connect to the recipe's Ray cluster, or start one on this machine; yield whether workers get GPUs."""
-    with attached(recipe.cluster):
-        cuda = on_gpus(recipe.cluster)
-        capacity.check(recipe.cluster, cuda)
-        yield cuda
-
-
-def check_here(cluster: Cluster) -> None:
-    """Raise BadInput, before anything is started, where the workers do not fit on this machine and are to run here."""
-    if cluster.workers and not (cluster.address or os.environ.get("RAY_ADDRESS")):
-        import ray
-
-        if not ray.is_initialized():
-            capacity.cpus_here(cluster)
-
-
-@contextlib.contextmanager
-def attached(cluster: Cluster) -> Iterator[None]:
-    """Connect to the Ray cluster that a recipe names (else RAY_ADDRESS), or start one on this machine."""
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        with signals.kept():
-            if address:
-                ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
-            else:
-                # Nobody looks at the dashboard of a Ray that ends with its run; it takes ten processes and a gigabyte.
-                cpus = capacity.cpus_here(cluster)
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=ray_folder(), **quiet)
-        yield
-    finally:
-        ray.shutdown()
-
-
-def on_gpus(cluster: Cluster) -> bool:
-    """Return whether workers get a GPU each.
-
-    Raises:
-        BadInput: they should, and there are too few.
-    """
-    gpus, wanted = capacity.gpus(), max(cluster.workers, 1)
-    cuda = cluster.device == "cuda" or (cluster.device == "auto" and gpus >= wanted)
-    if cuda and gpus < wanted:
-        raise BadInput(
-            f"cluster.device: cuda needs {wanted} GPUs, one per worker, and the Ray cluster has {gpus}; "
-            "lower cluster.workers, or use device: cpu"
-        )
-    return cuda

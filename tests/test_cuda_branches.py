@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Backend, BackendConfig
 
-from livetrain.cluster import doctor, exchange, launch
+from livetrain.cluster import capacity, doctor, exchange, launch, places, ray_workers
 from livetrain.cluster.sweep import driver as sweeps
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster
@@ -62,7 +62,7 @@ WORDS = {"cuda", "is_cuda", "pin_memory", "record_stream", "non_blocking", "use_
 ROOMS = ("modules", "trainers", "cluster")
 
 
-def places(source: ast.AST, within: tuple[str, ...] = ()) -> Iterator[str]:
+def mentions(source: ast.AST, within: tuple[str, ...] = ()) -> Iterator[str]:
     """Yield the functions, and classes where it is in none, that name CUDA or ask whether a device is a CPU."""
     if isinstance(source, ast.FunctionDef | ast.ClassDef):
         within = (*within, source.name)
@@ -75,7 +75,7 @@ def places(source: ast.AST, within: tuple[str, ...] = ()) -> Iterator[str]:
     if asks or WORDS.intersection(names) or any("cuda:" in str(name) for name in names):
         yield ".".join(within) or "(module)"
     for child in ast.iter_child_nodes(source):
-        yield from places(child, within)
+        yield from mentions(child, within)
 
 
 def listed() -> list[tuple[str, str, str]]:
@@ -89,7 +89,7 @@ def test_the_list_names_every_place_in_the_sources():
     for path in (path for room in ROOMS for path in (ROOT / room).rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         if "cpu" in text or any(word in text for word in WORDS):
-            found |= {(str(path.relative_to(ROOT)), place) for place in places(ast.parse(text))}
+            found |= {(str(path.relative_to(ROOT)), place) for place in mentions(ast.parse(text))}
     assert {(file, place) for file, place, _ in listed()} == found
 
 
@@ -446,12 +446,12 @@ def test_a_run_in_this_process_computes_with_the_cores_that_it_may_use(monkeypat
 def test_workers_of_a_run_ask_for_a_gpu_each(tmp_path, monkeypatch, cuda):
     trainer = mock.MagicMock()
     monkeypatch.setattr(ray.train.torch, "TorchTrainer", trainer)
-    monkeypatch.setattr(launch, "_connected", lambda recipe: contextlib.nullcontext(cuda))
-    place = tmp_path / f"{launch.EVALUATION}of-this-test"
+    monkeypatch.setattr(ray_workers, "_connected", lambda recipe: contextlib.nullcontext(cuda))
+    place = tmp_path / f"{places.EVALUATION}of-this-test"
     place.mkdir()
-    trainer.return_value.fit = lambda: (place / launch.OUTCOME).write_text("{}")
-    monkeypatch.setattr(launch.capacity, "watched", lambda *_: contextlib.nullcontext())
-    launch._on_ray(None, samples.recipe(tmp_path, cluster__workers=2), tmp_path, place)
+    trainer.return_value.fit = lambda: (place / places.OUTCOME).write_text("{}")
+    monkeypatch.setattr(capacity, "watched", lambda *_: contextlib.nullcontext())
+    ray_workers.run(None, samples.recipe(tmp_path, cluster__workers=2), tmp_path, place)
     scaling, how = (trainer.call_args.kwargs[key] for key in ("scaling_config", "torch_config"))
     assert scaling.use_gpu is cuda
     assert scaling.resources_per_worker.get("GPU", 0) == int(cuda)
@@ -461,14 +461,14 @@ def test_workers_of_a_run_ask_for_a_gpu_each(tmp_path, monkeypatch, cuda):
 @pytest.mark.parametrize("device", [GPU, CPU])
 def test_a_worker_takes_its_gpu_before_it_works(tmp_path, monkeypatch, device):
     order = []
-    monkeypatch.setattr(launch, "set_up", lambda: None)
+    monkeypatch.setattr(ray_workers, "set_up", lambda: None)
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: device)
     monkeypatch.setattr(ray.util, "get_current_placement_group", mock.MagicMock())
     monkeypatch.setattr(ranks, "is_main", lambda: False)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     monkeypatch.setattr(torch.cuda, "set_device", order.append)
-    monkeypatch.setattr(launch, "pickle", SimpleNamespace(loads=lambda work: work))
-    launch._on_worker(lambda found: order.append("works") or {}, [], tmp_path, False, {})
+    monkeypatch.setattr(ray_workers, "pickle", SimpleNamespace(loads=lambda work: work))
+    ray_workers._on_worker(lambda found: order.append("works") or {}, [], tmp_path, False, {})
     assert order == ([GPU, "works"] if device == GPU else ["works"])
 
 
@@ -477,19 +477,19 @@ def test_a_worker_takes_its_gpu_before_it_works(tmp_path, monkeypatch, device):
     [("auto", 2, 2, True), ("auto", 2, 1, False), ("cpu", 1, 4, False), ("cuda", 2, 2, True), ("cuda", 2, 1, None)],
 )
 def test_a_cluster_has_a_gpu_for_every_worker_or_for_none(monkeypatch, device, workers, gpus, wanted):
-    monkeypatch.setattr(launch.capacity, "gpus", lambda: gpus)
+    monkeypatch.setattr(capacity, "gpus", lambda: gpus)
     cluster = Cluster(workers=workers, device=device)
     if wanted is None:
         with pytest.raises(BadInput, match="cluster.device: cuda needs 2 GPUs"):
-            launch.on_gpus(cluster)
+            ray_workers.on_gpus(cluster)
     else:
-        assert launch.on_gpus(cluster) is wanted
+        assert ray_workers.on_gpus(cluster) is wanted
 
 
 @pytest.mark.parametrize(("workers", "wanted"), [(0, {"CPU": 1, "GPU": 1}), (2, sweeps.DRIVER)])
 def test_a_trial_without_workers_takes_a_gpu_itself(tmp_path, monkeypatch, workers, wanted):
     asked = []
-    monkeypatch.setattr(launch, "on_gpus", lambda cluster: True)
+    monkeypatch.setattr(ray_workers, "on_gpus", lambda cluster: True)
     monkeypatch.setattr(sweeps, "at_once", lambda recipe, cuda: 1 if cuda else 0)
     for name in ("Board", "_follower"):
         monkeypatch.setattr(sweeps, name, mock.MagicMock())
@@ -556,9 +556,9 @@ def test_the_doctor_names_what_carried_the_exchange(monkeypatch, cuda):
 
 def test_what_is_lacking_names_gpus(monkeypatch):
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0, "GPU": 1.0})
-    said = launch.capacity.lacking(Cluster(workers=2), True)
+    said = capacity.lacking(Cluster(workers=2), True)
     assert said == "2 workers of 1 CPU and a GPU each find no room, 3 CPUs and 1 GPU are free"
-    assert "GPU" not in launch.capacity.lacking(Cluster(workers=2), False)
+    assert "GPU" not in capacity.lacking(Cluster(workers=2), False)
 
 
 def test_the_most_gpu_memory_is_told(monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from livetrain.cluster import capacity, launch
+from livetrain.cluster import capacity, launch, places, ray_workers
 from livetrain.cluster.alone import alone
 from livetrain.cluster.sweep.board import Board
 from livetrain.cluster.sweep.results import Sweep
@@ -98,7 +98,7 @@ def resume(folder: str | Path) -> Sweep:
 def check(sweep: Sweep) -> None:
     """Raise BadInput for whatever is wrong with a sweep's recipe, data, space or metrics, before any trial."""
     registry.check_shared(sweep.recipe)
-    launch.check_here(sweep.recipe.cluster)
+    ray_workers.check_here(sweep.recipe.cluster)
     _ = sweep.metrics
     check_select(sweep.recipe)
     sweep.space.check(sweep.recipe, also=_build)
@@ -163,7 +163,7 @@ def _search(sweep: Sweep) -> Sweep:
     try:
         with contextlib.ExitStack() as stack:
             with waiting("starting Ray"):
-                stack.enter_context(launch.attached(sweep.recipe.cluster))
+                stack.enter_context(ray_workers.attached(sweep.recipe.cluster))
             _settle_all(sweep)
             if any(trial.state not in ENDED for trial in sweep.trials) or len(sweep.trials) < sweep.settings.samples:
                 _run(sweep)
@@ -200,7 +200,7 @@ def _run(sweep: Sweep) -> None:
 
     from livetrain.cluster.sweep.search import Search, scheduler
 
-    cuda = launch.on_gpus(sweep.recipe.cluster)
+    cuda = ray_workers.on_gpus(sweep.recipe.cluster)
     board = Board(sweep)
     remaining = sweep.settings.samples - sum(trial.state in ENDED for trial in sweep.trials)
     cluster = sweep.recipe.cluster
@@ -228,7 +228,7 @@ def _run(sweep: Sweep) -> None:
     shutil.rmtree(sweep.folder / "ray", ignore_errors=True)  # Tune's own notes: the sweep's are beside them
     for trial in sweep.trials:  # of those that Tune has stopped
         if sweep.run(trial).exists():
-            scratch.sweep(sweep.run(trial), launch.TRAINING)
+            scratch.sweep(sweep.run(trial), places.TRAINING)
 
 
 def at_once(recipe: Recipe, cuda: bool) -> int:
@@ -335,7 +335,7 @@ def _follower(sweep: Sweep, board: Board) -> Any:
 def _settle(sweep: Sweep, board: Board, number: int, gave_up: bool) -> None:
     """Write down the end of a trial that Tune is done with; of one that it gave up the follower is told why."""
     trial = sweep.trials[number]
-    launch.release(sweep.run(trial))
+    places.release(sweep.run(trial))
     _read(sweep, trial)
     if trial.state not in ENDED:
         trial.state = "failed" if gave_up else "stopped"

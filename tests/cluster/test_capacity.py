@@ -13,7 +13,7 @@ from ray.core.generated import autoscaler_pb2
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_put
 from ray.util import placement_group, remove_placement_group
 
-from livetrain.cluster import capacity, launch
+from livetrain.cluster import capacity, launch, ray_workers
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster
 from tests import samples
@@ -161,12 +161,12 @@ def autoscaler(ray_here) -> Iterator[None]:
 @pytest.mark.usefixtures("autoscaler")
 def test_nodes_that_are_to_come_count():
     assert capacity.gpus() == 8
-    assert launch.on_gpus(Cluster(workers=8))
+    assert ray_workers.on_gpus(Cluster(workers=8))
     capacity.check(Cluster(workers=8), cuda=True)
     capacity.check(Cluster(workers=4, cpus_per_worker=4), cuda=False)
     with pytest.raises(BadInput, match="5 workers of 4 CPUs each do not fit"):
         capacity.check(Cluster(workers=5, cpus_per_worker=4), cuda=False)
-    assert not launch.on_gpus(Cluster(workers=9))
+    assert not ray_workers.on_gpus(Cluster(workers=9))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import livetrain
 from livetrain.cli import main as cli
-from livetrain.cluster import doctor, exchange, launch, nodes
+from livetrain.cluster import doctor, exchange, nodes, ray_workers
 from livetrain.cluster.exchange import Exchanged
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster
@@ -110,7 +110,7 @@ def test_other_versions_are_named():
 
 
 def test_a_topology_that_claims_more_than_the_gpus_have(monkeypatch):
-    monkeypatch.setattr(launch, "on_gpus", lambda cluster: True)
+    monkeypatch.setattr(ray_workers, "on_gpus", lambda cluster: True)
     answers = {"a": answer(gpus=[("H100", 81559 * 2**20), ("A100", 40 * 10**9)])}
     with pytest.raises(BadInput, match="counts on 80 GB per GPU, and the smallest has 40; set it to 40"):
         doctor.devices_suffice(Cluster(workers=2), answers)

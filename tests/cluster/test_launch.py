@@ -17,7 +17,7 @@ import ray
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from livetrain.cluster import launch
+from livetrain.cluster import launch, places, ray_workers
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Cluster
@@ -73,19 +73,19 @@ def test_two_ray_workers_train_and_evaluate(tmp_path):
 def test_places_of_commands_do_not_meet(tmp_path, monkeypatch):
     """What a training frees is other trainings'; an evaluation waits for nobody."""
     freed: list[Path] = []
-    monkeypatch.setattr(launch, "_free", lambda place: freed.append(place) or True)
-    with launch._place(tmp_path, launch.TRAINING) as training, launch._place(tmp_path, launch.EVALUATION) as evaluation:
-        launch.release(tmp_path)
+    monkeypatch.setattr(places, "free", lambda place: freed.append(place) or True)
+    with places.taken(tmp_path, places.TRAINING) as training, places.taken(tmp_path, places.EVALUATION) as evaluation:
+        places.release(tmp_path)
         assert freed == [training]
-        launch._clear(evaluation, launch._free)
-        launch._clear(training, launch._free)
+        places.clear(evaluation, places.free)
+        places.clear(training, places.free)
         assert training.is_dir()
         assert evaluation.is_dir()
-        monkeypatch.setattr(launch, "_PATIENCE_S", 0.0)
-        with launch._place(tmp_path, launch.TRAINING) as second, pytest.raises(NotNow, match="workers of an earlier"):
-            launch._clear(second, launch._free)
-        with launch._place(tmp_path, launch.EVALUATION) as second:
-            launch._clear(second, launch._free)
+        monkeypatch.setattr(places, "_PATIENCE_S", 0.0)
+        with places.taken(tmp_path, places.TRAINING) as second, pytest.raises(NotNow, match="workers of an earlier"):
+            places.clear(second, places.free)
+        with places.taken(tmp_path, places.EVALUATION) as second:
+            places.clear(second, places.free)
     assert freed == [training]
     assert not list(tmp_path.iterdir())
 
@@ -95,7 +95,7 @@ def test_no_helper_of_rays_frees_a_living_runs_workers():
     trainer = TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=2))
     helper, known, used = "PlacementGroupCleanerCallback", trainer._create_default_callbacks(), []
     trainer.fit = lambda: used.extend(trainer._create_default_callbacks())
-    launch._fit(trainer, Cluster())
+    ray_workers._fit(trainer, Cluster())
     assert helper in {type(one).__name__ for one in known}
     assert [type(one) for one in used] == [type(one) for one in known if type(one).__name__ != helper]
 

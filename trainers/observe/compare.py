@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
@@ -18,7 +19,6 @@ from livetrain.trainers.evaluate.draws import Draws, paired
 from livetrain.trainers.observe.report.panels import (
     finite_number,
     header,
-    layout,
     legend_beside,
     missing,
     panel,
@@ -251,7 +251,8 @@ def draw(found: Compared) -> Figure:
     figure = Figure(figsize=(6.5 * (1 + len(chosen)), max(5.0, 2.2 + 0.24 * len(found.runs))))
     facts = [f"{len(found.runs)} runs", f"the first is {found.names[0]}"]
     top = header(figure, "Runs compared", facts)
-    figure.set_layout_engine(layout(1 - top / figure.get_figheight()))
+    below = (0, 0, 1, 1 - top / figure.get_figheight())
+    figure.set_layout_engine(ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2, wspace=0.03, hspace=0.04, rect=below))
     axes = figure.subplots(1, 1 + len(chosen), squeeze=False)[0]
     for at, run in enumerate(found.runs):
         lines = runlog.read(run.folder)

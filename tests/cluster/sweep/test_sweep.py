@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from rich.console import Console
 
-from livetrain.cluster import launch
+from livetrain.cluster import launch, ray_workers
 from livetrain.cluster.sweep import Sweep, Trial, driver, parallel, plots, resume, tune
 from livetrain.cluster.sweep.board import Board, trials_table
 from livetrain.cluster.sweep.driver import at_once, trial_recipe
@@ -408,7 +408,7 @@ def test_a_trial_in_its_own_process_needs_a_gpu_that_is_there(monkeypatch):
     for gpus, wanted in ((0, False), (1, True)):
         node = {"Alive": True, "Resources": {"CPU": 2, "GPU": gpus}}
         monkeypatch.setattr("ray.nodes", lambda node=node: [node])
-        assert launch.on_gpus(Cluster(workers=0)) == wanted
+        assert ray_workers.on_gpus(Cluster(workers=0)) == wanted
 
 
 def test_no_room_for_a_single_trial_is_said(monkeypatch):

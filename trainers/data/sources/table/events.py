@@ -51,7 +51,9 @@ def adapter(spec: EventSpec) -> model.Adapter:
                            CAST(value AS DOUBLE) AS value, CAST(session AS BIGINT) AS session, day_of(time) AS day
                     FROM ({spec.actions}) WHERE kind IN ({", ".join(f"'{name}'" for name in KINDS)})""",
         attributes={
-            name: model.Attributes(known.key, known.select, tuple(known.ids), tuple(known.dense), known.age)
+            name: model.Attributes(
+                known.key, known.select, ids=tuple(known.ids), dense=tuple(known.dense), age=known.age
+            )
             for name, known in spec.attributes.items()
         },
         labels={
