@@ -110,7 +110,6 @@ def exported(run: Path) -> bool:
 def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     started = time.perf_counter()
     with Watcher(run), _leaving_nothing(run), places.taken(run, places.TRAINING) as place:
-        runlog.note(run, "note", text=f"run {run.name}, in {shown(run)}")
         ray_workers.check_here(recipe.cluster)
         if found := run_folder.committed(run):
             compatible.check_same(found[-1], recipe, resume=True)
@@ -119,6 +118,7 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
                 for text in warm_start.tell(recipe, begun, run):
                     runlog.note(run, "note", text=text)
         sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
+        runlog.note(run, "note", text=f"run {run.name}, in {shown(run)}")
         if found:
             _check_ids(found[-1], sources["train"], recipe)
         write_text(run / "config.yaml", dump_recipe(recipe))

@@ -522,7 +522,7 @@ COMMANDS_REFUSED: dict[tuple[str, ...], str] = {
         "train",
         "{recipe}",
         "--train.epochs=2",
-    ): "'--train.epochs' is no option; a change of the recipe is written without",
+    ): "'--train.epochs' is no option; a change of the recipe is KEY=VALUE without dashes: train.epochs=VALUE",
     ("train", "{recipe}", "--train.epochs", "2"): "'--train.epochs' is no option",
     ("train", "{recipe}", "--nope"): "no such option: --nope",
     ("train", "{recipe}", "--runs"): "requires an argument",

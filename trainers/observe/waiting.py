@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-PATIENCE_S = 1.0
+PATIENCE_S = 10.0
 
 
 @contextlib.contextmanager
 def waiting(what: str, console: Console | None = None) -> Iterator[None]:
-    """Say what is being done: on a terminal with a clock, gone at the end; elsewhere in a line, if it takes a second.
+    """Say what is being done: on a terminal with a clock, gone at the end; elsewhere in a line, if it takes ten seconds.
 
     Args:
         what: in words, such as "checking the data".
