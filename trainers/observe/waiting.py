@@ -13,7 +13,7 @@ PATIENCE_S = 10.0
 
 @contextlib.contextmanager
 def waiting(what: str, console: Console | None = None) -> Iterator[None]:
-    """Say what is being done: on a terminal with a clock, gone at the end; elsewhere in a line, if it takes ten seconds.
+    """Say what is being done: on a terminal with a clock, gone at the end; elsewhere in a line after ten seconds.
 
     Args:
         what: in words, such as "checking the data".
