@@ -4,8 +4,9 @@
     python benchmarks/predict.py runs/din
 
 A round trains on the run's training split for `--steps` steps (Parquet decoded, shuffled, hashed, both passes, as a run
-does, without evaluations) and then predicts the same split, files read and written included. Start-up, which is the
-loading of the model, is in neither. Torch's threads are livetrain's own choice, or OMP_NUM_THREADS.
+does, without evaluations) and then predicts the same split, or of days the first one, files read and written included.
+Start-up, which is the loading of the model, is in neither. Torch's threads are livetrain's own choice, or
+OMP_NUM_THREADS.
 """
 
 import argparse
@@ -38,7 +39,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(threads())
     recipe = run_folder.recipe_of(given.run)
-    files = prediction_files.find(f"{recipe.data.path}/train", "data.path").paths
+    part = f"date={recipe.data.days.train.split('..')[0]}" if recipe.data.days else "train"
+    data = f"{recipe.data.path}/{part}"
+    files = prediction_files.find(data, "data.path").paths
     trained, predicted = [], []
     with ranks.alone(cuda=False), tempfile.TemporaryDirectory() as folder:
         source = Source.open(recipe, "train")
@@ -56,9 +59,7 @@ def main() -> None:
             trained.append((step + 1) * recipe.data.batch_size / (time.perf_counter() - start))
             batches.close()
             start = time.perf_counter()
-            found = prediction_files.predict(
-                given.run, f"{recipe.data.path}/train", Path(folder) / f"out-{round_}", keep=[]
-            )
+            found = prediction_files.predict(given.run, data, Path(folder) / f"out-{round_}", keep=[])
             predicted.append(found["rows"] / (time.perf_counter() - start))
     print("| | rows/s, median | fastest |")
     print("| --- | --- | --- |")
