@@ -152,7 +152,6 @@ def train(recipe: "str | Path | Mapping[str, Any] | Recipe", /, *, runs: str | P
 
     Example:
         >>> run = train("small.yaml", train={"epochs": 1}, name="again")  # doctest: +ELLIPSIS
-        run again, in runs/again
         checking the data
         ...
         >>> run.result["test.click.auc"] > 0.7

@@ -78,7 +78,7 @@ class Trainer:
         self.left_out: dict[str, int] = {}  # lists cut, by feature, and rows skipped: on this rank, in this attempt
         self.left_out_before: dict[str, int] = {}  # on all ranks, in the attempts before
         self.listener: Listener | None = None  # while a run goes on
-        self.tell: Tell = lambda what, done, of: None
+        self.tell: Tell | None = None  # of an evaluation alone; what a run is at stands in its log
 
     def _reader(self, split: str, shuffle: bool) -> Reader:
         return Reader(
@@ -113,7 +113,6 @@ class Trainer:
             pretrained.fill(self.sharded, self.recipe, besides=taken)
         self.profile = Profile(self.recipe, self.job.run, self.device, self.total)
         self.log = RunLog(self.job.run, self.step)
-        self.tell = self._note_stage
         if found:
             self.log.write("note", step=self.step, text=f"resumed at step {self.step}")
         if begun is not None:
@@ -137,15 +136,17 @@ class Trainer:
             self._save()
         batches: Generator[Batch, None, None] | None = None
         epoch = -1
-        while self.step < self.total and not self._out_of_patience():
-            if batches is None or self.step // self.reader.steps != epoch:
-                epoch = self.step // self.reader.steps
-                batches = self.reader.batches(epoch, self.step % self.reader.steps)
-            self._advance(batches, self._next_evaluation())
-            self._validate()
-            self._save()
-        if batches is not None:
-            batches.close()
+        try:
+            while self.step < self.total and not self._out_of_patience():
+                if batches is None or self.step // self.reader.steps != epoch:
+                    epoch = self.step // self.reader.steps
+                    batches = self.reader.batches(epoch, self.step % self.reader.steps)
+                self._advance(batches, self._next_evaluation())
+                self._validate()
+                self._save()
+        finally:
+            if batches is not None:
+                batches.close()
 
     def _out_of_patience(self) -> bool:
         patience = self.recipe.train.patience
@@ -237,7 +238,7 @@ class Trainer:
                 retrieval.add(batch)
             for output in self._scored(CATALOGUE) if asked.catalogue else ():
                 retrieval.add(output.batch, listed=True)
-        self.tell("computing the metrics", 0, 0)
+        self._tell("computing the metrics", 0, 0)
         return evaluation.compute() | retrieval.compute(), evaluation
 
     def _scored(self, split: str) -> Iterator[Output]:
@@ -246,15 +247,16 @@ class Trainer:
         batches = reader.batches(0)
         feed = Feed(batches, reader.steps, reader)
         for done in range(reader.steps):
-            self.tell(f"scoring {split}", done, reader.steps)
+            self._tell(f"scoring {split}", done, reader.steps)
             if self.listener is not None and self.listener.told():
                 raise Stopped
             yield self.sharded.pipeline.progress(feed)
         batches.close()
 
-    def _note_stage(self, what: str, done: int, of: int) -> None:
-        """Write into the run's log what begins."""
-        if not done:
+    def _tell(self, what: str, done: int, of: int) -> None:
+        if self.tell is not None:
+            self.tell(what, done, of)
+        elif self.listener is not None and not done:
             self.log.write("stage", step=self.step, text=what)
 
     def _validate(self) -> None:
