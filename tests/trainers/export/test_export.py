@@ -241,7 +241,7 @@ def test_every_kind_of_model_exports(small_run, tmp_path, kind, changes):
         {"kind": "esmm", "chains": [["click", "like"]]},
         {"kind": "mmoe"},
         pytest.param({"kind": "cgc"}, marks=pytest.mark.slow),
-        {"kind": "ple", "own": 2},
+        pytest.param({"kind": "ple", "own": 2}, marks=pytest.mark.slow),
     ],
     ids=lambda model: model["kind"],
 )

@@ -17,6 +17,7 @@ def measured(small_run):
     return latency.compare(small_run, rounds=1)
 
 
+@pytest.mark.slow
 def test_every_way_to_store_tables_is_timed_on_the_same_calls(measured):
     assert [m.quantize for m in measured] == ["none", "float16", "int8"]
     for m in measured:
@@ -29,6 +30,7 @@ def test_every_way_to_store_tables_is_timed_on_the_same_calls(measured):
     assert measured[0].parity["click.auc"]["file"] == measured[2].parity["click.auc"]["model"]
 
 
+@pytest.mark.slow
 def test_the_table_shows_sizes_auc_latency_and_the_gain(measured):
     head, *lines = latency.cells(measured)
     assert {len(line) for line in lines} == {len(head)}

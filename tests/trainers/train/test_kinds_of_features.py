@@ -150,6 +150,7 @@ def test_two_ranks_are_resumed_bitwise_and_measure_what_one_does(two_ranks, data
     assert two["result"]["cut"] == one["result"]["cut"]
 
 
+@pytest.mark.slow
 def test_towers_with_vectors_and_encoders_are_exported(data, tmp_path):
     model = {"kind": "dssm", "key": "movie", "item": ["movie", "picture"], "units": [16], "width": 8}
     task = {"click": {"label": "label", "kind": "retrieval"}}
