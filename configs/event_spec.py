@@ -28,9 +28,12 @@ class EventTable(Section):
 class EventAttributes(Section):
     """What is known of every user, item or author."""
 
-    key: Literal["user", "item", "author"] = Field(description="whose id `id` is")
+    key: Literal["user", "item", "author"] | None = Field(
+        None, description="whose id `id` is; left out of what is known for `topics` alone"
+    )
     select: Sql = Field(description="SELECT that gives id and the columns, and with `age` also start (ms)")
     ids: list[Name] = Field([], description="columns that are categories")
+    bags: list[Name] = Field([], description="columns with a list of categories")
     dense: list[Name] = Field([], description="columns that are numbers")
     age: Name | None = Field(None, description="column of the samples for the seconds since start")
 
@@ -48,8 +51,9 @@ class EventSequence(Section):
 
     domain: Domain
     event: Literal["exposure", "click", "like"] = "click"
-    item: Name | None = None
-    author: Name | None = None
+    item: Name | None = Field(None, description="suffix of its column of items; left out, there is none")
+    author: Name | None = Field(None, description="the same of whose they are")
+    topic: Name | None = Field(None, description="the same of what they are about")
 
 
 class EventSpec(Section):
@@ -73,6 +77,10 @@ class EventSpec(Section):
         "the play began, or null)"
     )
     attributes: dict[Name, EventAttributes] = {}
+    topics: dict[Domain, Text] = Field(
+        {},
+        description="domain -> ATTRIBUTES.COLUMN of ids: what its items are about, as live: room.category",
+    )
     labels: dict[Name, EventLabel] = Field(min_length=1)
     sequences: dict[Name, EventSequence] = {}
     statistics: dict[Name, Literal["user", "item", "author"]] = Field({}, description="prefix -> what is counted by")
@@ -84,4 +92,14 @@ class EventSpec(Section):
                 raise BadInput(f"{place}: it is no SELECT; write SELECT ... FROM one of the tables")
         if "user" not in self.statistics:
             raise BadInput(f"statistics: user is missing{nearest('user', self.statistics)}; add user: user")
+        columns = [f"{name}.{column}" for name, known in self.attributes.items() for column in known.ids]
+        for domain, topic in self.topics.items():
+            if topic not in columns:
+                raise BadInput(f"topics.{domain}: '{topic}' is no ATTRIBUTES.COLUMN of ids{nearest(topic, columns)}")
+        for name, sequence in self.sequences.items():
+            if sequence.topic and sequence.domain not in self.topics:
+                raise BadInput(
+                    f"sequences.{name}.topic: topics does not say what items of domain {sequence.domain} are about; "
+                    f"add topics: {{{sequence.domain}: ATTRIBUTES.COLUMN}}"
+                )
         return self

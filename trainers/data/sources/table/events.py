@@ -52,7 +52,7 @@ def adapter(spec: EventSpec) -> model.Adapter:
                     FROM ({spec.actions}) WHERE kind IN ({", ".join(f"'{name}'" for name in KINDS)})""",
         attributes={
             name: model.Attributes(
-                known.key, known.select, ids=tuple(known.ids), dense=tuple(known.dense), age=known.age
+                known.key, known.select, tuple(known.ids), tuple(known.bags), tuple(known.dense), known.age
             )
             for name, known in spec.attributes.items()
         },
@@ -61,9 +61,10 @@ def adapter(spec: EventSpec) -> model.Adapter:
             for name, label in spec.labels.items()
         },
         sequences={
-            name: model.Sequence(part.domain, KINDS[part.event], part.item, part.author)
+            name: model.Sequence(part.domain, KINDS[part.event], part.item, part.author, part.topic)
             for name, part in spec.sequences.items()
         },
+        topics={domain: (topic.split(".")[0], topic.split(".")[1]) for domain, topic in spec.topics.items()},
         statistics=dict(spec.statistics),
     )
 

@@ -34,6 +34,13 @@ def test_tags_are_a_list(tmp_path):
     assert shown["server_width"].to_pylist() == [720.0] * 3
 
 
+def test_a_pair_with_a_tag_is_counted_and_one_with_none_is_not(tmp_path):
+    shown = prepared("kuairand", tmp_path, [Visit(HOUR + 20 * n, 1, video) for n, video in enumerate([1, 4, 3, 3])])
+    assert shown["user_tag_count"].to_pylist() == pytest.approx([0, np.log(2), 0, 0])
+    assert shown["user_tag_ago"].to_pylist() == [None, pytest.approx(np.log(21)), None, None]
+    assert shown["user_video_count"].to_pylist() == pytest.approx([0, 0, 0, np.log(2)])
+
+
 def test_histories_from_before_the_log(tmp_path):
     raw = write("kuairand", tmp_path / "raw", [Visit(26 * HOUR, 1, 1)])
     sequences = {

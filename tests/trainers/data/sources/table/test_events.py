@@ -1,5 +1,7 @@
 """An event log by a spec: what it shares with the adapter that is written in code is equal."""
 
+from pathlib import Path
+
 import pytest
 
 from livetrain.configs.errors import BadInput
@@ -8,34 +10,8 @@ from livetrain.configs.spec import load_spec, tells_events
 from livetrain.trainers.data.sources.table.events import prepare_events
 from tests.trainers.data.sources.events.logs import HOUR, Visit, prepared, samples
 
-SPEC = """
-name: rooms
-domain: live
-item: room
-author: streamer
-utc_offset_s: 28800
-tables:
-  clicks:
-    files: [click.csv]
-    columns: &event {user_id: BIGINT, live_id: BIGINT, streamer_id: BIGINT, timestamp: BIGINT}
-  shows: {files: [negative.csv], columns: *event}
-  gifts: {files: [gift.csv], columns: {<<: *event, gift_price: DOUBLE}}
-  users: {files: [user.csv], columns: {user_id: BIGINT, gender: VARCHAR}}
-exposures: >
-  SELECT user_id AS user, live_id AS item, streamer_id AS author, timestamp AS time FROM clicks
-  UNION ALL SELECT user_id, live_id, streamer_id, timestamp FROM shows
-actions: >
-  SELECT user_id AS user, live_id AS item, streamer_id AS author, timestamp AS time, 'click' AS kind, NULL AS value,
-         timestamp AS session FROM clicks
-  UNION ALL SELECT user_id, live_id, streamer_id, timestamp, 'gift', gift_price, NULL FROM gifts
-attributes:
-  user: {key: user, select: "SELECT user_id AS id, gender AS user_gender FROM users", ids: [user_gender]}
-labels:
-  click: {kind: click, delay: false}
-  gift: {kind: gift}
-  gift_value: {kind: gift, total: true}
-statistics: {user: user, streamer: author}
-"""
+GUIDE = Path(__file__).parents[5] / "docs" / "guide" / "own-data.md"
+SPEC = GUIDE.read_text(encoding="utf-8").partition("<!-- event log -->\n```yaml\n")[2].partition("```")[0]
 
 
 def test_a_spec_gives_what_the_adapter_in_code_gives(tmp_path):
@@ -51,15 +27,22 @@ def test_a_spec_gives_what_the_adapter_in_code_gives(tmp_path):
     found = samples(tmp_path / "by-spec")
     names = ["user", "room", "streamer", "timestamp", "hour", "click", "gift", "gift_value", "user_gender"]
     names += ["user_count", "streamer_click_rate", "user_seen_gift_rate", "user_streamer_count", "user_room_ago"]
+    names += ["live_streamer", "live_category", "live_gap"]
     assert found.select(names).equals(wanted.select(names))
+    for count in ("count", "click_count", "gift_count", "ago"):
+        assert found[f"user_category_{count}"].equals(wanted[f"user_live_content_category_{count}"])
+    assert max(found["user_category_count"].to_pylist()) > 0
+    assert found["tags"].to_pylist() == [[topic] for topic in wanted["live_content_category"].to_pylist()]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
         ("timestamp AS time FROM", "timestmp AS time FROM", r"line 14: exposures: DuckDB does not take it: .*timestmp"),
-        ("{kind: gift}", "{kind: gifts}", r"line 25: labels.gift.kind got 'gifts'"),
+        ("{kind: gift}", "{kind: gifts}", r"line 33: labels.gift.kind got 'gifts'"),
         ("click.csv", "clicks.csv", r"there is no clicks.csv"),
+        ("live: room.category", "live: room.categry", r"topics.live: 'room.categry' is no .* \(did you mean 'room.cat"),
+        ("topics: {live: room.category}", "", r"sequences.live.topic: topics does not say what items of domain live"),
     ],
 )
 def test_mistakes_are_named(tmp_path, old, new, words):
