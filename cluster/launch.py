@@ -4,7 +4,6 @@ They happen in this process, or by `ray_workers` on this machine's own Ray or a 
 """
 
 import contextlib
-import json
 import logging
 import shutil
 import time
@@ -63,7 +62,7 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
     recipe = recipe.model_copy(update={"name": run.name})
     busy = f"{run}: another process is training this run; wait for its end, or give another name"
     with alone(run / LOCK, busy):
-        result = finished(run)
+        result = run_folder.finished(run)
         if result is not None and complete(recipe, run):
             raise BadInput(
                 f"{run}: this run is finished; give another name, as name={run.name}-2, or remove the folder"
@@ -72,7 +71,7 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
             if result is None:
                 result = _train(recipe, run, test)
             _show(recipe, run, result)
-            if recipe.export.after_training and not exported(run):
+            if recipe.export.after_training and not run_folder.exported(run):
                 _export(run)
         except KeyboardInterrupt as interrupt:
             raise type(interrupt)(_how_to_go_on(run, signals.terminated())) from None
@@ -84,27 +83,14 @@ def shown(folder: Path) -> Path:
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
-def finished(run: Path) -> dict[str, Any] | None:
-    """Return the result.json of a run that was trained to its end, or None."""
-    try:
-        return json.loads((run / "result.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
 def complete(recipe: Recipe, run: Path) -> bool:
     """Return whether a run was trained to its end, and all that it shows and exports is there and sent."""
-    seen = finished(run) is not None and (run / report.NAME).exists() and weights_and_biases.reported(recipe, run)
-    return seen and (exported(run) or not recipe.export.after_training)
-
-
-def exported(run: Path) -> bool:
-    """Return whether a finished run has an export that was made since its end."""
-    try:
-        made, ended = ((run / name).stat().st_mtime_ns for name in (f"export/{manifest.MANIFEST}", "result.json"))
-    except OSError:
-        return False
-    return made >= ended
+    shows = (run / report.NAME).exists() and weights_and_biases.reported(recipe, run)
+    return (
+        run_folder.finished(run) is not None
+        and shows
+        and (run_folder.exported(run) or not recipe.export.after_training)
+    )
 
 
 def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
@@ -214,7 +200,7 @@ def _check_ids(path: Path, source: Source, recipe: Recipe) -> None:
 
 
 def _how_to_go_on(run: Path, stopped: bool) -> str:
-    if finished(run) is not None:
+    if run_folder.finished(run) is not None:
         return f"{run.name} was interrupted; it is trained, and started again under this name it ends as it would have"
     saved = run_folder.committed(run)
     at = f"its checkpoint of step {int(saved[-1].name.split('-')[1])}" if saved else "its start: it has no checkpoint"

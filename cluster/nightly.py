@@ -126,7 +126,7 @@ def _night(
         train = tonight.train.model_copy(update={"warm_start": None if cold else begin})
         launch.train(tonight.model_copy(update={"train": train}), runs)
     metric = f"test.{tonight.select()}"
-    result = launch.finished(run)
+    result = run_folder.finished(run)
     assert result is not None  # it was trained above, or before
     figure = result[metric]
     say(f"{tonight.name}: {metric} {_digits(figure)}")

@@ -30,7 +30,7 @@ from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.evaluate import selection
 from livetrain.trainers.evaluate.selection import check_select
 from livetrain.trainers.observe.waiting import waiting
-from livetrain.trainers.runtime import scratch
+from livetrain.trainers.runtime import run_folder, scratch
 from livetrain.trainers.runtime.manifest import write_text
 from livetrain.trainers.runtime.process import set_up, threads
 from livetrain.trainers.train import preflight
@@ -360,7 +360,7 @@ def _read(sweep: Sweep, trial: Trial) -> None:
     evaluations = sweep.evaluations(trial)
     if evaluations:
         trial.scores, trial.epoch = evaluations[-1]["scores"], evaluations[-1]["epoch"]
-    if launch.finished(run) is not None:
+    if run_folder.finished(run) is not None:
         trial.state = "finished"
     elif (run / ERROR).exists():
         trial.state, trial.error = "failed", (run / ERROR).read_text(encoding="utf-8")[-ERROR_LENGTH:]

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.trees import read_tree
-from livetrain.trainers.runtime import manifest, run_folder
+from livetrain.trainers.runtime import run_folder
 from livetrain.trainers.runtime.run_folder import LOCK, LOG
 
 STYLES = {"running": "cyan", "exported": "green", "finished": "green", "stopped": "yellow", "failed": "red"}
@@ -76,7 +76,7 @@ class Listed:
     @property
     def progress(self) -> str:
         """The state in words, of a run that has not finished with how far it is."""
-        if self.result or self.step is None:
+        if self.result or self.step is None or self.steps is None:
             return self.state
         return f"{self.state} {self.step:,}/{self.steps:,}"
 
@@ -112,7 +112,7 @@ def look(run: Path) -> Listed:
     if _held(run):
         state = "running"
     elif result:
-        state = "exported" if manifest.read(run / "export") is not None else "finished"
+        state = "exported" if run_folder.exported(run) else "finished"
     elif last and last[0].get("kind") == "failed":
         state = "failed"
     best = {key.removeprefix("valid."): value for key, value in result.items() if key.startswith("valid.")}
@@ -134,10 +134,9 @@ def _tree(run: Path) -> dict[str, Any]:
 
 def _result(run: Path) -> dict[str, Any]:
     try:
-        found = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return run_folder.finished(run) or {}
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _last_lines(run: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
-"""What lies in a run's folder: its recipe and its committed checkpoints."""
+"""What lies in a run's folder: its recipe, its committed checkpoints, its result and its export."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,24 @@ def check(run: Path) -> None:
     except OSError:  # a name that no file system takes
         beside = []
     raise BadInput(f"{run}: this folder holds no run (config.yaml is missing){nearest(str(run), beside)}")
+
+
+def finished(run: Path) -> dict[str, Any] | None:
+    """Return the result.json of a run that was trained to its end, or None."""
+    try:
+        found = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def exported(run: Path) -> bool:
+    """Return whether a finished run has an export that was made since its end."""
+    try:
+        made, ended = ((run / name).stat().st_mtime_ns for name in (f"export/{manifest.MANIFEST}", "result.json"))
+    except OSError:
+        return False
+    return made >= ended
 
 
 def checkpoint(run: Path, step: int) -> Path:
