@@ -17,7 +17,6 @@ demo: setup  ## Data, training on two workers, evaluation, export and a score, f
 	@$(BIN)/livetrain data ml-1m --protocol rechorus --out $(DATA)
 	@$(BIN)/livetrain train configs/recipes/din_ml1m.yaml name=$(RUN)
 	@$(BIN)/livetrain evaluate runs/$(RUN) --split test
-	@$(BIN)/livetrain export runs/$(RUN)
 	@echo "scores from the exported file, by examples/score.py:"
 	@$(BIN)/python examples/score.py runs/$(RUN)/export
 	@echo "the picture of this run: runs/$(RUN)/report.png"

@@ -4,14 +4,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from livetrain.configs.load import dump_recipe
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.prediction import Predictor, weights_of
 from livetrain.trainers.runtime import ranks
 from tests import samples
 from tests.emulated_cache import cache
 from tests.modules.features.test_bag import made
-from tests.trainers.train.test_loop import job, same, train
+from tests.trainers.train.test_loop import finished, job, same, train
 from tests.trainers.train.test_sharding import train_sharded
 
 CHANGES = {
@@ -42,9 +41,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    run = tmp_path_factory.mktemp("whole")
-    (run / "config.yaml").write_text(dump_recipe(samples.recipe(data, **CHANGES)))
-    return run, train(job(data, run, **CHANGES))
+    return finished(data, tmp_path_factory.mktemp("whole"), **CHANGES)
 
 
 def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, whole, tmp_path):

@@ -9,13 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from livetrain.configs.load import dump_recipe
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.prediction import Predictor, weights_of
 from livetrain.trainers.export.rows import golden_inputs, synthetic_rows
 from livetrain.trainers.train import fitting
 from tests import samples
-from tests.trainers.train.test_loop import job, same, train
+from tests.trainers.train.test_loop import finished, job, same, train
 
 WIDTH = 3
 VECTORS = {
@@ -52,9 +51,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    run = tmp_path_factory.mktemp("whole")
-    (run / "config.yaml").write_text(dump_recipe(samples.recipe(data, **CHANGES)))
-    return run, train(job(data, run, **CHANGES))
+    return finished(data, tmp_path_factory.mktemp("whole"), **CHANGES)
 
 
 def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, whole, tmp_path):
@@ -106,9 +103,7 @@ def test_it_is_exported_and_predicted(data, whole, tmp_path, quantize):
 def test_two_towers_share_what_is_learned_of_a_vector(data, tmp_path):
     task = {"click": {"label": "label", "kind": "retrieval"}}
     changes = {**VECTORS, "train__epochs": 1, "model": TOWERS, "tasks": task}
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.yaml").write_text(dump_recipe(samples.recipe(data, **changes)))
-    train(job(data, tmp_path / "run", **changes))
+    finished(data, tmp_path / "run", **changes)
     export(tmp_path / "run", out=tmp_path / "out")
     table = pq.read_table(data / "test")
     for side, other in (("user", "picture"), ("item", "pictures")):

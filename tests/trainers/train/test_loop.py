@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from livetrain.configs.errors import BadInput
+from livetrain.configs.load import dump_recipe
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import ranks, run_folder, runlog
@@ -67,6 +68,13 @@ def whole(data, tmp_path_factory) -> tuple[Path, dict]:
 
 def same(one: dict, other: dict) -> bool:
     return all(torch.equal(one[part][k], other[part][k]) for part in ("tables", "dense") for k in one[part])
+
+
+def finished(data: Path, run: Path, **changes) -> tuple[Path, dict]:
+    """Train to the end in a folder that is a run's, with its recipe; return it, and what `train` returns."""
+    made = job(data, run, **changes)
+    (run / "config.yaml").write_text(dump_recipe(made.recipe))
+    return run, train(made)
 
 
 def test_it_learns(whole):
