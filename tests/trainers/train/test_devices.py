@@ -50,14 +50,20 @@ def batch_of(recipe):
     ids = KeyedJaggedTensor(
         keys=list(keyed),
         values=zeros(sum(counts), dtype=torch.int64),
+        weights=zeros(sum(counts)) if any(f.weighted for f in keyed.values()) else None,
         lengths=zeros(len(keyed) * ROWS, dtype=torch.int64),
         stride=ROWS,
         length_per_key=counts,
     )
     labels, row = zeros(ROWS, len(recipe.tasks)), zeros(ROWS, dtype=torch.int64)
     weights = torch.ones_like(labels) if any(task.sample_weight for task in recipe.tasks.values()) else None
-    dense = zeros(ROWS, len(recipe.features) - len(keyed))
-    return Batch(ids, dense, labels, weights=zeros(ROWS), rows=row, groups=None, sample_weights=weights)
+    dense = zeros(ROWS, sum(f.numbers for f in recipe.features.values() if f.carrier == "numbers"))
+    carried = {name: recipe.beside(name)[1] for name, f in keyed.items() if f.carried}
+    of = dict(zip(keyed, counts, strict=True))
+    vectors = zeros(sum(of[name] * width for name, width in carried.items())) if carried else None
+    return Batch(
+        ids, dense, labels, weights=zeros(ROWS), rows=row, groups=None, sample_weights=weights, vectors=vectors
+    )
 
 
 def train(recipe, fake, combiner=None):
@@ -79,6 +85,14 @@ def train(recipe, fake, combiner=None):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_no_step_mixes_devices_or_waits(path, fake):
     train(load_recipe(str(path), ["data.path=nowhere", "gradients={kind: sum}"]), fake)
+
+
+def test_what_lies_beside_ids_mixes_no_devices_and_waits_for_none(fake):
+    """Vectors of events, and weights of a bag."""
+    changes = ["data.path=nowhere", "features.picture={type: vector, width: 4, normalise: true, projection: 2}"]
+    changes += ["features.video_id.vectors=pictures", "features.video_id.like=picture"]
+    changes += ["features.marks={type: bag, table: tag, column: like_tag, weights: scores}"]
+    train(load_recipe(str(RECIPES[0].with_name("din_kuairand.yaml")), changes), fake)
 
 
 KINDS = {path.stem.partition("_")[0]: path for path in RECIPES}  # one recipe for every kind of model
