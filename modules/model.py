@@ -21,6 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.modules.batch import Requests
 from livetrain.modules.features.bag import Found, Weigh, pools_where_rows_lie
 from livetrain.modules.features.carriers import Carried, Encode, Prepare, Select, has_transforms
 from livetrain.modules.features.dense import Normalise
@@ -86,11 +87,12 @@ class Dense(nn.Module):
         weights: torch.Tensor | None,
         keys: torch.Tensor | None = None,
         vectors: dict[str, torch.Tensor] | None = None,
+        requests: Requests | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the logits (B,) by task from jagged embeddings, (N_f, dim) and (B,) per feature, and dense (B, D).
 
         `keys` are the raw ids that the network asks for (see modules.network), `vectors` those that events carry,
-        (N_f, w) by feature, NaN = missing.
+        (N_f, w) by feature, NaN = missing. `requests`, where rows share features, are the one reason for lengths (R,).
         """
         dense = self.normalise(dense)
         if vectors is not None:
@@ -99,7 +101,13 @@ class Dense(nn.Module):
             if self.encode is not None:
                 dense, values = self.encode(dense, values, vectors)
             return self.network(values, lengths, dense, weights)
-        if self.parts > 1 and self.training and torch.is_grad_enabled():
+        in_parts = self.parts > 1 and self.training and torch.is_grad_enabled()
+        if requests is not None:
+            if self.network.shares and not in_parts:
+                lengths = jagged.of_requests(lengths, requests.of, requests.keys)
+            else:
+                values, lengths, vectors = _spread(values, lengths, vectors, requests)
+        if in_parts:
             return self.in_parts(values, lengths, dense, weights, keys, vectors)
         return self.answer(values, lengths, dense, weights, keys, vectors)
 
@@ -162,6 +170,23 @@ class Dense(nn.Module):
             for part in range(self.parts)
         ]
         return {task: torch.cat([answer[task] for answer in answers]) for task in answers[0]}
+
+
+def _spread(
+    values: dict[str, torch.Tensor],
+    lengths: dict[str, torch.Tensor],
+    vectors: dict[str, torch.Tensor] | None,
+    requests: Requests,
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
+    """Give each row of a batch what its request shares: the arguments of `Dense.answer` as those of flat data are."""
+    values, lengths, carried = {**values}, {**lengths}, {**(vectors or {})}
+    for name in requests.keys:
+        if lengths[name].size(0) != requests.size:  # a bag, which `Found` gives each row
+            continue
+        if name in carried:
+            carried[name] = requests.spread(name, carried[name], lengths[name])[0]
+        values[name], lengths[name] = requests.spread(name, values[name], lengths[name])
+    return values, lengths, None if vectors is None else carried
 
 
 class Model(nn.Module):
@@ -249,6 +274,7 @@ class Model(nn.Module):
         dense: torch.Tensor,
         weights: torch.Tensor | None = None,
         vectors: torch.Tensor | None = None,
+        requests: Requests | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the logits (B,) by task.
 
@@ -257,21 +283,22 @@ class Model(nn.Module):
             dense: (B, W) float32, NaN = missing; the columns of features whose carrier is numbers, as in `Batch`.
             weights: (B,), 0 marks padding rows; None when serving.
             vectors: `Batch.vectors`, where events carry some.
+            requests: `Batch.requests`, where rows share features.
         """
         values: dict[str, torch.Tensor] = {}
         lengths: dict[str, torch.Tensor] = {}
         if len(self.tables):
-            rows = self.hash(ids) if self.select is None else self.hash(ids, dense)
+            rows = self.hash(ids) if self.select is None else self.hash(ids, dense, requests)
             weighed = self.weigh(ids, rows) if self.found.pooled else rows
             found = [
                 collection(weighed if name in self.found.pooled else rows) for name, collection in self.tables.items()
             ]
-            values, lengths = self.found(found, ids, rows)
+            values, lengths = self.found(found, ids, rows, requests)
         if self.select is not None:
             dense = self.select(dense)
         keys = None if self.key is None or weights is None else ids[self.key].values()
         carried = None if self.carried is None else self.carried(ids, vectors)
-        return self.dense(values, lengths, dense, weights, keys, carried)
+        return self.dense(values, lengths, dense, weights, keys, carried, requests)
 
 
 def _check(recipe: Recipe, net: Network) -> None:
