@@ -21,7 +21,7 @@ class Requests(Pipelineable):
 
     of: torch.Tensor  # (B,) int64, the request of each row; rows of one follow one another
     size: int  # R < B, requests; the last one has no features, and padding rows are its
-    keys: Mapping[str, int]  # shared feature -> how many ids it would have if each row had its own
+    keys: dict[str, int]  # shared feature -> how many ids it would have if each row had its own
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "Requests":
         return replace(self, of=change(self.of))
@@ -35,9 +35,7 @@ class Requests(Pipelineable):
     def record_stream(self, stream: torch.Stream) -> None:
         self.of.record_stream(stream)
 
-    def spread(
-        self, name: str, values: torch.Tensor, lengths: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def spread(self, name: str, values: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Give each row its request's list: (N, ...) values and (R,) lengths -> (M, ...) and (B,)."""
         place, own = jagged.repeated(lengths, self.of, self.keys[name])
         return values.index_select(0, place), own
@@ -85,9 +83,9 @@ class Batch(Pipelineable):
         part = self.ids[name]
         if self.requests is None or name not in self.requests.keys:
             return part
-        values, lengths = self.requests.spread(name, part.values(), part.lengths()[: self.requests.size])
-        beside = part.weights_or_none()
-        weights = beside if beside is None else self.requests.spread(name, beside, part.lengths()[: self.requests.size])[0]
+        beside, own = part.weights_or_none(), part.lengths()[: self.requests.size]
+        values, lengths = self.requests.spread(name, part.values(), own)
+        weights = None if beside is None else self.requests.spread(name, beside, own)[0]
         return JaggedTensor(values, lengths=lengths, weights=weights)
 
     def flat(self, widths: Mapping[str, int]) -> "Batch":
@@ -113,7 +111,8 @@ class Batch(Pipelineable):
         if vectors is not None:
             counts = dict(zip(self.ids.keys(), self.ids.length_per_key(), strict=True))
             parts = vectors.split([counts[name] * width for name, width in widths.items()])
-            vectors = torch.cat([self._spread(n, p.view(-1, w)).flatten() for (n, w), p in zip(widths.items(), parts, strict=True)])
+            each = zip(widths.items(), parts, strict=True)
+            vectors = torch.cat([self._spread(name, part.view(-1, width)).flatten() for (name, width), part in each])
         return replace(self, ids=ids, vectors=vectors, requests=None)
 
     def _spread(self, name: str, beside: torch.Tensor) -> torch.Tensor:

@@ -87,12 +87,11 @@ class Dense(nn.Module):
         weights: torch.Tensor | None,
         keys: torch.Tensor | None = None,
         vectors: dict[str, torch.Tensor] | None = None,
-        requests: Requests | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the logits (B,) by task from jagged embeddings, (N_f, dim) and (B,) per feature, and dense (B, D).
 
         `keys` are the raw ids that the network asks for (see modules.network), `vectors` those that events carry,
-        (N_f, w) by feature, NaN = missing. `requests`, where rows share features, are the one reason for lengths (R,).
+        (N_f, w) by feature, NaN = missing. Features that rows share are as `Found` says.
         """
         dense = self.normalise(dense)
         if vectors is not None:
@@ -102,11 +101,8 @@ class Dense(nn.Module):
                 dense, values = self.encode(dense, values, vectors)
             return self.network(values, lengths, dense, weights)
         in_parts = self.parts > 1 and self.training and torch.is_grad_enabled()
-        if requests is not None:
-            if self.network.shares and not in_parts:
-                lengths = jagged.of_requests(lengths, requests.of, requests.keys)
-            else:
-                values, lengths, vectors = _spread(values, lengths, vectors, requests)
+        if in_parts or not self.network.shares:
+            values, lengths, vectors = jagged.each_its_own(values, lengths, vectors)
         if in_parts:
             return self.in_parts(values, lengths, dense, weights, keys, vectors)
         return self.answer(values, lengths, dense, weights, keys, vectors)
@@ -170,23 +166,6 @@ class Dense(nn.Module):
             for part in range(self.parts)
         ]
         return {task: torch.cat([answer[task] for answer in answers]) for task in answers[0]}
-
-
-def _spread(
-    values: dict[str, torch.Tensor],
-    lengths: dict[str, torch.Tensor],
-    vectors: dict[str, torch.Tensor] | None,
-    requests: Requests,
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor] | None]:
-    """Give each row of a batch what its request shares: the arguments of `Dense.answer` as those of flat data are."""
-    values, lengths, carried = {**values}, {**lengths}, {**(vectors or {})}
-    for name in requests.keys:
-        if lengths[name].size(0) != requests.size:  # a bag, which `Found` gives each row
-            continue
-        if name in carried:
-            carried[name] = requests.spread(name, carried[name], lengths[name])[0]
-        values[name], lengths[name] = requests.spread(name, values[name], lengths[name])
-    return values, lengths, None if vectors is None else carried
 
 
 class Model(nn.Module):
@@ -298,7 +277,7 @@ class Model(nn.Module):
             dense = self.select(dense)
         keys = None if self.key is None or weights is None else ids[self.key].values()
         carried = None if self.carried is None else self.carried(ids, vectors)
-        return self.dense(values, lengths, dense, weights, keys, carried, requests)
+        return self.dense(values, lengths, dense, weights, keys, carried)
 
 
 def _check(recipe: Recipe, net: Network) -> None:

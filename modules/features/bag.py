@@ -152,26 +152,29 @@ class Found(nn.Module):
             requests: the batch's.
 
         Returns:
-            Embeddings (N, dim) and lengths (B,) by feature, N their sum; lengths (R,) of one that rows share. A bag has
-            one embedding in every row, zeros where it has no ids, and is pooled once per request; any other feature has
-            its ids' own.
+            Embeddings (N, dim) and lengths (B,) by feature, N their sum. A bag has one embedding in every row, zeros
+            where it has no ids; any other feature has its ids' own. Of a feature that rows share there are lengths
+            (R,), with what `jagged.of_requests` adds; of a bag that they share each row has the request's.
         """
         values: dict[str, Tensor] = {}
         lengths: dict[str, Tensor] = {}
+        shared: dict[str, int] = {}
         for (name, features), answer in zip(self.collections.items(), found, strict=True):
             each = answer.to_dict() if name in self.pooled else answer
             for feature in features:
-                shared = requests is not None and feature in requests.keys
-                size = requests.size if shared else rows.stride()  # beyond its requests a shared feature has no ids
+                of = requests if requests is not None and feature in requests.keys else None
+                size = rows.stride() if of is None else of.size  # beyond its requests a shared feature has no ids
                 if name in self.pooled:
                     found_here, counts = self._of_pooled(feature, each[feature][:size], rows)
                 else:
                     part = each[feature]
                     found_here, counts = self._of_ids(feature, part.values(), part.lengths()[:size], ids)
-                if shared and self.poolings[feature]:
-                    found_here, counts = found_here.index_select(0, requests.of), counts.index_select(0, requests.of)
+                if of is not None and self.poolings[feature]:
+                    found_here, counts = found_here.index_select(0, of.of), counts.index_select(0, of.of)
+                elif of is not None:
+                    shared[feature] = of.keys[feature]
                 values[feature], lengths[feature] = found_here, counts
-        return values, lengths
+        return values, lengths if requests is None else jagged.of_requests(lengths, requests.of, shared)
 
     def _of_pooled(self, feature: str, found: Tensor, rows: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
         place, size = rows.keys().index(feature), found.size(0)

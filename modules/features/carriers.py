@@ -51,9 +51,7 @@ class Prepare(nn.Module):
         self.transforms = nn.ModuleDict({keyed(name): transforms[name] for name in self.changed})
         self.crosses = {name: feature.parts for name, feature in features.items() if feature.parts}
 
-    def forward(
-        self, ids: KeyedJaggedTensor, numbers: Tensor, requests: Requests | None = None
-    ) -> KeyedJaggedTensor:
+    def forward(self, ids: KeyedJaggedTensor, numbers: Tensor, requests: Requests | None = None) -> KeyedJaggedTensor:
         """Prepare one batch.
 
         Args:
@@ -97,9 +95,7 @@ class Prepare(nn.Module):
         )
         return self.hashing(joined)
 
-    def _by_row(
-        self, name: str, values: Tensor, lengths: Tensor, requests: Requests | None
-    ) -> tuple[Tensor, Tensor]:
+    def _by_row(self, name: str, values: Tensor, lengths: Tensor, requests: Requests | None) -> tuple[Tensor, Tensor]:
         """Return a feature's ids and lengths (B,) by row, where it may be shared."""
         if requests is None or name not in requests.keys:
             return values, lengths

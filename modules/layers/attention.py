@@ -160,5 +160,4 @@ class ActivationUnit(nn.Module):
         of_query, _, of_difference, of_product, _ = self.first.weight.split(self.blocks, 1)
         of_rows = F.linear(query, of_query + of_difference, self.first.bias)  # (B, H)
         hidden = jagged.spread(widen(of_rows), segment)  # (N, H); its gradient sums a whole history, in float32
-        hidden = torch.addmm(hidden + of_events, jagged.spread(query, segment) * events, of_product.t())
-        return hidden
+        return torch.addmm(hidden + of_events, jagged.spread(query, segment) * events, of_product.t())

@@ -100,7 +100,23 @@ class Relevance(torch.autograd.Function):
         turned = [_pad(block, room, 0).t().contiguous() for block in (event, product)]  # (H, room)
         d_e, d_q, d_base = torch.zeros_like(e), torch.zeros_like(q), q.new_zeros(rows, width)
         d_event, d_product = torch.zeros_like(event), torch.zeros_like(product)
-        arguments = (offsets, begins, e, q, product, *turned, d_out, out, correct, valid, d_e, d_base, d_q, d_event, d_product)
+        arguments = (
+            offsets,
+            begins,
+            e,
+            q,
+            product,
+            *turned,
+            d_out,
+            out,
+            correct,
+            valid,
+            d_e,
+            d_base,
+            d_q,
+            d_event,
+            d_product,
+        )
         ctx.library.call("first_backward", rows, d, room, width, *arguments)
         return None, None, None, d_e, d_q, d_base, d_event, d_product, *rest
 

@@ -6,6 +6,7 @@ Nothing here waits for a GPU: sizes come from shapes, never from values.
 import torch
 from torch import Tensor
 
+
 def of_requests(lengths: dict[str, Tensor], request: Tensor, totals: dict[str, int]) -> dict[str, Tensor]:
     """Add to a network's `lengths` what rows share features by: `request_of` and `events_of` read it.
 
@@ -22,7 +23,7 @@ def of_requests(lengths: dict[str, Tensor], request: Tensor, totals: dict[str, i
 
 def request_of(lengths: dict[str, Tensor]) -> Tensor | None:
     """Return the request of each row, (B,) int64; None where rows share no features, or all rows share them."""
-    return lengths["(request)"] if "(request)" in lengths else None
+    return lengths.get("(request)")
 
 
 def events_of(lengths: dict[str, Tensor], name: str) -> int:
@@ -66,6 +67,34 @@ def repeated(lengths: Tensor, request: Tensor, total: int) -> tuple[Tensor, Tens
     begins = (lengths.cumsum(0) - lengths).index_select(0, request) - (own.cumsum(0) - own)
     segment = segments(own, total)
     return begins.index_select(0, segment) + torch.arange(total, device=lengths.device), own
+
+
+def each_its_own(
+    values: dict[str, Tensor], lengths: dict[str, Tensor], vectors: dict[str, Tensor] | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor] | None]:
+    """Give each row its own of all that rows share, for a network that knows no requests.
+
+    Args:
+        values: feature -> (N, dim).
+        lengths: a network's.
+        vectors: feature -> (N, w), of some.
+
+    Returns:
+        The same for B rows without requests.
+    """
+    request = request_of(lengths)
+    if request is None:
+        return values, lengths, vectors
+    own = {name: length for name, length in lengths.items() if not name.startswith("(")}
+    carried = vectors
+    for name in values:
+        if "(events of) " + name not in lengths:
+            continue
+        place, own[name] = repeated(lengths[name], request, events_of(lengths, name))
+        values = {**values, name: values[name].index_select(0, place)}
+        if carried is not None and name in carried:
+            carried = {**carried, name: carried[name].index_select(0, place)}
+    return values, own, carried
 
 
 def rows(values: Tensor, lengths: Tensor) -> Tensor:

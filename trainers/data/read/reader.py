@@ -19,6 +19,7 @@ from livetrain.trainers.data.read.negatives import Negatives
 from livetrain.trainers.data.read.order import Order, Window
 from livetrain.trainers.data.read.prefetch import Loaders, run_ahead
 from livetrain.trainers.data.read.records import Block, Columns, Slice
+from livetrain.trainers.data.read.requests import RequestDecoder
 from livetrain.trainers.data.read.source import CorruptGroup, Source
 
 log = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class Reader:
     Global batch t holds rows [t b, (t + 1) b) of every shard's stream, b = batch_size / shards (read/order.py says
     which rows these are); this rank's part holds its own shards' rows, shard by shard. Every rank has the same
     number of steps and of rows per step, padding included, and batch t is the same whether or not its predecessors were
-    read.
+    read. With data.layout: request all this counts requests, and a batch has a row per candidate of these.
 
     Memory: a shard holds the window that it reads and the next one, or as many as `prefetch` batches span. A window has
     at least `shuffle_window` rows, and whole row groups as far as they lie in the shard's interval. With R the larger
@@ -74,7 +75,10 @@ class Reader:
     ) -> None:
         self._source = source
         self._data = recipe.data
-        self._decoder = Decoder(recipe, groups, slices)
+        if source.candidates is None:
+            self._decoder = Decoder(recipe, groups, slices)
+        else:
+            self._decoder = RequestDecoder(recipe, groups, slices, source.candidates, padded=world > 1)
         drawn = shuffle and bool(source.drawn)
         self._negatives = Negatives(recipe, source) if drawn else None
         sizes = [group.rows for group in source.groups]
@@ -160,7 +164,7 @@ class Reader:
         """Read and decode one row group; rows that hold nothing for an unreadable one that the recipe says to skip."""
         group = self._source.groups[number]
         try:
-            table = self._source.read(group, self.columns)
+            table = self._source.stored(group, self.columns)
             if self._negatives is not None:
                 table = self._negatives.expand(table, int(self._stored[number]), epoch, self._decoder.columns)
             return self._decoder.decode(table, int(self._first_rows[number]), self._source.place(group))

@@ -18,12 +18,15 @@ from livetrain.trainers.data.read.columns import (
     IdKind,
     check_columns,
     common,
+    flat_schema,
     id_kinds,
+    of_candidates,
     settled,
     wanted_columns,
     worded,
 )
 from livetrain.trainers.data.read.files import read_footer, short, shown, split_files
+from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.data.read.slices import Slices
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,8 @@ class Source:
     groups: list[RowGroup]
     schema: pa.Schema  # of the columns that the recipe names, and of no others; files may store them otherwise
     drawn: list[int] = field(default_factory=list)  # rows that negatives add to each row group (read/negatives.py)
+    candidates: Candidates | None = None  # where a stored row is a request, whose candidates are the rows of `schema`
+    _stored: pa.Schema = field(default_factory=lambda: pa.schema([]), repr=False)  # `schema` as requests are stored
     _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
     _leaves: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)  # by file and column, as `_leaf`
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
@@ -74,24 +79,31 @@ class Source:
         """
         filesystem, folder, paths = split_files(recipe, split)
         source = cls(folder, filesystem, [], pa.schema([]))
-        source._read_footers(paths, wanted_columns(recipe))
+        source._read_footers(paths, wanted_columns(recipe), recipe.data.candidates)
         if not source.rows:
             raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
         Slices(recipe.evaluate.slices).check(source.schema, source.folder)
         return source
 
-    def _read_footers(self, paths: list[str], wanted: list[tuple[str, str, str]]) -> None:
-        """Check the files' columns, and keep the row groups that hold rows."""
+    def _read_footers(
+        self, paths: list[str], wanted: list[tuple[str, str, str]], candidates: int | None = None
+    ) -> None:
+        """Check the files' columns, and keep the row groups that hold rows: requests of so many candidates at most."""
         with ThreadPoolExecutor(min(_FOOTER_THREADS, len(paths))) as pool:
             opened = list(pool.map(partial(read_footer, self.filesystem), paths))
         found: dict[str, tuple[str, pa.DataType]] = {}
+        requests = candidates is not None
         for path, (footer, schema) in zip(paths, opened, strict=True):
-            for column, kind in check_columns(self.shown(path), schema, wanted).items():
+            for column, kind in check_columns(self.shown(path), schema, wanted, requests).items():
                 found[column] = self._joined(column, path, kind, *found.get(column, (path, kind)))
             self._footers[path] = footer
             groups = [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
             self.groups += [group for group in groups if group.rows]
-        self.schema = settled({column: kind for column, (_, kind) in found.items()}, wanted)
+        self._stored = settled({column: kind for column, (_, kind) in found.items()}, wanted)
+        self.schema = self._stored
+        if candidates is not None:
+            self.candidates = Candidates(of_candidates(self._stored, wanted), candidates)
+            self.schema = flat_schema(self._stored, self.candidates.names)
 
     def _joined(
         self, column: str, path: str, kind: pa.DataType, first: str, before: pa.DataType
@@ -111,7 +123,7 @@ class Source:
 
     @property
     def rows(self) -> int:
-        """Rows of the split."""
+        """Rows of the split, as stored: requests where these have `candidates`."""
         return sum(group.rows for group in self.groups)
 
     @property
@@ -181,7 +193,8 @@ class Source:
 
     def _nulls(self, group: RowGroup, column: str) -> int:
         found = self.statistics(group, column)
-        if found is not None and found.has_null_count:
+        listed = self.candidates is not None and column in self.candidates.names  # whose footers count empty lists
+        if found is not None and found.has_null_count and not listed:
             return found.null_count
         try:
             return self.read(group, [column]).column(0).null_count
@@ -189,7 +202,19 @@ class Source:
             return 0
 
     def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
-        """Read some columns of a row group, in the calling thread.
+        """Read some columns of a row group, in the calling thread: as `stored`, but with a row per candidate.
+
+        Raises:
+            CorruptGroup: as `stored`.
+            BadInput: likewise; or a request's lists are not one value per candidate.
+        """
+        if self.candidates is None:
+            return self.stored(group, columns)
+        some = columns if self.candidates.names.intersection(columns) else [*columns, min(self.candidates.names)]
+        return self.candidates.flattened(self.stored(group, some), self.place(group)).select(columns)
+
+    def stored(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        """Read some columns of a row group as they are stored, in the calling thread.
 
         A failed read is tried a second time, so a lost connection is not taken for a broken file.
 
@@ -223,7 +248,7 @@ class Source:
         while len(files) >= _OPEN_FILES:
             del files[next(iter(files))]
         files[group.path] = file  # a file that could not be read is not kept: its second try opens it again
-        fields = pa.schema([self.schema.field(name) for name in columns])
+        fields = pa.schema([self._stored.field(name) for name in columns])
         return pa.Table.from_arrays([_as(table.column(field.name), field.type) for field in fields], schema=fields)
 
     def _opened(self, path: str) -> pq.ParquetFile:

@@ -71,14 +71,15 @@ def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None 
     """
     measure, tasks = Measure(recipe), recipe.tasks
     numbers, labels, rows = measure.nothing, _Labels.of([np.zeros(0)] * len(tasks), 0), 0
-    firsts = np.cumsum([0] + [group.rows for group in source.groups]).tolist()
+    each = 1 if source.candidates is None else source.candidates.most
+    firsts = (np.cumsum([0] + [group.rows for group in source.groups]) * each).tolist()
     with ThreadPoolExecutor(pa.cpu_count()) as pool:
         groups = zip(source.groups, firsts, strict=False)
         jobs = [pool.submit(_scan_group, source, group, first, measure, tasks) for group, first in groups]
         for group, job in zip(source.groups, jobs, strict=True):
             found = _result(job, pool, recipe.data.on_corrupt == "skip")
             if found is not None:
-                numbers, labels, rows = numbers.merge(found[0]), labels.merge(found[1]), rows + group.rows
+                numbers, labels, rows = numbers.merge(found[0]), labels.merge(found[1]), rows + found[2]
             if progress is not None:
                 progress(group.rows)
     if not rows:
@@ -119,7 +120,7 @@ class _Labels:
         return _Labels(self.total + other.total, self.known + other.known, *ends)
 
 
-def _result(job: Future, pool: ThreadPoolExecutor, skip: bool) -> tuple[Measured, _Labels] | None:
+def _result(job: Future, pool: ThreadPoolExecutor, skip: bool) -> tuple[Measured, _Labels, int] | None:
     """Return one row group's figures, or None for a corrupt one that may be skipped."""
     try:
         return job.result()
@@ -133,8 +134,8 @@ def _result(job: Future, pool: ThreadPoolExecutor, skip: bool) -> tuple[Measured
 
 def _scan_group(
     source: Source, group: RowGroup, first: int, measure: Measure, tasks: dict[str, Task]
-) -> tuple[Measured, _Labels]:
-    """Return what is measured of one row group, whose first row is so many in the split, and its known labels."""
+) -> tuple[Measured, _Labels, int]:
+    """Return what is measured of one row group, whose first row is so many in the split, its known labels, its rows."""
     columns = {task.label for task in tasks.values()}
     constant = {column: value for column in columns if (value := _constant(source, group, column)) is not None}
     weights = [task.sample_weight for task in tasks.values() if task.sample_weight]
@@ -145,7 +146,8 @@ def _scan_group(
         labels.append(_labels(source, group, name, task, values))
         if task.sample_weight:
             _check_weights(source, group, name, task.sample_weight, table.column(task.sample_weight))
-    return measure.of(table, first, source.place(group)), _Labels.of(labels, times)
+    rows = group.rows if source.candidates is None else len(table)
+    return measure.of(table, first, source.place(group)), _Labels.of(labels, times), rows
 
 
 def _constant(source: Source, group: RowGroup, column: str) -> int | None:
@@ -153,6 +155,8 @@ def _constant(source: Source, group: RowGroup, column: str) -> int | None:
 
     A float column's footer proves nothing: its minimum and maximum leave out NaN.
     """
+    if source.candidates is not None:  # the footer does not say how many of them have it
+        return None
     found = source.statistics(group, column)
     if found is None or not found.has_min_max or not found.has_null_count or found.null_count:
         return None
