@@ -71,7 +71,7 @@ def needs(recipe: Recipe, model: Model, saves: bool = True) -> list[Part]:
     size = workers * numbers * (4 + copies * (4 + mean + dense_optimizer(recipe).state_bytes))
     what = f"the model's {numbers:,} parameters{copied}"
     parts.append(Part("model", size, what, "lower the sizes of its layers"))
-    size = recipe.data.batch_size * _row(recipe, model)
+    size = recipe.data.batch_size * (recipe.data.candidates or 1) * _row(recipe, model)
     parts.append(Part("data.batch_size", size, "a step's rows", "lower it, or data.prefetch"))
     return parts
 
