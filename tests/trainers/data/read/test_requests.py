@@ -190,7 +190,11 @@ def test_statistics_are_those_of_rows(tmp_path):
     ("column", "change", "sentence"),
     [
         ("label", lambda lists: [1] * len(lists), "must be a list with one value per candidate"),
-        ("movie", lambda lists: [[*lists[0], 1], *lists[1:]], "row 0: column '.*' has . values and '.*' has .; every list"),
+        (
+            "movie",
+            lambda lists: [[*lists[0], 1], *lists[1:]],
+            "row 0: column '.*' has . values and '.*' has .; every list",
+        ),
         ("label", lambda lists: [[0] * 9, *lists[1:]], "row 0: "),
     ],
 )
