@@ -14,7 +14,7 @@ from livetrain.modules.serving.proof import prove
 from livetrain.trainers.data.checks import brief, pretrained
 from livetrain.trainers.data.read import negatives
 from livetrain.trainers.data.read.catalogue import CATALOGUE, Catalogue
-from livetrain.trainers.data.read.measure import Measure
+from livetrain.trainers.data.read.measure import measures
 from livetrain.trainers.data.read.source import CorruptGroup, Source
 from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.evaluate.selection import check_select, parts, stand_in, undefined
@@ -90,10 +90,13 @@ def _catalogue(recipe: Recipe, train: Source) -> dict[str, Source]:
         return {}
     catalogue = Catalogue.of(recipe, towers.names["item"])
     brief.check_alike(recipe, {"train": train, CATALOGUE: catalogue})
-    measure = Measure(recipe, towers.names["item"])
+    measured = list(measures(recipe, towers.names["item"]).values())
+    columns = list(dict.fromkeys(column for measure in measured for column in measure.columns))
     for group in catalogue.groups:
         try:
-            measure.of(catalogue.read(group, measure.columns), 0, catalogue.place(group))
+            rows = catalogue.read(group, columns)
+            for measure in measured:
+                measure.of(rows, 0, catalogue.place(group))
         except CorruptGroup:
             if recipe.data.on_corrupt == "stop":
                 raise

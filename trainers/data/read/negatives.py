@@ -333,7 +333,7 @@ def count(source: Source, recipe: Recipe, progress: Callable[[str], None]) -> No
             f"drawn among the {len(negatives):,} of {section.catalogue}; add items, or ask for less in within, on_air "
             "and seen"
         )
-    source.drawn = [section.per_positive * number for _, number in found]
+    source.drawn = section.per_positive * np.array([number for _, number in found])
     without = f"; {positives - chosen:,} have no item that may be drawn" if chosen < positives else ""
     _check_share(recipe, len(negatives), positives == source.rows)
     progress(
