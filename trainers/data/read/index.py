@@ -82,8 +82,8 @@ class Figures:
         alike = len({isinstance(low, str) for low in lows}) < 2
         told = self.told and other.told and alike
         nulls = None if self.nulls is None or other.nulls is None else self.nulls + other.nulls
-        ends = (min(lows), max(highs)) if told and lows else (None, None)
-        return Figures(self.groups + other.groups, told, *ends, nulls, self.null and other.null)
+        low, high = (min(lows), max(highs)) if told and lows else (None, None)
+        return Figures(self.groups + other.groups, told, low, high, nulls, self.null and other.null)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Index:
     def join(cls, parts: Sequence["Index"]) -> "Index":
         """Return the index of all parts' files, one part after the other."""
         schemas: dict[bytes, int] = {}
-        kinds, figures = [], {}
+        kinds, figures = list[np.ndarray](), dict[str, Figures]()
         for part in parts:
             places = [schemas.setdefault(_packed(schema), len(schemas)) for schema in part.schemas]
             kinds.append(np.array(places, np.int32)[part.kinds])
@@ -167,8 +167,8 @@ def _figures(found: pq.Statistics | None, null: bool) -> Figures:
         return Figures(1, found.num_values == 0, None, None, nulls, null)
     if found.physical_type not in ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"):
         return Figures(1, False, None, None, nulls, null)
-    ends = [_end(end) for end in (found.min, found.max)]
-    return Figures(1, None not in ends, *ends, nulls, null)
+    low, high = _end(found.min), _end(found.max)
+    return Figures(1, low is not None, low, high, nulls, null)
 
 
 def _end(value: Any) -> int | float | str | None:

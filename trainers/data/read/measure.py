@@ -123,7 +123,7 @@ class Measure:
         self._name, self._feature = name, recipe.features[name]
         self._beside = recipe.beside(name)
         self._numbers = self._feature.carrier == "numbers"
-        self._transform = transforms({name: self._feature})[name] if self._numbers else None
+        self._transform = transforms({name: self._feature})[name]
         self.columns = recipe.reads(name) if self._numbers or self._beside is not None else ()
         self.dense = self._numbers and self._feature.form == "dense"
         self._measured = self._transform.measured if self.dense else 0
@@ -136,7 +136,7 @@ class Measure:
             "feature": self._feature.model_dump(mode="json"),
             "columns": self.columns,
             "beside": self._beside,
-            "code": written(type(self._transform or self)),
+            "code": written(type(self._transform)),
         }
 
     @property

@@ -58,7 +58,7 @@ class Sidecar:
         """
         places = [(filesystem, f"{folder.path}/{NAME}")]
         if spare is not None:
-            where = xxhash.xxh64_hexdigest(shown(filesystem, folder.path))
+            where = xxhash.xxh64_hexdigest(shown(filesystem, folder.path).encode())
             places.append((fs.LocalFileSystem(), str(spare / where)))
         return cls(tuple(places), _key(folder))
 
@@ -91,7 +91,7 @@ def _key(folder: Folder) -> str | None:
     for info in folder.files:
         if info.size is None or info.mtime_ns is None:
             return None
-        if info.mtime_ns % _COARSE == 0 and abs(now - info.mtime) < _NEW_S:
+        if info.mtime_ns % _COARSE == 0 and abs(now - info.mtime_ns / 1e9) < _NEW_S:
             return None
         known.append([info.path.removeprefix(folder.path), info.size, info.mtime_ns])
     return xxhash.xxh128_hexdigest(json.dumps(known).encode())
@@ -100,7 +100,8 @@ def _key(folder: Folder) -> str | None:
 def _packed(key: str | None, told: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
     text = json.dumps({"format": _FORMAT, "key": key, "told": told}).encode()
     out = io.BytesIO()
-    np.savez_compressed(out, told=np.frombuffer(text, np.uint8), **{f"a_{name}": part for name, part in arrays.items()})
+    parts: dict[str, Any] = {f"a_{name}": part for name, part in arrays.items()}
+    np.savez_compressed(out, told=np.frombuffer(text, np.uint8), **parts)
     return out.getvalue()
 
 

@@ -4,7 +4,6 @@ import logging
 import threading
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -27,7 +26,7 @@ from livetrain.trainers.data.read.files import short, shown, split_folders
 from livetrain.trainers.data.read.index import Figures, Groups, Index, RowGroup, leaf_places, look, restored, stored
 from livetrain.trainers.data.read.sidecar import Sidecar
 from livetrain.trainers.data.read.slices import Slices
-from livetrain.trainers.data.read.spread import Spread, in_threads
+from livetrain.trainers.data.read.spread import HERE, Looking
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ class Source:
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     @classmethod
-    def open(cls, recipe: Recipe, split: str, spare: Path | None = None, spread: Spread | None = None) -> "Source":
+    def open(cls, recipe: Recipe, split: str, looking: Looking = HERE) -> "Source":
         """Open a split of `data.path`, in a local folder or at any address that pyarrow knows.
 
         The address chooses the filesystem: file://, s3://, gs://, hdfs://, abfs://, and fsspec+NAME:// for whatever an
@@ -76,17 +75,16 @@ class Source:
         Args:
             recipe: the run.
             split: train, valid or test.
-            spare: a local folder that keeps what is learned of partitions that cannot be written to.
-            spread: what looks at files of which nothing is kept, by default threads.
+            looking: how files are looked at of which nothing is kept.
 
         Raises:
             BadInput: whatever footers can show: no folder, no files, no rows, a file that is not whole, a missing
                 column, a column of the wrong type, files that differ, a slice whose condition cannot be asked.
         """
         filesystem, name, folders = split_folders(recipe, split)
-        sidecars = [Sidecar.of(filesystem, folder, spare) for folder in folders]
+        sidecars = [Sidecar.of(filesystem, folder, looking.spare) for folder in folders]
         parts = [
-            indexed(filesystem, [info.path for info in folder.files], sidecar, spread)
+            indexed(filesystem, [info.path for info in folder.files], sidecar, looking)
             for folder, sidecar in zip(folders, sidecars, strict=True)
         ]
         source = cls._of(name, filesystem, Index.join(parts), wanted_columns(recipe))
@@ -112,6 +110,10 @@ class Source:
     def rows(self) -> int:
         """Rows of the split."""
         return int(self.groups.rows.sum())
+
+    def stored(self, partition: Partition) -> int:
+        """Return how many rows a partition has."""
+        return int(self.groups.rows[partition.start : partition.stop].sum())
 
     @property
     def columns(self) -> list[str]:
@@ -247,16 +249,16 @@ class Source:
         self.__dict__.update(state, _open=threading.local())
 
 
-def indexed(filesystem: fs.FileSystem, paths: list[str], sidecar: Sidecar, spread: Spread | None = None) -> Index:
+def indexed(filesystem: fs.FileSystem, paths: list[str], sidecar: Sidecar, looking: Looking) -> Index:
     """Return the index of a partition, from its sidecar or, where that has none, from the footers; it has one then."""
     if (kept := sidecar.read(_INDEX)) is not None:
         return restored(*kept, paths)
-    index = looked(filesystem, paths, spread)
+    index = looked(filesystem, paths, looking)
     sidecar.write(_INDEX, *stored(index))
     return index
 
 
-def looked(filesystem: fs.FileSystem, paths: list[str], spread: Spread | None = None) -> Index:
+def looked(filesystem: fs.FileSystem, paths: list[str], looking: Looking = HERE) -> Index:
     """Return the index of files from their footers.
 
     Raises:
@@ -264,8 +266,12 @@ def looked(filesystem: fs.FileSystem, paths: list[str], spread: Spread | None = 
     """
     size = min(_FOOTERS, -(-len(paths) // _FOOTER_THREADS))
     stretches = (paths[start : start + size] for start in range(0, len(paths), size))
-    spread = spread or partial(in_threads, threads=_FOOTER_THREADS)
-    return Index.join(list(spread(partial(look, filesystem), stretches)))
+    found, done = [], 0
+    for part in looking.spread(partial(look, filesystem), stretches, threads=_FOOTER_THREADS):
+        found.append(part)
+        done += len(part.paths)
+        looking.tell("files", done, len(paths))
+    return Index.join(found)
 
 
 def _joined(

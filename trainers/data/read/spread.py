@@ -1,8 +1,10 @@
-"""Work of many parts, done ahead of its use, a bounded number of parts at a time, by threads or otherwise."""
+"""How data are looked at: work of many parts, a bounded number of them at a time, by threads or otherwise."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import pyarrow as pa
@@ -12,18 +14,21 @@ R = TypeVar("R")
 
 
 class Spread(Protocol):
-    """Does some work on every part, and yields what comes of it in the parts' order."""
-
-    def __call__(self, work: Callable[[P], R], parts: Iterable[P]) -> Iterator[R]: ...
-
-
-def in_threads(work: Callable[[P], R], parts: Iterable[P], threads: int | None = None) -> Iterator[R]:
-    """Yield work(part) of every part in their order, with at most twice as many parts begun as there are threads.
+    """Does some work on every part, and yields what comes of it in the parts' order.
 
     Args:
-        work: may raise; its error is raised here in its part's turn, and no other part is begun then.
-        parts: taken one by one as threads are free.
-        threads: by default one per processor.
+        work: of one part; what it raises is raised here in its part's turn, and no other part is begun then.
+        parts: taken one by one, as there is room.
+        threads: how many of this process would do, by default one per processor.
+    """
+
+    def __call__(
+        self, work: Callable[[P], R], parts: Iterable[P], threads: int | None = None
+    ) -> Generator[R, None, None]: ...
+
+
+def in_threads(work: Callable[[P], R], parts: Iterable[P], threads: int | None = None) -> Generator[R, None, None]:
+    """Do what `Spread` says in threads of this process, with at most twice as many parts begun as there are threads.
 
     Example:
         >>> list(in_threads(lambda part: part**2, range(5), threads=2))
@@ -41,3 +46,34 @@ def in_threads(work: Callable[[P], R], parts: Iterable[P], threads: int | None =
                 yield begun.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+Tell = Callable[[str, str, int, int], None]  # (of what is looked at, "rows" or "files", how many so far, of how many)
+
+
+@dataclass(frozen=True)
+class Looking:
+    """How data are looked at of which nothing is kept.
+
+    Args:
+        spare: a local folder that keeps what is learned of partitions that cannot be written to.
+        spread: does the work.
+        told: how far it is.
+        name: of what is looked at.
+    """
+
+    spare: Path | None = None
+    spread: Spread = in_threads
+    told: Tell = lambda name, unit, done, of: None
+    name: str = ""
+
+    def at(self, name: str) -> "Looking":
+        """Return the same, of what has this name."""
+        return replace(self, name=name)
+
+    def tell(self, unit: str, done: int, of: int) -> None:
+        """Tell how far it is."""
+        self.told(self.name, unit, done, of)
+
+
+HERE = Looking()  # by this process's threads, without a word

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read.labels import Counting, Labels
 from livetrain.trainers.data.read.measure import Measure, Measured, measures
 from livetrain.trainers.data.read.source import CorruptGroup, Partition, RowGroup, Source
-from livetrain.trainers.data.read.spread import Spread, in_threads
+from livetrain.trainers.data.read.spread import HERE, Looking, in_threads
 
 log = logging.getLogger(__name__)
 
@@ -58,9 +58,7 @@ class Statistics:
         return cls(**values)
 
 
-def scan(
-    source: Source, recipe: Recipe, progress: Callable[[int], None] | None = None, spread: Spread = in_threads
-) -> Statistics:
+def scan(source: Source, recipe: Recipe, looking: Looking = HERE) -> Statistics:
     """Check and measure a split's labels and its features that are made of numbers.
 
     What the sidecars of the split's partitions answer is not looked at again, and what is found out is kept there: one
@@ -73,8 +71,7 @@ def scan(
         source: the split.
         recipe: names the features and labels; `data.on_corrupt` says whether an unreadable row group stops the scan. Of
             a partition that has one nothing is kept.
-        progress: called with the rows of every stretch that is done, and of every partition that need not be read.
-        spread: measures the stretches, by default threads.
+        looking: how what is not kept is measured; told of the rows that are done.
 
     Raises:
         BadInput: a label that is not of its task's kind, a null label of a task without `unknown: true`, a sample
@@ -86,8 +83,9 @@ def scan(
     numbers = measures(recipe)
     asked: Asked = {f"tasks.{name}": Counting(name, task) for name, task in recipe.tasks.items()}
     asked |= {f"features.{name}": measure for name, measure in numbers.items()}
-    total, rows = {key: question.nothing for key, question in asked.items()}, 0
-    for found, read in _partitions(source, asked, recipe.data.on_corrupt == "skip", progress, spread):
+    total: Found = {key: question.nothing for key, question in asked.items()}
+    rows = 0
+    for found, read in _partitions(source, asked, recipe.data.on_corrupt == "skip", looking):
         total, rows = _merged(total, found), rows + read
     if not rows:
         raise BadInput(f"{source.folder}: not one row group can be read; prepare the data again")
@@ -118,32 +116,28 @@ class _Stretch:
     keys: list[str]
 
 
-def _partitions(
-    source: Source, asked: Asked, skip: bool, progress: Callable[[int], None] | None, spread: Spread
-) -> Iterator[tuple[Found, int]]:
+def _partitions(source: Source, asked: Asked, skip: bool, looking: Looking) -> Iterator[tuple[Found, int]]:
     """Yield what is asked of every partition in their order, kept or found out now, and how many rows it is of."""
     names = {key: name for key, question in asked.items() if (name := _name(question)) is not None}
     kept = list(in_threads(partial(_kept, asked, names), source.partitions, threads=_READERS))
     missing = [[key for key in asked if key not in found] for found in kept]
     cuts = [_cuts(source, part) if keys else [] for part, keys in zip(source.partitions, missing, strict=True)]
+    sought = sum(source.stored(part) for part, keys in zip(source.partitions, missing, strict=True) if keys)
     stretches = (
         _stretch(source, part, start, stop, keys)
         for part, keys, places in zip(source.partitions, missing, cuts, strict=True)
         for start, stop in places
     )
-    measured = spread(partial(_measured, asked, skip), stretches)
+    measured, done = looking.spread(partial(_measured, asked, skip), stretches), 0
     for part, found, keys, places in zip(source.partitions, kept, missing, cuts, strict=True):
-        rows = read = int(source.groups.rows[part.start : part.stop].sum())
+        rows = read = source.stored(part)
         new: Found = {key: asked[key].nothing for key in keys}
         for _ in places:
-            more, done, lost = next(measured)
-            new, read = _merged(new, more), read - sum(lost.values())
+            more, seen, lost = next(measured)
+            new, read, done = _merged(new, more), read - sum(lost.values()), done + seen
             for text in lost:
                 log.warning("left out of the statistics: %s", text)
-            if progress is not None:
-                progress(done)
-        if progress is not None and not places:
-            progress(rows)
+            looking.tell("rows", done, sought)
         for key in keys if read == rows else ():
             if key in names:
                 part.sidecar.write(names[key], {"question": asked[key].question}, new[key].arrays())
