@@ -76,6 +76,7 @@ class Retrieval:
             return
         assert self._seen is not None  # the batch was scored inside `watching`
         user, item = (vectors.detach().float() for vectors in self._seen)
+        assert self._key is not None
         part = batch.lists(self._key)
         keys = jagged.rows(part.values().unsqueeze(1), part.lengths()).squeeze(1)
         real = (batch.weights > 0) & (part.lengths() > 0)

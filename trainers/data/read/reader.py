@@ -31,7 +31,7 @@ class Reader:
     Global batch t holds rows [t b, (t + 1) b) of every shard's stream, b = batch_size / shards (read/order.py says
     which rows these are); this rank's part holds its own shards' rows, shard by shard. Every rank has the same
     number of steps and of rows per step, padding included, and batch t is the same whether or not its predecessors were
-    read. With data.layout: request all this counts requests, and a batch has a row per candidate of these.
+    read.
 
     Memory: a shard holds the window that it reads and the next one, or as many as `prefetch` batches span. A window has
     at least `shuffle_window` rows, and whole row groups as far as they lie in the shard's interval. With R the larger
@@ -76,15 +76,16 @@ class Reader:
         self._source = source
         self._data = recipe.data
         if source.candidates is None:
-            self._decoder = Decoder(recipe, groups, slices)
+            self._decoder, self._table = Decoder(recipe, groups, slices), source.read
         else:
             self._decoder = RequestDecoder(recipe, groups, slices, source.candidates, padded=world > 1)
-        drawn = shuffle and bool(source.drawn)
+            self._table = source.as_stored
+        drawn = shuffle and len(source.drawn) > 0
         self._negatives = Negatives(recipe, source) if drawn else None
-        sizes = [group.rows for group in source.groups]
-        self._stored = np.cumsum([0, *sizes])  # where row groups begin in the split, and with what is drawn
-        self._sizes = [rows + added for rows, added in zip(sizes, source.drawn, strict=True)] if drawn else sizes
-        self._first_rows = np.cumsum([0, *self._sizes])
+        sizes = source.groups.rows
+        self._stored = _begins(sizes)  # where row groups begin in the split, and with what is drawn
+        self._sizes = sizes + source.drawn if drawn else sizes
+        self._first_rows = _begins(self._sizes) if drawn else self._stored
         self._order = Order(
             self._sizes,
             shards=recipe.data.shards,
@@ -164,7 +165,7 @@ class Reader:
         """Read and decode one row group; rows that hold nothing for an unreadable one that the recipe says to skip."""
         group = self._source.groups[number]
         try:
-            table = self._source.stored(group, self.columns)
+            table = self._table(group, self.columns)
             if self._negatives is not None:
                 table = self._negatives.expand(table, int(self._stored[number]), epoch, self._decoder.columns)
             return self._decoder.decode(table, int(self._first_rows[number]), self._source.place(group))
@@ -174,7 +175,12 @@ class Reader:
             if number not in self._warned:
                 self._warned.add(number)
                 log.warning("skipped: %s", error)
-            return self._decoder.unreadable(self._sizes[number])
+            return self._decoder.unreadable(int(self._sizes[number]))
+
+
+def _begins(sizes: np.ndarray) -> np.ndarray:
+    """Return the number of each row group's first row, (groups,) int64."""
+    return np.cumsum(sizes) - sizes
 
 
 class _Groups:

@@ -106,25 +106,29 @@ def _rule(
     part = next((path for path in parts if path.name == "train"), parts[0])
     files = find_files(fs.LocalFileSystem(), str(part))
     schema, roles = pq.read_schema(files[0]), known.get("roles") or {}
-    group, time = roles.get("group"), roles.get("time")
-    if by is None and not (group and time):
+    told = [name for name in (roles.get("group"), roles.get("time")) if name]
+    if (by is None or within is not None) and len(told) < 2:
         raise BadInput(
             f"{flat}: {layout.MANIFEST} names no user and time (roles.group, roles.time), by whose rows requests could "
             "be told; name the columns with --by, as --by request_id"
         )
-    if within is not None and not (group and time and by is None):
-        raise BadInput(
-            "--within: needs the roles group and time in dataset.json, and no --by; leave one of the two out"
-        )
-    keys = [group] if within is not None else by or [group, time]
-    for name in (*keys, *([time] if within is not None else [])):
+    if by is not None and within is not None:
+        raise BadInput("--within: is of the user and time that dataset.json names; leave --by or --within out")
+    keys = by or told
+    for name in keys:
         if name not in schema.names:
             raise BadInput(f"--by: {files[0]} has no column '{name}'{nearest(name, schema.names)}; correct the name")
-    apart = {*roles.get("labels", []), roles.get("item")}
-    lists = [] if within is None else [column.name for column in schema if is_list(column.type)]
-    asked = [name for name in schema.names if name not in {*apart, *keys, *lists, time if within is not None else None}]
-    user = [*keys, *([time] if within is not None else []), *lists, *_constant(files, keys, asked)]
-    return Rule(tuple(keys), tuple(n for n in schema.names if n in user), most, within, time if within else None)
+    apart, item, lists = {*roles.get("labels", [])}, roles.get("item"), list[str]()
+    if within is not None:
+        lists = [n for n in roles.get("sequences", []) if n in schema.names and is_list(schema.field(n).type)]
+        of_item = _constant(files, [item], lists) if item else []  # as tags; the others are what the user has seen
+        lists = [name for name in lists if name not in of_item]
+    by_user = keys if within is None else keys[:1]
+    asked = [name for name in schema.names if name not in {*apart, item, *keys, *lists}]
+    user = {*keys, *lists, *_constant(files, by_user, asked)}
+    return Rule(
+        tuple(by_user), tuple(n for n in schema.names if n in user), most, within, None if within is None else keys[1]
+    )
 
 
 def _constant(files: list[str], keys: list[str], asked: list[str]) -> list[str]:
@@ -175,21 +179,16 @@ def _write(part: Path, out: Path, rule: Rule) -> dict[str, int]:
 def _convert_file(path: Path, out: Path, rule: Rule, spill: Path) -> int:
     """Write the requests of one file, in the order of their first rows; return how many there are."""
     stored = pq.read_schema(path)
-    schema = pa.schema([_field(field, rule) for field in stored])
+    fields = [f if f.name in rule.user else pa.field(f.name, pa.list_(pa.field("element", f.type))) for f in stored]
+    schema = pa.schema(fields)
     with duckdb.connect() as db:
         db.execute(f"SET memory_limit = '{MEMORY}'; SET temp_directory = {_texts([str(spill)])}; SET threads = 1")
         try:
-            batches = db.execute(_query(path, stored, rule)).to_arrow_reader(_PIECE)
+            batches: pa.RecordBatchReader = db.execute(_query(path, stored, rule)).to_arrow_reader(_PIECE)
             pieces = (pa.Table.from_batches([batch]).cast(schema) for batch in batches)
             return layout.write_part(out, schema, pieces)
         except duckdb.Error as error:
             raise BadInput(f"{path}: cannot be made requests of ({short(error)}); write the file again") from error
-
-
-def _field(field: pa.Field, rule: Rule) -> pa.Field:
-    if field.name in rule.user:
-        return field
-    return pa.field(field.name, pa.list_(pa.field("element", field.type)))
 
 
 def _query(path: Path, stored: pa.Schema, rule: Rule) -> str:
