@@ -99,12 +99,16 @@ def _is_part(name: str) -> bool:
     return name in layout.SPLITS or name.startswith("date=")
 
 
+def _files(part: Path) -> list[str]:
+    return [file.path for file in find_files(fs.LocalFileSystem(), str(part))]
+
+
 def _rule(
     flat: Path, known: dict[str, Any], parts: list[Path], most: int, by: list[str] | None, within: int | None
 ) -> Rule:
     """Settle what makes a request, by the columns of the first part."""
     part = next((path for path in parts if path.name == "train"), parts[0])
-    files = find_files(fs.LocalFileSystem(), str(part))
+    files = _files(part)
     schema, roles = pq.read_schema(files[0]), known.get("roles") or {}
     told = [name for name in (roles.get("group"), roles.get("time")) if name]
     if (by is None or within is not None) and len(told) < 2:
@@ -157,7 +161,7 @@ def _same(before: dict[str, Any], out: Path, most: int, by: list[str] | None, wi
 
 
 def _candidates(part: Path, rule: Rule) -> list[str]:
-    names = pq.read_schema(find_files(fs.LocalFileSystem(), str(part))[0]).names
+    names = pq.read_schema(_files(part)[0]).names
     return [name for name in names if name not in rule.user]
 
 
@@ -167,7 +171,7 @@ def _write(part: Path, out: Path, rule: Rule) -> dict[str, int]:
     shutil.rmtree(hidden, ignore_errors=True)
     hidden.mkdir(parents=True)
     counts = {"requests": 0, "rows": 0}
-    for path in map(Path, find_files(fs.LocalFileSystem(), str(part))):
+    for path in map(Path, _files(part)):
         counts["rows"] += pq.read_metadata(path).num_rows
         counts["requests"] += _convert_file(path, hidden / path.name, rule, hidden / ".spill")
     shutil.rmtree(hidden / ".spill", ignore_errors=True)
