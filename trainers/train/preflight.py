@@ -44,7 +44,9 @@ def check(recipe: Recipe, progress: Callable[[str], None], trains: bool = True) 
     check_select(recipe)
     if recipe.cluster.device == "cpu" or not (recipe.cluster.workers or torch.cuda.is_available()):
         check_device(recipe, torch.device("cpu"))  # of other runs the device is known once there is a cluster
-    memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves=trains)
+    waits = memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves=trains)
+    if waits is not None:
+        progress(waits)
     prove(recipe)
     progress("checking the data")
     sources = {split: Source.open(recipe, split) for split in SPLITS}
