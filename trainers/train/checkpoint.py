@@ -34,6 +34,7 @@ from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model, stored_name
+from livetrain.modules.tables.mapped import Room, in_memory
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog
 from livetrain.trainers.runtime.run_folder import Damaged, committed, content
 from livetrain.trainers.train import restore, staging
@@ -313,27 +314,30 @@ def load(sharded: Sharded, recipe: Recipe, path: Path, resume: bool = False) -> 
     return found
 
 
-def load_plain(model: Model, path: Path) -> None:
-    """Load a checkpoint's tables and dense part into a plain model, in one process, without a process group."""
+def load_plain(model: Model, path: Path, room: Room = in_memory) -> None:
+    """Load a checkpoint into a plain model, in one process, without a process group.
+
+    Args:
+        model: its tables may be on the meta device: they are made anew.
+        path: the checkpoint.
+        room: where the tables are to lie. Besides them and the dense part it takes a block of memory (see
+            `writing.BLOCK`) to read into; of checkpoints that were written as one entry per shard, a shard.
+    """
+    model.place_tables(room)
     own = model.state_dict()
     state = {"model": _stored(own)}
     read(state, path)
-    model.load_state_dict({name: state["model"][stored_name(name)] for name in own})
+    model.load_state_dict({name: state["model"][stored_name(name)] for name in own}, assign=True)
 
 
-def read(state: dict[str, Any], path: Path, whole: bool = True) -> None:
-    """Fill the tensors of a state from a checkpoint, once every file of it is as its manifest says. Collective.
+def opened(path: Path) -> restore.Reader:
+    """Return the reader of a checkpoint, once every file of it is as its manifest says. Collective.
 
     All loading goes through here. The ranks share the work of checking; no pickle in the files can run anything.
 
-    Args:
-        state: tensors by name, as `state` returns them.
-        path: the checkpoint.
-        whole: whether all of them must be there; otherwise those that are not are taken out of `state`.
-
     Raises:
         Damaged: the checkpoint is not whole.
-        BadInput: its files are no checkpoint's.
+        BadInput: its layout is none.
     """
     found = content(path)
     damaged = [d for d in ranks.gather(manifest.damage(path, found, (ranks.rank(), ranks.world()))) if d]
@@ -346,6 +350,25 @@ def read(state: dict[str, Any], path: Path, whole: bool = True) -> None:
         gone = str(error)
     if where := [each for each in ranks.gather(gone) if each]:
         raise Damaged(f"{path}: this checkpoint is gone ({where[0]})")
+    return reader
+
+
+def read(state: dict[str, Any], path: Path, whole: bool = True) -> restore.Reader:
+    """Fill the tensors of a state from a checkpoint, a block at a time. Collective.
+
+    Args:
+        state: tensors by name, as `state` returns them.
+        path: the checkpoint.
+        whole: whether all of them must be there; otherwise those that are not are taken out of `state`.
+
+    Returns:
+        The checkpoint's reader, for what is read otherwise.
+
+    Raises:
+        Damaged: the checkpoint is not whole.
+        BadInput: its files are no checkpoint's.
+    """
+    reader = opened(path)
     if not whole:
         _leave_out(state, reader.read_metadata().state_dict_metadata, "")
     try:
@@ -358,6 +381,7 @@ def read(state: dict[str, Any], path: Path, whole: bool = True) -> None:
             f"{path}: this checkpoint does not hold what the recipe's model has ({_in_words(error)[:120]}); "
             "take another"
         ) from error
+    return reader
 
 
 def _leave_out(state: dict[str, Any], there: Collection[str], above: str) -> None:

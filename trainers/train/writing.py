@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
@@ -78,11 +78,11 @@ class Writer(FileSystemWriter):
     def __init__(self, path: Path) -> None:
         # Copying ahead is for tensors on a GPU, and would open the first one from this thread.
         super().__init__(path, sync_files=True, per_thread_copy_ahead=0)
-        self.fs = _Hashing()
+        self.fs = self._hashing = _Hashing()
 
     @property
     def digests(self) -> dict[str, dict[str, Any]]:
-        return {name: digest.found() for name, digest in self.fs.digests.items()}
+        return {name: digest.found() for name, digest in self._hashing.digests.items()}
 
 
 class _Hashing(FileSystem):
@@ -105,7 +105,7 @@ class _Hashing(FileSystem):
 class _Hashed:
     """A stream to a file, as far as DCP writes to one: from its beginning to its end."""
 
-    def __init__(self, stream: BinaryIO, digest: manifest.Digest) -> None:
+    def __init__(self, stream: IO[bytes], digest: manifest.Digest) -> None:
         self._stream, self._digest = stream, digest
         self.tell, self.flush, self.close = stream.tell, stream.flush, stream.close
 

@@ -172,11 +172,10 @@ def test_where_no_copy_fits_training_waits_for_the_write(two_ranks, data, tmp_pa
 
 
 def test_a_write_that_training_waits_for_is_tried_twice(data, tmp_path, monkeypatch):
+    made, again = job(data, tmp_path / "run", train__keep=9), job(data, tmp_path / "again")
     monkeypatch.setattr(memory, "free_memory", lambda: 0)
-    made = job(data, tmp_path / "run", train__keep=9)
     train_with_failures(made, 2)
     assert steps(made.run) == [5, 10, 11, 15, 20, 21]
-    again = job(data, tmp_path / "again")
     assert "a checkpoint could not be written, twice" in refused(again, 2, 3)
     assert steps(again.run) == [5]
 

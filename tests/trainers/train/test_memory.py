@@ -19,7 +19,7 @@ def check(free: int, **changes) -> None:
     ("changes", "key"),
     [
         ({"tables__user__rows": 10**9}, "tables.user: the run takes at least 33.5 GiB of memory"),
-        ({"tables__movie__sharding": "data_parallel", "tables__movie__rows": 10**8}, "tables.movie: "),
+        ({"tables__movie__sharding": "data_parallel", "tables__movie__rows": 2 * 10**8}, "tables.movie: "),
         ({"model__units": [2**17, 2**17]}, "model: "),
         ({"data__batch_size": 12 * 2**20}, "data.batch_size: "),
         ({"data__batch_size": 12 * 2**16, "data__prefetch": 1024}, "data.batch_size: "),
