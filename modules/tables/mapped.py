@@ -9,6 +9,7 @@ in Python or in C++ (`torch.from_file`).
 import errno
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,6 +89,4 @@ def nameless(parent: Path) -> Iterator[Files]:
     try:
         yield Files(folder)
     finally:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)  # a shared storage may keep it until nobody maps its files

@@ -10,7 +10,6 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 
 from livetrain.configs.schema import Recipe, Table
 from livetrain.modules.model import initial_values
-from livetrain.modules.optimizers import table_optimizer
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.sharding import Sharded
@@ -42,19 +41,16 @@ def occupancy(sharded: Sharded, recipe: Recipe, train: Source) -> dict[str, dict
     """
     counts = torch.zeros(len(recipe.tables), dtype=torch.int64)
     numbers = {name: number for number, name in enumerate(recipe.tables)}
-    silent = {
-        name
-        for name, table in recipe.tables.items()
-        if table.initial is not None or not table_optimizer(recipe, name).state_bytes(table.dim)
-    }
+    told = set()
     # Every row has its first column on exactly one rank, whatever the sharding.
-    for table, weight, row, column in _held(sharded):
-        if column == 0 and table in silent:
-            counts[numbers[table]] += initial_values(recipe, table).moved(weight.detach(), row)
     for table, state, column in _states(sharded):
-        if column == 0 and table not in silent:
-            parts = state.detach().split(_ROWS)
+        if recipe.tables[table].initial is None:
+            told.add(table)
+            parts = state.detach().split(_ROWS) if column == 0 else ()
             counts[numbers[table]] += sum(int((part != 0).reshape(len(part), -1).any(1).sum()) for part in parts)
+    for table, weight, row, column in _held(sharded):
+        if column == 0 and table not in told:
+            counts[numbers[table]] += initial_values(recipe, table).moved(weight.detach(), row)
     occupied = ranks.summed(counts.to(sharded.device)).tolist()
     return {
         name: _row(table, occupied[numbers[name]], table.hash == "modulo" and _below(recipe, name, train))
