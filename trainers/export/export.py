@@ -81,7 +81,7 @@ def export(
     """Export one checkpoint of a run and prove it on held-out rows.
 
     Args:
-        run: the run folder, wherever it lies now; the data must still be at the recipe's data.path.
+        run: the run folder, wherever it lies now; the test split must still be at the recipe's data.path.
         which: ``best`` or ``last``.
         out: folder to write, by default <run>/export; an earlier export there is replaced as a whole. Beside it there
             must be space for the tables as they were trained, and once more as they are stored.
@@ -100,8 +100,7 @@ def export(
     _check_place(out)
     recipe = run_folder.recipe_of(run)
     try:
-        for split in ("test", "train"):
-            Source.open(recipe, split)
+        Source.open(recipe, "test")
     except BadInput as error:
         raise type(error)(f"{run / 'config.yaml'}: {error}") from error.__cause__
     quantize = quantize or recipe.export.quantize
