@@ -7,6 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,12 @@ from livetrain.modules.metrics import binary
 from livetrain.modules.serving import quantized
 from livetrain.modules.serving.loading import load
 from livetrain.modules.serving.scorer import Scorer
-from livetrain.modules.tables.mapped import opened
+from livetrain.modules.tables.mapped import Files, opened
 from livetrain.trainers.export import export as exporter
+from livetrain.trainers.export import prediction
 from livetrain.trainers.export import rows as row_source
 from livetrain.trainers.export.export import export
+from livetrain.trainers.export.publish import publish
 from livetrain.trainers.export.rows import golden_inputs, synthetic_rows
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog
 from livetrain.trainers.train import checkpoint, memory, writing
@@ -410,6 +413,34 @@ def test_a_plain_program_maps_the_tables(copied, capsys, monkeypatch):
         scored.attach({name: table for name, table in tables.items() if name != "movie"})
     with pytest.raises(Exception, match=r"tables: 'user' is another table: \[3, 8\]"):
         scored.attach(tables | {"user": tables["user"][:3]})
+
+
+def test_mapped_tables_are_published_and_predict(copied, tmp_path):
+    run = copied("export.tables=mapped")
+    export(run)
+    served = publish(run / "export", str(tmp_path / "served"), "1", keep=1)
+    golden = read(run / "export/golden.json")
+    scores = load(tmp_path / "served" / served["folder"])(*golden_inputs(golden))
+    assert {task: score.tolist() for task, score in scores.items()} == golden["scores"]
+    rows = pq.read_table(next((Path(run_folder.recipe_of(run).data.path) / "test").glob("*.parquet"))).slice(0, 50)
+    by_file, by_checkpoint = (
+        prediction.Predictor(prediction.weights_of(run, source)).predict(rows) for source in (run / "export", "best")
+    )
+    np.testing.assert_allclose(by_file["click_score"], by_checkpoint["click_score"], rtol=1e-6)
+
+
+def test_a_checkpoints_tables_lie_in_files_without_names_where_they_are_large(small_run, tmp_path, monkeypatch):
+    recipe, path = run_folder.recipe_of(small_run), run_folder.find_checkpoint(small_run, "best")
+    wanted = exporter.plain_model(recipe, path).state_dict()
+    monkeypatch.setattr(exporter, "MAPPED", 0)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    asked, room = [], Files.room
+    monkeypatch.setattr(Files, "room", lambda *given: asked.append(given[1]) or room(*given))
+    found = exporter.plain_model(recipe, path).state_dict()
+    assert sorted(asked) == sorted(recipe.tables)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert not list(tmp_path.iterdir())
 
 
 def test_tables_are_mapped_above_a_size(small_run):
