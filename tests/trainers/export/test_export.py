@@ -545,9 +545,10 @@ def program(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tables", ["inside", "mapped"])
 @pytest.mark.parametrize("quantize", ["none", "float16", "int8"])
-def test_a_cpp_program_reproduces_the_golden_rows(program, small_run, tmp_path, quantize):
-    export(small_run, out=tmp_path / "out", quantize=quantize)
+def test_a_cpp_program_reproduces_the_golden_rows(program, copied, tmp_path, quantize, tables):
+    export(copied(f"export.tables={tables}"), out=tmp_path / "out", quantize=quantize)
     golden = read(tmp_path / "out/golden.json")
     assert None in golden["dense"]["rate"]
 
