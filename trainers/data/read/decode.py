@@ -1,6 +1,6 @@
 """Arrow tables to blocks of shuffled rows, and the blocks' slices to a `Batch`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +59,19 @@ class Decoder:
         named += [name for columns in (self._slices.columns.values() if self._slices else ()) for name in columns]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
+
+    def bytes(self, columns: Sequence[str], lengths: Mapping[str, float]) -> tuple[float, float]:
+        """Return how many bytes a row takes in the mean: decoded, and in a block, where lists are cut.
+
+        Args:
+            columns: that are decoded.
+            lengths: values per row of each column; by default one.
+        """
+        held = 8.0 * (self._plains + len(self._limits)) + 4 * (self._width + len(self._others))
+        for name, feature in self._sparse.items():
+            words = 1 + (_words(self.beside[name][1]) if name in self.beside else 0)
+            held += 8 * words * min(lengths.get(self._names[name][0], 1.0), feature.limit)
+        return 8 * sum(lengths.get(column, 1.0) for column in columns), held
 
     def decode(self, table: pa.Table, first: int, where: str) -> Columns:
         """Decode rows.

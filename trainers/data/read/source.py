@@ -3,6 +3,7 @@
 import logging
 import threading
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 _FOOTER_THREADS = 16  # footers are small and far away: waiting, not work
 _OPEN_FILES = 4  # that a thread keeps open
+_BUFFER = 2**16  # bytes of each column that are read at a time of a local file
 
 
 class CorruptGroup(BadInput):
@@ -57,6 +59,7 @@ class Source:
     groups: list[RowGroup]
     schema: pa.Schema  # of the columns that the recipe names, and of no others; files may store them otherwise
     drawn: list[int] = field(default_factory=list)  # rows that negatives add to each row group (read/negatives.py)
+    lengths: dict[str, float] = field(default_factory=dict)  # values per row of each column, in the mean
     _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
     _leaves: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)  # by file and column, as `_leaf`
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
@@ -92,6 +95,16 @@ class Source:
             groups = [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
             self.groups += [group for group in groups if group.rows]
         self.schema = settled({column: kind for column, (_, kind) in found.items()}, wanted)
+        for column in self.schema.names:
+            counts = [self._values(group, column) for group in self.groups]
+            self.lengths[column] = sum(counts) / max(self.rows, 1)
+
+    def _values(self, group: RowGroup, column: str) -> int:
+        """Return how many values a row group has of a column, as its footer says: an empty list counts as one."""
+        place = self._leaf(group, column)
+        return (
+            group.rows if place is None else self._metadata(group.path).row_group(group.index).column(place).num_values
+        )
 
     def _joined(
         self, column: str, path: str, kind: pa.DataType, first: str, before: pa.DataType
@@ -214,24 +227,45 @@ class Source:
                 "data.on_corrupt: skip to train without them"
             ) from error
 
+    def stream(self, groups: Sequence[RowGroup], columns: list[str], rows: int) -> Iterator[pa.Table]:
+        """Read some columns of one file's row groups, in tables of so many rows, the last ones of a row group fewer.
+
+        The file is opened once. Of a local file's row group no more is held at a time than a table, and of each column
+        64 KiB and a page; of a remote one's, its columns' bytes as stored.
+
+        Raises:
+            ArrowException, OSError: something cannot be read; `read` says what is wrong.
+        """
+        file = self._opened(groups[0].path, _BUFFER)
+        for group in groups:
+            found = 0
+            for batch in file.iter_batches(rows, row_groups=[group.index], columns=columns, use_threads=False):
+                found += batch.num_rows
+                yield self._settled(pa.Table.from_batches([batch]), columns)
+            _check_rows(found, group)
+
     def _decode(self, group: RowGroup, columns: list[str]) -> pa.Table:
         files: dict[str, pq.ParquetFile] = self._open.__dict__  # this thread's, the last one used at the end
         file = files.pop(group.path, None) or self._opened(group.path)
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
-        if table.num_rows != group.rows:
-            raise pa.ArrowInvalid(f"{table.num_rows} rows instead of {group.rows}")
+        _check_rows(table.num_rows, group)
         while len(files) >= _OPEN_FILES:
             del files[next(iter(files))]
         files[group.path] = file  # a file that could not be read is not kept: its second try opens it again
+        return self._settled(table, columns)
+
+    def _settled(self, table: pa.Table, columns: list[str]) -> pa.Table:
+        """Return columns as they are stored in the types that the split gives them."""
         fields = pa.schema([self.schema.field(name) for name in columns])
         return pa.Table.from_arrays([_as(table.column(field.name), field.type) for field in fields], schema=fields)
 
-    def _opened(self, path: str) -> pq.ParquetFile:
+    def _opened(self, path: str, buffer: int = 0) -> pq.ParquetFile:
         return pq.ParquetFile(
             self.filesystem.open_input_file(path),
             metadata=self._metadata(path),
             # Far away, one wide read is cheaper than many narrow ones.
             pre_buffer=not isinstance(self.filesystem, fs.LocalFileSystem),
+            buffer_size=buffer if isinstance(self.filesystem, fs.LocalFileSystem) else 0,
             page_checksum_verification=True,
         )
 
@@ -259,6 +293,11 @@ class Source:
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _open=threading.local())
+
+
+def _check_rows(found: int, group: RowGroup) -> None:
+    if found != group.rows:
+        raise pa.ArrowInvalid(f"{found} rows instead of {group.rows}")
 
 
 def _as(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
