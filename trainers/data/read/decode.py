@@ -60,18 +60,17 @@ class Decoder:
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
 
-    def bytes(self, columns: Sequence[str], lengths: Mapping[str, float]) -> tuple[float, float]:
+    def bytes(self, lengths: Mapping[str, float]) -> tuple[float, float]:
         """Return how many bytes a row takes in the mean: decoded, and in a block, where lists are cut.
 
         Args:
-            columns: that are decoded.
-            lengths: values per row of each column; by default one.
+            lengths: how many values a row has, of every column that is decoded.
         """
         held = 8.0 * (self._plains + len(self._limits)) + 4 * (self._width + len(self._others))
         for name, feature in self._sparse.items():
             words = 1 + (_words(self.beside[name][1]) if name in self.beside else 0)
-            held += 8 * words * min(lengths.get(self._names[name][0], 1.0), feature.limit)
-        return 8 * sum(lengths.get(column, 1.0) for column in columns), held
+            held += 8 * words * min(lengths[self._names[name][0]], feature.limit)
+        return 8 * sum(lengths.values()), held
 
     def decode(self, table: pa.Table, first: int, where: str) -> Columns:
         """Decode rows.

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from livetrain.configs.errors import BadInput
 
@@ -60,8 +61,8 @@ class Order:
 
     def __init__(
         self,
-        rows: Sequence[int] | np.ndarray,
-        files: Sequence[int] | np.ndarray,
+        rows: ArrayLike,
+        files: ArrayLike,
         *,
         shards: int,
         batch_size: int,

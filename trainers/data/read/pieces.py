@@ -35,8 +35,8 @@ class Rows:
 
     def __init__(self, source: Source, decoder: Decoder, negatives: Negatives | None, skip: bool) -> None:
         self._source, self._decoder, self._negatives, self._skip = source, decoder, negatives, skip
-        stored = np.array([group.rows for group in source.groups], np.int64)
-        self.sizes = stored + np.array(source.drawn, np.int64) if negatives is not None else stored
+        stored = source.groups.rows
+        self.sizes = stored if negatives is None else stored + source.drawn
         self._stored, self._firsts = (np.cumsum(rows) - rows for rows in (stored, self.sizes))
         added = [] if negatives is None else negatives.columns
         self.columns = list(dict.fromkeys([*decoder.columns, *added]))

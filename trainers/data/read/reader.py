@@ -75,16 +75,15 @@ class Reader:
     ) -> None:
         self._data = recipe.data
         self._decoder = Decoder(recipe, groups, slices)
-        negatives = Negatives(recipe, source) if shuffle and source.drawn else None
+        negatives = Negatives(recipe, source) if shuffle and len(source.drawn) > 0 else None
         self._rows = Rows(source, self._decoder, negatives, recipe.data.on_corrupt == "skip")
-        stored, held = self._decoder.bytes(self._rows.columns, source.lengths)
+        stored, held = self._decoder.bytes({column: source.length(column) for column in self._rows.columns})
         shards, batch_size = recipe.data.shards, recipe.data.batch_size
         most = max(int(recipe.data.shuffle_gb * 1e9 / (2 * shards * held)), batch_size // shards)
         self._chunk = max(1, min(recipe.data.shuffle_window, most, int(_CHUNK_BYTES / stored)))
-        paths = {path: n for n, path in enumerate(dict.fromkeys(group.path for group in source.groups))}
         self._order = Order(
             self._rows.sizes,
-            [paths[group.path] for group in source.groups],
+            source.groups.files,
             shards=shards,
             batch_size=batch_size,
             window=recipe.data.shuffle_window,
