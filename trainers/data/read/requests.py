@@ -9,7 +9,7 @@ candidates' values in lists. A batch is unpacked from these. Whoever looks at ro
 do, gets them by `flattened`.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -144,6 +144,17 @@ class RequestDecoder(Decoder):
         ]
         self._limits = np.array(limits + [_ALL] * (len(self._own) + 1 + (self._marks > 0)), np.int64)
         self._plains = 1 + len(self._groups) + len(self._cutting)
+
+    def bytes(self, lengths: Mapping[str, float]) -> tuple[float, float]:
+        """Return how many bytes a request takes in the mean; see `Decoder.bytes`."""
+        each = lengths[self._labels[0]]  # candidates
+        held = 8.0 * (self._plains + 2 * len(self._limits) + each * (words(self._floats) + self._marks))
+        held += 4 * sum(feature.numbers for feature in self._shared_dense.values())
+        for name, feature in self._sparse.items():
+            beside = 1 + (words(self.beside[name][1]) if name in self.beside else 0)
+            found = lengths[self._names[name][0]]
+            held += 8 * (beside * found + each) if name in self._own else 8 * beside * min(found, feature.limit)
+        return 8 * sum(lengths.values()), held
 
     def decode(self, table: pa.Table, first: int, where: str) -> Columns:
         """Decode requests; see `Decoder.decode` and `Candidates.counts`."""
