@@ -168,7 +168,7 @@ def test_each_candidate_is_read_as_its_row(tmp_path, world):
             assert not made.labels[real:].any()
             assert made.dense[real:].isnan().all()
         assert len(sizes) == 1 or world == 1
-        cut[rank] = reader.cut
+        cut[rank] = dict(reader.cut)
     assert sorted(seen) == sorted(places.values())
     later = list(reader.batches(0, start=2))  # as a run that goes on
     assert torch.equal(later[-1].rows, batch.rows)
