@@ -38,6 +38,7 @@ from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog
 from livetrain.trainers.runtime.run_folder import Damaged, committed, content
 from livetrain.trainers.train import restore
 from livetrain.trainers.train.compatible import check_same
+from livetrain.trainers.train.copies import Copies
 from livetrain.trainers.train.sharding import Sharded
 
 T = TypeVar("T")
@@ -96,13 +97,22 @@ class Saver:
     def __init__(self, sharded: Sharded, recipe: Recipe, run: Path, ids: Mapping[str, str] | None = None) -> None:
         self._sharded, self._recipe, self._run, self._ids = sharded, recipe, run, dict(ids or {})
         self._buffers: dict[tuple, torch.Tensor] = {}
+        self._copies: Copies | None = None
         self._thread: threading.Thread | None = None
-        self._write: Callable[[], None] = lambda: None
+        self._left: list[Callable[[], None]] = []  # to be done of the last checkpoint
         self._error: BaseException | None = None
 
     def __enter__(self) -> "Saver":
         timeout = timedelta(seconds=self._recipe.cluster.timeout_s)
         self._group = dist.new_group(backend="gloo", timeout=timeout) if ranks.world() > 1 else None
+        if (where := self._recipe.train.copies) is not None:
+            try:
+                take = partial(Copies.taken, where, self._run.name)
+                fence = _together(lambda: take() if ranks.is_main() else None, self._group)[0]
+            except WriteFailed as error:
+                raise NotNow(f"train.copies: {error}; start the run again once that is mended") from error
+            assert fence is not None  # rank 0's
+            self._copies = Copies(where, self._run.name, fence)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -133,7 +143,9 @@ class Saver:
         copied = self._copy(state(self._sharded), ())
         if self._sharded.device.type == "cuda":
             torch.cuda.current_stream(self._sharded.device).synchronize()
-        self._write = partial(write, copied, self._run, content, self._group)
+        self._left = [partial(write, copied, self._run, content, self._group)]
+        if self._copies is not None:
+            self._left.append(partial(send, self._copies, self._run, step, self._group))
         self._thread = threading.Thread(target=self._in_background, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -141,7 +153,8 @@ class Saver:
         """Return when everything saved is committed.
 
         Raises:
-            NotNow: the last checkpoint could not be written, in the background and once more now.
+            NotNow: the last checkpoint could not be written or copied, in the background and once more now.
+        BadInput: another training has taken the run over.
         """
         self._join()
         if isinstance(self._error, WriteFailed):
@@ -165,7 +178,9 @@ class Saver:
 
     def _attempt(self) -> None:
         try:
-            self._write()
+            while self._left:
+                self._left[0]()
+                self._left.pop(0)
             self._error = None
         except BaseException as error:
             self._error = error
@@ -223,6 +238,23 @@ def write(state: dict[str, Any], run: Path, content: dict[str, Any], group: dist
         raise
     if main:
         prune(run, content["recipe"]["train"]["keep"], content["position"]["best_step"], path)
+
+
+def send(copies: Copies, run: Path, step: int, group: dist.ProcessGroup | None) -> None:
+    """Copy the committed checkpoint of a step to `train.copies`. Collective over `group`, as `write` is.
+
+    Raises:
+        WriteFailed: on every rank, where one of them could not do its part.
+        BadInput: another training has taken the run over.
+    """
+    path, share = run_folder.checkpoint(run, step), (ranks.rank(), ranks.world())
+    _together(lambda: copies.begin(path) if ranks.is_main() else None, group)
+    _together(lambda: copies.put(path, share), group)
+    if not _together(lambda: copies.commit(path, run) if ranks.is_main() else None, group)[0]:
+        raise BadInput(
+            f"{copies.place.shown()}: another training of this run has begun since and took it over, so this one ends; "
+            "see that no two are started"
+        )
 
 
 def _together(work: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:

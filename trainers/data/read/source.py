@@ -23,6 +23,7 @@ from livetrain.trainers.data.read.columns import (
     wanted_columns,
     worded,
 )
+from livetrain.trainers.data.read.distant import Distant
 from livetrain.trainers.data.read.files import read_footer, short, shown, split_files
 from livetrain.trainers.data.read.slices import Slices
 
@@ -60,6 +61,11 @@ class Source:
     _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
     _leaves: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)  # by file and column, as `_leaf`
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
+    _distant: Distant | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.filesystem, fs.LocalFileSystem):
+            self._distant = Distant(self.filesystem)
 
     @classmethod
     def open(cls, recipe: Recipe, split: str) -> "Source":
@@ -191,47 +197,54 @@ class Source:
     def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
         """Read some columns of a row group, in the calling thread.
 
-        A failed read is tried a second time, so a lost connection is not taken for a broken file.
+        Bytes that do not decode are read a second time. What lies behind a network is fetched whole first, and as
+        often as it takes (`trainers.runtime.reach`): a lost connection is never taken for a broken file.
 
         Raises:
             CorruptGroup: the bytes are there and do not decode.
             BadInput: the file cannot be read at all.
         """
-        try:
-            return self._decode(group, columns)
-        except (pa.ArrowException, OSError) as first:
-            log.info("%s, row group %d: %s; reading it again", self.shown(group.path), group.index, first)
-        try:
-            return self._decode(group, columns)
-        except (pa.ArrowException, OSError) as error:
-            place = self.place(group)
-            if not self._arrives(group):
-                raise BadInput(
-                    f"{place}: the file cannot be read ({short(error)}); restore it or the access to it"
+        for last in (False, True):
+            try:
+                return self._decode(group, columns)
+            except (pa.ArrowException, OSError) as error:
+                if not last and self._distant is None:
+                    log.info("%s: %s; reading it again", self.place(group), error)
+                    continue
+                if self._distant is None and not self._arrives(group):
+                    raise BadInput(
+                        f"{self.place(group)}: the file cannot be read ({short(error)}); restore it or the access to it"
+                    ) from error
+                raise CorruptGroup(
+                    f"{self.place(group)}: its {group.rows} rows do not decode ({short(error)}); write the file again, "
+                    "or set data.on_corrupt: skip to train without them"
                 ) from error
-            raise CorruptGroup(
-                f"{place}: its {group.rows} rows do not decode ({short(error)}); write the file again, or set "
-                "data.on_corrupt: skip to train without them"
-            ) from error
+        raise AssertionError  # the last try returned or raised
 
     def _decode(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        if self._distant is None:
+            table = self._stored(group, columns)
+        else:
+            table = self._distant.read(group.path, group.index, columns)
+        if table.num_rows != group.rows:
+            raise pa.ArrowInvalid(f"{table.num_rows} rows instead of {group.rows}")
+        fields = pa.schema([self.schema.field(name) for name in columns])
+        return pa.Table.from_arrays([_as(table.column(field.name), field.type) for field in fields], schema=fields)
+
+    def _stored(self, group: RowGroup, columns: list[str]) -> pa.Table:
         files: dict[str, pq.ParquetFile] = self._open.__dict__  # this thread's, the last one used at the end
         file = files.pop(group.path, None) or self._opened(group.path)
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
-        if table.num_rows != group.rows:
-            raise pa.ArrowInvalid(f"{table.num_rows} rows instead of {group.rows}")
         while len(files) >= _OPEN_FILES:
             del files[next(iter(files))]
         files[group.path] = file  # a file that could not be read is not kept: its second try opens it again
-        fields = pa.schema([self.schema.field(name) for name in columns])
-        return pa.Table.from_arrays([_as(table.column(field.name), field.type) for field in fields], schema=fields)
+        return table
 
     def _opened(self, path: str) -> pq.ParquetFile:
         return pq.ParquetFile(
             self.filesystem.open_input_file(path),
             metadata=self._metadata(path),
-            # Far away, one wide read is cheaper than many narrow ones.
-            pre_buffer=not isinstance(self.filesystem, fs.LocalFileSystem),
+            pre_buffer=False,
             page_checksum_verification=True,
         )
 
@@ -252,13 +265,14 @@ class Source:
 
     def __getstate__(self) -> dict:
         # Footers can be large; a worker reads those that it needs.
-        return {name: value for name, value in self.__dict__.items() if name != "_open"} | {
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_distant")} | {
             "_footers": {},
             "_leaves": {},
         }
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _open=threading.local())
+        self.__dict__.update(state, _open=threading.local(), _distant=None)
+        self.__post_init__()
 
 
 def _as(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
