@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.export import publish
-from livetrain.trainers.runtime import manifest, place
+from livetrain.trainers.runtime import manifest, place, reach
 from tests import store
 
 DAYS = [f"2022-05-0{day}" for day in range(1, 10)]
@@ -37,6 +37,12 @@ def made(folder: Path, content: bytes = bytes(range(256)) * 100) -> Path:
 @pytest.fixture
 def export(tmp_path) -> Path:
     return made(tmp_path / "export")
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch) -> None:
+    """What fails here fails for good."""
+    monkeypatch.setattr(reach, "DEADLINE_S", 0.0)
 
 
 _new = count()
