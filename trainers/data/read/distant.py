@@ -6,12 +6,14 @@ that is shorter than what was asked for and says so fails nowhere before that, s
 do not decode are fetched again, until they are the same: then they are what the file holds.
 """
 
+import bisect
+import io
 import logging
-import mmap
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,40 +55,34 @@ class Distant:
             BadInput: the bytes do not come, or the file is no whole Parquet file.
             ArrowException, OSError: the bytes come and do not decode.
         """
-        before = ""
+        before: list[str] = []
         while True:
-            file, digest = self._fetched(path, group, columns)
+            pieces, footer = self._fetched(path, group, columns)
+            file = pq.ParquetFile(
+                pa.PythonFile(pieces, mode="r"), metadata=footer, pre_buffer=False, page_checksum_verification=True
+            )
             try:
                 return file.read_row_group(group, columns=columns, use_threads=False)
             except (pa.ArrowException, OSError) as error:
-                if digest() == before:
+                if pieces.digests() == before:
                     raise
-                before = digest()
+                before = pieces.digests()
                 log.info("%s, row group %d: %s; reading it again", shown(self._filesystem, path), group, error)
 
-    def _fetched(self, path: str, group: int, columns: list[str]) -> tuple[pq.ParquetFile, Callable[[], str]]:
-        """Return a Parquet file in memory of which one row group has its columns, and a digest of what was fetched.
-
-        It is as long as the file, and memory that is never written to is none.
-        """
-        file, footer = self._opened(path)
-        wanted = list(spans(footer.row_group(group), columns, file.length))
-        memory = mmap.mmap(-1, max((stop for _, stop in wanted), default=1))
-        for start, stop in wanted:
-            for place in range(start, stop, _PIECE):
-                try:
-                    piece = file.at(place, min(_PIECE, stop - place))
-                except OSError as error:
-                    raise BadInput(
-                        f"{shown(self._filesystem, path)}, row group {group}: the file cannot be read "
-                        f"({short(error)}); restore it or the access to it"
-                    ) from error
-                memory[place : place + len(piece)] = piece
-        buffer = pa.py_buffer(memory)
-        there = pq.ParquetFile(
-            pa.BufferReader(buffer), metadata=footer, pre_buffer=False, page_checksum_verification=True
-        )
-        return there, lambda: " ".join(xxhash.xxh64_hexdigest(buffer[start:stop]) for start, stop in wanted)
+    def _fetched(self, path: str, group: int, columns: list[str]) -> tuple["Pieces", pq.FileMetaData]:
+        """Return what is needed of a file for some columns of a row group, and the file's footer."""
+        try:
+            file, footer = self._opened(path)
+            pieces = Pieces(file.length)
+            for start, stop in spans(footer.row_group(group), columns, file.length):
+                for place in range(start, stop, _PIECE):
+                    pieces.add(place, file.at(place, min(_PIECE, stop - place)))
+        except OSError as error:
+            raise BadInput(
+                f"{shown(self._filesystem, path)}, row group {group}: the file cannot be read ({short(error)}); "
+                "restore it or the access to it"
+            ) from error
+        return pieces, footer
 
     def _opened(self, path: str) -> tuple[reach.File, pq.FileMetaData]:
         with self._lock:
@@ -103,6 +99,48 @@ class Distant:
                 self._kept.pop(path, None)
                 opened.set_exception(error)
         return opened.result()
+
+
+class Pieces(io.RawIOBase):
+    """A file of which some pieces are in memory; read without a copy, but where two meet."""
+
+    def __init__(self, length: int) -> None:
+        self._length, self._place = length, 0
+        self._starts: list[int] = []
+        self._parts: list[bytes] = []
+
+    def add(self, start: int, part: bytes) -> None:
+        """Take the next piece, which begins behind those before it."""
+        self._starts.append(start)
+        self._parts.append(part)
+
+    def digests(self) -> list[str]:
+        return [xxhash.xxh64_hexdigest(part) for part in self._parts]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._length}[whence]
+        return self._place
+
+    def read(self, size: int | None = -1) -> Any:
+        """Return bytes, or a view of them, up to the first that is not in memory."""
+        wanted, found = (self._length - self._place if size is None or size < 0 else size), []
+        number = bisect.bisect_right(self._starts, self._place) - 1
+        while wanted > 0 and 0 <= number < len(self._parts) and self._starts[number] <= self._place:
+            part = memoryview(self._parts[number])[self._place - self._starts[number] :][:wanted]
+            if not part:
+                break
+            found.append(part)
+            self._place, wanted, number = self._place + len(part), wanted - len(part), number + 1
+        return found[0] if len(found) == 1 else b"".join(found)
 
 
 def spans(group: pq.RowGroupMetaData, columns: Collection[str], length: int) -> Iterator[tuple[int, int]]:

@@ -83,6 +83,31 @@ def test_what_is_out_of_reach_is_one_sentence_and_no_corrupt_group(tmp_path, buc
     assert not isinstance(e.value, CorruptGroup)
 
 
+def test_a_file_that_is_gone_is_named(tmp_path, bucket):
+    write_split(tmp_path / "train", [make_rows(40)], 20)
+    source = Source.open(make_recipe(uploaded(tmp_path, bucket, "gone")), "train")
+    source.filesystem.delete_file(source.groups[0].path)
+    with pytest.raises(BadInput, match="part-0.parquet, row group 0: the file cannot be read") as error:
+        source.read(source.groups[0], ["user"])
+    assert not isinstance(error.value, CorruptGroup)
+
+
+def test_pieces_are_read_as_the_file_that_they_are_of():
+    whole = bytes(range(256)) * 4
+    pieces = distant.Pieces(len(whole))
+    for start, stop in ((10, 300), (300, 500), (700, 1024)):
+        pieces.add(start, whole[start:stop])
+    for start, count in ((10, 5), (250, 100), (290, 10), (300, 200), (480, 100), (700, 324), (1000, 100), (0, 4)):
+        pieces.seek(start)
+        there = min(
+            next((stop for first, stop in ((10, 500), (700, 1024)) if first <= start < stop), start), start + count
+        )
+        assert bytes(pieces.read(count)) == whole[start:there]
+        assert pieces.tell() == there
+    assert pieces.seek(0, 2) == 1024
+    assert bytes(pieces.read()) == b""
+
+
 def test_spans_join_what_lies_together(tmp_path, monkeypatch):
     monkeypatch.setattr(distant, "_HOLE", 1000)
     columns = {f"c{n}": np.random.default_rng(n).integers(0, 2**60, 500) for n in range(10)}
