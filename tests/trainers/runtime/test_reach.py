@@ -149,7 +149,7 @@ def faulty(monkeypatch) -> fs.FileSystem:
 
 
 def test_a_patient_filesystem_lists_and_reads_all(faulty):
-    paths = list_files(faulty, "/reach")
+    paths = [info.path for info in list_files(faulty, "/reach")]
     assert [path.rpartition("/")[2] for path in paths] == [f"part-{number}.parquet" for number in range(3)]
     with faulty.open_input_file(paths[1]) as file:
         assert file.size() == 1000

@@ -21,7 +21,7 @@ import xxhash
 from pyarrow import fs
 
 from livetrain.configs.errors import BadInput, short
-from livetrain.trainers.data.read.files import footer_of, shown
+from livetrain.trainers.data.read.files import footer_of, shown, shut
 from livetrain.trainers.runtime import reach
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,17 @@ class Distant:
                     raise
                 before = pieces.digests()
                 log.info("%s, row group %d: %s; reading it again", shown(self._filesystem, path), group, error)
+
+    def footer(self, path: str) -> pq.FileMetaData:
+        """Return a file's footer.
+
+        Raises:
+            BadInput: the file cannot be opened, or is no whole Parquet file.
+        """
+        try:
+            return self._opened(path)[1]
+        except OSError as error:
+            raise shut(shown(self._filesystem, path), error) from error
 
     def _fetched(self, path: str, group: int, columns: list[str]) -> tuple["Pieces", pq.FileMetaData]:
         """Return what is needed of a file for some columns of a row group, and the file's footer."""
