@@ -26,11 +26,11 @@ _REFUSAL = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message
 
 @dataclass
 class Network:
-    """What lies between the store and its clients. The n-th request's fate is a function of `seed` and n.
+    """What lies between the store and its clients. Whether the n-th request fails is a function of `seed` and n.
 
-    A fault is one of: `slow` (503, SlowDown), `error` (500), `reset` (the connection ends before the request is looked
-    at), `lost` (after it was done, without its answer), `cut` (in the middle of a body), `short` (the body is shorter
-    than what was asked for, and its header says so).
+    How it fails goes by turns: `slow` (503, SlowDown), `error` (500), `reset` (the connection ends before the request is
+    looked at), `lost` (after it was done, without its answer), `cut` (in the middle of a body), `short` (the body is
+    shorter than what was asked for, and its header says so).
     """
 
     latency: float = 0.0  # s, of each request
@@ -39,6 +39,7 @@ class Network:
     faults: tuple[str, ...] = ("slow", "error", "reset", "lost", "cut", "short")
     counted: Counter = field(default_factory=Counter)
     _number: int = 0
+    _faulty: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fate(self, sent: dict[str, Any]) -> str:
@@ -47,7 +48,10 @@ class Network:
         with self._lock:
             draw = random.Random(f"{self.seed} {self._number}")
             self._number += 1
-            fault = draw.choice(self.faults) if draw.random() < self.rate else ""
+            fault = ""
+            if draw.random() < self.rate:
+                fault = self.faults[self._faulty % len(self.faults)]  # by turns
+                self._faulty += 1
             if fault in ("cut", "short") and method != "GET":
                 fault = "reset"
             if fault == "short" and "HTTP_RANGE" not in sent:  # of nothing else a client can know how long it is
