@@ -9,7 +9,7 @@ The same object trains (its tables sharded from outside), scores and exports, so
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -32,6 +32,7 @@ from livetrain.modules.models.registry import network
 from livetrain.modules.network import Network
 from livetrain.modules.tables.hashing import IdHash
 from livetrain.modules.tables.initial import Initial
+from livetrain.modules.tables.mapped import Room
 from livetrain.modules.tasks.registry import kinds
 
 _REPLICATED, _POOLED = "_replicated", "_pooled"  # endings of collections' names
@@ -171,6 +172,7 @@ class Model(nn.Module):
         recipe: what to build.
         device: where dense parameters and replicated tables are made.
         tables_device: where the other tables are made; ``meta`` when they will be sharded.
+        replicated_device: where replicated tables are made instead; ``meta`` when all tables come from elsewhere.
 
     Dense parameters depend on train.seed alone; table rows on (train.seed, table, row), see modules.tables.initial.
 
@@ -181,7 +183,11 @@ class Model(nn.Module):
     """
 
     def __init__(
-        self, recipe: Recipe, device: str | torch.device = "cpu", tables_device: str | torch.device = "cpu"
+        self,
+        recipe: Recipe,
+        device: str | torch.device = "cpu",
+        tables_device: str | torch.device = "cpu",
+        replicated_device: str | torch.device | None = None,
     ) -> None:
         super().__init__()
         features, tables = recipe.features, recipe.tables
@@ -200,7 +206,7 @@ class Model(nn.Module):
         for name, members in _collections(recipe).items():
             users = {table: [f for f in keyed if used[f] == table] for table in members}
             collections[name] = [feature for table in members for feature in users[table]]
-            where = device if name.endswith(_REPLICATED) else tables_device
+            where = (replicated_device or device) if name.endswith(_REPLICATED) else tables_device
             self.tables[name] = _collection(recipe, name, users, torch.device(where))
         pooled = [name for name in collections if name.endswith(_POOLED)]
         self.weigh = Weigh(features, [feature for name in pooled for feature in collections[name]])
@@ -235,13 +241,18 @@ class Model(nn.Module):
             if not weight.is_meta:
                 initial_values(recipe, name).fill(weight.data)
 
-    def table_weights(self) -> dict[str, nn.Parameter]:
+    def table_weights(self) -> dict[str, torch.Tensor]:
         """Return the weights (rows, dim) of each table of a plain model."""
-        return {
-            name: table.weight
-            for collection in self.tables.values()
-            for name, table in getattr(collection, _TABLES[isinstance(collection, EmbeddingBagCollection)]).items()
-        }
+        return {name: table.weight for name, table in self._tables()}
+
+    def place_tables(self, room: Room) -> None:
+        """Let the tables of a plain model lie where `room` gives them place, with the numbers that lie there."""
+        for name, table in self._tables():
+            table.weight = nn.Parameter(room(name, table.weight.shape, table.weight.dtype), requires_grad=False)
+
+    def _tables(self) -> Iterator[tuple[str, nn.Embedding | nn.EmbeddingBag]]:
+        for collection in self.tables.values():
+            yield from getattr(collection, _TABLES[isinstance(collection, EmbeddingBagCollection)]).items()
 
     def forward(
         self,

@@ -28,8 +28,8 @@ _REFUSAL = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message
 class Network:
     """What lies between the store and its clients. Whether the n-th request fails is a function of `seed` and n.
 
-    How it fails goes by turns: `slow` (503, SlowDown), `error` (500), `reset` (the connection ends before the request is
-    looked at), `lost` (after it was done, without its answer), `cut` (in the middle of a body), `short` (the body is
+    How it fails goes by turns: `slow` (503, SlowDown), `error` (500), `reset` (the connection ends before the request
+    is looked at), `lost` (after it was done, without its answer), `cut` (in the middle of a body), `short` (the body is
     shorter than what was asked for, and its header says so).
     """
 

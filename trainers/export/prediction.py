@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Evaluate, Recipe
 from livetrain.modules.model import Model
+from livetrain.modules.serving.loading import load
 from livetrain.modules.serving.scorer import Encoder, Scorer
 from livetrain.trainers.data.read.columns import check_columns, id_kinds, settled, wanted_columns
 from livetrain.trainers.data.read.decode import Decoder
@@ -168,8 +169,7 @@ def _load(weights: Weights, recipe: Recipe) -> nn.Module:
     if _digest(manifest.read(weights.folder)) != weights.digest:
         raise BadInput(f"{weights.folder}: is gone, or another model is in its place by now; start again")
     if weights.exported:
-        file = f"{weights.vectors or 'model'}.pt"
-        return torch.jit.load(str(weights.folder / file)).eval()
+        return load(weights.folder, f"{weights.vectors or 'model'}.pt")
     model = plain_model(recipe, weights.folder)
     return (Encoder(model, recipe, weights.vectors) if weights.vectors else Scorer(model, recipe)).eval()
 

@@ -58,16 +58,21 @@ class Distant:
         before: list[str] = []
         while True:
             pieces, footer = self._fetched(path, group, columns)
-            file = pq.ParquetFile(
-                pa.PythonFile(pieces, mode="r"), metadata=footer, pre_buffer=False, page_checksum_verification=True
-            )
             try:
-                return file.read_row_group(group, columns=columns, use_threads=False)
+                return _decoded(pieces, footer).read_row_group(group, columns=columns, use_threads=False)
             except (pa.ArrowException, OSError) as error:
                 if pieces.digests() == before:
                     raise
                 before = pieces.digests()
                 log.info("%s, row group %d: %s; reading it again", shown(self._filesystem, path), group, error)
+
+    def file(self, path: str, group: int, columns: list[str]) -> pq.ParquetFile:
+        """Return a Parquet file in memory that has some columns of one row group, to be decoded bit by bit.
+
+        Raises:
+            BadInput: as `read`.
+        """
+        return _decoded(*self._fetched(path, group, columns))
 
     def footer(self, path: str) -> pq.FileMetaData:
         """Return a file's footer.
@@ -110,6 +115,12 @@ class Distant:
                 self._kept.pop(path, None)
                 opened.set_exception(error)
         return opened.result()
+
+
+def _decoded(pieces: "Pieces", footer: pq.FileMetaData) -> pq.ParquetFile:
+    return pq.ParquetFile(
+        pa.PythonFile(pieces, mode="r"), metadata=footer, pre_buffer=False, page_checksum_verification=True
+    )
 
 
 class Pieces(io.RawIOBase):
