@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -17,13 +18,16 @@ from livetrain.trainers.data.read.columns import (
     IdKind,
     check_columns,
     common,
+    flat_schema,
     id_kinds,
+    of_candidates,
     settled,
     wanted_columns,
     worded,
 )
 from livetrain.trainers.data.read.files import short, shown, split_folders
 from livetrain.trainers.data.read.index import Figures, Groups, Index, RowGroup, leaf_places, look, restored, stored
+from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.data.read.sidecar import Sidecar
 from livetrain.trainers.data.read.slices import Slices
 from livetrain.trainers.data.read.spread import HERE, Looking
@@ -33,6 +37,7 @@ log = logging.getLogger(__name__)
 _INDEX = "index"  # its name in a sidecar
 _FOOTERS, _FOOTER_THREADS = 64, 16  # files that a thread looks at in one go; footers are far away: waiting, not work
 _OPEN_FILES = 4  # that a thread keeps open
+_BUFFER = 2**16  # bytes of each column that are read at a time of a local file
 
 
 class CorruptGroup(BadInput):
@@ -60,8 +65,10 @@ class Source:
     filesystem: fs.FileSystem
     groups: Groups
     schema: pa.Schema  # of the columns that the recipe names, and of no others; files may store them otherwise
+    candidates: Candidates | None = None  # where a stored row is a request: its candidates are the rows of `schema`
     partitions: list[Partition] = field(default_factory=list)
     drawn: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows added to each, read/negatives.py
+    _stored: pa.Schema = field(default_factory=lambda: pa.schema([]), repr=False)  # `schema` as files have it
     _figures: dict[str, Figures] = field(default_factory=dict, repr=False)
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
@@ -87,7 +94,7 @@ class Source:
             indexed(filesystem, [info.path for info in folder.files], sidecar, looking)
             for folder, sidecar in zip(folders, sidecars, strict=True)
         ]
-        source = cls._of(name, filesystem, Index.join(parts), wanted_columns(recipe))
+        source = cls._of(name, filesystem, Index.join(parts), wanted_columns(recipe), recipe.data.candidates)
         if not source.rows:
             raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
         ends = np.cumsum([0, *(len(part.groups) for part in parts)]).tolist()
@@ -96,24 +103,43 @@ class Source:
         return source
 
     @classmethod
-    def _of(cls, name: str, filesystem: fs.FileSystem, index: Index, wanted: list[tuple[str, str, str]]) -> Self:
-        """Check the files' columns, and return the source of the row groups that hold rows."""
+    def _of(
+        cls,
+        name: str,
+        filesystem: fs.FileSystem,
+        index: Index,
+        wanted: list[tuple[str, str, str]],
+        most: int | None = None,
+    ) -> Self:
+        """Check the files' columns, and return the source of the row groups that hold rows.
+
+        With `most` rows are requests of so many candidates.
+        """
         found: dict[str, tuple[str, pa.DataType]] = {}
         for kind, schema in enumerate(index.schemas):  # of equal files the first is named
             path = index.first(kind)
-            for column, type_ in check_columns(shown(filesystem, path), schema, wanted).items():
+            for column, type_ in check_columns(shown(filesystem, path), schema, wanted, most is not None).items():
                 found[column] = _joined(filesystem, column, path, type_, *found.get(column, (path, type_)))
-        schema = settled({column: type_ for column, (_, type_) in found.items()}, wanted)
-        return cls(name, filesystem, index.groups, schema, _figures=index.figures)
+        schema = kept = settled({column: type_ for column, (_, type_) in found.items()}, wanted)
+        candidates = None
+        if most is not None:
+            candidates = Candidates(of_candidates(kept, wanted), most)
+            schema = flat_schema(kept, candidates.names)
+        return cls(name, filesystem, index.groups, schema, candidates, _stored=kept, _figures=index.figures)
 
     @property
     def rows(self) -> int:
-        """Rows of the split."""
+        """Rows of the split as stored: requests where it has `candidates`."""
         return int(self.groups.rows.sum())
 
     def stored(self, partition: Partition) -> int:
         """Return how many rows a partition has."""
         return int(self.groups.rows[partition.start : partition.stop].sum())
+
+    def length(self, column: str) -> float:
+        """Return how many values a row has of a column in the mean, as the footers say: an empty list counts as one."""
+        found = self._told(column)
+        return 1.0 if found is None else found.values / self.rows
 
     @property
     def columns(self) -> list[str]:
@@ -164,7 +190,8 @@ class Source:
             BadInput: a file cannot be read.
         """
         found = self._told(column)
-        if found is not None and found.nulls is not None:
+        listed = self.candidates is not None and column in self.candidates.names  # footers count empty lists as nulls
+        if found is not None and found.nulls is not None and not listed:
             return found.nulls
         return sum(self._nulls(group, column) for group in self.groups)
 
@@ -175,6 +202,18 @@ class Source:
             return 0
 
     def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        """Read some columns of a row group, in the calling thread: of requests a row per candidate.
+
+        Raises:
+            CorruptGroup: as `as_stored`.
+            BadInput: likewise; or a request's lists are not one value per candidate.
+        """
+        if self.candidates is None:
+            return self.as_stored(group, columns)
+        some = columns if self.candidates.names.intersection(columns) else [*columns, min(self.candidates.names)]
+        return self.candidates.flattened(self.as_stored(group, some), self.place(group)).select(columns)
+
+    def as_stored(self, group: RowGroup, columns: list[str]) -> pa.Table:
         """Read some columns of a row group, in the calling thread.
 
         A failed read is tried a second time, so a lost connection is not taken for a broken file.
@@ -200,14 +239,34 @@ class Source:
                 "data.on_corrupt: skip to train without them"
             ) from error
 
+    def stream(self, groups: Sequence[RowGroup], columns: list[str], rows: int) -> Iterator[pa.Table]:
+        """Read some columns of one file's row groups, in tables of so many rows, the last ones of a row group fewer.
+
+        The file is opened once. Of a local file's row group no more is held at a time than a table, and of each column
+        64 KiB and a page; of a remote one's, its columns' bytes as stored.
+
+        Raises:
+            ArrowException, OSError: something cannot be read; `read` says what is wrong.
+        """
+        file = self._opened(groups[0].path, _BUFFER)
+        for group in groups:
+            found = 0
+            for batch in file.iter_batches(rows, row_groups=[group.index], columns=columns, use_threads=False):
+                found += batch.num_rows
+                yield self._settled(pa.Table.from_batches([batch]), columns)
+            _check_rows(found, group)
+
     def _decode(self, group: RowGroup, columns: list[str]) -> pa.Table:
         file = self._file(group.path)
         del self._files[group.path]  # a file that could not be read is not kept: its second try opens it again
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
-        if table.num_rows != group.rows:
-            raise pa.ArrowInvalid(f"{table.num_rows} rows instead of {group.rows}")
+        _check_rows(table.num_rows, group)
         self._files[group.path] = file
-        fields = pa.schema([self.schema.field(name) for name in columns])
+        return self._settled(table, columns)
+
+    def _settled(self, table: pa.Table, columns: list[str]) -> pa.Table:
+        """Return columns as they are stored in the types that the split gives them."""
+        fields = pa.schema([self._stored.field(name) for name in columns])
         return pa.Table.from_arrays([_as(table.column(field.name), field.type) for field in fields], schema=fields)
 
     @property
@@ -224,11 +283,12 @@ class Source:
         files[path] = file
         return file
 
-    def _opened(self, path: str) -> pq.ParquetFile:
+    def _opened(self, path: str, buffer: int = 0) -> pq.ParquetFile:
         return pq.ParquetFile(
             self.filesystem.open_input_file(path),
             # Far away, one wide read is cheaper than many narrow ones.
             pre_buffer=not isinstance(self.filesystem, fs.LocalFileSystem),
+            buffer_size=buffer if isinstance(self.filesystem, fs.LocalFileSystem) else 0,
             page_checksum_verification=True,
         )
 
@@ -289,6 +349,11 @@ def _joined(
             f"{shown(filesystem, first)}; write all files of a split with one schema"
         )
     return (first if both == before else path), both
+
+
+def _check_rows(found: int, group: RowGroup) -> None:
+    if found != group.rows:
+        raise pa.ArrowInvalid(f"{found} rows instead of {group.rows}")
 
 
 def _as(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
