@@ -75,7 +75,11 @@ def _examine(
     asked = {
         "features": {name: feature.model_dump(mode="json") for name, feature in recipe.features.items()},
         "tasks": {name: task.model_dump(mode="json", include={"label"}) for name, task in recipe.tasks.items()},
+        "tables": {
+            name: table.model_dump(mode="json", include={"rows", "hash"}) for name, table in recipe.tables.items()
+        },
         "data": keys,
+        "on_corrupt": recipe.data.on_corrupt,
         "code": [written(module) for module in (brief, leaks)],
     }
     last, known = sources["train"].partitions[-1].sidecar, all(all(own) for own in keys.values())
