@@ -115,6 +115,7 @@ print(run.evaluate()["test.click.auc"] == run.result["test.click.auc"])
 """
 
 
+@pytest.mark.slow
 def test_a_class_of_a_cell_trains_in_its_process_and_nowhere_else(home):
     """A script's `__main__`, as a notebook's: `workers: 0` trains, scores and exports it."""
     model = outside.MODEL.format(package="sizes", kind="of_a_cell", name="OfACell")

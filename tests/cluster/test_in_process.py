@@ -180,7 +180,12 @@ def test_an_export_from_before_the_runs_end_is_replaced(trained):
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
-        (BadInput("tables: too large"), BadInput, "tables: too large; the run itself is whole, and `livetrain export"),
+        pytest.param(
+            BadInput("tables: too large"),
+            BadInput,
+            "tables: too large; the run itself is whole, and `livetrain export",
+            marks=pytest.mark.slow,
+        ),
         (OSError("no space"), RuntimeError, r"the export failed \(OSError: no space\); the run itself is whole"),
         (KeyboardInterrupt(), KeyboardInterrupt, "small was interrupted; it is trained"),
     ],

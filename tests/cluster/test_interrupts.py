@@ -83,7 +83,7 @@ def test_sigterm_has_all_workers_save_at_one_step(recipe, tmp_path):
     assert "Traceback" not in out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_training_in_the_process_itself_ends_alike(recipe, tmp_path, number):
     command, run = start("train", str(recipe), "cluster.workers=0", "--runs", str(tmp_path)), tmp_path / "small"
     until(lambda: len(trained(run)) > 2, command)
@@ -97,6 +97,7 @@ def test_a_training_in_the_process_itself_ends_alike(recipe, tmp_path, number):
     assert f"started again under this name it goes on from {again}" in out.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_training_that_is_starting(recipe, tmp_path):
     command, run = start("train", str(recipe), "--runs", str(tmp_path)), tmp_path / "small"
     until(lambda: "starting 2 workers" in notes(run), command)

@@ -92,6 +92,7 @@ def test_a_night_is_done_once(nights, monkeypatch):
     assert (again["run"], again["folder"], again["fence"]) == (pointer["run"], "2022-05-04.000002", 2)
 
 
+@pytest.mark.slow
 def test_a_killed_night_goes_on_as_it_began(nights, monkeypatch):
     nights.night("2022-05-04")
     train = launch.train
@@ -119,6 +120,7 @@ def kill(runs: Path, day: str, *names: str) -> None:
         (runs / f"din-{day}" / name).unlink()
 
 
+@pytest.mark.slow
 def test_a_night_killed_behind_its_result_still_gets_its_report(nights, monkeypatch):
     nights.night("2022-05-04")
     kill(nights.runs, "2022-05-04", "report.png", "export/manifest.json")
@@ -133,6 +135,7 @@ def test_a_night_killed_behind_its_result_still_gets_its_report(nights, monkeypa
     assert (nights.runs / "din-2022-05-04/report.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["", None])
 def test_a_night_whose_config_a_kill_has_spoilt_goes_on(nights, config):
     """From its checkpoint as it began, or anew where it has none."""
@@ -146,6 +149,7 @@ def test_a_night_whose_config_a_kill_has_spoilt_goes_on(nights, config):
     assert load_recipe(nights.runs / "din-2022-05-04/config.yaml").train.warm_start is None
 
 
+@pytest.mark.slow
 def test_cold_counts_for_a_night_that_is_begun_again_too(nights):
     nights.night("2022-05-04")
     nights.night("2022-05-05")
@@ -158,6 +162,7 @@ def test_cold_counts_for_a_night_that_is_begun_again_too(nights):
     assert load_recipe(nights.runs / "din-2022-05-05/config.yaml").train.warm_start is None
 
 
+@pytest.mark.slow
 def test_a_night_begins_with_one_whose_best_checkpoint_is_there(nights):
     nights.night("2022-05-04")
     nights.night("2022-05-05")
@@ -166,6 +171,7 @@ def test_a_night_begins_with_one_whose_best_checkpoint_is_there(nights):
     assert nightly.earlier(nights.runs, "din", "2022-05-06", None) == nights.runs / "din-2022-05-04"
 
 
+@pytest.mark.slow
 def test_a_damaged_published_model_is_said_with_what_helps(nights):
     nights.night("2022-05-04")
     old = nights.runs / "din-2022-05-04"
@@ -270,6 +276,7 @@ def test_old_nights_lose_their_checkpoints_but_not_the_published_one(nights):
     assert all((run / "result.json").exists() for run in nights.runs.glob("din-*"))
 
 
+@pytest.mark.slow
 def test_a_model_taken_back_is_not_published_again_nor_begun_with(nights, monkeypatch):
     first = nights.night("2022-05-04")
     nights.night("2022-05-05")
@@ -300,6 +307,7 @@ def test_a_published_model_that_was_changed_is_named_and_published_again(nights,
     assert any("model.pt is damaged" in said for said in nights.said)
 
 
+@pytest.mark.slow
 def test_versions_that_stay_keep_their_runs_checkpoints(nights):
     for day in ("2022-05-04", "2022-05-05"):
         nights.night(day, keep=2)
@@ -377,6 +385,7 @@ def test_whoever_takes_a_worse_model_says_so(nights):
     assert nights.night("2022-05-05", tolerance=0.9, cold=True, optimizers=spoilt)["fence"] == 2
 
 
+@pytest.mark.slow
 def test_another_models_place_is_not_taken(nights):
     nights.night("2022-05-04")
     task = nights.recipe.tasks["click"]
@@ -391,6 +400,7 @@ def test_another_models_place_is_not_taken(nights):
     assert not (nights.runs / "other-2022-05-05").exists()
 
 
+@pytest.mark.slow
 def test_without_the_published_run_nothing_is_compared(nights):
     nights.night("2022-05-04")
     shutil.rmtree(nights.runs / "din-2022-05-04")

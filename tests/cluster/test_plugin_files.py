@@ -58,6 +58,7 @@ def test_a_package_travels_whole_but_for_what_is_hidden_or_compiled(package):
         assert b"plugins: [of_mine.models]" in job.files["recipe.yaml"]
 
 
+@pytest.mark.slow
 def test_a_parcel_trains_where_it_is_unpacked(package, tmp_path):
     """In its own folder, by its own command, with nothing else on Python's path: as on a node of a cluster."""
     data = samples.write(tmp_path / "data", rows=400)

@@ -284,7 +284,11 @@ def test_a_cluster_that_is_away_is_asked_again_later(recipe):
 
 
 @pytest.mark.parametrize(
-    ("token", "sentence"), [(None, "wants a token (HTTP 401)"), ("f" * 64, "does not accept this token (HTTP 403)")]
+    ("token", "sentence"),
+    [
+        pytest.param(None, "wants a token (HTTP 401)", marks=pytest.mark.slow),
+        ("f" * 64, "does not accept this token (HTTP 403)"),
+    ],
 )
 def test_a_cluster_that_refuses_the_token_is_one_sentence(head, recipe, tmp_path, token, sentence):
     refused = head.livetrain("submit", str(recipe), "--runs", str(tmp_path / "runs"), token=token)

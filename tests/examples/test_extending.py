@@ -118,6 +118,7 @@ def test_what_a_transform_holds_lies_where_the_batch_does():
     assert not any("edges" in name for name in model.state_dict())
 
 
+@pytest.mark.slow
 def test_sharded_they_learn_what_plain_pytorch_learns(two_ranks):
     changes = CHANGES | {"tasks": {"click": {"label": "label"}}, "optimizers__sparse__kind": "rowwise_adagrad"}
     made_for = twins.recipe(**changes)

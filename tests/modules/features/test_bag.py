@@ -13,6 +13,7 @@ from livetrain.modules.serving.scorer import Scorer
 from livetrain.trainers.export.rows import inputs_of, one_user
 from livetrain.trainers.runtime import ranks
 from tests import twins
+from tests.cases import often
 from tests.pool import Pool
 from tests.trainers.train.test_sharding import STEPS, compare, train_sharded
 
@@ -65,7 +66,7 @@ def test_one_rank_equals_plain(changes):
     compare(found, made(**changes), 2e-6)
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("changes", often(CASES, ("column-wise SGD", "an optimizer per table", "in parts")))
 def test_two_ranks_equal_plain(two_ranks, changes):
     first, second = two_ranks.run(train_sharded, made(**changes))
     compare(first, made(**changes), 2e-6)

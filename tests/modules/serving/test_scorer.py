@@ -11,6 +11,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from livetrain.modules.model import Model, set_statistics
 from livetrain.modules.serving.scorer import Scorer
 from tests import twins
+from tests.cases import often
 
 MODELS = {
     "din": {},
@@ -184,8 +185,11 @@ def one_user(call: tuple[dict[str, torch.Tensor], ...], user: list[str], row: in
     return values, lengths, dense
 
 
-@pytest.mark.parametrize("user", [["user", "history", "rating", "rate"], ["history", "rating"], ["movie"], []])
-@pytest.mark.parametrize("kind", MODELS)
+USERS = {"much": ["user", "history", "rating", "rate"], "lists": ["history", "rating"], "item": ["movie"], "none": []}
+RANKED = {f"{kind}-{user}": (kind, USERS[user]) for kind in MODELS for user in USERS}
+
+
+@pytest.mark.parametrize(("kind", "user"), often(RANKED, list(RANKED)[::5]))
 def test_rank_scores_candidates_like_rows_that_repeat_the_user(kind, user):
     _, scored = build(**MODELS[kind])
     (batch,) = twins.batches(twins.recipe(**MODELS[kind]), 1)

@@ -238,7 +238,7 @@ def test_every_kind_of_model_exports(small_run, tmp_path, kind, changes):
     "model",
     [
         pytest.param({"kind": "shared_bottom"}, marks=pytest.mark.slow),
-        {"kind": "esmm", "chains": [["click", "like"]]},
+        pytest.param({"kind": "esmm", "chains": [["click", "like"]]}, marks=pytest.mark.slow),
         {"kind": "mmoe"},
         pytest.param({"kind": "cgc"}, marks=pytest.mark.slow),
         pytest.param({"kind": "ple", "own": 2}, marks=pytest.mark.slow),

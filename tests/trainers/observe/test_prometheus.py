@@ -44,6 +44,7 @@ def ask(endpoint: str, name: str) -> float | None:
     return float(lines[0].rsplit(" ", 1)[1]) if lines else None
 
 
+@pytest.mark.slow
 def test_a_runs_newest_figures_reach_the_endpoint(endpoint, tmp_path):
     data = samples.write(tmp_path / "data", rows=480)
     launch.train(samples.recipe(data, train__epochs=1), tmp_path)

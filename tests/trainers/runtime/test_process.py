@@ -89,6 +89,7 @@ def livetrain(place: Path, *words: str, **environment: str) -> subprocess.Comple
 STRANGE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+@pytest.mark.slow
 def test_a_run_in_a_strange_place(place):
     """An ASCII locale and terminal, nested OpenMP levels and a TMPDIR that is not there, all at once."""
     done = livetrain(

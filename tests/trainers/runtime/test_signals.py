@@ -210,7 +210,7 @@ def lines(run: Path) -> list[dict]:
         pytest.param(1, 1, 1, marks=pytest.mark.slow),
         pytest.param(7, 7, 1, marks=pytest.mark.slow),
         (13, 11, 1),  # within the first evaluation, which follows step 11 and is made again
-        (13, 11, 2),  # and stopped again
+        pytest.param(13, 11, 2, marks=pytest.mark.slow),  # and stopped again
         pytest.param(66, 42, 1, marks=pytest.mark.slow),  # within the test split's, when all is trained
     ],
 )

@@ -198,7 +198,7 @@ def test_a_write_that_fails_is_reported_and_the_run_goes_on(two_ranks, data, tmp
     assert all(manifest.damage(path, manifest.read(path)) is None for path in run_folder.committed(made.run))
 
 
-@pytest.mark.parametrize(("calls", "left"), [((2, 3), [5]), ((6, 7), [15, 20])])
+@pytest.mark.parametrize(("calls", "left"), [pytest.param((2, 3), [5], marks=pytest.mark.slow), ((6, 7), [15, 20])])
 def test_a_write_that_fails_twice_ends_the_run_and_the_last_good_one_stays(two_ranks, data, tmp_path, calls, left):
     made, never = job(data, tmp_path / "made", evaluate__group_by=None), job(data, tmp_path / "never")
     for message in two_ranks.run(refused, made, *calls):

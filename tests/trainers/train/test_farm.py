@@ -15,6 +15,7 @@ from livetrain.trainers.observe.report.spectrum import write_spectrum
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.probes.spectra import Spectra
 from tests import samples, twins
+from tests.cases import often
 from tests.trainers.train import test_loop as loop
 from tests.trainers.train import test_sharding as sharding
 from tests.trainers.train.gradients import test_combination as combine
@@ -56,7 +57,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("changes", often(CASES, ("SGD, column-wise, replicated users",)))
 def test_sharded_equals_plain(two_ranks, changes):
     made_for = recipe(**changes)
     with ranks.alone(cuda=False):
@@ -126,6 +127,7 @@ def run(data, tmp_path_factory) -> Path:
     return runs / "small"
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, run, tmp_path):
     """The warm-up of the alignment goes on where it was."""
     changes = on_disk(data, train__checkpoint_every=5)

@@ -107,7 +107,10 @@ def test_weekdays_are_no_unseen_ids(tmp_path):
 LONG = "how_often_the_user_has_watched_this_streamer_in_the_last_thirty_days"
 
 
-@pytest.mark.parametrize(("days", "splits"), [(1, False), (3, True), pytest.param(15, False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("days", "splits"),
+    [(1, False), pytest.param(3, True, marks=pytest.mark.slow), pytest.param(15, False, marks=pytest.mark.slow)],
+)
 def test_the_picture_can_be_read_whatever_the_data(tmp_path, monkeypatch, days, splits):
     """Many columns, long names, labels of very different rates, one of which has no positive and one no known row."""
     monkeypatch.setattr("livetrain.trainers.data.checks.leaks.SAMPLE", 2048)
@@ -135,6 +138,7 @@ def test_the_picture_can_be_read_whatever_the_data(tmp_path, monkeypatch, days, 
     pictures.check(plot.draw(whole.check(folder)))
 
 
+@pytest.mark.slow
 def test_numbered_columns_are_one_line_and_nothing_is_cut(tmp_path):
     """The k-th of 64 columns is k on the first day, k + 1 on the next, and null in more than half of the rows."""
 

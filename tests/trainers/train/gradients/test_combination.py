@@ -26,6 +26,7 @@ from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.train.loop import Job
 from livetrain.trainers.train.sharding import shard
 from tests import samples, slow_losses, twins
+from tests.cases import often
 from tests.trainers.train.test_loop import job, log, same, train
 from tests.trainers.train.test_sharding import whole
 
@@ -216,7 +217,7 @@ SHARDINGS = {
     "replicated": {"tables__user__sharding": "data_parallel", "tables__movie__sharding": "data_parallel"},
     "all replicated": {f"tables__{name}__sharding": "data_parallel" for name in ("user", "movie", "rating")},
 }
-every_sharding = pytest.mark.parametrize("changes", SHARDINGS.values(), ids=SHARDINGS.keys())
+every_sharding = pytest.mark.parametrize("changes", often(SHARDINGS, ("columns and SGD", "replicated")))
 both_scopes = pytest.mark.parametrize("scope", ["shared", "trunk"])
 
 
@@ -244,10 +245,11 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("model", "scope"),
-    [(name, scope) for name in MODELS for scope in ("shared", "trunk") if (name, scope) != ("din", "trunk")],
-)
+ALL = {f"{name}-{scope}": (name, scope) for name in MODELS for scope in ("shared", "trunk")}
+del ALL["din-trunk"]
+
+
+@pytest.mark.parametrize(("model", "scope"), often(ALL, ("din-shared", "esmm-trunk", "mmoe-shared", "ple-trunk")))
 def test_every_multi_task_model_learns_as_torchjd_would_have_it(two_ranks, model, scope):
     made_for = recipe("pcgrad", model=MODELS[model], gradients__scope=scope)
     wanted = train_reference(made_for, lambda *given: with_torchjd(*given, seed=made_for.train.seed))
@@ -270,7 +272,7 @@ def test_losses_over_groups_are_combined_too(two_ranks, scope):
     compare(two_ranks.run(train_sharded, made_for)[0], wanted)
 
 
-@pytest.mark.parametrize("kind", ["sum", "gradnorm", "uncertainty"])
+@pytest.mark.parametrize("kind", [pytest.param("sum", marks=pytest.mark.slow), "gradnorm", "uncertainty"])
 @both_scopes
 def test_the_other_combiners_equal_a_backward_pass_a_task(two_ranks, kind, scope):
     made_for = recipe(kind, gradients__scope=scope, tables__rating__sharding="data_parallel")
@@ -427,7 +429,7 @@ KINDS = {
 FIGURES = ("step", "loss", "samples", "grad.like.weight", "grad.like.norm", "grad.cos.click.like", "grad.conflict")
 
 
-@pytest.mark.parametrize("config", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.parametrize("config", often(KINDS, ("gradnorm",)))
 def test_killed_and_resumed_it_is_bitwise_the_run_that_was_not(data, tmp_path, config):
     never = whole_run(data, tmp_path / "never", config, train__checkpoint_every=3)
     made = whole_run(data, tmp_path / "made", config, train__checkpoint_every=3)

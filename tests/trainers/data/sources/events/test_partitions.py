@@ -22,6 +22,7 @@ from livetrain.trainers.data.sources.events.prepare import prepare
 from livetrain.trainers.data.sources.events.sources import ADAPTERS
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.runtime import manifest
+from tests.cases import often
 from tests.trainers.data.sources.events.logs import HOUR, SOURCES, START, Visit, prepared, write
 
 DAYS = ["2025-05-25", "2025-05-26", "2025-05-27", "2025-05-28"]
@@ -59,7 +60,7 @@ def three_buckets(monkeypatch):
     monkeypatch.setattr(preparation, "BUCKET_ROWS", 25)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", often({source: source for source in SOURCES}, ("kuailive",)))
 def test_night_by_night_equals_all_at_once(tmp_path, source, three_buckets):
     log = make_log()
     prepared(source, tmp_path, log, "once", run=map)
@@ -110,8 +111,9 @@ preparation.prepare(ADAPTERS["kuailive"], Path(raw), Path(out), progress=progres
 @pytest.mark.parametrize(
     ("where", "number", "left"),
     [
-        ("between days", 2, DAYS[:2]),
-        ("_state/date=2025-05-26", 0, DAYS[:1]),  # before the state of the second day is there
+        pytest.param("between days", 2, DAYS[:2], marks=pytest.mark.slow),
+        # Before the state of the second day is there.
+        pytest.param("_state/date=2025-05-26", 0, DAYS[:1], marks=pytest.mark.slow),
         ("out/date=2025-05-26", 0, DAYS[:1]),  # between its state and its partition
     ],
 )
