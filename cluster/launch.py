@@ -7,7 +7,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from livetrain.cluster.nodes import cores
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Days, Recipe
+from livetrain.trainers.data.read import sidecar
 from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.spread import Looking, in_threads
 from livetrain.trainers.evaluate.draws import Draws
 from livetrain.trainers.export import export
 from livetrain.trainers.observe import weights_and_biases
@@ -33,7 +35,7 @@ from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, LOCK, find_checkpoint
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import checkpoint, compatible, preflight, warm_start
-from livetrain.trainers.train.loop import Job, Tell, Trainer, remarks
+from livetrain.trainers.train.loop import Job, Trainer, remarks
 
 log = logging.getLogger("livetrain")
 
@@ -103,7 +105,8 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
             if (begun := warm_start.find(recipe)) is not None:
                 for text in warm_start.tell(recipe, begun, run):
                     runlog.note(run, "note", text=text)
-        sources, statistics = preflight.check(recipe, lambda text: runlog.note(run, "note", text=text))
+        note = partial(runlog.note, run, "note")
+        sources, statistics = preflight.check(recipe, lambda text: note(text=text), _looking(recipe, run, run))
         runlog.note(run, "note", text=f"run {run.name}, in {shown(run)}")
         if found:
             _check_ids(found[-1], sources["train"], recipe)
@@ -182,14 +185,16 @@ def measure(
     with places.taken(run, places.EVALUATION) as place, Watcher(place):
         ray_workers.check_here(recipe.cluster)
         try:
-            tell = partial(runlog.note, place, "note")
-            sources, statistics = preflight.check(recipe, lambda text: tell(text=text), trains=False)
+            note = partial(runlog.note, place, "note")
+            looking = _looking(recipe, run, place)
+            sources = preflight.check_split(recipe, split, lambda text: note(text=text), looking)
         except BadInput as error:
             if days is not None:
                 raise
             raise type(error)(f"{run / 'config.yaml'}: {error}") from error.__cause__
-        _check_ids(path, sources[split], recipe)
-        job = Job(recipe, run, sources, statistics)
+        for source in sources.values():
+            _check_ids(path, source, recipe)
+        job = Job(recipe, run, sources, None)
         found = _launch(partial(_evaluate_here, job, place, which, split, mend), recipe, place, place)
         return found, Draws.read(place)
 
@@ -249,14 +254,31 @@ def _evaluate_here(
     return {f"{split}.{key}": value for key, value in metrics.items()}
 
 
-def _teller(told: Path) -> Tell:
-    """Return what writes into a log how far an evaluation is, a few times per second."""
+def _looking(recipe: Recipe, run: Path, told: Path) -> Looking:
+    """Return how a run's data are looked at: by its workers if it has some, and what is learned stays beside the data.
+
+    Where these cannot be written to it stays beside the run's folder, for all runs there.
+
+    Args:
+        recipe: the run's.
+        run: its folder.
+        told: the folder whose log is told how far it is.
+    """
+    tell = _teller(told)
+    spread = ray_workers.spread(recipe) if recipe.cluster.workers else in_threads
+    return Looking(
+        run.parent / sidecar.NAME, spread, lambda name, unit, done, of: tell(f"looking at {name}", done, of, unit)
+    )
+
+
+def _teller(told: Path) -> Callable[..., None]:
+    """Return what writes into a log how far something is, a few times per second; `Tell` of an evaluation."""
     due = 0.0
 
-    def tell(what: str, done: int, of: int) -> None:
+    def tell(what: str, done: int, of: int, unit: str = "batches") -> None:
         nonlocal due
         if not done or time.monotonic() >= due:
-            runlog.note(told, "stage", text=what, **({"done": done, "of": of} if of else {}))
+            runlog.note(told, "stage", text=what, **({"done": done, "of": of, "unit": unit} if of else {}))
             due = time.monotonic() + _TELL_S
 
     return tell

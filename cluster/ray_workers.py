@@ -5,13 +5,15 @@ worker group that Ray starts again looks there for its newest committed checkpoi
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
 import pickle
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,12 @@ from livetrain.cluster import capacity, places
 from livetrain.configs import plugins
 from livetrain.configs.errors import BadInput, NotNow, may_pass
 from livetrain.configs.schema import Cluster, Recipe
+from livetrain.trainers.data.read.spread import Spread, in_threads
 from livetrain.trainers.runtime import ranks, runlog, scratch, signals
 from livetrain.trainers.runtime.manifest import write_json, write_text
 from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder, set_up, threads
+
+_FEW = 64  # parts of a look at data that threads of this process do in the time that Ray takes to start
 
 Work = Callable[[torch.device], dict[str, Any]]
 """What a rank does on its device; rank 0's result is the command's."""
@@ -175,6 +180,40 @@ def _import_here(needed: list[str]) -> None:
         plugins.load(needed)
     except BadInput as error:
         raise BadInput(f"{error}; this is so on {platform.node()}, where a worker runs") from None
+
+
+def spread(recipe: Recipe) -> Spread:
+    """Return what looks at a run's data on all CPUs of its Ray cluster; a little of it is not worth the way there."""
+
+    def run(work: Callable[[Any], Any], parts: Iterable[Any], threads: int | None = None) -> Generator[Any, None, None]:
+        rest = iter(parts)
+        first = list(itertools.islice(rest, _FEW))
+        if len(first) < _FEW:
+            yield from in_threads(work, first, threads)
+            return
+        import ray
+
+        with attached(recipe.cluster):
+            packed, remote = ray.put(pickle.dumps(work)), ray.remote(num_cpus=1)(_look)
+            most, begun = 2 * max(int(ray.cluster_resources().get("CPU", 1)), 1), deque[Any]()
+            try:
+                for part in itertools.chain(first, rest):
+                    begun.append(remote.remote(packed, recipe.plugins, part))
+                    if len(begun) >= most:
+                        yield ray.get(begun.popleft())
+                while begun:
+                    yield ray.get(begun.popleft())
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None
+
+    return run
+
+
+def _look(work: bytes, needed: list[str], part: Any) -> Any:
+    """Do a part of a look at the data, in a task of Ray."""
+    set_up()
+    _import_here(needed)
+    return pickle.loads(work)(part)
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def export(
     """Export one checkpoint of a run and prove it on held-out rows.
 
     Args:
-        run: the run folder, wherever it lies now; the data must still be at the recipe's data.path.
+        run: the run folder, wherever it lies now; the test split must still be at the recipe's data.path.
         which: ``best`` or ``last``.
         out: folder to write, by default <run>/export; an earlier export there is replaced as a whole.
         quantize: how tables are stored, by default as the recipe's export.quantize says.
@@ -77,8 +77,7 @@ def export(
     _check_place(out)
     recipe = run_folder.recipe_of(run)
     try:
-        for split in ("test", "train"):
-            Source.open(recipe, split)
+        Source.open(recipe, "test")
     except BadInput as error:
         raise type(error)(f"{run / 'config.yaml'}: {error}") from error.__cause__
     _check_memory(recipe, run)

@@ -4,16 +4,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from livetrain.configs.errors import without_credentials
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model, measured
 from livetrain.modules.tasks.registry import kinds
-from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.runtime import run_folder, runlog
 from livetrain.trainers.runtime.versions import versions
 
 _FORMAT = 1
-_TIME = "timestamp"  # a column of this name, if the training split has it, says when its rows happened
 
 
 def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str, Any]:
@@ -47,7 +44,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
         "model": recipe.model.model_dump(),
         "run": recipe.name,
         "checkpoint": {"step": step, "path": path.name},
-        "training": _training(recipe),
+        "training": content.get("training"),  # None of an older checkpoint
         "metrics": _metrics(run, step),
         "versions": versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -59,18 +56,6 @@ def _towers(names: dict[str, list[str]]) -> dict[str, Any]:
         "call": "user.pt and item.pt (ids, lengths, dense) -> Tensor (B, width): the vectors of B rows, from the"
         " features of their side alone; the product of the two is the score",
         **names,
-    }
-
-
-def _training(recipe: Recipe) -> dict[str, Any]:
-    """Return what the model was trained on; the window is read from footers, null where they do not tell."""
-    source = Source.open(recipe, "train")
-    window = source.id_range(_TIME)
-    return {
-        "data": without_credentials(recipe.data.path),
-        "rows": source.rows,
-        "window": None if window is None else [t if isinstance(t, int | float) else str(t) for t in window],
-        "window_column": _TIME,
     }
 
 

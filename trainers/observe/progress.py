@@ -125,7 +125,8 @@ class State:
         self.doing: str | None = (
             "starting"  # what goes on besides steps: the newest stage or, before the first step, note
         )
-        self.part: tuple[int, int] | None = None  # how many of its batches are done, and of how many
+        self.part: tuple[int, int] | None = None  # how many of its batches, or of what it says, are done, of how many
+        self.unit = "batches"
         self._since = time.monotonic()  # when it came
         self._at = 0  # the step that the newest line was written at
         self._steps, self._rated = 0, 0.0  # steps whose speed is known, and the sum of their 1 / rows_per_s
@@ -153,6 +154,7 @@ class State:
         elif line.get("kind") == "stage" or (line.get("kind") == "note" and not self.steps):
             before, self.doing = self.doing, str(line.get("text", ""))
             self.part = (int(line["done"]), int(line["of"])) if "done" in line else None
+            self.unit = str(line.get("unit", "batches"))
             self._at = int(line.get("step", self._at))
             if self.doing != before:
                 self._since = time.monotonic()
@@ -180,7 +182,7 @@ class State:
         """What a training has come to, and what else is being done, and for how long."""
         doing = []
         if self.doing is not None:
-            far = f"  {self.part[0]:,}/{self.part[1]:,} batches" if self.part else ""
+            far = f"  {self.part[0]:,}/{self.part[1]:,} {self.unit}" if self.part else ""
             doing = [f"{self.doing}{far}  {_clock(time.monotonic() - self._since)}"]
         if not self.steps:
             return "".join(doing)

@@ -90,11 +90,11 @@ class Saver:
         sharded: what to save.
         recipe: kept in the manifests, so that a checkpoint of another model is told apart.
         run: the run folder, on storage that every rank shares.
-        ids: of each feature what its ids are in the training split (`Source.id_kinds`), kept in the manifests.
+        trained: what to keep in the manifests of the training split.
     """
 
-    def __init__(self, sharded: Sharded, recipe: Recipe, run: Path, ids: Mapping[str, str] | None = None) -> None:
-        self._sharded, self._recipe, self._run, self._ids = sharded, recipe, run, dict(ids or {})
+    def __init__(self, sharded: Sharded, recipe: Recipe, run: Path, trained: Mapping[str, Any] | None = None) -> None:
+        self._sharded, self._recipe, self._run, self._trained = sharded, recipe, run, dict(trained or {})
         self._buffers: dict[tuple, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._write: Callable[[], None] = lambda: None
@@ -128,7 +128,7 @@ class Saver:
             "workers": ranks.world(),
             "plan": self._sharded.plan(),
             "recipe": yaml.safe_load(dump_recipe(self._recipe)),
-            "ids": self._ids,
+            **self._trained,
         }
         copied = self._copy(state(self._sharded), ())
         if self._sharded.device.type == "cuda":

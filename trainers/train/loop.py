@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from livetrain.configs.errors import BadInput
+from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import set_statistics
@@ -42,6 +42,8 @@ from livetrain.trainers.train.schedule import factor
 from livetrain.trainers.train.sharding import shard
 from livetrain.trainers.train.stopping import Listener
 
+_TIME = "timestamp"  # a column of this name, if the training split has it, says when its rows happened
+
 Tell = Callable[[str, int, int], None]  # told what an evaluation is at: the batches done, of so many; 0 of 0 if unknown
 
 
@@ -51,8 +53,8 @@ class Job:
 
     recipe: Recipe
     run: Path
-    sources: dict[str, Source]
-    statistics: Statistics
+    sources: dict[str, Source]  # of an evaluation that of its split alone
+    statistics: Statistics | None  # of the training split; None where a checkpoint has them
     test: bool = True  # whether the run ends with the test split; a sweep's trials leave it unread
 
 
@@ -70,9 +72,10 @@ class Trainer:
         compiled_layers.enable(self.sharded.model, device)
         self.breakdown = Breakdown(self.sharded)
         self.utilisation = Utilisation(self.sharded.model.dense)
-        set_statistics(self.sharded.model, job.statistics.mean, job.statistics.std, job.statistics.quantiles)
-        self.reader = self._reader("train", shuffle=True)
-        self.total = self.reader.steps * self.recipe.train.epochs
+        if job.statistics is not None:
+            set_statistics(self.sharded.model, job.statistics.mean, job.statistics.std, job.statistics.quantiles)
+            self.reader = self._reader("train", shuffle=True)
+            self.total = self.reader.steps * self.recipe.train.epochs
         self.step = 0
         self.position: dict[str, Any] = {"best_step": None, "waited": 0, "rows": 0, "seconds": 0.0}
         self.left_out: dict[str, int] = {}  # lists cut, by feature, and rows skipped: on this rank, in this attempt
@@ -123,8 +126,8 @@ class Trainer:
         )
         self.log.write("note", step=self.step, text=f"tables: {planning.in_words(self.sharded.plan())}")
         tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))
-        ids = self.job.sources["train"].id_kinds(self.recipe)
-        with tracker, checkpoint.Saver(self.sharded, self.recipe, self.job.run, ids) as self.saver:
+        trained = trained_on(self.job.sources["train"], self.recipe)
+        with tracker, checkpoint.Saver(self.sharded, self.recipe, self.job.run, trained) as self.saver:
             self.log.listeners += [tracker.line, *prometheus.listeners(self.recipe.name)]
             self._train()
             self.saver.wait()
@@ -347,6 +350,20 @@ class Trainer:
             "curves": curves,
             "spectra": spectra.read(),
         }
+
+
+def trained_on(train: Source, recipe: Recipe) -> dict[str, Any]:
+    """Return what a checkpoint tells of the training split, which need not be there when the model is used."""
+    window = train.id_range(_TIME)
+    return {
+        "ids": train.id_kinds(recipe),
+        "training": {
+            "data": without_credentials(recipe.data.path),
+            "rows": train.rows,
+            "window": None if window is None else list(window),
+            "window_column": _TIME,
+        },
+    }
 
 
 def remarks(recipe: Recipe, split: str, metrics: dict[str, float], bounded: bool) -> list[str]:

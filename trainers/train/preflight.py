@@ -14,8 +14,9 @@ from livetrain.modules.serving.proof import prove
 from livetrain.trainers.data.checks import brief, pretrained
 from livetrain.trainers.data.read import negatives
 from livetrain.trainers.data.read.catalogue import CATALOGUE, Catalogue
-from livetrain.trainers.data.read.measure import Measure
+from livetrain.trainers.data.read.measure import measures
 from livetrain.trainers.data.read.source import CorruptGroup, Source
+from livetrain.trainers.data.read.spread import HERE, Looking
 from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.evaluate.selection import check_select, parts, stand_in, undefined
 from livetrain.trainers.observe import weights_and_biases
@@ -26,53 +27,82 @@ from livetrain.trainers.train.sharding import check_device
 SPLITS = ("train", "valid", "test")
 
 
-def check(recipe: Recipe, progress: Callable[[str], None], trains: bool = True) -> tuple[dict[str, Source], Statistics]:
-    """Open and check a recipe's model and data; return its splits and the training split's statistics.
+def check(
+    recipe: Recipe, progress: Callable[[str], None], looking: Looking = HERE
+) -> tuple[dict[str, Source], Statistics]:
+    """Open and check the model and the data of a run; return its splits and the training split's statistics.
 
     Args:
         recipe: the run.
         progress: told what is being done, a line at a time.
-        trains: whether it will train. Only training takes memory for checkpoints, draws negatives, and reads the files
-            that tables begin with.
+        looking: how data are looked at of which nothing is kept.
 
     Raises:
         BadInput: the first thing that is wrong, with the mend.
     """
-    if recipe.cluster.workers:
-        registry.check_shared(recipe)
     weights_and_biases.check(recipe)
     check_select(recipe)
-    if recipe.cluster.device == "cpu" or not (recipe.cluster.workers or torch.cuda.is_available()):
-        check_device(recipe, torch.device("cpu"))  # of other runs the device is known once there is a cluster
-    memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves=trains)
-    prove(recipe)
+    _check_model(recipe, trains=True)
     progress("checking the data")
-    sources = {split: Source.open(recipe, split) for split in SPLITS}
+    sources = {split: Source.open(recipe, split, looking.at(split)) for split in SPLITS}
     for name, column in recipe.groups().items():
         _check_groups(sources["train"], column, f"tasks.{name}.group")
     if recipe.evaluate.group_by:
         for split in SPLITS[1:]:
             _check_groups(sources[split], recipe.evaluate.group_by, "evaluate.group_by")
     brief.refuse_outcomes(recipe)
-    statistics = {split: scan(sources[split], recipe) for split in SPLITS}
-    if trains:
-        negatives.count(sources["train"], recipe, progress)
+    statistics = {split: scan(sources[split], recipe, looking.at(split)) for split in SPLITS}
+    negatives.count(sources["train"], recipe, progress)
     _check_known(sources["train"], recipe, statistics["train"])
     _check_measurable(sources["valid"], recipe, statistics["valid"])
     for split in SPLITS:
         _note_one_class(split, recipe, statistics[split], progress)
     brief.examine(recipe, sources, statistics, progress)
-    if trains:
-        pretrained.check(recipe, sources["train"], progress)
-    return sources | _catalogue(recipe, sources["train"]), statistics["train"]
+    pretrained.check(recipe, sources["train"], progress)
+    catalogue = _catalogue(recipe)
+    brief.check_alike(recipe, {"train": sources["train"]} | catalogue)
+    return sources | catalogue, statistics["train"]
 
 
-def _catalogue(recipe: Recipe, train: Source) -> dict[str, Source]:
+def check_split(
+    recipe: Recipe, split: str, progress: Callable[[str], None], looking: Looking = HERE
+) -> dict[str, Source]:
+    """Open and check what an evaluation of one split reads: that split alone, and the catalogue.
+
+    Args:
+        recipe: the run.
+        split: train, valid or test.
+        progress, looking: as of `check`.
+
+    Raises:
+        BadInput: the first thing that is wrong, with the mend.
+    """
+    check_select(recipe)
+    _check_model(recipe, trains=False)
+    progress("checking the data")
+    source = Source.open(recipe, split, looking.at(split))
+    if recipe.evaluate.group_by:
+        _check_groups(source, recipe.evaluate.group_by, "evaluate.group_by")
+    brief.refuse_outcomes(recipe)
+    _note_one_class(split, recipe, scan(source, recipe, looking.at(split)), progress)
+    return {split: source} | _catalogue(recipe)
+
+
+def _check_model(recipe: Recipe, trains: bool) -> None:
+    """Raise BadInput where a recipe's model cannot be built, or its tables find no memory."""
+    if recipe.cluster.workers:
+        registry.check_shared(recipe)
+    if recipe.cluster.device == "cpu" or not (recipe.cluster.workers or torch.cuda.is_available()):
+        check_device(recipe, torch.device("cpu"))  # of other runs the device is known once there is a cluster
+    memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves=trains)
+    prove(recipe)
+
+
+def _catalogue(recipe: Recipe) -> dict[str, Source]:
     """Return evaluate.catalogue, opened and checked, if the recipe has one.
 
     Raises:
-        BadInput: nothing is to be ranked by it, its ids are others than those of the training split, or what it holds
-            of the item cannot be read as the splits are.
+        BadInput: nothing is to be ranked by it, or what it holds of the item cannot be read as the splits are.
     """
     asked = recipe.evaluate
     key = "catalogue" if asked.catalogue else "seen"
@@ -89,11 +119,13 @@ def _catalogue(recipe: Recipe, train: Source) -> dict[str, Source]:
     if not asked.catalogue:
         return {}
     catalogue = Catalogue.of(recipe, towers.names["item"])
-    brief.check_alike(recipe, {"train": train, CATALOGUE: catalogue})
-    measure = Measure(recipe, towers.names["item"])
+    measured = list(measures(recipe, towers.names["item"]).values())
+    columns = list(dict.fromkeys(column for measure in measured for column in measure.columns))
     for group in catalogue.groups:
         try:
-            measure.of(catalogue.read(group, measure.columns), 0, catalogue.place(group))
+            rows = catalogue.read(group, columns)
+            for measure in measured:
+                measure.of(rows, 0, catalogue.place(group))
         except CorruptGroup:
             if recipe.data.on_corrupt == "stop":
                 raise

@@ -35,7 +35,11 @@ def make_recipe(path: str | Path, *, features: dict[str, Any] | None = None, gro
         "cost": {"type": "dense", "column": "price"},
     }
     features = default if features is None else features
-    tables = {feature["table"]: {"rows": 100, "dim": 4} for feature in features.values() if "table" in feature}
+    tables = {
+        feature["table"]: {"rows": 100, "dim": 4, "hash": "modulo" if feature["type"] == "bucket" else "mix"}
+        for feature in features.values()
+        if "table" in feature
+    }
     return Recipe.model_validate(
         {
             "data": {"path": str(path), "batch_size": 12, "shards": 6, "shuffle_window": 4} | data,

@@ -181,7 +181,7 @@ def _parts(folder: Path) -> tuple[list[Part], bool]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [Path(path) for path in find_files(fs.LocalFileSystem(), str(folder))]
+    return [Path(info.path) for info in find_files(fs.LocalFileSystem(), str(folder))]
 
 
 def _empty(parts: list[Part]) -> list[Finding]:

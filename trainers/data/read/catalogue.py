@@ -8,7 +8,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read.columns import IdKind, settled, wanted_columns
 from livetrain.trainers.data.read.files import files_below, open_filesystem, shown
-from livetrain.trainers.data.read.source import RowGroup, Source
+from livetrain.trainers.data.read.source import RowGroup, Source, looked
 
 CATALOGUE = "catalogue"  # in the place of a split's name
 
@@ -38,8 +38,7 @@ class Catalogue(Source):
             for column, kind, key in every
             if ".".join(key.split(".")[:2]) in item
         ]
-        catalogue = cls(shown(filesystem, root), filesystem, [], pa.schema([]))
-        catalogue._read_footers(paths, wanted)
+        catalogue = cls._of(shown(filesystem, root), filesystem, looked(filesystem, paths), wanted)
         if not catalogue.rows:
             raise BadInput(f"evaluate.catalogue: {catalogue.folder} has no rows; write the items to it")
         others = [part for part in every if part[0] not in catalogue.schema.names]

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,8 +53,16 @@ def short(error: BaseException) -> str:
     return text if len(text) <= _WORDS else f"{text[: _WORDS - 3]}..."
 
 
-def split_files(recipe: Recipe, split: str) -> tuple[fs.FileSystem, str, list[str]]:
-    """Return where a recipe's split lies: its filesystem, its name for messages, and its Parquet files, sorted.
+@dataclass(frozen=True)
+class Folder:
+    """A partition: a split's folder or a day's, and its Parquet files, sorted."""
+
+    path: str
+    files: list[fs.FileInfo]
+
+
+def split_folders(recipe: Recipe, split: str) -> tuple[fs.FileSystem, str, list[Folder]]:
+    """Return where a recipe's split lies: its filesystem, its name for messages, and its partitions.
 
     Without `data.days` a split is the folder of its name; with them it is the partitions of its days, in their order.
 
@@ -64,8 +73,8 @@ def split_files(recipe: Recipe, split: str) -> tuple[fs.FileSystem, str, list[st
     filesystem, root = open_filesystem(recipe.data.path)
     if recipe.data.days is None:
         folder = f"{root}/{split}"
-        return filesystem, shown(filesystem, folder), list_files(filesystem, folder)
-    days, paths = recipe.data.days.of(split), []
+        return filesystem, shown(filesystem, folder), [Folder(folder, list_files(filesystem, folder))]
+    days, found = recipe.data.days.of(split), []
     try:
         infos = filesystem.get_file_info([f"{root}/date={day}" for day in days])
     except (pa.ArrowException, OSError) as error:
@@ -76,24 +85,30 @@ def split_files(recipe: Recipe, split: str) -> tuple[fs.FileSystem, str, list[st
                 f"data.days.{split}: {shown(filesystem, root)} has no partition date={day}; prepare that day, or "
                 "choose other days"
             )
-        paths += list_files(filesystem, info.path)
-    return filesystem, f"{shown(filesystem, root)}/date={getattr(recipe.data.days, split)}", paths
+        found.append(Folder(info.path, list_files(filesystem, info.path)))
+    return filesystem, f"{shown(filesystem, root)}/date={getattr(recipe.data.days, split)}", found
 
 
-def list_files(filesystem: fs.FileSystem, folder: str, spark: bool = False) -> list[str]:
+def split_files(recipe: Recipe, split: str) -> tuple[fs.FileSystem, str, list[str]]:
+    """Return what `split_folders` does, with the paths of all files in the place of the partitions."""
+    filesystem, name, folders = split_folders(recipe, split)
+    return filesystem, name, [info.path for folder in folders for info in folder.files]
+
+
+def list_files(filesystem: fs.FileSystem, folder: str, spark: bool = False) -> list[fs.FileInfo]:
     """Return what `find_files` does.
 
     Raises:
         BadInput: as there; or the folder holds no Parquet file.
     """
-    paths = find_files(filesystem, folder, spark)
-    if not paths:
+    files = find_files(filesystem, folder, spark)
+    if not files:
         raise BadInput(f"{shown(filesystem, folder)}: the folder holds no *.parquet file; prepare the data again")
-    return paths
+    return files
 
 
-def find_files(filesystem: fs.FileSystem, folder: str, spark: bool = False) -> list[str]:
-    """Return the sorted paths of a folder's Parquet files, and of those in its folders NAME.parquet, as Spark writes.
+def find_files(filesystem: fs.FileSystem, folder: str, spark: bool = False) -> list[fs.FileInfo]:
+    """Return a folder's Parquet files, sorted, and those in its folders NAME.parquet, as Spark writes.
 
     Names that begin with . or _ are left out, as Spark does, and so are checksums and what has nothing to do with
     Parquet. Whatever else might hold rows is refused: rows that nobody misses would be left out of every epoch.
@@ -107,20 +122,20 @@ def find_files(filesystem: fs.FileSystem, folder: str, spark: bool = False) -> l
         BadInput: there is no such folder, it cannot be listed, or something in it might hold rows and is not read.
     """
     name = shown(filesystem, folder)
-    paths = []
+    files = []
     try:
         for info in _listed(filesystem, folder):
             if info.type == fs.FileType.Directory and info.base_name.endswith(SUFFIX) and not spark:
-                paths += list_files(filesystem, info.path, spark=True)
+                files += list_files(filesystem, info.path, spark=True)
             elif info.is_file and info.base_name.endswith(SUFFIX):
-                paths.append(info.path)
+                files.append(info)
             elif why := _overlooked(filesystem, info):
                 raise BadInput(f"{shown(filesystem, info.path)}: {why}, or begin its name with _ to leave it out")
     except FileNotFoundError as error:
         raise BadInput(f"data.path: there is no folder {name}; prepare the data first, or correct data.path") from error
     except (pa.ArrowException, OSError) as error:
         raise BadInput(f"data.path: {name} cannot be listed ({short(error)}); correct data.path") from error
-    return paths
+    return files
 
 
 def files_below(filesystem: fs.FileSystem, root: str, key: str) -> list[str]:

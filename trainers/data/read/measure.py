@@ -1,11 +1,15 @@
 """What is measured of features that are made of numbers: means and deviations of what they become, and quantiles."""
 
-from collections.abc import Collection, Sequence
+import inspect
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
+import xxhash
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
@@ -53,16 +57,16 @@ class Moments:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Numbers of the rows whose keys are least: a sample that depends on the rows' numbers alone."""
+    """Numbers of the rows whose keys are least: a sample that depends on the rows' files and places there alone."""
 
     keys: np.ndarray  # (n,) uint64
     values: np.ndarray  # (n,) float32
 
     @classmethod
     def of(cls, numbers: np.ndarray, first: int) -> "Drawn":
-        """Draw of (n,) numbers, the rows first, first + 1, ...; NaN is left out."""
+        """Draw of (n,) numbers, the rows first, first + 1, ... modulo 2^64; NaN is left out."""
         known = np.flatnonzero(~np.isnan(numbers))
-        return cls(mix((known + first).astype(np.uint64)), numbers[known])._cut()
+        return cls(mix(known.astype(np.uint64) + np.uint64(first)), numbers[known])._cut()
 
     def merge(self, other: "Drawn") -> "Drawn":
         return Drawn(np.concatenate([self.keys, other.keys]), np.concatenate([self.values, other.values]))._cut()
@@ -81,88 +85,114 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Measured:
-    """What some rows tell."""
+    """What some rows tell of a feature."""
 
     moments: Moments
-    drawn: Sequence[Drawn]
+    drawn: Drawn
 
     def merge(self, other: "Measured") -> "Measured":
-        both = zip(self.drawn, other.drawn, strict=True)
-        return Measured(self.moments.merge(other.moments), [one.merge(another) for one, another in both])
+        return Measured(self.moments.merge(other.moments), self.drawn.merge(other.drawn))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return all of it, for a file; see `restored`."""
+        return vars(self.moments) | vars(self.drawn)
+
+    @classmethod
+    def restored(cls, arrays: dict[str, np.ndarray]) -> "Measured":
+        """Undo `arrays`."""
+        moments = Moments(arrays["count"], arrays["mean"], arrays["squares"])
+        return cls(moments, Drawn(arrays["keys"], arrays["values"]))
 
 
 class Measure:
-    """Measures a recipe's features whose carrier is numbers, and checks what lies beside ids.
+    """Measures a feature whose carrier is numbers, or checks what lies beside the ids of another.
 
     Args:
         recipe: the run.
-        names: the features; all by default.
+        name: the feature's.
 
     Attributes:
-        columns: that are read for it.
+        columns: that are read for it; none if there is nothing to measure or to check.
+        dense: whether it has means and deviations, of each of its columns that are normalised.
+        quantiles: the parts that it is cut into, 0 for none.
     """
 
-    def __init__(self, recipe: Recipe, names: Collection[str] | None = None) -> None:
-        chosen = {name: f for name, f in recipe.features.items() if names is None or name in names}
-        self._features = {name: f for name, f in chosen.items() if f.carrier == "numbers"}
-        self._names = {name: recipe.columns(name) for name in self._features}
-        self._transforms = transforms(self._features)
-        self._measured = {n: t.measured for n, t in self._transforms.items() if self._features[n].form == "dense"}
-        self._parts = {n: t.quantiles for n, t in self._transforms.items() if t.quantiles}
-        self._listed = {n: (f, *beside) for n, f in chosen.items() if (beside := recipe.beside(n)) is not None}
-        read = [*self._names.values(), *(recipe.reads(name) for name in self._listed)]
-        self.columns = list(dict.fromkeys(column for names in read for column in names))
+    restored = staticmethod(Measured.restored)
+
+    def __init__(self, recipe: Recipe, name: str) -> None:
+        self._name, self._feature = name, recipe.features[name]
+        self._beside = recipe.beside(name)
+        self._numbers = self._feature.carrier == "numbers"
+        self._transform = transforms({name: self._feature})[name]
+        self.columns = recipe.reads(name) if self._numbers or self._beside is not None else ()
+        self.dense = self._numbers and self._feature.form == "dense"
+        self._measured = self._transform.measured if self.dense else 0
+        self.quantiles = self._transform.quantiles if self._numbers else 0
+
+    @property
+    def question(self) -> dict[str, Any]:
+        """What is asked, so that an answer of equal words is this one's."""
+        return {
+            "feature": self._feature.model_dump(mode="json"),
+            "columns": self.columns,
+            "beside": self._beside,
+            "code": written(type(self._transform)),
+        }
 
     @property
     def nothing(self) -> Measured:
         """What no rows tell."""
-        none = np.zeros(0, np.float32)
-        return Measured(Moments.of(np.zeros((0, sum(self._measured.values())))), [Drawn.of(none, 0)] * len(self._parts))
+        return Measured(Moments.of(np.zeros((0, self._measured))), Drawn.of(np.zeros(0, np.float32), 0))
 
     def of(self, table: pa.Table, first: int, where: str) -> Measured:
         """Measure rows.
 
         Args:
             table: with the columns.
-            first: number of the first row.
+            first: number of the first row, by which it is drawn or not.
             where: the rows are, for messages.
 
         Raises:
             BadInput: a number is NaN, infinite or too large for float32, a list is of another length than its
                 feature's vectors, or weights or vectors are not one of each id, or not finite.
         """
-        for name, (feature, column, width) in self._listed.items():
+        name, feature, found = self._name, self._feature, self.nothing
+        if self._beside is not None:
+            column, width = self._beside
             ids, beside = (carry.whole(table.column(each)) for each in (feature.column or name, column))
             carry.beside(name, feature, ids, beside, width, where)
-        moments, drawn = [np.zeros((len(table), 0))], []
-        for name, feature in self._features.items():
-            arrays = [carry.whole(table.column(column)) for column in self._names[name]]
-            if feature.second_column is None:
-                _check_finite(name, arrays[0], where)
-            numbers = carry.numbers(name, feature, arrays, where)
-            if self._measured.get(name):
-                moments.append(self._made(name, numbers, arrays[0]))
-            if name in self._parts:
-                drawn.append(Drawn.of(numbers, first))
-        return Measured(Moments.of(np.concatenate(moments, axis=1)), drawn)
+        if not self._numbers:
+            return found
+        arrays = [carry.whole(table.column(column)) for column in self.columns]
+        if feature.second_column is None:
+            _check_finite(name, arrays[0], where)
+        numbers = carry.numbers(name, feature, arrays, where)
+        moments = Moments.of(self._made(numbers, arrays[0])) if self._measured else found.moments
+        return Measured(moments, Drawn.of(numbers, first) if self.quantiles else found.drawn)
 
-    def _made(self, name: str, numbers: np.ndarray, array: pa.Array) -> np.ndarray:
+    def _made(self, numbers: np.ndarray, array: pa.Array) -> np.ndarray:
         """Return the columns that are normalised, as the transform makes them, (n, measured) float64."""
-        if self._features[name].plain:
+        if self._feature.plain:
             if numbers.ndim == 1 and not is_list(array.type):  # with all digits that are stored
                 numbers = array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
         else:
             with torch.no_grad():
-                numbers = self._transforms[name](torch.from_numpy(numbers)).numpy()
-        return numbers.reshape(len(numbers), -1)[:, : self._measured[name]].astype(np.float64)
+                numbers = self._transform(torch.from_numpy(numbers)).numpy()
+        return numbers.reshape(len(numbers), -1)[:, : self._measured].astype(np.float64)
 
-    def tell(self, found: Measured) -> tuple[dict[str, list[float]], ...]:
-        """Return the means, deviations and quantiles by feature."""
-        ends = np.cumsum(list(self._measured.values()))[:-1].astype(int)
-        by_feature = [np.split(part, ends) for part in (found.moments.mean, found.moments.deviation)]
-        mean, std = ({n: p.tolist() for n, p in zip(self._measured, parts, strict=False)} for parts in by_feature)
-        cuts = zip(self._parts.items(), found.drawn, strict=True)
-        return mean, std, {name: drawn.quantiles(parts) for (name, parts), drawn in cuts}
+
+def measures(recipe: Recipe, names: Collection[str] | None = None) -> dict[str, Measure]:
+    """Return what measures or checks each of some features, by default of all; none for those without anything to."""
+    found = {name: Measure(recipe, name) for name in recipe.features if names is None or name in names}
+    return {name: measure for name, measure in found.items() if measure.columns}
+
+
+def written(kind: type) -> str | None:
+    """Return a digest of the file that a class is written in; None where there is no such file."""
+    try:
+        return xxhash.xxh64_hexdigest(Path(inspect.getfile(kind)).read_bytes())
+    except (OSError, TypeError):
+        return None
 
 
 def _check_finite(name: str, array: pa.Array, where: str) -> None:

@@ -24,7 +24,7 @@ from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.columns import is_list, wanted_columns
 from livetrain.trainers.data.read.draws import Chances, Places, bisect
 from livetrain.trainers.data.read.items import as_numbers, cast, ids_or_none, like_split, lists, read_items
-from livetrain.trainers.data.read.measure import Measure
+from livetrain.trainers.data.read.measure import measures
 from livetrain.trainers.data.read.records import running
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
 
@@ -93,7 +93,8 @@ class Negatives:
         self.taken = [feature for feature, columns in read.items() if columns & {*self._replaced}]
         self.kept = [feature for feature in read if feature not in self.taken]
         self._order(table, name)
-        Measure(recipe, [n for n in recipe.features if {*recipe.reads(n)} <= known]).of(table, 0, name)
+        for measure in measures(recipe, [n for n in recipe.features if {*recipe.reads(n)} <= known]).values():
+            measure.of(table, 0, name)
         self._items = {column: carry.whole(table.column(column)).take(self._places) for column in self._replaced}
         # Of lists of ids that a drawn row has from its positive no copy is made, which most of the time would go to.
         alone = {name for name, f in recipe.features.items() if f.carrier == "ids" and recipe.beside(name) is None}
@@ -333,7 +334,7 @@ def count(source: Source, recipe: Recipe, progress: Callable[[str], None]) -> No
             f"drawn among the {len(negatives):,} of {section.catalogue}; add items, or ask for less in within, on_air "
             "and seen"
         )
-    source.drawn = [section.per_positive * number for _, number in found]
+    source.drawn = section.per_positive * np.array([number for _, number in found])
     without = f"; {positives - chosen:,} have no item that may be drawn" if chosen < positives else ""
     _check_share(recipe, len(negatives), positives == source.rows)
     progress(

@@ -7,10 +7,11 @@ global batch. Nothing here knows how many workers there are, so a step's rows ca
 is the pair (epoch, step).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from livetrain.configs.errors import BadInput
 
@@ -50,7 +51,7 @@ class Order:
     """
 
     def __init__(
-        self, sizes: Sequence[int], *, shards: int, batch_size: int, window: int, seed: int, shuffle: bool
+        self, sizes: ArrayLike, *, shards: int, batch_size: int, window: int, seed: int, shuffle: bool
     ) -> None:
         self.sizes = np.asarray(sizes, dtype=np.int64)
         self.rows = int(self.sizes.sum())

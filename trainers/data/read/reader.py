@@ -75,12 +75,12 @@ class Reader:
         self._source = source
         self._data = recipe.data
         self._decoder = Decoder(recipe, groups, slices)
-        drawn = shuffle and bool(source.drawn)
+        drawn = shuffle and len(source.drawn) > 0
         self._negatives = Negatives(recipe, source) if drawn else None
-        sizes = [group.rows for group in source.groups]
-        self._stored = np.cumsum([0, *sizes])  # where row groups begin in the split, and with what is drawn
-        self._sizes = [rows + added for rows, added in zip(sizes, source.drawn, strict=True)] if drawn else sizes
-        self._first_rows = np.cumsum([0, *self._sizes])
+        sizes = source.groups.rows
+        self._stored = _begins(sizes)  # where row groups begin in the split, and with what is drawn
+        self._sizes = sizes + source.drawn if drawn else sizes
+        self._first_rows = _begins(self._sizes) if drawn else self._stored
         self._order = Order(
             self._sizes,
             shards=recipe.data.shards,
@@ -170,7 +170,12 @@ class Reader:
             if number not in self._warned:
                 self._warned.add(number)
                 log.warning("skipped: %s", error)
-            return self._decoder.unreadable(self._sizes[number])
+            return self._decoder.unreadable(int(self._sizes[number]))
+
+
+def _begins(sizes: np.ndarray) -> np.ndarray:
+    """Return the number of each row group's first row, (groups,) int64."""
+    return np.cumsum(sizes) - sizes
 
 
 class _Groups:

@@ -1,11 +1,10 @@
-"""A split on disk: its files found, its footers read, its columns checked against the recipe."""
+"""A split on disk: its files found, what their footers say, its columns checked against the recipe."""
 
 import logging
 import threading
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +22,16 @@ from livetrain.trainers.data.read.columns import (
     wanted_columns,
     worded,
 )
-from livetrain.trainers.data.read.files import read_footer, short, shown, split_files
+from livetrain.trainers.data.read.files import short, shown, split_folders
+from livetrain.trainers.data.read.index import Figures, Groups, Index, RowGroup, leaf_places, look, restored, stored
+from livetrain.trainers.data.read.sidecar import Sidecar
 from livetrain.trainers.data.read.slices import Slices
+from livetrain.trainers.data.read.spread import HERE, Looking
 
 log = logging.getLogger(__name__)
 
-_FOOTER_THREADS = 16  # footers are small and far away: waiting, not work
+_INDEX = "index"  # its name in a sidecar
+_FOOTERS, _FOOTER_THREADS = 64, 16  # files that a thread looks at in one go; footers are far away: waiting, not work
 _OPEN_FILES = 4  # that a thread keeps open
 
 
@@ -37,82 +40,80 @@ class CorruptGroup(BadInput):
 
 
 @dataclass(frozen=True)
-class RowGroup:
-    """One row group: its file's path within the filesystem, its number in the file, its rows."""
+class Partition:
+    """One folder of a split's files: its row groups are those from `start` to `stop`."""
 
-    path: str
-    index: int
-    rows: int
+    sidecar: Sidecar
+    start: int
+    stop: int
 
 
 @dataclass
 class Source:
-    """One split of the data, opened once: footers read, columns checked. Picklable.
+    """One split of the data, opened once: its index at hand, columns checked. Picklable.
 
-    A row's number is its position in (sorted files, row groups, rows).
+    A row's number is its position in (sorted files, row groups, rows). What it holds grows by 16 bytes per row group
+    and by the files' paths; footers are read again with the rows, and go with the file that they are of.
     """
 
     folder: str  # for messages, without credentials
     filesystem: fs.FileSystem
-    groups: list[RowGroup]
+    groups: Groups
     schema: pa.Schema  # of the columns that the recipe names, and of no others; files may store them otherwise
-    drawn: list[int] = field(default_factory=list)  # rows that negatives add to each row group (read/negatives.py)
-    _footers: dict[str, pq.FileMetaData] = field(default_factory=dict, repr=False)
-    _leaves: dict[str, dict[str, int]] = field(default_factory=dict, repr=False)  # by file and column, as `_leaf`
+    partitions: list[Partition] = field(default_factory=list)
+    drawn: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows added to each, read/negatives.py
+    _figures: dict[str, Figures] = field(default_factory=dict, repr=False)
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
     @classmethod
-    def open(cls, recipe: Recipe, split: str) -> "Source":
+    def open(cls, recipe: Recipe, split: str, looking: Looking = HERE) -> "Source":
         """Open a split of `data.path`, in a local folder or at any address that pyarrow knows.
 
         The address chooses the filesystem: file://, s3://, gs://, hdfs://, abfs://, and fsspec+NAME:// for whatever an
         installed fsspec offers. Credentials come from the environment, as each filesystem documents.
 
+        Args:
+            recipe: the run.
+            split: train, valid or test.
+            looking: how files are looked at of which nothing is kept.
+
         Raises:
             BadInput: whatever footers can show: no folder, no files, no rows, a file that is not whole, a missing
                 column, a column of the wrong type, files that differ, a slice whose condition cannot be asked.
         """
-        filesystem, folder, paths = split_files(recipe, split)
-        source = cls(folder, filesystem, [], pa.schema([]))
-        source._read_footers(paths, wanted_columns(recipe))
+        filesystem, name, folders = split_folders(recipe, split)
+        sidecars = [Sidecar.of(filesystem, folder, looking.spare) for folder in folders]
+        parts = [
+            indexed(filesystem, [info.path for info in folder.files], sidecar, looking)
+            for folder, sidecar in zip(folders, sidecars, strict=True)
+        ]
+        source = cls._of(name, filesystem, Index.join(parts), wanted_columns(recipe))
         if not source.rows:
             raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
+        ends = np.cumsum([0, *(len(part.groups) for part in parts)]).tolist()
+        source.partitions = [Partition(*each) for each in zip(sidecars, ends, ends[1:], strict=False)]
         Slices(recipe.evaluate.slices).check(source.schema, source.folder)
         return source
 
-    def _read_footers(self, paths: list[str], wanted: list[tuple[str, str, str]]) -> None:
-        """Check the files' columns, and keep the row groups that hold rows."""
-        with ThreadPoolExecutor(min(_FOOTER_THREADS, len(paths))) as pool:
-            opened = list(pool.map(partial(read_footer, self.filesystem), paths))
+    @classmethod
+    def _of(cls, name: str, filesystem: fs.FileSystem, index: Index, wanted: list[tuple[str, str, str]]) -> Self:
+        """Check the files' columns, and return the source of the row groups that hold rows."""
         found: dict[str, tuple[str, pa.DataType]] = {}
-        for path, (footer, schema) in zip(paths, opened, strict=True):
-            for column, kind in check_columns(self.shown(path), schema, wanted).items():
-                found[column] = self._joined(column, path, kind, *found.get(column, (path, kind)))
-            self._footers[path] = footer
-            groups = [RowGroup(path, i, footer.row_group(i).num_rows) for i in range(footer.num_row_groups)]
-            self.groups += [group for group in groups if group.rows]
-        self.schema = settled({column: kind for column, (_, kind) in found.items()}, wanted)
-
-    def _joined(
-        self, column: str, path: str, kind: pa.DataType, first: str, before: pa.DataType
-    ) -> tuple[str, pa.DataType]:
-        """Return a column's type so far, and the first file that has it: (its type in a file, and in those before).
-
-        Raises:
-            BadInput: the two mean different things.
-        """
-        both = common((before, kind))
-        if both is None:
-            raise BadInput(
-                f"{self.shown(path)}: column '{column}' is {worded(kind)} here and {worded(before)} in "
-                f"{self.shown(first)}; write all files of a split with one schema"
-            )
-        return (first if both == before else path), both
+        for kind, schema in enumerate(index.schemas):  # of equal files the first is named
+            path = index.first(kind)
+            for column, type_ in check_columns(shown(filesystem, path), schema, wanted).items():
+                found[column] = _joined(filesystem, column, path, type_, *found.get(column, (path, type_)))
+        schema = settled({column: type_ for column, (_, type_) in found.items()}, wanted)
+        return cls(name, filesystem, index.groups, schema, _figures=index.figures)
 
     @property
     def rows(self) -> int:
         """Rows of the split."""
-        return sum(group.rows for group in self.groups)
+        return int(self.groups.rows.sum())
+
+    def stored(self, partition: Partition) -> int:
+        """Return how many rows a partition has."""
+        return int(self.groups.rows[partition.start : partition.stop].sum())
 
     @property
     def columns(self) -> list[str]:
@@ -128,48 +129,33 @@ class Source:
         return f"{self.shown(group.path)}, row group {group.index}"
 
     def statistics(self, group: RowGroup, column: str) -> pq.Statistics | None:
-        """Return what the footer says about a column's values, or a list column's elements, in a row group."""
-        place = self._leaf(group, column)
-        return None if place is None else self._metadata(group.path).row_group(group.index).column(place).statistics
+        """Return what the footer says about a column's values, or a list column's elements, in a row group.
 
-    def _leaf(self, group: RowGroup, column: str) -> int | None:
-        """Return which of the columns in a file, a struct's parts apart, holds a column or a list column's elements."""
-        if group.path not in self._leaves:
-            self._leaves[group.path] = _places(self._metadata(group.path).schema.to_arrow_schema())
-        return self._leaves[group.path].get(column)
+        The file stays open for this thread, which is to read of it.
+        """
+        footer = self._file(group.path).metadata
+        place = leaf_places(footer.schema.to_arrow_schema()).get(column)
+        return None if place is None else footer.row_group(group.index).column(place).statistics
 
-    def id_range(self, column: str) -> tuple[int, int] | None:
+    def id_range(self, column: str) -> tuple[Any, Any] | None:
         """Return the least and the largest id of a column; None where the footers do not say, or there are no ids."""
-        lows, highs = [], []
-        for group in self.groups:
-            found = self.statistics(group, column)
-            if found is None and self._is_null(group, column):
-                continue
-            if found is None or not (found.has_min_max or found.num_values == 0):
-                return None
-            if found.has_min_max and isinstance(found.min, str):  # the order of strings is not that of their ids
-                return None
-            if found.has_min_max:
-                lows.append(found.min)
-                highs.append(found.max)
-        return (min(lows), max(highs)) if lows else None
+        found = self._told(column)
+        return None if found is None or not found.told or found.low is None else (found.low, found.high)
 
     def is_null(self, column: str) -> bool:
         """Say whether all files have a column that is null throughout, of a writer that knew no type."""
-        return all(self._is_null(group, column) for group in self.groups)
+        found = self._told(column)
+        return found is not None and found.null
+
+    def _told(self, column: str) -> Figures | None:
+        """Return what the footers say of a column; None where not every file has it."""
+        found = self._figures.get(column)
+        return found if found is not None and found.groups == len(self.groups) else None
 
     def id_kinds(self, recipe: Recipe) -> dict[str, IdKind]:
         """Return what `id_kinds` does of the split's columns."""
         found = id_kinds(recipe, {field.name: field.type for field in self.schema})
         return {name: kind for name, kind in found.items() if not self.is_null(recipe.column(name))}
-
-    def _is_null(self, group: RowGroup, column: str) -> bool:
-        """Say whether a file has a column that is null throughout, or lists of null, of a writer that knew no type."""
-        place = self._leaf(group, column)
-        if place is None:
-            return False
-        kind = self._metadata(group.path).schema.column(place).logical_type.type
-        return kind == "UNKNOWN"  # as Parquet calls what is null throughout
 
     def nulls(self, column: str) -> int:
         """Return how many nulls a column has; read only where its footers do not say. Of unreadable rows none counts.
@@ -177,12 +163,12 @@ class Source:
         Raises:
             BadInput: a file cannot be read.
         """
+        found = self._told(column)
+        if found is not None and found.nulls is not None:
+            return found.nulls
         return sum(self._nulls(group, column) for group in self.groups)
 
     def _nulls(self, group: RowGroup, column: str) -> int:
-        found = self.statistics(group, column)
-        if found is not None and found.has_null_count:
-            return found.null_count
         try:
             return self.read(group, [column]).column(0).null_count
         except CorruptGroup:  # of which others speak, as the recipe's on_corrupt says
@@ -215,21 +201,32 @@ class Source:
             ) from error
 
     def _decode(self, group: RowGroup, columns: list[str]) -> pa.Table:
-        files: dict[str, pq.ParquetFile] = self._open.__dict__  # this thread's, the last one used at the end
-        file = files.pop(group.path, None) or self._opened(group.path)
+        file = self._file(group.path)
+        del self._files[group.path]  # a file that could not be read is not kept: its second try opens it again
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
         if table.num_rows != group.rows:
             raise pa.ArrowInvalid(f"{table.num_rows} rows instead of {group.rows}")
-        while len(files) >= _OPEN_FILES:
-            del files[next(iter(files))]
-        files[group.path] = file  # a file that could not be read is not kept: its second try opens it again
+        self._files[group.path] = file
         fields = pa.schema([self.schema.field(name) for name in columns])
         return pa.Table.from_arrays([_as(table.column(field.name), field.type) for field in fields], schema=fields)
+
+    @property
+    def _files(self) -> dict[str, pq.ParquetFile]:
+        """This thread's open files, the last one used at the end."""
+        return self._open.__dict__
+
+    def _file(self, path: str) -> pq.ParquetFile:
+        """Return an open file, the last one of this thread's then."""
+        files = self._files
+        file = files.pop(path, None) or self._opened(path)
+        while len(files) >= _OPEN_FILES:
+            del files[next(iter(files))]
+        files[path] = file
+        return file
 
     def _opened(self, path: str) -> pq.ParquetFile:
         return pq.ParquetFile(
             self.filesystem.open_input_file(path),
-            metadata=self._metadata(path),
             # Far away, one wide read is cheaper than many narrow ones.
             pre_buffer=not isinstance(self.filesystem, fs.LocalFileSystem),
             page_checksum_verification=True,
@@ -237,41 +234,63 @@ class Source:
 
     def _arrives(self, group: RowGroup) -> bool:
         """Say whether the row group's bytes can be fetched, whatever they hold."""
-        chunk = self._metadata(group.path).row_group(group.index).column(0)
         try:
             with self.filesystem.open_input_file(group.path) as handle:
+                chunk = pq.read_metadata(handle).row_group(group.index).column(0)
                 handle.read_at(chunk.total_compressed_size, chunk.dictionary_page_offset or chunk.data_page_offset)
-        except OSError:
+        except (pa.ArrowException, OSError):
             return False
         return True
 
-    def _metadata(self, path: str) -> pq.FileMetaData:
-        if path not in self._footers:
-            self._footers[path] = read_footer(self.filesystem, path)[0]
-        return self._footers[path]
-
     def __getstate__(self) -> dict:
-        # Footers can be large; a worker reads those that it needs.
-        return {name: value for name, value in self.__dict__.items() if name != "_open"} | {
-            "_footers": {},
-            "_leaves": {},
-        }
+        return {name: value for name, value in self.__dict__.items() if name != "_open"}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state, _open=threading.local())
 
 
+def indexed(filesystem: fs.FileSystem, paths: list[str], sidecar: Sidecar, looking: Looking) -> Index:
+    """Return the index of a partition, from its sidecar or, where that has none, from the footers; it has one then."""
+    if (kept := sidecar.read(_INDEX)) is not None:
+        return restored(*kept, paths)
+    index = looked(filesystem, paths, looking)
+    sidecar.write(_INDEX, *stored(index))
+    return index
+
+
+def looked(filesystem: fs.FileSystem, paths: list[str], looking: Looking = HERE) -> Index:
+    """Return the index of files from their footers.
+
+    Raises:
+        BadInput: as `look`.
+    """
+    size = min(_FOOTERS, -(-len(paths) // _FOOTER_THREADS))
+    stretches = (paths[start : start + size] for start in range(0, len(paths), size))
+    found, done = [], 0
+    for part in looking.spread(partial(look, filesystem), stretches, threads=_FOOTER_THREADS):
+        found.append(part)
+        done += len(part.paths)
+        looking.tell("files", done, len(paths))
+    return Index.join(found)
+
+
+def _joined(
+    filesystem: fs.FileSystem, column: str, path: str, kind: pa.DataType, first: str, before: pa.DataType
+) -> tuple[str, pa.DataType]:
+    """Return a column's type so far, and the first file that has it: (its type in a file, and in those before).
+
+    Raises:
+        BadInput: the two mean different things.
+    """
+    both = common((before, kind))
+    if both is None:
+        raise BadInput(
+            f"{shown(filesystem, path)}: column '{column}' is {worded(kind)} here and {worded(before)} in "
+            f"{shown(filesystem, first)}; write all files of a split with one schema"
+        )
+    return (first if both == before else path), both
+
+
 def _as(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
     """Return a column as it is stored in the type that its split gives it; no number changes by this."""
     return column if column.type == kind else column.cast(kind)
-
-
-def _places(schema: pa.Schema) -> dict[str, int]:
-    """Return the number of each column's first leaf; of columns that share a name none."""
-    starts, often = np.cumsum([0, *(_leaf_count(column.type) for column in schema)]).tolist(), Counter(schema.names)
-    return {name: starts[place] for place, name in enumerate(schema.names) if often[name] == 1}
-
-
-def _leaf_count(kind: pa.DataType) -> int:
-    """Return how many columns Parquet stores a column as."""
-    return sum(_leaf_count(kind.field(n).type) for n in range(kind.num_fields)) if kind.num_fields else 1

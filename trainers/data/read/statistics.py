@@ -1,21 +1,29 @@
-"""One pass over a split: its labels and numbers checked, and measured."""
+"""What a split's labels and numbers tell: one pass over what no sidecar answers; the rest is merged."""
 
+import json
 import logging
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import xxhash
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import Recipe, Task
-from livetrain.modules.tasks.registry import kinds
-from livetrain.trainers.data.read.measure import Measure, Measured
-from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.labels import Counting, Labels
+from livetrain.trainers.data.read.measure import Measure, Measured, measures
+from livetrain.trainers.data.read.source import CorruptGroup, Partition, RowGroup, Source
+from livetrain.trainers.data.read.spread import HERE, Looking, in_threads
 
 log = logging.getLogger(__name__)
+
+_STRETCH = 1 << 18  # rows that a thread, or a task on Ray, measures in one go
+_READERS = 16  # threads that read answers, which are small and may be far away
+
+Asked = dict[str, Measure | Counting]  # by the recipe's key
+Found = dict[str, Any]  # what is measured, or counted, of some rows by the same keys
 
 
 @dataclass(frozen=True)
@@ -50,17 +58,20 @@ class Statistics:
         return cls(**values)
 
 
-def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None = None) -> Statistics:
-    """Check and measure a split's labels and its features that are made of numbers in one streaming pass.
+def scan(source: Source, recipe: Recipe, looking: Looking = HERE) -> Statistics:
+    """Check and measure a split's labels and its features that are made of numbers.
 
-    Row groups are read in parallel, at most one per processor at a time, and merged in file order, so the result does
-    not depend on the threads. Quantiles are those of the same 65,536 rows each time, or of all if these are fewer. The
-    label column of a row group whose footer says that it is constant is not read.
+    What the sidecars of the split's partitions answer is not looked at again, and what is found out is kept there: one
+    pass over the data serves all who ask the same. The rows of a partition are measured in stretches that depend on its
+    files alone, and merged in their order, so the result depends neither on who measures them nor on what was kept.
+    Quantiles are those of the same 65,536 rows each time, or of all if these are fewer. The label column of a row group
+    whose footer says that it is constant is not read.
 
     Args:
         source: the split.
-        recipe: names the features and labels; `data.on_corrupt` says whether an unreadable row group stops the scan.
-        progress: called with the rows of every row group that is done.
+        recipe: names the features and labels; `data.on_corrupt` says whether an unreadable row group stops the scan. Of
+            a partition that has one nothing is kept.
+        looking: how what is not kept is measured; told of the rows that are done.
 
     Raises:
         BadInput: a label that is not of its task's kind, a null label of a task without `unknown: true`, a sample
@@ -69,83 +80,135 @@ def scan(source: Source, recipe: Recipe, progress: Callable[[int], None] | None 
             or weights or vectors of ids that are not one of each id, or not finite.
         CorruptGroup: with `on_corrupt: stop`.
     """
-    measure, tasks = Measure(recipe), recipe.tasks
-    numbers, labels, rows = measure.nothing, _Labels.of([np.zeros(0)] * len(tasks), 0), 0
-    firsts = np.cumsum([0] + [group.rows for group in source.groups]).tolist()
-    with ThreadPoolExecutor(pa.cpu_count()) as pool:
-        groups = zip(source.groups, firsts, strict=False)
-        jobs = [pool.submit(_scan_group, source, group, first, measure, tasks) for group, first in groups]
-        for group, job in zip(source.groups, jobs, strict=True):
-            found = _result(job, pool, recipe.data.on_corrupt == "skip")
-            if found is not None:
-                numbers, labels, rows = numbers.merge(found[0]), labels.merge(found[1]), rows + group.rows
-            if progress is not None:
-                progress(group.rows)
+    numbers = measures(recipe)
+    asked: Asked = {f"tasks.{name}": Counting(name, task) for name, task in recipe.tasks.items()}
+    asked |= {f"features.{name}": measure for name, measure in numbers.items()}
+    total: Found = {key: question.nothing for key, question in asked.items()}
+    rows = 0
+    for found, read in _partitions(source, asked, recipe.data.on_corrupt == "skip", looking):
+        total, rows = _merged(total, found), rows + read
     if not rows:
         raise BadInput(f"{source.folder}: not one row group can be read; prepare the data again")
-    mean, std, quantiles = measure.tell(numbers)
+    labels: dict[str, Labels] = {name: total[f"tasks.{name}"] for name in recipe.tasks}
+    found_of: dict[str, Measured] = {name: total[f"features.{name}"] for name in numbers}
+    dense = [name for name, measure in numbers.items() if measure.dense]
     return Statistics(
         rows=rows,
-        mean=mean,
-        std=std,
-        rate=dict(zip(tasks, (labels.total / np.maximum(labels.known, 1)).tolist(), strict=True)),
-        unknown=dict(zip(tasks, (1 - labels.known / rows).tolist(), strict=True)),
-        single={task: float(labels.least[t]) for t, task in enumerate(tasks) if labels.least[t] == labels.most[t]},
-        quantiles=quantiles,
+        mean={name: found_of[name].moments.mean.tolist() for name in dense},
+        std={name: found_of[name].moments.deviation.tolist() for name in dense},
+        rate={name: part.total / max(part.known, 1) for name, part in labels.items()},
+        unknown={name: 1 - part.known / part.rows for name, part in labels.items()},
+        single={name: part.least for name, part in labels.items() if part.least == part.most},
+        quantiles={name: found_of[name].drawn.quantiles(m.quantiles) for name, m in numbers.items() if m.quantiles},
     )
 
 
+def _merged(one: Found, other: Found) -> Found:
+    return {key: part.merge(other[key]) for key, part in one.items()}
+
+
 @dataclass(frozen=True)
-class _Labels:
-    """Sum, number, least and largest of T tasks' known labels, each (T,) float64."""
+class _Stretch:
+    """Consecutive row groups of a partition, and what is asked of them."""
 
-    total: np.ndarray
-    known: np.ndarray
-    least: np.ndarray
-    most: np.ndarray
-
-    @classmethod
-    def of(cls, labels: list[np.ndarray], times: np.ndarray | int) -> "_Labels":
-        """Count each task's known labels, of which every one stands for so many rows: (T,), or a number for all."""
-        return cls(
-            times * np.array([part.sum() for part in labels], float),
-            times * np.array([len(part) for part in labels], float),
-            np.array([part.min(initial=np.inf) for part in labels]),
-            np.array([part.max(initial=-np.inf) for part in labels]),
-        )
-
-    def merge(self, other: "_Labels") -> "_Labels":
-        ends = np.minimum(self.least, other.least), np.maximum(self.most, other.most)
-        return _Labels(self.total + other.total, self.known + other.known, *ends)
+    source: Source  # of these row groups alone
+    before: int  # rows of the first one's file before it
+    keys: list[str]
 
 
-def _result(job: Future, pool: ThreadPoolExecutor, skip: bool) -> tuple[Measured, _Labels] | None:
-    """Return one row group's figures, or None for a corrupt one that may be skipped."""
-    try:
-        return job.result()
-    except BaseException as error:
-        if skip and isinstance(error, CorruptGroup):
-            log.warning("left out of the statistics: %s", error)
-            return None
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+def _partitions(source: Source, asked: Asked, skip: bool, looking: Looking) -> Iterator[tuple[Found, int]]:
+    """Yield what is asked of every partition in their order, kept or found out now, and how many rows it is of."""
+    names = {key: name for key, question in asked.items() if (name := _name(question)) is not None}
+    kept = list(in_threads(partial(_kept, asked, names), source.partitions, threads=_READERS))
+    missing = [[key for key in asked if key not in found] for found in kept]
+    cuts = [_cuts(source, part) if keys else [] for part, keys in zip(source.partitions, missing, strict=True)]
+    sought = sum(source.stored(part) for part, keys in zip(source.partitions, missing, strict=True) if keys)
+    stretches = (
+        _stretch(source, part, start, stop, keys)
+        for part, keys, places in zip(source.partitions, missing, cuts, strict=True)
+        for start, stop in places
+    )
+    measured, done = looking.spread(partial(_measured, asked, skip), stretches), 0
+    for part, found, keys, places in zip(source.partitions, kept, missing, cuts, strict=True):
+        rows = read = source.stored(part)
+        new: Found = {key: asked[key].nothing for key in keys}
+        for _ in places:
+            more, seen, lost = next(measured)
+            new, read, done = _merged(new, more), read - sum(lost.values()), done + seen
+            for text in lost:
+                log.warning("left out of the statistics: %s", text)
+            looking.tell("rows", done, sought)
+        for key in keys if read == rows else ():
+            if key in names:
+                part.sidecar.write(names[key], {"question": asked[key].question}, new[key].arrays())
+        yield found | new, read
 
 
-def _scan_group(
-    source: Source, group: RowGroup, first: int, measure: Measure, tasks: dict[str, Task]
-) -> tuple[Measured, _Labels]:
-    """Return what is measured of one row group, whose first row is so many in the split, and its known labels."""
-    columns = {task.label for task in tasks.values()}
-    constant = {column: value for column in columns if (value := _constant(source, group, column)) is not None}
-    weights = [task.sample_weight for task in tasks.values() if task.sample_weight]
-    table = source.read(group, list(dict.fromkeys([*measure.columns, *sorted(columns - constant.keys()), *weights])))
-    labels, times = [], np.array([group.rows if task.label in constant else 1 for task in tasks.values()])
-    for name, task in tasks.items():
-        values = pa.chunked_array([[constant[task.label]]]) if task.label in constant else table.column(task.label)
-        labels.append(_labels(source, group, name, task, values))
-        if task.sample_weight:
-            _check_weights(source, group, name, task.sample_weight, table.column(task.sample_weight))
-    return measure.of(table, first, source.place(group)), _Labels.of(labels, times)
+def _name(question: Measure | Counting) -> str | None:
+    """Return the name that an answer is kept under; None where its code lies in no file, so that it may change."""
+    words = question.question
+    if words["code"] is None:
+        return None
+    return f"answer-{xxhash.xxh128_hexdigest(json.dumps(words, sort_keys=True).encode())}"
+
+
+def _kept(asked: Asked, names: Mapping[str, str], partition: Partition) -> Found:
+    """Return what a partition's sidecar answers."""
+    found = {key: partition.sidecar.read(name) for key, name in names.items()}
+    return {key: asked[key].restored(answer[1]) for key, answer in found.items() if answer is not None}
+
+
+def _cuts(source: Source, partition: Partition) -> list[tuple[int, int]]:
+    """Return the row groups from .. to of a partition's stretches, in each those that begin in so many rows."""
+    rows = source.groups.rows[partition.start : partition.stop]
+    starts = partition.start + np.flatnonzero(np.diff((np.cumsum(rows) - rows) // _STRETCH, prepend=-1))
+    return list(zip(starts.tolist(), [*starts[1:].tolist(), partition.stop], strict=True))
+
+
+def _stretch(source: Source, partition: Partition, start: int, stop: int, keys: list[str]) -> _Stretch:
+    groups = source.groups
+    first = int(np.searchsorted(groups.files, groups.files[start]))  # the file's first row group
+    before = int(groups.rows[first:start].sum())
+    return _Stretch(replace(source, groups=groups.part(start, stop), partitions=[]), before, keys)
+
+
+def _measured(asked: Asked, skip: bool, stretch: _Stretch) -> tuple[Found, int, dict[str, int]]:
+    """Return what is found of a stretch, its rows, and by why how many of them do not decode."""
+    asked = {key: asked[key] for key in stretch.keys}
+    total: Found = {key: question.nothing for key, question in asked.items()}
+    lost: dict[str, int] = {}
+    file, at = stretch.source.groups[0].path, stretch.before
+    for group in stretch.source.groups:
+        if group.path != file:
+            file, at = group.path, 0
+        try:
+            total = _merged(total, _measured_group(stretch.source, group, asked, _drawn_from(file, at)))
+        except CorruptGroup as error:
+            if not skip:
+                raise
+            lost[str(error)] = group.rows
+        at += group.rows
+    return total, stretch.source.rows, lost
+
+
+def _drawn_from(path: str, row: int) -> int:
+    """Return the number by which a file's row is drawn or not: by the names of file and folder, wherever these lie."""
+    return (xxhash.xxh64_intdigest("/".join(path.split("/")[-2:]).encode()) + row) % 2**64
+
+
+def _measured_group(source: Source, group: RowGroup, asked: Asked, first: int) -> Found:
+    counted = {key: question for key, question in asked.items() if isinstance(question, Counting)}
+    constant = {each.label: _constant(source, group, each.label) for each in counted.values()}
+    labels = sorted(label for label, value in constant.items() if value is None)
+    apart = [column for key, question in asked.items() if key not in counted for column in question.columns]
+    weights = [column for question in counted.values() for column in question.columns]
+    table, where = source.read(group, list(dict.fromkeys([*apart, *labels, *weights]))), source.place(group)
+    return {
+        key: question.of(table, constant[question.label], group.rows, where)
+        if isinstance(question, Counting)
+        else question.of(table, first, where)
+        for key, question in asked.items()
+    }
 
 
 def _constant(source: Source, group: RowGroup, column: str) -> int | None:
@@ -157,33 +220,3 @@ def _constant(source: Source, group: RowGroup, column: str) -> int | None:
     if found is None or not found.has_min_max or not found.has_null_count or found.null_count:
         return None
     return int(found.min) if isinstance(found.min, int) and found.min == found.max else None
-
-
-def _labels(source: Source, group: RowGroup, name: str, task: Task, column: pa.ChunkedArray) -> np.ndarray:
-    """Return a task's known labels, float64."""
-    kind = kinds({name: task})[name]
-    numbers = column.cast(pa.float64(), safe=False).to_numpy()  # null = NaN
-    known = ~np.isnan(numbers)
-    bad = ~kind.fits(numbers)
-    if task.unknown:
-        bad &= known
-    if bad.any():
-        first = int(bad.argmax())
-        mend = "" if known[first] else ", set unknown: true if it is not known yet"
-        raise BadInput(
-            f"{source.place(group)}, row {first}: tasks.{name}.label '{task.label}' "
-            f"holds {column[first].as_py()}, but a label is {kind.wanted}; correct the data{mend}, or leave such rows "
-            "out"
-        )
-    return numbers[known]
-
-
-def _check_weights(source: Source, group: RowGroup, name: str, label: str, column: pa.ChunkedArray) -> None:
-    numbers = column.cast(pa.float64(), safe=False).to_numpy()  # null = NaN
-    bad = ~((numbers >= 0) & (numbers < np.finfo(np.float32).max))
-    if bad.any():
-        first = int(bad.argmax())
-        raise BadInput(
-            f"{source.place(group)}, row {first}: tasks.{name}.sample_weight '{label}' "
-            f"holds {column[first].as_py()}, but a weight is a finite number from 0 on; correct the data"
-        )

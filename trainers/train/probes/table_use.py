@@ -69,7 +69,7 @@ def _row(table: Table, occupied: int, direct: bool) -> dict[str, Any]:
 
 
 def _below(recipe: Recipe, table: str, train: Source) -> bool:
-    """Return whether every id that meets a table lies in 0..rows-1, by the Parquet footers."""
+    """Return whether every id that meets a table lies in 0..rows-1, by the split's index."""
     users = {name: feature for name, feature in recipe.features.items() if feature.looks_up() == table}
     if not all(feature.plain for feature in users.values()):
         return False

@@ -14,6 +14,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.read.measure import Moments
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import CorruptGroup, Source
+from livetrain.trainers.data.read.spread import Looking
 from livetrain.trainers.data.read.statistics import Statistics, scan
 from tests.trainers.data.parquet import SCHEMA, corrupt, make_recipe, make_rows, write_split
 
@@ -293,8 +294,8 @@ def test_scan_of_a_corrupt_group(tmp_path, caplog):
         scan(Source.open(recipe, "train"), recipe)
     recipe = make_recipe(tmp_path, on_corrupt="skip")
     done = []
-    found = scan(Source.open(recipe, "train"), recipe, done.append)
-    assert (found.rows, found.mean["age"], done) == (5, [7.0], [5, 5])
+    found = scan(Source.open(recipe, "train"), recipe, Looking(told=lambda *told: done.append(told), name="train"))
+    assert (found.rows, found.mean["age"], done) == (5, [7.0], [("train", "rows", 10, 10)])
     assert "row group 0" in caplog.text
     corrupt(path, group=1, column="age")
     with pytest.raises(BadInput, match="not one row group can be read"):
