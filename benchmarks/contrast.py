@@ -88,8 +88,8 @@ def document(lines: str) -> str:
     python -m benchmarks.contrast
 
 {datetime.date.today()}, {os.cpu_count()}-core {platform.machine()} (AMD EPYC VM), other programs beside it, so
-processor seconds; torch {torch.__version__}, one thread. {ROWS:,} rows of a rank against those of all, {WIDTH} numbers a
-vector, forward and backward; blocks of {others.CELLS:,} scores.
+processor seconds; torch {torch.__version__}, one thread. {ROWS:,} rows of a rank against those of all, {WIDTH} numbers
+a vector, forward and backward; blocks of {others.CELLS:,} scores.
 
 | ranks | rows of all | elements of the largest tensor, whole | blocks | processor s, whole | blocks |
 | --- | --- | --- | --- | --- | --- |
