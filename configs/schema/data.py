@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Count, Share, TaskName, Text, real, whole
+from livetrain.configs.values import Count, Rate, Share, TaskName, Text, real, whole
 
 _DAYS = re.compile(r"\d{4}-\d\d-\d\d\.\.\d{4}-\d\d-\d\d", re.ASCII)
 _MOST_DAYS = 10_000  # of a split: each is a folder to look for
@@ -94,7 +94,12 @@ class Data(Section):
     shards: Annotated[int, *whole(1, 2**16)] = Field(
         192, description="virtual shards; sample order depends on them and never on the workers"
     )
-    shuffle_window: Count = Field(4096, description="least rows that a shard shuffles together")
+    shuffle_window: Count = Field(4096, description="rows that a shard shuffles together, about")
+    shuffle_gb: Rate = Field(
+        2,
+        description="memory for rows that are shuffled, over all workers together: a split that fits is shuffled in "
+        "one or two windows per shard; of another each shard holds two, smaller ones where they would not fit",
+    )
     threads: Annotated[int, *whole(1, 256)] = Field(1, description="threads per worker that decode Parquet")
     prefetch: Annotated[int, *whole(1, 1024)] = Field(4, description="batches that a worker keeps ready")
     on_corrupt: Literal["stop", "skip"] = Field("stop", description="an unreadable row group: stop, or skip and count")

@@ -1,6 +1,6 @@
 """Arrow tables to blocks of shuffled rows, and the blocks' slices to a `Batch`."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +59,18 @@ class Decoder:
         named += [name for columns in (self._slices.columns.values() if self._slices else ()) for name in columns]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
+
+    def bytes(self, lengths: Mapping[str, float]) -> tuple[float, float]:
+        """Return how many bytes a row takes in the mean: decoded, and in a block, where lists are cut.
+
+        Args:
+            lengths: how many values a row has, of every column that is decoded.
+        """
+        held = 8.0 * (self._plains + len(self._limits)) + 4 * (self._width + len(self._others))
+        for name, feature in self._sparse.items():
+            words = 1 + (_words(self.beside[name][1]) if name in self.beside else 0)
+            held += 8 * words * min(lengths[self._names[name][0]], feature.limit)
+        return 8 * sum(lengths.values()), held
 
     def decode(self, table: pa.Table, first: int, where: str) -> Columns:
         """Decode rows.

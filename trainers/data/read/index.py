@@ -62,6 +62,7 @@ class Figures:
 
     Args:
         groups: how many these are.
+        values: how many values these have of it, nulls and empty lists included, which count as one each.
         told: whether the footers say in all of them between which values the others lie.
         low: the least, a number or the text of a time; None where there are no values.
         high: the largest.
@@ -70,6 +71,7 @@ class Figures:
     """
 
     groups: int
+    values: int
     told: bool
     low: Any
     high: Any
@@ -83,7 +85,8 @@ class Figures:
         told = self.told and other.told and alike
         nulls = None if self.nulls is None or other.nulls is None else self.nulls + other.nulls
         low, high = (min(lows), max(highs)) if told and lows else (None, None)
-        return Figures(self.groups + other.groups, told, low, high, nulls, self.null and other.null)
+        groups, values = self.groups + other.groups, self.values + other.values
+        return Figures(groups, values, told, low, high, nulls, self.null and other.null)
 
 
 @dataclass(frozen=True)
@@ -153,22 +156,23 @@ def _of(path: str, footer: pq.FileMetaData, schema: pa.Schema) -> Index:
     for number in numbers.tolist():
         group = footer.row_group(number)
         for column, (place, null) in leaves.items():
-            found = _figures(group.column(place).statistics, null)
+            found = _figures(group.column(place), null)
             figures[column] = figures[column].merge(found) if column in figures else found
     return Index([path], [bare], np.zeros(1, np.int32), groups, figures)
 
 
-def _figures(found: pq.Statistics | None, null: bool) -> Figures:
+def _figures(column: pq.ColumnChunkMetaData, null: bool) -> Figures:
     """Return what one row group's footer says of a column; of texts the order is not that of their ids."""
+    found, values = column.statistics, column.num_values
     if found is None:
-        return Figures(1, null, None, None, None, null)
+        return Figures(1, values, null, None, None, None, null)
     nulls = found.null_count if found.has_null_count else None
     if not found.has_min_max:
-        return Figures(1, found.num_values == 0, None, None, nulls, null)
+        return Figures(1, values, found.num_values == 0, None, None, nulls, null)
     if found.physical_type not in ("BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"):
-        return Figures(1, False, None, None, nulls, null)
+        return Figures(1, values, False, None, None, nulls, null)
     low, high = _end(found.min), _end(found.max)
-    return Figures(1, low is not None, low, high, nulls, null)
+    return Figures(1, values, low is not None, low, high, nulls, null)
 
 
 def _end(value: Any) -> int | float | str | None:
@@ -201,7 +205,7 @@ def stored(index: Index) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     told = {
         "schemas": [_packed(schema).hex() for schema in index.schemas],
         "figures": {
-            column: [part.groups, part.told, part.low, part.high, part.nulls, part.null]
+            column: [part.groups, part.values, part.told, part.low, part.high, part.nulls, part.null]
             for column, part in index.figures.items()
         },
     }

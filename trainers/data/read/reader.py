@@ -1,10 +1,9 @@
 """Batches of a split for one rank: read ahead, shuffled by seed, resumable at any step."""
 
 import functools
-import logging
-import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterator
+import heapq
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from typing import cast
@@ -17,11 +16,14 @@ from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read.decode import Decoder
 from livetrain.trainers.data.read.negatives import Negatives
 from livetrain.trainers.data.read.order import Order, Window
+from livetrain.trainers.data.read.pieces import Pieces, Rows
 from livetrain.trainers.data.read.prefetch import Loaders, run_ahead
-from livetrain.trainers.data.read.records import Block, Columns, Slice
-from livetrain.trainers.data.read.source import CorruptGroup, Source
+from livetrain.trainers.data.read.records import Block
+from livetrain.trainers.data.read.source import Source
 
-log = logging.getLogger(__name__)
+_RUN = 65_536  # rows of a run at most, and
+_RUN_BYTES = 2**25  # bytes of it, decoded
+_CHUNK_BYTES = 2**21  # bytes that are decoded at a time
 
 
 class Reader:
@@ -32,12 +34,11 @@ class Reader:
     number of steps and of rows per step, padding included, and batch t is the same whether or not its predecessors were
     read.
 
-    Memory: a shard holds the window that it reads and the next one, or as many as `prefetch` batches span. A window has
-    at least `shuffle_window` rows, and whole row groups as far as they lie in the shard's interval. With R the larger
-    of shuffle_window and a row group's rows, and r bytes per row (8 per id, 8 per feature, 4 per number and
-    label), a rank holds at most (shards / world) * 2 (R + shuffle_window) r bytes, its whole share of the split if that
-    is less, besides 2 threads + 1 decoded row groups and `prefetch` batches. Smaller row groups are the cure for too
-    much.
+    Memory: a shard holds the window that it reads and the next one, or as many as `prefetch` batches span; over all
+    shards of all workers windows take about `data.shuffle_gb`, or what 2 (b + 1) rows per shard take if that is more. A
+    split that is smaller is held whole. Besides, a shard holds the rows of an open row group that are decoded and in no
+    window yet: at most a window's, and 2 MiB; and of each column that is read 64 KiB as stored, and a page. Add
+    `prefetch` batches, and where a row group does not decode as it should, per thread the whole of it.
 
     Args:
         source: the split.
@@ -72,20 +73,22 @@ class Reader:
         slices: bool = False,
         pin: bool = False,
     ) -> None:
-        self._source = source
         self._data = recipe.data
         self._decoder = Decoder(recipe, groups, slices)
-        drawn = shuffle and len(source.drawn) > 0
-        self._negatives = Negatives(recipe, source) if drawn else None
-        sizes = source.groups.rows
-        self._stored = _begins(sizes)  # where row groups begin in the split, and with what is drawn
-        self._sizes = sizes + source.drawn if drawn else sizes
-        self._first_rows = _begins(self._sizes) if drawn else self._stored
+        negatives = Negatives(recipe, source) if shuffle and len(source.drawn) > 0 else None
+        self._rows = Rows(source, self._decoder, negatives, recipe.data.on_corrupt == "skip")
+        stored, held = self._decoder.bytes({column: source.length(column) for column in self._rows.columns})
+        shards, batch_size = recipe.data.shards, recipe.data.batch_size
+        most = max(int(recipe.data.shuffle_gb * 1e9 / (2 * shards * held)), batch_size // shards)
+        self._chunk = max(1, min(recipe.data.shuffle_window, most, int(_CHUNK_BYTES / stored)))
         self._order = Order(
-            self._sizes,
-            shards=recipe.data.shards,
-            batch_size=recipe.data.batch_size,
+            self._rows.sizes,
+            source.groups.files,
+            shards=shards,
+            batch_size=batch_size,
             window=recipe.data.shuffle_window,
+            most=most,
+            run=max(1, min(_RUN, int(_RUN_BYTES / stored))),
             seed=recipe.train.seed,
             shuffle=shuffle,
         )
@@ -95,10 +98,7 @@ class Reader:
         self._sequences = {
             place: key for place, (key, kind) in enumerate(zip(self._decoder.keys, kinds, strict=True)) if kind.lists
         }
-        self._warned: set[int] = set()
-        self.columns = self._decoder.columns
-        if self._negatives is not None:
-            self.columns = list(dict.fromkeys([*self.columns, *self._negatives.columns]))
+        self.columns = self._rows.columns
         self.steps = self._order.steps
         self.cut = dict.fromkeys(self._sequences.values(), 0)
         self.skipped_rows = 0
@@ -132,13 +132,15 @@ class Reader:
 
         A batch comes with its counts: rows skipped, then lists cut, by sparse feature.
         """
-        read = _Groups(functools.partial(self._read, epoch), 2 * self._data.threads + 1)
+        pieces = Pieces(self._rows, self._order, epoch, self._chunk)
         streams = _Streams(
             self._order.windows(epoch, self._shards),
+            [self._order.rows_of(shard) for shard in self._shards],
             rows=self._order.slice,
             start=start,
             ahead=self._data.prefetch,
-            load=lambda place, window: loaders.submit(self._load, read, epoch, self._shards[place], window),
+            threads=self._data.threads,
+            load=lambda place, window: loaders.submit(self._load, pieces, epoch, self._shards[place], window),
             blank=functools.lru_cache(self._decoder.blank),
         )
         for step in range(start, stop):
@@ -147,109 +149,80 @@ class Reader:
             counts[0] -= missing
             yield batch.pin_memory() if self._pin else batch, counts
 
-    def _load(self, read: "_Groups", epoch: int, shard: int, window: Window) -> Block:
+    def _load(self, pieces: Pieces, epoch: int, shard: int, window: Window) -> Block:
         """Read and shuffle one window."""
-        slices = [Slice(read(piece.group), piece.start, piece.stop) for piece in window.pieces]
+        slices = pieces.read(window.pieces)
         size = self._order.slice
         first, last = window.start // size, -(-window.stop // size)
         marks = np.clip(np.arange(first, last + 1) * size, window.start, window.stop) - window.start
         order = self._order.permutation(epoch, shard, window, self._decoder.runs(slices))
         return self._decoder.block(first, slices, order, marks)
 
-    def _read(self, epoch: int, number: int) -> Columns:
-        """Read and decode one row group; rows that hold nothing for an unreadable one that the recipe says to skip."""
-        group = self._source.groups[number]
-        try:
-            table = self._source.read(group, self.columns)
-            if self._negatives is not None:
-                table = self._negatives.expand(table, int(self._stored[number]), epoch, self._decoder.columns)
-            return self._decoder.decode(table, int(self._first_rows[number]), self._source.place(group))
-        except CorruptGroup as error:
-            if self._data.on_corrupt == "stop":
-                raise
-            if number not in self._warned:
-                self._warned.add(number)
-                log.warning("skipped: %s", error)
-            return self._decoder.unreadable(int(self._sizes[number]))
-
-
-def _begins(sizes: np.ndarray) -> np.ndarray:
-    """Return the number of each row group's first row, (groups,) int64."""
-    return np.cumsum(sizes) - sizes
-
-
-class _Groups:
-    """The last few row groups, decoded: neighbouring shards meet in one, and ask for it one after the other."""
-
-    def __init__(self, read: Callable[[int], Columns], keep: int) -> None:
-        self._read = read
-        self._keep = keep
-        self._kept: OrderedDict[int, Future] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def __call__(self, number: int) -> Columns:
-        with self._lock:
-            mine = number not in self._kept
-            future = self._kept.setdefault(number, Future())
-            self._kept.move_to_end(number)
-            if len(self._kept) > self._keep:
-                self._kept.popitem(last=False)
-        if mine:
-            try:
-                future.set_result(self._read(number))
-            except BaseException as error:
-                future.set_exception(error)
-        return future.result()
-
 
 class _Streams:
     """The windows of a rank's shards: asked for ahead of their use, handed out step by step.
 
     Args:
-        windows: of each shard's whole interval.
+        windows: of each shard's whole interval, in their order.
+        ends: rows of each shard's interval.
         rows: that a step takes of a shard.
         start: the first step that will be taken.
         ahead: steps before its use at which a window is asked for, at the latest. Shards ask earlier still, by a part
             of a window's time that differs from shard to shard, or all would load at the same step where their windows
-            are of one size. A shard of two windows asks for both at once: the second one ends in the row group that the
-            next shard begins with, which is then decoded once.
+            are of one size. A shard of two windows asks for both at once: the second one ends where the next shard
+            begins, so that all are read in one go.
+        threads: that load. Each of them is given shards that follow one another, for the same reason.
         load: starts to load a shard's window, (number of the shard, window).
         blank: returns padding, (step, rows).
     """
 
     def __init__(
         self,
-        windows: list[list[Window]],
+        windows: Sequence[Iterator[Window]],
+        ends: Sequence[int],
         rows: int,
         start: int,
         ahead: int,
+        threads: int,
         load: Callable[[int, Window], Future],
         blank: Callable[[int, int], Block],
     ) -> None:
-        self._rows = rows
-        self._ends = np.array([own[-1].stop if own else 0 for own in windows])
+        self._windows = windows
+        self._rows, self._start, self._ahead = rows, start, ahead
+        self._stretch = -(-len(windows) // threads)
         self._load = load
         self._blank = blank
         self._blocks: list[Block | None] = [None] * len(windows)
         self._read = np.zeros(len(windows), np.int64)  # end of that block
+        self._ends = np.asarray(ends)
         self._asked: list[deque[tuple[Window, Future]]] = [deque() for _ in windows]
-        plan = []
-        for shard, own in enumerate(windows):
-            last, early = 0, 1.0 if len(own) == 2 else shard / len(windows)
-            for window in own:
-                use = window.start // rows
-                latest = use - ahead
-                if window.stop > start * rows:
-                    ask = min(latest, max(last, latest - int(early * (use - last))))
-                    plan.append((max(start, ask), shard, window))
-                last = use
-        self._plan = deque(sorted(plan, key=lambda ask: ask[0]))
+        self._plan: list[tuple[int, int, int, int, Window]] = []  # one window per shard: the next to ask for
+        for shard in range(len(windows)):
+            self._next(shard, 0)
+
+    def _next(self, shard: int, last: int) -> None:
+        """Plan when to ask for a shard's next window, given the step that uses the one before."""
+        for window in self._windows[shard]:
+            use = window.start // self._rows
+            if window.stop > self._start * self._rows:
+                early = 1.0 if window.of == 2 else shard / len(self._windows)
+                ask = min(use - self._ahead, max(last, use - self._ahead - int(early * (use - last))))
+                place = (shard % self._stretch, window.number, shard // self._stretch)
+                heapq.heappush(self._plan, (max(self._start, ask), *place, window))
+                return
+            last = use
+
+    def _ask(self, step: int) -> None:
+        """Ask for the windows whose time has come."""
+        while self._plan and self._plan[0][0] <= step:
+            _, low, _, high, window = heapq.heappop(self._plan)
+            shard = high * self._stretch + low
+            self._asked[shard].append((window, self._load(shard, window)))
+            self._next(shard, window.start // self._rows)
 
     def take(self, step: int) -> tuple[list[Block], int]:
         """Return the blocks that a step's rows lie in, padding included, and the rows of padding."""
-        while self._plan and self._plan[0][0] <= step:
-            _, shard, window = self._plan.popleft()
-            self._asked[shard].append((window, self._load(shard, window)))
+        self._ask(step)
         begin, stop = step * self._rows, (step + 1) * self._rows
         blocks: list[Block | None] = []
         copied = missing = 0

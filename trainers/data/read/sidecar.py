@@ -29,7 +29,7 @@ from livetrain.trainers.runtime import scratch
 log = logging.getLogger(__name__)
 
 NAME = "_livetrain"  # readers of data leave out what begins with _
-_FORMAT = 1
+_FORMAT = 2
 _COARSE, _NEW_S = 10**9, 2.0  # a file system that knows times to the second may miss a change within that second
 
 Kept = tuple[dict[str, Any], dict[str, np.ndarray]]  # JSON's values, and arrays

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 _INDEX = "index"  # its name in a sidecar
 _FOOTERS, _FOOTER_THREADS = 64, 16  # files that a thread looks at in one go; footers are far away: waiting, not work
 _OPEN_FILES = 4  # that a thread keeps open
+_BUFFER = 2**16  # bytes of each column that are read at a time of a local file
 
 
 class CorruptGroup(BadInput):
@@ -114,6 +116,11 @@ class Source:
     def stored(self, partition: Partition) -> int:
         """Return how many rows a partition has."""
         return int(self.groups.rows[partition.start : partition.stop].sum())
+
+    def length(self, column: str) -> float:
+        """Return how many values a row has of a column in the mean, as the footers say: an empty list counts as one."""
+        found = self._told(column)
+        return 1.0 if found is None else found.values / self.rows
 
     @property
     def columns(self) -> list[str]:
@@ -200,13 +207,33 @@ class Source:
                 "data.on_corrupt: skip to train without them"
             ) from error
 
+    def stream(self, groups: Sequence[RowGroup], columns: list[str], rows: int) -> Iterator[pa.Table]:
+        """Read some columns of one file's row groups, in tables of so many rows, the last ones of a row group fewer.
+
+        The file is opened once. Of a local file's row group no more is held at a time than a table, and of each column
+        64 KiB and a page; of a remote one's, its columns' bytes as stored.
+
+        Raises:
+            ArrowException, OSError: something cannot be read; `read` says what is wrong.
+        """
+        file = self._opened(groups[0].path, _BUFFER)
+        for group in groups:
+            found = 0
+            for batch in file.iter_batches(rows, row_groups=[group.index], columns=columns, use_threads=False):
+                found += batch.num_rows
+                yield self._settled(pa.Table.from_batches([batch]), columns)
+            _check_rows(found, group)
+
     def _decode(self, group: RowGroup, columns: list[str]) -> pa.Table:
         file = self._file(group.path)
         del self._files[group.path]  # a file that could not be read is not kept: its second try opens it again
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
-        if table.num_rows != group.rows:
-            raise pa.ArrowInvalid(f"{table.num_rows} rows instead of {group.rows}")
+        _check_rows(table.num_rows, group)
         self._files[group.path] = file
+        return self._settled(table, columns)
+
+    def _settled(self, table: pa.Table, columns: list[str]) -> pa.Table:
+        """Return columns as they are stored in the types that the split gives them."""
         fields = pa.schema([self.schema.field(name) for name in columns])
         return pa.Table.from_arrays([_as(table.column(field.name), field.type) for field in fields], schema=fields)
 
@@ -224,11 +251,12 @@ class Source:
         files[path] = file
         return file
 
-    def _opened(self, path: str) -> pq.ParquetFile:
+    def _opened(self, path: str, buffer: int = 0) -> pq.ParquetFile:
         return pq.ParquetFile(
             self.filesystem.open_input_file(path),
             # Far away, one wide read is cheaper than many narrow ones.
             pre_buffer=not isinstance(self.filesystem, fs.LocalFileSystem),
+            buffer_size=buffer if isinstance(self.filesystem, fs.LocalFileSystem) else 0,
             page_checksum_verification=True,
         )
 
@@ -289,6 +317,11 @@ def _joined(
             f"{shown(filesystem, first)}; write all files of a split with one schema"
         )
     return (first if both == before else path), both
+
+
+def _check_rows(found: int, group: RowGroup) -> None:
+    if found != group.rows:
+        raise pa.ArrowInvalid(f"{found} rows instead of {group.rows}")
 
 
 def _as(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

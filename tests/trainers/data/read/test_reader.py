@@ -115,17 +115,19 @@ def passes(request):
     group=st.integers(1, 30),
     per_shard=st.integers(1, 4),
     window=st.integers(1, 20),
+    memory=st.sampled_from([1e-6, 1.0]),
     threads_=st.integers(1, 3),
     shuffle=st.booleans(),
     start=st.integers(0, 6),
 )
-def test_any_shape(passes, count, files, group, per_shard, window, threads_, shuffle, start):
+def test_any_shape(passes, count, files, group, per_shard, window, memory, threads_, shuffle, start):
     """Every row once an epoch with its values; the same rows per step on 1, 2, 3 ranks; resumed bit for bit."""
     rows = make_rows(count, seed=count)
     cuts = [count * n // files for n in range(files + 1)]
     with tempfile.TemporaryDirectory() as folder:
         write_split(Path(folder) / "train", [rows[a:z] for a, z in itertools.pairwise(cuts)], group)
         data = {"batch_size": 6 * per_shard, "shuffle_window": window, "threads": threads_, "prefetch": threads_}
+        data["shuffle_gb"] = memory
         recipe = make_recipe(folder, **data)
         steps = []
         for world in (1, 2, 3):
@@ -154,16 +156,44 @@ def test_resume_at_every_step(recipe):
         assert all(same(one, other) for one, other in zip(rest, whole[start:], strict=True))
 
 
-def test_shards_of_two_windows_decode_a_row_group_once(tmp_path, monkeypatch):
-    write_split(tmp_path / "train", [make_rows(60)], 4)
-    asked = []
-    read = Source.read
-    monkeypatch.setattr(Source, "read", lambda self, group, columns: asked.append(group) or read(self, group, columns))
+@pytest.fixture
+def decoded(monkeypatch):
+    """What is opened from now on, and how many rows are decoded of each open file."""
+    found = []
+    stream = Source.stream
+
+    def counted(self, groups, columns, rows):
+        found.append([groups[0].path, 0])
+        own = found[-1]
+        for table in stream(self, groups, columns, rows):
+            own[1] += len(table)
+            yield table
+
+    monkeypatch.setattr(Source, "stream", counted)
+    monkeypatch.setattr(Source, "read", None)
+    return found
+
+
+def test_a_split_that_fits_is_opened_and_decoded_once(tmp_path, decoded):
+    write_split(tmp_path / "train", [make_rows(60), make_rows(36)], 8)
     reader = open_reader(make_recipe(tmp_path, shuffle_window=6, threads=1, prefetch=1))
-    assert {len(own) for own in reader._order.windows(0, range(6))} == {2}
+    for epoch in range(2):
+        for _ in reader.batches(epoch):
+            pass
+    assert sorted(decoded) == sorted(
+        [[str(tmp_path / "train" / f"part-{n}.parquet"), rows] for n, rows in enumerate((60, 36))] * 2
+    )
+
+
+def test_a_run_is_opened_once_and_each_shard_begins_in_the_middle_of_one(tmp_path, decoded, monkeypatch):
+    """Windows of a few rows each: a shard goes on in its open file, and decodes anew at most what lies before it."""
+    monkeypatch.setattr("livetrain.trainers.data.read.reader._RUN", 40)
+    write_split(tmp_path / "train", [make_rows(n) for n in (120, 120, 120)], 20)
+    reader = open_reader(make_recipe(tmp_path, shuffle_gb=1e-6, threads=1, prefetch=1))
     for _ in reader.batches(0):
         pass
-    assert len(asked) == len(set(asked)) == 15
+    assert len(decoded) <= 9 + 5, "9 runs, and 6 shards, of which the first one begins where a run does"
+    assert sum(rows for _, rows in decoded) <= 360 + 5 * 20
 
 
 def test_epochs_differ_and_evaluation_keeps_file_order(recipe):
