@@ -13,6 +13,7 @@ import torch
 from hypothesis import settings
 
 from livetrain.modules.layers import compiled
+from livetrain.modules.tables.initial import Initial
 from livetrain.trainers.train import compiled_layers
 from tests import samples, wheels
 from tests.pool import Pool
@@ -40,6 +41,17 @@ def two_ranks() -> Iterator[Pool]:
     pool = Pool(2)
     yield pool
     pool.close()
+
+
+@pytest.fixture
+def drawn_on_the_host(monkeypatch) -> None:
+    """Let a table begin with the same rows on a GPU as on a CPU."""
+    blocks = Initial.blocks
+
+    def moved(self: Initial, rows: range, columns: range, device: torch.device) -> Iterator[tuple[slice, torch.Tensor]]:
+        return ((where, values.to(device)) for where, values in blocks(self, rows, columns))
+
+    monkeypatch.setattr(Initial, "blocks", moved)
 
 
 @pytest.fixture(scope="module", params=["plain", "compiled"])

@@ -42,7 +42,8 @@ def check(
     """
     weights_and_biases.check(recipe)
     check_select(recipe)
-    _check_model(recipe, trains=True)
+    if (waits := _check_model(recipe, trains=True)) is not None:
+        progress(waits)
     progress("checking the data")
     sources = {split: Source.open(recipe, split, looking.at(split)) for split in SPLITS}
     for name, column in recipe.groups().items():
@@ -88,14 +89,15 @@ def check_split(
     return {split: source} | _catalogue(recipe)
 
 
-def _check_model(recipe: Recipe, trains: bool) -> None:
-    """Raise BadInput where a recipe's model cannot be built, or its tables find no memory."""
+def _check_model(recipe: Recipe, trains: bool) -> str | None:
+    """Raise BadInput where a recipe's model cannot be built, or its tables find no memory; return `memory.check`'s."""
     if recipe.cluster.workers:
         registry.check_shared(recipe)
     if recipe.cluster.device == "cpu" or not (recipe.cluster.workers or torch.cuda.is_available()):
         check_device(recipe, torch.device("cpu"))  # of other runs the device is known once there is a cluster
-    memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves=trains)
+    waits = memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves=trains)
     prove(recipe)
+    return waits
 
 
 def _catalogue(recipe: Recipe) -> dict[str, Source]:
