@@ -142,8 +142,11 @@ def _constant(files: list[str], keys: list[str], asked: list[str]) -> list[str]:
     with duckdb.connect() as db:
         differs = ", ".join(f"bool_or(d{n})" for n in range(len(asked)))
         each = ", ".join(f"count(DISTINCT hash({quoted(name)})) > 1 AS d{n}" for n, name in enumerate(asked))
-        key = ", ".join(map(quoted, keys))
-        some = (f"(FROM read_parquet({_texts([file])}, hive_partitioning = false) LIMIT {limit})" for file in files)
+        key = ", ".join(["_file", *map(quoted, keys)])  # a request's rows are in one file
+        some = (
+            f"(SELECT *, {n} AS _file FROM read_parquet({_texts([file])}, hive_partitioning = false) LIMIT {limit})"
+            for n, file in enumerate(files)
+        )
         rows = " UNION ALL BY NAME ".join(some)
         found = db.execute(f"SELECT {differs} FROM (SELECT {each} FROM ({rows}) GROUP BY {key})").fetchone()
     assert found is not None
