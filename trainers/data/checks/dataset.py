@@ -1,12 +1,13 @@
 """A prepared dataset as the checks see it: its parts in time order, one DuckDB view, and a small fixed sample."""
 
 import datetime
+import itertools
 import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import numpy as np
@@ -21,6 +22,8 @@ from livetrain.trainers.data.checks.roles import Roles
 from livetrain.trainers.data.checks.schema import agreed, quoted, selected
 from livetrain.trainers.data.read.files import find_files, read_footer, short
 from livetrain.trainers.data.write import layout
+
+T = TypeVar("T")
 
 MEMORY = "2GB"  # of DuckDB; what does not fit goes to the temporary folder
 MILLISECONDS = 100_000_000_000  # a time above is in ms (1973 and later), below in seconds (until the year 5138)
@@ -106,17 +109,18 @@ class Dataset:
         return (datetime.date(1970, 1, 1) + datetime.timedelta(days=seconds // 86400)).isoformat()
 
     def sample(self, columns: list[str], parts: list[Part], most: int) -> pa.Table:
-        """Return about `most` rows of some parts, always the same ones: the first rows of evenly spaced row groups."""
+        """Return about `most` rows of some parts, always the same ones: evenly spaced stretches of PIECE rows."""
         groups = [(f, g, m) for p in parts for f, m in zip(p.files, p.footers, strict=True) for g in _groups(m)]
         chosen = spaced(len(groups), math.ceil(most / PIECE))
-        quota = max(PIECE, math.ceil(most / max(len(chosen), 1)))
+        each = math.ceil(most / PIECE / max(len(chosen), 1))
         schema = pa.schema([self.schema.field(name) for name in columns])
         pieces = []
         for path, group, footer in (groups[place] for place in chosen):
             try:
                 with pq.ParquetFile(path, metadata=footer) as file:
-                    batches = file.iter_batches(quota, row_groups=[group], columns=columns, use_threads=False)
-                    pieces += [pa.Table.from_batches([batch]).select(columns).cast(schema) for batch in _first(batches)]
+                    batches = file.iter_batches(PIECE, row_groups=[group], columns=columns, use_threads=False)
+                    found = picked(batches, footer.row_group(group).num_rows, each)
+                    pieces += [pa.Table.from_batches([batch]).select(columns).cast(schema) for batch in found]
             except (pa.ArrowException, OSError) as error:
                 raise BadInput(
                     f"{path}, row group {group}: it does not decode ({short(error)}); write the file again"
@@ -129,9 +133,11 @@ def spaced(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist() if count else []
 
 
-def _first(batches: Iterator[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    batch = next(batches, None)
-    return [] if batch is None else [batch]
+def picked(stretches: Iterator[T], rows: int, most: int) -> Iterator[T]:
+    """Yield evenly spaced ones of the stretches of PIECE rows that a row group is read in, and read no further."""
+    chosen = spaced(math.ceil(rows / PIECE), most)
+    found = itertools.islice(stretches, chosen[-1] + 1)
+    return (stretch for place, stretch in enumerate(found) if place in chosen)
 
 
 def _groups(footer: pq.FileMetaData) -> list[int]:
