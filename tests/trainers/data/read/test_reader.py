@@ -200,7 +200,7 @@ def test_a_run_is_opened_once_and_each_shard_begins_in_the_middle_of_one(tmp_pat
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_windows_of_long_histories_stay_within_their_memory(tmp_path, shuffle):
     """Counted in Arrow's pool, where windows and what is decoded lie; batches, as torch's, are not in it."""
-    rows, ids = 1200, 1000
+    rows, ids = 2400, 1000
     lists = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * ids, pa.int32()), pa.array(np.arange(rows * ids)))
     flags = pa.array(np.zeros(rows, np.int8))
     (tmp_path / "train").mkdir()
@@ -219,7 +219,7 @@ def test_windows_of_long_histories_stay_within_their_memory(tmp_path, shuffle):
         return most
 
     assert peak(1.0) > rows * ids * 8, "a split that fits is held whole"
-    assert peak(0.002) < 4e6, "2 MB of windows, and per shard at most as much as one of them, a page and 64 KiB"
+    assert peak(0.002) < 6e6, "2 MB of windows, and per shard what is decoded of an open row group, a page and 64 KiB"
 
 
 def test_epochs_differ_and_evaluation_keeps_file_order(recipe):
