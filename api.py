@@ -98,6 +98,8 @@ class Run:
     def model(self, checkpoint: Which = "best") -> "nn.Module":
         """Return a checkpoint's model, whole, on the CPU: float32, evaluation mode, no gradients.
 
+        Tables of more than 4 GiB in all lie in files without a name in TMPDIR, mapped.
+
         Raises:
             BadInput: there is no such checkpoint, or it is damaged.
         """

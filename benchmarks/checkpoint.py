@@ -111,6 +111,7 @@ class Bench:
         saver.wait()
         return {
             "stall": stall.wall,
+            "stall_cpu": stall.cpu,
             "write": clock.wall,
             "slower": clock.wall - steps * step,
             "times": clock.wall / steps / step,
@@ -171,10 +172,10 @@ def report(given: argparse.Namespace, size: int, first: float, rounds: list) -> 
         f"each, for training and writing; load average {os.getloadavg()[1]:.1f}), gloo, files synced to a local disk.",
         f"Versions: {', '.join(f'{name} {number}' for name, number in versions().items())}.",
         f"Checkpoint: {size / 2**20:,.0f} MiB, tables and optimizer state. {given.rounds} rounds.\n",
-        "| way | stall, s | stall / blocking | steps during the write, s | their time / a free step's | "
-        "lost to slower steps, s | lost in all / blocking | processor time, s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        f"| blocking | {spread([r['blocking']['stall'] for r in rounds])} | 1 | | | | 1 | "
+        "| way | stall, s | stall / blocking | the same of processor time | steps during the write, s | "
+        "their time / a free step's | lost to slower steps, s | lost in all / blocking | processor time, s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| blocking | {spread([r['blocking']['stall'] for r in rounds])} | 1 | 1 | | | | 1 | "
         f"{spread([r['blocking']['cpu'] for r in rounds])} |",
     ]
     for way in NICE:
@@ -182,10 +183,12 @@ def report(given: argparse.Namespace, size: int, first: float, rounds: list) -> 
         keys = ("stall", "write", "slower", "times", "cpu")
         stall, write, slower, times, cpu = ([r[way][key] for r in rounds] for key in keys)
         share = [s / b for s, b in zip(stall, blocking, strict=True)]
+        busy = [r[way]["stall_cpu"] / r["blocking"]["cpu"] for r in rounds]
         lost = [(s + w) / b for s, w, b in zip(stall, slower, blocking, strict=True)]
         cells = [
             spread(stall, 3),
             spread(share),
+            spread(busy),
             spread(write),
             spread(times),
             spread(slower),

@@ -31,6 +31,7 @@ from livetrain.modules.optimizers import table_optimizer
 from livetrain.trainers.data.read.files import split_files
 from livetrain.trainers.train import planning, sharding
 from livetrain.trainers.train.memory import ELEMENT, amount
+from livetrain.trainers.train.memory import waits as waits_for
 from livetrain.trainers.train.preflight import SPLITS
 
 SEEN_S = 10  # longest time after which a file must be visible on another machine
@@ -265,30 +266,35 @@ def tables_are_planned(recipe: Recipe, workers: int, cuda: bool, plans: list[Sha
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that the tables and their optimizer's state take of each worker, by rank."""
+    """Bytes of each worker, by rank: tables with their optimizer's state, and a checkpoint's copy of them."""
 
     gpu: list[int]
     host: list[int]
+    copied: list[int]  # on the host too
 
 
 def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
     """Return what the tables take: rows * (dim * bytes per element + bytes of optimizer state per row), by shard."""
     state = {name: table_optimizer(recipe, name).state_bytes for name in recipe.tables}
-    gpu, host = [0] * workers, [0] * workers
+    gpu, host, copied = [0] * workers, [0] * workers, [0] * workers
     for collection in plan.plan.values():
         for name, how in collection.items():
             one, behind_cache = recipe.tables[name], how.compute_kernel == planning.CACHED
             for shard in how.sharding_spec.shards:
                 rows, dim = shard.shard_sizes
                 weights, rank = rows * dim * ELEMENT[one.dtype], shard.placement.rank()
-                (gpu if cuda and not behind_cache else host)[rank] += weights + rows * state[name](dim)
+                whole = weights + rows * state[name](dim)
+                (gpu if cuda and not behind_cache else host)[rank] += whole
+                copied[rank] += whole
                 gpu[rank] += math.ceil(weights * one.cache) if behind_cache else 0
     for name, one in recipe.tables.items():
         if one.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
-            size = one.rows * (2 * one.dim * ELEMENT[one.dtype] + state[name](one.dim))
+            weights = one.rows * one.dim * ELEMENT[one.dtype]
+            whole = weights + one.rows * state[name](one.dim)
             part = gpu if cuda else host
-            part[:] = [taken + size for taken in part]
-    return Need(gpu, host)
+            part[:] = [taken + whole + weights for taken in part]
+            copied = [taken + whole for taken in copied]
+    return Need(gpu, host, copied)
 
 
 def memory_suffices(need: Need, met: list[Exchanged], answers: dict[str, dict]) -> str:
@@ -296,8 +302,10 @@ def memory_suffices(need: Need, met: list[Exchanged], answers: dict[str, dict]) 
     if not met:
         raise BadInput("it cannot be told without the workers; mend the exchange between them first")
     on_host: defaultdict[str, int] = defaultdict(int)
+    copied: defaultdict[str, int] = defaultdict(int)
     for one in met:
         on_host[one.node] += need.host[one.rank]
+        copied[one.node] += need.copied[one.rank]
         if need.gpu[one.rank] > one.gpu_free:
             raise BadInput(
                 f"tables: rank {one.rank} needs {amount(need.gpu[one.rank])} on its GPU, which has "
@@ -314,7 +322,9 @@ def memory_suffices(need: Need, met: list[Exchanged], answers: dict[str, dict]) 
     if any(need.gpu):
         spare = min(one.gpu_free for one in met)
         said = f"tables take {amount(max(need.gpu))} per GPU, which has at least {amount(spare)} free; " + said
-    return said
+    waits = (waits_for(copied[n], answers[n]["free"] - on_host[n], answers[n]["host"]) for n in on_host)
+    late = next((text for text in waits if text is not None), None)
+    return f"{said}; {late or f'a copy of a checkpoint takes {amount(max(need.copied))} more'}"
 
 
 def _name(node: dict) -> str:

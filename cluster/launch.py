@@ -34,8 +34,8 @@ from livetrain.trainers.runtime.manifest import write_json, write_text
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, LOCK, find_checkpoint
 from livetrain.trainers.runtime.versions import versions
-from livetrain.trainers.train import checkpoint, compatible, preflight, warm_start
-from livetrain.trainers.train.loop import Job, Trainer, empty_slices
+from livetrain.trainers.train import checkpoint, compatible, copies, preflight, warm_start
+from livetrain.trainers.train.loop import Job, Trainer, remarks
 
 log = logging.getLogger("livetrain")
 
@@ -97,6 +97,9 @@ def complete(recipe: Recipe, run: Path) -> bool:
 
 def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     started = time.perf_counter()
+    if recipe.train.copies is not None:
+        for path in copies.fetch(recipe.train.copies, run):
+            runlog.note(run, "note", text=f"brought {path.name} from train.copies")
     with Watcher(run), _leaving_nothing(run), places.taken(run, places.TRAINING) as place:
         ray_workers.check_here(recipe.cluster)
         if found := run_folder.committed(run):
@@ -249,7 +252,7 @@ def _evaluate_here(
     metrics, found = trainer.evaluate(split, job.recipe.evaluate.bootstrap)
     if ranks.is_main():
         found.draws.write(told)
-        for text in empty_slices(job.recipe, split, metrics):
+        for text in remarks(job.recipe, split, metrics, found.bounded):
             runlog.note(told, "note", text=text)
     return {f"{split}.{key}": value for key, value in metrics.items()}
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from livetrain.modules.serving.loading import load
+
 folder = Path(sys.argv[1])
 if not (folder / "item.pt").exists():
     sys.exit(f"{folder}/item.pt is missing; give the export of a run whose model.kind is dssm")
-user, item = (torch.jit.load(folder / f"{side}.pt").eval() for side in ("user", "item"))
+user, item = (load(folder, f"{side}.pt") for side in ("user", "item"))
 # Rows of a user and an item each. Of its own side's features, which signature.json names, a tower takes what it needs.
 rows = json.loads((folder / "golden.json").read_text())
 ids = {name: torch.tensor(values, dtype=torch.int64) for name, values in rows["ids"].items()}

@@ -34,7 +34,10 @@ struct Json {
 
 class Reader {
   public:
-    explicit Reader(std::string text) : text_(std::move(text)) {}
+    explicit Reader(const std::filesystem::path& path) : name_(path.filename().string()) {
+        std::ifstream file(path);
+        text_.assign(std::istreambuf_iterator<char>(file), {});
+    }
 
     Json value() {
         Json read;
@@ -81,10 +84,10 @@ class Reader {
         return read;
     }
     [[noreturn]] void fail() const {
-        throw std::runtime_error("golden.json is no JSON at byte " + std::to_string(at_) + "; export the run again");
+        throw std::runtime_error(name_ + " is no JSON at byte " + std::to_string(at_) + "; export the run again");
     }
 
-    std::string text_;
+    std::string name_, text_;
     size_t at_ = 0;
 };
 
@@ -113,19 +116,35 @@ Columns columns(const Json& part, bool whole) {
     return read;
 }
 
+// Tables that lie in files of their own, mapped: rows are read as they are looked up.
+Columns tables(const Json& stored, const std::filesystem::path& folder) {
+    const std::map<std::string, at::ScalarType> types = {
+        {"float32", torch::kFloat32}, {"float16", torch::kFloat16}, {"uint8", torch::kUInt8}};
+    Columns mapped;
+    for (const auto& [name, table] : stored.members) {
+        const auto rows = std::stoll(table.at("shape").entries.at(0).text);
+        const auto width = std::stoll(table.at("shape").entries.at(1).text);
+        const auto file = (folder / table.at("file").text).string();
+        const auto numbers = torch::from_file(file, false, rows * width, types.at(table.at("dtype").text));
+        mapped.insert(name, numbers.view({rows, width}));
+    }
+    return mapped;
+}
+
 int main(int count, char** arguments) {
     const std::filesystem::path folder = count == 2 ? arguments[1] : "";
-    for (const auto* file : {"model.pt", "golden.json"}) {
+    for (const auto* file : {"model.pt", "signature.json", "golden.json"}) {
         if (std::filesystem::exists(folder / file)) continue;
         std::cerr << (folder / file).string()
                   << " is missing; give the folder that `livetrain export` wrote: score runs/NAME/export\n";
         return 2;
     }
     try {
-        std::ifstream file(folder / "golden.json");
-        const Json rows = Reader({std::istreambuf_iterator<char>(file), {}}).value();
+        const Json rows = Reader(folder / "golden.json").value(), signature = Reader(folder / "signature.json").value();
         auto model = torch::jit::load((folder / "model.pt").string());
         torch::NoGradGuard guard;
+        if (signature.members.count("stored"))
+            model.run_method("attach", tables(signature.at("stored"), folder));
         const auto ids = columns(rows.at("ids"), true), lengths = columns(rows.at("lengths"), true);
         const auto scores = model.forward({ids, lengths, columns(rows.at("dense"), false)}).toGenericDict();
         int64_t different = 0;

@@ -9,7 +9,7 @@ The same object trains (its tables sharded from outside), scores and exports, so
 
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.modules.batch import Requests
 from livetrain.modules.features.bag import Found, Weigh, pools_where_rows_lie
 from livetrain.modules.features.carriers import Carried, Encode, Prepare, Select, has_transforms
 from livetrain.modules.features.dense import Normalise
@@ -32,6 +33,7 @@ from livetrain.modules.models.registry import network
 from livetrain.modules.network import Network
 from livetrain.modules.tables.hashing import IdHash
 from livetrain.modules.tables.initial import Initial
+from livetrain.modules.tables.mapped import Room
 from livetrain.modules.tasks.registry import kinds
 
 _REPLICATED, _POOLED = "_replicated", "_pooled"  # endings of collections' names
@@ -90,7 +92,7 @@ class Dense(nn.Module):
         """Return the logits (B,) by task from jagged embeddings, (N_f, dim) and (B,) per feature, and dense (B, D).
 
         `keys` are the raw ids that the network asks for (see modules.network), `vectors` those that events carry,
-        (N_f, w) by feature, NaN = missing.
+        (N_f, w) by feature, NaN = missing. Features that rows share are as `Found` says.
         """
         dense = self.normalise(dense)
         if vectors is not None:
@@ -99,7 +101,10 @@ class Dense(nn.Module):
             if self.encode is not None:
                 dense, values = self.encode(dense, values, vectors)
             return self.network(values, lengths, dense, weights)
-        if self.parts > 1 and self.training and torch.is_grad_enabled():
+        in_parts = self.parts > 1 and self.training and torch.is_grad_enabled()
+        if in_parts or not self.network.shares:
+            values, lengths, vectors = jagged.each_its_own(values, lengths, vectors)
+        if in_parts:
             return self.in_parts(values, lengths, dense, weights, keys, vectors)
         return self.answer(values, lengths, dense, weights, keys, vectors)
 
@@ -171,6 +176,7 @@ class Model(nn.Module):
         recipe: what to build.
         device: where dense parameters and replicated tables are made.
         tables_device: where the other tables are made; ``meta`` when they will be sharded.
+        replicated_device: where replicated tables are made instead; ``meta`` when all tables come from elsewhere.
 
     Dense parameters depend on train.seed alone; table rows on (train.seed, table, row), see modules.tables.initial.
 
@@ -181,7 +187,11 @@ class Model(nn.Module):
     """
 
     def __init__(
-        self, recipe: Recipe, device: str | torch.device = "cpu", tables_device: str | torch.device = "cpu"
+        self,
+        recipe: Recipe,
+        device: str | torch.device = "cpu",
+        tables_device: str | torch.device = "cpu",
+        replicated_device: str | torch.device | None = None,
     ) -> None:
         super().__init__()
         features, tables = recipe.features, recipe.tables
@@ -200,7 +210,7 @@ class Model(nn.Module):
         for name, members in _collections(recipe).items():
             users = {table: [f for f in keyed if used[f] == table] for table in members}
             collections[name] = [feature for table in members for feature in users[table]]
-            where = device if name.endswith(_REPLICATED) else tables_device
+            where = (replicated_device or device) if name.endswith(_REPLICATED) else tables_device
             self.tables[name] = _collection(recipe, name, users, torch.device(where))
         pooled = [name for name in collections if name.endswith(_POOLED)]
         self.weigh = Weigh(features, [feature for name in pooled for feature in collections[name]])
@@ -235,13 +245,18 @@ class Model(nn.Module):
             if not weight.is_meta:
                 initial_values(recipe, name).fill(weight.data)
 
-    def table_weights(self) -> dict[str, nn.Parameter]:
+    def table_weights(self) -> dict[str, torch.Tensor]:
         """Return the weights (rows, dim) of each table of a plain model."""
-        return {
-            name: table.weight
-            for collection in self.tables.values()
-            for name, table in getattr(collection, _TABLES[isinstance(collection, EmbeddingBagCollection)]).items()
-        }
+        return {name: table.weight for name, table in self._tables()}
+
+    def place_tables(self, room: Room) -> None:
+        """Let the tables of a plain model lie where `room` gives them place, with the numbers that lie there."""
+        for name, table in self._tables():
+            table.weight = nn.Parameter(room(name, table.weight.shape, table.weight.dtype), requires_grad=False)
+
+    def _tables(self) -> Iterator[tuple[str, nn.Embedding | nn.EmbeddingBag]]:
+        for collection in self.tables.values():
+            yield from getattr(collection, _TABLES[isinstance(collection, EmbeddingBagCollection)]).items()
 
     def forward(
         self,
@@ -249,6 +264,7 @@ class Model(nn.Module):
         dense: torch.Tensor,
         weights: torch.Tensor | None = None,
         vectors: torch.Tensor | None = None,
+        requests: Requests | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the logits (B,) by task.
 
@@ -257,16 +273,17 @@ class Model(nn.Module):
             dense: (B, W) float32, NaN = missing; the columns of features whose carrier is numbers, as in `Batch`.
             weights: (B,), 0 marks padding rows; None when serving.
             vectors: `Batch.vectors`, where events carry some.
+            requests: `Batch.requests`, where rows share features.
         """
         values: dict[str, torch.Tensor] = {}
         lengths: dict[str, torch.Tensor] = {}
         if len(self.tables):
-            rows = self.hash(ids) if self.select is None else self.hash(ids, dense)
+            rows = self.hash(ids) if self.select is None else self.hash(ids, dense, requests)
             weighed = self.weigh(ids, rows) if self.found.pooled else rows
             found = [
                 collection(weighed if name in self.found.pooled else rows) for name, collection in self.tables.items()
             ]
-            values, lengths = self.found(found, ids, rows)
+            values, lengths = self.found(found, ids, rows, requests)
         if self.select is not None:
             dense = self.select(dense)
         keys = None if self.key is None or weights is None else ids[self.key].values()

@@ -16,6 +16,11 @@ class Export(Section):
         description="whether a run ends with its export; a night exports if it publishes, a sweep's trial never",
     )
     quantize: Quantization = Field("none", description="how the file stores tables; the dense part stays float32")
+    tables: Literal["auto", "inside", "mapped"] = Field(
+        "auto",
+        description="where they lie: inside the file, or in files beside it, which whoever scores maps; auto maps "
+        "those that take more than 4 GiB in all",
+    )
     parity_rows: Annotated[int, *whole(1, 2**24)] = Field(
         4096, description="held-out rows on which file and model must agree"
     )

@@ -56,6 +56,10 @@ class Train(Section):
     patience: Count | None = Field(None, description="stop after this many evaluations without a better one")
     checkpoint_every: Count | None = Field(None, description="steps between checkpoints besides evaluations")
     keep: Count = Field(2, description="newest checkpoints kept, besides the best")
+    copies: Text | None = Field(
+        None,
+        description="folder or URI (s3, gs, abfs) that gets a copy of each checkpoint; another machine goes on from it",
+    )
     select: MetricName | None = Field(
         None,
         description="metric on valid/ that picks the best, as gauc or like.auc; by default the first task's main one",
@@ -111,4 +115,8 @@ class Evaluate(Section):
     bootstrap: Annotated[int, *whole(0, 10_000)] = Field(
         0, description="draws of whole groups from which the test's metrics get 95 % intervals"
     )
-    memory: Literal["exact", "bounded"] = Field("exact", description="bounded: binned AUC, GAUC on a sample of groups")
+    memory: Literal["auto", "exact", "bounded"] = Field(
+        "auto",
+        description="exact keeps every row; bounded: binned AUC, GAUC on a sample of groups; auto is exact up to 20 "
+        "million rows of a split",
+    )

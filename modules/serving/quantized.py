@@ -1,11 +1,17 @@
-"""Tables as an exported file stores them: as they were trained, in float16, or in 8 bits per number."""
+"""Tables as an exported file stores them: as they were trained, in float16, or in 8 bits per number.
+
+A table may lie outside the file (see modules.tables.mapped): then it is attached after the file was loaded.
+"""
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from livetrain.configs.schema import Quantization
+from livetrain.modules.tables.mapped import Room, in_memory
 
-_BLOCK = 1 << 16  # rows quantised at a time: all that is ever held of a table besides its two forms
+_BLOCK = 1 << 24  # bytes of float32 that are quantised at a time: what is held of a table besides its two forms
 
 
 class FloatTable(nn.Module):
@@ -13,18 +19,27 @@ class FloatTable(nn.Module):
 
     Args:
         weight: (rows, dim), float32 or float16.
+        name: under which it is attached.
     """
 
     rows: int
+    name: str
+    weight: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, name: str = "") -> None:
         super().__init__()
         self.rows = weight.size(0)
-        self.weight = nn.Parameter(weight.detach(), requires_grad=False)  # the same memory
+        self.name = name
+        self.register_buffer("weight", weight.detach())  # the same memory
 
     def forward(self, rows: Tensor) -> Tensor:
         """Args: rows (N,) int64. Returns: (N, dim) float32."""
+        _check_attached(self.weight, self.name)
         return nn.functional.embedding(rows, self.weight).float()
+
+    def attach(self, tables: dict[str, Tensor]) -> None:
+        """Take the numbers from `tables`: (rows, dim) under the table's name."""
+        self.weight = _taken(tables, self.name, self.weight, self.rows)
 
 
 class ByteTable(nn.Module):
@@ -40,35 +55,90 @@ class ByteTable(nn.Module):
 
     Args:
         weight: (rows, dim).
+        name: under which it is attached.
+        room: where its two tensors are made, NAME.steps and NAME.affine.
 
     Source: Guan et al., "Post-training 4-bit quantization on embedding tables", 1911.02079 (uniform, asymmetric).
     """
 
     rows: int
+    name: str
     steps: Tensor
     affine: Tensor
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, name: str = "", room: Room = in_memory) -> None:
         super().__init__()
         self.rows = weight.size(0)
-        self.register_buffer("steps", torch.empty(weight.shape, dtype=torch.uint8))  # (rows, dim)
-        self.register_buffer("affine", torch.empty(self.rows, 2))  # scale, offset
-        for start in range(0, self.rows, _BLOCK):
-            block = weight.detach()[start : start + _BLOCK].float()  # (n, dim)
+        self.name = name
+        self.register_buffer("steps", room(f"{name}.steps", weight.shape, torch.uint8))  # (rows, dim)
+        self.register_buffer("affine", room(f"{name}.affine", (self.rows, 2), torch.float32))  # scale, offset
+        for here in _blocks(weight):
+            block = weight.detach()[here].float()  # (n, dim)
             offset, highest = torch.aminmax(block, dim=1, keepdim=True)  # (n, 1)
             scale = (highest - offset) / 255
-            steps = (block - offset) / torch.where(scale > 0, scale, 1)
-            self.steps[start : start + _BLOCK] = steps.round_().clamp_(0, 255)
-            self.affine[start : start + _BLOCK] = torch.cat([scale, offset], 1)
+            steps = (block - offset).div_(torch.where(scale > 0, scale, 1))
+            self.steps[here] = steps.round_().clamp_(0, 255)
+            self.affine[here] = torch.cat([scale, offset], 1)
 
     def forward(self, rows: Tensor) -> Tensor:
         """Args: rows (N,) int64. Returns: (N, dim) float32."""
+        _check_attached(self.steps, self.name)
         scale, offset = self.affine.index_select(0, rows).split(1, 1)  # (N, 1) each
         return torch.addcmul(offset, self.steps.index_select(0, rows).float(), scale)
 
+    def attach(self, tables: dict[str, Tensor]) -> None:
+        """Take the numbers from `tables`: (rows, dim) uint8 under NAME.steps, (rows, 2) float32 under NAME.affine."""
+        self.steps = _taken(tables, self.name + ".steps", self.steps, self.rows)
+        self.affine = _taken(tables, self.name + ".affine", self.affine, self.rows)
 
-def store(weight: Tensor, quantize: Quantization) -> FloatTable | ByteTable:
+
+def _check_attached(stored: Tensor, name: str) -> None:
+    if stored.size(0) == 0:
+        raise ValueError("tables: '" + name + "' lies in a file of its own; map it and attach it before scoring")
+
+
+def _taken(tables: dict[str, Tensor], name: str, before: Tensor, rows: int) -> Tensor:
+    if name not in tables:
+        raise ValueError("tables: '" + name + "' is missing")
+    found = tables[name]
+    fits = found.dim() == 2 and found.size(0) == rows and found.size(1) == before.size(1)
+    if not fits or found.dtype != before.dtype:
+        raise ValueError("tables: '" + name + "' is another table: " + str(list(found.size())))
+    return found
+
+
+def _blocks(weight: Tensor) -> list[slice]:
+    """Return the rows of a table in blocks."""
+    many = max(1, _BLOCK // (4 * weight.size(1)))
+    return [slice(start, start + many) for start in range(0, weight.size(0), many)]
+
+
+def stays(dtype: torch.dtype, quantize: Quantization) -> bool:
+    """Return whether a table of a dtype is stored as it is."""
+    return quantize == "none" or (quantize == "float16" and dtype == torch.float16)
+
+
+def store(weight: Tensor, quantize: Quantization, name: str = "", room: Room = in_memory) -> FloatTable | ByteTable:
     """Return a table's stored form, in the memory of `weight` where nothing has to change."""
     if quantize == "int8":
-        return ByteTable(weight)
-    return FloatTable(weight.half() if quantize == "float16" else weight)
+        return ByteTable(weight, name, room)
+    if stays(weight.dtype, quantize):
+        return FloatTable(weight, name)
+    half = room(name, weight.shape, torch.float16)
+    for here in _blocks(weight):
+        half[here] = weight.detach()[here]
+    return FloatTable(half, name)
+
+
+def stored(
+    weights: Mapping[str, Tensor], quantize: Quantization, room: Room = in_memory
+) -> dict[str, FloatTable | ByteTable]:
+    """Return the stored forms of a model's tables, by name."""
+    return {name: store(weight, quantize, name, room) for name, weight in weights.items()}
+
+
+def let_go(tables: Mapping[str, FloatTable | ByteTable]) -> None:
+    """Let tables forget their numbers, so that a file that they are saved in holds none: they are to be attached."""
+    for table in tables.values():
+        for key, buffer in list(table.named_buffers()):
+            setattr(table, key, buffer[:0].clone())

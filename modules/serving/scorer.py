@@ -6,7 +6,7 @@ once, are looked up once and, in DIN, are attended to without being repeated.
 What it needs is plain PyTorch: neither torchrec nor fbgemm has to be loaded, in Python or in C++.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -16,8 +16,10 @@ from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.features.dense import Normalise
 from livetrain.modules.model import Model
 from livetrain.modules.serving.inputs import Lookup, Numbers, same_rows, source_of
-from livetrain.modules.serving.quantized import store
+from livetrain.modules.serving.quantized import ByteTable, FloatTable, stored
 from livetrain.modules.tasks.registry import kinds
+
+Tables = Quantization | Mapping[str, FloatTable | ByteTable]
 
 
 class Features(nn.Module):
@@ -26,16 +28,17 @@ class Features(nn.Module):
     Args:
         model: a plain model.
         recipe: its recipe.
-        quantize: how tables are stored.
+        tables: how tables are stored, or the stored tables themselves.
         names: the features; all by default.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, quantize: Quantization, names: list[str] | None = None) -> None:
+    def __init__(self, model: Model, recipe: Recipe, tables: Tables, names: list[str] | None = None) -> None:
         super().__init__()
         chosen = {n: f for n, f in recipe.features.items() if names is None or n in names}
         keyed = {n: table for n, f in chosen.items() if (table := f.looks_up())}
-        weights = model.table_weights()
-        tables = {name: store(weights[name], quantize) for name in set(keyed.values())}
+        if isinstance(tables, str):
+            weights = model.table_weights()
+            tables = stored({name: weights[name] for name in set(keyed.values())}, tables)
         made = model.transforms
         changed = {name: None if feature.plain else made[name] for name, feature in chosen.items()}
         lookups = []
@@ -46,6 +49,19 @@ class Features(nn.Module):
         dense = {name: feature.numbers for name, feature in chosen.items() if feature.form == "dense"}
         numbers = (Numbers(name, changed[name], count, made[name].columns) for name, count in dense.items())
         self.numbers = cast(Sequence[Numbers], nn.ModuleList(numbers))
+
+    @torch.jit.export
+    def attach(self, tables: dict[str, Tensor]) -> None:
+        """Use tables that lie outside the file, as the exports that have `stored` in their signature need.
+
+        Args:
+            tables: by the names in `stored`; see modules.tables.mapped.
+
+        Raises:
+            ValueError: one is missing, or has another shape or dtype.
+        """
+        for lookup in self.lookups:
+            lookup.table.attach(tables)
 
     def _gather(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor], shared: bool
@@ -82,13 +98,13 @@ class Scorer(Features):
     Args:
         model: a plain model.
         recipe: its recipe.
-        quantize: how tables are stored.
+        tables: how tables are stored, or the stored tables themselves.
     """
 
     shares: bool
 
-    def __init__(self, model: Model, recipe: Recipe, quantize: Quantization = "none") -> None:
-        super().__init__(model, recipe, quantize)
+    def __init__(self, model: Model, recipe: Recipe, tables: Tables = "none") -> None:
+        super().__init__(model, recipe, tables)
         self.dense = model.dense
         self.kinds = nn.ModuleDict(kinds(recipe.tasks))
         self.shares = model.dense.network.shares
@@ -156,14 +172,12 @@ class Encoder(Features):
         model: a plain model whose network has `towers`.
         recipe: its recipe.
         side: "user" or "item".
-        quantize: how tables are stored.
+        tables: how tables are stored, or the stored tables themselves.
     """
 
-    def __init__(
-        self, model: Model, recipe: Recipe, side: Literal["user", "item"], quantize: Quantization = "none"
-    ) -> None:
+    def __init__(self, model: Model, recipe: Recipe, side: Literal["user", "item"], tables: Tables = "none") -> None:
         towers = model.dense.network.towers
-        super().__init__(model, recipe, quantize, towers.names[side])
+        super().__init__(model, recipe, tables, towers.names[side])
         self.tower = getattr(towers, side)
         features = [name for name, columns in model.numbers.items() for _ in range(columns)]
         own = [column for column, name in enumerate(features) if name in towers.names[side]]

@@ -11,10 +11,11 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class Initial:
-    """The initial values of one table, N(0, std^2), as a pure function of (seed, table, row).
+    """The initial values of one table, N(0, std^2), as a pure function of (seed, table, row) and the kind of device.
 
     A shard's rows do not depend on how the table is cut: two shards never repeat each other's rows, a run on any plan
-    starts from the same table, and what training has moved can be told at any time.
+    starts from the same table, and what training has moved can be told at any time. They are drawn where the shard
+    lies, 4,096 rows at a time, by that device's generator.
 
     Args:
         seed: train.seed.
@@ -28,14 +29,17 @@ class Initial:
     dim: int
     std: float
 
-    def blocks(self, rows: range, columns: range) -> Iterator[tuple[slice, torch.Tensor]]:
-        """Yield (slice within `rows`, float32 CPU values (len(slice), len(columns))) for a part of the table."""
+    def blocks(
+        self, rows: range, columns: range, device: torch.device | None = None
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Yield (slice within `rows`, float32 values (len(slice), len(columns))) for a part of the table."""
+        device = device or torch.device("cpu")
         for index in range(rows.start // _BLOCK, -(-rows.stop // _BLOCK)):
             first = index * _BLOCK
             start, stop = max(rows.start, first), min(rows.stop, first + _BLOCK)
             key = xxhash.xxh64_intdigest(f"{self.table}/{index}".encode(), seed=self.seed)
-            generator = torch.Generator().manual_seed(key >> 1)
-            block = torch.randn(_BLOCK, self.dim, generator=generator) * self.std
+            generator = torch.Generator(device).manual_seed(key >> 1)
+            block = torch.randn(_BLOCK, self.dim, generator=generator, device=device) * self.std
             yield (
                 slice(start - rows.start, stop - rows.start),
                 block[start - first : stop - first, columns.start : columns.stop],
@@ -44,13 +48,11 @@ class Initial:
     def fill(self, shard: torch.Tensor, row: int = 0, column: int = 0) -> None:
         """Write the initial values into a shard (rows, columns) whose first cell is (row, column) of the table."""
         rows, columns = range(row, row + shard.shape[0]), range(column, column + shard.shape[1])
-        for where, values in self.blocks(rows, columns):
+        for where, values in self.blocks(rows, columns, shard.device):
             shard[where].copy_(values)
 
-    def moved(self, shard: torch.Tensor, row: int = 0, column: int = 0) -> torch.Tensor:
-        """Return which rows of a shard differ from their initial values, bool (rows,) on the CPU."""
+    def moved(self, shard: torch.Tensor, row: int = 0, column: int = 0) -> int:
+        """Return how many rows of a shard differ from their initial values, which are drawn again for it."""
         rows, columns = range(row, row + shard.shape[0]), range(column, column + shard.shape[1])
-        out = torch.zeros(shard.shape[0], dtype=torch.bool)
-        for where, values in self.blocks(rows, columns):
-            out[where] = (shard[where].cpu() != values.to(shard.dtype)).any(dim=1)
-        return out
+        parts = self.blocks(rows, columns, shard.device)
+        return sum(int((shard[where] != values.to(shard.dtype)).any(dim=1).sum()) for where, values in parts)

@@ -157,7 +157,8 @@ def test_need_counts_weights_and_state_on_every_plan(tmp_path, kind, state):
     user, movie, rating = 500 * (32 + state), 500 * (16 + state), 100 * (64 + state)
     assert sorted(found.host) == [user + rating, user + rating + movie]
     assert found.gpu == [0, 0]
-    assert doctor.need(recipe, plan, 2, cuda=True) == doctor.Need(gpu=found.host, host=[0, 0])
+    assert found.copied == [taken - 100 * 32 for taken in found.host]  # but for the gradient of the replicated one
+    assert doctor.need(recipe, plan, 2, cuda=True) == doctor.Need(found.host, [0, 0], found.copied)
 
 
 def planned_by_a_rank(recipe) -> dict:
@@ -178,19 +179,23 @@ def met(rank: int, node: str = "a", gpu_free: int = 0) -> Exchanged:
 
 
 def test_host_memory_is_what_all_workers_of_a_machine_need():
-    tables = doctor.Need(gpu=[0, 0], host=[40 * GIB, 40 * GIB])
+    tables = doctor.Need(gpu=[0, 0], host=[40 * GIB, 40 * GIB], copied=[10 * GIB, 40 * GIB])
     spread = doctor.memory_suffices(tables, [met(0), met(1, "b")], {"a": answer("a"), "b": answer("b")})
-    assert spread == "tables take 40.0 GiB per worker of the host, which has at least 64.0 GiB free"
+    assert spread == (
+        "tables take 40.0 GiB per worker of the host, which has at least 64.0 GiB free; training will wait while "
+        "checkpoints are written: a copy takes 40.0 GiB of memory on b, which has 24.0 GiB left"
+    )
     with pytest.raises(BadInput, match=r"the workers on a need 80\.0 GiB of host memory, and 64\.0 GiB are free"):
         doctor.memory_suffices(tables, [met(0), met(1)], {"a": answer("a")})
 
 
 def test_gpu_memory_is_what_each_worker_needs():
-    tables = doctor.Need(gpu=[40 * GIB, 60 * GIB], host=[0, 0])
+    tables = doctor.Need(gpu=[40 * GIB, 60 * GIB], host=[0, 0], copied=[20 * GIB, 30 * GIB])
     with pytest.raises(BadInput, match=r"rank 1 needs 60\.0 GiB on its GPU, which has 50\.0 GiB free"):
         doctor.memory_suffices(tables, [met(0, gpu_free=50 * GIB), met(1, gpu_free=50 * GIB)], {"a": answer()})
     said = doctor.memory_suffices(tables, [met(0, gpu_free=79 * GIB), met(1, gpu_free=79 * GIB)], {"a": answer()})
     assert said.startswith("tables take 60.0 GiB per GPU, which has at least 79.0 GiB free; ")
+    assert said.endswith("; a copy of a checkpoint takes 30.0 GiB more")
 
 
 def test_a_containers_limit_is_the_memory_there_is(tmp_path):

@@ -2,16 +2,22 @@
 
     <run>/export/  model.pt, signature.json, golden.json, manifest.json (last)
                    user.pt, item.pt: the towers of a model that finds items
+                   NAME.table: tables that are mapped, listed in signature.json as `stored`
 
 The file is the model that was evaluated: hashing, normalisation and the cut of long sequences are inside, and plain
 PyTorch runs it. It computes in float32, also after training under bfloat16 autocast; tables are stored as they were
 trained, or quantised. It appears only after it has scored held-out rows like the checkpoint: within export.tolerance,
 or .tolerance_float16 or .tolerance_int8 where quantisation has to show.
+
+Tables are read from the checkpoint, quantised and written a block at a time, into files that are mapped. So an export
+takes the memory of the dense part and two blocks (`writing.BLOCK`) beside an idle process, and the pages of those
+files, which the system drops when it wants them. Only a file that has its tables inside is loaded whole for the proof.
 """
 
 import errno
 import secrets
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -21,7 +27,9 @@ import torch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.model import Model
-from livetrain.modules.serving.scorer import Encoder, Scorer
+from livetrain.modules.serving.quantized import let_go, stays, stored
+from livetrain.modules.serving.scorer import Encoder, Scorer, Tables
+from livetrain.modules.tables.mapped import Files, Room, in_memory, nameless, opened
 from livetrain.modules.tasks.registry import metrics
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export.parity import prove
@@ -31,26 +39,40 @@ from livetrain.trainers.runtime import manifest, run_folder, scratch
 from livetrain.trainers.runtime.run_folder import ANOTHER, find_checkpoint
 from livetrain.trainers.train import checkpoint, compatible, memory
 
+MAPPED = 1 << 32  # bytes of tables from which on they are mapped, where nothing else is asked for
+_BYTES = {"none": lambda table: memory.ELEMENT[table.dtype] * table.dim, "float16": lambda table: 2 * table.dim}
+_BYTES |= {"int8": lambda table: table.dim + 8}  # per row
 
-def plain_model(recipe: Recipe, path: Path) -> Model:
+
+def plain_model(recipe: Recipe, path: Path, room: Room | None = None) -> Model:
     """Return a checkpoint's model, whole, on this process's CPU: float32, evaluation mode, no gradients.
 
+    Args:
+        recipe: its recipe.
+        path: the checkpoint.
+        room: where its tables lie. By default in this process's memory; those of more than 4 GiB in all in files
+            without a name in the system's folder for temporary ones (TMPDIR), mapped.
+
     Raises:
-        BadInput: the checkpoint is damaged, or another model's.
+        BadInput: the checkpoint is damaged, or another model's, or there is no space for the tables.
     """
     compatible.check_same(path, recipe, resume=False)
-    model = Model(recipe)
+    model = Model(recipe, tables_device="meta", replicated_device="meta")
     try:
-        checkpoint.load_plain(model, path)
+        if room is None and _bytes(recipe, "none") > MAPPED:
+            with nameless(Path(tempfile.gettempdir())) as files:
+                checkpoint.load_plain(model, path, files.room)
+        else:
+            checkpoint.load_plain(model, path, room or in_memory)
     except run_folder.Damaged as error:
         raise BadInput(f"{error}; {ANOTHER}") from None
     model.dense.in_bfloat16 = False
     return model.eval().requires_grad_(False)
 
 
-def script(model: Model, recipe: Recipe, quantize: Quantization) -> torch.jit.ScriptModule:
+def script(model: Model, recipe: Recipe, tables: Tables) -> torch.jit.ScriptModule:
     """Return the model as TorchScript: dicts of tensors in, predictions by task out (see modules.serving.scorer)."""
-    return torch.jit.script(Scorer(model, recipe, quantize).eval())
+    return torch.jit.script(Scorer(model, recipe, tables).eval())
 
 
 def export(
@@ -61,16 +83,17 @@ def export(
     Args:
         run: the run folder, wherever it lies now; the test split must still be at the recipe's data.path.
         which: ``best`` or ``last``.
-        out: folder to write, by default <run>/export; an earlier export there is replaced as a whole.
+        out: folder to write, by default <run>/export; an earlier export there is replaced as a whole. Beside it there
+            must be space for the tables as they were trained, and once more as they are stored.
         quantize: how tables are stored, by default as the recipe's export.quantize says.
 
     Returns:
         The signature, with the parity figures and the sizes.
 
     Raises:
-        BadInput: no such checkpoint or data, too little memory, `out` cannot be written or holds something else, or
-            the file's scores differ from the model's beyond the tolerance: then nothing is written, and an earlier
-            export stays.
+        BadInput: no such checkpoint or data, too little memory or space, `out` cannot be written or holds something
+            else, or the file's scores differ from the model's beyond the tolerance: then nothing is written, and an
+            earlier export stays.
     """
     path = find_checkpoint(run, which)
     out = (out or run / "export").resolve()
@@ -80,17 +103,29 @@ def export(
         Source.open(recipe, "test")
     except BadInput as error:
         raise type(error)(f"{run / 'config.yaml'}: {error}") from error.__cause__
-    _check_memory(recipe, run)
     quantize = quantize or recipe.export.quantize
-    model = plain_model(recipe, path)
-    with _draft(out) as draft:
-        script(model, recipe, quantize).save(str(draft / "model.pt"))
-        scored = torch.jit.load(str(draft / "model.pt"))
-        towers = _encode(draft, model, recipe, quantize)
+    mapped = _mapped(recipe, quantize)
+    if not mapped:
+        _check_memory(recipe, quantize, run)
+    with _draft(out) as draft, nameless(draft.parent) as trained, nameless(draft.parent) as apart:
+        beside = Files(draft)
+        kept = beside if mapped else apart  # until the export is done
+
+        def room(name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+            return (kept if stays(dtype, quantize) else trained).room(name, shape, dtype)
+
+        model = plain_model(recipe, path, room)
+        tables = stored(model.table_weights(), quantize, kept.room)
+        if mapped:
+            let_go(tables)
+        scored, *towers = (
+            _written(module, draft / f"{name}.pt", beside) for name, module in _scorers(model, recipe, tables)
+        )
         found = {
             "quantize": quantize,
-            "sizes": sizes(draft / "model.pt", scored, recipe),
+            "sizes": sizes(draft / "model.pt", scored, recipe, beside),
             "parity": prove(model, scored, recipe, quantize, towers),
+            **({"stored": beside.index} if mapped else {}),
         }
         content = manifest.finite(_signature(run, recipe, path, model) | found)
         manifest.write_json(draft / "signature.json", content)
@@ -100,14 +135,25 @@ def export(
     return content
 
 
-def _check_memory(recipe: Recipe, run: Path) -> None:
-    """Refuse tables that this machine cannot hold whole, as the model's and as the file's."""
-    taken, free = 2 * _float32(recipe), memory.free_memory()
+def _mapped(recipe: Recipe, quantize: Quantization) -> bool:
+    """Return whether the tables lie outside the file."""
+    asked = recipe.export.tables
+    return bool(recipe.tables) and (asked == "mapped" or (asked == "auto" and _bytes(recipe, quantize) > MAPPED))
+
+
+def _check_memory(recipe: Recipe, quantize: Quantization, run: Path) -> None:
+    """Refuse tables that this machine cannot hold, as it does to prove a file that has them inside."""
+    taken, free = _bytes(recipe, quantize), memory.free_memory()
     if taken > free:
         raise BadInput(
-            f"{run}: to export it takes at least {memory.amount(taken)} of memory for its tables, and this machine has "
-            f"{memory.amount(free)} free; export it on a larger one"
+            f"{run}: to prove a file with all tables inside takes at least {memory.amount(taken)} of memory, and this "
+            f"machine has {memory.amount(free)} free; set export.tables: mapped, or export it on a larger one"
         )
+
+
+def _bytes(recipe: Recipe, quantize: Quantization) -> int:
+    """Return the bytes of a recipe's tables as an export stores them."""
+    return sum(table.rows * _BYTES[quantize](table) for table in recipe.tables.values())
 
 
 def _float32(recipe: Recipe) -> int:
@@ -115,14 +161,21 @@ def _float32(recipe: Recipe) -> int:
     return sum(4 * table.rows * table.dim for table in recipe.tables.values())
 
 
-def _encode(draft: Path, model: Model, recipe: Recipe, quantize: Quantization) -> list[torch.jit.ScriptModule]:
-    """Write both towers of a model that finds items, and return them as loaded again; none of another model."""
-    found, towers = [], model.dense.network.towers
+def _scorers(model: Model, recipe: Recipe, tables: Tables) -> Iterator[tuple[str, torch.jit.ScriptModule]]:
+    """Yield what is exported: the model, and both towers of one that finds items."""
+    yield "model", script(model, recipe, tables)
+    towers = model.dense.network.towers
     for side in towers.names if towers is not None else ():
-        path = str(draft / f"{side}.pt")
-        torch.jit.script(Encoder(model, recipe, side, quantize).eval()).save(path)
-        found.append(torch.jit.load(path))
-    return found
+        yield side, torch.jit.script(Encoder(model, recipe, side, tables).eval())
+
+
+def _written(module: torch.jit.ScriptModule, file: Path, beside: Files) -> torch.jit.ScriptModule:
+    """Write a file, and return it as whoever scores has it: loaded again, with the tables beside it."""
+    module.save(str(file))
+    loaded = torch.jit.load(str(file))
+    if beside.index:
+        loaded.attach(opened(beside.folder, beside.index))
+    return loaded
 
 
 def _check_place(out: Path) -> None:
@@ -177,10 +230,11 @@ def lines(signature: dict[str, Any]) -> list[str]:
     return [*found, *(f"{k}: {shown[k]}, with float32 tables {wide[k]}" for k in shown)]
 
 
-def sizes(file: Path, scored: torch.jit.ScriptModule, recipe: Recipe) -> dict[str, Any]:
-    """Return the bytes of the file and of the tables in it, and what they would be in float32."""
-    stored = {part.data_ptr(): part for name, part in scored.state_dict().items() if name.startswith("lookups.")}
-    tables, whole = sum(part.nbytes for part in stored.values()), file.stat().st_size
+def sizes(file: Path, scored: torch.jit.ScriptModule, recipe: Recipe, beside: Files | None = None) -> dict[str, Any]:
+    """Return the bytes of the file, with the tables beside it, and of all tables, and what they would be in float32."""
+    kept = {part.data_ptr(): part for name, part in scored.state_dict().items() if name.startswith("lookups.")}
+    tables, whole = sum(part.nbytes for part in kept.values()), file.stat().st_size
+    whole += sum((beside.folder / about["file"]).stat().st_size for about in beside.index.values()) if beside else 0
     wide = _float32(recipe)
     return {"tables": tables, "file": whole, "float32": {"tables": wide, "file": whole - tables + wide}}
 

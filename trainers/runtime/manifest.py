@@ -69,11 +69,26 @@ def digest(path: Path) -> dict[str, Any]:
 
 def digest_of(chunks: Iterable[bytes]) -> dict[str, Any]:
     """Return `digest` of content that comes in parts."""
-    state, size = xxhash.xxh64(), 0
+    digest = Digest()
     for chunk in chunks:
-        state.update(chunk)
-        size += len(chunk)
-    return {"bytes": size, "xxh64": state.hexdigest()}
+        digest.update(chunk)
+    return digest.found()
+
+
+class Digest:
+    """`digest` of content that comes, or goes to a file, part by part."""
+
+    def __init__(self) -> None:
+        self._state, self._size = xxhash.xxh64(), 0
+
+    def update(self, part: Any) -> None:
+        """Go on with a part: bytes, or what has some."""
+        self._state.update(part)
+        self._size += memoryview(part).nbytes
+
+    def found(self) -> dict[str, Any]:
+        """Return the digest of all parts so far."""
+        return {"bytes": self._size, "xxh64": self._state.hexdigest()}
 
 
 def commit(folder: Path, files: dict[str, dict[str, Any]], **content: Any) -> None:

@@ -6,8 +6,9 @@ A checkpoint holds the tables' shards, the dense part, both optimizers' state, w
 has learned and, in its manifest, the position in the data, the best evaluation so far, the sharding plan and the
 recipe. It loads on any number of ranks.
 
-Training waits only while every rank copies its own shards; a thread writes the copy. The ranks' threads talk over a
-process group of their own, since collectives of two threads on one group would meet each other's.
+Training waits only while every rank copies its own shards; a thread writes the copy, a block at a time (see
+trainers.train.writing). The ranks' threads talk over a process group of their own, since collectives of two threads on
+one group would meet each other's.
 """
 
 import contextlib
@@ -27,18 +28,21 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import yaml
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorBase
 from torch.utils.serialization import config
 
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model, stored_name
+from livetrain.modules.tables.mapped import Room, in_memory
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog
 from livetrain.trainers.runtime.run_folder import Damaged, committed, content
-from livetrain.trainers.train import restore
+from livetrain.trainers.train import restore, staging
 from livetrain.trainers.train.compatible import check_same
+from livetrain.trainers.train.copies import Copies
 from livetrain.trainers.train.sharding import Sharded
+from livetrain.trainers.train.staging import Staging
+from livetrain.trainers.train.writing import Planner, Writer
 
 T = TypeVar("T")
 log = logging.getLogger("livetrain")
@@ -84,7 +88,9 @@ class Saver:
 
     A write that fails leaves no trace but a warning and a note in the run's log. Its copy is kept, for it may be the
     best so far: it is written once more before the next checkpoint is copied or the run ends, while training waits.
-    The copy takes as much host memory as the rank's shards, pinned where they lie on a GPU.
+    The copy takes as much host memory as the rank's shards and their optimizers' state (see `Staging`). Where that is
+    not free when the first checkpoint is due, the run says so, and from then on training waits while one is written, a
+    block at a time.
 
     Args:
         sharded: what to save.
@@ -95,14 +101,24 @@ class Saver:
 
     def __init__(self, sharded: Sharded, recipe: Recipe, run: Path, trained: Mapping[str, Any] | None = None) -> None:
         self._sharded, self._recipe, self._run, self._trained = sharded, recipe, run, dict(trained or {})
-        self._buffers: dict[tuple, torch.Tensor] = {}
+        self._staging = Staging()
+        self._fits: bool | None = None  # whether the copies do
+        self._elsewhere: Copies | None = None
         self._thread: threading.Thread | None = None
-        self._write: Callable[[], None] = lambda: None
+        self._left: list[Callable[[], None]] = []  # to be done of the last checkpoint
         self._error: BaseException | None = None
 
     def __enter__(self) -> "Saver":
         timeout = timedelta(seconds=self._recipe.cluster.timeout_s)
         self._group = dist.new_group(backend="gloo", timeout=timeout) if ranks.world() > 1 else None
+        if (where := self._recipe.train.copies) is not None:
+            try:
+                take = partial(Copies.taken, where, self._run.name)
+                fence = _together(lambda: take() if ranks.is_main() else None, self._group)[0]
+            except WriteFailed as error:
+                raise NotNow(f"train.copies: {error}; start the run again once that is mended") from error
+            assert fence is not None  # rank 0's
+            self._elsewhere = Copies(where, self._run.name, fence)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -130,18 +146,37 @@ class Saver:
             "recipe": yaml.safe_load(dump_recipe(self._recipe)),
             **self._trained,
         }
-        copied = self._copy(state(self._sharded), ())
-        if self._sharded.device.type == "cuda":
+        live = state(self._sharded)
+        copies = self._copies(live)
+        saved = self._staging.copy(live) if copies else live
+        if copies and self._sharded.device.type == "cuda":
             torch.cuda.current_stream(self._sharded.device).synchronize()
-        self._write = partial(write, copied, self._run, content, self._group)
+        self._left = [partial(write, saved, self._run, content, self._group)]
+        if self._elsewhere is not None:
+            self._left.append(partial(send, self._elsewhere, self._run, step, self._group))
+        if not copies:
+            self._attempt()
+            self.wait()
+            return
         self._thread = threading.Thread(target=self._in_background, name="checkpoint", daemon=True)
         self._thread.start()
+
+    def _copies(self, live: dict[str, Any]) -> bool:
+        """Return whether states are copied: whether the first one's copies fit. Collective."""
+        if self._fits is None:
+            reason = staging.refused(live)
+            self._fits = reason is None
+            if reason is not None and ranks.is_main():
+                log.warning(reason)
+                runlog.note(self._run, "note", text=reason)
+        return self._fits
 
     def wait(self) -> None:
         """Return when everything saved is committed.
 
         Raises:
-            NotNow: the last checkpoint could not be written, in the background and once more now.
+            NotNow: the last checkpoint could not be written or copied, in the background and once more now.
+        BadInput: another training has taken the run over.
         """
         self._join()
         if isinstance(self._error, WriteFailed):
@@ -165,31 +200,12 @@ class Saver:
 
     def _attempt(self) -> None:
         try:
-            self._write()
+            while self._left:
+                self._left[0]()
+                self._left.pop(0)
             self._error = None
         except BaseException as error:
             self._error = error
-
-    def _copy(self, value: Any, at: tuple) -> Any:
-        """Return a state on the host that training does not change; tensors go to buffers kept from save to save."""
-        if isinstance(value, dict):
-            return {key: self._copy(part, (*at, key)) for key, part in value.items()}
-        if isinstance(value, ShardedTensor):
-            shards = [
-                Shard.from_tensor_and_offsets(
-                    self._copy(shard.tensor, (*at, number)), shard.metadata.shard_offsets, ranks.rank()
-                )
-                for number, shard in enumerate(value.local_shards())
-            ]
-            # The base class asks neither for a process group nor for shards on the planned device.
-            return ShardedTensorBase._init_from_local_shards_and_global_metadata(
-                shards, value.metadata(), value.sharding_spec()
-            )
-        if isinstance(value, torch.Tensor):
-            if at not in self._buffers:
-                self._buffers[at] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-            return self._buffers[at].copy_(value.detach(), non_blocking=True)
-        return copy.deepcopy(value)
 
 
 def write(state: dict[str, Any], run: Path, content: dict[str, Any], group: dist.ProcessGroup | None) -> None:
@@ -204,13 +220,11 @@ def write(state: dict[str, Any], run: Path, content: dict[str, Any], group: dist
     Raises:
         WriteFailed: on every rank, where one of them could not do its part.
     """
-    step, rank, world, main = content["step"], ranks.rank(), ranks.world(), ranks.is_main()
+    step, main = content["step"], ranks.is_main()
     path = run_folder.checkpoint(run, step)
     try:
         _together(lambda: _empty(path) if main else None, group)
-        _together(lambda: _write_tensors(state, path, group), group)
-        names = _together(lambda: sorted(p.name for p in path.iterdir()) if main else [], group)[0]
-        digests = _together(lambda: {name: manifest.digest(path / name) for name in names[rank::world]}, group)
+        digests = _together(lambda: _write_tensors(state, path, group), group)
         files = {name: entry for part in digests for name, entry in part.items()}
         _together(lambda: manifest.commit(path, files, **content) if main else None, group)
     except WriteFailed as error:
@@ -223,6 +237,23 @@ def write(state: dict[str, Any], run: Path, content: dict[str, Any], group: dist
         raise
     if main:
         prune(run, content["recipe"]["train"]["keep"], content["position"]["best_step"], path)
+
+
+def send(copies: Copies, run: Path, step: int, group: dist.ProcessGroup | None) -> None:
+    """Copy the committed checkpoint of a step to `train.copies`. Collective over `group`, as `write` is.
+
+    Raises:
+        WriteFailed: on every rank, where one of them could not do its part.
+        BadInput: another training has taken the run over.
+    """
+    path, share = run_folder.checkpoint(run, step), (ranks.rank(), ranks.world())
+    _together(lambda: copies.begin(path) if ranks.is_main() else None, group)
+    _together(lambda: copies.put(path, share), group)
+    if not _together(lambda: copies.commit(path, run) if ranks.is_main() else None, group)[0]:
+        raise BadInput(
+            f"{copies.place.shown()}: another training of this run has begun since and took it over, so this one ends; "
+            "see that no two are started"
+        )
 
 
 def _together(work: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
@@ -248,12 +279,13 @@ def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _write_tensors(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> None:
-    # Copying ahead is for tensors on a GPU, and would open the first one from this thread.
-    writer = dcp.FileSystemWriter(path, sync_files=True, per_thread_copy_ahead=0)
+def _write_tensors(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> dict[str, dict[str, Any]]:
+    """Write this rank's part of a state; return the digests of its files."""
+    writer = Writer(path)
     # The manifest's hashes are what is checked. torch adds `patch` to the module when it is imported.
     with config.patch({"save.compute_crc32": False}):  # type: ignore[attr-defined]
-        dcp.save(state, storage_writer=writer, process_group=group, no_dist=group is None)
+        dcp.save(state, storage_writer=writer, planner=Planner(), process_group=group, no_dist=group is None)
+    return writer.digests
 
 
 def _empty(path: Path) -> None:
@@ -314,27 +346,30 @@ def load(sharded: Sharded, recipe: Recipe, path: Path, resume: bool = False) -> 
     return found
 
 
-def load_plain(model: Model, path: Path) -> None:
-    """Load a checkpoint's tables and dense part into a plain model, in one process, without a process group."""
+def load_plain(model: Model, path: Path, room: Room = in_memory) -> None:
+    """Load a checkpoint into a plain model, in one process, without a process group.
+
+    Args:
+        model: its tables may be on the meta device: they are made anew.
+        path: the checkpoint.
+        room: where the tables are to lie. Besides them and the dense part it takes a block of memory (see
+            `writing.BLOCK`) to read into; of checkpoints that were written as one entry per shard, a shard.
+    """
+    model.place_tables(room)
     own = model.state_dict()
     state = {"model": _stored(own)}
     read(state, path)
-    model.load_state_dict({name: state["model"][stored_name(name)] for name in own})
+    model.load_state_dict({name: state["model"][stored_name(name)] for name in own}, assign=True)
 
 
-def read(state: dict[str, Any], path: Path, whole: bool = True) -> None:
-    """Fill the tensors of a state from a checkpoint, once every file of it is as its manifest says. Collective.
+def opened(path: Path) -> restore.Reader:
+    """Return the reader of a checkpoint, once every file of it is as its manifest says. Collective.
 
     All loading goes through here. The ranks share the work of checking; no pickle in the files can run anything.
 
-    Args:
-        state: tensors by name, as `state` returns them.
-        path: the checkpoint.
-        whole: whether all of them must be there; otherwise those that are not are taken out of `state`.
-
     Raises:
         Damaged: the checkpoint is not whole.
-        BadInput: its files are no checkpoint's.
+        BadInput: its layout is none.
     """
     found = content(path)
     damaged = [d for d in ranks.gather(manifest.damage(path, found, (ranks.rank(), ranks.world()))) if d]
@@ -347,6 +382,25 @@ def read(state: dict[str, Any], path: Path, whole: bool = True) -> None:
         gone = str(error)
     if where := [each for each in ranks.gather(gone) if each]:
         raise Damaged(f"{path}: this checkpoint is gone ({where[0]})")
+    return reader
+
+
+def read(state: dict[str, Any], path: Path, whole: bool = True) -> restore.Reader:
+    """Fill the tensors of a state from a checkpoint, a block at a time. Collective.
+
+    Args:
+        state: tensors by name, as `state` returns them.
+        path: the checkpoint.
+        whole: whether all of them must be there; otherwise those that are not are taken out of `state`.
+
+    Returns:
+        The checkpoint's reader, for what is read otherwise.
+
+    Raises:
+        Damaged: the checkpoint is not whole.
+        BadInput: its files are no checkpoint's.
+    """
+    reader = opened(path)
     if not whole:
         _leave_out(state, reader.read_metadata().state_dict_metadata, "")
     try:
@@ -359,6 +413,7 @@ def read(state: dict[str, Any], path: Path, whole: bool = True) -> None:
             f"{path}: this checkpoint does not hold what the recipe's model has ({_in_words(error)[:120]}); "
             "take another"
         ) from error
+    return reader
 
 
 def _leave_out(state: dict[str, Any], there: Collection[str], above: str) -> None:

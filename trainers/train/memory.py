@@ -15,64 +15,80 @@ from livetrain.modules.model import Model
 from livetrain.modules.optimizers import dense_optimizer, table_optimizer
 
 ELEMENT = {"float32": 4, "float16": 2}  # bytes
+ROOM = 0.8  # part of a machine's free memory that the copies of a checkpoint may take
 
 
-def check(recipe: Recipe, model: Model, saves: bool = True, free: int | None = None) -> None:
+def check(recipe: Recipe, model: Model, saves: bool = True, free: int | None = None) -> str | None:
     """Refuse a run of this machine's own that its memory cannot hold. What a cluster's machines hold, they tell.
 
     Args:
         recipe: the run.
         model: its model, on any device.
-        saves: whether it writes checkpoints, each of which is copied first.
+        saves: whether it writes checkpoints.
         free: bytes; by default what this machine has free, its GPUs' memory included.
+
+    Returns:
+        In words, that checkpoints cannot be copied before they are written (see trainers.train.staging), or None.
 
     Raises:
         BadInput: the part that takes most is named.
     """
     if not _here(recipe):
-        return
+        return None
+    host = free_memory() if free is None else free
     free = _available(recipe) if free is None else free
-    parts = needs(recipe, model, saves)
+    parts = needs(recipe, model)
     whole = sum(part.bytes for part in parts)
-    if whole <= free:
-        return
-    most = max(parts, key=lambda part: part.bytes)
-    raise BadInput(
-        f"{most.key}: the run takes at least {amount(whole)} of memory, {amount(most.bytes)} of it for {most.what}, "
-        f"and this machine has {amount(free)} free; {most.mend}"
+    if whole > free:
+        most = max(parts, key=lambda part: part.bytes)
+        raise BadInput(
+            f"{most.key}: the run takes at least {amount(whole)} of memory, {amount(most.bytes)} of it for "
+            f"{most.what}, and this machine has {amount(free)} free; {most.mend}"
+        )
+    left, copied = max(min(free - whole, host), 0), sum(part.copied for part in parts)
+    return waits(copied, left, "this machine") if saves else None
+
+
+def waits(copied: int, left: int, where: str) -> str | None:
+    """Return in words that the copies of a checkpoint do not fit what is left of a machine's memory, or None."""
+    if copied <= ROOM * left:
+        return None
+    return (
+        f"training will wait while checkpoints are written: a copy takes {amount(copied)} of memory on {where}, which "
+        f"has {amount(left)} left"
     )
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one part of a recipe takes of all workers together."""
+    """What one part of a recipe takes of all workers together, and what of it a checkpoint's copy takes once more."""
 
     key: str
     bytes: int
+    copied: int
     what: str
     mend: str
 
 
-def needs(recipe: Recipe, model: Model, saves: bool = True) -> list[Part]:
-    """Return what a run takes at the least: parameters with their optimizers' state, once more for the checkpoint that
-    is being written, and a step's batch with what is computed of it."""
-    copies, copied = (2, " and a checkpoint's copy") if saves else (1, "")
+def needs(recipe: Recipe, model: Model) -> list[Part]:
+    """Return what a run takes at the least: parameters with their optimizers' state, a copy of those for the checkpoint
+    that is being written, and a step's batch with what is computed of it."""
     workers = max(recipe.cluster.workers, 1)
     parts = []
     for name, table in recipe.tables.items():
         weights = table.rows * table.dim * ELEMENT[table.dtype]
-        size = copies * (weights + table.rows * table_optimizer(recipe, name).state_bytes(table.dim))
+        size = copied = weights + table.rows * table_optimizer(recipe, name).state_bytes(table.dim)
         if table.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
-            size = workers * (size + weights)
-        what = f"the table's {table.rows:,} rows of {table.dim} columns{copied}"
-        parts.append(Part(f"tables.{name}", size, what, "lower its rows or dim, or train on a cluster"))
+            size, copied = workers * (size + weights), workers * size
+        what = f"the table's {table.rows:,} rows of {table.dim} columns"
+        parts.append(Part(f"tables.{name}", size, copied, what, "lower its rows or dim, or train on a cluster"))
     numbers = sum(parameter.numel() for parameter in model.dense.parameters())
     mean = 0 if recipe.optimizers.ema is None else 4
-    size = workers * numbers * (4 + copies * (4 + mean + dense_optimizer(recipe).state_bytes))
-    what = f"the model's {numbers:,} parameters{copied}"
-    parts.append(Part("model", size, what, "lower the sizes of its layers"))
-    size = recipe.data.batch_size * _row(recipe, model)
-    parts.append(Part("data.batch_size", size, "a step's rows", "lower it, or data.prefetch"))
+    copied = workers * numbers * (4 + mean + dense_optimizer(recipe).state_bytes)
+    what = f"the model's {numbers:,} parameters"
+    parts.append(Part("model", copied + 4 * workers * numbers, copied, what, "lower the sizes of its layers"))
+    size = recipe.data.batch_size * (recipe.data.candidates or 1) * _row(recipe, model)
+    parts.append(Part("data.batch_size", size, 0, "a step's rows", "lower it, or data.prefetch"))
     return parts
 
 

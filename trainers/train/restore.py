@@ -7,11 +7,12 @@ a pickle may call any function. Here it may name the classes that such a layout 
 import io
 import pathlib
 import pickle
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, filesystem, metadata
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import ReadItem
 
 from livetrain.configs.errors import BadInput
@@ -84,6 +85,20 @@ class Reader(FileSystemReader):
     def read_metadata(self) -> Metadata:
         """Return the layout; DCP asks for it on every rank."""
         return self._found
+
+    def blocks(self, name: str, wanted: Callable[[range], bool]) -> Iterator[tuple[torch.Size, torch.Tensor]]:
+        """Yield the blocks of a tensor, one in memory at a time: where each begins, and its values.
+
+        Args:
+            name: as the layout names it.
+            wanted: whether a block of some rows is read.
+        """
+        for chunk in self._found.state_dict_metadata[name].chunks:
+            if not wanted(range(chunk.offsets[0], chunk.offsets[0] + chunk.sizes[0])):
+                continue
+            about = self._found.storage_data[MetadataIndex(name, chunk.offsets)]
+            with self.fs.create_stream(self.fs.concat_path(self.path, about.relative_path), "rb") as stream:
+                yield chunk.offsets, torch.load(self._slice_file(stream, about), "cpu", weights_only=True)
 
 
 class Planner(DefaultLoadPlanner):

@@ -2,7 +2,8 @@
 
 A table of R rows may grow to k R. Row r of the new table begins as row r mod R of the old one, with its optimizer
 state: an id whose row is r in k R rows had row r mod R in R rows (see modules.tables.hashing.row), so every
-id begins with what it had, and the model answers what it answered before. What collided may part from then on.
+id begins with what it had, and the model answers what it answered before. What collided may part from then on. A rank
+takes a block of memory for it (see `writing.BLOCK`): old tables are read block by block into the shards.
 """
 
 from collections.abc import Iterator
@@ -10,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorBase, ShardedTensorMetadata
-from torch.distributed._shard.sharding_spec import ShardMetadata
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.runtime import ranks, run_folder
+from livetrain.trainers.runtime import run_folder
 from livetrain.trainers.runtime.manifest import write_text
 from livetrain.trainers.runtime.run_folder import find_checkpoint
 from livetrain.trainers.train import checkpoint
 from livetrain.trainers.train.fitting import Fit, Taken, fit
+from livetrain.trainers.train.restore import Reader
 from livetrain.trainers.train.sharding import Sharded
 
 NAME = "warm_start.txt"
@@ -96,108 +97,88 @@ def load(sharded: Sharded, recipe: Recipe, path: Path) -> set[str]:
 def _load(sharded: Sharded, recipe: Recipe, path: Path, found: Fit) -> None:
     asked: dict[str, dict[str, Any]] = {}
     copies: list[tuple[Any, Taken, dict[str, Any], str]] = []  # where to, how, and where from once it is read
+    grown: list[tuple[Any, int, str]] = []  # where to, the old table's rows, and its entry's name in the layout
 
-    def ask(value: Any, taken: Taken, place: dict[str, Any], key: str) -> None:
-        if (room := _room(value, taken)) is not None:
-            place[key] = room
-            if room is not value:
-                copies.append((value, taken, place, key))
+    def ask(value: Any, taken: Taken, place: dict[str, Any], name: str, key: str) -> None:
+        if not isinstance(value, torch.Tensor | ShardedTensor) or not len(value.size()):
+            place[key] = value
+        elif taken.places:
+            place[key] = torch.empty(taken.shape, dtype=value.dtype)
+            copies.append((value, taken, place, key))
+        elif value.size()[0] == taken.shape[0]:
+            place[key] = value
+        else:
+            grown.append((value, taken.shape[0], f"{name}.{key}"))
 
     state = checkpoint.state(sharded)
     for key, value in state["model"].items():
         if (taken := found.taken.get(key)) is not None:
-            ask(value, taken, asked.setdefault("model", {}), taken.key)
+            ask(value, taken, asked.setdefault("model", {}), "model", taken.key)
     for part in [name for name in state if name.startswith("optimizer_")]:
         for key, values in state[part].items():
             own = key.removeprefix("model.")
             if (taken := found.taken.get(own)) is None or not taken.state:
                 continue
-            place = asked.setdefault(part, {}).setdefault(key.replace(own, taken.key), {})
+            was_key = key.replace(own, taken.key)
+            place = asked.setdefault(part, {}).setdefault(was_key, {})
             table, was = own.split(".")[-2], taken.key.split(".")[-2]
             for name, value in values.items():
-                ask(value, taken, place, f"{was}.{name.removeprefix(f'{table}.')}" if f"{table}." in name else name)
+                entry = f"{was}.{name.removeprefix(f'{table}.')}" if f"{table}." in name else name
+                ask(value, taken, place, f"{part}.{was_key}", entry)
     old = run_folder.recipe_in(path)
     if list(old.tasks) == list(recipe.tasks) and old.gradients.kind == recipe.gradients.kind and "gradients" in state:
         asked["gradients"] = state["gradients"]
     if "steps" in state:
         asked["steps"] = state["steps"]
-    checkpoint.read(asked, path, whole=False)
-    for value, taken, place, key in copies:
-        if key in place:
-            _fill(value, place[key], taken)
-    if (mean := sharded.pipeline.update.mean) is not None:  # what was evaluated is what goes on, and a mean of its own
-        with torch.no_grad():
+    reader = checkpoint.read(asked, path, whole=False)
+    with torch.no_grad():
+        for value, taken, place, key in copies:
+            if key in place:
+                _fill(value, place[key], taken)
+        for value, rows, name in grown:
+            if name in reader.read_metadata().state_dict_metadata:
+                _spread(value, reader, name, rows)
+        if (mean := sharded.pipeline.update.mean) is not None:  # what was evaluated goes on, and a mean of its own
             for name, parameter in mean.parameters.items():
                 parameter.copy_(mean.values[name])
     sharded.purge()
 
 
-def _room(value: Any, taken: Taken) -> Any:
-    """Return what an old tensor is read into: the tensor that begins with it, where the two have one shape; None where
-    this rank needs nothing of it."""
-    if not isinstance(value, torch.Tensor | ShardedTensor) or len(value.size()) == 0:
-        return value
-    if taken.places:
-        return torch.empty(taken.shape, dtype=value.dtype)
-    return value if value.size()[0] == taken.shape[0] else _smaller(value, taken.shape[0])
-
-
 def _fill(value: Any, loaded: Any, taken: Taken) -> None:
     """Copy what was read to where it belongs."""
-    if not taken.places:
-        _spread(value, loaded, taken.shape[0])
-        return
     whole = [(torch.arange(size),) * 2 for size in value.shape]
     both = [taken.places.get(dim, each) for dim, each in enumerate(whole)]
     here, there = (torch.meshgrid(*places, indexing="ij") for places in zip(*both, strict=True))
     value[tuple(each.to(value.device) for each in here)] = loaded[there].to(value.device)
 
 
-def _smaller(value: Any, rows: int) -> Any:
-    """Return a place for the old rows of a grown table's entry that this rank needs; None where it needs none.
+def _spread(value: Any, reader: Reader, name: str, rows: int) -> None:
+    """Fill what this rank holds of a grown table's entry, a block of the old one after the other.
 
-    It lies on the host, where there is room for half a table more.
+    Args:
+        value: the entry.
+        reader: of the old checkpoint.
+        name: of the old entry.
+        rows: of the old table.
     """
-    if isinstance(value, ShardedTensor):
-        shards = [
-            Shard.from_tensor_and_offsets(
-                torch.empty(count, *shard.tensor.shape[1:], dtype=shard.tensor.dtype),
-                [old, *shard.metadata.shard_offsets[1:]],
-                ranks.rank(),
-            )
-            for shard in value.local_shards()
-            for old, count in _pieces(shard, rows)
-        ]
-        if not shards:
-            return None
-        # Loading asks for the size and the local shards; the metadata must cover the table, so they name it whole.
-        size = [rows, *value.size()[1:]]
-        everything = ShardMetadata([0] * len(size), size, f"rank:{ranks.rank()}/cpu")
-        whole = ShardedTensorMetadata([everything], torch.Size(size), value.metadata().tensor_properties)
-        place = ShardedTensorBase._init_from_local_shards_and_global_metadata(shards, whole)
-        place._process_group = None  # type: ignore[attr-defined]  # which asking for the size mentions
-        return place
-    return torch.empty(rows, *value.shape[1:], dtype=value.dtype)
+    shards = value.local_shards() if isinstance(value, ShardedTensor) else None
+    pieces = [(value, [0] * value.dim())] if shards is None else [(s.tensor, s.metadata.shard_offsets) for s in shards]
+    ranges = [(piece, *each) for piece in pieces for each in _ranges(piece[1][0], len(piece[0]), rows)]
 
+    def needed(block: range) -> bool:
+        return any(old < block.stop and block.start < old + count for _, _, old, count in ranges)
 
-def _spread(value: Any, loaded: Any, rows: int) -> None:
-    """Fill a grown table's entry from what was loaded."""
-    if isinstance(value, ShardedTensor):
-        found = iter(loaded.local_shards())
-        for shard in value.local_shards():
-            pieces = {old: next(found).tensor for old, _ in _pieces(shard, rows)}
-            for at, old, count in _ranges(shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0], rows):
-                piece = pieces[old] if old in pieces else pieces[0][old:]  # of a whole old table
-                shard.tensor[at : at + count].copy_(piece[:count])
-    else:
-        for at, old, count in _ranges(0, len(value), rows):
-            value[at : at + count].copy_(loaded[old : old + count])
-
-
-def _pieces(shard: Shard, rows: int) -> list[tuple[int, int]]:
-    """Return the first row and the number of rows of each part of the old table that a shard begins with."""
-    first, size = shard.metadata.shard_offsets[0], shard.metadata.shard_sizes[0]
-    return [(0, rows)] if size >= rows else [(old, count) for _, old, count in _ranges(first, size, rows)]
+    for (first, *left), block in reader.blocks(name, needed):
+        for (tensor, (_, *own)), at, old, count in ranges:
+            start, stop = max(old, first), min(old + count, first + len(block))
+            if start >= stop:
+                continue
+            here, there = tensor[at + start - old : at + stop - old], block[start - first : stop - first]
+            if left:  # the columns that both have, where tables lie by columns
+                low, high = max(*own, *left), min(own[0] + here.size(1), left[0] + there.size(1))
+                high = max(low, high)
+                here, there = here[:, low - own[0] : high - own[0]], there[:, low - left[0] : high - left[0]]
+            here.copy_(there)
 
 
 def _ranges(first: int, size: int, rows: int) -> Iterator[tuple[int, int, int]]:

@@ -2,12 +2,16 @@ import copy
 import json
 import math
 import platform
+import re
+import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,13 +23,21 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.modules.layers.attention import ActivationUnit
 from livetrain.modules.metrics import binary
+from livetrain.modules.serving import quantized
+from livetrain.modules.serving.loading import load
 from livetrain.modules.serving.scorer import Scorer
+from livetrain.modules.tables.mapped import Files, opened
 from livetrain.trainers.export import export as exporter
+from livetrain.trainers.export import prediction
 from livetrain.trainers.export import rows as row_source
 from livetrain.trainers.export.export import export
+from livetrain.trainers.export.publish import publish
 from livetrain.trainers.export.rows import golden_inputs, synthetic_rows
-from livetrain.trainers.runtime import manifest, run_folder, runlog
+from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog
+from livetrain.trainers.train import checkpoint, memory, writing
+from livetrain.trainers.train.sharding import shard
 from tests import samples
+from tests.anonymous import Anonymous
 
 FILES = ["golden.json", "manifest.json", "model.pt", "signature.json"]
 DNN = {"model": {"kind": "dnn", "units": [16]}}
@@ -201,9 +213,11 @@ def test_the_last_checkpoint_comes_with_its_own_metrics(small_run, tmp_path):
     assert signature["metrics"]["valid.click.auc"] == own[-1]["click.auc"]
 
 
-def test_a_run_that_was_moved_exports_beside_itself(copied, served):
-    run = copied()
-    export(run)
+def test_a_run_that_was_moved_exports_beside_itself(copied, served, small_run, tmp_path):
+    """Also where the training split is gone: what the signature says of it is in the checkpoint."""
+    shutil.copytree(small_run.parents[1] / "data/test", tmp_path / "held out/test")
+    run = copied(f"data.path={tmp_path / 'held out'}")
+    assert export(run)["training"] == read(served / "signature.json")["training"]
     assert sorted(content(run / "export")) == FILES
     assert read(run / "export/golden.json") == read(served / "golden.json")
 
@@ -355,6 +369,125 @@ def test_quantised_tables_are_proved_within_their_own_tolerance(copied, served, 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("quantize", ["none", "float16", "int8"])
+def test_tables_in_files_of_their_own_give_the_scores_of_those_inside(copied, small_run, tmp_path, quantize):
+    run = copied("export.tables=mapped")
+    signature = export(run, quantize=quantize)
+    export(small_run, out=tmp_path / "inside", quantize=quantize)
+    mapped = run / "export"
+    endings = {"int8": (".affine", ".steps")}.get(quantize, ("",))
+    files = sorted(f"{table}{ending}.table" for table in ("movie", "rating", "user") for ending in endings)
+    assert sorted(about["file"] for about in signature["stored"].values()) == files
+    assert sorted(content(mapped)) == sorted([*FILES, *files])
+    assert manifest.damage(mapped, manifest.read(mapped)) is None
+    assert not list(mapped.parent.glob(".*.scratch"))
+    inside = read(tmp_path / "inside/golden.json")
+    assert read(mapped / "golden.json") == inside  # to the last bit
+    assert (
+        torch.jit.load(mapped / "model.pt")
+        .state_dict()["lookups.0.table.weight" if quantize != "int8" else "lookups.0.table.steps"]
+        .numel()
+        == 0
+    )
+    assert signature["sizes"]["tables"] == sum((mapped / name).stat().st_size for name in files)
+    assert signature["sizes"]["tables"] == read(tmp_path / "inside/signature.json")["sizes"]["tables"]
+    assert signature["parity"] == read(tmp_path / "inside/signature.json")["parity"]
+    ours, theirs = (
+        {task: score.tolist() for task, score in load(folder)(*golden_inputs(inside)).items()}
+        for folder in (mapped, tmp_path / "inside")
+    )
+    assert ours == theirs == inside["scores"]
+
+
+def test_a_plain_program_maps_the_tables(copied, capsys, monkeypatch):
+    run = copied("export.tables=mapped")
+    export(run)
+    monkeypatch.setattr(sys, "argv", ["score.py", str(run / "export")])
+    runpy.run_path(str(SCORE.with_suffix(".py")))
+    found, recorded = re.fullmatch(r"click (\[.*\]) recorded: (\[.*\])\n", capsys.readouterr().out).groups()
+    assert found == recorded
+    scored = torch.jit.load(run / "export/model.pt")
+    inputs = golden_inputs(read(run / "export/golden.json"))
+    with pytest.raises(Exception, match="lies in a file of its own; map it and attach it before scoring"):
+        scored(*inputs)
+    tables = opened(run / "export", read(run / "export/signature.json")["stored"])
+    with pytest.raises(Exception, match="tables: 'movie' is missing"):
+        scored.attach({name: table for name, table in tables.items() if name != "movie"})
+    with pytest.raises(Exception, match=r"tables: 'user' is another table: \[3, 8\]"):
+        scored.attach(tables | {"user": tables["user"][:3]})
+
+
+def test_mapped_tables_are_published_and_predict(copied, tmp_path):
+    run = copied("export.tables=mapped")
+    export(run)
+    served = publish(run / "export", str(tmp_path / "served"), "1", keep=1)
+    golden = read(run / "export/golden.json")
+    scores = load(tmp_path / "served" / served["folder"])(*golden_inputs(golden))
+    assert {task: score.tolist() for task, score in scores.items()} == golden["scores"]
+    rows = pq.read_table(next((Path(run_folder.recipe_of(run).data.path) / "test").glob("*.parquet"))).slice(0, 50)
+    by_file, by_checkpoint = (
+        prediction.Predictor(prediction.weights_of(run, source)).predict(rows) for source in (run / "export", "best")
+    )
+    np.testing.assert_allclose(by_file["click_score"], by_checkpoint["click_score"], rtol=1e-6)
+
+
+def test_a_checkpoints_tables_lie_in_files_without_names_where_they_are_large(small_run, tmp_path, monkeypatch):
+    recipe, path = run_folder.recipe_of(small_run), run_folder.find_checkpoint(small_run, "best")
+    wanted = exporter.plain_model(recipe, path).state_dict()
+    monkeypatch.setattr(exporter, "MAPPED", 0)
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    asked, room = [], Files.room
+    monkeypatch.setattr(Files, "room", lambda *given: asked.append(given[1]) or room(*given))
+    found = exporter.plain_model(recipe, path).state_dict()
+    assert sorted(asked) == sorted(recipe.tables)
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tables_are_mapped_above_a_size(small_run):
+    recipe = run_folder.recipe_of(small_run)
+    large = recipe.model_copy(update={"tables": {"user": recipe.tables["user"].model_copy(update={"rows": 2**28})}})
+    assert [exporter._mapped(large, quantize) for quantize in ("none", "float16", "int8")] == [True, False, False]
+    inside = large.model_copy(update={"export": recipe.export.model_copy(update={"tables": "inside"})})
+    assert not exporter._mapped(recipe, "none")
+    assert not exporter._mapped(inside, "none")
+
+
+def test_a_file_too_large_to_be_proved_here_is_refused(small_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "free_memory", lambda: 1000)
+    with pytest.raises(
+        BadInput, match=r"takes at least \S+ MiB of memory, .* set export.tables: mapped, or export it on"
+    ):
+        export(small_run, out=tmp_path / "out")
+
+
+@pytest.fixture
+def wide(copied) -> Path:
+    """A run whose table of users takes 96 MiB."""
+    run = copied("tables.user.rows=3145728", "export.tables=mapped")
+    recipe = run_folder.recipe_of(run)
+    before = manifest.read(run_folder.find_checkpoint(run, "best"))
+    with ranks.alone(cuda=False):
+        sharded = shard(recipe, torch.device("cpu"))
+        about = {key: value for key, value in before.items() if key != "files"}
+        with mock.patch.object(writing, "BLOCK", 1 << 22):
+            checkpoint.write(checkpoint.state(sharded), run, about | {"recipe": recipe.model_dump(mode="json")}, None)
+    return run
+
+
+@pytest.mark.parametrize("quantize", ["int8", pytest.param("none", marks=pytest.mark.slow)])
+def test_an_export_takes_a_block_of_memory_not_a_table(wide, served, quantize, monkeypatch):
+    """96 MiB of rows within 32 MiB: two blocks of 4 MiB, the dense part, and what PyTorch takes to script and score."""
+    monkeypatch.setattr(quantized, "_BLOCK", 1 << 22)
+    with Anonymous() as taken:
+        export(wide, quantize=quantize)
+    assert taken.most < 32 << 20
+    with Anonymous() as taken:
+        held = torch.ones(24 << 20)  # the measure sees what is there
+    assert taken.most > held.nbytes * 0.9
+
+
 def test_quantisation_on_the_command_line_beats_the_recipes(copied, served):
     run = copied("export.quantize=int8")
     assert export(run, quantize="none")["quantize"] == "none"
@@ -414,9 +547,10 @@ def program(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tables", ["inside", "mapped"])
 @pytest.mark.parametrize("quantize", ["none", "float16", "int8"])
-def test_a_cpp_program_reproduces_the_golden_rows(program, small_run, tmp_path, quantize):
-    export(small_run, out=tmp_path / "out", quantize=quantize)
+def test_a_cpp_program_reproduces_the_golden_rows(program, copied, tmp_path, quantize, tables):
+    export(copied(f"export.tables={tables}"), out=tmp_path / "out", quantize=quantize)
     golden = read(tmp_path / "out/golden.json")
     assert None in golden["dense"]["rate"]
 

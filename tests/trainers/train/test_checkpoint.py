@@ -4,6 +4,7 @@ import errno
 import logging
 import multiprocessing as mp
 import os
+import re
 import resource
 import signal
 import threading
@@ -15,14 +16,16 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog
-from livetrain.trainers.train import checkpoint, preflight
+from livetrain.trainers.train import checkpoint, memory, preflight, writing
 from livetrain.trainers.train.loop import Job, Trainer
 from livetrain.trainers.train.sharding import Sharded, shard
+from livetrain.trainers.train.staging import Staging
 from tests import samples
 
 CPU = torch.device("cpu")
@@ -100,6 +103,8 @@ def save_while_training(made: Job) -> bool:
         held, position = Held(), {"best_step": None, "waited": [0]}
         with (
             mock.patch.object(dcp.FileSystemWriter, "write_data", held),
+            mock.patch.object(writing, "BLOCK", 1000),
+            mock.patch.object(manifest, "digest", side_effect=AssertionError("a file is read again")),
             checkpoint.Saver(sharded, made.recipe, made.run) as saver,
         ):
             saver.save(5, position)
@@ -135,7 +140,71 @@ def test_what_is_saved_is_the_step_of_the_save_though_training_went_on(two_ranks
     for part in ("tables", "momentum1", "user", "dense", "exp_avg"):
         assert any(part in name for name in changed), part
     assert manifest.read(path)["position"]["waited"] == [0]
+    assert manifest.read(path)["files"].keys() == {p.name for p in path.iterdir()} - {manifest.MANIFEST}
     assert manifest.damage(path, manifest.read(path)) is None
+    for table in FileSystemReader(path).read_metadata().state_dict_metadata.values():
+        for chunk in getattr(table, "chunks", []):  # user is on every rank, rating on both, movie on one
+            assert chunk.sizes.numel() * table.properties.dtype.itemsize <= max(1000, chunk.sizes[1:].numel() * 4)
+
+
+def wait_for_the_write(made: Job) -> list[list[int]]:
+    """Save twice where no copy fits; return what was committed after each save."""
+    with ranks.alone(cuda=False), mock.patch.object(memory, "free_memory", return_value=1):
+        sharded = shard(made.recipe, CPU)
+        with checkpoint.Saver(sharded, made.recipe, made.run) as saver:
+            found = []
+            for step in (1, 2):
+                saver.save(step, {"best_step": None})
+                found.append(steps(made.run))
+            blocking(sharded, made.run / "wanted")
+        return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_no_copy_fits_training_waits_for_the_write(two_ranks, data, tmp_path, workers):
+    made = job(data, tmp_path / "run")
+    found = two_ranks.run(wait_for_the_write, made) if workers == 2 else [wait_for_the_write(made)]
+    assert found == [[[1], [1, 2]]] * workers
+    (said,) = notes(made.run)
+    assert re.fullmatch(r"training will wait while checkpoints are written: a copy takes \S+ MiB of memory on .*", said)
+    one, other = content(run_folder.checkpoint(made.run, 2)), content(made.run / "wanted")
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_a_write_that_training_waits_for_is_tried_twice(data, tmp_path, monkeypatch):
+    made, again = job(data, tmp_path / "run", train__keep=9), job(data, tmp_path / "again")
+    monkeypatch.setattr(memory, "free_memory", lambda: 0)
+    train_with_failures(made, 2)
+    assert steps(made.run) == [5, 10, 11, 15, 20, 21]
+    assert "a checkpoint could not be written, twice" in refused(again, 2, 3)
+    assert steps(again.run) == [5]
+
+
+def test_a_copy_takes_what_the_state_takes(data, tmp_path):
+    with ranks.alone(cuda=False):
+        sharded = shard(samples.recipe(data), CPU)
+        live, staging = checkpoint.state(sharded), Staging()
+        copied = staging.copy(live)
+        tensors = [part for part in _leaves(live) if isinstance(part, torch.Tensor)]
+        size = sum(part.nbytes for part in tensors)
+        assert size <= staging._memory.nbytes < size + 64 * len(tensors)
+        kept = staging._memory.data_ptr()
+        before = [part.clone() for part in tensors]
+        for part in tensors:
+            part.fill_(7)
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip([p for p in _leaves(copied) if isinstance(p, torch.Tensor)], before, strict=True)
+        )
+        staging.copy(live)
+        assert staging._memory.data_ptr() == kept  # the memory of the first copy is that of all
+
+
+def _leaves(value: Any) -> list[Any]:
+    """What a rank holds of a state."""
+    if isinstance(value, dict):
+        return [leaf for part in value.values() for leaf in _leaves(part)]
+    return [shard.tensor for shard in value.local_shards()] if hasattr(value, "local_shards") else [value]
 
 
 def test_one_write_at_a_time_and_in_order(data, tmp_path):

@@ -156,7 +156,7 @@ def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, whole, tmp_pat
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("memory", ["gpu", "host"])
-def test_a_gpu_trains_what_a_cpu_trains_killed_or_not(data, whole, tmp_path, memory):
+def test_a_gpu_trains_what_a_cpu_trains_killed_or_not(drawn_on_the_host, data, whole, tmp_path, memory):
     made = job(data, tmp_path, train__checkpoint_every=7, cluster__device="cuda", tables__movie__memory=memory)
     train(made, kill_at=21)
     found = train(made)

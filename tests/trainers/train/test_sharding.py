@@ -123,7 +123,7 @@ def test_one_rank_equals_plain(changes):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("memory", ["gpu", "host"])
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
-def test_a_gpu_equals_plain(changes, memory):
+def test_a_gpu_equals_plain(drawn_on_the_host, changes, memory):
     made_for = twins.recipe(**changes, cluster__device="cuda", tables__movie__memory=memory)
     with ranks.alone(cuda=True):
         found = train_sharded(made_for)

@@ -20,7 +20,7 @@ from livetrain.modules.model import Model, set_statistics
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import ranks, run_folder, runlog
 from livetrain.trainers.runtime.run_folder import find_checkpoint
-from livetrain.trainers.train import checkpoint, fitting, warm_start
+from livetrain.trainers.train import checkpoint, fitting, restore, warm_start, writing
 from livetrain.trainers.train.sharding import Sharded, shard
 from tests import samples, twins
 from tests.modules.features.test_bag import made as bags
@@ -122,27 +122,39 @@ def test_rows_follow_one_another_modulo_the_old_table(first, size, rows):
     assert found == [(at, (first + at) % rows) for at in range(size)]
 
 
-@pytest.mark.parametrize("shape", [(10, 4), (10,)])
+@pytest.mark.parametrize("columns", [[], [(0, 4)], [(0, 1), (1, 4)]])
 @pytest.mark.parametrize("cuts", [[0, 5, 10, 15, 20], [0, 7, 14, 20], [0, 3, 30], [0, 40]])
-def test_a_rank_reads_the_old_rows_that_its_shard_needs(tmp_path, shape, cuts):
+def test_a_rank_reads_the_old_rows_that_its_shard_needs_in_blocks(tmp_path, monkeypatch, columns, cuts):
     """Shards smaller than the old table, as more than two ranks have them: some begin at its end and go on at row 0."""
-    old = torch.randn(shape)
-    dcp.save({"part": {"t.embeddings.x.weight": old}}, checkpoint_id=tmp_path, no_dist=True)
-    size = [cuts[-1], *shape[1:]]
+    old, row = torch.randn(10, 4) if columns else torch.randn(10), 16 if columns else 4
+    monkeypatch.setattr(writing, "BLOCK", 3 * row)
+    dcp.save({"part": {"t": old}}, checkpoint_id=tmp_path, planner=writing.Planner(), no_dist=True)
+    read, load = [], torch.load
+    monkeypatch.setattr(restore.torch, "load", lambda *given, **how: read.append(load(*given, **how)) or read[-1])
+    reader = restore.Reader(tmp_path, {path.name for path in tmp_path.iterdir()})
     for first, stop in zip(cuts, cuts[1:], strict=False):
-        shard_ = Shard.from_tensor_and_offsets(
-            torch.zeros(stop - first, *shape[1:]), [first] + [0] * (len(shape) - 1), 0
-        )
-        everything = ShardMetadata([0] * len(size), size, "rank:0/cpu")
-        whole = ShardedTensorMetadata([everything], torch.Size(size), TensorProperties())
-        live = ShardedTensorBase._init_from_local_shards_and_global_metadata([shard_], whole)
-        live._process_group = None
-        asked = {"part": {"t.embeddings.x.weight": warm_start._smaller(live, 10)}}
-        read = sum(len(s.tensor) for s in asked["part"]["t.embeddings.x.weight"].local_shards())
-        assert read == min(stop - first, 10)
-        dcp.load(asked, checkpoint_id=tmp_path, no_dist=True)
-        warm_start._spread(live, asked["part"]["t.embeddings.x.weight"], 10)
-        assert torch.equal(shard_.tensor, old[torch.arange(first, stop) % 10])
+        rows = torch.arange(first, stop) % 10
+        for low, high in columns or [(None, None)]:
+            wanted = old[rows] if low is None else old[rows, low:high]
+            live = sharded_of(
+                torch.zeros_like(wanted), [first, *([] if low is None else [low])], [cuts[-1], *old.shape[1:]]
+            )
+            read.clear()
+            warm_start._spread(live, reader, "part.t", 10)
+            assert torch.equal(live.local_shards()[0].tensor, wanted)
+            assert max(part.nbytes for part in read) <= 3 * row
+            assert len(read) == len({int(row) // 3 for row in rows})
+    whole = torch.zeros(cuts[-1], *old.shape[1:])  # as a table that every rank holds
+    warm_start._spread(whole, reader, "part.t", 10)
+    assert torch.equal(whole, old[torch.arange(cuts[-1]) % 10])
+
+
+def sharded_of(piece: torch.Tensor, offsets: list[int], size: list[int]) -> ShardedTensorBase:
+    """A sharded tensor of which this rank holds one piece."""
+    shard_ = Shard.from_tensor_and_offsets(piece, offsets, 0)
+    everything = ShardMetadata([0] * len(size), size, "rank:0/cpu")
+    whole = ShardedTensorMetadata([everything], torch.Size(size), TensorProperties())
+    return ShardedTensorBase._init_from_local_shards_and_global_metadata([shard_], whole)
 
 
 @pytest.fixture(scope="module")
@@ -402,6 +414,36 @@ def stated(tmp_path_factory) -> dict[str, tuple[Path, dict[str, torch.Tensor]]]:
 
 
 AGE = STATED["features__since"]
+
+
+def domains(*names: str):
+    """FARM over histories that have these names, `seen` of movies and `shops` of users."""
+    like = {"seen": "movie", "shops": "user"}
+    histories = {name: {"type": "sequence", "table": like[name], "max_length": 6} for name in names}
+    model = {"kind": "farm", "attention": [{"query": [like[name]], "events": [name]} for name in names], "width": 6}
+    features = {"user": {"type": "id", "table": "user"}, "movie": {"type": "id", "table": "movie"}, **histories}
+    model |= {"heads": 2, "shared": 1, "own": 1, "expert_units": [4], "tower_units": [4]}
+    tables = {"user": {"rows": 61, "dim": 8}, "movie": {"rows": 40, "dim": 8}}
+    return twins.recipe(features=features, model=model, tables=tables)
+
+
+def test_domains_of_farm_go_by_their_histories_and_not_by_their_places():
+    """Both in the other order, and one that has come before the one that was there."""
+    both, turned, alone = domains("seen", "shops"), domains("shops", "seen"), domains("seen")
+    found = fitting.fit(turned, both, "earlier")
+    assert {line.taken for line in found.lines if not line.name.startswith("layers.trunk")} == {"all"}
+    lists = ("domains", "filters", "units", "fuse.positions", "fuse.blocks", "fuse.crosses", "fuse.norms")
+    for place in lists:
+        own = {key: taken.key for key, taken in found.taken.items() if f"dense.network.{place}." in key}
+        assert own
+        for key, was in own.items():
+            here, there = (int(name.partition(f"{place}.")[2].partition(".")[0]) for name in (key, was))
+            assert here == 1 - there
+    grown = fitting.fit(turned, alone, "earlier")
+    of = {name: {key for key in grown.taken if f".{name}." in key} for name in ("domains.0", "domains.1", "norms.1")}
+    assert not of["domains.0"]
+    assert {grown.taken[key].key.replace("domains.0", "domains.1") for key in of["domains.1"]} == of["domains.1"]
+    assert of["norms.1"]
 
 
 @pytest.mark.parametrize(

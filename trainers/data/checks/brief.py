@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +20,7 @@ from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.columns import IdKind, is_text
 from livetrain.trainers.data.read.files import open_filesystem
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
+from livetrain.trainers.data.read.spread import in_threads
 from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.data.write import layout
 
@@ -122,8 +122,8 @@ def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
 
     def read(group: RowGroup) -> pa.Table:
         try:
-            return pa.concat_tables(picked(source.stream([group], columns, PIECE), group.rows, each))
-        except (pa.ArrowException, OSError):
+            return pa.concat_tables(picked(source.stretches(group, columns, PIECE), group.rows, each))
+        except (BadInput, pa.ArrowException, OSError):
             pass
         try:
             return source.read(group, columns)  # which says what is wrong, if it is wrong once more
@@ -132,8 +132,7 @@ def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
                 raise
             return pa.schema([source.schema.field(name) for name in columns]).empty_table()
 
-    with ThreadPoolExecutor(pa.cpu_count()) as pool:
-        return pa.concat_tables(pool.map(read, chosen))
+    return pa.concat_tables(in_threads(read, chosen))
 
 
 def _told_by(recipe: Recipe, feature: str) -> list[str]:

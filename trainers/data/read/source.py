@@ -18,13 +18,17 @@ from livetrain.trainers.data.read.columns import (
     IdKind,
     check_columns,
     common,
+    flat_schema,
     id_kinds,
+    of_candidates,
     settled,
     wanted_columns,
     worded,
 )
+from livetrain.trainers.data.read.distant import Distant
 from livetrain.trainers.data.read.files import short, shown, split_folders
 from livetrain.trainers.data.read.index import Figures, Groups, Index, RowGroup, leaf_places, look, restored, stored
+from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.data.read.sidecar import Sidecar
 from livetrain.trainers.data.read.slices import Slices
 from livetrain.trainers.data.read.spread import HERE, Looking
@@ -62,10 +66,17 @@ class Source:
     filesystem: fs.FileSystem
     groups: Groups
     schema: pa.Schema  # of the columns that the recipe names, and of no others; files may store them otherwise
+    candidates: Candidates | None = None  # where a stored row is a request: its candidates are the rows of `schema`
     partitions: list[Partition] = field(default_factory=list)
     drawn: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows added to each, read/negatives.py
+    _stored: pa.Schema = field(default_factory=lambda: pa.schema([]), repr=False)  # `schema` as files have it
     _figures: dict[str, Figures] = field(default_factory=dict, repr=False)
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
+    _distant: Distant | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.filesystem, fs.LocalFileSystem):
+            self._distant = Distant(self.filesystem)
 
     @classmethod
     def open(cls, recipe: Recipe, split: str, looking: Looking = HERE) -> "Source":
@@ -89,7 +100,7 @@ class Source:
             indexed(filesystem, [info.path for info in folder.files], sidecar, looking)
             for folder, sidecar in zip(folders, sidecars, strict=True)
         ]
-        source = cls._of(name, filesystem, Index.join(parts), wanted_columns(recipe))
+        source = cls._of(name, filesystem, Index.join(parts), wanted_columns(recipe), recipe.data.candidates)
         if not source.rows:
             raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
         ends = np.cumsum([0, *(len(part.groups) for part in parts)]).tolist()
@@ -98,19 +109,33 @@ class Source:
         return source
 
     @classmethod
-    def _of(cls, name: str, filesystem: fs.FileSystem, index: Index, wanted: list[tuple[str, str, str]]) -> Self:
-        """Check the files' columns, and return the source of the row groups that hold rows."""
+    def _of(
+        cls,
+        name: str,
+        filesystem: fs.FileSystem,
+        index: Index,
+        wanted: list[tuple[str, str, str]],
+        most: int | None = None,
+    ) -> Self:
+        """Check the files' columns, and return the source of the row groups that hold rows.
+
+        With `most` rows are requests of so many candidates.
+        """
         found: dict[str, tuple[str, pa.DataType]] = {}
         for kind, schema in enumerate(index.schemas):  # of equal files the first is named
             path = index.first(kind)
-            for column, type_ in check_columns(shown(filesystem, path), schema, wanted).items():
+            for column, type_ in check_columns(shown(filesystem, path), schema, wanted, most is not None).items():
                 found[column] = _joined(filesystem, column, path, type_, *found.get(column, (path, type_)))
-        schema = settled({column: type_ for column, (_, type_) in found.items()}, wanted)
-        return cls(name, filesystem, index.groups, schema, _figures=index.figures)
+        schema = kept = settled({column: type_ for column, (_, type_) in found.items()}, wanted)
+        candidates = None
+        if most is not None:
+            candidates = Candidates(of_candidates(kept, wanted), most)
+            schema = flat_schema(kept, candidates.names)
+        return cls(name, filesystem, index.groups, schema, candidates, _stored=kept, _figures=index.figures)
 
     @property
     def rows(self) -> int:
-        """Rows of the split."""
+        """Rows of the split as stored: requests where it has `candidates`."""
         return int(self.groups.rows.sum())
 
     def stored(self, partition: Partition) -> int:
@@ -140,7 +165,8 @@ class Source:
 
         The file stays open for this thread, which is to read of it.
         """
-        footer = self._file(group.path).metadata
+        far = self._distant
+        footer = self._file(group.path).metadata if far is None else far.footer(group.path)
         place = leaf_places(footer.schema.to_arrow_schema()).get(column)
         return None if place is None else footer.row_group(group.index).column(place).statistics
 
@@ -171,7 +197,8 @@ class Source:
             BadInput: a file cannot be read.
         """
         found = self._told(column)
-        if found is not None and found.nulls is not None:
+        listed = self.candidates is not None and column in self.candidates.names  # footers count empty lists as nulls
+        if found is not None and found.nulls is not None and not listed:
             return found.nulls
         return sum(self._nulls(group, column) for group in self.groups)
 
@@ -182,9 +209,40 @@ class Source:
             return 0
 
     def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        """Read some columns of a row group, in the calling thread: of requests a row per candidate.
+
+        Raises:
+            CorruptGroup: as `as_stored`.
+            BadInput: likewise; or a request's lists are not one value per candidate.
+        """
+        return self._flat(self.as_stored(group, self._stored_of(columns)), group, columns)
+
+    def stretches(self, group: RowGroup, columns: list[str], rows: int) -> Iterator[pa.Table]:
+        """Read some columns of a row group as `read` does, in tables of so many stored rows.
+
+        Raises:
+            ArrowException, OSError, BadInput: something cannot be read; `read` says what is wrong.
+        """
+        for table in self.stream([group], self._stored_of(columns), rows):
+            yield self._flat(table, group, columns)
+
+    def _stored_of(self, columns: list[str]) -> list[str]:
+        """Return what is read for some columns: of requests at least one that has a value per candidate."""
+        if self.candidates is None or self.candidates.names.intersection(columns):
+            return columns
+        return [*columns, min(self.candidates.names)]
+
+    def _flat(self, table: pa.Table, group: RowGroup, columns: list[str]) -> pa.Table:
+        """Return a table with a row per candidate, if rows are requests."""
+        if self.candidates is None:
+            return table
+        return self.candidates.flattened(table, self.place(group)).select(columns)
+
+    def as_stored(self, group: RowGroup, columns: list[str]) -> pa.Table:
         """Read some columns of a row group, in the calling thread.
 
-        A failed read is tried a second time, so a lost connection is not taken for a broken file.
+        Bytes that do not decode are read a second time. What lies behind a network is fetched whole first, and as
+        often as it takes (`trainers.runtime.reach`): a lost connection is never taken for a broken file.
 
         Raises:
             CorruptGroup: the bytes are there and do not decode.
@@ -192,20 +250,24 @@ class Source:
         """
         try:
             return self._decode(group, columns)
-        except (pa.ArrowException, OSError) as first:
-            log.info("%s, row group %d: %s; reading it again", self.shown(group.path), group.index, first)
+        except (pa.ArrowException, OSError) as error:
+            if self._distant is not None:  # which has fetched it again
+                raise self._corrupt(group, error) from error
+            log.info("%s: %s; reading it again", self.place(group), error)
         try:
             return self._decode(group, columns)
         except (pa.ArrowException, OSError) as error:
-            place = self.place(group)
             if not self._arrives(group):
                 raise BadInput(
-                    f"{place}: the file cannot be read ({short(error)}); restore it or the access to it"
+                    f"{self.place(group)}: the file cannot be read ({short(error)}); restore it or the access to it"
                 ) from error
-            raise CorruptGroup(
-                f"{place}: its {group.rows} rows do not decode ({short(error)}); write the file again, or set "
-                "data.on_corrupt: skip to train without them"
-            ) from error
+            raise self._corrupt(group, error) from error
+
+    def _corrupt(self, group: RowGroup, error: Exception) -> CorruptGroup:
+        return CorruptGroup(
+            f"{self.place(group)}: its {group.rows} rows do not decode ({short(error)}); write the file again, or set "
+            "data.on_corrupt: skip to train without them"
+        )
 
     def stream(self, groups: Sequence[RowGroup], columns: list[str], rows: int) -> Iterator[pa.Table]:
         """Read some columns of one file's row groups, in tables of so many rows, the last ones of a row group fewer.
@@ -216,15 +278,20 @@ class Source:
         Raises:
             ArrowException, OSError: something cannot be read; `read` says what is wrong.
         """
-        file = self._opened(groups[0].path, _BUFFER)
+        far = self._distant
+        near: Any = self._opened(groups[0].path, _BUFFER) if far is None else None
         for group in groups:
-            found = 0
+            file, found = near if far is None else far.file(group.path, group.index, columns), 0
             for batch in file.iter_batches(rows, row_groups=[group.index], columns=columns, use_threads=False):
                 found += batch.num_rows
                 yield self._settled(pa.Table.from_batches([batch]), columns)
             _check_rows(found, group)
 
     def _decode(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        if self._distant is not None:
+            table = self._distant.read(group.path, group.index, columns)
+            _check_rows(table.num_rows, group)
+            return self._settled(table, columns)
         file = self._file(group.path)
         del self._files[group.path]  # a file that could not be read is not kept: its second try opens it again
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
@@ -234,7 +301,7 @@ class Source:
 
     def _settled(self, table: pa.Table, columns: list[str]) -> pa.Table:
         """Return columns as they are stored in the types that the split gives them."""
-        fields = pa.schema([self.schema.field(name) for name in columns])
+        fields = pa.schema([self._stored.field(name) for name in columns])
         return pa.Table.from_arrays([_as(table.column(field.name), field.type) for field in fields], schema=fields)
 
     @property
@@ -254,9 +321,8 @@ class Source:
     def _opened(self, path: str, buffer: int = 0) -> pq.ParquetFile:
         return pq.ParquetFile(
             self.filesystem.open_input_file(path),
-            # Far away, one wide read is cheaper than many narrow ones.
-            pre_buffer=not isinstance(self.filesystem, fs.LocalFileSystem),
-            buffer_size=buffer if isinstance(self.filesystem, fs.LocalFileSystem) else 0,
+            pre_buffer=False,
+            buffer_size=buffer,
             page_checksum_verification=True,
         )
 
@@ -271,10 +337,11 @@ class Source:
         return True
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_distant")}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _open=threading.local())
+        self.__dict__.update(state, _open=threading.local(), _distant=None)
+        self.__post_init__()
 
 
 def indexed(filesystem: fs.FileSystem, paths: list[str], sidecar: Sidecar, looking: Looking) -> Index:

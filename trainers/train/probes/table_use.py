@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.modules.embedding_modules import EmbeddingCollection
 
 from livetrain.configs.schema import Recipe, Table
@@ -12,6 +13,8 @@ from livetrain.modules.model import initial_values
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.sharding import Sharded
+
+_ROWS = 1 << 16  # whose state is looked at together
 
 
 def distinct(occupied: int, rows: int) -> float:
@@ -27,19 +30,27 @@ def distinct(occupied: int, rows: int) -> float:
 def occupancy(sharded: Sharded, recipe: Recipe, train: Source) -> dict[str, dict[str, Any]]:
     """Return, for each table, its rows in use and the ids that share one. Collective.
 
-    A row is in use once training has moved it from its initial value, so nothing is counted during the run; one that
-    began with a vector of tables.X.initial is in use as well. The number
-    of ids follows from the rows in use: exactly for ``hash: modulo`` with ids below ``rows``, in expectation otherwise
-    (the standard error of `collisions` is about its square root).
+    A row is in use once training has moved it, which its optimizer's state tells: nothing is counted during the run. An
+    optimizer without state tells nothing, nor do rows that began with a vector of tables.X.initial, which are in use as
+    well: of such tables the rows that differ from their initial values are counted, which are drawn again, 4,096 rows
+    at a time. The number of ids follows from the rows in use: exactly for ``hash: modulo`` with ids below ``rows``, in
+    expectation otherwise (the standard error of `collisions` is about its square root).
 
     Returns:
         {table: {rows, occupied, occupancy, ids, collisions}}; ids and collisions are null for a full table.
     """
     counts = torch.zeros(len(recipe.tables), dtype=torch.int64)
     numbers = {name: number for number, name in enumerate(recipe.tables)}
+    told = set()
+    # Every row has its first column on exactly one rank, whatever the sharding.
+    for table, state, column in _states(sharded):
+        if recipe.tables[table].initial is None:
+            told.add(table)
+            parts = state.detach().split(_ROWS) if column == 0 else ()
+            counts[numbers[table]] += sum(int((part != 0).reshape(len(part), -1).any(1).sum()) for part in parts)
     for table, weight, row, column in _held(sharded):
-        if column == 0:  # every row has its first column on exactly one rank, whatever the sharding
-            counts[numbers[table]] += initial_values(recipe, table).moved(weight.detach(), row).sum()
+        if column == 0 and table not in told:
+            counts[numbers[table]] += initial_values(recipe, table).moved(weight.detach(), row)
     occupied = ranks.summed(counts.to(sharded.device)).tolist()
     return {
         name: _row(table, occupied[numbers[name]], table.hash == "modulo" and _below(recipe, name, train))
@@ -54,6 +65,22 @@ def _held(sharded: Sharded) -> Iterator[tuple[str, torch.Tensor, int, int]]:
         if name.endswith("replicated") and ranks.is_main():
             for table, embedding in collection.embeddings.items():
                 yield table, embedding.weight, 0, 0
+
+
+def _states(sharded: Sharded) -> Iterator[tuple[str, torch.Tensor, int]]:
+    """Yield (table, state, first column) of a state with an entry per row of every piece that `_held` yields."""
+    for kind in ("tables", "replicated"):
+        if kind not in sharded.optimizers:
+            continue
+        for key, values in sharded.optimizers[kind].state_dict()["state"].items():
+            table = key.split(".")[-2]
+            rows = sharded.recipe.tables[table].rows
+            each = next((value for value in values.values() if value.dim() and value.size(0) == rows), None)
+            if isinstance(each, ShardedTensor):
+                for shard in each.local_shards():
+                    yield table, shard.tensor, sum(shard.metadata.shard_offsets[1:])
+            elif each is not None and ranks.is_main():
+                yield table, each, 0
 
 
 def _row(table: Table, occupied: int, direct: bool) -> dict[str, Any]:
