@@ -25,7 +25,7 @@ from livetrain.trainers.data.write import layout
 
 MEMORY = "2GB"  # of DuckDB; what does not fit goes to a temporary folder beside the data
 _SAMPLE = 1 << 18  # rows by which columns are told apart
-_PIECE = 16 * layout.ROW_GROUP  # requests in memory at a time
+_PIECE = 1 << 13  # requests in memory at a time
 
 
 @dataclass(frozen=True)
