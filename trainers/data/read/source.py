@@ -215,10 +215,28 @@ class Source:
             CorruptGroup: as `as_stored`.
             BadInput: likewise; or a request's lists are not one value per candidate.
         """
+        return self._flat(self.as_stored(group, self._stored_of(columns)), group, columns)
+
+    def stretches(self, group: RowGroup, columns: list[str], rows: int) -> Iterator[pa.Table]:
+        """Read some columns of a row group as `read` does, in tables of so many stored rows.
+
+        Raises:
+            ArrowException, OSError, BadInput: something cannot be read; `read` says what is wrong.
+        """
+        for table in self.stream([group], self._stored_of(columns), rows):
+            yield self._flat(table, group, columns)
+
+    def _stored_of(self, columns: list[str]) -> list[str]:
+        """Return what is read for some columns: of requests at least one that has a value per candidate."""
+        if self.candidates is None or self.candidates.names.intersection(columns):
+            return columns
+        return [*columns, min(self.candidates.names)]
+
+    def _flat(self, table: pa.Table, group: RowGroup, columns: list[str]) -> pa.Table:
+        """Return a table with a row per candidate, if rows are requests."""
         if self.candidates is None:
-            return self.as_stored(group, columns)
-        some = columns if self.candidates.names.intersection(columns) else [*columns, min(self.candidates.names)]
-        return self.candidates.flattened(self.as_stored(group, some), self.place(group)).select(columns)
+            return table
+        return self.candidates.flattened(table, self.place(group)).select(columns)
 
     def as_stored(self, group: RowGroup, columns: list[str]) -> pa.Table:
         """Read some columns of a row group, in the calling thread.
