@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _INDEX = "index"  # its name in a sidecar
 _FOOTERS, _FOOTER_THREADS = 64, 16  # files that a thread looks at in one go; footers are far away: waiting, not work
+_WAITING = 4  # requests at a time
 _OPEN_FILES = 4  # that a thread keeps open
 _BUFFER = 2**16  # bytes of each column that are read at a time of a local file
 
@@ -202,6 +203,11 @@ class Source:
         if found is not None and found.nulls is not None and not listed:
             return found.nulls
         return sum(self._nulls(group, column) for group in self.groups)
+
+    @property
+    def waiting(self) -> int:
+        """Return how many threads should read beside those that decode, as so many wait for a network at a time."""
+        return 0 if self._distant is None else _WAITING
 
     def _nulls(self, group: RowGroup, column: str) -> int:
         try:
