@@ -44,9 +44,14 @@ def test_lists_over_their_limit_are_cut_and_counted(small_run):
 
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_evaluate_repeats_the_runs_own_figures(small_run, tmp_path, split):
+    """With that split alone: what was measured on the training split is in the checkpoint."""
     shutil.copytree(small_run, tmp_path / "small")
+    shutil.copytree(small_run.parents[1] / "data" / split, tmp_path / "data" / split)
+    config = tmp_path / "small/config.yaml"
+    config.write_text(config.read_text().replace(str(small_run.parents[1] / "data"), str(tmp_path / "data")))
     result = json.loads((small_run / "result.json").read_text())
     found = launch.evaluate(tmp_path / "small", split, "best")
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {split}
     assert set(found) == {key for key in result if key.startswith(f"{split}.")}
     assert found == {key: pytest.approx(result[key], rel=1e-6) for key in found}
 
