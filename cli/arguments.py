@@ -49,13 +49,10 @@ def here(text: str) -> Path:
     """Return the folder that samples are to be made in.
 
     Raises:
-        BadInput: it is a URI, which as a path would be a folder of that name.
+        BadInput: it is a URI, which as a path would be a folder of that name. typer puts the option before it.
     """
     if "://" in text:
-        raise BadInput(
-            f"--out {without_credentials(text)}: samples are made in a folder of this machine, or one that all nodes "
-            "of --address mount; name such a folder, and copy it to the store once it is whole"
-        )
+        raise BadInput(f"{without_credentials(text)} is no folder; make the samples in one, and copy it there")
     return Path(text)
 
 
