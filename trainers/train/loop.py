@@ -258,7 +258,9 @@ class Trainer:
             for output in self._scored(CATALOGUE, self._reader(CATALOGUE, shuffle=False)) if asked.catalogue else ():
                 retrieval.add(output.batch, listed=True)
         self._tell("computing the metrics", 0, 0)
-        return evaluation.compute() | retrieval.compute(), evaluation
+        metrics = evaluation.compute() | retrieval.compute()
+        evaluation.draws.values |= retrieval.draws
+        return metrics, evaluation
 
     def _scored(self, split: str, reader: Reader) -> Iterator[Output]:
         """Score the batches of a split, or of the catalogue, one after the other; raise Stopped where the run is to."""
