@@ -152,8 +152,8 @@ def _check(path: str, rule: Rule) -> None:
             )
     if rule.time is not None and not pa.types.is_integer(kind := schema.field(rule.time).type):
         raise BadInput(
-            f"--within: column '{rule.time}' of {path} is {kind}, but the clock is read in whole seconds or milliseconds "
-            "since 1970; store int64"
+            f"--within: column '{rule.time}' of {path} is {kind}, but the clock is read in whole seconds or "
+            "milliseconds since 1970; store int64"
         )
     nulls = ", ".join(f"count(*) - count({quoted(name)})" for name in keys)
     with duckdb.connect() as db:
