@@ -207,6 +207,36 @@ def table(
 
 
 @app.command()
+def requests(
+    flat: Annotated[Path, typer.Argument(metavar="DIR", help="Prepared data, with a row per sample.")],
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the requests: new, or one to add new days to.")],
+    candidates: Annotated[
+        int, typer.Option(min=1, max=2**16, help="The most candidates of a request; of more the next are another one.")
+    ] = 8,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Column that tells requests apart; may be given several times. By default user and time."),
+    ] = None,
+    within: Annotated[
+        int | None,
+        typer.Option(min=1, max=86_400, help="A request is what a user's rows in the same so many seconds are."),
+    ] = None,
+) -> None:
+    """Make requests of prepared data: what a user's rows share once, and a list of what each candidate has.
+
+    Example: `livetrain data requests data/ml-1m-rechorus --out data/ml-1m-requests`
+    """
+    from livetrain.trainers.data.write.requests import convert
+
+    made = convert(flat, folder, candidates, by or None, within, note)["requests"]
+    for part, count in made["parts"].items():
+        each = count["rows"] / max(count["requests"], 1)
+        say(f"{part}: {count['rows']:,} rows are {count['requests']:,} requests, {each:.1f} rows each")
+    say(f"{folder}: once per request: {', '.join(made['user'])}; per candidate: {', '.join(made['candidates'])}")
+    say(f"a recipe's data: {{path: {folder}, layout: request, candidates: {made['most']}}}")
+
+
+@app.command()
 def simulate(
     users: Annotated[str, typer.Option(help="How many users: 500, 20k, 1.5m.")],
     days: Annotated[int, typer.Option(help="How many days of log, from 2025-05-25 on.")],

@@ -21,6 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.modules.batch import Requests
 from livetrain.modules.features.bag import Found, Weigh, pools_where_rows_lie
 from livetrain.modules.features.carriers import Carried, Encode, Prepare, Select, has_transforms
 from livetrain.modules.features.dense import Normalise
@@ -91,7 +92,7 @@ class Dense(nn.Module):
         """Return the logits (B,) by task from jagged embeddings, (N_f, dim) and (B,) per feature, and dense (B, D).
 
         `keys` are the raw ids that the network asks for (see modules.network), `vectors` those that events carry,
-        (N_f, w) by feature, NaN = missing.
+        (N_f, w) by feature, NaN = missing. Features that rows share are as `Found` says.
         """
         dense = self.normalise(dense)
         if vectors is not None:
@@ -100,7 +101,10 @@ class Dense(nn.Module):
             if self.encode is not None:
                 dense, values = self.encode(dense, values, vectors)
             return self.network(values, lengths, dense, weights)
-        if self.parts > 1 and self.training and torch.is_grad_enabled():
+        in_parts = self.parts > 1 and self.training and torch.is_grad_enabled()
+        if in_parts or not self.network.shares:
+            values, lengths, vectors = jagged.each_its_own(values, lengths, vectors)
+        if in_parts:
             return self.in_parts(values, lengths, dense, weights, keys, vectors)
         return self.answer(values, lengths, dense, weights, keys, vectors)
 
@@ -260,6 +264,7 @@ class Model(nn.Module):
         dense: torch.Tensor,
         weights: torch.Tensor | None = None,
         vectors: torch.Tensor | None = None,
+        requests: Requests | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the logits (B,) by task.
 
@@ -268,16 +273,17 @@ class Model(nn.Module):
             dense: (B, W) float32, NaN = missing; the columns of features whose carrier is numbers, as in `Batch`.
             weights: (B,), 0 marks padding rows; None when serving.
             vectors: `Batch.vectors`, where events carry some.
+            requests: `Batch.requests`, where rows share features.
         """
         values: dict[str, torch.Tensor] = {}
         lengths: dict[str, torch.Tensor] = {}
         if len(self.tables):
-            rows = self.hash(ids) if self.select is None else self.hash(ids, dense)
+            rows = self.hash(ids) if self.select is None else self.hash(ids, dense, requests)
             weighed = self.weigh(ids, rows) if self.found.pooled else rows
             found = [
                 collection(weighed if name in self.found.pooled else rows) for name, collection in self.tables.items()
             ]
-            values, lengths = self.found(found, ids, rows)
+            values, lengths = self.found(found, ids, rows, requests)
         if self.select is not None:
             dense = self.select(dense)
         keys = None if self.key is None or weights is None else ids[self.key].values()

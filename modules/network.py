@@ -31,8 +31,10 @@ class Network(nn.Module):
     What else it can do it says by these members. A subclass sets those that it has, after ``super().__init__()``.
 
     Attributes:
-        shares: class attribute. True: when serving, `forward` also takes a feature of one row that all rows of `dense`
-            share. For the other networks modules.serving.scorer repeats it.
+        shares: class attribute. True: `forward` also takes features that rows of `dense` share: when serving, one row
+            of a feature for all of them; of data of requests, one row per request. `row` and `pool` know which, and
+            modules.layers.jagged.of_rows gives each row its own of anything that is computed once per request. For
+            the other networks the features are repeated for each row.
         key: name of an id feature whose raw ids `forward` is given as `keys` wherever it is given `weights`.
         trunk: module that all tasks share, called once per step as ``trunk(x, ...)`` with x (B, width): where
             gradients of `scope: trunk` are compared.
@@ -72,7 +74,7 @@ class Network(nn.Module):
 
         Args:
             values: feature -> (N, dim) embeddings of all rows one after another, N = the sum of its lengths.
-            lengths: feature -> (B,), 0 or 1 of an id feature; (1,) of a feature that all rows share, if `shares`.
+            lengths: feature -> (B,), 0 or 1 of an id feature; (1,) or (R,) of a feature that rows share, if `shares`.
             dense: (B, D), normalised; the columns are `Inputs.dense`.
             weights: (B,), 0 marks padding rows, which must not change what others learn; None when serving.
 
@@ -92,7 +94,7 @@ class Network(nn.Module):
             feature: name of an id feature.
             size: B, which is ``dense.size(0)``.
         """
-        return jagged.rows(values[feature], lengths[feature]).expand(size, -1)
+        return jagged.of_rows(jagged.rows(values[feature], lengths[feature]), lengths, size)
 
     def pool(self, values: dict[str, Tensor], lengths: dict[str, Tensor], feature: str, size: int) -> Tensor:
         """Return the mean of a sequence feature's embeddings of each row, (size, dim): zeros where a row has none.
@@ -103,4 +105,4 @@ class Network(nn.Module):
             feature: name of a sequence feature.
             size: B, which is ``dense.size(0)``.
         """
-        return jagged.pool(values[feature], lengths[feature], True).expand(size, -1)
+        return jagged.of_rows(jagged.pool(values[feature], lengths[feature], True), lengths, size)

@@ -58,7 +58,7 @@ def leave_scratch(run: Path) -> None:
     [
         (spoil_result, "result: JSONDecodeError"),
         (spoil_checkpoint, "is damaged"),
-        (lose_step, "train lines are not"),
+        (lose_step, ": train lines are"),
         (twice_tested, "has 2 test lines"),
         (other_scores, "differ from golden.json"),
         (leave_scratch, "left: "),

@@ -64,7 +64,9 @@ def tune(
         KeyboardInterrupt: the sweep was interrupted; `resume` goes on with it.
 
     Example:
-        >>> sweep = tune("small.yaml", {"optimizers.dense.lr": {"choice": [0.001, 0.01]}}, samples=2)
+        >>> space = {"optimizers.dense.lr": {"choice": [0.001, 0.01]}}
+        >>> sweep = tune("small.yaml", space, samples=2)  # doctest: +ELLIPSIS
+        trial 00...
         >>> sweep.best.values, sweep.frame["state"].tolist()
         ({'optimizers.dense.lr': 0.01}, ['finished', 'finished'])
     """

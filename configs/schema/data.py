@@ -90,6 +90,14 @@ class Data(Section):
 
     path: Text = Field(description="folder or URI (s3://, gs://, hdfs://) that holds train/, valid/ and test/, or days")
     days: Days | None = Field(None, description="the splits as days of path's partitions date=YYYY-MM-DD/")
+    layout: Literal["row", "request"] = Field(
+        "row",
+        description="request: a user's columns once, and lists of what each candidate has; then batch_size, "
+        "shuffle_window and row groups count requests",
+    )
+    candidates: Annotated[int, *whole(1, 2**16)] | None = Field(
+        None, description="layout request: the most candidates of a request"
+    )
     batch_size: Annotated[int, *whole(1, 2**24)] = Field(1536, description="rows per step over all workers together")
     shards: Annotated[int, *whole(1, 2**16)] = Field(
         192, description="virtual shards; sample order depends on them and never on the workers"
@@ -104,3 +112,18 @@ class Data(Section):
     prefetch: Annotated[int, *whole(1, 1024)] = Field(4, description="batches that a worker keeps ready")
     on_corrupt: Literal["stop", "skip"] = Field("stop", description="an unreadable row group: stop, or skip and count")
     negatives: Negatives | None = Field(None, description="draw negatives while the training split is read")
+
+    @model_validator(mode="after")
+    def _requests_have_a_cap(self) -> "Data":
+        if (self.layout == "request") != (self.candidates is not None):
+            raise BadInput(
+                "data.candidates: layout request needs the most candidates that a request has, as candidates: 8"
+                if self.candidates is None
+                else "data.candidates: belongs to layout: request; set that, or leave candidates out"
+            )
+        if self.layout == "request" and self.negatives is not None:
+            raise BadInput(
+                "data.negatives: are drawn for rows, and layout request has a request's candidates in one row; use "
+                "layout: row, or write the negatives as candidates with label 0"
+            )
+        return self

@@ -15,6 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.features.bag import BagFeature
 from livetrain.configs.schema import Feature, Recipe
+from livetrain.modules.batch import Requests
 from livetrain.modules.features.registry import register_feature
 from livetrain.modules.features.transform import Transform
 from livetrain.modules.layers import jagged
@@ -140,7 +141,7 @@ class Found(nn.Module):
         self.weighted = {name for name, feature in features.items() if feature.weighted}
 
     def forward(
-        self, found: list[Any], ids: KeyedJaggedTensor, rows: KeyedJaggedTensor
+        self, found: list[Any], ids: KeyedJaggedTensor, rows: KeyedJaggedTensor, requests: Requests | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Take one batch's embeddings apart.
 
@@ -148,28 +149,38 @@ class Found(nn.Module):
             found: of each collection what it answered.
             ids: the batch's raw ids.
             rows: what was looked up.
+            requests: the batch's.
 
         Returns:
             Embeddings (N, dim) and lengths (B,) by feature, N their sum. A bag has one embedding in every row, zeros
-            where it has no ids; any other feature has its ids' own.
+            where it has no ids; any other feature has its ids' own. Of a feature that rows share there are lengths
+            (R,), with what `jagged.of_requests` adds; of a bag that they share each row has the request's.
         """
         values: dict[str, Tensor] = {}
         lengths: dict[str, Tensor] = {}
+        shared: dict[str, int] = {}
         for (name, features), answer in zip(self.collections.items(), found, strict=True):
             each = answer.to_dict() if name in self.pooled else answer
             for feature in features:
+                of = requests if requests is not None and feature in requests.keys else None
+                size = rows.stride() if of is None else of.size  # beyond its requests a shared feature has no ids
                 if name in self.pooled:
-                    values[feature], lengths[feature] = self._of_pooled(feature, each[feature], rows)
+                    found_here, counts = self._of_pooled(feature, each[feature][:size], rows)
                 else:
                     part = each[feature]
-                    values[feature], lengths[feature] = self._of_ids(feature, part.values(), part.lengths(), ids)
-        return values, lengths
+                    found_here, counts = self._of_ids(feature, part.values(), part.lengths()[:size], ids)
+                if of is not None and self.poolings[feature]:
+                    found_here, counts = found_here.index_select(0, of.of), counts.index_select(0, of.of)
+                elif of is not None:
+                    shared[feature] = of.keys[feature]
+                values[feature], lengths[feature] = found_here, counts
+        return values, lengths if requests is None else jagged.of_requests(lengths, requests.of, shared)
 
     def _of_pooled(self, feature: str, found: Tensor, rows: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
-        place, size = rows.keys().index(feature), rows.stride()
+        place, size = rows.keys().index(feature), found.size(0)
         if self.poolings[feature]:
             return found, found.new_ones(size, dtype=torch.long)
-        lengths, count = rows.lengths().view(-1, size)[place], rows.length_per_key()[place]
+        lengths, count = rows.lengths().view(-1, rows.stride())[place, :size], rows.length_per_key()[place]
         if count < size:  # without the zeros of rows that have no id
             found = found.index_select(0, jagged.segments(lengths, count))
         return found, lengths

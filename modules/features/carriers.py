@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.schema import Feature
+from livetrain.modules.batch import Requests
 from livetrain.modules.features.cross import cross
 from livetrain.modules.features.transform import Transform
 
@@ -50,12 +51,13 @@ class Prepare(nn.Module):
         self.transforms = nn.ModuleDict({keyed(name): transforms[name] for name in self.changed})
         self.crosses = {name: feature.parts for name, feature in features.items() if feature.parts}
 
-    def forward(self, ids: KeyedJaggedTensor, numbers: Tensor) -> KeyedJaggedTensor:
+    def forward(self, ids: KeyedJaggedTensor, numbers: Tensor, requests: Requests | None = None) -> KeyedJaggedTensor:
         """Prepare one batch.
 
         Args:
             ids: raw ids.
             numbers: (B, W) raw numbers.
+            requests: the batch's.
 
         Returns:
             Table rows of the features in the order of `hashing`'s keys; one id per row of a feature made of numbers.
@@ -82,7 +84,8 @@ class Prepare(nn.Module):
         }
         length_of_key = dict(zip(keys, torch.cat(lengths).view(-1, size), strict=True))
         for name, of in self.crosses.items():
-            made, there = cross([of_key[part] for part in of], [length_of_key[part] for part in of])
+            each = [self._by_row(part, of_key[part], length_of_key[part], requests) for part in of]
+            made, there = cross([part for part, _ in each], [length for _, length in each])
             parts.append(made)
             lengths.append(there)
             keys.append(name)
@@ -91,6 +94,12 @@ class Prepare(nn.Module):
             keys=keys, values=torch.cat(parts), lengths=torch.cat(lengths), stride=size, length_per_key=counts
         )
         return self.hashing(joined)
+
+    def _by_row(self, name: str, values: Tensor, lengths: Tensor, requests: Requests | None) -> tuple[Tensor, Tensor]:
+        """Return a feature's ids and lengths (B,) by row, where it may be shared."""
+        if requests is None or name not in requests.keys:
+            return values, lengths
+        return requests.spread(name, values, lengths[: requests.size])
 
 
 class Select(nn.Module):

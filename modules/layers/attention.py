@@ -41,7 +41,14 @@ class ActivationUnit(nn.Module):
         self.rest = MLP(units[0], units[1:], activation, outputs=1)
 
     def forward(
-        self, query: Tensor, events: Tensor, side: Tensor | None, lengths: Tensor, weights: Tensor | None
+        self,
+        query: Tensor,
+        events: Tensor,
+        side: Tensor | None,
+        lengths: Tensor,
+        weights: Tensor | None,
+        request: Tensor | None = None,
+        total: int = 0,
     ) -> Tensor:
         """Pool the events of each row.
 
@@ -49,8 +56,10 @@ class ActivationUnit(nn.Module):
             query: (B, d), the candidate.
             events: (N, d), N = sum of lengths.
             side: (N, s), or None when the unit has no side.
-            lengths: (B,) integer.
+            lengths: (B,) integer; (R,) where rows of one request share its events.
             weights: (B,), events of rows of weight 0 stay out of Dice's statistics.
+            request: (B,) int64, the request of each row; None where each row has its own events.
+            total: with `request` M, the number of pairs of a row and an event of its request.
 
         Returns:
             (B, d + s); zeros for a row without events.
@@ -58,13 +67,18 @@ class ActivationUnit(nn.Module):
         if self.training and not torch.jit.is_scripting():
             library = compiled.library_for(events)
             if library is not None and self.dice:
-                return self._native(library, query, events, side, lengths, weights)
+                return self._native(library, query, events, side, lengths, weights, request, total)
         size = query.size(0)
+        of_events = self._of_events(events, side)  # (N, H)
+        if request is not None:  # from here on there are M events, those of each row
+            place, lengths = jagged.repeated(lengths, request, total)
+            of_events, events = of_events.index_select(0, place), events.index_select(0, place)
+            side = side if side is None else side.index_select(0, place)
         segment = jagged.segments(lengths, events.size(0))  # (N,)
         valid = weights
         if weights is not None:
             valid = jagged.spread(weights, segment)
-        hidden = self.activation(self._first(query, events, side, segment), valid)  # (N, H)
+        hidden = self.activation(self._first(query, events, of_events, segment), valid)  # (N, H)
         relevance = self.rest(hidden, valid)  # (N, 1)
         if self.softmax:
             relevance = jagged.segment_softmax(widen(relevance), segment, size)
@@ -116,27 +130,34 @@ class ActivationUnit(nn.Module):
         side: Tensor | None,
         lengths: Tensor,
         weights: Tensor | None,
+        request: Tensor | None,
+        total: int,
     ) -> Tensor:
-        """Do what `forward` does by compiled passes."""
-        where = fused.Events.of(lengths, weights, events)
+        """Do what `forward` does by compiled passes, which read a request's events where they are."""
+        where = fused.Events.of(lengths, weights, events, request, total)
         e = (events if side is None else torch.cat([events, side], 1)).contiguous()  # (N, d + s)
         blocks = self.first.weight.split(self.blocks, 1)
         dices, linears = [self.activation, *self.rest.activations], [*self.rest.linears, self.rest.last]
-        relevance = fused.relevance(library, where, query, e, blocks, self.first.bias, dices, linears)  # (N, 1)
+        relevance = fused.relevance(library, where, query, e, blocks, self.first.bias, dices, linears)  # (M, 1)
         if self.softmax:
-            segment = jagged.segments(lengths, e.size(0))
+            segment = jagged.segments(where.offsets.diff(), len(relevance))
             relevance = jagged.segment_softmax(relevance, segment, query.size(0))
         return fused.WeightedSums.apply(library, where, relevance, e)
 
-    def _first(self, query: Tensor, events: Tensor, side: Tensor | None, segment: Tensor) -> Tensor:
+    def _of_events(self, events: Tensor, side: Tensor | None) -> Tensor:
+        """Return what of `self.first` sees an event alone, (N, H)."""
+        _, of_event, of_difference, _, of_side = self.first.weight.split(self.blocks, 1)
+        found = F.linear(events, of_event - of_difference)
+        return found if side is None else torch.addmm(found, side, of_side.t())
+
+    def _first(self, query: Tensor, events: Tensor, of_events: Tensor, segment: Tensor) -> Tensor:
         """Apply `self.first` to [q, e, q - e, q * e, s] without building it: (N, H).
 
-        The blocks that only see the candidate are computed once a row and spread over its events:
+        The blocks that only see the candidate are computed once a row and spread over its events, and those that only
+        see the event are `_of_events`:
         W [q, e, q-e, q*e, s] + b = [(Wq + Wd) q + b] + (We - Wd) e + Wp (q * e) + Ws s.
         """
-        of_query, of_event, of_difference, of_product, of_side = self.first.weight.split(self.blocks, 1)
+        of_query, _, of_difference, of_product, _ = self.first.weight.split(self.blocks, 1)
         of_rows = F.linear(query, of_query + of_difference, self.first.bias)  # (B, H)
         hidden = jagged.spread(widen(of_rows), segment)  # (N, H); its gradient sums a whole history, in float32
-        hidden = torch.addmm(hidden, events, (of_event - of_difference).t())
-        hidden = torch.addmm(hidden, jagged.spread(query, segment) * events, of_product.t())
-        return hidden if side is None else torch.addmm(hidden, side, of_side.t())
+        return torch.addmm(hidden + of_events, jagged.spread(query, segment) * events, of_product.t())

@@ -65,13 +65,13 @@ class Query(nn.Module):
         self.beside = [inputs.beside(name) for name in part.events]
 
     def forward(self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor) -> Tensor:
-        """Return each row's candidate, (B, d), or (1, d) where all rows share it; arguments as `Bottom`'s."""
+        """Return each row's candidate, (B, d); arguments as `Bottom`'s."""
         parts: list[Tensor] = []
         for i, name in enumerate(self.query):
             start, width = self.beside[i]
-            found = jagged.rows(values[name], lengths[name])
+            found = jagged.of_rows(jagged.rows(values[name], lengths[name]), lengths, dense.size(0))
             if width > 0:
-                found = torch.cat([found.expand(dense.size(0), -1), dense.narrow(1, start, width)], 1)
+                found = torch.cat([found, dense.narrow(1, start, width)], 1)
             parts.append(found)
         return torch.cat(parts, 1)
 
@@ -98,14 +98,18 @@ class History(nn.Module):
         """Return the pooled history, (B, width); arguments as `Bottom`'s."""
         first, size = self.events[0], dense.size(0)
         check_parallel(lengths, self.events + self.side)
-        query = self.query(values, lengths, dense).expand(size, -1)  # (B, d)
+        query = self.query(values, lengths, dense)  # (B, d)
         events = torch.cat([values[name] for name in self.events], 1)  # (N, d)
         side: Tensor | None = None
         if len(self.side) > 0:
             side = torch.cat([values[name] for name in self.side], 1)  # (N, s)
-        if lengths[first].size(0) != size:  # one history for all rows
-            return self.unit.shared(query, events, side)
-        return self.unit(query, events, side, lengths[first], weights)
+        if lengths[first].size(0) == size:
+            return self.unit(query, events, side, lengths[first], weights)
+        request = jagged.request_of(lengths)
+        if request is not None:  # one history per request
+            total = jagged.events_of(lengths, first)
+            return self.unit(query, events, side, lengths[first], weights, request, total)
+        return self.unit.shared(query, events, side)  # one history for all rows
 
 
 def check_parallel(lengths: dict[str, Tensor], names: list[str]) -> None:
@@ -169,7 +173,7 @@ class Bottom(nn.Module):
 
         Args:
             values: feature -> (sum of lengths, dim) embeddings; the sequences of one attention have equal lengths.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
+            lengths: feature -> (B,), or fewer of a feature that rows share, see `Network`.
             dense: (B, D), normalised.
             weights: (B,), 0 marks padding; None when serving.
 

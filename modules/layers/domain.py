@@ -34,11 +34,11 @@ class Domain(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, values: dict[str, Tensor], lengths: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the events of each row, (N, d), and how many it has, (B,).
+        """Return the events of each row, (N, d), and how many it has, (B,); or those of what rows share.
 
         Args:
             values: feature -> (sum of lengths, dim) embeddings.
-            lengths: feature -> (B,), or (1,) of features that all rows share.
+            lengths: feature -> (B,), or fewer of features that rows share, see `Network`.
 
         Raises:
             BadInput: the domain's lists differ in length; ValueError when scripted.
@@ -52,4 +52,4 @@ class Domain(nn.Module):
     def candidate(self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor) -> Tensor:
         """Return the candidate of each of B rows, (B, d); dense is the network's, (B, D)."""
         found = self.query(values, lengths, dense)
-        return self.norm(self.project(found)).expand(dense.size(0), -1)
+        return self.norm(self.project(found))

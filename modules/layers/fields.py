@@ -51,7 +51,7 @@ class Fields(nn.Module):
 
         Args:
             values: feature -> (sum of lengths, dim) embeddings.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share.
+            lengths: feature -> (B,), or fewer of a feature that rows share, see `Network`.
             dense: (B, D), normalised.
 
         Returns:

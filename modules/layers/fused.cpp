@@ -233,6 +233,12 @@ void share(int64_t n, int64_t threads, const Work& work) {
   }
 }
 
+// The first row from b on that shares no events with the row before: where one thread's rows end and another's begin.
+inline int64_t own(int64_t b, int64_t B, const int64_t* begins) {
+  while (0 < b && b < B && begins[b] == begins[b - 1]) ++b;
+  return b;
+}
+
 // out (H,) += the sum of the rows of x
 inline void add_rows(int64_t n, int64_t H, const T* x, T* __restrict out) {
   for (int64_t i = 0; i < n; ++i, x += H) {
@@ -261,9 +267,12 @@ inline void turn(int64_t H, int64_t K, const T* event, const T* product, const T
 
 extern "C" {
 
-// x (N, H) = base_b + e A_b for the events e (N, k) of every row b of B, and its moments (2, H) around `centre`.
-void first_forward(int64_t B, int64_t k, int64_t H, const int64_t* offsets, const T* e, const T* q, const T* base,
-                   const T* event, const T* product, const T* centre, const T* valid, T* x, T* sums, int64_t threads) {
+// x (M, H) = base_b + e A_b for the events of every row b of B, and its moments (2, H) around `centre`. Row b's pairs
+// with its events begin at offsets[b], and these events in e (N, k) at begins[b]: rows that follow one another may share
+// theirs.
+void first_forward(int64_t B, int64_t k, int64_t H, const int64_t* offsets, const int64_t* begins, const T* e,
+                   const T* q, const T* base, const T* event, const T* product, const T* centre, const T* valid, T* x,
+                   T* sums, int64_t threads) {
   std::vector<Sums> found(threads, Sums(2 * H));
   share(B, threads, [&](int64_t thread, int64_t from, int64_t to) {
     Array layer(k * H);
@@ -272,7 +281,7 @@ void first_forward(int64_t B, int64_t k, int64_t H, const int64_t* offsets, cons
       if (n == 0) continue;
       T* x_b = x + offsets[b] * H;
       fold(k, H, event, product, q + b * k, layer.data());
-      product_of(n, k, H, e + offsets[b] * k, k, 1, layer.data(),
+      product_of(n, k, H, e + begins[b] * k, k, 1, layer.data(),
                  [&](int64_t i, int64_t j, V v) { at(x_b + i * H + j) = v + at(base + b * H + j); });
       moments(n, H, x_b, centre, valid ? valid + offsets[b] : nullptr, found[thread].few.data());
       found[thread].fold(n);
@@ -333,29 +342,35 @@ void next_backward(int64_t N, int64_t H, int64_t m, const T* x, const T* curve, 
   }
 }
 
-// Back through the first layer from d_x (N, H), to be completed: d_e (N, k), d_base (B, H), d_q (B, k) without what
-// goes through base, and the gradients of event and product, (k, H). event_t and product_t are (H, K).
-void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* offsets, const T* e, const T* q,
-                    const T* product, const T* event_t, const T* product_t, const T* d_x, const T* x,
-                    const T* correction, const T* valid, T* d_e, T* d_base, T* d_q, T* d_event, T* d_product,
-                    int64_t threads) {
+// Back through the first layer from d_x (M, H), to be completed: d_e (N, k), zeros before, d_base (B, H), d_q (B, k)
+// without what goes through base, and the gradients of event and product, (k, H). event_t and product_t are (H, K).
+void first_backward(int64_t B, int64_t k, int64_t K, int64_t H, const int64_t* offsets, const int64_t* begins,
+                    const T* e, const T* q, const T* product, const T* event_t, const T* product_t, const T* d_x,
+                    const T* x, const T* correction, const T* valid, T* d_e, T* d_base, T* d_q, T* d_event,
+                    T* d_product, int64_t threads) {
   std::vector<Sums> events(threads, Sums(k * H)), products(threads, Sums(k * H));
   share(B, threads, [&](int64_t thread, int64_t from, int64_t to) {
     Array whole, layer(H * K), wide(K, T(0)), made;
-    for (int64_t b = from; b < to; ++b) {
+    for (int64_t b = own(from, B, begins), end = own(to, B, begins); b < end; ++b) {
       const int64_t first = offsets[b], n = offsets[b + 1] - first;
       if (n == 0) continue;
       whole.resize(std::max<size_t>(whole.size(), n * H));
       made.resize(std::max<size_t>(made.size(), n * K));
       T* d = whole.data();
-      const T *q_b = q + b * k, *e_b = e + first * k;
+      const T *q_b = q + b * k, *e_b = e + begins[b] * k;
       complete(n, H, d_x + first * H, x + first * H, correction, valid ? valid + first : nullptr, d);
       add_rows(n, H, d, d_base + b * H);
       std::copy_n(q_b, k, wide.data());
       turn(H, K, event_t, product_t, wide.data(), layer.data());
-      T* d_e_b = K == k ? d_e + first * k : made.data();
-      product_of(n, H, K, d, H, 1, layer.data(), [&](int64_t i, int64_t j, V v) { at(d_e_b + i * K + j) = v; });
-      for (int64_t i = 0; i < n && K != k; ++i) std::copy_n(d_e_b + i * K, k, d_e + (first + i) * k);
+      T* d_e_b = d_e + begins[b] * k;
+      if (K == k) {
+        product_of(n, H, K, d, H, 1, layer.data(), [&](int64_t i, int64_t j, V v) { at(d_e_b + i * K + j) += v; });
+      } else {
+        product_of(n, H, K, d, H, 1, layer.data(), [&](int64_t i, int64_t j, V v) { at(made.data() + i * K + j) = v; });
+        for (int64_t i = 0; i < n; ++i) {
+          for (int64_t j = 0; j < k; ++j) d_e_b[i * k + j] += made[i * K + j];
+        }
+      }
       // The gradient of A_b first: added to the sums as it is made, it would keep the product waiting for memory.
       product_of(k, n, H, e_b, 1, k, d, [&](int64_t c, int64_t j, V v) { at(layer.data() + c * H + j) = v; });
       for (int64_t c = 0; c < k; ++c) {
@@ -421,31 +436,34 @@ void linear_backward(int64_t N, int64_t k, int64_t K, int64_t H, const T* x, con
   for (int64_t t = 0; t < threads; ++t) weights[t].into(d_weight), biases[t].into(d_bias);
 }
 
-// pooled (B, k) = the sum of each row's events e (N, k) times their weights w (N,)
-void pool_forward(int64_t B, int64_t k, const int64_t* offsets, const T* w, const T* e, T* pooled, int64_t threads) {
+// pooled (B, k) = the sum of each row's events, of e (N, k), times their weights w (M,); see `first_forward`
+void pool_forward(int64_t B, int64_t k, const int64_t* offsets, const int64_t* begins, const T* w, const T* e, T* pooled,
+                  int64_t threads) {
   share(B, threads, [&](int64_t, int64_t from, int64_t to) {
     for (int64_t b = from; b < to; ++b) {
       T* __restrict out = pooled + b * k;
       std::fill_n(out, k, T(0));
-      for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) {
+      const T* e_i = e + begins[b] * k;
+      for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i, e_i += k) {
 #pragma GCC ivdep
-        for (int64_t j = 0; j < k; ++j) out[j] += w[i] * e[i * k + j];
+        for (int64_t j = 0; j < k; ++j) out[j] += w[i] * e_i[j];
       }
     }
   });
 }
 
-void pool_backward(int64_t B, int64_t k, const int64_t* offsets, const T* w, const T* e, const T* d_pooled, T* d_w,
-                   T* d_e, int64_t threads) {
+void pool_backward(int64_t B, int64_t k, const int64_t* offsets, const int64_t* begins, const T* w, const T* e,
+                   const T* d_pooled, T* d_w, T* d_e, int64_t threads) {
   share(B, threads, [&](int64_t, int64_t from, int64_t to) {
-    for (int64_t b = from; b < to; ++b) {
-      const T* d = d_pooled + b * k;
-      for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i) {
+    for (int64_t b = own(from, B, begins), end = own(to, B, begins); b < end; ++b) {
+      const T *d = d_pooled + b * k, *e_i = e + begins[b] * k;
+      T* __restrict d_e_i = d_e + begins[b] * k;
+      for (int64_t i = offsets[b]; i < offsets[b + 1]; ++i, e_i += k, d_e_i += k) {
         T dot = 0;
-        for (int64_t j = 0; j < k; ++j) dot += d[j] * e[i * k + j];
+        for (int64_t j = 0; j < k; ++j) dot += d[j] * e_i[j];
         d_w[i] = dot;
 #pragma GCC ivdep
-        for (int64_t j = 0; j < k; ++j) d_e[i * k + j] = w[i] * d[j];
+        for (int64_t j = 0; j < k; ++j) d_e_i[j] += w[i] * d[j];
       }
     }
   });

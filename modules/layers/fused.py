@@ -20,18 +20,34 @@ ALIGN = 16  # what fused.cpp wants widths to be multiples of
 
 
 class Events(NamedTuple):
-    """Where each row's events lie."""
+    """Where each row's events lie: of M pairs of a row and an event its own, and of the N events those in them.
 
-    offsets: Tensor  # (B + 1,) int64
-    valid: Tensor | None  # (N,), 0 for the events of padding rows; None where there are none
+    Rows of one request follow one another and share its events; otherwise M = N, and `begins` are the offsets.
+    """
+
+    offsets: Tensor  # (B + 1,) int64, of the pairs
+    begins: Tensor  # (B,) int64 at least, of the events
+    valid: Tensor | None  # (M,), 0 for the pairs of padding rows; None where there are none
+
+    @property
+    def pairs(self) -> int:
+        """M."""
+        return int(self.offsets[-1])
 
     @classmethod
-    def of(cls, lengths: Tensor, weights: Tensor | None, like: Tensor) -> "Events":
-        """Build it from lengths (B,), weights (B,) or None, and the events (N, d)."""
+    def of(
+        cls, lengths: Tensor, weights: Tensor | None, like: Tensor, request: Tensor | None = None, total: int = 0
+    ) -> "Events":
+        """Build it from lengths (B,) or (R,), weights (B,) or None, the events (N, d), and as `ActivationUnit` says."""
+        begins = F.pad(lengths.long().cumsum(0), (1, 0))
+        total = like.size(0) if request is None else total
+        if request is not None:
+            begins, lengths = begins.index_select(0, request), lengths.index_select(0, request)
         valid = valid_rows(weights, like)
         if valid is not None:
-            valid = torch.repeat_interleave(valid, lengths, output_size=like.size(0))
-        return cls(F.pad(lengths.long().cumsum(0), (1, 0)), valid)
+            valid = torch.repeat_interleave(valid, lengths, output_size=total)
+        offsets = begins if request is None else F.pad(lengths.long().cumsum(0), (1, 0))
+        return cls(offsets, begins, valid)
 
 
 class Relevance(torch.autograd.Function):
@@ -57,33 +73,50 @@ class Relevance(torch.autograd.Function):
         library: to call.
         events: where the rows' events lie.
         dices: the activation of every hidden layer.
-        e, q: (N, d) and (B, d).
+        e, q: (N, d), the events, each once, and (B, d).
         base: (B, H).
         event, product: (d, H).
         rest: of each hidden layer alpha (H,), and weight (H', H) and bias (H',) of the linear layer that follows.
             All widths but that of the last layer are multiples of ALIGN, filled with zeros.
         """
         (rows, d), width = q.shape, base.size(1)
-        offsets, valid = events
-        x, sums = e.new_empty(e.size(0), width), e.new_zeros(2, width)
+        offsets, begins, valid = events
+        x, sums = e.new_empty(events.pairs, width), e.new_zeros(2, width)
         centre = _pad(dices[0].running_mean, width)
-        library.call("first_forward", rows, d, width, offsets, e, q, base, event, product, centre, valid, x, sums)
+        arguments = (offsets, begins, e, q, base, event, product, centre, valid, x, sums)
+        library.call("first_forward", rows, d, width, *arguments)
         x, kept = _onward(library, valid, dices, rest, x, sums)
         ctx.library, ctx.units = library, [dice.alpha.size(0) for dice in dices]
-        ctx.save_for_backward(offsets, valid, e, q, event, product, *rest[1::3], *kept)
+        ctx.save_for_backward(offsets, begins, valid, e, q, event, product, *rest[1::3], *kept)
         return x
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        offsets, valid, e, q, event, product, *saved = ctx.saved_tensors
+        offsets, begins, valid, e, q, event, product, *saved = ctx.saved_tensors
         d_out, out, correct, rest = _back(ctx.library, ctx.units, valid, saved, gradient)
         (rows, d), width = q.shape, event.size(1)
         room = _room(d)
         turned = [_pad(block, room, 0).t().contiguous() for block in (event, product)]  # (H, room)
-        d_e, d_q, d_base = torch.empty_like(e), torch.zeros_like(q), q.new_zeros(rows, width)
+        d_e, d_q, d_base = torch.zeros_like(e), torch.zeros_like(q), q.new_zeros(rows, width)
         d_event, d_product = torch.zeros_like(event), torch.zeros_like(product)
-        arguments = (offsets, e, q, product, *turned, d_out, out, correct, valid, d_e, d_base, d_q, d_event, d_product)
+        arguments = (
+            offsets,
+            begins,
+            e,
+            q,
+            product,
+            *turned,
+            d_out,
+            out,
+            correct,
+            valid,
+            d_e,
+            d_base,
+            d_q,
+            d_event,
+            d_product,
+        )
         ctx.library.call("first_backward", rows, d, room, width, *arguments)
         return None, None, None, d_e, d_q, d_base, d_event, d_product, *rest
 
@@ -134,22 +167,22 @@ class Layers(torch.autograd.Function):
 
 
 class WeightedSums(torch.autograd.Function):
-    """The sum of each row's events e (N, d) times their weights w (N, 1): (B, d)."""
+    """The sum of each row's events, of e (N, d), times their weights w (M, 1): (B, d)."""
 
     @staticmethod
     def forward(ctx: Any, library: Library, events: Events, w: Tensor, e: Tensor) -> Tensor:
         ctx.library = library
-        ctx.save_for_backward(events.offsets, w, e)
+        ctx.save_for_backward(events.offsets, events.begins, w, e)
         out = e.new_empty(events.offsets.size(0) - 1, e.size(1))
-        library.call("pool_forward", *out.shape, events.offsets, w, e, out)
+        library.call("pool_forward", *out.shape, events.offsets, events.begins, w, e, out)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        offsets, w, e = ctx.saved_tensors
-        d_w, d_e = torch.empty_like(w), torch.empty_like(e)
-        ctx.library.call("pool_backward", *gradient.shape, offsets, w, e, gradient.contiguous(), d_w, d_e)
+        offsets, begins, w, e = ctx.saved_tensors
+        d_w, d_e = torch.empty_like(w), torch.zeros_like(e)
+        ctx.library.call("pool_backward", *gradient.shape, offsets, begins, w, e, gradient.contiguous(), d_w, d_e)
         return None, None, d_w, d_e
 
 
@@ -163,7 +196,7 @@ def relevance(
     dices: list[Dice],
     linears: list[torch.nn.Linear],
 ) -> Tensor:
-    """Return the unit's weight of every event, (N, 1), differentiable.
+    """Return the unit's weight of every event of every row, (M, 1), differentiable.
 
     Args:
         library: to call.

@@ -29,7 +29,7 @@ class Gather(nn.Module):
 
         Args:
             values: feature -> (sum of lengths, dim) embeddings.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share.
+            lengths: feature -> (B,), or fewer of a feature that rows share, see `Network`.
             dense: (B, D), normalised.
 
         Returns:
@@ -41,4 +41,4 @@ class Gather(nn.Module):
         """Return the parts without the dense features: (B, dim) each, of B = `size` rows."""
         parts = [jagged.rows(values[name], lengths[name]) for name in self.ids]
         parts += [jagged.pool(values[name], lengths[name], True) for name in self.pooled]
-        return [part.expand(size, -1) for part in parts]
+        return [jagged.of_rows(part, lengths, size) for part in parts]

@@ -7,6 +7,96 @@ import torch
 from torch import Tensor
 
 
+def of_requests(lengths: dict[str, Tensor], request: Tensor, totals: dict[str, int]) -> dict[str, Tensor]:
+    """Add to a network's `lengths` what rows share features by: `request_of` and `events_of` read it.
+
+    Args:
+        lengths: feature -> (B,), or (R,) of a shared one.
+        request: (B,) int64, the request of each row.
+        totals: shared feature -> the sum of its lengths if each row had its own.
+    """
+    out = {**lengths, "(request)": request}  # no feature can have these names
+    for name, total in totals.items():
+        out["(events of) " + name] = request.new_empty(total, 0)  # its shape is known without asking a GPU
+    return out
+
+
+def request_of(lengths: dict[str, Tensor]) -> Tensor | None:
+    """Return the request of each row, (B,) int64; None where rows share no features, or all rows share them."""
+    return lengths.get("(request)")
+
+
+def events_of(lengths: dict[str, Tensor], name: str) -> int:
+    """Return how many ids a shared feature would have if each row had its own."""
+    return lengths["(events of) " + name].size(0)
+
+
+def of_rows(x: Tensor, lengths: dict[str, Tensor], size: int) -> Tensor:
+    """Give each row what it shares with others.
+
+    Args:
+        x: (B, ...) of the rows, (R, ...) of the requests (see `request_of`), or (1, d) of all rows.
+        lengths: a network's.
+        size: B, above R.
+
+    Returns:
+        (B, ...).
+    """
+    if x.size(0) == size:
+        return x
+    request = request_of(lengths)
+    return x.expand(size, -1) if request is None else x.index_select(0, request)
+
+
+def repeated(lengths: Tensor, request: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Repeat each request's list for every row of it.
+
+    Args:
+        lengths: (R,) integer.
+        request: (B,) int64, the request of each row.
+        total: M = sum of the rows' lengths.
+
+    Returns:
+        (M,) int64, which of the requests' N events each of the rows' events is, and the rows' lengths, (B,).
+
+    Example:
+        >>> repeated(torch.tensor([2, 1]), torch.tensor([0, 0, 1]), 5)
+        (tensor([0, 1, 0, 1, 2]), tensor([2, 2, 1]))
+    """
+    own = lengths.index_select(0, request)  # (B,)
+    begins = (lengths.cumsum(0) - lengths).index_select(0, request) - (own.cumsum(0) - own)
+    segment = segments(own, total)
+    return begins.index_select(0, segment) + torch.arange(total, device=lengths.device), own
+
+
+def each_its_own(
+    values: dict[str, Tensor], lengths: dict[str, Tensor], vectors: dict[str, Tensor] | None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor] | None]:
+    """Give each row its own of all that rows share, for a network that knows no requests.
+
+    Args:
+        values: feature -> (N, dim).
+        lengths: a network's.
+        vectors: feature -> (N, w), of some.
+
+    Returns:
+        The same for B rows without requests.
+    """
+    request = request_of(lengths)
+    if request is None:
+        return values, lengths, vectors
+    own = {name: length for name, length in lengths.items() if not name.startswith("(")}
+    carried = vectors
+    for name in values:
+        if "(events of) " + name not in lengths:
+            continue
+        place, own[name] = repeated(lengths[name], request, events_of(lengths, name))
+        values = {**values, name: values[name].index_select(0, place)}
+        if carried is not None and name in carried:
+            carried = {**carried, name: carried[name].index_select(0, place)}
+    return values, own, carried
+
+
 def rows(values: Tensor, lengths: Tensor) -> Tensor:
     """Return one vector per row of a feature that has at most one id per row; zeros where it has none.
 

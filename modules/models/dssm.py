@@ -65,7 +65,7 @@ class Tower(nn.Module):
 
         Args:
             values: feature -> (sum of lengths, dim) embeddings; those of the other side may be there too.
-            lengths: feature -> (B,), or (1,) of a feature that all rows share, when serving.
+            lengths: feature -> (B,), or fewer of a feature that rows share, see `Network`.
             dense: (B, D), all columns, normalised.
             weights: (B,), 0 marks padding; None when serving.
 

@@ -219,20 +219,29 @@ class FARM(Network):
             events, count = domain(values, lengths)
             views.append(filtered(events, count))
             counts.append(count)
+        request = jagged.request_of(lengths)
         rows = max([count.size(0) for count in counts])
         for i, count in enumerate(counts):
-            if count.size(0) < rows:  # one history for all rows, beside another one per row
+            if count.size(0) < rows and request is None:  # one history for all rows, beside another one per row
                 views[i], counts[i] = views[i].repeat(rows, 1), count.repeat(rows)
+            elif count.size(0) < rows:  # one history per request, beside another one per row
+                assert request is not None
+                total = jagged.events_of(lengths, self.domains[i].events[0])
+                place, counts[i] = jagged.repeated(count, request, total)
+                views[i] = views[i].index_select(0, place)
         fused = views
         if self.fuse is not None:
             fused = self.fuse(views, counts)
         parts = [self.gather(values, lengths, dense)]
         for i, (domain, unit) in enumerate(zip(self.domains, self.units)):  # noqa: B905
             query = domain.candidate(values, lengths, dense)
-            if counts[i].size(0) != size:  # one history for all rows
-                parts.append(unit.shared(query, fused[i], None))
-            else:
+            if counts[i].size(0) == size:
                 parts.append(unit(query, fused[i], None, counts[i], weights))
+            elif request is not None:  # one history per request
+                total = jagged.events_of(lengths, domain.events[0])
+                parts.append(unit(query, fused[i], None, counts[i], weights, request, total))
+            else:  # one history for all rows
+                parts.append(unit.shared(query, fused[i], None))
         logits = self.heads(self.trunk(torch.cat(parts, 1), weights))
         if self.align is not None and self.training and not torch.jit.is_scripting():  # a scripted file only scores
             logits[REGULARISER] = self._regulariser(views, counts, values, lengths, weights)
@@ -248,9 +257,13 @@ class FARM(Network):
         weights: Tensor | None,
     ) -> Tensor:
         """Return the alignment's weighted loss, from each domain's events before fusion."""
+        request = jagged.request_of(lengths)
         one, other = (jagged.pool(view, count, True) for view, count in zip(views, counts, strict=True))
-        valid = (counts[0] > 0) & (counts[1] > 0)
+        user, valid = jagged.rows(values[self.user], lengths[self.user]), (counts[0] > 0) & (counts[1] > 0)
+        if request is not None:  # a row's user counts as often as there are rows
+            size = request.size(0)
+            one, other, user, valid = (jagged.of_rows(each, lengths, size) for each in (one, other, user, valid))
         if weights is not None:
             valid = valid & (weights > 0)
         assert self.align is not None
-        return self.align(one, other, signature(jagged.rows(values[self.user], lengths[self.user])), valid)
+        return self.align(one, other, signature(user), valid)

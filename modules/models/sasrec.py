@@ -10,6 +10,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import ModelConfig, Task
 from livetrain.configs.values import Dropout, FeatureName, Few, Length, Size, Units
 from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers import jagged
 from livetrain.modules.layers.bottom import Attention, check_features
 from livetrain.modules.layers.buckets import buckets
 from livetrain.modules.layers.domain import Domain
@@ -86,7 +87,7 @@ class SASRec(Network):
         layout = buckets(count, events.size(0))
         for block in self.blocks:
             events = block(events, layout, count)
-        state = newest(self.norm(events), count).expand(size, -1)  # (B, d)
+        state = jagged.of_rows(newest(self.norm(events), count), lengths, size)  # (B, d)
         query = self.domain.candidate(values, lengths, dense)
         x = torch.cat([self.gather(values, lengths, dense), state, query, state * query], 1)
         return self.heads(self.tower(x, weights).unbind(1))

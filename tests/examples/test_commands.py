@@ -92,13 +92,13 @@ def test_it_is_evaluated_and_exported(home, run):
 
 
 def test_a_sweep_searches_their_keys(home):
-    space = {"model.width": {"choice": [4, 8]}, "tasks.click.gamma": {"uniform": [0, 2]}}
+    space = {"model.width": {"choice": [4, 8]}, "tasks.click.epsilon": {"uniform": [0, 2]}}
     (home / "space.yaml").write_text(dump_tree(space))
     words = ("recipe.yaml", "train.epochs=1", "cluster.workers=1", "--space", "space.yaml", "--samples", "2")
     livetrain(home, "tune", *words, "--scheduler", "none", "--out", "sweep")
     trials = json.loads((home / "sweep/sweep.json").read_text())["trials"]
     assert [trial["state"] for trial in trials] == ["finished"] * 2
-    assert trials[0]["values"]["tasks.click.gamma"] != trials[1]["values"]["tasks.click.gamma"]
+    assert trials[0]["values"]["tasks.click.epsilon"] != trials[1]["values"]["tasks.click.epsilon"]
 
 
 def test_a_cluster_is_sent_the_package(head, home):

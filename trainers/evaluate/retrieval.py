@@ -76,7 +76,8 @@ class Retrieval:
             return
         assert self._seen is not None  # the batch was scored inside `watching`
         user, item = (vectors.detach().float() for vectors in self._seen)
-        part = batch.ids[self._key]
+        assert self._key is not None
+        part = batch.lists(self._key)
         keys = jagged.rows(part.values().unsqueeze(1), part.lengths()).squeeze(1)
         real = (batch.weights > 0) & (part.lengths() > 0)
         is_item = real & (listed or not self._listed)
@@ -92,7 +93,8 @@ class Retrieval:
         """Return (B, L) keys of the items that each row's history holds; its own key where there are fewer."""
         had = keys.unsqueeze(1).repeat(1, self._limit)
         if self._history:
-            values, lengths = batch.ids[self._history].values(), batch.ids[self._history].lengths()
+            had_before = batch.lists(self._history)
+            values, lengths = had_before.values(), had_before.lengths()
             row = jagged.segments(lengths, len(values))
             first = lengths.cumsum(0) - lengths
             had[row, torch.arange(len(values), device=row.device) - first[row]] = values

@@ -18,15 +18,25 @@ from livetrain.configs.schema import Evaluate, Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.loading import load
 from livetrain.modules.serving.scorer import Encoder, Scorer
-from livetrain.trainers.data.read.columns import check_columns, id_kinds, settled, wanted_columns
+from livetrain.trainers.data.read.columns import (
+    check_columns,
+    flat_schema,
+    id_kinds,
+    is_null,
+    of_candidates,
+    settled,
+    wanted_columns,
+)
 from livetrain.trainers.data.read.decode import Decoder
 from livetrain.trainers.data.read.files import short
-from livetrain.trainers.data.read.records import Columns
+from livetrain.trainers.data.read.records import Columns, running
+from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import manifest, run_folder
 from livetrain.trainers.train import compatible
 
 CHUNK = 8192  # rows that are scored at once
+_ANY = 2**31 - 1  # candidates of a request: no batch has to hold so many
 Side = Literal["user", "item"]
 
 
@@ -133,26 +143,43 @@ class Predictor:
         """Raise BadInput where rows of a schema cannot be scored; `name` is theirs, for the message."""
         self._types(schema, name)
 
+    def lists(self, schema: pa.Schema, name: str) -> bool:
+        """Say whether rows of a schema are requests, of which each gets a list; `name` and errors as of `check`."""
+        return bool(of_candidates(settled(self._types(schema, name), self._wanted), self._wanted))
+
     def _types(self, schema: pa.Schema, name: str) -> dict[str, pa.DataType]:
-        types = check_columns(name, schema, self._wanted)
-        compatible.check_ids(self._trained_on, id_kinds(self.recipe, types), self.recipe, name)
+        types = check_columns(name, schema, self._wanted, self.recipe.data.layout == "request")
+        stored = settled(types, self._wanted)
+        flat = flat_schema(stored, of_candidates(stored, self._wanted))
+        kinds = id_kinds(self.recipe, {field.name: field.type for field in flat})
+        kinds = {feature: kind for feature, kind in kinds.items() if not is_null(types[self.recipe.column(feature)])}
+        compatible.check_ids(self._trained_on, kinds, self.recipe, name)
         return types
 
     def predict(self, table: pa.Table, name: str = "the table") -> pa.Table:
         """Return the added columns for the rows of a table, in its order.
+
+        Of a run on requests the table may hold requests, which get a list with a prediction of each candidate, or rows.
 
         Raises:
             BadInput: a column that the features need is missing, or is of another type.
         """
         schema = settled(self._types(table.schema, name), self._wanted)
         fitting = pa.Table.from_arrays([table.column(field.name).cast(field.type) for field in schema], schema=schema)
-        columns = self._decoder.decode(fitting.combine_chunks(), 0, name)
+        requests = Candidates(of_candidates(schema, self._wanted), _ANY)
+        counts = requests.counts(fitting, name) if requests.names else None
+        rows = fitting if counts is None else requests.flattened(fitting, name)
+        columns = self._decoder.decode(rows.combine_chunks(), 0, name)
         parts: list[list[np.ndarray]] = [[] for _ in self.names]
         with torch.inference_mode():
-            for inputs in _chunks(columns, self._decoder, self._dense, table.num_rows):
+            for inputs in _chunks(columns, self._decoder, self._dense, rows.num_rows):
                 for part, found in zip(parts, self._scored(inputs), strict=True):
                     part.append(found.float().numpy())
-        return pa.table([_array(np.concatenate(part)) for part in parts], names=self.names)
+        made = [_array(np.concatenate(part)) for part in parts]
+        if counts is not None:
+            offsets = pa.array(running(counts), pa.int32())
+            made = [pa.ListArray.from_arrays(offsets, part) for part in made]
+        return pa.table(made, names=self.names)
 
     def _scored(self, inputs: tuple[dict[str, Tensor], ...]) -> list[Tensor]:
         found = self._model(*inputs)

@@ -194,6 +194,8 @@ def _check(
     for path in files.paths:
         name, schema = files.named(path), read_footer(files.filesystem, path)[1]
         predictor.check(schema, name)
+        if best and predictor.lists(schema, name):
+            raise BadInput(f"--top: the rows of {name} are requests, each with a list of scores; leave --top out")
         if wanted is None:
             once = [field.name for field in schema if schema.names.count(field.name) == 1 and not is_list(field.type)]
             wanted = list(dict.fromkeys([*([best.group] if best else []), *(once if keep is None else keep)]))

@@ -79,7 +79,8 @@ def _held_out(recipe: Recipe, rows: int) -> Iterator[tuple[Batch, torch.Tensor]]
     """Yield the test split's first batches, and in each the places of real rows, `rows` in all."""
     reader = Reader(Source.open(recipe, "test"), recipe, rank=0, world=1, shuffle=False)
     with closing(reader.batches(0)) as batches:
-        for batch in batches:
+        for asked in batches:
+            batch = asked.flat(Carried(recipe.features).widths)
             real = torch.nonzero(batch.weights > 0).flatten()[:rows]
             rows -= real.numel()
             yield batch, real

@@ -234,7 +234,7 @@ class Trainer:
             for output in self._scored(split):
                 batch = output.batch
                 assert output.logits is not None  # the module is in evaluation mode
-                lengths = batch.ids[history].lengths() if history else None
+                lengths = batch.lists(history).lengths() if history else None
                 evaluation.update(
                     output.logits, batch.labels, batch.weights, batch.groups, lengths, batch.slices, batch.rows
                 )

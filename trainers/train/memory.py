@@ -87,7 +87,7 @@ def needs(recipe: Recipe, model: Model) -> list[Part]:
     copied = workers * numbers * (4 + mean + dense_optimizer(recipe).state_bytes)
     what = f"the model's {numbers:,} parameters"
     parts.append(Part("model", copied + 4 * workers * numbers, copied, what, "lower the sizes of its layers"))
-    size = recipe.data.batch_size * _row(recipe, model)
+    size = recipe.data.batch_size * (recipe.data.candidates or 1) * _row(recipe, model)
     parts.append(Part("data.batch_size", size, 0, "a step's rows", "lower it, or data.prefetch"))
     return parts
 

@@ -42,7 +42,7 @@ class Step(nn.Module):
         self.loss = Loss(recipe)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Output]:
-        return self.loss(self.model(batch.ids, batch.dense, batch.weights, batch.vectors), batch)
+        return self.loss(self.model(batch.ids, batch.dense, batch.weights, batch.vectors, batch.requests), batch)
 
 
 class Update(CombinedOptimizer):

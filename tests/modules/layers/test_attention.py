@@ -34,7 +34,8 @@ def test_first_layer_is_one_linear_of_the_concat(lengths, side):
     segment = jagged.segments(size, events.size(0))
     q = query[segment]
     blocks = [q, events, q - events, q * events] + ([extra] if side else [])
-    torch.testing.assert_close(module._first(query, events, extra, segment), module.first(torch.cat(blocks, 1)))
+    found = module._first(query, events, module._of_events(events, extra), segment)
+    torch.testing.assert_close(found, module.first(torch.cat(blocks, 1)))
 
 
 @pytest.mark.parametrize("softmax", [False, True])

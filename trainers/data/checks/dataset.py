@@ -1,6 +1,7 @@
 """A prepared dataset as the checks see it: its parts in time order, one DuckDB view, and a small fixed sample."""
 
 import datetime
+import functools
 import math
 import tempfile
 from collections.abc import Iterator
@@ -19,7 +20,9 @@ from livetrain.trainers.data.checks import roles
 from livetrain.trainers.data.checks.findings import Finding, Verdict, listed
 from livetrain.trainers.data.checks.roles import Roles
 from livetrain.trainers.data.checks.schema import agreed, quoted, selected
+from livetrain.trainers.data.read.columns import flat_schema
 from livetrain.trainers.data.read.files import find_files, read_footer, short
+from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.data.write import layout
 
 MEMORY = "2GB"  # of DuckDB; what does not fit goes to the temporary folder
@@ -70,9 +73,17 @@ class Dataset:
         self.connection.close()
         self._spill.cleanup()
 
-    @property
+    @functools.cached_property
     def rows(self) -> int:
+        if self.requests is not None:  # of which footers count no candidates
+            return self.query("SELECT count(*) FROM rows")[0][0]
         return sum(part.rows for part in self.parts)
+
+    @property
+    def requests(self) -> Candidates | None:
+        """What makes rows of the files' requests, where dataset.json says that they hold such."""
+        told = self.manifest.get("requests")
+        return None if told is None else Candidates(told["candidates"], told["most"])
 
     @property
     def learned(self) -> int:
@@ -110,13 +121,18 @@ class Dataset:
         groups = [(f, g, m) for p in parts for f, m in zip(p.files, p.footers, strict=True) for g in _groups(m)]
         chosen = spaced(len(groups), math.ceil(most / PIECE))
         quota = max(PIECE, math.ceil(most / max(len(chosen), 1)))
-        schema = pa.schema([self.schema.field(name) for name in columns])
+        schema, requests = pa.schema([self.schema.field(name) for name in columns]), self.requests
+        read = columns if requests is None else list({*columns, min(requests.names)})
         pieces = []
         for path, group, footer in (groups[place] for place in chosen):
             try:
                 with pq.ParquetFile(path, metadata=footer) as file:
-                    batches = file.iter_batches(quota, row_groups=[group], columns=columns, use_threads=False)
-                    pieces += [pa.Table.from_batches([batch]).select(columns).cast(schema) for batch in _first(batches)]
+                    batches = file.iter_batches(quota, row_groups=[group], columns=read, use_threads=False)
+                    for batch in _first(batches):
+                        table = pa.Table.from_batches([batch])
+                        if requests is not None:
+                            table = requests.flattened(table, f"{path}, row group {group}")[:quota]
+                        pieces.append(table.select(columns).cast(schema))
             except (pa.ArrowException, OSError) as error:
                 raise BadInput(
                     f"{path}, row group {group}: it does not decode ({short(error)}); write the file again"
@@ -153,6 +169,8 @@ def open_dataset(folder: Path) -> Dataset:
             footer, schemas[path] = read_footer(fs.LocalFileSystem(), str(path))
             part.footers.append(footer)
     manifest = layout.finished(folder) or {}
+    if (told := manifest.get("requests")) is not None:
+        schemas = {path: flat_schema(schema, frozenset(told["candidates"])) for path, schema in schemas.items()}
     schema, findings = agreed(schemas, manifest)
     if not any(part.rows for part in parts):
         raise BadInput(f"{folder}: not one row in {len(schemas)} files; prepare the data again")
@@ -203,6 +221,9 @@ def _define(dataset: Dataset) -> None:
         of_day = datetime.date.fromisoformat(part.name).toordinal() - _EPOCH if dataset.by_day else number
         if files:
             read = f"read_parquet([{files}], hive_partitioning = false, union_by_name = true)"
+            if dataset.requests is not None:
+                names = map(quoted, sorted(dataset.requests.names))
+                read = f"(SELECT * REPLACE ({', '.join(f'unnest({name}) AS {name}' for name in names)}) FROM {read})"
             pieces.append(f"SELECT {', '.join([*columns, f'{number} AS _part', f'{of_day} AS _day'])} FROM {read}")
     dataset.query(f"CREATE VIEW parts AS {' UNION ALL '.join(pieces)}")
     dataset.dated = dataset.by_day

@@ -166,8 +166,13 @@ _KINDS = {
 }
 
 
-def check_columns(file: str, schema: pa.Schema, wanted: list[tuple[str, str, str]]) -> dict[str, pa.DataType]:
-    """Return the plain types of the wanted columns of a file, each column once."""
+_OF_CANDIDATES = ("label", "number")  # what requests have one of per candidate
+
+
+def check_columns(
+    file: str, schema: pa.Schema, wanted: list[tuple[str, str, str]], requests: bool = False
+) -> dict[str, pa.DataType]:
+    """Return the plain types of the wanted columns of a file of rows, or of requests, each column once."""
     found = {}
     for column, kind, key in wanted:
         places = schema.get_all_field_indices(column)
@@ -180,12 +185,54 @@ def check_columns(file: str, schema: pa.Schema, wanted: list[tuple[str, str, str
             )
         stored = schema.field(places[0]).type
         found[column] = plain(stored)
-        if not _KINDS[kind].fits(found[column]):
+        if requests and kind in _OF_CANDIDATES and not is_list(found[column]):
+            raise BadInput(
+                f"{key}: column '{column}' of {file} is {worded(stored)}, and with layout: request it must be a list "
+                "with one value per candidate; group the rows by request, or use layout: row"
+            )
+        fits = _KINDS[kind].fits(found[column])
+        if requests and is_list(found[column]):
+            fits |= _KINDS[kind].fits(found[column].value_type)
+        if not fits:
             raise BadInput(
                 f"{key}: column '{column}' of {file} is {worded(stored)}, but must be {_KINDS[kind].wish}; "
                 f"{_mend(kind, found[column])}"
             )
     return found
+
+
+def of_candidates(schema: pa.Schema, wanted: list[tuple[str, str, str]]) -> frozenset[str]:
+    """Return the columns of a split of requests that hold one value per candidate.
+
+    These are lists of what their part in the recipe has one of in a row; labels and their weights always are. Of what
+    a slice alone names, lists are.
+
+    Args:
+        schema: of the split's columns, as stored.
+        wanted: see `wanted_columns`.
+
+    Example:
+        >>> schema = pa.schema({"user": pa.int64(), "item": pa.list_(pa.int64()), "seen": pa.list_(pa.int64())})
+        >>> parts = [("user", "id", ""), ("item", "id", ""), ("seen", "sequence", "")]
+        >>> sorted(of_candidates(schema, parts))
+        ['item']
+    """
+    known = {column for column, kind, _ in wanted if kind != "any"}
+    found = set()
+    for column, kind, _ in wanted:
+        stored = schema.field(column).type
+        if kind == "any":
+            theirs = column not in known and is_list(stored)
+        else:
+            theirs = is_list(stored) and (kind in _OF_CANDIDATES or not _KINDS[kind].fits(stored))
+        if theirs:
+            found.add(column)
+    return frozenset(found)
+
+
+def flat_schema(schema: pa.Schema, candidates: frozenset[str]) -> pa.Schema:
+    """Return a split's schema with what each candidate has in the place of the lists of it."""
+    return pa.schema([pa.field(f.name, f.type.value_type if f.name in candidates else f.type) for f in schema])
 
 
 def worded(kind: pa.DataType) -> str:

@@ -39,7 +39,7 @@ class Decoder:
         # it: its bits in int64.
         self.beside = {name: beside for name in self._sparse if (beside := recipe.beside(name)) is not None}
         limits = [f.limit for f in self._sparse.values()]
-        limits += [self._sparse[name].limit * _words(width) for name, (_, width) in self.beside.items()]
+        limits += [self._sparse[name].limit * words(width) for name, (_, width) in self.beside.items()]
         self._limits = np.array(limits, np.int64)
         self._carrying = [name for name in self.beside if self._sparse[name].carried]
         self._weighs = len(self._carrying) < len(self.beside)
@@ -68,8 +68,8 @@ class Decoder:
         """
         held = 8.0 * (self._plains + len(self._limits)) + 4 * (self._width + len(self._others))
         for name, feature in self._sparse.items():
-            words = 1 + (_words(self.beside[name][1]) if name in self.beside else 0)
-            held += 8 * words * min(lengths[self._names[name][0]], feature.limit)
+            each = 1 + (words(self.beside[name][1]) if name in self.beside else 0)
+            held += 8 * each * min(lengths[self._names[name][0]], feature.limit)
         return 8 * sum(lengths.values()), held
 
     def decode(self, table: pa.Table, first: int, where: str) -> Columns:
@@ -92,7 +92,7 @@ class Decoder:
         for name, (column, width) in self.beside.items():
             lists, own = (whole[self._names[name][0]], whole[column]), ids[self.keys.index(name)]
             numbers = carry.beside(name, self._sparse[name], *lists, width, where)
-            ids.append(own.beside(_to_bits(numbers), _words(width)))
+            ids.append(own.beside(to_bits(numbers), words(width)))
         return Columns(
             first,
             ids,
@@ -116,7 +116,7 @@ class Decoder:
     def numbers(self, columns: Columns, name: str) -> np.ndarray:
         """Return what lies beside a feature's ids in decoded rows, float32: (N,) weights or (N, w) vectors."""
         bits = columns.ids[len(self.keys) + [*self.beside].index(name)].values
-        found = _from_bits(torch.from_numpy(bits), self.beside[name][1]).numpy()
+        found = from_bits(torch.from_numpy(bits), self.beside[name][1]).numpy()
         return found if self._sparse[name].carried else found[:, 0]
 
     def runs(self, slices: Sequence[Slice]) -> np.ndarray | None:
@@ -187,27 +187,27 @@ class Decoder:
         parts = found.split(own)
         for name, bits in beside.items():
             if name not in self._carrying:
-                parts[self.keys.index(name)].copy_(_from_bits(bits, 1)[:, 0])
+                parts[self.keys.index(name)].copy_(from_bits(bits, 1)[:, 0])
         return found
 
     def _vectors(self, beside: dict[str, torch.Tensor]) -> torch.Tensor:
         """Return `Batch.vectors`."""
-        return torch.cat([_from_bits(beside[name], self.beside[name][1]).reshape(-1) for name in self._carrying])
+        return torch.cat([from_bits(beside[name], self.beside[name][1]).reshape(-1) for name in self._carrying])
 
 
-def _words(width: int) -> int:
+def words(width: int) -> int:
     """Return how many int64 hold so many float32."""
     return -(-width // 2)
 
 
-def _to_bits(numbers: np.ndarray) -> np.ndarray:
-    """Return the bits of (N, w) float32 as int64, (N * `_words(w)`,)."""
+def to_bits(numbers: np.ndarray) -> np.ndarray:
+    """Return the bits of (N, w) float32 as int64, (N * `words(w)`,)."""
     rows, width = numbers.shape
     if width % 2:
         numbers = np.concatenate([numbers, np.zeros((rows, 1), np.float32)], 1)
     return np.ascontiguousarray(numbers).view(np.int64).reshape(-1)
 
 
-def _from_bits(bits: torch.Tensor, width: int) -> torch.Tensor:
-    """Return what `_to_bits` was given."""
-    return bits.view(torch.float32).view(-1, 2 * _words(width))[:, :width]
+def from_bits(bits: torch.Tensor, width: int) -> torch.Tensor:
+    """Return what `to_bits` was given."""
+    return bits.view(torch.float32).view(-1, 2 * words(width))[:, :width]

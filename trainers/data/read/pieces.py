@@ -35,6 +35,7 @@ class Rows:
 
     def __init__(self, source: Source, decoder: Decoder, negatives: Negatives | None, skip: bool) -> None:
         self._source, self._decoder, self._negatives, self._skip = source, decoder, negatives, skip
+        self._table = source.read if source.candidates is None else source.as_stored
         stored = source.groups.rows
         self.sizes = stored if negatives is None else stored + source.drawn
         self._stored, self._firsts = (np.cumsum(rows) - rows for rows in (stored, self.sizes))
@@ -72,7 +73,7 @@ class Rows:
         """
         group = self._source.groups[number]
         try:
-            table = self._source.read(group, self.columns)
+            table = self._table(group, self.columns)
             if self._negatives is not None:
                 table = self._negatives.expand(table, int(self._stored[number]), epoch, self._decoder.columns)
             return self._decoder.decode(table, self.first(number), self._source.place(group))

@@ -19,6 +19,7 @@ from livetrain.trainers.data.read.order import Order, Window
 from livetrain.trainers.data.read.pieces import Pieces, Rows
 from livetrain.trainers.data.read.prefetch import Loaders, run_ahead
 from livetrain.trainers.data.read.records import Block
+from livetrain.trainers.data.read.requests import RequestDecoder
 from livetrain.trainers.data.read.source import Source
 
 _RUN = 65_536  # rows of a run at most, and
@@ -75,6 +76,8 @@ class Reader:
     ) -> None:
         self._data = recipe.data
         self._decoder = Decoder(recipe, groups, slices)
+        if source.candidates is not None:
+            self._decoder = RequestDecoder(recipe, groups, slices, source.candidates, padded=world > 1)
         negatives = Negatives(recipe, source) if shuffle and len(source.drawn) > 0 else None
         self._rows = Rows(source, self._decoder, negatives, recipe.data.on_corrupt == "skip")
         stored, held = self._decoder.bytes({column: source.length(column) for column in self._rows.columns})

@@ -18,13 +18,16 @@ from livetrain.trainers.data.read.columns import (
     IdKind,
     check_columns,
     common,
+    flat_schema,
     id_kinds,
+    of_candidates,
     settled,
     wanted_columns,
     worded,
 )
 from livetrain.trainers.data.read.files import short, shown, split_folders
 from livetrain.trainers.data.read.index import Figures, Groups, Index, RowGroup, leaf_places, look, restored, stored
+from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.data.read.sidecar import Sidecar
 from livetrain.trainers.data.read.slices import Slices
 from livetrain.trainers.data.read.spread import HERE, Looking
@@ -62,8 +65,10 @@ class Source:
     filesystem: fs.FileSystem
     groups: Groups
     schema: pa.Schema  # of the columns that the recipe names, and of no others; files may store them otherwise
+    candidates: Candidates | None = None  # where a stored row is a request: its candidates are the rows of `schema`
     partitions: list[Partition] = field(default_factory=list)
     drawn: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows added to each, read/negatives.py
+    _stored: pa.Schema = field(default_factory=lambda: pa.schema([]), repr=False)  # `schema` as files have it
     _figures: dict[str, Figures] = field(default_factory=dict, repr=False)
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
 
@@ -89,7 +94,7 @@ class Source:
             indexed(filesystem, [info.path for info in folder.files], sidecar, looking)
             for folder, sidecar in zip(folders, sidecars, strict=True)
         ]
-        source = cls._of(name, filesystem, Index.join(parts), wanted_columns(recipe))
+        source = cls._of(name, filesystem, Index.join(parts), wanted_columns(recipe), recipe.data.candidates)
         if not source.rows:
             raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
         ends = np.cumsum([0, *(len(part.groups) for part in parts)]).tolist()
@@ -98,19 +103,33 @@ class Source:
         return source
 
     @classmethod
-    def _of(cls, name: str, filesystem: fs.FileSystem, index: Index, wanted: list[tuple[str, str, str]]) -> Self:
-        """Check the files' columns, and return the source of the row groups that hold rows."""
+    def _of(
+        cls,
+        name: str,
+        filesystem: fs.FileSystem,
+        index: Index,
+        wanted: list[tuple[str, str, str]],
+        most: int | None = None,
+    ) -> Self:
+        """Check the files' columns, and return the source of the row groups that hold rows.
+
+        With `most` rows are requests of so many candidates.
+        """
         found: dict[str, tuple[str, pa.DataType]] = {}
         for kind, schema in enumerate(index.schemas):  # of equal files the first is named
             path = index.first(kind)
-            for column, type_ in check_columns(shown(filesystem, path), schema, wanted).items():
+            for column, type_ in check_columns(shown(filesystem, path), schema, wanted, most is not None).items():
                 found[column] = _joined(filesystem, column, path, type_, *found.get(column, (path, type_)))
-        schema = settled({column: type_ for column, (_, type_) in found.items()}, wanted)
-        return cls(name, filesystem, index.groups, schema, _figures=index.figures)
+        schema = kept = settled({column: type_ for column, (_, type_) in found.items()}, wanted)
+        candidates = None
+        if most is not None:
+            candidates = Candidates(of_candidates(kept, wanted), most)
+            schema = flat_schema(kept, candidates.names)
+        return cls(name, filesystem, index.groups, schema, candidates, _stored=kept, _figures=index.figures)
 
     @property
     def rows(self) -> int:
-        """Rows of the split."""
+        """Rows of the split as stored: requests where it has `candidates`."""
         return int(self.groups.rows.sum())
 
     def stored(self, partition: Partition) -> int:
@@ -171,7 +190,8 @@ class Source:
             BadInput: a file cannot be read.
         """
         found = self._told(column)
-        if found is not None and found.nulls is not None:
+        listed = self.candidates is not None and column in self.candidates.names  # footers count empty lists as nulls
+        if found is not None and found.nulls is not None and not listed:
             return found.nulls
         return sum(self._nulls(group, column) for group in self.groups)
 
@@ -182,6 +202,18 @@ class Source:
             return 0
 
     def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        """Read some columns of a row group, in the calling thread: of requests a row per candidate.
+
+        Raises:
+            CorruptGroup: as `as_stored`.
+            BadInput: likewise; or a request's lists are not one value per candidate.
+        """
+        if self.candidates is None:
+            return self.as_stored(group, columns)
+        some = columns if self.candidates.names.intersection(columns) else [*columns, min(self.candidates.names)]
+        return self.candidates.flattened(self.as_stored(group, some), self.place(group)).select(columns)
+
+    def as_stored(self, group: RowGroup, columns: list[str]) -> pa.Table:
         """Read some columns of a row group, in the calling thread.
 
         A failed read is tried a second time, so a lost connection is not taken for a broken file.
@@ -234,7 +266,7 @@ class Source:
 
     def _settled(self, table: pa.Table, columns: list[str]) -> pa.Table:
         """Return columns as they are stored in the types that the split gives them."""
-        fields = pa.schema([self.schema.field(name) for name in columns])
+        fields = pa.schema([self._stored.field(name) for name in columns])
         return pa.Table.from_arrays([_as(table.column(field.name), field.type) for field in fields], schema=fields)
 
     @property

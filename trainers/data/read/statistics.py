@@ -93,7 +93,7 @@ def scan(source: Source, recipe: Recipe, looking: Looking = HERE) -> Statistics:
     found_of: dict[str, Measured] = {name: total[f"features.{name}"] for name in numbers}
     dense = [name for name, measure in numbers.items() if measure.dense]
     return Statistics(
-        rows=rows,
+        rows=round(next(iter(labels.values())).rows),  # of requests more than are stored
         mean={name: found_of[name].moments.mean.tolist() for name in dense},
         std={name: found_of[name].moments.deviation.tolist() for name in dense},
         rate={name: part.total / max(part.known, 1) for name, part in labels.items()},
@@ -178,11 +178,12 @@ def _measured(asked: Asked, skip: bool, stretch: _Stretch) -> tuple[Found, int, 
     total: Found = {key: question.nothing for key, question in asked.items()}
     lost: dict[str, int] = {}
     file, at = stretch.source.groups[0].path, stretch.before
+    each = 1 if stretch.source.candidates is None else stretch.source.candidates.most
     for group in stretch.source.groups:
         if group.path != file:
             file, at = group.path, 0
         try:
-            total = _merged(total, _measured_group(stretch.source, group, asked, _drawn_from(file, at)))
+            total = _merged(total, _measured_group(stretch.source, group, asked, _drawn_from(file, at * each)))
         except CorruptGroup as error:
             if not skip:
                 raise
@@ -203,8 +204,9 @@ def _measured_group(source: Source, group: RowGroup, asked: Asked, first: int) -
     apart = [column for key, question in asked.items() if key not in counted for column in question.columns]
     weights = [column for question in counted.values() for column in question.columns]
     table, where = source.read(group, list(dict.fromkeys([*apart, *labels, *weights]))), source.place(group)
+    rows = group.rows if source.candidates is None else len(table)
     return {
-        key: question.of(table, constant[question.label], group.rows, where)
+        key: question.of(table, constant[question.label], rows, where)
         if isinstance(question, Counting)
         else question.of(table, first, where)
         for key, question in asked.items()
@@ -216,6 +218,8 @@ def _constant(source: Source, group: RowGroup, column: str) -> int | None:
 
     A float column's footer proves nothing: its minimum and maximum leave out NaN.
     """
+    if source.candidates is not None:  # the footer does not say how many of them have it
+        return None
     found = source.statistics(group, column)
     if found is None or not found.has_min_max or not found.has_null_count or found.null_count:
         return None
