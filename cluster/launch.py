@@ -35,7 +35,7 @@ from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, LOCK, find_checkpoint
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import checkpoint, compatible, preflight, warm_start
-from livetrain.trainers.train.loop import Job, Trainer, empty_slices
+from livetrain.trainers.train.loop import Job, Trainer, remarks
 
 log = logging.getLogger("livetrain")
 
@@ -249,7 +249,7 @@ def _evaluate_here(
     metrics, found = trainer.evaluate(split, job.recipe.evaluate.bootstrap)
     if ranks.is_main():
         found.draws.write(told)
-        for text in empty_slices(job.recipe, split, metrics):
+        for text in remarks(job.recipe, split, metrics, found.bounded):
             runlog.note(told, "note", text=text)
     return {f"{split}.{key}": value for key, value in metrics.items()}
 

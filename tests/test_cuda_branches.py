@@ -33,7 +33,6 @@ from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.evaluate import evaluation
-from livetrain.trainers.evaluate.gather import _device
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train import checkpoint, memory, preflight, sharding, staging, step
 from livetrain.trainers.train.gradients import combination
@@ -343,13 +342,6 @@ def test_an_evaluation_on_a_gpu_takes_rows_to_the_host_every_64_batches(monkeypa
         found.append((one.compute(), [count for count in moved if count]))
     assert found[0][0] == found[1][0]
     assert (found[0][1], found[1][1]) == ([1] * 70, [64, 6])
-
-
-@pytest.mark.parametrize(("backend", "place"), [("cpu:gloo,cuda:nccl", "cpu"), ("gloo", "cpu"), ("nccl", "cuda")])
-def test_collectives_of_an_evaluation_take_what_their_backend_takes(monkeypatch, backend, place):
-    monkeypatch.setattr(ranks, "world", lambda: 2)
-    monkeypatch.setattr(dist, "get_backend", lambda: backend)
-    assert _device().type == place
 
 
 # What places a process, and what it is asked of.

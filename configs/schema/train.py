@@ -111,4 +111,8 @@ class Evaluate(Section):
     bootstrap: Annotated[int, *whole(0, 10_000)] = Field(
         0, description="draws of whole groups from which the test's metrics get 95 % intervals"
     )
-    memory: Literal["exact", "bounded"] = Field("exact", description="bounded: binned AUC, GAUC on a sample of groups")
+    memory: Literal["auto", "exact", "bounded"] = Field(
+        "auto",
+        description="exact keeps every row; bounded: binned AUC, GAUC on a sample of groups; auto is exact up to 20 "
+        "million rows of a split",
+    )

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from livetrain.modules.layers.distributed import all_gather, all_reduce_sum
+from livetrain.modules.layers.others import logsumexp_of_others
 from livetrain.modules.layers.precision import widen
 
 
@@ -31,8 +32,9 @@ class Align(nn.Module):
 
         L = lambda(step) / (2 n) sum_i [-log softmax_j(a_i b_j / tau)_i - log softmax_j(b_i a_j / tau)_i]
 
-    over n valid rows, a and b L2-normalised. j runs over i itself and the valid rows of *other* users: another row of
-    the same user is neither a positive nor a negative. lambda rises linearly to `weight` over `warmup` steps.
+    over n valid rows, a and b L2-normalised; -log softmax_j(s_ij)_i = softplus(log sum_{j != i} e^s_ij - s_ii). j runs
+    over i itself and the valid rows of *other* users: another row of the same user is neither a positive nor a
+    negative. lambda rises linearly to `weight` over `warmup` steps.
 
     Like every loss here it is multiplied by the number of ranks and divided by the global n, so that averaging the
     ranks' gradients gives those of one rank on the global batch. With `gathered` the negatives are the rows of all
@@ -77,17 +79,16 @@ class Align(nn.Module):
 
     def _sum(self, a: Tensor, b: Tensor, user: Tensor, valid: Tensor) -> Tensor:
         """Return the two directions' losses summed over this rank's valid rows: ()."""
-        first, views, users, kept = 0, torch.cat([a, b], 1), user, valid
+        views, users, kept = torch.cat([a, b], 1), user, valid
         if self.gathered:
-            views, first = all_gather(views)
+            views, _ = all_gather(views)
             marks, _ = all_gather(torch.stack([user, valid.long()], 1))
             users, kept = marks[:, 0], marks[:, 1] > 0
         every_a, every_b = views.chunk(2, 1)  # (R B, d)
-        own = torch.arange(a.size(0), device=a.device) + first  # (B,), this rank's rows among all
-        apart = kept & (user.unsqueeze(1) != users)  # (B, R B)
-        apart[torch.arange(a.size(0), device=a.device), own] = True
+        bias = torch.zeros_like(every_a[:, 0]).masked_fill(~kept, -float("inf"))
+        own = (a * b).sum(1) / self.temperature  # (B,), in either direction
         total = a.new_zeros(())
         for view, others in ((a, every_b), (b, every_a)):
-            scores = (view @ others.t() / self.temperature).masked_fill(~apart, -float("inf"))
-            total = total + F.cross_entropy(scores, own, reduction="none").mul(valid).sum()
+            apart = logsumexp_of_others(view / self.temperature, others, bias, user, users)  # (B,)
+            total = total + F.softplus(apart - own).mul(valid).sum()
         return total

@@ -1,5 +1,6 @@
 """The bottom of the ranking networks: all features of a row, histories seen from the candidate, as one vector."""
 
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -34,6 +35,22 @@ class Attention(Section):
                 f"events ({', '.join(self.events)}); pair them one to one and move the rest to side"
             )
         return self
+
+
+class PerHistory(nn.ModuleList):
+    """A list with one module per history, in the recipe's order.
+
+    A warm start takes its entries by the features that the histories read, those of any other list by their places.
+
+    Args:
+        modules: one per history.
+        parts: the histories.
+        widths: of what the network gathers of each.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], parts: Sequence[Attention], widths: Sequence[int]) -> None:
+        super().__init__(modules)
+        self.histories = [("+".join(part.events + part.side), width) for part, width in zip(parts, widths, strict=True)]
 
 
 class BottomConfig(ModelConfig):
@@ -163,7 +180,7 @@ class Bottom(nn.Module):
         check_features(config.attention, config.pooled, inputs)
         self.gather = Gather(inputs, config.pooled)
         histories = [History(part, config, inputs) for part in config.attention]
-        self.histories = nn.ModuleList(histories)
+        self.histories = PerHistory(histories, config.attention, [history.width for history in histories])
         self.width = self.gather.width + sum(history.width for history in histories)
 
     def forward(

@@ -3,7 +3,7 @@
     (N, d) events -> (P, d) places, P = sum over groups of rows * size -> one (rows, size, d) block per group
 
 A row's group follows from its own length alone: what a row is computed with depends on no other row, and a long row
-costs its own padding, not the batch's. On a GPU the number of rows of each group is the one thing waited for.
+costs its own padding, not the batch's. On a GPU a layout waits for one thing: how many rows each group has.
 """
 
 from typing import NamedTuple
@@ -28,16 +28,16 @@ class Buckets(NamedTuple):
     sizes: list[int]
 
 
-def ladder(steps: int, least: int = 8, octaves: int = 20) -> list[int]:
-    """Return the sizes to which rows are padded: `steps` even steps per octave, up from `least`.
+def ladder(steps: int, like: Tensor) -> Tensor:
+    """Return the sizes to which rows are padded: `steps` even steps per octave from 8 to 2^23, where `like` lies.
 
-    With 4 steps 8, 10, 12, 14, 16, 20, ...: padding is less than a quarter of a row that has 8 events or more.
+    With 4 steps 8, 10, 12, 14, 16, 20, ...: padding is less than a quarter of a row that has 8 events or more. They are
+    computed, for a list of them would have to be copied to a GPU, which is waited for.
     """
-    sizes = [least]
-    for octave in range(octaves):
-        for step in range(steps):
-            sizes.append((least << octave) * (steps + step + 1) // steps)
-    return sizes
+    step = torch.arange(20 * steps, device=like.device)
+    octave = torch.full_like(step, 8).bitwise_left_shift(torch.div(step, steps, rounding_mode="floor"))
+    above = torch.div(octave * (steps + 1 + step.remainder(steps)), steps, rounding_mode="floor")
+    return torch.cat([torch.full_like(step[:1], 8), above])
 
 
 def buckets(lengths: Tensor, total: int) -> Buckets:
@@ -47,11 +47,10 @@ def buckets(lengths: Tensor, total: int) -> Buckets:
         lengths: (B,) integer.
         total: N = sum of lengths, known from the shape of the values.
     """
-    sizes = ladder(4)
-    level = torch.bucketize(lengths, torch.tensor(sizes, device=lengths.device))  # (B,)
-    key = torch.where(lengths > 0, level, len(sizes))
-    kept, counts = _occupied(key, len(sizes))
-    return _layout(lengths, total, key, counts, [sizes[i] for i in kept])
+    sizes = ladder(4, lengths)
+    key = torch.where(lengths > 0, torch.bucketize(lengths, sizes), sizes.size(0))  # (B,)
+    counts, tops, _ = _occupied(key, sizes, sizes)
+    return _layout(lengths, total, key, sizes, counts, tops)
 
 
 def paired(lengths: Tensor, total: int, others: Tensor, total_others: int) -> tuple[Buckets, Buckets]:
@@ -66,44 +65,57 @@ def paired(lengths: Tensor, total: int, others: Tensor, total_others: int) -> tu
     Returns:
         The buckets of both, with the same rows in the same groups.
     """
-    sizes = ladder(1)
-    tops = torch.tensor(sizes, device=lengths.device)
-    pair = torch.bucketize(lengths, tops) * len(sizes) + torch.bucketize(others, tops)  # (B,)
-    groups = len(sizes) * len(sizes)
-    key = torch.where((lengths > 0) & (others > 0), pair, groups)
-    kept, counts = _occupied(key, groups)
-    one = _layout(lengths, total, key, counts, [sizes[i // len(sizes)] for i in kept])
-    return one, _layout(others, total_others, key, counts, [sizes[i % len(sizes)] for i in kept])
+    sizes = ladder(1, lengths)
+    steps = sizes.size(0)
+    pair = torch.bucketize(lengths, sizes) * steps + torch.bucketize(others, sizes)  # (B,)
+    key = torch.where((lengths > 0) & (others > 0), pair, steps * steps)
+    ones, twos = sizes.repeat_interleave(steps), sizes.repeat(steps)  # sizes of each pair
+    counts, tops, other_tops = _occupied(key, ones, twos)
+    one = _layout(lengths, total, key, ones, counts, tops)
+    return one, _layout(others, total_others, key, twos, counts, other_tops)
 
 
-def _occupied(key: Tensor, groups: int) -> tuple[list[int], list[int]]:
-    """Return the groups that have rows and how many; rows of key `groups` are in none."""
-    found: list[int] = torch.bincount(key, minlength=groups + 1).tolist()
-    kept: list[int] = []
+def _occupied(key: Tensor, ones: Tensor, twos: Tensor) -> tuple[list[int], list[int], list[int]]:
+    """Return how many rows each group has that has any, and its entries of `ones` and `twos`: one copy to the host.
+
+    Args:
+        key: (B,) the group of each row, G of a row in none.
+        ones: (G,) integer.
+        twos: (G,) integer.
+    """
+    groups = ones.size(0)
+    held = torch.zeros(groups + 1, dtype=ones.dtype, device=ones.device).index_add(0, key, torch.ones_like(key))
+    found: list[list[int]] = torch.stack([held[:groups], ones, twos]).tolist()
     counts: list[int] = []
-    for number, count in enumerate(found[:groups]):
+    tops: list[int] = []
+    others: list[int] = []
+    for count, one, two in zip(found[0], found[1], found[2]):  # noqa: B905  TorchScript knows no strict=
         if count > 0:
-            kept.append(number)
             counts.append(count)
-    return kept, counts
+            tops.append(one)
+            others.append(two)
+    return counts, tops, others
 
 
-def _layout(lengths: Tensor, total: int, key: Tensor, counts: list[int], sizes: list[int]) -> Buckets:
-    """Lay the rows out in the order of `key`; `counts` and `sizes` are those of the groups that have rows."""
-    device = lengths.device
-    taken = sum(counts)
-    rows = torch.argsort(key, stable=True)[:taken]
-    size = torch.repeat_interleave(
-        torch.tensor(sizes, dtype=torch.long, device=device),
-        torch.tensor(counts, dtype=torch.long, device=device),
-        output_size=taken,
-    )
+def _layout(lengths: Tensor, total: int, key: Tensor, padded: Tensor, counts: list[int], sizes: list[int]) -> Buckets:
+    """Lay the rows out in the order of `key`.
+
+    Args:
+        lengths: (B,) integer.
+        total: its sum.
+        key: (B,) the group of each row, G of a row in none.
+        padded: (G,) the sizes of all groups.
+        counts: rows of each group that has any.
+        sizes: events to which they are padded.
+    """
+    rows = torch.argsort(key, stable=True)[: sum(counts)]
+    size = padded.index_select(0, key.index_select(0, rows))  # (R,)
     ends = size.cumsum(0)
-    end = sum([count * top for count, top in zip(counts, sizes)])  # noqa: B905  TorchScript knows no strict=
+    end = sum([count * top for count, top in zip(counts, sizes)])  # noqa: B905
     first = torch.full_like(lengths, end, dtype=torch.long).index_copy(0, rows, ends - size)  # (B,)
     segment = torch.repeat_interleave(lengths, output_size=total).long()  # (N,)
     begin = (lengths.cumsum(0) - lengths).index_select(0, segment)
-    place = first.index_select(0, segment) + torch.arange(total, device=device) - begin
+    place = first.index_select(0, segment) + torch.arange(total, device=lengths.device) - begin
     return Buckets(place.clamp(max=end), rows, counts, sizes)
 
 

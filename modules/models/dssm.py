@@ -19,12 +19,11 @@ from livetrain.modules.layers import jagged
 from livetrain.modules.layers.distributed import all_gather
 from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.layers.others import NEVER, logsumexp_of_others
 from livetrain.modules.layers.precision import widen
 from livetrain.modules.layers.rarity import Rarity
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
-
-_NEVER = -1e30  # a score that no sum of exponentials notices; its opposite is a logit with no loss
 
 
 class DSSMConfig(ModelConfig):
@@ -198,9 +197,10 @@ class DSSM(Network):
             items, first = all_gather(item)  # (N, width), N = R B
             marks, _ = all_gather(torch.stack([keys, valid.long()], 1))
             every_key, candidate = marks[:, 0], marks[:, 1] > 0
-            scores = user @ items.t() / self.temperature  # (B, N)
+            bias = torch.zeros_like(items[:, 0])
             if self.rarity is not None:
-                scores = scores - self.rarity(every_key, candidate).to(scores.dtype)
-            others = scores.masked_fill(~candidate | (every_key == keys.unsqueeze(1)), _NEVER)
-            own = torch.arange(len(user), device=user.device)
-            return torch.where(valid, scores[own, own + first] - others.logsumexp(1), -_NEVER)
+                bias = -self.rarity(every_key, candidate).to(items.dtype)
+            own = (user * item).sum(1) / self.temperature + bias[first : first + len(user)]
+            bias = bias.masked_fill(~candidate, -float("inf"))
+            others = logsumexp_of_others(user / self.temperature, items, bias, keys, every_key)
+            return torch.where(valid, own - others, -NEVER)

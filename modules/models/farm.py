@@ -3,7 +3,7 @@
 The paper has no public code, and what is known of it is its structure. What was decided here says so where it stands.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import torch
@@ -17,7 +17,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.layers.align import Align, signature
 from livetrain.modules.layers.attention import ActivationUnit
-from livetrain.modules.layers.bottom import Attention, check_features
+from livetrain.modules.layers.bottom import Attention, PerHistory, check_features
 from livetrain.modules.layers.buckets import buckets, paired
 from livetrain.modules.layers.domain import Domain
 from livetrain.modules.layers.frequency import Learned, Plain, Split
@@ -97,6 +97,10 @@ class FARMConfig(ExpertsConfig):
         return self
 
 
+def _per_history(config: FARMConfig, modules: Iterable[nn.Module]) -> PerHistory:
+    return PerHistory(modules, config.attention, [config.width] * len(config.attention))
+
+
 def _filter(config: FARMConfig, name: str) -> nn.Module:
     frequency = config.frequency
     if frequency is None:
@@ -119,16 +123,15 @@ class _Fuse(nn.Module):
     def __init__(self, config: FARMConfig) -> None:
         super().__init__()
         width, count = config.width, len(config.attention)
-        self.positions = nn.ModuleList(Positions(config.positions, width) for _ in range(count))
-        blocks = nn.ModuleList(
+        self.positions = _per_history(config, (Positions(config.positions, width) for _ in range(count)))
+        blocks = (
             nn.ModuleList(Block(width, config.heads, config.dropout, causal=False) for _ in range(config.blocks))
             for _ in range(count)
         )
-        self.blocks = cast(Sequence[nn.ModuleList], blocks)
-        self.crosses = nn.ModuleList(
-            Cross(width, config.heads, config.dropout) for _ in range(count if count > 1 else 0)
-        )
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(count))
+        self.blocks = cast(Sequence[nn.ModuleList], _per_history(config, blocks))
+        crosses = (Cross(width, config.heads, config.dropout) for _ in range(count if count > 1 else 0))
+        self.crosses = _per_history(config, crosses)
+        self.norms = _per_history(config, (nn.LayerNorm(width) for _ in range(count)))
 
     def forward(self, events: list[Tensor], lengths: list[Tensor]) -> list[Tensor]:
         """Args: (N, d) events and (B,) lengths per domain. Returns: (N, d) per domain."""
@@ -190,9 +193,9 @@ class FARM(Network):
         check_features(config.attention, config.pooled, inputs)
         width, align = config.width, config.align
         self.gather = Gather(inputs, config.pooled)
-        domains = nn.ModuleList(Domain(part, inputs, width) for part in config.attention)
+        domains = _per_history(config, (Domain(part, inputs, width) for part in config.attention))
         self.domains = cast(Sequence[Domain], domains)
-        self.filters = nn.ModuleList(_filter(config, part.events[0]) for part in config.attention)
+        self.filters = _per_history(config, (_filter(config, part.events[0]) for part in config.attention))
         self.user = align.user if align else ""
         self.align = None
         if align and align.user not in inputs.ids:
@@ -200,11 +203,11 @@ class FARM(Network):
         if align and align.weight:
             self.align = Align(align.weight, align.temperature, align.warmup, align.negatives == "global")
         self.fuse = _Fuse(config) if config.fuse == "attention" else None
-        units = nn.ModuleList(
+        units = (
             ActivationUnit(width, 0, config.attention_units, config.activation, config.softmax)
             for _ in config.attention
         )
-        self.units = cast(Sequence[ActivationUnit], units)
+        self.units = cast(Sequence[ActivationUnit], _per_history(config, units))
         x = self.gather.width + width * len(config.attention)
         self.trunk = Trunk(config, tasks, x, config.levels)
         self.heads = Heads(tasks)

@@ -15,6 +15,7 @@ import pytest
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
+from livetrain.trainers.evaluate import evaluation
 from livetrain.trainers.runtime import manifest
 from tests import samples
 
@@ -43,9 +44,14 @@ def test_lists_over_their_limit_are_cut_and_counted(small_run):
 
 @pytest.mark.parametrize("split", ["valid", "test"])
 def test_evaluate_repeats_the_runs_own_figures(small_run, tmp_path, split):
+    """With that split alone: what was measured on the training split is in the checkpoint."""
     shutil.copytree(small_run, tmp_path / "small")
+    shutil.copytree(small_run.parents[1] / "data" / split, tmp_path / "data" / split)
+    config = tmp_path / "small/config.yaml"
+    config.write_text(config.read_text().replace(str(small_run.parents[1] / "data"), str(tmp_path / "data")))
     result = json.loads((small_run / "result.json").read_text())
     found = launch.evaluate(tmp_path / "small", split, "best")
+    assert {path.name for path in (tmp_path / "data").iterdir()} == {split}
     assert set(found) == {key for key in result if key.startswith(f"{split}.")}
     assert found == {key: pytest.approx(result[key], rel=1e-6) for key in found}
 
@@ -56,6 +62,17 @@ def test_evaluate_takes_the_checkpoint_it_is_told(small_run, tmp_path):
     log = [json.loads(line) for line in (small_run / "metrics.jsonl").read_text().splitlines()]
     own = [line for line in log if line["kind"] == "eval" and line["split"] == "valid"][-1]
     assert last["valid.click.auc"] == pytest.approx(own["click.auc"], rel=1e-6)
+
+
+def test_more_rows_than_are_kept_are_evaluated_in_bounded_memory_and_it_says_so(small_run, tmp_path, monkeypatch):
+    shutil.copytree(small_run, tmp_path / "small")
+    monkeypatch.setattr(evaluation, "EXACT_ROWS", 10)
+    told = []
+    monkeypatch.setattr(launch.runlog, "note", lambda path, kind, **entry: told.append(entry.get("text")))
+    found = launch.evaluate(tmp_path / "small", "test", "best")
+    own = json.loads((small_run / "result.json").read_text())["test.click.auc"]
+    assert abs(found["test.click.auc"] - own) <= found["test.click.auc_error"] < 1e-2
+    assert any("test: of more than" in text and "(evaluate.memory: auto)" in text for text in told)
 
 
 def test_evaluate_refuses_an_unknown_split(small_run):

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.train import ScalingConfig
@@ -21,6 +25,9 @@ from livetrain.cluster import launch, places, ray_workers
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Cluster
+from livetrain.trainers.data.read import sidecar, statistics
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.spread import Looking
 from livetrain.trainers.runtime import runlog
 from tests import samples
 
@@ -46,6 +53,26 @@ def ray_here() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_here")
+def test_rays_cpus_look_at_data_as_this_process_does(tmp_path, monkeypatch):
+    """Footers and rows: the same to the last digit, told as they come, and what is wrong is as it is here."""
+    monkeypatch.setattr(statistics, "_STRETCH", 256)
+    data = samples.write(tmp_path / "data")
+    recipe, told = samples.recipe(data, cluster__workers=2), []
+    here = statistics.scan(Source.open(recipe, "train"), recipe)
+    shutil.rmtree(data / "train" / sidecar.NAME)
+    monkeypatch.setattr(ray_workers, "_FEW", 1)
+    looking = Looking(spread=ray_workers.spread(recipe), told=lambda *words: told.append(words)).at("train")
+    assert statistics.scan(Source.open(recipe, "train", looking), recipe, looking) == here
+    assert told == [("train", "files", 1, 1), *(("train", "rows", min(n * 256, 2000), 2000) for n in range(1, 9))]
+    table = pq.read_table(data / "train/part-0.parquet")
+    rates = pa.array(np.where(np.arange(2000) == 1500, np.inf, 1.0))
+    pq.write_table(table.set_column(table.column_names.index("rate"), "rate", rates), data / "train/part-0.parquet")
+    with pytest.raises(BadInput, match="row group 0, row 1500: features.rate holds inf"):
+        statistics.scan(Source.open(recipe, "train", looking), recipe, looking)
 
 
 @pytest.mark.usefixtures("ray_here")

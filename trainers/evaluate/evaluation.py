@@ -19,6 +19,7 @@ from livetrain.trainers.evaluate.rows import UNKNOWN, GroupSample, Rows, inside,
 from livetrain.trainers.runtime import ranks
 
 SAMPLE_ROWS = 4_000_000
+EXACT_ROWS = 20_000_000  # of a split: rank 0 takes 3 GB for them, see docs/guide/evaluating.md
 _PENDING = 64  # updates kept on a GPU before one copy to the host, so that not every step waits for the GPU
 _OPTIONAL = ("groups", "lengths", "slices", "numbers")  # what an evaluation may be given besides
 NO_BOOTSTRAP = Bootstrap(0)
@@ -195,22 +196,28 @@ class Evaluation:
             UAUC and metrics of lists are exact on a share of the groups, `gauc_groups_share`, picked by a hash of their
             ids, and intervals are drawn from it; of a number, `<task>.xauc_error` bounds the error of xAUC and the rest
             is exact.
+        rows: of the split, over all ranks, padding included: `auto` is `exact` up to `EXACT_ROWS`, `bounded` above.
         sample_rows: largest number of rows, over all ranks, of the groups that `bounded` samples.
         slices: names of the parts of the split that have figures of their own besides.
         bootstrap: how intervals are drawn; by default none are.
+
+    Attributes:
+        bounded: whether memory is.
     """
 
     def __init__(
         self,
         tasks: Mapping[str, TaskKind],
-        memory: Literal["exact", "bounded"] = "exact",
+        memory: Literal["auto", "exact", "bounded"] = "exact",
+        rows: int = 0,
         sample_rows: int = SAMPLE_ROWS,
         slices: Sequence[str] = (),
         bootstrap: Bootstrap = NO_BOOTSTRAP,
     ) -> None:
         self._label_type = label_type(list(tasks.values()))
+        self.bounded = rows > EXACT_ROWS if memory == "auto" else memory == "bounded"
         self._store: _Store
-        if memory == "exact":
+        if not self.bounded:
             self._store = _Exact(tasks, slices, bootstrap)
         else:
             self._store = _Bounded(tasks, slices, bootstrap, sample_rows)

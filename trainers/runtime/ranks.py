@@ -4,11 +4,16 @@ import atexit
 import contextlib
 import functools
 import gc
+import weakref
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+PATIENCE = timedelta(days=1)
+_patient: weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = weakref.WeakKeyDictionary()
 
 
 def world() -> int:
@@ -32,12 +37,25 @@ def barrier() -> None:
         dist.barrier()
 
 
+def patient() -> dist.ProcessGroup:
+    """Return a group of all ranks that wait for each other as long as it takes, whatever cluster.timeout_s is.
+
+    For what one rank works out while the others have nothing to do. It takes tensors on the host, by gloo. A rank that
+    dies ends the wait of the others all the same, for its connections close. The first call is collective.
+    """
+    everyone = dist.group.WORLD
+    assert everyone is not None
+    if everyone not in _patient:
+        _patient[everyone] = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return _patient[everyone]
+
+
 def from_main(value: Any) -> Any:
-    """Return rank 0's value on every rank (pickled; small objects only)."""
+    """Return rank 0's value on every rank, whenever it has one (pickled; small objects only)."""
     if world() == 1:
         return value
     box = [value]
-    dist.broadcast_object_list(box, src=0)
+    dist.broadcast_object_list(box, src=0, group=patient())
     return box[0]
 
 

@@ -2,13 +2,14 @@
 
 Tables go by name. Layers go by their place in the network and by their shape, with three corrections, for their places
 and columns follow the recipe's features and tasks in order: columns of a layer that reads a row's features go by the
-feature, entries of a `PerTask` by the task, histories by the features they read. Where a shape cannot tell one from the
-other, the layer begins anew.
+feature, entries of a `PerTask` by the task, those of a `PerHistory` by what the history reads. Where a shape cannot
+tell one from the other, the layer begins anew.
 
 What was measured or learned of a feature's values is taken while the feature makes the same ones of its column
 (`Feature.same_values`): mean and deviation, bounds, the rows of its ids, its encoder, and the columns that read it.
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import torch
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe, WarmStart
 from livetrain.modules.layers.attention import ActivationUnit
-from livetrain.modules.layers.bottom import History
+from livetrain.modules.layers.bottom import PerHistory
 from livetrain.modules.layers.experts import Experts, Level
 from livetrain.modules.layers.fields import Fields
 from livetrain.modules.layers.gather import Gather
@@ -292,8 +293,8 @@ class _Fitting:
                 was = self.tasks[int(part)]
                 parts[at] = str(list(self.old.tasks).index(was)) if was is not None else "(none)"
             elif part.isdigit() and above in self.histories:
-                history = self._known(self.histories[above][int(part)])
-                before = self.histories_before.get(above, [])
+                history = self._known(self.histories[above][int(part)][0])
+                before = [name for name, _ in self.histories_before.get(above, [])]
                 parts[at] = str(before.index(history)) if history in before else "(none)"
         return ".".join(parts)
 
@@ -333,9 +334,7 @@ def _axes(model: Model) -> list[Parts]:
     dense: Parts = list(Counter(model.inputs.dense).items())
     dims = {**model.inputs.ids, **model.inputs.sequences}
     axes = [dense]
-    histories = [
-        (names, sum(dims[f] for f in names.split("+"))) for each in _histories(model).values() for names in each
-    ]
+    histories = list(dict.fromkeys(itertools.chain.from_iterable(_histories(model).values())))
     for module in model.dense.network.modules():
         if isinstance(module, Gather):
             gathered = [(name, dims[name]) for name in [*module.ids, *module.pooled]]
@@ -346,13 +345,9 @@ def _axes(model: Model) -> list[Parts]:
     return axes
 
 
-def _histories(model: Model) -> dict[str, list[str]]:
-    """Return the events and side features of every list of histories, by its place."""
-    out: dict[str, list[str]] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, History):
-            out.setdefault(path.rpartition(".")[0], []).append("+".join(module.events + module.side))
-    return out
+def _histories(model: Model) -> dict[str, Parts]:
+    """Return the events and side features, and the width, of every list of histories, by its place."""
+    return {path: module.histories for path, module in model.named_modules() if isinstance(module, PerHistory)}
 
 
 def _known_axes(model: Model, recipe: Recipe) -> dict[str, Parts]:

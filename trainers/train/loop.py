@@ -23,7 +23,7 @@ from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.evaluate import selection
-from livetrain.trainers.evaluate.evaluation import Evaluation
+from livetrain.trainers.evaluate.evaluation import EXACT_ROWS, Evaluation
 from livetrain.trainers.evaluate.intervals import Bootstrap
 from livetrain.trainers.evaluate.retrieval import Retrieval
 from livetrain.trainers.observe import prometheus
@@ -223,15 +223,20 @@ class Trainer:
         """
         asked = self.recipe.evaluate
         bootstrap = Bootstrap(draws)
+        reader = self._reader(split, shuffle=False)
         evaluation = Evaluation(
-            kinds(self.recipe.tasks, asked.top), memory=asked.memory, slices=list(asked.slices), bootstrap=bootstrap
+            kinds(self.recipe.tasks, asked.top),
+            memory=asked.memory,
+            rows=reader.steps * self.recipe.data.batch_size,
+            slices=list(asked.slices),
+            bootstrap=bootstrap,
         )
         sequences = {n: f.limit for n, f in self.recipe.features.items() if f.form == "sequence"}
         history = max(sequences, key=sequences.__getitem__, default=None)
         retrieval = Retrieval(self.sharded.model.dense.network, self.recipe, bootstrap)
         self.sharded.module.eval()
         with self.sharded.averaged(), torch.no_grad(), retrieval.watching():
-            for output in self._scored(split):
+            for output in self._scored(split, reader):
                 batch = output.batch
                 assert output.logits is not None  # the module is in evaluation mode
                 lengths = batch.lists(history).lengths() if history else None
@@ -239,14 +244,13 @@ class Trainer:
                     output.logits, batch.labels, batch.weights, batch.groups, lengths, batch.slices, batch.rows
                 )
                 retrieval.add(batch)
-            for output in self._scored(CATALOGUE) if asked.catalogue else ():
+            for output in self._scored(CATALOGUE, self._reader(CATALOGUE, shuffle=False)) if asked.catalogue else ():
                 retrieval.add(output.batch, listed=True)
         self._tell("computing the metrics", 0, 0)
         return evaluation.compute() | retrieval.compute(), evaluation
 
-    def _scored(self, split: str) -> Iterator[Output]:
+    def _scored(self, split: str, reader: Reader) -> Iterator[Output]:
         """Score the batches of a split, or of the catalogue, one after the other; raise Stopped where the run is to."""
-        reader = self._reader(split, shuffle=False)
         batches = reader.batches(0)
         feed = Feed(batches, reader.steps, reader)
         for done in range(reader.steps):
@@ -264,11 +268,11 @@ class Trainer:
 
     def _validate(self) -> None:
         try:
-            metrics, _ = self.evaluate("valid", draws=0)
+            metrics, found = self.evaluate("valid", draws=0)
         except Stopped:
             self.position["due"] = True
             self._stop()
-        self._write("valid", self.step, metrics)
+        self._write("valid", self.step, metrics, found.bounded)
         position, best = self.position, self.position.get("valid")
         by = selection.picks(self.recipe, metrics)
         if best is None and by != self.recipe.select():
@@ -278,9 +282,9 @@ class Trainer:
         else:
             position["waited"] += 1
 
-    def _write(self, split: str, step: int, metrics: dict[str, float]) -> None:
+    def _write(self, split: str, step: int, metrics: dict[str, float], bounded: bool) -> None:
         self.log.write("eval", step=step, split=split, **metrics)
-        for text in empty_slices(self.recipe, split, metrics):
+        for text in remarks(self.recipe, split, metrics, bounded):
             self.log.write("note", step=step, text=text)
 
     def _told(self, by: str | None) -> str:
@@ -310,7 +314,7 @@ class Trainer:
         test, found = self.evaluate("test", self.recipe.evaluate.bootstrap)
         if ranks.is_main():
             found.draws.write(self.job.run)
-        self._write("test", best, test)
+        self._write("test", best, test, found.bounded)
         return test, found.curves()
 
     def _finish(self) -> dict[str, Any]:
@@ -362,14 +366,26 @@ def trained_on(train: Source, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def empty_slices(recipe: Recipe, split: str, metrics: dict[str, float]) -> list[str]:
-    """Return a sentence on every slice of the recipe that no row of a split is in, given the split's metrics."""
-    conditions = recipe.evaluate.slices
-    return [
+def remarks(recipe: Recipe, split: str, metrics: dict[str, float], bounded: bool) -> list[str]:
+    """Return what a reader of a split's metrics is told besides: slices without a row, and that figures are bounded.
+
+    Args:
+        recipe: the run.
+        split: which.
+        metrics: its own.
+        bounded: the evaluation's memory was.
+    """
+    found = [
         f"{split}: no row is in slice {name}, {condition}, so it has no metrics there"
-        for name, condition in conditions.items()
+        for name, condition in recipe.evaluate.slices.items()
         if not metrics[f"{name}.rows"]
     ]
+    if bounded and recipe.evaluate.memory == "auto":
+        found.append(
+            f"{split}: of more than {EXACT_ROWS:,} rows, AUC is that of bins and figures of groups are those of a "
+            "share of the groups (evaluate.memory: auto)"
+        )
+    return found
 
 
 def _most(peaks: list[dict[str, int]]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from livetrain.modules.metrics import binary
 from livetrain.modules.metrics.histogram import BINS, LIMIT
 from livetrain.modules.metrics.lengths import LENGTH_NAMES
 from livetrain.modules.tasks.binary import Binary
-from livetrain.trainers.evaluate.evaluation import Evaluation
+from livetrain.trainers.evaluate.evaluation import EXACT_ROWS, Evaluation
 from livetrain.trainers.evaluate.intervals import Bootstrap
 
 TASKS = ["click", "stay"]
@@ -20,15 +20,16 @@ SAMPLE = 700  # rows, fewer than there are, so that the sample of groups must sh
 
 # A rank of the two-rank runs: it takes its share of the rows and writes what it computed.
 RANK = """
-import json, sys
+import json, sys, time
+from datetime import timedelta
 import numpy as np, torch, torch.distributed as dist
 from livetrain.modules.tasks.binary import Binary
-from livetrain.trainers.evaluate import evaluation as module
+from livetrain.trainers.evaluate import gather
 from livetrain.trainers.evaluate.evaluation import Evaluation
 from livetrain.trainers.evaluate.intervals import Bootstrap
 tasks = {"click": Binary(), "stay": Binary()}
 tasks["click"].measure_lists([3, 10])
-module._CHUNK = 500  # several chunks per column, the last ones empty on one rank
+gather._CHUNK = 500  # several chunks per column, the last ones empty on one rank
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
@@ -47,6 +48,14 @@ for share, parts in shares.items():
         found[f"{share}.{memory}"] = [evaluation.compute(), evaluation.curves()]
 empty = Evaluation(tasks)
 found["nothing"] = [empty.compute(), empty.curves()]
+dist.distributed_c10d._set_pg_timeout(timedelta(seconds=1))  # as cluster.timeout_s does
+class Slow(Binary):
+    def figures(self, labels, logits, groups=None):
+        time.sleep(3)
+        return super().figures(labels, logits, groups)
+slow = Evaluation({"click": Slow()})
+slow.update(**{k: v[:100, :1] if v.dim() == 2 else v[:100] for k, v in data.items() if k != "slices"})
+found["slow"] = [slow.compute(), {}]
 with open(f"{folder}/{rank}.json", "w") as file:
     json.dump(found, file)
 dist.destroy_process_group()
@@ -332,6 +341,20 @@ def test_two_ranks_equal_one(two_ranks, share, memory):
 def test_ranks_agree_on_every_figure(two_ranks):
     assert json.dumps(two_ranks[0]) == json.dumps(two_ranks[1])
     assert two_ranks[0]["uneven.bounded"][0]["gauc_groups_share"] < 1
+
+
+def test_others_wait_longer_than_their_timeout_for_the_rank_that_sorts(two_ranks):
+    """The figures come three seconds late, and a collective of the run's own group would fail after one."""
+    assert two_ranks[1]["slow"][0]["rows"] > 100
+    assert two_ranks[1]["slow"] == two_ranks[0]["slow"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "rows", "bounded"),
+    [("auto", EXACT_ROWS, False), ("auto", EXACT_ROWS + 1, True), ("exact", 10**12, False), ("bounded", 1, True)],
+)
+def test_memory_is_bounded_from_so_many_rows(asked, rows, bounded):
+    assert Evaluation({"click": Binary()}, memory=asked, rows=rows).bounded == bounded
 
 
 def test_no_rows_on_any_rank(two_ranks):

@@ -213,9 +213,11 @@ def test_the_last_checkpoint_comes_with_its_own_metrics(small_run, tmp_path):
     assert signature["metrics"]["valid.click.auc"] == own[-1]["click.auc"]
 
 
-def test_a_run_that_was_moved_exports_beside_itself(copied, served):
-    run = copied()
-    export(run)
+def test_a_run_that_was_moved_exports_beside_itself(copied, served, small_run, tmp_path):
+    """Also where the training split is gone: what the signature says of it is in the checkpoint."""
+    shutil.copytree(small_run.parents[1] / "data/test", tmp_path / "held out/test")
+    run = copied(f"data.path={tmp_path / 'held out'}")
+    assert export(run)["training"] == read(served / "signature.json")["training"]
     assert sorted(content(run / "export")) == FILES
     assert read(run / "export/golden.json") == read(served / "golden.json")
 

@@ -34,9 +34,23 @@ def fake(monkeypatch):
     autocast = torch.autocast
     monkeypatch.setattr(FakeTensor, "is_cuda", property(lambda self: self.device == GPU), raising=False)
     monkeypatch.setattr(torch, "autocast", lambda kind, *a, **k: autocast("cpu" if kind == "meta" else kind, *a, **k))
-    # The one thing that attention in groups waits for: how many rows each has.
-    monkeypatch.setattr(buckets, "_occupied", lambda key, groups: ([0], [ROWS]))
-    return FakeTensorMode(allow_non_fake_inputs=True)  # parameters are none yet
+    made, mode = torch.tensor, FakeTensorMode(allow_non_fake_inputs=True)  # parameters are none yet
+    mode.waits = []
+
+    def tensor(*values, device=None, **options):
+        """A tensor made of a list on the host is copied to a GPU, which is waited for."""
+        if device is not None and torch.device(device) == GPU:
+            mode.waits.append(values)
+        return made(*values, device=device, **options)
+
+    def occupied(key, ones, twos):
+        """The one thing that attention in groups waits for: how many rows each has."""
+        mode.waits.append("occupied")
+        return [ROWS], [8], [8]
+
+    monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(buckets, "_occupied", occupied)
+    return mode
 
 
 def zeros(*size, dtype=torch.float32):
@@ -74,6 +88,7 @@ def train(recipe, fake, combiner=None):
         combination.combiner = combiner
         combination.monitor.add = lambda gram, weights: None
     meter = Meter()
+    fake.waits.clear()  # what is made once may wait
     with fake:
         losses, output = step(batch_of(recipe))
         combination.backward(losses)
@@ -82,9 +97,21 @@ def train(recipe, fake, combiner=None):
     assert all(parameter.grad.device == GPU for parameter in step.model.dense.parameters())
 
 
+def layouts(model):
+    """How often histories are laid out in groups."""
+    if model.kind != "farm":
+        return int(model.kind == "sasrec")
+    histories, split = len(model.attention), model.frequency is not None and model.frequency.filter == "split"
+    fused = histories + (histories == 2) if model.fuse == "attention" else 0  # each by itself, and both
+    return histories * split + fused
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_no_step_mixes_devices_or_waits(path, fake):
-    train(load_recipe(str(path), ["data.path=nowhere", "gradients={kind: sum}"]), fake)
+    """But for the layouts of histories that are padded in groups: one copy to the host for each."""
+    recipe = load_recipe(str(path), ["data.path=nowhere", "gradients={kind: sum}"])
+    train(recipe, fake)
+    assert fake.waits == ["occupied"] * layouts(recipe.model)
 
 
 def test_what_lies_beside_ids_mixes_no_devices_and_waits_for_none(fake):

@@ -416,6 +416,36 @@ def stated(tmp_path_factory) -> dict[str, tuple[Path, dict[str, torch.Tensor]]]:
 AGE = STATED["features__since"]
 
 
+def domains(*names: str):
+    """FARM over histories that have these names, `seen` of movies and `shops` of users."""
+    like = {"seen": "movie", "shops": "user"}
+    histories = {name: {"type": "sequence", "table": like[name], "max_length": 6} for name in names}
+    model = {"kind": "farm", "attention": [{"query": [like[name]], "events": [name]} for name in names], "width": 6}
+    features = {"user": {"type": "id", "table": "user"}, "movie": {"type": "id", "table": "movie"}, **histories}
+    model |= {"heads": 2, "shared": 1, "own": 1, "expert_units": [4], "tower_units": [4]}
+    tables = {"user": {"rows": 61, "dim": 8}, "movie": {"rows": 40, "dim": 8}}
+    return twins.recipe(features=features, model=model, tables=tables)
+
+
+def test_domains_of_farm_go_by_their_histories_and_not_by_their_places():
+    """Both in the other order, and one that has come before the one that was there."""
+    both, turned, alone = domains("seen", "shops"), domains("shops", "seen"), domains("seen")
+    found = fitting.fit(turned, both, "earlier")
+    assert {line.taken for line in found.lines if not line.name.startswith("layers.trunk")} == {"all"}
+    lists = ("domains", "filters", "units", "fuse.positions", "fuse.blocks", "fuse.crosses", "fuse.norms")
+    for place in lists:
+        own = {key: taken.key for key, taken in found.taken.items() if f"dense.network.{place}." in key}
+        assert own
+        for key, was in own.items():
+            here, there = (int(name.partition(f"{place}.")[2].partition(".")[0]) for name in (key, was))
+            assert here == 1 - there
+    grown = fitting.fit(turned, alone, "earlier")
+    of = {name: {key for key in grown.taken if f".{name}." in key} for name in ("domains.0", "domains.1", "norms.1")}
+    assert not of["domains.0"]
+    assert {grown.taken[key].key.replace("domains.0", "domains.1") for key in of["domains.1"]} == of["domains.1"]
+    assert of["norms.1"]
+
+
 @pytest.mark.parametrize(
     ("before", "changes", "others"),
     [

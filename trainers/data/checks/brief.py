@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +20,7 @@ from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.columns import IdKind, is_text
 from livetrain.trainers.data.read.files import open_filesystem
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
+from livetrain.trainers.data.read.spread import in_threads
 from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.data.write import layout
 
@@ -127,8 +127,7 @@ def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
 
     count = math.ceil(most / max(source.rows / len(source.groups), 1))
     chosen = [source.groups[place] for place in spaced(len(source.groups), count)]
-    with ThreadPoolExecutor(pa.cpu_count()) as pool:
-        return pa.concat_tables(pool.map(read, chosen))
+    return pa.concat_tables(in_threads(read, chosen))
 
 
 def _told_by(recipe: Recipe, feature: str) -> list[str]:

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -187,10 +188,10 @@ def measures(recipe: Recipe, names: Collection[str] | None = None) -> dict[str, 
     return {name: measure for name, measure in found.items() if measure.columns}
 
 
-def written(kind: type) -> str | None:
-    """Return a digest of the file that a class is written in; None where there is no such file."""
+def written(code: type | ModuleType) -> str | None:
+    """Return a digest of the file that a class, or a module, is written in; None where there is no such file."""
     try:
-        return xxhash.xxh64_hexdigest(Path(inspect.getfile(kind)).read_bytes())
+        return xxhash.xxh64_hexdigest(Path(inspect.getfile(code)).read_bytes())
     except (OSError, TypeError):
         return None
 

@@ -10,7 +10,6 @@ refuse, items seen and items that are over, is refused by drawing again.
 """
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +26,7 @@ from livetrain.trainers.data.read.items import as_numbers, cast, ids_or_none, li
 from livetrain.trainers.data.read.measure import measures
 from livetrain.trainers.data.read.records import running
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
+from livetrain.trainers.data.read.spread import in_threads
 
 _TRIES = 32  # of a draw, before the items that it may get are looked up one by one
 
@@ -325,16 +325,15 @@ def count(source: Source, recipe: Recipe, progress: Callable[[str], None]) -> No
             return 0, 0
         return negatives.count(table)
 
-    with ThreadPoolExecutor(pa.cpu_count()) as pool:
-        found = list(pool.map(counted, source.groups))
-    positives, chosen = (sum(part) for part in zip(*found, strict=True))
+    found = np.array(list(in_threads(counted, source.groups)), np.int64)
+    positives, chosen = found.sum(axis=0).tolist()
     if not chosen:
         raise BadInput(
             f"data.negatives: none of the {positives:,} positive rows of tasks.{section.task} has an item that may be "
             f"drawn among the {len(negatives):,} of {section.catalogue}; add items, or ask for less in within, on_air "
             "and seen"
         )
-    source.drawn = section.per_positive * np.array([number for _, number in found])
+    source.drawn = section.per_positive * found[:, 1]
     without = f"; {positives - chosen:,} have no item that may be drawn" if chosen < positives else ""
     _check_share(recipe, len(negatives), positives == source.rows)
     progress(
