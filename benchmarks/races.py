@@ -27,8 +27,8 @@ from typing import Any
 
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.export import publish
-from livetrain.trainers.export.place import open_place
 from livetrain.trainers.runtime import manifest
+from livetrain.trainers.runtime.place import open_place
 
 ROOT = Path(__file__).parents[1]
 BEFORE = ("2026-01-01", "2026-01-02")

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,7 @@ def start(data: str, command: str) -> dict:
     for kept in Path(data).glob("*/_livetrain"):
         shutil.rmtree(kept)
     found = {}
-    for what in ("cold", "kept"):
+    for what in ("cold", "kept") if "sidecar" in modules else ("always",):
         opens, cpu, wall = 0, time.process_time(), time.perf_counter()
         check(data)
         found[what] = time.process_time() - cpu, opens, time.perf_counter() - wall
@@ -199,10 +200,7 @@ def fabricate(data: str, groups: str, rows: str) -> dict:
     numbers = np.tile(np.arange(int(groups), dtype=np.int32), MEMORY_FILES)
     paths = [info.path for info in folder.files]
     made = index.Groups(paths, files, numbers, np.full(len(files), int(rows), np.int64))
-    figures = {
-        column: index.Figures(len(files), part.told, part.low, part.high, part.nulls, part.null)
-        for column, part in one.figures.items()
-    }
+    figures = {column: replace(part, groups=len(files)) for column, part in one.figures.items()}
     whole = index.Index(paths, one.schemas, np.zeros(MEMORY_FILES, np.int32), made, figures)
     sidecar.Sidecar.of(system, folder).write("index", *index.stored(whole))
     return {}

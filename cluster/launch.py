@@ -34,7 +34,7 @@ from livetrain.trainers.runtime.manifest import write_json, write_text
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.run_folder import ANOTHER, LAST, LOCK, find_checkpoint
 from livetrain.trainers.runtime.versions import versions
-from livetrain.trainers.train import checkpoint, compatible, preflight, warm_start
+from livetrain.trainers.train import checkpoint, compatible, copies, preflight, warm_start
 from livetrain.trainers.train.loop import Job, Trainer, remarks
 
 log = logging.getLogger("livetrain")
@@ -97,6 +97,9 @@ def complete(recipe: Recipe, run: Path) -> bool:
 
 def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     started = time.perf_counter()
+    if recipe.train.copies is not None:
+        for path in copies.fetch(recipe.train.copies, run):
+            runlog.note(run, "note", text=f"brought {path.name} from train.copies")
     with Watcher(run), _leaving_nothing(run), places.taken(run, places.TRAINING) as place:
         ray_workers.check_here(recipe.cluster)
         if found := run_folder.committed(run):

@@ -12,6 +12,7 @@ _SECRET_OPTION = re.compile(r"(?i)([?&][^=&\s]*(?:key|secret|token|sig|pass|pwd|
 _LONGEST = 140  # letters of a list of known words: a table may have a thousand columns
 _SENTENCE = 299  # characters of a message, at most
 _VALUE = 60  # characters of a value in a message, at most
+_REASON = 110  # characters of another error in a message, at most
 
 
 class BadInput(ValueError):
@@ -42,6 +43,12 @@ def cut(text: str, most: int = _VALUE) -> str:
     return f"{text[: most - 3 - end]}...{text[-end:]}"
 
 
+def short(error: BaseException) -> str:
+    """Return the first line of an error's message, without its end point; the beginning of a long one."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return text if len(text) <= _REASON else f"{text[: _REASON - 3]}..."
+
+
 def shown(value: Any) -> str:
     """Return a value of a recipe as a message shows it."""
     if value is None:
@@ -68,12 +75,23 @@ class NotNow(BadInput):
 
 # Of what a file system says, what is wrong with a name or a right: no time mends it.
 _LASTING = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
+# The same as object stores say it: by a code of theirs, or by HTTP's (408 and 429 pass).
+_REFUSED = re.compile(
+    r"(?i)access.?denied|forbidden|permission.?denied|unauthor|unauthenticated|invalid.?access.?key|signature.?does.?not"
+    r"|no.?such.?(bucket|key|upload)|not.?found|does.?not.?exist|invalid.?(argument|bucket)|expired.?token"
+    r"|\bstatus:? (?:code )?4(?!08|29)\d\d"
+)
+
+
+def lasts(error: OSError) -> bool:
+    """Return whether no time mends what a storage or a network said: a name or a right is wrong."""
+    return isinstance(error, _LASTING) or _REFUSED.search(str(error)) is not None
 
 
 def may_pass(error: BadInput) -> bool:
     """Return whether an error may be over later: it was raised from a storage or a network that failed."""
     cause = error.__cause__
-    return isinstance(error, NotNow) or (isinstance(cause, OSError) and not isinstance(cause, _LASTING))
+    return isinstance(error, NotNow) or (isinstance(cause, OSError) and not lasts(cause))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

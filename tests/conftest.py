@@ -15,7 +15,7 @@ from hypothesis import settings
 from livetrain.modules.layers import compiled
 from livetrain.modules.tables.initial import Initial
 from livetrain.trainers.train import compiled_layers
-from tests import samples, wheels
+from tests import samples, store, wheels
 from tests.pool import Pool
 
 torch.set_num_threads(1)
@@ -97,6 +97,28 @@ def home(small_run, tmp_path, monkeypatch) -> Path:
             (copy / path.name).symlink_to(path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def _stored() -> Iterator[tuple[str, store.Network]]:
+    network = store.Network()
+    with store.served(network=network) as uri:
+        yield uri, network
+
+
+@pytest.fixture(scope="session")
+def bucket(_stored) -> str:
+    """The URI of a folder in a bucket of an object store on this machine."""
+    return _stored[0]
+
+
+@pytest.fixture
+def network(_stored) -> Iterator[store.Network]:
+    """What lies between that store and its clients: nothing but what a test puts there."""
+    network = _stored[1]
+    vars(network).update(vars(store.Network()))
+    yield network
+    vars(network).update(vars(store.Network()))
 
 
 @pytest.fixture(scope="session")

@@ -278,7 +278,7 @@ def _trial(folder: Path, recipe: Recipe, home: str, config: dict[str, Any]) -> N
 
 
 def trial_recipe(sweep: Sweep, trial: Trial) -> Recipe:
-    """Return the recipe of a trial's run: its name, no export, and the sweep as its group on Weights & Biases.
+    """Return the recipe of a trial's run: its name, no export, no copies, the sweep as its group on Weights & Biases.
 
     It survives no failure by itself: Tune starts a trial again as a whole, as often as the sweep's recipe says.
     """
@@ -286,7 +286,8 @@ def trial_recipe(sweep: Sweep, trial: Trial) -> Recipe:
     group = recipe.wandb and recipe.wandb.model_copy(update={"group": recipe.wandb.group or sweep.folder.name})
     cluster = recipe.cluster.model_copy(update={"max_failures": 0})
     export = recipe.export.model_copy(update={"after_training": False})
-    return recipe.model_copy(update={"name": trial.name, "wandb": group, "cluster": cluster, "export": export})
+    own = {"cluster": cluster, "export": export, "train": recipe.train.model_copy(update={"copies": None})}
+    return recipe.model_copy(update={"name": trial.name, "wandb": group, **own})
 
 
 def _report(sweep: Sweep, trial: Trial, over: threading.Event) -> None:

@@ -56,6 +56,10 @@ class Train(Section):
     patience: Count | None = Field(None, description="stop after this many evaluations without a better one")
     checkpoint_every: Count | None = Field(None, description="steps between checkpoints besides evaluations")
     keep: Count = Field(2, description="newest checkpoints kept, besides the best")
+    copies: Text | None = Field(
+        None,
+        description="folder or URI (s3, gs, abfs) that gets a copy of each checkpoint; another machine goes on from it",
+    )
     select: MetricName | None = Field(
         None,
         description="metric on valid/ that picks the best, as gauc or like.auc; by default the first task's main one",

@@ -15,6 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.modules.batch import Requests
 from livetrain.modules.model import Model
 from livetrain.modules.models.registry import network
 from livetrain.modules.network import REGULARISER
@@ -66,7 +67,13 @@ def prove(recipe: Recipe) -> None:
     """
     small = {name: table.model_copy(update={"rows": _TABLE}) for name, table in recipe.tables.items()}
     recipe = recipe.model_copy(update={"tables": small})
-    parts = (*recipe.features.values(), *small.values(), *recipe.tasks.values(), recipe.train.accumulate)
+    parts = (
+        *recipe.features.values(),
+        *small.values(),
+        *recipe.tasks.values(),
+        recipe.train.accumulate,
+        recipe.data.layout,
+    )
     key = tuple(map(repr, (network(recipe.model.kind), recipe.model, list(recipe.features), list(recipe.tasks), parts)))
     if key in _PROVED:
         return
@@ -93,6 +100,8 @@ def _prove(recipe: Recipe) -> None:
                 "TorchScript knows"
             ) from error
         _check_same(f"{kind} scores otherwise when exported", found, scores)
+        if recipe.data.layout == "request":
+            _check_requests(kind, model, recipe, rows)
     if recipe.train.accumulate > 1:
         _check_parts(kind, recipe, rows)
 
@@ -212,6 +221,31 @@ def _check_rank(kind: str, recipe: Recipe, rows: _Rows, scorer: Scorer) -> None:
             found = {task: score[row : row + 1] for task, score in once.items()}
             mend = "let it expand them to the rows of `dense`, or leave `shares` out"
             _check_same(f"{kind} scores otherwise where rows share features", found, wanted, mend)
+
+
+def _check_requests(kind: str, model: Model, recipe: Recipe, rows: _Rows) -> None:
+    """Refuse a model that scores the rows of a request otherwise when what they share is given once per request."""
+    shared = [name for name in rows.ids if recipe.features[name].form == "sequence"] or list(rows.ids)[:1]
+    theirs, once, own = rows.row(2), _Rows({}, {}, dict(rows.dense)), _Rows({}, {}, dict(rows.dense))
+    for name, lengths in rows.lengths.items():
+        for part in (once, own):
+            part.ids[name], part.lengths[name] = rows.ids[name], lengths
+        if name in shared:
+            count = int(theirs.lengths[name])
+            once.ids[name], once.lengths[name] = theirs.ids[name], torch.tensor([count] + [0] * (_ROWS - 1))
+            own.ids[name], own.lengths[name] = theirs.ids[name].repeat(_ROWS), torch.full((_ROWS,), count)
+            if name in rows.dense:  # what lies beside ids
+                beside = theirs.dense[name]
+                once.dense[name], own.dense[name] = beside, torch.cat([beside] * _ROWS)
+    totals = {name: len(own.ids[name]) for name in shared}
+    mend = "let `row`, `pool` or jagged.of_rows give each row its own, or leave `shares` out"
+    try:
+        found = model(*_inputs(once, recipe), Requests(torch.zeros(_ROWS, dtype=torch.long), 2, totals))
+    except Exception as error:
+        raise BadInput(f"{kind} fails on rows of one request ({_short(error)}); {mend}") from error
+    _check_same(
+        f"{kind} scores otherwise where rows of a request share features", found, model(*_inputs(own, recipe)), mend
+    )
 
 
 def _check_same(what: str, found: dict[str, Tensor], wanted: dict[str, Tensor], mend: str = "mend its forward") -> None:

@@ -12,6 +12,7 @@ from livetrain.modules.model import Model
 from livetrain.modules.network import REGULARISER
 from livetrain.trainers.train import compiled_layers
 from tests import twins
+from tests.cases import often
 from tests.requests import USER, shared
 
 ATTENTION = [{"query": ["movie"], "events": ["history"], "side": ["rating"]}]
@@ -82,9 +83,11 @@ def learned(recipe, batch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Ten
 
 
 COMPILED = ("din", "din, softmax", "farm", "farm, two domains")
+EACH = {name: (name, False) for name in CASES} | {f"{name}, compiled": (name, True) for name in COMPILED}
+OFTEN = ["din, compiled", "farm, the other domain the candidate's", "dnn", "dnn, vectors of events", "dnn, a cross"]
 
 
-@pytest.mark.parametrize(("name", "passes"), [*((n, False) for n in CASES), *((n, True) for n in COMPILED)])
+@pytest.mark.parametrize(("name", "passes"), often(EACH, [*OFTEN, "sasrec", "lr, which knows no requests"]))
 def test_requests_teach_what_their_rows_teach(name, passes):
     recipe, (flat, requests) = made(**CASES[name])
     if passes:

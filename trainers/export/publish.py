@@ -25,10 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from livetrain.configs.errors import BadInput, nearest
-from livetrain.trainers.data.read.files import short
-from livetrain.trainers.export.place import DRAFTS, Place, open_place
+from livetrain.configs.errors import BadInput, nearest, short
 from livetrain.trainers.runtime import manifest
+from livetrain.trainers.runtime.place import DRAFTS, Place, check_conditions, open_place
 
 POINTER = "current.json"
 LIMIT_S = 6 * 3600  # a publisher that takes longer gives up,
@@ -80,7 +79,7 @@ def publish(export: Path, where: str, version: str, keep: int, **about: Any) -> 
 
     Args:
         export: a folder that `trainers.export.export.export` wrote.
-        where: folder or URI, see `trainers.export.place`.
+        where: folder or URI, see `trainers.runtime.place`.
         version: sorts after all published before it, as a date does; publishing the present one again replaces it.
         keep: versions that stay, this one included and those that were rejected not; older ones are deleted.
         about: further entries of the pointer.
@@ -221,24 +220,11 @@ def _claim(place: Place, version: str) -> int:
         name = f"{_FENCES}/{fence:06d}"
         content = f"{_folder(version, fence)} {platform.node()} {os.getpid()} {uuid.uuid4().hex}\n".encode()
         if place.swap(name, None, content):
-            _check_conditions(place, name)
+            check_conditions(place, name)
             before, _ = _read(place)
             if before is None or before["fence"] < fence:  # else it may have been given out and forgotten since
                 return fence
             fence = before["fence"]
-
-
-def _check_conditions(place: Place, name: str) -> None:
-    """Raise BadInput where a small object can be written over though it is not as it was read."""
-    found = place.read(name)
-    assert found is not None  # it was written just now, and nobody else's is deleted so young
-    content, tag = found
-    place.swap(name, tag, content + b"again\n")
-    if place.swap(name, tag, content) or place.swap(name, None, content):
-        raise BadInput(
-            f"{place.shown()}: this storage ignores conditions on a write (If-Match, If-None-Match), so two publishers "
-            "could overwrite one another; choose another place"
-        )
 
 
 def _copy(export: Path, names: list[str], place: Place, folder: str) -> None:

@@ -39,6 +39,7 @@ from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog
 from livetrain.trainers.runtime.run_folder import Damaged, committed, content
 from livetrain.trainers.train import restore, staging
 from livetrain.trainers.train.compatible import check_same
+from livetrain.trainers.train.copies import Copies
 from livetrain.trainers.train.sharding import Sharded
 from livetrain.trainers.train.staging import Staging
 from livetrain.trainers.train.writing import Planner, Writer
@@ -102,13 +103,22 @@ class Saver:
         self._sharded, self._recipe, self._run, self._trained = sharded, recipe, run, dict(trained or {})
         self._staging = Staging()
         self._fits: bool | None = None  # whether the copies do
+        self._elsewhere: Copies | None = None
         self._thread: threading.Thread | None = None
-        self._write: Callable[[], None] = lambda: None
+        self._left: list[Callable[[], None]] = []  # to be done of the last checkpoint
         self._error: BaseException | None = None
 
     def __enter__(self) -> "Saver":
         timeout = timedelta(seconds=self._recipe.cluster.timeout_s)
         self._group = dist.new_group(backend="gloo", timeout=timeout) if ranks.world() > 1 else None
+        if (where := self._recipe.train.copies) is not None:
+            try:
+                take = partial(Copies.taken, where, self._run.name)
+                fence = _together(lambda: take() if ranks.is_main() else None, self._group)[0]
+            except WriteFailed as error:
+                raise NotNow(f"train.copies: {error}; start the run again once that is mended") from error
+            assert fence is not None  # rank 0's
+            self._elsewhere = Copies(where, self._run.name, fence)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -137,15 +147,17 @@ class Saver:
             **self._trained,
         }
         live = state(self._sharded)
-        if not self._copies(live):
-            self._write = partial(write, live, self._run, content, self._group)
+        copies = self._copies(live)
+        saved = self._staging.copy(live) if copies else live
+        if copies and self._sharded.device.type == "cuda":
+            torch.cuda.current_stream(self._sharded.device).synchronize()
+        self._left = [partial(write, saved, self._run, content, self._group)]
+        if self._elsewhere is not None:
+            self._left.append(partial(send, self._elsewhere, self._run, step, self._group))
+        if not copies:
             self._attempt()
             self.wait()
             return
-        copied = self._staging.copy(live)
-        if self._sharded.device.type == "cuda":
-            torch.cuda.current_stream(self._sharded.device).synchronize()
-        self._write = partial(write, copied, self._run, content, self._group)
         self._thread = threading.Thread(target=self._in_background, name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -163,7 +175,8 @@ class Saver:
         """Return when everything saved is committed.
 
         Raises:
-            NotNow: the last checkpoint could not be written, in the background and once more now.
+            NotNow: the last checkpoint could not be written or copied, in the background and once more now.
+        BadInput: another training has taken the run over.
         """
         self._join()
         if isinstance(self._error, WriteFailed):
@@ -187,7 +200,9 @@ class Saver:
 
     def _attempt(self) -> None:
         try:
-            self._write()
+            while self._left:
+                self._left[0]()
+                self._left.pop(0)
             self._error = None
         except BaseException as error:
             self._error = error
@@ -222,6 +237,23 @@ def write(state: dict[str, Any], run: Path, content: dict[str, Any], group: dist
         raise
     if main:
         prune(run, content["recipe"]["train"]["keep"], content["position"]["best_step"], path)
+
+
+def send(copies: Copies, run: Path, step: int, group: dist.ProcessGroup | None) -> None:
+    """Copy the committed checkpoint of a step to `train.copies`. Collective over `group`, as `write` is.
+
+    Raises:
+        WriteFailed: on every rank, where one of them could not do its part.
+        BadInput: another training has taken the run over.
+    """
+    path, share = run_folder.checkpoint(run, step), (ranks.rank(), ranks.world())
+    _together(lambda: copies.begin(path) if ranks.is_main() else None, group)
+    _together(lambda: copies.put(path, share), group)
+    if not _together(lambda: copies.commit(path, run) if ranks.is_main() else None, group)[0]:
+        raise BadInput(
+            f"{copies.place.shown()}: another training of this run has begun since and took it over, so this one ends; "
+            "see that no two are started"
+        )
 
 
 def _together(work: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:

@@ -5,6 +5,7 @@ import torch
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import ModelConfig
+from livetrain.modules.layers import jagged
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
 from livetrain.modules.serving.proof import prove
@@ -80,6 +81,14 @@ class Unshared(Right):
         return found if lengths["history"].size(0) == size else found * 2
 
 
+@register_model("test_served", BareConfig)
+class Served(Right):
+    """Takes features that all rows share, and none that those of a request share."""
+
+    def pool(self, values: dict[str, torch.Tensor], lengths: dict[str, torch.Tensor], feature: str, size: int):
+        return jagged.pool(values[feature], lengths[feature], True).expand(size, -1)
+
+
 @register_model("test_unscripted", BareConfig)
 class Unscripted(Bare):
     def forward(self, values, lengths, dense, weights=None):
@@ -95,8 +104,8 @@ class OneTask(Bare):
         return {"other": super().forward(values, lengths, dense, weights)["click"]}
 
 
-def made(kind: str):
-    return samples.recipe("unused", model={"kind": kind})
+def made(kind: str, **changes):
+    return samples.recipe("unused", model={"kind": kind}, **changes)
 
 
 @pytest.mark.parametrize(
@@ -122,6 +131,13 @@ def test_a_network_that_cannot_serve_is_refused_in_one_sentence(kind, said):
 
 def test_the_views_of_the_base_class_are_right():
     prove(made("test_right"))
+    prove(made("test_right", data__layout="request", data__candidates=4))
+
+
+def test_a_network_that_knows_no_requests_is_refused_where_the_data_are_such():
+    prove(made("test_served"))
+    with pytest.raises(BadInput, match="'test_served' fails on rows of one request .*or leave `shares` out"):
+        prove(made("test_served", data__layout="request", data__candidates=4))
 
 
 def test_a_run_proves_it_before_it_looks_at_data():

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from livetrain.configs.errors import BadInput
-from livetrain.trainers.export import place, publish
-from livetrain.trainers.runtime import manifest
+from livetrain.trainers.export import publish
+from livetrain.trainers.runtime import manifest, place, reach
 from tests import store
 
 DAYS = [f"2022-05-0{day}" for day in range(1, 10)]
@@ -39,10 +39,10 @@ def export(tmp_path) -> Path:
     return made(tmp_path / "export")
 
 
-@pytest.fixture(scope="session")
-def bucket() -> Iterator[str]:
-    with store.served() as uri:
-        yield uri
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch) -> None:
+    """What fails here fails for good."""
+    monkeypatch.setattr(reach, "DEADLINE_S", 0.0)
 
 
 _new = count()
@@ -386,7 +386,7 @@ def test_a_place_that_cannot_be_used_is_named(export, uri, message):
 def test_a_bucket_without_obstore_says_what_to_install(export):
     with (
         mock.patch.dict(sys.modules, {"obstore": None}),
-        pytest.raises(BadInput, match=r"publishing in a bucket needs obstore; pip install 'livetrain\[publish\]'"),
+        pytest.raises(BadInput, match=r"writing to a bucket needs obstore; pip install 'livetrain\[publish\]'"),
     ):
         publish.publish(export, "s3://models/din", "2022-05-08", 7)
 

@@ -99,6 +99,8 @@ def test_what_goes_on_besides_steps_is_said_with_how_far_it_is():
     assert str(state) == "starting  0:00"
     state.take({"kind": "note", "text": "checking the data"})
     assert str(state) == "checking the data  0:00"
+    state.take({"kind": "stage", "text": "looking at train", "done": 512, "of": 2048, "unit": "rows"})
+    assert str(state) == "looking at train  512/2,048 rows  0:00"
     state.take({"kind": "stage", "text": "scoring test", "done": 1200, "of": 4000})
     assert str(state) == "scoring test  1,200/4,000 batches  0:00"
     state.take({"kind": "train", "step": 8, "steps": 9, "epoch": 0.9})

@@ -9,6 +9,7 @@ from livetrain.modules.batch import Batch
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.sharding import shard
 from tests import twins
+from tests.cases import often
 from tests.modules.test_requests import CASES
 from tests.pool import Pool
 from tests.requests import USER, shared
@@ -63,13 +64,14 @@ def _same(found: dict, wanted: dict) -> None:
             )
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", often({name: name for name in KINDS}, ["farm"]))
 def test_two_ranks_learn_of_requests_what_they_learn_of_rows(two_ranks: Pool, name):
     made_for = twins.recipe(**KINDS[name])
     for found, wanted in zip(two_ranks.run(train, made_for, True), two_ranks.run(train, made_for, False), strict=True):
         _same(found, wanted)
 
 
+@pytest.mark.slow
 def test_one_rank_learns_of_requests_what_plain_pytorch_learns_of_rows():
     made_for = twins.recipe()
     with ranks.alone(cuda=False):

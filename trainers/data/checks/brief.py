@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.checks import leaks
-from livetrain.trainers.data.checks.dataset import spaced
+from livetrain.trainers.data.checks.dataset import PIECE, picked, spaced
 from livetrain.trainers.data.checks.findings import Verdict, listed, share
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.columns import IdKind, is_text
@@ -108,7 +108,7 @@ def _labels(recipe: Recipe) -> list[str]:
 
 
 def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
-    """Return evenly spaced row groups of about `most` rows together, always the same ones.
+    """Return about `most` rows, always the same ones: evenly spaced stretches of PIECE rows, or row groups if smaller.
 
     Args:
         source: the split.
@@ -116,17 +116,22 @@ def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
         most: rows.
         skip: whether row groups that do not decode are left out.
     """
+    whole = max(source.rows / len(source.groups), 1)
+    chosen = [source.groups[place] for place in spaced(len(source.groups), math.ceil(most / min(whole, PIECE)))]
+    each = math.ceil(most / PIECE / len(chosen))
 
     def read(group: RowGroup) -> pa.Table:
         try:
-            return source.read(group, columns)
+            return pa.concat_tables(picked(source.stretches(group, columns, PIECE), group.rows, each))
+        except (BadInput, pa.ArrowException, OSError):
+            pass
+        try:
+            return source.read(group, columns)  # which says what is wrong, if it is wrong once more
         except CorruptGroup:
             if not skip:
                 raise
             return pa.schema([source.schema.field(name) for name in columns]).empty_table()
 
-    count = math.ceil(most / max(source.rows / len(source.groups), 1))
-    chosen = [source.groups[place] for place in spaced(len(source.groups), count)]
     return pa.concat_tables(in_threads(read, chosen))
 
 

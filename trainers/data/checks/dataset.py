@@ -2,12 +2,13 @@
 
 import datetime
 import functools
+import itertools
 import math
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import numpy as np
@@ -24,6 +25,8 @@ from livetrain.trainers.data.read.columns import flat_schema
 from livetrain.trainers.data.read.files import find_files, read_footer, short
 from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.data.write import layout
+
+T = TypeVar("T")
 
 MEMORY = "2GB"  # of DuckDB; what does not fit goes to the temporary folder
 MILLISECONDS = 100_000_000_000  # a time above is in ms (1973 and later), below in seconds (until the year 5138)
@@ -117,21 +120,21 @@ class Dataset:
         return (datetime.date(1970, 1, 1) + datetime.timedelta(days=seconds // 86400)).isoformat()
 
     def sample(self, columns: list[str], parts: list[Part], most: int) -> pa.Table:
-        """Return about `most` rows of some parts, always the same ones: the first rows of evenly spaced row groups."""
+        """Return about `most` rows of some parts, always the same ones: evenly spaced stretches of PIECE rows."""
         groups = [(f, g, m) for p in parts for f, m in zip(p.files, p.footers, strict=True) for g in _groups(m)]
         chosen = spaced(len(groups), math.ceil(most / PIECE))
-        quota = max(PIECE, math.ceil(most / max(len(chosen), 1)))
+        each = math.ceil(most / PIECE / max(len(chosen), 1))
         schema, requests = pa.schema([self.schema.field(name) for name in columns]), self.requests
         read = columns if requests is None else list({*columns, min(requests.names)})
         pieces = []
         for path, group, footer in (groups[place] for place in chosen):
             try:
                 with pq.ParquetFile(path, metadata=footer) as file:
-                    batches = file.iter_batches(quota, row_groups=[group], columns=read, use_threads=False)
-                    for batch in _first(batches):
+                    batches = file.iter_batches(PIECE, row_groups=[group], columns=read, use_threads=False)
+                    for batch in picked(batches, footer.row_group(group).num_rows, each):
                         table = pa.Table.from_batches([batch])
                         if requests is not None:
-                            table = requests.flattened(table, f"{path}, row group {group}")[:quota]
+                            table = requests.flattened(table, f"{path}, row group {group}")[:PIECE]
                         pieces.append(table.select(columns).cast(schema))
             except (pa.ArrowException, OSError) as error:
                 raise BadInput(
@@ -145,9 +148,11 @@ def spaced(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist() if count else []
 
 
-def _first(batches: Iterator[pa.RecordBatch]) -> list[pa.RecordBatch]:
-    batch = next(batches, None)
-    return [] if batch is None else [batch]
+def picked(stretches: Iterator[T], rows: int, most: int) -> Iterator[T]:
+    """Yield evenly spaced ones of the stretches of PIECE rows that a row group is read in, and read no further."""
+    chosen = spaced(math.ceil(rows / PIECE), most)
+    found = itertools.islice(stretches, chosen[-1] + 1)
+    return (stretch for place, stretch in enumerate(found) if place in chosen)
 
 
 def _groups(footer: pq.FileMetaData) -> list[int]:

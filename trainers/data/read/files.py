@@ -8,14 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from livetrain.configs.errors import BadInput, without_credentials
+from livetrain.configs.errors import BadInput, short, without_credentials
 from livetrain.configs.schema import Recipe
+from livetrain.trainers.runtime import reach
 
 SUFFIX = ".parquet"
 _ALIKE = re.compile(r"(?i)\.(parquet|parq|pq)(?!.*\.crc$)(\.|$)")  # in the name of a file that is no NAME.parquet
 _DEEP = 4  # folders below a split's in which Parquet files are looked for
+_END = 1 << 17  # bytes at a file's end that are fetched at once: most footers are shorter
 _SIGNATURE = 28  # bytes behind a footer that is to be read without a key, of a file that has encrypted columns
-_WORDS = 110  # letters of an error's words in a message
 
 
 class NoPartition(BadInput):
@@ -25,6 +26,8 @@ class NoPartition(BadInput):
 def open_filesystem(path: str, key: str = "data.path") -> tuple[fs.FileSystem, str]:
     """Return the filesystem and the path in it of a local path or a URI (file, s3, gs, hdfs, abfs, fsspec+...).
 
+    What fails there and may pass is tried again, see `trainers.runtime.reach`.
+
     Args:
         path: as the user gave it.
         key: where, for the message.
@@ -32,25 +35,17 @@ def open_filesystem(path: str, key: str = "data.path") -> tuple[fs.FileSystem, s
     Raises:
         BadInput: no filesystem knows it.
     """
-    if "://" not in path:
-        return fs.LocalFileSystem(), path.rstrip("/") or "/"
     try:
-        filesystem, root = fs.FileSystem.from_uri(path)
+        filesystem, root = reach.from_uri(path)
     except (pa.ArrowException, OSError, ImportError, ValueError) as error:
         why = without_credentials(short(error))
         raise BadInput(f"{key}: {without_credentials(path)} cannot be opened ({why}); correct {key}") from error
-    return filesystem, root.rstrip("/")
+    return filesystem, root.rstrip("/") or ("/" if "://" not in path else "")
 
 
 def shown(filesystem: fs.FileSystem, path: str) -> str:
     """Return a file's name for messages: without credentials, and with the filesystem's name where it is not local."""
-    return path if isinstance(filesystem, fs.LocalFileSystem) else f"{filesystem.type_name}:{path}"
-
-
-def short(error: BaseException) -> str:
-    """Return the first line of an error's message, without its end point; the beginning of a long one."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return text if len(text) <= _WORDS else f"{text[: _WORDS - 3]}..."
+    return path if isinstance(filesystem, fs.LocalFileSystem) else f"{filesystem.type_name.removeprefix('py::')}:{path}"
 
 
 @dataclass(frozen=True)
@@ -212,17 +207,61 @@ def read_footer(filesystem: fs.FileSystem, path: str) -> tuple[pq.FileMetaData, 
     """
     name = shown(filesystem, path)
     try:
-        with filesystem.open_input_file(path) as handle:
-            file = pq.ParquetFile(handle)
+        handle = filesystem.open_input_file(path)
+    except OSError as error:
+        raise shut(name, error) from error
+    with handle:
+        return footer_of(handle, name)
+
+
+def footer_of(handle: pa.NativeFile, name: str) -> tuple[pq.FileMetaData, pa.Schema]:
+    """Return what an open Parquet file says of itself, by one request unless its footer is long.
+
+    What is no footer is read again until it is the same: then it is what the file holds, and not what was lost on its
+    way.
+
+    Raises:
+        BadInput: it is not a whole Parquet file, or cannot be read.
+    """
+    before = b""
+    while True:
+        end = _end(handle, name)
+        try:
+            file = pq.ParquetFile(pa.BufferReader(end))
             schema = file.schema_arrow
             schema.names  # noqa: B018  (a name that is no UTF-8 shows here)
-            length = int.from_bytes(handle.read_at(4, handle.size() - 8), "little")
-    except (PermissionError, FileNotFoundError) as error:
-        raise BadInput(f"{name}: cannot be opened ({short(error)}); restore it or give access") from error
-    except (pa.ArrowException, OSError, ValueError) as error:
-        if "encrypted" in str(error):
-            raise BadInput(f"{name}: it is encrypted; write it without encryption") from error
-        raise BadInput(f"{name}: not a complete Parquet file ({short(error)}); write or copy it again") from error
-    if length == file.metadata.serialized_size + _SIGNATURE:  # to ask for such a column's figures ends the process
+            break
+        except (pa.ArrowException, OSError, ValueError) as error:
+            if "encrypted" in str(error):
+                raise BadInput(f"{name}: it is encrypted; write it without encryption") from error
+            if end == before:
+                raise BadInput(
+                    f"{name}: not a complete Parquet file ({short(error)}); write or copy it again"
+                ) from error
+            before = end
+    if (
+        _length(end) == file.metadata.serialized_size + _SIGNATURE
+    ):  # to ask for such a column's figures ends the process
         raise BadInput(f"{name}: columns of it are encrypted; write it without encryption")
     return file.metadata, schema
+
+
+def _end(handle: pa.NativeFile, name: str) -> bytes:
+    """Return the end of a Parquet file in which its whole footer lies."""
+    try:
+        size = handle.size()
+        end = handle.read_at(min(size, _END), max(0, size - _END))
+        whole = _length(end) + 8  # with the length itself and the file's last letters
+        return handle.read_at(whole, size - whole) if len(end) < whole <= size else end
+    except OSError as error:
+        raise shut(name, error) from error
+
+
+def _length(end: bytes) -> int:
+    """Return the length of a footer that the end of a file tells."""
+    return int.from_bytes(end[-8:-4], "little")
+
+
+def shut(name: str, error: OSError) -> BadInput:
+    """Return what is said of a file that cannot be opened."""
+    return BadInput(f"{name}: cannot be opened ({short(error)}); restore it or give access")

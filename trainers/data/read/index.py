@@ -28,7 +28,7 @@ class Groups(Sequence[RowGroup]):
 
     Example:
         >>> groups = Groups(["a.parquet", "b.parquet"], np.array([0, 0, 1]), np.array([0, 1, 0]), np.array([5, 2, 3]))
-        >>> len(groups), groups[1], groups.rows.sum()
+        >>> len(groups), groups[1], int(groups.rows.sum())
         (3, RowGroup(path='a.parquet', index=1, rows=2), 10)
     """
 

@@ -70,6 +70,8 @@ class Drawn:
         return cls(mix(known.astype(np.uint64) + np.uint64(first)), numbers[known])._cut()
 
     def merge(self, other: "Drawn") -> "Drawn":
+        if not len(other.keys):
+            return self
         return Drawn(np.concatenate([self.keys, other.keys]), np.concatenate([self.values, other.values]))._cut()
 
     def _cut(self) -> "Drawn":
@@ -116,6 +118,7 @@ class Measure:
         columns: that are read for it; none if there is nothing to measure or to check.
         dense: whether it has means and deviations, of each of its columns that are normalised.
         quantiles: the parts that it is cut into, 0 for none.
+        nothing: what no rows tell.
     """
 
     restored = staticmethod(Measured.restored)
@@ -129,6 +132,7 @@ class Measure:
         self.dense = self._numbers and self._feature.form == "dense"
         self._measured = self._transform.measured if self.dense else 0
         self.quantiles = self._transform.quantiles if self._numbers else 0
+        self.nothing = Measured(Moments.of(np.zeros((0, self._measured))), Drawn.of(np.zeros(0, np.float32), 0))
 
     @property
     def question(self) -> dict[str, Any]:
@@ -139,11 +143,6 @@ class Measure:
             "beside": self._beside,
             "code": written(type(self._transform)),
         }
-
-    @property
-    def nothing(self) -> Measured:
-        """What no rows tell."""
-        return Measured(Moments.of(np.zeros((0, self._measured))), Drawn.of(np.zeros(0, np.float32), 0))
 
     def of(self, table: pa.Table, first: int, where: str) -> Measured:
         """Measure rows.

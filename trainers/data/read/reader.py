@@ -24,7 +24,8 @@ from livetrain.trainers.data.read.source import Source
 
 _RUN = 65_536  # rows of a run at most, and
 _RUN_BYTES = 2**25  # bytes of it, decoded
-_CHUNK_BYTES = 2**21  # bytes that are decoded at a time
+_CHUNK = 16_384  # rows that are decoded at a time at most, and
+_CHUNK_BYTES = 2**21  # bytes of them
 
 
 class Reader:
@@ -38,8 +39,9 @@ class Reader:
     Memory: a shard holds the window that it reads and the next one, or as many as `prefetch` batches span; over all
     shards of all workers windows take about `data.shuffle_gb`, or what 2 (b + 1) rows per shard take if that is more. A
     split that is smaller is held whole. Besides, a shard holds the rows of an open row group that are decoded and in no
-    window yet: at most a window's, and 2 MiB; and of each column that is read 64 KiB as stored, and a page. Add
-    `prefetch` batches, and where a row group does not decode as it should, per thread the whole of it.
+    window yet, about 2 MiB or half of its part of shuffle_gb; and of each column that is read a page, and of a local
+    file 64 KiB as stored, of a remote one the row group's bytes. Add `prefetch` batches, and where a row group does not
+    decode as it should, per thread the whole of it.
 
     Args:
         source: the split.
@@ -83,7 +85,7 @@ class Reader:
         stored, held = self._decoder.bytes({column: source.length(column) for column in self._rows.columns})
         shards, batch_size = recipe.data.shards, recipe.data.batch_size
         most = max(int(recipe.data.shuffle_gb * 1e9 / (2 * shards * held)), batch_size // shards)
-        self._chunk = max(1, min(recipe.data.shuffle_window, most, int(_CHUNK_BYTES / stored)))
+        self._chunk = max(1, min(_CHUNK, most, int(_CHUNK_BYTES / stored)))
         self._order = Order(
             self._rows.sizes,
             source.groups.files,

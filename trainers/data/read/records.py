@@ -72,9 +72,8 @@ class Columns:
 
     def __post_init__(self) -> None:
         arrays = [array for column in self.ids for array in column] + self.plain + self.floats
-        addresses = [0 if array is None else array.ctypes.data for array in arrays]
-        self._struct = np.array([self.first, *addresses], np.int64)  # records.cpp's Columns
-        self.address = self._struct.ctypes.data
+        self._struct = np.array([self.first, *map(_address, arrays)], np.int64)  # records.cpp's Columns
+        self.address = _address(self._struct)
 
 
 class Slice(NamedTuple):
@@ -100,8 +99,8 @@ class Block:
 
     def __post_init__(self) -> None:
         arrays = (self.at, self.records, self.marks, self.floats)
-        self._struct = np.array([self.first, *(array.ctypes.data for array in arrays)])  # records.cpp's Block
-        self.address = self._struct.ctypes.data
+        self._struct = np.array([self.first, *map(_address, arrays)])  # records.cpp's Block
+        self.address = _address(self._struct)
 
 
 class Joined(NamedTuple):
@@ -239,10 +238,11 @@ def lasting(count: int, dtype: type) -> np.ndarray:
     return np.frombuffer(pa.allocate_buffer(count * np.dtype(dtype).itemsize), dtype)
 
 
-def _address(array: np.ndarray | Tensor | None) -> int | None:
+def _address(array: np.ndarray | Tensor | None) -> int:
     if array is None:
-        return None
-    return array.data_ptr() if isinstance(array, Tensor) else array.ctypes.data
+        return 0
+    # The interface says what array.ctypes.data does, without an object for it.
+    return array.data_ptr() if isinstance(array, Tensor) else array.__array_interface__["data"][0]
 
 
 def _numbers(part: Slice) -> np.ndarray:

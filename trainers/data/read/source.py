@@ -25,6 +25,7 @@ from livetrain.trainers.data.read.columns import (
     wanted_columns,
     worded,
 )
+from livetrain.trainers.data.read.distant import Distant
 from livetrain.trainers.data.read.files import short, shown, split_folders
 from livetrain.trainers.data.read.index import Figures, Groups, Index, RowGroup, leaf_places, look, restored, stored
 from livetrain.trainers.data.read.requests import Candidates
@@ -71,6 +72,11 @@ class Source:
     _stored: pa.Schema = field(default_factory=lambda: pa.schema([]), repr=False)  # `schema` as files have it
     _figures: dict[str, Figures] = field(default_factory=dict, repr=False)
     _open: threading.local = field(default_factory=threading.local, repr=False, compare=False)
+    _distant: Distant | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.filesystem, fs.LocalFileSystem):
+            self._distant = Distant(self.filesystem)
 
     @classmethod
     def open(cls, recipe: Recipe, split: str, looking: Looking = HERE) -> "Source":
@@ -159,7 +165,8 @@ class Source:
 
         The file stays open for this thread, which is to read of it.
         """
-        footer = self._file(group.path).metadata
+        far = self._distant
+        footer = self._file(group.path).metadata if far is None else far.footer(group.path)
         place = leaf_places(footer.schema.to_arrow_schema()).get(column)
         return None if place is None else footer.row_group(group.index).column(place).statistics
 
@@ -208,15 +215,34 @@ class Source:
             CorruptGroup: as `as_stored`.
             BadInput: likewise; or a request's lists are not one value per candidate.
         """
+        return self._flat(self.as_stored(group, self._stored_of(columns)), group, columns)
+
+    def stretches(self, group: RowGroup, columns: list[str], rows: int) -> Iterator[pa.Table]:
+        """Read some columns of a row group as `read` does, in tables of so many stored rows.
+
+        Raises:
+            ArrowException, OSError, BadInput: something cannot be read; `read` says what is wrong.
+        """
+        for table in self.stream([group], self._stored_of(columns), rows):
+            yield self._flat(table, group, columns)
+
+    def _stored_of(self, columns: list[str]) -> list[str]:
+        """Return what is read for some columns: of requests at least one that has a value per candidate."""
+        if self.candidates is None or self.candidates.names.intersection(columns):
+            return columns
+        return [*columns, min(self.candidates.names)]
+
+    def _flat(self, table: pa.Table, group: RowGroup, columns: list[str]) -> pa.Table:
+        """Return a table with a row per candidate, if rows are requests."""
         if self.candidates is None:
-            return self.as_stored(group, columns)
-        some = columns if self.candidates.names.intersection(columns) else [*columns, min(self.candidates.names)]
-        return self.candidates.flattened(self.as_stored(group, some), self.place(group)).select(columns)
+            return table
+        return self.candidates.flattened(table, self.place(group)).select(columns)
 
     def as_stored(self, group: RowGroup, columns: list[str]) -> pa.Table:
         """Read some columns of a row group, in the calling thread.
 
-        A failed read is tried a second time, so a lost connection is not taken for a broken file.
+        Bytes that do not decode are read a second time. What lies behind a network is fetched whole first, and as
+        often as it takes (`trainers.runtime.reach`): a lost connection is never taken for a broken file.
 
         Raises:
             CorruptGroup: the bytes are there and do not decode.
@@ -224,20 +250,24 @@ class Source:
         """
         try:
             return self._decode(group, columns)
-        except (pa.ArrowException, OSError) as first:
-            log.info("%s, row group %d: %s; reading it again", self.shown(group.path), group.index, first)
+        except (pa.ArrowException, OSError) as error:
+            if self._distant is not None:  # which has fetched it again
+                raise self._corrupt(group, error) from error
+            log.info("%s: %s; reading it again", self.place(group), error)
         try:
             return self._decode(group, columns)
         except (pa.ArrowException, OSError) as error:
-            place = self.place(group)
             if not self._arrives(group):
                 raise BadInput(
-                    f"{place}: the file cannot be read ({short(error)}); restore it or the access to it"
+                    f"{self.place(group)}: the file cannot be read ({short(error)}); restore it or the access to it"
                 ) from error
-            raise CorruptGroup(
-                f"{place}: its {group.rows} rows do not decode ({short(error)}); write the file again, or set "
-                "data.on_corrupt: skip to train without them"
-            ) from error
+            raise self._corrupt(group, error) from error
+
+    def _corrupt(self, group: RowGroup, error: Exception) -> CorruptGroup:
+        return CorruptGroup(
+            f"{self.place(group)}: its {group.rows} rows do not decode ({short(error)}); write the file again, or set "
+            "data.on_corrupt: skip to train without them"
+        )
 
     def stream(self, groups: Sequence[RowGroup], columns: list[str], rows: int) -> Iterator[pa.Table]:
         """Read some columns of one file's row groups, in tables of so many rows, the last ones of a row group fewer.
@@ -248,15 +278,20 @@ class Source:
         Raises:
             ArrowException, OSError: something cannot be read; `read` says what is wrong.
         """
-        file = self._opened(groups[0].path, _BUFFER)
+        far = self._distant
+        near: Any = self._opened(groups[0].path, _BUFFER) if far is None else None
         for group in groups:
-            found = 0
+            file, found = near if far is None else far.file(group.path, group.index, columns), 0
             for batch in file.iter_batches(rows, row_groups=[group.index], columns=columns, use_threads=False):
                 found += batch.num_rows
                 yield self._settled(pa.Table.from_batches([batch]), columns)
             _check_rows(found, group)
 
     def _decode(self, group: RowGroup, columns: list[str]) -> pa.Table:
+        if self._distant is not None:
+            table = self._distant.read(group.path, group.index, columns)
+            _check_rows(table.num_rows, group)
+            return self._settled(table, columns)
         file = self._file(group.path)
         del self._files[group.path]  # a file that could not be read is not kept: its second try opens it again
         table = file.read_row_group(group.index, columns=columns, use_threads=False)
@@ -286,9 +321,8 @@ class Source:
     def _opened(self, path: str, buffer: int = 0) -> pq.ParquetFile:
         return pq.ParquetFile(
             self.filesystem.open_input_file(path),
-            # Far away, one wide read is cheaper than many narrow ones.
-            pre_buffer=not isinstance(self.filesystem, fs.LocalFileSystem),
-            buffer_size=buffer if isinstance(self.filesystem, fs.LocalFileSystem) else 0,
+            pre_buffer=False,
+            buffer_size=buffer,
             page_checksum_verification=True,
         )
 
@@ -303,10 +337,11 @@ class Source:
         return True
 
     def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_open"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_open", "_distant")}
 
     def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _open=threading.local())
+        self.__dict__.update(state, _open=threading.local(), _distant=None)
+        self.__post_init__()
 
 
 def indexed(filesystem: fs.FileSystem, paths: list[str], sidecar: Sidecar, looking: Looking) -> Index:

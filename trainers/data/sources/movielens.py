@@ -38,7 +38,7 @@ DAY, UTC8 = 86_400, 8 * 3_600  # seconds; ReChorus' published counts are those o
 # ReChorus' parts of the day by hour: 0-4 -> 8, 5-8 -> 0, 9-10 -> 1, 11-12 -> 2, 13-15 -> 3, 16-17 -> 4, 18-19 -> 5,
 # 20-21 -> 6, 22-23 -> 7.
 PERIODS = np.repeat([8, 0, 1, 2, 3, 4, 5, 6, 7], [5, 4, 2, 2, 3, 2, 2, 2, 2]).astype(np.int64)
-PIECE = 32 * layout.ROW_GROUP  # rows in memory at a time with their histories
+PIECE = 65_536  # rows in memory at a time with their histories
 
 
 def prepare(

@@ -7,7 +7,7 @@ benchmarks/results/parquet_layout.md.
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 from livetrain.configs.errors import BadInput
 
 SPLITS = ("train", "valid", "test")
-ROW_GROUP = 2048  # rows
+ROW_GROUP = 65_536  # rows at most, and
+ROW_GROUP_BYTES = 2**23  # bytes of them in memory, about
 COMPRESSION = "lz4"
+PAGE = 2**17  # bytes; a reader holds a page of every column of every file that it has open
 MANIFEST = "dataset.json"
 _UNFINISHED = "dataset.json.unfinished"
 
@@ -81,8 +83,7 @@ def write_split(out: Path, split: str, schema: pa.Schema, pieces: Iterable[pa.Ta
         out: the folder given to `begin`.
         split: train, valid or test.
         schema: of every piece.
-        pieces: tables whose rows follow one another; each best a multiple of ROW_GROUP rows, as a row group never
-            spans two pieces.
+        pieces: tables whose rows follow one another, of any size.
 
     Returns:
         The number of rows.
@@ -101,12 +102,26 @@ def write_part(path: Path, schema: pa.Schema, pieces: Iterable[pa.Table]) -> int
     """
     hidden = path.with_name(f".{path.name}.unfinished")
     rows = 0
-    with pq.ParquetWriter(hidden, schema, compression=COMPRESSION, write_page_checksum=True) as writer:
-        for piece in pieces:
-            writer.write_table(piece, row_group_size=ROW_GROUP)
-            rows += len(piece)
+    options = {"compression": COMPRESSION, "data_page_size": PAGE, "write_page_checksum": True}
+    with pq.ParquetWriter(hidden, schema, **options) as writer:
+        for group in _groups(pieces):
+            writer.write_table(group, row_group_size=ROW_GROUP)
+            rows += len(group)
     os.replace(hidden, path)
     return rows
+
+
+def _groups(pieces: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Cut tables whose rows follow one another into row groups."""
+    left: pa.Table | None = None
+    for piece in pieces:
+        left = piece if left is None else pa.concat_tables([left, piece])
+        rows = min(ROW_GROUP, max(ROW_GROUP_BYTES * len(left) // max(left.nbytes, 1), 1))
+        while len(left) >= rows:
+            yield left.slice(0, rows)
+            left = left.slice(rows)
+    if left:
+        yield left
 
 
 def finish(out: Path, manifest: dict) -> dict:

@@ -25,7 +25,7 @@ from livetrain.trainers.data.write import layout
 
 MEMORY = "2GB"  # of DuckDB; what does not fit goes to a temporary folder beside the data
 _SAMPLE = 1 << 18  # rows by which columns are told apart
-_PIECE = 16 * layout.ROW_GROUP  # requests in memory at a time
+_PIECE = 1 << 13  # requests in memory at a time
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,8 @@ def _files(part: Path) -> list[str]:
 def _rule(
     flat: Path, known: dict[str, Any], parts: list[Path], most: int, by: list[str] | None, within: int | None
 ) -> Rule:
-    """Settle what makes a request, by the columns of the first part."""
-    part = next((path for path in parts if path.name == "train"), parts[0])
-    files = _files(part)
+    """Settle what makes a request, by rows of the first part, the last and one between."""
+    files = [path for part in {parts[0], parts[len(parts) // 2], parts[-1]} for path in _files(part)]
     schema, roles = pq.read_schema(files[0]), known.get("roles") or {}
     told = [name for name in (roles.get("group"), roles.get("time")) if name]
     if (by is None or within is not None) and len(told) < 2:
@@ -139,11 +138,16 @@ def _constant(files: list[str], keys: list[str], asked: list[str]) -> list[str]:
     """Return the columns that have one value in all rows of one key, measured on some of the rows."""
     if not asked:
         return []
+    limit = -(-_SAMPLE // len(files))
     with duckdb.connect() as db:
         differs = ", ".join(f"bool_or(d{n})" for n in range(len(asked)))
         each = ", ".join(f"count(DISTINCT hash({quoted(name)})) > 1 AS d{n}" for n, name in enumerate(asked))
-        key = ", ".join(map(quoted, keys))
-        rows = f"SELECT * FROM read_parquet([{_texts(files)}], hive_partitioning = false) LIMIT {_SAMPLE}"
+        key = ", ".join(["_file", *map(quoted, keys)])  # a request's rows are in one file
+        some = (
+            f"(SELECT *, {n} AS _file FROM read_parquet({_texts([file])}, hive_partitioning = false) LIMIT {limit})"
+            for n, file in enumerate(files)
+        )
+        rows = " UNION ALL BY NAME ".join(some)
         found = db.execute(f"SELECT {differs} FROM (SELECT {each} FROM ({rows}) GROUP BY {key})").fetchone()
     assert found is not None
     return [name for name, other in zip(asked, found, strict=True) if not other]

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.checks import brief
+from livetrain.trainers.data.checks.dataset import PIECE
 from livetrain.trainers.data.checks.findings import share
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import scan
@@ -119,7 +121,7 @@ def test_what_is_read_is_bounded_and_said(data, monkeypatch):
     monkeypatch.setattr(brief, "PROBED", 256)
     monkeypatch.setattr(brief, "KNOWN", 512)
     read = []
-    monkeypatch.setattr(Source, "read", _counting(Source.read, read))
+    monkeypatch.setattr(Source, "stream", _counting(Source.stream, read))
     recipe = samples.recipe(data)
     sources = {split: Source.open(recipe, split) for split in preflight.SPLITS}
     said = []
@@ -131,10 +133,30 @@ def test_what_is_read_is_bounded_and_said(data, monkeypatch):
     assert next(text for text in said if text.startswith("ids not")).endswith(f"on {known} rows of it, so at most that")
 
 
+def test_of_large_row_groups_stretches_are_read_that_lie_apart(tmp_path):
+    rows = 5 * PIECE + 100
+    (tmp_path / "train").mkdir()
+    table = pa.table({"user": np.arange(rows), "label": np.zeros(rows, np.int8)})
+    pq.write_table(table, tmp_path / "train" / "part-0.parquet")
+    recipe = Recipe.model_validate(
+        {
+            "data": {"path": str(tmp_path)},
+            "features": {"user": {"type": "id", "table": "user"}},
+            "tables": {"user": {"rows": 10, "dim": 4}},
+            "model": {"kind": "lr"},
+            "tasks": {"click": {"label": "label"}},
+        }
+    )
+    found = brief.read(Source.open(recipe, "train"), ["user"], 3 * PIECE, skip=False)["user"].to_numpy()
+    assert found[::PIECE].tolist() == [0, 2 * PIECE, 5 * PIECE], "the first, one in the middle and the last"
+    assert len(found) == 2 * PIECE + 100
+
+
 def _counting(method, read):
-    def counted(self, group, columns):
-        read.append(group.rows)
-        return method(self, group, columns)
+    def counted(self, groups, columns, rows):
+        for table in method(self, groups, columns, rows):
+            read.append(len(table))
+            yield table
 
     return counted
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -194,6 +195,31 @@ def test_a_run_is_opened_once_and_each_shard_begins_in_the_middle_of_one(tmp_pat
         pass
     assert len(decoded) <= 9 + 5, "9 runs, and 6 shards, of which the first one begins where a run does"
     assert sum(rows for _, rows in decoded) <= 360 + 5 * 20
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_windows_of_long_histories_stay_within_their_memory(tmp_path, shuffle):
+    """Counted in Arrow's pool, where windows and what is decoded lie; batches, as torch's, are not in it."""
+    rows, ids = 2400, 1000
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1) * ids, pa.int32()), pa.array(np.arange(rows * ids)))
+    flags = pa.array(np.zeros(rows, np.int8))
+    (tmp_path / "train").mkdir()
+    table = pa.table({"history": lists, "click": flags, "like": flags})
+    options = {"row_group_size": 100, "use_dictionary": False, "data_page_size": 2**13}
+    pq.write_table(table, tmp_path / "train" / "part-0.parquet", **options)
+    features = {"history": {"type": "sequence", "table": "movies", "max_length": 4096}}
+
+    def peak(gigabytes):
+        recipe = make_recipe(tmp_path, features=features, group=None, shuffle_gb=gigabytes, prefetch=1)
+        before, most, seen = pa.total_allocated_bytes(), 0, []
+        for batch in open_reader(recipe, shuffle=shuffle).batches(0):
+            most = max(most, pa.total_allocated_bytes() - before)
+            seen.append(batch.rows)
+        assert sorted(torch.cat(seen).tolist()) == list(range(rows))
+        return most
+
+    assert peak(1.0) > rows * ids * 8, "a split that fits is held whole"
+    assert peak(0.002) < 6e6, "2 MB of windows, and per shard what is decoded of an open row group, a page and 64 KiB"
 
 
 def test_epochs_differ_and_evaluation_keeps_file_order(recipe):

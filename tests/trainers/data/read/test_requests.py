@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
@@ -167,8 +168,11 @@ def test_each_candidate_is_read_as_its_row(tmp_path, world):
             assert not made.labels[real:].any()
             assert made.dense[real:].isnan().all()
         assert len(sizes) == 1 or world == 1
-        cut[rank] = reader.cut
+        cut[rank] = dict(reader.cut)
     assert sorted(seen) == sorted(places.values())
+    later = list(reader.batches(0, start=2))  # as a run that goes on
+    assert torch.equal(later[-1].rows, batch.rows)
+    assert torch.equal(later[-1].ids.values(), batch.ids.values())
     assert sum(each["cast"] for each in cut.values()) == sum(
         len(r["cast"] or []) - (r["cast"] or []).count(None) > 2 for r in flat_rows(requests)
     )

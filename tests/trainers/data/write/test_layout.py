@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,20 +20,32 @@ def table(start, stop):
     )
 
 
+def groups(folder):
+    footer = pq.read_metadata(folder / "train" / "part-00000.parquet")
+    return [footer.row_group(number).num_rows for number in range(footer.num_row_groups)]
+
+
 def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_a_split_reads_back_in_row_groups_of_the_chosen_size(tmp_path):
-    size = layout.ROW_GROUP
+def test_a_split_reads_back_in_row_groups_of_the_chosen_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "ROW_GROUP", 100)
     layout.begin(tmp_path)
-    pieces = [table(0, 2 * size), table(2 * size, 2 * size + 10)]
-    assert layout.write_split(tmp_path, "train", pieces[0].schema, pieces) == 2 * size + 10
-    file = pq.ParquetFile(tmp_path / "train" / "part-00000.parquet")
-    assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [size, size, 10]
-    found = file.read()
+    pieces = [table(start, stop) for start, stop in ((0, 70), (70, 250), (250, 251), (251, 330))]
+    assert layout.write_split(tmp_path, "train", pieces[0].schema, pieces) == 330
+    assert groups(tmp_path) == [100, 100, 100, 30]
+    found = pq.read_table(tmp_path / "train" / "part-00000.parquet")
     assert found.schema.field("history").type.value_type == pa.int64()
     assert found.to_pylist() == pa.concat_tables(pieces).to_pylist()
+
+
+def test_rows_with_long_lists_make_smaller_row_groups(tmp_path):
+    lists = layout.lists(np.arange(401) * 10_000, np.zeros(4_000_000, np.int64), pa.int64())
+    layout.begin(tmp_path)
+    made = pa.table({"history": lists})
+    layout.write_split(tmp_path, "train", made.schema, [made.slice(0, 150), made.slice(150)])
+    assert groups(tmp_path) == [104, 104, 104, 88], "2 ** 23 bytes hold 104 rows of 10,000 ids"
 
 
 def test_an_empty_split_is_a_file_with_its_schema(tmp_path):

@@ -84,20 +84,18 @@ def test_requests_are_those_found_by_hand(tmp_path):
 
 
 def test_what_differs_begins_a_request_of_its_own(tmp_path):
-    write(tmp_path / "flat", seed=1)
-    path = tmp_path / "flat" / "train" / "part-0.parquet"
-    same = pq.read_table(path)  # a first part in which the history is always the same
-    for name in ("part-0.parquet", "part-1.parquet"):
-        stored = pq.read_table(tmp_path / "flat" / "train" / name)
-        lists = [[int(u)] for u in stored["user"].to_pylist()]
-        place = stored.column_names.index("history")
-        stored = stored.set_column(place, stored.schema.field("history"), pa.array(lists, layout.list_of(pa.int64())))
-        pq.write_table(stored, tmp_path / "flat" / "train" / name)
+    days = [f"date=2026-01-0{day}" for day in (1, 2, 3, 4)]
+    write(tmp_path / "flat", tuple(days), seed=1)
+    for day in (days[0], *days[2:]):  # those that are looked at, where a history is the same throughout
+        for path in (tmp_path / "flat" / day).iterdir():
+            stored = pq.read_table(path)
+            place, kind = stored.column_names.index("history"), stored.schema.field("history")
+            lists = pa.array([[user] for user in stored["user"].to_pylist()], kind.type)
+            pq.write_table(stored.set_column(place, kind, lists), path)
     convert(tmp_path / "flat", tmp_path / "out", most=3)
-    for path in sorted((tmp_path / "flat" / "valid").iterdir()):
-        found = pq.read_table(tmp_path / "out" / "valid" / path.name).to_pylist()
+    for path in sorted((tmp_path / "flat" / days[1]).iterdir()):
+        found = pq.read_table(tmp_path / "out" / days[1] / path.name).to_pylist()
         assert [request["row"] for request in found] == by_hand(pq.read_table(path).to_pylist(), most=3)
-    assert len(same)
 
 
 def test_rows_of_a_while_know_what_the_first_one_knew(tmp_path):

@@ -26,7 +26,7 @@ NOBODY = -1
 """Author or topic, in a sequence, of what has none: a list has no nulls."""
 ENTRY = ("user", "time", "item", "author", "topic")
 """What the state keeps of a sequence's entry, besides from when on its actions are known."""
-PIECE = 16 * layout.ROW_GROUP  # rows in memory at a time with their lists
+PIECE = 32_768  # rows in memory at a time with their lists
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from livetrain.trainers.data.write.history import Timeline
 NOBODY = -1
 """In a history, of what has no id: a list has no nulls."""
 NEVER = np.iinfo(np.int64).max
-PIECE = 16 * layout.ROW_GROUP  # rows in memory at a time with their lists
+PIECE = 32_768  # rows in memory at a time with their lists
 ROW = "livetrain row"
 
 

@@ -18,11 +18,11 @@ from typing import TextIO
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset
-from pyarrow import fs
 
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.spec import Files
 from livetrain.trainers.data.expression import alone, named
+from livetrain.trainers.runtime import reach
 
 ENDINGS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".dat": "csv", ".json": "json", ".jsonl": "json"}
 ENDINGS |= {".ndjson": "json", ".parquet": "parquet", ".pq": "parquet", ".orc": "orc"}
@@ -201,7 +201,7 @@ def known(name: str) -> bool:
 
 def copied(uri: str, kind: str, name: str, work: Path) -> str:
     """Copy a text file to the work folder and return its path."""
-    system, inner = fs.FileSystem.from_uri(uri)
+    system, inner = reach.from_uri(uri)
     packed = next((ending for ending in _PACKED if inner.endswith(ending)), "")
     copy = work / f"{name}.{kind}{packed}"
     with system.open_input_stream(inner, compression=None) as source, copy.open("wb") as target:
@@ -230,7 +230,8 @@ def _select(connection: duckdb.DuckDBPyConnection, files: Files, path: str, kind
         return f"SELECT * FROM read_json({text(escaped(path))}, format = 'newline_delimited', sample_size = -1)"
     if kind == "parquet" and "://" not in path:
         return f"SELECT * FROM read_parquet({text(escaped(path))}, hive_partitioning = false)"
-    connection.register(f"data of {name}", pyarrow.dataset.dataset(path, format=kind))
+    system, inner = reach.from_uri(path)
+    connection.register(f"data of {name}", pyarrow.dataset.dataset(inner, filesystem=system, format=kind))
     return f"SELECT * FROM {quoted(f'data of {name}')}"
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
-from pyarrow import fs
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.spec import Loaded, Spec
 from livetrain.trainers.data.sources.table import files, select
 from livetrain.trainers.data.sources.table.files import quoted, text
+from livetrain.trainers.runtime import reach
 
 
 def stamps(loaded: Loaded[Spec]) -> dict[str, list[int | None]]:
@@ -22,7 +22,7 @@ def stamps(loaded: Loaded[Spec]) -> dict[str, list[int | None]]:
             raise BadInput(f"{loaded.where(place + '.files')}: {error}") from error
         for path in paths:
             try:
-                system, inner = fs.FileSystem.from_uri(path) if "://" in path else (fs.LocalFileSystem(), path)
+                system, inner = reach.from_uri(path)
                 about = system.get_file_info(inner)
             except (OSError, pa.ArrowException) as error:
                 raise BadInput(f"{loaded.where(place + '.files')}: {path} cannot be reached ({error})") from error

@@ -1,4 +1,4 @@
-"""Where models are published: a folder or a bucket, with one way to write that no two writers can both succeed at.
+"""A folder or a bucket that several machines write to, with one way to write that no two can both succeed at.
 
 `swap` writes a small object only if it is still the one that was read, or only if there is none. In a folder a lock
 of its file system and a hard link see to that, in a bucket the store, by conditions on the write (If-Match,
@@ -10,17 +10,20 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from livetrain.configs.errors import BadInput, without_credentials
-from livetrain.trainers.data.read.files import open_filesystem, short
-from livetrain.trainers.runtime import manifest
+from livetrain.configs.errors import BadInput, short, without_credentials
+from livetrain.trainers.runtime import manifest, reach
+
+T = TypeVar("T")
 
 BUCKETS = ("s3", "gs", "abfs", "abfss")
-_PART = 1 << 22  # bytes read at a time
+_PART = 1 << 23  # bytes read at a time
+_TRIES = 3  # of obstore's own, after a part of a large file has failed; the others are those of `reach`
 _LOCK = ".lock"
 DRAFTS = ".drafts"  # what a swap has not put in its place yet, or never will, in a folder
 
@@ -62,8 +65,12 @@ class Place(Protocol):
         """Delete a file, or a folder with all that it holds; it may be gone already."""
 
 
-def open_place(where: str) -> Place:
+def open_place(where: str, what: str = "models are published") -> Place:
     """Return the place that a path or a URI names.
+
+    Args:
+        where: folder or URI.
+        what: happens there, for messages.
 
     Raises:
         BadInput: the URI is none of a folder or a bucket, or writes there cannot be conditional.
@@ -73,10 +80,28 @@ def open_place(where: str) -> Place:
         return Bucket(where)
     if scheme != "file":
         raise BadInput(
-            f"{without_credentials(where)}: models are published in a folder or in a bucket ({', '.join(BUCKETS)}), "
-            f"where two publishers cannot overwrite one another; {scheme} cannot rule that out, so choose another place"
+            f"{without_credentials(where)}: {what} in a folder or in a bucket ({', '.join(BUCKETS)}), where two "
+            f"writers cannot overwrite one another; {scheme} cannot rule that out, so choose another place"
         )
-    return Folder(Path(open_filesystem(where)[1]))
+    return Folder(Path(reach.from_uri(where)[1]))
+
+
+def check_conditions(place: Place, name: str) -> None:
+    """Raise BadInput where a small object can be written over though it is not as it was read.
+
+    Args:
+        place: to be checked.
+        name: of an object that `swap` has written, and nobody else writes.
+    """
+    found = place.read(name)
+    assert found is not None
+    content, tag = found
+    place.swap(name, tag, content + b"again\n")
+    if place.swap(name, tag, content) or place.swap(name, None, content):
+        raise BadInput(
+            f"{place.shown()}: this storage ignores conditions on a write (If-Match, If-None-Match), so two writers "
+            "could overwrite one another; choose another place"
+        )
 
 
 class Folder:
@@ -182,72 +207,87 @@ class Bucket:
             from obstore.store import from_url
         except ImportError as error:
             raise BadInput(
-                f"{without_credentials(uri)}: publishing in a bucket needs obstore; pip install 'livetrain[publish]'"
+                f"{without_credentials(uri)}: writing to a bucket needs obstore; pip install 'livetrain[publish]'"
             ) from error
         self._name = without_credentials(uri.split("?")[0]).rstrip("/")
         self._obstore, self._failed = obstore, exceptions.BaseError
         self._differs = (exceptions.AlreadyExistsError, exceptions.PreconditionError)
         try:
-            self._store = from_url(self._name, **_options(uri))
+            self._store = from_url(self._name, **_options(uri), retry_config={"max_retries": _TRIES})
         except exceptions.BaseError as error:
-            raise BadInput(f"{self._name} cannot be opened ({short(error)[:120]}); correct the URI") from error
+            raise BadInput(f"{self._name} cannot be opened ({short(error)}); correct the URI") from error
 
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn obstore's errors into OSErrors, each with a first line that is short."""
-        try:
-            yield
-        except self._failed as error:
-            raise OSError(short(error)[:120]) from error
+    def _asked(self, name: str, work: Callable[[], T]) -> T:
+        """Do `work`, again where it fails and that may pass; what lasts is an OSError whose first line is short."""
+
+        def once() -> T:
+            try:
+                return work()
+            except self._failed as error:
+                raise OSError(short(error)) from error
+
+        return reach.patiently(once, self.shown(name))
 
     def shown(self, name: str = "") -> str:
         return f"{self._name}/{name}".rstrip("/")
 
     def read(self, name: str) -> tuple[bytes, Any] | None:
+        def read() -> tuple[bytes, Any]:
+            found = self._obstore.get(self._store, name)
+            tag = {key: found.meta[key] for key in ("e_tag", "version") if found.meta[key] is not None}
+            return bytes(found.bytes()), tag
+
         try:
-            with self._told():
-                found = self._obstore.get(self._store, name)
-                content = bytes(found.bytes())
+            return self._asked(name, read)
         except FileNotFoundError:
             return None
-        return content, {key: found.meta[key] for key in ("e_tag", "version") if found.meta[key] is not None}
 
     def swap(self, name: str, tag: Any, content: bytes) -> bool:
-        with self._told():
+        def put() -> bool:
             try:
                 self._obstore.put(self._store, name, content, mode="create" if tag is None else tag)
             except self._differs:
-                found = self.read(name)
-                return found is not None and found[0] == content  # it was written, and the answer lost on its way
-        return True
+                return False
+            return True
+
+        if self._asked(name, put):
+            return True
+        found = self.read(name)
+        return found is not None and found[0] == content  # it was written, and the answer lost on its way
 
     def make(self, folder: str) -> None:
         if self.listed(folder):
             raise FileExistsError(f"{self.shown(folder)} exists")
 
     def put(self, source: Path, name: str) -> None:
-        with self._told():
-            self._obstore.put(self._store, name, source)
+        self._asked(name, lambda: self._obstore.put(self._store, name, source))
 
     def sync(self, folder: str) -> None:
         """Do nothing: what a store has confirmed stays."""
 
     def parts(self, name: str) -> Iterator[bytes]:
-        with self._told():
-            for part in self._obstore.get(self._store, name).stream(min_chunk_size=_PART):
-                yield bytes(part)
+        size = self._asked(name, lambda: self._obstore.head(self._store, name)["size"])
+        for start in range(0, size, _PART):
+            yield self._asked(name, partial(self._part, name, start, min(_PART, size - start)))
+
+    def _part(self, name: str, start: int, length: int) -> bytes:
+        found = bytes(self._obstore.get_range(self._store, name, start=start, length=length))
+        if len(found) != length:
+            raise ConnectionError(f"{len(found):,} of {length:,} bytes came")
+        return found
 
     def listed(self, folder: str = "") -> dict[str, float | None]:
-        with self._told():
-            found = self._obstore.list_with_delimiter(self._store, prefix=folder or None)
+        found = self._asked(folder, lambda: self._obstore.list_with_delimiter(self._store, prefix=folder or None))
         folders = {path.rstrip("/").rpartition("/")[2]: None for path in found["common_prefixes"]}
         return folders | {o["path"].rpartition("/")[2]: o["last_modified"].timestamp() for o in found["objects"]}
 
     def remove(self, name: str) -> None:
-        with self._told():
+        def remove() -> None:
             below = [each["path"] for each in self._obstore.list(self._store, prefix=name).collect()]
             with contextlib.suppress(FileNotFoundError):
                 self._obstore.delete(self._store, below or name)
+
+        self._asked(name, remove)
 
 
 def _options(uri: str) -> dict[str, Any]:
