@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reader import IDS, best, generate
+from reader import IDS, generate, take_turns
 from torch.autograd import DeviceType
 
 from livetrain.configs.load import load_recipe
@@ -157,7 +157,7 @@ def measure(recipe: Recipe, source: Source, statistics: Statistics, device: torc
         parts = run.parts(seconds)
         busy = run.busy()
         reader = run.trainer.reader
-        reading = best(1, lambda: (size for _ in reader.batches(0)))
+        reading = take_turns(1, {"reader": lambda: (size for _ in reader.batches(0))})["reader"][0]
     rows = steps * size / seconds
     return {
         "rows": rows,

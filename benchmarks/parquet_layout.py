@@ -6,9 +6,9 @@ Takes rows of a prepared training split, writes them again in each layout, and r
 group by row group, in random order, columns pruned, ids widened to the int64 that a batch carries. Rates are rows per
 second of CPU time of the one thread, best of ROUNDS, so a busy machine disturbs them little.
 
-A shard's interval of the epoch rarely starts where a row group does, and a row group that two shards share is decoded
-twice: S shards decode up to G + S - 1 groups where the split has G. The last column is the rate that remains in an
-epoch of the whole split: rows/s * G / (G + S - 1), with the default of 192 shards.
+A shard's interval of the epoch rarely starts where a row group does, and what lies before in that row group is decoded
+too: half a row group of g rows per shard in the mean, where a split of N rows does not fit into data.shuffle_gb. The
+last column is the rate that remains in an epoch of ten million rows: rows/s * N / (N + S g / 2), S = 192 shards.
 
 The choice that follows from the table is in benchmarks/results/parquet_layout.md.
 """
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROWS = 262_144
-SHARDS = 192
+SHARDS, WHOLE = 192, 10_000_000
 ROUNDS = 11
 IDS = ["user", "movie", "gender", "age", "occupation", "zip", "hour", "weekday", "period"]
 LISTS = ["genres", "history", "history_rating"]
@@ -98,16 +98,15 @@ def main() -> None:
                 write(retyped(table, layout["ids"], layout["elements"]), path, layout)
             # Rounds over all layouts, so that a busy quarter of a minute is no one layout's bad luck.
             rounds = [[decode(path) for path in paths] for _ in range(ROUNDS)]
-            report(title, choices, [path.stat().st_size for path in paths], np.min(rounds, axis=0), len(table), whole)
+            report(title, choices, [path.stat().st_size for path in paths], np.min(rounds, axis=0), len(table))
 
 
-def report(title: str, choices: list[dict], sizes: list[int], seconds: np.ndarray, rows: int, whole: int) -> None:
+def report(title: str, choices: list[dict], sizes: list[int], seconds: np.ndarray, rows: int) -> None:
     """Print one comparison as a table."""
     print(f"\n{title}\n\n| {' | '.join(BASE)} | bytes/row | rows/s | rows/s, {SHARDS} shards |")
     print(f"|{' --- |' * (len(BASE) + 3)}", flush=True)
     for layout, size, spent in zip(choices, sizes, seconds, strict=True):
-        groups = -(-whole // layout["group"])
-        shared = rows / spent * groups / (groups + SHARDS - 1)
+        shared = rows / spent * WHOLE / (WHOLE + SHARDS * layout["group"] / 2)
         print(f"| {' | '.join(map(str, layout.values()))} | {size / rows:.1f} | {rows / spent:,.0f} | {shared:,.0f} |")
 
 

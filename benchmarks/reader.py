@@ -3,10 +3,11 @@
     python benchmarks/reader.py configs/recipes/din_ml1m.yaml --rows 500000
     python benchmarks/reader.py configs/recipes/din_ml1m.yaml --data data/ml-1m-rechorus --peer
 
-Without --data the columns are generated: ids by Zipf's law, lists of 0 to max_length ids. Every row of the table is the
-best of --repeat passes over the whole training split, in one process; --rows is what is generated. GB/s counts the
-columns' decoded bytes; rows per processor second say more than rows/s where other programs run, and "first batch" is
-the time in which the first windows of all shards are read.
+Without --data the columns are generated: ids by Zipf's law, lists of 0 to max_length ids, in row groups as `livetrain
+data` writes them; --rows is what is generated. All ways take turns, --repeat passes over the whole training split each,
+in one process. Rates are those of the best pass, by the clock and by processor time, which says more where other
+programs run; "of bare" is the median over the rounds of a way's rate against that of the first way in the same round.
+GB/s counts the columns' decoded bytes; "first batch" is the time in which the first windows of all shards are read.
 
 --negatives N adds the reader that draws N negatives for each positive row from a catalogue of 100,000 items, uniformly,
 by popularity, and without those in the row's first list; its rows are the file's and the drawn ones.
@@ -37,13 +38,14 @@ from livetrain.configs.schema import Negatives, Recipe
 from livetrain.trainers.data.read import negatives
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.write import layout
 
 IDS = 100_000
 PEER_ROWS = 100_000
 
 
-def generate(recipe: Recipe, folder: Path, rows: int, group: int, different: int = IDS) -> None:
-    """Write a training split that has the recipe's columns, with ids below `different`."""
+def generate(recipe: Recipe, folder: Path, rows: int, group: int | None, different: int = IDS) -> None:
+    """Write a training split that has the recipe's columns, with ids below `different`; `group` rows per row group."""
     draw = np.random.default_rng(0)
 
     def ids(count: int) -> np.ndarray:
@@ -67,7 +69,11 @@ def generate(recipe: Recipe, folder: Path, rows: int, group: int, different: int
     if recipe.evaluate.group_by:
         columns.setdefault(recipe.evaluate.group_by, pa.array(ids(rows)))
     (folder / "train").mkdir()
-    pq.write_table(pa.table(columns), folder / "train" / "part-0.parquet", row_group_size=group, compression="zstd")
+    table, path = pa.table(columns), folder / "train" / "part-0.parquet"
+    if group is None:
+        layout.write_part(path, table.schema, [table])
+    else:
+        pq.write_table(table, path, row_group_size=group, compression=layout.COMPRESSION, write_page_checksum=True)
 
 
 def bare(source: Source, columns: list[str], batch_size: int, threads: bool) -> Iterator[tuple[int, int]]:
@@ -129,16 +135,17 @@ class Rates:
     first: float
 
 
-def best(repeat: int, work: Callable[[], Iterator[int]]) -> Rates:
-    """Return the fastest of some passes; `work` yields the rows of each batch."""
-    found = []
+def take_turns(repeat: int, ways: dict[str, Callable[[], Iterator[int]]]) -> dict[str, list[Rates]]:
+    """Return what each way took, round by round; a way yields the rows of each batch."""
+    found: dict[str, list[Rates]] = {name: [] for name in ways}
     for _ in range(repeat):
-        start, busy, first, rows = time.perf_counter(), time.process_time(), 0.0, 0
-        for count in work():
-            rows += count
-            first = first or time.perf_counter() - start
-        found.append(Rates(rows, time.perf_counter() - start, time.process_time() - busy, first))
-    return min(found, key=lambda rates: rates.wall)
+        for name, work in ways.items():
+            start, busy, first, rows = time.perf_counter(), time.process_time(), 0.0, 0
+            for count in work():
+                rows += count
+                first = first or time.perf_counter() - start
+            found[name].append(Rates(rows, time.perf_counter() - start, time.process_time() - busy, first))
+    return found
 
 
 def main() -> None:
@@ -146,7 +153,7 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("--rows", type=int, default=500_000, help="rows generated")
     parser.add_argument("--data", help="prepared data; generated if left out")
-    parser.add_argument("--row-group", type=int, default=2048, help="rows of a generated row group")
+    parser.add_argument("--row-group", type=int, help="rows of a generated row group")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--world", type=int, default=1, help="measure rank 0 of this many workers")
     parser.add_argument("--negatives", type=int, metavar="N", help="also with N negatives for each positive row")
@@ -167,34 +174,35 @@ def report(recipe: Recipe, given: argparse.Namespace) -> None:
     columns = Reader(source, recipe, rank=0, world=given.world, shuffle=True).columns
     width = sum(size for _, size in bare(source, columns, data.batch_size, False)) / source.rows
     title = f"{source.rows:,} rows, {len(columns)} columns, {width:.0f} bytes per row, {data.shards} shards"
-    table = Table("who", title=title)
-    for name in ("rows/s", "GB/s", "of bare", "rows / processor s", "first batch, s"):
-        table.add_column(name, justify="right")
-    alone = 0.0
-
-    def add(name: str, work: Callable[[], Iterator[int]]) -> None:
-        nonlocal alone
-        found = best(given.repeat, work)
-        rate = found.rows / found.wall
-        alone = alone or rate
-        cells = (f"{rate:,.0f}", f"{rate * width / 1e9:.2f}", f"{rate / alone:.2f}")
-        table.add_row(name, *cells, f"{found.rows / found.busy:,.0f}", f"{found.first:.2f}")
+    ways: dict[str, Callable[[], Iterator[int]]] = {}
 
     def passes(reader: Reader) -> Callable[[], Iterator[int]]:
         return lambda: (int(batch.weights.sum()) for batch in reader.batches(0))
 
     for threads, name in ((False, "iter_batches, 1 thread"), (True, "iter_batches, all threads")):
-        add(name, lambda t=threads: (rows for rows, _ in bare(source, columns, data.batch_size, t)))
+        ways[name] = lambda t=threads: (rows for rows, _ in bare(source, columns, data.batch_size, t))
     for threads in given.threads:
         changed = recipe.model_copy(update={"data": data.model_copy(update={"threads": threads})})
         for shuffle in (True, False):
             reader = Reader(source, changed, rank=0, world=given.world, shuffle=shuffle)
-            add(f"Reader, threads {threads}, {'shuffled' if shuffle else 'file order'}", passes(reader))
+            ways[f"Reader, threads {threads}, {'shuffled' if shuffle else 'file order'}"] = passes(reader)
     if given.negatives:
         for name, drawing in draws(recipe, given.negatives):
-            add(f"Reader, threads {data.threads}, {name}", passes(drawing))
+            ways[f"Reader, threads {data.threads}, {name}"] = passes(drawing)
     if given.peer:
-        add("torch-rechub DataGenerator, in memory, shuffled", peer(source, recipe, columns))
+        ways["torch-rechub DataGenerator, in memory, shuffled"] = peer(source, recipe, columns)
+    table = Table("who", title=title)
+    for name in ("rows/s", "GB/s", "of bare", "rows / processor s", "of bare", "first batch, s"):
+        table.add_column(name, justify="right")
+    found = take_turns(given.repeat, ways)
+    alone = next(iter(found.values()))
+    for name, rounds in found.items():
+        wall, busy = max(r.rows / r.wall for r in rounds), max(r.rows / r.busy for r in rounds)
+        pairs = list(zip(rounds, alone, strict=True))
+        by_wall = np.median([(r.rows / r.wall) / (b.rows / b.wall) for r, b in pairs])
+        by_busy = np.median([(r.rows / r.busy) / (b.rows / b.busy) for r, b in pairs])
+        cells = (f"{wall:,.0f}", f"{wall * width / 1e9:.2f}", f"{by_wall:.2f}", f"{busy:,.0f}", f"{by_busy:.2f}")
+        table.add_row(name, *cells, f"{min(r.first for r in rounds):.2f}")
     console = Console(width=120)
     console.print(table)
     versions = f"pyarrow {pa.__version__}, numpy {np.__version__}, torch {torch.__version__}"

@@ -44,7 +44,8 @@ def on_ray(address: str, recipe: Recipe | None = None) -> Iterator[Run]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
 
     def run(work: Callable[[Any], Any], tasks: list[Any]) -> Iterator[Any]:
-        remote = ray.remote(num_cpus=1)(lambda task: work(task))  # Ray takes functions, and work may be a partial one
+        # Ray takes functions, and work may be a partial one.
+        remote: Any = ray.remote(num_cpus=1)(lambda task: work(task))
         waiting = [remote.remote(task) for task in tasks]
         while waiting:
             (done,), waiting = ray.wait(waiting)

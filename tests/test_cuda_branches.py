@@ -10,6 +10,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -26,7 +27,7 @@ from livetrain.cluster import capacity, doctor, exchange, launch, places, ray_wo
 from livetrain.cluster.sweep import driver as sweeps
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster
-from livetrain.modules.batch import Batch
+from livetrain.modules.batch import Batch, Requests
 from livetrain.modules.layers import bottom, compiled, dice
 from livetrain.modules.layers.attention import ActivationUnit
 from livetrain.modules.tasks.registry import kinds
@@ -148,14 +149,15 @@ def a_batch() -> Batch:
 
 @pytest.mark.parametrize("change", ["to", "pin_memory", "record_stream"])
 def test_all_of_a_batch_moves(change):
-    batch, seen = a_batch(), []
+    batch, seen = replace(a_batch(), requests=Requests(torch.zeros(4, dtype=torch.long), 2, {})), []
 
     def note(tensor, *given, **named_):
         seen.append((tensor.data_ptr(), given, named_))
         return tensor
 
     def tensors(one: Batch) -> set[int]:
-        plain = (one.dense, one.labels, one.weights, one.rows, one.groups, one.sample_weights)
+        assert one.requests is not None
+        plain = (one.dense, one.labels, one.weights, one.rows, one.groups, one.sample_weights, one.requests.of)
         return {tensor.data_ptr() for tensor in (*plain, one.ids.values(), one.ids.lengths())}
 
     given = {"to": (torch.device("meta"), True), "pin_memory": (), "record_stream": ("a stream",)}[change]

@@ -13,7 +13,7 @@ from livetrain.modules.network import REGULARISER
 from livetrain.trainers.train import compiled_layers
 from tests import twins
 from tests.cases import often
-from tests.requests import USER, shared
+from tests.shared_rows import USER, shared
 
 ATTENTION = [{"query": ["movie"], "events": ["history"], "side": ["rating"]}]
 TWO = [{"query": ["movie"], "events": ["history"]}, {"query": ["movie"], "events": ["watched"]}]

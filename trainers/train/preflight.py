@@ -53,6 +53,8 @@ def check(
     if recipe.evaluate.group_by:
         for split in SPLITS[1:]:
             _check_groups(sources[split], recipe.evaluate.group_by, "evaluate.group_by")
+    if sources["train"].candidates is not None:
+        _check_key(recipe, sources["train"])
     brief.refuse_outcomes(recipe)
     statistics = {split: scan(sources[split], recipe, looking.at(split)) for split in SPLITS}
     negatives.count(sources["train"], recipe, progress)
@@ -65,6 +67,17 @@ def check(
     catalogue = _catalogue(recipe)
     brief.check_alike(recipe, {"train": sources["train"]} | catalogue)
     return sources | catalogue, statistics["train"]
+
+
+def _check_key(recipe: Recipe, train: Source) -> None:
+    """Raise BadInput where a network tells rows apart by a feature that all candidates of a request share."""
+    key = Model(recipe, device="meta", tables_device="meta").key
+    if key is None or train.candidates is None or recipe.column(key) in train.candidates.names:
+        return
+    raise BadInput(
+        f"model.key: column '{recipe.column(key)}' of {train.folder} has one id per request, and '{recipe.model.kind}' "
+        "tells candidates apart by it; store a list with one id per candidate"
+    )
 
 
 def _examine(
@@ -80,6 +93,7 @@ def _examine(
         },
         "data": keys,
         "on_corrupt": recipe.data.on_corrupt,
+        "candidates": recipe.data.candidates,
         "code": [written(module) for module in (brief, leaks)],
     }
     last, known = sources["train"].partitions[-1].sidecar, all(all(own) for own in keys.values())

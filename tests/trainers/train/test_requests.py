@@ -12,7 +12,7 @@ from tests import twins
 from tests.cases import often
 from tests.modules.test_requests import CASES
 from tests.pool import Pool
-from tests.requests import USER, shared
+from tests.shared_rows import USER, shared
 from tests.trainers.train.test_sharding import STEPS, whole
 
 TABLES = {name: {"rows": 60, "dim": 8, "sharding": "row_wise"} for name in ("user", "movie")}

@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import livetrain
+from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.data.write.requests import convert
+from livetrain.trainers.train import preflight
 from tests import samples
 
 ROLES = {"group": "user", "time": "timestamp", "item": "movie", "labels": ["label"], "sequences": ["history", "rating"]}
@@ -96,3 +98,17 @@ def test_a_run_on_requests_goes_on_and_begins_with_a_run_on_rows(tmp_path):
     assert logs[0] == logs[1]
     warm = trained(flat, tmp_path / "warm", train__epochs=1, train__warm_start=str(whole), name="warm")
     assert json.loads((warm / "result.json").read_text())["test.click.auc"] > 0.5
+
+
+def test_what_tells_candidates_apart_must_be_theirs(tmp_path):
+    write(tmp_path / "flat")
+    convert(tmp_path / "flat", tmp_path / "requests", most=EACH)
+    recipe = samples.recipe(
+        tmp_path / "requests",
+        data__layout="request",
+        data__candidates=EACH,
+        model={"kind": "dssm", "key": "user", "item": ["movie"]},
+        tasks={"click": {"label": "label", "kind": "retrieval"}},
+    )
+    with pytest.raises(BadInput, match="model.key: column 'user' of .* has one id per request"):
+        preflight.check(recipe, print)

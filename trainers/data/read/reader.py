@@ -99,6 +99,7 @@ class Reader:
         )
         self._shards = self._order.owned(rank, world)
         self._pin = pin
+        self._threads = recipe.data.threads + source.waiting
         kinds = [recipe.features[key] for key in self._decoder.keys]
         self._sequences = {
             place: key for place, (key, kind) in enumerate(zip(self._decoder.keys, kinds, strict=True)) if kind.lists
@@ -125,7 +126,7 @@ class Reader:
                 torch.cuda.set_device(device)  # or pinning would open a context on device 0
             return self._assemble(loaders, epoch, start, stop)
 
-        with closing(run_ahead(make, self._data.prefetch, self._data.threads)) as ahead:
+        with closing(run_ahead(make, self._data.prefetch, self._threads)) as ahead:
             for batch, counts in ahead:
                 self.skipped_rows += int(counts[0])
                 for feature, key in self._sequences.items():
@@ -144,7 +145,7 @@ class Reader:
             rows=self._order.slice,
             start=start,
             ahead=self._data.prefetch,
-            threads=self._data.threads,
+            threads=self._threads,
             load=lambda place, window: loaders.submit(self._load, pieces, epoch, self._shards[place], window),
             blank=functools.lru_cache(self._decoder.blank),
         )

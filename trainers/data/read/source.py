@@ -29,14 +29,15 @@ from livetrain.trainers.data.read.distant import Distant
 from livetrain.trainers.data.read.files import short, shown, split_folders
 from livetrain.trainers.data.read.index import Figures, Groups, Index, RowGroup, leaf_places, look, restored, stored
 from livetrain.trainers.data.read.requests import Candidates
-from livetrain.trainers.data.read.sidecar import Sidecar
+from livetrain.trainers.data.read.sidecar import Kept, Sidecar
 from livetrain.trainers.data.read.slices import Slices
-from livetrain.trainers.data.read.spread import HERE, Looking
+from livetrain.trainers.data.read.spread import HERE, Looking, in_threads
 
 log = logging.getLogger(__name__)
 
 _INDEX = "index"  # its name in a sidecar
 _FOOTERS, _FOOTER_THREADS = 64, 16  # files that a thread looks at in one go; footers are far away: waiting, not work
+_WAITING = 4  # requests at a time
 _OPEN_FILES = 4  # that a thread keeps open
 _BUFFER = 2**16  # bytes of each column that are read at a time of a local file
 
@@ -96,9 +97,10 @@ class Source:
         """
         filesystem, name, folders = split_folders(recipe, split)
         sidecars = [Sidecar.of(filesystem, folder, looking.spare) for folder in folders]
+        kept = in_threads(lambda sidecar: sidecar.read(_INDEX), sidecars, threads=_FOOTER_THREADS)
         parts = [
-            indexed(filesystem, [info.path for info in folder.files], sidecar, looking)
-            for folder, sidecar in zip(folders, sidecars, strict=True)
+            indexed(filesystem, [info.path for info in folder.files], sidecar, found, looking)
+            for folder, sidecar, found in zip(folders, sidecars, kept, strict=True)
         ]
         source = cls._of(name, filesystem, Index.join(parts), wanted_columns(recipe), recipe.data.candidates)
         if not source.rows:
@@ -201,6 +203,11 @@ class Source:
         if found is not None and found.nulls is not None and not listed:
             return found.nulls
         return sum(self._nulls(group, column) for group in self.groups)
+
+    @property
+    def waiting(self) -> int:
+        """Return how many threads should read beside those that decode, as so many wait for a network at a time."""
+        return 0 if self._distant is None else _WAITING
 
     def _nulls(self, group: RowGroup, column: str) -> int:
         try:
@@ -344,9 +351,11 @@ class Source:
         self.__post_init__()
 
 
-def indexed(filesystem: fs.FileSystem, paths: list[str], sidecar: Sidecar, looking: Looking) -> Index:
-    """Return the index of a partition, from its sidecar or, where that has none, from the footers; it has one then."""
-    if (kept := sidecar.read(_INDEX)) is not None:
+def indexed(
+    filesystem: fs.FileSystem, paths: list[str], sidecar: Sidecar, kept: Kept | None, looking: Looking
+) -> Index:
+    """Return the index of a partition: what its sidecar has kept or, where that is None, what its footers say."""
+    if kept is not None:
         return restored(*kept, paths)
     index = looked(filesystem, paths, looking)
     sidecar.write(_INDEX, *stored(index))

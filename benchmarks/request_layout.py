@@ -1,6 +1,6 @@
 """Requests against rows: bytes on disk, decoding, and rows/s of DIN, SASRec and FARM, by turns on one thread.
 
-    OMP_NUM_THREADS=1 python benchmarks/requests.py
+    OMP_NUM_THREADS=1 python benchmarks/request_layout.py
 
 The same samples, drawn at random with CANDIDATES of each request, are written three times as livetrain writes them:
 flat with the rows shuffled, flat with a request's rows one after the other, and as requests. A user has an id and two
