@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from livetrain.cli.terminal import err, note
+from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.trainers.observe.waiting import waiting
 
 if TYPE_CHECKING:
@@ -42,6 +43,17 @@ Ray = Annotated[
     ),
 ]
 Checkpoint = Annotated[Which, typer.Option(help="The best on the validation split, or the newest.")]
+
+
+def here(text: str) -> Path:
+    """Return the folder that samples are to be made in.
+
+    Raises:
+        BadInput: it is a URI, which as a path would be a folder of that name. typer puts the option before it.
+    """
+    if "://" in text:
+        raise BadInput(f"{without_credentials(text)} is no folder; make the samples in one, and copy it there")
+    return Path(text)
 
 
 @contextlib.contextmanager

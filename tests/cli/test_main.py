@@ -365,3 +365,12 @@ def test_runs_are_listed_and_compared(call, run, tmp_path, monkeypatch):
     assert call("compare", str(run))[::2] == (2, "compare: name two runs or more, each once\n")
     code, _, err = call("compare", str(run), str(other), "--split", "test")
     assert (code, "no committed checkpoint" in err) == (2, True)
+
+
+def test_samples_are_not_made_on_a_store(call, tmp_path, monkeypatch):
+    """Where the URI as a path would make a folder that is called `s3:`."""
+    monkeypatch.chdir(tmp_path)
+    code, _, complaint = call("data", "table", "shop_data.yaml", "--out", "s3://me:hunter2@bucket/shop")
+    assert code == 2
+    assert "'--out': s3://bucket/shop is no folder; make the samples in one, and copy it there;" in complaint
+    assert list(tmp_path.iterdir()) == []

@@ -41,10 +41,14 @@ class Retrieval:
         network: any; of one without towers nothing is collected.
         recipe: the run.
         bootstrap: how intervals are drawn; by default none are.
+
+    Attributes:
+        draws: what `compute` has drawn for its intervals, by the figures' names; whole on every rank.
     """
 
     def __init__(self, network: Network, recipe: Recipe, bootstrap: Bootstrap = NO_BOOTSTRAP) -> None:
         self._bootstrap = bootstrap
+        self.draws: dict[str, np.ndarray] = {}
         self._towers, self._key = network.towers, network.key
         self._task = next(iter(recipe.tasks))
         self._history, self._listed = recipe.evaluate.seen, recipe.evaluate.catalogue is not None
@@ -138,8 +142,9 @@ class Retrieval:
             inside = order[(slices[order] >> (part - 1) & 1).bool()] if part else order
             listed, gains = places[inside] <= len(keys), _gains(places[inside], len(keys))
             figures = dict(zip(_NAMES, (gains.sum(0) / len(gains)).tolist(), strict=True))
-            redraw = partial(_redrawn, gains.numpy())
-            figures |= intervals(self._bootstrap.drawn(figures, group[inside].numpy(), redraw))
+            drawn = self._bootstrap.drawn(figures, group[inside].numpy(), partial(_redrawn, gains.numpy()))
+            figures |= intervals(drawn)
+            self.draws |= {f"{name}{self._task}.{metric}": values for metric, values in drawn.items()}
             figures |= {"items": float(len(keys)), "queries": float(len(gains)), "unlisted": float((~listed).sum())}
             found |= {f"{name}{self._task}.{metric}": value for metric, value in figures.items()}
         return found

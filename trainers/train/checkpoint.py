@@ -176,7 +176,7 @@ class Saver:
 
         Raises:
             NotNow: the last checkpoint could not be written or copied, in the background and once more now.
-        BadInput: another training has taken the run over.
+            BadInput: another training has taken the run over.
         """
         self._join()
         if isinstance(self._error, WriteFailed):

@@ -19,6 +19,7 @@ from livetrain.modules.batch import Batch
 from livetrain.modules.model import set_statistics
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.catalogue import CATALOGUE
+from livetrain.trainers.data.read.order import ORDER
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import Statistics
@@ -107,6 +108,7 @@ class Trainer:
         self.listener = Listener(self.job.run)
         found = checkpoint.load_latest(self.sharded, self.recipe, self.job.run)
         if found:
+            self._check_order(found)
             self.step, self.position = found["step"], found["position"]
             self.sharded.pipeline.combination.step = self.step
             self.left_out_before = self.position["left_out"]
@@ -126,7 +128,8 @@ class Trainer:
         )
         self.log.write("note", step=self.step, text=f"tables: {planning.in_words(self.sharded.plan())}")
         tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))
-        trained = trained_on(self.job.sources["train"], self.recipe)
+        assert self.job.statistics is not None  # who trains has looked at the data
+        trained = trained_on(self.job.sources["train"], self.job.statistics.rows, self.recipe)
         with tracker, checkpoint.Saver(self.sharded, self.recipe, self.job.run, trained) as self.saver:
             self.log.listeners += [tracker.line, *prometheus.listeners(self.recipe.name)]
             self._train()
@@ -154,6 +157,14 @@ class Trainer:
     def _out_of_patience(self) -> bool:
         patience = self.recipe.train.patience
         return patience is not None and self.position["waited"] >= patience
+
+    def _check_order(self, found: dict[str, Any]) -> None:
+        """Raise BadInput where a checkpoint's epoch began in another order: some rows would be seen twice, or never."""
+        if found.get("order") != ORDER and found["step"] % self.reader.steps:
+            raise BadInput(
+                f"{self.job.run}: its checkpoint of step {found['step']} was written within an epoch by a livetrain "
+                "that read rows in another order; finish the run with that version, or begin one of another name"
+            )
 
     def _next_evaluation(self) -> int:
         """Return the next step at which valid/ is evaluated: evenly within an epoch, and at its end."""
@@ -227,7 +238,7 @@ class Trainer:
         evaluation = Evaluation(
             kinds(self.recipe.tasks, asked.top),
             memory=asked.memory,
-            rows=reader.steps * self.recipe.data.batch_size,
+            rows=reader.steps * self.recipe.data.batch_size * (self.recipe.data.candidates or 1),
             slices=list(asked.slices),
             bootstrap=bootstrap,
         )
@@ -247,7 +258,9 @@ class Trainer:
             for output in self._scored(CATALOGUE, self._reader(CATALOGUE, shuffle=False)) if asked.catalogue else ():
                 retrieval.add(output.batch, listed=True)
         self._tell("computing the metrics", 0, 0)
-        return evaluation.compute() | retrieval.compute(), evaluation
+        metrics = evaluation.compute() | retrieval.compute()
+        evaluation.draws.values |= retrieval.draws
+        return metrics, evaluation
 
     def _scored(self, split: str, reader: Reader) -> Iterator[Output]:
         """Score the batches of a split, or of the catalogue, one after the other; raise Stopped where the run is to."""
@@ -352,14 +365,21 @@ class Trainer:
         }
 
 
-def trained_on(train: Source, recipe: Recipe) -> dict[str, Any]:
-    """Return what a checkpoint tells of the training split, which need not be there when the model is used."""
+def trained_on(train: Source, rows: int, recipe: Recipe) -> dict[str, Any]:
+    """Return what a checkpoint tells of the training split, which need not be there when the model is used.
+
+    Args:
+        train: the split.
+        rows: that it has; of requests their candidates.
+        recipe: the run.
+    """
     window = train.id_range(_TIME)
     return {
+        "order": ORDER,
         "ids": train.id_kinds(recipe),
         "training": {
             "data": without_credentials(recipe.data.path),
-            "rows": train.rows,
+            "rows": rows,
             "window": None if window is None else list(window),
             "window_column": _TIME,
         },

@@ -93,6 +93,7 @@ def _examine(
         },
         "data": keys,
         "on_corrupt": recipe.data.on_corrupt,
+        "candidates": recipe.data.candidates,
         "code": [written(module) for module in (brief, leaks)],
     }
     last, known = sources["train"].partitions[-1].sidecar, all(all(own) for own in keys.values())

@@ -23,6 +23,7 @@ from livetrain.modules.model import Model
 from livetrain.modules.network import Network
 from livetrain.modules.tables.hashing import mix
 from livetrain.trainers.evaluate import retrieval
+from livetrain.trainers.evaluate.draws import Draws, paired
 from livetrain.trainers.evaluate.intervals import Bootstrap
 from livetrain.trainers.evaluate.retrieval import AT, Retrieval
 from livetrain.trainers.evaluate.selection import check_select, selectable
@@ -338,6 +339,7 @@ def test_a_catalogue_of_strings_weighted_bags_and_vectors_finds_what_the_split_d
         "features__picture": {"type": "vector", "width": 2, "normalise": True, "projection": 3},
         "model": MODEL | {"item": ["tags", "picture"]},
         "train__epochs": 1,
+        "evaluate__bootstrap": 20,
     }
     found = []
     for number, catalogue in enumerate(({}, {"evaluate__catalogue": str(tmp_path / "items.parquet")})):
@@ -346,6 +348,9 @@ def test_a_catalogue_of_strings_weighted_bags_and_vectors_finds_what_the_split_d
     names = [name for name in found[0] if "recall_" in name or "ndcg_" in name or name.endswith(".items")]
     assert found[0]["test.click.items"] == 40
     assert {name: found[1][name] for name in names} == pytest.approx({name: found[0][name] for name in names}, abs=1e-6)
+    one, other = (Draws.read(tmp_path / f"runs{number}/small") for number in (0, 1))
+    assert np.ptp(one.values["click.recall_10"]) > 0
+    assert paired(one, other, "click.recall_10") == pytest.approx((0, 0), abs=1e-6)
 
 
 KINDS = (pa.list_(pa.string()), pa.list_(pa.float32()), pa.list_(pa.float32(), 2))  # of tags, weights and pictures

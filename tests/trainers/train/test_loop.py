@@ -154,6 +154,15 @@ def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, whole, tmp_pat
         assert found["result"][key] == whole[1]["result"][key]
 
 
+def test_an_epoch_that_began_in_another_order_does_not_go_on(data, tmp_path, monkeypatch):
+    made = job(data, tmp_path, train__checkpoint_every=7)
+    with monkeypatch.context() as before:
+        before.setattr("livetrain.trainers.train.loop.ORDER", 1)
+        train(made, 9)
+    with pytest.raises(BadInput, match=r"of step 7 was written within an epoch by a livetrain that read rows in anoth"):
+        train(made)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("memory", ["gpu", "host"])
 def test_a_gpu_trains_what_a_cpu_trains_killed_or_not(drawn_on_the_host, data, whole, tmp_path, memory):

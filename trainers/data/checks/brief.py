@@ -74,7 +74,7 @@ def examine(
     if nulls:
         note(f"nulls: {'; '.join(nulls[:3])}{f'; {len(nulls) - 3} more columns' if len(nulls) > 3 else ''}")
     _note_beyond(recipe, sources, note)
-    _note_unseen(recipe, sources[splits[0]], later, note)
+    _note_unseen(recipe, sources[splits[0]], statistics[splits[0]].rows, later, note)
     probed = list(dict.fromkeys(column for name in recipe.features for column in _told_by(recipe, name)))
     found = leaks.check(leaks.probe(train, probed, labels), labels)
     for finding in found:
@@ -187,13 +187,15 @@ def _note_beyond(recipe: Recipe, sources: dict[str, Source], note: Callable[[str
             )
 
 
-def _note_unseen(recipe: Recipe, train: Source, later: dict[str, pa.Table], note: Callable[[str], None]) -> None:
+def _note_unseen(
+    recipe: Recipe, train: Source, rows: int, later: dict[str, pa.Table], note: Callable[[str], None]
+) -> None:
     ids = [recipe.column(name) for name, f in recipe.features.items() if f.form == "id" and f.plain and not f.lists]
     ids = list(dict.fromkeys(ids))
     if not ids:
         return
     known = read(train, ids, KNOWN, recipe.data.on_corrupt == "skip")
-    most = "" if len(known) == train.rows else f", measured on {len(known):,} rows of it, so at most that"
+    most = "" if len(known) == rows else f", measured on {len(known):,} rows of it, so at most that"
     found = []
     for column in ids:
         seen = pc.unique(_wide(known[column]))

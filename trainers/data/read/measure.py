@@ -96,6 +96,11 @@ class Measured:
     def merge(self, other: "Measured") -> "Measured":
         return Measured(self.moments.merge(other.moments), self.drawn.merge(other.drawn))
 
+    def parted(self) -> tuple["Measured", "Measured"]:
+        """Return it without its sample, and its sample alone, which may be merged in any order."""
+        none = Moments(*(np.zeros_like(part) for part in vars(self.moments).values()))
+        return Measured(self.moments, Drawn(self.drawn.keys[:0], self.drawn.values[:0])), Measured(none, self.drawn)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Return all of it, for a file; see `restored`."""
         return vars(self.moments) | vars(self.drawn)
@@ -188,9 +193,17 @@ def measures(recipe: Recipe, names: Collection[str] | None = None) -> dict[str, 
 
 
 def written(code: type | ModuleType) -> str | None:
-    """Return a digest of the file that a class, or a module, is written in; None where there is no such file."""
+    """Return a digest of the file that a class, or a module, is written in; None where there is no such file.
+
+    Of a user's it is of all files of its package: its file may lean on any of them.
+    """
     try:
-        return xxhash.xxh64_hexdigest(Path(inspect.getfile(code)).read_bytes())
+        file = Path(inspect.getfile(code))
+        top, *inner = (code.__name__ if isinstance(code, ModuleType) else code.__module__).split(".")
+        files, depth = [file], len(inner) - (file.name != "__init__.py")  # folders of the package's above the file's
+        if depth >= 0 and top != __name__.split(".")[0]:
+            files = sorted(file.parents[depth].rglob("*.py"))
+        return xxhash.xxh64_hexdigest(b"".join(path.read_bytes() for path in files))
     except (OSError, TypeError):
         return None
 

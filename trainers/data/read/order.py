@@ -17,6 +17,8 @@ from numpy.typing import ArrayLike
 
 from livetrain.configs.errors import BadInput
 
+ORDER = 2  # raised when the same data are read in another order: a checkpoint within an epoch fits no other
+
 
 @dataclass(frozen=True)
 class Piece:

@@ -4,7 +4,7 @@
                              answer-<digest>.npz  what a pass over some columns told, see statistics.py
 
 A file here counts only for the very files that it was made of: it holds a digest of their names, sizes and times, and
-for other ones it is made again. It appears as a whole, and its parts have checksums, so that what is cut short or
+for other ones it is made again. It appears as a whole and ends with a digest of itself, so that what is cut short or
 damaged is not believed. Several processes may write the same one: the last counts, and all of them say the same.
 """
 
@@ -12,8 +12,6 @@ import io
 import json
 import logging
 import time
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,8 @@ from livetrain.trainers.runtime import scratch
 log = logging.getLogger(__name__)
 
 NAME = "_livetrain"  # readers of data leave out what begins with _
-_FORMAT = 2
+_FORMAT = 3
+_DIGEST = 16  # bytes of it, at a file's end
 _COARSE, _NEW_S = 10**9, 2.0  # a file system that knows times to the second may miss a change within that second
 
 Kept = tuple[dict[str, Any], dict[str, np.ndarray]]  # JSON's values, and arrays
@@ -101,19 +100,19 @@ def _packed(key: str | None, told: dict[str, Any], arrays: dict[str, np.ndarray]
     out = io.BytesIO()
     parts: dict[str, Any] = {f"a_{name}": part for name, part in arrays.items()}
     np.savez_compressed(out, told=np.frombuffer(text, np.uint8), **parts)
-    return out.getvalue()
+    return out.getvalue() + xxhash.xxh128_digest(out.getvalue())  # a ZIP's own checksums leave out its names
 
 
 def _unpacked(content: bytes, key: str | None) -> Kept | None:
     """Return what `_packed` was given; None if that is of other files or of another version, or is not whole."""
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            found = json.loads(file["told"].tobytes())
-            if found["format"] != _FORMAT or found["key"] != key:
-                return None
-            return found["told"], {name[2:]: file[name] for name in file.files if name.startswith("a_")}
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+    content, digest = content[:-_DIGEST], content[-_DIGEST:]
+    if xxhash.xxh128_digest(content) != digest:
         return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        found = json.loads(file["told"].tobytes())
+        if found["format"] != _FORMAT or found["key"] != key:
+            return None
+        return found["told"], {name[2:]: file[name] for name in file.files if name.startswith("a_")}
 
 
 def _put(filesystem: fs.FileSystem, folder: str, name: str, content: bytes) -> None:

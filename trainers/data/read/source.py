@@ -29,9 +29,9 @@ from livetrain.trainers.data.read.distant import Distant
 from livetrain.trainers.data.read.files import short, shown, split_folders
 from livetrain.trainers.data.read.index import Figures, Groups, Index, RowGroup, leaf_places, look, restored, stored
 from livetrain.trainers.data.read.requests import Candidates
-from livetrain.trainers.data.read.sidecar import Sidecar
+from livetrain.trainers.data.read.sidecar import Kept, Sidecar
 from livetrain.trainers.data.read.slices import Slices
-from livetrain.trainers.data.read.spread import HERE, Looking
+from livetrain.trainers.data.read.spread import HERE, Looking, in_threads
 
 log = logging.getLogger(__name__)
 
@@ -97,9 +97,10 @@ class Source:
         """
         filesystem, name, folders = split_folders(recipe, split)
         sidecars = [Sidecar.of(filesystem, folder, looking.spare) for folder in folders]
+        kept = in_threads(lambda sidecar: sidecar.read(_INDEX), sidecars, threads=_FOOTER_THREADS)
         parts = [
-            indexed(filesystem, [info.path for info in folder.files], sidecar, looking)
-            for folder, sidecar in zip(folders, sidecars, strict=True)
+            indexed(filesystem, [info.path for info in folder.files], sidecar, found, looking)
+            for folder, sidecar, found in zip(folders, sidecars, kept, strict=True)
         ]
         source = cls._of(name, filesystem, Index.join(parts), wanted_columns(recipe), recipe.data.candidates)
         if not source.rows:
@@ -350,9 +351,11 @@ class Source:
         self.__post_init__()
 
 
-def indexed(filesystem: fs.FileSystem, paths: list[str], sidecar: Sidecar, looking: Looking) -> Index:
-    """Return the index of a partition, from its sidecar or, where that has none, from the footers; it has one then."""
-    if (kept := sidecar.read(_INDEX)) is not None:
+def indexed(
+    filesystem: fs.FileSystem, paths: list[str], sidecar: Sidecar, kept: Kept | None, looking: Looking
+) -> Index:
+    """Return the index of a partition: what its sidecar has kept or, where that is None, what its footers say."""
+    if kept is not None:
         return restored(*kept, paths)
     index = looked(filesystem, paths, looking)
     sidecar.write(_INDEX, *stored(index))

@@ -118,8 +118,15 @@ class _Stretch:
 
 def _partitions(source: Source, asked: Asked, skip: bool, looking: Looking) -> Iterator[tuple[Found, int]]:
     """Yield what is asked of every partition in their order, kept or found out now, and how many rows it is of."""
-    names = {key: name for key, question in asked.items() if (name := _name(question)) is not None}
-    kept = list(in_threads(partial(_kept, asked, names), source.partitions, threads=_READERS))
+    most = None if source.candidates is None else source.candidates.most
+    names = {key: name for key, question in asked.items() if (name := _name(question, most)) is not None}
+    kept, samples = [], dict[str, Measured]()
+    for answers in in_threads(partial(_kept, asked, names), source.partitions, threads=_READERS):
+        kept.append(dict(answers))
+        for key, answer in answers.items():
+            if isinstance(answer, Measured):  # a sample per partition and feature would be much to hold
+                kept[-1][key], sample = answer.parted()
+                samples[key] = samples[key].merge(sample) if key in samples else sample
     missing = [[key for key in asked if key not in found] for found in kept]
     cuts = [_cuts(source, part) if keys else [] for part, keys in zip(source.partitions, missing, strict=True)]
     sought = sum(source.stored(part) for part, keys in zip(source.partitions, missing, strict=True) if keys)
@@ -142,11 +149,15 @@ def _partitions(source: Source, asked: Asked, skip: bool, looking: Looking) -> I
             if key in names:
                 part.sidecar.write(names[key], {"question": asked[key].question}, new[key].arrays())
         yield found | new, read
+    yield {key: samples.get(key, question.nothing) for key, question in asked.items()}, 0
 
 
-def _name(question: Measure | Counting) -> str | None:
-    """Return the name that an answer is kept under; None where its code lies in no file, so that it may change."""
-    words = question.question
+def _name(question: Measure | Counting, most: int | None) -> str | None:
+    """Return the name that an answer is kept under; None where its code lies in no file, so that it may change.
+
+    Of requests it is an answer for the most candidates that they may have: more are refused, and samples depend on it.
+    """
+    words = question.question | {"candidates": most}
     if words["code"] is None:
         return None
     return f"answer-{xxhash.xxh128_hexdigest(json.dumps(words, sort_keys=True).encode())}"

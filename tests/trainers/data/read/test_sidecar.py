@@ -1,5 +1,6 @@
 """Data are looked at once: what is kept beside them says what a fresh look would, or is not believed."""
 
+import importlib
 import os
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ from pyarrow import fs
 
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.checks.dataset import open_dataset
-from livetrain.trainers.data.read import index, statistics
+from livetrain.trainers.data.read import index, measure, statistics
 from livetrain.trainers.data.read.files import files_below, split_files
 from livetrain.trainers.data.read.sidecar import NAME, Sidecar
 from livetrain.trainers.data.read.source import CorruptGroup, Source
@@ -145,7 +146,7 @@ def test_stretches_are_merged_as_they_are_cut(days, monkeypatch):
     assert scan(Source.open(made, "train", one_by_one), made, one_by_one) == told
 
 
-@pytest.mark.parametrize("how", ["touched", "cut", "flipped", "of another version", "no archive"])
+@pytest.mark.parametrize("how", ["touched", "cut", "flipped", "of another name", "of another version", "no archive"])
 def test_what_may_be_wrong_is_not_believed(days, looks, how, monkeypatch):
     first, told = looked(recipe(days))
     kept = [path for path in sorted((days / "date=2025-05-02" / NAME).iterdir()) if path.suffix == ".npz"]
@@ -162,6 +163,8 @@ def test_what_may_be_wrong_is_not_believed(days, looks, how, monkeypatch):
         if how == "flipped":
             middle = len(content) // 3
             path.write_bytes(content[:middle] + bytes([content[middle] ^ 0xFF]) + content[middle + 1 :])
+        if how == "of another name":  # which an archive's own checksums leave out
+            path.write_bytes(content.replace(b"a_", b"b_"))
         if how == "no archive":
             path.write_bytes(b"")
     for part in looks.values():
@@ -239,6 +242,34 @@ def test_what_comes_of_a_class_without_a_file_is_not_kept(days, looks, monkeypat
     looked(recipe(days))
     assert len(looks["columns"]) == 36
     assert {tuple(columns) for columns in looks["columns"]} <= {("click", "like"), ("like",)}
+
+
+def test_samples_of_kept_answers_are_not_held_together(days, monkeypatch):
+    """The driver holds one sample per feature, and not one per feature and day."""
+    made = recipe(days)
+    _, told = looked(made)
+    held = []
+    merged = statistics._merged
+    monkeypatch.setattr(statistics, "_merged", lambda one, other: held.append(other) or merged(one, other))
+    assert looked(made)[1] == told
+    assert len(held) == 3 + 1  # days, and the samples of all of them
+    sizes = [len(found["features.cost"].drawn.keys) for found in held]
+    assert sizes[:3] == [0, 0, 0]
+    assert sizes[3] > 200
+
+
+@pytest.mark.parametrize("other", ["helper.py", "inner/deep.py"])
+def test_a_users_kind_is_as_its_whole_package_is(tmp_path, monkeypatch, other):
+    package = tmp_path / f"measured_{other[:5]}"
+    (package / "inner").mkdir(parents=True)
+    for name in ("__init__.py", "kind.py", "helper.py", "inner/__init__.py", "inner/deep.py"):
+        (package / name).write_text("class Kind:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    kinds = [importlib.import_module(f"{package.name}{module}").Kind for module in ("", ".kind", ".inner.deep")]
+    before = [measure.written(kind) for kind in kinds]
+    assert None not in before
+    (package / other).write_text("class Kind:\n    of = 2\n")
+    assert not {measure.written(kind) for kind in kinds} & {*before}
 
 
 def test_readers_at_once_keep_something_whole(tmp_path):
