@@ -166,7 +166,7 @@ def test_there_is_one_place_that_loads():
         if loading.search(path.read_text(encoding="utf-8"))
     }
     assert found == {
-        "cluster/ray_workers.py": ["pickle.loads("],  # what the driver has just sent its own workers, no file
+        "cluster/ray_workers.py": ["pickle.loads("] * 2,  # what the driver has just sent its workers and tasks, no file
         "trainers/train/checkpoint.py": ["dcp.load("],
         "trainers/train/restore.py": ["torch.load(", "torch.load("],  # what is no tensor, and a block of one
     }

@@ -9,12 +9,14 @@ Items lie in the order of (their group, their start), so that the items a row ma
 refuse, items seen and items that are over, is refused by drawing again.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
@@ -23,7 +25,7 @@ from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.columns import is_list, wanted_columns
 from livetrain.trainers.data.read.draws import Chances, Places, bisect
 from livetrain.trainers.data.read.items import as_numbers, cast, ids_or_none, like_split, lists, read_items
-from livetrain.trainers.data.read.measure import measures
+from livetrain.trainers.data.read.measure import measures, written
 from livetrain.trainers.data.read.records import running
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
 from livetrain.trainers.data.read.spread import in_threads
@@ -137,6 +139,14 @@ class Negatives:
 
     def __len__(self) -> int:
         return len(self._ids)
+
+    def question(self) -> str:
+        """Return a digest of all that `count` depends on besides the rows."""
+        said = self._section.model_dump_json(include={"item", "within", "seen", "on_air"})
+        digest = xxhash.xxh128(f"{self._label} {said} {written(sys.modules[__name__])}".encode())
+        for part in (self._ids, self._code, *self._keys, self._start, self._end):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return digest.hexdigest()
 
     def count(self, table: pa.Table) -> tuple[int, int]:
         """Return how many of a row group's rows are positive, and how many of those get negatives."""
@@ -307,6 +317,8 @@ class _Neighbours:
 def count(source: Source, recipe: Recipe, progress: Callable[[str], None]) -> None:
     """Count what will be drawn for each row group of the training split, and keep it in `Source.drawn`.
 
+    What the sidecars of the split's partitions know is not counted again; of one with a corrupt group nothing is kept.
+
     Raises:
         BadInput: as `Negatives`; or no positive can get a negative.
         CorruptGroup: a row group does not decode, with `on_corrupt: stop`.
@@ -316,16 +328,27 @@ def count(source: Source, recipe: Recipe, progress: Callable[[str], None]) -> No
         return
     negatives = Negatives(recipe, source)
 
-    def counted(group: RowGroup) -> tuple[int, int]:
+    def counted(group: RowGroup) -> tuple[int, int] | None:
         try:
             table = source.read(group, negatives.columns)
         except CorruptGroup:
             if recipe.data.on_corrupt == "stop":
                 raise
-            return 0, 0
+            return None
         return negatives.count(table)
 
-    found = np.array(list(in_threads(counted, source.groups)), np.int64)
+    name, parts = f"negatives-{negatives.question()}", []
+    for partition in source.partitions:
+        kept = partition.sidecar.read(name)
+        if kept is None:
+            groups = source.groups.part(partition.start, partition.stop) if partition.stop > partition.start else ()
+            each = list(in_threads(counted, groups))
+            parts.append(np.array([counts or (0, 0) for counts in each], np.int64).reshape(-1, 2))
+            if None not in each:
+                partition.sidecar.write(name, {}, {"counted": parts[-1]})
+        else:
+            parts.append(kept[1]["counted"])
+    found = np.concatenate(parts)
     positives, chosen = found.sum(axis=0).tolist()
     if not chosen:
         raise BadInput(

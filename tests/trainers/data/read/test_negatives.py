@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -90,6 +91,24 @@ def rows_of(source, recipe, epoch=0, start=0, rank=0, world=1):
             ids = [columns[key][i].tolist() for key in ("user", "movie", "history")]
             out[int(batch.rows[i])] = (*ids, float(batch.dense[i, 1]), batch.labels[i].tolist())
     return out
+
+
+def test_they_are_counted_once(tmp_path, monkeypatch):
+    """Until another catalogue, or other asking, would make other counts."""
+    write(tmp_path)
+    pairs = recipe_of(tmp_path, within=["day"]), recipe_of(tmp_path, seen=["history"])
+    first = [opened(recipe)[0].drawn for recipe in pairs]
+    with monkeypatch.context() as patched:
+        patched.setattr(Source, "read", lambda *arguments: pytest.fail("rows were read again"))
+        again = [opened(recipe)[0].drawn for recipe in pairs]
+    assert all(np.array_equal(one, other) for one, other in zip(first, again, strict=True))
+    assert not np.array_equal(*first)
+    catalogue = pq.read_table(tmp_path / "catalogue.parquet")
+    pq.write_table(catalogue.filter(pc.equal(catalogue["day"], 0)), tmp_path / "catalogue.parquet")
+    fewer = opened(pairs[0])[0].drawn
+    assert fewer.sum() < first[0].sum()
+    (tmp_path / "data/train/_livetrain").rename(tmp_path / "gone")
+    assert np.array_equal(opened(pairs[0])[0].drawn, fewer)
 
 
 def slow(recipe, row, catalogue):
