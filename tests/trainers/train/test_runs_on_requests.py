@@ -14,6 +14,7 @@ from livetrain.trainers.data.write import layout
 from livetrain.trainers.data.write.requests import convert
 from livetrain.trainers.train import preflight
 from tests import samples
+from tests.trainers.train import test_loop
 
 ROLES = {"group": "user", "time": "timestamp", "item": "movie", "labels": ["label"], "sequences": ["history", "rating"]}
 ROWS, EACH = 480, 4
@@ -79,25 +80,34 @@ def test_a_run_on_requests_is_the_run_on_their_rows(tmp_path, workers):
     assert livetrain.export(once, tmp_path / "small", quantize="int8")["parity"]["largest_difference_of_rank"] < 1e-5
 
 
+def test_a_run_on_requests_that_was_killed_goes_on_bitwise(tmp_path):
+    write(tmp_path / "flat")
+    convert(tmp_path / "flat", tmp_path / "requests", most=EACH)
+    asked = {"data__batch_size": 24, "data__layout": "request", "data__candidates": EACH, "train__checkpoint_every": 2}
+    whole, killed = (test_loop.job(tmp_path / "requests", tmp_path / name, **asked) for name in ("whole", "killed"))
+    wanted = test_loop.train(whole)
+    assert wanted["result"]["step"] > 8
+    test_loop.train(killed, kill_at=7)
+    assert test_loop.same(test_loop.train(killed), wanted)
+    logs = (
+        [(line["step"], line["samples"], line["loss"]) for line in test_loop.log(made.run)] for made in (whole, killed)
+    )
+    assert next(logs) == next(logs)
+
+
 @pytest.mark.slow
-def test_a_run_on_requests_goes_on_and_begins_with_a_run_on_rows(tmp_path):
+def test_runs_on_rows_and_on_requests_begin_with_each_other(tmp_path):
     flat, requests = tmp_path / "flat", tmp_path / "requests"
     write(flat)
     convert(flat, requests, most=EACH)
-    asked = {"data__batch_size": 24, "data__layout": "request", "data__candidates": EACH, "train__epochs": 2}
-    whole = trained(requests, tmp_path / "whole", **asked)
-    first = trained(requests, tmp_path / "parts", **asked | {"train__checkpoint_every": 1})
-    logs = [
-        [
-            line["samples"]
-            for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-            if "samples" in line
-        ]
-        for run in (whole, first)
-    ]
-    assert logs[0] == logs[1]
-    warm = trained(flat, tmp_path / "warm", train__epochs=1, train__warm_start=str(whole), name="warm")
-    assert json.loads((warm / "result.json").read_text())["test.click.auc"] > 0.5
+    on_requests = {"data__batch_size": 24, "data__layout": "request", "data__candidates": EACH}
+    before = {"rows": trained(flat, tmp_path / "rows", train__epochs=2)}
+    before["requests"] = trained(requests, tmp_path / "requests", train__epochs=2, **on_requests)
+    begun = {"name": "warm", "train__epochs": 1, "optimizers__dense__lr": 1e-12, "optimizers__sparse__lr": 1e-12}
+    for name, data, changes in (("rows", requests, on_requests), ("requests", flat, {})):
+        found = trained(data, tmp_path / f"after {name}", train__warm_start=str(before[name]), **begun, **changes)
+        wanted, told = (json.loads((run / "result.json").read_text()) for run in (before[name], found))
+        assert told["test.click.auc"] == pytest.approx(wanted["test.click.auc"], abs=1e-3)  # as it was begun with
 
 
 def test_what_tells_candidates_apart_must_be_theirs(tmp_path):

@@ -199,7 +199,7 @@ def test_statistics_are_those_of_rows(tmp_path):
             lambda lists: [[*lists[0], 1], *lists[1:]],
             "row 0: column '.*' has . values and '.*' has .; every list",
         ),
-        ("label", lambda lists: [[0] * 9, *lists[1:]], "row 0: "),
+        ("label", lambda lists: [[0] * 9, *lists[1:]], "row 0: column '.*' has . values and '.*' has .; every list"),
     ],
 )
 def test_what_is_no_request_is_named(tmp_path, column, change, sentence):
