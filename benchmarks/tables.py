@@ -94,7 +94,8 @@ def published(ready: Ready, out: Path, where: Path) -> None:
 def predicted(ready: Ready, run: Path, source: str, out: Path) -> None:
     recipe = run_folder.recipe_of(run)
     ready()
-    prediction_files.predict(run, f"{recipe.data.path}/test", out, source=source, keep=[])
+    part = f"date={recipe.data.days.test.split('..')[0]}" if recipe.data.days else "test"
+    prediction_files.predict(run, f"{recipe.data.path}/{part}", out, source=source, keep=[])
 
 
 def laid(ready: Ready, run: Path, recipe: Recipe) -> None:
@@ -117,7 +118,7 @@ def _child(pipe: Connection, work: Callable, arguments: tuple) -> None:
 
 def measure(work: Callable, *arguments: Any) -> tuple[int, int, float]:
     """Return what a process holds when it is ready and at most while it works, in bytes, and its processor seconds."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # everything is imported once
     ours, theirs = context.Pipe()
     child = context.Process(target=_child, args=(theirs, work, arguments))
     child.start()

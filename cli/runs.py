@@ -130,7 +130,9 @@ def export(
     from livetrain.trainers.export import export as exporter
 
     towers = "user.pt, item.pt, " if "towers" in signature else ""
-    say(f"{folder or run / 'export'}: model.pt, {towers}signature.json, golden.json")
+    files = len(signature.get("stored", ()))
+    beside = f"{files} files of tables, " if files else ""
+    say(f"{folder or run / 'export'}: model.pt, {towers}{beside}signature.json, golden.json")
     for line in exporter.lines(signature):
         say(line)
     if bench:

@@ -70,7 +70,17 @@ class Files:
 
 
 def opened(folder: Path, index: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
-    """Return the tables of an index, mapped: nothing is read before it is looked up, nor can a file be changed."""
+    """Return the tables of an index, mapped: nothing is read before it is looked up, nor can a file be changed.
+
+    Raises:
+        BadInput: a file is not there, or not as long as its table.
+    """
+    for about in index.values():
+        path, dtype = folder / about["file"], getattr(torch, about["dtype"])
+        size, wanted = path.stat().st_size if path.is_file() else None, math.prod(about["shape"]) * dtype.itemsize
+        if size != wanted:
+            found = "is not there" if size is None else f"has {size:,} bytes instead of {wanted:,}"
+            raise BadInput(f"{path}: this table {found}; copy the whole folder again, or export the run again")
     return {
         name: _mapped(folder / about["file"], about["shape"], getattr(torch, about["dtype"]), shared=False)
         for name, about in index.items()

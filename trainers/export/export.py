@@ -15,6 +15,7 @@ files, which the system drops when it wants them. Only a file that has its table
 """
 
 import errno
+import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,7 @@ from livetrain.trainers.runtime.run_folder import ANOTHER, find_checkpoint
 from livetrain.trainers.train import checkpoint, compatible, memory
 
 MAPPED = 1 << 32  # bytes of tables from which on they are mapped, where nothing else is asked for
+_CODE = 1 << 20  # bytes of a file besides its tensors, more than any has
 _BYTES = {"none": lambda table: memory.ELEMENT[table.dtype] * table.dim, "float16": lambda table: 2 * table.dim}
 _BYTES |= {"int8": lambda table: table.dim + 8}  # per row
 
@@ -170,7 +172,22 @@ def _scorers(model: Model, recipe: Recipe, tables: Tables) -> Iterator[tuple[str
 
 
 def _written(module: torch.jit.ScriptModule, file: Path, beside: Files) -> torch.jit.ScriptModule:
-    """Write a file, and return it as whoever scores has it: loaded again, with the tables beside it."""
+    """Write a file, and return it as whoever scores has it: loaded again, with the tables beside it.
+
+    Raises:
+        BadInput: the disk has no space for it: torch would end the process.
+    """
+    size = _CODE + sum(part.nbytes for part in module.state_dict().values())
+    try:
+        with file.open("xb") as room:
+            os.posix_fallocate(room.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise BadInput(
+            f"{file.parent.parent}: there is no space for {file.name} of {memory.amount(size)} ({error.strerror}); "
+            "make some, or name another folder with --out"
+        ) from error
     module.save(str(file))
     loaded = torch.jit.load(str(file))
     if beside.index:

@@ -8,12 +8,14 @@ import io
 import pathlib
 import pickle
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import torch
+from torch.distributed._shard._utils import narrow_tensor_by_index
 from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, filesystem, metadata
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
+from torch.futures import Future
 
 from livetrain.configs.errors import BadInput
 
@@ -86,6 +88,30 @@ class Reader(FileSystemReader):
         """Return the layout; DCP asks for it on every rank."""
         return self._found
 
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read what a rank asked for, one item in memory at a time; DCP's own holds two."""
+        files: dict[str, list[ReadItem]] = {}
+        for item in plan.items:
+            files.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
+        for path, items in files.items():
+            with self.fs.create_stream(self.fs.concat_path(self.path, path), "rb") as stream:
+                for item in items:
+                    self._read_one(planner, item, self._slice_file(stream, self.storage_data[item.storage_index]))
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _read_one(self, planner: LoadPlanner, item: ReadItem, part: IO[bytes]) -> None:
+        if item.type == LoadItemType.BYTE_IO:
+            planner.load_bytes(item, io.BytesIO(part.read()))
+            return
+        found = narrow_tensor_by_index(_tensor(part), item.storage_offsets, item.lengths)
+        target = planner.resolve_tensor(item).detach()
+        if target.size() != found.size():
+            raise AssertionError(f"{item.storage_index}: {target.size()} is asked of {found.size()}")
+        target.copy_(found)
+        planner.commit_tensor(item, target)
+
     def blocks(self, name: str, wanted: Callable[[range], bool]) -> Iterator[tuple[torch.Size, torch.Tensor]]:
         """Yield the blocks of a tensor, one in memory at a time: where each begins, and its values.
 
@@ -98,7 +124,11 @@ class Reader(FileSystemReader):
                 continue
             about = self._found.storage_data[MetadataIndex(name, chunk.offsets)]
             with self.fs.create_stream(self.fs.concat_path(self.path, about.relative_path), "rb") as stream:
-                yield chunk.offsets, torch.load(self._slice_file(stream, about), "cpu", weights_only=True)
+                yield chunk.offsets, _tensor(self._slice_file(stream, about))
+
+
+def _tensor(part: IO[bytes]) -> torch.Tensor:
+    return torch.load(part, "cpu", weights_only=True)
 
 
 class Planner(DefaultLoadPlanner):

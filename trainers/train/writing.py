@@ -6,20 +6,24 @@ on another number of ranks or on none, holds a block of it at a time, however la
 
 import dataclasses
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
 from typing import IO, Any
 
 import torch
 from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
-from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.filesystem import FileSystem, _write_item
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex
-from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from livetrain.trainers.runtime import manifest
 
-BLOCK = 1 << 26  # bytes of a tensor that are written, and later read, at once; a row that is longer is one block
+BLOCK = 1 << 27  # bytes of a tensor that are written, and later read, at once; a row that is longer is one block
 
 
 def rows_of(row: int) -> int:
@@ -79,6 +83,26 @@ class Writer(FileSystemWriter):
         # Copying ahead is for tensors on a GPU, and would open the first one from this thread.
         super().__init__(path, sync_files=True, per_thread_copy_ahead=0)
         self.fs = self._hashing = _Hashing()
+
+    def _write_data(self, planner: SavePlanner, file_queue: Queue) -> Future[list[WriteResult]]:
+        """Write files item by item. DCP's own holds on to the last item of every tensor until the end."""
+        results = []
+        while not file_queue.empty():
+            path, name, items = file_queue.get_nowait()
+            with self.fs.create_stream(path, "wb") as stream:
+                results += [self._write_one(planner, item, stream, name) for item in items]
+                os.fsync(stream.fileno())
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
+
+    def _write_one(self, planner: SavePlanner, item: WriteItem, stream: Any, name: str) -> WriteResult:
+        data = planner.resolve_data(item)
+        if isinstance(data, torch.Tensor):
+            data = data.detach().cpu()
+            if data.untyped_storage().size() != data.nbytes:  # a view, of which torch.save would write the whole
+                data = data.clone()
+        return _write_item(self.transforms, stream, data, item, name, self.serialization_format)
 
     @property
     def digests(self) -> dict[str, dict[str, Any]]:

@@ -28,6 +28,15 @@ def test_what_is_written_is_mapped_elsewhere_and_cannot_be_changed_there(tmp_pat
     assert mapped.opened(tmp_path, files.index)["movie"].sum() == 66
 
 
+@pytest.mark.parametrize(("spoil", "said"), [(os.unlink, "is not there"), (lambda p: os.truncate(p, 7), "has 7 bytes")])
+def test_a_file_that_is_gone_or_cut_short_is_told(tmp_path, spoil, said):
+    files = mapped.Files(tmp_path)
+    files.room("movie", (3, 4), torch.float16)
+    spoil(tmp_path / "movie.table")
+    with pytest.raises(BadInput, match=f"movie.table: this table {said}"):
+        mapped.opened(tmp_path, files.index)
+
+
 def test_a_disk_without_space_is_told_before_anything_is_written(tmp_path, monkeypatch):
     def full(handle: int, start: int, size: int) -> None:
         assert size == math.prod((3, 4)) * 2

@@ -1,6 +1,8 @@
 import copy
+import errno
 import json
 import math
+import os
 import platform
 import re
 import runpy
@@ -503,6 +505,21 @@ def test_tables_that_lose_too_much_are_not_exported(copied):
     assert export(run, quantize="float16")["quantize"] == "float16"
     (run / "config.yaml").write_text(dump_recipe(load_recipe(run / "config.yaml", ["export.tolerance_int8=0.1"])))
     assert export(run, quantize="int8")["quantize"] == "int8"
+
+
+def test_a_disk_without_space_is_told_before_torch_writes(copied, monkeypatch):
+    """Which would end the process."""
+    run, reserve = copied(), os.posix_fallocate
+
+    def full(handle: int, start: int, size: int) -> None:
+        if size > 1 << 20:  # the file itself; tables beside it are smaller here
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        reserve(handle, start, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(BadInput, match=r"there is no space for model.pt of .* \(No space left on device\); make some"):
+        export(run)
+    assert not [path for path in run.iterdir() if "export" in path.name or "tables" in path.name]
 
 
 def test_a_file_that_ranks_otherwise_than_it_scores_never_appears(small_run, tmp_path, monkeypatch):

@@ -22,11 +22,12 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog
-from livetrain.trainers.train import checkpoint, memory, preflight, writing
+from livetrain.trainers.train import checkpoint, memory, preflight, restore, writing
 from livetrain.trainers.train.loop import Job, Trainer
 from livetrain.trainers.train.sharding import Sharded, shard
 from livetrain.trainers.train.staging import Staging
 from tests import samples
+from tests.anonymous import Anonymous
 
 CPU = torch.device("cpu")
 WRITE = dcp.FileSystemWriter.write_data
@@ -178,6 +179,20 @@ def test_a_write_that_training_waits_for_is_tried_twice(data, tmp_path, monkeypa
     assert steps(made.run) == [5, 10, 11, 15, 20, 21]
     assert "a checkpoint could not be written, twice" in refused(again, 2, 3)
     assert steps(again.run) == [5]
+
+
+def test_of_many_tensors_one_block_is_held_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing, "BLOCK", 4 << 20)
+    live = {str(n): torch.full((2 << 20,), float(n)) for n in range(12)}  # 8 MiB each
+    read = {name: torch.full((2 << 20,), 99.0) for name in live}
+    with Anonymous() as taken:
+        dcp.save(live, storage_writer=writing.Writer(tmp_path), planner=writing.Planner(), no_dist=True)
+    assert taken.most < 24 << 20
+    with Anonymous() as taken:
+        reader = restore.Reader(tmp_path, {path.name for path in tmp_path.iterdir()})
+        dcp.load(read, storage_reader=reader, planner=restore.Planner(), no_dist=True)
+    assert taken.most < 24 << 20
+    assert all(torch.equal(read[name], live[name]) for name in live)
 
 
 def test_a_copy_takes_what_the_state_takes(data, tmp_path):

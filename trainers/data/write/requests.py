@@ -26,6 +26,7 @@ from livetrain.trainers.data.write import layout
 MEMORY = "2GB"  # of DuckDB; what does not fit goes to a temporary folder beside the data
 _SAMPLE = 1 << 18  # rows by which columns are told apart
 _PIECE = 1 << 13  # requests in memory at a time
+_ROW, _CUT = "file_row_number", "_request_part"  # columns of a query: DuckDB's own, and ours
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,10 @@ def convert(
     else:
         rule = _same(before, out, most, by, within)
     counts = dict((before or {}).get("requests", {}).get("parts", {}))
-    for part in parts:
-        if part.name in counts:
-            continue
+    new = [part for part in parts if part.name not in counts]
+    for path in (path for part in new for path in _files(part)):
+        _check(path, rule)
+    for part in new:
         progress(f"requests of {part.name}")
         counts[part.name] = _write(part, out / part.name, rule)
     told = {**asdict(rule), "candidates": _candidates(parts[0], rule), "parts": counts}
@@ -132,6 +134,38 @@ def _rule(
     return Rule(
         tuple(by_user), tuple(n for n in schema.names if n in user), most, within, None if within is None else keys[1]
     )
+
+
+def _check(path: str, rule: Rule) -> None:
+    """Raise BadInput where requests of a file's rows would not be what the rule says."""
+    schema = pq.read_schema(path)
+    alike: dict[str, str] = {_ROW: "the number of a row", _CUT: "the number of a request's part"}
+    for name in schema.names:
+        if (other := alike.get(name.casefold())) is not None:
+            raise BadInput(f"{path}: column '{name}' and {other} cannot be told apart in SQL; rename the column")
+        alike[name.casefold()] = f"column '{name}'"
+    keys = [*rule.by, *([] if rule.time is None else [rule.time])]
+    for name in keys:
+        if name not in schema.names:
+            raise BadInput(
+                f"{path}: there is no column '{name}', by which requests are told; write it as in other files"
+            )
+    if rule.time is not None and not pa.types.is_integer(kind := schema.field(rule.time).type):
+        raise BadInput(
+            f"--within: column '{rule.time}' of {path} is {kind}, but the clock is read in whole seconds or "
+            "milliseconds since 1970; store int64"
+        )
+    nulls = ", ".join(f"count(*) - count({quoted(name)})" for name in keys)
+    with duckdb.connect() as db:
+        found = db.execute(
+            f"SELECT {nulls} FROM read_parquet([{_texts([path])}], hive_partitioning = false)"
+        ).fetchone()
+    for name, count in zip(keys, found or (), strict=True):
+        if count:
+            raise BadInput(
+                f"{path}: column '{name}', by which requests are told, is null in {count:,} rows; fill it, or name "
+                "other columns with --by"
+            )
 
 
 def _constant(files: list[str], keys: list[str], asked: list[str]) -> list[str]:
@@ -192,7 +226,7 @@ def _convert_file(path: Path, out: Path, rule: Rule, spill: Path) -> int:
     with duckdb.connect() as db:
         db.execute(f"SET memory_limit = '{MEMORY}'; SET temp_directory = {_texts([str(spill)])}; SET threads = 1")
         try:
-            batches: pa.RecordBatchReader = db.execute(_query(path, stored, rule)).to_arrow_reader(_PIECE)
+            batches = db.sql(_query(path, stored, rule)).to_arrow_reader(_PIECE)
             pieces = (pa.Table.from_batches([batch]).cast(schema) for batch in batches)
             return layout.write_part(out, schema, pieces)
         except duckdb.Error as error:
@@ -210,15 +244,15 @@ def _query(path: Path, stored: pa.Schema, rule: Rule) -> str:
         shared = [name for name in shared if name != rule.time and name not in lists]
     if shared:
         key.append(f"hash({', '.join(map(quoted, shared))})")
-    place = f"row_number() OVER (PARTITION BY {', '.join(key)} ORDER BY file_row_number)"
-    rows = f"SELECT *, ({place} - 1) // {rule.most} AS _cut FROM ({rows})"
+    place = f"row_number() OVER (PARTITION BY {', '.join(key)} ORDER BY {_ROW})"
+    rows = f"SELECT *, ({place} - 1) // {rule.most} AS {_CUT} FROM ({rows})"
     columns = [
-        f"arg_min_null({quoted(n)}, file_row_number) AS {quoted(n)}"
+        f"arg_min_null({quoted(n)}, {_ROW}) AS {quoted(n)}"
         if n in rule.user
-        else f"list({quoted(n)} ORDER BY file_row_number) AS {quoted(n)}"
+        else f"list({quoted(n)} ORDER BY {_ROW}) AS {quoted(n)}"
         for n in stored.names
     ]
-    return f"SELECT {', '.join(columns)} FROM ({rows}) GROUP BY {', '.join(key)}, _cut ORDER BY min(file_row_number)"
+    return f"SELECT {', '.join(columns)} FROM ({rows}) GROUP BY {', '.join(key)}, {_CUT} ORDER BY min({_ROW})"
 
 
 def _texts(texts: list[str]) -> str:

@@ -145,3 +145,32 @@ def test_what_makes_no_requests_is_named(tmp_path, options, sentence):
     write(tmp_path / "flat")
     with pytest.raises(BadInput, match=sentence):
         convert(tmp_path / "flat", tmp_path / "out", most=4, **options)
+
+
+def with_columns(folder: Path, **columns) -> None:
+    """Put columns into one file of the later part."""
+    path = folder / "valid/part-1.parquet"
+    table = pq.read_table(path)
+    for name, made in columns.items():
+        values = made(len(table))
+        place = table.schema.get_field_index(name)
+        table = table.append_column(name, values) if place < 0 else table.set_column(place, name, values)
+    pq.write_table(table, path)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "sentence"),
+    [
+        ({"User": lambda n: pa.array(range(n))}, {}, "column 'User' and column 'user' cannot be told apart"),
+        ({"_Request_part": lambda n: pa.array(range(n))}, {}, "'_Request_part' and the number of a request's part"),
+        ({"file_row_number": lambda n: pa.array(range(n))}, {}, "'file_row_number' and the number of a row"),
+        ({"user": lambda n: pa.array([None, *range(n - 1)])}, {}, "column 'user', by which .* is null in 1 rows"),
+        ({"timestamp": lambda n: pa.array([5.5] * n)}, {"within": 2}, "--within: column 'timestamp' of .* is double"),
+    ],
+)
+def test_columns_that_would_make_wrong_requests_are_refused(tmp_path, columns, options, sentence):
+    write(tmp_path / "flat")
+    with_columns(tmp_path / "flat", **columns)
+    with pytest.raises(BadInput, match=sentence):
+        convert(tmp_path / "flat", tmp_path / "out", most=4, **options)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["dataset.json.unfinished"]  # before work starts
