@@ -218,10 +218,12 @@ class FARM(Network):
         size = dense.size(0)
         views: list[Tensor] = []  # (N, d) per domain
         counts: list[Tensor] = []  # (B,)
+        names: list[str] = []
         for domain, filtered in zip(self.domains, self.filters):  # noqa: B905  TorchScript knows no strict=
             events, count = domain(values, lengths)
             views.append(filtered(events, count))
             counts.append(count)
+            names.append(domain.events[0])
         request = jagged.request_of(lengths)
         rows = max([count.size(0) for count in counts])
         for i, count in enumerate(counts):
@@ -229,7 +231,7 @@ class FARM(Network):
                 views[i], counts[i] = views[i].repeat(rows, 1), count.repeat(rows)
             elif count.size(0) < rows:  # one history per request, beside another one per row
                 assert request is not None
-                total = jagged.events_of(lengths, self.domains[i].events[0])
+                total = jagged.events_of(lengths, names[i])
                 place, counts[i] = jagged.repeated(count, request, total)
                 views[i] = views[i].index_select(0, place)
         fused = views

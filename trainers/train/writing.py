@@ -117,7 +117,8 @@ class _Hashing(FileSystem):
 
     @contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        with Path(path).open(mode) as stream:
+        assert mode == "wb"  # whoever writes asks for no other
+        with Path(path).open("wb") as stream:
             digest = self.digests[Path(path).name] = manifest.Digest()
             yield _Hashed(stream, digest)
 

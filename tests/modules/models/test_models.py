@@ -162,8 +162,12 @@ def test_every_input_and_parameter_has_a_gradient(model, inputs):
     dense.requires_grad_()
     logits = model(values, lengths, dense, torch.ones(4))
     sum((logits[task] * torch.arange(1, 5)).sum() for task in TASKS).backward()
+    # What is added to all scores that a softmax takes changes nothing: its gradient is 0 but for rounding.
+    shifts = {f"{name}.rest.last.bias" for name, part in model.named_modules() if getattr(part, "softmax", False)}
     for name, tensor in {**values, "dense": dense, **dict(model.named_parameters())}.items():
         assert tensor.grad is not None, name
+        if name in shifts:
+            continue
         if name != "dense" or not isinstance(model, LR):  # the weights of LR start at 0
             assert bool(tensor.grad.any()), name
 
