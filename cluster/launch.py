@@ -97,11 +97,11 @@ def complete(recipe: Recipe, run: Path) -> bool:
 
 def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
     started = time.perf_counter()
-    if recipe.train.copies is not None:
-        for path in copies.fetch(recipe.train.copies, run):
-            runlog.note(run, "note", text=f"brought {path.name} from train.copies")
     with Watcher(run), _leaving_nothing(run), places.taken(run, places.TRAINING) as place:
         ray_workers.check_here(recipe.cluster)
+        if recipe.train.copies is not None:
+            for path in copies.fetch(recipe.train.copies, run):
+                runlog.note(run, "note", text=f"brought {path.name} from train.copies")
         if found := run_folder.committed(run):
             compatible.check_same(found[-1], recipe, resume=True)
         else:

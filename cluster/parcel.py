@@ -72,6 +72,17 @@ def check_portable(recipe: Recipe, runs: Path) -> None:
             f"data.path: '{path}' is relative, and the job's folder on the cluster holds no data; "
             f"give a URI or the absolute path that all nodes share, as in data.path=/shared/{Path(path).name}"
         )
+    if (kept := recipe.train.copies) is not None:
+        if without_credentials(kept) != kept:
+            raise BadInput(
+                f"train.copies: {without_credentials(kept)} comes with a password, which is never sent; leave it out "
+                "and give it to the cluster's environment"
+            )
+        if "://" not in kept and not os.path.isabs(kept):
+            raise BadInput(
+                f"train.copies: '{kept}' is relative, and the job's folder on the cluster goes away with the job; give "
+                "a URI or an absolute path"
+            )
     start = recipe.train.warm_start
     if start is not None and not os.path.isabs(start.run):
         raise BadInput(

@@ -85,7 +85,8 @@ _REFUSED = re.compile(
 
 def lasts(error: OSError) -> bool:
     """Return whether no time mends what a storage or a network said: a name or a right is wrong."""
-    return isinstance(error, _LASTING) or _REFUSED.search(str(error)) is not None
+    said = re.sub(r"'[^']*'", "''", str(error))  # names of buckets and keys are in quotes, and may be any words
+    return isinstance(error, _LASTING) or _REFUSED.search(said) is not None
 
 
 def may_pass(error: BadInput) -> bool:

@@ -177,7 +177,8 @@ def _written(module: torch.jit.ScriptModule, file: Path, beside: Files) -> torch
     Raises:
         BadInput: the disk has no space for it: torch would end the process.
     """
-    size = _CODE + sum(part.nbytes for part in module.state_dict().values())
+    once = {part.data_ptr(): part.nbytes for part in module.state_dict().values()}  # features may share a table
+    size = _CODE + sum(once.values())
     try:
         with file.open("xb") as room:
             os.posix_fallocate(room.fileno(), 0, size)

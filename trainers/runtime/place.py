@@ -246,7 +246,7 @@ class Bucket:
         def put() -> bool:
             try:
                 self._obstore.put(self._store, name, content, mode="create" if tag is None else tag)
-            except self._differs:
+            except (*self._differs, FileNotFoundError):  # or somebody has deleted it
                 return False
             return True
 

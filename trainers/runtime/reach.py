@@ -1,10 +1,10 @@
 """Storage that lies behind a network: what fails there and may pass is tried again, everywhere in one way.
 
-The n-th try waits for a random time up to `_FIRST_S` 2^n, at most `_LONGEST_S` (exponential backoff with full jitter,
-https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), so that workers that a store has turned away
-together do not come back together. After `DEADLINE_S` the last failure is raised. What is wrong with a name or a right
-(`configs.errors.lasts`) is raised at once. The clients below have short tries of their own; these here begin where
-theirs end.
+Before the n-th try again one waits for a random time up to `_FIRST_S` 2^(n-1), at most `_LONGEST_S` (exponential
+backoff with full jitter, https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/), so that workers
+that a store has turned away together do not come back together. After `DEADLINE_S` the last failure is raised. What is
+wrong with a name or a right (`configs.errors.lasts`) is raised at once. The clients below have short tries of their
+own; these here begin where theirs end.
 """
 
 import io
@@ -49,9 +49,10 @@ def patiently(work: Callable[[], T], what: str) -> T:
             if lasts(error) or waited >= DEADLINE_S:
                 raise
             if not told and waited >= _QUIET_S:
-                log.warning("%s: no answer (%s); trying again for up to %.0f s", what, error, DEADLINE_S)
+                why = without_credentials(" ".join(str(error).split()))
+                log.warning("%s: no answer (%s); trying again for up to %.0f s", what, why, DEADLINE_S)
                 told = True
-        wait = _draws.uniform(0, min(_LONGEST_S, _FIRST_S * 2**tries))
+        wait = _draws.uniform(0, min(_LONGEST_S, _FIRST_S * 2 ** (tries - 1)))
         time.sleep(min(wait, DEADLINE_S - waited))
 
 
@@ -96,8 +97,11 @@ class File(io.RawIOBase):
         """
 
         def read() -> bytes:
-            handle = self._handle
-            found = handle.read_at(count, start)
+            try:
+                found = self._handle.read_at(count, start)
+            except OSError:  # some clients never read again by a connection that was lost
+                self._handle = self._filesystem.open_input_file(self._path)
+                raise
             if len(found) < count:
                 raise ConnectionError(f"{len(found):,} of {count:,} bytes came")
             return found

@@ -18,7 +18,6 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Mapping
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -109,8 +108,8 @@ class Saver:
         self._error: BaseException | None = None
 
     def __enter__(self) -> "Saver":
-        timeout = timedelta(seconds=self._recipe.cluster.timeout_s)
-        self._group = dist.new_group(backend="gloo", timeout=timeout) if ranks.world() > 1 else None
+        # The ranks' threads wait for the slowest of them to write, or to send, which nobody trains slower for.
+        self._group = dist.new_group(backend="gloo", timeout=ranks.PATIENCE) if ranks.world() > 1 else None
         if (where := self._recipe.train.copies) is not None:
             try:
                 take = partial(Copies.taken, where, self._run.name)
@@ -236,7 +235,8 @@ def write(state: dict[str, Any], run: Path, content: dict[str, Any], group: dist
                 runlog.note(run, "note", text=text)
         raise
     if main:
-        prune(run, content["recipe"]["train"]["keep"], content["position"]["best_step"], path)
+        with contextlib.suppress(OSError):  # a storage that will not delete is no reason to stop training
+            prune(run, content["recipe"]["train"]["keep"], content["position"]["best_step"], path)
 
 
 def send(copies: Copies, run: Path, step: int, group: dist.ProcessGroup | None) -> None:
@@ -247,9 +247,18 @@ def send(copies: Copies, run: Path, step: int, group: dist.ProcessGroup | None) 
         BadInput: another training has taken the run over.
     """
     path, share = run_folder.checkpoint(run, step), (ranks.rank(), ranks.world())
-    _together(lambda: copies.begin(path) if ranks.is_main() else None, group)
-    _together(lambda: copies.put(path, share), group)
-    if not _together(lambda: copies.commit(path, run) if ranks.is_main() else None, group)[0]:
+    try:
+        _together(lambda: copies.begin(path) if ranks.is_main() else None, group)
+        _together(lambda: copies.put(path, share), group)
+        ours = _together(lambda: copies.commit(path, run) if ranks.is_main() else None, group)[0]
+    except WriteFailed as error:
+        if ranks.is_main():
+            text = f"the checkpoint of step {step} could not be copied: {error}"
+            log.warning(text)
+            with contextlib.suppress(OSError):
+                runlog.note(run, "note", text=text)
+        raise WriteFailed(f"to train.copies: {error}") from error
+    if not ours:
         raise BadInput(
             f"{copies.place.shown()}: another training of this run has begun since and took it over, so this one ends; "
             "see that no two are started"

@@ -19,6 +19,7 @@ _FREE = (
     *("train.checkpoint_every", "train.keep", "train.copies", "train.log_every", "train.profile"),
     *("cluster.workers", "cluster.device", "cluster.address", "cluster.cpus_per_worker", "cluster.max_failures"),
     *("cluster.timeout_s", "cluster.topology", "evaluate.bootstrap"),
+    "evaluate.memory",  # which gives the same figures, but for what bounded memory rounds
 )
 # What a model and its optimizers' state are read into.
 _SHAPE = ("features", "tables", "model", "tasks", "gradients.kind", "optimizers.sparse.kind", "optimizers.dense.kind")

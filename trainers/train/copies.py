@@ -10,6 +10,7 @@ finds another's fence when it comes back, and ends: it overwrites nothing, and o
 
 import contextlib
 import json
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -20,6 +21,7 @@ from livetrain.trainers.runtime import manifest, run_folder, scratch
 from livetrain.trainers.runtime.place import Place, check_conditions, open_place
 
 POINTER = "last.json"
+_STEP = re.compile(r"step-\d{8,}")
 _MEND = f"remove {POINTER} there to begin anew"
 
 
@@ -130,6 +132,8 @@ def _brought(place: Place, folder: str, path: Path) -> Path:
     content = None if found is None else manifest.parsed(found[0])
     if content is None:
         raise BadInput(f"{place.shown(folder)} is not whole, as its {manifest.MANIFEST} is missing; {_MEND}")
+    if any(Path(name).name != name or name in ("", ".", "..") for name in content["files"]):
+        raise BadInput(f"{place.shown(folder)}: its {manifest.MANIFEST} names files elsewhere; {_MEND}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with scratch.place(path.parent, ".brought-") as draft:
         for name, wanted in content["files"].items():
@@ -159,8 +163,11 @@ def _read(place: Place) -> tuple[dict[str, Any], Any]:
         return {"fence": 0, "checkpoints": {}}, None
     try:
         content = json.loads(found[0])
+        for step, folder in content["checkpoints"].items():  # nothing here may name a place elsewhere
+            if not (_STEP.fullmatch(step) and folder.startswith(f"{step}.") and folder[len(step) + 1 :].isdecimal()):
+                raise ValueError(step)
         return {"fence": int(content["fence"]), "checkpoints": dict(content["checkpoints"])}, found[1]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f"{place.shown(POINTER)} is no pointer to a run's checkpoints; choose another place") from error
 
 

@@ -178,3 +178,41 @@ def test_a_patient_filesystem_writes_and_travels(tmp_path):
     copy.delete_dir(root)
     assert copy == filesystem
     assert isinstance(open_filesystem(str(tmp_path))[0], fs.LocalFileSystem)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "key 'shows/not-found-model/part-0' in bucket 'unauthorized-logs': AWS Error SLOW_DOWN during GetObject",
+        "When reading 'a/status 403/b': AWS Error NETWORK_CONNECTION",
+    ],
+)
+def test_names_are_no_verdict(text):
+    assert not lasts(OSError(text))
+
+
+def test_a_broken_connection_is_opened_again(waits, tmp_path, monkeypatch):
+    (tmp_path / "file").write_bytes(b"0123456789")
+
+    class Handle:
+        def __init__(self, broken: bool) -> None:
+            self.broken = broken
+
+        def size(self) -> int:
+            return 10
+
+        def read_at(self, count: int, start: int) -> bytes:
+            if self.broken:
+                raise ConnectionError("lost")
+            return (tmp_path / "file").read_bytes()[start : start + count]
+
+    class System:
+        opened = 0
+
+        def open_input_file(self, path: str) -> Handle:
+            self.opened += 1
+            return Handle(self.opened == 1)
+
+    system = System()
+    assert reach.File(system, "file").at(2, 3) == b"234"
+    assert system.opened == 2

@@ -59,7 +59,6 @@ def test_a_checkpoint_of_other_days_is_no_place_to_go_on_from(small_run):
         ("tables.movie.init_std=0.1", "tables.movie.init_std=0.01"),
         ("tasks.click.weight=2", "tasks.click.weight"),
         ("evaluate.group_by=null", "evaluate.group_by=user, but the recipe says None"),
-        ("evaluate.memory=bounded", "evaluate.memory=auto"),
         ("cluster.quantize_comms=fp16", "cluster.quantize_comms=none"),
     ],
 )

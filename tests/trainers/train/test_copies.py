@@ -146,6 +146,29 @@ def test_a_copy_that_is_not_whole_is_named(tmp_path, where):
         copies.fetch(where, there)
 
 
+@pytest.mark.parametrize("checkpoints", [{"step-1/../../victim": "f"}, {"step-00000010": "../elsewhere.000001"}])
+def test_a_pointer_names_no_place_elsewhere(tmp_path, checkpoints):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "kept").write_text("")
+    (tmp_path / "copies/run").mkdir(parents=True)
+    (tmp_path / "copies/run" / copies.POINTER).write_text(json.dumps({"fence": 1, "checkpoints": checkpoints}))
+    with pytest.raises(BadInput, match="is no pointer to a run's checkpoints"):
+        copies.fetch(str(tmp_path / "copies"), tmp_path / "here/run")
+    assert (victim / "kept").exists()
+
+
+def test_a_manifest_names_no_file_elsewhere(tmp_path):
+    here, where = tmp_path / "here/run", str(tmp_path / "copies")
+    written(here, 10)
+    one = Copies(where, "run", Copies.taken(where, "run"))
+    assert copied(one, here, 10)
+    (path,) = (tmp_path / "copies/run").glob(f"step-*/{manifest.MANIFEST}")
+    path.write_text(path.read_text().replace("__0_0.distcp", "../../../../gone.distcp"))
+    with pytest.raises(BadInput, match="names files elsewhere"):
+        copies.fetch(where, tmp_path / "there/run")
+
+
 def test_copies_arrive_over_a_bad_network(tmp_path, bucket, network, monkeypatch):
     monkeypatch.setattr(reach, "_FIRST_S", 0.001)
     where, here, there = bucket.replace("/in/it", "/bad"), tmp_path / "here/run", tmp_path / "there/run"

@@ -10,6 +10,7 @@ import bisect
 import io
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future
@@ -56,12 +57,13 @@ class Distant:
             ArrowException, OSError: the bytes come and do not decode.
         """
         before: list[str] = []
+        begun = time.monotonic()
         while True:
             pieces, footer = self._fetched(path, group, columns)
             try:
                 return _decoded(pieces, footer).read_row_group(group, columns=columns, use_threads=False)
             except (pa.ArrowException, OSError) as error:
-                if pieces.digests() == before:
+                if pieces.digests() == before or time.monotonic() - begun > reach.DEADLINE_S:
                     raise
                 before = pieces.digests()
                 log.info("%s, row group %d: %s; reading it again", shown(self._filesystem, path), group, error)

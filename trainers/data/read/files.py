@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -223,7 +224,7 @@ def footer_of(handle: pa.NativeFile, name: str) -> tuple[pq.FileMetaData, pa.Sch
     Raises:
         BadInput: it is not a whole Parquet file, or cannot be read.
     """
-    before = b""
+    before, begun = b"", time.monotonic()
     while True:
         end = _end(handle, name)
         try:
@@ -234,7 +235,7 @@ def footer_of(handle: pa.NativeFile, name: str) -> tuple[pq.FileMetaData, pa.Sch
         except (pa.ArrowException, OSError, ValueError) as error:
             if "encrypted" in str(error):
                 raise BadInput(f"{name}: it is encrypted; write it without encryption") from error
-            if end == before:
+            if end == before or time.monotonic() - begun > reach.DEADLINE_S:
                 raise BadInput(
                     f"{name}: not a complete Parquet file ({short(error)}); write or copy it again"
                 ) from error
