@@ -63,7 +63,7 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
         run = preflight.fresh_folder(runs.resolve(), f"{recipe.model.kind}-{time.strftime('%Y%m%d-%H%M%S')}")
     recipe = recipe.model_copy(update={"name": run.name})
     busy = f"{run}: another process is training this run; wait for its end, or give another name"
-    with alone(run / LOCK, busy):
+    with alone(run / LOCK, busy), weights_and_biases.shared(recipe, run):
         result = run_folder.finished(run)
         if result is not None and complete(recipe, run):
             raise BadInput(

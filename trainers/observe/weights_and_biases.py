@@ -8,7 +8,8 @@ warning says so and the run goes on without it.
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from livetrain.trainers.runtime.manifest import write_text
 log = logging.getLogger("livetrain")
 
 INIT_S, LOGIN_S, FINISH_S = 30, 15, 600  # longest waits for a server that is away, a person and an upload
+_shared: dict[Path, Any] = {}  # by run folder what is open of a run, see `shared`
 _APART = ("kind", "time", "split", "samples")  # of a log line, what is no figure
 
 
@@ -56,12 +58,19 @@ class Tracker:
 
     def __enter__(self) -> "Tracker":
         if self._recipe.wandb is not None and ranks.is_main():
-            self._try(self._start)
+            self._run = _shared.get(self._folder)
+            if self._run is None:
+                self._try(self._start)
+            if self._folder in _shared:
+                _shared[self._folder] = self._run
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if kind is None and self._folder in _shared:
+            return  # more may come
         run = self._run
         self._try(lambda: run.finish(exit_code=0 if kind is None else 1))
+        self._forget()
 
     def line(self, kind: str, content: dict[str, Any]) -> None:
         """Send a line of metrics.jsonl: training figures as ``train/...``, an evaluation's as ``<split>/...``."""
@@ -83,10 +92,15 @@ class Tracker:
         try:
             action(*arguments)
         except Exception as error:
-            self._run = None
+            self._forget()
             reason = without_credentials(" ".join(str(error).split())) or type(error).__name__
             write_text(_failure(self._folder), reason)
             self._warn(f"wandb failed, the run goes on without it: {reason}")
+
+    def _forget(self) -> None:
+        self._run = None
+        if self._folder in _shared:
+            _shared[self._folder] = None
 
     def _start(self) -> None:
         (self._folder / "wandb").mkdir(exist_ok=True)
@@ -142,6 +156,19 @@ class Tracker:
         offline = self._recipe.wandb is not None and self._recipe.wandb.mode == "offline"
         artifact.add_dir(str(folder), policy="mutable" if offline else "immutable")
         self._run.log_artifact(artifact)
+
+
+@contextmanager
+def shared(recipe: Recipe, run: Path) -> Iterator[None]:
+    """Send what this process sends of a run within as one, so in one folder of wandb's: curves, report and export."""
+    _shared[run] = None
+    try:
+        yield
+    finally:
+        if (opened := _shared.pop(run)) is not None:
+            tracker = Tracker(recipe, run)
+            tracker._run = opened
+            tracker.__exit__(None, None, None)  # what it was sent is whole: it was left without an error
 
 
 def report(recipe: Recipe, run: Path, picture: Path, result: dict[str, Any]) -> None:

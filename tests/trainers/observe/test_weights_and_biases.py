@@ -1,5 +1,6 @@
 """wandb for real, offline: what it is sent, under which id, and that nothing of it can stop a run."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_every_line_of_the_log_is_sent_with_its_step(tracked):
         figures = {f"{split}/{k}": v for k, v in own.items() if k not in ("kind", "time", "split", "samples", "step")}
         assert line == {"step": own["step"], **figures}
     assert {f"train/ms.{part}" for part in PARTS} < set(found[0])
-    assert [m.step_metric for m in sent(tracked, "metric") if m.glob_name == "*"] == ["step"] * 3
+    assert [m.step_metric for m in sent(tracked, "metric") if m.glob_name == "*"] == ["step"] * 2
 
 
 def test_config_report_result_and_export_are_sent_under_one_id(tracked):
@@ -76,7 +77,8 @@ def test_config_report_result_and_export_are_sent_under_one_id(tracked):
     assert name.startswith("small-")
     assert [(run.run_id, run.project, run.display_name, list(run.tags), run.run_group) for run in runs] == [
         (name, "tests", "small", ["small"], "some")
-    ] * 3
+    ] * 2  # training and its report together, and the command that exported it
+    assert len([*(tracked / "wandb").glob("offline-run-*")]) == 2
     config = {item.key: json.loads(item.value_json) for item in runs[0].config.update}
     assert {key: config[key] for key in config if key != "_wandb"} == yaml.safe_load(
         (tracked / "config.yaml").read_text()
@@ -94,6 +96,31 @@ def test_config_report_result_and_export_are_sent_under_one_id(tracked):
     assert (artifact.run_id, artifact.type, artifact.name) == (name, "model", "small-model")
     assert {entry.path for entry in artifact.manifest.contents} == {p.name for p in (tracked / "export").iterdir()}
     assert json.loads(artifact.metadata)["parity"]["largest_difference"] <= 1e-5
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_one_process_sends_is_finished_once(tmp_path, monkeypatch, fails):
+    """As failed where it ends by an error, whatever was sent before."""
+    ended = []
+
+    class Open:
+        def finish(self, exit_code: int) -> None:
+            ended.append(exit_code)
+
+    monkeypatch.setattr(Tracker, "_start", lambda self: setattr(self, "_run", Open()))
+    recipe = samples.recipe(tmp_path, wandb=SECTION)
+    with contextlib.suppress(ZeroDivisionError), weights_and_biases.shared(recipe, tmp_path):
+        with Tracker(recipe, tmp_path) as first:
+            pass
+        with Tracker(recipe, tmp_path) as second:
+            assert second._run is first._run
+            assert not ended
+            if fails:
+                raise ZeroDivisionError
+    assert ended == [int(fails)]
+    with Tracker(recipe, tmp_path) as alone:
+        assert alone._run is not first._run
+    assert ended == [int(fails), 0]
 
 
 def test_what_is_secret_is_not_sent(tmp_path, monkeypatch):
