@@ -1,8 +1,8 @@
 """What was learned of a partition, kept beside its files, so that data are looked at once.
 
     <partition>/_livetrain/  index.npz            what the footers say, see index.py
-                             answer-<digest>.npz  what a pass over some columns told, see statistics.py
-                             brief-<digest>.npz   what the checks said, see train/preflight.py
+                             answer-<digest>.npz     what a pass over some columns told, see statistics.py
+                             brief-<digest>.npz      what the checks said, see train/preflight.py
                              negatives-<digest>.npz  how many each row group gets, see negatives.py
 
 A file here counts only for the very files that it was made of: it holds a digest of their names, sizes and times, and
