@@ -225,5 +225,5 @@ def test_an_export_that_fails_leaves_the_run_whole(trained, monkeypatch, error, 
 
 def test_tables_that_memory_cannot_hold_are_not_exported(trained, monkeypatch):
     monkeypatch.setattr("livetrain.trainers.train.memory.free_memory", lambda: 1000)
-    with pytest.raises(BadInput, match="this machine has 0.0 MiB free; export it on a larger one"):
+    with pytest.raises(BadInput, match="has 0.0 MiB free; set export.tables: mapped, or export it on a larger one"):
         launch.export.export(trained)

@@ -83,6 +83,7 @@ def test_sigterm_has_all_workers_save_at_one_step(recipe, tmp_path):
     assert "Traceback" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_training_in_the_process_itself_ends_alike(recipe, tmp_path, number):
     command, run = start("train", str(recipe), "cluster.workers=0", "--runs", str(tmp_path)), tmp_path / "small"

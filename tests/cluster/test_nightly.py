@@ -242,6 +242,7 @@ def test_a_storage_that_fails_before_the_first_night_is_asked_again_later_too(da
     assert command(monkeypatch, "nightly", str(path), "--publish", str(tmp_path / "m"), *options) == cli.NOT_NOW
 
 
+@pytest.mark.slow
 def test_a_cold_night_begins_anew(nights):
     nights.night("2022-05-04")
     nights.night("2022-05-05", cold=True)
@@ -378,6 +379,7 @@ def test_nights_taken_back_are_not_made_up_for(tmp_path, exported):
     assert one.done == DAYS[3:4]
 
 
+@pytest.mark.slow
 def test_whoever_takes_a_worse_model_says_so(nights):
     nights.night("2022-05-04")
     sparse = nights.recipe.optimizers.sparse.model_copy(update={"lr": 30.0})

@@ -40,6 +40,7 @@ from livetrain.trainers.train import checkpoint, memory, writing
 from livetrain.trainers.train.sharding import shard
 from tests import samples
 from tests.anonymous import Anonymous
+from tests.cases import often
 
 FILES = ["golden.json", "manifest.json", "model.pt", "signature.json"]
 DNN = {"model": {"kind": "dnn", "units": [16]}}
@@ -349,7 +350,7 @@ def test_what_a_killed_export_left_goes(small_run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("quantize", ["float16", "int8"])
+@pytest.mark.parametrize("quantize", [pytest.param("float16", marks=pytest.mark.slow), "int8"])
 def test_quantised_tables_are_proved_within_their_own_tolerance(copied, served, quantize):
     run = copied("export.tolerance=1e-6", f"export.quantize={quantize}")
     signature = export(run)
@@ -371,7 +372,7 @@ def test_quantised_tables_are_proved_within_their_own_tolerance(copied, served, 
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("quantize", ["none", "float16", "int8"])
+@pytest.mark.parametrize("quantize", often({name: name for name in ("none", "float16", "int8")}, ("none",)))
 def test_tables_in_files_of_their_own_give_the_scores_of_those_inside(copied, small_run, tmp_path, quantize):
     run = copied("export.tables=mapped")
     signature = export(run, quantize=quantize)

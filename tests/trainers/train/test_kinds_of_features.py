@@ -104,7 +104,7 @@ def test_what_was_measured_is_in_the_checkpoint(run, data):
     assert found.mean["price"][0] < np.log1p(50)
 
 
-@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize("quantize", [pytest.param("none", marks=pytest.mark.slow), "int8"])
 def test_the_exported_file_is_proved_and_predicts_alike(run, data, tmp_path, quantize):
     signature = export(run, out=tmp_path / "out", quantize=quantize)
     picture = signature["features"]["picture"]

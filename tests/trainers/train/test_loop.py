@@ -141,7 +141,7 @@ def test_the_mean_is_what_is_evaluated_and_exported(data, tmp_path):
     assert result["test.click.log_loss"] == pytest.approx(float(loss), abs=1e-6)
 
 
-@pytest.mark.parametrize("kill_at", [9, 21, 30])
+@pytest.mark.parametrize("kill_at", [9, *(pytest.param(step, marks=pytest.mark.slow) for step in (21, 30))])
 def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, whole, tmp_path, kill_at):
     made = job(data, tmp_path, train__checkpoint_every=7)
     train(made, kill_at)

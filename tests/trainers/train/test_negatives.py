@@ -22,6 +22,7 @@ def thinned(tmp_path_factory):
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_predictions_are_calibrated_if_the_recipe_tells_of_it(thinned, tmp_path, told):
     model = samples.MULTI_TASK["model"] | {"kind": "esmm", "chains": [["click", "like"]]}

@@ -112,7 +112,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize(
+    "changes", often(CASES, ("Adagrad", "data-parallel with L2", "Adam", "an optimizer per table"))
+)
 def test_one_rank_equals_plain(changes):
     made_for = twins.recipe(**changes)
     with ranks.alone(cuda=False):
@@ -148,7 +150,7 @@ LOOSE = {
 }
 
 
-@pytest.mark.parametrize("changes", LOOSE.values(), ids=LOOSE.keys())
+@pytest.mark.parametrize("changes", often(LOOSE, ("fp16 tables", "bf16 in the dense part")))
 def test_fewer_bits_stay_close(two_ranks, changes):
     made_for = twins.recipe(**changes)
     found = two_ranks.run(train_sharded, made_for)[0]
@@ -189,7 +191,7 @@ def multi_task(kind: str) -> Recipe:
     return twins.recipe(model={"kind": kind, **BOTTOM, **MODELS[kind]}, tasks=TASKS)
 
 
-@pytest.mark.parametrize("kind", [*MODELS, *FACTORS])
+@pytest.mark.parametrize("kind", often({kind: kind for kind in (*MODELS, *FACTORS)}, ("esmm", "cgc")))
 def test_multi_task_models_with_tasks_of_every_kind_equal_plain(two_ranks, kind):
     made_for = multi_task(kind)
     with ranks.alone(cuda=False):

@@ -1,5 +1,6 @@
 """Items on disk, read as a split whose rows have an item and nothing else."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -52,9 +53,20 @@ class Catalogue(Source):
 
     def read(self, group: RowGroup, columns: list[str]) -> pa.Table:
         """Return what `Source.read` does, with nulls in the columns that are not the item's."""
-        own = super().read(group, [name for name in columns if name in self.schema.names])
+        return self._whole(super().read(group, self._own(columns)), columns)
+
+    def stream(self, groups: Sequence[RowGroup], columns: list[str], rows: int) -> Iterator[pa.Table]:
+        """Yield what `Source.stream` does, with nulls in the columns that are not the item's."""
+        for table in super().stream(groups, self._own(columns), rows):
+            yield self._whole(table, columns)
+
+    def _own(self, columns: list[str]) -> list[str]:
+        return [name for name in columns if name in self.schema.names]
+
+    def _whole(self, own: pa.Table, columns: list[str]) -> pa.Table:
+        """Return rows with the columns that are not the item's besides."""
         for name in columns:
             if name not in self.schema.names:
                 missing = self.absent.field(name)
-                own = own.append_column(missing, pa.nulls(group.rows, missing.type))
+                own = own.append_column(missing, pa.nulls(len(own), missing.type))
         return own.select(columns)

@@ -257,7 +257,7 @@ def test_a_catalogue_may_have_strings_weighted_bags_and_vectors(tmp_path, intege
         assert (row["history"], row["v"]) == (positive["history"], positive["v"])
 
 
-@pytest.mark.parametrize("power", [None, 0.5, 2.0])
+@pytest.mark.parametrize("power", [pytest.param(None, marks=pytest.mark.slow), 0.5])
 def test_how_often_an_item_is_drawn(tmp_path, power):
     write(tmp_path, rows=8000, items=12)
     recipe = recipe_of(tmp_path, **({} if power is None else {"popularity": "count", "power": power}))
@@ -305,6 +305,7 @@ def test_a_share_comes_from_neighbours(tmp_path):
     assert near / total == pytest.approx(0.6 + 0.4 * 2 / (ITEMS - 1), abs=0.04)
 
 
+@pytest.mark.slow
 def test_a_run_counts_them(tmp_path):
     write(tmp_path, rows=600)
     recipe = recipe_of(tmp_path, within=["day"])
@@ -332,6 +333,7 @@ def changes_of(folder, **more):
     } | more
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bitwise(tmp_path):
     """Within the second epoch, whose negatives are others than the first one's."""
     data = write(tmp_path, rows=600)

@@ -368,6 +368,7 @@ def test_dropping_ends_the_threads(recipe):
     assert not threads()
 
 
+@pytest.mark.slow
 def test_an_unclosed_reader_does_not_hold_up_the_exit(recipe):
     program = (
         "import pickle, sys; from livetrain.trainers.data.read.reader import Reader\n"
