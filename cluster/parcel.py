@@ -61,28 +61,9 @@ def pack(recipe: Recipe, runs: Path, job_id: str | None = None) -> Parcel:
 def check_portable(recipe: Recipe, runs: Path) -> None:
     """Raise BadInput for what means something on this machine only."""
     registry.check_shared(recipe)
-    path = recipe.data.path
-    if without_credentials(path) != path:
-        raise BadInput(
-            f"data.path: {without_credentials(path)} comes with a password, which is never sent; "
-            "leave it out and give it to the cluster's environment"
-        )
-    if "://" not in path and not os.path.isabs(path):
-        raise BadInput(
-            f"data.path: '{path}' is relative, and the job's folder on the cluster holds no data; "
-            f"give a URI or the absolute path that all nodes share, as in data.path=/shared/{Path(path).name}"
-        )
-    if (kept := recipe.train.copies) is not None:
-        if without_credentials(kept) != kept:
-            raise BadInput(
-                f"train.copies: {without_credentials(kept)} comes with a password, which is never sent; leave it out "
-                "and give it to the cluster's environment"
-            )
-        if "://" not in kept and not os.path.isabs(kept):
-            raise BadInput(
-                f"train.copies: '{kept}' is relative, and the job's folder on the cluster goes away with the job; give "
-                "a URI or an absolute path"
-            )
+    _check_place("data.path", recipe.data.path, "holds no data")
+    if recipe.train.copies is not None:
+        _check_place("train.copies", recipe.train.copies, "goes away with the job")
     start = recipe.train.warm_start
     if start is not None and not os.path.isabs(start.run):
         raise BadInput(
@@ -90,6 +71,20 @@ def check_portable(recipe: Recipe, runs: Path) -> None:
             "give the absolute path that all nodes share"
         )
     check_runs(runs)
+
+
+def _check_place(key: str, path: str, why: str) -> None:
+    """Raise BadInput for a place that a job would not find: its own folder on the cluster is none, for a reason."""
+    if without_credentials(path) != path:
+        raise BadInput(
+            f"{key}: {without_credentials(path)} comes with a password, which is never sent; "
+            "leave it out and give it to the cluster's environment"
+        )
+    if "://" not in path and not os.path.isabs(path):
+        raise BadInput(
+            f"{key}: '{path}' is relative, and the job's folder on the cluster {why}; "
+            f"give a URI or the absolute path that all nodes share, as in {key}=/shared/{Path(path).name}"
+        )
 
 
 def check_runs(runs: Path) -> None:

@@ -3,6 +3,7 @@
 import faulthandler
 import os
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -110,6 +111,14 @@ def _stored() -> Iterator[tuple[str, store.Network]]:
 def bucket(_stored) -> str:
     """The URI of a folder in a bucket of an object store on this machine."""
     return _stored[0]
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def where(request, tmp_path) -> str:
+    """A place where nothing is yet: a folder, or one in that bucket."""
+    if request.param == "bucket":
+        return request.getfixturevalue("bucket").replace("/in/it", f"/in/{uuid.uuid4().hex}")
+    return str(tmp_path / "place")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 import urllib.request
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,9 +28,10 @@ _REFUSAL = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message
 class Network:
     """What lies between the store and its clients. Whether the n-th request fails is a function of `seed` and n.
 
-    How it fails goes by turns: `slow` (503, SlowDown), `error` (500), `reset` (the connection ends before the request
-    is looked at), `lost` (after it was done, without its answer), `cut` (in the middle of a body), `short` (the body is
-    shorter than what was asked for, and its header says so).
+    How it fails goes by turns, and a kind that a request cannot have waits for the next one that can: `slow` (503,
+    SlowDown), `error` (500), `reset` (the connection ends before the request is looked at), `lost` (after it was done,
+    without its answer), `cut` (in the middle of a body), `short` (the body is shorter than what was asked for, and its
+    header says so).
     """
 
     latency: float = 0.0  # s, of each request
@@ -39,7 +40,7 @@ class Network:
     faults: tuple[str, ...] = ("slow", "error", "reset", "lost", "cut", "short")
     counted: Counter = field(default_factory=Counter)
     _number: int = 0
-    _faulty: int = 0
+    _turns: deque[str] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fate(self, sent: dict[str, Any]) -> str:
@@ -50,16 +51,20 @@ class Network:
             self._number += 1
             fault = ""
             if draw.random() < self.rate:
-                fault = self.faults[self._faulty % len(self.faults)]  # by turns
-                self._faulty += 1
-            if fault in ("cut", "short") and method != "GET":
-                fault = "reset"
-            if fault == "short" and "HTTP_RANGE" not in sent:  # of nothing else a client can know how long it is
-                fault = "cut"
+                self._turns = self._turns or deque(self.faults)
+                fault = next((kind for kind in self._turns if self._possible(kind, sent)), "")
+            if fault:
+                self._turns.remove(fault)
+                self._turns.append(fault)
             self.counted[method] += 1
             if fault:
                 self.counted[fault] += 1
         return fault
+
+    def _possible(self, kind: str, sent: dict[str, Any]) -> bool:
+        """Return whether a request can fail so: of what is no range a client cannot know how long it is."""
+        reads = sent["REQUEST_METHOD"] == "GET"
+        return (reads and "HTTP_RANGE" in sent) if kind == "short" else (reads or kind != "cut")
 
     def told(self) -> bytes:
         """Return what was counted, and begin anew."""

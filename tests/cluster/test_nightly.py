@@ -78,6 +78,25 @@ def test_nights_follow_one_another(nights):
     assert not (nights.runs / "din-2022-05-05").exists()
 
 
+@pytest.mark.slow
+def test_a_night_whose_recipe_has_gained_a_feature_begins_with_what_fits_of_the_last(nights):
+    """And is compared with the model of the recipe before, which is published."""
+    nights.night("2022-05-04")
+    more = {"features__again": {"type": "id", "column": "user", "table": "again"}}
+    more["tables__again"] = {"rows": 50, "dim": 4}
+    nights.recipe = recipe(nights.recipe.data.path, **more)
+    second = nights.night("2022-05-05")
+    assert (second["version"], second["fence"]) == ("2022-05-05", 2)
+    notes = nights.notes("2022-05-05")
+    assert any(note.startswith(f"begins with {nights.runs / 'din-2022-05-04'}") for note in notes)
+    assert any(note.startswith("tables.again: nothing taken") for note in notes)
+    told = (nights.runs / "din-2022-05-05/warm_start.txt").read_text().splitlines()
+    taken = {name: how for name, how, *_ in (line.split() for line in told[1:])}
+    assert {taken[f"tables.{name}"] for name in ("user", "movie", "rating")} == {"all"}
+    assert taken["tables.again"] == "nothing"
+    assert taken["layers.tower.linears.0"] == "part"
+
+
 def test_a_night_is_done_once(nights, monkeypatch):
     pointer = nights.night("2022-05-04")
 

@@ -40,8 +40,9 @@ def barrier() -> None:
 def patient() -> dist.ProcessGroup:
     """Return a group of all ranks that wait for each other as long as it takes, whatever cluster.timeout_s is.
 
-    For what one rank works out while the others have nothing to do. It takes tensors on the host, by gloo. A rank that
-    dies ends the wait of the others all the same, for its connections close. The first call is collective.
+    For what one rank works out while the others have nothing to do. It takes tensors on the host, by gloo. A process
+    that dies ends the wait of the others all the same, for its connections close; of a machine that is cut off from the
+    network they learn after `PATIENCE`. The first call is collective.
     """
     everyone = dist.group.WORLD
     assert everyone is not None

@@ -116,8 +116,7 @@ class Saver:
                 fence = _together(lambda: take() if ranks.is_main() else None, self._group)[0]
             except WriteFailed as error:
                 raise NotNow(f"train.copies: {error}; start the run again once that is mended") from error
-            assert fence is not None  # rank 0's
-            self._elsewhere = Copies(where, self._run.name, fence)
+            self._elsewhere = self._opened(where, fence)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -125,6 +124,16 @@ class Saver:
         self._join()
         if self._group is not None:
             dist.destroy_process_group(self._group)
+
+    def _opened(self, where: str, fence: int | None) -> Copies:
+        """Return the run's copies; where one rank cannot open them no rank trains."""
+        assert fence is not None  # rank 0's
+        opened: list[Copies] = []
+        try:
+            _together(lambda: opened.append(Copies(where, self._run.name, fence)), self._group)
+        except WriteFailed as error:
+            raise NotNow(f"train.copies: {error}; start the run again once that is mended") from error
+        return opened[0]
 
     def save(self, step: int, position: dict[str, Any]) -> None:
         """Copy the state of `step` and begin to write it, once the write before it is done.

@@ -8,7 +8,6 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from itertools import count
 from pathlib import Path
 from unittest import mock
 
@@ -43,16 +42,6 @@ def export(tmp_path) -> Path:
 def _no_patience(monkeypatch) -> None:
     """What fails here fails for good."""
     monkeypatch.setattr(reach, "DEADLINE_S", 0.0)
-
-
-_new = count()
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def where(request, tmp_path) -> str:
-    if request.param == "bucket":
-        return request.getfixturevalue("bucket").replace("/in/it", f"/in/{next(_new)}")
-    return str(tmp_path / "models")
 
 
 def whole(where: str) -> str:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import threading
-from itertools import count
 from pathlib import Path
 from unittest import mock
 
@@ -17,15 +16,6 @@ from livetrain.trainers.train import copies
 from livetrain.trainers.train.checkpoint import Saver
 from livetrain.trainers.train.copies import Copies
 from tests import samples, store
-
-_new = count()
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def where(request, tmp_path) -> str:
-    if request.param == "bucket":
-        return request.getfixturevalue("bucket").replace("/in/it", f"/copies/{next(_new)}")
-    return str(tmp_path / "copies")
 
 
 def written(run: Path, step: int, best: int | None = None) -> Path:

@@ -34,7 +34,6 @@ def batches(path) -> list:
     return list(reader.batches(0))
 
 
-@pytest.mark.slow  # which request meets which fault depends on the threads' turns
 def test_a_bad_network_changes_no_batch(tmp_path, bucket, network, monkeypatch):
     monkeypatch.setattr(reach, "_FIRST_S", 0.001)
     write_split(tmp_path / "train", [make_rows(60, seed) for seed in range(4)], 20, write_page_checksum=True)
