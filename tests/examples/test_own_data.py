@@ -11,7 +11,23 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-PAGE = Path(__file__).parents[2] / "docs" / "guide" / "own-data.md"
+GUIDE = Path(__file__).parents[2] / "docs" / "guide"
+
+
+def block(page: str, name: str) -> str:
+    """Return a marked block of a page of the guide."""
+    found = re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```", (GUIDE / page).read_text(encoding="utf-8"), re.S)
+    assert found
+    return found[1]
+
+
+def run(commands: str, folder: Path) -> int:
+    """Run commands of livetrain, a line each, in a folder; return how many there are."""
+    for line in commands.splitlines():
+        program, *arguments = shlex.split(line)
+        assert program == "livetrain"
+        subprocess.run([sys.executable, "-m", program, *arguments], cwd=folder, check=True)
+    return len(commands.splitlines())
 
 
 @pytest.mark.slow
@@ -34,13 +50,7 @@ def test_the_five_commands_of_the_page(tmp_path):
             words = ["no", "yes"]
             rows.writerow([f"c-{rng.randrange(8):03}", f"SKU-{rng.randrange(30)}", at, words[click], words[bought]])
     (tmp_path / "space.yaml").write_text("optimizers.dense.lr: {choice: [1e-3, 3e-3]}\n")
-    block = re.search(r"<!-- commands -->\n```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
-    assert block
-    commands = [shlex.split(line) for line in block[1].splitlines()]
-    assert len(commands) == 5
-    for program, *arguments in commands:
-        assert program == "livetrain"
-        subprocess.run([sys.executable, "-m", program, *arguments], cwd=tmp_path, check=True)
+    assert run(block("own-data.md", "commands"), tmp_path) == 5
     assert "kind: mmoe" in (tmp_path / "shop.yaml").read_text()
     best = pq.read_table(tmp_path / "best" / "top.parquet").to_pylist()
     users = [row["user_text"] for row in best]
@@ -51,3 +61,9 @@ def test_the_five_commands_of_the_page(tmp_path):
         scores = [row["clicked_score"] for row in best if row["user_text"] == user]
         assert scores == sorted(scores, reverse=True)
     assert all(row["item_text"].startswith("SKU-") for row in best)
+    assert run(block("requests.md", "commands"), tmp_path) == 2
+    (tmp_path / "requests.yaml").write_text(block("requests.md", "recipe"))
+    run("livetrain train requests.yaml name=requests train.epochs=1", tmp_path)
+    trained = (tmp_path / "runs/requests/config.yaml").read_text()
+    assert "layout: request" in trained
+    assert "kind: mmoe" in trained
