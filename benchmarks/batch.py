@@ -1,0 +1,201 @@
+"""What larger batches cost in quality, and which rates make up for it: recipes at 1 to 32 times their batch, by rule.
+
+    python benchmarks/batch.py --seeds 1 2 3
+    python benchmarks/batch.py --only-table
+
+A rule says by which power of the batch's factor each learning rate is multiplied, and whether the tables' weight decay
+is divided by the factor: a row's part of a mean over s times the rows is 1/s of what it was, and decay would outweigh
+it. Every rule but "fixed" rises linearly over the first tenth of the steps. All runs read the same rows once, and are
+evaluated once, at their end.
+
+Each finished run is a line of --kept, and a run that has one is not trained again, so the command can be stopped at any
+time and goes on. Runs come by seed, so that a first seed is whole early. The table shows validation; the test split's
+figures are printed for the stock batch, for fixed rates and for the rule that is best on validation, and no other.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from quality import made, rule, spread
+
+from livetrain.cluster import launch
+from livetrain.configs.load import load_recipe, override
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.runtime.versions import versions
+
+RECIPES = [Path(f"configs/recipes/{name}.yaml") for name in ("din_kuairand", "dnn_ml1m")]
+FACTORS = (1, 2, 4, 8, 16, 32)
+WARMUP = 0.1  # share of the steps
+SPLITS = ("valid", "test")
+INTRO = """# Larger batches, and rates for them
+
+{made}
+
+Each recipe reads its training split once, in batches of 1 to 32 times the stock batch. "Rule": by which power of the
+factor s the learning rates are multiplied; all but "fixed" rise over the first tenth of the steps. Mean ± deviation
+over seeds. Rules are compared on validation; of the test split stand only fixed rates and the rule that is best there.
+"""
+
+
+class Rule(NamedTuple):
+    """By which power of the batch's factor rates are multiplied, and whether the tables' decay is divided by it."""
+
+    name: str
+    tables: float
+    dense: float
+    decay: bool = False
+
+
+FIXED = Rule("fixed", 0, 0)
+RULES = (
+    FIXED,
+    Rule("sqrt", 0.5, 0.5),
+    Rule("linear", 1, 1),
+    Rule("sqrt, dense part only", 0, 0.5),
+    Rule("linear, dense part only", 0, 1),
+    Rule("sqrt, decay / s", 0.5, 0.5, decay=True),
+    Rule("sqrt, dense part only, decay / s", 0, 0.5, decay=True),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", type=Path, nargs="*", default=RECIPES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--kept", type=Path, default=Path("runs/batch.jsonl"), help="a line per finished run")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/batch.md"))
+    parser.add_argument("--only-table", action="store_true", help="of the runs that are there")
+    given = parser.parse_args()
+    given.workers = 0  # as `made` tells it
+    torch.set_num_threads(1)
+    kept = read(given.kept)
+    if not given.only_table:
+        for key, recipe in planned(given):
+            if key not in kept:
+                kept[key] = trained(recipe)
+                given.kept.parent.mkdir(parents=True, exist_ok=True)
+                with given.kept.open("a") as file:
+                    file.write(json.dumps({"key": key, **kept[key]}) + "\n")
+                print(key, f"{kept[key]['seconds']:.0f} s", flush=True)
+    given.out.write_text(document(kept, given))
+    print(f"written to {given.out}")
+
+
+def read(path: Path) -> dict[tuple, dict[str, Any]]:
+    """Return what each finished run found, by recipe, factor, rule and seed."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {tuple(found.pop("key")): found for found in map(json.loads, lines)}
+
+
+def planned(given: argparse.Namespace) -> Iterator[tuple[tuple, Recipe]]:
+    """Give every run's key and recipe: seed by seed, and large batches, which are cheap, first."""
+    for seed in given.seeds:
+        for factor in reversed(FACTORS):
+            for path in given.recipes:
+                for one in RULES if factor > 1 else (FIXED,):
+                    recipe = load_recipe(
+                        path,
+                        train={"seed": seed, "evaluate_every": 1.0},
+                        cluster={"workers": 0, "device": "cpu"},
+                        export={"after_training": False},
+                    )
+                    yield (path.stem, factor, one.name, seed), scaled(recipe, factor, one)
+
+
+def scaled(recipe: Recipe, factor: int, by: Rule) -> Recipe:
+    """Return a recipe with `factor` times the batch and the rates that a rule gives it."""
+    optimizers, batch = recipe.optimizers, recipe.data.batch_size * factor
+    values = {
+        "data.batch_size": batch,
+        "optimizers.sparse.lr": optimizers.sparse.lr * factor**by.tables,
+        "optimizers.dense.lr": optimizers.dense.lr * factor**by.dense,
+    }
+    if by.decay:
+        values["optimizers.sparse.weight_decay"] = optimizers.sparse.weight_decay / factor
+    if by != FIXED:
+        values["optimizers.schedule.warmup_steps"] = math.ceil(WARMUP * rows(recipe) / batch)
+    return override(recipe, values)
+
+
+def rows(recipe: Recipe) -> int:
+    """Return the rows of the training split."""
+    return Source.open(recipe, "train").rows
+
+
+def trained(recipe: Recipe) -> dict[str, Any]:
+    """Train, and return the metrics with the processor time that it took."""
+    started = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        result = launch.train(recipe, Path(folder))
+    wanted = tuple(
+        f"{split}.{task}.{name}" for split in SPLITS for task in recipe.tasks for name in ("auc", "log_loss")
+    )
+    spent = {"steps": result["step"], "batch": recipe.data.batch_size, "seconds": time.process_time() - started}
+    return {key: result[key] for key in wanted} | spent
+
+
+def document(kept: dict[tuple, dict[str, Any]], given: argparse.Namespace) -> str:
+    """Return the Markdown file."""
+    parts = [part for path in given.recipes for part in section(path.stem, kept)]
+    return "\n".join([INTRO.format(made=made(versions(), given)), *parts, ""])
+
+
+def section(name: str, kept: dict[tuple, dict[str, Any]]) -> list[str]:
+    """Return a recipe's heading and tables: validation by rule and factor, and what the test split says of the best."""
+    found = {(factor, by): [] for factor in FACTORS for by in (one.name for one in RULES)}
+    for (recipe, factor, by, _), figures in sorted(kept.items()):
+        if recipe == name:
+            found[factor, by].append(figures)
+    tasks = sorted(
+        {key.split(".")[1] for runs in found.values() for run in runs for key in run if key.startswith("valid.")}
+    )
+    out = [f"## {name}", *table("valid", tasks, found, RULES)]
+    scores = {one: mean(found, one.name, tasks) for one in RULES}
+    return [*out, *table("test", tasks, found, dict.fromkeys((FIXED, max(scores, key=scores.__getitem__)))), ""]
+
+
+def table(split: str, tasks: list[str], found: dict[tuple, list], rules: Iterable[Rule]) -> list[str]:
+    """Return the lines of a split's table: steps, then each task's AUC by rule."""
+    stock = [found[factor, FIXED.name][:1] for factor in FACTORS]
+    batches = " | ".join(
+        f"x {f}" + "".join(f": {run['batch']:,} rows" for run in runs) for f, runs in zip(FACTORS, stock, strict=True)
+    )
+    head = f"| {split} AUC | rule | {batches} | mean of x 2 to 32 |"
+    steps = " | ".join("".join(f"{run['steps']:,}" for run in runs) for runs in stock)
+    return [
+        "",
+        head,
+        rule(head),
+        f"| steps | | {steps} | |",
+        *(line(one, task, split, found) for task in tasks for one in rules),
+    ]
+
+
+def line(one: Rule, task: str, split: str, found: dict[tuple, list]) -> str:
+    """Return a rule's line of one task's table; the stock batch is the same for all rules."""
+    runs = [found[factor, one.name if factor > 1 else "fixed"] for factor in FACTORS]
+    values = [np.array([run[f"{split}.{task}.auc"] for run in each]) for each in runs]
+    means = [each.mean() for each in values[1:] if len(each)]
+    overall = f"{np.mean(means):.4f}" if len(means) == len(FACTORS) - 1 else ""
+    return f"| {task} | {one.name} | {' | '.join(spread(each) if len(each) else '' for each in values)} | {overall} |"
+
+
+def mean(found: dict[tuple, list], by: str, tasks: list[str]) -> float:
+    """Return a rule's validation AUC, mean over tasks and larger batches; nothing where some are missing."""
+    runs = [found[factor, by] for factor in FACTORS if factor > 1]
+    if not all(runs):
+        return -math.inf
+    return float(np.mean([np.mean([run[f"valid.{task}.auc"] for run in each]) for each in runs for task in tasks]))
+
+
+if __name__ == "__main__":
+    main()
