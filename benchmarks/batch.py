@@ -60,10 +60,8 @@ RULES = (
     FIXED,
     Rule("sqrt", 0.5, 0.5),
     Rule("linear", 1, 1),
-    Rule("sqrt, dense part only", 0, 0.5),
-    Rule("linear, dense part only", 0, 1),
-    Rule("sqrt, decay / s", 0.5, 0.5, decay=True),
-    Rule("sqrt, dense part only, decay / s", 0, 0.5, decay=True),
+    Rule("sqrt, dense part alone", 0, 0.5),
+    Rule("sqrt, dense part alone, decay / s", 0, 0.5, decay=True),
 )
 
 

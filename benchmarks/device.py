@@ -44,6 +44,7 @@ from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import Statistics, scan
+from livetrain.trainers.forecast.counts import count
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.train.feed import Meter
@@ -191,6 +192,7 @@ def measure(recipe: Recipe, data: Data, device: torch.device, steps: int, held: 
         parts = run.parts(seconds)
         busy = run.busy()
     sparse = looked_up(recipe, batch)
+    lengths = dict(zip(batch.ids.keys(), (count / size for count in batch.ids.length_per_key()), strict=True))
     return {
         "precision": recipe.train.precision,
         "batch": size,
@@ -201,8 +203,10 @@ def measure(recipe: Recipe, data: Data, device: torch.device, steps: int, held: 
         "wait": parts["data_wait"] * steps / 1e3 / seconds,
         "lookup": 2 * sparse / (parts["embedding_forward"] / 1e3),
         "update": 3 * sparse / (parts["embedding_backward"] / 1e3),
-        "sparse": 5 * sparse / ((parts["embedding_forward"] + parts["embedding_backward"]) / 1e3),
+        "tables": 5 * sparse / ((parts["embedding_forward"] + parts["embedding_backward"]) / 1e3),
         "parts": parts,
+        "flops": count(recipe, size, 1, lengths).flops,
+        "bytes": 5 * sparse,
     }
 
 
@@ -307,7 +311,9 @@ def report(given: argparse.Namespace, device: torch.device, folder: Path) -> Non
         if batch not in read:
             read[batch] = reading(changed, data)
         found = measure(changed, data, device, given.steps, given.held)
-        found |= {"changes": more, "copied": copied, "cores": found["rows_per_s"] / read[batch]}
+        ideal = found["bytes"] / copied + found["flops"] / products[precision]
+        found |= {"changes": more, "copied": copied, "roofline": 1e3 * ideal / found["step_ms"]}
+        found["cores"] = found["rows_per_s"] / read[batch]
         every.append(tell("rate", found))
         print(line(every[-1]), flush=True)
     for found in every:

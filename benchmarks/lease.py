@@ -134,7 +134,7 @@ def _tests(part: str, found: list[dict[str, Any]]) -> list[tuple[str, str, str]]
 def _rate(line: dict[str, Any]) -> tuple[str, str]:
     what = " ".join(filter(None, (line["recipe"], line["changes"], line["precision"], f"{line['batch']:,} rows")))
     busy = "" if line["busy"] is None else f", busy {line['busy']:.0%}"
-    tables = f"tables at {line['sparse'] / line['copied']:.0%} of a copy, all at {line['roofline']:.0%} of the roofline"
+    tables = f"tables at {line['tables'] / line['copied']:.0%} of a copy, all at {line['roofline']:.0%} of the roofline"
     took = f"{line['rows_per_s']:,.0f} rows/s, {line['step_ms']:.1f} ms{busy}"
     return what, f"{took}, {tables}, fed by {line['cores']:.1f} cores"
 
