@@ -14,7 +14,7 @@ and go through the whole of livetrain, Parquet included, in one process without 
   forward pass; read, read and written over that of their backward pass; and both over what a copy within the device's
   memory moves.
 - "roofline": the seconds that a step's looked-up rows take at a copy's speed (read and written; then read, read and
-  written) and its matrix products at that of one large product, over the seconds that it took.
+  written), over the seconds that the step took.
 - "cores": rows/s of training over the rows that reading alone brings in a second of processor time: what feeds the GPU.
 
 --json FILE appends each measurement as a line as soon as it is made: benchmarks/lease.sh keeps them so.
@@ -44,7 +44,6 @@ from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import Statistics, scan
-from livetrain.trainers.forecast.counts import count
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.train.feed import Meter
@@ -192,7 +191,6 @@ def measure(recipe: Recipe, data: Data, device: torch.device, steps: int, held: 
         parts = run.parts(seconds)
         busy = run.busy()
     sparse = looked_up(recipe, batch)
-    lengths = dict(zip(batch.ids.keys(), (count / size for count in batch.ids.length_per_key()), strict=True))
     return {
         "precision": recipe.train.precision,
         "batch": size,
@@ -205,7 +203,6 @@ def measure(recipe: Recipe, data: Data, device: torch.device, steps: int, held: 
         "update": 3 * sparse / (parts["embedding_backward"] / 1e3),
         "tables": 5 * sparse / ((parts["embedding_forward"] + parts["embedding_backward"]) / 1e3),
         "parts": parts,
-        "flops": count(recipe, size, 1, lengths).flops,
         "bytes": 5 * sparse,
     }
 
@@ -311,7 +308,7 @@ def report(given: argparse.Namespace, device: torch.device, folder: Path) -> Non
         if batch not in read:
             read[batch] = reading(changed, data)
         found = measure(changed, data, device, given.steps, given.held)
-        ideal = found["bytes"] / copied + found["flops"] / products[precision]
+        ideal = found["bytes"] / copied
         found |= {"changes": more, "copied": copied, "roofline": 1e3 * ideal / found["step_ms"]}
         found["cores"] = found["rows_per_s"] / read[batch]
         every.append(tell("rate", found))

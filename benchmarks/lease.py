@@ -6,21 +6,21 @@
 
 - tests: every test that needs a GPU. Those of tables behind a GPU cache are "cached-tests": a fault in managed memory
   can cost the whole machine, so they come last.
-- hardware: what `livetrain plan` wants to know of a GPU: a copy within its memory, a large matrix product by precision,
-  a copy from pinned host memory, and the host's time per launch. configs/hardware cites it.
+- hardware: what `livetrain plan` wants to know of a GPU, by the keys of configs/hardware: a copy within its memory, one
+  from pinned host memory, a large matrix product by precision, and the host's time to call an operator.
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 NEEDS = "needs a GPU"  # why such a test is skipped elsewhere
-LAUNCHES = 1000
+CALLS = 1000  # of an operator
 
 
 def main() -> None:
@@ -88,14 +88,16 @@ def hardware(kind: str, file: Path | None) -> None:
 
     device = torch.device(kind, 0) if kind == "cuda" else torch.device(kind)
     keep(file, "device", name=torch.cuda.get_device_name() if kind == "cuda" else "CPU", torch=torch.__version__)
-    keep(file, "copy", gb_s=copying(device) / 1e9)
-    for precision in ("float32", "tf32", "bfloat16"):
-        keep(file, "product", precision=precision, tflop_s=multiplying(device, precision) / 1e12)
-    small = torch.zeros(1, device=device)
-    keep(file, "launch", us=1e6 * least(device, lambda: [small.add_(1) for _ in range(LAUNCHES)]) / LAUNCHES)
-    host = torch.zeros(COPIED // 4, pin_memory=kind == "cuda")
+    small, host = torch.zeros(1, device=device), torch.zeros(COPIED // 4, pin_memory=kind == "cuda")
     there = torch.zeros(COPIED // 4, device=device)
-    keep(file, "from the host", gb_s=COPIED / least(device, lambda: there.copy_(host, non_blocking=True)) / 1e9)
+    figures: dict[str, Callable[[], float]] = {
+        "memory_gb_s": lambda: copying(device) / 1e9,
+        "host_gb_s": lambda: COPIED / least(device, lambda: there.copy_(host, non_blocking=True)) / 1e9,
+        "us.operator": lambda: 1e6 * least(device, lambda: [small.add_(1) for _ in range(CALLS)]) / CALLS,
+        **{f"tflops.{each}": lambda e=each: multiplying(device, e) / 1e12 for each in ("bfloat16", "tf32", "float32")},
+    }
+    for key, measured in figures.items():
+        keep(file, "hardware", key=key, value=measured())
 
 
 def table(lines: Iterable[dict[str, Any]]) -> str:
@@ -142,10 +144,7 @@ def _rate(line: dict[str, Any]) -> tuple[str, str]:
 # What a line says: its second and third cell.
 _SAID = {
     "device": lambda line: (line["name"], f"torch {line['torch']}"),
-    "copy": lambda line: ("a copy within its memory", f"{line['gb_s']:,.0f} GB/s"),
-    "product": lambda line: (f"a large product, {line['precision']}", f"{line['tflop_s']:,.1f} TFLOP/s"),
-    "launch": lambda line: ("a launch", f"{line['us']:.1f} us"),
-    "from the host": lambda line: ("a copy from pinned host memory", f"{line['gb_s']:,.0f} GB/s"),
+    "hardware": lambda line: (line["key"], f"{line['value']:,.4g}"),
     "agreement": lambda line: (
         f"{line['recipe']} beside a CPU, {line['steps']} steps",
         f"loss {line['loss']:.1e}, network {line['network']:.1e} apart",
