@@ -3,7 +3,7 @@
 #
 #   benchmarks/lease.sh                     # on a machine with a GPU, from the checkout's root
 #   benchmarks/lease.sh --device cpu        # rehearses every part, in tiny sizes, where there is none
-#   benchmarks/lease.sh --parts "compiled cached" --seconds 300    # some of them, where one command may not take so long
+#   benchmarks/lease.sh --parts "cached cached-tests" --seconds 300    # some of them, where one command may not take so long
 #
 #   --out FOLDER    gets lease.jsonl (a line per figure, as soon as it is there), lease.log and lease.md (the table)
 #   --seconds N     all parts together; what does not fit is left out, and the table says so
@@ -15,7 +15,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 
 device=cuda out=runs/lease seconds=780 python=${PYTHON:-python3}
-parts="tests hardware rates compiled cached cached-tests"
+parts="tests hardware rates cached cached-tests"
 while (($#)); do
   case $1 in
     --device) device=$2 ;;
@@ -61,21 +61,19 @@ part() { # name, most seconds, command
 lease() { part "$1" "$2" "$python" benchmarks/lease.py "$1" --device "$device" --json "$lines"; }
 
 rates() { # name, most seconds, recipe, more
-  part "$1" "$2" "$python" benchmarks/device.py "configs/recipes/$3.yaml" --device "$device" --json "$lines" "${sizes[@]}" "${@:4}"
+  part "$1" "$2" "$python" benchmarks/device.py "configs/recipes/$3.yaml" "${@:4}" "${sizes[@]}" --device "$device" --json "$lines"
 }
 
 if [[ $device == cpu ]]; then
-  large=(--batches 192 768 --precisions float32 bfloat16) small=(--batches 192 --precisions float32)
+  large=(--batches 192 768 --precisions float32 bfloat16)
   sizes=(--rows 4096 --ids 1000 --steps 2 --held 2) rows=2000
 else
-  large=(--batches 98304 12288 1536 --precisions bfloat16 tf32 float32) small=(--batches 98304 4096 --precisions bfloat16)
+  large=(--batches 98304 12288 1536 --precisions bfloat16 tf32 float32)
   sizes=(--rows 1000000 --ids 5000000 --steps 20 --held 8) rows=5000000
 fi
 
 lease tests 150
 lease hardware 30
 rates rates 150 din_ml1m "tables.movie.rows=$rows" "${large[@]}"
-rates compiled 150 din_ml1m "${small[@]}" --each train.compile=false train.compile=true --no-agreement
-rates compiled 150 mmoe_kuairand "${small[@]}" --each train.compile=false train.compile=true --no-agreement
 rates cached 40 din_ml1m tables.movie.memory=host tables.movie.rows=200000 --batches 4096 --precisions float32
 lease cached-tests 60
