@@ -2,8 +2,8 @@
 
 A table that bags and ids alone use is looked up and pooled where its rows lie, so that one vector per row and feature
 travels between ranks, whatever the number of ids. For it all poolings but max are sums whose factors are known before
-the lookup. Those of a table that a sequence uses too, which needs every embedding, of max, and of a table that every rank
-holds whole are pooled after the lookup; what is computed is the same.
+the lookup. Those of a table that a sequence uses too, which needs every embedding, of max, and of a table that every
+rank holds whole are pooled after the lookup; what is computed is the same.
 """
 
 from collections.abc import Mapping

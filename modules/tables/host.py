@@ -1,7 +1,8 @@
 """fbgemm's tables on a CPU, with the updates that its kernels have on a GPU alone.
 
-Those are Adam (see modules.tables.adam), and row-wise Adagrad with weight decay where rows are added up: of a pooled table
-fbgemm's kernel for CPUs leaves the decay out. For every row r that the global batch looks up, with its summed gradient g:
+Those are Adam (see modules.tables.adam), and row-wise Adagrad with weight decay where rows are added up: of a pooled
+table fbgemm's kernel for CPUs leaves the decay out. For every row r that the global batch looks up, with its summed
+gradient g:
 
     g <- g + decay w_r,   s_r <- s_r + mean(g^2),   w_r <- w_r - lr g / (sqrt(s_r) + eps)
 """

@@ -36,11 +36,9 @@ def replicated(recipe: Recipe, world: int) -> frozenset[str]:
         >>> sorted(replicated(recipe, 1))
         []
     """
-    return frozenset(
-        name
-        for name, table in recipe.tables.items()
-        if table.sharding == "data_parallel" or (table.sharding == "auto" and world > 1 and _cheaper(recipe, name, world))
-    )
+    asked = {name for name, table in recipe.tables.items() if table.sharding == "data_parallel"}
+    free = [name for name, table in recipe.tables.items() if table.sharding == "auto" and world > 1]
+    return frozenset(asked.union(name for name in free if _cheaper(recipe, name, world)))
 
 
 def settled(recipe: Recipe, world: int) -> Recipe:

@@ -152,7 +152,7 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
     recipe = replication.settled(recipe, ranks.world())
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if recipe.train.precision == "tf32" else "highest")
-    step, sharders = _fused(recipe, device)
+    step, sharders = _fused(recipe, device, once=_finds_repeated(device))
     plan = planning.agree(recipe, device.type, step, sharders)
     with host.tables() if device.type == "cpu" else contextlib.nullcontext(), planning.nodes(recipe, ranks.world()):
         module = DistributedModelParallel(
@@ -202,8 +202,14 @@ def dry_plan(recipe: Recipe, world: int, device: str) -> ShardingPlan:
     return planning.make(recipe, world, device, step, sharders)
 
 
-def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[Any]]:
-    """Return the step with an optimizer fused into every table, and the sharders for it."""
+def _fused(recipe: Recipe, device: torch.device, once: bool = False) -> tuple[Step, list[Any]]:
+    """Return the step with an optimizer fused into every table, and the sharders for it.
+
+    Args:
+        recipe: the run, settled.
+        device: where the step is.
+        once: whether an id that a rank looks up several times in a batch travels once.
+    """
     step = Step(Model(recipe, device=device, tables_device="meta"), recipe)
     for _, collection in _sharded_collections(step):
         for key, weight in collection.named_parameters():
@@ -211,8 +217,14 @@ def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[Any]]:
             apply_in_backward(optimizer.torch_class, [weight], optimizer.arguments())
             weight._optimizer_kwargs[0].update(optimizer.fused())  # type: ignore[attr-defined]  # as torchrec reads it
     # fbgemm ignores weight_decay unless it is told its kind.
-    sharders = (EmbeddingCollectionSharder, BagSharder)
-    return step, [sharder({"weight_decay_mode": WeightDecayMode.L2}, _codecs(recipe)) for sharder in sharders]
+    given = {"weight_decay_mode": WeightDecayMode.L2}, _codecs(recipe)
+    return step, [EmbeddingCollectionSharder(*given, use_index_dedup=once), BagSharder(*given)]
+
+
+def _finds_repeated(device: torch.device) -> bool:
+    """Return whether fbgemm finds the ids that repeat in a batch, which on CPUs it does not; one rank sends none."""
+    key = device.type.upper()
+    return ranks.world() > 1 and torch._C._dispatch_has_kernel_for_dispatch_key("fbgemm::jagged_unique_indices", key)
 
 
 def _kernels(module: nn.Module) -> Iterator[Any]:

@@ -236,7 +236,10 @@ def test_tables_that_fit_nowhere_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tables__movie__sharding": "column_wise"}, "column_wise splits rows, and .rowwise_adagrad. does not .* adagrad or sgd or adam"),
+        (
+            {"tables__movie__sharding": "column_wise"},
+            "column_wise splits rows, and .rowwise_adagrad. does not .* adagrad or sgd or adam",
+        ),
         ({"optimizers__sparse": {"kind": "sgd", "weight_decay": 0.1}}, "weight_decay"),
         (
             {"tables__user__optimizer": {"kind": "adam", "weight_decay": 0.1}},
