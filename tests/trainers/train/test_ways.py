@@ -1,4 +1,4 @@
-"""Sharded equals plain: every way to shard a table, pooled or not, with every optimizer that may, on up to four ranks."""
+"""Sharded equals plain: every way to shard a table, with every optimizer that may, on one to four ranks."""
 
 from collections.abc import Iterator
 from pathlib import Path
