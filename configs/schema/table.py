@@ -8,7 +8,6 @@ from livetrain.configs.schema.optimizers import OfTables
 from livetrain.configs.schema.section import Section
 from livetrain.configs.values import Text, real, whole
 
-
 Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "data_parallel"]
 
 
