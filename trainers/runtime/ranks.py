@@ -53,16 +53,17 @@ def patient() -> dist.ProcessGroup:
     return _patient[everyone]
 
 
-def of_sums(patience: timedelta) -> None:
+def of_sums(cuda: bool, patience: timedelta) -> None:
     """Let sums over ranks (modules.layers.distributed) travel on a group of their own. Collective.
 
-    It takes the same tensors as the default group, and ends with it.
+    It ends with the default group.
 
     Args:
+        cuda: what is summed lies on GPUs.
         patience: for which a rank waits for another.
     """
     if world() > 1 and distributed.group() is dist.group.WORLD:
-        distributed.use(dist.new_group(timeout=patience))
+        distributed.use(dist.new_group(backend="nccl" if cuda else "gloo", timeout=patience))
 
 
 def from_main(value: Any) -> Any:

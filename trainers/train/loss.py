@@ -131,6 +131,7 @@ class Loss(nn.Module):
             sums, counted = (torch.stack(part) for part in zip(*parts, strict=True))  # (T,)
             if weights.total is None:
                 weights = Weights.summed(weights.rows, counted)
+        assert weights.sums is not None
         assert weights.total is not None
         total = weights.total.total()
         losses = ranks.world() * sums / total.clamp(min=1e-30)  # 0 where nothing weighs

@@ -222,10 +222,9 @@ class Combination:
 
     def _back(self, gradients_: dict[str, Tensor]) -> None:
         """Run backward from the embeddings of some features."""
-        found = [(self._embeddings[name][0], gradient) for name, gradient in gradients_.items()]
-        found = [(end, gradient) for end, gradient in found if end.requires_grad]
-        if found:
-            torch.autograd.backward(*map(list, zip(*found, strict=True)))
+        names = [name for name in gradients_ if self._embeddings[name][0].requires_grad]
+        if names:
+            torch.autograd.backward([self._embeddings[name][0] for name in names], [gradients_[name] for name in names])
 
     def _is_kept(self, feature: str) -> bool:
         """Return whether a feature's embeddings come from a table that every rank holds whole."""
