@@ -5,7 +5,7 @@
 
 Every side trains the same recipe with the same global batch, whole steps with the reader, in processes that live as
 long as the benchmark. The sides take turns, a round each, so that what else the machine does meets all of them; ratios
-are of neighbouring rounds, over the side "1 rank". A side's wall clock is its slowest rank's, its processor time that of
+are of neighbouring rounds, over "1 rank". A side's wall clock is its slowest rank's, its processor time that of
 all its ranks, gloo's threads and their polling included. --nice gives further sides whose gloo threads yield to
 computing.
 """

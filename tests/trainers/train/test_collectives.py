@@ -25,7 +25,7 @@ RECIPES = {
 
 
 class Calls(TorchDispatchMode):
-    """Writes down the collectives that are begun: what, on which group, of how many numbers."""
+    """Writes down the collectives that are begun: what, on which group, and if it is the sums', of how many numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,8 +37,9 @@ class Calls(TorchDispatchMode):
             groups = [dist.ProcessGroup.unbox(x) for x in args if isinstance(x, torch.ScriptObject) and _is_group(x)]
             (group,) = groups
             sizes = [x.numel() for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, torch.Tensor)]
-            own = "sums" if group.group_name == self.own else "tables"
-            self.found.append((function._schema.name.removeprefix("c10d::"), own, max(sizes)))
+            own = group.group_name == self.own  # what is exchanged with tables may be of another size on every rank
+            size = max(sizes) if own else 0
+            self.found.append((function._schema.name.removeprefix("c10d::"), "sums" if own else "tables", size))
         elif function.namespace == "livetrain_sums":  # what it does within is not seen
             self.found.append(("allreduce_", "sums", args[0].numel()))
         return function(*args, **(kwargs or {}))

@@ -364,6 +364,8 @@ class Combination:
         self._forget()
         if not (dense.training and torch.is_grad_enabled()):
             return None
+        for dice in self._running:
+            dice.seen = None  # by a pass that no backward pass followed
         values, *rest = inputs
         self._embeddings = {name: (value, _leaf(value)) for name, value in values.items()}
         return {name: leaf for name, (_, leaf) in self._embeddings.items()}, *rest
