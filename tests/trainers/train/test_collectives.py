@@ -17,6 +17,7 @@ RECIPES = {
     "din": ("din_ml1m", {}),
     "mmoe, pcgrad": ("mmoe_kuairand", {"gradients": {"kind": "pcgrad"}}),
     "mmoe, pcgrad at the trunk": ("mmoe_kuairand", {"gradients": {"kind": "pcgrad", "scope": "trunk"}}),
+    "din, small tables whole": ("din_ml1m", {"small": "data_parallel"}),
     "farm": ("farm_kuairand", {}),
     "farm, pcgrad": ("farm_kuairand", {"gradients": {"kind": "pcgrad"}}),
     "din, running Dice": ("din_ml1m", {"model": {"activation": "running_dice"}}),
@@ -54,10 +55,12 @@ def recipe(name: str) -> Recipe:
     file, changes = RECIPES[name]
     content = load_recipe(f"configs/recipes/{file}.yaml").model_dump()
     for section, keys in changes.items():
+        if section == "small":
+            continue
         content[section] = (content[section] or {}) | keys if section == "model" else keys
     for table in content["tables"].values():
         table["rows"] = min(table["rows"], 64)
-        table["sharding"] = "row_wise"
+        table["sharding"] = "row_wise" if table["rows"] == 64 else changes.get("small", "row_wise")
     content["data"] |= {"path": "unused", "batch_size": 24, "batch_size_per_worker": None, "shards": 2}
     content["data"] = {key: value for key, value in content["data"].items() if key in type(_some().data).model_fields}
     content["cluster"] |= {"workers": 2, "device": "cpu"}
@@ -86,6 +89,7 @@ SUMS = {
     "din": 9,  # four Dice, one after the other, forward and backward; all gradients. The loss's count rides.
     "mmoe, pcgrad": 5,  # of two units the first Dice and the second, forward and backward; gradients and Gram matrix
     "mmoe, pcgrad at the trunk": 6,  # the same, but the Gram matrix is needed before what lies below can begin
+    "din, small tables whole": 9,  # with decay of the rows that any rank touched
     "farm": 6,  # the same and the alignment's gather, back
     "farm, pcgrad": 6,
     "din, running Dice": 2,  # the loss's count; gradients and what Dice saw
