@@ -2,8 +2,8 @@
 
     python benchmarks/balance.py din_ml1m --ranks 8 64
 
-Ids are those of --rows rows of the training split, hashed as the model does, lists cut as the reader does. The plan is the
-one that a run of so many ranks makes; nothing is trained. A replicated table's rows are served by each rank to itself,
+Ids are those of --rows rows of the training split, hashed as the model does, lists cut as the reader does. The plan is
+the one that a run of so many ranks makes; nothing is trained. A replicated table's rows are served by each rank to itself,
 so every rank serves the same of them. "Balance" is the hottest rank over the mean; 1 is best.
 """
 
@@ -67,7 +67,7 @@ def main() -> None:
         recipe = load_recipe(f"configs/recipes/{name}.yaml")
         found = lookups(recipe, given.rows)
         for world in given.ranks:
-            with mock.patch.object(replication, "replicated", lambda recipe, world: frozenset()):
+            with mock.patch.object(replication, "replicated", return_value=frozenset()):
                 before = served(recipe, world, found)
             after = served(recipe, world, found)
             count = f"{len(replication.replicated(recipe, world))} of {len(recipe.tables)}"
