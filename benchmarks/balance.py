@@ -3,8 +3,8 @@
     python benchmarks/balance.py din_ml1m --ranks 8 64
 
 Ids are those of --rows rows of the training split, hashed as the model does, lists cut as the reader does. The plan is
-the one that a run of so many ranks makes; nothing is trained. A replicated table's rows are served by each rank to itself,
-so every rank serves the same of them. "Balance" is the hottest rank over the mean; 1 is best.
+the one that a run of so many ranks makes; nothing is trained. A replicated table's rows are served by each rank to
+itself, so every rank serves the same of them. "Balance" is the hottest rank over the mean; 1 is best.
 """
 
 import argparse
