@@ -18,7 +18,8 @@ import torch
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.tables.hashing import row
-from livetrain.trainers.train import planning, replication, sharding
+from livetrain.trainers.train import replication, sharding
+from livetrain.trainers.train.layout.plan import shards
 
 
 def lookups(recipe: Recipe, rows: int) -> dict[str, torch.Tensor]:
@@ -51,7 +52,7 @@ def served(recipe: Recipe, world: int, found: dict[str, torch.Tensor]) -> np.nda
         if name not in plan.tables:
             out += float(found[name].sum()) * table.dim * 4 / world
             continue
-        for part in planning.shards(table, plan.tables[name], recipe.cluster.topology, world):
+        for part in shards(table, plan.tables[name], recipe.cluster.topology, world):
             out[part.rank] += float(found[name][part.row : part.row + part.rows].sum()) * part.columns * 4
     return out
 
