@@ -132,6 +132,17 @@ def test_a_table_goes_on_whichever_way_it_is_sharded(two_ranks, tmp_path, before
             assert torch.equal(each[name], value), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "kind"), [("table_row_wise", "rowwise_adagrad, decay"), ("grid", "adam")])
+def test_what_nodes_hold_goes_on_elsewhere_and_back(two_ranks, more_ranks, tmp_path, way, kind):
+    many = more_ranks.run(save, sharded(way, kind), tmp_path / "many", 3)[0]
+    few = two_ranks.run(save, sharded("auto", kind), tmp_path / "few", 3)[0]
+    found = two_ranks.run(resumed, sharded("auto", kind), run_folder.checkpoint(tmp_path / "many", 3))[0]
+    assert all(torch.equal(found[name], value) for name, value in many.items())
+    found = more_ranks.run(resumed, sharded(way, kind), run_folder.checkpoint(tmp_path / "few", 3))[0]
+    assert all(torch.equal(found[name], value) for name, value in few.items())
+
+
 def save_as_before(made_for: Recipe, path: Path) -> dict[str, torch.Tensor]:
     """Write a checkpoint with the names that replicated tables and their optimizers' state once had."""
     now, model = checkpoint.state, shard(made_for, torch.device("cpu"))
