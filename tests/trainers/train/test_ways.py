@@ -13,6 +13,7 @@ from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.train import checkpoint
 from livetrain.trainers.train.sharding import shard
 from tests.cases import often
+from tests.emulated_cache import cache
 from tests.modules.features.test_bag import made
 from tests.pool import Pool
 from tests.trainers.train.test_sharding import compare, train_sharded
@@ -89,6 +90,20 @@ def test_nodes_of_more_ranks_equal_plain(more_ranks, way, kind, per_node):
         pytest.skip("nodes change nothing")
     made_for = sharded(way, kind, per_node)
     compare(more_ranks.run(train_sharded, made_for)[0], made_for, 2e-6)
+
+
+def train_cached(made_for: Recipe) -> dict:
+    with cache("tag", "cross", "user", part=0.3):
+        return train_sharded(made_for)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "kind"), [("table_row_wise", "rowwise_adagrad"), ("grid", "adagrad")])
+def test_behind_a_cache_they_equal_plain(two_ranks, way, kind):
+    made_for = sharded(way, kind)
+    found = two_ranks.run(train_cached, made_for)[0]
+    assert found["plan"]["tag"]["kernel"] == "fused_uvm_caching"
+    compare(found, made_for, 2e-6)
 
 
 def resumed(made_for: Recipe, path: Path) -> dict[str, torch.Tensor]:
