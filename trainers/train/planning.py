@@ -57,7 +57,7 @@ def make(recipe: Recipe, world: int, device: str, lookups: Lookups | None = None
     """
     plan = _plan(recipe, world, device, lookups)
     if plan is None:
-        raise refusal(Costs(recipe, world, device == "cuda", lookups), _fits(device, lookups))
+        raise refusal(Costs(recipe, world, device, lookups), _fits(device, lookups))
     return plan
 
 
@@ -66,7 +66,7 @@ def _fits(device: str, lookups: Lookups | None) -> Callable[[Recipe, int], bool]
 
 
 def _plan(recipe: Recipe, world: int, device: str, lookups: Lookups | None) -> Plan | None:
-    costs = Costs(recipe, world, device == "cuda", lookups)
+    costs = Costs(recipe, world, device, lookups)
     sharded = [name for name, table in recipe.tables.items() if table.sharding != "data_parallel"]
     for behind in _choices(costs):
         for copied in (True, False):  # where a checkpoint finds no room for its copy, training waits for it
@@ -196,7 +196,7 @@ def for_torchrec(recipe: Recipe, plan: Plan, collections: Mapping[str, str]) -> 
 
 def served(recipe: Recipe, plan: Plan, lookups: Lookups | None = None) -> np.ndarray:
     """Return (world,) the bytes of sharded tables' rows that each rank looks up per step, for all ranks."""
-    costs, out = Costs(recipe, plan.world, plan.gpu, lookups), np.zeros(plan.world)
+    costs, out = Costs(recipe, plan.world, plan.device, lookups), np.zeros(plan.world)
     for name, place in plan.tables.items():
         parts = shards(recipe.tables[name], place, recipe.cluster.topology, plan.world)
         high = sum(part.column == 0 for part in parts)

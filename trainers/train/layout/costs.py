@@ -29,11 +29,12 @@ class Costs:
     Args:
         recipe: the run.
         world: number of ranks.
-        gpu: whether they have GPUs.
+        device: their type, cpu or cuda.
         lookups: what is known of the features' ids; half of the longest list and rows alike where nothing is.
     """
 
-    def __init__(self, recipe: Recipe, world: int, gpu: bool, lookups: Mapping[str, Looked] | None = None) -> None:
+    def __init__(self, recipe: Recipe, world: int, device: str, lookups: Mapping[str, Looked] | None = None) -> None:
+        gpu = device == "cuda"
         self.recipe, self.world, self.gpu = recipe, world, gpu
         self.topology, self.tables = recipe.cluster.topology, recipe.tables
         self.rows = recipe.data.batch_size * (recipe.data.candidates or 1)
