@@ -64,9 +64,9 @@ def state(sharded: Sharded) -> dict[str, Any]:
         state["model"] = state["model"] | {own: update.mean.values[name] for name, own in names.items()}
     if update.steps.counted:
         state["steps"] = {"tables": update.steps.done}
-    for name, optimizer in sharded.optimizers.items():
+    for name, found in sharded.states().items():
         # An optimizer without state (plain SGD) must leave no empty entry: nothing would be written for it.
-        kept = _stored({key: values for key, values in optimizer.state_dict()["state"].items() if values})
+        kept = _stored({key: values for key, values in found.items() if values})
         if kept:
             state[f"optimizer_{name}"] = kept
     if learned := sharded.pipeline.combination.combiner.state_dict():
@@ -99,7 +99,9 @@ class Saver:
     """
 
     def __init__(self, sharded: Sharded, recipe: Recipe, run: Path, trained: Mapping[str, Any] | None = None) -> None:
-        self._sharded, self._recipe, self._run, self._trained = sharded, recipe, run, dict(trained or {})
+        self._sharded, self._recipe, self._run = sharded, recipe, run
+        # Made once: it takes four times as long as the copy of 64 MiB, while training waits.
+        self._constant = {"recipe": yaml.safe_load(dump_recipe(recipe)), **(trained or {})}
         self._staging = Staging()
         self._fits: bool | None = None  # whether the copies do
         self._elsewhere: Copies | None = None
@@ -151,8 +153,7 @@ class Saver:
             "position": copy.deepcopy(position),
             "workers": ranks.world(),
             "plan": self._sharded.plan(),
-            "recipe": yaml.safe_load(dump_recipe(self._recipe)),
-            **self._trained,
+            **self._constant,
         }
         live = state(self._sharded)
         copies = self._copies(live)

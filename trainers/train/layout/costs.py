@@ -67,10 +67,15 @@ class Costs:
     def share(self, name: str, blocks: int) -> np.ndarray:
         """Return (blocks,) the part of a table's lookups that falls into each of so many blocks of its rows."""
         table, means = self.tables[name], sum(one.mean for one in self.users[name])
-        if blocks == 1 or not means:
+        if not means:
             return np.full(blocks, 1 / blocks)
-        parts = [one.mean / means * one.blocks(table.rows, table.hash == "modulo", blocks) for one in self.users[name]]
-        return np.sum(parts, axis=0)
+        # Where fbgemm finds the ids that repeat, each that a rank looks up is asked for once.
+        once = self.gpu and self.world > 1 and not pools_where_rows_lie(self.recipe, name)
+        out = np.zeros(blocks)
+        for one in self.users[name]:
+            among = max(one.mean * self.rows / self.world, 1.0) if once else 1.0
+            out += one.mean / means * one.blocks(table.rows, table.hash == "modulo", blocks, among)
+        return out
 
     def ways(self, name: str, cached: bool, copied: bool) -> list[Way]:
         """Return how a table may be laid, the way that takes the fewest ranks first.
