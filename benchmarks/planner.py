@@ -4,11 +4,11 @@
 
 Tables and features are drawn from a seed: rows from 10 to 100 million in equal parts by their logarithm, one in four
 looked up by a list of 100 at most, all of 64 columns with row-wise Adagrad, for H100 nodes of 8 GPUs, 64,000 rows per
-step. The k-th of a hundred frequent ids is a twentieth / k of a feature's. Tables that livetrain lays on every rank (see
-trainers.train.replication) are left out. Times are processor time of one thread, without the imports; "with shards" adds
-torchrec's description of every shard, which a rank needs. Evenness is the bytes that the busiest rank looks up over the
-mean. torchrec's planner gets the same tables, machines and choices, but cannot be told which ids are frequent, and is
-stopped after `--patience` seconds.
+step. The k-th of a hundred frequent ids is a twentieth / k of a feature's. Tables that livetrain lays on every rank
+(see trainers.train.replication) are left out. Times are processor time of one thread, without the imports; "with
+shards" adds torchrec's description of every shard, which a rank needs. Evenness is the bytes that the busiest rank
+looks up over the mean. torchrec's planner gets the same tables, machines and choices, but cannot be told which ids
+are frequent, and is stopped after `--patience` seconds.
 """
 
 import argparse
