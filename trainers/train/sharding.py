@@ -8,6 +8,7 @@ dense gradients are averaged in one flat all-reduce; initial table rows depend o
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -137,6 +138,7 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
         BadInput: the tables do not fit the machines of cluster.topology, or the device cannot train them.
     """
     check_device(recipe, device)
+    ranks.of_sums(device.type == "cuda", timedelta(seconds=recipe.cluster.timeout_s))
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if recipe.train.precision == "tf32" else "highest")
     step, sharders = _fused(recipe, device)
