@@ -30,7 +30,7 @@ from livetrain.cluster.sweep import driver as sweeps
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster
 from livetrain.modules.batch import Batch, Requests
-from livetrain.modules.layers import bottom, compiled, distributed
+from livetrain.modules.layers import bottom, compiled, dice, distributed
 from livetrain.modules.layers.attention import ActivationUnit
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.reader import Reader
