@@ -359,7 +359,8 @@ def dice_settle(
     tl.store(curve + 2 * width + column, -(centre + distance) * scale, mask=there)
     tl.store(mean + column, centre + MOMENTUM * distance, mask=own)
     unbiased = found * rows / tl.maximum(rows - 1, 1.0)
-    tl.store(variance + column, spread + MOMENTUM * (unbiased - spread), mask=own & (rows > 1))
+    moved = tl.where(rows > 1, MOMENTUM, 0.0)  # one row has no variance
+    tl.store(variance + column, spread + moved * (unbiased - spread), mask=own)
 
 
 @triton.jit
