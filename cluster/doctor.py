@@ -29,7 +29,7 @@ from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.schema import Cluster, Recipe
 from livetrain.modules.optimizers import table_optimizer
 from livetrain.trainers.data.read.files import split_files
-from livetrain.trainers.train import planning, sharding
+from livetrain.trainers.train import few_rows, planning, sharding
 from livetrain.trainers.train.memory import ELEMENT, amount
 from livetrain.trainers.train.memory import waits as waits_for
 from livetrain.trainers.train.preflight import SPLITS
@@ -114,6 +114,7 @@ def _examine(
     found.of("exchange", workers_exchange, cluster, cuda, met)
     if not recipe:
         return
+    found.of("batch", rows_are_told, recipe, workers, "cuda" if cuda else "cpu")
     progress("planning the tables")
     plans: list[ShardingPlan] = []
     if found.of("plan", tables_are_planned, recipe, workers, cuda, plans):
@@ -258,6 +259,14 @@ def workers_exchange(cluster: Cluster, cuda: bool, met: list[Exchanged]) -> str:
     return f"{where}: all-to-all over {kind}, {median / 1e6:,.0f} MB/s per worker, the slowest {slowest / 1e6:,.0f}"
 
 
+def rows_are_told(recipe: Recipe, workers: int, device: str) -> str:
+    """Say how many rows a step has, and what more of them would gain on GPUs."""
+    unit = "requests" if recipe.data.layout == "request" else "rows"
+    size = recipe.data.batch_size
+    said = f"{size:,} {unit} per step, {size / workers:,.0f} on each of {counted(workers, 'worker')}"
+    return few_rows.advice(recipe, workers, device) or said
+
+
 def tables_are_planned(recipe: Recipe, workers: int, cuda: bool, plans: list[ShardingPlan]) -> str:
     """Plan the recipe's tables for its workers; `plans` gets the plan."""
     plans.append(sharding.dry_plan(recipe, workers, "cuda" if cuda else "cpu"))
@@ -288,7 +297,7 @@ def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
                 copied[rank] += whole
                 gpu[rank] += math.ceil(weights * one.cache) if behind_cache else 0
     for name, one in recipe.tables.items():
-        if one.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
+        if not any(name in collection for collection in plan.plan.values()):  # replicated, with a gradient of its size
             weights = one.rows * one.dim * ELEMENT[one.dtype]
             whole = weights + one.rows * state[name](one.dim)
             part = gpu if cuda else host

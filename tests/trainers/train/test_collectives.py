@@ -17,6 +17,7 @@ RECIPES = {
     "din": ("din_ml1m", {}),
     "mmoe, pcgrad": ("mmoe_kuairand", {"gradients": {"kind": "pcgrad"}}),
     "mmoe, pcgrad at the trunk": ("mmoe_kuairand", {"gradients": {"kind": "pcgrad", "scope": "trunk"}}),
+    "din, small tables whole": ("din_ml1m", {"small": "data_parallel"}),
     "farm": ("farm_kuairand", {}),
     "farm, pcgrad": ("farm_kuairand", {"gradients": {"kind": "pcgrad"}}),
     "din, running Dice": ("din_ml1m", {"model": {"activation": "running_dice"}}),
@@ -25,7 +26,7 @@ RECIPES = {
 
 
 class Calls(TorchDispatchMode):
-    """Writes down the collectives that are begun: what, on which group, of how many numbers."""
+    """Writes down the collectives that are begun: what, on which group, and if it is the sums', of how many numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,8 +38,9 @@ class Calls(TorchDispatchMode):
             groups = [dist.ProcessGroup.unbox(x) for x in args if isinstance(x, torch.ScriptObject) and _is_group(x)]
             (group,) = groups
             sizes = [x.numel() for x in torch.utils._pytree.tree_leaves(args) if isinstance(x, torch.Tensor)]
-            own = "sums" if group.group_name == self.own else "tables"
-            self.found.append((function._schema.name.removeprefix("c10d::"), own, max(sizes)))
+            own = group.group_name == self.own  # what is exchanged with tables may be of another size on every rank
+            size = max(sizes) if own else 0
+            self.found.append((function._schema.name.removeprefix("c10d::"), "sums" if own else "tables", size))
         elif function.namespace == "livetrain_sums":  # what it does within is not seen
             self.found.append(("allreduce_", "sums", args[0].numel()))
         return function(*args, **(kwargs or {}))
@@ -53,10 +55,12 @@ def recipe(name: str) -> Recipe:
     file, changes = RECIPES[name]
     content = load_recipe(f"configs/recipes/{file}.yaml").model_dump()
     for section, keys in changes.items():
+        if section == "small":
+            continue
         content[section] = (content[section] or {}) | keys if section == "model" else keys
     for table in content["tables"].values():
         table["rows"] = min(table["rows"], 64)
-        table["sharding"] = "row_wise"
+        table["sharding"] = "row_wise" if table["rows"] == 64 else changes.get("small", "row_wise")
     content["data"] |= {"path": "unused", "batch_size": 24, "batch_size_per_worker": None, "shards": 2}
     content["data"] = {key: value for key, value in content["data"].items() if key in type(_some().data).model_fields}
     content["cluster"] |= {"workers": 2, "device": "cpu"}
@@ -85,6 +89,7 @@ SUMS = {
     "din": 9,  # four Dice, one after the other, forward and backward; all gradients. The loss's count rides.
     "mmoe, pcgrad": 5,  # of two units the first Dice and the second, forward and backward; gradients and Gram matrix
     "mmoe, pcgrad at the trunk": 6,  # the same, but the Gram matrix is needed before what lies below can begin
+    "din, small tables whole": 9,  # with decay of the rows that any rank touched
     "farm": 6,  # the same and the alignment's gather, back
     "farm, pcgrad": 6,
     "din, running Dice": 2,  # the loss's count; gradients and what Dice saw

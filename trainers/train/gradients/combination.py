@@ -32,7 +32,7 @@ sum of the ranks' divided by R^2.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +44,7 @@ from livetrain.modules.layers.dice import RunningDice
 from livetrain.modules.layers.distributed import Bucket, Later
 from livetrain.modules.model import Model
 from livetrain.modules.network import REGULARISER
+from livetrain.modules.tables.touched import Touched
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.runtime import ranks
 
@@ -75,6 +76,7 @@ class Combination:
         replicated: those of tables that every rank holds whole.
         device: this rank's. A GPU's step waits for it once, for one small copy to the host, where the combiner asks
             for gradients or losses.
+        touched: what marks the rows of those tables; the marks are summed over ranks with the gradients.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class Combination:
         dense: list[nn.Parameter],
         replicated: list[nn.Parameter],
         device: torch.device,
+        touched: Sequence[Touched] = (),
     ) -> None:
+        self._touched = touched
         self._config, self._tasks = recipe.gradients, list(recipe.tasks)
         self._dense, self._replicated, self._device = dense, replicated, device
         tasks, each = recipe.tasks.values(), kinds(recipe.tasks).values()
@@ -129,6 +133,8 @@ class Combination:
         if self._ready:
             raise RuntimeError("the gradient of the step before moved no parameter: its optimizers took no step")
         seen = [(dice, Later(dice.seen)) for dice in self._running if dice.seen is not None]
+        for marks in self._touched:
+            marks.send()
         losses = losses * self._task_weights
         if self._by_task:
             self._several_passes(losses)
@@ -364,6 +370,8 @@ class Combination:
         self._forget()
         if not (dense.training and torch.is_grad_enabled()):
             return None
+        for dice in self._running:
+            dice.seen = None  # by a pass that no backward pass followed
         values, *rest = inputs
         self._embeddings = {name: (value, _leaf(value)) for name, value in values.items()}
         return {name: leaf for name, (_, leaf) in self._embeddings.items()}, *rest
