@@ -4,15 +4,16 @@
     TRITON_INTERPRET=1 python benchmarks/kernels.py
 
 No GPU is needed, and none is used. One process takes the dense part, forward and backward, of a batch of made-up
-histories of 0 to 20 events, 10 on average, as a GPU would: plain PyTorch, and Triton's kernels in their interpreter.
-Counted are
+histories of 0 to 20 events, 10 on average, as a GPU would: as PyTorch writes it, and by Triton's passes. Counted are
 
-    elementwise  bytes that operators read and write, but those of matrix products, views and allocations
-    products     the same of matrix products
-    kernels      bytes that blocks of Triton's kernels load and store, masked entries left out: what several programs
-                 read, weights of layers for instance, counts as often as it is read; a cache would serve most of these
+    operators  bytes of what PyTorch's operators are given and give, views, allocations and matrix products left out
+    kernels    bytes of the arrays that Triton's kernels read and write, each array once a launch, as an operator's are
+    products   bytes of what matrix products are given and give
+    launches   operators that compute, and kernels
 
-Kernels' loads are upper bounds of what reaches memory. "launches" are operators that compute, and kernels.
+Kernels are not run for that, so that what they would have computed is whatever lies there. `--blocks` runs them in
+Triton's interpreter, on few rows, and counts what their blocks load and store: weights, for instance, are read by each
+program, and mostly from a cache.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from livetrain.configs.load import load_recipe
 from livetrain.modules.layers import compiled
@@ -34,6 +35,7 @@ from livetrain.trainers.runtime.versions import versions
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear"}
 NOTHING = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "_unsafe_view"}
+FILLED = {"new_zeros", "zeros_like", "new_full", "ones_like", "new_ones", "full_like"}  # read nothing
 
 
 class Counted(TorchDispatchMode):
@@ -48,7 +50,8 @@ class Counted(TorchDispatchMode):
         name = function.overloadpacket.__name__
         views = any(r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns)
         if not views and name not in NOTHING:
-            moved = sum(x.nbytes for x in _tensors([*arguments, *(options or {}).values(), made]))
+            read = [] if name in FILLED else [*arguments, *(options or {}).values()]
+            moved = sum(x.nbytes for x in _tensors([*read, made]))
             self.launches += 1
             if name in PRODUCTS:
                 self.products += moved
@@ -66,13 +69,13 @@ def _tensors(values: list) -> Iterator[torch.Tensor]:
 
 
 @contextmanager
-def interpreted() -> Iterator[dict[str, int]]:
-    """Count the bytes that blocks load and store, and launches, in Triton's interpreter."""
+def kernels_counted(run: bool) -> Iterator[dict[str, int]]:
+    """Count what Triton's kernels are given, or if they are run what their blocks load and store; and launches."""
     from triton.runtime import interpreter
 
     counts = {"bytes": 0, "launches": 0}
     builder, executor = interpreter.InterpreterBuilder, interpreter.GridExecutor
-    load, store, run = builder.create_masked_load, builder.create_masked_store, executor.__call__
+    load, store, execute = builder.create_masked_load, builder.create_masked_store, executor.__call__
 
     def size(pointers, mask) -> int:  # noqa: ANN001
         return int(np.count_nonzero(mask.data)) * pointers.get_element_ty().primitive_bitwidth // 8
@@ -87,8 +90,13 @@ def interpreted() -> Iterator[dict[str, int]]:
 
     def counting_run(self, *arguments, **options):  # noqa: ANN001, ANN202
         counts["launches"] += 1
-        with torch.utils._python_dispatch._disable_current_modes():  # what the interpreter does is no operator
-            return run(self, *arguments, **options)
+        if not run:
+            arrays = {x.data_ptr(): x.nbytes for x in arguments if isinstance(x, torch.Tensor)}
+            twice = self.fn.__name__ == "dice_complete"  # what it completes is read and written
+            counts["bytes"] += sum(arrays.values()) + (arguments[0].nbytes if twice else 0)
+            return None
+        with _disable_current_modes():  # what the interpreter does is no operator
+            return execute(self, *arguments, **options)
 
     with (
         mock.patch.object(builder, "create_masked_load", counting_load),
@@ -98,8 +106,8 @@ def interpreted() -> Iterator[dict[str, int]]:
         yield counts
 
 
-def measured(rows: int, way: str) -> tuple[float, float, float, int]:
-    """Return KB per row, elementwise, of products and of kernels, and launches, of one step after another."""
+def measured(rows: int, way: str, run: bool) -> tuple[float, float, float, int]:
+    """Return KB per row, of operators, kernels and products, and launches, of one step after another."""
     recipe = load_recipe("configs/recipes/din_ml1m.yaml", ["data.path=nowhere"])
     torch.manual_seed(0)
     model = Model(recipe, device="cpu")
@@ -108,31 +116,32 @@ def measured(rows: int, way: str) -> tuple[float, float, float, int]:
     events = torch.randint(0, 21, (rows,), generator=draw)
     lengths |= {"history": events, "history_rating": events}
     values = {name: torch.randn(int(n.sum()), 16, generator=draw).requires_grad_() for name, n in lengths.items()}
-    if way == "plain":
+    if way == "PyTorch":
         compiled.use()
     else:
         from livetrain.modules.layers.gpu.passes import Triton
 
         compiled.use(Triton("cpu"))
     dense, weights, labels = torch.zeros(rows, 0), torch.ones(rows), torch.rand(rows, generator=draw).round()
-    for _ in range(2):  # the first one makes what is made once
-        with interpreted() as kernels, Counted() as counted, torch.autocast("cpu", enabled=False):
-            logits = model.dense(values, lengths, dense, weights)["label"]
-            torch.nn.functional.binary_cross_entropy_with_logits(logits, labels).backward()
-    sizes = (counted.elementwise, counted.products, kernels["bytes"])
+    with kernels_counted(run) as kernels, Counted() as counted:
+        logits = model.dense(values, lengths, dense, weights)["label"]
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, labels).backward()
+    sizes = (counted.elementwise, kernels["bytes"], counted.products)
     return *(size / rows / 1000 for size in sizes), counted.launches + kernels["launches"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=256)
-    rows = parser.parse_args().rows
+    parser.add_argument("--rows", type=int, default=1536)
+    parser.add_argument("--blocks", action="store_true", help="run the kernels and count what their blocks move")
+    arguments = parser.parse_args()
     assert os.environ.get("TRITON_INTERPRET") == "1", "set TRITON_INTERPRET=1"
     print(f"{datetime.date.today()}, {platform.machine()}, {versions()}\n")
-    print("| din_ml1m | elementwise, KB a row | kernels | products | launches |\n| --- | --- | --- | --- | --- |")
-    for way in ("plain", "triton"):
-        elementwise, products, kernels, launches = measured(rows, way)
-        print(f"| {way} | {elementwise:.1f} | {kernels:.1f} | {products:.1f} | {launches} |")
+    print("| din_ml1m, KB a row | operators | kernels | both | products | launches |\n" + "| --- " * 6 + "|")
+    for way in ("PyTorch", "Triton"):
+        operators, kernels, products, launches = measured(arguments.rows, way, arguments.blocks)
+        both = operators + kernels
+        print(f"| {way} | {operators:.1f} | {kernels:.1f} | {both:.1f} | {products:.1f} | {launches} |")
 
 
 if __name__ == "__main__":

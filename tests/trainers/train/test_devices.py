@@ -195,24 +195,24 @@ def test_no_evaluation_mixes_devices_or_waits(path, fake):
     assert len(evaluation._pending) == 1
 
 
-@pytest.mark.parametrize("scope", ["shared", "trunk"])
-def test_gradients_by_task_wait_once(scope, fake, monkeypatch):
-    """For one copy to the host, of the Gram matrix and the losses."""
+@pytest.mark.parametrize(("kind", "scope"), [("pcgrad", "shared"), ("pcgrad", "trunk"), ("uncertainty", "shared")])
+def test_gradients_by_task_wait_once(kind, scope, fake, monkeypatch):
+    """For one copy to the host, of the Gram matrix, if it is asked for, and the losses."""
     recipe = load_recipe(
-        "configs/recipes/mmoe_kuairand.yaml", ["data.path=nowhere", f"gradients={{kind: pcgrad, scope: {scope}}}"]
+        "configs/recipes/mmoe_kuairand.yaml", ["data.path=nowhere", f"gradients={{kind: {kind}, scope: {scope}}}"]
     )
     asked = []
     monkeypatch.setattr(combine, "_weighted", lambda weights, rows: sum(rows))  # reads weights, which are on the host
 
     class Combiner:
-        needs_gram = True
+        needs_gram = kind == "pcgrad"
 
         def __call__(self, gram, losses, step):
-            asked.append((gram.device.type, losses.device.type))
+            asked.append((None if gram is None else gram.device.type, losses.device.type))
             return torch.ones(len(losses), dtype=torch.float64)
 
     assert train(recipe, fake, Combiner()) == ["copy to the host"]
-    assert asked == [("cpu", "cpu")]
+    assert asked == [("cpu" if Combiner.needs_gram else None, "cpu")]
 
 
 WAITING = {
