@@ -1,0 +1,248 @@
+"""Forecasts of a step on CPU ranks against measured steps, and against figures that others have published.
+
+    python benchmarks/forecast.py measure --out measured.json     # minutes; starts 1, 2 and 4 gloo ranks
+    python benchmarks/forecast.py fit measured.json --write configs/hardware/cpu.yaml
+    python benchmarks/forecast.py compare measured.json
+    python benchmarks/forecast.py published
+
+Batches are made in memory and ranks have one thread each. What is measured is the processor time of all of a rank's
+threads per step, which other programs on the machine change little: the least of --rounds rounds. The file of this
+kind of machine is fitted on FITTED and tested on TESTED, which it has not seen. Where R ranks share two cores and each
+is at work for t seconds of a step, the step takes max(1, R / 2) t; that is how four ranks on two cores are modelled.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dlrm
+import numpy as np
+import torch
+import torch.distributed as dist
+from scipy.optimize import nnls
+from torch import multiprocessing
+
+from livetrain.configs.load import load_recipe
+from livetrain.configs.machines import load_hardware
+from livetrain.configs.schema import Recipe
+from livetrain.configs.schema.hardware import Hardware
+from livetrain.configs.trees import dump_tree
+from livetrain.modules.batch import Batch
+from livetrain.trainers.data.read.lookups import Looked, ids_per_row
+from livetrain.trainers.forecast.cost import Work, parts
+from livetrain.trainers.forecast.forecast import Forecaster
+from livetrain.trainers.forecast.rows import made_up
+from livetrain.trainers.runtime import ranks
+from livetrain.trainers.train import compiled_layers
+from livetrain.trainers.train.sharding import shard
+
+RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
+FITTED = ("din_ml1m", "dnn_kuairand", "dcnv2_dcnv2", "mmoe_kuairand", "deepfm_kuairand", "lr_simulated", "dnn_ml1m")
+TESTED = (
+    "din_kuairand",
+    "dnn_simulated",
+    "shared_bottom_simulated",
+    "ple_simulated",
+    "wide_deep_dcnv2",
+    "sasrec_simulated",
+)
+TESTED += ("nfm_dcnv2", "din_simulated_cross")
+WORLDS, ROWS = (1, 2, 4), (512, 2048)  # rows of a rank's batch
+WARM = 3  # steps
+
+
+def recipe_of(name: str, world: int, rows: int) -> Recipe:
+    """Return a recipe for so many CPU ranks with so many rows each."""
+    fixed = ["data.path=nowhere", f"cluster.workers={world}", "cluster.device=cpu"]
+    return load_recipe(RECIPES / f"{name}.yaml", [*fixed, f"data.shards={world}", f"data.batch_size={world * rows}"])
+
+
+def batches(recipe: Recipe, rows: int) -> Iterator[Batch]:
+    """Yield batches of a rank, made beforehand."""
+    made = [made_up(recipe, rows, ids_per_row(recipe)) for _ in range(4)]
+    while True:
+        yield from made
+
+
+def work(rank: int, world: int, given: argparse.Namespace, store: str, results: Any) -> None:
+    """Train every recipe on one rank, and let rank 0 tell what it took."""
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    for name in given.recipes:
+        for rows in given.rows:
+            recipe = recipe_of(name, world, rows)
+            sharded = shard(recipe, torch.device("cpu"))
+            compiled_layers.enable(sharded.model, torch.device("cpu"))
+            sharded.module.train()
+            feed, each = batches(recipe, rows), []
+            for _ in range(WARM):
+                sharded.pipeline.progress(feed)
+            for _ in range(given.rounds):
+                dist.barrier()
+                start = time.process_time()
+                for _ in range(given.steps):
+                    sharded.pipeline.progress(feed)
+                each.append((time.process_time() - start) / given.steps)
+            mean = float(ranks.summed(torch.tensor(each, dtype=torch.float64)).min()) / world
+            if rank == 0:
+                results.put({"recipe": name, "world": world, "rows": rows, "seconds": mean})
+    dist.destroy_process_group()
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Measure and write what was found."""
+    found: list[dict[str, Any]] = []
+    for world in given.worlds:
+        results = multiprocessing.get_context("spawn").SimpleQueue()
+        with tempfile.TemporaryDirectory() as folder:
+            multiprocessing.spawn(work, (world, given, str(Path(folder) / "store"), results), nprocs=world)
+        found += [results.get() for _ in range(len(given.recipes) * len(given.rows))]
+        given.out.write_text(json.dumps(found, indent=1))
+        print(f"{world} ranks: {len(found)} measured", flush=True)
+
+
+def work_of(name: str, world: int, rows: int, hardware: Hardware) -> Work:
+    """Return what a rank does in a step."""
+    recipe = recipe_of(name, world, rows)
+    cluster = recipe.cluster.model_copy(update={"topology": hardware.topology()})
+    return Forecaster(lambda _: recipe, hardware).work(recipe.model_copy(update={"cluster": cluster}))[1]
+
+
+def busy(one: Work, hardware: Hardware) -> float:
+    """Return the processor seconds of a rank's step that are forecast."""
+    return sum(seconds for part, seconds in parts(one, hardware).items() if part != "cores")
+
+
+FREE = 1e6  # GB/s or TFLOP/s that take no time
+SOUGHT = ("operator", "group", "row", "intra", "float32", "memory_gb_s", "intra_gb_s")  # of the hardware file
+
+
+def with_only(hardware: Hardware, key: str | None) -> Hardware:
+    """Return machines on which all but one of SOUGHT takes no time; that takes a microsecond, or a ns per unit."""
+    us = {name: float(name == key) for name in hardware.us.model_fields}
+    rates = {name: 1.0 if name == key else FREE for name in ("memory_gb_s", "intra_gb_s")}
+    speed = 1e-3 if key == "float32" else FREE  # TFLOP/s: a ns per operation
+    values = {"us": us, "tflops": dict.fromkeys(("float32", "tf32", "bfloat16"), speed), **rates}
+    return Hardware.model_validate(hardware.model_dump() | values | {"inter_gb_s": FREE, "host_gb_s": FREE})
+
+
+def fitted(found: list[dict[str, Any]], hardware: Hardware) -> dict[str, float]:
+    """Return SOUGHT, none below 0, with the least sum of squared relative errors of the steps of FITTED."""
+    known = [one for one in found if one["recipe"] in FITTED]
+    matrix = np.zeros((len(known), len(SOUGHT)))
+    for at, one in enumerate(known):
+        work = work_of(one["recipe"], one["world"], one["rows"], hardware)
+        nothing = busy(work, with_only(hardware, None))
+        matrix[at] = [busy(work, with_only(hardware, key)) - nothing for key in SOUGHT]
+    measured = np.array([one["seconds"] for one in known])
+    scale = matrix.max(axis=0) + 1e-30
+    taken, _ = nnls(matrix / scale / measured[:, None], np.ones(len(known)))
+    return dict(zip(SOUGHT, (taken / scale).tolist(), strict=True))
+
+
+def fit(given: argparse.Namespace) -> None:
+    """Fit the file of this kind of machine to what was measured, and write it."""
+    hardware = load_hardware(str(given.write))
+    found = fitted(json.loads(given.measured.read_text()), hardware)
+    tree = hardware.model_dump(mode="json")
+    for key in ("operator", "group", "row", "intra"):
+        tree["us"][key] = round(found[key], 3)
+    rate = {key: round(min(1 / found[key], FREE) if found[key] else FREE, 4) for key in ("memory_gb_s", "intra_gb_s")}
+    speed = round(1e-3 / found["float32"], 5) if found["float32"] else FREE
+    tree |= rate | {"tflops": dict.fromkeys(("float32", "tf32", "bfloat16"), speed)}
+    head = [line for line in given.write.read_text().splitlines() if line.startswith("#")]
+    given.write.write_text("\n".join([*head, dump_tree(Hardware.model_validate(tree).model_dump(mode="json"))]))
+    print({key: tree["us"][key] for key in ("operator", "group", "row", "intra")} | rate | {"tflops": speed})
+
+
+# Published rows per second: what, who, the hardware, workers, rows per worker, and the figure.
+PUBLISHED = (
+    ("DLRM-DCNv2", "HugeCTR, MLPerf Training 4.0", "h100", 8, 6912, 13.8e6),
+    ("DLRM", "TorchRec's example", "a100", 8, 256, 284_615),
+    ("DLRM", "TorchRec's example", "a100", 1, 16384, 740_065),
+    ("DLRM", "TorchRec's example", "a100", 4, 4096, 1_458_176),
+    ("DLRM", "TorchRec's example", "a100", 8, 2048, 1_671_168),
+    ("DLRM", "TorchRec's example", "a100", 8, 8192, 5_373_952),
+)
+
+
+def published(_: argparse.Namespace) -> None:
+    """Print forecasts beside published figures."""
+    print("| workload | who | hardware | rows per worker | published, rows/s | forecast | of published | limited by |")
+    print("| --- " * 8 + "|")
+    for what, who, name, workers, rows, figure in PUBLISHED:
+        hot, sizes = (dlrm.HOT, dlrm.MLPERF) if what == "DLRM-DCNv2" else (None, dlrm.TORCHREC)
+        precision = "bfloat16" if hot else "float32"
+        lookups = {f"c{n}": Looked(float(each)) for n, each in enumerate(hot or [1] * 26)}
+        recipe = dlrm.recipe(workers, workers * rows, sizes, hot, precision=precision)
+        found = Forecaster(lambda _, recipe=recipe: recipe, load_hardware(name), lookups).all([workers], advised=False)[
+            0
+        ]
+        cells = [what, who, f"{workers} {name}", f"{rows:,}", f"{figure:,.0f}", f"{found.rows_per_s:,.0f}"]
+        print(f"| {' | '.join([*cells, f'{found.rows_per_s / figure:.2f}', found.limit])} |")
+        print(
+            f"<!-- {', '.join(f'{part} {1e3 * each:.2f} ms' for part, each in found.parts.items() if each > 1e-5)} -->"
+        )
+
+
+def compare(given: argparse.Namespace) -> None:
+    """Print what was forecast of the measured steps, and by how much it is off."""
+    hardware, off = load_hardware("cpu"), dict[tuple[str, int], list[float]]()
+    print("| recipe | | ranks | rows of each | measured, ms | forecast, ms | error | measured, rows/s | forecast |")
+    print("| --- " * 9 + "|")
+    for one in json.loads(given.measured.read_text()):
+        work = work_of(one["recipe"], one["world"], one["rows"], hardware)
+        taken, set_ = busy(work, hardware), "fitted" if one["recipe"] in FITTED else "tested"
+        error = taken / one["seconds"] - 1
+        off.setdefault((set_, one["world"]), []).append(abs(error))
+        shared = max(1.0, one["world"] / hardware.cores)
+        rates = [one["world"] * one["rows"] / (shared * seconds) for seconds in (one["seconds"], taken)]
+        cells = [
+            one["recipe"],
+            set_,
+            one["world"],
+            f"{one['rows']:,}",
+            f"{1e3 * one['seconds']:.1f}",
+            f"{1e3 * taken:.1f}",
+        ]
+        print(f"| {' | '.join(map(str, cells))} | {error:+.0%} | {rates[0]:,.0f} | {rates[1]:,.0f} |")
+    print("\n| | ranks | median error | largest |\n| --- | --- | --- | --- |")
+    for (set_, world), errors in sorted(off.items()):
+        print(f"| {set_} | {world} | {statistics.median(errors):.0%} | {max(errors):.0%} |")
+    for set_ in ("fitted", "tested"):
+        every = [error for (own, _), errors in off.items() if own == set_ for error in errors]
+        print(f"| {set_} | all | {statistics.median(every):.0%} | {max(every):.0%} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("measure")
+    one.add_argument("--out", type=Path, required=True)
+    one.add_argument("--worlds", type=int, nargs="+", default=WORLDS)
+    one.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    one.add_argument("--recipes", nargs="+", default=[*FITTED, *TESTED])
+    one.add_argument("--steps", type=int, default=6)
+    one.add_argument("--rounds", type=int, default=4)
+    one.set_defaults(run=measure)
+    one = commands.add_parser("fit")
+    one.add_argument("measured", type=Path)
+    one.add_argument("--write", type=Path, required=True)
+    one.set_defaults(run=fit)
+    one = commands.add_parser("compare")
+    one.add_argument("measured", type=Path)
+    one.set_defaults(run=compare)
+    one = commands.add_parser("published")
+    one.set_defaults(run=published)
+    given = parser.parse_args()
+    given.run(given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What the sharded tables of a plan take: lookups of every shard, and the bytes that each moves."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from livetrain.configs.schema import Recipe
+from livetrain.modules.features.bag import pools_where_rows_lie
+from livetrain.modules.optimizers import table_optimizer
+from livetrain.trainers.data.read.lookups import Looked, assumed
+from livetrain.trainers.train.layout.plan import BY_NODES, CACHED, Plan, shards
+from livetrain.trainers.train.memory import ELEMENT
+
+WIRE = {"none": 4, "fp16": 2, "bf16": 2}  # bytes of a number of an embedding on its way
+ID = 8  # bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Loads:
+    """The S shards of all tables; all arrays are (S,), of a step of all ranks together.
+
+    Attributes:
+        world: number of ranks.
+        table: number of the shard's table.
+        piece: number of the shard among those that hold other rows of the same columns.
+        rank: that serves the shard.
+        lookups: expected number of rows that are looked up in it.
+        read: bytes of memory that a lookup's forward pass reads and writes.
+        updated: those of its backward pass, with the update.
+        missed: bytes that a lookup moves between host and GPU, where a cache does not hold the row.
+        sent: bytes of embedding that a lookup sends to the rank that asked, and that come back as its gradient.
+        pooled: bytes that are sent whatever the lookups, where embeddings are pooled before they are sent.
+        stepped: whether those are added up within the node first, and only then sent to other nodes.
+        groups: of tables that are looked up and exchanged together.
+    """
+
+    world: int
+    table: np.ndarray
+    piece: np.ndarray
+    rank: np.ndarray
+    lookups: np.ndarray
+    read: np.ndarray
+    updated: np.ndarray
+    missed: np.ndarray
+    sent: np.ndarray
+    pooled: np.ndarray
+    stepped: np.ndarray
+    groups: int
+
+    def by_rank(self, each: np.ndarray) -> np.ndarray:
+        """Return (R,) the sums of a figure of every shard, (S,), over each rank's."""
+        return np.bincount(self.rank, weights=each, minlength=self.world)
+
+
+def loads(recipe: Recipe, plan: Plan, lookups: Mapping[str, Looked] | None = None) -> Loads:
+    """Return what a plan's tables take of its ranks in a step.
+
+    Args:
+        recipe: the run, as it was planned for.
+        plan: its tables'.
+        lookups: what is known of the features' ids; what planning assumes where nothing is.
+    """
+    rows, wire = recipe.data.batch_size * (recipe.data.candidates or 1), WIRE[recipe.cluster.quantize_comms]
+    columns: dict[str, list[float]] = {name: [] for name in _FIGURES}
+    groups = set()
+    for number, (name, place) in enumerate(plan.tables.items()):
+        table, pooled = recipe.tables[name], pools_where_rows_lie(recipe, name)
+        users = [(lookups or {}).get(n, assumed(f)) for n, f in recipe.features.items() if f.looks_up() == name]
+        found = shards(table, place, recipe.cluster.topology, plan.world)
+        blocks = len(found) // len({shard.column for shard in found})
+        asked = sum(rows * one.mean * one.blocks(table.rows, table.hash == "modulo", blocks) for one in users)
+        state, element = table_optimizer(recipe, name), ELEMENT[table.dtype]
+        groups.add((table.dim, pooled, place.sharding))
+        for at, shard in enumerate(found):
+            size = shard.columns * element
+            columns["table"].append(number)
+            columns["piece"].append(at % blocks)
+            columns["rank"].append(shard.rank)
+            columns["lookups"].append(float(asked[at % blocks]))
+            columns["read"].append(size + 4 * shard.columns)
+            columns["updated"].append(4 * shard.columns + 2 * size + 2 * state.state_bytes(shard.columns))
+            columns["missed"].append(2 * size * (1 - table.cache) if place.kernel == CACHED else 0)
+            columns["sent"].append(0 if pooled else wire * shard.columns)
+            columns["pooled"].append(wire * shard.columns * rows * len(users) if pooled else 0)
+            columns["stepped"].append(place.sharding in BY_NODES)
+    arrays = {name: np.array(values, float) for name, values in columns.items()}
+    for name in ("table", "piece", "rank"):
+        arrays[name] = arrays[name].astype(int)
+    return Loads(world=plan.world, groups=len(groups), **arrays)
+
+
+_FIGURES = ("table", "piece", "rank", "lookups", "read", "updated", "missed", "sent", "pooled", "stepped")
