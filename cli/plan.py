@@ -43,14 +43,14 @@ def plan(
 
     machines = load_hardware(hardware or ("cpu" if settled.cluster.device == "cpu" else "h100"))
     forecast.check_division(settled, counts)
-    known = forecast.known(settled)
+    known, ids = forecast.known(settled)
     note(f"counting the step of {', '.join(f'{each:,}' for each in counts)} workers, and planning their tables")
     found = forecast.Forecaster(lambda more: load(recipe, [*(overrides or []), *more]), machines, known).all(counts)
     if as_json:
-        raw(f"{json.dumps(show.plain(found, machines, bool(known)), indent=2)}\n")
+        raw(f"{json.dumps(show.plain(found, machines, ids), indent=2)}\n")
         return
     out.print(show.table(found))
-    for line in show.remarks(found, machines, bool(known)):
+    for line in show.remarks(found, machines, ids):
         say(line)
     try:
         show.draw(found, settled.name or recipe.stem, machines).savefig(picture)

@@ -194,7 +194,7 @@ class _Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func.namespace == "c10d":
+        if func.namespace in ("c10d", "livetrain_sums"):  # PyTorch's, and those of modules.layers.distributed
             self._exchange(func._schema.name, args)
         elif self in _now and not (func.is_view or func in _FREE):
             self.operators += 1

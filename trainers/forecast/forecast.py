@@ -199,17 +199,15 @@ def changes(recipe: Recipe, now: Forecast, hardware: Hardware) -> list[str]:
     return out
 
 
-def known(recipe: Recipe) -> dict[str, Looked]:
-    """Return what the training split tells of the features' ids; nothing where there is no such data.
+def known(recipe: Recipe) -> tuple[dict[str, Looked], str]:
+    """Return what the training split tells of the features' ids, and in words where that is from.
 
-    Raises:
-        BadInput: there are data, and something in them is wrong.
+    A forecast needs no data: where they cannot be read, planning's assumptions stand in for them.
     """
     try:
-        source = Source.open(recipe, "train")
-    except BadInput:
-        return {}
-    return looked_up(source, recipe)
+        return looked_up(Source.open(recipe, "train"), recipe), "lists and frequent ids as sampled from data.path"
+    except BadInput as error:
+        return {}, f"lists taken as half of their limits and all rows as alike frequent, for want of data ({error})"
 
 
 def check_division(recipe: Recipe, workers: Sequence[int]) -> None:

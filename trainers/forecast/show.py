@@ -47,13 +47,13 @@ def table(found: Sequence[Forecast]) -> Table:
     return out
 
 
-def remarks(found: Sequence[Forecast], hardware: Hardware, measured: bool) -> list[str]:
+def remarks(found: Sequence[Forecast], hardware: Hardware, ids: str) -> list[str]:
     """Return what is to be known of the table.
 
     Args:
         found: the forecasts.
         hardware: the machines.
-        measured: whether lengths and frequencies of ids are those of data.
+        ids: where lengths and frequencies of ids are from.
     """
     out = [f"{one.workers:,} workers: {one.refused}" for one in found if one.refused]
     for one in found:
@@ -65,11 +65,6 @@ def remarks(found: Sequence[Forecast], hardware: Hardware, measured: bool) -> li
                 if advice
                 else f"{limit}; no change tried gives 5 % more"
             )
-    ids = (
-        "lists and frequencies of ids as sampled from data.path"
-        if measured
-        else "no data at data.path: lists taken as half of their limits, all rows of a table as alike frequent"
-    )
     return [*out, f"{hardware.name}; {ids}", *_assumed(hardware)]
 
 
@@ -77,7 +72,7 @@ def _assumed(hardware: Hardware) -> list[str]:
     return [text for text in hardware.sources if "assumed" in text or "Nothing" in text]
 
 
-def plain(found: Sequence[Forecast], hardware: Hardware, measured: bool) -> dict[str, Any]:
+def plain(found: Sequence[Forecast], hardware: Hardware, ids: str) -> dict[str, Any]:
     """Return all of it as plain values, for JSON. Arguments as of `remarks`."""
     out = []
     for one in found:
@@ -96,7 +91,7 @@ def plain(found: Sequence[Forecast], hardware: Hardware, measured: bool) -> dict
         values["simulated"] = vars(one.simulated) if one.simulated else None
         values["advice"] = [vars(each) for each in one.advice]
         out.append(values)
-    return {"hardware": hardware.model_dump(mode="json"), "measured_ids": measured, "forecasts": out}
+    return {"hardware": hardware.model_dump(mode="json"), "ids": ids, "forecasts": out}
 
 
 def draw(found: Sequence[Forecast], name: str, hardware: Hardware) -> Figure:

@@ -51,9 +51,9 @@ def test_a_large_batch_costs_what_the_meta_device_says(tmp_path):
     assert count(recipe, 16 * rows, 1, lengths(recipe)).flops == pytest.approx(seen.get_total_flops(), rel=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["dssm_simulated", "farm_simulated_live"])
+@pytest.mark.parametrize("kind", ["dssm_simulated"])
 def test_rows_that_meet_cost_their_square(kind):
-    """DSSM and FARM compare a rank's rows with those of all ranks: so the counts of three sizes, not of two."""
+    """DSSM compares a rank's rows with those of all ranks: so the counts of three sizes, not of two."""
     recipe = load_recipe(f"configs/recipes/{kind}.yaml", ["data.path=nowhere"])
     one, two, three = (count(recipe, 16 * n, 4, lengths(recipe)).flops for n in (4, 8, 12))
     taken = counts._Taken(counts_recipe(recipe), lengths(recipe)).count(16 * 5, 4).flops
