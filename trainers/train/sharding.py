@@ -20,7 +20,7 @@ from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.distributed.types import ShardingEnv
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -32,7 +32,6 @@ from livetrain.modules.model import Model, PooledCollection, ReplicatedCollectio
 from livetrain.modules.optimizers import dense_optimizer, table_optimizer
 from livetrain.modules.tables import adam
 from livetrain.modules.tables.touched import Touched
-from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train import planning
 from livetrain.trainers.train.gradients.combination import Combination
 from livetrain.trainers.train.mean import Mean
@@ -69,6 +68,7 @@ class Sharded:
     optimizers: dict[str, KeyedOptimizer]  # "tables" (fused), "dense", "replicated": those that exist
     pipeline: Pipeline
     device: torch.device
+    planned: planning.Plan
 
     @property
     def model(self) -> Model:
@@ -81,7 +81,7 @@ class Sharded:
 
     def plan(self) -> dict[str, dict[str, Any]]:
         """Return where every table lies: {table: {sharding, kernel, ranks, rows, bytes}}, see `planning.placed`."""
-        return planning.placed(self.recipe, self.module.plan, ranks.world())
+        return planning.placed(self.recipe, self.planned)
 
     def shards(self) -> Iterator[tuple[str, torch.Tensor, int, int]]:
         """Yield (table, local weight, first row, first column) of every sharded piece on this rank."""
@@ -126,12 +126,13 @@ def check_device(recipe: Recipe, device: torch.device) -> None:
         raise BadInput(f"{key}.kind: fbgemm has no fused {kind} on {device.type.upper()}; use {', '.join(able)}")
 
 
-def shard(recipe: Recipe, device: torch.device) -> Sharded:
+def shard(recipe: Recipe, device: torch.device, planner: planning.Planner = planning.make) -> Sharded:
     """Build the recipe's model, its tables sharded over the ranks of the default process group.
 
     Args:
         recipe: the run.
         device: this rank's device.
+        planner: has or makes the tables' plan, on rank 0.
 
     Raises:
         BadInput: the tables do not fit the machines of cluster.topology, or the device cannot train them.
@@ -140,13 +141,14 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if recipe.train.precision == "tf32" else "highest")
     step, sharders = _fused(recipe, device)
-    plan = planning.agree(recipe, device.type, step, sharders)
+    plan = planning.agree(planner, recipe, device.type)
+    paths = {key.split(".")[-2]: path for path, one in _sharded_collections(step) for key, _ in one.named_parameters()}
     with adam.on_host() if _adam_on_host(recipe, device) else contextlib.nullcontext():
         module = DistributedModelParallel(
             step,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
             device=device,
-            plan=plan,
+            plan=planning.for_torchrec(recipe, plan, paths),
             sharders=sharders,
             init_data_parallel=False,
             init_parameters=False,
@@ -163,29 +165,29 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
     update = Update(optimizers, combination, dense, recipe.optimizers.dense.clip_norm, steps, mean)
     kind = DensePipeline
     if "tables" in optimizers:
-        kind = CachedTablePipeline if planning.cached(plan) else TablePipeline
+        kind = CachedTablePipeline if plan.cached else TablePipeline
     pipeline = kind(module, update, device)
-    sharded = Sharded(recipe, module, optimizers, pipeline, device)
+    sharded = Sharded(recipe, module, optimizers, pipeline, device, plan)
     with torch.no_grad():
         for table, weight, row, column in sharded.shards():
             initial_values(recipe, table).fill(weight, row, column)
     return sharded
 
 
-def dry_plan(recipe: Recipe, world: int, device: str) -> ShardingPlan:
+def dry_plan(recipe: Recipe, world: int, device: str, lookups: planning.Lookups | None = None) -> planning.Plan:
     """Return the plan that `world` ranks would make for the recipe's tables, without those ranks.
 
     Args:
         recipe: the run.
         world: number of ranks.
         device: the ranks' device type, cpu or cuda.
+        lookups: what is known of the features' ids.
 
     Raises:
         BadInput: the tables do not fit the machines of cluster.topology, or the device cannot train them.
     """
     check_device(recipe, torch.device(device))
-    step, sharders = _fused(recipe, torch.device("meta"))
-    return planning.make(recipe, world, device, step, sharders)
+    return planning.make(recipe, world, device, lookups)
 
 
 def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[Any]]:
