@@ -68,7 +68,12 @@ def test_advice_gives_what_it_says(path):
 
 
 def test_what_does_not_fit_is_a_line_beside_what_does(path):
-    big = ["tables.movie.rows=2000000000", "tables.movie.dim=64", "tables.movie.memory=gpu"]
+    big = [
+        "tables.movie.rows=2000000000",
+        "tables.movie.dim=64",
+        "tables.movie.memory=gpu",
+        "tables.movie.sharding=row_wise",
+    ]
     few, many = Forecaster(lambda more: load_recipe(path, [*big, *more]), load_hardware("h100")).all([2, 12])
     assert "movie" in few.refused
     assert many.refused is None
