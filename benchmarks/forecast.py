@@ -178,7 +178,7 @@ def published(_: argparse.Namespace) -> None:
     print("| --- " * 8 + "|")
     for what, who, name, workers, rows, figure in PUBLISHED:
         hot, sizes = (dlrm.HOT, dlrm.MLPERF) if what == "DLRM-DCNv2" else (None, dlrm.TORCHREC)
-        precision = "bfloat16" if hot else "float32"
+        precision = "bfloat16" if hot else "tf32"  # what PyTorch 1.10 took by default
         lookups = {f"c{n}": Looked(float(each)) for n, each in enumerate(hot or [1] * 26)}
         recipe = dlrm.recipe(workers, workers * rows, sizes, hot, precision=precision)
         found = Forecaster(lambda _, recipe=recipe: recipe, load_hardware(name), lookups).all([workers], advised=False)[

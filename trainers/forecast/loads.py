@@ -1,13 +1,20 @@
-"""What the sharded tables of a plan take: lookups of every shard, and the bytes that each moves."""
+"""What the sharded tables of a plan take: lookups of every shard, and the bytes that each moves.
+
+Where torchrec finds ids that repeat (on GPUs, of tables that are not pooled; see `sharding._finds_repeated`), a rank
+asks for a row once however often its batch has it: what counts are the different rows of each rank's batch. An id that
+is a share s of n draws is among them with a chance of 1 - (1 - s)^n.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import pools_where_rows_lie
 from livetrain.modules.optimizers import table_optimizer
+from livetrain.modules.tables.hashing import row
 from livetrain.trainers.data.read.lookups import Looked, assumed
 from livetrain.trainers.train.layout.plan import BY_NODES, CACHED, Plan, shards
 from livetrain.trainers.train.memory import ELEMENT
@@ -69,7 +76,12 @@ def loads(recipe: Recipe, plan: Plan, lookups: Mapping[str, Looked] | None = Non
         users = [(lookups or {}).get(n, assumed(f)) for n, f in recipe.features.items() if f.looks_up() == name]
         found = shards(table, place, recipe.cluster.topology, plan.world)
         blocks = len(found) // len({shard.column for shard in found})
-        asked = sum(rows * one.mean * one.blocks(table.rows, table.hash == "modulo", blocks) for one in users)
+        modulo = table.hash == "modulo"
+        if plan.device == "cpu" or pooled:
+            asked = sum(rows * one.mean * one.blocks(table.rows, modulo, blocks) for one in users)
+        else:
+            each = rows / plan.world
+            asked = plan.world * sum(different(one, table.rows, modulo, blocks, each * one.mean) for one in users)
         state, element = table_optimizer(recipe, name), ELEMENT[table.dtype]
         groups.add((table.dim, pooled, place.sharding))
         for at, shard in enumerate(found):
@@ -88,6 +100,33 @@ def loads(recipe: Recipe, plan: Plan, lookups: Mapping[str, Looked] | None = Non
     for name in ("table", "piece", "rank"):
         arrays[name] = arrays[name].astype(int)
     return Loads(world=plan.world, groups=len(groups), **arrays)
+
+
+def different(one: Looked, rows: int, modulo: bool, blocks: int, draws: float) -> np.ndarray:
+    """Return how many different rows of each block of a table are expected among so many lookups.
+
+    Args:
+        one: what the ids are like.
+        rows, modulo, blocks: as of `Looked.blocks`.
+        draws: n.
+
+    Returns:
+        (blocks,).
+
+    Example: four rows, one of which has half of the lookups.
+        >>> different(Looked(1.0, np.array([3]), np.array([0.5])), 4, True, 2, 2.0).round(3).tolist()
+        [0.469, 1.094]
+    """
+    size = -(-rows // blocks)
+    held = np.clip(rows - size * np.arange(blocks), 0, size)
+    places = row(torch.from_numpy(one.ids.copy()), rows, modulo).numpy() // size
+    rest = (1 - one.share.sum()) / rows  # of every row, be it a frequent id's or not
+
+    def met(share: np.ndarray) -> np.ndarray:
+        return -np.expm1(draws * np.log1p(-np.minimum(share, 1 - 1e-12)))
+
+    frequent = np.bincount(places, weights=met(one.share + rest), minlength=blocks)
+    return frequent + (held - np.bincount(places, minlength=blocks)) * met(np.array(rest))
 
 
 _FIGURES = ("table", "piece", "rank", "lookups", "read", "updated", "missed", "sent", "pooled", "stepped")

@@ -14,7 +14,7 @@ from livetrain.trainers.data.read.lookups import Looked
 from livetrain.trainers.forecast import forecast, show
 from livetrain.trainers.forecast.cost import PARTS
 from livetrain.trainers.forecast.forecast import Forecaster, changes, check_division
-from livetrain.trainers.forecast.loads import loads
+from livetrain.trainers.forecast.loads import different, loads
 from livetrain.trainers.train import sharding
 from livetrain.trainers.train.replication import settled
 from tests import samples
@@ -144,3 +144,12 @@ def test_data_tell_lengths_and_frequencies(tmp_path):
     found, where = forecast.known(samples.recipe(tmp_path / "nowhere"))
     assert not found
     assert "nowhere" in where
+
+
+def test_ids_that_repeat_are_asked_for_once_by_each_rank():
+    rng, known = np.random.default_rng(0), Looked(1.0, np.array([5, 90]), np.array([0.3, 0.2]))
+    chances = np.full(100, 0.5 / 100)
+    chances[[5, 90]] += known.share
+    drawn = [np.unique(rng.choice(100, 40, p=chances)) for _ in range(3000)]
+    seen = np.mean([np.bincount(each // 25, minlength=4) for each in drawn], axis=0)
+    np.testing.assert_allclose(different(known, 100, True, 4, 40.0), seen, rtol=0.05)
