@@ -27,7 +27,11 @@ from livetrain.cluster.exchange import Exchanged, exchange
 from livetrain.cluster.nodes import ask, look
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.schema import Cluster, Recipe
+from livetrain.trainers.data.read import sidecar
 from livetrain.trainers.data.read.files import split_files
+from livetrain.trainers.data.read.lookups import looked_up
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.spread import Looking
 from livetrain.trainers.train import memory, planning, sharding
 from livetrain.trainers.train.memory import amount
 from livetrain.trainers.train.memory import waits as waits_for
@@ -115,7 +119,7 @@ def _examine(
         return
     progress("planning the tables")
     plans: list[planning.Plan] = []
-    if found.of("plan", tables_are_planned, recipe, workers, cuda, plans):
+    if found.of("plan", tables_are_planned, recipe, workers, cuda, plans, known_ids(recipe, runs)):
         found.of("memory", memory_suffices, need(recipe, plans[0]), met, answers)
 
 
@@ -257,10 +261,21 @@ def workers_exchange(cluster: Cluster, cuda: bool, met: list[Exchanged]) -> str:
     return f"{where}: all-to-all over {kind}, {median / 1e6:,.0f} MB/s per worker, the slowest {slowest / 1e6:,.0f}"
 
 
-def tables_are_planned(recipe: Recipe, workers: int, cuda: bool, plans: list[planning.Plan]) -> str:
-    """Plan the recipe's tables for its workers; `plans` gets the plan."""
-    plans.append(sharding.dry_plan(recipe, workers, "cuda" if cuda else "cpu"))
+def tables_are_planned(
+    recipe: Recipe, workers: int, cuda: bool, plans: list[planning.Plan], lookups: planning.Lookups | None
+) -> str:
+    """Plan the recipe's tables for its workers, as a run would; `plans` gets the plan."""
+    plans.append(sharding.dry_plan(recipe, workers, "cuda" if cuda else "cpu", lookups))
     return planning.in_words(planning.placed(recipe, plans[0]))
+
+
+def known_ids(recipe: Recipe, runs: Path) -> planning.Lookups | None:
+    """Return what the training split tells of ids, as a run is told; None where it cannot be read."""
+    looking = Looking(runs / sidecar.NAME, ray_workers.spread(recipe))
+    try:
+        return looked_up(Source.open(recipe, "train", looking), recipe, looking)
+    except BadInput:
+        return None
 
 
 @dataclass(frozen=True)

@@ -245,3 +245,9 @@ def test_the_command_exits_with_what_was_found(monkeypatch, well, code):
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == code
     assert asked == [(3, Path("/shared"), "auto")]
+
+
+def test_the_plan_is_made_of_what_the_data_tell(tmp_path):
+    recipe = samples.recipe(samples.write(tmp_path / "data"))
+    assert doctor.known_ids(recipe, tmp_path)["movie"].mean == pytest.approx(0.95, abs=0.02)
+    assert doctor.known_ids(samples.recipe(tmp_path / "nowhere"), tmp_path) is None

@@ -23,6 +23,7 @@ from livetrain.modules.model import Model
 from livetrain.modules.optimizers import dense_optimizer, table_optimizer
 from livetrain.trainers.data.read.lookups import Looked, ids_per_row
 from livetrain.trainers.train.layout.plan import CACHED, Plan, shards
+from livetrain.trainers.train.replication import replicated
 
 ELEMENT = {"float32": 4, "float16": 2}  # bytes
 _ON_DEVICE = 3  # batches of a pipeline that are on a GPU: computed, exchanged, copied
@@ -85,11 +86,11 @@ def needs(recipe: Recipe, model: Model) -> list[Part]:
     """Return what a run takes at the least: parameters with their optimizers' state, a copy of those for the checkpoint
     that is being written, and a step's batch with what is computed of it."""
     workers = max(recipe.cluster.workers, 1)
-    parts = []
+    parts, whole = [], replicated(recipe, workers)
     for name, table in recipe.tables.items():
         weights, state = of_rows(recipe, name, table.rows, table.dim)
         size = copied = weights + state
-        if table.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
+        if name in whole:  # on every worker, with a gradient of its size
             size, copied = workers * (size + weights), workers * size
         what = f"the table's {table.rows:,} rows of {table.dim} columns"
         parts.append(Part(f"tables.{name}", size, copied, what, "lower its rows or dim, or train on a cluster"))

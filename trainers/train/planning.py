@@ -33,6 +33,7 @@ from livetrain.trainers.train.layout.plan import CACHED, Place, Plan, node, shar
 from livetrain.trainers.train.layout.refusal import refusal
 from livetrain.trainers.train.layout.search import lay
 from livetrain.trainers.train.memory import ELEMENT, of_rows
+from livetrain.trainers.train.replication import settled
 
 NAME = "plan.json"  # in a run's folder
 _TORCHREC = {"grid": "grid_shard"}  # names of shardings that differ
@@ -57,7 +58,7 @@ def make(recipe: Recipe, world: int, device: str, lookups: Lookups | None = None
     """
     plan = _plan(recipe, world, device, lookups)
     if plan is None:
-        raise refusal(Costs(recipe, world, device == "cuda", lookups), _fits(device, lookups))
+        raise refusal(Costs(settled(recipe, world), world, device, lookups), _fits(device, lookups))
     return plan
 
 
@@ -66,7 +67,8 @@ def _fits(device: str, lookups: Lookups | None) -> Callable[[Recipe, int], bool]
 
 
 def _plan(recipe: Recipe, world: int, device: str, lookups: Lookups | None) -> Plan | None:
-    costs = Costs(recipe, world, device == "cuda", lookups)
+    recipe = settled(recipe, world)
+    costs = Costs(recipe, world, device, lookups)
     sharded = [name for name, table in recipe.tables.items() if table.sharding != "data_parallel"]
     for behind in _choices(costs):
         for copied in (True, False):  # where a checkpoint finds no room for its copy, training waits for it
@@ -117,7 +119,7 @@ def of_run(run: Path, lookups: Callable[[], Lookups] | None, recipe: Recipe, wor
     Raises:
         DoesNotFit: as of `make`.
     """
-    path, key = run / NAME, _key(recipe, world, device)
+    path, key = run / NAME, _key(settled(recipe, world), world, device)
     kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if key in kept:
         return Plan.from_dict(kept[key])
@@ -196,7 +198,7 @@ def for_torchrec(recipe: Recipe, plan: Plan, collections: Mapping[str, str]) -> 
 
 def served(recipe: Recipe, plan: Plan, lookups: Lookups | None = None) -> np.ndarray:
     """Return (world,) the bytes of sharded tables' rows that each rank looks up per step, for all ranks."""
-    costs, out = Costs(recipe, plan.world, plan.gpu, lookups), np.zeros(plan.world)
+    costs, out = Costs(settled(recipe, plan.world), plan.world, plan.device, lookups), np.zeros(plan.world)
     for name, place in plan.tables.items():
         parts = shards(recipe.tables[name], place, recipe.cluster.topology, plan.world)
         high = sum(part.column == 0 for part in parts)

@@ -40,16 +40,17 @@ class Looked:
     ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     share: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
-    def blocks(self, rows: int, modulo: bool, blocks: int) -> np.ndarray:
+    def blocks(self, rows: int, modulo: bool, blocks: int, once: float = 1.0) -> np.ndarray:
         """Return the part of the lookups that falls into each block of a table's rows.
 
         Args:
             rows: of the table.
             modulo: how ids become rows, see `modules.tables.hashing.row`.
             blocks: of ceil(rows / blocks) rows each, as far as there are rows.
+            once: among so many lookups a frequent id counts once.
 
         Returns:
-            (blocks,), of sum 1.
+            (blocks,), of sum 1 unless ids count once.
 
         Example:
             >>> Looked(1.0, np.array([7]), np.array([0.5])).blocks(8, True, 4).tolist()
@@ -58,7 +59,9 @@ class Looked:
         size = -(-rows // blocks)
         held = np.clip(rows - size * np.arange(blocks), 0, size)
         places = row(torch.from_numpy(self.ids.copy()), rows, modulo).numpy() // size
-        frequent = np.bincount(places, weights=self.share, minlength=blocks)
+        # Of n lookups, 1 - (1 - p)^n are expected to be the first one of an id that each is with probability p.
+        first = (1 - (1 - self.share) ** once) / once
+        frequent = np.bincount(places, weights=first, minlength=blocks)
         return frequent + (1 - self.share.sum()) * held / rows
 
 

@@ -29,11 +29,12 @@ class Costs:
     Args:
         recipe: the run.
         world: number of ranks.
-        gpu: whether they have GPUs.
+        device: their type, cpu or cuda.
         lookups: what is known of the features' ids; half of the longest list and rows alike where nothing is.
     """
 
-    def __init__(self, recipe: Recipe, world: int, gpu: bool, lookups: Mapping[str, Looked] | None = None) -> None:
+    def __init__(self, recipe: Recipe, world: int, device: str, lookups: Mapping[str, Looked] | None = None) -> None:
+        gpu = device == "cuda"
         self.recipe, self.world, self.gpu = recipe, world, gpu
         self.topology, self.tables = recipe.cluster.topology, recipe.tables
         self.rows = recipe.data.batch_size * (recipe.data.candidates or 1)
@@ -66,10 +67,15 @@ class Costs:
     def share(self, name: str, blocks: int) -> np.ndarray:
         """Return (blocks,) the part of a table's lookups that falls into each of so many blocks of its rows."""
         table, means = self.tables[name], sum(one.mean for one in self.users[name])
-        if blocks == 1 or not means:
+        if not means:
             return np.full(blocks, 1 / blocks)
-        parts = [one.mean / means * one.blocks(table.rows, table.hash == "modulo", blocks) for one in self.users[name]]
-        return np.sum(parts, axis=0)
+        # Where fbgemm finds the ids that repeat, each that a rank looks up is asked for once.
+        once = self.gpu and self.world > 1 and not pools_where_rows_lie(self.recipe, name)
+        out = np.zeros(blocks)
+        for one in self.users[name]:
+            among = max(one.mean * self.rows / self.world, 1.0) if once else 1.0
+            out += one.mean / means * one.blocks(table.rows, table.hash == "modulo", blocks, among)
+        return out
 
     def ways(self, name: str, cached: bool, copied: bool) -> list[Way]:
         """Return how a table may be laid, the way that takes the fewest ranks first.

@@ -86,7 +86,7 @@ def _lacking(costs: Costs) -> _Lacking:
     on_gpu = {n: sizes[n] if tables[n].memory == "gpu" else _size(costs.ways(n, True, False)[0], 0) for n in sharded}
     where, has = f"the memory of {world} workers has", world * room[1]
     if costs.gpu and sum(on_gpu.values()) > world * room[0]:
-        sizes, where, has = on_gpu, f"{world} GPUs have", world * room[0]
+        sizes, where, has = on_gpu, f"the GPU memory of {world} workers has", world * room[0]
     elif costs.gpu:
         where, has = f"the GPU and host memory of {world} workers has", world * room.sum()
     most = max(sizes, key=lambda n: sizes[n])
@@ -113,18 +113,22 @@ def _mends(costs: Costs, table: str | None, fits: Fits) -> Iterator[str]:
             yield f"data.batch_size: {small}"
         return
     declared = recipe.tables[table]
-    changes: list[dict[str, str]] = []
-    if declared.dtype == "float32":
-        changes.append({"dtype": "float16"})
+
+    def fitting(change: dict[str, Any]) -> bool:
+        tables = recipe.tables | {table: declared.model_copy(update=change)}
+        return fits(recipe.model_copy(update={"tables": tables}), world)
+
+    changes: list[dict[str, Any]] = [{"dtype": "float16"}] if declared.dtype == "float32" else []
     if costs.gpu and declared.memory == "gpu":
         changes.append({"memory": "host"})
+    elif costs.gpu:
+        less: list[dict[str, Any]] = [{"cache": declared.cache / part} for part in (2, 4, 8, 16)]
+        changes += [change for change in less if fitting(change)][:1]
     if declared.sharding != "auto":
         changes.append({"sharding": "auto"})
-    for change in changes:
-        changed = recipe.tables | {table: declared.model_copy(update=change)}
-        if fits(recipe.model_copy(update={"tables": changed}), world):
-            ((key, value),) = change.items()
-            yield f"tables.{table}.{key}: {value}"
+    for change in filter(fitting, changes):
+        ((key, value),) = change.items()
+        yield f"tables.{table}.{key}: {value}"
 
 
 def _with(recipe: Recipe, section: str, **changes: Any) -> Recipe:
