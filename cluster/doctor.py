@@ -32,7 +32,7 @@ from livetrain.trainers.data.read.files import split_files
 from livetrain.trainers.data.read.lookups import looked_up
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.spread import Looking
-from livetrain.trainers.train import memory, planning, sharding
+from livetrain.trainers.train import few_rows, memory, planning, sharding
 from livetrain.trainers.train.memory import amount
 from livetrain.trainers.train.memory import waits as waits_for
 from livetrain.trainers.train.preflight import SPLITS
@@ -117,6 +117,7 @@ def _examine(
     found.of("exchange", workers_exchange, cluster, cuda, met)
     if not recipe:
         return
+    found.of("batch", rows_are_told, recipe, workers, "cuda" if cuda else "cpu")
     progress("planning the tables")
     plans: list[planning.Plan] = []
     if found.of("plan", tables_are_planned, recipe, workers, cuda, plans, known_ids(recipe, runs)):
@@ -276,6 +277,14 @@ def known_ids(recipe: Recipe, runs: Path) -> planning.Lookups | None:
         return looked_up(Source.open(recipe, "train", looking), recipe, looking)
     except BadInput:
         return None
+
+
+def rows_are_told(recipe: Recipe, workers: int, device: str) -> str:
+    """Say how many rows a step has, and what more of them would gain on GPUs."""
+    unit = "requests" if recipe.data.layout == "request" else "rows"
+    size = recipe.data.batch_size
+    said = f"{size:,} {unit} per step, {size / workers:,.0f} on each of {counted(workers, 'worker')}"
+    return few_rows.advice(recipe, workers, device) or said
 
 
 @dataclass(frozen=True)
