@@ -1,9 +1,11 @@
 """Forecasts of a step on CPU ranks against measured steps, and against figures that others have published.
 
-    python benchmarks/forecast.py measure --out measured.json     # minutes; starts 1, 2 and 4 gloo ranks
-    python benchmarks/forecast.py fit measured.json --write configs/hardware/cpu.yaml
-    python benchmarks/forecast.py compare measured.json
+    python benchmarks/forecast.py measure --worlds 1 --rows 256 1024 --out measured.jsonl
+    python benchmarks/forecast.py measure --worlds 2 4 --rows 512 --out measured.jsonl
+    python benchmarks/forecast.py fit measured.jsonl --write configs/hardware/cpu.yaml
+    python benchmarks/forecast.py compare measured.jsonl
     python benchmarks/forecast.py published
+    python benchmarks/forecast.py scale
 
 Batches are made in memory and ranks have one thread each. What is measured is the processor time of all of a rank's
 threads per step, which other programs on the machine change little: the least of --rounds rounds. The file of this
@@ -12,11 +14,12 @@ is at work for t seconds of a step, the step takes max(1, R / 2) t; that is how 
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +45,9 @@ from livetrain.trainers.train import compiled_layers
 from livetrain.trainers.train.sharding import shard
 
 RECIPES = Path(__file__).parents[1] / "configs" / "recipes"
-FITTED = ("din_ml1m", "dnn_kuairand", "dcnv2_dcnv2", "mmoe_kuairand", "deepfm_kuairand", "lr_simulated", "dnn_ml1m")
-TESTED = (
-    "din_kuairand",
-    "dnn_simulated",
-    "shared_bottom_simulated",
-    "ple_simulated",
-    "wide_deep_dcnv2",
-    "sasrec_simulated",
-)
-TESTED += ("nfm_dcnv2", "din_simulated_cross")
-WORLDS, ROWS = (1, 2, 4), (512, 2048)  # rows of a rank's batch
-WARM = 3  # steps
+FITTED = ("din_ml1m", "dnn_kuairand", "dcnv2_dcnv2", "mmoe_simulated")
+TESTED = ("din_simulated_live", "dnn_simulated", "shared_bottom_simulated", "deepfm_kuairand")
+WARM = 2  # steps
 
 
 def recipe_of(name: str, world: int, rows: int) -> Recipe:
@@ -69,42 +63,44 @@ def batches(recipe: Recipe, rows: int) -> Iterator[Batch]:
         yield from made
 
 
-def work(rank: int, world: int, given: argparse.Namespace, store: str, results: Any) -> None:
-    """Train every recipe on one rank, and let rank 0 tell what it took."""
+def work(rank: int, world: int, given: argparse.Namespace, store: str) -> None:
+    """Train every recipe on one rank; rank 0 writes what it took, a line for each."""
     torch.set_num_threads(1)
     torch.manual_seed(rank)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    for name in given.recipes:
-        for rows in given.rows:
-            recipe = recipe_of(name, world, rows)
-            sharded = shard(recipe, torch.device("cpu"))
-            compiled_layers.enable(sharded.model, torch.device("cpu"))
-            sharded.module.train()
-            feed, each = batches(recipe, rows), []
-            for _ in range(WARM):
+    for name, rows in itertools.product(given.recipes, given.rows):
+        recipe = recipe_of(name, world, rows)
+        sharded = shard(recipe, torch.device("cpu"))
+        compiled_layers.enable(sharded.model, torch.device("cpu"))
+        sharded.module.train()
+        feed, each = batches(recipe, rows), []
+        for _ in range(WARM):
+            sharded.pipeline.progress(feed)
+        for _ in range(given.rounds):
+            dist.barrier()
+            start = time.process_time()
+            for _ in range(given.steps):
                 sharded.pipeline.progress(feed)
-            for _ in range(given.rounds):
-                dist.barrier()
-                start = time.process_time()
-                for _ in range(given.steps):
-                    sharded.pipeline.progress(feed)
-                each.append((time.process_time() - start) / given.steps)
-            mean = float(ranks.summed(torch.tensor(each, dtype=torch.float64)).min()) / world
-            if rank == 0:
-                results.put({"recipe": name, "world": world, "rows": rows, "seconds": mean})
+            each.append((time.process_time() - start) / given.steps)
+        mean = ranks.summed(torch.tensor(each, dtype=torch.float64)) / world  # of the ranks
+        if rank == 0:
+            found = {"recipe": name, "world": world, "rows": rows, "seconds": float(mean.min())}
+            found["deviation"] = float(mean.std() / mean.mean())
+            with given.out.open("a") as file:
+                file.write(f"{json.dumps(found)}\n")
     dist.destroy_process_group()
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Measure and write what was found."""
-    found: list[dict[str, Any]] = []
+    """Measure, and add what was found to a file."""
     for world in given.worlds:
-        results = multiprocessing.get_context("spawn").SimpleQueue()
         with tempfile.TemporaryDirectory() as folder:
-            multiprocessing.spawn(work, (world, given, str(Path(folder) / "store"), results), nprocs=world)
-        found += [results.get() for _ in range(len(given.recipes) * len(given.rows))]
-        given.out.write_text(json.dumps(found, indent=1))
-        print(f"{world} ranks: {len(found)} measured", flush=True)
+            multiprocessing.spawn(work, (world, given, str(Path(folder) / "store")), nprocs=world)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return what was measured."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def work_of(name: str, world: int, rows: int, hardware: Hardware) -> Work:
@@ -149,7 +145,7 @@ def fitted(found: list[dict[str, Any]], hardware: Hardware) -> dict[str, float]:
 def fit(given: argparse.Namespace) -> None:
     """Fit the file of this kind of machine to what was measured, and write it."""
     hardware = load_hardware(str(given.write))
-    found = fitted(json.loads(given.measured.read_text()), hardware)
+    found = fitted(read(given.measured), hardware)
     tree = hardware.model_dump(mode="json")
     for key in ("operator", "group", "row", "intra"):
         tree["us"][key] = round(found[key], 3)
@@ -191,12 +187,28 @@ def published(_: argparse.Namespace) -> None:
         )
 
 
+def scale(_: argparse.Namespace) -> None:
+    """Print the formula's step beside the simulated ones, up to 1,024 workers."""
+    print("| recipe | workers | step, ms | simulated: median | 95 % | rows/s | efficiency | limited by |")
+    print("| --- " * 8 + "|")
+    for name in ("din_ml1m", "mmoe_kuairand"):
+
+        def load(more: Sequence[str], name: str = name) -> Recipe:
+            fixed = ["data.path=nowhere", "data.shards=1024", "data.batch_size_per_worker=8192", "data.threads=12"]
+            return load_recipe(RECIPES / f"{name}.yaml", [*fixed, *more])
+
+        for one in Forecaster(load, load_hardware("h100")).all([8, 64, 256, 1024], advised=False):
+            times = [one.seconds, one.simulated.median, one.simulated.p95] if one.simulated else []
+            cells = [name, f"{one.workers:,}", *(f"{1e3 * each:.2f}" for each in times), f"{one.rows_per_s:,.0f}"]
+            print(f"| {' | '.join([*cells, f'{one.efficiency:.2f}', one.limit])} |", flush=True)
+
+
 def compare(given: argparse.Namespace) -> None:
     """Print what was forecast of the measured steps, and by how much it is off."""
     hardware, off = load_hardware("cpu"), dict[tuple[str, int], list[float]]()
     print("| recipe | | ranks | rows of each | measured, ms | forecast, ms | error | measured, rows/s | forecast |")
     print("| --- " * 9 + "|")
-    for one in json.loads(given.measured.read_text()):
+    for one in read(given.measured):
         work = work_of(one["recipe"], one["world"], one["rows"], hardware)
         taken, set_ = busy(work, hardware), "fitted" if one["recipe"] in FITTED else "tested"
         error = taken / one["seconds"] - 1
@@ -225,11 +237,11 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     one = commands.add_parser("measure")
     one.add_argument("--out", type=Path, required=True)
-    one.add_argument("--worlds", type=int, nargs="+", default=WORLDS)
-    one.add_argument("--rows", type=int, nargs="+", default=ROWS)
+    one.add_argument("--worlds", type=int, nargs="+", required=True)
+    one.add_argument("--rows", type=int, nargs="+", required=True, help="of a rank's batch")
     one.add_argument("--recipes", nargs="+", default=[*FITTED, *TESTED])
-    one.add_argument("--steps", type=int, default=6)
-    one.add_argument("--rounds", type=int, default=4)
+    one.add_argument("--steps", type=int, default=3)
+    one.add_argument("--rounds", type=int, default=3)
     one.set_defaults(run=measure)
     one = commands.add_parser("fit")
     one.add_argument("measured", type=Path)
@@ -238,6 +250,8 @@ def main() -> None:
     one = commands.add_parser("compare")
     one.add_argument("measured", type=Path)
     one.set_defaults(run=compare)
+    one = commands.add_parser("scale")
+    one.set_defaults(run=scale)
     one = commands.add_parser("published")
     one.set_defaults(run=published)
     given = parser.parse_args()

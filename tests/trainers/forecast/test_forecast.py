@@ -153,3 +153,13 @@ def test_ids_that_repeat_are_asked_for_once_by_each_rank():
     drawn = [np.unique(rng.choice(100, 40, p=chances)) for _ in range(3000)]
     seen = np.mean([np.bincount(each // 25, minlength=4) for each in drawn], axis=0)
     np.testing.assert_allclose(different(known, 100, True, 4, 40.0), seen, rtol=0.05)
+
+
+def test_a_gpus_ranks_ask_for_a_row_once(path):
+    recipe = settled(load_recipe(path, ["cluster.workers=4", "tables.movie.sharding=row_wise"]), 4)
+    known = {"movie": Looked(1.0, np.array([7]), np.array([1.0])), "history": Looked(0.0)}
+    asked = {}
+    for device in ("cpu", "cuda"):
+        found = loads(recipe, plan := sharding.dry_plan(recipe, 4, device), known)
+        asked[device] = found.lookups[found.table == list(plan.tables).index("movie")].sum()
+    assert asked == pytest.approx({"cpu": 96, "cuda": 4})  # one movie, by each of four ranks
