@@ -3,7 +3,6 @@
     python benchmarks/forecast.py measure --worlds 1 --rows 256 1024 --out measured.jsonl
     python benchmarks/forecast.py measure --worlds 2 4 --rows 512 --out measured.jsonl
     python benchmarks/forecast.py fit measured.jsonl --write configs/hardware/cpu.yaml
-    python benchmarks/forecast.py compare measured.jsonl
     python benchmarks/forecast.py published
     python benchmarks/forecast.py scale
 
@@ -20,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def work_of(name: str, world: int, rows: int, hardware: Hardware) -> Work:
+@lru_cache
+def work_of(name: str, world: int, rows: int) -> Work:
     """Return what a rank does in a step."""
+    hardware = load_hardware("cpu")
     recipe = recipe_of(name, world, rows)
     cluster = recipe.cluster.model_copy(update={"topology": hardware.topology()})
     return Forecaster(lambda _: recipe, hardware).work(recipe.model_copy(update={"cluster": cluster}))[1]
@@ -116,12 +118,12 @@ def busy(one: Work, hardware: Hardware) -> float:
 
 
 FREE = 1e6  # GB/s or TFLOP/s that take no time
-SOUGHT = ("operator", "group", "row", "intra", "float32", "memory_gb_s", "intra_gb_s")  # of the hardware file
+SOUGHT = ("operator", "group", "lookup", "row", "intra", "float32", "memory_gb_s", "intra_gb_s")  # of the hardware file
 
 
 def with_only(hardware: Hardware, key: str | None) -> Hardware:
     """Return machines on which all but one of SOUGHT takes no time; that takes a microsecond, or a ns per unit."""
-    us = {name: float(name == key) for name in hardware.us.model_fields}
+    us = {name: float(name == key) for name in type(hardware.us).model_fields}
     rates = {name: 1.0 if name == key else FREE for name in ("memory_gb_s", "intra_gb_s")}
     speed = 1e-3 if key == "float32" else FREE  # TFLOP/s: a ns per operation
     values = {"us": us, "tflops": dict.fromkeys(("float32", "tf32", "bfloat16"), speed), **rates}
@@ -129,17 +131,21 @@ def with_only(hardware: Hardware, key: str | None) -> Hardware:
 
 
 def fitted(found: list[dict[str, Any]], hardware: Hardware) -> dict[str, float]:
-    """Return SOUGHT, none below 0, with the least sum of squared relative errors of the steps of FITTED."""
+    """Return SOUGHT, none below 0, with the least sum of squared relative errors of the steps of FITTED.
+
+    What no measured step depends on is left out.
+    """
     known = [one for one in found if one["recipe"] in FITTED]
     matrix = np.zeros((len(known), len(SOUGHT)))
     for at, one in enumerate(known):
-        work = work_of(one["recipe"], one["world"], one["rows"], hardware)
+        work = work_of(one["recipe"], one["world"], one["rows"])
         nothing = busy(work, with_only(hardware, None))
         matrix[at] = [busy(work, with_only(hardware, key)) - nothing for key in SOUGHT]
     measured = np.array([one["seconds"] for one in known])
-    scale = matrix.max(axis=0) + 1e-30
-    taken, _ = nnls(matrix / scale / measured[:, None], np.ones(len(known)))
-    return dict(zip(SOUGHT, (taken / scale).tolist(), strict=True))
+    scale = matrix.max(axis=0)
+    told = scale > 0
+    taken, _ = nnls(matrix[:, told] / scale[told] / measured[:, None], np.ones(len(known)))
+    return dict(zip(np.array(SOUGHT)[told].tolist(), (taken / scale[told]).tolist(), strict=True))
 
 
 def fit(given: argparse.Namespace) -> None:
@@ -147,14 +153,17 @@ def fit(given: argparse.Namespace) -> None:
     hardware = load_hardware(str(given.write))
     found = fitted(read(given.measured), hardware)
     tree = hardware.model_dump(mode="json")
-    for key in ("operator", "group", "row", "intra"):
-        tree["us"][key] = round(found[key], 3)
-    rate = {key: round(min(1 / found[key], FREE) if found[key] else FREE, 4) for key in ("memory_gb_s", "intra_gb_s")}
-    speed = round(1e-3 / found["float32"], 5) if found["float32"] else FREE
-    tree |= rate | {"tflops": dict.fromkeys(("float32", "tf32", "bfloat16"), speed)}
+    for key, value in found.items():
+        if key in tree["us"]:
+            tree["us"][key] = round(value, 3)
+        elif key == "float32":
+            tree["tflops"] = dict.fromkeys(tree["tflops"], round(min(1e-3 / value, FREE) if value else FREE, 5))
+        else:
+            tree[key] = round(min(1 / value, FREE) if value else FREE, 4)
     head = [line for line in given.write.read_text().splitlines() if line.startswith("#")]
     given.write.write_text("\n".join([*head, dump_tree(Hardware.model_validate(tree).model_dump(mode="json"))]))
-    print({key: tree["us"][key] for key in ("operator", "group", "row", "intra")} | rate | {"tflops": speed})
+    print(found, "\n")
+    compare(given)
 
 
 # Published rows per second: what, who, the hardware, workers, rows per worker, and the figure.
@@ -205,11 +214,11 @@ def scale(_: argparse.Namespace) -> None:
 
 def compare(given: argparse.Namespace) -> None:
     """Print what was forecast of the measured steps, and by how much it is off."""
-    hardware, off = load_hardware("cpu"), dict[tuple[str, int], list[float]]()
+    hardware, off = load_hardware(str(given.write)), dict[tuple[str, int], list[float]]()
     print("| recipe | | ranks | rows of each | measured, ms | forecast, ms | error | measured, rows/s | forecast |")
     print("| --- " * 9 + "|")
     for one in read(given.measured):
-        work = work_of(one["recipe"], one["world"], one["rows"], hardware)
+        work = work_of(one["recipe"], one["world"], one["rows"])
         taken, set_ = busy(work, hardware), "fitted" if one["recipe"] in FITTED else "tested"
         error = taken / one["seconds"] - 1
         off.setdefault((set_, one["world"]), []).append(abs(error))
@@ -247,9 +256,6 @@ def main() -> None:
     one.add_argument("measured", type=Path)
     one.add_argument("--write", type=Path, required=True)
     one.set_defaults(run=fit)
-    one = commands.add_parser("compare")
-    one.add_argument("measured", type=Path)
-    one.set_defaults(run=compare)
     one = commands.add_parser("scale")
     one.set_defaults(run=scale)
     one = commands.add_parser("published")

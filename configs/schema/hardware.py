@@ -38,7 +38,8 @@ class Waits(Section):
 
     operator: Microseconds = Field(description="of the host, to call one operator")
     group: Microseconds = Field(description="of the host, for one group of sharded tables in a step")
-    row: Microseconds = Field(0.0, description="for a row that is looked up and updated, besides its bytes")
+    lookup: Microseconds = Field(0.0, description="for a lookup, besides its bytes")
+    row: Microseconds = Field(0.0, description="for a row that is updated, besides its bytes")
     intra: Microseconds = Field(description="a collective between workers of one node")
     inter: Microseconds = Field(description="more for each doubling of the nodes")
     peer: Microseconds = Field(description="an all-to-all more for each worker of another node")

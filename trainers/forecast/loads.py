@@ -33,8 +33,10 @@ class Loads:
         piece: number of the shard among those that hold other rows of the same columns.
         rank: that serves the shard.
         lookups: expected number of rows that are looked up in it.
+        touched: expected number of different rows among them, which are updated once each.
         read: bytes of memory that a lookup's forward pass reads and writes.
-        updated: those of its backward pass, with the update.
+        updated: those of its gradient in the backward pass.
+        written: those of the update of a row.
         missed: bytes that a lookup moves between host and GPU, where a cache does not hold the row.
         sent: bytes of embedding that a lookup sends to the rank that asked, and that come back as its gradient.
         pooled: bytes that are sent whatever the lookups, where embeddings are pooled before they are sent.
@@ -47,8 +49,10 @@ class Loads:
     piece: np.ndarray
     rank: np.ndarray
     lookups: np.ndarray
+    touched: np.ndarray
     read: np.ndarray
     updated: np.ndarray
+    written: np.ndarray
     missed: np.ndarray
     sent: np.ndarray
     pooled: np.ndarray
@@ -82,6 +86,7 @@ def loads(recipe: Recipe, plan: Plan, lookups: Mapping[str, Looked] | None = Non
         else:
             each = rows / plan.world
             asked = plan.world * sum(different(one, table.rows, modulo, blocks, each * one.mean) for one in users)
+        touched = np.sum([different(one, table.rows, modulo, blocks, rows * one.mean) for one in users], axis=0)
         state, element = table_optimizer(recipe, name), ELEMENT[table.dtype]
         groups.add((table.dim, pooled, place.sharding))
         for at, shard in enumerate(found):
@@ -90,8 +95,10 @@ def loads(recipe: Recipe, plan: Plan, lookups: Mapping[str, Looked] | None = Non
             columns["piece"].append(at % blocks)
             columns["rank"].append(shard.rank)
             columns["lookups"].append(float(asked[at % blocks]))
+            columns["touched"].append(float(touched[at % blocks]))
             columns["read"].append(size + 4 * shard.columns)
-            columns["updated"].append(4 * shard.columns + 2 * size + 2 * state.state_bytes(shard.columns))
+            columns["updated"].append(4 * shard.columns)
+            columns["written"].append(2 * size + 2 * state.state_bytes(shard.columns))
             columns["missed"].append(2 * size * (1 - table.cache) if place.kernel == CACHED else 0)
             columns["sent"].append(0 if pooled else wire * shard.columns)
             columns["pooled"].append(wire * shard.columns * rows * len(users) if pooled else 0)
@@ -129,4 +136,17 @@ def different(one: Looked, rows: int, modulo: bool, blocks: int, draws: float) -
     return frequent + (held - np.bincount(places, minlength=blocks)) * met(np.array(rest))
 
 
-_FIGURES = ("table", "piece", "rank", "lookups", "read", "updated", "missed", "sent", "pooled", "stepped")
+_FIGURES = (
+    "table",
+    "piece",
+    "rank",
+    "lookups",
+    "touched",
+    "read",
+    "updated",
+    "written",
+    "missed",
+    "sent",
+    "pooled",
+    "stepped",
+)
