@@ -81,10 +81,13 @@ def count(recipe: Recipe, rows: int, world: int, lengths: dict[str, float]) -> C
         taken = _Taken(recipe.model_copy(update={"tables": small, "train": train}), lengths)
         found = [taken.count(times * EACH, world) for times in (1, 2, 3)]
     figures = zip(*((each.flops, each.products, each.bytes) for each in found), strict=True)
+    flops, products, moved = (_at(rows / EACH, each) for each in figures)
     sent = zip(*(each.collectives for each in found), strict=True)
     return Counts(
         max(each.operators for each in found),
-        *(_at(rows / EACH, each) for each in figures),
+        flops,
+        products,
+        moved,
         tuple(_at(rows / EACH, each) for each in sent),
     )
 

@@ -82,10 +82,11 @@ def loads(recipe: Recipe, plan: Plan, lookups: Mapping[str, Looked] | None = Non
         blocks = len(found) // len({shard.column for shard in found})
         modulo = table.hash == "modulo"
         if plan.device == "cpu" or pooled:
-            asked = sum(rows * one.mean * one.blocks(table.rows, modulo, blocks) for one in users)
+            asked = np.sum([rows * one.mean * one.blocks(table.rows, modulo, blocks) for one in users], axis=0)
         else:
             each = rows / plan.world
-            asked = plan.world * sum(different(one, table.rows, modulo, blocks, each * one.mean) for one in users)
+            own = [different(one, table.rows, modulo, blocks, each * one.mean) for one in users]
+            asked = plan.world * np.sum(own, axis=0)
         touched = np.sum([different(one, table.rows, modulo, blocks, rows * one.mean) for one in users], axis=0)
         state, element = table_optimizer(recipe, name), ELEMENT[table.dtype]
         groups.add((table.dim, pooled, place.sharding))
