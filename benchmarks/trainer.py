@@ -25,6 +25,7 @@ from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -40,8 +41,6 @@ from livetrain.trainers.runtime.ranks import seed_step
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train.feed import Meter
 from livetrain.trainers.train.loop import Job, Trainer
-from livetrain.trainers.train.planning import for_torchrec
-from livetrain.trainers.train.sharding import dry_plan
 
 CPU = torch.device("cpu")
 
@@ -78,8 +77,13 @@ class Bare(nn.Module):
         sparse = recipe.optimizers.sparse
         apply_in_backward(RowWiseAdagrad, model.tables.parameters(), {"lr": sparse.lr, "eps": sparse.eps})
         sharders = [EmbeddingCollectionSharder()]
-        paths = {k.split(".")[-2]: f"model.tables.{k.split('.')[0]}" for k, _ in model.tables.named_parameters()}
-        plan = for_torchrec(recipe, dry_plan(recipe, dist.get_world_size(), "cpu"), paths)
+        ways = ParameterConstraints(sharding_types=["table_wise", "row_wise"], compute_kernels=["fused"])
+        planner = EmbeddingShardingPlanner(
+            topology=Topology(world_size=dist.get_world_size(), compute_device="cpu"),
+            batch_size=batches[0].weights.shape[0],
+            constraints=dict.fromkeys(recipe.tables, ways),
+        )
+        plan = planner.collective_plan(self, sharders, dist.group.WORLD)
         sharded = DistributedModelParallel(self, device=CPU, plan=plan, sharders=sharders)
         dense = dict(in_backward_optimizer_filter(sharded.named_parameters()))
         adam = KeyedOptimizerWrapper(dense, lambda p: torch.optim.Adam(p, lr=recipe.optimizers.dense.lr))

@@ -120,7 +120,7 @@ def _examine(
     found.of("batch", rows_are_told, recipe, workers, "cuda" if cuda else "cpu")
     progress("planning the tables")
     plans: list[planning.Plan] = []
-    if found.of("plan", tables_are_planned, recipe, workers, cuda, plans, known_ids(recipe, runs)):
+    if found.of("plan", tables_are_planned, recipe, workers, cuda, runs, plans):
         found.of("memory", memory_suffices, need(recipe, plans[0]), met, answers)
 
 
@@ -262,11 +262,17 @@ def workers_exchange(cluster: Cluster, cuda: bool, met: list[Exchanged]) -> str:
     return f"{where}: all-to-all over {kind}, {median / 1e6:,.0f} MB/s per worker, the slowest {slowest / 1e6:,.0f}"
 
 
-def tables_are_planned(
-    recipe: Recipe, workers: int, cuda: bool, plans: list[planning.Plan], lookups: planning.Lookups | None
-) -> str:
+def rows_are_told(recipe: Recipe, workers: int, device: str) -> str:
+    """Say how many rows a step has, and what more of them would gain on GPUs."""
+    unit = "requests" if recipe.data.layout == "request" else "rows"
+    size = recipe.data.batch_size
+    said = f"{size:,} {unit} per step, {size / workers:,.0f} on each of {counted(workers, 'worker')}"
+    return few_rows.advice(recipe, workers, device) or said
+
+
+def tables_are_planned(recipe: Recipe, workers: int, cuda: bool, runs: Path, plans: list[planning.Plan]) -> str:
     """Plan the recipe's tables for its workers, as a run would; `plans` gets the plan."""
-    plans.append(sharding.dry_plan(recipe, workers, "cuda" if cuda else "cpu", lookups))
+    plans.append(sharding.dry_plan(recipe, workers, "cuda" if cuda else "cpu", known_ids(recipe, runs)))
     return planning.in_words(planning.placed(recipe, plans[0]))
 
 
@@ -277,14 +283,6 @@ def known_ids(recipe: Recipe, runs: Path) -> planning.Lookups | None:
         return looked_up(Source.open(recipe, "train", looking), recipe, looking)
     except BadInput:
         return None
-
-
-def rows_are_told(recipe: Recipe, workers: int, device: str) -> str:
-    """Say how many rows a step has, and what more of them would gain on GPUs."""
-    unit = "requests" if recipe.data.layout == "request" else "rows"
-    size = recipe.data.batch_size
-    said = f"{size:,} {unit} per step, {size / workers:,.0f} on each of {counted(workers, 'worker')}"
-    return few_rows.advice(recipe, workers, device) or said
 
 
 @dataclass(frozen=True)

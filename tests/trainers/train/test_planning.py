@@ -184,9 +184,9 @@ def test_the_line_for_people():
     assert planning.in_words({}) == "there are no tables"
 
 
-def test_the_doctor_plans_and_counts_what_lies_behind_a_cache():
+def test_the_doctor_plans_and_counts_what_lies_behind_a_cache(tmp_path):
     made_for, plans = sized(4.2, tables__a__cache=0.1), []
-    said = doctor.tables_are_planned(made_for, 1, True, plans, None)
+    said = doctor.tables_are_planned(made_for, 1, True, tmp_path, plans)
     assert said.startswith(
         "a table_wise on rank 0 in host memory behind a GPU cache (fused_uvm_caching, up to 4,000,00"
     )

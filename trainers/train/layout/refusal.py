@@ -122,8 +122,8 @@ def _mends(costs: Costs, table: str | None, fits: Fits) -> Iterator[str]:
     if costs.gpu and declared.memory == "gpu":
         changes.append({"memory": "host"})
     elif costs.gpu:
-        less: list[dict[str, Any]] = [{"cache": declared.cache / part} for part in (2, 4, 8, 16)]
-        changes += [change for change in less if fitting(change)][:1]
+        smaller: list[dict[str, Any]] = [{"cache": declared.cache / part} for part in (2, 4, 8, 16)]
+        changes += [change for change in smaller if fitting(change)][:1]
     if declared.sharding != "auto":
         changes.append({"sharding": "auto"})
     for change in filter(fitting, changes):
