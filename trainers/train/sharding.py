@@ -31,6 +31,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import OPTIMIZERS
 from livetrain.configs.schema import Recipe
+from livetrain.modules.features.bag import pools_where_rows_lie
 from livetrain.modules.model import Model, PooledCollection, ReplicatedCollection, initial_values
 from livetrain.modules.optimizers import FUSED_NAMES, dense_optimizer, table_optimizer
 from livetrain.modules.tables import adam, host
@@ -162,7 +163,7 @@ def shard(recipe: Recipe, device: torch.device, planner: planning.Planner = plan
     step, sharders = _fused(recipe, device, once=_finds_repeated(device))
     plan = planning.agree(planner, recipe, device.type)
     paths = {key.split(".")[-2]: path for path, one in _sharded_collections(step) for key, _ in one.named_parameters()}
-    with host.tables() if device.type == "cpu" else contextlib.nullcontext(), _nodes(recipe, ranks.world()):
+    with host.tables() if _on_host(recipe, device) else contextlib.nullcontext(), _nodes(recipe, ranks.world()):
         module = DistributedModelParallel(
             step,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -241,6 +242,13 @@ def _fused(recipe: Recipe, device: torch.device, once: bool = False) -> tuple[St
     # fbgemm ignores weight_decay unless it is told its kind.
     given = {"weight_decay_mode": WeightDecayMode.L2}, _codecs(recipe)
     return step, [EmbeddingCollectionSharder(*given, use_index_dedup=once), BagSharder(*given)]
+
+
+def _on_host(recipe: Recipe, device: torch.device) -> bool:
+    """Return whether a table needs an update that fbgemm has on GPUs alone, see modules.tables.host."""
+    adam = any(table_optimizer(recipe, name).torch_class is torch.optim.Adam for name in recipe.tables)
+    decayed = [name for name in recipe.tables if recipe.optimizer(name).weight_decay]
+    return device.type == "cpu" and (adam or any(pools_where_rows_lie(recipe, name) for name in decayed))
 
 
 def _finds_repeated(device: torch.device) -> bool:
