@@ -19,6 +19,7 @@ from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.trainers.data.read.lookups import Looked
+from livetrain.trainers.runtime import run_folder
 from livetrain.trainers.train import memory, planning
 from livetrain.trainers.train.layout.refusal import DoesNotFit
 from livetrain.trainers.train.sharding import dry_plan
@@ -333,3 +334,10 @@ def test_a_refusal_names_what_is_short_and_what_would_do(hbm, world, changes, sa
             key, value = mend.split(": ")
             change = {key.replace(".", "__"): float(value) if key.endswith("cache") else value}
             assert dry_plan(sized(hbm, **(changes | change)), world, "cuda")
+
+
+def test_a_run_lies_where_its_kept_plan_says(small_run):
+    made_for, result = run_folder.recipe_of(small_run), json.loads((small_run / "result.json").read_text())
+    with mock.patch.object(planning, "make", side_effect=AssertionError):  # so that it goes on with the plan it has
+        plan = planning.of_run(small_run, None, made_for, 1, "cpu")
+    assert planning.placed(made_for, plan) == result["plan"]
