@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import math
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -141,8 +142,8 @@ def rows(recipe: Recipe) -> int:
 def trained(recipe: Recipe) -> dict[str, Any]:
     """Train for one pass, and return the metrics with the processor time that it took."""
     started, cpu = time.process_time(), torch.device("cpu")
-    with ranks.alone(cuda=False):
-        trainer = Trainer(Job(recipe, Path("unused"), *opened(recipe)), cpu)
+    with ranks.alone(cuda=False), tempfile.TemporaryDirectory() as run:
+        trainer = Trainer(Job(recipe, Path(run), *opened(recipe)), cpu)
         sharded, steps = trainer.sharded, math.ceil(rows(recipe) / recipe.data.batch_size)
         sharded.module.train()
         with closing(trainer.reader.batches(0)) as batches:

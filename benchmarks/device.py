@@ -14,7 +14,7 @@ and go through the whole of livetrain, Parquet included, in one process without 
   forward pass; read, read and written over that of their backward pass; and both over what a copy within the device's
   memory moves.
 - "roofline": the seconds that a step's looked-up rows take at a copy's speed (read and written; then read, read and
-  written), over the seconds that the step took.
+  written) and its matrix products at that of one large product, over the seconds that the step took.
 - "cores": rows/s of training over the rows that reading alone brings in a second of processor time: what feeds the GPU.
 
 --json FILE appends each measurement as a line as soon as it is made: benchmarks/lease.sh keeps them so.
@@ -30,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import Statistics, scan
+from livetrain.trainers.forecast.counts import count
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.train.feed import Meter
@@ -58,7 +59,7 @@ class Run:
     """Training on generated rows, taken step by step; so many batches are read once and used again, or none."""
 
     def __init__(self, recipe: Recipe, data: "Data", device: torch.device, held: int = 0) -> None:
-        self.trainer = Trainer(Job(recipe, Path("unused"), {"train": data.source}, data.statistics), device)
+        self.trainer = Trainer(Job(recipe, Path(recipe.data.path), {"train": data.source}, data.statistics), device)
         self.trainer.sharded.module.train()
         batches = itertools.chain.from_iterable(map(self.trainer.reader.batches, itertools.count()))
         if held:
@@ -207,6 +208,16 @@ def measure(recipe: Recipe, data: Data, device: torch.device, steps: int, held: 
     }
 
 
+def multiplied(recipe: Recipe, data: Data) -> float:
+    """Return the operations of a step's matrix products, counted on a CPU before a run takes passes of its own there."""
+    reader = Reader(data.source, recipe, rank=0, world=1, shuffle=False)
+    with closing(reader.batches(0, 0, 1)) as batches:
+        ids = next(batches).ids
+    size = recipe.data.batch_size
+    lengths = dict(zip(ids.keys(), (found / size for found in ids.length_per_key()), strict=True))
+    return count(recipe, size, 1, lengths).flops
+
+
 def reading(recipe: Recipe, data: Data) -> float:
     """Return the rows that reading alone brings in a second of processor time."""
     size, reader = recipe.data.batch_size, Reader(data.source, recipe, rank=0, world=1, shuffle=True)
@@ -287,6 +298,7 @@ def report(given: argparse.Namespace, device: torch.device, folder: Path) -> Non
     generate(recipe, folder, given.rows, 2048, given.ids)
     source = Source.open(recipe, "train")
     data = Data(source, scan(source, recipe))
+    flops = {batch: multiplied(made(f"data.batch_size={batch}"), data) for batch in given.batches}
     if not given.no_agreement:
         found = tell("agreement", agreement(made("train.precision=float32"), data, device, 10))
         print(
@@ -308,8 +320,9 @@ def report(given: argparse.Namespace, device: torch.device, folder: Path) -> Non
         if batch not in read:
             read[batch] = reading(changed, data)
         found = measure(changed, data, device, given.steps, given.held)
-        ideal = found["bytes"] / copied
+        ideal = found["bytes"] / copied + flops[batch] / products[precision]
         found |= {"changes": more, "copied": copied, "roofline": 1e3 * ideal / found["step_ms"]}
+        found["flops"] = flops[batch]
         found["cores"] = found["rows_per_s"] / read[batch]
         every.append(tell("rate", found))
         print(line(every[-1]), flush=True)
