@@ -45,7 +45,8 @@ def use(*libraries: Library) -> None:
 
 
 def library_for(x: Tensor) -> Library | None:
-    """Return the library that can train on x: none without one in use, on a GPU, or under autocast."""
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    """Return the library that can train on x: none without one in use, on a GPU, under autocast, or in a graph that
+    torch.compile makes, which has passes of its own."""
+    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return None
     return _libraries.get(x.dtype)

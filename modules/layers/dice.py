@@ -9,15 +9,17 @@ from torch.autograd.function import once_differentiable
 
 from livetrain.modules.layers.compiled import Library, library_for
 from livetrain.modules.layers.distributed import all_reduce_sum
+from livetrain.modules.layers.moving import Moving
 from livetrain.modules.layers.precision import widen
 
 _TILE = 2048  # rows; a CPU's cache holds a tile through the whole chain of elementwise operations
 
 
 def _tiles(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut tensors of N rows into tiles that a CPU's cache holds; on a GPU there is one tile."""
-    size = _TILE if tensors[0].device.type == "cpu" else max(tensors[0].size(0), 1)
-    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
+    """Cut tensors of N rows into tiles that a CPU's cache holds; on a GPU, and in a compiled graph, there is one."""
+    if tensors[0].device.type != "cpu" or torch.compiler.is_compiling():
+        return iter([tensors])
+    return zip(*(tensor.split(_TILE) for tensor in tensors), strict=True)
 
 
 def valid_rows(weights: Tensor | None, like: Tensor) -> Tensor | None:
@@ -123,7 +125,7 @@ class _CompiledDice(torch.autograd.Function):
         return None, d_x, sums[0], None, None, None
 
 
-class Dice(nn.Module):
+class Dice(Moving):
     """Data-adaptive activation.
 
     y = p * x + (1 - p) * alpha * x,  p = sigmoid((x - E[x]) / sqrt(Var[x] + eps)),  per neuron
@@ -242,5 +244,6 @@ class Dice(nn.Module):
         unbiased = variance * (count / (count - 1).clamp(min=1))
         # A batch with no valid row (every sequence empty) or one tells nothing about the variance.
         known = torch.where(count > 1, self.momentum, 0.0).to(mean.dtype)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), known)
+        moved = torch.lerp(self.running_mean, mean.to(self.running_mean.dtype), self.momentum)
+        spread = torch.lerp(self.running_var, unbiased.to(self.running_var.dtype), known.to(self.running_var.dtype))
+        self.move({"running_mean": moved, "running_var": spread})

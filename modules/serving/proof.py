@@ -96,7 +96,7 @@ def _prove(recipe: Recipe) -> None:
                 found = rows.call(torch.jit.script(scorer))
         except Exception as error:
             raise BadInput(
-                f"{kind} cannot be exported: TorchScript refuses it ({_short(error)}); write its forward in what "
+                f"{kind} cannot be exported: TorchScript refuses it ({short(error)}); write its forward in what "
                 "TorchScript knows"
             ) from error
         _check_same(f"{kind} scores otherwise when exported", found, scores)
@@ -122,7 +122,7 @@ def _check_parts(kind: str, recipe: Recipe, rows: _Rows) -> None:
         try:
             logits = model(*inputs)
         except Exception as error:
-            raise BadInput(f"train.accumulate: {why} ({_short(error)}); {mend}") from error
+            raise BadInput(f"train.accumulate: {why} ({short(error)}); {mend}") from error
         if REGULARISER in logits:
             raise BadInput(f"train.accumulate: {kind} has a loss of its own over the whole batch; use accumulate: 1")
         found.append({task: logit.detach() for task, logit in logits.items()})
@@ -187,7 +187,7 @@ def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, me
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(f"{kind} fails on {what} ({_short(error)}); {mend}") from error
+        raise BadInput(f"{kind} fails on {what} ({short(error)}); {mend}") from error
     for task in recipe.tasks:
         if task not in logits:
             raise BadInput(f"{kind} answers no logit of task '{task}'; end its forward with modules.tasks.heads.Heads")
@@ -242,7 +242,7 @@ def _check_requests(kind: str, model: Model, recipe: Recipe, rows: _Rows) -> Non
     try:
         found = model(*_inputs(once, recipe), Requests(torch.zeros(_ROWS, dtype=torch.long), 2, totals))
     except Exception as error:
-        raise BadInput(f"{kind} fails on rows of one request ({_short(error)}); {mend}") from error
+        raise BadInput(f"{kind} fails on rows of one request ({short(error)}); {mend}") from error
     _check_same(
         f"{kind} scores otherwise where rows of a request share features", found, model(*_inputs(own, recipe)), mend
     )
@@ -255,7 +255,7 @@ def _check_same(what: str, found: dict[str, Tensor], wanted: dict[str, Tensor], 
             raise BadInput(f"{what} (task '{task}'); {mend}")
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     """Return an error in a few words, with the last line of code outside torch that it names."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]

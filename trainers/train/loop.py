@@ -32,7 +32,15 @@ from livetrain.trainers.observe.weights_and_biases import Tracker
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.runtime.runlog import RunLog
 from livetrain.trainers.runtime.signals import Stopped
-from livetrain.trainers.train import checkpoint, compiled_layers, memory, planning, pretrained, warm_start
+from livetrain.trainers.train import (
+    checkpoint,
+    compiled_dense,
+    compiled_layers,
+    memory,
+    planning,
+    pretrained,
+    warm_start,
+)
 from livetrain.trainers.train.feed import SKIPPED, Feed, Meter
 from livetrain.trainers.train.loss import Output
 from livetrain.trainers.train.probes.expert_use import Utilisation
@@ -70,7 +78,10 @@ class Trainer:
     def __init__(self, job: Job, device: torch.device) -> None:
         self.job, self.recipe, self.device = job, job.recipe, device
         self.sharded = shard(self.recipe, device)
-        compiled_layers.enable(self.sharded.model, device)
+        if compiled_dense.wanted(self.recipe, device):
+            compiled_dense.enable(self.sharded, self._note)
+        else:
+            compiled_layers.enable(self.sharded.model, device)
         self.breakdown = Breakdown(self.sharded)
         self.utilisation = Utilisation(self.sharded.model.dense)
         if job.statistics is not None:
@@ -95,6 +106,9 @@ class Trainer:
             slices=not shuffle and split != CATALOGUE,
             pin=self.device.type == "cuda",
         )
+
+    def _note(self, text: str) -> None:
+        self.log.write("note", step=self.step, text=text)
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the content of result.json.

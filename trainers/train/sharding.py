@@ -28,6 +28,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import OPTIMIZERS
 from livetrain.configs.schema import Recipe
+from livetrain.modules.layers.moving import Moving
 from livetrain.modules.model import Model, PooledCollection, ReplicatedCollection, initial_values
 from livetrain.modules.optimizers import dense_optimizer, table_optimizer
 from livetrain.modules.tables import adam
@@ -160,7 +161,8 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
     # Replicated tables are tables: where one lies must not change whether its gradient is clipped.
     steps.kernels = list(_kernels(module)) if steps.counted else []
     mean = None if recipe.optimizers.ema is None else Mean(optimizers["dense"].params, recipe.optimizers.ema)
-    update = Update(optimizers, combination, dense, recipe.optimizers.dense.clip_norm, steps, mean)
+    moving = [layer for layer in step.model.dense.modules() if isinstance(layer, Moving)]
+    update = Update(optimizers, combination, dense, recipe.optimizers.dense.clip_norm, moving, steps, mean)
     kind = DensePipeline
     if "tables" in optimizers:
         kind = CachedTablePipeline if planning.cached(plan) else TablePipeline

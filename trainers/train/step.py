@@ -23,6 +23,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
+from livetrain.modules.layers.moving import Moving, written
 from livetrain.modules.model import Model
 from livetrain.modules.tables.adam import Steps
 from livetrain.trainers.train.gradients.combination import Combination
@@ -53,6 +54,7 @@ class Update(CombinedOptimizer):
         combination: combines the tasks' gradients.
         dense: the parameters whose combined gradient is clipped.
         clip_norm: the largest norm of that gradient, or None.
+        moving: layers with buffers that a compiled graph does not write to.
         steps: told of every step.
         mean: of the dense parameters, moved after every step; None where the recipe asks for none.
     """
@@ -63,12 +65,13 @@ class Update(CombinedOptimizer):
         combination: Combination,
         dense: list[nn.Parameter],
         clip_norm: float | None,
+        moving: list[Moving],
         steps: Steps,
         mean: Mean | None,
     ) -> None:
         super().__init__(list(optimizers.items()))
         self.combination, self.steps, self.mean = combination, steps, mean
-        self._dense, self._clip_norm = dense, clip_norm
+        self._dense, self._clip_norm, self._moving = dense, clip_norm, moving
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Begin a step: clear the gradients, and tell fused optimizers their rates and the number of the step."""
@@ -78,6 +81,7 @@ class Update(CombinedOptimizer):
     def backward(self, losses: torch.Tensor) -> None:
         """Leave the combined and clipped gradient in the parameters, and update the sharded tables."""
         self.combination.backward(losses)
+        written(self._moving)
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._dense, self._clip_norm)
 

@@ -101,7 +101,8 @@ def layouts(model):
     """How often histories are laid out in groups."""
     if model.kind != "farm":
         return int(model.kind == "sasrec")
-    histories, split = len(model.attention), model.frequency is not None and model.frequency.filter == "split"
+    histories, filters = len(model.attention), model.frequency
+    split = filters is not None and filters.filter == "split" and filters.cutoff < 1  # a share of a row's own
     fused = histories + (histories == 2) if model.fuse == "attention" else 0  # each by itself, and both
     return histories * split + fused
 

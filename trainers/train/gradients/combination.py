@@ -39,6 +39,7 @@ from livetrain.modules.model import Model
 from livetrain.modules.network import REGULARISER
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.runtime import ranks
+from livetrain.trainers.train.compiled_dense import CompiledDense
 
 
 @dataclass
@@ -94,6 +95,8 @@ class Combination:
         self._logits: list[tuple[Tensor, Tensor]] = []  # the same, by task
         self._regulariser: Tensor | None = None
         self._splits: dict[bool, _Split] = {}
+        self.compiled: CompiledDense | None = None  # the graphs of the dense part, where it has some
+        self._traced: tuple[list[Tensor], list[Tensor]] = [], []  # logits and the leaves of the cut, by no graph
         if len(self._tasks) > 1:
             if self._config.scope == "trunk":
                 assert model.dense.network.trunk is not None  # see Model
@@ -125,7 +128,12 @@ class Combination:
         else:
             self._one_pass(losses)
         self.monitor.add_regulariser(self._regulariser)
-        self._cut, self._logits, self._regulariser = [], [], None  # or they would keep the graph
+        self._cut, self._logits, self._traced, self._regulariser = (
+            [],
+            [],
+            ([], []),
+            None,
+        )  # or they would keep the graph
         self.step += 1
         self._ready = True
 
@@ -251,9 +259,10 @@ class Combination:
             RuntimeError: a table is reached past the cut, or ranks differ.
         """
         if self._by_task not in self._splits:
-            reached = [_leaves(logits) for logits, _ in self._logits]
+            roots, cut = self._traced
+            reached = [_leaves(logits) for logits in roots]
             if self._by_task:
-                known = {id(p) for p in self._dense} | {id(leaf) for _, leaf in self._cut}
+                known = {id(p) for p in self._dense} | {id(leaf) for leaf in cut}
                 if any(leaf not in known for leaves in reached for leaf in leaves):
                     raise RuntimeError(
                         f"a table is read past the input of the shared trunk; gradients.scope {self._config.scope} "
@@ -293,9 +302,19 @@ class Combination:
             return None
         self._regulariser = logits.get(REGULARISER)
         self._logits = [(logits[task], _leaf(logits[task])) for task in self._tasks]
+        self._trace(inputs, logits)
         return (
             {task: leaf for task, (_, leaf) in zip(self._tasks, self._logits, strict=True)} if self._by_task else None
         )
+
+    def _trace(self, inputs: tuple, logits: dict[str, Tensor]) -> None:
+        """Keep what `_split` finds the tasks' parameters from: logits by no compiled graph, whose logits reach all."""
+        cut = self._cut
+        asked = self._by_task or self._config.kind != "sum"
+        if asked and self.compiled is not None and self._by_task not in self._splits:
+            logits = self.compiled.eagerly(*inputs)
+        self._traced = [logits[task] for task in self._tasks], [leaf for _, leaf in self._cut]
+        self._cut = cut
 
 
 def _gram(rows: list[Tensor]) -> Tensor:

@@ -32,9 +32,12 @@ class Utilisation:
         finally:
             for hook in hooks:
                 hook.remove()
+            if wanted:
+                self._seen = {gate: self._seen.get(gate) or [gate.shares] for gate in self._gates}
 
     def _see(self, gate: nn.Module, inputs: tuple, shares: torch.Tensor) -> None:
-        self._seen.setdefault(gate, []).append(shares.detach())
+        if not torch.compiler.is_compiling():  # see Gate
+            self._seen.setdefault(gate, []).append(shares.detach())
 
     def read(self, weights: torch.Tensor) -> dict[str, float]:
         """Return the figures of the step that was watched, over the rows of all ranks. Collective.

@@ -1,0 +1,241 @@
+"""What a training step asks a GPU to do: operators, launches, bytes, before and after the dense part is one graph.
+
+    pip install --no-deps --target /some/folder triton==3.9.0
+    PYTHONPATH=/some/folder python benchmarks/launches.py
+
+No GPU is needed, and none is used. Two gloo ranks on CPUs train the recipes of RECIPES on made-up batches, with the
+passes that a GPU has: plain PyTorch, activations in one tile. Rank 0 counts, by a dispatch mode, what is dispatched in
+one step after the others:
+
+    operators   all that is dispatched below autograd, without a profiler's marks
+    launches    those that compute: views, allocations and questions about shapes are left out
+    KB per row  bytes that the launches but those of matrix products read and write, over the rank's rows
+
+The dense part is then compiled as on a GPU, but its graphs go to torch's own inductor with Triton's scheduling, which
+fuses and writes the kernels without running them: kernels and calls of libraries (matrix products, collectives) are
+those in the code that it writes, and their bytes are the scheduler's. What runs in their place is the graph by eager
+PyTorch, which is not counted. The rest of the step is counted as before.
+
+An optimizer of one call over all parameters (fused, foreach) is one launch here, and on a GPU a few. Triton itself
+only has to be importable.
+"""
+
+import argparse
+import datetime
+import platform
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import multiprocessing
+from torch._inductor import config
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+from torch._inductor.graph import GraphLowering
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.modules.batch import Batch
+from livetrain.modules.layers import dice
+from livetrain.trainers.runtime.process import set_up
+from livetrain.trainers.runtime.ranks import seed_step
+from livetrain.trainers.runtime.versions import versions
+from livetrain.trainers.train import compiled_dense
+from livetrain.trainers.train.sharding import shard
+
+PCGRAD = "gradients={kind: pcgrad, scope: shared}"
+RECIPES = {
+    "din_ml1m": ("din_ml1m", []),
+    "mmoe_kuairand": ("mmoe_kuairand", []),
+    "mmoe_kuairand, pcgrad": ("mmoe_kuairand", [PCGRAD]),
+    "farm_kuairand": ("farm_kuairand", []),
+}
+WARM = 3  # steps before the one that is counted
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear"}
+NOTHING = {
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "detach",
+    "_unsafe_view",
+    "resize_",
+}
+
+
+class Counted(TorchDispatchMode):
+    """Counts what is dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators, self.launches, self.bytes = 0, Counter(), 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        namespace, name = function.namespace, function._schema.name.partition("::")[2]
+        if namespace in ("profiler", "record_function") or "record_function" in name:
+            return out
+        self.operators += 1
+        viewing = any(r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns)
+        if viewing or name in NOTHING:
+            return out
+        self.launches[name] += 1
+        if name not in PRODUCTS:
+            written = [each for each in (out if isinstance(out, tuple | list) else [out])]
+            self.bytes += sum(t.nbytes for t in tensors([*args, *(kwargs or {}).values(), *written]))
+        return out
+
+
+def tensors(values: list) -> Iterator[torch.Tensor]:
+    """Yield the tensors of arguments or results."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors(list(value))
+
+
+class _Written(Exception):
+    """The code of a graph is written, which is all that is wanted."""
+
+
+class Scheduled:
+    """A backend that has inductor write a graph's kernels for Triton, keeps count, and runs the graph without them."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[int, int, int]] = []  # of each run: kernels, calls of libraries, bytes
+
+    def __call__(self, graph: torch.fx.GraphModule, examples: list) -> Callable:
+        return compile_fx(graph, examples, inner_compile=self._inner)
+
+    def _inner(self, graph: torch.fx.GraphModule, examples: list, **options: Any) -> Callable:
+        found: list[tuple[int, int, int]] = []
+
+        def stop(lowering: GraphLowering) -> None:
+            code, _ = lowering.codegen()
+            lines = [line.strip() for line in code.value.splitlines()]
+            kernels = sum(".run(" in line and not line.startswith(("#", "def")) for line in lines)
+            libraries = sum(line.startswith("extern_kernels.") or "torch.ops." in line for line in lines)
+            apart = [node for node in lowering.scheduler.nodes if not node.is_extern()]
+            found.append((kernels, libraries, sum(node.get_read_write_buffers_sizes() for node in apart)))
+            raise _Written
+
+        with mock.patch.object(GraphLowering, "_compile_to_module", stop), config.patch(cpu_backend="triton"):
+            try:
+                compile_fx_inner(graph, examples, **options)
+            except Exception:
+                if not found:
+                    raise
+
+        def run(given: list) -> Any:
+            self.calls += found
+            with _disable_current_modes():
+                return graph(*given)
+
+        run._boxed_call = True  # type: ignore[attr-defined]  # as AOTAutograd asks
+        return run
+
+
+def batches(recipe: Recipe, count: int, rank: int, world: int) -> list[Batch]:
+    """Make a rank's batches: histories of 0 to max_length events, a few missing ids."""
+    draw = torch.Generator().manual_seed(rank)
+    size, tasks = recipe.data.batch_size // world, len(recipe.tasks)
+    keyed = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
+    out = []
+    for _ in range(count):
+        shared: dict[int, torch.Tensor] = {}
+        lengths, values = [], []
+        of = {name: place for place, part in enumerate(recipe.model.attention) for name in part.events + part.side}
+        for name, feature in keyed.items():
+            if feature.form == "sequence":
+                place = of.get(name, -1)
+                if place not in shared:
+                    shared[place] = torch.randint(0, feature.limit + 1, (size,), generator=draw)
+                length = shared[place]
+            else:
+                length = (torch.rand(size, generator=draw) > 0.004).long()
+            lengths.append(length)
+            values.append(torch.randint(0, 2**40, (int(length.sum()),), generator=draw))
+        out.append(
+            Batch(
+                KeyedJaggedTensor(keys=list(keyed), values=torch.cat(values), lengths=torch.cat(lengths)),
+                torch.randn(size, len(recipe.features) - len(keyed), generator=draw),
+                (torch.rand(size, tasks, generator=draw) < 0.3).float(),
+                torch.ones(size),
+                torch.arange(size),
+            )
+        )
+    return out
+
+
+def work(rank: int, store: str, results: Any) -> None:
+    """Train every recipe with and without a graph; rank 0 tells what it counted."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    dice._TILE = 2**40  # as on a GPU
+    for name, (file, changes) in RECIPES.items():
+        recipe = load_recipe(f"configs/recipes/{file}.yaml", ["data.path=unused", *changes])
+        for compiled in (False, True):
+            torch._dynamo.reset()
+            sharded, backend = shard(recipe, torch.device("cpu")), Scheduled()
+            if compiled and rank == 0:  # the other one's collectives are the same without a graph
+                compiled_dense.enable(sharded, sys.exit, backend)
+            sharded.module.train()
+            sharded.set_rates(1.0)
+            feed = iter(batches(recipe, WARM + 4, rank, 2))
+            for step in range(WARM):
+                seed_step(1, step)
+                sharded.pipeline.progress(feed)
+            backend.calls.clear()
+            with Counted() as counted:
+                sharded.pipeline.progress(feed)
+            if rank == 0:
+                results.put((name, compiled, counted.operators, counted.launches, counted.bytes, backend.calls))
+            dist.barrier()
+    dist.destroy_process_group()
+
+
+def line(name: str, compiled: bool, operators: int, launches: Counter, moved: int, calls: list) -> str:
+    kernels, libraries, fused = (sum(column) for column in zip(*calls, strict=True)) if calls else (0, 0, 0)
+    total = sum(launches.values())
+    rows = load_recipe(f"configs/recipes/{RECIPES[name][0]}.yaml", ["data.path=unused"]).data.batch_size / 2
+    cells = [name, "one graph" if compiled else "eager", f"{operators:,}", f"{total:,}"]
+    cells += (
+        [f"{kernels:,}", f"{libraries:,}", f"{total + kernels + libraries:,}"] if compiled else ["", "", f"{total:,}"]
+    )
+    return f"| {' | '.join([*cells, f'{(moved + fused) / 1e3 / rows:,.0f}'])} |"
+
+
+def main() -> None:
+    set_up()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--most", type=int, default=0, help="tell which operators launch most outside the graphs")
+    given = parser.parse_args()
+    for name in set(RECIPES) - set(given.only):
+        del RECIPES[name]
+    results = multiprocessing.get_context("spawn").SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(work, (str(Path(folder) / "store"), results), nprocs=2)
+    print(f"Command: `python {' '.join(sys.argv)}`, {datetime.date.today()}; {platform.machine()}; {versions()}\n")
+    heads = (
+        "| recipe | dense part | operators | launches | kernels of graphs | library calls of graphs | launches in all |"
+    )
+    print(f"{heads} elementwise KB per row |\n{'| --- ' * 8}|")
+    for _ in range(2 * len(RECIPES)):
+        found = results.get()
+        print(line(*found), flush=True)
+        if given.most:
+            print(found[3].most_common(given.most))
+
+
+if __name__ == "__main__":
+    main()
