@@ -1,5 +1,6 @@
 """Layers whose buffers move while they train, by no gradient: running statistics, counters."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Moving(nn.Module):
             _write([(self, values)])
 
 
-def written(layers: list[Moving]) -> None:
+def written(layers: Sequence[Moving]) -> None:
     """Take what a compiled graph found for the buffers of its layers into these."""
     waiting = [(layer, layer.moved) for layer in layers if layer.moved is not None]
     _write(waiting)

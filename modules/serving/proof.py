@@ -65,11 +65,10 @@ def prove(recipe: Recipe) -> None:
         BadInput: the model fails, answers something else than a logit per row and task, reads rows that lack a feature
             as though they had it, lets rows change each other's scores, or cannot be exported as it is.
     """
-    small = {name: table.model_copy(update={"rows": _TABLE}) for name, table in recipe.tables.items()}
-    recipe = recipe.model_copy(update={"tables": small})
+    recipe = _small(recipe)
     parts = (
         *recipe.features.values(),
-        *small.values(),
+        *recipe.tables.values(),
         *recipe.tasks.values(),
         recipe.train.accumulate,
         recipe.data.layout,
@@ -79,6 +78,17 @@ def prove(recipe: Recipe) -> None:
         return
     _prove(recipe)
     _PROVED.add(key)
+
+
+def trial(recipe: Recipe) -> tuple[Model, tuple]:
+    """Return a recipe's model with small tables, and made-up rows as it takes them in training."""
+    recipe = _small(recipe)
+    return Model(recipe).train(), _inputs(_made_up(recipe, whole=False), recipe)
+
+
+def _small(recipe: Recipe) -> Recipe:
+    small = {name: table.model_copy(update={"rows": _TABLE}) for name, table in recipe.tables.items()}
+    return recipe.model_copy(update={"tables": small})
 
 
 def _prove(recipe: Recipe) -> None:

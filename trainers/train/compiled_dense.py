@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
-from livetrain.modules.serving.proof import short
+from livetrain.modules.serving.proof import short, trial
 
 if TYPE_CHECKING:
     from livetrain.trainers.train.sharding import Sharded
@@ -140,10 +140,10 @@ class CompiledDense:
         if not why:
             self._proved = True
             return answer
-        complaint = f"'{self._recipe.model.kind}' cannot be compiled ({why})"
+        complaint = f"model.kind '{self._recipe.model.kind}' cannot be compiled ({why})"
         if self._recipe.train.compile:
             raise BadInput(f"train.compile: {complaint}; leave train.compile out, or mend the network's forward")
-        self._tell(f"trains without a compiled graph: model.kind {complaint}")
+        self._tell(f"trains without a compiled graph: {complaint}")
         self.active = False
         with torch.no_grad():
             for buffer, before, _ in buffers.values():
@@ -166,6 +166,18 @@ def _mark(values: Answer, lengths: Answer, dense: Tensor, *rest: Tensor | Answer
 def enable(sharded: "Sharded", tell: Callable[[str], None] = log.warning, backend: str | Callable = "inductor") -> None:
     """Let a model train by compiled graphs; arguments as of `CompiledDense`."""
     sharded.pipeline.combination.compiled = CompiledDense(sharded.model, sharded.recipe, tell, backend)
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse a network that cannot be compiled where the recipe asks for it, by a trial on made-up rows.
+
+    Raises:
+        BadInput: it cannot be.
+    """
+    if recipe.train.compile:
+        model, inputs = trial(recipe)
+        CompiledDense(model, recipe, backend="eager")
+        model(*inputs)
 
 
 def wanted(recipe: Recipe, device: torch.device) -> bool:

@@ -5,7 +5,7 @@ carries a backward pass of its own, and one that passed the gradient combiner by
 What torchrec's pipelines still do is to move batches and ids ahead of the step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -54,9 +54,9 @@ class Update(CombinedOptimizer):
         combination: combines the tasks' gradients.
         dense: the parameters whose combined gradient is clipped.
         clip_norm: the largest norm of that gradient, or None.
-        moving: layers with buffers that a compiled graph does not write to.
         steps: told of every step.
         mean: of the dense parameters, moved after every step; None where the recipe asks for none.
+        moving: layers with buffers that a compiled graph leaves to be written.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class Update(CombinedOptimizer):
         combination: Combination,
         dense: list[nn.Parameter],
         clip_norm: float | None,
-        moving: list[Moving],
         steps: Steps,
         mean: Mean | None,
+        moving: Sequence[Moving] = (),
     ) -> None:
         super().__init__(list(optimizers.items()))
         self.combination, self.steps, self.mean = combination, steps, mean
