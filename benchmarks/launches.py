@@ -3,9 +3,9 @@
     pip install --no-deps --target /some/folder triton==3.9.0
     PYTHONPATH=/some/folder python benchmarks/launches.py
 
-No GPU is needed, and none is used. Two gloo ranks on CPUs train the recipes of RECIPES on made-up batches, with the
-passes that a GPU has: plain PyTorch, activations in one tile. Rank 0 counts, by a dispatch mode, what is dispatched in
-one step after the others:
+No GPU is needed, and none is used. One rank trains the recipes of RECIPES on a CPU, on made-up batches of 768 rows, with
+the passes that a GPU has: plain PyTorch, activations in one tile. A dispatch mode counts what a step dispatches, after
+some others; further ranks add their collectives, and what packs these:
 
     operators   all that is dispatched below autograd, without a profiler's marks
     launches    those that compute: views, allocations and questions about shapes are left out
@@ -24,16 +24,12 @@ import argparse
 import datetime
 import platform
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
-import torch.distributed as dist
-from torch import multiprocessing
 from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.graph import GraphLowering
@@ -44,8 +40,8 @@ from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.layers import dice
+from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.process import set_up
-from livetrain.trainers.runtime.ranks import seed_step
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import compiled_dense
 from livetrain.trainers.train.sharding import shard
@@ -57,7 +53,8 @@ RECIPES = {
     "mmoe_kuairand, pcgrad": ("mmoe_kuairand", [PCGRAD]),
     "farm_kuairand": ("farm_kuairand", []),
 }
-WARM = 3  # steps before the one that is counted
+ROWS = 768
+WARM = 2  # steps before the one that is counted
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear"}
 NOTHING = {
     "empty",
@@ -144,10 +141,10 @@ class Scheduled:
         return run
 
 
-def batches(recipe: Recipe, count: int, rank: int, world: int) -> list[Batch]:
-    """Make a rank's batches: histories of 0 to max_length events, a few missing ids."""
-    draw = torch.Generator().manual_seed(rank)
-    size, tasks = recipe.data.batch_size // world, len(recipe.tasks)
+def batches(recipe: Recipe, count: int) -> list[Batch]:
+    """Make batches of ROWS rows: histories of 0 to max_length events, a few missing ids."""
+    draw = torch.Generator().manual_seed(1)
+    size, tasks = ROWS, len(recipe.tasks)
     keyed = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
     out = []
     for _ in range(count):
@@ -176,65 +173,56 @@ def batches(recipe: Recipe, count: int, rank: int, world: int) -> list[Batch]:
     return out
 
 
-def work(rank: int, store: str, results: Any) -> None:
-    """Train every recipe with and without a graph; rank 0 tells what it counted."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    dice._TILE = 2**40  # as on a GPU
-    for name, (file, changes) in RECIPES.items():
-        recipe = load_recipe(f"configs/recipes/{file}.yaml", ["data.path=unused", *changes])
-        for compiled in (False, True):
-            torch._dynamo.reset()
-            sharded, backend = shard(recipe, torch.device("cpu")), Scheduled()
-            if compiled and rank == 0:  # the other one's collectives are the same without a graph
-                compiled_dense.enable(sharded, sys.exit, backend)
-            sharded.module.train()
-            sharded.set_rates(1.0)
-            feed = iter(batches(recipe, WARM + 4, rank, 2))
-            for step in range(WARM):
-                seed_step(1, step)
-                sharded.pipeline.progress(feed)
-            backend.calls.clear()
-            with Counted() as counted:
-                sharded.pipeline.progress(feed)
-            if rank == 0:
-                results.put((name, compiled, counted.operators, counted.launches, counted.bytes, backend.calls))
-            dist.barrier()
-    dist.destroy_process_group()
+def measure(name: str, compiled: bool) -> tuple[Counted, list[tuple[int, int, int]]]:
+    """Train a recipe for some steps; return what the last one dispatched, and its graphs' figures."""
+    recipe = load_recipe(f"configs/recipes/{RECIPES[name][0]}.yaml", ["data.path=unused", *RECIPES[name][1]])
+    torch._dynamo.reset()
+    with ranks.alone(cuda=False):
+        sharded, backend = shard(recipe, torch.device("cpu")), Scheduled()
+        if compiled:
+            compiled_dense.enable(sharded, sys.exit, backend)
+        sharded.module.train()
+        sharded.set_rates(1.0)
+        feed = iter(batches(recipe, WARM + 4))
+        for step in range(WARM):
+            ranks.seed_step(1, step)
+            sharded.pipeline.progress(feed)
+        backend.calls.clear()
+        with Counted() as counted:
+            sharded.pipeline.progress(feed)
+    return counted, backend.calls
 
 
-def line(name: str, compiled: bool, operators: int, launches: Counter, moved: int, calls: list) -> str:
+def line(name: str, compiled: bool, counted: Counted, calls: list[tuple[int, int, int]]) -> str:
     kernels, libraries, fused = (sum(column) for column in zip(*calls, strict=True)) if calls else (0, 0, 0)
-    total = sum(launches.values())
-    rows = load_recipe(f"configs/recipes/{RECIPES[name][0]}.yaml", ["data.path=unused"]).data.batch_size / 2
-    cells = [name, "one graph" if compiled else "eager", f"{operators:,}", f"{total:,}"]
-    cells += (
-        [f"{kernels:,}", f"{libraries:,}", f"{total + kernels + libraries:,}"] if compiled else ["", "", f"{total:,}"]
-    )
-    return f"| {' | '.join([*cells, f'{(moved + fused) / 1e3 / rows:,.0f}'])} |"
+    outside = sum(counted.launches.values())
+    cells = [name, "graph" if compiled else "eager", *(f"{n:,}" for n in (counted.operators, outside))]
+    cells += [f"{n:,}" if compiled else "" for n in (kernels, libraries)]
+    cells += [f"{outside + kernels + libraries:,}", f"{(counted.bytes + fused) / 1e3 / ROWS:,.0f}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     set_up()
+    torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=list(RECIPES), default=list(RECIPES))
-    parser.add_argument("--most", type=int, default=0, help="tell which operators launch most outside the graphs")
+    parser.add_argument(
+        "--most", type=int, default=0, help="tell so many operators that launch most outside the graphs"
+    )
     given = parser.parse_args()
-    for name in set(RECIPES) - set(given.only):
-        del RECIPES[name]
-    results = multiprocessing.get_context("spawn").SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(work, (str(Path(folder) / "store"), results), nprocs=2)
+    dice._TILE = 2**40  # as on a GPU
     print(f"Command: `python {' '.join(sys.argv)}`, {datetime.date.today()}; {platform.machine()}; {versions()}\n")
     heads = (
-        "| recipe | dense part | operators | launches | kernels of graphs | library calls of graphs | launches in all |"
+        "| recipe | dense part | operators outside | launches outside | kernels of graphs | library calls of graphs |"
     )
-    print(f"{heads} elementwise KB per row |\n{'| --- ' * 8}|")
-    for _ in range(2 * len(RECIPES)):
-        found = results.get()
-        print(line(*found), flush=True)
-        if given.most:
-            print(found[3].most_common(given.most))
+    print(f"{heads} launches | elementwise KB per row |\n{'| --- ' * 8}|")
+    for name in given.only:
+        for compiled in (False, True):
+            counted, calls = measure(name, compiled)
+            print(line(name, compiled, counted, calls), flush=True)
+            if given.most:
+                print(dict(counted.launches.most_common(given.most)), calls, flush=True)
 
 
 if __name__ == "__main__":
