@@ -3,9 +3,9 @@
     pip install --no-deps --target /some/folder triton==3.9.0
     PYTHONPATH=/some/folder python benchmarks/launches.py
 
-No GPU is needed, and none is used. One rank trains the recipes of RECIPES on a CPU, on made-up batches of 768 rows, with
-the passes that a GPU has: plain PyTorch, activations in one tile. A dispatch mode counts what a step dispatches, after
-some others; further ranks add their collectives, and what packs these:
+No GPU is needed, and none is used. One rank trains the recipes of RECIPES on a CPU, on made-up batches of 768 rows, by
+plain PyTorch as on a GPU. A dispatch mode counts what a step dispatches, after some others; further ranks add their
+collectives, and what packs these:
 
     operators   all that is dispatched below autograd, without a profiler's marks
     launches    those that compute: views, allocations and questions about shapes are left out
@@ -39,7 +39,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
-from livetrain.modules.layers import dice
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.runtime.versions import versions
@@ -211,7 +210,6 @@ def main() -> None:
         "--most", type=int, default=0, help="tell so many operators that launch most outside the graphs"
     )
     given = parser.parse_args()
-    dice._TILE = 2**40  # as on a GPU
     print(f"Command: `python {' '.join(sys.argv)}`, {datetime.date.today()}; {platform.machine()}; {versions()}\n")
     heads = (
         "| recipe | dense part | operators outside | launches outside | kernels of graphs | library calls of graphs |"

@@ -60,6 +60,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
         object.__setattr__(self, "plugins", registry.complete(self, self.plugins))
+        object.__setattr__(self, "data", self.data.on(max(self.cluster.workers, 1)))
         _check_tables(self)
         _check_parts(self)
         _check_vectors(self)

@@ -165,7 +165,7 @@ def _mark(values: Answer, lengths: Answer, dense: Tensor, *rest: Tensor | Answer
 
 def enable(sharded: "Sharded", tell: Callable[[str], None] = log.warning, backend: str | Callable = "inductor") -> None:
     """Let a model train by compiled graphs; arguments as of `CompiledDense`."""
-    sharded.pipeline.combination.compiled = CompiledDense(sharded.model, sharded.recipe, tell, backend)
+    sharded.pipeline.combination.by_graphs(CompiledDense(sharded.model, sharded.recipe, tell, backend))
 
 
 def check(recipe: Recipe) -> None:

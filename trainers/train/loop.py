@@ -36,6 +36,7 @@ from livetrain.trainers.train import (
     checkpoint,
     compiled_dense,
     compiled_layers,
+    few_rows,
     memory,
     planning,
     pretrained,
@@ -141,6 +142,8 @@ class Trainer:
             "note", step=self.step, text=f"{computing} thread{'s' if computing > 1 else ''} per rank compute on CPUs"
         )
         self.log.write("note", step=self.step, text=f"tables: {planning.in_words(self.sharded.plan())}")
+        if (few := few_rows.advice(self.recipe, ranks.world(), self.device.type)) is not None:
+            self.log.write("note", step=self.step, text=few)
         tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))
         assert self.job.statistics is not None  # who trains has looked at the data
         trained = trained_on(self.job.sources["train"], self.job.statistics.rows, self.recipe)
@@ -367,6 +370,7 @@ class Trainer:
             **{f"valid.{k}": v for k, v in self.position["valid"].items()},
             **{f"test.{k}": v for k, v in test.items()},
             "rows_per_s": self.position["rows"] / max(self.position["seconds"], 1e-9),
+            "batch_size": self.recipe.data.batch_size,
             "workers": ranks.world(),
             "device": self.device.type,
             "memory": _most(ranks.gather(memory.peak())),
