@@ -79,10 +79,9 @@ class Trainer:
     def __init__(self, job: Job, device: torch.device) -> None:
         self.job, self.recipe, self.device = job, job.recipe, device
         self.sharded = shard(self.recipe, device)
+        compiled_layers.enable(self.sharded.model, device)
         if compiled_dense.wanted(self.recipe, device):
             compiled_dense.enable(self.sharded, self._note)
-        else:
-            compiled_layers.enable(self.sharded.model, device)
         self.breakdown = Breakdown(self.sharded)
         self.utilisation = Utilisation(self.sharded.model.dense)
         if job.statistics is not None:

@@ -30,7 +30,7 @@ def replicated(recipe: Recipe, world: int) -> frozenset[str]:
 
     Example:
         >>> from livetrain import load_recipe
-        >>> recipe = load_recipe("din_ml1m.yaml")
+        >>> recipe = load_recipe("configs/recipes/din_ml1m.yaml")
         >>> sorted(replicated(recipe, 64))
         ['age', 'gender', 'hour', 'occupation', 'rating', 'weekday']
         >>> sorted(replicated(recipe, 1))

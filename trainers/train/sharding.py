@@ -29,6 +29,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import OPTIMIZERS
 from livetrain.configs.schema import Recipe
+from livetrain.modules.features.bag import pools_where_rows_lie
 from livetrain.modules.layers.moving import Moving
 from livetrain.modules.model import Model, PooledCollection, ReplicatedCollection, initial_values
 from livetrain.modules.optimizers import FUSED_NAMES, dense_optimizer, table_optimizer
@@ -157,7 +158,7 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
         torch.set_float32_matmul_precision("high" if recipe.train.precision == "tf32" else "highest")
     step, sharders = _fused(recipe, device, once=_finds_repeated(device))
     plan = planning.agree(recipe, device.type, step, sharders)
-    with host.tables() if device.type == "cpu" else contextlib.nullcontext(), planning.nodes(recipe, ranks.world()):
+    with host.tables() if _on_host(recipe, device) else contextlib.nullcontext(), planning.nodes(recipe, ranks.world()):
         module = DistributedModelParallel(
             step,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -223,6 +224,13 @@ def _fused(recipe: Recipe, device: torch.device, once: bool = False) -> tuple[St
     # fbgemm ignores weight_decay unless it is told its kind.
     given = {"weight_decay_mode": WeightDecayMode.L2}, _codecs(recipe)
     return step, [EmbeddingCollectionSharder(*given, use_index_dedup=once), BagSharder(*given)]
+
+
+def _on_host(recipe: Recipe, device: torch.device) -> bool:
+    """Return whether a table needs an update that fbgemm has on GPUs alone, see modules.tables.host."""
+    adam = any(table_optimizer(recipe, name).torch_class is torch.optim.Adam for name in recipe.tables)
+    decayed = [name for name in recipe.tables if recipe.optimizer(name).weight_decay]
+    return device.type == "cpu" and (adam or any(pools_where_rows_lie(recipe, name) for name in decayed))
 
 
 def _finds_repeated(device: torch.device) -> bool:

@@ -22,7 +22,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.load import load_recipe
 from livetrain.modules.batch import Batch
-from livetrain.modules.layers import attend, buckets
+from livetrain.modules.layers import attend, buckets, compiled
 from livetrain.modules.model import Model
 from livetrain.modules.optimizers import dense_optimizer
 from livetrain.modules.tables.adam import Steps
@@ -34,10 +34,23 @@ from livetrain.trainers.train.gradients import combination as combine
 from livetrain.trainers.train.gradients.combination import Combination
 from livetrain.trainers.train.mean import Mean
 from livetrain.trainers.train.step import DensePipeline, Step, Update
+from tests.cases import often
 
 RECIPES = sorted((Path(__file__).parents[3] / "configs" / "recipes").glob("*.yaml"))
 GPU = torch.device("meta")
 ROWS = 8
+
+
+class Nothing(compiled.Library):
+    """Passes that compute nothing: what they are given was made before, and it lies where it should."""
+
+    def __init__(self) -> None:
+        super().__init__(GPU.type, torch.float32, towers=False)
+
+    def call(self, name: str, *arguments: int | float | torch.Tensor | None) -> None:
+        tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
+        assert {tensor.device for tensor in tensors} == {GPU}
+        assert all(tensor.is_contiguous() for tensor in tensors)
 
 
 class Waits(TorchDispatchMode):
@@ -144,8 +157,15 @@ def train(recipe, fake, combiner=None):
     return fake.waits + waits.found
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_no_step_mixes_devices_or_waits(path, fake):
+KINDS = {path.stem.partition("_")[0]: path for path in RECIPES}  # one recipe for every kind of model
+STEPS = {f"{path.stem} by {way}": (path, way) for path in RECIPES for way in ("passes", "plain PyTorch")}
+EACH_TIME = {f"{path.stem} by passes" for path in KINDS.values()} | {"din_ml1m by plain PyTorch"}
+
+
+@pytest.mark.parametrize(("path", "way"), often(STEPS, EACH_TIME))
+def test_no_step_mixes_devices_or_waits(path, way, fake):
+    """By a GPU's passes, and where Dice and activation units compute as they are written."""
+    compiled.use(*([Nothing()] if way == "passes" else []))
     recipe = load_recipe(str(path), ["data.path=nowhere", "gradients={kind: sum}"])
     assert train(recipe, fake) == []
 
@@ -156,9 +176,6 @@ def test_what_lies_beside_ids_mixes_no_devices_and_waits_for_none(fake):
     changes += ["features.video_id.vectors=pictures", "features.video_id.like=picture"]
     changes += ["features.marks={type: bag, table: tag, column: like_tag, weights: scores}"]
     train(load_recipe(str(RECIPES[0].with_name("din_kuairand.yaml")), changes), fake)
-
-
-KINDS = {path.stem.partition("_")[0]: path for path in RECIPES}  # one recipe for every kind of model
 
 
 @pytest.mark.parametrize("path", KINDS.values(), ids=KINDS.keys())
@@ -176,24 +193,24 @@ def test_no_evaluation_mixes_devices_or_waits(path, fake):
     assert len(evaluation._pending) == 1
 
 
-@pytest.mark.parametrize("scope", ["shared", "trunk"])
-def test_gradients_by_task_wait_once(scope, fake, monkeypatch):
-    """For one copy to the host, of the Gram matrix and the losses."""
+@pytest.mark.parametrize(("kind", "scope"), [("pcgrad", "shared"), ("pcgrad", "trunk"), ("uncertainty", "shared")])
+def test_gradients_by_task_wait_once(kind, scope, fake, monkeypatch):
+    """For one copy to the host, of the Gram matrix, if it is asked for, and the losses."""
     recipe = load_recipe(
-        "configs/recipes/mmoe_kuairand.yaml", ["data.path=nowhere", f"gradients={{kind: pcgrad, scope: {scope}}}"]
+        "configs/recipes/mmoe_kuairand.yaml", ["data.path=nowhere", f"gradients={{kind: {kind}, scope: {scope}}}"]
     )
     asked = []
     monkeypatch.setattr(combine, "_weighted", lambda weights, rows: sum(rows))  # reads weights, which are on the host
 
     class Combiner:
-        needs_gram = True
+        needs_gram = kind == "pcgrad"
 
         def __call__(self, gram, losses, step):
-            asked.append((gram.device.type, losses.device.type))
+            asked.append((None if gram is None else gram.device.type, losses.device.type))
             return torch.ones(len(losses), dtype=torch.float64)
 
     assert train(recipe, fake, Combiner()) == ["copy to the host"]
-    assert asked == [("cpu", "cpu")]
+    assert asked == [("cpu" if Combiner.needs_gram else None, "cpu")]
 
 
 WAITING = {
