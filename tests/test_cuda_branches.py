@@ -478,9 +478,11 @@ def test_workers_of_a_run_ask_for_a_gpu_each(tmp_path, monkeypatch, cuda):
     monkeypatch.setattr(ray_workers, "_connected", lambda recipe: contextlib.nullcontext(cuda))
     place = tmp_path / f"{places.EVALUATION}of-this-test"
     place.mkdir()
-    trainer.return_value.fit = lambda: (place / places.OUTCOME).write_text("{}")
+    told: list[str] = []  # the driver plans for what the workers will have, before there are any
+    trainer.return_value.fit = lambda: (place / places.OUTCOME).write_text("{}") and told.append("fits")
     monkeypatch.setattr(capacity, "watched", lambda *_: contextlib.nullcontext())
-    ray_workers.run(None, samples.recipe(tmp_path, cluster__workers=2), tmp_path, place)
+    ray_workers.run(None, samples.recipe(tmp_path, cluster__workers=2), tmp_path, place, told.append)
+    assert told == ["cuda" if cuda else "cpu", "fits"]
     scaling, how = (trainer.call_args.kwargs[key] for key in ("scaling_config", "torch_config"))
     assert scaling.use_gpu is cuda
     assert scaling.resources_per_worker.get("GPU", 0) == int(cuda)

@@ -77,7 +77,7 @@ def test_one_rank_equals_plain(way, kind):
 def test_two_ranks_equal_plain(two_ranks, way, kind):
     made_for = sharded(way, kind)
     found = two_ranks.run(train_sharded, made_for)[0]
-    assert found["plan"]["tag"]["sharding"] == {"grid": "grid_shard", "auto": "data_parallel"}.get(way, way)
+    assert found["plan"]["tag"]["sharding"] == {"auto": "data_parallel"}.get(way, way)
     compare(found, made_for, 2e-6)
 
 
