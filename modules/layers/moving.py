@@ -54,13 +54,15 @@ def written(layers: Sequence[Moving]) -> None:
 @torch.no_grad()
 def _write(moves: list[tuple[Moving, Any]]) -> None:
     """Write to all buffers, those that are written whole at once."""
-    whole: list[tuple[Tensor, Tensor]] = []
+    buffers: list[Tensor] = []
+    whole: list[Tensor] = []
     for layer, values in moves:
         for name, value in values.items():
             buffer = getattr(layer, name)
             if isinstance(value, tuple):
                 buffer[value[0]] = value[1]
             else:
-                whole.append((buffer, value))
+                buffers.append(buffer)
+                whole.append(value)
     if whole:
-        torch._foreach_copy_(*map(list, zip(*whole, strict=True)))
+        torch._foreach_copy_(buffers, whole)

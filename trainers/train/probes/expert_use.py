@@ -32,8 +32,9 @@ class Utilisation:
         finally:
             for hook in hooks:
                 hook.remove()
-            if wanted:
-                self._seen = {gate: self._seen.get(gate) or [gate.shares] for gate in self._gates}
+            for gate in self._gates:
+                if wanted and gate not in self._seen and gate.shares is not None:  # in a compiled graph
+                    self._seen[gate] = [gate.shares]
 
     def _see(self, gate: nn.Module, inputs: tuple, shares: torch.Tensor) -> None:
         if not torch.compiler.is_compiling():  # see Gate
