@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import xxhash
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
-from torchrec.distributed.planner.utils import placement
+from torchrec.distributed.sharding_plan import placement
 from torchrec.distributed.types import (
     BoundsCheckMode,
     CacheParams,

@@ -21,7 +21,7 @@ from torchrec.optim.keyed import KeyedOptimizerWrapper
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.load import load_recipe
-from livetrain.modules.batch import Batch
+from livetrain.modules.batch import Batch, Requests
 from livetrain.modules.layers import attend, buckets, compiled
 from livetrain.modules.model import Model
 from livetrain.modules.optimizers import dense_optimizer
@@ -38,7 +38,7 @@ from tests.cases import often
 
 RECIPES = sorted((Path(__file__).parents[3] / "configs" / "recipes").glob("*.yaml"))
 GPU = torch.device("meta")
-ROWS = 8
+ROWS, REQUESTS = 8, 3
 
 
 class Nothing(compiled.Library):
@@ -85,6 +85,9 @@ def fake(monkeypatch):
     autocast = torch.autocast
     monkeypatch.setattr(FakeTensor, "is_cuda", property(lambda self: self.device == GPU), raising=False)
     monkeypatch.setattr(torch, "autocast", lambda kind, *a, **k: autocast("cpu" if kind == "meta" else kind, *a, **k))
+    for name in ("is_autocast_enabled", "get_autocast_dtype"):  # which know no meta device
+        asked = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda kind, asked=asked: asked("cpu" if kind == "meta" else kind))
     made, mode = torch.tensor, FakeTensorMode(allow_non_fake_inputs=True)  # parameters are none yet
     mode.waits = []
 
@@ -114,7 +117,10 @@ def zeros(*size, dtype=torch.float32):
 def batch_of(recipe):
     """Rows of what the recipe reads, with three events in every list that may have as many."""
     keyed = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
-    counts = [ROWS * (min(3, f.max_length) if f.form == "sequence" else 1) for f in keyed.values()]
+    shared = recipe.data.layout == "request"  # then lists are
+    rows = {name: REQUESTS if shared and f.form == "sequence" else ROWS for name, f in keyed.items()}
+    each = {name: min(3, f.max_length) if f.form == "sequence" else 1 for name, f in keyed.items()}
+    counts = [rows[name] * each[name] for name in keyed]
     ids = KeyedJaggedTensor(
         keys=list(keyed),
         values=zeros(sum(counts), dtype=torch.int64),
@@ -130,7 +136,17 @@ def batch_of(recipe):
     of = dict(zip(keyed, counts, strict=True))
     vectors = zeros(sum(of[name] * width for name, width in carried.items())) if carried else None
     return Batch(
-        ids, dense, labels, weights=zeros(ROWS), rows=row, groups=None, sample_weights=weights, vectors=vectors
+        ids,
+        dense,
+        labels,
+        weights=zeros(ROWS),
+        rows=row,
+        groups=None,
+        sample_weights=weights,
+        vectors=vectors,
+        requests=Requests(row, REQUESTS, {name: ROWS * each[name] for name in keyed if rows[name] == REQUESTS})
+        if shared
+        else None,
     )
 
 
@@ -159,7 +175,10 @@ def train(recipe, fake, combiner=None):
 
 KINDS = {path.stem.partition("_")[0]: path for path in RECIPES}  # one recipe for every kind of model
 STEPS = {f"{path.stem} by {way}": (path, way) for path in RECIPES for way in ("passes", "plain PyTorch")}
-EACH_TIME = {f"{path.stem} by passes" for path in KINDS.values()} | {"din_ml1m by plain PyTorch"}
+EACH_TIME = {f"{path.stem} by passes" for path in KINDS.values()} | {
+    "din_ml1m by plain PyTorch",
+    "sasrec_kuairand_requests by passes",
+}
 
 
 @pytest.mark.parametrize(("path", "way"), often(STEPS, EACH_TIME))
