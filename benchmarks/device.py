@@ -209,7 +209,7 @@ def measure(recipe: Recipe, data: Data, device: torch.device, steps: int, held: 
 
 
 def multiplied(recipe: Recipe, data: Data) -> float:
-    """Return the operations of a step's matrix products, counted on a CPU before a run takes passes of its own there."""
+    """Return the operations of a step's matrix products, counted before a run takes passes of its own on CPUs."""
     reader = Reader(data.source, recipe, rank=0, world=1, shuffle=False)
     with closing(reader.batches(0, 0, 1)) as batches:
         ids = next(batches).ids

@@ -3,7 +3,7 @@
 #
 #   benchmarks/lease.sh                     # on a machine with a GPU, from the checkout's root
 #   benchmarks/lease.sh --device cpu        # rehearses every part, in tiny sizes, where there is none
-#   benchmarks/lease.sh --parts "cached cached-tests" --seconds 300    # some of them, where one command may not take so long
+#   benchmarks/lease.sh --parts "compiled cached" --seconds 300    # some of them, where one command may not take so long
 #
 #   --out FOLDER    gets lease.jsonl (a line per figure, as soon as it is there), lease.log and lease.md (the table)
 #   --seconds N     all parts together; what does not fit is left out, and the table says so
@@ -15,7 +15,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 
 device=cuda out=runs/lease seconds=780 python=${PYTHON:-python3}
-parts="tests hardware rates cached cached-tests"
+parts="tests hardware rates compiled cached cached-tests"
 while (($#)); do
   case $1 in
     --device) device=$2 ;;
@@ -74,6 +74,8 @@ fi
 
 lease tests 150
 lease hardware 30
-rates rates 150 din_ml1m "tables.movie.rows=$rows" "${large[@]}"
-rates cached 40 din_ml1m tables.movie.memory=host tables.movie.rows=200000 "${small[@]}"
+rates rates 150 din_ml1m "tables.movie.rows=$rows" train.compile=false "${large[@]}"
+rates compiled 150 din_ml1m "${small[@]}" --each train.compile=false train.compile=true --no-agreement
+rates compiled 150 mmoe_kuairand "${small[@]}" --each train.compile=false train.compile=true --no-agreement
+rates cached 40 din_ml1m tables.movie.memory=host tables.movie.rows=200000 train.compile=false "${small[@]}"
 lease cached-tests 60

@@ -91,7 +91,8 @@ def test_every_part_is_rehearsed_on_a_cpu(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "lease.jsonl").read_text().splitlines()]
     ends = [(line["part"], line["code"]) for line in lines if line["what"] == "end"]
     assert ends == [
-        *[("tests", 0), ("hardware", 0), ("rates", 0), ("cached", 0), ("cached-tests", 0)],
+        *[("tests", 0), ("hardware", 0), ("rates", 0), ("compiled", 0), ("compiled", 0)],
+        *[("cached", 0), ("cached-tests", 0)],
     ]
     told = {(line["part"], line["what"]) for line in lines}
     assert told >= {
@@ -100,7 +101,9 @@ def test_every_part_is_rehearsed_on_a_cpu(tmp_path):
         ("hardware", "launch"),
         ("hardware", "from the host"),
     }
-    assert told >= {("rates", "rate"), ("rates", "agreement"), ("cached", "rate")}
+    assert told >= {("rates", "rate"), ("rates", "agreement"), ("compiled", "rate"), ("cached", "rate")}
     tests = [line for line in lines if line["what"] == "test"]
     assert {line["outcome"] for line in tests} == {"skipped"}  # here; but all are found
     assert {line["part"] for line in tests} == {"tests", "cached-tests"}
+    compiled = [line["changes"] for line in lines if line["part"] == "compiled" and line["what"] == "rate"]
+    assert compiled == 2 * ["train.compile=false", "train.compile=true"]

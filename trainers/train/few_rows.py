@@ -1,24 +1,27 @@
 """What more rows per GPU would gain: below a few thousand a GPU mostly waits for its host to launch kernels.
 
-Both figures are estimates and no measurements: they come from counting operators and bytes of din_ml1m's step, see
-docs/guide/batch.md. A step of n rows takes about LAUNCHES_S + n / ROWS_PER_S seconds on one H200.
+All figures are estimates and no measurements: they come from counting operators and bytes of din_ml1m's step, eager and
+compiled, see docs/guide/batch.md. On one H200 a step of n rows takes about launches + n / speed seconds.
 """
 
 from livetrain.configs.schema import Recipe
 
 FEW = 4096  # rows of one GPU's part of a step
-LAUNCHES_S = 0.006  # 5 to 7 ms, however many rows
-ROWS_PER_S = 14e6  # the rows' own work, kernel by kernel
+# By whether the network is compiled: seconds of launches, however many rows; the rows' own work per second; in words.
+EAGER, COMPILED = (0.006, 14e6, "5 to 7 ms"), (0.0022, 32e6, "about 2 ms")
 
 
-def rows_per_s(rows: float) -> float:
+def rows_per_s(rows: float, compiled: bool) -> float:
     """Return about how many rows per second one GPU trains on, at so many per step.
 
     Example:
-        >>> [round(rows_per_s(rows), -4) for rows in (24, 1536, 4096, 98_304)]
+        >>> [round(rows_per_s(rows, compiled=False), -4) for rows in (24, 1536, 4096, 98_304)]
         [0.0, 250000.0, 650000.0, 7550000.0]
+        >>> [round(rows_per_s(rows, compiled=True), -4) for rows in (24, 1536, 4096, 98_304)]
+        [10000.0, 680000.0, 1760000.0, 18640000.0]
     """
-    return rows / (LAUNCHES_S + rows / ROWS_PER_S)
+    launches, speed, _ = COMPILED if compiled else EAGER
+    return rows / (launches + rows / speed)
 
 
 def advice(recipe: Recipe, world: int, device: str) -> str | None:
@@ -44,9 +47,11 @@ def advice(recipe: Recipe, world: int, device: str) -> str | None:
         return None
     shards = max(recipe.data.shards // world, 1)
     wanted = -(-FEW // (candidates * shards)) * shards
-    gain = rows_per_s(wanted * candidates) / rows_per_s(own)
+    compiled = recipe.train.compile is not False  # on GPUs by default
+    gain = rows_per_s(wanted * candidates, compiled) / rows_per_s(own, compiled)
+    launches = (COMPILED if compiled else EAGER)[-1]
     return (
-        f"data.batch_size: {rows:,} rows per step are {own:,.0f} per GPU, and a step's launches take 5 to 7 ms however "
+        f"data.batch_size: {rows:,} rows per step are {own:,.0f} per GPU, and a step's launches take {launches} however "
         f"many there are; by an estimate {wanted * candidates:,} per GPU (data.batch_size_per_worker: {wanted}) would "
         f"train {gain:.1f} times as many rows per second, on fewer and larger steps: see docs/guide/batch.md"
     )

@@ -15,22 +15,28 @@ from tests.trainers.train.test_loop import job, log, train
 FEW = few_rows.FEW
 
 
-def recipe(rows: int, workers: int, **data) -> Recipe:
+def recipe(rows: int, workers: int, compiled: bool | None = None, **data) -> Recipe:
     data = {"batch_size": rows * workers, "shards": workers, **data}
-    return load_recipe("configs/recipes/din_ml1m.yaml", data=data, cluster={"workers": workers})
+    train = {"compile": compiled}
+    return load_recipe("configs/recipes/din_ml1m.yaml", data=data, cluster={"workers": workers}, train=train)
 
 
-@pytest.mark.parametrize(("rows", "workers"), [(24, 64), (1536, 1), (FEW - 1, 8)])
-def test_what_a_few_rows_per_gpu_cost_is_told(rows, workers):
+@pytest.mark.parametrize(
+    ("rows", "workers", "compiled"), [(24, 64, None), (1536, 1, False), (1536, 1, True), (FEW - 1, 8, False)]
+)
+def test_what_a_few_rows_per_gpu_cost_is_told(rows, workers, compiled):
     """The gain is that of the same arithmetic, step by step: launches first, then the rows' own work."""
-    said = few_rows.advice(recipe(rows, workers), workers, "cuda")
+    asked = recipe(rows, workers, compiled)
+    said = few_rows.advice(asked, workers, "cuda")
     assert f" {rows * workers:,} rows per step are {rows:,} per GPU" in said
     assert "by an estimate 4,096 per GPU (data.batch_size_per_worker: 4096)" in said
     gain = float(re.search(r"train ([\d.]+) times as many", said).group(1))
-    seconds = {n: 0.006 + n / 14e6 for n in (rows, 4096)}
+    launches, speed, words = (0.006, 14e6, "5 to 7 ms") if compiled is False else (0.0022, 32e6, "about 2 ms")
+    assert f"a step's launches take {words} however many" in said
+    seconds = {n: launches + n / speed for n in (rows, 4096)}
     assert gain == pytest.approx((4096 / seconds[4096]) / (rows / seconds[rows]), rel=0.06)
-    assert doctor.rows_are_told(recipe(rows, workers), workers, "cuda") == said
-    assert few_rows.advice(recipe(rows, workers), workers, "cpu") is None
+    assert doctor.rows_are_told(asked, workers, "cuda") == said
+    assert few_rows.advice(asked, workers, "cpu") is None
 
 
 def test_enough_rows_are_told_nothing_and_requests_have_many():
