@@ -18,7 +18,7 @@ def rows_per_s(rows: float, compiled: bool) -> float:
         >>> [round(rows_per_s(rows, compiled=False), -4) for rows in (24, 1536, 4096, 98_304)]
         [0.0, 250000.0, 650000.0, 7550000.0]
         >>> [round(rows_per_s(rows, compiled=True), -4) for rows in (24, 1536, 4096, 98_304)]
-        [10000.0, 680000.0, 1760000.0, 18640000.0]
+        [10000.0, 680000.0, 1760000.0, 18650000.0]
     """
     launches, speed, _ = COMPILED if compiled else EAGER
     return rows / (launches + rows / speed)
@@ -51,7 +51,7 @@ def advice(recipe: Recipe, world: int, device: str) -> str | None:
     gain = rows_per_s(wanted * candidates, compiled) / rows_per_s(own, compiled)
     launches = (COMPILED if compiled else EAGER)[-1]
     return (
-        f"data.batch_size: {rows:,} rows per step are {own:,.0f} per GPU, and a step's launches take {launches} however "
-        f"many there are; by an estimate {wanted * candidates:,} per GPU (data.batch_size_per_worker: {wanted}) would "
+        f"data.batch_size: {rows:,} rows per step are {own:,.0f} per GPU, and a step's launches take {launches} "
+        f"however many there are; by an estimate {wanted * candidates:,} per GPU (data.batch_size_per_worker: {wanted}) would "
         f"train {gain:.1f} times as many rows per second, on fewer and larger steps: see docs/guide/batch.md"
     )
