@@ -268,7 +268,7 @@ def _looking(recipe: Recipe, run: Path, told: Path) -> Looking:
         told: the folder whose log is told how far it is.
     """
     tell = _teller(told)
-    spread = ray_workers.spread(recipe) if recipe.cluster.workers else in_threads
+    spread = ray_workers.spread(recipe) if recipe.cluster.most else in_threads
     return Looking(
         run.parent / sidecar.NAME, spread, lambda name, unit, done, of: tell(f"looking at {name}", done, of, unit)
     )
@@ -296,7 +296,7 @@ def _launch(work: ray_workers.Work, recipe: Recipe, told: Path, place: Path) -> 
         told: the folder whose log is told what happens.
         place: this command's own in the run's folder.
     """
-    if recipe.cluster.workers == 0:
+    if recipe.cluster.most == 0:
         places.clear(place, lambda left: not (left / places.PLACEMENT).exists())  # to free what Ray holds takes Ray
         return _in_process(work, recipe)
     return ray_workers.run(work, recipe, told, place)
