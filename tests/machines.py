@@ -1,0 +1,108 @@
+"""Several machines of a Ray cluster on this one, which join it, lose power, or are told to leave."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.heads import TOKEN, environment, free_ports
+
+_SECRET = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+
+
+class Machines:
+    """A cluster whose head has no CPU, and machines of one CPU each.
+
+    Args:
+        home: the folder of their logs and of commands.
+        temporary: a short path, for Ray's sockets lie in it.
+    """
+
+    def __init__(self, home: Path, temporary: str) -> None:
+        (self._port,) = free_ports(1)
+        self._home, self._temporary = home, temporary
+        self._running: dict[str, subprocess.Popen] = {}
+        self.address = f"127.0.0.1:{self._port}"
+        self.variables = environment(home, **_SECRET, RAY_ADDRESS=self.address)
+        head = ("--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false")
+        self._start("head", *head, f"--temp-dir={temporary}")
+
+    def _start(self, name: str, *words: str) -> None:
+        command = [
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-name={name}", *words),
+            *("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=80000000", "--disable-usage-stats"),
+        ]
+        variables = {key: value for key, value in self.variables.items() if key != "RAY_ADDRESS"}
+        with (self._home / f"{name}.log").open("w") as log:
+            self._running[name] = subprocess.Popen(
+                command, env=variables, stdout=log, stderr=log, start_new_session=True, cwd=self._home
+            )
+        end = time.monotonic() + 120
+        while name not in self.nodes():
+            assert self._running[name].poll() is None, (self._home / f"{name}.log").read_text()
+            assert time.monotonic() < end, f"{name} did not join"
+            time.sleep(0.5)
+
+    def nodes(self) -> dict[str, str]:
+        """Return the ids of the machines that are there, by name."""
+        ask = (
+            "import sys; from ray._raylet import GcsClient\n"
+            "for key, node in GcsClient(address=sys.argv[1]).get_all_node_info().items():\n"
+            "    if node.state == 0: print(node.node_name, key.hex())"
+        )
+        words = [sys.executable, "-c", ask, self.address]
+        said = subprocess.run(words, env=self.variables, capture_output=True, text=True, timeout=120)
+        return dict(line.split() for line in said.stdout.splitlines())
+
+    def join(self, name: str) -> None:
+        """Start a machine, and return once it belongs to the cluster."""
+        self._start(name, f"--address={self.address}", "--num-cpus=1")
+
+    def kill(self, name: str) -> None:
+        """End a machine and all on it at once, as when its power fails."""
+        os.killpg(self._running.pop(name).pid, signal.SIGKILL)
+
+    def notify(self, name: str) -> None:
+        """Tell the cluster that a machine leaves, as the hook in cluster/kubernetes does."""
+        words = ["drain-node", f"--address={self.address}", f"--node-id={self.nodes()[name]}"]
+        why = ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot", "--deadline-remaining-seconds=100"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", *words, *why]
+        subprocess.run(command, env=self.variables, check=True, capture_output=True, timeout=120)
+
+    def livetrain(self, *words: str) -> subprocess.Popen:
+        """Start a livetrain command on the head."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "livetrain", *words],
+            env=self.variables,
+            cwd=self._home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def end(self) -> None:
+        """End all machines."""
+        for one in self._running.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(one.pid, signal.SIGKILL)
+            one.wait()
+        shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def started(home: Path) -> Iterator[Machines]:
+    """Start a head; the machines are to join it."""
+    machines = None
+    try:
+        machines = Machines(home, tempfile.mkdtemp(prefix="ray-"))
+        yield machines
+    finally:
+        if machines is not None:
+            machines.end()
