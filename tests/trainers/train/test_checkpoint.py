@@ -187,11 +187,11 @@ def test_of_many_tensors_one_block_is_held_at_a_time(tmp_path, monkeypatch):
     read = {name: torch.full((2 << 20,), 99.0) for name in live}
     with Anonymous() as taken:
         dcp.save(live, storage_writer=writing.Writer(tmp_path), planner=writing.Planner(), no_dist=True)
-    assert taken.most < 24 << 20
+    assert taken.most < 40 << 20  # of 96
     with Anonymous() as taken:
         reader = restore.Reader(tmp_path, {path.name for path in tmp_path.iterdir()})
         dcp.load(read, storage_reader=reader, planner=restore.Planner(), no_dist=True)
-    assert taken.most < 24 << 20
+    assert taken.most < 40 << 20  # of 96
     assert all(torch.equal(read[name], live[name]) for name in live)
 
 

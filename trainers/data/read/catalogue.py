@@ -1,5 +1,6 @@
 """Items on disk, read as a split whose rows have an item and nothing else."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read.columns import IdKind, settled, wanted_columns
+from livetrain.trainers.data.read.distant import Ahead
 from livetrain.trainers.data.read.files import files_below, open_filesystem, shown
 from livetrain.trainers.data.read.source import RowGroup, Source, looked
 
@@ -55,9 +57,15 @@ class Catalogue(Source):
         """Return what `Source.read` does, with nulls in the columns that are not the item's."""
         return self._whole(super().read(group, self._own(columns)), columns)
 
-    def stream(self, groups: Sequence[RowGroup], columns: list[str], rows: int) -> Iterator[pa.Table]:
+    def ahead(self, columns: list[str]) -> contextlib.AbstractContextManager[Ahead | None]:
+        """Return what `Source.ahead` does, for the item's columns."""
+        return super().ahead(self._own(columns))
+
+    def stream(
+        self, groups: Sequence[RowGroup], columns: list[str], rows: int, ahead: Ahead | None = None
+    ) -> Iterator[pa.Table]:
         """Yield what `Source.stream` does, with nulls in the columns that are not the item's."""
-        for table in super().stream(groups, self._own(columns), rows):
+        for table in super().stream(groups, self._own(columns), rows, ahead):
             yield self._whole(table, columns)
 
     def _own(self, columns: list[str]) -> list[str]:

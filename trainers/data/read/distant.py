@@ -11,8 +11,8 @@ import io
 import logging
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -23,6 +23,8 @@ from pyarrow import fs
 
 from livetrain.configs.errors import BadInput, short
 from livetrain.trainers.data.read.files import footer_of, shown, shut
+from livetrain.trainers.data.read.index import RowGroup
+from livetrain.trainers.data.read.prefetch import Loaders
 from livetrain.trainers.runtime import reach
 
 log = logging.getLogger(__name__)
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 _OPEN_FILES = 16  # kept with their footers
 _HOLE = 1 << 20  # bytes between two columns that cost less than one more request: what 10 ms carry at 100 MB/s
 _PIECE = 16 << 20  # most bytes of one request: a failed one is asked for again
+_AHEAD = 4  # stretches of row groups that are fetched, or wait for whoever reads them, at a time
+_STRETCH = 65_536  # rows of a stretch at most, where it is more than one row group
 _BEYOND = 100  # bytes after a column that old writers did not count as its own (PARQUET-816)
 
 
@@ -59,7 +63,7 @@ class Distant:
         before: list[str] = []
         begun = time.monotonic()
         while True:
-            pieces, footer = self._fetched(path, group, columns)
+            pieces, footer = self.fetched(path, [group], columns)
             try:
                 return _decoded(pieces, footer).read_row_group(group, columns=columns, use_threads=False)
             except (pa.ArrowException, OSError) as error:
@@ -74,7 +78,7 @@ class Distant:
         Raises:
             BadInput: as `read`.
         """
-        return _decoded(*self._fetched(path, group, columns))
+        return _decoded(*self.fetched(path, [group], columns))
 
     def footer(self, path: str) -> pq.FileMetaData:
         """Return a file's footer.
@@ -87,17 +91,21 @@ class Distant:
         except OSError as error:
             raise shut(shown(self._filesystem, path), error) from error
 
-    def _fetched(self, path: str, group: int, columns: list[str]) -> tuple["Pieces", pq.FileMetaData]:
-        """Return what is needed of a file for some columns of a row group, and the file's footer."""
+    def fetched(self, path: str, groups: Sequence[int], columns: list[str]) -> tuple["Pieces", pq.FileMetaData]:
+        """Return what is needed of a file for some columns of row groups, and the file's footer.
+
+        Raises:
+            BadInput: as `read`.
+        """
         try:
             file, footer = self._opened(path)
             pieces = Pieces(file.length)
-            for start, stop in spans(footer.row_group(group), columns, file.length):
+            for start, stop in spans([footer.row_group(group) for group in groups], columns, file.length):
                 for place in range(start, stop, _PIECE):
                     pieces.add(place, file.at(place, min(_PIECE, stop - place)))
         except OSError as error:
             raise BadInput(
-                f"{shown(self._filesystem, path)}, row group {group}: the file cannot be read ({short(error)}); "
+                f"{shown(self._filesystem, path)}, row group {groups[0]}: the file cannot be read ({short(error)}); "
                 "restore it or the access to it"
             ) from error
         return pieces, footer
@@ -119,6 +127,76 @@ class Distant:
         return opened.result()
 
 
+class Ahead:
+    """Fetches row groups before they are decoded, the first that was asked for first, a few at a time.
+
+    So those who decode wait for no network, and are no more of them for it: threads that both fetch and decode would
+    each begin somewhere else, within a row group that another one decodes as well. Small row groups that follow one
+    another are fetched together. It holds the bytes of `_AHEAD` row groups at most, or of as many stretches of small
+    ones. A context, whose end stops the fetching.
+
+    Args:
+        distant: the files.
+        columns: that are fetched.
+    """
+
+    def __init__(self, distant: Distant, columns: list[str]) -> None:
+        self._distant, self._columns = distant, columns
+        self._asked: Counter[tuple[str, int]] = Counter()  # calls of `file` to come, by row group
+        self._wanted: deque[list[tuple[str, int]]] = deque()  # stretches
+        self._rows = 0  # of the last one
+        self._coming: dict[tuple[str, int], Future] = {}
+        self._lock = threading.Lock()
+        self._threads = Loaders(_AHEAD)
+
+    def __enter__(self) -> "Ahead":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._threads.__exit__(*error)
+
+    def ask(self, groups: Iterable[RowGroup]) -> None:
+        """Have row groups fetched soon. `file` must be called for each, or it keeps its place for good."""
+        with self._lock:
+            for group in groups:
+                place = group.path, group.index
+                self._asked[place] += 1
+                if self._asked[place] > 1:  # it comes already
+                    continue
+                before = self._wanted[-1] if self._wanted else []
+                self._rows += group.rows
+                if not before or self._rows > _STRETCH or place != (before[-1][0], before[-1][1] + 1):
+                    before, self._rows = [], group.rows
+                    self._wanted.append(before)
+                before.append(place)
+            self._go_on()
+
+    def file(self, path: str, group: int) -> pq.ParquetFile:
+        """Return what `Distant.file` does, of what was fetched where it was asked for.
+
+        Raises:
+            BadInput: as `Distant.read`.
+        """
+        with self._lock:
+            coming = self._coming.get((path, group))
+            self._asked[path, group] -= 1
+            if self._asked[path, group] <= 0:
+                del self._asked[path, group]
+                self._coming.pop((path, group), None)
+            self._go_on()
+        if coming is None:
+            return self._distant.file(path, group, self._columns)
+        pieces, footer = coming.result()
+        return _decoded(pieces.again(), footer)
+
+    def _go_on(self) -> None:
+        while self._wanted and len({*self._coming.values()}) < _AHEAD:
+            if stretch := [place for place in self._wanted.popleft() if place in self._asked]:
+                groups = [group for _, group in stretch]
+                coming = self._threads.submit(self._distant.fetched, stretch[0][0], groups, self._columns)
+                self._coming |= dict.fromkeys(stretch, coming)
+
+
 def _decoded(pieces: "Pieces", footer: pq.FileMetaData) -> pq.ParquetFile:
     return pq.ParquetFile(
         pa.PythonFile(pieces, mode="r"), metadata=footer, pre_buffer=False, page_checksum_verification=True
@@ -137,6 +215,12 @@ class Pieces(io.RawIOBase):
         """Take the next piece, which begins behind those before it."""
         self._starts.append(start)
         self._parts.append(part)
+
+    def again(self) -> "Pieces":
+        """Return the same file, read from its beginning: for another thread."""
+        other = Pieces(self._length)
+        other._starts, other._parts = self._starts, self._parts
+        return other
 
     def digests(self) -> list[str]:
         return [xxhash.xxh64_hexdigest(part) for part in self._parts]
@@ -167,10 +251,10 @@ class Pieces(io.RawIOBase):
         return found[0] if len(found) == 1 else b"".join(found)
 
 
-def spans(group: pq.RowGroupMetaData, columns: Collection[str], length: int) -> Iterator[tuple[int, int]]:
-    """Yield the bytes [start, stop) in which some columns of a row group lie, in a file of `length` bytes."""
+def spans(groups: Iterable[pq.RowGroupMetaData], columns: Collection[str], length: int) -> Iterator[tuple[int, int]]:
+    """Yield the bytes [start, stop) in which some columns of row groups lie, in a file of `length` bytes."""
     chunks = []
-    for chunk in map(group.column, range(group.num_columns)):
+    for chunk in (group.column(place) for group in groups for place in range(group.num_columns)):
         path = chunk.path_in_schema
         if any(path == column or path.startswith(f"{column}.") for column in columns):
             start = min(place for place in (chunk.dictionary_page_offset, chunk.data_page_offset) if place)

@@ -1,5 +1,6 @@
 """The rows of windows, decoded: a run is opened once and read from end to end, however many windows it has."""
 
+import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,11 @@ import pyarrow as pa
 
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.read.decode import Decoder
+from livetrain.trainers.data.read.distant import Ahead
 from livetrain.trainers.data.read.negatives import Negatives
 from livetrain.trainers.data.read.order import Order, Piece
 from livetrain.trainers.data.read.records import Columns, Slice
-from livetrain.trainers.data.read.source import CorruptGroup, Source
+from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,17 @@ class Rows:
         self.columns = list(dict.fromkeys([*decoder.columns, *added]))
         self._warned: set[int] = set()
 
-    def stream(self, epoch: int, groups: range, start: int, chunk: int) -> Iterator[tuple[range, Columns]]:
+    def ahead(self) -> contextlib.AbstractContextManager[Ahead | None]:
+        """Return what fetches row groups before `stream` decodes them, or nothing where they are near."""
+        return self._source.ahead(self.columns)
+
+    def group(self, number: int) -> RowGroup:
+        """Return a row group."""
+        return self._source.groups[number]
+
+    def stream(
+        self, epoch: int, groups: range, start: int, chunk: int, ahead: Ahead | None
+    ) -> Iterator[tuple[range, Columns]]:
         """Decode row groups of one file, in parts of so many stored rows, each with its rows' numbers in an epoch.
 
         Parts that end before the row `start` are read and not decoded further.
@@ -52,7 +64,7 @@ class Rows:
             BadInput, ArrowException, OSError: something cannot be read or decoded; `whole` says what is wrong.
         """
         stored, at = int(self._stored[groups[0]]), int(self._firsts[groups[0]])
-        for table in self._source.stream([self._source.groups[n] for n in groups], self.columns, chunk):
+        for table in self._source.stream([self._source.groups[n] for n in groups], self.columns, chunk, ahead):
             rows = table.num_rows
             if self._negatives is not None:
                 table = self._negatives.expand(table, stored, epoch, self._decoder.columns)
@@ -116,12 +128,25 @@ class Pieces:
         order: of the epoch.
         epoch: from 0.
         chunk: stored rows that are decoded at a time.
+        ahead: fetches what is far.
     """
 
-    def __init__(self, rows: Rows, order: Order, epoch: int, chunk: int) -> None:
-        self._rows, self._order, self._epoch, self._chunk = rows, order, epoch, chunk
+    def __init__(self, rows: Rows, order: Order, epoch: int, chunk: int, ahead: Ahead | None) -> None:
+        self._rows, self._order, self._epoch, self._chunk, self._ahead = rows, order, epoch, chunk, ahead
+        self._ends: set[tuple[int, int] | None] = set()  # of the windows asked for: by row group, and row in it
         self._left: dict[tuple[int, int], Future[_Cursor | None]] = {}  # by row group, and row in it
         self._lock = threading.Lock()
+
+    def ask(self, pieces: Sequence[Piece]) -> None:
+        """Have fetched what `read` will need of a window; called in the order in which windows are read."""
+        if self._ahead is None:
+            return
+        first, last = pieces[0], pieces[-1]
+        # The row group that an earlier window ends in is at hand in that one's open run.
+        at_hand = first.start > 0 and (first.group, first.start) in self._ends
+        self._ahead.ask(self._rows.group(piece.group) for piece in pieces[at_hand:])
+        self._ends.discard((first.group, first.start))
+        self._ends.add(self._after(last))
 
     def read(self, pieces: Sequence[Piece]) -> list[Slice]:
         """Return a window's rows, piece by piece. Where another thread reads what lies before, wait for it.
@@ -152,7 +177,7 @@ class Pieces:
         try:
             if cursor is None:
                 groups = range(piece.group, self._order.run(piece.group).stop)
-                cursor = _Cursor(self._rows.stream(self._epoch, groups, start, self._chunk), start)
+                cursor = _Cursor(self._rows.stream(self._epoch, groups, start, self._chunk, self._ahead), start)
             found = cursor.take(piece.stop - piece.start)
         except (BadInput, pa.ArrowException, OSError):
             return None, [Slice(self._rows.whole(self._epoch, piece.group), piece.start, piece.stop)]

@@ -15,13 +15,25 @@ _PATIENCE_S = 10.0  # longest wait for a thread that is inside a read when every
 class Loaders:
     """Threads that run jobs, first come, first served.
 
-    Unlike a ThreadPoolExecutor's, the threads do not hold up the interpreter's exit until every job has run.
+    Unlike a ThreadPoolExecutor's, the threads do not hold up the interpreter's exit until every job has run. As a
+    context it ends with its threads, or after 10 s.
     """
 
     def __init__(self, threads: int) -> None:
         self.stopped = False
         self.threads = [threading.Thread(target=self._run, name="livetrain-load", daemon=True) for _ in range(threads)]
         self._jobs: SimpleQueue = SimpleQueue()
+        for thread in self.threads:
+            thread.start()
+
+    def __enter__(self) -> "Loaders":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stopped = True
+        self.finish()
+        for thread in self.threads:
+            thread.join(_PATIENCE_S)
 
     def submit(self, job: Callable[..., Any], *arguments: Any) -> Future:
         """Queue a job; its future is cancelled if the threads are stopped first."""
@@ -82,8 +94,7 @@ class _Run:
         self._loaders = Loaders(threads)
         maker = threading.Thread(target=self._fill, args=(make,), name="livetrain-batches", daemon=True)
         self._threads = [maker, *self._loaders.threads]
-        for thread in self._threads:
-            thread.start()
+        maker.start()
 
     def items(self) -> Iterator[T]:
         while True:

@@ -99,7 +99,6 @@ class Reader:
         )
         self._shards = self._order.owned(rank, world)
         self._pin = pin
-        self._threads = recipe.data.threads + source.waiting
         kinds = [recipe.features[key] for key in self._decoder.keys]
         self._sequences = {
             place: key for place, (key, kind) in enumerate(zip(self._decoder.keys, kinds, strict=True)) if kind.lists
@@ -126,7 +125,7 @@ class Reader:
                 torch.cuda.set_device(device)  # or pinning would open a context on device 0
             return self._assemble(loaders, epoch, start, stop)
 
-        with closing(run_ahead(make, self._data.prefetch, self._threads)) as ahead:
+        with closing(run_ahead(make, self._data.prefetch, self._data.threads)) as ahead:
             for batch, counts in ahead:
                 self.skipped_rows += int(counts[0])
                 for feature, key in self._sequences.items():
@@ -138,15 +137,25 @@ class Reader:
 
         A batch comes with its counts: rows skipped, then lists cut, by sparse feature.
         """
-        pieces = Pieces(self._rows, self._order, epoch, self._chunk)
+        with self._rows.ahead() as ahead:
+            pieces = Pieces(self._rows, self._order, epoch, self._chunk, ahead)
+            yield from self._joined(loaders, pieces, epoch, start, stop)
+
+    def _joined(
+        self, loaders: Loaders, pieces: Pieces, epoch: int, start: int, stop: int
+    ) -> Iterator[tuple[Batch, np.ndarray]]:
+        def load(place: int, window: Window) -> Future:
+            pieces.ask(window.pieces)
+            return loaders.submit(self._load, pieces, epoch, self._shards[place], window)
+
         streams = _Streams(
             self._order.windows(epoch, self._shards),
             [self._order.rows_of(shard) for shard in self._shards],
             rows=self._order.slice,
             start=start,
             ahead=self._data.prefetch,
-            threads=self._threads,
-            load=lambda place, window: loaders.submit(self._load, pieces, epoch, self._shards[place], window),
+            threads=self._data.threads,
+            load=load,
             blank=functools.lru_cache(self._decoder.blank),
         )
         for step in range(start, stop):

@@ -1,5 +1,6 @@
 """A split on disk: its files found, what their footers say, its columns checked against the recipe."""
 
+import contextlib
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from livetrain.trainers.data.read.columns import (
     wanted_columns,
     worded,
 )
-from livetrain.trainers.data.read.distant import Distant
+from livetrain.trainers.data.read.distant import Ahead, Distant
 from livetrain.trainers.data.read.files import short, shown, split_folders
 from livetrain.trainers.data.read.index import Figures, Groups, Index, RowGroup, leaf_places, look, restored, stored
 from livetrain.trainers.data.read.requests import Candidates
@@ -37,7 +38,6 @@ log = logging.getLogger(__name__)
 
 _INDEX = "index"  # its name in a sidecar
 _FOOTERS, _FOOTER_THREADS = 64, 16  # files that a thread looks at in one go; footers are far away: waiting, not work
-_WAITING = 4  # requests at a time
 _OPEN_FILES = 4  # that a thread keeps open
 _BUFFER = 2**16  # bytes of each column that are read at a time of a local file
 
@@ -204,10 +204,9 @@ class Source:
             return found.nulls
         return sum(self._nulls(group, column) for group in self.groups)
 
-    @property
-    def waiting(self) -> int:
-        """Return how many threads should read beside those that decode, as so many wait for a network at a time."""
-        return 0 if self._distant is None else _WAITING
+    def ahead(self, columns: list[str]) -> contextlib.AbstractContextManager[Ahead | None]:
+        """Return what fetches row groups before they are decoded; nothing on this machine's disk, which is near."""
+        return contextlib.nullcontext() if self._distant is None else Ahead(self._distant, columns)
 
     def _nulls(self, group: RowGroup, column: str) -> int:
         try:
@@ -276,11 +275,19 @@ class Source:
             "data.on_corrupt: skip to train without them"
         )
 
-    def stream(self, groups: Sequence[RowGroup], columns: list[str], rows: int) -> Iterator[pa.Table]:
+    def stream(
+        self, groups: Sequence[RowGroup], columns: list[str], rows: int, ahead: Ahead | None = None
+    ) -> Iterator[pa.Table]:
         """Read some columns of one file's row groups, in tables of so many rows, the last ones of a row group fewer.
 
         The file is opened once. Of a local file's row group no more is held at a time than a table, and of each column
         64 KiB and a page; of a remote one's, its columns' bytes as stored.
+
+        Args:
+            groups: one after the other in one file.
+            columns: to read.
+            rows: per table.
+            ahead: has been asked for those of the row groups that are to be there by now, with the same columns.
 
         Raises:
             ArrowException, OSError: something cannot be read; `read` says what is wrong.
@@ -288,7 +295,11 @@ class Source:
         far = self._distant
         near: Any = self._opened(groups[0].path, _BUFFER) if far is None else None
         for group in groups:
-            file, found = near if far is None else far.file(group.path, group.index, columns), 0
+            if ahead is not None:
+                file = ahead.file(group.path, group.index)
+            else:
+                file = near if far is None else far.file(group.path, group.index, columns)
+            found = 0
             for batch in file.iter_batches(rows, row_groups=[group.index], columns=columns, use_threads=False):
                 found += batch.num_rows
                 yield self._settled(pa.Table.from_batches([batch]), columns)

@@ -63,6 +63,35 @@ def test_requests_of_a_file_are_few(tmp_path, bucket, network):
     assert network.counted == {"HEAD": 1, "GET": 1}
 
 
+def test_row_groups_are_fetched_ahead_and_once_small_ones_together(tmp_path, bucket, network, monkeypatch):
+    monkeypatch.setattr(distant, "_STRETCH", 60)
+    write_split(tmp_path / "train", [make_rows(100, seed) for seed in range(2)], 20)
+    recipe = make_recipe(uploaded(tmp_path, bucket, "ahead"), group=None, threads=1, shards=2, shuffle_window=50)
+    reader = Reader(Source.open(recipe, "train"), recipe, rank=0, world=1, shuffle=True)
+    network.counted.clear()
+    rows = torch.cat([batch.rows for batch in reader.batches(0)])
+    assert sorted(rows[rows >= 0].tolist()) == list(range(200))
+    # Of each file the footer, and its five row groups in two stretches, where no window's end cuts them: four do.
+    assert network.counted["GET"] - 2 <= 4 + 4 < len(reader._rows.sizes)
+
+
+def test_what_is_asked_for_twice_comes_once_and_is_read_twice(tmp_path, bucket, network):
+    write_split(tmp_path / "train", [make_rows(100)], 20)
+    source = Source.open(make_recipe(uploaded(tmp_path, bucket, "twice")), "train")
+    with source.ahead(["user"]) as ahead:
+        ahead.ask(source.groups)
+        ahead.ask([source.groups[1]])
+        network.counted.clear()
+        tables = [
+            ahead.file(source.groups[0].path, number).read_row_group(number, columns=["user"]) for number in (1, 0, 1)
+        ]
+        assert tables[0].equals(tables[2])
+        assert not tables[0].equals(tables[1])
+        assert network.counted["GET"] <= 2  # the footer, and all row groups
+        ahead.file(source.groups[0].path, 1)  # nobody asked for it, so it is fetched now
+        assert network.counted["GET"] <= 3
+
+
 def test_bytes_that_do_not_decode_are_a_corrupt_group_at_once(tmp_path, bucket, network):
     (path,) = write_split(tmp_path / "train", [make_rows(40)], 20)
     corrupt(path, 1, "user")
@@ -114,11 +143,11 @@ def test_spans_join_what_lies_together(tmp_path, monkeypatch):
     pq.write_table(pa.table(columns), tmp_path / "x.parquet", compression="none", use_dictionary=False)
     size = (tmp_path / "x.parquet").stat().st_size
     group = pq.read_metadata(tmp_path / "x.parquet").row_group(0)
-    assert len(list(distant.spans(group, columns, size))) == 1
-    assert len(list(distant.spans(group, ["c1", "c2", "c5"], size))) == 2
-    assert list(distant.spans(group, ["c1"], size)) == list(distant.spans(group, ["c1", "d"], size))
-    assert list(distant.spans(group, [], size)) == []
-    (start, stop) = next(distant.spans(group, ["c9"], size))
+    assert len(list(distant.spans([group], columns, size))) == 1
+    assert len(list(distant.spans([group], ["c1", "c2", "c5"], size))) == 2
+    assert list(distant.spans([group], ["c1"], size)) == list(distant.spans([group], ["c1", "d"], size))
+    assert list(distant.spans([group], [], size)) == []
+    (start, stop) = next(distant.spans([group], ["c9"], size))
     assert 4000 <= stop - start <= 4600
 
 

@@ -163,10 +163,10 @@ def decoded(monkeypatch):
     found = []
     stream = Source.stream
 
-    def counted(self, groups, columns, rows):
+    def counted(self, groups, columns, rows, ahead=None):
         found.append([groups[0].path, 0])
         own = found[-1]
-        for table in stream(self, groups, columns, rows):
+        for table in stream(self, groups, columns, rows, ahead):
             own[1] += len(table)
             yield table
 
