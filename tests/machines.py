@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -11,9 +12,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.heads import TOKEN, environment, free_ports
+from ray._raylet import GcsClient
 
-_SECRET = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
+from tests.heads import environment, free_ports
+
+# Python and its imports take a busy machine longer than the 60 s that Ray gives them.
+_PATIENT = {"RAY_AUTH_MODE": "disabled", "RAY_worker_register_timeout_seconds": "300"}
 
 
 class Machines:
@@ -29,36 +33,31 @@ class Machines:
         self._home, self._temporary = home, temporary
         self._running: dict[str, subprocess.Popen] = {}
         self.address = f"127.0.0.1:{self._port}"
-        self.variables = environment(home, **_SECRET, RAY_ADDRESS=self.address)
+        self.variables = environment(home, **_PATIENT, RAY_ADDRESS=self.address)
         head = ("--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false")
         self._start("head", *head, f"--temp-dir={temporary}")
 
     def _start(self, name: str, *words: str) -> None:
         command = [
             *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-name={name}", *words),
-            *("--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=80000000", "--disable-usage-stats"),
+            *("--node-ip-address=127.0.0.1", "--min-worker-port=0", "--max-worker-port=0"),
+            *("--object-store-memory=80000000", "--disable-usage-stats"),
         ]
         variables = {key: value for key, value in self.variables.items() if key != "RAY_ADDRESS"}
         with (self._home / f"{name}.log").open("w") as log:
             self._running[name] = subprocess.Popen(
                 command, env=variables, stdout=log, stderr=log, start_new_session=True, cwd=self._home
             )
-        end = time.monotonic() + 120
-        while name not in self.nodes():
+        end = time.monotonic() + 300
+        while name == "head" and not listens(self._port) or name not in self.nodes():
             assert self._running[name].poll() is None, (self._home / f"{name}.log").read_text()
             assert time.monotonic() < end, f"{name} did not join"
             time.sleep(0.5)
 
     def nodes(self) -> dict[str, str]:
         """Return the ids of the machines that are there, by name."""
-        ask = (
-            "import sys; from ray._raylet import GcsClient\n"
-            "for key, node in GcsClient(address=sys.argv[1]).get_all_node_info().items():\n"
-            "    if node.state == 0: print(node.node_name, key.hex())"
-        )
-        words = [sys.executable, "-c", ask, self.address]
-        said = subprocess.run(words, env=self.variables, capture_output=True, text=True, timeout=120)
-        return dict(line.split() for line in said.stdout.splitlines())
+        found = GcsClient(address=self.address).get_all_node_info()
+        return {node.node_name: key.hex() for key, node in found.items() if node.state == 0}
 
     def join(self, name: str) -> None:
         """Start a machine, and return once it belongs to the cluster."""
@@ -94,6 +93,12 @@ class Machines:
                 os.killpg(one.pid, signal.SIGKILL)
             one.wait()
         shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def listens(port: int) -> bool:
+    """Return whether somebody listens at a port of this machine."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextlib.contextmanager

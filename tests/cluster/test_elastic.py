@@ -1,5 +1,6 @@
 """How many workers a run of a range has, and how often it is started again: Ray Train's policies without a cluster."""
 
+import asyncio
 import time
 from collections import Counter
 from pathlib import Path
@@ -7,17 +8,21 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
+from ray.train import RunConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.context import TrainRunContext
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
+from ray.train.v2._internal.execution.worker_group.worker import WorkerStatus
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from livetrain.cluster import capacity, doctor, elastic, places
+from livetrain.cluster import capacity, doctor, elastic, places, ray_workers
 from livetrain.cluster.sweep import tune
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster, Workers
@@ -193,12 +198,95 @@ def test_failures_are_counted_between_checkpoints(place, monkeypatch, cause):
     assert len([line for line in runlog.read(place.parent) if "start again" in line["text"]]) == 4
 
 
+class Group:
+    """Workers as Ray Train's controller has them: what they do next is in `does`; how many there were is in `sizes`."""
+
+    does: list[Exception | str] = []  # noqa: RUF012
+    sizes: list[int] = []  # noqa: RUF012
+
+    @classmethod
+    def create(cls, train_run_context, worker_group_context, callbacks) -> "Group":
+        made = cls()
+        made.workers = [None] * worker_group_context.num_workers
+        cls.sizes.append(len(made.workers))
+        handle = SimpleNamespace(placement_group=object())
+        made.state = WorkerGroupState(0.0, handle, made.workers, None)
+        return made
+
+    def get_workers(self) -> list:
+        return self.workers
+
+    def get_worker_group_state(self) -> WorkerGroupState:
+        return self.state
+
+    def get_latest_poll_status(self) -> None:
+        return None
+
+    def shutdown(self) -> None:
+        self.workers = []
+
+    def poll_status(self, timeout: float) -> WorkerGroupPollStatus:
+        done = self.does.pop(0)
+        error = done if isinstance(done, Exception) else None
+        return WorkerGroupPollStatus({0: WorkerStatus(running=done == "trains", error=error)})
+
+
+def controlled(run: Run, does: list[Exception | str], monkeypatch) -> TrainController:
+    """Let Ray Train's own controller run workers that do so, under both policies."""
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0")
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    monkeypatch.setenv("RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING", "0")
+    monkeypatch.setattr(elastic.Scaling, "after_controller_start", lambda *_: None)
+    monkeypatch.setattr(TrainController, "worker_group_cls", Group)
+    monkeypatch.setattr(Group, "does", does)
+    monkeypatch.setattr(Group, "sizes", [])
+    failures = FailureConfig(max_failures=1, max_preemption_failures=1)
+    kept = RunConfig(name="kept", storage_path=str(run.place / "ray"), failure_config=failures)
+    context = TrainRunContext(
+        run_config=kept,
+        train_loop_config={},
+        scaling_config=ScalingConfig(**CONFIG),
+        backend_config=None,
+        dataset_config=None,
+    )
+    limits = elastic.Limits(failures, elastic.Asked((2, 3, 4), run.place, run.place.parent, 60))
+    controller = TrainController(None, context, run.policy, limits)
+    asyncio.run(controller.run())
+    return controller
+
+
+def test_rays_controller_goes_on_with_what_is_left_and_takes_in_what_comes(place, monkeypatch):
+    run = Run(place)
+    monkeypatch.setattr(run.machines, "room", lambda group: (4, 3, 4, 2, 2)[len(Group.sizes)])
+    bug = ValueError("a connection")
+    found = controlled(run, ["trains", preempted(), "trains", signals.Again(), bug, "done"], monkeypatch)
+    assert Group.sizes == [4, 3, 4, 2]
+    assert found.get_training_failed_error() is None
+
+
+def test_rays_controller_ends_by_both_limits(place, monkeypatch):
+    run = Run(place)
+    error = controlled(run, [ValueError("a bug"), ValueError("a bug")], monkeypatch).get_training_failed_error()
+    assert isinstance(error, WorkerGroupError)
+    assert Group.sizes == [4, 4]
+    run.machines.free = 1
+    monkeypatch.setattr(time, "sleep", lambda seconds: setattr(run, "now", run.now + 30))
+    monkeypatch.setattr(ray, "available_resources", dict)
+    failed = controlled(run, [], monkeypatch).get_training_failed_error()
+    assert (
+        ray_workers._failure(failed, Cluster(workers=Workers(min=2, max=4), timeout_s=60), False)
+        .args[0]
+        .startswith("cluster.workers: 2 workers of 1 CPU each find no room, 0 CPUs are free, after 60 s of waiting")
+    )
+
+
 def test_a_refusal_ends_the_run_at_once(place):
     policy = elastic.Limits(FailureConfig(max_failures=9), elastic.Asked((2,), place, place.parent, 60))
     (place / places.REFUSAL).write_text("{}")
     assert policy.make_decision(lost(BadInput("no"))) == FailureDecision.RAISE
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 64), st.integers(1, 40), st.integers(0, 40))
 def test_the_counts_are_those_that_share_the_shards_evenly(shards, least, more):
     """Against the order of samples itself."""
