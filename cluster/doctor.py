@@ -311,7 +311,7 @@ def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
                 copied[rank] += whole
                 gpu[rank] += math.ceil(weights * one.cache) if behind_cache else 0
     for name, one in recipe.tables.items():
-        if one.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
+        if not any(name in collection for collection in plan.plan.values()):  # replicated, with a gradient of its size
             weights = one.rows * one.dim * ELEMENT[one.dtype]
             whole = weights + one.rows * state[name](one.dim)
             part = gpu if cuda else host

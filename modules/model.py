@@ -359,8 +359,9 @@ def _collection(recipe: Recipe, name: str, users: dict[str, list[str]], device: 
 
 
 def stored_name(name: str) -> str:
-    """Return the name under which a checkpoint keeps a parameter: of a table the same, whether it is pooled or not."""
-    return name.replace(f"{_POOLED}.{_TABLES[True]}.", f".{_TABLES[False]}.")
+    """Return the name under which a checkpoint keeps a parameter: of a table the same, wherever its rows lie."""
+    plain = f".{_TABLES[False]}."
+    return name.replace(f"{_POOLED}.{_TABLES[True]}.", plain).replace(f"{_REPLICATED}{plain}", plain)
 
 
 def initial_values(recipe: Recipe, table: str) -> Initial:

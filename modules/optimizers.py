@@ -14,9 +14,13 @@ from livetrain.configs.schema import DenseOptimizer, Recipe, SparseOptimizer
 from livetrain.modules.tables.adam import RowAdam, Steps
 from livetrain.modules.tables.touched import Touched
 
+# What plain optimizers call their state of a table, and torchrec that of its fused ones; the count of steps changes
+# nothing, for no optimizer of tables lowers its own rate.
+FUSED_NAMES = {"sum": "momentum1", "exp_avg": "momentum1", "exp_avg_sq": "exp_avg_sq"}
+
 _ON_CPU = (
     *(EmbOptimType.EXACT_ROWWISE_ADAGRAD, EmbOptimType.EXACT_ADAGRAD, EmbOptimType.EXACT_SGD),  # fbgemm's
-    EmbOptimType.ADAM,  # modules.tables.adam's
+    EmbOptimType.ADAM,  # modules.tables.host's
 )
 
 
@@ -30,7 +34,7 @@ class TableOptimizer:
         torch_class: what it is on plain PyTorch; torchrec must know a fused kernel of it.
         devices: where such a kernel is; found when the kind is registered.
         decays: weight_decay on the rows that a batch touches is the same on every device.
-        by_columns: it is known to learn the same when a table is split by columns.
+        by_columns: it moves every number of a row by itself, so that a table may be split by columns.
         replicated: what `replica` returns moves the rows that a batch touches as the fused kernel does, and no others.
         counts: what it does to a row depends on how many steps were trained.
     """
@@ -133,6 +137,7 @@ class Adagrad(TableOptimizer):
     """Adagrad with an accumulator per number."""
 
     torch_class = torch.optim.Adagrad
+    by_columns = True
 
     @staticmethod
     def state_bytes(dim: int) -> int:
@@ -159,6 +164,7 @@ class Adam(TableOptimizer):
     """Adam on the rows that a batch touches, see modules.tables.adam."""
 
     torch_class = torch.optim.Adam
+    by_columns = True
     counts = True
 
     def replica(self, parameter: nn.Parameter, touched: Touched, steps: Steps) -> torch.optim.Optimizer:

@@ -19,6 +19,8 @@ from livetrain.trainers.train import compiled_layers
 from tests import samples, store, wheels
 from tests.pool import Pool
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read where Triton is imported: its kernels run on the CPU
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of runs in this process, which would have the machine otherwise
 # Every run of the suite checks the same examples, without a clock: hypothesis' own profile "ci". Others by "random".

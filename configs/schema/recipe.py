@@ -63,6 +63,7 @@ class Recipe(Section):
         _check_tables(self)
         _check_parts(self)
         _check_vectors(self)
+        _check_sharding(self)
         _check_arithmetic(self)
         _check_gradients(self)
         _check_groups(self)
@@ -111,6 +112,12 @@ class Recipe(Section):
         if not cluster.elastic:
             return (max(cluster.most, 1),)
         return tuple(n for n in range(cluster.least, cluster.most + 1) if self.data.shards % n == 0)
+
+    def apart(self, table: str) -> str | None:
+        """Return a feature that needs the rows of a table one by one, so that they cannot be added up where they lie;
+        None where there is none."""
+        users = ((name, feature) for name, feature in self.features.items() if feature.looks_up() == table)
+        return next((name for name, f in users if f.form == "sequence" or f.pooled == "max"), None)
 
     def select(self) -> str:
         """Return the metric on the validation split that picks the best checkpoint; a bare one is the first task's."""
@@ -202,6 +209,25 @@ def _check_vectors(recipe: Recipe) -> None:
             )
 
 
+BY_COLUMNS = ("column_wise", "grid")
+POOLED_ALONE = ("table_row_wise", "grid")  # torchrec has them for tables that are pooled where their rows lie
+
+
+def _check_sharding(recipe: Recipe) -> None:
+    """Refuse a table whose rows are asked to be added up before they travel where they are needed one by one."""
+    for name, table in recipe.tables.items():
+        if table.sharding not in POOLED_ALONE or (apart := recipe.apart(name)) is None:
+            continue
+        why = f"is of type {recipe.features[apart].type}" + (
+            "" if recipe.features[apart].form == "sequence" else " with pooling: max"
+        )
+        raise BadInput(
+            f"tables.{name}.sharding: {table.sharding} adds up the rows of a sum before they travel, and "
+            f"features.{apart} {why}, which needs every row; use row_wise or table_wise, or give features.{apart} a "
+            "table of its own"
+        )
+
+
 def _check_arithmetic(recipe: Recipe) -> None:
     """Refuse what the fused optimizers would compute otherwise than plain PyTorch."""
     for name, table in recipe.tables.items():
@@ -217,10 +243,12 @@ def _check_arithmetic(recipe: Recipe) -> None:
                 f"{key}.weight_decay: '{sparse.kind}' ignores it on some devices; "
                 "use kind: rowwise_adagrad, or weight_decay: 0"
             )
-        if table.sharding == "column_wise" and not optimizer.by_columns:
+        if table.sharding in BY_COLUMNS and not optimizer.by_columns:
+            able = [kind for kind in registry.OPTIMIZERS if registry.OPTIMIZERS.owner(kind).by_columns]
             raise BadInput(
-                f"tables.{name}.sharding: column_wise keeps one accumulator per column shard, so '{sparse.kind}' would "
-                f"learn something else than on one worker; use row_wise or table_wise, or {key}.kind: sgd"
+                f"tables.{name}.sharding: {table.sharding} splits rows, and '{sparse.kind}' does not move a part of a "
+                "row as it moves the whole (rowwise_adagrad divides by the mean of all its squared gradients, which no "
+                f"part sees); use row_wise or table_wise, or {key}.kind: {' or '.join(able)}"
             )
         if table.sharding == "data_parallel" and not optimizer.replicated:
             raise BadInput(

@@ -8,6 +8,8 @@ from livetrain.configs.schema.optimizers import OfTables
 from livetrain.configs.schema.section import Section
 from livetrain.configs.values import Text, real, whole
 
+Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "data_parallel"]
+
 
 class InitialRows(Section):
     """The rows that a table begins with: those of the ids of a Parquet file."""
@@ -27,8 +29,11 @@ class Table(Section):
     hash: Literal["mix", "modulo"] = Field(
         "mix", description="id -> row: a mixing hash for any ids, or the plain remainder for ids that are 0..rows-1"
     )
-    sharding: Literal["auto", "table_wise", "row_wise", "column_wise", "data_parallel"] = Field(
-        "auto", description="how the rows are spread over the ranks; auto leaves it to the planner"
+    sharding: Sharding = Field(
+        "auto",
+        description="how the rows are spread over the ranks: whole tables, ranges of rows or of columns, ranges of "
+        "rows over the ranks of one node, ranges of columns over nodes and of rows within each, or a copy on every "
+        "rank; auto copies small tables and leaves the others to the planner",
     )
     dtype: Literal["float32", "float16"] = Field("float32", description="of the stored numbers")
     memory: Literal["auto", "gpu", "host"] = Field(

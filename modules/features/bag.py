@@ -2,8 +2,8 @@
 
 A table that bags and ids alone use is looked up and pooled where its rows lie, so that one vector per row and feature
 travels between ranks, whatever the number of ids. For it all poolings but max are sums whose factors are known before
-the lookup. Those of a table that a sequence uses too, which needs every embedding, of max, of a table that every rank
-holds whole, and of tables with weight_decay are pooled after the lookup; what is computed is the same.
+the lookup. Those of a table that a sequence uses too, which needs every embedding, of max, and of a table that every
+rank holds whole are pooled after the lookup; what is computed is the same.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.features.bag import BagFeature
 from livetrain.configs.schema import Feature, Recipe
+from livetrain.configs.schema.recipe import POOLED_ALONE
 from livetrain.modules.batch import Requests
 from livetrain.modules.features.registry import register_feature
 from livetrain.modules.features.transform import Transform
@@ -29,13 +30,12 @@ class Bag(Transform):
 def pools_where_rows_lie(recipe: Recipe, table: str) -> bool:
     """Return whether a table's embeddings are pooled where its rows lie: a bag uses it, and nobody needs them apart.
 
-    On CPUs fbgemm's fused rowwise_adagrad ignores weight_decay on a pooled table of one feature, so with weight_decay
-    none is pooled.
+    A sharding that torchrec has for pooled tables alone makes one of ids too: an id is a sum of one.
     """
-    users = [feature for feature in recipe.features.values() if feature.looks_up() == table]
-    apart = any(feature.form == "sequence" or feature.pooled == "max" for feature in users)
-    apart |= recipe.tables[table].sharding == "data_parallel" or recipe.optimizer(table).weight_decay > 0
-    return not apart and any(feature.pooled for feature in users)
+    if recipe.tables[table].sharding == "data_parallel" or recipe.apart(table) is not None:
+        return False
+    users = (feature for feature in recipe.features.values() if feature.looks_up() == table)
+    return recipe.tables[table].sharding in POOLED_ALONE or any(feature.pooled for feature in users)
 
 
 def factors(weights: Tensor | None, lengths: Tensor, total: int, pooling: str) -> Tensor:

@@ -16,12 +16,14 @@ class Buckets(NamedTuple):
     """Where the events of B rows lie when rows are padded in groups; rows that lack events are left out.
 
     Args:
+        lengths: (B,) integer, events of every row.
         place: (N,) int64, the place of each event, in 0..P; the events of left-out rows share place P.
         rows: (R,) int64, the rows taken in, group after group; the blocks follow in this order.
         counts: rows of each group.
         sizes: events to which the rows of each group are padded.
     """
 
+    lengths: Tensor
     place: Tensor
     rows: Tensor
     counts: list[int]
@@ -116,7 +118,7 @@ def _layout(lengths: Tensor, total: int, key: Tensor, padded: Tensor, counts: li
     segment = torch.repeat_interleave(lengths, output_size=total).long()  # (N,)
     begin = (lengths.cumsum(0) - lengths).index_select(0, segment)
     place = first.index_select(0, segment) + torch.arange(total, device=lengths.device) - begin
-    return Buckets(place.clamp(max=end), rows, counts, sizes)
+    return Buckets(lengths, place.clamp(max=end), rows, counts, sizes)
 
 
 def pad(values: Tensor, layout: Buckets) -> list[Tensor]:
@@ -151,10 +153,10 @@ def unpad(blocks: list[Tensor], layout: Buckets, nothing: Tensor) -> Tensor:
     return torch.cat(flat + [nothing.sum(0, keepdim=True)]).index_select(0, layout.place)
 
 
-def present(layout: Buckets, lengths: Tensor) -> list[Tensor]:
+def present(layout: Buckets) -> list[Tensor]:
     """Return a (rows, size) mask per group, true where there is an event."""
-    held = lengths.index_select(0, layout.rows).split(layout.counts)
+    held = layout.lengths.index_select(0, layout.rows).split(layout.counts)
     return [
-        torch.arange(size, device=lengths.device) < length.unsqueeze(1)
+        torch.arange(size, device=length.device) < length.unsqueeze(1)
         for length, size in zip(held, layout.sizes)  # noqa: B905
     ]

@@ -5,7 +5,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from livetrain.modules.layers import jagged
-from livetrain.modules.layers.buckets import Buckets, pad, present, unpad
+from livetrain.modules.layers.attend import attend, reads_rows
+from livetrain.modules.layers.buckets import Buckets, buckets, pad, paired, present, unpad
+
+
+def laid_out(lengths: Tensor, total: int) -> Buckets:
+    """Return how the rows of a sequence that looks at itself lie; see `buckets`.
+
+    Where attention reads the rows as they lie, only their lengths are in it, and a GPU is not waited for.
+    """
+    return Buckets(lengths, lengths, lengths, [], []) if reads_rows(lengths) else buckets(lengths, total)
+
+
+def laid_out_in_pairs(lengths: Tensor, total: int, others: Tensor, total_others: int) -> tuple[Buckets, Buckets]:
+    """Return the same for two sequences that look at each other; see `paired`."""
+    if reads_rows(lengths):
+        return laid_out(lengths, total), laid_out(others, total_others)
+    return paired(lengths, total, others, total_others)
 
 
 class Positions(nn.Module):
@@ -34,8 +50,9 @@ class Attention(nn.Module):
 
     out = concat_h softmax(q_h k_h' / sqrt(d / h)) v_h W_o
 
-    Rows are padded in groups of like lengths and each group is one `scaled_dot_product_attention`, which on the
-    usual kernels keeps no matrix of scores: memory is linear in the events, time is the sum of the rows' squares.
+    Where nothing reads rows as they lie (see modules.layers.attend), they are padded in groups of like lengths and each
+    group is one `scaled_dot_product_attention`. Either way no matrix of scores is kept on the usual kernels: memory is
+    linear in the events, time is the sum of the rows' squares.
 
     Args:
         width: d.
@@ -49,17 +66,14 @@ class Attention(nn.Module):
         self.keys = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, width, bias=False)  # without bias nothing seen adds nothing
 
-    def forward(
-        self, queries: Tensor, asks: Buckets, keys: Tensor, answers: Buckets, lengths: Tensor, causal: bool
-    ) -> Tensor:
+    def forward(self, queries: Tensor, asks: Buckets, keys: Tensor, answers: Buckets, causal: bool) -> Tensor:
         """Attend.
 
         Args:
             queries: (M, d) events that look.
-            asks: their buckets.
+            asks: how their rows lie: `laid_out`.
             keys: (N, d) events that are looked at.
-            answers: their buckets; the same rows in the same groups.
-            lengths: (B,) integer, events per row of `keys`.
+            answers: how theirs do; the same rows in the same groups.
             causal: an event sees itself and what came before it, as in a sequence that looks at itself.
 
         Returns:
@@ -67,7 +81,9 @@ class Attention(nn.Module):
         """
         q = self.query(queries)
         pairs = self.keys(keys)
-        masks = present(answers, lengths)
+        if reads_rows(asks.lengths):
+            return self.out(self._attend(q, pairs, asks, answers, causal))
+        masks = present(answers)
         out: list[Tensor] = []
         for block, pair, mask in zip(pad(q, asks), pad(pairs, answers), masks):  # noqa: B905  TorchScript knows no strict=
             k, v = pair.chunk(2, 2)
@@ -79,6 +95,11 @@ class Attention(nn.Module):
                 )
             out.append(mixed.transpose(1, 2).flatten(2))
         return self.out(unpad(out, asks, q[:0] + pairs[:0].chunk(2, 1)[0]))
+
+    @torch.jit.unused
+    def _attend(self, q: Tensor, pairs: Tensor, asks: Buckets, answers: Buckets, causal: bool) -> Tensor:
+        k, v = pairs.chunk(2, 1)
+        return attend(q, k, v, asks.lengths, answers.lengths, self.heads, causal)
 
     def _part(self, x: Tensor) -> Tensor:
         """Part (n, T, d) among heads: (n, h, T, d / h)."""
@@ -109,10 +130,10 @@ class Block(nn.Module):
         self.out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, values: Tensor, layout: Buckets, lengths: Tensor) -> Tensor:
-        """Args: values (N, d), their buckets, lengths (B,). Returns: (N, d)."""
+    def forward(self, values: Tensor, layout: Buckets) -> Tensor:
+        """Args: values (N, d) and how their rows lie. Returns: (N, d)."""
         x = self.norm(values)
-        values = values + self.dropout(self.attention(x, layout, x, layout, lengths, self.causal))
+        values = values + self.dropout(self.attention(x, layout, x, layout, self.causal))
         return values + self.dropout(self.out(self.hidden(self.forward_norm(values)).relu()))
 
 
@@ -132,20 +153,19 @@ class Cross(nn.Module):
         self.attention = Attention(width, heads)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, values: Tensor, asks: Buckets, others: Tensor, answers: Buckets, lengths: Tensor) -> Tensor:
+    def forward(self, values: Tensor, asks: Buckets, others: Tensor, answers: Buckets) -> Tensor:
         """Look across.
 
         Args:
             values: (M, d) events that look.
-            asks: their buckets.
+            asks: how their rows lie.
             others: (N, d) events that are looked at.
-            answers: their buckets, the same rows in the same groups.
-            lengths: (B,) integer, events per row of `others`.
+            answers: how theirs do: both from `laid_out_in_pairs`.
 
         Returns:
             (M, d); `values` where a row has no others.
         """
-        seen = self.attention(self.norm(values), asks, self.other_norm(others), answers, lengths, False)
+        seen = self.attention(self.norm(values), asks, self.other_norm(others), answers, False)
         return values + self.dropout(seen)
 
 

@@ -18,11 +18,10 @@ from livetrain.modules.layers import jagged
 from livetrain.modules.layers.align import Align, signature
 from livetrain.modules.layers.attention import ActivationUnit
 from livetrain.modules.layers.bottom import Attention, PerHistory, check_features
-from livetrain.modules.layers.buckets import buckets, paired
 from livetrain.modules.layers.domain import Domain
 from livetrain.modules.layers.frequency import Learned, Plain, Split
 from livetrain.modules.layers.gather import Gather
-from livetrain.modules.layers.sequence import Block, Cross, Positions
+from livetrain.modules.layers.sequence import Block, Cross, Positions, laid_out, laid_out_in_pairs
 from livetrain.modules.models.ple import ExpertsConfig, Trunk
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import REGULARISER, Network
@@ -138,16 +137,16 @@ class _Fuse(nn.Module):
         own: list[Tensor] = []
         for i, (positions, blocks) in enumerate(zip(self.positions, self.blocks)):  # noqa: B905
             x = positions(events[i], lengths[i])
-            layout = buckets(lengths[i], x.size(0))
+            layout = laid_out(lengths[i], x.size(0))
             for block in blocks:
-                x = block(x, layout, lengths[i])
+                x = block(x, layout)
             own.append(x)
         mixed = own
         if len(own) == 2:
-            layouts = list(paired(lengths[0], own[0].size(0), lengths[1], own[1].size(0)))
+            layouts = list(laid_out_in_pairs(lengths[0], own[0].size(0), lengths[1], own[1].size(0)))
             mixed = []
             for i, cross in enumerate(self.crosses):
-                mixed.append(cross(own[i], layouts[i], own[1 - i], layouts[1 - i], lengths[1 - i]))
+                mixed.append(cross(own[i], layouts[i], own[1 - i], layouts[1 - i]))
         out: list[Tensor] = []
         for i, norm in enumerate(self.norms):
             out.append(norm(mixed[i]))

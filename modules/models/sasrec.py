@@ -12,11 +12,10 @@ from livetrain.configs.values import Dropout, FeatureName, Few, Length, Size, Un
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.layers.bottom import Attention, check_features
-from livetrain.modules.layers.buckets import buckets
 from livetrain.modules.layers.domain import Domain
 from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.mlp import MLP
-from livetrain.modules.layers.sequence import Block, Positions, newest
+from livetrain.modules.layers.sequence import Block, Positions, laid_out, newest
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
 from livetrain.modules.tasks.heads import Heads, outputs
@@ -84,9 +83,9 @@ class SASRec(Network):
         size = dense.size(0)
         events, count = self.domain(values, lengths)
         events = self.dropout(self.positions(events, count))
-        layout = buckets(count, events.size(0))
+        layout = laid_out(count, events.size(0))
         for block in self.blocks:
-            events = block(events, layout, count)
+            events = block(events, layout)
         state = jagged.of_rows(newest(self.norm(events), count), lengths, size)  # (B, d)
         query = self.domain.candidate(values, lengths, dense)
         x = torch.cat([self.gather(values, lengths, dense), state, query, state * query], 1)

@@ -64,9 +64,9 @@ def state(sharded: Sharded) -> dict[str, Any]:
         state["model"] = state["model"] | {own: update.mean.values[name] for name, own in names.items()}
     if update.steps.counted:
         state["steps"] = {"tables": update.steps.done}
-    for name, optimizer in sharded.optimizers.items():
+    for name, found in sharded.states().items():
         # An optimizer without state (plain SGD) must leave no empty entry: nothing would be written for it.
-        kept = _stored({key: values for key, values in optimizer.state_dict()["state"].items() if values})
+        kept = _stored({key: values for key, values in found.items() if values})
         if kept:
             state[f"optimizer_{name}"] = kept
     if learned := sharded.pipeline.combination.combiner.state_dict():

@@ -164,7 +164,7 @@ class _Fitting:
             self._fates.setdefault(name, []).append(("nothing", fate))
             return
         self.taken[key] = fate
-        more = "" if fate.state else "without its optimizer's state: another optimizer, or replicated in one of the two"
+        more = "" if fate.state else "without its optimizer's state: another optimizer"
         if table and fate.shape != shape:
             more = f"row r begins as row r mod {fate.shape[0]:,}" + (f", {more}" if more else "")
         part = "part" if any(len(here) < shape[dim] for dim, (here, _) in fate.places.items()) else "all"
@@ -195,8 +195,7 @@ class _Fitting:
             return self._other_values(other)
         if table.rows % before.rows:
             return f"its rows were {before.rows:,} and {table.rows:,} are no whole multiple of that"
-        replicated = [one.sharding == "data_parallel" for one in (table, before)]
-        same = self.recipe.optimizer(name).kind == self.old.optimizer(was).kind and replicated[0] == replicated[1]
+        same = self.recipe.optimizer(name).kind == self.old.optimizer(was).kind
         return Taken(self.tables[was], self.shapes[self.tables[was]], state=same)
 
     def _layer(self, key: str, shape: torch.Size) -> Taken | str:

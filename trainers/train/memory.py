@@ -13,6 +13,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.optimizers import dense_optimizer, table_optimizer
+from livetrain.trainers.train.replication import replicated
 
 ELEMENT = {"float32": 4, "float16": 2}  # bytes
 ROOM = 0.8  # part of a machine's free memory that the copies of a checkpoint may take
@@ -74,11 +75,11 @@ def needs(recipe: Recipe, model: Model) -> list[Part]:
     """Return what a run takes at the least: parameters with their optimizers' state, a copy of those for the checkpoint
     that is being written, and a step's batch with what is computed of it."""
     workers = max(recipe.cluster.least, 1)
-    parts = []
+    parts, whole = [], replicated(recipe, workers)
     for name, table in recipe.tables.items():
         weights = table.rows * table.dim * ELEMENT[table.dtype]
         size = copied = weights + table.rows * table_optimizer(recipe, name).state_bytes(table.dim)
-        if table.sharding == "data_parallel":  # whole on every worker, with a gradient of its size
+        if name in whole:  # on every worker, with a gradient of its size
             size, copied = workers * (size + weights), workers * size
         what = f"the table's {table.rows:,} rows of {table.dim} columns"
         parts.append(Part(f"tables.{name}", size, copied, what, "lower its rows or dim, or train on a cluster"))

@@ -6,11 +6,14 @@ that fits, and otherwise the largest behind the cache until one does. A plan is 
 type alone: the same in every process, and in the doctor's as in the run's.
 """
 
+import contextlib
+import os
 from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch.distributed as dist
 from torch import nn
+from torchrec.distributed import comm
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.types import PlannerError, ShardingOption
@@ -20,7 +23,9 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe, Table
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.memory import ELEMENT
+from livetrain.trainers.train.replication import expected_ids
 
+_THEIRS = {"grid": "grid_shard"}  # what torchrec calls a sharding
 CACHED = "fused_uvm_caching"
 _GIGA = 1024**3
 _SHOWN = 12  # tables that a line for people names
@@ -100,12 +105,33 @@ def topology(recipe: Recipe, world: int, device: str) -> Topology:
         compute_device=device,
         hbm_cap=int(t.hbm_gb * _GIGA),
         ddr_cap=int(t.ddr_gb * _GIGA),
-        local_world_size=min(t.workers_per_node, world),
+        local_world_size=node(recipe, world),
         hbm_mem_bw=t.hbm_gb_s * per_ms,
         ddr_mem_bw=t.ddr_gb_s * per_ms,
         intra_host_bw=t.intra_gb_s * per_ms,
         inter_host_bw=t.inter_gb_s * per_ms,
     )
+
+
+def node(recipe: Recipe, world: int) -> int:
+    """Return how many ranks are a node to plans and to what shards by them; all are one where nodes differ in size."""
+    size = min(recipe.cluster.topology.workers_per_node, world)
+    return world if world % size else size
+
+
+@contextlib.contextmanager
+def nodes(recipe: Recipe, world: int) -> Iterator[None]:
+    """Let torchrec group ranks as the plan does: it takes a node's size from the environment, and keeps its groups."""
+    name, comm._INTRA_PG, comm._CROSS_PG = "LOCAL_WORLD_SIZE", None, None
+    before = os.environ.get(name)
+    os.environ[name] = str(node(recipe, world))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def constraints(recipe: Recipe, world: int, behind: Collection[str] = ()) -> dict[str, ParameterConstraints]:
@@ -121,9 +147,9 @@ def constraints(recipe: Recipe, world: int, behind: Collection[str] = ()) -> dic
         if table.sharding == "data_parallel":
             continue
         # Column-wise and data-parallel are never chosen unasked: both may change what is learned.
-        allowed = free if table.sharding == "auto" else [table.sharding]
+        allowed = free if table.sharding == "auto" else [_THEIRS.get(table.sharding, table.sharding)]
         users = [f for f in recipe.features.values() if f.looks_up() == name]
-        lengths = [f.limit / 2 if f.lists else 1.0 for f in users]
+        lengths = [expected_ids(f) for f in users]
         out[name] = ParameterConstraints(
             sharding_types=allowed,
             compute_kernels=[CACHED if name in behind else "fused"],
@@ -185,9 +211,9 @@ def placed(recipe: Recipe, plan: ShardingPlan, world: int) -> dict[str, dict[str
                 "bytes": [taken[rank] for rank in on],
             }
     for name, table in recipe.tables.items():
-        if table.sharding == "data_parallel":
+        if name not in out:  # replicated
             everywhere = {"rows": [table.rows] * world, "bytes": [_size(table)] * world}
-            out[name] = {"sharding": table.sharding, "kernel": "dense", "ranks": [*range(world)], **everywhere}
+            out[name] = {"sharding": "data_parallel", "kernel": "dense", "ranks": [*range(world)], **everywhere}
     return out
 
 

@@ -4,6 +4,7 @@ torch.distributed.checkpoint keeps a checkpoint's layout as a pickle, `.metadata
 a pickle may call any function. Here it may name the classes that such a layout consists of, and no others.
 """
 
+import dataclasses
 import io
 import pathlib
 import pickle
@@ -18,7 +19,10 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.futures import Future
 
 from livetrain.configs.errors import BadInput
+from livetrain.modules.model import stored_name
+from livetrain.modules.optimizers import FUSED_NAMES
 
+_REPLICATED = "optimizer_replicated."  # what the state of the optimizers of replicated tables was once named
 _LAYOUT = "torch.distributed.checkpoint.metadata"
 _CLASSES: dict[tuple[str, str], Any] = {
     **{
@@ -74,6 +78,7 @@ class Reader(FileSystemReader):
                 self._found = _Unpickler(opened).load()
             if not isinstance(self._found, Metadata):
                 raise pickle.UnpicklingError("it holds no checkpoint's layout")
+            self._found = _of_today(self._found)
             if not {part.relative_path for part in self._found.storage_data.values()} <= checked:
                 raise pickle.UnpicklingError("it names files that its manifest does not")
         except OSError:  # a training beside may just have deleted it
@@ -105,7 +110,7 @@ class Reader(FileSystemReader):
         if item.type == LoadItemType.BYTE_IO:
             planner.load_bytes(item, io.BytesIO(part.read()))
             return
-        found = narrow_tensor_by_index(_tensor(part), item.storage_offsets, item.lengths)
+        found = narrow_tensor_by_index(_tensor(part), item.storage_offsets, item.lengths).reshape(item.lengths)
         target = planner.resolve_tensor(item).detach()
         if target.size() != found.size():
             raise AssertionError(f"{item.storage_index}: {target.size()} is asked of {found.size()}")
@@ -124,7 +129,42 @@ class Reader(FileSystemReader):
                 continue
             about = self._found.storage_data[MetadataIndex(name, chunk.offsets)]
             with self.fs.create_stream(self.fs.concat_path(self.path, about.relative_path), "rb") as stream:
-                yield chunk.offsets, _tensor(self._slice_file(stream, about))
+                yield chunk.offsets, _tensor(self._slice_file(stream, about)).reshape(chunk.sizes)
+
+
+def _of_today(found: Metadata) -> Metadata:
+    """Return a layout with today's names of tables that every rank held whole, which once had names of their own."""
+    if all(_todays(name) == name for name in found.state_dict_metadata):
+        return found
+    entries = {}
+    for name, about in found.state_dict_metadata.items():
+        cut = slice(1 if _per_row(name, about) else None)
+        if isinstance(about, metadata.TensorStorageMetadata):
+            chunks = [
+                dataclasses.replace(each, offsets=each.offsets[cut], sizes=each.sizes[cut]) for each in about.chunks
+            ]
+            about = dataclasses.replace(about, size=about.size[cut], chunks=chunks)
+        entries[_todays(name)] = about
+    places = {}
+    for index, place in found.storage_data.items():
+        cut = slice(1 if _per_row(index.fqn, found.state_dict_metadata[index.fqn]) else None)
+        offset = None if index.offset is None else index.offset[cut]
+        places[dataclasses.replace(index, fqn=_todays(index.fqn), offset=offset)] = place
+    return dataclasses.replace(found, state_dict_metadata=entries, storage_data=places)
+
+
+def _todays(name: str) -> str:
+    """Return the name of an entry as `checkpoint.state` gives it."""
+    name = stored_name(name)
+    if not name.startswith(_REPLICATED):
+        return name
+    key, _, state = name.removeprefix(_REPLICATED).rpartition(".")
+    return f"optimizer_tables.{key}.{key.split('.')[-2]}.{FUSED_NAMES.get(state, state)}"
+
+
+def _per_row(name: str, about: metadata.STORAGE_TYPES) -> bool:
+    """Return whether an entry is an accumulator per row, which once was a column."""
+    return name.startswith(_REPLICATED) and name.endswith(".sum") and about.size[1:] == torch.Size([1])
 
 
 def _tensor(part: IO[bytes]) -> torch.Tensor:

@@ -29,11 +29,11 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import OPTIMIZERS
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model, PooledCollection, ReplicatedCollection, initial_values
-from livetrain.modules.optimizers import dense_optimizer, table_optimizer
-from livetrain.modules.tables import adam
+from livetrain.modules.optimizers import FUSED_NAMES, dense_optimizer, table_optimizer
+from livetrain.modules.tables import adam, host
 from livetrain.modules.tables.touched import Touched
 from livetrain.trainers.runtime import ranks
-from livetrain.trainers.train import planning
+from livetrain.trainers.train import planning, replication
 from livetrain.trainers.train.gradients.combination import Combination
 from livetrain.trainers.train.mean import Mean
 from livetrain.trainers.train.step import (
@@ -48,7 +48,7 @@ from livetrain.trainers.train.step import (
 
 
 class BagSharder(EmbeddingBagCollectionSharder):
-    """torchrec's for pooled tables, on CPUs too by rows: gloo knows the reduce-scatter by now."""
+    """torchrec's for pooled tables, on CPUs too where ranks add up each other's sums: gloo can by now."""
 
     @property
     def module_type(self) -> type[PooledCollection]:
@@ -57,14 +57,14 @@ class BagSharder(EmbeddingBagCollectionSharder):
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """Return the kinds of sharding that there are; planning asks for those that it may use."""
-        return [*{*super().sharding_types(compute_device_type), "row_wise"}]
+        return [*{*super().sharding_types(compute_device_type), "row_wise", "table_row_wise", "grid_shard"}]
 
 
 @dataclass
 class Sharded:
     """A model ready to train: everything that a checkpoint keeps, and the pipeline that steps it."""
 
-    recipe: Recipe
+    recipe: Recipe  # every replicated table says so, see `replication.settled`
     module: DistributedModelParallel
     optimizers: dict[str, KeyedOptimizer]  # "tables" (fused), "dense", "replicated": those that exist
     pipeline: Pipeline
@@ -92,6 +92,18 @@ class Sharded:
                     for shard in value.local_shards():
                         row, column = shard.metadata.shard_offsets
                         yield table, shard.tensor, row, column
+
+    def states(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return the optimizers' state by optimizer and parameter, a table's alike whether or not it is replicated."""
+        found = {name: dict(optimizer.state_dict()["state"]) for name, optimizer in self.optimizers.items()}
+        for key, values in found.pop("replicated", {}).items():
+            table = key.split(".")[-2]
+            found.setdefault("tables", {})[key] = {
+                f"{table}.{FUSED_NAMES.get(name, name)}": value.squeeze(1)  # an accumulator per row is (rows, 1)
+                for name, value in values.items()
+                if name != "step"
+            }
+        return found
 
     def purge(self) -> None:
         """Forget the rows in GPU caches, after the tables behind them were written: see checkpoint.load."""
@@ -137,11 +149,12 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
         BadInput: the tables do not fit the machines of cluster.topology, or the device cannot train them.
     """
     check_device(recipe, device)
+    recipe = replication.settled(recipe, ranks.world())
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if recipe.train.precision == "tf32" else "highest")
-    step, sharders = _fused(recipe, device)
+    step, sharders = _fused(recipe, device, once=_finds_repeated(device))
     plan = planning.agree(recipe, device.type, step, sharders)
-    with adam.on_host() if _adam_on_host(recipe, device) else contextlib.nullcontext():
+    with host.tables() if device.type == "cpu" else contextlib.nullcontext(), planning.nodes(recipe, ranks.world()):
         module = DistributedModelParallel(
             step,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
@@ -184,12 +197,19 @@ def dry_plan(recipe: Recipe, world: int, device: str) -> ShardingPlan:
         BadInput: the tables do not fit the machines of cluster.topology, or the device cannot train them.
     """
     check_device(recipe, torch.device(device))
+    recipe = replication.settled(recipe, world)
     step, sharders = _fused(recipe, torch.device("meta"))
     return planning.make(recipe, world, device, step, sharders)
 
 
-def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[Any]]:
-    """Return the step with an optimizer fused into every table, and the sharders for it."""
+def _fused(recipe: Recipe, device: torch.device, once: bool = False) -> tuple[Step, list[Any]]:
+    """Return the step with an optimizer fused into every table, and the sharders for it.
+
+    Args:
+        recipe: the run, settled.
+        device: where the step is.
+        once: whether an id that a rank looks up several times in a batch travels once.
+    """
     step = Step(Model(recipe, device=device, tables_device="meta"), recipe)
     for _, collection in _sharded_collections(step):
         for key, weight in collection.named_parameters():
@@ -197,14 +217,14 @@ def _fused(recipe: Recipe, device: torch.device) -> tuple[Step, list[Any]]:
             apply_in_backward(optimizer.torch_class, [weight], optimizer.arguments())
             weight._optimizer_kwargs[0].update(optimizer.fused())  # type: ignore[attr-defined]  # as torchrec reads it
     # fbgemm ignores weight_decay unless it is told its kind.
-    sharders = (EmbeddingCollectionSharder, BagSharder)
-    return step, [sharder({"weight_decay_mode": WeightDecayMode.L2}, _codecs(recipe)) for sharder in sharders]
+    given = {"weight_decay_mode": WeightDecayMode.L2}, _codecs(recipe)
+    return step, [EmbeddingCollectionSharder(*given, use_index_dedup=once), BagSharder(*given)]
 
 
-def _adam_on_host(recipe: Recipe, device: torch.device) -> bool:
-    """Return whether a table needs an Adam that fbgemm has not."""
-    kinds = [table_optimizer(recipe, name).torch_class for name in recipe.tables]
-    return device.type == "cpu" and torch.optim.Adam in kinds
+def _finds_repeated(device: torch.device) -> bool:
+    """Return whether fbgemm finds the ids that repeat in a batch, which on CPUs it does not; one rank sends none."""
+    key = device.type.upper()
+    return ranks.world() > 1 and torch._C._dispatch_has_kernel_for_dispatch_key("fbgemm::jagged_unique_indices", key)
 
 
 def _kernels(module: nn.Module) -> Iterator[Any]:

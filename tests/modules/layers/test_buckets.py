@@ -29,9 +29,7 @@ def test_every_row_lies_in_the_group_of_its_own_length(lengths):
     assert sorted(layout.rows.tolist()) == [row for row, length in enumerate(lengths) if length]
     parts = values.split(lengths)
     rows = iter(layout.rows.tolist())
-    for block, mask, size in zip(
-        pad(values, layout), present(layout, torch.tensor(lengths)), layout.sizes, strict=True
-    ):
+    for block, mask, size in zip(pad(values, layout), present(layout), layout.sizes, strict=True):
         for padded, there in zip(block, mask, strict=True):
             row = next(rows)
             assert size == min(s for s in SIZES if s >= lengths[row])

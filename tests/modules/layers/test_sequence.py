@@ -43,7 +43,7 @@ def test_self_attention_equals_torchs_row_by_row(heads, causal):
     layer = Attention(WIDTH, heads).double()
     theirs, values = reference(layer), events(ONE, 1).requires_grad_()
     layout = buckets(torch.tensor(ONE), len(values))
-    found = layer(values, layout, values, layout, torch.tensor(ONE), causal)
+    found = layer(values, layout, values, layout, causal)
     rows = []
     for part in values.split(ONE):
         if len(part):
@@ -56,7 +56,7 @@ def test_cross_attention_equals_torchs_row_by_row():
     layer = Attention(WIDTH, 2).double()
     theirs, a, b = reference(layer), events(ONE, 1).requires_grad_(), events(TWO, 2).requires_grad_()
     asks, answers = layouts(ONE, TWO)
-    found = layer(a, asks, b, answers, torch.tensor(TWO), False)
+    found = layer(a, asks, b, answers, False)
     rows = []
     for part, other in zip(a.split(ONE), b.split(TWO), strict=True):
         if len(part):
@@ -67,9 +67,9 @@ def test_cross_attention_equals_torchs_row_by_row():
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_row_is_computed_alone(causal):
     block, values, lengths = Block(WIDTH, 2, 0.0, causal).double(), events(ONE, 1), torch.tensor(ONE)
-    together = block(values, buckets(lengths, len(values)), lengths).split(ONE)
+    together = block(values, buckets(lengths, len(values))).split(ONE)
     for row, part in enumerate(values.split(ONE)):
-        alone = block(part, buckets(lengths[row : row + 1], len(part)), lengths[row : row + 1])
+        alone = block(part, buckets(lengths[row : row + 1], len(part)))
         torch.testing.assert_close(alone, together[row])
 
 
@@ -77,14 +77,14 @@ def test_causal_events_do_not_see_the_future():
     block, values, lengths = Block(WIDTH, 2, 0.0, True).double(), events([9], 1), torch.tensor([9])
     changed = values.clone()
     changed[5:] += 1
-    before, after = (block(x, buckets(lengths, 9), lengths) for x in (values, changed))
+    before, after = (block(x, buckets(lengths, 9)) for x in (values, changed))
     assert torch.equal(before[:5], after[:5])
     assert not torch.isclose(before[5:], after[5:]).any()
 
 
 def test_a_row_without_others_stays_as_it_is():
     cross, a, b = Cross(WIDTH, 2, 0.0).double(), events(ONE, 1), events(TWO, 2)
-    out = cross(a, layouts(ONE, TWO)[0], b, layouts(ONE, TWO)[1], torch.tensor(TWO)).split(ONE)
+    out = cross(a, layouts(ONE, TWO)[0], b, layouts(ONE, TWO)[1]).split(ONE)
     for row, part in enumerate(a.split(ONE)):
         assert len(part) == 0 or torch.equal(out[row], part) == (TWO[row] == 0)
 
@@ -96,8 +96,8 @@ def test_gradients_of_blocks():
     asks, answers = layouts(lengths, other)
 
     def run(a, b):
-        own = block(a, buckets(torch.tensor(lengths), len(a)), torch.tensor(lengths))
-        return cross(own, asks, b, answers, torch.tensor(other))
+        own = block(a, buckets(torch.tensor(lengths), len(a)))
+        return cross(own, asks, b, answers)
 
     assert torch.autograd.gradcheck(run, (a, b))
 
@@ -134,7 +134,7 @@ class Scores(TorchDispatchMode):
 def work(lengths: list[int]) -> int:
     block, counted = Block(WIDTH, 1, 0.0, False), torch.tensor(lengths)
     with Scores() as scores, torch.no_grad():
-        block(events(lengths, 1, torch.float32), buckets(counted, sum(lengths)), counted)
+        block(events(lengths, 1, torch.float32), buckets(counted, sum(lengths)))
     return scores.pairs
 
 
@@ -157,8 +157,8 @@ def test_scripted_and_under_autocast(causal):
 
         def forward(self, a: torch.Tensor, one: torch.Tensor, b: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
             asks, answers = paired(one, a.size(0), two, b.size(0))
-            a = self.block(self.positions(a, one), buckets(one, a.size(0)), one)
-            return newest(self.cross(a, asks, b, answers, two), one)
+            a = self.block(self.positions(a, one), buckets(one, a.size(0)))
+            return newest(self.cross(a, asks, b, answers), one)
 
     both = Both()
     scripted = torch.jit.script(both)

@@ -1,31 +1,69 @@
-"""A training step never mixes devices and never waits for its own: shown without a GPU.
+"""A training step never mixes devices, and waits for its own at most once: shown without a GPU.
 
 The meta device stands for the GPU, under FakeTensorMode: it knows shapes and devices, refuses an operation on tensors
-of two devices as a GPU does, and refuses whatever would have to know a value, which is where a GPU is waited for.
+of two devices as a GPU does, and refuses whatever has a size that depends on values. `Waits` counts what else has the
+host wait: a number read from the GPU, and copies to and from it that do not say otherwise.
 """
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchrec.optim.keyed import KeyedOptimizerWrapper
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.load import load_recipe
 from livetrain.modules.batch import Batch
-from livetrain.modules.layers import buckets
+from livetrain.modules.layers import attend, buckets
 from livetrain.modules.model import Model
+from livetrain.modules.optimizers import dense_optimizer
+from livetrain.modules.tables.adam import Steps
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.evaluate.evaluation import Evaluation
 from livetrain.trainers.evaluate.retrieval import Retrieval
 from livetrain.trainers.train.feed import Meter
 from livetrain.trainers.train.gradients import combination as combine
 from livetrain.trainers.train.gradients.combination import Combination
-from livetrain.trainers.train.step import Step
+from livetrain.trainers.train.mean import Mean
+from livetrain.trainers.train.step import DensePipeline, Step, Update
 
 RECIPES = sorted((Path(__file__).parents[3] / "configs" / "recipes").glob("*.yaml"))
 GPU = torch.device("meta")
 ROWS = 8
+
+
+class Waits(TorchDispatchMode):
+    """Writes down each operation that has the host wait for the GPU, and answers for it.
+
+    Attributes:
+        found: their names.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        options, name = options or {}, function.overloadpacket.__name__
+        if name == "_local_scalar_dense":
+            if arguments[0].device == GPU:
+                self.found.append("item")
+            return 1.0 if arguments[0].is_floating_point() else 1  # any value
+        made = function(*arguments, **options)
+        if name in ("_to_copy", "copy_"):
+            source, blocking = arguments[name == "copy_"], options.get("non_blocking", False)
+            blocking = not (blocking or (name == "copy_" and len(arguments) > 2 and arguments[2]))
+            if blocking and (source.device == GPU) != (made.device == GPU):
+                self.found.append("copy to the GPU" if made.device == GPU else "copy to the host")
+        return made
 
 
 @pytest.fixture
@@ -44,12 +82,15 @@ def fake(monkeypatch):
         return made(*values, device=device, **options)
 
     def occupied(key, ones, twos):
-        """The one thing that attention in groups waits for: how many rows each has."""
+        """What a layout of rows in groups waits for: how many rows each has."""
         mode.waits.append("occupied")
         return [ROWS], [8], [8]
 
     monkeypatch.setattr(torch, "tensor", tensor)
     monkeypatch.setattr(buckets, "_occupied", occupied)
+    monkeypatch.setattr(attend, "has_triton", lambda: True)
+    fused = "_get_fused_kernels_supported_devices"
+    monkeypatch.setattr(sys.modules[torch.optim.Optimizer.__module__], fused, lambda: ["meta"])
     return mode
 
 
@@ -81,37 +122,34 @@ def batch_of(recipe):
 
 
 def train(recipe, fake, combiner=None):
-    """Take a step; `combiner` answers in the place of the combiner, which decides on the host."""
+    """Take a whole step, and count it; `combiner` answers in the place of the combiner, which decides on the host.
+
+    All is the run's own, but that tables are not sharded.
+    """
     step = Step(Model(recipe, device="meta", tables_device="meta"), recipe).to(GPU)
-    combination = Combination(recipe, step.model, list(step.model.dense.parameters()), [], GPU)
+    parameters = dict(step.model.dense.named_parameters())
+    dense = list(parameters.values())
+    combination = Combination(recipe, step.model, dense, [], GPU)
     if combiner is not None:
         combination.combiner = combiner
         combination.monitor.add = lambda gram, weights: None
-    meter = Meter()
+    optimizer = KeyedOptimizerWrapper(parameters, dense_optimizer(recipe).make)
+    optimizer.init_state()
+    update = Update({"dense": optimizer}, combination, dense, 1.0, Steps(True), Mean(parameters, 0.9))
+    pipeline, meter = DensePipeline(step, update, GPU), Meter()
     fake.waits.clear()  # what is made once may wait
-    with fake:
-        losses, output = step(batch_of(recipe))
-        combination.backward(losses)
-        meter.add(output)
-    assert losses.device == GPU
-    assert all(parameter.grad.device == GPU for parameter in step.model.dense.parameters())
-
-
-def layouts(model):
-    """How often histories are laid out in groups."""
-    if model.kind != "farm":
-        return int(model.kind == "sasrec")
-    histories, split = len(model.attention), model.frequency is not None and model.frequency.filter == "split"
-    fused = histories + (histories == 2) if model.fuse == "attention" else 0  # each by itself, and both
-    return histories * split + fused
+    with fake, Waits() as waits:
+        meter.add(pipeline.progress(iter([batch_of(recipe)])))
+    assert all(parameter.grad.device == GPU for parameter in dense)
+    return fake.waits + waits.found
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_no_step_mixes_devices_or_waits(path, fake):
-    """But for the layouts of histories that are padded in groups: one copy to the host for each."""
     recipe = load_recipe(str(path), ["data.path=nowhere", "gradients={kind: sum}"])
-    train(recipe, fake)
-    assert fake.waits == ["occupied"] * layouts(recipe.model)
+    split = recipe.model.kind == "farm" and recipe.model.frequency is not None
+    split = split and recipe.model.frequency.filter == "split"
+    assert train(recipe, fake) == ["occupied"] * split * len(getattr(recipe.model, "attention", []))
 
 
 def test_what_lies_beside_ids_mixes_no_devices_and_waits_for_none(fake):
@@ -156,8 +194,31 @@ def test_gradients_by_task_wait_once(scope, fake, monkeypatch):
             asked.append((gram.device.type, losses.device.type))
             return torch.ones(len(losses), dtype=torch.float64)
 
-    train(recipe, fake, Combiner())
+    assert train(recipe, fake, Combiner()) == ["copy to the host"]
     assert asked == [("cpu", "cpu")]
+
+
+WAITING = {
+    "item": lambda x: x.sum().item(),
+    "copy to the host": lambda x: x.cpu(),
+    "copy to the GPU": lambda x: torch.zeros(3).to(GPU),
+}
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_what_waits_is_counted(name, fake):
+    with fake, Waits() as waits:
+        WAITING[name](zeros(ROWS))
+        zeros(ROWS).to("cpu", non_blocking=True)
+    assert waits.found == [name]
+
+
+@pytest.mark.parametrize(
+    "sized", [torch.nonzero, torch.unique, lambda x: x[x > 0], lambda x: torch.repeat_interleave(x)]
+)
+def test_what_has_a_size_that_values_decide_is_refused(sized, fake):
+    with fake, Waits(), pytest.raises(DynamicOutputShapeException):
+        sized(zeros(ROWS, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("wrong", [lambda x: x + torch.arange(ROWS), lambda x: x * float(x.sum())])

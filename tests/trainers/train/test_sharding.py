@@ -52,9 +52,8 @@ def train_sharded(made_for: Recipe):
         losses.append((sums[0] / sums[1]).tolist())
     sharded.check_pipelined()
     state = {}
-    if "tables" in sharded.optimizers:
-        for key, entry in sharded.optimizers["tables"].state_dict()["state"].items():
-            state |= {key.split(".")[-2]: value for name, value in entry.items() if name.endswith(".momentum1")}
+    for key, entry in sharded.states().get("tables", {}).items():
+        state |= {key.split(".")[-2]: value for name, value in entry.items() if name.endswith(".momentum1")}
     tables = {k.split(".")[-2]: v for k, v in sharded.model.state_dict().items() if k.startswith("tables.")}
     dense = {k: v.detach().cpu().clone() for k, v in sharded.model.dense.state_dict().items()}
     return {"losses": losses, "tables": whole(tables), "dense": dense, "state": whole(state), "plan": sharded.plan()}
@@ -237,7 +236,10 @@ def test_tables_that_fit_nowhere_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tables__movie__sharding": "column_wise"}, "one accumulator per column shard"),
+        (
+            {"tables__movie__sharding": "column_wise"},
+            "column_wise splits rows, and .rowwise_adagrad. does not .* adagrad or sgd or adam",
+        ),
         ({"optimizers__sparse": {"kind": "sgd", "weight_decay": 0.1}}, "weight_decay"),
         (
             {"tables__user__optimizer": {"kind": "adam", "weight_decay": 0.1}},

@@ -506,7 +506,7 @@ NO_MULTIPLE = "its rows were 40 and 50 are no whole multiple of that"
         ({"tables__rating__dim": 8}, "tables.rating", "nothing", "its dim was 4 and is 8"),
         ({"tables__rating__hash": "mix"}, "tables.rating", "nothing", "its hash was modulo and is mix"),
         ({"tables__user__dtype": "float16"}, "tables.user", "all", ""),
-        ({"tables__user__sharding": "data_parallel"}, "tables.user", "all", STATE),
+        ({"tables__user__sharding": "data_parallel"}, "tables.user", "all", ""),
         ({"tables__user__optimizer": {"kind": "sgd"}, "tables__movie__rows": 80}, "tables.user", "all", STATE),
         ({"model__units": [16, 12]}, "layers.tower.linears.1", "nothing", "its shape was"),
         (start(only=["tables.user", "layers"]), "tables.movie", "nothing", "it is left out"),

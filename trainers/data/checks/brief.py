@@ -25,6 +25,7 @@ from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.data.write import layout
 
 PROBED = 32_768  # rows of train/ that are probed, and rows of each other split that are looked at
+CROWDED = 0.5  # share of ids that share their row with another, from which on it is said
 KNOWN = 1_048_576  # rows of train/ whose ids count as seen
 
 
@@ -74,6 +75,7 @@ def examine(
     if nulls:
         note(f"nulls: {'; '.join(nulls[:3])}{f'; {len(nulls) - 3} more columns' if len(nulls) > 3 else ''}")
     _note_beyond(recipe, sources, note)
+    _note_crowded(recipe, statistics[splits[0]].distinct, note)
     _note_unseen(recipe, sources[splits[0]], statistics[splits[0]].rows, later, note)
     probed = list(dict.fromkeys(column for name in recipe.features for column in _told_by(recipe, name)))
     found = leaks.check(leaks.probe(train, probed, labels), labels)
@@ -184,6 +186,23 @@ def _note_beyond(recipe: Recipe, sources: dict[str, Source], note: Callable[[str
             note(
                 f"look: features.{name}: ids {', '.join(beyond)}, and tables.{table} has rows for 0 to {rows - 1:,} "
                 "alone: with hash: modulo the others share them (id mod rows); raise rows, or use hash: mix"
+            )
+
+
+def _note_crowded(recipe: Recipe, distinct: dict[str, float], note: Callable[[str], None]) -> None:
+    """Say where many ids share a row of a hashed table: n ids in R rows, of which 1 - e^(-n/R) do."""
+    worst: dict[str, tuple[float, str]] = {}
+    for name, feature in recipe.features.items():
+        table, column = feature.looks_up(), recipe.column(name)
+        if table is not None and column in distinct and recipe.tables[table].hash == "mix":
+            worst[table] = max(worst.get(table, (0.0, "")), (distinct[column], column))
+    for table, (count, column) in worst.items():
+        rows = recipe.tables[table].rows
+        if (shared := 1 - math.exp(-count / rows)) > CROWDED:
+            note(
+                f"look: tables.{table}: the {rows:,} rows are shared by about {float(f'{count:.2g}'):,.0f} ids of "
+                f"column {column}, {share(shared)} of which meet another one in their row; "
+                f"rows: {math.ceil(count / -math.log1p(-CROWDED)):,} would leave {share(CROWDED)}"
             )
 
 

@@ -1,4 +1,4 @@
-"""What a split's labels and numbers tell: one pass over what no sidecar answers; the rest is merged."""
+"""What a split's labels, numbers and ids tell: one pass over what no sidecar answers; the rest is merged."""
 
 import json
 import logging
@@ -12,6 +12,7 @@ import xxhash
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.read.distinct import Distinct, distinct
 from livetrain.trainers.data.read.labels import Counting, Labels
 from livetrain.trainers.data.read.measure import Measure, Measured, measures
 from livetrain.trainers.data.read.source import CorruptGroup, Partition, RowGroup, Source
@@ -22,13 +23,13 @@ log = logging.getLogger(__name__)
 _STRETCH = 1 << 18  # rows that a thread, or a task on Ray, measures in one go
 _READERS = 16  # threads that read answers, which are small and may be far away
 
-Asked = dict[str, Measure | Counting]  # by the recipe's key
+Asked = dict[str, Measure | Counting | Distinct]  # by the recipe's key
 Found = dict[str, Any]  # what is measured, or counted, of some rows by the same keys
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What one pass over a split's labels and dense columns tells.
+    """What one pass over a split's labels, dense columns and ids tells.
 
     Args:
         rows: rows read.
@@ -38,6 +39,7 @@ class Statistics:
         unknown: share of the rows whose label is not known yet, by task.
         single: the one value that all known labels have, of each task of which that is so.
         quantiles: of each feature that is cut at them.
+        distinct: about how many different ids a column has, of the columns that are looked up one id per row.
     """
 
     rows: int
@@ -47,6 +49,7 @@ class Statistics:
     unknown: dict[str, float] = field(default_factory=dict)
     single: dict[str, float] = field(default_factory=dict)
     quantiles: dict[str, list[float]] = field(default_factory=dict)
+    distinct: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -59,7 +62,7 @@ class Statistics:
 
 
 def scan(source: Source, recipe: Recipe, looking: Looking = HERE) -> Statistics:
-    """Check and measure a split's labels and its features that are made of numbers.
+    """Check and measure a split's labels and its features that are made of numbers, and count the ids of the others.
 
     What the sidecars of the split's partitions answer is not looked at again, and what is found out is kept there: one
     pass over the data serves all who ask the same. The rows of a partition are measured in stretches that depend on its
@@ -80,9 +83,10 @@ def scan(source: Source, recipe: Recipe, looking: Looking = HERE) -> Statistics:
             or weights or vectors of ids that are not one of each id, or not finite.
         CorruptGroup: with `on_corrupt: stop`.
     """
-    numbers = measures(recipe)
+    numbers, ids = measures(recipe), distinct(recipe)
     asked: Asked = {f"tasks.{name}": Counting(name, task) for name, task in recipe.tasks.items()}
     asked |= {f"features.{name}": measure for name, measure in numbers.items()}
+    asked |= {f"ids.{column}": sketch for column, sketch in ids.items()}
     total: Found = {key: question.nothing for key, question in asked.items()}
     rows = 0
     for found, read in _partitions(source, asked, recipe.data.on_corrupt == "skip", looking):
@@ -100,6 +104,7 @@ def scan(source: Source, recipe: Recipe, looking: Looking = HERE) -> Statistics:
         unknown={name: 1 - part.known / part.rows for name, part in labels.items()},
         single={name: part.least for name, part in labels.items() if part.least == part.most},
         quantiles={name: found_of[name].drawn.quantiles(m.quantiles) for name, m in numbers.items() if m.quantiles},
+        distinct={column: total[f"ids.{column}"].count for column in ids},
     )
 
 
@@ -152,7 +157,7 @@ def _partitions(source: Source, asked: Asked, skip: bool, looking: Looking) -> I
     yield {key: samples.get(key, question.nothing) for key, question in asked.items()}, 0
 
 
-def _name(question: Measure | Counting, most: int | None) -> str | None:
+def _name(question: Measure | Counting | Distinct, most: int | None) -> str | None:
     """Return the name that an answer is kept under; None where its code lies in no file, so that it may change.
 
     Of requests it is an answer for the most candidates that they may have: more are refused, and samples depend on it.

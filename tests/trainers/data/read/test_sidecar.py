@@ -93,7 +93,7 @@ def test_a_new_feature_costs_its_own_columns_and_a_new_day_its_own_rows(days, lo
     looks["columns"].clear()
     write_split(days / "date=2025-05-02", [make_rows(9, seed=5)], group=9)
     _, more = looked(recipe(days))
-    assert {tuple(columns) for columns in looks["columns"]} == {("age", "price", "click", "like")}
+    assert {tuple(columns) for columns in looks["columns"]} == {("age", "price", "user", "click", "like")}
     assert len(looks["columns"]) == 7  # the new group, and six of the file that stayed
     assert more.rows == told.rows - 40 + 9
     forget(days)
@@ -150,7 +150,7 @@ def test_stretches_are_merged_as_they_are_cut(days, monkeypatch):
 def test_what_may_be_wrong_is_not_believed(days, looks, how, monkeypatch):
     first, told = looked(recipe(days))
     kept = [path for path in sorted((days / "date=2025-05-02" / NAME).iterdir()) if path.suffix == ".npz"]
-    assert len(kept) == 1 + 4  # the index, and answers on two tasks and two features
+    assert len(kept) == 1 + 5  # the index, and answers on two tasks, two features and the ids of one
     if how == "touched":  # another mtime, all else alike
         path = days / "date=2025-05-02" / "part-1.parquet"
         os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
@@ -199,7 +199,7 @@ def test_data_that_cannot_be_written_to(days, looks, tmp_path):
     looking = Looking(spare=tmp_path / "runs" / NAME)
     made = recipe(days)
     told = scan(Source.open(made, "train", looking), made, looking)
-    assert len(list((tmp_path / "runs" / NAME).glob("*/*.npz"))) == 5
+    assert len(list((tmp_path / "runs" / NAME).glob("*/*.npz"))) == 6
     for part in looks.values():
         part.clear()
     assert scan(Source.open(made, "train", looking), made, looking) == told

@@ -282,7 +282,7 @@ def test_constant_labels_are_not_read(tmp_path, monkeypatch):
         Source, "read", lambda self, group, columns: asked.append(columns) or read(self, group, columns)
     )
     assert scan(Source.open(recipe, "train"), recipe).rate == {"click": 0.5, "liked": 0.5}
-    assert asked == [["age", "price", "like"]] * 2
+    assert asked == [["age", "price", "user", "movie", "like"]] * 2
 
 
 def test_scan_of_a_corrupt_group(tmp_path, caplog):
