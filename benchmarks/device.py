@@ -13,21 +13,26 @@ and go through the whole of livetrain, Parquet included, in one process without 
 - "lookup" and "update": the bytes of the rows that a step looks up, read and written, over the time of the embeddings'
   forward pass; read, read and written over that of their backward pass; and both over what a copy within the device's
   memory moves.
+- "roofline": the seconds that a step's looked-up rows take at a copy's speed (read and written; then read, read and
+  written), over the seconds that the step took.
 - "cores": rows/s of training over the rows that reading alone brings in a second of processor time: what feeds the GPU.
+
+--json FILE appends each measurement as a line as soon as it is made: benchmarks/lease.sh keeps them so.
 """
 
 import argparse
 import datetime
 import importlib.metadata
 import itertools
+import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from reader import IDS, generate, take_turns
@@ -36,6 +41,7 @@ from torch.autograd import DeviceType
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
+from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.runtime import ranks
@@ -44,17 +50,20 @@ from livetrain.trainers.train.feed import Meter
 from livetrain.trainers.train.loop import Job, Trainer
 
 COPIED = 2**28  # bytes
+PRODUCT = 8192  # rows and columns of a large product's matrices; a sixteenth on a CPU
 PROFILED = 5  # steps
 
 
 class Run:
-    """Training on generated rows, taken step by step."""
+    """Training on generated rows, taken step by step; so many batches are read once and used again, or none."""
 
-    def __init__(self, recipe: Recipe, source: Source, statistics: Statistics, device: torch.device) -> None:
-        self.trainer = Trainer(Job(recipe, Path("unused"), {"train": source}, statistics), device)
+    def __init__(self, recipe: Recipe, data: "Data", device: torch.device, held: int = 0) -> None:
+        self.trainer = Trainer(Job(recipe, Path("unused"), {"train": data.source}, data.statistics), device)
         self.trainer.sharded.module.train()
-        epochs = itertools.chain.from_iterable(map(self.trainer.reader.batches, itertools.count()))
-        self._feed = self.trainer.breakdown.waiting(epochs)
+        batches = itertools.chain.from_iterable(map(self.trainer.reader.batches, itertools.count()))
+        if held:
+            batches = itertools.cycle(list(itertools.islice(batches, held)))
+        self._feed = self.trainer.breakdown.waiting(batches)
         self._device = device
 
     def steps(self, count: int) -> tuple[float, list[list[float]], Batch]:
@@ -103,18 +112,25 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class Data(NamedTuple):
+    """The generated rows, as they are opened."""
+
+    source: Source
+    statistics: Statistics
+
+
 @contextmanager
-def running(recipe: Recipe, source: Source, statistics: Statistics, device: torch.device) -> Iterator[Run]:
+def running(recipe: Recipe, data: Data, device: torch.device, held: int = 0) -> Iterator[Run]:
     """Give a run in a process group of its own."""
     with ranks.alone(device.type == "cuda"):
-        yield Run(recipe, source, statistics, device)
+        yield Run(recipe, data, device, held)
 
 
-def agreement(recipe: Recipe, source: Source, statistics: Statistics, device: torch.device, steps: int) -> str:
-    """Say how far the device's losses and parameters are from a CPU's."""
+def agreement(recipe: Recipe, data: Data, device: torch.device, steps: int) -> dict[str, float]:
+    """Return how far the device's losses and parameters are from a CPU's."""
     found = []
     for where in (torch.device("cpu"), device):
-        with running(recipe, source, statistics, where) as run:
+        with running(recipe, data, where) as run:
             _, sums, _ = run.steps(steps)
             weights = [value.detach().cpu().double() for value in run.trainer.sharded.model.dense.parameters()]
             found.append((torch.tensor(sums, dtype=torch.float64), weights))
@@ -122,21 +138,37 @@ def agreement(recipe: Recipe, source: Source, statistics: Statistics, device: to
     loss = ((sums - others).abs() / sums.abs()).max()
     pairs = zip(ours, theirs, strict=True)
     apart = max(((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item() for a, b in pairs)
-    size = recipe.data.batch_size
-    return f"agreement with a CPU over {steps} steps of {size:,} rows: loss {loss:.1e}, network {apart:.1e}"
+    return {"steps": steps, "batch": recipe.data.batch_size, "loss": loss.item(), "network": apart}
 
 
 def copying(device: torch.device) -> float:
     """Return bytes/s read and written by a copy within the device's memory."""
     source, target = torch.zeros(2, COPIED // 4, device=device).unbind()
+    return 2 * COPIED / least(device, lambda: target.copy_(source))
+
+
+def multiplying(device: torch.device, precision: str) -> float:
+    """Return floating-point operations/s of one large matrix product, as a precision has it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    size = PRODUCT if device.type == "cuda" else PRODUCT // 16
+    kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    a, b = torch.ones(2, size, size, device=device, dtype=kind).unbind()
+    seconds = least(device, lambda: a @ b)
+    torch.set_float32_matmul_precision(before)
+    return 2 * size**3 / seconds
+
+
+def least(device: torch.device, work: Callable[[], Any], repeat: int = 10) -> float:
+    """Return the fewest seconds that something took of a few times."""
     seconds = []
-    for _ in range(10):
+    for _ in range(repeat):
         synchronise(device)
         start = time.perf_counter()
-        target.copy_(source)
+        work()
         synchronise(device)
         seconds.append(time.perf_counter() - start)
-    return 2 * COPIED / min(seconds)
+    return min(seconds)
 
 
 def looked_up(recipe: Recipe, batch: Batch) -> int:
@@ -147,44 +179,67 @@ def looked_up(recipe: Recipe, batch: Batch) -> int:
     return sum(count * table.dim * width[table.dtype] for count, table in zip(counts, tables, strict=True))
 
 
-def measure(recipe: Recipe, source: Source, statistics: Statistics, device: torch.device, steps: int) -> dict[str, Any]:
-    """Return the figures of one precision and batch size."""
+def measure(recipe: Recipe, data: Data, device: torch.device, steps: int, held: int) -> dict[str, Any]:
+    """Return the figures of one recipe."""
     size = recipe.data.batch_size
-    with running(recipe, source, statistics, device) as run:
-        run.steps(steps)  # warms up
+    with running(recipe, data, device, held) as run:
+        start = time.perf_counter()
+        run.steps(steps)
+        warm = time.perf_counter() - start
         run.parts(1.0)
         seconds, _, batch = run.steps(steps)
         parts = run.parts(seconds)
         busy = run.busy()
-        reader = run.trainer.reader
-        reading = take_turns(1, {"reader": lambda: (size for _ in reader.batches(0))})["reader"][0]
-    rows = steps * size / seconds
+    sparse = looked_up(recipe, batch)
     return {
-        "rows": rows,
+        "precision": recipe.train.precision,
+        "batch": size,
+        "rows_per_s": steps * size / seconds,
+        "step_ms": 1e3 * seconds / steps,
+        "warm_s": warm,
         "busy": busy,
         "wait": parts["data_wait"] * steps / 1e3 / seconds,
-        "lookup": 2 * looked_up(recipe, batch) / (parts["embedding_forward"] / 1e3),
-        "update": 3 * looked_up(recipe, batch) / (parts["embedding_backward"] / 1e3),
-        "cores": rows / (reading.rows / reading.busy),
+        "lookup": 2 * sparse / (parts["embedding_forward"] / 1e3),
+        "update": 3 * sparse / (parts["embedding_backward"] / 1e3),
+        "tables": 5 * sparse / ((parts["embedding_forward"] + parts["embedding_backward"]) / 1e3),
         "parts": parts,
+        "bytes": 5 * sparse,
     }
 
 
-def line(precision: str, batch: int, found: dict[str, Any], copied: float) -> str:
+def reading(recipe: Recipe, data: Data) -> float:
+    """Return the rows that reading alone brings in a second of processor time."""
+    size, reader = recipe.data.batch_size, Reader(data.source, recipe, rank=0, world=1, shuffle=True)
+    found = take_turns(1, {"reader": lambda: (size for _ in reader.batches(0))})["reader"][0]
+    return found.rows / found.busy
+
+
+HEAD = (
+    "| changes | precision | batch | rows/s | ms per step | data wait | busy | lookup, GB/s (of a copy) "
+    "| update, GB/s (of a copy) | of roofline | cores |"
+)
+
+
+def line(found: dict[str, Any]) -> str:
+    """Return a measurement's line of the table."""
+    copied = found["copied"]
     rate = {name: f"{found[name] / 1e9:.0f} ({found[name] / copied:.2f})" for name in ("lookup", "update")}
-    busy = "" if found["busy"] is None else f"{found['busy']:.0%}"
     cells = [
-        precision,
-        f"{batch:,}",
-        f"{found['rows']:,.0f}",
-        f"{1e3 * batch / found['rows']:.1f}",
+        found["changes"],
+        found["precision"],
+        f"{found['batch']:,}",
+        f"{found['rows_per_s']:,.0f}",
+        f"{found['step_ms']:.1f}",
         f"{found['wait']:.0%}",
+        "" if found["busy"] is None else f"{found['busy']:.0%}",
+        *rate.values(),
+        f"{found['roofline']:.2f}",
+        f"{found['cores']:.1f}",
     ]
-    return f"| {' | '.join([*cells, busy, rate['lookup'], rate['update'], format(found['cores'], '.1f')])} |"
+    return f"| {' | '.join(cells)} |"
 
 
-def main() -> None:
-    set_up()
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*", help="changes to the recipe, as in livetrain train")
@@ -193,40 +248,74 @@ def main() -> None:
     parser.add_argument("--ids", type=int, default=IDS, help="different ids of a column")
     parser.add_argument("--batches", type=int, nargs="+", default=[1536, 12_288, 98_304], help="rows of a batch")
     parser.add_argument("--precisions", nargs="+", default=["float32", "tf32", "bfloat16"])
+    parser.add_argument("--each", nargs="+", default=[""], metavar="KEY=VALUE", help="measured with each of these")
     parser.add_argument("--steps", type=int, default=20, help="of each measurement")
-    given = parser.parse_args()
+    parser.add_argument("--held", type=int, default=0, help="batches that are read once and used again: no data wait")
+    parser.add_argument("--no-agreement", action="store_true", help="do not compare with a CPU")
+    parser.add_argument("--json", type=Path, help="file that gets a line per measurement")
+    return parser.parse_args()
+
+
+def main() -> None:
+    set_up()
+    given = arguments()
     if given.device == "cuda" and not torch.cuda.is_available():
         sys.exit("there is no GPU here; --device cpu tries the script")
     device = torch.device(given.device, 0) if given.device == "cuda" else torch.device("cpu")
+    name = torch.cuda.get_device_name(device) if given.device == "cuda" else "CPU"
+    print(f"Command: `python {' '.join(sys.argv)}`, {datetime.date.today()}; {name}, {os.cpu_count()} cores")
+    print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchrec", "pyarrow")), "\n")
     with tempfile.TemporaryDirectory() as folder:
+        report(given, device, Path(folder))
 
-        def made(*more: str) -> Recipe:
-            fixed = [f"data.path={folder}", f"cluster.device={given.device}", "cluster.workers=0"]
-            return load_recipe(given.recipe, [*given.overrides, *fixed, *more])
 
-        recipe = made()
-        generate(recipe, Path(folder), given.rows, 2048, given.ids)
-        source = Source.open(recipe, "train")
-        statistics = scan(source, recipe)
-        name = torch.cuda.get_device_name(device) if given.device == "cuda" else "CPU"
-        print(f"Command: `python {' '.join(sys.argv)}`, {datetime.date.today()}; {name}, {os.cpu_count()} cores")
+def report(given: argparse.Namespace, device: torch.device, folder: Path) -> None:
+    """Measure, and print and keep each figure as soon as it is there."""
+
+    def made(*more: str) -> Recipe:
+        fixed = [f"data.path={folder}", f"cluster.device={given.device}", "cluster.workers=0"]
+        return load_recipe(given.recipe, [*given.overrides, *fixed, *filter(None, more)])
+
+    def tell(what: str, found: dict[str, Any]) -> dict[str, Any]:
+        found = {"part": os.environ.get("PART", what), "what": what, "recipe": Path(given.recipe).stem, **found}
+        if given.json:
+            with given.json.open("a") as file:
+                file.write(json.dumps(found) + "\n")
+        return found
+
+    recipe = made()
+    generate(recipe, folder, given.rows, 2048, given.ids)
+    source = Source.open(recipe, "train")
+    data = Data(source, scan(source, recipe))
+    if not given.no_agreement:
+        found = tell("agreement", agreement(made("train.precision=float32"), data, device, 10))
         print(
-            ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "torchrec", "pyarrow")), "\n"
+            "agreement with a CPU over {steps} steps of {batch:,} rows: loss {loss:.1e}, network {network:.1e}".format(
+                **found
+            )
         )
-        print(agreement(made("train.precision=float32"), source, statistics, device, 10))
-        copied = copying(device)
-        print(f"a copy moves {copied / 1e9:.0f} GB/s\n")
-        heads = ("precision", "batch", "rows/s", "ms per step", "data wait", "busy")
-        print(f"| {' | '.join(heads)} | lookup, GB/s (of a copy) | update, GB/s (of a copy) | cores |")
-        print("| --- " * 9 + "|")
-        every = {}
-        for precision, batch in itertools.product(given.precisions, given.batches):
-            changed = made(f"train.precision={precision}", f"data.batch_size={batch}")
-            every[precision, batch] = measure(changed, source, statistics, device, given.steps)
-            print(line(precision, batch, every[precision, batch], copied), flush=True)
-        for (precision, batch), found in every.items():
-            spent = ", ".join(f"{name} {ms:.2f}" for name, ms in found["parts"].items() if ms >= 0.005)
-            print(f"\n{precision}, {batch:,} rows, ms per step: {spent}")
+    copied = copying(device)
+    products = {precision: multiplying(device, precision) for precision in given.precisions}
+    print(
+        f"a copy moves {copied / 1e9:.0f} GB/s; a product does",
+        ", ".join(f"{n / 1e12:.1f} TFLOP/s in {p}" for p, n in products.items()),
+    )
+    print(f"\n{HEAD}\n|{' --- |' * (HEAD.count('|') - 1)}")
+    read: dict[int, float] = {}
+    every = []
+    for batch, precision, more in itertools.product(given.batches, given.precisions, given.each):
+        changed = made(f"train.precision={precision}", f"data.batch_size={batch}", more)
+        if batch not in read:
+            read[batch] = reading(changed, data)
+        found = measure(changed, data, device, given.steps, given.held)
+        ideal = found["bytes"] / copied
+        found |= {"changes": more, "copied": copied, "roofline": 1e3 * ideal / found["step_ms"]}
+        found["cores"] = found["rows_per_s"] / read[batch]
+        every.append(tell("rate", found))
+        print(line(every[-1]), flush=True)
+    for found in every:
+        spent = ", ".join(f"{name} {ms:.2f}" for name, ms in found["parts"].items() if ms >= 0.005)
+        print(f"\n{found['changes']} {found['precision']}, {found['batch']:,} rows, ms per step: {spent}")
 
 
 if __name__ == "__main__":

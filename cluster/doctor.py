@@ -30,7 +30,7 @@ from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.schema import Cluster, Recipe
 from livetrain.modules.optimizers import table_optimizer
 from livetrain.trainers.data.read.files import split_files
-from livetrain.trainers.train import planning, sharding
+from livetrain.trainers.train import few_rows, planning, sharding
 from livetrain.trainers.train.memory import ELEMENT, amount
 from livetrain.trainers.train.memory import waits as waits_for
 from livetrain.trainers.train.preflight import SPLITS
@@ -120,6 +120,7 @@ def _examine(
     found.of("exchange", workers_exchange, cluster, cuda, met)
     if not recipe:
         return
+    found.of("batch", rows_are_told, recipe, cluster.most, "cuda" if cuda else "cpu")
     progress("planning the tables")
     for workers in dict.fromkeys((counts[0], cluster.most)):
         of = f" of {workers}" if len(counts) > 1 else ""
@@ -279,6 +280,14 @@ def workers_exchange(cluster: Cluster, cuda: bool, met: list[Exchanged]) -> str:
     slowest = min(one.rate for one in met)
     median = statistics.median(one.rate for one in met)
     return f"{where}: all-to-all over {kind}, {median / 1e6:,.0f} MB/s per worker, the slowest {slowest / 1e6:,.0f}"
+
+
+def rows_are_told(recipe: Recipe, workers: int, device: str) -> str:
+    """Say how many rows a step has, and what more of them would gain on GPUs."""
+    unit = "requests" if recipe.data.layout == "request" else "rows"
+    size = recipe.data.batch_size
+    said = f"{size:,} {unit} per step, {size / workers:,.0f} on each of {counted(workers, 'worker')}"
+    return few_rows.advice(recipe, workers, device) or said
 
 
 def tables_are_planned(recipe: Recipe, workers: int, cuda: bool, plans: list[ShardingPlan]) -> str:

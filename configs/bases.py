@@ -9,6 +9,7 @@ from livetrain.configs import plugins
 from livetrain.configs.errors import BadInput, cut, nearest, shown
 from livetrain.configs.removal import Place, parts_of, tables_of, without
 from livetrain.configs.schema import Recipe
+from livetrain.configs.schema.data import BATCH
 from livetrain.configs.shape import below, kind_of
 from livetrain.configs.trees import read_tree
 
@@ -109,9 +110,11 @@ def take_away(under: dict, over: dict, said: Callable[[Place], str]) -> tuple[di
         said: place of a null -> who says so, for messages.
 
     Returns:
-        The recipe without those parts; `over` without those nulls; and the places of the recipe's keys that must be
-        given anew, each with the place of the null that it lost its value to.
+        The recipe without those parts, and without a batch that `over` says the other way; `over` without those nulls;
+        and the places of the recipe's keys that must be given anew, each with the place of the null that it lost its
+        value to.
     """
+    under = _without_other_batch(under, over)
     own, stood = parts_of(over), parts_of(under)
     used = tables_of(over) | {
         name for (section, name), value in own.items() if section == "tables" and value is not None
@@ -134,6 +137,14 @@ def take_away(under: dict, over: dict, said: Callable[[Place], str]) -> tuple[di
         over = _without_key(over, place)
         anew |= dict.fromkeys(missing, place)
     return under, over, anew
+
+
+def _without_other_batch(under: dict, over: dict) -> dict:
+    """Return a recipe without its batch where one over it says a batch, in either way."""
+    stands, said = under.get("data"), over.get("data")
+    if not isinstance(stands, dict) or not isinstance(said, dict) or all(said.get(way) is None for way in BATCH):
+        return under
+    return under | {"data": {key: value for key, value in stands.items() if key not in BATCH}}
 
 
 def _without_key(tree: dict, place: Place) -> dict:

@@ -21,6 +21,7 @@ from livetrain.configs.complaints import first_complaint
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.load import override
 from livetrain.configs.schema import Recipe, Section
+from livetrain.configs.schema.data import BATCH
 from livetrain.configs.trees import read_tree
 
 # What a sweep holds fixed, and why: a trial must be comparable with the others.
@@ -207,6 +208,9 @@ def parse_space(tree: dict[str, Any], places: dict[str, str] | None = None, sour
             space.domains[key] = _domain(str(key), value, space.domains)
         except BadInput as error:
             raise BadInput(f"{space.places[key]}: {error}") from None
+    other, key = (f"data.{way}" for way in BATCH)
+    if {other, key} <= set(tree):
+        raise BadInput(f"{space.places[key]}: {key} and {other} say the same number; search one of the two")
     return space
 
 

@@ -12,6 +12,8 @@ from livetrain.configs.schema.section import Section
 from livetrain.configs.values import Count, Rate, Share, TaskName, Text, real, whole
 
 _DAYS = re.compile(r"\d{4}-\d\d-\d\d\.\.\d{4}-\d\d-\d\d", re.ASCII)
+BATCH = ("batch_size", "batch_size_per_worker")  # two ways to say one number
+MOST_ROWS = 2**30  # of a step, over all workers together
 _MOST_DAYS = 10_000  # of a split: each is a folder to look for
 
 
@@ -98,7 +100,14 @@ class Data(Section):
     candidates: Annotated[int, *whole(1, 2**16)] | None = Field(
         None, description="layout request: the most candidates of a request"
     )
-    batch_size: Annotated[int, *whole(1, 2**24)] = Field(1536, description="rows per step over all workers together")
+    batch_size: Annotated[int, *whole(1, MOST_ROWS)] = Field(
+        1536, description="rows per step over all workers together"
+    )
+    batch_size_per_worker: Annotated[int, *whole(1, MOST_ROWS)] | None = Field(
+        None,
+        description="rows per step of each worker, in the place of batch_size: that becomes so many times "
+        "cluster.workers when the recipe is read, and stays when the run goes on with other workers",
+    )
     shards: Annotated[int, *whole(1, 2**16)] = Field(
         192, description="virtual shards; sample order depends on them and never on the workers"
     )
@@ -112,6 +121,38 @@ class Data(Section):
     prefetch: Annotated[int, *whole(1, 1024)] = Field(4, description="batches that a worker keeps ready")
     on_corrupt: Literal["stop", "skip"] = Field("stop", description="an unreadable row group: stop, or skip and count")
     negatives: Negatives | None = Field(None, description="draw negatives while the training split is read")
+
+    def on(self, workers: int) -> "Data":
+        """Return these data as so many workers read them: from now on `batch_size` alone says what a step has.
+
+        Raises:
+            BadInput: both ways of saying it are used, the rows are too many, or do not divide among a worker's shards.
+
+        Example:
+            >>> Data(path="data", batch_size_per_worker=512).on(workers=8).batch_size
+            4096
+        """
+        rows = self.batch_size_per_worker
+        if rows is None:
+            return self
+        if "batch_size" in self.model_fields_set:
+            raise BadInput(
+                f"data.batch_size_per_worker: {rows} rows are said beside data.batch_size: "
+                f"{self.batch_size}; leave out one of the two"
+            )
+        if rows * workers > MOST_ROWS:
+            raise BadInput(
+                f"data.batch_size_per_worker: {rows} rows on {workers} workers are {rows * workers} per step, and "
+                f"{MOST_ROWS} are the most; lower it"
+            )
+        shards = self.shards // workers
+        if self.shards % workers == 0 and rows % shards:
+            near = ", ".join(str(n) for n in (rows // shards * shards, (rows // shards + 1) * shards) if n)
+            raise BadInput(
+                f"data.batch_size_per_worker: {rows} rows do not divide among the {shards} data.shards of each of "
+                f"{workers} workers; {near} would"
+            )
+        return self.model_copy(update={"batch_size": rows * workers, "batch_size_per_worker": None})
 
     @model_validator(mode="after")
     def _requests_have_a_cap(self) -> "Data":

@@ -60,6 +60,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
         object.__setattr__(self, "plugins", registry.complete(self, self.plugins))
+        _check_batch(self)
+        object.__setattr__(self, "data", self.data.on(max(self.cluster.most, 1)))
         _check_tables(self)
         _check_parts(self)
         _check_vectors(self)
@@ -296,6 +298,16 @@ def _check_negatives(recipe: Recipe) -> None:
                 "to per_positive / (items - 1) where all negatives are drawn and all items alike, or to 1 to predict "
                 "that among the rows trained on"
             )
+
+
+def _check_batch(recipe: Recipe) -> None:
+    """Refuse a batch that would change with the workers of a range: what is learned must not."""
+    rows, cluster = recipe.data.batch_size_per_worker, recipe.cluster
+    if rows is not None and cluster.elastic:
+        raise BadInput(
+            "data.batch_size_per_worker: with a range of workers a step has the same rows whatever their number; write "
+            f"data.batch_size: {rows * cluster.most}, which is {rows} on each of {cluster.most}"
+        )
 
 
 def _check_counts(recipe: Recipe) -> None:

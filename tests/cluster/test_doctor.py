@@ -36,7 +36,8 @@ def test_a_sound_cluster_passes_every_check(tmp_path):
     findings = doctor.examine(recipe, tmp_path / "runs", None)
     assert [finding for finding in findings if not finding.ok] == []
     texts = {finding.check: finding.text for finding in findings}
-    assert list(texts) == ["nodes", "versions", "storage", "data", "devices", "exchange", "plan", "memory"]
+    assert list(texts) == ["nodes", "versions", "storage", "data", "devices", "exchange", "batch", "plan", "memory"]
+    assert texts["batch"] == "96 rows per step, 48 on each of 2 workers"
     assert texts["nodes"].startswith("1 node with 2 CPUs and ")
     assert "2 workers on 1 node: all-to-all over gloo" in texts["exchange"]
     assert "user row_wise on 2 ranks" in texts["plan"]
@@ -45,7 +46,9 @@ def test_a_sound_cluster_passes_every_check(tmp_path):
     findings = doctor.examine(recipe.model_copy(update={"cluster": cluster}), tmp_path / "runs", None)
     assert [finding for finding in findings if not finding.ok] == []
     texts = {finding.check: finding.text for finding in findings}
-    assert list(texts)[4:] == ["devices", "workers", "exchange", "plan of 1", "memory of 1", "plan of 4", "memory of 4"]
+    assert list(texts)[4:] == [
+        *("devices", "workers", "exchange", "batch", "plan of 1", "memory of 1", "plan of 4", "memory of 4"),
+    ]
     assert texts["workers"].startswith(
         "1, 2, 3, 4 share 12 data.shards evenly, of 1 to 5 no other; there is room for 4"
     )

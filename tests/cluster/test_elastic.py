@@ -25,6 +25,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from livetrain.cluster import capacity, doctor, elastic, places, ray_workers
 from livetrain.cluster.sweep import tune
 from livetrain.configs.errors import BadInput
+from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Cluster, Workers
 from livetrain.trainers.data.read.order import Order
 from livetrain.trainers.observe.report import contents
@@ -306,6 +307,15 @@ def test_the_counts_are_those_that_share_the_shards_evenly(shards, least, more):
     else:
         with pytest.raises(ValueError, match=rf"cluster\.workers: {shards} data\.shards divide among no number"):
             samples.recipe(Path("data"), cluster__workers=workers, **made)
+
+
+def test_a_range_of_workers_has_one_batch():
+    with pytest.raises(
+        ValueError, match=r"data\.batch_size_per_worker: .* data\.batch_size: 2048, which is 512 on each of 4"
+    ):
+        load_recipe(
+            samples.recipe(Path("data")), data={"batch_size_per_worker": 512}, cluster={"workers": {"min": 1, "max": 4}}
+        )
 
 
 def test_the_word_to_start_again_is_heard_once(tmp_path):

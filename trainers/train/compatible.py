@@ -49,6 +49,8 @@ def check_same(path: Path, recipe: Recipe, resume: bool, mend: str | None = None
         key, old, new = different
         if mend is None:
             mend = "use that recipe, or another run name" if resume else "put that back into the run's config.yaml"
+            if resume and key == "data.batch_size":  # perhaps said per worker, and these are others now
+                mend = f"give data.batch_size={old}, which goes on on any number of workers, or another run name"
         raise BadInput(
             f"{path}: this checkpoint was written with {key}={_short(old)}, but the recipe says {_short(new)}; {mend}"
         )

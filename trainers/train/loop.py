@@ -32,7 +32,7 @@ from livetrain.trainers.observe.weights_and_biases import Tracker
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.runtime.runlog import RunLog
 from livetrain.trainers.runtime.signals import Stopped
-from livetrain.trainers.train import checkpoint, compiled_layers, memory, planning, pretrained, warm_start
+from livetrain.trainers.train import checkpoint, compiled_layers, few_rows, memory, planning, pretrained, warm_start
 from livetrain.trainers.train.feed import SKIPPED, Feed, Meter
 from livetrain.trainers.train.loss import Output
 from livetrain.trainers.train.probes.expert_use import Utilisation
@@ -128,6 +128,8 @@ class Trainer:
             "note", step=self.step, text=f"{computing} thread{'s' if computing > 1 else ''} per rank compute on CPUs"
         )
         self.log.write("note", step=self.step, text=f"tables: {planning.in_words(self.sharded.plan())}")
+        if (few := few_rows.advice(self.recipe, ranks.world(), self.device.type)) is not None:
+            self.log.write("note", step=self.step, text=few)
         tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))
         assert self.job.statistics is not None  # who trains has looked at the data
         trained = trained_on(self.job.sources["train"], self.job.statistics.rows, self.recipe)
@@ -354,6 +356,7 @@ class Trainer:
             **{f"valid.{k}": v for k, v in self.position["valid"].items()},
             **{f"test.{k}": v for k, v in test.items()},
             "rows_per_s": self.position["rows"] / max(self.position["seconds"], 1e-9),
+            "batch_size": self.recipe.data.batch_size,
             "workers": ranks.world(),
             "workers_by_step": self.position["workers"],
             "device": self.device.type,

@@ -54,7 +54,6 @@ def test_a_checkpoint_of_other_days_is_no_place_to_go_on_from(small_run):
         ("optimizers.schedule.decay=linear", "optimizers.schedule.decay=constant, but the recipe says linear"),
         ("optimizers.schedule.warmup_steps=9", "optimizers.schedule.warmup_steps"),
         ("optimizers.schedule.final=0.5", "optimizers.schedule.final"),
-        ("data.batch_size=48", "data.batch_size=96"),
         ("data.on_corrupt=skip", "data.on_corrupt=stop"),
         ("tables.movie.init_std=0.1", "tables.movie.init_std=0.01"),
         ("tasks.click.weight=2", "tasks.click.weight"),
@@ -69,6 +68,19 @@ def test_a_run_goes_on_under_the_values_it_began_with(small_run, override, key):
         compatible.check_same(path, recipe, resume=True)
     assert str(error.value).endswith("; use that recipe, or another run name")
     assert len(str(error.value).removeprefix(str(path))) < 250
+
+
+def test_a_batch_that_was_said_per_worker_is_named_where_other_workers_go_on(small_run):
+    """The run has one worker, and 96 rows in a step."""
+    path = run_folder.committed(small_run)[-1]
+    with pytest.raises(BadInput, match="data.batch_size=96, but the recipe says 192; give data.batch_size=96, which"):
+        compatible.check_same(
+            path,
+            load_recipe(small_run / "config.yaml", ["data.batch_size_per_worker=96", "cluster.workers=2"]),
+            resume=True,
+        )
+    changes = ["data.batch_size_per_worker=48", "cluster.workers=2"]
+    compatible.check_same(path, load_recipe(small_run / "config.yaml", changes), resume=True)
 
 
 @pytest.mark.parametrize(
