@@ -1,8 +1,8 @@
 """How many workers a run has while it goes on, and how often it is started again: Ray Train's two policies, ours.
 
 Both live in Ray Train's controller, on the machine of the command. Each look at the cluster asks Ray itself: what Ray
-Train's own policy goes by is up to 20 s old (its AutoscalingCoordinator), and a start that counts on a machine which is
-gone waits for it.
+Train's own policy goes by is up to 20 s old (its AutoscalingCoordinator), and Ray takes a machine that died for alive
+for some 15 s more. A start that counts on it waits for it; so before a start every machine is asked whether it is there.
 
     a machine dies           a worker's death, or its neighbours' broken connections, end the group: it starts again as
                              the largest number that has room, from the last checkpoint
@@ -12,15 +12,18 @@ gone waits for it.
 """
 
 import logging
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private.state import state as cluster_state
+from ray._raylet import RAY_NODE_ID_KEY
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision, ScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
@@ -35,6 +38,7 @@ from livetrain.trainers.runtime import run_folder, runlog, signals
 log = logging.getLogger("livetrain")
 
 LOOK_S = 1.0  # between two looks at the nodes
+ANSWER_S = 2.0  # after which a machine that does not answer is taken for dead
 SETTLED_S = 20.0  # that room for more workers has to last, for machines come in groups
 
 
@@ -103,13 +107,31 @@ class Nodes:
         """Return the machines that have been told to leave."""
         return set(cluster_state.get_draining_nodes())
 
-    def room(self, group: Any) -> int:
+    def silent(self) -> set[str]:
+        """Return the machines that Ray takes for alive, and where none of its processes answers."""
+
+        def answers(node: Mapping[str, Any]) -> bool:
+            place = node["NodeManagerAddress"], node["NodeManagerPort"]
+            try:
+                with socket.create_connection(place, timeout=ANSWER_S):
+                    return True
+            except OSError:
+                return False
+
+        there = [node for node in ray.nodes() if node["Alive"]]
+        with ThreadPoolExecutor(64) as pool:
+            return {
+                node["NodeID"] for node, answered in zip(there, pool.map(answers, there), strict=True) if not answered
+            }
+
+    def room(self, group: Any, without: Collection[str] = ()) -> int:
         """Return for how many workers there is room, on machines that stay.
 
         Args:
             group: the run's own reservation, whose places count as free; or None.
+            without: machines that do not count.
         """
-        staying = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - self.leaving()
+        staying = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - self.leaving() - set(without)
         own = self.held(group)
         free = cluster_state.available_resources_per_node()
         return sum(own[node] + fitting(free.get(node, {}), self._wanted) for node in staying)
@@ -138,6 +160,7 @@ class Scaling(ScalingPolicy):
         self._nodes = Nodes(self._each)
         self._group: Any = None  # the reservation of the workers that are, or were last
         self._idle: float | None = None  # since when there are none
+        self._silent: set[str] = set()  # machines that a start does without
         self._said = 0  # for how many workers there was room when the log was last told
         self._looked = self._larger = float("-inf")  # the last look; since when there is room for more
 
@@ -158,7 +181,8 @@ class Scaling(ScalingPolicy):
         self._idle = now if self._idle is None else self._idle
         if now - self._idle > self._asked.timeout_s:
             raise NoRoom
-        room = self._nodes.room(self._group)
+        self._silent = self._nodes.silent()
+        room = self._nodes.room(self._group, self._silent)
         count = largest(counts, room)
         if count:
             self._asked.note(f"starting {counted(count, 'worker')}")
@@ -168,6 +192,10 @@ class Scaling(ScalingPolicy):
             self._said = room + 1
         time.sleep(LOOK_S)  # Ray asks again at once
         return NoopDecision()
+
+    def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> dict[str, str] | None:
+        """Keep workers from machines that do not answer, which Ray may choose all the same."""
+        return {RAY_NODE_ID_KEY: f"!in({', '.join(sorted(self._silent))})"} if self._silent else None
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
@@ -189,11 +217,14 @@ class Scaling(ScalingPolicy):
             self._ask(f"{counted(len(leaving), 'machine')} of the run is to leave: its workers save, and start again")
         elif len(self._asked.counts) > 1 and (more := largest(self._asked.counts, self._nodes.room(group))) > count:
             self._larger = now if self._larger == float("-inf") else self._larger
-            if now - self._larger >= SETTLED_S:
+            if now - self._larger >= SETTLED_S and self._fits(more, group):
                 self._ask(f"there is room for {more} workers: the {count} save, and start again as so many")
         else:
             self._larger = float("-inf")
         return NoopDecision()
+
+    def _fits(self, count: int, group: Any) -> bool:
+        return self._nodes.room(group, self._nodes.silent()) >= count
 
     def _ask(self, text: str) -> None:
         """Ask the ranks to save and leave, where a training listens and has not been asked yet."""

@@ -1,6 +1,7 @@
 """How many workers a run of a range has, and how often it is started again: Ray Train's policies without a cluster."""
 
 import asyncio
+import socket
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray._private.label_utils import validate_label_selector
 from ray.exceptions import RayActorError
 from ray.train import RunConfig
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
@@ -41,10 +43,13 @@ class Machines:
     """What `Nodes` tells, as a test has it."""
 
     def __init__(self, room: int) -> None:
-        self.free, self.gone, self.own = room, set(), Counter()
+        self.free, self.gone, self.own, self.dead = room, set(), Counter(), set()
 
-    def room(self, group) -> int:
-        return self.free
+    def silent(self) -> set[str]:
+        return self.dead
+
+    def room(self, group, without=()) -> int:
+        return self.free - len(without)
 
     def leaving(self) -> set[str]:
         return self.gone
@@ -131,6 +136,33 @@ def test_room_for_more_is_taken_once_it_lasts(place):
     assert len(run.notes()) == 1
 
 
+def test_a_machine_that_ray_takes_for_alive_is_left_out(place):
+    run = Run(place)
+    run.machines.dead = {"b", "a"}
+    assert run.starts() == 2
+    chosen = run.policy.on_controller_start_worker_group(scaling_config=None, num_workers=2)
+    assert chosen == {"ray.io/node-id": "!in(a, b)"}
+    assert validate_label_selector(chosen) is None  # or Ray would not take it
+    assert not run.asks(2, after=0)
+    assert not run.asks(2, after=elastic.SETTLED_S + 1)  # there seems to be room for 4
+    run.machines.dead = set()
+    assert run.asks(2, after=2)
+    assert run.starts() == 4
+    assert run.policy.on_controller_start_worker_group(scaling_config=None, num_workers=4) is None
+
+
+def test_machines_are_asked_whether_they_are_there(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as raylet, socket.socket() as other:
+        other.bind(("127.0.0.1", 0))  # and does not listen
+        ports = {"there": raylet.getsockname()[1], "dead": other.getsockname()[1], "long gone": 1}
+        nodes = [
+            {"NodeID": name, "Alive": name != "long gone", "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": port}
+            for name, port in ports.items()
+        ]
+        monkeypatch.setattr(ray, "nodes", lambda: nodes)
+        assert elastic.Nodes({"CPU": 1}).silent() == {"dead"}
+
+
 def test_room_between_two_counts_is_left_alone(place):
     run = Run(place, counts=(2, 4), room=3)
     assert not run.asks(2, after=1)
@@ -169,6 +201,7 @@ def test_room_is_what_is_free_and_what_the_run_holds_itself(monkeypatch):
     nodes = elastic.Nodes({"CPU": 2})
     assert nodes.room(None) == 2
     assert nodes.room("mine") == 2 + 2
+    assert nodes.room("mine", without={"half"}) == 2
     table["state"] = "REMOVED"
     assert nodes.room("mine") == 2
 
@@ -258,7 +291,7 @@ def controlled(run: Run, does: list[Exception | str], monkeypatch) -> TrainContr
 
 def test_rays_controller_goes_on_with_what_is_left_and_takes_in_what_comes(place, monkeypatch):
     run = Run(place)
-    monkeypatch.setattr(run.machines, "room", lambda group: (4, 3, 4, 2, 2)[len(Group.sizes)])
+    monkeypatch.setattr(run.machines, "room", lambda group, without=(): (4, 3, 4, 2, 2)[len(Group.sizes)])
     bug = ValueError("a connection")
     found = controlled(run, ["trains", preempted(), "trains", signals.Again(), bug, "done"], monkeypatch)
     assert Group.sizes == [4, 3, 4, 2]
