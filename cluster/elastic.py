@@ -2,7 +2,7 @@
 
 Both live in Ray Train's controller, on the machine of the command. Each look at the cluster asks Ray itself: what Ray
 Train's own policy goes by is up to 20 s old (its AutoscalingCoordinator), and Ray takes a machine that died for alive
-for some 15 s more. A start that counts on it waits for it; so before a start every machine is asked whether it is there.
+for some 15 s more. A start that counts on it waits for it; so before one every machine is asked whether it is there.
 
     a machine dies           a worker's death, or its neighbours' broken connections, end the group: it starts again as
                              the largest number that has room, from the last checkpoint

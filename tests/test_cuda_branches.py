@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -28,7 +29,7 @@ from livetrain.cluster.sweep import driver as sweeps
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster
 from livetrain.modules.batch import Batch, Requests
-from livetrain.modules.layers import bottom, compiled, dice
+from livetrain.modules.layers import bottom, compiled, distributed
 from livetrain.modules.layers.attention import ActivationUnit
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.reader import Reader
@@ -129,10 +130,7 @@ def test_a_gpus_gram_matrix_is_a_cpus():
     torch.testing.assert_close(found, combination._gram(rows))
 
 
-def test_tensors_on_a_gpu_are_one_tile_and_have_no_compiled_passes(monkeypatch):
-    monkeypatch.setattr(dice, "_TILE", 2)
-    assert [len(part) for (part,) in dice._tiles(torch.zeros(5, 1))] == [2, 2, 1]
-    assert [len(part) for (part,) in dice._tiles(torch.zeros(5, 1, device="meta"))] == [5]
+def test_tensors_on_a_gpu_have_no_compiled_passes(monkeypatch):
     monkeypatch.setattr(compiled, "_libraries", {torch.float32: "library"})
     assert compiled.library_for(torch.zeros(1)) == "library"
     assert compiled.library_for(torch.zeros(1, device="meta")) is None
@@ -360,6 +358,17 @@ def test_a_gpus_group_has_gloo_for_what_lies_on_the_host(monkeypatch):
         with ranks.alone(cuda):
             pass
     assert begun == ["cpu:gloo,cuda:nccl", "gloo"]
+
+
+def test_a_gpus_sums_have_a_group_of_nccl(monkeypatch):
+    made = []
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    monkeypatch.setattr(distributed, "group", lambda: dist.group.WORLD)
+    monkeypatch.setattr(distributed, "use", made.append)
+    monkeypatch.setattr(dist, "new_group", lambda **given: given)
+    for cuda in (True, False):
+        ranks.of_sums(cuda, timedelta(seconds=3))
+    assert made == [{"backend": backend, "timeout": timedelta(seconds=3)} for backend in ("nccl", "gloo")]
 
 
 def test_a_steps_draws_on_a_gpu_are_its_own(monkeypatch):

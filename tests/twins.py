@@ -8,6 +8,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from livetrain.configs import registry
 from livetrain.configs.schema import Recipe, SparseOptimizer
 from livetrain.modules.batch import Batch
+from livetrain.modules.layers.dice import RunningDice
 from livetrain.modules.model import Model
 from livetrain.modules.network import REGULARISER
 from tests import slow_losses as losses_of
@@ -187,7 +188,10 @@ def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float
             loss = loss + declared.weight * own
         losses.append(float(loss.detach()))
         loss = loss + logits.get(REGULARISER, 0.0)
-        loss.backward()
+        running = [(module, module.seen) for module in model.modules() if isinstance(module, RunningDice)]
+        loss.backward()  # which sees a batch in parts once more
+        for dice, seen in running:
+            dice.follow(seen)
         if made_for.optimizers.dense.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(model.dense.parameters(), made_for.optimizers.dense.clip_norm)
         dense.step()

@@ -5,7 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from livetrain.modules.layers.distributed import all_gather, all_reduce_sum
+from livetrain.modules.layers.distributed import Later, all_gather
 from livetrain.modules.layers.others import logsumexp_of_others
 from livetrain.modules.layers.precision import widen
 
@@ -57,7 +57,16 @@ class Align(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))  # trained so far; goes with the checkpoint
 
     @torch.jit.unused
-    def forward(self, one: Tensor, other: Tensor, user: Tensor, valid: Tensor) -> Tensor:
+    def count(self, valid: Tensor) -> Later:
+        """Return how many rows take part on all ranks: known early, it rides on a sum of others.
+
+        Args:
+            valid: (B,) bool, rows that take part.
+        """
+        return Later(valid.sum().float())
+
+    @torch.jit.unused
+    def forward(self, one: Tensor, other: Tensor, user: Tensor, valid: Tensor, count: Later | None = None) -> Tensor:
         """Return the loss of one training step and count it.
 
         Args:
@@ -65,6 +74,7 @@ class Align(nn.Module):
             other: (B, d), the other domain's.
             user: (B,) int64, equal for rows of one user (see `signature`).
             valid: (B,) bool, rows that take part.
+            count: of them, if that was asked for before.
 
         Returns:
             (), float32.
@@ -74,8 +84,8 @@ class Align(nn.Module):
         with torch.autocast(one.device.type, enabled=False):
             a, b = F.normalize(widen(one), dim=1), F.normalize(widen(other), dim=1)
             world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-            count = all_reduce_sum(valid.sum().to(a.dtype)).clamp(min=1.0)
-            return rise * world * self._sum(a, b, user, valid) / (2 * count)
+            taking_part = (count or self.count(valid)).total().clamp(min=1.0)
+            return rise * world * self._sum(a, b, user, valid) / (2 * taking_part)
 
     def _sum(self, a: Tensor, b: Tensor, user: Tensor, valid: Tensor) -> Tensor:
         """Return the two directions' losses summed over this rank's valid rows: ()."""

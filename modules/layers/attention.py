@@ -1,12 +1,30 @@
 """DIN's activation unit on jagged values."""
 
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from livetrain.modules.layers import compiled, fused, jagged
+from livetrain.modules.layers.dice import Dice
 from livetrain.modules.layers.mlp import MLP, Activation, activate
 from livetrain.modules.layers.precision import widen
+from livetrain.modules.layers.stack import Plain, Stack, side_by_side
+
+
+class Looking(NamedTuple):
+    """A unit that weighs its events: its layers, and what it makes of the weights (M, 1) that they end with."""
+
+    stack: Stack
+    pool: Callable[[Tensor], Tensor]
+
+
+def looked(units: Sequence[Looking]) -> list[Tensor]:
+    """Return what units made of their events, in training, with few sums over ranks for all of them. Collective."""
+    found = side_by_side([unit.stack for unit in units])
+    return [unit.pool(relevance) for unit, relevance in zip(units, found, strict=True)]
 
 
 class ActivationUnit(nn.Module):
@@ -21,7 +39,7 @@ class ActivationUnit(nn.Module):
         dim: d, size of query and event.
         side: size of s; 0 without.
         units: sizes of the hidden layers, at least one.
-        activation: "dice" or "relu".
+        activation: of the hidden layers.
         softmax: normalise w over the events of each row.
 
     Source: Zhou et al., "Deep interest network", 1706.06978, equation 2 and figure 2.
@@ -35,7 +53,7 @@ class ActivationUnit(nn.Module):
         super().__init__()
         self.blocks = [dim, dim, dim, dim, side]
         self.softmax = softmax
-        self.dice = activation == "dice"
+        self.dice = activation != "relu"
         self.first = nn.Linear(4 * dim + side, units[0])
         self.activation = activate(activation, units[0])
         self.rest = MLP(units[0], units[1:], activation, outputs=1)
@@ -65,9 +83,7 @@ class ActivationUnit(nn.Module):
             (B, d + s); zeros for a row without events.
         """
         if self.training and not torch.jit.is_scripting():
-            library = compiled.library_for(events)
-            if library is not None and self.dice:
-                return self._native(library, query, events, side, lengths, weights, request, total)
+            return looked([self.look(query, events, side, lengths, weights, request, total)])[0]
         size = query.size(0)
         of_events = self._of_events(events, side)  # (N, H)
         if request is not None:  # from here on there are M events, those of each row
@@ -80,12 +96,7 @@ class ActivationUnit(nn.Module):
             valid = jagged.spread(weights, segment)
         hidden = self.activation(self._first(query, events, of_events, segment), valid)  # (N, H)
         relevance = self.rest(hidden, valid)  # (N, 1)
-        if self.softmax:
-            relevance = jagged.segment_softmax(widen(relevance), segment, size)
-        pooled = jagged.segment_sum(relevance * events, segment, size)  # (B, d)
-        if side is None:
-            return pooled
-        return torch.cat([pooled, jagged.segment_sum(relevance * side, segment, size)], 1)
+        return self._pool(relevance, events, side, segment, size)
 
     def shared(self, query: Tensor, events: Tensor, side: Tensor | None, tile: int = 4096) -> Tensor:
         """Pool one history for many candidates, as a server ranks them; for evaluation mode.
@@ -122,7 +133,38 @@ class ActivationUnit(nn.Module):
         return torch.cat(pooled)
 
     @torch.jit.unused
-    def _native(
+    def look(
+        self,
+        query: Tensor,
+        events: Tensor,
+        side: Tensor | None,
+        lengths: Tensor,
+        weights: Tensor | None,
+        request: Tensor | None = None,
+        total: int = 0,
+    ) -> Looking:
+        """Begin what `forward` does, in training: as far as the first layer."""
+        library = compiled.library_for(events)
+        if library is not None and self.dice:
+            return self._look_compiled(library, query, events, side, lengths, weights, request, total)
+        of_events = self._of_events(events, side)  # (N, H)
+        if request is not None:  # from here on there are M events, those of each row
+            place, lengths = jagged.repeated(lengths, request, total)
+            of_events, events = of_events.index_select(0, place), events.index_select(0, place)
+            side = side if side is None else side.index_select(0, place)
+        segment = jagged.segments(lengths, events.size(0))  # (N,)
+        valid = None if weights is None else jagged.spread(weights, segment)
+        hidden = self._first(query, events, of_events, segment)  # (N, H)
+        rest = self.rest
+        stack = Plain(hidden, valid, [self.activation, *rest.activations], [*rest.linears, rest.last], rest.dropout)
+
+        def pool(relevance: Tensor) -> Tensor:
+            return self._pool(relevance, events, side, segment, query.size(0))
+
+        return Looking(stack, pool)
+
+    @torch.jit.unused
+    def _look_compiled(
         self,
         library: compiled.Library,
         query: Tensor,
@@ -132,17 +174,30 @@ class ActivationUnit(nn.Module):
         weights: Tensor | None,
         request: Tensor | None,
         total: int,
-    ) -> Tensor:
-        """Do what `forward` does by compiled passes, which read a request's events where they are."""
+    ) -> Looking:
+        """Do what `look` does by compiled passes, which read a request's events where they are."""
         where = fused.Events.of(lengths, weights, events, request, total)
         e = (events if side is None else torch.cat([events, side], 1)).contiguous()  # (N, d + s)
-        blocks = self.first.weight.split(self.blocks, 1)
-        dices, linears = [self.activation, *self.rest.activations], [*self.rest.linears, self.rest.last]
-        relevance = fused.relevance(library, where, query, e, blocks, self.first.bias, dices, linears)  # (M, 1)
+        blocks, bias = self.first.weight.split(self.blocks, 1), self.first.bias
+        dices = cast(list[Dice], [self.activation, *self.rest.activations])
+        linears = cast(list[nn.Linear], [*self.rest.linears, self.rest.last])
+
+        def pool(relevance: Tensor) -> Tensor:  # of (M, 1)
+            if self.softmax:
+                segment = jagged.segments(where.offsets.diff(), len(relevance))
+                relevance = jagged.segment_softmax(relevance, segment, query.size(0))
+            return fused.WeightedSums.apply(library, where, relevance, e)
+
+        return Looking(fused.Compiled.of_events(library, where, query, e, blocks, bias, dices, linears), pool)
+
+    def _pool(self, relevance: Tensor, events: Tensor, side: Tensor | None, segment: Tensor, size: int) -> Tensor:
+        """Return the sums (size, d + s) of events (N, d) and side (N, s) by their weights (N, 1)."""
         if self.softmax:
-            segment = jagged.segments(where.offsets.diff(), len(relevance))
-            relevance = jagged.segment_softmax(relevance, segment, query.size(0))
-        return fused.WeightedSums.apply(library, where, relevance, e)
+            relevance = jagged.segment_softmax(widen(relevance), segment, size)
+        pooled = jagged.segment_sum(relevance * events, segment, size)  # (size, d)
+        if side is None:
+            return pooled
+        return torch.cat([pooled, jagged.segment_sum(relevance * side, segment, size)], 1)
 
     def _of_events(self, events: Tensor, side: Tensor | None) -> Tensor:
         """Return what of `self.first` sees an event alone, (N, H)."""

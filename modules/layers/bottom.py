@@ -1,7 +1,7 @@
 """The bottom of the ranking networks: all features of a row, histories seen from the candidate, as one vector."""
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -12,8 +12,9 @@ from livetrain.configs.schema import ModelConfig, Section
 from livetrain.configs.values import FeatureName, Together, Units
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
-from livetrain.modules.layers.attention import ActivationUnit
+from livetrain.modules.layers.attention import ActivationUnit, Looking, looked
 from livetrain.modules.layers.gather import Gather
+from livetrain.modules.layers.mlp import Activation
 
 
 class Attention(Section):
@@ -59,7 +60,7 @@ class BottomConfig(ModelConfig):
     attention: list[Attention] = []
     attention_units: Units = Field([64, 16], min_length=1, description="hidden layers of the activation unit")
     softmax: bool = Field(False, description="normalise the attention over a row's events; DIN's paper does not")
-    activation: Literal["dice", "relu"] = "dice"
+    activation: Activation = "dice"
     pooled: list[FeatureName] = Field([], description="sequence features that are only averaged")
 
 
@@ -114,12 +115,7 @@ class History(nn.Module):
     ) -> Tensor:
         """Return the pooled history, (B, width); arguments as `Bottom`'s."""
         first, size = self.events[0], dense.size(0)
-        check_parallel(lengths, self.events + self.side)
-        query = self.query(values, lengths, dense)  # (B, d)
-        events = torch.cat([values[name] for name in self.events], 1)  # (N, d)
-        side: Tensor | None = None
-        if len(self.side) > 0:
-            side = torch.cat([values[name] for name in self.side], 1)  # (N, s)
+        query, events, side = self._read(values, lengths, dense)
         if lengths[first].size(0) == size:
             return self.unit(query, events, side, lengths[first], weights)
         request = jagged.request_of(lengths)
@@ -127,6 +123,30 @@ class History(nn.Module):
             total = jagged.events_of(lengths, first)
             return self.unit(query, events, side, lengths[first], weights, request, total)
         return self.unit.shared(query, events, side)  # one history for all rows
+
+    @torch.jit.unused
+    def look(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None
+    ) -> Looking:
+        """Begin what `forward` does, in training; see `ActivationUnit.look`."""
+        first, request = self.events[0], jagged.request_of(lengths)
+        query, events, side = self._read(values, lengths, dense)
+        if request is None or lengths[first].size(0) == dense.size(0):
+            return self.unit.look(query, events, side, lengths[first], weights)
+        total = jagged.events_of(lengths, first)
+        return self.unit.look(query, events, side, lengths[first], weights, request, total)
+
+    def _read(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return each row's candidate (B, d), the events (N, d), and (N, s) what they have besides, if anything."""
+        check_parallel(lengths, self.events + self.side)
+        query = self.query(values, lengths, dense)
+        events = torch.cat([values[name] for name in self.events], 1)
+        side: Tensor | None = None
+        if len(self.side) > 0:
+            side = torch.cat([values[name] for name in self.side], 1)
+        return query, events, side
 
 
 def check_parallel(lengths: dict[str, Tensor], names: list[str]) -> None:
@@ -201,6 +221,10 @@ class Bottom(nn.Module):
             ValueError: the sequences of one attention differ in length.
         """
         parts = [self.gather(values, lengths, dense)]
+        if self.training and not torch.jit.is_scripting():
+            histories = cast(Sequence[History], self.histories)
+            parts += looked([history.look(values, lengths, dense, weights) for history in histories])
+            return torch.cat(parts, 1)
         for history in self.histories:
             parts.append(history(values, lengths, dense, weights))
         return torch.cat(parts, 1)

@@ -1,6 +1,8 @@
 """Calls the compiled passes of fused.cpp, where there is a library of them: trainers.train.compiled_layers makes it."""
 
 import ctypes
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,3 +51,35 @@ def library_for(x: Tensor) -> Library | None:
     if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return None
     return _libraries.get(x.dtype)
+
+
+def by_task(work: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a computation of gradients, which calls a library, be given those of several tasks by torch.func.vmap.
+
+    Its passes read memory, where vmap has a tensor of one dimension more: it does one task after the other.
+
+    Args:
+        work: of anything, to a tensor or a tuple of tensors.
+    """
+
+    class Work(torch.autograd.Function):
+        @staticmethod
+        def forward(*given: Any) -> Any:
+            return work(*given)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            pass
+
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[int | None, ...], *given: Any) -> Any:
+            tasks = [
+                work(*(x if dim is None else x.select(dim, task) for x, dim in zip(given, in_dims, strict=True)))
+                for task in range(info.batch_size)
+            ]
+            if isinstance(tasks[0], Tensor):
+                return torch.stack(tasks), 0
+            found = tuple(torch.stack(parts) for parts in zip(*tasks, strict=True))
+            return found, (0,) * len(found)
+
+    return Work.apply

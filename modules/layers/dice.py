@@ -1,23 +1,18 @@
-"""Dice, the activation of DIN: a PReLU whose turning point follows the data."""
+"""Dice, the activation of DIN: a PReLU whose turning point follows the data.
 
-from collections.abc import Iterator
+A layer with Dice has two halves, for what lies between them is a sum over ranks: `Dice.moments` tells it what this rank
+knows, `Dice.activate` goes on with what all ranks know. modules/layers/stack.py lets several layers ask together.
+"""
+
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from livetrain.modules.layers.compiled import Library, library_for
+from livetrain.modules.layers.compiled import Library, by_task, library_for
 from livetrain.modules.layers.distributed import all_reduce_sum
 from livetrain.modules.layers.precision import widen
-
-_TILE = 2048  # rows; a CPU's cache holds a tile through the whole chain of elementwise operations
-
-
-def _tiles(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut tensors of N rows into tiles that a CPU's cache holds; on a GPU there is one tile."""
-    size = _TILE if tensors[0].device.type == "cpu" else max(tensors[0].size(0), 1)
-    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
 
 
 def valid_rows(weights: Tensor | None, like: Tensor) -> Tensor | None:
@@ -32,95 +27,98 @@ def valid_rows(weights: Tensor | None, like: Tensor) -> Tensor | None:
     return (weights > 0).to(like.dtype)
 
 
-def correction(sums: Tensor, scale: Tensor, shift: Tensor, count: Tensor) -> Tensor:
-    """Return what mean and variance, functions of every valid row, add to the gradient of x. Collective.
+class _CompiledMoments(torch.autograd.Function):
+    """`Dice.moments` by a compiled pass, for contiguous x; valid is None where every row is."""
 
-    As in batch normalisation, with d_z the gradient of z = scale x + shift, the gradient of x through z is
-    scale (d_z - valid (mean(d_z) + z mean(d_z z))) = scale d_z + valid (constant + slope x).
+    @staticmethod
+    def forward(ctx: Any, library: Library, x: Tensor, centre: Tensor, valid: Tensor | None) -> Tensor:
+        sums = x.new_zeros(2, x.size(1))
+        library.call("dice_moments", *x.shape, x, centre, valid, sums)
+        ctx.library = library
+        ctx.save_for_backward(x, centre, valid)
+        return with_number(sums, x, valid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return None, _of_moments(ctx.library, gradient, *ctx.saved_tensors), None, None
+
+
+class CompiledDice(torch.autograd.Function):
+    """`Dice.activate` by compiled passes, for contiguous x."""
+
+    @staticmethod
+    def forward(ctx: Any, library: Library, dice: "Dice", x: Tensor, total: Tensor | None, alpha: Tensor) -> Tensor:
+        out, curve = torch.empty_like(x), dice.settle(library, total, alpha)
+        library.call("dice_forward", *x.shape, x, curve, out)
+        ctx.library = library
+        ctx.save_for_backward(x, total, curve)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        d_x, d_total, d_alpha = _of_dice(ctx.library, gradient, *ctx.saved_tensors)
+        return None, None, d_x, d_total if ctx.needs_input_grad[3] else None, d_alpha
+
+
+@by_task
+def _of_moments(library: Library, gradient: Tensor, x: Tensor, centre: Tensor, valid: Tensor | None) -> Tensor:
+    """Return the gradient of x through its moments, from theirs."""
+    correct, d_x = correction(library, gradient, centre, x.size(1)), torch.zeros_like(x)
+    library.call("dice_complete", *x.shape, d_x, x, correct, valid)
+    return d_x
+
+
+@by_task
+def _of_dice(library: Library, gradient: Tensor, x: Tensor, total: Tensor | None, curve: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients of x, of the totals and of alpha."""
+    d_x, sums = torch.empty_like(x), x.new_zeros(3, x.size(1))
+    library.call("dice_backward", *x.shape, x, gradient.contiguous(), curve, d_x, sums)
+    return d_x, of_total(library, sums, curve, total), sums[0]
+
+
+def with_number(sums: Tensor, x: Tensor, valid: Tensor | None) -> Tensor:
+    """Return sums (2, H) and the number of the valid rows of x (N, ...) as `Dice.moments` does, (2 H + 1,)."""
+    number = x.new_tensor([x.size(0)]) if valid is None else valid.sum().reshape(1)
+    return torch.cat([sums.flatten(), number])
+
+
+def correction(library: Library, gradient: Tensor, centre: Tensor, width: int) -> Tensor:
+    """Return what moments (2 H + 1,) with this gradient add to that of x: constant and slope of valid rows, (2, width).
 
     Args:
-        sums: (3, H), over this rank's rows, of d_alpha, d_z and d_z x.
-        scale: (H,), 1 / sqrt(variance + eps).
-        shift: (H,), -mean scale.
-        count: (), the valid rows of all ranks.
-
-    Returns:
-        (2, H): constant and slope.
+        library: to call.
+        gradient: (2 H + 1,).
+        centre: (H,) at least, what the moments are around.
+        width: columns of x, filled with zeros beyond H.
     """
-    _, sum_z, sum_zx = sums
-    by_mean, by_z = all_reduce_sum(torch.stack([sum_z, scale * sum_zx + shift * sum_z])) / count  # (H,), (H,)
-    return torch.stack([-(by_mean + shift * by_z) * scale, -by_z * scale * scale])
-
-
-def compiled_correction(library: Library, units: int, sums: Tensor, curve: Tensor, count: Tensor) -> Tensor:
-    """Return `correction` (2, W) by a compiled pass, from sums (3, W) and what `settle_compiled` gave. Collective."""
-    total, out = all_reduce_sum(sums[1:, :units].contiguous()), torch.empty_like(sums[1:])
-    library.call("dice_correction", units, sums.size(1), total, curve, count, out)
+    out = gradient.new_zeros(2, width)
+    library.call("dice_correction", gradient.size(0) // 2, width, gradient.contiguous(), centre, out)
     return out
 
 
-class _Dice(torch.autograd.Function):
-    """Dice with given statistics, and with the gradient that flows through them as in batch normalisation.
+def of_total(library: Library, sums: Tensor, curve: Tensor, total: Tensor | None) -> Tensor:
+    """Return the gradient of the totals (2 H + 1,) that made a curve (3, W): of none, none.
 
-    By hand, and tile by tile, because the chain of elementwise operations that autograd would record passes over main
-    memory at every link: it takes twice as long.
+    Args:
+        library: to call.
+        sums: (3, W), over this rank's rows, of d_alpha, d_z and d_z x, with z = scale x + shift.
+        curve: alpha, scale, shift.
+        total: see `Dice.activate`; None where the curve was made of what is known already.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, alpha: Tensor, scale: Tensor, shift: Tensor, valid: Tensor, count: Tensor
-    ) -> Tensor:
-        out, p = torch.empty_like(x), torch.empty_like(x)  # (B, H)
-        rest = 1 - alpha
-        for x_t, p_t, out_t in _tiles(x, p, out):
-            torch.addcmul(shift, x_t, scale, out=p_t).sigmoid_()
-            torch.addcmul(alpha, p_t, rest, out=out_t).mul_(x_t)
-        ctx.save_for_backward(x, p, alpha, scale, shift, valid, count)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, p, alpha, scale, shift, valid, count = ctx.saved_tensors
-        rest = 1 - alpha
-        d_x, d_z = torch.empty_like(x), torch.empty_like(x)  # (B, H); z = scale * x + shift, p = sigmoid(z)
-        d_alpha, sum_z, sum_zx = (torch.zeros_like(alpha) for _ in range(3))
-        for x_t, p_t, g_t, d_x_t, d_z_t in _tiles(x, p, gradient, d_x, d_z):
-            torch.addcmul(alpha, p_t, rest, out=d_x_t).mul_(g_t)
-            through = g_t * x_t
-            through.sub_(through * p_t)
-            d_alpha += through.sum(0)
-            torch.mul(through, p_t, out=d_z_t).mul_(rest)
-            sum_z += d_z_t.sum(0)
-            sum_zx += through.copy_(d_z_t).mul_(x_t).sum(0)
-        constant, slope = correction(torch.stack([d_alpha, sum_z, sum_zx]), scale, shift, count)
-        for x_t, valid_t, d_x_t, d_z_t in _tiles(x, valid, d_x, d_z):
-            d_x_t.addcmul_(d_z_t, scale).addcmul_(torch.addcmul(constant, x_t, slope), valid_t)
-        return d_x, d_alpha, None, None, None, None
+    if total is None:
+        return sums.new_zeros(0)
+    out = torch.zeros_like(total)
+    library.call("dice_total", total.size(0) // 2, sums.size(1), sums, curve, total, out)
+    return out
 
 
-class _CompiledDice(torch.autograd.Function):
-    """`_Dice` by compiled passes, for contiguous x; valid is None where every row is."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, library: Library, x: Tensor, alpha: Tensor, curve: Tensor, valid: Tensor | None, count: Tensor
-    ) -> Tensor:
-        out = torch.empty_like(x)
-        library.call("dice_forward", *x.shape, x, curve, out)
-        ctx.library = library
-        ctx.save_for_backward(x, curve, valid, count)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, curve, valid, count = ctx.saved_tensors
-        d_x, sums = torch.empty_like(x), x.new_zeros(3, x.size(1))
-        ctx.library.call("dice_backward", *x.shape, x, gradient.contiguous(), curve, d_x, sums)
-        change = compiled_correction(ctx.library, x.size(1), sums, curve, count)
-        ctx.library.call("dice_complete", *x.shape, d_x, x, change, valid)
-        return None, d_x, sums[0], None, None, None
+def statistics(total: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean (H,), variance (H,) and the number () of the rows, at least 1, of `Dice.moments` around a centre."""
+    count = total[-1].clamp(min=1)
+    distance, square = (total[:-1] / count).view(2, -1)
+    return centre + distance, (square - distance.square()).clamp(min=0), count
 
 
 class Dice(nn.Module):
@@ -140,6 +138,7 @@ class Dice(nn.Module):
     Source: Zhou et al., "Deep interest network", 1706.06978, equation 3; alpha starts at 0.
     """
 
+    waits = True  # for sums over ranks, in training
     running_mean: Tensor
     running_var: Tensor
 
@@ -163,84 +162,144 @@ class Dice(nn.Module):
         """
         wide = widen(x)
         if self.training and not torch.jit.is_scripting():  # a scripted file only scores
-            return self._train(wide, weights).to(x.dtype)
+            centre = self.running_mean.clone()
+            return self.activate(wide, all_reduce_sum(self.moments(wide, weights, centre)), centre).to(x.dtype)
         scale = torch.rsqrt(self.running_var + self.eps)
         p = torch.addcmul(-self.running_mean * scale, wide, scale).sigmoid_()  # most of a DIN's time when it scores
         return torch.addcmul(self.alpha, p, 1 - self.alpha).mul_(wide).to(x.dtype)
 
     @torch.jit.unused
-    def _train(self, x: Tensor, weights: Tensor | None) -> Tensor:
-        library = library_for(x)
-        if library is not None:
-            return self._train_compiled(library, x.contiguous(), weights)
-        with torch.no_grad():
-            valid = (x.new_ones(x.size(0)) if weights is None else (weights > 0).to(x.dtype)).unsqueeze(1)  # (B, 1)
-            sums = x.new_zeros(2, x.size(1))
-            for x_t, valid_t in _tiles(x, valid):
-                distance = (x_t - self.running_mean).mul_(valid_t)
-                sums[0] += distance.sum(0)
-                sums[1] += distance.square_().sum(0)
-            scale, shift, count = self.settle(sums, valid.sum())
-        return _Dice.apply(x, self.alpha, scale, shift, valid, count)
+    def moments(self, x: Tensor, weights: Tensor | None, centre: Tensor) -> Tensor:
+        """Return what this rank knows of the statistics of a training step, (2 H + 1,), differentiable.
 
-    @torch.jit.unused
-    def _train_compiled(self, library: Library, x: Tensor, weights: Tensor | None) -> Tensor:
-        with torch.no_grad():
-            valid = valid_rows(weights, x)
-            sums = x.new_zeros(2, x.size(1))
-            library.call("dice_moments", *x.shape, x, self.running_mean, valid, sums)
-            number = x.new_tensor(x.size(0)) if valid is None else valid.sum()
-            curve, count = self.settle_compiled(library, self.alpha, sums, number)
-        return _CompiledDice.apply(library, x, self.alpha, curve, valid, count)
-
-    @torch.jit.unused
-    def settle(self, sums: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Turn sums over this rank's valid rows into the statistics of this step; the running ones move. Collective.
-
-        One reduction carries sums of distances from the running mean: sums of raw squares would lose the variance
-        of a neuron whose mean is large.
+        These are sums over its valid rows of the distance from a centre and of the square of that, and the number of
+        these rows. Sums of raw squares would lose the variance of a neuron whose mean is large.
 
         Args:
-            sums: (2, H), of x - running_mean and of its square.
-            number: (), of those rows.
-
-        Returns:
-            scale (H,) and shift (H,) with (x - mean) / deviation = scale x + shift, and the number () of the rows of
-            all ranks, at least 1.
+            x: (B, H), of at least float32.
+            weights: see `forward`.
+            centre: (H,), the running mean; a copy, for that moves.
         """
-        total = all_reduce_sum(torch.cat([sums.flatten(), number.reshape(1)]))
-        count = total[-1].clamp(min=1)
-        distance, square = (total[:-1] / count).view_as(sums)
-        variance = (square - distance.square()).clamp_(min=0)
-        mean = self.running_mean + distance
-        self._update(mean, variance, count)
-        scale = torch.rsqrt(variance + self.eps)
-        return scale, -mean * scale, count
+        library = library_for(x)
+        if library is not None:
+            return _CompiledMoments.apply(library, x.contiguous(), centre, valid_rows(weights, x))
+        distance = x - centre
+        if weights is None:
+            valid = x.new_ones(x.size(0))
+        else:
+            valid = (weights > 0).to(x.dtype)
+            distance = distance * valid.unsqueeze(1)
+        return torch.cat([distance.sum(0), distance.square().sum(0), valid.sum().reshape(1)])
 
     @torch.jit.unused
-    def settle_compiled(self, library: Library, alpha: Tensor, sums: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
-        """Do what `settle` does by one compiled pass instead of twenty small operations. Collective.
+    def activate(self, x: Tensor, total: Tensor, centre: Tensor) -> Tensor:
+        """Activate with the statistics of a training step, differentiable; the running ones move.
+
+        Args:
+            x: (B, H), of at least float32.
+            total: (2 H + 1,), the `moments` of all ranks.
+            centre: what those are around.
+        """
+        library = library_for(x)
+        if library is not None:
+            return CompiledDice.apply(library, self, x.contiguous(), total, self.alpha)
+        mean, variance, count = statistics(total, centre)
+        self._move(mean.detach(), variance.detach(), count)
+        p = ((x - mean) * torch.rsqrt(variance + self.eps)).sigmoid()
+        return x * (self.alpha + (1 - self.alpha) * p)
+
+    @torch.jit.unused
+    def settle(self, library: Library, total: Tensor | None, alpha: Tensor) -> Tensor:
+        """Return the curve (3, W) of a training step: alpha, scale and shift; the running statistics move.
 
         Args:
             library: to call.
+            total: (2 H + 1,), the `moments` of all ranks around the running mean.
             alpha: (W,), this one's or with zeros added to it.
-            sums: (2, W), see `settle`.
-            number: (), see `settle`.
-
-        Returns:
-            The curve (3, W): alpha, scale and shift; and the number () of the rows of all ranks, at least 1.
         """
-        units = self.alpha.size(0)
-        total = all_reduce_sum(torch.cat([sums[:, :units].flatten(), number.reshape(1)]))
-        curve, count = sums.new_empty(3, sums.size(1)), torch.empty_like(number)
-        statistics = (self.running_mean, self.running_var)
-        sizes = (units, sums.size(1), float(self.eps), float(self.momentum))
-        library.call("dice_settle", *sizes, total, alpha.detach(), *statistics, curve, count)
-        return curve, count
+        assert total is not None
+        units, width = self.alpha.size(0), alpha.size(0)
+        curve, running = total.new_empty(3, width), (self.running_mean, self.running_var)
+        sizes = (units, width, float(self.eps), float(self.momentum))
+        library.call("dice_settle", *sizes, total, alpha.detach(), *running, curve)
+        return curve
 
-    def _update(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    @torch.jit.unused
+    def _move(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         unbiased = variance * (count / (count - 1).clamp(min=1))
         # A batch with no valid row (every sequence empty) or one tells nothing about the variance.
         known = torch.where(count > 1, self.momentum, 0.0).to(mean.dtype)
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
         self.running_var.lerp_(unbiased.to(self.running_var.dtype), known)
+
+
+class RunningDice(Dice):
+    """Dice that sees in training what it sees in evaluation: running statistics, those of the steps before.
+
+    No gradient flows through them, and no step waits for another rank within its layers: what this rank saw of a step
+    is left in `seen`, to be summed over ranks with the gradients, and then moves the running statistics. Who trains
+    without livetrain's step calls `follow` after every backward pass.
+
+    Args:
+        units: H, the number of neurons.
+        momentum: weight of a batch in the running statistics.
+        eps: added to the variance.
+
+    Attributes:
+        seen: (2 H + 1,), the `moments` of what it was given since the last call of `follow`; None of nothing.
+
+    Example:
+        >>> dice = RunningDice(1)
+        >>> dice(torch.tensor([[1.0], [3.0]])).detach().flatten() == dice.eval()(torch.tensor([[1.0], [3.0]])).flatten()
+        tensor([True, True])
+        >>> dice.follow(dice.seen)  # on one rank what it saw is all there was
+        >>> dice.running_mean  # .1 of the mean 2
+        tensor([0.2000])
+    """
+
+    waits = False
+
+    def __init__(self, units: int, momentum: float = 0.1, eps: float = 1e-8) -> None:
+        super().__init__(units, momentum, eps)
+        self.seen: Tensor | None = None
+
+    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Activate; see `Dice.forward`."""
+        wide = widen(x)
+        if self.training and not torch.jit.is_scripting():
+            return self._train(wide, weights).to(x.dtype)
+        scale = torch.rsqrt(self.running_var + self.eps)
+        p = torch.addcmul(-self.running_mean * scale, wide, scale).sigmoid_()
+        return torch.addcmul(self.alpha, p, 1 - self.alpha).mul_(wide).to(x.dtype)
+
+    @torch.jit.unused
+    def _train(self, x: Tensor, weights: Tensor | None) -> Tensor:
+        library, centre = library_for(x), self.running_mean.clone()
+        with torch.no_grad():
+            self.see(self.moments(x, weights, centre))
+        if library is not None:
+            return CompiledDice.apply(library, self, x.contiguous(), None, self.alpha)
+        scale = torch.rsqrt(self.running_var + self.eps)
+        p = torch.addcmul(-centre * scale, x, scale).sigmoid()
+        return torch.addcmul(self.alpha, p, 1 - self.alpha) * x
+
+    @torch.jit.unused
+    def see(self, moments: Tensor) -> None:
+        """Keep what this rank saw, (2 H + 1,), until `follow`."""
+        self.seen = moments.detach() if self.seen is None else self.seen + moments.detach()
+
+    @torch.jit.unused
+    def settle(self, library: Library, total: Tensor | None, alpha: Tensor) -> Tensor:
+        """Return the curve (3, W) of a training step: alpha (W,), scale and shift."""
+        scale = torch.rsqrt(self.running_var + self.eps)
+        curve = alpha.new_zeros(3, alpha.size(0))
+        curve[0] = alpha.detach()
+        curve[1, : scale.size(0)], curve[2, : scale.size(0)] = scale, -self.running_mean * scale
+        return curve
+
+    @torch.jit.unused
+    @torch.no_grad()
+    def follow(self, total: Tensor) -> None:
+        """Move the running statistics by what all ranks saw, (2 H + 1,)."""
+        self._move(*statistics(total, self.running_mean))
+        self.seen = None

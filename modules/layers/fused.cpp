@@ -484,11 +484,10 @@ void dice_moments(int64_t N, int64_t H, const T* x, const T* centre, const T* va
 }
 
 // From the sums over all ranks of `moments` around the running mean, and of rows, total (2 H + 1,), and from alpha (W,):
-// the curve (3, W) of a Dice of H <= W units, and the number of rows, at least 1. The running statistics (H,) move.
+// the curve (3, W) of a Dice of H <= W units. The running statistics (H,) move.
 void dice_settle(int64_t H, int64_t W, double eps, double momentum, const T* total, const T* alpha, T* mean,
-                 T* variance, T* curve, T* count, int64_t) {
+                 T* variance, T* curve, int64_t) {
   const double rows = std::max(1.0, double(total[2 * H]));
-  *count = rows;
   std::copy_n(alpha, W, curve);
   std::fill_n(curve + W, 2 * W, T(0));
   for (int64_t j = 0; j < H; ++j) {
@@ -501,14 +500,27 @@ void dice_settle(int64_t H, int64_t W, double eps, double momentum, const T* tot
   }
 }
 
-// The correction (2, W) of a Dice from the sums over all ranks of d_z and d_z x, (2, H): dice.py says how.
-void dice_correction(int64_t H, int64_t W, const T* sums, const T* curve, const T* count, T* correction, int64_t) {
-  const T *scale = curve + W, *shift = curve + 2 * W;
+// The gradient of such a total, (2 H + 1,), from sums (3, W) over this rank's rows of d_alpha, d_z and d_z x: as mean and
+// variance are functions of every valid row, z = scale x + shift is too.
+void dice_total(int64_t H, int64_t W, const T* sums, const T* curve, const T* total, T* gradient, int64_t) {
+  const double rows = std::max(1.0, double(total[2 * H]));
+  for (int64_t j = 0; j < H; ++j) {
+    const double scale = curve[W + j], shift = curve[2 * W + j], d_shift = sums[W + j];
+    const double by_z = scale * sums[2 * W + j] + shift * d_shift;  // the sum of d_z z
+    const double d_variance = -by_z * scale * scale / 2, distance = total[j] / rows;
+    gradient[j] = (-scale * d_shift - 2 * distance * d_variance) / rows;
+    gradient[H + j] = d_variance / rows;
+  }
+  gradient[2 * H] = 0;
+}
+
+// The correction (2, W) that follows from the gradient (2 H + 1,) of `moments` around a centre.
+void dice_correction(int64_t H, int64_t W, const T* gradient, const T* centre, T* correction, int64_t) {
   std::fill_n(correction, 2 * W, T(0));
   for (int64_t j = 0; j < H; ++j) {
-    const T by_mean = sums[j] / *count, by_z = (scale[j] * sums[H + j] + shift[j] * sums[j]) / *count;
-    correction[j] = -(by_mean + shift[j] * by_z) * scale[j];
-    correction[W + j] = -by_z * scale[j] * scale[j];
+    const double slope = 2.0 * gradient[H + j];
+    correction[j] = gradient[j] - slope * centre[j];
+    correction[W + j] = slope;
   }
 }
 

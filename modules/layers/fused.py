@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from livetrain.modules.layers.compiled import Library
-from livetrain.modules.layers.dice import Dice, compiled_correction, valid_rows
+from livetrain.modules.layers.compiled import Library, by_task
+from livetrain.modules.layers.dice import CompiledDice, Dice, RunningDice, correction, of_total, valid_rows, with_number
+from livetrain.modules.layers.stack import Stack
 
 ALIGN = 16  # what fused.cpp wants widths to be multiples of
 
@@ -50,120 +51,190 @@ class Events(NamedTuple):
         return cls(offsets, begins, valid)
 
 
-class Relevance(torch.autograd.Function):
-    """x_1 = base + A e,  x_i+1 = W_i dice_i(x_i) + b_i:  (N, 1), the last one.
-
-    A (d, H) = event + diag(q) product is a layer of each row's own, see fused.cpp.
-    """
+class First(torch.autograd.Function):
+    """x = base + A e, the activation unit's first layer, and its moments; A (d, H) = event + diag(q) product is a layer
+    of each row's own, see fused.cpp."""
 
     @staticmethod
     def forward(
         ctx: Any,
         library: Library,
         events: Events,
-        dices: Sequence[Dice],
+        centre: Tensor,
         e: Tensor,
         q: Tensor,
         base: Tensor,
         event: Tensor,
         product: Tensor,
-        *rest: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         """Args:
         library: to call.
         events: where the rows' events lie.
-        dices: the activation of every hidden layer.
+        centre: (units,), of the moments.
         e, q: (N, d), the events, each once, and (B, d).
-        base: (B, H).
+        base: (B, H), H a multiple of ALIGN, filled with zeros beyond the units.
         event, product: (d, H).
-        rest: of each hidden layer alpha (H,), and weight (H', H) and bias (H',) of the linear layer that follows.
-            All widths but that of the last layer are multiples of ALIGN, filled with zeros.
         """
         (rows, d), width = q.shape, base.size(1)
         offsets, begins, valid = events
         x, sums = e.new_empty(events.pairs, width), e.new_zeros(2, width)
-        centre = _pad(dices[0].running_mean, width)
-        arguments = (offsets, begins, e, q, base, event, product, centre, valid, x, sums)
+        arguments = (offsets, begins, e, q, base, event, product, _pad(centre, width), valid, x, sums)
         library.call("first_forward", rows, d, width, *arguments)
-        x, kept = _onward(library, valid, dices, rest, x, sums)
-        ctx.library, ctx.units = library, [dice.alpha.size(0) for dice in dices]
-        ctx.save_for_backward(offsets, begins, valid, e, q, event, product, *rest[1::3], *kept)
-        return x
+        ctx.library = library
+        ctx.save_for_backward(offsets, begins, valid, centre, e, q, event, product, x)
+        ctx.set_materialize_grads(False)
+        return x, with_number(sums[:, : centre.size(0)], x, valid)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        offsets, begins, valid, e, q, event, product, *saved = ctx.saved_tensors
-        d_out, out, correct, rest = _back(ctx.library, ctx.units, valid, saved, gradient)
-        (rows, d), width = q.shape, event.size(1)
-        room = _room(d)
-        turned = [_pad(block, room, 0).t().contiguous() for block in (event, product)]  # (H, room)
-        d_e, d_q, d_base = torch.zeros_like(e), torch.zeros_like(q), q.new_zeros(rows, width)
-        d_event, d_product = torch.zeros_like(event), torch.zeros_like(product)
-        arguments = (
-            offsets,
-            begins,
-            e,
-            q,
-            product,
-            *turned,
-            d_out,
-            out,
-            correct,
-            valid,
-            d_e,
-            d_base,
-            d_q,
-            d_event,
-            d_product,
-        )
-        ctx.library.call("first_backward", rows, d, room, width, *arguments)
-        return None, None, None, d_e, d_q, d_base, d_event, d_product, *rest
+    def backward(ctx: Any, d_x: Tensor | None, d_moments: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, None, None, *_of_first(ctx.library, _given(d_x, ctx), d_moments, *ctx.saved_tensors)
 
 
-class Layers(torch.autograd.Function):
-    """x_1 = W x + b,  x_i+1 = W_i dice_i(x_i) + b_i:  the last one."""
+@by_task
+def _of_first(
+    library: Library,
+    d_x: Tensor,
+    d_moments: Tensor | None,
+    offsets: Tensor,
+    begins: Tensor,
+    valid: Tensor | None,
+    centre: Tensor,
+    e: Tensor,
+    q: Tensor,
+    event: Tensor,
+    product: Tensor,
+    x: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of e, q, base, event and product."""
+    (rows, d), width = q.shape, event.size(1)
+    correct = x.new_zeros(2, width) if d_moments is None else correction(library, d_moments, centre, width)
+    room = _room(d)
+    turned = [_pad(block, room, 0).t().contiguous() for block in (event, product)]  # (H, room)
+    d_e, d_q, d_base = torch.zeros_like(e), torch.zeros_like(q), q.new_zeros(rows, width)
+    d_event, d_product = torch.zeros_like(event), torch.zeros_like(product)
+    given = (offsets, begins, e, q, product, *turned, d_x.contiguous(), x, correct, valid)
+    library.call("first_backward", rows, d, room, width, *given, d_e, d_base, d_q, d_event, d_product)
+    return d_e, d_q, d_base, d_event, d_product
+
+
+class Linear(torch.autograd.Function):
+    """x = W x_0 + b, and its moments."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, library: Library, valid: Tensor | None, centre: Tensor, x: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Args:
+        library: to call.
+        valid: (B,), 0 for padding rows; None where there are none.
+        centre: (units,), of the moments.
+        x: (B, k), contiguous.
+        weight, bias: (H, k) and (H,); H is a multiple of ALIGN, filled with zeros beyond the units.
+        """
+        rows, width = x.size(0), bias.size(0)
+        out, sums = x.new_empty(rows, width), x.new_zeros(2, width)
+        arguments = (x, weight.t().contiguous(), bias, _pad(centre, width), valid, out, sums)
+        library.call("linear_forward", rows, x.size(1), width, *arguments)
+        ctx.library = library
+        ctx.save_for_backward(valid, centre, x, weight, out)
+        ctx.set_materialize_grads(False)
+        return out, with_number(sums[:, : centre.size(0)], x, valid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor | None, d_moments: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, None, None, *_of_linear(ctx.library, _given(d_out, ctx), d_moments, *ctx.saved_tensors)
+
+
+@by_task
+def _of_linear(
+    library: Library,
+    d_out: Tensor,
+    d_moments: Tensor | None,
+    valid: Tensor | None,
+    centre: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of x, W and b."""
+    (rows, k), width = x.shape, weight.size(0)
+    correct = _correction(library, d_moments, centre, width)
+    room = _room(k)
+    d_x, d_weight, d_bias = torch.empty_like(x), x.new_zeros(k, width), x.new_zeros(width)
+    given = (x, _pad(weight, room).contiguous(), d_out.contiguous(), out, correct, valid)
+    library.call("linear_backward", rows, k, room, width, *given, d_x, d_weight, d_bias)
+    return d_x, d_weight.t(), d_bias
+
+
+class Next(torch.autograd.Function):
+    """x_i+1 = W dice(x_i) + b, and its moments where another Dice follows."""
 
     @staticmethod
     def forward(
         ctx: Any,
         library: Library,
+        dice: Dice,
         valid: Tensor | None,
-        dices: Sequence[Dice],
+        centre: Tensor | None,
         x: Tensor,
+        total: Tensor | None,
+        alpha: Tensor,
         weight: Tensor,
         bias: Tensor,
-        *rest: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """Args:
         library: to call.
-        valid: (B,), 0 for padding rows; None where there are none.
-        dices: the activation between each linear layer and the next.
-        x: (B, k), contiguous.
-        weight, bias: (H, k) and (H,), of the first linear layer; H is a multiple of ALIGN, filled with zeros.
-        rest: as of `Relevance`.
+        dice: the activation of x.
+        valid: (N,), 0 for padding; None where there is none.
+        centre: (units,), of the moments of what is returned; None where no Dice follows.
+        x: (N, H).
+        total: the moments of x on all ranks.
+        alpha: (H,), that of `dice` filled with zeros.
+        weight: (H', H), filled with zeros; H' is a multiple of ALIGN where a Dice follows.
+        bias: (H',), likewise.
         """
-        rows, width = x.size(0), bias.size(0)
-        out, sums = x.new_empty(rows, width), x.new_zeros(2, width)
-        centre = _pad(dices[0].running_mean, width) if dices else None
-        turned = weight.t().contiguous()
-        library.call("linear_forward", rows, x.size(1), width, x, turned, bias, centre, valid, out, sums)
-        out, kept = _onward(library, valid, dices, rest, out, sums)
-        ctx.library, ctx.units = library, [dice.alpha.size(0) for dice in dices]
-        ctx.save_for_backward(valid, x, weight, *rest[1::3], *kept)
-        return out
+        wide, width = weight.shape
+        curve, room = dice.settle(library, total, alpha), _room(wide)
+        out, sums = x.new_empty(x.size(0), wide), x.new_zeros(2, room)
+        around = None if centre is None else _pad(centre, room)
+        arguments = (x, curve, _pad(weight, room, 0).t().contiguous(), _pad(bias, room), around, valid, out, sums)
+        library.call("next_forward", x.size(0), width, wide, room, *arguments)
+        ctx.library = library
+        ctx.save_for_backward(valid, centre, x, total, curve, weight, out)
+        ctx.set_materialize_grads(False)
+        return out, None if centre is None else with_number(sums[:, : centre.size(0)], x, valid)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        valid, x, weight, *saved = ctx.saved_tensors
-        d_out, out, correct, rest = _back(ctx.library, ctx.units, valid, saved, gradient)
-        (rows, k), width = x.shape, weight.size(0)
-        room = _room(k)
-        d_x, d_weight, d_bias = torch.empty_like(x), x.new_zeros(k, width), x.new_zeros(width)
-        arguments = (x, _pad(weight, room).contiguous(), d_out, out, correct, valid, d_x, d_weight, d_bias)
-        ctx.library.call("linear_backward", rows, k, room, width, *arguments)
-        return None, None, None, d_x, d_weight.t(), d_bias, *rest
+    def backward(ctx: Any, d_out: Tensor | None, d_moments: Tensor | None) -> tuple[Tensor | None, ...]:
+        found = _of_next(ctx.library, _given(d_out, ctx), d_moments, *ctx.saved_tensors)
+        d_x, d_total, *others = found
+        return None, None, None, None, d_x, d_total if ctx.needs_input_grad[5] else None, *others
+
+
+@by_task
+def _of_next(
+    library: Library,
+    d_out: Tensor,
+    d_moments: Tensor | None,
+    valid: Tensor | None,
+    centre: Tensor | None,
+    x: Tensor,
+    total: Tensor | None,
+    curve: Tensor,
+    weight: Tensor,
+    out: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of x, but for what goes through its moments, of the total, of alpha, W and b."""
+    wide, width = weight.shape
+    correct = _correction(library, d_moments, centre, wide)
+    d_x, sums = torch.empty_like(x), x.new_zeros(3, width)
+    d_weight, d_bias = x.new_zeros(wide, width), x.new_zeros(wide)
+    given = (x, curve, weight.contiguous(), d_out.contiguous(), out, correct, valid)
+    library.call("next_backward", x.size(0), width, wide, *given, d_x, sums, d_weight, d_bias)
+    return d_x, of_total(library, sums, curve, total), sums[0], d_weight, d_bias
 
 
 class WeightedSums(torch.autograd.Function):
@@ -180,134 +251,132 @@ class WeightedSums(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        offsets, begins, w, e = ctx.saved_tensors
-        d_w, d_e = torch.empty_like(w), torch.zeros_like(e)
-        ctx.library.call("pool_backward", *gradient.shape, offsets, begins, w, e, gradient.contiguous(), d_w, d_e)
-        return None, None, d_w, d_e
+        return None, None, *_of_sums(ctx.library, gradient, *ctx.saved_tensors)
 
 
-def relevance(
-    library: Library,
-    events: Events,
-    query: Tensor,
-    e: Tensor,
-    blocks: Sequence[Tensor],
-    bias: Tensor,
-    dices: list[Dice],
-    linears: list[torch.nn.Linear],
-) -> Tensor:
-    """Return the unit's weight of every event of every row, (M, 1), differentiable.
-
-    Args:
-        library: to call.
-        events: where the rows' events lie.
-        query: (B, d).
-        e: (N, d + s), contiguous: events and their side.
-        blocks: the first layer's weight (H, .) of q, e, q - e, q * e and the side.
-        bias: (H,), the first layer's.
-        dices: every hidden layer's activation.
-        linears: the layer after each of them.
-    """
-    of_query, of_event, of_difference, of_product, of_side = blocks
-    width = _room(bias.size(0))
-    base = F.linear(query, _pad(of_query + of_difference, width, 0), _pad(bias, width))  # (B, H)
-    event = _pad(torch.cat([of_event - of_difference, of_side], 1), width, 0).t().contiguous()  # (d + s, H)
-    product = F.pad(of_product.t(), (0, width - bias.size(0), 0, of_side.size(1)))  # (d + s, H)
-    rest = _following(dices, linears, width)
-    q = F.pad(query, (0, of_side.size(1))).contiguous()  # (B, d + s)
-    return Relevance.apply(library, events, dices, e, q, base, event, product.contiguous(), *rest)
+@by_task
+def _of_sums(
+    library: Library, gradient: Tensor, offsets: Tensor, begins: Tensor, w: Tensor, e: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of w and e."""
+    d_w, d_e = torch.empty_like(w), torch.zeros_like(e)
+    library.call("pool_backward", *gradient.shape, offsets, begins, w, e, gradient.contiguous(), d_w, d_e)
+    return d_w, d_e
 
 
-def layers(
-    library: Library, x: Tensor, weights: Tensor | None, linears: Sequence[torch.nn.Linear], dices: Sequence[Dice]
-) -> Tensor:
-    """Return what linear layers with a Dice between each and the next make of x, (B, outputs), differentiable.
-
-    Args:
-        library: to call.
-        x: (B, k).
-        weights: (B,), rows of weight 0 stay out of Dice's statistics; None takes every row.
-        linears: at least one.
-        dices: one fewer.
-    """
-    first, width = linears[0], _room(linears[0].out_features)
-    weight, bias, rest = _pad(first.weight, width, 0), _pad(first.bias, width), _following(dices, linears[1:], width)
-    out = Layers.apply(library, valid_rows(weights, x), dices, x.contiguous(), weight, bias, *rest)
-    return out[:, : linears[-1].out_features]
-
-
-def _following(dices: Sequence[Dice], linears: Sequence[torch.nn.Linear], width: int) -> list[Tensor]:
-    """Return `rest` of `Relevance` for the layer after each Dice, the first of which sees `width` columns."""
-    rest: list[Tensor] = []
-    for dice, linear in zip(dices, linears, strict=True):
-        wide = linear.out_features if linear is linears[-1] else _room(linear.out_features)
-        rest += [_pad(dice.alpha, width), _pad(_pad(linear.weight, width), wide, 0), _pad(linear.bias, wide)]
-        width = wide
-    return rest
-
-
-def _onward(
-    library: Library, valid: Tensor | None, dices: Sequence[Dice], rest: Sequence[Tensor], x: Tensor, sums: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """Go from x_1 to the last layer. Collective.
+class Compiled(Stack):
+    """A stack whose layers are compiled passes.
 
     Args:
         library: to call.
         valid: (N,), 0 for padding; None where there is none.
-        dices: the activation of x_1 and of every layer but the last.
-        rest: see `Relevance`.
-        x: (N, H), x_1.
-        sums: (2, H), its moments around the first Dice's running mean.
-
-    Returns:
-        The last layer, (N, H'), and what `_back` needs.
+        dices: the activations, at least one.
+        linears: the layer after each of them, or after all but the last.
     """
-    number = x.new_tensor(x.size(0)) if valid is None else valid.sum()  # of valid events
-    kept: list[Tensor] = []
-    for i, (dice, alpha, weight, bias) in enumerate(zip(dices, rest[::3], rest[1::3], rest[2::3], strict=True)):
-        wide, width = weight.shape
-        curve, count = dice.settle_compiled(library, alpha, sums, number)
-        kept += [x, curve, count]
-        following = dices[i + 1] if i + 1 < len(dices) else None
-        centre = None if following is None else _pad(following.running_mean, wide)
-        room = _room(wide)
-        turned = _pad(weight, room, 0).t().contiguous()
-        out, sums = x.new_empty(x.size(0), wide), x.new_zeros(2, room)
-        arguments = (x, curve, turned, _pad(bias, room), centre, valid, out, sums)
-        library.call("next_forward", x.size(0), width, wide, room, *arguments)
-        x = out
-    return x, kept
+
+    def __init__(
+        self,
+        library: Library,
+        valid: Tensor | None,
+        dices: Sequence[Dice],
+        linears: Sequence[torch.nn.Linear],
+    ) -> None:
+        super().__init__(len(dices))
+        self._library, self._valid, self._dices, self._linears = library, valid, dices, linears
+        self._moments: Tensor | None = None
+
+    @classmethod
+    def of_events(
+        cls,
+        library: Library,
+        events: Events,
+        query: Tensor,
+        e: Tensor,
+        blocks: Sequence[Tensor],
+        bias: Tensor,
+        dices: Sequence[Dice],
+        linears: Sequence[torch.nn.Linear],
+    ) -> "Compiled":
+        """Begin with the unit's first layer on every event of every row; at the end x is (M, 1), their weights.
+
+        Args:
+            library: to call.
+            events: where the rows' events lie.
+            query: (B, d).
+            e: (N, d + s), contiguous: events and their side.
+            blocks: the first layer's weight (H, .) of q, e, q - e, q * e and the side.
+            bias: (H,), the first layer's.
+            dices: every hidden layer's activation.
+            linears: the layer after each of them.
+        """
+        of_query, of_event, of_difference, of_product, of_side = blocks
+        width = _room(bias.size(0))
+        base = F.linear(query, _pad(of_query + of_difference, width, 0), _pad(bias, width))  # (B, H)
+        event = _pad(torch.cat([of_event - of_difference, of_side], 1), width, 0).t().contiguous()  # (d + s, H)
+        product = F.pad(of_product.t(), (0, width - bias.size(0), 0, of_side.size(1))).contiguous()  # (d + s, H)
+        q = F.pad(query, (0, of_side.size(1))).contiguous()  # (B, d + s)
+        stack = cls(library, events.valid, dices, linears)
+        stack.x, stack._moments = First.apply(library, events, _centre(dices[0]), e, q, base, event, product)
+        return stack
+
+    @classmethod
+    def of_rows(
+        cls,
+        library: Library,
+        x: Tensor,
+        weights: Tensor | None,
+        first: torch.nn.Linear,
+        dices: Sequence[Dice],
+        linears: Sequence[torch.nn.Linear],
+    ) -> "Compiled":
+        """Begin with a linear layer.
+
+        Args:
+            library: to call.
+            x: (B, k).
+            weights: (B,), rows of weight 0 stay out of Dice's statistics; None takes every row.
+            first: layer.
+            dices: the activation of its output and of every following layer's.
+            linears: the layer after each of them, or after all but the last.
+        """
+        width, valid = _room(first.out_features), valid_rows(weights, x)
+        weight, bias = _pad(first.weight, width, 0), _pad(first.bias, width)
+        stack = cls(library, valid, dices, linears)
+        stack.x, stack._moments = Linear.apply(library, valid, _centre(dices[0]), x.contiguous(), weight, bias)
+        return stack
+
+    def asks(self, depth: int) -> Tensor | None:
+        dice = self._dices[depth]
+        if isinstance(dice, RunningDice) and self._moments is not None:
+            dice.see(self._moments)
+        return self._moments if dice.waits else None
+
+    def go_on(self, depth: int, total: Tensor | None) -> None:
+        dice, width, following = self._dices[depth], self.x.size(1), self._dices[depth + 1 : depth + 2]
+        alpha = _pad(dice.alpha, width)
+        if depth == len(self._linears):
+            self.x = CompiledDice.apply(self._library, dice, self.x, total, alpha)[:, : dice.alpha.size(0)]
+            return
+        linear = self._linears[depth]
+        wide, centre = (_room(linear.out_features), _centre(following[0])) if following else (linear.out_features, None)
+        weight, bias = _pad(_pad(linear.weight, width), wide, 0), _pad(linear.bias, wide)
+        given = (self._library, dice, self._valid, centre, self.x, total, alpha, weight, bias)
+        self.x, self._moments = Next.apply(*given)
 
 
-def _back(
-    library: Library, units: list[int], valid: Tensor | None, saved: Sequence[Tensor], gradient: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor | None, list[Tensor]]:
-    """Go back from the gradient of the last layer to that of x_1. Collective.
+def _given(gradient: Tensor | None, ctx: Any) -> Tensor:
+    """Return the gradient of what a layer gave, which it saved last; zeros where there is none."""
+    return torch.zeros_like(ctx.saved_tensors[-1]) if gradient is None else gradient
 
-    Args:
-        library: to call.
-        units: of every Dice.
-        valid: as of `_onward`.
-        saved: the weight after each Dice, then what `_onward` kept.
-        gradient: (N, H'), of the last layer.
 
-    Returns:
-        The gradient of x_1, (N, H), but for what the statistics add; x_1 and the `correction` that tells this, None
-        where no Dice follows; the gradients of `rest`.
-    """
-    weights, kept = saved[: len(units)], saved[len(units) :]
-    rest: list[Tensor] = []
-    d_out, out, correct = gradient.contiguous(), None, None
-    for i in reversed(range(len(units))):
-        x, curve, count = kept[3 * i : 3 * i + 3]
-        wide, width = weights[i].shape
-        d_x, sums = torch.empty_like(x), x.new_zeros(3, width)
-        d_weight, d_bias = x.new_zeros(wide, width), x.new_zeros(wide)
-        arguments = (x, curve, weights[i].contiguous(), d_out, out, correct, valid, d_x, sums, d_weight, d_bias)
-        library.call("next_backward", x.size(0), width, wide, *arguments)
-        rest = [sums[0], d_weight, d_bias, *rest]
-        d_out, out, correct = d_x, x, compiled_correction(library, units[i], sums, curve, count)
-    return d_out, out, correct, rest
+def _correction(library: Library, gradient: Tensor | None, centre: Tensor | None, width: int) -> Tensor | None:
+    """Return `correction`; None where no gradient comes from the moments."""
+    return None if gradient is None or centre is None else correction(library, gradient, centre, width)
+
+
+def _centre(dice: Dice) -> Tensor:
+    """Return what moments are around: a copy, for the running mean moves before the backward pass."""
+    return dice.running_mean.clone()
 
 
 def _room(width: int) -> int:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from livetrain.modules.layers import compiled, fused
-from livetrain.modules.layers.dice import Dice
+from livetrain.modules.layers.dice import Dice, RunningDice
+from livetrain.modules.layers.stack import Plain, Stack, side_by_side
 
-Activation = Literal["dice", "relu"]
+Activation = Literal["dice", "running_dice", "relu"]
 
 
 class Relu(nn.Module):
@@ -20,7 +21,9 @@ class Relu(nn.Module):
 
 def activate(kind: Activation, units: int) -> nn.Module:
     """Return the activation module `kind` for `units` neurons: (B, units), weights (B,) or None -> (B, units)."""
-    return Dice(units) if kind == "dice" else Relu()
+    if kind == "relu":
+        return Relu()
+    return RunningDice(units) if kind == "running_dice" else Dice(units)
 
 
 class MLP(nn.Module):
@@ -29,7 +32,7 @@ class MLP(nn.Module):
     Args:
         width: size of the input.
         units: sizes of the hidden layers; may be empty.
-        activation: "dice" or "relu".
+        activation: of every hidden layer.
         dropout: share of activations dropped in training.
         outputs: size of the last, purely linear layer; None leaves it out.
     """
@@ -47,7 +50,7 @@ class MLP(nn.Module):
         self.linears = nn.ModuleList(nn.Linear(m, n) for m, n in zip(sizes[:-1], units, strict=True))
         self.activations = nn.ModuleList(activate(activation, n) for n in units)
         self.dropout = nn.Dropout(dropout)
-        self.native = activation == "dice" and dropout == 0 and len(units) > 0
+        self.dice = activation != "relu" and len(units) > 0
         self.last = nn.Identity() if outputs is None else nn.Linear(sizes[-1], outputs)
 
     def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -60,19 +63,21 @@ class MLP(nn.Module):
         Returns:
             (B, outputs), or (B, units[-1]) without a last layer.
         """
-        if self.training and self.native and not torch.jit.is_scripting():
-            library = compiled.library_for(x)
-            if library is not None:
-                return self._native(library, x, weights)
+        if self.training and self.dice and not torch.jit.is_scripting():
+            return side_by_side([self.stack(x, weights)])[0]
         for linear, activation in zip(self.linears, self.activations):  # noqa: B905  TorchScript knows no strict=
             x = self.dropout(activation(linear(x), weights))
         return self.last(x)
 
     @torch.jit.unused
-    def _native(self, library: compiled.Library, x: Tensor, weights: Tensor | None) -> Tensor:
-        """Do what `forward` does by compiled passes."""
-        linears, dices = cast(list[nn.Linear], list(self.linears)), cast(list[Dice], list(self.activations))
+    def stack(self, x: Tensor, weights: Tensor | None) -> Stack:
+        """Return what is beyond the first layer, of x as `forward` takes it, for `side_by_side`; there is a Dice."""
+        first, *linears = cast(list[nn.Linear], list(self.linears))
+        layers: list[nn.Module] = [*linears, self.last]
+        library = compiled.library_for(x)
+        if library is None or self.dropout.p > 0:
+            return Plain(first(x), weights, list(self.activations), layers, self.dropout)
         if isinstance(self.last, nn.Linear):
-            return fused.layers(library, x, weights, [*linears, self.last], dices)
-        *dices, last = dices
-        return last(fused.layers(library, x, weights, linears, dices), weights)
+            linears.append(self.last)
+        dices = cast(list[Dice], list(self.activations))
+        return fused.Compiled.of_rows(library, x, weights, first, dices, linears)

@@ -9,7 +9,7 @@ from livetrain.configs.schema import ModelConfig, Task
 from livetrain.configs.values import Dropout, Units
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.gather import Gather
-from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.layers.mlp import MLP, Activation
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
 from livetrain.modules.tasks.heads import Heads, outputs
@@ -19,7 +19,7 @@ class TowerConfig(ModelConfig):
     """The keys of every model with one tower."""
 
     units: Units = Field([200, 80], description="hidden layers of the tower")
-    activation: Literal["dice", "relu"] = "relu"
+    activation: Activation = "relu"
     dropout: Dropout = 0.0
 
 

@@ -18,7 +18,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.layers.distributed import all_gather
 from livetrain.modules.layers.gather import Gather
-from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.layers.mlp import MLP, Activation
 from livetrain.modules.layers.others import NEVER, logsumexp_of_others
 from livetrain.modules.layers.precision import widen
 from livetrain.modules.layers.rarity import Rarity
@@ -34,7 +34,7 @@ class DSSMConfig(ModelConfig):
     item: list[FeatureName] = Field([], description="the item's other features; all that are not named are the user's")
     width: Size = Field(32, description="size of the two vectors")
     units: Units = Field([128, 64], description="hidden layers of each tower")
-    activation: Literal["dice", "relu"] = "relu"
+    activation: Activation = "relu"
     dropout: Dropout = 0.0
     temperature: Annotated[float, real(1e-3, 1000)] = Field(0.1, description="divides the cosine in the softmax")
     log_q: bool = Field(True, description="correct for how often an item is in batches")

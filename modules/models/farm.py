@@ -16,7 +16,7 @@ from livetrain.configs.values import CountOrZero, Dropout, FeatureName, Length, 
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.layers.align import Align, signature
-from livetrain.modules.layers.attention import ActivationUnit
+from livetrain.modules.layers.attention import ActivationUnit, Looking, looked
 from livetrain.modules.layers.bottom import Attention, PerHistory, check_features
 from livetrain.modules.layers.domain import Domain
 from livetrain.modules.layers.frequency import Learned, Plain, Split
@@ -236,6 +236,8 @@ class FARM(Network):
         fused = views
         if self.fuse is not None:
             fused = self.fuse(views, counts)
+        if self.training and not torch.jit.is_scripting():  # a scripted file only scores
+            return self._train(views, counts, fused, values, lengths, dense, weights)
         parts = [self.gather(values, lengths, dense)]
         for i, (domain, unit) in enumerate(zip(self.domains, self.units)):  # noqa: B905
             query = domain.candidate(values, lengths, dense)
@@ -246,28 +248,37 @@ class FARM(Network):
                 parts.append(unit(query, fused[i], None, counts[i], weights, request, total))
             else:  # one history for all rows
                 parts.append(unit.shared(query, fused[i], None))
-        logits = self.heads(self.trunk(torch.cat(parts, 1), weights))
-        if self.align is not None and self.training and not torch.jit.is_scripting():  # a scripted file only scores
-            logits[REGULARISER] = self._regulariser(views, counts, values, lengths, weights)
-        return logits
+        return self.heads(self.trunk(torch.cat(parts, 1), weights))
 
     @torch.jit.unused
-    def _regulariser(
+    def _train(
         self,
         views: list[Tensor],
         counts: list[Tensor],
+        fused: list[Tensor],
         values: dict[str, Tensor],
         lengths: dict[str, Tensor],
+        dense: Tensor,
         weights: Tensor | None,
-    ) -> Tensor:
-        """Return the alignment's weighted loss, from each domain's events before fusion."""
-        request = jagged.request_of(lengths)
-        one, other = (jagged.pool(view, count, True) for view, count in zip(views, counts, strict=True))
-        user, valid = jagged.rows(values[self.user], lengths[self.user]), (counts[0] > 0) & (counts[1] > 0)
-        if request is not None:  # a row's user counts as often as there are rows
-            size = request.size(0)
-            one, other, user, valid = (jagged.of_rows(each, lengths, size) for each in (one, other, user, valid))
+    ) -> dict[str, Tensor]:
+        """Go on from each domain's events before and after fusion. What is summed over ranks goes together."""
+        request, size = jagged.request_of(lengths), dense.size(0)
+        valid = jagged.of_rows((counts[0] > 0) & (counts[-1] > 0), lengths, size)
         if weights is not None:
             valid = valid & (weights > 0)
-        assert self.align is not None
-        return self.align(one, other, signature(user), valid)
+        taking_part = None if self.align is None else self.align.count(valid)
+        units: list[Looking] = []
+        for i, (domain, unit) in enumerate(zip(self.domains, self.units, strict=True)):
+            query = domain.candidate(values, lengths, dense)
+            if request is None or counts[i].size(0) == size:
+                units.append(unit.look(query, fused[i], None, counts[i], weights))
+            else:  # one history per request
+                total = jagged.events_of(lengths, domain.events[0])
+                units.append(unit.look(query, fused[i], None, counts[i], weights, request, total))
+        logits = self.heads(self.trunk(torch.cat([self.gather(values, lengths, dense), *looked(units)], 1), weights))
+        if self.align is not None:  # of each domain's events before fusion; a user counts as often as there are rows
+            pooled = [jagged.pool(view, count, True) for view, count in zip(views, counts, strict=True)]
+            user = jagged.rows(values[self.user], lengths[self.user])
+            one, other, user = (jagged.of_rows(each, lengths, size) for each in (*pooled, user))
+            logits[REGULARISER] = self.align(one, other, signature(user), valid, taking_part)
+        return logits

@@ -14,7 +14,7 @@ from livetrain.modules.layers import jagged
 from livetrain.modules.layers.bottom import Attention, check_features
 from livetrain.modules.layers.domain import Domain
 from livetrain.modules.layers.gather import Gather
-from livetrain.modules.layers.mlp import MLP
+from livetrain.modules.layers.mlp import MLP, Activation
 from livetrain.modules.layers.sequence import Block, Positions, laid_out, newest
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
@@ -32,7 +32,7 @@ class SASRecConfig(ModelConfig):
     heads: Size = 1
     positions: Length = Field(64, description="newest events that have a position of their own")
     units: Units = Field([200, 80], description="hidden layers of the tower")
-    activation: Literal["dice", "relu"] = "dice"
+    activation: Activation = "dice"
     dropout: Dropout = Field(0.0, description="in blocks and tower")
 
     @model_validator(mode="after")

@@ -115,7 +115,7 @@ def _check_parts(kind: str, recipe: Recipe, rows: _Rows) -> None:
             module.eval()
     inputs = _inputs(rows, recipe)
     why = f"{kind} learns of a row by the other rows of its batch"
-    mend = "use accumulate: 1, or layers that see one row at a time (activation: relu)"
+    mend = "use accumulate: 1, or layers that see one row at a time (activation: relu or running_dice)"
     found = []
     for parts in (1, 2):
         model.dense.parts = parts

@@ -3,8 +3,9 @@
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+
+from livetrain.modules.layers.distributed import Later
 
 
 class Touched:
@@ -26,6 +27,8 @@ class Touched:
 
     def __init__(self, embedding: nn.Embedding) -> None:
         self._marks = torch.zeros(embedding.num_embeddings, dtype=torch.uint8, device=embedding.weight.device)
+        self._sent: Later | None = None
+        self._asked = False  # whether anybody wants to know
         embedding.register_forward_hook(self._mark, with_kwargs=True)
 
     def _mark(self, embedding: nn.Module, args: tuple, kwargs: dict[str, Any], found: Tensor) -> None:
@@ -33,10 +36,18 @@ class Touched:
             (ids,) = (*args, *kwargs.values())
             self._marks[ids] = 1
 
+    def send(self) -> None:
+        """Let the marks of a step, in which no further row is looked up, ride on the next sum over ranks, if wanted."""
+        if self._asked:
+            self._sent = Later(self._marks.float())
+
     def rows(self) -> Tensor:
         """Return the rows that any rank has looked up since the last call, bool (rows,), and begin anew. Collective."""
-        marks = self._marks.clone()
+        self._asked = True
+        if self._sent is None:
+            self.send()
+        assert self._sent is not None
+        rows = self._sent.total() > 0
         self._marks.zero_()
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            dist.all_reduce(marks, op=dist.ReduceOp.MAX)
-        return marks.bool()
+        self._sent = None
+        return rows

@@ -123,6 +123,7 @@ def refused(made: loop.Job) -> str:
     return str(error.value)
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_checking_and_refuse_together(two_ranks, tmp_path):
     data = loop.samples.write(tmp_path / "data", rows=480)
     made = loop.job(data, tmp_path / "run", train__epochs=1)

@@ -51,6 +51,7 @@ def problems(made: dict) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CRDS.is_dir(), reason="LIVETRAIN_DATA has no kuberay-crds")
 def test_kuberay_accepts_the_cluster():
     assert problems(CLUSTER) == []

@@ -283,6 +283,7 @@ def test_a_worse_model_is_not_published(nights):
     assert any("begins with" in note and "din-2022-05-04" in note for note in nights.notes("2022-05-06"))
 
 
+@pytest.mark.slow
 def test_old_nights_lose_their_checkpoints_but_not_the_published_one(nights):
     spoilt = nights.recipe.optimizers.sparse.model_copy(update={"lr": 30.0})
     changes = {"optimizers": nights.recipe.optimizers.model_copy(update={"sparse": spoilt})}

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from livetrain.modules.layers import distributed
+
 PATIENCE = timedelta(days=1)
 _patient: weakref.WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = weakref.WeakKeyDictionary()
 
@@ -49,6 +51,19 @@ def patient() -> dist.ProcessGroup:
     if everyone not in _patient:
         _patient[everyone] = dist.new_group(backend="gloo", timeout=PATIENCE)
     return _patient[everyone]
+
+
+def of_sums(cuda: bool, patience: timedelta) -> None:
+    """Let sums over ranks (modules.layers.distributed) travel on a group of their own. Collective.
+
+    It ends with the default group.
+
+    Args:
+        cuda: what is summed lies on GPUs.
+        patience: for which a rank waits for another.
+    """
+    if world() > 1 and distributed.group() is dist.group.WORLD:
+        distributed.use(dist.new_group(backend="nccl" if cuda else "gloo", timeout=patience))
 
 
 def from_main(value: Any) -> Any:

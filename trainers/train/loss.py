@@ -2,15 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from livetrain.configs.schema import Recipe, Task
 from livetrain.modules.batch import Batch
-from livetrain.modules.layers.distributed import all_gather
+from livetrain.modules.layers.distributed import Later, all_gather
 from livetrain.modules.tasks.kind import TaskKind
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.runtime import ranks
@@ -30,6 +29,51 @@ class Output:
     count: torch.Tensor
 
 
+class Weights(NamedTuple):
+    """What a batch's rows weigh in training."""
+
+    rows: torch.Tensor  # (B, T), or (B, 1) where the tasks do not differ
+    sums: torch.Tensor | None  # (T,) over this rank's rows; None where that depends on other rows
+    total: Later | None  # the same over all ranks
+
+    @classmethod
+    def summed(cls, rows: torch.Tensor, sums: torch.Tensor) -> "Weights":
+        """Sum over the ranks too, when the next sum is made."""
+        return cls(rows, sums, Later(sums))
+
+
+class Weigh(nn.Module):
+    """Batch -> what its rows weigh, None in evaluation: apart from the loss, for it is known before the network begins.
+
+    So its sum over ranks rides on the first that the network makes.
+    """
+
+    only_positives: torch.Tensor | None
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        found = list(kinds(recipe.tasks).values())
+        self.tasks = len(found)
+        self.unknown = any(task.unknown for task in recipe.tasks.values())
+        self.by_group = any(kind.by_group for kind in found)
+        only = torch.tensor([kind.only_positives for kind in found])
+        self.register_buffer("only_positives", only if only.any() else None, persistent=False)
+
+    def forward(self, batch: Batch) -> Weights | None:
+        if not self.training:
+            return None
+        rows = batch.weights.unsqueeze(1)  # (B, 1)
+        if batch.sample_weights is not None:
+            rows = rows * batch.sample_weights  # (B, T)
+        if self.unknown:
+            rows = rows * ~batch.labels.isnan()
+        if self.only_positives is not None:
+            rows = rows * torch.where(self.only_positives, batch.labels.nan_to_num(), 1.0)
+        if self.by_group:
+            return Weights(rows, None, None)
+        return Weights.summed(rows, rows.sum(dim=0).expand(self.tasks))
+
+
 class Loss(nn.Module):
     """The weighted mean of each task's own loss over the rows of the *global* batch whose label is known.
 
@@ -46,10 +90,9 @@ class Loss(nn.Module):
     An evaluation needs the logits alone: it has losses of 0, and no rank waits for another.
     """
 
-    only_positives: torch.Tensor | None
-
     def __init__(self, recipe: Recipe) -> None:
         super().__init__()
+        self.weigh = Weigh(recipe)
         self.tasks = list(recipe.tasks)
         found = list(kinds(recipe.tasks).values())
         self.kinds = cast(Sequence[TaskKind], nn.ModuleList(found))
@@ -57,47 +100,42 @@ class Loss(nn.Module):
         alike = [(type(kind), own) for kind, own in zip(found, keys, strict=True)]
         stacked = found[0].outputs == 1 and not found[0].by_group
         self.one_kind = stacked and all(one == alike[0] for one in alike)
-        self.unknown = any(task.unknown for task in recipe.tasks.values())
         columns = list(dict.fromkeys(recipe.groups().values()))
         self.groups = {task: columns.index(column) for task, column in recipe.groups().items()}
-        only = torch.tensor([kind.only_positives for kind in found])
-        self.register_buffer("only_positives", only if only.any() else None, persistent=False)
 
-    def forward(self, logits: dict[str, torch.Tensor], batch: Batch) -> tuple[torch.Tensor, Output]:
-        """Return the losses (T,) and what metrics need, from logits by task and the batch.
+    def forward(
+        self, logits: dict[str, torch.Tensor], batch: Batch, weights: Weights | None = None
+    ) -> tuple[torch.Tensor, Output]:
+        """Return the losses (T,) and what metrics need, from logits by task and the batch. Collective in training.
 
         Args:
             logits: task -> (B,), or in training (B, outputs).
             batch: of this rank.
+            weights: of the batch, from `weigh`, where that was asked before.
         """
-        given = [logits[task] for task in self.tasks]
-        labels, weights, count = batch.labels, batch.weights.unsqueeze(1), batch.weights.sum()  # (B, T), (B, 1), ()
+        given, labels, count = [logits[task] for task in self.tasks], batch.labels, batch.weights.sum()  # (B, T), ()
         if not self.training:
             none = torch.zeros(len(given), device=count.device)
             return none, Output(batch, torch.stack(given, dim=1).detach(), none, none, count)
-        if batch.sample_weights is not None:
-            weights = weights * batch.sample_weights  # (B, T)
-        if self.unknown:
+        weights = weights or self.weigh(batch)
+        assert weights is not None  # in training
+        if self.weigh.unknown:
             known = ~labels.isnan()
             labels = torch.where(known, labels, 0.0)
             given = [_where(own, column) for own, column in zip(known.unbind(1), given, strict=True)]  # no inf times 0
-            weights = weights * known
-        if self.only_positives is not None:
-            weights = weights * torch.where(self.only_positives, labels, 1.0)
         if self.one_kind:
-            sums = (self.kinds[0].loss(torch.stack(given, dim=1), labels) * weights).sum(dim=0)  # (T,)
-            alike = batch.sample_weights is None and not self.unknown and self.only_positives is None
-            weight_sums = count.expand_as(sums) if alike else weights.sum(dim=0)  # (T,)
+            sums = (self.kinds[0].loss(torch.stack(given, dim=1), labels) * weights.rows).sum(dim=0)  # (T,)
         else:
-            columns = zip(given, labels.unbind(1), weights.expand_as(labels).unbind(1), strict=True)
+            columns = zip(given, labels.unbind(1), weights.rows.expand_as(labels).unbind(1), strict=True)
             parts = [self._part(t, *column, batch.task_groups) for t, column in enumerate(columns)]
-            sums, weight_sums = (torch.stack(part) for part in zip(*parts, strict=True))  # (T,)
-        total = weight_sums
-        if ranks.world() > 1:
-            total = weight_sums.clone()
-            dist.all_reduce(total)
+            sums, counted = (torch.stack(part) for part in zip(*parts, strict=True))  # (T,)
+            if weights.total is None:
+                weights = Weights.summed(weights.rows, counted)
+        assert weights.sums is not None
+        assert weights.total is not None
+        total = weights.total.total()
         losses = ranks.world() * sums / total.clamp(min=1e-30)  # 0 where nothing weighs
-        return losses, Output(batch, None, sums.detach(), weight_sums, count)
+        return losses, Output(batch, None, sums.detach(), weights.sums, count)
 
     def _part(
         self, t: int, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, groups: torch.Tensor | None

@@ -8,6 +8,7 @@ dense gradients are averaged in one flat all-reduce; initial table rows depend o
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -149,6 +150,7 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
         BadInput: the tables do not fit the machines of cluster.topology, or the device cannot train them.
     """
     check_device(recipe, device)
+    ranks.of_sums(device.type == "cuda", timedelta(seconds=recipe.cluster.timeout_s))
     recipe = replication.settled(recipe, ranks.world())
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if recipe.train.precision == "tf32" else "highest")
@@ -165,11 +167,11 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
             init_parameters=False,
         )
     steps = adam.Steps(any(table_optimizer(recipe, name).counts for name in recipe.tables))
-    optimizers = _optimizers(recipe, module, steps)
+    optimizers, touched = _optimizers(recipe, module, steps)
     dense, replicated = (
         list(optimizers[key].params.values()) if key in optimizers else [] for key in ("dense", "replicated")
     )
-    combination = Combination(recipe, step.model, dense, replicated, device)
+    combination = Combination(recipe, step.model, dense, replicated, device, touched)
     # Replicated tables are tables: where one lies must not change whether its gradient is clipped.
     steps.kernels = list(_kernels(module)) if steps.counted else []
     mean = None if recipe.optimizers.ema is None else Mean(optimizers["dense"].params, recipe.optimizers.ema)
@@ -249,7 +251,9 @@ def _codecs(recipe: Recipe) -> dict[str, Any] | None:
     return get_qcomm_codecs_registry(QCommsConfig(forward_precision=forward, backward_precision=CommType.BF16))
 
 
-def _optimizers(recipe: Recipe, module: DistributedModelParallel, steps: adam.Steps) -> dict[str, KeyedOptimizer]:
+def _optimizers(
+    recipe: Recipe, module: DistributedModelParallel, steps: adam.Steps
+) -> tuple[dict[str, KeyedOptimizer], list[Touched]]:
     replicated_paths = tuple(
         f"{path}." for path, child in module.module.named_modules() if isinstance(child, ReplicatedCollection)
     )
@@ -259,8 +263,9 @@ def _optimizers(recipe: Recipe, module: DistributedModelParallel, steps: adam.St
     out: dict[str, KeyedOptimizer] = {}
     if any(isinstance(m, SHARDED) for m in module.modules()):
         out["tables"] = module.fused_optimizer
+    marks = {key: _touched(module.module, key) for key in replicated}
     wrapped = [
-        KeyedOptimizerWrapper({key: parameter}, partial(_replica, recipe, key, module.module, steps))
+        KeyedOptimizerWrapper({key: parameter}, partial(_replica, recipe, key, marks[key], steps))
         for key, parameter in replicated.items()
     ]
     if wrapped:
@@ -271,16 +276,21 @@ def _optimizers(recipe: Recipe, module: DistributedModelParallel, steps: adam.St
     for optimizer in out.values():
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-    return out
+    return out, list(marks.values())
+
+
+def _touched(module: nn.Module, key: str) -> Touched:
+    """Return what marks the rows of the replicated table whose weight has a dotted key in a module."""
+    embedding = module.get_submodule(key.removesuffix(".weight"))
+    assert isinstance(embedding, nn.Embedding)
+    return Touched(embedding)
 
 
 def _replica(
-    recipe: Recipe, key: str, module: nn.Module, steps: adam.Steps, parameters: list[nn.Parameter]
+    recipe: Recipe, key: str, touched: Touched, steps: adam.Steps, parameters: list[nn.Parameter]
 ) -> torch.optim.Optimizer:
-    """Return the optimizer of the replicated table whose weight has a dotted key in a module."""
-    embedding = module.get_submodule(key.removesuffix(".weight"))
-    assert isinstance(embedding, nn.Embedding)
-    return table_optimizer(recipe, key.split(".")[-2]).replica(parameters[0], Touched(embedding), steps)
+    """Return the optimizer of the replicated table whose weight has a dotted key."""
+    return table_optimizer(recipe, key.split(".")[-2]).replica(parameters[0], touched, steps)
 
 
 def _make_state(optimizer: KeyedOptimizerWrapper) -> None:

@@ -23,6 +23,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
+from livetrain.modules.layers import distributed
 from livetrain.modules.model import Model
 from livetrain.modules.tables.adam import Steps
 from livetrain.trainers.train.gradients.combination import Combination
@@ -38,11 +39,15 @@ class Step(nn.Module):
 
     def __init__(self, model: Model, recipe: Recipe) -> None:
         super().__init__()
+        loss = Loss(recipe)
+        self.weigh = loss.weigh  # a child of this module, or torchrec would trace into it
         self.model = model
-        self.loss = Loss(recipe)
+        self.loss = loss
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Output]:
-        return self.loss(self.model(batch.ids, batch.dense, batch.weights, batch.vectors, batch.requests), batch)
+        weights = self.weigh(batch)
+        logits = self.model(batch.ids, batch.dense, batch.weights, batch.vectors, batch.requests)
+        return self.loss(logits, batch, weights)
 
 
 class Update(CombinedOptimizer):
@@ -73,6 +78,7 @@ class Update(CombinedOptimizer):
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Begin a step: clear the gradients, and tell fused optimizers their rates and the number of the step."""
         super().zero_grad(set_to_none)
+        distributed.forget()
         self.steps.begin()
 
     def backward(self, losses: torch.Tensor) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from livetrain.modules.layers.dice import Dice
+from livetrain.modules.layers.dice import Dice, RunningDice
 from livetrain.modules.layers.distributed import all_reduce_sum
 
 pytestmark = pytest.mark.usefixtures("way")
@@ -85,6 +85,32 @@ def test_gradcheck(weights):
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     weights = None if weights is None else torch.tensor(weights, dtype=torch.float64)
     assert torch.autograd.gradcheck(lambda x, alpha: dice(x, weights), (x, dice.alpha))
+
+
+def test_a_running_dice_is_dice_in_evaluation_and_follows_batch_norm():
+    running, _ = pair(4)
+    norm = nn.BatchNorm1d(4, affine=False, eps=1e-8).double()  # of which the statistics are wanted alone
+    dice = RunningDice(4).double()
+    dice.load_state_dict(running.state_dict())
+    for step in range(3):
+        x = torch.randn(7, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float64) * 2 + 1
+        weights = torch.tensor([1.0] * 5 + [0.0] * 2, dtype=torch.float64)
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        running.eval()
+        running.load_state_dict(dice.state_dict())
+        y, z = torch.cat([dice(a[:3], weights[:3]), dice(a[3:], weights[3:])]), running(b)  # called twice in a step
+        torch.testing.assert_close(y, z)
+        dice.alpha.grad = running.alpha.grad = None
+        (y * x.cos()).sum().backward()
+        p = torch.sigmoid((b - dice.running_mean) * (dice.running_var + 1e-8).rsqrt())
+        ((p + (1 - p) * running.alpha) * b * x.cos()).sum().backward()  # the statistics are constants
+        torch.testing.assert_close(a.grad, b.grad)
+        torch.testing.assert_close(dice.alpha.grad, running.alpha.grad)
+        norm(x[:5])
+        dice.follow(dice.seen)
+        assert dice.seen is None
+        torch.testing.assert_close(dice.running_mean, norm.running_mean)
+        torch.testing.assert_close(dice.running_var, norm.running_var)
 
 
 def test_large_mean_keeps_its_variance():

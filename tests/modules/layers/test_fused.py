@@ -10,7 +10,7 @@ from torch import Tensor
 
 from livetrain.modules.layers import compiled
 from livetrain.modules.layers.attention import ActivationUnit
-from livetrain.modules.layers.dice import Dice
+from livetrain.modules.layers.dice import Dice, RunningDice
 from livetrain.modules.layers.mlp import MLP
 from livetrain.trainers.runtime import compiler
 from livetrain.trainers.train import compiled_layers
@@ -22,9 +22,12 @@ def plain_again():
     compiled.use()
 
 
-def unit(dim: int, side: int, units: list[int], softmax: bool = False) -> ActivationUnit:
+ACTIVATIONS = st.sampled_from(["dice", "running_dice"])
+
+
+def unit(dim: int, side: int, units: list[int], softmax: bool = False, activation: str = "dice") -> ActivationUnit:
     torch.manual_seed(0)
-    module = ActivationUnit(dim, side, units, softmax=softmax).double()
+    module = ActivationUnit(dim, side, units, activation, softmax).double()
     for name, parameter in module.named_parameters():
         if name.endswith("alpha"):
             torch.nn.init.uniform_(parameter, -0.5, 0.5)
@@ -42,6 +45,14 @@ def case(dim: int, side: int, lengths: list[int]) -> tuple:
     return query, events, extra if side else None, torch.tensor(lengths)
 
 
+def moved(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Return the statistics after what a running Dice saw has moved them."""
+    for part in module.modules():
+        if isinstance(part, RunningDice):
+            part.follow(part.seen)
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
 def results(module: ActivationUnit, inputs: tuple, weights: Tensor | None, way: str) -> dict[str, Tensor]:
     """Return what two steps leave: the last output, its gradients and the statistics."""
     compiled.use(*([compiled_layers.library(torch.float64)] if way == "compiled" else []))
@@ -54,7 +65,7 @@ def results(module: ActivationUnit, inputs: tuple, weights: Tensor | None, way: 
     upstream = torch.arange(pooled.numel(), dtype=torch.float64).view_as(pooled).cos()
     gradients = torch.autograd.grad(pooled, list(named.values()), upstream)
     found = {"pooled": pooled.detach(), **dict(zip(named, gradients, strict=True))}
-    found |= {name: buffer.clone() for name, buffer in module.named_buffers()}
+    found |= moved(module)
     module.load_state_dict(before)
     return found
 
@@ -69,11 +80,17 @@ def compare(module: ActivationUnit, inputs: tuple, weights: Tensor | None) -> No
     alike(fast, plain)
 
 
-@given(st.lists(st.integers(0, 40), min_size=1, max_size=40), st.sampled_from([0, 3]), st.booleans(), st.booleans())
+@given(
+    st.lists(st.integers(0, 40), min_size=1, max_size=40),
+    st.sampled_from([0, 3]),
+    st.booleans(),
+    st.booleans(),
+    ACTIVATIONS,
+)
 @settings(max_examples=60, deadline=None)
-def test_any_lengths(lengths, side, softmax, padding):
+def test_any_lengths(lengths, side, softmax, padding, activation):
     weights = torch.tensor([float(row % 3 > 0) for row in range(len(lengths))], dtype=torch.float64)
-    compare(unit(4, side, [6, 3], softmax), case(4, side, lengths), weights if padding else None)
+    compare(unit(4, side, [6, 3], softmax, activation), case(4, side, lengths), weights if padding else None)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +152,20 @@ def test_float32_is_accurate_to_float32():
         assert apart < 2e-6, name
 
 
+@pytest.mark.parametrize("activation", ["dice", "running_dice"])
+@pytest.mark.parametrize("way", ["plain", "compiled"])
+def test_several_tasks_go_back_at_once(way, activation):
+    compiled.use(*([compiled_layers.library(torch.float64)] if way == "compiled" else []))
+    module = unit(4, 2, [6, 3], activation=activation)
+    query, events, side, lengths = case(4, 2, [3, 0, 5])
+    pooled = module(query, events, side, lengths, torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64))
+    of, starts = [query, events, side, *module.parameters()], torch.randn(3, *pooled.shape, dtype=torch.float64)
+    each = [torch.autograd.grad(pooled, of, start, retain_graph=True) for start in starts]
+    found = torch.func.vmap(lambda start: torch.autograd.grad(pooled, of, start, retain_graph=True))(starts)
+    for wanted, all_at_once in zip(zip(*each, strict=True), found, strict=True):
+        torch.testing.assert_close(all_at_once, torch.stack(wanted))
+
+
 def test_one_graph_serves_several_backward_passes():
     compiled.use(compiled_layers.library(torch.float64))
     module = unit(4, 2, [6, 3])
@@ -151,9 +182,9 @@ def test_one_graph_serves_several_backward_passes():
         torch.testing.assert_close(a + b, d)
 
 
-def tower(width: int, units: list[int], outputs: int | None, dropout: float = 0.0) -> MLP:
+def tower(width: int, units: list[int], outputs: int | None, dropout: float = 0.0, activation: str = "dice") -> MLP:
     torch.manual_seed(1)
-    mlp = MLP(width, units, "dice", dropout, outputs).double()
+    mlp = MLP(width, units, activation, dropout, outputs).double()
     for activation in mlp.activations:
         torch.nn.init.uniform_(activation.alpha, -0.5, 0.5)
     return mlp
@@ -168,7 +199,7 @@ def tower_results(mlp: MLP, x: Tensor, weights: Tensor | None, way: str) -> dict
     named = {"x": x, **dict(mlp.named_parameters())}
     upstream = torch.arange(y.numel(), dtype=torch.float64).view_as(y).cos().to(y)
     found = {"y": y.detach(), **dict(zip(named, torch.autograd.grad(y, list(named.values()), upstream), strict=True))}
-    found |= {name: buffer.clone() for name, buffer in mlp.named_buffers()}
+    found |= moved(mlp)
     mlp.load_state_dict(before)
     return found
 
@@ -179,10 +210,14 @@ def tower_results(mlp: MLP, x: Tensor, weights: Tensor | None, way: str) -> dict
     st.lists(st.integers(1, 70), min_size=1, max_size=3),
     st.sampled_from([None, 1, 3]),
     st.booleans(),
+    ACTIVATIONS,
 )
 @settings(max_examples=60, deadline=None)
-def test_a_tower_of_any_shape(rows, width, units, outputs, padding):
-    mlp, x = tower(width, units, outputs), torch.randn(rows, width, dtype=torch.float64, requires_grad=True)
+def test_a_tower_of_any_shape(rows, width, units, outputs, padding, activation):
+    mlp, x = (
+        tower(width, units, outputs, activation=activation),
+        torch.randn(rows, width, dtype=torch.float64, requires_grad=True),
+    )
     weights = (torch.arange(rows) % 5 > 0).double() if padding else None
     wanted, found = (tower_results(mlp, x, weights, way) for way in ("plain", "compiled"))
     alike(found, wanted, rtol=1e-6, atol=1e-8)

@@ -107,12 +107,18 @@ CASES = {
         "tables__rating__sharding": "data_parallel",
     },
     "in parts": {"model__activation": "relu", "train__accumulate": 4, "tables__rating__sharding": "data_parallel"},
+    "running Dice in parts": {
+        "model__activation": "running_dice",
+        "train__accumulate": 4,
+        "tables__rating__sharding": "data_parallel",
+    },
     "planned": {"tables__user__sharding": "auto", "tables__movie__sharding": "auto"},
 }
 
 
 @pytest.mark.parametrize(
-    "changes", often(CASES, ("Adagrad", "data-parallel with L2", "Adam", "an optimizer per table"))
+    "changes",
+    often(CASES, ("Adagrad", "data-parallel with L2", "Adam", "an optimizer per table", "running Dice in parts")),
 )
 def test_one_rank_equals_plain(changes):
     made_for = twins.recipe(**changes)

@@ -3,16 +3,21 @@
 The optimizers of sharded tables are fused into their backward pass, which may therefore run only once a step. So a
 step that looks at each task's gradient cuts the graph in two:
 
-    tables -> [cut of scope shared] -> bottom -> [cut of scope trunk] -> trunk, towers -> logits -> [cut] -> losses
+    tables -> [cut at the embeddings] -> bottom -> [cut at the trunk] -> trunk, towers -> logits -> [cut] -> losses
 
 Above the cut one pass per task leaves its gradient at the cut and in the parameters there. Their Gram matrix, summed
 over ranks, gives the combiner's weights. Below the cut the weighted sum of the tasks' gradients goes back, once.
 
-- Scope `shared` cuts at the embeddings: the Gram matrix covers every dense parameter that tasks share, and the
-  embeddings of the batch. They stand in for the rows of the tables, which misses one case: two tasks that
-  pull the same row apart through different samples conflict in that row, but at none of the embeddings.
-- Scope `trunk` cuts at the input of the network's module `trunk`: the Gram matrix is that of the gradients there, and
-  what lies below sees one backward pass, as in a plain sum.
+Every step cuts at the embeddings, for what lies below waits for other ranks: the gradients of the dense part are there
+before, and their one sum over ranks is made while the tables' gradients travel and their rows move.
+
+- Scope `shared` compares at the embeddings: the Gram matrix covers every dense parameter that tasks share, and the
+  embeddings of the batch. From the trunk's input down the tasks' passes are one, batched by torch.func.vmap, so that
+  each sum over ranks on the way is made once for all tasks. The embeddings stand in for the rows of the tables, which
+  misses one case: two tasks that pull the same row apart through different samples conflict in that row, but at none
+  of the embeddings.
+- Scope `trunk` compares at the input of the network's module `trunk`: the Gram matrix is that of the gradients there,
+  and what lies below sees one backward pass, as in a plain sum.
 
 A parameter that one task alone reaches keeps that task's gradient, without the combiner's weight. Replicated tables are
 tables like the others, since where a table lies must not change what is learned. A combiner that needs no gradients
@@ -26,17 +31,20 @@ over ranks. Of the gradient at the cut every rank holds its own rows, R times to
 sum of the ranks' divided by R^2.
 """
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules import gradients
+from livetrain.modules.layers.dice import RunningDice
+from livetrain.modules.layers.distributed import Bucket, Later
 from livetrain.modules.model import Model
 from livetrain.modules.network import REGULARISER
+from livetrain.modules.tables.touched import Touched
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.runtime import ranks
 
@@ -68,6 +76,7 @@ class Combination:
         replicated: those of tables that every rank holds whole.
         device: this rank's. A GPU's step waits for it once, for one small copy to the host, where the combiner asks
             for gradients or losses.
+        touched: what marks the rows of those tables; the marks are summed over ranks with the gradients.
     """
 
     def __init__(
@@ -77,7 +86,9 @@ class Combination:
         dense: list[nn.Parameter],
         replicated: list[nn.Parameter],
         device: torch.device,
+        touched: Sequence[Touched] = (),
     ) -> None:
+        self._touched = touched
         self._config, self._tasks = recipe.gradients, list(recipe.tasks)
         self._dense, self._replicated, self._device = dense, replicated, device
         tasks, each = recipe.tasks.values(), kinds(recipe.tasks).values()
@@ -90,17 +101,19 @@ class Combination:
         self.monitor = Monitor(self._tasks)
         self.step = 0  # steps before this one
         self._ready = False  # whether the parameters hold a combined gradient that no optimizer has used
-        self._cut: list[tuple[Tensor, Tensor]] = []  # (end of the graph below, leaf of the graph above)
+        self._running = [module for module in model.modules() if isinstance(module, RunningDice)]
+        self._embeddings: dict[str, tuple[Tensor, Tensor]] = {}  # (end of the graph below, leaf of the graph above)
+        self._at_trunk: tuple[Tensor, Tensor] | None = None  # the same
         self._logits: list[tuple[Tensor, Tensor]] = []  # the same, by task
         self._regulariser: Tensor | None = None
         self._splits: dict[bool, _Split] = {}
-        if len(self._tasks) > 1:
-            if self._config.scope == "trunk":
-                assert model.dense.network.trunk is not None  # see Model
-                model.dense.network.trunk.register_forward_pre_hook(self._at_trunk)
-            else:
-                model.dense.register_forward_pre_hook(self._at_embeddings)
-        model.dense.register_forward_hook(self._at_logits)
+        self._kept: dict[str, bool] = {}  # whether a feature's embeddings come from a replicated table
+        self._whole = model.dense.parts == 1  # whether the trunk is called once a step
+        self._batches: bool | None = None  # whether the tasks' passes can be one; None until that was tried
+        if len(self._tasks) > 1 and model.dense.network.trunk is not None:
+            model.dense.network.trunk.register_forward_pre_hook(self._before_trunk)
+        model.dense.register_forward_pre_hook(self._before_dense)
+        model.dense.register_forward_hook(self._after_dense)
 
     @property
     def _by_task(self) -> bool:
@@ -119,15 +132,24 @@ class Combination:
         """
         if self._ready:
             raise RuntimeError("the gradient of the step before moved no parameter: its optimizers took no step")
+        seen = [(dice, Later(dice.seen)) for dice in self._running if dice.seen is not None]
+        for marks in self._touched:
+            marks.send()
         losses = losses * self._task_weights
         if self._by_task:
             self._several_passes(losses)
         else:
             self._one_pass(losses)
+        for dice, moments in seen:
+            dice.follow(moments.total())
         self.monitor.add_regulariser(self._regulariser)
-        self._cut, self._logits, self._regulariser = [], [], None  # or they would keep the graph
+        self._forget()
         self.step += 1
         self._ready = True
+
+    def _forget(self) -> None:
+        """Let go of the graph."""
+        self._embeddings, self._at_trunk, self._logits, self._regulariser = {}, None, [], None
 
     def take(self) -> None:
         """Mark the combined gradient as used.
@@ -152,7 +174,7 @@ class Combination:
             for own, weight in zip(self._split().own, weights.tolist(), strict=True):
                 for parameter in own:
                     parameter.grad /= weight  # it came with the loss
-        self._average_gradients(self._dense + self._replicated)
+        self._below({name: leaf.grad for name, (_, leaf) in self._embeddings.items()}, self._dense)
 
     def _several_passes(self, losses: Tensor) -> None:
         split = self._split()
@@ -184,65 +206,134 @@ class Combination:
             parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
         for parameter, gradient in zip((p for each in split.own for p in each), own, strict=True):
             parameter.grad = gradient
-        cut = [(end, rows) for (end, _), rows in zip(self._cut, at_cut, strict=True) if end.requires_grad]
-        ends, starts = [end for end, _ in cut], [_weighted(weights, rows) for _, rows in cut]
-        if self._config.scope == "trunk" and self._regulariser is not None:  # all of it lies below that cut
+        starts = [_weighted(weights, rows) for rows in at_cut]
+        if self._config.scope == "shared":  # all dense parameters lie above that cut, and are averaged
+            self._below(dict(zip(self._embeddings, starts, strict=True)), [])
+            return
+        assert self._at_trunk is not None  # or there would be no such scope
+        ends = [self._at_trunk[0]]
+        if self._regulariser is not None:  # all of it lies below that cut
             ends, starts = [*ends, self._regulariser], [*starts, torch.ones_like(self._regulariser)]
-        if ends:  # a model of dense features alone has nothing to learn there
+        if ends[0].requires_grad:  # a model of dense features alone has nothing to learn there
             torch.autograd.backward(ends, starts)
-        averaged = self._config.scope == "shared"  # all dense parameters lie above that cut
-        self._average_gradients(self._replicated if averaged else self._dense + self._replicated)
+        self._below({name: leaf.grad for name, (_, leaf) in self._embeddings.items()}, self._dense)
+
+    def _below(self, gradients_: dict[str, Tensor | None], dense: list[nn.Parameter]) -> None:
+        """Go on below the embeddings, from their gradients, while those of dense parameters are averaged over ranks."""
+        given = {name: gradient for name, gradient in gradients_.items() if gradient is not None}
+        self._back({name: gradient for name, gradient in given.items() if self._is_kept(name)})
+        averaging = self._begin_averaging(dense + self._replicated)
+        self._back({name: gradient for name, gradient in given.items() if not self._is_kept(name)})
+        self._end_averaging(averaging)
+
+    def _back(self, gradients_: dict[str, Tensor]) -> None:
+        """Run backward from the embeddings of some features."""
+        names = [name for name in gradients_ if self._embeddings[name][0].requires_grad]
+        if names:
+            torch.autograd.backward([self._embeddings[name][0] for name in names], [gradients_[name] for name in names])
+
+    def _is_kept(self, feature: str) -> bool:
+        """Return whether a feature's embeddings come from a table that every rank holds whole."""
+        if feature not in self._kept:
+            replicated = {id(parameter) for parameter in self._replicated}
+            self._kept[feature] = not replicated.isdisjoint(_leaves(self._embeddings[feature][0]))
+        return self._kept[feature]
 
     def _pass_by_task(self, losses: Tensor, split: _Split) -> _ByTask:
         """Run backward from each task's logits to the cut and to the parameters on the way.
 
-        One pass per task, in the same order on every rank, and not one for all: Dice sums over ranks within its
-        backward pass, which autograd cannot batch.
+        In the same order on every rank: one pass per task as far as the trunk's input, then one for all.
         """
         # A task's loss sees its own logits alone, so one pass gives the derivative of each. From there on each task's
         # pass meets only what it shares with others and its own part; the stacked losses would lead through all towers.
         starts = list(torch.autograd.grad(losses.sum(), [leaf for _, leaf in self._logits]))
         ends, owned = [logits for logits, _ in self._logits], list(split.own)
+        trunk = self._at_trunk if self._config.scope == "shared" else None
         if self._config.scope == "shared" and self._regulariser is not None:
             ends, starts = [*ends, self._regulariser], [*starts, torch.ones_like(self._regulariser)]
             owned.append([])
-        leaves = [leaf for _, leaf in self._cut]
-        sizes = [p.numel() for p in split.shared]
-        shared = torch.zeros(len(starts), sum(sizes), device=self._device)
-        at_cut: list[list[Tensor]] = [[] for _ in leaves]
-        own = []
+        leaves = [leaf for _, leaf in self._compared()]
+        inputs = [*leaves, *split.shared]
+        own: list[list[Tensor]] = []
+        rows: list[list[Tensor | None]] = []  # of every input, by task
+        at_trunk: list[Tensor] = []
         for row, (end, start, parameters) in enumerate(zip(ends, starts, owned, strict=True)):
+            above = [] if trunk is None else [trunk[1]]
             found = torch.autograd.grad(
                 end,
-                [*leaves, *split.shared, *parameters],
+                [*above, *inputs, *parameters],
                 start,
-                retain_graph=row + 1 < len(starts),
+                retain_graph=trunk is not None or row + 1 < len(starts),
                 allow_unused=True,
             )
-            for leaf, rows, gradient in zip(leaves, at_cut, found[: len(leaves)], strict=True):
-                rows.append(torch.zeros_like(leaf) if gradient is None else gradient)
-            of_shared = found[len(leaves) : len(leaves) + len(sizes)]
-            for place, gradient in zip(shared[row].split(sizes), of_shared, strict=True):
-                if gradient is not None:
-                    place.copy_(gradient.reshape(-1))
-            own.append(list(found[len(leaves) + len(sizes) :]))
-        return _ByTask(at_cut, shared, own)
+            if trunk is not None and row < len(self._tasks):
+                at_trunk.append(torch.zeros_like(trunk[1]) if found[0] is None else found[0])
+            rows.append(list(found[len(above) : len(above) + len(inputs)]))
+            own.append(list(found[len(above) + len(inputs) :]))
+        if trunk is not None:
+            for mine, further in zip(rows, self._batched(trunk[0], at_trunk, inputs), strict=False):
+                mine[:] = [b if a is None else a if b is None else a + b for a, b in zip(mine, further, strict=True)]
+        of_inputs = zip(inputs, zip(*rows, strict=True), strict=True)
+        dense = [[torch.zeros_like(x) if g is None else g for g in each] for x, each in of_inputs]
+        shared = [torch.stack([row.reshape(-1).float() for row in each]) for each in dense[len(leaves) :]]
+        none = torch.zeros(len(starts), 0, device=self._device)
+        return _ByTask(dense[: len(leaves)], torch.cat([none, *shared], 1), own)
+
+    def _batched(self, end: Tensor, starts: list[Tensor], inputs: list[Tensor]) -> list[list[Tensor | None]]:
+        """Return the gradients of inputs, by task, from each task's gradient of what they make.
+
+        All tasks in one pass, where each operation of it can be batched; otherwise task after task.
+        """
+        if not end.requires_grad:
+            return [[None] * len(inputs) for _ in starts]
+
+        def back(start: Tensor, retain: bool, **unused: bool) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(end, inputs, start, retain_graph=retain, **unused)
+
+        if self._batches is not False:
+            try:
+                once = torch.func.vmap(lambda start: back(start, self._batches is None, materialize_grads=True))
+                with warnings.catch_warnings():  # of operators that vmap has to call task after task
+                    warnings.filterwarnings("ignore", "There is a performance drop")
+                    found = once(torch.stack(starts))
+            except (RuntimeError, NotImplementedError):
+                if self._batches:  # it could so far
+                    raise
+                self._batches = False
+            else:
+                self._batches = True
+                return [[each[task] for each in found] for task in range(len(starts))]
+        ways = [back(start, task + 1 < len(starts), allow_unused=True) for task, start in enumerate(starts)]
+        return [list(way) for way in ways]
 
     def _average(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return the averages over ranks, in float32, by one flat all-reduce."""
+        """Return the averages over ranks, by one flat all-reduce, which others ride on."""
         if ranks.world() == 1 or not tensors:
             return tensors
-        flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
-        dist.all_reduce(flat)
-        flat /= ranks.world()
-        parts = flat.split([tensor.numel() for tensor in tensors])
-        return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
+        totals = Bucket(tensors).wait()
+        return [total.to(tensor.dtype) / ranks.world() for total, tensor in zip(totals, tensors, strict=True)]
 
-    def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Average gradients over ranks; a parameter that got none takes part with zeros."""
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        for parameter, grad, mean in zip(parameters, grads, self._average(grads), strict=True):
-            parameter.grad = grad.copy_(mean)
+    def _begin_averaging(self, parameters: list[nn.Parameter]) -> tuple[list[Tensor], Bucket] | None:
+        """Begin to average gradients over ranks; a parameter that got none takes part with zeros."""
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        found = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        return (found, Bucket(found)) if found and ranks.world() > 1 else None
+
+    def _end_averaging(self, begun: tuple[list[Tensor], Bucket] | None) -> None:
+        """Leave the averages in the parameters."""
+        if begun is not None:
+            found, bucket = begun
+            totals = bucket.wait()
+            torch._foreach_div_(totals, ranks.world())
+            torch._foreach_copy_(found, totals)
+
+    def _compared(self) -> list[tuple[Tensor, Tensor]]:
+        """Return the cut at which the tasks' gradients are compared."""
+        if self._config.scope == "trunk" and self._at_trunk is not None:
+            return [self._at_trunk]
+        return list(self._embeddings.values())
 
     def _split(self) -> _Split:
         """Return how tasks share the parameters above the cut, found once from the graph. Collective the first time.
@@ -252,8 +343,11 @@ class Combination:
         """
         if self._by_task not in self._splits:
             reached = [_leaves(logits) for logits, _ in self._logits]
-            if self._by_task:
-                known = {id(p) for p in self._dense} | {id(leaf) for _, leaf in self._cut}
+            if self._at_trunk is not None and self._config.scope == "shared":
+                end, leaf = self._at_trunk
+                reached = [found | _leaves(end) if id(leaf) in found else found for found in reached]
+            if self._by_task and self._config.scope == "trunk":
+                known = {id(p) for p in self._dense} | {id(leaf) for _, leaf in self._compared()}
                 if any(leaf not in known for leaves in reached for leaf in leaves):
                     raise RuntimeError(
                         f"a table is read past the input of the shared trunk; gradients.scope {self._config.scope} "
@@ -271,23 +365,26 @@ class Combination:
             )
         return self._splits[self._by_task]
 
-    def _at_embeddings(self, dense: nn.Module, inputs: tuple) -> tuple | None:
+    def _before_dense(self, dense: nn.Module, inputs: tuple) -> tuple | None:
         """Cut between tables and the dense part."""
-        if not (self._by_task and dense.training and torch.is_grad_enabled()):
+        self._forget()
+        if not (dense.training and torch.is_grad_enabled()):
             return None
+        for dice in self._running:
+            dice.seen = None  # by a pass that no backward pass followed
         values, *rest = inputs
-        self._cut = [(value, _leaf(value)) for value in values.values()]
-        return dict(zip(values, (leaf for _, leaf in self._cut), strict=True)), *rest
+        self._embeddings = {name: (value, _leaf(value)) for name, value in values.items()}
+        return {name: leaf for name, (_, leaf) in self._embeddings.items()}, *rest
 
-    def _at_trunk(self, trunk: nn.Module, inputs: tuple) -> tuple | None:
+    def _before_trunk(self, trunk: nn.Module, inputs: tuple) -> tuple | None:
         """Cut between the bottom and the trunk."""
-        if not (self._by_task and trunk.training and torch.is_grad_enabled()):
+        if not (self._by_task and self._whole and trunk.training and torch.is_grad_enabled()):
             return None
         x, *rest = inputs
-        self._cut = [(x, _leaf(x))]
-        return self._cut[0][1], *rest
+        self._at_trunk = (x, _leaf(x))
+        return self._at_trunk[1], *rest
 
-    def _at_logits(self, dense: nn.Module, inputs: tuple, logits: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    def _after_dense(self, dense: nn.Module, inputs: tuple, logits: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """Cut between the network and the loss, which mixes the tasks' graphs."""
         if not (dense.training and torch.is_grad_enabled()):
             return None

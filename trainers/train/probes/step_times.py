@@ -33,7 +33,7 @@ PARTS = (
     "dense_forward",  # the network and the loss, whose count of rows is summed over ranks
     "dense_backward",  # the gradients of both, and combining those of the tasks
     "embedding_backward",  # sending rows' gradients to their tables; the tables' update is fused into it
-    "all_reduce",  # averaging the dense gradients over ranks, and what combining them needs
+    "all_reduce",  # what averaging the dense gradients over ranks, and what combining needs, still take after that
     "optimizer",  # the dense part's update
 )
 
@@ -124,7 +124,8 @@ class Breakdown:
         for method, part in pipeline.PARTS.items():
             self._during(pipeline, method, part)
         self._during(pipeline.update, "backward", "dense_backward")
-        self._during(pipeline.combination, "_average", "all_reduce", then="dense_backward")
+        for method in ("_average", "_end_averaging"):
+            self._during(pipeline.combination, method, "all_reduce", then="dense_backward")
         self._during(pipeline.update, "step", "optimizer")
         for module in sharded.module.modules():
             if isinstance(module, SHARDED):  # waits for its ids first, then looks them up
