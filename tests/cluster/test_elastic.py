@@ -1,19 +1,23 @@
 """How many workers a run of a range has, and how often it is started again: Ray Train's policies without a cluster."""
 
 import asyncio
+import os
 import socket
 import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray import cloudpickle
 from ray._private.label_utils import validate_label_selector
 from ray.exceptions import RayActorError
 from ray.train import RunConfig
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.context import TrainRunContext
 from ray.train.v2._internal.execution.controller import TrainController
@@ -287,6 +291,30 @@ def controlled(run: Run, does: list[Exception | str], monkeypatch) -> TrainContr
     controller = TrainController(None, context, run.policy, limits)
     asyncio.run(controller.run())
     return controller
+
+
+def test_both_policies_travel_to_rays_controller(place, monkeypatch):
+    """In the place of Ray Train's own, as it sends them; with the waits of a range."""
+    sent: dict[str, Any] = {}
+    monkeypatch.setattr(
+        TorchTrainer, "_initialize_and_run_controller", lambda self, **parts: sent.update(parts) or done
+    )
+    done = SimpleNamespace(error=None)
+    failures = FailureConfig(max_failures=1, max_preemption_failures=1, controller_failure_limit=-1)
+    kept = RunConfig(storage_path=str(place / "ray"), failure_config=failures)
+    trainer = TorchTrainer(lambda: None, scaling_config=ScalingConfig(**CONFIG), run_config=kept)
+    for name in ("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"):
+        monkeypatch.setenv(name, "")  # put back afterwards
+    cluster = Cluster(workers=Workers(min=2, max=4))
+    ray_workers._fit(trainer, cluster, elastic.policies(trainer, elastic.Asked((2, 4), place, place.parent, 60)))
+    assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == str(ray_workers.PLACED_S)
+    scaling, limits = (
+        cloudpickle.loads(cloudpickle.dumps(sent[name])) for name in ("scaling_policy", "failure_policy")
+    )
+    assert (type(scaling), type(limits)) == (elastic.Scaling, elastic.Limits)
+    assert scaling._each == {"CPU": 2}
+    assert limits.make_decision(lost(ValueError("once"))) == FailureDecision.RETRY
+    assert limits.make_decision(lost(ValueError("twice"))) == FailureDecision.RAISE
 
 
 def test_rays_controller_goes_on_with_what_is_left_and_takes_in_what_comes(place, monkeypatch):
