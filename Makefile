@@ -6,7 +6,7 @@ BIN := .venv/bin
 DATA := data/ml-1m-rechorus
 RUN := demo-$(shell date +%Y%m%d-%H%M%S)-$(shell echo $$PPID)
 
-.PHONY: help setup demo test test-slow coverage lint lock docs
+.PHONY: help setup demo test test-slow test-kernels coverage lint lock docs
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -32,6 +32,10 @@ test: setup  ## All fast tests
 
 test-slow: setup  ## The tests that take minutes, and the properties on other examples each time
 	@HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -q -m "slow or hypothesis"
+
+test-kernels: setup  ## The kernels of GPUs, by Triton's interpreter and compiler (1 GB more in .venv)
+	@$(BIN)/python -m pip install --quiet --editable '.[kernels]'
+	@$(BIN)/python -m pytest -q -m "slow or not slow" tests/modules/layers/gpu
 
 coverage: setup  ## Which lines the fast tests of this process reach: on the terminal, and in coverage.xml
 	@$(BIN)/python -m pytest -q --cov --cov-report=term:skip-covered --cov-report=xml

@@ -174,52 +174,52 @@ def document(kept: dict[tuple, dict[str, Any]], given: argparse.Namespace) -> st
     return "\n".join([INTRO.format(made=made(versions(), given), most=MOST), *parts, ""])
 
 
+Found = dict[tuple[int, str], list[dict[str, Any]]]  # the runs of a recipe by factor and rule
+
+
 def section(name: str, kept: dict[tuple, dict[str, Any]]) -> list[str]:
     """Return a recipe's heading and tables: validation by rule and factor, and what the test split says of the best."""
-    found = {(factor, by): [] for factor in FACTORS for by in (one.name for one in RULES)}
-    for (recipe, factor, by, _), figures in sorted(kept.items()):
+    found: Found = {(times, one.name): [] for times in FACTORS for one in RULES}
+    for (recipe, times, by, _), figures in sorted(kept.items()):
         if recipe == name:
-            found[factor, by].append(figures)
-    tasks = sorted(
-        {key.split(".")[1] for runs in found.values() for run in runs for key in run if key.startswith("valid.")}
-    )
-    out = [f"## {name}", *table("valid", tasks, found, RULES)]
-    scores = {one: mean(found, one.name, tasks) for one in RULES}
-    return [*out, *table("test", tasks, found, dict.fromkeys((FIXED, max(scores, key=scores.__getitem__)))), ""]
-
-
-def table(split: str, tasks: list[str], found: dict[tuple, list], rules: Iterable[Rule]) -> list[str]:
-    """Return the lines of a split's table: steps, then each task's AUC by rule."""
-    stock = [found[factor, FIXED.name][:1] for factor in FACTORS]
-    batches = " | ".join(
-        f"x {f}" + "".join(f": {run['batch']:,} rows" for run in runs) for f, runs in zip(FACTORS, stock, strict=True)
-    )
-    head = f"| {split} AUC | rule | {batches} | mean of x 2 to 32 |"
-    steps = " | ".join("".join(f"{run['steps']:,}" for run in runs) for runs in stock)
+            found[times, by].append(figures)
+    known = [key.split(".")[1] for runs in found.values() for run in runs for key in run if key.startswith("valid.")]
+    tasks, rules = sorted(set(known)), [one for one in RULES if any(found[times, one.name] for times in FACTORS[1:])]
+    best = max(rules, key=lambda one: np.mean([overall(found, one, "valid", task, rules) for task in tasks]))
+    compared = dict.fromkeys((FIXED, best))
     return [
+        f"## {name}",
+        *table("valid", tasks, found, rules, rules),
+        *table("test", tasks, found, compared, rules),
         "",
-        head,
-        rule(head),
-        f"| steps | | {steps} | |",
-        *(line(one, task, split, found) for task in tasks for one in rules),
     ]
 
 
-def line(one: Rule, task: str, split: str, found: dict[tuple, list]) -> str:
-    """Return a rule's line of one task's table; the stock batch is the same for all rules."""
-    runs = [found[factor, one.name if factor > 1 else "fixed"] for factor in FACTORS]
-    values = [np.array([run[f"{split}.{task}.auc"] for run in each]) for each in runs]
-    means = [each.mean() for each in values[1:] if len(each)]
-    overall = f"{np.mean(means):.4f}" if len(means) == len(FACTORS) - 1 else ""
-    return f"| {task} | {one.name} | {' | '.join(spread(each) if len(each) else '' for each in values)} | {overall} |"
+def whole(found: Found, rules: list[Rule]) -> list[int]:
+    """Return the larger factors at which every rule has run with every seed: those that rules are compared by."""
+    seeds = max(len(runs) for runs in found.values())
+    return [times for times in FACTORS[1:] if all(len(found[times, one.name]) == seeds for one in rules)]
 
 
-def mean(found: dict[tuple, list], by: str, tasks: list[str]) -> float:
-    """Return a rule's validation AUC, mean over tasks and larger batches; nothing where some are missing."""
-    runs = [found[factor, by] for factor in FACTORS if factor > 1]
-    if not all(runs):
-        return -math.inf
-    return float(np.mean([np.mean([run[f"valid.{task}.auc"] for run in each]) for each in runs for task in tasks]))
+def overall(found: Found, one: Rule, split: str, task: str, rules: list[Rule]) -> float:
+    """Return a rule's AUC, mean over the factors by which rules are compared."""
+    means = [np.mean([run[f"{split}.{task}.auc"] for run in found[times, one.name]]) for times in whole(found, rules)]
+    return float(np.mean(means))
+
+
+def table(split: str, tasks: list[str], found: Found, shown: Iterable[Rule], rules: list[Rule]) -> list[str]:
+    """Return the lines of a split's table: steps, then each task's AUC by rule."""
+    stock = {times: found[times, FIXED.name] for times in FACTORS}
+    batches = [f"x {times}: {runs[0]['batch']:,} rows" if runs else f"x {times}" for times, runs in stock.items()]
+    steps = [f"{runs[0]['steps']:,}" if runs else "" for runs in stock.values()]
+    mean = f"mean of x {', '.join(map(str, whole(found, rules)))}"
+    lines = [[f"{split} AUC", "rule", *batches, mean], ["steps", "", *steps, ""]]
+    for task, one in itertools.product(tasks, shown):
+        runs = [found[times, one.name if times > 1 else FIXED.name] for times in FACTORS]
+        cells = [spread(np.array([run[f"{split}.{task}.auc"] for run in each])) if each else "" for each in runs]
+        lines.append([task, one.name, *cells, f"{overall(found, one, split, task, rules):.4f}"])
+    head, *rest = [f"| {' | '.join(line)} |" for line in lines]
+    return ["", head, rule(head), *rest]
 
 
 if __name__ == "__main__":

@@ -65,15 +65,15 @@ rates() { # name, most seconds, recipe, more
 }
 
 if [[ $device == cpu ]]; then
-  large=(--batches 192 768 --precisions float32 bfloat16)
+  large=(--batches 192 768 --precisions float32 bfloat16) small=(--batches 192 --precisions float32)
   sizes=(--rows 4096 --ids 1000 --steps 2 --held 2) rows=2000 patience=10 # a rehearsal's machine has others to serve
 else
-  large=(--batches 98304 12288 1536 --precisions bfloat16 tf32 float32)
+  large=(--batches 98304 12288 1536 --precisions bfloat16 tf32 float32) small=(--batches 98304 4224 --precisions bfloat16)
   sizes=(--rows 1000000 --ids 5000000 --steps 20 --held 8) rows=5000000 patience=1
 fi
 
 lease tests 150
 lease hardware 30
 rates rates 150 din_ml1m "tables.movie.rows=$rows" "${large[@]}"
-rates cached 40 din_ml1m tables.movie.memory=host tables.movie.rows=200000 --batches 4096 --precisions float32
+rates cached 40 din_ml1m tables.movie.memory=host tables.movie.rows=200000 "${small[@]}"
 lease cached-tests 60

@@ -25,7 +25,7 @@ from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -41,7 +41,6 @@ from livetrain.trainers.runtime.ranks import seed_step
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train.feed import Meter
 from livetrain.trainers.train.loop import Job, Trainer
-from livetrain.trainers.train.planning import constraints
 
 CPU = torch.device("cpu")
 
@@ -78,10 +77,11 @@ class Bare(nn.Module):
         sparse = recipe.optimizers.sparse
         apply_in_backward(RowWiseAdagrad, model.tables.parameters(), {"lr": sparse.lr, "eps": sparse.eps})
         sharders = [EmbeddingCollectionSharder()]
+        ways = ParameterConstraints(sharding_types=["table_wise", "row_wise"], compute_kernels=["fused"])
         planner = EmbeddingShardingPlanner(
             topology=Topology(world_size=dist.get_world_size(), compute_device="cpu"),
             batch_size=batches[0].weights.shape[0],
-            constraints=constraints(recipe, dist.get_world_size()),
+            constraints=dict.fromkeys(recipe.tables, ways),
         )
         plan = planner.collective_plan(self, sharders, dist.group.WORLD)
         sharded = DistributedModelParallel(self, device=CPU, plan=plan, sharders=sharders)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from rich.markup import escape
 from rich.table import Table
-from torchrec.distributed.types import ShardingPlan
 
 from livetrain.cluster import capacity, ray_workers
 from livetrain.cluster.capacity import counted
@@ -28,10 +28,13 @@ from livetrain.cluster.exchange import Exchanged, exchange
 from livetrain.cluster.nodes import ask, look
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.configs.schema import Cluster, Recipe
-from livetrain.modules.optimizers import table_optimizer
+from livetrain.trainers.data.read import sidecar
 from livetrain.trainers.data.read.files import split_files
-from livetrain.trainers.train import few_rows, planning, sharding
-from livetrain.trainers.train.memory import ELEMENT, amount
+from livetrain.trainers.data.read.lookups import looked_up
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.spread import Looking
+from livetrain.trainers.train import few_rows, memory, planning, sharding
+from livetrain.trainers.train.memory import amount
 from livetrain.trainers.train.memory import waits as waits_for
 from livetrain.trainers.train.preflight import SPLITS
 
@@ -124,9 +127,9 @@ def _examine(
     progress("planning the tables")
     for workers in dict.fromkeys((counts[0], cluster.most)):
         of = f" of {workers}" if len(counts) > 1 else ""
-        plans: list[ShardingPlan] = []
-        if found.of(f"plan{of}", tables_are_planned, recipe, workers, cuda, plans):
-            found.of(f"memory{of}", memory_suffices, need(recipe, plans[0], workers, cuda), met[:workers], answers)
+        plans: list[planning.Plan] = []
+        if found.of(f"plan{of}", tables_are_planned, recipe, workers, cuda, runs, plans):
+            found.of(f"memory{of}", memory_suffices, need(recipe, plans[0]), met[:workers], answers)
 
 
 def findings_table(findings: list[Finding]) -> Table:
@@ -290,43 +293,36 @@ def rows_are_told(recipe: Recipe, workers: int, device: str) -> str:
     return few_rows.advice(recipe, workers, device) or said
 
 
-def tables_are_planned(recipe: Recipe, workers: int, cuda: bool, plans: list[ShardingPlan]) -> str:
-    """Plan the recipe's tables for its workers; `plans` gets the plan."""
-    plans.append(sharding.dry_plan(recipe, workers, "cuda" if cuda else "cpu"))
-    return planning.in_words(planning.placed(recipe, plans[0], workers))
+def tables_are_planned(recipe: Recipe, workers: int, cuda: bool, runs: Path, plans: list[planning.Plan]) -> str:
+    """Plan the recipe's tables for its workers, as a run would; `plans` gets the plan."""
+    plans.append(sharding.dry_plan(recipe, workers, "cuda" if cuda else "cpu", known_ids(recipe, runs)))
+    return planning.in_words(planning.placed(recipe, plans[0]))
+
+
+def known_ids(recipe: Recipe, runs: Path) -> planning.Lookups | None:
+    """Return what the training split tells of ids, as a run is told; None where it cannot be read."""
+    looking = Looking(runs / sidecar.NAME, ray_workers.spread(recipe))
+    try:
+        return looked_up(Source.open(recipe, "train", looking), recipe, looking)
+    except BadInput:
+        return None
 
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes of each worker, by rank: tables with their optimizer's state, and a checkpoint's copy of them."""
+    """Bytes of each worker, by rank: all that it holds at the least, and a checkpoint's copy of it."""
 
     gpu: list[int]
     host: list[int]
     copied: list[int]  # on the host too
 
 
-def need(recipe: Recipe, plan: ShardingPlan, workers: int, cuda: bool) -> Need:
-    """Return what the tables take: rows * (dim * bytes per element + bytes of optimizer state per row), by shard."""
-    state = {name: table_optimizer(recipe, name).state_bytes for name in recipe.tables}
-    gpu, host, copied = [0] * workers, [0] * workers, [0] * workers
-    for collection in plan.plan.values():
-        for name, how in collection.items():
-            one, behind_cache = recipe.tables[name], how.compute_kernel == planning.CACHED
-            for shard in how.sharding_spec.shards:
-                rows, dim = shard.shard_sizes
-                weights, rank = rows * dim * ELEMENT[one.dtype], shard.placement.rank()
-                whole = weights + rows * state[name](dim)
-                (gpu if cuda and not behind_cache else host)[rank] += whole
-                copied[rank] += whole
-                gpu[rank] += math.ceil(weights * one.cache) if behind_cache else 0
-    for name, one in recipe.tables.items():
-        if not any(name in collection for collection in plan.plan.values()):  # replicated, with a gradient of its size
-            weights = one.rows * one.dim * ELEMENT[one.dtype]
-            whole = weights + one.rows * state[name](one.dim)
-            part = gpu if cuda else host
-            part[:] = [taken + whole + weights for taken in part]
-            copied = [taken + whole for taken in copied]
-    return Need(gpu, host, copied)
+def need(recipe: Recipe, plan: planning.Plan) -> Need:
+    """Return what each worker takes, see `memory.per_rank`; but for windows of rows, which few data do not fill."""
+    held = memory.per_rank(recipe, plan)
+    copied, _ = held["host"].pop("checkpoint copy"), held["host"].pop("windows")
+    gpu, host = (sum(held[where].values(), np.zeros(plan.world, np.int64)) for where in ("gpu", "host"))
+    return Need(gpu.tolist(), host.tolist(), copied.tolist())
 
 
 def memory_suffices(need: Need, met: list[Exchanged], answers: dict[str, dict]) -> str:
@@ -350,10 +346,10 @@ def memory_suffices(need: Need, met: list[Exchanged], answers: dict[str, dict]) 
                 f"{amount(answers[node]['free'])} are free; add nodes, lower rows or dim, or use dtype: float16"
             )
     least = min(answers[node]["free"] for node in on_host)
-    said = f"tables take {amount(max(need.host))} per worker of the host, which has at least {amount(least)} free"
+    said = f"it takes {amount(max(need.host))} per worker of the host, which has at least {amount(least)} free"
     if any(need.gpu):
         spare = min(one.gpu_free for one in met)
-        said = f"tables take {amount(max(need.gpu))} per GPU, which has at least {amount(spare)} free; " + said
+        said = f"it takes {amount(max(need.gpu))} per GPU, which has at least {amount(spare)} free; " + said
     waits = (waits_for(copied[n], answers[n]["free"] - on_host[n], answers[n]["host"]) for n in on_host)
     late = next((text for text in waits if text is not None), None)
     return f"{said}; {late or f'a copy of a checkpoint takes {amount(max(need.copied))} more'}"

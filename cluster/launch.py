@@ -117,7 +117,7 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
         job = Job(recipe, run, sources, statistics, test)
         with signals.saving(run):
             try:
-                result = _launch(partial(_train_here, job), recipe, run, place)
+                result = _launch(partial(_train_here, job), recipe, run, place, partial(_plan, job))
             except NotNow:  # somebody else is at it
                 raise
             except Exception as error:
@@ -287,7 +287,14 @@ def _teller(told: Path) -> Callable[..., None]:
     return tell
 
 
-def _launch(work: ray_workers.Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:
+def _plan(job: Job, device: str) -> None:
+    """Have the tables planned once, before there are ranks that would wait for it; see `Job.plan`."""
+    job.plan(job.recipe, job.recipe.cluster.most, device)
+
+
+def _launch(
+    work: ray_workers.Work, recipe: Recipe, told: Path, place: Path, before: ray_workers.Before | None = None
+) -> dict[str, Any]:
     """Run `work` on every rank and return rank 0's result.
 
     Args:
@@ -295,11 +302,12 @@ def _launch(work: ray_workers.Work, recipe: Recipe, told: Path, place: Path) -> 
         recipe: the run.
         told: the folder whose log is told what happens.
         place: this command's own in the run's folder.
+        before: done before there are workers.
     """
     if recipe.cluster.most == 0:
         places.clear(place, lambda left: not (left / places.PLACEMENT).exists())  # to free what Ray holds takes Ray
         return _in_process(work, recipe)
-    return ray_workers.run(work, recipe, told, place)
+    return ray_workers.run(work, recipe, told, place, before)
 
 
 def _in_process(work: ray_workers.Work, recipe: Recipe) -> dict[str, Any]:

@@ -35,8 +35,11 @@ _FEW = 64  # parts of a look at data that threads of this process do in the time
 Work = Callable[[torch.device], dict[str, Any]]
 """What a rank does on its device; rank 0's result is the command's."""
 
+Before = Callable[[str], None]
+"""What the driver does before there are workers, given the device type that these will have."""
 
-def run(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:
+
+def run(work: Work, recipe: Recipe, told: Path, place: Path, before: Before | None = None) -> dict[str, Any]:
     """Run `work` on every worker and return rank 0's result.
 
     Args:
@@ -44,6 +47,7 @@ def run(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:
         recipe: the run.
         told: the folder whose log is told what happens.
         place: the command's own in the run's folder.
+        before: done before there are workers.
 
     Raises:
         BadInput: a worker refused the recipe or its data, or the cluster lacks room or GPUs.
@@ -63,6 +67,8 @@ def run(work: Work, recipe: Recipe, told: Path, place: Path) -> dict[str, Any]:
     runlog.note(told, "note", text=f"starting {capacity.asked(cluster)}")
     lasting = ray.is_initialized() or bool(cluster.address or os.environ.get("RAY_ADDRESS"))
     with _connected(recipe) as cuda:
+        if before is not None:
+            before("cuda" if cuda else "cpu")
         if place.name.startswith(places.TRAINING):
             places.release(place.parent)
         places.clear(place, places.free)

@@ -1,7 +1,7 @@
 """A GPU cache in front of tables in host memory, emulated on a CPU, where fbgemm has none.
 
-torchrec's planner, sharding, pipeline and state dicts are the real ones, and so are fbgemm's lookup and fused update on
-the CPU. What is emulated is where rows are: fbgemm's CPU operators work on `weights_host`, which stands for the GPU's
+Planner, sharding, pipeline and state dicts are the real ones, and so are fbgemm's lookup and fused update on the CPU.
+What is emulated is where rows are: fbgemm's CPU operators work on `weights_host`, which stands for the GPU's
 cache here, while what is saved and loaded is the memory behind it. A row is right in one of the two alone, and not a
 number where it is in neither. As in fbgemm's `_prefetch`, `flush`, `reset_cache_states` and backward hooks, a batch's
 rows are fetched ahead and locked until its backward pass, the least recently used unlocked line makes room, and a row
@@ -11,6 +11,7 @@ that finds no room is read and updated behind the cache.
 import contextlib
 from collections import Counter, deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar
 from unittest import mock
 
@@ -153,19 +154,23 @@ def cache(*tables: str, part: float = 0.5) -> Iterator[None]:
         tables: their names, of which at least one is sharded.
         part: of a group of tables' rows that the cache holds.
     """
-    agree = planning.agree
+    agree, for_torchrec = planning.agree, planning.for_torchrec
 
     def agreed(*given):
         plan = agree(*given)
+        behind = {n: replace(at, kernel=planning.CACHED) if n in tables else at for n, at in plan.tables.items()}
+        return replace(plan, tables=behind)
+
+    def prepared(*given):
+        plan = for_torchrec(*given)
         for collection in plan.plan.values():
-            for name, how in collection.items():
+            for how in collection.values():
                 how.cache_params = CacheParams(load_factor=part, prefetch_pipeline=True)
-                if name in tables:
-                    how.compute_kernel = planning.CACHED
         return plan
 
     with (
         mock.patch.object(planning, "agree", agreed),
+        mock.patch.object(planning, "for_torchrec", prepared),
         mock.patch.object(EmulatedCache, "cached", set(tables)),
         mock.patch.object(EmulatedCache, "part", part),
         mock.patch.object(batched_embedding_kernel, "SplitTableBatchedEmbeddingBagsCodegen", EmulatedCache),

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,14 +30,14 @@ from livetrain.cluster.sweep import driver as sweeps
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster
 from livetrain.modules.batch import Batch, Requests
-from livetrain.modules.layers import bottom, compiled, distributed
+from livetrain.modules.layers import bottom, compiled, dice, distributed
 from livetrain.modules.layers.attention import ActivationUnit
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.evaluate import evaluation
 from livetrain.trainers.runtime import ranks
-from livetrain.trainers.train import checkpoint, memory, preflight, sharding, staging, step
+from livetrain.trainers.train import checkpoint, compiled_layers, memory, preflight, sharding, staging, step
 from livetrain.trainers.train.gradients import combination
 from livetrain.trainers.train.loop import Trainer
 from livetrain.trainers.train.probes import step_times
@@ -130,10 +131,32 @@ def test_a_gpus_gram_matrix_is_a_cpus():
     torch.testing.assert_close(found, combination._gram(rows))
 
 
-def test_tensors_on_a_gpu_have_no_compiled_passes(monkeypatch):
-    monkeypatch.setattr(compiled, "_libraries", {torch.float32: "library"})
-    assert compiled.library_for(torch.zeros(1)) == "library"
-    assert compiled.library_for(torch.zeros(1, device="meta")) is None
+def test_each_device_has_its_own_passes():
+    own = {device: compiled.Library(device, torch.float32, towers=False) for device in ("cpu", "meta")}
+    compiled.use(*own.values())
+    for device, library in own.items():
+        assert compiled.library_for(torch.zeros(1, device=device)) is library
+        assert compiled.library_for(torch.zeros(1, device=device, dtype=torch.float64)) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compiled.library_for(torch.zeros(1)) is None
+    compiled.use()
+
+
+def test_a_gpu_is_not_asked_whether_all_rows_count():
+    assert dice.valid_rows(torch.ones(3), torch.zeros(1)) is None
+    assert dice.valid_rows(torch.ones(3, device="meta"), torch.zeros(1)).device.type == "meta"
+
+
+def test_a_run_on_a_gpu_trains_by_tritons_passes_where_there_is_triton(monkeypatch, caplog):
+    monkeypatch.setattr(compiled_layers, "has_triton", lambda: False)
+    compiled_layers.enable(dice.Dice(2), GPU)
+    assert "no module triton" in caplog.text
+    passes = SimpleNamespace(Triton=lambda device: compiled.Library(device, torch.float32, towers=False))
+    monkeypatch.setitem(sys.modules, "livetrain.modules.layers.gpu.passes", passes)
+    monkeypatch.setattr(compiled_layers, "has_triton", lambda: True)
+    compiled_layers.enable(dice.Dice(2), GPU)
+    assert set(compiled._libraries) == {("cuda", torch.float32)}
+    compiled.use()
 
 
 # Batches on their way.
@@ -455,9 +478,11 @@ def test_workers_of_a_run_ask_for_a_gpu_each(tmp_path, monkeypatch, cuda):
     monkeypatch.setattr(ray_workers, "_connected", lambda recipe: contextlib.nullcontext(cuda))
     place = tmp_path / f"{places.EVALUATION}of-this-test"
     place.mkdir()
-    trainer.return_value.fit = lambda: (place / places.OUTCOME).write_text("{}")
+    told: list[str] = []  # the driver plans for what the workers will have, before there are any
+    trainer.return_value.fit = lambda: (place / places.OUTCOME).write_text("{}") and told.append("fits")
     monkeypatch.setattr(capacity, "watched", lambda *_: contextlib.nullcontext())
-    ray_workers.run(None, samples.recipe(tmp_path, cluster__workers=2), tmp_path, place)
+    ray_workers.run(None, samples.recipe(tmp_path, cluster__workers=2), tmp_path, place, told.append)
+    assert told == ["cuda" if cuda else "cpu", "fits"]
     scaling, how = (trainer.call_args.kwargs[key] for key in ("scaling_config", "torch_config"))
     assert scaling.use_gpu is cuda
     assert scaling.resources_per_worker.get("GPU", 0) == int(cuda)

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from livetrain.configs import registry
+from livetrain.configs.schema.data import MOST_ROWS
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import CountOrZero, Positive, PositiveOrZero, real
+from livetrain.configs.values import CountOrZero, Positive, PositiveOrZero, real, whole
 
 
 class SparseOptimizer(Section):
@@ -45,6 +46,11 @@ class Optimizers(Section):
         DenseOptimizer()
     )
     schedule: Schedule = Schedule()
+    rates_for_batch: Annotated[int, *whole(1, MOST_ROWS)] | None = Field(
+        None,
+        description="data.batch_size that the rates are meant for: with another all are multiplied by the square root "
+        "of that over this",
+    )
     ema: Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)] | None = Field(
         None,
         description="decay of a running mean of everything that is not a table, as 0.999: evaluation and export use "

@@ -184,6 +184,8 @@ _attend.register_autograd(_gradients, setup_context=_setup)
 @_backward.register_vmap
 def _backward_each(info: Any, in_dims: tuple[int | None, ...], d_out: Tensor, *others: Any) -> tuple[Any, Any]:
     """One gradient after the other: those of several tasks by one backward pass."""
-    assert all(dim is None for dim in in_dims[1:])
-    found = [_backward(each, *others) for each in d_out.unbind(in_dims[0])]
+    task, *rest = in_dims
+    assert task is not None  # what the forward pass kept is of all tasks
+    assert all(dim is None for dim in rest)
+    found = [_backward(each, *others) for each in d_out.unbind(task)]
     return tuple(torch.stack(parts) for parts in zip(*found, strict=True)), (0, 0, 0)

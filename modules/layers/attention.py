@@ -178,6 +178,8 @@ class ActivationUnit(nn.Module):
         """Do what `look` does by compiled passes, which read a request's events where they are."""
         where = fused.Events.of(lengths, weights, events, request, total)
         e = (events if side is None else torch.cat([events, side], 1)).contiguous()  # (N, d + s)
+        if torch.is_autocast_enabled(e.device.type):  # what is computed of each event is as narrow as it is
+            e = e.to(torch.get_autocast_dtype(e.device.type))
         blocks, bias = self.first.weight.split(self.blocks, 1), self.first.bias
         dices = cast(list[Dice], [self.activation, *self.rest.activations])
         linears = cast(list[nn.Linear], [*self.rest.linears, self.rest.last])
@@ -185,7 +187,7 @@ class ActivationUnit(nn.Module):
         def pool(relevance: Tensor) -> Tensor:  # of (M, 1)
             if self.softmax:
                 segment = jagged.segments(where.offsets.diff(), len(relevance))
-                relevance = jagged.segment_softmax(relevance, segment, query.size(0))
+                relevance = jagged.segment_softmax(widen(relevance), segment, query.size(0))
             return fused.WeightedSums.apply(library, where, relevance, e)
 
         return Looking(fused.Compiled.of_events(library, where, query, e, blocks, bias, dices, linears), pool)

@@ -1,4 +1,8 @@
-"""Calls the compiled passes of fused.cpp, where there is a library of them: trainers.train.compiled_layers makes it."""
+"""Calls the passes behind activation units and Dice, where there is a library of them.
+
+There are two: fused.cpp compiled for a CPU, and modules/layers/gpu/passes.py for a GPU. trainers.train.compiled_layers
+chooses. Without one PyTorch computes the same as it is written.
+"""
 
 import ctypes
 from collections.abc import Callable
@@ -9,6 +13,23 @@ from torch import Tensor
 
 
 class Library:
+    """The passes of fused.cpp by name, whoever computes them.
+
+    Args:
+        device: type of the device whose tensors it reads.
+        dtype: of these tensors. Under autocast the events and what is computed of each are narrower.
+        towers: whether it has the passes of layers that are not an activation unit's, linear_forward and _backward.
+    """
+
+    def __init__(self, device: str, dtype: torch.dtype, towers: bool) -> None:
+        self.device, self.dtype, self.towers = device, dtype, towers
+
+    def call(self, name: str, *arguments: int | float | Tensor | None) -> None:
+        """Call a pass with sizes and numbers, and with tensors to read and to write."""
+        raise NotImplementedError
+
+
+class Native(Library):
     """A compiled fused.cpp.
 
     Args:
@@ -17,7 +38,7 @@ class Library:
     """
 
     def __init__(self, path: str, dtype: torch.dtype = torch.float32) -> None:
-        self.dtype = dtype
+        super().__init__("cpu", dtype, towers=True)
         self._library = ctypes.CDLL(path)
 
     def call(self, name: str, *arguments: int | float | Tensor | None) -> None:
@@ -37,20 +58,23 @@ class Library:
         self._library[name](*given, ctypes.c_int64(torch.get_num_threads()))
 
 
-_libraries: dict[torch.dtype, Library] = {}
+_libraries: dict[tuple[str, torch.dtype], Library] = {}
 
 
 def use(*libraries: Library) -> None:
-    """Train with these libraries, at most one per type, from now on in this process, and with no other."""
+    """Train with these libraries, at most one per device and type, from now on in this process, and with no other."""
     _libraries.clear()
-    _libraries.update({library.dtype: library for library in libraries})
+    _libraries.update({(library.device, library.dtype): library for library in libraries})
 
 
 def library_for(x: Tensor) -> Library | None:
-    """Return the library that can train on x: none without one in use, on a GPU, or under autocast."""
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+    """Return the library that can train on x, if one is in use: on a CPU none under autocast.
+
+    None where PyTorch's compiler looks on, which fuses what it is shown.
+    """
+    if torch.compiler.is_compiling() or (x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
         return None
-    return _libraries.get(x.dtype)
+    return _libraries.get((x.device.type, x.dtype))
 
 
 def by_task(work: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,13 +16,13 @@ from livetrain.modules.layers.precision import widen
 
 
 def valid_rows(weights: Tensor | None, like: Tensor) -> Tensor | None:
-    """Return 1 for rows that count and 0 for padding, (B,), or None if all count; for a CPU, where it costs no wait.
+    """Return 1 for rows that count and 0 for padding, (B,), or None if all count: a GPU is not asked for that.
 
     Args:
         weights: (B,), 0 marks padding; None if there is none.
         like: a tensor of the type wanted.
     """
-    if weights is None or bool((weights > 0).all()):
+    if weights is None or (weights.device.type == "cpu" and bool((weights > 0).all())):
         return None
     return (weights > 0).to(like.dtype)
 
@@ -80,7 +80,7 @@ def _of_dice(library: Library, gradient: Tensor, x: Tensor, total: Tensor | None
 
 def with_number(sums: Tensor, x: Tensor, valid: Tensor | None) -> Tensor:
     """Return sums (2, H) and the number of the valid rows of x (N, ...) as `Dice.moments` does, (2 H + 1,)."""
-    number = x.new_tensor([x.size(0)]) if valid is None else valid.sum().reshape(1)
+    number = sums.new_full((1,), x.size(0)) if valid is None else valid.sum(dtype=sums.dtype).reshape(1)
     return torch.cat([sums.flatten(), number])
 
 

@@ -1,5 +1,5 @@
-"""DIN's activation unit, and layers with Dice, for training on a CPU, by the compiled passes of fused.cpp; attention.py
-and mlp.py are their plain twins.
+"""DIN's activation unit, and layers with Dice, for training, by the passes of a library; attention.py and mlp.py are
+their plain twins. A CPU's passes are those of fused.cpp, a GPU's those of gpu/passes.py.
 
 What is kept from forward to backward is each layer's values before Dice, whose statistics need all of them. All else
 is cheaper to compute again than to write to main memory and read back.
@@ -29,11 +29,7 @@ class Events(NamedTuple):
     offsets: Tensor  # (B + 1,) int64, of the pairs
     begins: Tensor  # (B,) int64 at least, of the events
     valid: Tensor | None  # (M,), 0 for the pairs of padding rows; None where there are none
-
-    @property
-    def pairs(self) -> int:
-        """M."""
-        return int(self.offsets[-1])
+    pairs: int  # M
 
     @classmethod
     def of(
@@ -48,7 +44,7 @@ class Events(NamedTuple):
         if valid is not None:
             valid = torch.repeat_interleave(valid, lengths, output_size=total)
         offsets = begins if request is None else F.pad(lengths.long().cumsum(0), (1, 0))
-        return cls(offsets, begins, valid)
+        return cls(offsets, begins, valid, total)
 
 
 class First(torch.autograd.Function):
@@ -76,8 +72,8 @@ class First(torch.autograd.Function):
         event, product: (d, H).
         """
         (rows, d), width = q.shape, base.size(1)
-        offsets, begins, valid = events
-        x, sums = e.new_empty(events.pairs, width), e.new_zeros(2, width)
+        offsets, begins, valid, pairs = events
+        x, sums = e.new_empty(pairs, width), _zeros(e, 2, width)
         arguments = (offsets, begins, e, q, base, event, product, _pad(centre, width), valid, x, sums)
         library.call("first_forward", rows, d, width, *arguments)
         ctx.library = library
@@ -108,7 +104,7 @@ def _of_first(
 ) -> tuple[Tensor, ...]:
     """Return the gradients of e, q, base, event and product."""
     (rows, d), width = q.shape, event.size(1)
-    correct = x.new_zeros(2, width) if d_moments is None else correction(library, d_moments, centre, width)
+    correct = _zeros(x, 2, width) if d_moments is None else correction(library, d_moments, centre, width)
     room = _room(d)
     turned = [_pad(block, room, 0).t().contiguous() for block in (event, product)]  # (H, room)
     d_e, d_q, d_base = torch.zeros_like(e), torch.zeros_like(q), q.new_zeros(rows, width)
@@ -133,7 +129,7 @@ class Linear(torch.autograd.Function):
         weight, bias: (H, k) and (H,); H is a multiple of ALIGN, filled with zeros beyond the units.
         """
         rows, width = x.size(0), bias.size(0)
-        out, sums = x.new_empty(rows, width), x.new_zeros(2, width)
+        out, sums = x.new_empty(rows, width), _zeros(x, 2, width)
         arguments = (x, weight.t().contiguous(), bias, _pad(centre, width), valid, out, sums)
         library.call("linear_forward", rows, x.size(1), width, *arguments)
         ctx.library = library
@@ -197,7 +193,7 @@ class Next(torch.autograd.Function):
         """
         wide, width = weight.shape
         curve, room = dice.settle(library, total, alpha), _room(wide)
-        out, sums = x.new_empty(x.size(0), wide), x.new_zeros(2, room)
+        out, sums = x.new_empty(x.size(0), wide), _zeros(x, 2, room)
         around = None if centre is None else _pad(centre, room)
         arguments = (x, curve, _pad(weight, room, 0).t().contiguous(), _pad(bias, room), around, valid, out, sums)
         library.call("next_forward", x.size(0), width, wide, room, *arguments)
@@ -230,8 +226,8 @@ def _of_next(
     """Return the gradients of x, but for what goes through its moments, of the total, of alpha, W and b."""
     wide, width = weight.shape
     correct = _correction(library, d_moments, centre, wide)
-    d_x, sums = torch.empty_like(x), x.new_zeros(3, width)
-    d_weight, d_bias = x.new_zeros(wide, width), x.new_zeros(wide)
+    d_x, sums = torch.empty_like(x), _zeros(x, 3, width)
+    d_weight, d_bias = _zeros(x, wide, width), _zeros(x, wide)
     given = (x, curve, weight.contiguous(), d_out.contiguous(), out, correct, valid)
     library.call("next_backward", x.size(0), width, wide, *given, d_x, sums, d_weight, d_bias)
     return d_x, of_total(library, sums, curve, total), sums[0], d_weight, d_bias
@@ -244,7 +240,7 @@ class WeightedSums(torch.autograd.Function):
     def forward(ctx: Any, library: Library, events: Events, w: Tensor, e: Tensor) -> Tensor:
         ctx.library = library
         ctx.save_for_backward(events.offsets, events.begins, w, e)
-        out = e.new_empty(events.offsets.size(0) - 1, e.size(1))
+        out = _zeros(e, events.offsets.size(0) - 1, e.size(1))
         library.call("pool_forward", *out.shape, events.offsets, events.begins, w, e, out)
         return out
 
@@ -362,6 +358,11 @@ class Compiled(Stack):
         weight, bias = _pad(_pad(linear.weight, width), wide, 0), _pad(linear.bias, wide)
         given = (self._library, dice, self._valid, centre, self.x, total, alpha, weight, bias)
         self.x, self._moments = Next.apply(*given)
+
+
+def _zeros(x: Tensor, *size: int) -> Tensor:
+    """Return zeros to which rows of x are summed: at least float32."""
+    return x.new_zeros(size, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def _given(gradient: Tensor | None, ctx: Any) -> Tensor:

@@ -75,7 +75,7 @@ class MLP(nn.Module):
         first, *linears = cast(list[nn.Linear], list(self.linears))
         layers: list[nn.Module] = [*linears, self.last]
         library = compiled.library_for(x)
-        if library is None or self.dropout.p > 0:
+        if library is None or not library.towers or self.dropout.p > 0:
             return Plain(first(x), weights, list(self.activations), layers, self.dropout)
         if isinstance(self.last, nn.Linear):
             linears.append(self.last)

@@ -75,7 +75,7 @@ def run(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        *((), ("train",), ("evaluate",), ("export",), ("submit",), ("doctor",)),
+        *((), ("train",), ("evaluate",), ("export",), ("submit",), ("plan",), ("doctor",)),
         *(("data", *name) for name in ((), ("ml-1m",), ("kuailive",), ("kuailive-m3",), ("kuairand",), ("check",))),
     ],
 )

@@ -1,10 +1,12 @@
 """The doctor against this machine's own Ray, and each of its complaints."""
 
+import dataclasses
 import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 from rich.console import Console
@@ -16,7 +18,7 @@ from livetrain.cluster import doctor, exchange, nodes, ray_workers
 from livetrain.cluster.exchange import Exchanged
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster, Workers
-from livetrain.trainers.train import planning, sharding
+from livetrain.trainers.train import memory, planning, sharding
 from tests import samples
 
 GIB = 2**30
@@ -165,12 +167,20 @@ def test_need_counts_weights_and_state_on_every_plan(tmp_path, kind, state):
     }
     recipe = samples.recipe(tmp_path, tables=tables, optimizers__sparse__kind=kind)
     plan = sharding.dry_plan(recipe, 2, "cpu")
-    found = doctor.need(recipe, plan, 2, cuda=False)
-    user, movie, rating = 500 * (32 + state), 500 * (16 + state), 100 * (64 + state)
-    assert sorted(found.host) == [user + rating, user + rating + movie]
+    held = memory.per_rank(recipe, plan)
+    user, movie, rating = 500 * (32 + state), 500 * (16 + state), 100 * (32 + state)
+    tables = held["host"]["weights"] + held["host"]["optimizer state"]
+    assert sorted(tables) == [user + rating, user + rating + movie]
+    assert held["gpu"] == {}
+    assert (held["host"]["gradients"] >= 100 * 32).all()  # of the replicated one, and of the dense part
+    assert (held["host"]["checkpoint copy"] - tables == held["host"]["dense part"]).all()
+    found = doctor.need(recipe, plan)
     assert found.gpu == [0, 0]
-    assert found.copied == [taken - 100 * 32 for taken in found.host]  # but for the gradient of the replicated one
-    assert doctor.need(recipe, plan, 2, cuda=True) == doctor.Need(found.host, [0, 0], found.copied)
+    assert found.copied == held["host"]["checkpoint copy"].tolist()
+    assert np.subtract(found.host, tables).tolist() == [min(np.subtract(found.host, tables))] * 2  # the rest is alike
+    on_gpus = memory.per_rank(recipe, dataclasses.replace(plan, device="cuda"))
+    assert (on_gpus["gpu"]["weights"] + on_gpus["gpu"]["optimizer state"] == tables).all()
+    assert (on_gpus["host"]["checkpoint copy"] == held["host"]["checkpoint copy"]).all()
 
 
 def planned_by_a_rank(recipe) -> dict:
@@ -182,7 +192,7 @@ def planned_by_a_rank(recipe) -> dict:
 def test_the_dry_plan_is_the_one_that_ranks_make(tmp_path, two_ranks):
     recipe = samples.recipe(tmp_path, tables__user__sharding="auto", tables__movie__sharding="auto", cluster__workers=2)
     dry = sharding.dry_plan(recipe, 2, "cpu")
-    found = planning.placed(recipe, dry, 2)
+    found = planning.placed(recipe, dry)
     assert two_ranks.run(planned_by_a_rank, recipe) == [found, found]
 
 
@@ -194,7 +204,7 @@ def test_host_memory_is_what_all_workers_of_a_machine_need():
     tables = doctor.Need(gpu=[0, 0], host=[40 * GIB, 40 * GIB], copied=[10 * GIB, 40 * GIB])
     spread = doctor.memory_suffices(tables, [met(0), met(1, "b")], {"a": answer("a"), "b": answer("b")})
     assert spread == (
-        "tables take 40.0 GiB per worker of the host, which has at least 64.0 GiB free; training will wait while "
+        "it takes 40.0 GiB per worker of the host, which has at least 64.0 GiB free; training will wait while "
         "checkpoints are written: a copy takes 40.0 GiB of memory on b, which has 24.0 GiB left"
     )
     with pytest.raises(BadInput, match=r"the workers on a need 80\.0 GiB of host memory, and 64\.0 GiB are free"):
@@ -206,7 +216,7 @@ def test_gpu_memory_is_what_each_worker_needs():
     with pytest.raises(BadInput, match=r"rank 1 needs 60\.0 GiB on its GPU, which has 50\.0 GiB free"):
         doctor.memory_suffices(tables, [met(0, gpu_free=50 * GIB), met(1, gpu_free=50 * GIB)], {"a": answer()})
     said = doctor.memory_suffices(tables, [met(0, gpu_free=79 * GIB), met(1, gpu_free=79 * GIB)], {"a": answer()})
-    assert said.startswith("tables take 60.0 GiB per GPU, which has at least 79.0 GiB free; ")
+    assert said.startswith("it takes 60.0 GiB per GPU, which has at least 79.0 GiB free; ")
     assert said.endswith("; a copy of a checkpoint takes 30.0 GiB more")
 
 
@@ -247,3 +257,9 @@ def test_the_command_exits_with_what_was_found(monkeypatch, well, code):
     done = CliRunner().invoke(cli.app, words)
     assert done.exit_code == code
     assert asked == [(3, Path("/shared"), "auto")]
+
+
+def test_the_plan_is_made_of_what_the_data_tell(tmp_path):
+    recipe = samples.recipe(samples.write(tmp_path / "data"))
+    assert doctor.known_ids(recipe, tmp_path)["movie"].mean == pytest.approx(0.95, abs=0.02)
+    assert doctor.known_ids(samples.recipe(tmp_path / "nowhere"), tmp_path) is None

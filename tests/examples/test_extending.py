@@ -150,7 +150,7 @@ def test_the_optimizer_clips_and_the_doctor_counts_its_state(tmp_path):
     made = samples.recipe(tmp_path, optimizers__sparse__kind="clipped_adagrad")
     plain = samples.recipe(tmp_path)
     plan = sharding.dry_plan(made, 2, "cpu")
-    assert doctor.need(made, plan, 2, cuda=False) == doctor.need(plain, plan, 2, cuda=False)
+    assert doctor.need(made, plan) == doctor.need(plain, plan)
     moved = {}
     for kind in ("clipped_adagrad", "rowwise_adagrad"):
         sparse = {"kind": kind, "eps": 1.0, "lr": 1.0}

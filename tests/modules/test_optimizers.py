@@ -4,11 +4,11 @@ import pytest
 import torch
 from torchrec.optim import PartialRowWiseAdam
 
-from livetrain.cluster import doctor
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import OPTIMIZERS
 from livetrain.modules.optimizers import TableOptimizer, register_optimizer
 from livetrain.trainers.train import sharding
+from livetrain.trainers.train.memory import per_rank
 from tests import twins
 
 PARTIAL = "test_partial_adam"
@@ -41,13 +41,14 @@ def test_where_a_kernel_is_follows_from_fbgemm():
 
 
 @pytest.mark.parametrize(("kind", "row"), [("test_partial_adam", 36), ("adam", 64), ("rowwise_adagrad", 4)])
-def test_the_doctor_counts_its_state(kind, row):
+def test_its_state_is_counted(kind, row):
     memory = {f"tables__{table}__memory": "gpu" for table in ("user", "movie", "rating")}
     made = twins.recipe(optimizers__sparse__kind=kind, **memory)
     plan = sharding.dry_plan(made, 1, "cuda")
     wanted = sum(t.rows * (4 * t.dim + OPTIMIZERS.owner(kind).state_bytes(t.dim)) for t in made.tables.values())
     assert OPTIMIZERS.owner(kind).state_bytes(8) == row
-    assert doctor.need(made, plan, 1, cuda=True).gpu == [wanted]
+    held = per_rank(made, plan)["gpu"]
+    assert held["weights"] + held["optimizer state"] == [wanted]
 
 
 def test_an_optimizer_without_a_kernel_cannot_be_registered():

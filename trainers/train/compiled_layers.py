@@ -1,4 +1,4 @@
-"""Has the layers' C++ compiled where that is possible; elsewhere PyTorch computes the same."""
+"""Chooses by what passes layers train: C++ compiled here, or Triton's; without either PyTorch computes the same."""
 
 import logging
 from functools import cache
@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from livetrain.modules.layers import compiled, fused
+from livetrain.modules.layers.attend import has_triton
 from livetrain.modules.layers.dice import Dice
 from livetrain.trainers.runtime import compiler
 
@@ -17,21 +18,31 @@ _REAL = {torch.float32: "float", torch.float64: "double"}
 
 
 def enable(model: torch.nn.Module, device: torch.device) -> None:
-    """Let a model that has something to gain train by compiled passes on this process's CPU; say where it cannot."""
-    if device.type != "cpu" or not any(isinstance(part, Dice) for part in model.modules()):
+    """Let a model that has something to gain train by passes on this process's device; say where it cannot.
+
+    On a CPU these are compiled here, on a GPU Triton compiles them when they are first called.
+    """
+    if not any(isinstance(part, Dice) for part in model.modules()):
         return
-    try:
-        compiled.use(library())
-    except compiler.FAILURES as error:
-        why = compiler.reason(error)
-        log.warning("training DIN without compiled layers, which takes about twice as long: %s", why)
+    if device.type == "cpu":
+        try:
+            compiled.use(library())
+        except compiler.FAILURES as error:
+            why = compiler.reason(error)
+            log.warning("training DIN without compiled layers, which takes about twice as long: %s", why)
+    elif has_triton():
+        from livetrain.modules.layers.gpu.passes import Triton  # where there is no GPU there may be no Triton
+
+        compiled.use(Triton(device.type))
+    else:
+        log.warning("training DIN without Triton's kernels, which moves about three times the bytes: no module triton")
 
 
 @cache
-def library(dtype: torch.dtype = torch.float32) -> compiled.Library:
+def library(dtype: torch.dtype = torch.float32) -> compiled.Native:
     """Return the layers compiled for this machine.
 
     Raises:
         OSError, CalledProcessError: see `compiler.shared_object`.
     """
-    return compiled.Library(str(compiler.shared_object(SOURCE, f"-DREAL={_REAL[dtype]}")), dtype)
+    return compiled.Native(str(compiler.shared_object(SOURCE, f"-DREAL={_REAL[dtype]}")), dtype)

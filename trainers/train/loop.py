@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from livetrain.modules.batch import Batch
 from livetrain.modules.model import set_statistics
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.catalogue import CATALOGUE
+from livetrain.trainers.data.read.lookups import looked_up
 from livetrain.trainers.data.read.order import ORDER
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
@@ -58,6 +60,12 @@ class Job:
     statistics: Statistics | None  # of the training split; None where a checkpoint has them
     test: bool = True  # whether the run ends with the test split; a sweep's trials leave it unread
 
+    def plan(self, recipe: Recipe, world: int, device: str) -> planning.Plan:
+        """Return the plan of the run's tables, see `planning.of_run`; an evaluation keeps none."""
+        train = self.sources["train"] if self.statistics is not None else None
+        lookups = None if train is None else partial(looked_up, train, self.recipe)
+        return planning.of_run(self.run, lookups, recipe, world, device)
+
 
 class Trainer:
     """One rank's part of a run: `Trainer(job, device).run()`.
@@ -69,7 +77,7 @@ class Trainer:
 
     def __init__(self, job: Job, device: torch.device) -> None:
         self.job, self.recipe, self.device = job, job.recipe, device
-        self.sharded = shard(self.recipe, device)
+        self.sharded = shard(self.recipe, device, job.plan)
         compiled_layers.enable(self.sharded.model, device)
         self.breakdown = Breakdown(self.sharded)
         self.utilisation = Utilisation(self.sharded.model.dense)

@@ -1,11 +1,19 @@
-"""What a run takes of this machine's memory, told before it starts: a machine that runs out of memory tells nobody."""
+"""What a run takes of memory, told before it starts: a machine that runs out of memory tells nobody.
 
+`needs` tells it by parts of the recipe, for all workers of one machine and without a plan; `per_rank` by kinds, for
+each rank of a plan.
+"""
+
+import math
 import os
 import resource
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,9 +21,12 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.optimizers import dense_optimizer, table_optimizer
+from livetrain.trainers.data.read.lookups import Looked, ids_per_row
+from livetrain.trainers.train.layout.plan import CACHED, Plan, shards
 from livetrain.trainers.train.replication import replicated
 
 ELEMENT = {"float32": 4, "float16": 2}  # bytes
+_ON_DEVICE = 3  # batches of a pipeline that are on a GPU: computed, exchanged, copied
 ROOM = 0.8  # part of a machine's free memory that the copies of a checkpoint may take
 
 
@@ -77,8 +88,8 @@ def needs(recipe: Recipe, model: Model) -> list[Part]:
     workers = max(recipe.cluster.least, 1)
     parts, whole = [], replicated(recipe, workers)
     for name, table in recipe.tables.items():
-        weights = table.rows * table.dim * ELEMENT[table.dtype]
-        size = copied = weights + table.rows * table_optimizer(recipe, name).state_bytes(table.dim)
+        weights, state = of_rows(recipe, name, table.rows, table.dim)
+        size = copied = weights + state
         if name in whole:  # on every worker, with a gradient of its size
             size, copied = workers * (size + weights), workers * size
         what = f"the table's {table.rows:,} rows of {table.dim} columns"
@@ -88,20 +99,127 @@ def needs(recipe: Recipe, model: Model) -> list[Part]:
     copied = workers * numbers * (4 + mean + dense_optimizer(recipe).state_bytes)
     what = f"the model's {numbers:,} parameters"
     parts.append(Part("model", copied + 4 * workers * numbers, copied, what, "lower the sizes of its layers"))
-    size = recipe.data.batch_size * (recipe.data.candidates or 1) * _row(recipe, model)
+    read, computed = _row(recipe, model, dict.fromkeys(recipe.features, 1.0))  # lists of one id
+    each = int((1 + recipe.data.prefetch) * read + computed)
+    size = recipe.data.batch_size * (recipe.data.candidates or 1) * each
     parts.append(Part("data.batch_size", size, 0, "a step's rows", "lower it, or data.prefetch"))
     return parts
 
 
-def _row(recipe: Recipe, model: Model) -> int:
-    """Return what a row of a batch takes at the least: lists of one id, values and gradients of what layers return."""
-    features = recipe.features.values()
-    each = {"numbers": 4, "ids": 16, "features": 0}
-    read = sum(each[feature.carrier] * feature.numbers for feature in features)
-    columns = sum(recipe.tables[table].dim for feature in features if (table := feature.looks_up()))
+def of_rows(recipe: Recipe, name: str, rows: int, dim: int) -> tuple[int, int]:
+    """Return the bytes of a part of a table, and of its optimizer's state."""
+    return rows * dim * ELEMENT[recipe.tables[name].dtype], rows * table_optimizer(recipe, name).state_bytes(dim)
+
+
+def of_shard(recipe: Recipe, name: str, rows: int, dim: int, gpu: bool, cached: bool) -> dict[str, dict[str, int]]:
+    """Return what a shard of a table takes of a rank's GPU and of its host, by kinds.
+
+    Args:
+        recipe: the run.
+        name: the table's.
+        rows: of the shard.
+        dim: its columns.
+        gpu: whether the rank has a GPU.
+        cached: whether the rows lie on the host, behind a cache on the GPU.
+    """
+    weights, state = of_rows(recipe, name, rows, dim)
+    held = {"weights": weights, "optimizer state": state}
+    copied = {"checkpoint copy": weights + state}
+    if cached:
+        return {"gpu": {"cache": math.ceil(weights * recipe.tables[name].cache)}, "host": held | copied}
+    return {"gpu": held, "host": copied} if gpu else {"gpu": {}, "host": held | copied}
+
+
+def besides(
+    recipe: Recipe, world: int, gpu: bool, whole: Iterable[str], lookups: Mapping[str, Looked] | None = None
+) -> dict[str, dict[str, int]]:
+    """Return what a rank's GPU and host hold besides sharded tables, by kinds; of every rank the same.
+
+    Args:
+        recipe: the run.
+        world: number of ranks.
+        gpu: whether they have GPUs.
+        whole: the tables that every rank holds whole.
+        lookups: what is known of the features' ids.
+    """
+    model = Model(recipe, device="meta", tables_device="meta")
+    numbers = sum(parameter.numel() for parameter in model.dense.parameters())
+    mean = 0 if recipe.optimizers.ema is None else 4
+    dense = numbers * (4 + mean + dense_optimizer(recipe).state_bytes)
+    sizes = [of_rows(recipe, name, recipe.tables[name].rows, recipe.tables[name].dim) for name in whole]
+    weights, state = sum(size for size, _ in sizes), sum(size for _, size in sizes)
+    rows = -(-recipe.data.batch_size // world) * (recipe.data.candidates or 1)
+    read, computed = _row(recipe, model, ids_per_row(recipe, lookups))
+    device = {
+        "weights": weights,
+        "optimizer state": state,
+        "gradients": weights + 4 * numbers,
+        "dense part": dense,
+        "activations": int(rows * computed),
+        "batches": int(_ON_DEVICE * rows * read) if gpu else 0,
+    }
+    host = {
+        "batches": int((1 + recipe.data.prefetch) * rows * read),
+        "windows": int(recipe.data.shuffle_gb * 1e9 / world),
+        "checkpoint copy": weights + state + dense,
+    }
+    return {"gpu": device, "host": host} if gpu else {"gpu": {}, "host": _added(device, host)}
+
+
+def per_rank(
+    recipe: Recipe, plan: Plan, lookups: Mapping[str, Looked] | None = None
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return what every rank of a plan takes, by kinds: tables and besides, on its GPU and on its host.
+
+    Args:
+        recipe: the run, as it was planned for.
+        plan: its tables'.
+        lookups: what is known of the features' ids.
+
+    Returns:
+        {"gpu" or "host": {kind: (world,) int64 bytes}}. Without GPUs all is on the host. A checkpoint's copy is not
+        made where there is no room for it (see trainers.train.staging).
+    """
+    gpu = plan.gpu
+    out: dict[str, dict[str, np.ndarray]] = {"gpu": {}, "host": {}}
+
+    def add(where: str, kind: str, ranks: Any, size: int) -> None:
+        out[where].setdefault(kind, np.zeros(plan.world, np.int64))[ranks] += size
+
+    whole = [name for name in recipe.tables if name not in plan.tables]
+    for where, parts in besides(recipe, plan.world, gpu, whole, lookups).items():
+        for kind, size in parts.items():
+            add(where, kind, slice(None), size)
+    for name, place in plan.tables.items():
+        for shard in shards(recipe.tables[name], place, recipe.cluster.topology, plan.world):
+            held = of_shard(recipe, name, shard.rows, shard.columns, gpu, place.kernel == CACHED)
+            for where, parts in held.items():
+                for kind, size in parts.items():
+                    add(where, kind, shard.rank, size)
+    return out
+
+
+def _added(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {kind: one.get(kind, 0) + other.get(kind, 0) for kind in {**one, **other}}
+
+
+def _row(recipe: Recipe, model: Model, ids: Mapping[str, float]) -> tuple[float, float]:
+    """Return what a row of a batch takes at the least: as it is read, and values and gradients of what layers return.
+
+    Args:
+        recipe: the run.
+        model: its model.
+        ids: of a row, by feature.
+    """
+    features = recipe.features.items()
+    read = sum(
+        4 * f.numbers if f.carrier == "numbers" else 8 + 8 * ids[name]
+        for name, f in features
+        if f.carrier != "features"
+    )
+    columns = sum(ids[name] * recipe.tables[table].dim for name, f in features if (table := f.looks_up()))
     layers = sum(layer.out_features for layer in model.dense.modules() if isinstance(layer, nn.Linear))
-    columns += layers // recipe.train.accumulate
-    return (1 + recipe.data.prefetch) * read + 2 * 4 * columns
+    return read, 2 * 4 * (columns + layers // recipe.train.accumulate)
 
 
 def _here(recipe: Recipe) -> bool:

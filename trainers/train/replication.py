@@ -14,9 +14,10 @@ takes to arrive.
 What is learned is the same (see `TableOptimizer.replica`). One rank has nobody to send to and keeps its fused kernels.
 """
 
-from livetrain.configs.schema import Feature, Recipe
+from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import pools_where_rows_lie
 from livetrain.modules.optimizers import table_optimizer
+from livetrain.trainers.data.read.lookups import assumed
 
 SMALL = 1 << 16  # bytes
 
@@ -30,7 +31,7 @@ def replicated(recipe: Recipe, world: int) -> frozenset[str]:
 
     Example:
         >>> from livetrain import load_recipe
-        >>> recipe = load_recipe("din_ml1m.yaml")
+        >>> recipe = load_recipe("configs/recipes/din_ml1m.yaml")
         >>> sorted(replicated(recipe, 64))
         ['age', 'gender', 'hour', 'occupation', 'rating', 'weekday']
         >>> sorted(replicated(recipe, 1))
@@ -51,16 +52,11 @@ def settled(recipe: Recipe, world: int) -> Recipe:
     return recipe.model_copy(update={"tables": tables})
 
 
-def expected_ids(feature: Feature) -> float:
-    """Return how many ids a row of a batch is expected to have of a feature that is looked up."""
-    return feature.limit / 2 if feature.lists else 1.0
-
-
 def exchanged(recipe: Recipe, table: str, world: int) -> float:
     """Return the bytes that a rank sends for a sharded table in a step, but for the factor (R - 1) / R."""
     users = [feature for feature in recipe.features.values() if feature.looks_up() == table]
     batch = recipe.data.batch_size / world
-    ids = batch * sum(map(expected_ids, users))
+    ids = batch * sum(assumed(feature).mean for feature in users)
     vectors = batch * len(users) if pools_where_rows_lie(recipe, table) else ids
     wire = 4 if recipe.cluster.quantize_comms == "none" else 2
     return 8 * ids + 2 * wire * vectors * recipe.tables[table].dim

@@ -164,7 +164,8 @@ def _todays(name: str) -> str:
 
 def _per_row(name: str, about: metadata.STORAGE_TYPES) -> bool:
     """Return whether an entry is an accumulator per row, which once was a column."""
-    return name.startswith(_REPLICATED) and name.endswith(".sum") and about.size[1:] == torch.Size([1])
+    column = isinstance(about, metadata.TensorStorageMetadata) and about.size[1:] == torch.Size([1])
+    return column and name.startswith(_REPLICATED) and name.endswith(".sum")
 
 
 def _tensor(part: IO[bytes]) -> torch.Tensor:

@@ -6,6 +6,7 @@ dense gradients are averaged in one flat all-reduce; initial table rows depend o
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,11 +18,12 @@ import torch.distributed as dist
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_in_backward
+from torchrec.distributed import comm
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import ShardingEnv, ShardingPlan
+from torchrec.distributed.types import ShardingEnv
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
@@ -29,6 +31,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import OPTIMIZERS
 from livetrain.configs.schema import Recipe
+from livetrain.modules.features.bag import pools_where_rows_lie
 from livetrain.modules.model import Model, PooledCollection, ReplicatedCollection, initial_values
 from livetrain.modules.optimizers import FUSED_NAMES, dense_optimizer, table_optimizer
 from livetrain.modules.tables import adam, host
@@ -36,6 +39,7 @@ from livetrain.modules.tables.touched import Touched
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train import planning, replication
 from livetrain.trainers.train.gradients.combination import Combination
+from livetrain.trainers.train.layout.plan import node
 from livetrain.trainers.train.mean import Mean
 from livetrain.trainers.train.step import (
     SHARDED,
@@ -70,6 +74,7 @@ class Sharded:
     optimizers: dict[str, KeyedOptimizer]  # "tables" (fused), "dense", "replicated": those that exist
     pipeline: Pipeline
     device: torch.device
+    planned: planning.Plan
 
     @property
     def model(self) -> Model:
@@ -82,7 +87,7 @@ class Sharded:
 
     def plan(self) -> dict[str, dict[str, Any]]:
         """Return where every table lies: {table: {sharding, kernel, ranks, rows, bytes}}, see `planning.placed`."""
-        return planning.placed(self.recipe, self.module.plan, ranks.world())
+        return planning.placed(self.recipe, self.planned)
 
     def shards(self) -> Iterator[tuple[str, torch.Tensor, int, int]]:
         """Yield (table, local weight, first row, first column) of every sharded piece on this rank."""
@@ -139,12 +144,13 @@ def check_device(recipe: Recipe, device: torch.device) -> None:
         raise BadInput(f"{key}.kind: fbgemm has no fused {kind} on {device.type.upper()}; use {', '.join(able)}")
 
 
-def shard(recipe: Recipe, device: torch.device) -> Sharded:
+def shard(recipe: Recipe, device: torch.device, planner: planning.Planner = planning.make) -> Sharded:
     """Build the recipe's model, its tables sharded over the ranks of the default process group.
 
     Args:
         recipe: the run.
         device: this rank's device.
+        planner: has or makes the tables' plan, on rank 0.
 
     Raises:
         BadInput: the tables do not fit the machines of cluster.topology, or the device cannot train them.
@@ -155,13 +161,14 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if recipe.train.precision == "tf32" else "highest")
     step, sharders = _fused(recipe, device, once=_finds_repeated(device))
-    plan = planning.agree(recipe, device.type, step, sharders)
-    with host.tables() if device.type == "cpu" else contextlib.nullcontext(), planning.nodes(recipe, ranks.world()):
+    plan = planning.agree(planner, recipe, device.type)
+    paths = {key.split(".")[-2]: path for path, one in _sharded_collections(step) for key, _ in one.named_parameters()}
+    with host.tables() if _on_host(recipe, device) else contextlib.nullcontext(), _nodes(recipe, ranks.world()):
         module = DistributedModelParallel(
             step,
             env=ShardingEnv.from_process_group(dist.group.WORLD),
             device=device,
-            plan=plan,
+            plan=planning.for_torchrec(recipe, plan, paths),
             sharders=sharders,
             init_data_parallel=False,
             init_parameters=False,
@@ -178,30 +185,44 @@ def shard(recipe: Recipe, device: torch.device) -> Sharded:
     update = Update(optimizers, combination, dense, recipe.optimizers.dense.clip_norm, steps, mean)
     kind = DensePipeline
     if "tables" in optimizers:
-        kind = CachedTablePipeline if planning.cached(plan) else TablePipeline
+        kind = CachedTablePipeline if plan.cached else TablePipeline
     pipeline = kind(module, update, device)
-    sharded = Sharded(recipe, module, optimizers, pipeline, device)
+    sharded = Sharded(recipe, module, optimizers, pipeline, device, plan)
     with torch.no_grad():
         for table, weight, row, column in sharded.shards():
             initial_values(recipe, table).fill(weight, row, column)
     return sharded
 
 
-def dry_plan(recipe: Recipe, world: int, device: str) -> ShardingPlan:
+@contextlib.contextmanager
+def _nodes(recipe: Recipe, world: int) -> Iterator[None]:
+    """Let torchrec group ranks as the plan does: it takes a node's size from the environment, and keeps its groups."""
+    name, comm._INTRA_PG, comm._CROSS_PG = "LOCAL_WORLD_SIZE", None, None
+    before = os.environ.get(name)
+    os.environ[name] = str(node(recipe.cluster.topology, world))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def dry_plan(recipe: Recipe, world: int, device: str, lookups: planning.Lookups | None = None) -> planning.Plan:
     """Return the plan that `world` ranks would make for the recipe's tables, without those ranks.
 
     Args:
         recipe: the run.
         world: number of ranks.
         device: the ranks' device type, cpu or cuda.
+        lookups: what is known of the features' ids.
 
     Raises:
         BadInput: the tables do not fit the machines of cluster.topology, or the device cannot train them.
     """
     check_device(recipe, torch.device(device))
-    recipe = replication.settled(recipe, world)
-    step, sharders = _fused(recipe, torch.device("meta"))
-    return planning.make(recipe, world, device, step, sharders)
+    return planning.make(recipe, world, device, lookups)
 
 
 def _fused(recipe: Recipe, device: torch.device, once: bool = False) -> tuple[Step, list[Any]]:
@@ -221,6 +242,13 @@ def _fused(recipe: Recipe, device: torch.device, once: bool = False) -> tuple[St
     # fbgemm ignores weight_decay unless it is told its kind.
     given = {"weight_decay_mode": WeightDecayMode.L2}, _codecs(recipe)
     return step, [EmbeddingCollectionSharder(*given, use_index_dedup=once), BagSharder(*given)]
+
+
+def _on_host(recipe: Recipe, device: torch.device) -> bool:
+    """Return whether a table needs an update that fbgemm has on GPUs alone, see modules.tables.host."""
+    adam = any(table_optimizer(recipe, name).torch_class is torch.optim.Adam for name in recipe.tables)
+    decayed = [name for name in recipe.tables if recipe.optimizer(name).weight_decay]
+    return device.type == "cpu" and (adam or any(pools_where_rows_lie(recipe, name) for name in decayed))
 
 
 def _finds_repeated(device: torch.device) -> bool:

@@ -106,7 +106,7 @@ def test_any_widths(dim, side, units):
 def test_threads_share_the_work(threads, whose, monkeypatch):
     if whose == "their own":  # as where no OpenMP is to be found
         other = compiler.shared_object(compiled_layers.SOURCE, "-DREAL=double", "-DGOMP_parallel=absent")
-        monkeypatch.setattr(compiled_layers, "library", lambda dtype: compiled.Library(str(other), dtype))
+        monkeypatch.setattr(compiled_layers, "library", lambda dtype: compiled.Native(str(other), dtype))
     module, inputs = unit(8, 0, [16, 5]), case(8, 0, [int(n) for n in torch.arange(150) % 7])
     wanted = results(module, inputs, None, "plain")
     torch.set_num_threads(threads)

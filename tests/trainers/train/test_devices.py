@@ -21,8 +21,8 @@ from torchrec.optim.keyed import KeyedOptimizerWrapper
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.load import load_recipe
-from livetrain.modules.batch import Batch
-from livetrain.modules.layers import attend, buckets
+from livetrain.modules.batch import Batch, Requests
+from livetrain.modules.layers import attend, buckets, compiled
 from livetrain.modules.model import Model
 from livetrain.modules.optimizers import dense_optimizer
 from livetrain.modules.tables.adam import Steps
@@ -34,10 +34,23 @@ from livetrain.trainers.train.gradients import combination as combine
 from livetrain.trainers.train.gradients.combination import Combination
 from livetrain.trainers.train.mean import Mean
 from livetrain.trainers.train.step import DensePipeline, Step, Update
+from tests.cases import often
 
 RECIPES = sorted((Path(__file__).parents[3] / "configs" / "recipes").glob("*.yaml"))
 GPU = torch.device("meta")
-ROWS = 8
+ROWS, REQUESTS = 8, 3
+
+
+class Nothing(compiled.Library):
+    """Passes that compute nothing: what they are given was made before, and it lies where it should."""
+
+    def __init__(self) -> None:
+        super().__init__(GPU.type, torch.float32, towers=False)
+
+    def call(self, name: str, *arguments: int | float | torch.Tensor | None) -> None:
+        tensors = [argument for argument in arguments if isinstance(argument, torch.Tensor)]
+        assert {tensor.device for tensor in tensors} == {GPU}
+        assert all(tensor.is_contiguous() for tensor in tensors)
 
 
 class Waits(TorchDispatchMode):
@@ -72,6 +85,9 @@ def fake(monkeypatch):
     autocast = torch.autocast
     monkeypatch.setattr(FakeTensor, "is_cuda", property(lambda self: self.device == GPU), raising=False)
     monkeypatch.setattr(torch, "autocast", lambda kind, *a, **k: autocast("cpu" if kind == "meta" else kind, *a, **k))
+    for name in ("is_autocast_enabled", "get_autocast_dtype"):  # which know no meta device
+        asked = getattr(torch, name)
+        monkeypatch.setattr(torch, name, lambda kind, asked=asked: asked("cpu" if kind == "meta" else kind))
     made, mode = torch.tensor, FakeTensorMode(allow_non_fake_inputs=True)  # parameters are none yet
     mode.waits = []
 
@@ -101,7 +117,10 @@ def zeros(*size, dtype=torch.float32):
 def batch_of(recipe):
     """Rows of what the recipe reads, with three events in every list that may have as many."""
     keyed = {name: f for name, f in recipe.features.items() if f.carrier == "ids"}
-    counts = [ROWS * (min(3, f.max_length) if f.form == "sequence" else 1) for f in keyed.values()]
+    shared = recipe.data.layout == "request"  # then lists are
+    rows = {name: REQUESTS if shared and f.form == "sequence" else ROWS for name, f in keyed.items()}
+    each = {name: min(3, f.max_length) if f.form == "sequence" else 1 for name, f in keyed.items()}
+    counts = [rows[name] * each[name] for name in keyed]
     ids = KeyedJaggedTensor(
         keys=list(keyed),
         values=zeros(sum(counts), dtype=torch.int64),
@@ -117,7 +136,17 @@ def batch_of(recipe):
     of = dict(zip(keyed, counts, strict=True))
     vectors = zeros(sum(of[name] * width for name, width in carried.items())) if carried else None
     return Batch(
-        ids, dense, labels, weights=zeros(ROWS), rows=row, groups=None, sample_weights=weights, vectors=vectors
+        ids,
+        dense,
+        labels,
+        weights=zeros(ROWS),
+        rows=row,
+        groups=None,
+        sample_weights=weights,
+        vectors=vectors,
+        requests=Requests(row, REQUESTS, {name: ROWS * each[name] for name in keyed if rows[name] == REQUESTS})
+        if shared
+        else None,
     )
 
 
@@ -144,12 +173,25 @@ def train(recipe, fake, combiner=None):
     return fake.waits + waits.found
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_no_step_mixes_devices_or_waits(path, fake):
+KINDS = {path.stem.partition("_")[0]: path for path in RECIPES}  # one recipe for every kind of model
+STEPS = {f"{path.stem} by {way}": (path, way) for path in RECIPES for way in ("passes", "plain PyTorch")}
+EACH_TIME = {f"{path.stem} by passes" for path in KINDS.values()} | {
+    "din_ml1m by plain PyTorch",
+    "sasrec_kuairand_requests by passes",
+}
+
+
+@pytest.mark.parametrize(("path", "way"), often(STEPS, EACH_TIME))
+def test_no_step_mixes_devices_or_waits(path, way, fake):
+    """By a GPU's passes, and where Dice and activation units compute as they are written."""
+    compiled.use(*([Nothing()] if way == "passes" else []))
     recipe = load_recipe(str(path), ["data.path=nowhere", "gradients={kind: sum}"])
-    split = recipe.model.kind == "farm" and recipe.model.frequency is not None
-    split = split and recipe.model.frequency.filter == "split"
-    assert train(recipe, fake) == ["occupied"] * split * len(getattr(recipe.model, "attention", []))
+    waits = train(recipe, fake)
+    frequency = getattr(recipe.model, "frequency", None)
+    if frequency is not None and frequency.filter == "split":  # rows of its low pass may be laid out in groups
+        assert waits in ([], ["occupied"] * len(recipe.model.attention))
+    else:
+        assert waits == []
 
 
 def test_what_lies_beside_ids_mixes_no_devices_and_waits_for_none(fake):
@@ -158,9 +200,6 @@ def test_what_lies_beside_ids_mixes_no_devices_and_waits_for_none(fake):
     changes += ["features.video_id.vectors=pictures", "features.video_id.like=picture"]
     changes += ["features.marks={type: bag, table: tag, column: like_tag, weights: scores}"]
     train(load_recipe(str(RECIPES[0].with_name("din_kuairand.yaml")), changes), fake)
-
-
-KINDS = {path.stem.partition("_")[0]: path for path in RECIPES}  # one recipe for every kind of model
 
 
 @pytest.mark.parametrize("path", KINDS.values(), ids=KINDS.keys())
@@ -178,24 +217,24 @@ def test_no_evaluation_mixes_devices_or_waits(path, fake):
     assert len(evaluation._pending) == 1
 
 
-@pytest.mark.parametrize("scope", ["shared", "trunk"])
-def test_gradients_by_task_wait_once(scope, fake, monkeypatch):
-    """For one copy to the host, of the Gram matrix and the losses."""
+@pytest.mark.parametrize(("kind", "scope"), [("pcgrad", "shared"), ("pcgrad", "trunk"), ("uncertainty", "shared")])
+def test_gradients_by_task_wait_once(kind, scope, fake, monkeypatch):
+    """For one copy to the host, of the Gram matrix, if it is asked for, and the losses."""
     recipe = load_recipe(
-        "configs/recipes/mmoe_kuairand.yaml", ["data.path=nowhere", f"gradients={{kind: pcgrad, scope: {scope}}}"]
+        "configs/recipes/mmoe_kuairand.yaml", ["data.path=nowhere", f"gradients={{kind: {kind}, scope: {scope}}}"]
     )
     asked = []
     monkeypatch.setattr(combine, "_weighted", lambda weights, rows: sum(rows))  # reads weights, which are on the host
 
     class Combiner:
-        needs_gram = True
+        needs_gram = kind == "pcgrad"
 
         def __call__(self, gram, losses, step):
-            asked.append((gram.device.type, losses.device.type))
+            asked.append((None if gram is None else gram.device.type, losses.device.type))
             return torch.ones(len(losses), dtype=torch.float64)
 
     assert train(recipe, fake, Combiner()) == ["copy to the host"]
-    assert asked == [("cpu", "cpu")]
+    assert asked == [("cpu" if Combiner.needs_gram else None, "cpu")]
 
 
 WAITING = {

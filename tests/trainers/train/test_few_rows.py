@@ -10,7 +10,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.trainers.runtime import runlog
 from livetrain.trainers.train import few_rows
 from tests import samples
-from tests.trainers.train.test_loop import job, train
+from tests.trainers.train.test_loop import job, log, train
 
 FEW = few_rows.FEW
 
@@ -49,7 +49,10 @@ def test_what_is_advised_divides_among_the_shards():
 
 
 def test_a_run_says_how_few_rows_its_gpus_have(tmp_path, monkeypatch):
+    """It knows its batch, and its rates follow that."""
     monkeypatch.setattr(few_rows, "advice", lambda recipe, world, device: f"{device}: few rows on each of {world}")
-    made = job(samples.write(tmp_path / "data", rows=96), tmp_path / "run", train__epochs=1)
+    changes = {"train__epochs": 1, "optimizers__rates_for_batch": 24}
+    made = job(samples.write(tmp_path / "data", rows=96), tmp_path / "run", **changes)
     assert train(made)["result"]["batch_size"] == made.recipe.data.batch_size
     assert "cpu: few rows on each of 1" in [line["text"] for line in runlog.read(made.run) if line["kind"] == "note"]
+    assert {line["lr"] for line in log(made.run)} == {2 * made.recipe.optimizers.dense.lr}  # of 96 rows

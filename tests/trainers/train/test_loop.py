@@ -279,3 +279,14 @@ def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path):
 def test_schedule(data, schedule, wanted):
     recipe = samples.recipe(data, optimizers__schedule=schedule)
     assert [factor(step, 10, recipe) for step in (0, 1, 9)] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("meant", "times"), [(None, 1), (24, 2), (96, 1), (384, 0.5), (48, 2**0.5)])
+def test_rates_follow_the_square_root_of_the_batch_that_they_are_not_meant_for(data, meant, times):
+    schedule = {"warmup_steps": 4, "decay": "linear", "final": 0.1}
+    plain, scaled = (
+        samples.recipe(data, optimizers={"schedule": schedule, **more}) for more in ({}, {"rates_for_batch": meant})
+    )
+    assert plain.data.batch_size == 96
+    steps = range(20)
+    assert [factor(s, 20, scaled) for s in steps] == pytest.approx([times * factor(s, 20, plain) for s in steps])

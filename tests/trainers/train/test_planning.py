@@ -1,22 +1,27 @@
 """Where tables lie: planned for GPUs without one, the same in every process, and behind a cache only what must be."""
 
-import builtins
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchrec.distributed.planner import enumerators
 
 from livetrain.cluster import doctor
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.train import planning
+from livetrain.modules.model import Model
+from livetrain.trainers.data.read.lookups import Looked
+from livetrain.trainers.runtime import run_folder
+from livetrain.trainers.train import memory, planning
+from livetrain.trainers.train.layout.refusal import DoesNotFit
 from livetrain.trainers.train.sharding import dry_plan
 from tests import twins
 
@@ -29,38 +34,11 @@ def recipe(name: str, *changes: str) -> Recipe:
 
 
 def placed(made_for: Recipe, world: int, device: str = "cuda") -> dict:
-    return planning.placed(made_for, dry_plan(made_for, world, device), world)
+    return planning.placed(made_for, dry_plan(made_for, world, device))
 
 
 def behind(where: dict) -> list[str]:
     return sorted(name for name, table in where.items() if table["kernel"] == planning.CACHED)
-
-
-class Ordered(set):
-    """A set of strings whose intersections are listed in one of the orders that a hash may give them."""
-
-    backwards = False
-
-    def __and__(self, other):
-        return sorted(super().__and__(other), reverse=self.backwards)
-
-
-@pytest.mark.parametrize(
-    ("name", "world", "changes"),
-    [
-        ("din_ml1m", 8, []),
-        ("din_ml1m", 2, ["tables.user.memory=host"]),
-        ("mmoe_kuairand", 4, ["cluster.topology.hbm_gb=.015"]),
-    ],
-)
-def test_the_plan_is_the_same_whatever_order_a_set_of_strings_has(monkeypatch, name, world, changes):
-    made_for, found = recipe(name, *changes), []
-    for backwards in (False, True):
-        monkeypatch.setattr(Ordered, "backwards", backwards)
-        monkeypatch.setattr(enumerators, "set", Ordered, raising=False)
-        found.append(placed(made_for, world))
-    assert found[0] == found[1]
-    assert isinstance(enumerators.set(), builtins.set)
 
 
 @pytest.mark.slow
@@ -155,16 +133,17 @@ def test_behind_the_cache_is_what_is_asked_for_and_then_the_largest(tables, hbm,
 
 
 def test_no_more_is_planned_than_may_fit(monkeypatch):
-    tried, make = [], planning._planner
+    tried, lay = [], planning.lay
 
-    def planner(made_for, world, device, behind):
-        tried.append(sorted(behind))
-        return make(made_for, world, device, behind)
+    def laid(ways, room):
+        tried.append(
+            sorted(name for name, own in ways.items() if own[0].pieces[0].taken[0, 1] > own[0].pieces[0].taken[0, 0])
+        )
+        return lay(ways, room)
 
-    monkeypatch.setattr(planning, "_planner", planner)
-    dry_plan(sized(1.2), 1, "cuda")
-    assert tried[0] == ["a", "b"]  # the weights of c alone take less than there is
-    assert len(tried) <= 2
+    monkeypatch.setattr(planning, "lay", laid)
+    dry_plan(sized(1.4), 1, "cuda")
+    assert tried == [["a", "b"]]  # with less behind a cache the weights alone would take more than there is
 
 
 def test_on_cpus_nothing_is_behind_a_cache():
@@ -206,38 +185,32 @@ def test_the_line_for_people():
     assert planning.in_words({}) == "there are no tables"
 
 
-def test_the_doctor_plans_and_counts_what_lies_behind_a_cache():
+def test_the_doctor_plans_and_counts_what_lies_behind_a_cache(tmp_path):
     made_for, plans = sized(4.2, tables__a__cache=0.1), []
-    said = doctor.tables_are_planned(made_for, 1, True, plans)
+    said = doctor.tables_are_planned(made_for, 1, True, tmp_path, plans)
     assert said.startswith(
         "a table_wise on rank 0 in host memory behind a GPU cache (fused_uvm_caching, up to 4,000,00"
     )
-    found = doctor.need(made_for, plans[0], 1, cuda=True)
-    assert found.host == [SIZES["a"] * 512]
-    assert found.gpu == [(SIZES["b"] + SIZES["c"]) * 512 + SIZES["a"] * 512 // 10]
+    held = memory.per_rank(made_for, plans[0])
+    assert held["host"]["weights"] == SIZES["a"] * 512
+    assert held["gpu"]["weights"] == (SIZES["b"] + SIZES["c"]) * 512
+    assert held["gpu"]["cache"] == SIZES["a"] * 512 // 10
+    found = doctor.need(made_for, plans[0])
+    assert found.gpu[0] > (SIZES["b"] + SIZES["c"]) * 512 + SIZES["a"] * 512 // 10
 
 
 def agreed(made_for: Recipe) -> dict | str:
     """Plan on this group's ranks, none but the first of which may."""
-    import torch
-
     from livetrain.trainers.runtime import ranks
-    from livetrain.trainers.train.sharding import _fused
-
-    make = planning.make
 
     def first_alone(*given):
         assert ranks.is_main()
-        return make(*given)
+        return planning.make(*given)
 
-    planning.make = first_alone
     try:
-        plan = planning.agree(made_for, "cuda", *_fused(made_for, torch.device("meta")))
+        return planning.placed(made_for, planning.agree(first_alone, made_for, "cuda"))
     except BadInput as error:
-        return str(error)
-    finally:
-        planning.make = make
-    return planning.placed(made_for, plan, ranks.world())
+        return str(error), error.mends
 
 
 def test_one_rank_plans_for_all(two_ranks):
@@ -246,6 +219,125 @@ def test_one_rank_plans_for_all(two_ranks):
 
 
 def test_where_nothing_fits_every_rank_is_told(two_ranks):
-    first, second = two_ranks.run(agreed, sized(0.01))
+    first, second = two_ranks.run(agreed, sized(1.2, tables__a__memory="gpu"))
     assert first == second
-    assert first.startswith("tables: no sharding plan fits 2 workers of cluster.topology (")
+    assert first[0].startswith("tables: no sharding plan fits 2 workers of cluster.topology (table a: ")
+    assert first[1] == ("1 more GPU (cluster.workers: 3)", "tables.a.dtype: float16", "tables.a.memory: host")
+
+
+def test_what_every_rank_holds_is_what_lies_there():
+    """Against the tables' rows, one by one."""
+    shardings = {"a": "table_wise", "b": "row_wise", "c": "data_parallel"}
+    asked = {f"tables__{name}__sharding": how for name, how in shardings.items()}
+    made_for = sized(80, tables__a__memory="host", **asked)
+    plan = dry_plan(made_for, 2, "cuda")
+    held = memory.per_rank(made_for, plan)
+    on = plan.tables["a"].ranks[0]
+    a, b, c = (rows * 512 for rows in SIZES.values())
+    assert held["gpu"]["weights"].tolist() == [b // 2 + c] * 2
+    assert held["gpu"]["cache"].tolist() == [(rank == on) * round(a * 0.2) for rank in range(2)]
+    assert held["host"]["weights"].tolist() == [(rank == on) * a for rank in range(2)]
+    numbers = sum(p.numel() for p in Model(made_for, "meta", "meta").dense.parameters())
+    assert held["gpu"]["dense part"].tolist() == [numbers * 4] * 2  # sgd has no state
+    assert held["gpu"]["gradients"].tolist() == [c + numbers * 4] * 2
+    copied = [(rank == on) * a + b // 2 + c + numbers * 4 for rank in range(2)]
+    assert held["host"]["checkpoint copy"].tolist() == copied
+    rows, read = made_for.data.batch_size // 2, 3 * 16
+    assert held["host"]["batches"].tolist() == [(1 + made_for.data.prefetch) * rows * read] * 2
+    assert held["host"]["windows"].tolist() == [10**9] * 2
+    assert (held["gpu"]["activations"] >= rows * 2 * 4 * 3 * 128).all()
+    everything = memory.per_rank(made_for, dry_plan(made_for, 2, "cpu"))
+    assert everything["gpu"] == {}
+    assert everything["host"]["activations"].tolist() == held["gpu"]["activations"].tolist()
+
+
+def test_bytes_served_are_those_of_the_rows_looked_up():
+    lookups = {"a": Looked(1.0, np.array([5]), np.array([0.5])), "b": Looked(0.25)}
+    tables = {name: {"rows": 8, "dim": 4, "hash": "modulo", "sharding": "row_wise"} for name in "ab"}
+    made_for = twins.recipe(
+        features={name: {"type": "id", "table": name} for name in "ab"},
+        tables=tables,
+        model={"kind": "dnn", "units": [8]},
+    )
+    served = planning.served(made_for, dry_plan(made_for, 2, "cpu"), lookups)
+    # Row 5 is looked up by half of the 48 rows, and of the others each row alike; of b one row in four looks up one.
+    assert served.tolist() == [16 * (48 * 0.25 + 6), 16 * (48 * 0.75 + 6)]
+
+
+def test_frequent_ids_decide_what_is_split():
+    """Two equal tables on two ranks: by rows, unless one id is most of both and would make one rank busy with both."""
+    made_for = sized(80, tables__a__hash="modulo", tables__b__hash="modulo")
+    hot = {name: Looked(1.0, np.array([0]), np.array([0.9])) for name in "ab"}
+    even = {name: Looked(1.0) for name in "ab"}
+    none = {"c": Looked(0.0)}
+    for lookups in (even | none, hot | none):
+        served = planning.served(made_for, dry_plan(made_for, 2, "cuda", lookups), lookups)
+        assert served.max() <= 1.05 * served.mean()
+    plan = dry_plan(made_for, 2, "cuda", hot | none)
+    assert [plan.tables[name].sharding for name in "ab"] == ["table_wise", "table_wise"]
+
+
+def test_a_run_keeps_a_plan_for_each_number_of_ranks(tmp_path):
+    made_for, asked = sized(80), []
+
+    def lookups():
+        asked.append(1)
+        return {"a": Looked(1.0, np.array([0]), np.array([0.9]))}
+
+    def of_run(recipe, world, device="cuda", found=lookups):
+        return planning.of_run(tmp_path, found, recipe, world, device)
+
+    first = of_run(made_for, 2)
+    assert first == planning.make(made_for, 2, "cuda", lookups())
+    assert of_run(made_for, 4).world == 4
+    assert len(asked) == 3
+    with mock.patch.object(planning, "make", side_effect=AssertionError):
+        assert of_run(made_for, 2) == first
+        assert of_run(made_for, 2, found=None) == first  # as an evaluation does
+        for changed in (sized(80, tables__a__rows=5), sized(70), sized(80, data__batch_size=96)):
+            with pytest.raises(AssertionError):
+                of_run(changed, 2)
+        with pytest.raises(AssertionError):
+            of_run(made_for, 2, "cpu")
+    kept = (tmp_path / planning.NAME).read_text()
+    assert of_run(made_for, 3, found=None).world == 3
+    assert (tmp_path / planning.NAME).read_text() == kept
+
+
+@pytest.mark.parametrize(
+    ("hbm", "world", "changes", "said", "mends"),
+    [
+        (1.5, 1, {"tables__a__memory": "gpu"}, "table a: 1.9 GiB of 1.9 GiB, and the GPU memory of a worker has 1.3",
+         ["1 more GPU (cluster.workers: 2)", "tables.a.memory: host"]),
+        (3.3, 1, {f"tables__{name}__memory": "gpu" for name in SIZES}, "table a: 1.9 GiB of 3.6 GiB, and the GPU mem",
+         ["1 more GPU (cluster.workers: 2)", "tables.a.dtype: float16", "tables.a.memory: host"]),
+        (1.5, 2, {"tables__a__memory": "gpu", "tables__a__sharding": "table_wise"}, "table a: 1.9 GiB of 1.9 GiB",
+         ["tables.a.dtype: float16", "tables.a.memory: host", "tables.a.sharding: auto"]),
+        (0.5, 1, {}, "table a: 390.6 MiB of 732.4 MiB, and the GPU memory of 1 workers has 435.0 MiB",
+         ["1 more GPU (cluster.workers: 2)", "tables.a.cache: 0.025"]),
+        (0.0001, 1, {}, "besides tables ", []),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_what_is_short_and_what_would_do(hbm, world, changes, said, mends):
+    made_for = sized(hbm, **changes)
+    with pytest.raises(DoesNotFit) as caught:
+        dry_plan(made_for, world, "cuda")
+    error = caught.value
+    assert said in str(error)
+    assert list(error.mends) == mends
+    assert pickle.loads(pickle.dumps(error)).__dict__ == error.__dict__
+    assert error.table == ("a" if "table a" in said else None)
+    for mend in error.mends:  # each alone
+        if "cluster.workers" in mend:
+            assert dry_plan(made_for, int(mend.rpartition(": ")[2].strip(")")), "cuda")
+        else:
+            key, value = mend.split(": ")
+            change = {key.replace(".", "__"): float(value) if key.endswith("cache") else value}
+            assert dry_plan(sized(hbm, **(changes | change)), world, "cuda")
+
+
+def test_a_run_lies_where_its_kept_plan_says(small_run):
+    made_for, result = run_folder.recipe_of(small_run), json.loads((small_run / "result.json").read_text())
+    with mock.patch.object(planning, "make", side_effect=AssertionError):  # so that it goes on with the plan it has
+        plan = planning.of_run(small_run, None, made_for, 1, "cpu")
+    assert planning.placed(made_for, plan) == result["plan"]

@@ -7,7 +7,6 @@ import torch.distributed as dist
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.runtime import ranks
-from livetrain.trainers.train.planning import constraints
 from livetrain.trainers.train.sharding import shard
 from tests import twins
 from tests.cases import often
@@ -224,11 +223,6 @@ def test_losses_over_groups_that_lie_on_two_ranks_equal_plain(two_ranks):
     first, second = two_ranks.run(train_sharded, made_for)
     compare(first, made_for, 1e-5)
     assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
-
-
-def test_the_planner_never_chooses_what_changes_the_arithmetic():
-    for allowed in constraints(twins.recipe(tables__user__sharding="auto"), 2).values():
-        assert set(allowed.sharding_types) <= {"table_wise", "row_wise"}
 
 
 def test_tables_that_fit_nowhere_are_refused():

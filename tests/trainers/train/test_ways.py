@@ -13,6 +13,7 @@ from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.train import checkpoint
 from livetrain.trainers.train.sharding import shard
 from tests.cases import often
+from tests.emulated_cache import cache
 from tests.modules.features.test_bag import made
 from tests.pool import Pool
 from tests.trainers.train.test_sharding import compare, train_sharded
@@ -76,7 +77,7 @@ def test_one_rank_equals_plain(way, kind):
 def test_two_ranks_equal_plain(two_ranks, way, kind):
     made_for = sharded(way, kind)
     found = two_ranks.run(train_sharded, made_for)[0]
-    assert found["plan"]["tag"]["sharding"] == {"grid": "grid_shard", "auto": "data_parallel"}.get(way, way)
+    assert found["plan"]["tag"]["sharding"] == {"auto": "data_parallel"}.get(way, way)
     compare(found, made_for, 2e-6)
 
 
@@ -89,6 +90,20 @@ def test_nodes_of_more_ranks_equal_plain(more_ranks, way, kind, per_node):
         pytest.skip("nodes change nothing")
     made_for = sharded(way, kind, per_node)
     compare(more_ranks.run(train_sharded, made_for)[0], made_for, 2e-6)
+
+
+def train_cached(made_for: Recipe) -> dict:
+    with cache("tag", "cross", "user", part=0.3):
+        return train_sharded(made_for)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "kind"), [("table_row_wise", "rowwise_adagrad"), ("grid", "adagrad")])
+def test_behind_a_cache_they_equal_plain(two_ranks, way, kind):
+    made_for = sharded(way, kind)
+    found = two_ranks.run(train_cached, made_for)[0]
+    assert found["plan"]["tag"]["kernel"] == "fused_uvm_caching"
+    compare(found, made_for, 2e-6)
 
 
 def resumed(made_for: Recipe, path: Path) -> dict[str, torch.Tensor]:
@@ -130,6 +145,17 @@ def test_a_table_goes_on_whichever_way_it_is_sharded(two_ranks, tmp_path, before
         assert each.keys() == wanted.keys()
         for name, value in wanted.items():
             assert torch.equal(each[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "kind"), [("table_row_wise", "rowwise_adagrad, decay"), ("grid", "adam")])
+def test_what_nodes_hold_goes_on_elsewhere_and_back(two_ranks, more_ranks, tmp_path, way, kind):
+    many = more_ranks.run(save, sharded(way, kind), tmp_path / "many", 3)[0]
+    few = two_ranks.run(save, sharded("auto", kind), tmp_path / "few", 3)[0]
+    found = two_ranks.run(resumed, sharded("auto", kind), run_folder.checkpoint(tmp_path / "many", 3))[0]
+    assert all(torch.equal(found[name], value) for name, value in many.items())
+    found = more_ranks.run(resumed, sharded(way, kind), run_folder.checkpoint(tmp_path / "few", 3))[0]
+    assert all(torch.equal(found[name], value) for name, value in few.items())
 
 
 def save_as_before(made_for: Recipe, path: Path) -> dict[str, torch.Tensor]:

@@ -168,7 +168,7 @@ class Combination:
             (averaged,) = self._average([losses.detach()])
             weights = self.combiner(None, averaged.double().cpu(), self.step)
             self.monitor.add(None, weights)
-            total = (losses * weights.to(losses)).sum()
+            total = (losses * weights.to(losses, non_blocking=True)).sum()
         (total if self._regulariser is None else total + self._regulariser).backward()
         if self._config.kind != "sum":
             for own, weight in zip(self._split().own, weights.tolist(), strict=True):
@@ -201,7 +201,7 @@ class Combination:
         self, weights: Tensor, split: _Split, shared: Tensor, own: list[Tensor], at_cut: list[list[Tensor]]
     ) -> None:
         """Set the gradients of the parameters above the cut, then run backward below it."""
-        combined = (weights.to(shared.device, shared.dtype) @ shared).split([p.numel() for p in split.shared])
+        combined = (weights.to(shared, non_blocking=True) @ shared).split([p.numel() for p in split.shared])
         for parameter, gradient in zip(split.shared, combined, strict=True):
             parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
         for parameter, gradient in zip((p for each in split.own for p in each), own, strict=True):

@@ -1,0 +1,139 @@
+"""Why no plan fits the machines, and what would mend it: each mend is planned with before it is named."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import Recipe
+from livetrain.trainers.train import memory
+from livetrain.trainers.train.layout.costs import Costs
+from livetrain.trainers.train.layout.search import Way
+
+_MOST = 4096  # workers
+
+Fits = Callable[[Recipe, int], bool]
+"""Whether a recipe has a plan for some ranks."""
+
+
+class DoesNotFit(BadInput):
+    """The tables do not fit the machines of cluster.topology.
+
+    Attributes:
+        table: that takes most of what lacks room; None where it is what the ranks hold besides tables.
+        needed: bytes that it takes of all ranks together, or of the one rank that it is to lie on.
+        whole: bytes that all takes there, tables and besides.
+        room: bytes that there are.
+        mends: what each alone would do, in words.
+    """
+
+    def __init__(
+        self, message: str, table: str | None, needed: int, whole: int, room: int, mends: tuple[str, ...]
+    ) -> None:
+        super().__init__(message)
+        self.table, self.needed, self.whole, self.room, self.mends = table, needed, whole, room, mends
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.table, self.needed, self.whole, self.room, self.mends)
+
+
+def refusal(costs: Costs, fits: Fits) -> DoesNotFit:
+    """Return why no plan fits.
+
+    Args:
+        costs: of the recipe and ranks that have no plan.
+        fits: plans again.
+    """
+    lacks = _lacking(costs)
+    mends = tuple(_mends(costs, lacks.table, fits))
+    mend = f"{_or(mends)} would do" if mends else "add workers, lower rows or dim, or correct hbm_gb and ddr_gb"
+    part = f"{memory.amount(lacks.needed)} of {memory.amount(lacks.whole)}"
+    what = f"table {lacks.table}: {part}" if lacks.table else f"besides tables {memory.amount(lacks.needed)}"
+    said = f"{what}, and {lacks.where} {memory.amount(lacks.room)}"
+    message = f"tables: no sharding plan fits {costs.world} workers of cluster.topology ({said}); {mend}"
+    return DoesNotFit(message, lacks.table, lacks.needed, lacks.whole, lacks.room, mends)
+
+
+@dataclass(frozen=True)
+class _Lacking:
+    table: str | None
+    needed: int
+    whole: int
+    room: int
+    where: str  # the room is, and its verb
+
+
+def _lacking(costs: Costs) -> _Lacking:
+    """Return what has no room: besides tables, a table on one rank, all in GPU memory, or all in all memory."""
+    tables, world, names = costs.recipe.tables, costs.world, ("GPU memory", "host memory")
+    room = costs.room(False)
+    if (room < 0).any():
+        place = int(room.argmin())
+        held = sum(v for k, v in costs.besides[("gpu", "host")[place]].items() if k != "checkpoint copy")
+        has = round(held + room[place])
+        return _Lacking(None, held, held, has, f"the {names[place]} of a worker has")
+    sharded = [name for name, table in tables.items() if table.sharding != "data_parallel"]
+    home = {n: 1 if not costs.gpu or tables[n].memory == "host" else 0 for n in sharded}  # auto may lie in both
+    ways = {n: costs.ways(n, costs.gpu and home[n] == 1, copied=False) for n in sharded}
+    least = {n: min(max(float(p.taken[:, home[n]].max()) for p in way.pieces) for way in ways[n]) for n in sharded}
+    over = [n for n in sharded if least[n] > (room.max() if tables[n].memory == "auto" else room[home[n]])]
+    if over:
+        name = max(over, key=lambda n: least[n])
+        one = round(least[name])
+        return _Lacking(name, one, one, round(room[home[name]]), f"the {names[home[name]]} of a worker has")
+    sizes = {n: _size(ways[n][0], home[n]) for n in sharded}
+    # At the least GPUs hold what must lie there, and the caches of all other tables.
+    on_gpu = {n: sizes[n] if tables[n].memory == "gpu" else _size(costs.ways(n, True, False)[0], 0) for n in sharded}
+    where, has = f"the memory of {world} workers has", world * room[1]
+    if costs.gpu and sum(on_gpu.values()) > world * room[0]:
+        sizes, where, has = on_gpu, f"the GPU memory of {world} workers has", world * room[0]
+    elif costs.gpu:
+        where, has = f"the GPU and host memory of {world} workers has", world * room.sum()
+    most = max(sizes, key=lambda n: sizes[n])
+    return _Lacking(most, sizes[most], sum(sizes.values()), round(has), where)
+
+
+def _size(way: Way, place: int) -> int:
+    return round(sum(float(piece.taken[:, place].sum()) for piece in way.pieces))
+
+
+def _mends(costs: Costs, table: str | None, fits: Fits) -> Iterator[str]:
+    """Yield, in words, what alone would mend it."""
+    recipe, world = costs.recipe, costs.world
+    more = [n for n in range(world + 1, recipe.data.shards + 1) if recipe.data.shards % n == 0]
+    more = more or [world * 2**n for n in range(1, 13) if world * 2**n <= _MOST]
+    enough = next((n for n in more if fits(recipe, n)), None)
+    if enough is not None:
+        what = ("GPU" if costs.gpu else "worker") + ("s" if enough - world > 1 else "")
+        yield f"{enough - world} more {what} (cluster.workers: {enough})"
+    if table is None:
+        batch = recipe.data.batch_size
+        less = (batch // part for part in (2, 4, 8, 16) if batch % (part * world) == 0)
+        if (small := next((n for n in less if fits(_with(recipe, "data", batch_size=n), world)), None)) is not None:
+            yield f"data.batch_size: {small}"
+        return
+    declared = recipe.tables[table]
+
+    def fitting(change: dict[str, Any]) -> bool:
+        tables = recipe.tables | {table: declared.model_copy(update=change)}
+        return fits(recipe.model_copy(update={"tables": tables}), world)
+
+    changes: list[dict[str, Any]] = [{"dtype": "float16"}] if declared.dtype == "float32" else []
+    if costs.gpu and declared.memory == "gpu":
+        changes.append({"memory": "host"})
+    elif costs.gpu:
+        smaller: list[dict[str, Any]] = [{"cache": declared.cache / part} for part in (2, 4, 8, 16)]
+        changes += [change for change in smaller if fitting(change)][:1]
+    if declared.sharding != "auto":
+        changes.append({"sharding": "auto"})
+    for change in filter(fitting, changes):
+        ((key, value),) = change.items()
+        yield f"tables.{table}.{key}: {value}"
+
+
+def _with(recipe: Recipe, section: str, **changes: Any) -> Recipe:
+    return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=changes)})
+
+
+def _or(words: tuple[str, ...]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
