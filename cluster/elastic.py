@@ -23,7 +23,7 @@ from typing import Any
 
 import ray
 from ray._private.state import state as cluster_state
-from ray._raylet import RAY_NODE_ID_KEY
+from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision, ScalingPolicy
 from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
