@@ -1,11 +1,17 @@
 """Which rows of a table that every rank holds whole a global batch looks up: a gradient of zero does not tell."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from livetrain.modules.layers.distributed import Later
+
+class Sum(Protocol):
+    """A sum over ranks that is made by when it is asked for: modules.layers.distributed.Later."""
+
+    def total(self) -> Tensor:
+        """Return it."""
 
 
 class Touched:
@@ -13,11 +19,13 @@ class Touched:
 
     Args:
         embedding: the table.
+        later: begins a sum over ranks.
 
     Example:
         >>> import torch
+        >>> from livetrain.modules.layers.distributed import Later
         >>> embedding = torch.nn.Embedding(4, 2)
-        >>> touched = Touched(embedding)
+        >>> touched = Touched(embedding, Later)
         >>> _ = embedding(input=torch.tensor([1, 3, 1]))
         >>> touched.rows()
         tensor([False,  True, False,  True])
@@ -25,9 +33,10 @@ class Touched:
         tensor(False)
     """
 
-    def __init__(self, embedding: nn.Embedding) -> None:
+    def __init__(self, embedding: nn.Embedding, later: Callable[[Tensor], Sum]) -> None:
+        self._later = later
         self._marks = torch.zeros(embedding.num_embeddings, dtype=torch.uint8, device=embedding.weight.device)
-        self._sent: Later | None = None
+        self._sent: Sum | None = None
         self._asked = False  # whether anybody wants to know
         embedding.register_forward_hook(self._mark, with_kwargs=True)
 
@@ -39,7 +48,7 @@ class Touched:
     def send(self) -> None:
         """Let the marks of a step, in which no further row is looked up, ride on the next sum over ranks, if wanted."""
         if self._asked:
-            self._sent = Later(self._marks.float())
+            self._sent = self._later(self._marks.float())
 
     def rows(self) -> Tensor:
         """Return the rows that any rank has looked up since the last call, bool (rows,), and begin anew. Collective."""

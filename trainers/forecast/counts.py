@@ -51,7 +51,7 @@ class Counts:
     collectives: tuple[float, ...] = field(default=())
 
 
-def count(recipe: Recipe, rows: int, world: int, lengths: dict[str, float]) -> Counts:
+def count(recipe: Recipe, rows: float, world: int, lengths: dict[str, float]) -> Counts:
     """Return what a step of one of `world` ranks takes.
 
     Args:

@@ -32,6 +32,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import OPTIMIZERS
 from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import pools_where_rows_lie
+from livetrain.modules.layers.distributed import Later
 from livetrain.modules.model import Model, PooledCollection, ReplicatedCollection, initial_values
 from livetrain.modules.optimizers import FUSED_NAMES, dense_optimizer, table_optimizer
 from livetrain.modules.tables import adam, host
@@ -311,7 +312,7 @@ def _touched(module: nn.Module, key: str) -> Touched:
     """Return what marks the rows of the replicated table whose weight has a dotted key in a module."""
     embedding = module.get_submodule(key.removesuffix(".weight"))
     assert isinstance(embedding, nn.Embedding)
-    return Touched(embedding)
+    return Touched(embedding, Later)
 
 
 def _replica(

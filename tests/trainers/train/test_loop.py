@@ -93,6 +93,7 @@ KEEPING = {
     "tables__rating__optimizer": {"lr": 0.1, "weight_decay": 0.01},
     "optimizers__ema": 0.9,
     "train__epochs": 1,
+    "model__activation": "running_dice",
 }
 
 

@@ -137,7 +137,11 @@ def test_a_gpu_equals_plain(drawn_on_the_host, changes, memory):
 
 
 @pytest.mark.parametrize(
-    "changes", often(CASES, ("row-wise Adagrad with L2", "column-wise SGD", "Adam on all ways", "frozen", "in parts"))
+    "changes",
+    often(
+        CASES,
+        ("row-wise Adagrad with L2", "column-wise SGD", "Adam on all ways", "frozen", "running Dice in parts"),
+    ),
 )
 def test_two_ranks_equal_plain(two_ranks, changes):
     made_for = twins.recipe(**changes)
