@@ -27,7 +27,6 @@ import torch
 from livetrain.configs.registry import parse_model
 from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers.buckets import buckets
 from livetrain.modules.layers.frequency import bins, low_pass
 from livetrain.modules.models.registry import network
 from livetrain.trainers.runtime.versions import versions
@@ -112,7 +111,7 @@ def filter_cost(longest: int, cutoff: float, steps: int) -> tuple[float, float]:
     counted, low = lengths.tolist(), bins(lengths, cutoff).tolist()
 
     def ours() -> None:
-        low_pass(values, lengths, buckets(lengths, len(values)), cutoff).sum().backward()
+        low_pass(values, lengths, cutoff).sum().backward()
 
     def by_user() -> None:
         out = []

@@ -347,6 +347,11 @@ def _check_division(recipe: Recipe) -> None:
             f"train.accumulate: {recipe.train.accumulate} parts of {batch // shards} rows, which are a shard's of a "
             "batch, leave some empty; lower it, or raise data.batch_size"
         )
+    if recipe.train.accumulate > 1 and recipe.train.compile:
+        raise BadInput(
+            "train.compile: a batch that is trained in parts is no single graph; leave train.compile out, or use "
+            "accumulate: 1"
+        )
     if recipe.train.accumulate > 1 and getattr(recipe.gradients, "scope", None) == "trunk":
         raise BadInput(
             "train.accumulate: with gradients.scope: trunk the gradients at the trunk's input are needed of all rows "

@@ -74,6 +74,11 @@ class Train(Section):
         description="parts in which each rank trains the network on its share of a batch, one after another: less "
         "memory, the same gradients",
     )
+    compile: bool | Literal["cuda_graphs"] | None = Field(
+        None,
+        description="train the network as one compiled graph: by default on a GPU, where it can be; true refuses one "
+        "that cannot be; cuda_graphs also replays its parts of fixed shape",
+    )
     profile: str | None = Field(None, description="first..last step, as 20..30: write a torch profiler trace of them")
 
     @field_validator("profile", mode="before")

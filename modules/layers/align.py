@@ -2,10 +2,11 @@
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from livetrain.modules.layers.distributed import Later, all_gather
+from livetrain.modules.layers.moving import Moving
 from livetrain.modules.layers.others import logsumexp_of_others
 from livetrain.modules.layers.precision import widen
 
@@ -27,7 +28,7 @@ def signature(embeddings: Tensor) -> Tensor:
     return ((bits ^ (bits << 17)) * odd).sum(1)
 
 
-class Align(nn.Module):
+class Align(Moving):
     """Symmetric InfoNCE between two representations of each row's user, as a loss on its own.
 
         L = lambda(step) / (2 n) sum_i [-log softmax_j(a_i b_j / tau)_i - log softmax_j(b_i a_j / tau)_i]
@@ -79,8 +80,9 @@ class Align(nn.Module):
         Returns:
             (), float32.
         """
-        self.steps += 1
-        rise = self.weight if self.warmup == 0 else self.weight * (self.steps / self.warmup).clamp(max=1.0)
+        steps = self.steps + 1
+        self.move({"steps": steps})
+        rise = self.weight if self.warmup == 0 else self.weight * (steps / self.warmup).clamp(max=1.0)
         with torch.autocast(one.device.type, enabled=False):
             a, b = F.normalize(widen(one), dim=1), F.normalize(widen(other), dim=1)
             world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

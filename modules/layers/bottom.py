@@ -172,8 +172,9 @@ def check_parallel(lengths: dict[str, Tensor], names: list[str]) -> None:
 
 
 def _parallel(one: Tensor, other: Tensor) -> bool:
-    """Return whether two features have equal lengths, without waiting for a GPU: there a kernel asserts it."""
-    if one.is_cuda:
+    """Return whether two features have equal lengths, without waiting for a GPU, or in a compiled graph: there a kernel
+    asserts it."""
+    if one.is_cuda or (not torch.jit.is_scripting() and torch.compiler.is_compiling()):
         torch._assert_async((one == other).all())
         return True
     return torch.equal(one, other)

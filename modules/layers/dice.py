@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from livetrain.modules.layers.compiled import Library, by_task, library_for
 from livetrain.modules.layers.distributed import all_reduce_sum
+from livetrain.modules.layers.moving import Moving
 from livetrain.modules.layers.precision import widen
 
 
@@ -121,7 +122,7 @@ def statistics(total: Tensor, centre: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return centre + distance, (square - distance.square()).clamp(min=0), count
 
 
-class Dice(nn.Module):
+class Dice(Moving):
     """Data-adaptive activation.
 
     y = p * x + (1 - p) * alpha * x,  p = sigmoid((x - E[x]) / sqrt(Var[x] + eps)),  per neuron
@@ -229,8 +230,9 @@ class Dice(nn.Module):
         unbiased = variance * (count / (count - 1).clamp(min=1))
         # A batch with no valid row (every sequence empty) or one tells nothing about the variance.
         known = torch.where(count > 1, self.momentum, 0.0).to(mean.dtype)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), known)
+        moved = torch.lerp(self.running_mean, mean.to(self.running_mean.dtype), self.momentum)
+        spread = torch.lerp(self.running_var, unbiased.to(self.running_var.dtype), known.to(self.running_var.dtype))
+        self.move({"running_mean": moved, "running_var": spread})
 
 
 class RunningDice(Dice):

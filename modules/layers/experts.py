@@ -54,13 +54,16 @@ class _Batched(nn.Module):
 class Gate(nn.Module):
     """g = softmax(W x + b), the share of each expert in a row's mixture, in float32 or wider.
 
-    trainers.train.probes.expert_use watches these modules, and reads what they output.
+    trainers.train.probes.expert_use watches these modules, and reads what they output; in a compiled graph, into
+    which no hook sees, they leave it as `shares`.
 
     Args:
         width: size of the input.
         name: what the mixture is for, as a task; in the names of the logged figures.
         experts: a name for each expert that is mixed.
     """
+
+    shares = None
 
     def __init__(self, width: int, name: str, experts: list[str]) -> None:
         super().__init__()
@@ -70,7 +73,15 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (B, width). Returns: (B, n), summing to 1 over a row."""
-        return F.softmax(widen(self.linear(x)), 1)
+        shares = F.softmax(widen(self.linear(x)), 1)
+        if not torch.jit.is_scripting():
+            self._leave(shares)
+        return shares
+
+    @torch.jit.unused
+    def _leave(self, shares: Tensor) -> None:
+        if torch.compiler.is_compiling():
+            self.shares = shares.detach()
 
 
 def mix(shares: Tensor, groups: list[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from livetrain.modules.layers import jagged
-from livetrain.modules.layers.buckets import Buckets, buckets, pad, unpad
+from livetrain.modules.layers.buckets import buckets, pad, unpad
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.layers.precision import widen
 
@@ -26,7 +26,7 @@ def bins(lengths: Tensor, cutoff: float) -> Tensor:
     return torch.minimum(wanted.clamp(min=1).long(), own)
 
 
-def low_pass(values: Tensor, lengths: Tensor, layout: Buckets, cutoff: float) -> Tensor:
+def low_pass(values: Tensor, lengths: Tensor, cutoff: float) -> Tensor:
     """Keep the lowest frequencies of each row, over its own length and no padding.
 
     low = irfft(rfft(V) with all but the first c bins zeroed, n = T)
@@ -34,17 +34,21 @@ def low_pass(values: Tensor, lengths: Tensor, layout: Buckets, cutoff: float) ->
     computed as the projection onto the cosines and sines of those bins, low = Q Q' V, whose orthonormal columns are
     sqrt(w_k / T) cos(2 pi k t / T) and sqrt(w_k / T) sin(2 pi k t / T), w_k = 1 for the mean and for k = T / 2, else 2.
     A transform needs rows of one length each; a product of matrices with padded rows does not care, costs
-    O(N c d) and is its own gradient.
+    O(N c d) and is its own gradient. On a GPU, and in a compiled graph, rows are not padded either: every event adds
+    its part to its row's products, and takes its own from them, so that nothing waits for the lengths.
 
     Args:
         values: (N, d) events, N = sum of lengths.
         lengths: (B,) integer.
-        layout: `buckets` of the lengths.
         cutoff: see `bins`.
 
     Returns:
         (N, d).
     """
+    if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript would read all of one condition)
+        if cutoff >= 1 and (values.is_cuda or torch.compiler.is_compiling()):
+            return _low_pass_jagged(values, lengths, cutoff)
+    layout = buckets(lengths, values.size(0))
     held = lengths.index_select(0, layout.rows).split(layout.counts)
     out: list[Tensor] = []
     for block, own in zip(pad(values, layout), held):  # noqa: B905  TorchScript knows no strict=
@@ -63,17 +67,39 @@ def waves(lengths: Tensor, size: int, cutoff: float, like: Tensor) -> Tensor:
         like: a tensor of the wanted type.
     """
     most = int(bins(torch.tensor(size), cutoff))
-    time = torch.arange(size, device=lengths.device)
-    wave = torch.arange(most, device=lengths.device)
-    length = lengths.unsqueeze(1)
+    time = torch.arange(size, device=lengths.device).unsqueeze(1)
+    return _columns(time, lengths.unsqueeze(1).unsqueeze(2), most, cutoff, like)
+
+
+def _columns(time: Tensor, length: Tensor, most: int, cutoff: float, like: Tensor) -> Tensor:
+    """Return the columns of `low_pass` at some events: (..., 2 c - 1) with c = `most`, 0 beyond a row's end.
+
+    Args:
+        time: (..., 1) integer, which of its row's events each is.
+        length: (..., 1) integer, how many its row has.
+        most: the most frequencies that any row keeps.
+        cutoff: see `bins`.
+        like: a tensor of the wanted type.
+    """
+    wave = torch.arange(most, device=length.device)
     # Whole turns are taken off as integers: an angle in float32 keeps its digits however long the row.
-    turns = (time.unsqueeze(1) * wave).unsqueeze(0).remainder(length.unsqueeze(2)).to(like.dtype)  # (n, T, c)
-    angle = turns * (2 * math.pi / length.to(like.dtype)).unsqueeze(2)
-    once = (wave == 0) | (2 * wave == length)  # (n, c)
+    angle = (time * wave).remainder(length).to(like.dtype) * (2 * math.pi / length.to(like.dtype))
+    once = (wave == 0) | (2 * wave == length)
     scale = torch.where(once, 1.0, 2.0).to(like.dtype).div(length).sqrt()
-    scale = scale * (wave < bins(length, cutoff))
-    scale = scale.unsqueeze(1) * (time < length).unsqueeze(2)  # (n, T, c)
-    return torch.cat([angle.cos() * scale, (angle.sin() * scale)[:, :, 1:]], 2)
+    scale = scale * (wave < bins(length, cutoff)) * (time < length)
+    return torch.cat([angle.cos() * scale, (angle.sin() * scale)[..., 1:]], -1)
+
+
+@torch.jit.unused
+def _low_pass_jagged(values: Tensor, lengths: Tensor, cutoff: float) -> Tensor:
+    """Do what `low_pass` does without a layout, for a whole number of frequencies."""
+    (total, width), size = values.shape, lengths.size(0)
+    segment = jagged.segments(lengths, total)
+    time = torch.arange(total, device=lengths.device) - jagged.spread(lengths.cumsum(0) - lengths, segment)
+    own = jagged.spread(lengths, segment).unsqueeze(1)  # (N, 1)
+    columns = _columns(time.unsqueeze(1), own, int(cutoff), cutoff, values).unsqueeze(2)  # (N, 2 c - 1, 1)
+    products = jagged.segment_sum((columns * values.unsqueeze(1)).flatten(1), segment, size)
+    return (columns * jagged.spread(products, segment).view(total, -1, width)).sum(1)
 
 
 class Split(nn.Module):
@@ -118,7 +144,7 @@ class Split(nn.Module):
             return self._filter(widen(values), lengths)
 
     def _filter(self, values: Tensor, lengths: Tensor) -> Tensor:
-        low = low_pass(values, lengths, buckets(lengths, values.size(0)), self.cutoff)
+        low = low_pass(values, lengths, self.cutoff)
         segment = jagged.segments(lengths, values.size(0))
         alpha, beta = self.weights(values, lengths).chunk(2, 1)
         mixed = torch.addcmul(

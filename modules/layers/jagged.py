@@ -107,8 +107,10 @@ def rows(values: Tensor, lengths: Tensor) -> Tensor:
     Returns:
         (B, d).
     """
-    if values.size(0) == lengths.size(0):  # lengths of 0 or 1 that sum to B are all 1
-        return values
+    # A compiled graph is for batches with missing ids too.
+    if torch.jit.is_scripting() or not torch.compiler.is_compiling():  # noqa: SIM102 (as in frequency.low_pass)
+        if values.size(0) == lengths.size(0):  # lengths of 0 or 1 that sum to B are all 1
+            return values
     missing = values.new_zeros(1, values.size(1))
     index = torch.where(lengths > 0, lengths.cumsum(0) - 1, values.size(0))  # (B,)
     return torch.cat([values, missing]).index_select(0, index)

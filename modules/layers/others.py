@@ -5,33 +5,58 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 CELLS = 2**22  # scores in memory at once: 16 MB of float32, or one per row where there are more rows
 NEVER = -1e30  # the log of a sum of nothing; its opposite is a logit with no loss
 
 
-class _Others(torch.autograd.Function):
-    """See `logsumexp_of_others`; `CELLS` scores are made at a time, and made again in backward."""
+# Two operations to a compiled graph, and to autograd; torch.library.custom_op would load the compiler for every run.
+_OPERATIONS = torch.library.Library("livetrain", "FRAGMENT")
+_OPERATIONS.define("logsumexp_of_others(Tensor rows, Tensor columns, Tensor bias, Tensor mark, Tensor marks) -> Tensor")
+_OPERATIONS.define(
+    "logsumexp_of_others_backward(Tensor gradient, Tensor rows, Tensor columns, Tensor bias, Tensor mark, "
+    "Tensor marks, Tensor total) -> (Tensor, Tensor)"
+)
 
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, bias: Tensor, mark: Tensor, marks: Tensor) -> Tensor:
-        total = rows.new_full([rows.size(0)], NEVER)
-        for _, scores in _blocks(rows, columns, bias, mark, marks):
-            total = torch.logaddexp(total, scores.logsumexp(1))
-        ctx.save_for_backward(rows, columns, bias, mark, marks, total)
-        return total
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, bias, mark, marks, total = ctx.saved_tensors
-        of_rows, of_columns = torch.zeros_like(rows), torch.empty_like(columns)
-        for block, scores in _blocks(rows, columns, bias, mark, marks):
-            shares = scores.sub_(total.unsqueeze(1)).exp_().mul_(gradient.unsqueeze(1))  # (B, n)
-            of_rows.addmm_(shares, columns[block])
-            torch.mm(shares.t(), rows, out=of_columns[block])
-        return of_rows, of_columns, None, None, None
+def _forward(rows: Tensor, columns: Tensor, bias: Tensor, mark: Tensor, marks: Tensor) -> Tensor:
+    """See `logsumexp_of_others`; `CELLS` scores are made at a time."""
+    total = rows.new_full([rows.size(0)], NEVER)
+    for _, scores in _blocks(rows, columns, bias, mark, marks):
+        total = torch.logaddexp(total, scores.logsumexp(1))
+    return total
+
+
+def _backward(
+    gradient: Tensor, rows: Tensor, columns: Tensor, bias: Tensor, mark: Tensor, marks: Tensor, total: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of rows and columns; the scores are made again."""
+    of_rows, of_columns = torch.zeros_like(rows), torch.empty_like(columns)
+    for block, scores in _blocks(rows, columns, bias, mark, marks):
+        shares = scores.sub_(total.unsqueeze(1)).exp_().mul_(gradient.unsqueeze(1))  # (B, n)
+        of_rows.addmm_(shares, columns[block])
+        torch.mm(shares.t(), rows, out=of_columns[block])
+    return of_rows, of_columns
+
+
+def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs, output)
+
+
+def _through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return *torch.ops.livetrain.logsumexp_of_others_backward(gradient, *ctx.saved_tensors), None, None, None
+
+
+_NAME = "livetrain::logsumexp_of_others"
+_OPERATIONS.impl("logsumexp_of_others", _forward, "CompositeExplicitAutograd")
+_OPERATIONS.impl("logsumexp_of_others_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake(_NAME, lambda rows, *_: rows.new_empty(rows.size(0)), lib=_OPERATIONS)
+torch.library.register_fake(
+    f"{_NAME}_backward",
+    lambda _, rows, columns, *__: (rows.new_empty(rows.shape), columns.new_empty(columns.shape)),
+    lib=_OPERATIONS,
+)
+torch.library.register_autograd(_NAME, _through, setup_context=_keep, lib=_OPERATIONS)
 
 
 def _blocks(rows: Tensor, columns: Tensor, bias: Tensor, mark: Tensor, marks: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -67,5 +92,5 @@ def logsumexp_of_others(rows: Tensor, columns: Tensor, bias: Tensor, mark: Tenso
         >>> logsumexp_of_others(rows, rows, torch.zeros(3), ids, ids).exp().round()  # one other, one, two
         tensor([1., 1., 2.])
     """
-    found: Tensor = _Others.apply(rows, columns, bias, mark, marks)
+    found: Tensor = torch.ops.livetrain.logsumexp_of_others(rows, columns, bias, mark, marks)
     return found

@@ -1,14 +1,15 @@
 """How often an id comes up in batches, learned while they go by."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from livetrain.modules.layers.moving import Moving
 from livetrain.modules.tables.hashing import row
 
 BUCKETS, RATE = 2**20, 0.01  # 12 MB of state; a bucket remembers about the last 1 / RATE times that it came up
 
 
-class Rarity(nn.Module):
+class Rarity(Moving):
     """log of the expected number of times an id comes up in a global batch.
 
         gap = (t - A[h]) / c,   B[h] <- gap where h is new, else (1 - rate) B[h] + rate gap,   A[h] <- t,   q = 1 / B[h]
@@ -26,14 +27,12 @@ class Rarity(nn.Module):
     batches: Tensor
     last: Tensor
     between: Tensor
-    counts: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
         self.register_buffer("last", torch.zeros(BUCKETS, dtype=torch.int32))  # A, 0 where a bucket is new
         self.register_buffer("between", torch.zeros(BUCKETS))  # B
-        self.register_buffer("counts", torch.zeros(BUCKETS, dtype=torch.int32), persistent=False)  # 0 between calls
 
     def forward(self, ids: Tensor, valid: Tensor) -> Tensor:
         """Take in a batch and return what is known after it.
@@ -45,15 +44,13 @@ class Rarity(nn.Module):
         Returns:
             (N,) float32 log q; of no meaning where an id is not valid.
         """
-        self.batches += 1
-        bucket = row(ids, BUCKETS, False)
-        self.counts.index_add_(0, bucket, valid.to(self.counts.dtype))
-        count, last = self.counts[bucket], self.last[bucket]
-        self.counts[bucket] = 0
-        gap = ((self.batches - last) / count.clamp(min=1)).to(self.between.dtype)
+        batches, bucket = self.batches + 1, row(ids, BUCKETS, False)
+        count = torch.zeros_like(self.last).index_add_(0, bucket, valid.to(self.last.dtype))[bucket]
+        last = self.last[bucket]
+        gap = ((batches - last) / count.clamp(min=1)).to(self.between.dtype)
         between = torch.where(last == 0, gap, torch.lerp(self.between[bucket], gap, RATE))
         between = torch.where(count > 0, between, self.between[bucket])
+        last = torch.where(count > 0, batches.to(last.dtype), last)
         # Rows of one bucket write one value, so their order does not matter.
-        self.between[bucket] = between
-        self.last[bucket] = torch.where(count > 0, self.batches.to(last.dtype), last)
+        self.move({"batches": batches, "between": (bucket, between), "last": (bucket, last)})
         return -between.clamp(min=1e-6).log()

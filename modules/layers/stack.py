@@ -84,7 +84,7 @@ def side_by_side(stacks: Sequence[Stack]) -> list[Tensor]:
     Args:
         stacks: as far as their first layer.
     """
-    for depth in range(max((stack.depth for stack in stacks), default=0)):
+    for depth in range(max([0, *[stack.depth for stack in stacks]])):
         here = [stack for stack in stacks if depth < stack.depth]
         asked = [stack.asks(depth) for stack in here]
         totals = iter(summed([moments for moments in asked if moments is not None]))

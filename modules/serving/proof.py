@@ -65,11 +65,10 @@ def prove(recipe: Recipe) -> None:
         BadInput: the model fails, answers something else than a logit per row and task, reads rows that lack a feature
             as though they had it, lets rows change each other's scores, or cannot be exported as it is.
     """
-    small = {name: table.model_copy(update={"rows": _TABLE}) for name, table in recipe.tables.items()}
-    recipe = recipe.model_copy(update={"tables": small})
+    recipe = _small(recipe)
     parts = (
         *recipe.features.values(),
-        *small.values(),
+        *recipe.tables.values(),
         *recipe.tasks.values(),
         recipe.train.accumulate,
         recipe.data.layout,
@@ -79,6 +78,17 @@ def prove(recipe: Recipe) -> None:
         return
     _prove(recipe)
     _PROVED.add(key)
+
+
+def trial(recipe: Recipe) -> tuple[Model, tuple]:
+    """Return a recipe's model with small tables, and made-up rows as it takes them in training."""
+    recipe = _small(recipe)
+    return Model(recipe).train(), _inputs(_made_up(recipe, whole=False), recipe)
+
+
+def _small(recipe: Recipe) -> Recipe:
+    small = {name: table.model_copy(update={"rows": _TABLE}) for name, table in recipe.tables.items()}
+    return recipe.model_copy(update={"tables": small})
 
 
 def _prove(recipe: Recipe) -> None:
@@ -96,7 +106,7 @@ def _prove(recipe: Recipe) -> None:
                 found = rows.call(torch.jit.script(scorer))
         except Exception as error:
             raise BadInput(
-                f"{kind} cannot be exported: TorchScript refuses it ({_short(error)}); write its forward in what "
+                f"{kind} cannot be exported: TorchScript refuses it ({short(error)}); write its forward in what "
                 "TorchScript knows"
             ) from error
         _check_same(f"{kind} scores otherwise when exported", found, scores)
@@ -122,7 +132,7 @@ def _check_parts(kind: str, recipe: Recipe, rows: _Rows) -> None:
         try:
             logits = model(*inputs)
         except Exception as error:
-            raise BadInput(f"train.accumulate: {why} ({_short(error)}); {mend}") from error
+            raise BadInput(f"train.accumulate: {why} ({short(error)}); {mend}") from error
         if REGULARISER in logits:
             raise BadInput(f"train.accumulate: {kind} has a loss of its own over the whole batch; use accumulate: 1")
         found.append({task: logit.detach() for task, logit in logits.items()})
@@ -187,7 +197,7 @@ def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, me
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(f"{kind} fails on {what} ({_short(error)}); {mend}") from error
+        raise BadInput(f"{kind} fails on {what} ({short(error)}); {mend}") from error
     for task in recipe.tasks:
         if task not in logits:
             raise BadInput(f"{kind} answers no logit of task '{task}'; end its forward with modules.tasks.heads.Heads")
@@ -242,7 +252,7 @@ def _check_requests(kind: str, model: Model, recipe: Recipe, rows: _Rows) -> Non
     try:
         found = model(*_inputs(once, recipe), Requests(torch.zeros(_ROWS, dtype=torch.long), 2, totals))
     except Exception as error:
-        raise BadInput(f"{kind} fails on rows of one request ({_short(error)}); {mend}") from error
+        raise BadInput(f"{kind} fails on rows of one request ({short(error)}); {mend}") from error
     _check_same(
         f"{kind} scores otherwise where rows of a request share features", found, model(*_inputs(own, recipe)), mend
     )
@@ -255,7 +265,7 @@ def _check_same(what: str, found: dict[str, Tensor], wanted: dict[str, Tensor], 
             raise BadInput(f"{what} (task '{task}'); {mend}")
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     """Return an error in a few words, with the last line of code outside torch that it names."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]

@@ -34,7 +34,16 @@ from livetrain.trainers.observe.weights_and_biases import Tracker
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.runtime.runlog import RunLog
 from livetrain.trainers.runtime.signals import Stopped
-from livetrain.trainers.train import checkpoint, compiled_layers, few_rows, memory, planning, pretrained, warm_start
+from livetrain.trainers.train import (
+    checkpoint,
+    compiled_dense,
+    compiled_layers,
+    few_rows,
+    memory,
+    planning,
+    pretrained,
+    warm_start,
+)
 from livetrain.trainers.train.feed import SKIPPED, Feed, Meter
 from livetrain.trainers.train.loss import Output
 from livetrain.trainers.train.probes.expert_use import Utilisation
@@ -79,6 +88,8 @@ class Trainer:
         self.job, self.recipe, self.device = job, job.recipe, device
         self.sharded = shard(self.recipe, device, job.plan)
         compiled_layers.enable(self.sharded.model, device)
+        if compiled_dense.wanted(self.recipe, device):
+            compiled_dense.enable(self.sharded, self._note)
         self.breakdown = Breakdown(self.sharded)
         self.utilisation = Utilisation(self.sharded.model.dense)
         if job.statistics is not None:
@@ -103,6 +114,9 @@ class Trainer:
             slices=not shuffle and split != CATALOGUE,
             pin=self.device.type == "cuda",
         )
+
+    def _note(self, text: str) -> None:
+        self.log.write("note", step=self.step, text=text)
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return the content of result.json.

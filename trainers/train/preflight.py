@@ -23,7 +23,7 @@ from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.evaluate.selection import check_select, parts, stand_in, undefined
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.runtime import scratch
-from livetrain.trainers.train import memory
+from livetrain.trainers.train import compiled_dense, memory
 from livetrain.trainers.train.sharding import check_device
 
 SPLITS = ("train", "valid", "test")
@@ -140,6 +140,8 @@ def _check_model(recipe: Recipe, trains: bool) -> str | None:
         check_device(recipe, torch.device("cpu"))  # of other runs the device is known once there is a cluster
     waits = memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves=trains)
     prove(recipe)
+    if trains:
+        compiled_dense.check(recipe)
     return waits
 
 

@@ -33,6 +33,7 @@ from livetrain.configs.registry import OPTIMIZERS
 from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import pools_where_rows_lie
 from livetrain.modules.layers.distributed import Later
+from livetrain.modules.layers.moving import Moving
 from livetrain.modules.model import Model, PooledCollection, ReplicatedCollection, initial_values
 from livetrain.modules.optimizers import FUSED_NAMES, dense_optimizer, table_optimizer
 from livetrain.modules.tables import adam, host
@@ -183,7 +184,8 @@ def shard(recipe: Recipe, device: torch.device, planner: planning.Planner = plan
     # Replicated tables are tables: where one lies must not change whether its gradient is clipped.
     steps.kernels = list(_kernels(module)) if steps.counted else []
     mean = None if recipe.optimizers.ema is None else Mean(optimizers["dense"].params, recipe.optimizers.ema)
-    update = Update(optimizers, combination, dense, recipe.optimizers.dense.clip_norm, steps, mean)
+    moving = [layer for layer in step.model.dense.modules() if isinstance(layer, Moving)]
+    update = Update(optimizers, combination, dense, recipe.optimizers.dense.clip_norm, steps, mean, moving)
     kind = DensePipeline
     if "tables" in optimizers:
         kind = CachedTablePipeline if plan.cached else TablePipeline

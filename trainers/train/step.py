@@ -5,7 +5,7 @@ carries a backward pass of its own, and one that passed the gradient combiner by
 What torchrec's pipelines still do is to move batches and ids ahead of the step.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +24,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.layers import distributed
+from livetrain.modules.layers.moving import Moving, written
 from livetrain.modules.model import Model
 from livetrain.modules.tables.adam import Steps
 from livetrain.trainers.train.gradients.combination import Combination
@@ -60,6 +61,7 @@ class Update(CombinedOptimizer):
         clip_norm: the largest norm of that gradient, or None.
         steps: told of every step.
         mean: of the dense parameters, moved after every step; None where the recipe asks for none.
+        moving: layers with buffers that a compiled graph leaves to be written.
     """
 
     def __init__(
@@ -70,10 +72,11 @@ class Update(CombinedOptimizer):
         clip_norm: float | None,
         steps: Steps,
         mean: Mean | None,
+        moving: Sequence[Moving] = (),
     ) -> None:
         super().__init__(list(optimizers.items()))
         self.combination, self.steps, self.mean = combination, steps, mean
-        self._dense, self._clip_norm = dense, clip_norm
+        self._dense, self._clip_norm, self._moving = dense, clip_norm, moving
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Begin a step: clear the gradients, and tell fused optimizers their rates and the number of the step."""
@@ -84,6 +87,7 @@ class Update(CombinedOptimizer):
     def backward(self, losses: torch.Tensor) -> None:
         """Leave the combined and clipped gradient in the parameters, and update the sharded tables."""
         self.combination.backward(losses)
+        written(self._moving)
         if self._clip_norm is not None:
             nn.utils.clip_grad_norm_(self._dense, self._clip_norm)
 

@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from livetrain.modules.layers.buckets import buckets
-from livetrain.modules.layers.frequency import Learned, Split, bins, low_pass
+from livetrain.modules.layers.frequency import Learned, Split, _low_pass_jagged, bins, low_pass
 
 LENGTHS = [3, 1, 0, 8, 9, 2, 31, 31, 64, 100]
 
@@ -16,7 +15,7 @@ def events(lengths: list[int], width: int = 4, dtype: torch.dtype = torch.float6
 
 def ours(values: torch.Tensor, lengths: list[int], cutoff: float) -> torch.Tensor:
     counted = torch.tensor(lengths)
-    return low_pass(values, counted, buckets(counted, len(values)), cutoff)
+    return low_pass(values, counted, cutoff)
 
 
 def by_transform(values: torch.Tensor, lengths: list[int], kept: list[int]) -> torch.Tensor:
@@ -41,6 +40,14 @@ def test_equals_the_transform_of_each_user(cutoff):
     torch.testing.assert_close(ours(values, LENGTHS, cutoff), by_transform(values, LENGTHS, kept), rtol=0, atol=1e-12)
     low = ours(values.float(), LENGTHS, cutoff)
     torch.testing.assert_close(low.double(), by_transform(values, LENGTHS, kept), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("cutoff", [1, 3, 50])
+def test_without_a_layout_the_low_pass_is_the_same(cutoff):
+    found, wanted = (events(LENGTHS).requires_grad_() for _ in range(2))
+    for values, low in ((found, _low_pass_jagged), (wanted, low_pass)):
+        (low(values, torch.tensor(LENGTHS), cutoff) * events(LENGTHS).cos()).sum().backward()
+    torch.testing.assert_close(found.grad, wanted.grad, rtol=0, atol=1e-12)
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=5), st.one_of(st.integers(1, 25), st.floats(0.01, 0.99)))

@@ -47,6 +47,7 @@ from livetrain.modules.network import REGULARISER
 from livetrain.modules.tables.touched import Touched
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.runtime import ranks
+from livetrain.trainers.train.compiled_dense import CompiledDense
 
 
 @dataclass
@@ -109,11 +110,17 @@ class Combination:
         self._splits: dict[bool, _Split] = {}
         self._kept: dict[str, bool] = {}  # whether a feature's embeddings come from a replicated table
         self._whole = model.dense.parts == 1  # whether the trunk is called once a step
+        self._compiled: CompiledDense | None = None
+        self._traced: tuple[list[Tensor], tuple[Tensor, Tensor] | None] = [], None  # logits and cut, by no graph
         self._batches: bool | None = None  # whether the tasks' passes can be one; None until that was tried
         if len(self._tasks) > 1 and model.dense.network.trunk is not None:
             model.dense.network.trunk.register_forward_pre_hook(self._before_trunk)
         model.dense.register_forward_pre_hook(self._before_dense)
         model.dense.register_forward_hook(self._after_dense)
+
+    def by_graphs(self, compiled: CompiledDense) -> None:
+        """Combine the gradients of a dense part that is compiled. A graph has no cut but that of scope trunk."""
+        self._compiled, self._whole = compiled, self._config.scope == "trunk"
 
     @property
     def _by_task(self) -> bool:
@@ -150,6 +157,7 @@ class Combination:
     def _forget(self) -> None:
         """Let go of the graph."""
         self._embeddings, self._at_trunk, self._logits, self._regulariser = {}, None, [], None
+        self._traced = [], None
 
     def take(self) -> None:
         """Mark the combined gradient as used.
@@ -342,12 +350,13 @@ class Combination:
             RuntimeError: a table is reached past the cut, or ranks differ.
         """
         if self._by_task not in self._splits:
-            reached = [_leaves(logits) for logits, _ in self._logits]
-            if self._at_trunk is not None and self._config.scope == "shared":
-                end, leaf = self._at_trunk
+            roots, cut = self._traced
+            reached = [_leaves(logits) for logits in roots]
+            if cut is not None and self._config.scope == "shared":
+                end, leaf = cut
                 reached = [found | _leaves(end) if id(leaf) in found else found for found in reached]
             if self._by_task and self._config.scope == "trunk":
-                known = {id(p) for p in self._dense} | {id(leaf) for _, leaf in self._compared()}
+                known = {id(p) for p in self._dense} | ({id(cut[1])} if cut is not None else set())
                 if any(leaf not in known for leaves in reached for leaf in leaves):
                     raise RuntimeError(
                         f"a table is read past the input of the shared trunk; gradients.scope {self._config.scope} "
@@ -378,7 +387,7 @@ class Combination:
 
     def _before_trunk(self, trunk: nn.Module, inputs: tuple) -> tuple | None:
         """Cut between the bottom and the trunk."""
-        if not (self._by_task and self._whole and trunk.training and torch.is_grad_enabled()):
+        if not (self._whole and self._by_task and trunk.training and torch.is_grad_enabled()):
             return None
         x, *rest = inputs
         self._at_trunk = (x, _leaf(x))
@@ -390,9 +399,21 @@ class Combination:
             return None
         self._regulariser = logits.get(REGULARISER)
         self._logits = [(logits[task], _leaf(logits[task])) for task in self._tasks]
+        self._trace(inputs, logits)
         return (
             {task: leaf for task, (_, leaf) in zip(self._tasks, self._logits, strict=True)} if self._by_task else None
         )
+
+    def _trace(self, inputs: tuple, logits: dict[str, Tensor]) -> None:
+        """Keep what `_split` finds the tasks' parameters from: logits by no compiled graph, whose logits reach all."""
+        cut, seen = self._at_trunk, [dice.seen for dice in self._running]
+        asked = self._by_task or self._config.kind != "sum"
+        if asked and self._compiled is not None and self._by_task not in self._splits:
+            logits = self._compiled.eagerly(*inputs)
+        self._traced = [logits[task] for task in self._tasks], self._at_trunk
+        self._at_trunk = cut
+        for dice, before in zip(self._running, seen, strict=True):
+            dice.seen = before
 
 
 def _gram(rows: list[Tensor]) -> Tensor:

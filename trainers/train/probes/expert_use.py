@@ -32,9 +32,13 @@ class Utilisation:
         finally:
             for hook in hooks:
                 hook.remove()
+            for gate in self._gates:
+                if wanted and gate not in self._seen and gate.shares is not None:  # in a compiled graph
+                    self._seen[gate] = [gate.shares]
 
     def _see(self, gate: nn.Module, inputs: tuple, shares: torch.Tensor) -> None:
-        self._seen.setdefault(gate, []).append(shares.detach())
+        if not torch.compiler.is_compiling():  # see Gate
+            self._seen.setdefault(gate, []).append(shares.detach())
 
     def read(self, weights: torch.Tensor) -> dict[str, float]:
         """Return the figures of the step that was watched, over the rows of all ranks. Collective.
