@@ -136,7 +136,7 @@ class Forecaster:
                 values=values + len(recipe.tasks),
                 threads=recipe.data.threads,
                 precision=recipe.train.precision,
-                compiled=self.hardware.ahead and getattr(recipe.train, "compile", False) is not False,
+                compiled=self.hardware.ahead and recipe.train.compile is not False,
                 counts=self._counted(recipe, rows, world, each),
                 loads=loads(recipe, plan, self._lookups),
             ),
