@@ -156,10 +156,26 @@ def test_ids_that_repeat_are_asked_for_once_by_each_rank():
 
 
 def test_a_gpus_ranks_ask_for_a_row_once(path):
-    recipe = settled(load_recipe(path, ["cluster.workers=4", "tables.movie.sharding=row_wise"]), 4)
     known = {"movie": Looked(1.0, np.array([7]), np.array([1.0])), "history": Looked(0.0)}
     asked = {}
-    for device in ("cpu", "cuda"):
-        found = loads(recipe, plan := sharding.dry_plan(recipe, 4, device), known)
-        asked[device] = found.lookups[found.table == list(plan.tables).index("movie")].sum()
-    assert asked == pytest.approx({"cpu": 96, "cuda": 4})  # one movie, by each of four ranks
+    for device, world in (("cpu", 4), ("cuda", 4), ("cuda", 1)):
+        recipe = settled(load_recipe(path, [f"cluster.workers={world}", "tables.movie.sharding=row_wise"]), world)
+        found = loads(recipe, plan := sharding.dry_plan(recipe, world, device), known)
+        asked[device, world] = found.lookups[found.table == list(plan.tables).index("movie")].sum()
+    # One movie: by each of four ranks on GPUs. One rank sends no ids, and looks all of them up.
+    assert asked == pytest.approx({("cpu", 4): 96, ("cuda", 4): 4, ("cuda", 1): 96})
+
+
+@pytest.mark.parametrize(
+    ("change", "hardware", "compiled"),
+    [
+        (["train.accumulate=1"], "h100", True),
+        (["train.accumulate=2"], "h100", False),
+        (["train.compile=false"], "h100", False),
+        (["train.accumulate=1"], "cpu", False),
+    ],
+)
+def test_a_network_is_forecast_as_compiled_where_a_run_compiles_it(path, change, hardware, compiled):
+    forecaster = Forecaster(load(path), load_hardware(hardware))
+    _, work, _ = forecaster.work(load_recipe(path, change))
+    assert work.compiled is compiled
