@@ -35,8 +35,11 @@ class Machines:
         self._running: dict[str, subprocess.Popen] = {}
         self.address = f"127.0.0.1:{self._port}"
         self.variables = environment(home, **_PATIENT, RAY_ADDRESS=self.address)
+
+    def begin(self) -> None:
+        """Start the head."""
         head = ("--head", f"--port={self._port}", "--num-cpus=0", "--include-dashboard=false")
-        self._start("head", *head, f"--temp-dir={temporary}")
+        self._start("head", *head, f"--temp-dir={self._temporary}")
 
     def _start(self, name: str, *words: str) -> None:
         command = [
@@ -106,10 +109,9 @@ def listens(port: int) -> bool:
 @contextlib.contextmanager
 def started(home: Path) -> Iterator[Machines]:
     """Start a head; the machines are to join it."""
-    machines = None
+    machines = Machines(home, tempfile.mkdtemp(prefix="ray-"))
     try:
-        machines = Machines(home, tempfile.mkdtemp(prefix="ray-"))
+        machines.begin()
         yield machines
     finally:
-        if machines is not None:
-            machines.end()
+        machines.end()

@@ -52,6 +52,7 @@ def advice(recipe: Recipe, world: int, device: str) -> str | None:
     launches = (COMPILED if compiled else EAGER)[-1]
     return (
         f"data.batch_size: {rows:,} rows per step are {own:,.0f} per GPU, and a step's launches take {launches} "
-        f"however many there are; by an estimate {wanted * candidates:,} per GPU (data.batch_size_per_worker: {wanted}) would "
-        f"train {gain:.1f} times as many rows per second, on fewer and larger steps: see docs/guide/batch.md"
+        f"however many there are; by an estimate {wanted * candidates:,} per GPU "
+        f"(data.batch_size_per_worker: {wanted}) would train {gain:.1f} times as many rows per second, on fewer and "
+        "larger steps: see docs/guide/batch.md"
     )
