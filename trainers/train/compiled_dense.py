@@ -11,7 +11,7 @@ Evaluation, export and serving never see a graph. What the rules here are for:
 - Buffers are written outside the graph (see modules.layers.moving). A network that writes to one within it is not
   compiled: its gradients might be wrong without an error.
 - A backward pass per task runs one compiled backward pass several times. Then none of its buffers may be used again for
-  another value (be "donated"), which is settled when the graph is made: later it would be too late, without an error.
+  another value (be "donated"), which is settled when the graph is made; each of the passes checks it again.
 """
 
 import contextlib
@@ -62,14 +62,15 @@ class CompiledDense:
         self._dense, self._recipe, self._tell, self._backend = model.dense, recipe, tell, backend
         self.active = True
         self._proved = False  # whether a step went through
-        network = model.dense.network
+        network: Any = model.dense.network  # of which methods are replaced
         if len(recipe.tasks) > 1 and recipe.gradients.scope == "trunk":
             assert network.trunk is not None  # see Model
             # Disabled, so that the graph of the network ends where the trunk is called, with the combiner's hook on it.
             network.trunk.forward = torch.compiler.disable(self._instead(network.trunk, whole=True, first=False))
             network.forward = self._instead(network, whole=False, first=True)
         else:
-            model.dense.forward = self._instead(model.dense, whole=True, first=True)
+            dense: Any = model.dense
+            dense.forward = self._instead(dense, whole=True, first=True)
 
     def eagerly(self, *inputs: Any) -> Answer:
         """Answer as `Dense.forward` does, by no graph, and change neither buffers nor the draws that follow.
@@ -78,15 +79,23 @@ class CompiledDense:
         """
         device, active = inputs[2].device, self.active
         self.active = False
-        kept = [(buffer, buffer.clone()) for buffer in self._dense.buffers()]
+        # On copies: a graph may hold the buffers for its backward pass, and nothing may write to them until then.
+        kept = [(module, dict(module._buffers)) for module in self._dense.modules()]
+        for module, buffers in kept:
+            module._buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
         try:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 return self._dense.forward(*inputs)
         finally:
             self.active = active
-            with torch.no_grad():
-                for buffer, before in kept:
-                    buffer.copy_(before)
+            for module, buffers in kept:
+                module._buffers.update(buffers)
+
+    @contextlib.contextmanager
+    def several_passes(self) -> Iterator[None]:
+        """Let a graph's backward pass run several times within; on this thread, for the setting holds on no other."""
+        with torch.autograd.set_multithreading_enabled(False), torch._functorch.config.patch(donated_buffer=False):
+            yield
 
     def _instead(self, module: nn.Module, whole: bool, first: bool) -> Callable[..., Answer]:
         """Return what takes the place of a module's forward.
@@ -115,7 +124,7 @@ class CompiledDense:
     def _settings(self) -> Iterator[None]:
         """Set how graphs are made, which any step may come to."""
         by_task = len(self._recipe.tasks) > 1
-        with torch.fx.experimental._config.patch(use_duck_shape=False):
+        with torch.fx.experimental._config.patch(use_duck_shape=False):  # type: ignore[attr-defined]
             if by_task:
                 with torch._functorch.config.patch(donated_buffer=False):
                     yield

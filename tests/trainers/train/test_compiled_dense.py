@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 from unittest import mock
 
 import pytest
@@ -247,15 +247,15 @@ def test_cuda_graphs_are_asked_for_where_the_shape_is_fixed_alone():
     assert len(products) > len(fixed)
 
 
-def trained(train: Callable, module: Any, made_for: Recipe, backend: str) -> dict:
-    """Train on this group's ranks by graphs."""
+def trained(train: Callable, made_for: Recipe, backend: str) -> dict:
+    """Train on this group's ranks by graphs, as a function of another test's does without."""
 
     def compiled(recipe: Recipe, device: torch.device):
         sharded = shard(recipe, device)
         compiled_dense.enable(sharded, pytest.fail, backend)
         return sharded
 
-    with mock.patch.object(module, "shard", compiled):
+    with mock.patch.dict(train.__globals__, shard=compiled):
         return train(made_for)
 
 
@@ -266,7 +266,7 @@ ONE_TASK = {"din": KINDS["din"], "farm": farm.recipe}
 @pytest.mark.parametrize("kind", ONE_TASK)
 def test_graphs_on_two_ranks_are_plain_pytorch(two_ranks, kind):
     made_for = ONE_TASK[kind]()
-    first, second = two_ranks.run(trained, one.train_sharded, one, made_for, "aot_eager")
+    first, second = two_ranks.run(trained, one.train_sharded, made_for, "aot_eager")
     one.compare(first, made_for, 5e-6)
     assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
 
@@ -286,7 +286,7 @@ def test_tasks_are_combined_as_by_plain_pytorch(two_ranks, config, backend):
     made_for = several.recipe(config["kind"], gradients=config)
     initial = torch.tensor([math.log(2), 0.7 * math.log(2), 0], dtype=torch.float64)
     wanted = several.train_reference(made_for, gradients.combiner(made_for.gradients, initial, made_for.train.seed))
-    found = two_ranks.run(trained, several.train_sharded, several, made_for, backend)
+    found = two_ranks.run(trained, several.train_sharded, made_for, backend)
     several.compare(found[0], wanted)
 
 

@@ -33,6 +33,7 @@ sum of the ranks' divided by R^2.
 
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -186,7 +187,8 @@ class Combination:
 
     def _several_passes(self, losses: Tensor) -> None:
         split = self._split()
-        found = self._pass_by_task(losses, split)
+        with nullcontext() if self._compiled is None else self._compiled.several_passes():
+            found = self._pass_by_task(losses, split)
         count = len(losses)
         gram = torch.zeros(count, count, device=self._device)  # of this rank's rows
         for rows in found.at_cut:
