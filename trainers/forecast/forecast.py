@@ -156,7 +156,7 @@ class Forecaster:
         try:
             recipe, work, peak = self.work(recipe)
         except DoesNotFit as error:
-            return Forecast(world, batch, {}, {}, room, refused=str(error))
+            return Forecast(world, batch, {}, {}, room, refused=error.of("the hardware file", "memory_gb and host_gb"))
         found = parts(work, self.hardware)
         readers = stretches(work, self.hardware).reading / (sum(found.values()) - found["cores"])
         drawn = simulate(work, self.hardware) if simulated else None

@@ -120,12 +120,22 @@ def test_the_command_prints_draws_and_writes_json(call, path, tmp_path):
     assert sum(found["parts"].values()) == pytest.approx(found["seconds"])
 
 
+def test_rows_per_worker_are_those_of_the_workers_asked_for(call, path):
+    words = ("data.batch_size_per_worker=3", "--workers", "4", "--hardware", "cpu", "--json")  # 12 shards: 3 of each
+    code, out, _ = call(path, *words)
+    assert code == 0
+    assert json.loads(out)["forecasts"][0]["batch"] == 12
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--hardware", "h1000"), "--hardware: 'h1000' is no file, nor a name that is known (did you mean 'h100'?)"),
         (("--workers", "8,x"), "--workers: 'x' is no number of workers from 1 to 4,096; write them as 8,64,256"),
-        (("--workers", "5"), "12 data.shards do not divide among 5 workers"),
+        (("--workers", "5"), "data.shards: 12 shards do not divide among 5 workers"),
+        (("--workers", "3,5"), "--workers: 12 data.shards do not divide among 5 workers"),
+        (("--out", "plan.xyz"), "--out: 'plan.xyz' is no picture's name; end it with .png, .svg, .pdf, .jpg"),
+        (("--out", "no/plan.png"), "no/plan.png: cannot write here (no is no folder that can be written to)"),
         (("--hardware", "own.yaml"), "own.yaml, line 2: unknown key cours (did you mean 'cores'?)"),
     ],
 )
