@@ -1,6 +1,7 @@
 """What the commands' arguments have in common."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
@@ -15,6 +16,9 @@ from livetrain.trainers.observe.waiting import waiting
 
 if TYPE_CHECKING:
     from livetrain.configs.schema import Recipe
+
+
+PICTURES = (".png", ".svg", ".pdf", ".jpg")
 
 
 class Which(StrEnum):
@@ -54,6 +58,19 @@ def here(text: str) -> Path:
     if "://" in text:
         raise BadInput(f"{without_credentials(text)} is no folder; make the samples in one, and copy it there")
     return Path(text)
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a file that no picture can be written to, before the work that it shows.
+
+    Raises:
+        BadInput: its name does not say what kind of picture, or nothing can be written there.
+    """
+    if path.suffix.lower() not in PICTURES:
+        raise BadInput(f"--out: '{path}' is no picture's name; end it with {', '.join(PICTURES)}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        why = "it is a folder" if path.is_dir() else f"{path.parent} is no folder that can be written to"
+        raise BadInput(f"{path}: cannot write here ({why}); choose another file with --out")
 
 
 @contextlib.contextmanager

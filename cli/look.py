@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from livetrain.cli.arguments import Checkpoint, Split, Which
+from livetrain.cli.arguments import Checkpoint, Split, Which, check_picture
 from livetrain.cli.terminal import loaded, note, out, say
 from livetrain.configs.errors import BadInput
 
@@ -50,6 +50,7 @@ def compare(
     """
     from livetrain import api
 
+    check_picture(picture)
     loaded("livetrain.cluster.launch" if split else "livetrain.trainers.observe.compare")
     found = api.comparison(runs, split.value if split else None, checkpoint.value)
     from livetrain.trainers.observe import compare as comparing

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from livetrain.cli.arguments import Overrides, load, raw
+from livetrain.cli.arguments import Overrides, check_picture, load, raw
 from livetrain.cli.terminal import loaded, note, out, say
 from livetrain.configs.errors import BadInput
 
@@ -35,13 +35,17 @@ def plan(
 
     Example: `livetrain plan configs/recipes/din_ml1m.yaml data.shards=1024 data.batch_size=4194304 --workers 8,64,1024`
     """
-    counts = _counts(workers)
-    settled = load(recipe, overrides)
-    loaded("livetrain.trainers.forecast.forecast")
     from livetrain.configs.machines import load_hardware
+
+    if not as_json:
+        check_picture(picture)
+    counts, machines = _counts(workers), load_hardware(hardware) if hardware else None
+    # Not on the recipe's own workers, among whom the rows of so many others need not divide.
+    settled = load(recipe, [*(overrides or []), f"cluster.workers={counts[0]}"])
+    loaded("livetrain.trainers.forecast.forecast")
     from livetrain.trainers.forecast import forecast, show
 
-    machines = load_hardware(hardware or ("cpu" if settled.cluster.device == "cpu" else "h100"))
+    machines = machines or load_hardware("cpu" if settled.cluster.device == "cpu" else "h100")
     forecast.check_division(settled, counts)
     known, ids = forecast.known(settled)
     note(f"counting the step of {', '.join(f'{each:,}' for each in counts)} workers, and planning their tables")

@@ -42,7 +42,8 @@ class Counts:
         flops: multiplications and additions of matrix products.
         products: bytes read and written by those.
         bytes: read and written by all other operators, each by itself, as where none are fused.
-        collectives: bytes that a rank gives to each all-reduce or all-gather, in their order.
+        collectives: bytes of each all-reduce, in their order; an all-gather takes as long as an all-reduce of half of
+            what it brings together.
     """
 
     operators: float
@@ -211,7 +212,7 @@ class _Counting(TorchDispatchMode):
 
     def _exchange(self, name: str, args: Any) -> None:
         gathers = name == "c10d::_allgather_base_"
-        self.collectives.append(float(sum(map(_size, tree_leaves(args[1] if gathers else args[0])))))
+        self.collectives.append(sum(map(_size, tree_leaves(args[0]))) / (2 if gathers else 1))
         if gathers:  # every rank's rows are like this one's; integers, which name groups, are the rank's own
             everyone, own = args[0].view(self._world, -1), args[1].reshape(1, -1)
             apart = torch.arange(self._world).unsqueeze(1) * _OTHERS

@@ -4,6 +4,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.configs.schema.hardware import Hardware
@@ -13,7 +15,7 @@ from livetrain.trainers.forecast.cost import Work, parts, stretches
 from livetrain.trainers.forecast.counts import Counts, count
 from livetrain.trainers.forecast.loads import loads
 from livetrain.trainers.forecast.simulation import Simulated, simulate
-from livetrain.trainers.train import memory, sharding
+from livetrain.trainers.train import compiled_dense, memory, sharding
 from livetrain.trainers.train.layout.refusal import DoesNotFit
 from livetrain.trainers.train.replication import settled
 
@@ -136,7 +138,7 @@ class Forecaster:
                 values=values + len(recipe.tasks),
                 threads=recipe.data.threads,
                 precision=recipe.train.precision,
-                compiled=self.hardware.ahead and recipe.train.compile is not False,
+                compiled=compiled_dense.wanted(recipe, torch.device(device)),
                 counts=self._counted(recipe, rows, world, each),
                 loads=loads(recipe, plan, self._lookups),
             ),
@@ -154,7 +156,7 @@ class Forecaster:
         try:
             recipe, work, peak = self.work(recipe)
         except DoesNotFit as error:
-            return Forecast(world, batch, {}, {}, room, refused=str(error))
+            return Forecast(world, batch, {}, {}, room, refused=error.of("the hardware file", "memory_gb and host_gb"))
         found = parts(work, self.hardware)
         readers = stretches(work, self.hardware).reading / (sum(found.values()) - found["cores"])
         drawn = simulate(work, self.hardware) if simulated else None

@@ -1,8 +1,8 @@
 """What the sharded tables of a plan take: lookups of every shard, and the bytes that each moves.
 
-Where torchrec finds ids that repeat (on GPUs, of tables that are not pooled; see `sharding._finds_repeated`), a rank
-asks for a row once however often its batch has it: what counts are the different rows of each rank's batch. An id that
-is a share s of n draws is among them with a chance of 1 - (1 - s)^n.
+Where ids that repeat travel once (see `layout.plan.travels_once`) a rank asks for a row once, however often its batch
+has it: what counts are the different rows of each rank's batch. An id that is a share s of n draws is among them with a
+chance of 1 - (1 - s)^n.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,10 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import pools_where_rows_lie
 from livetrain.modules.optimizers import table_optimizer
 from livetrain.modules.tables.hashing import row
-from livetrain.trainers.data.read.lookups import Looked, assumed
-from livetrain.trainers.train.layout.plan import BY_NODES, CACHED, Plan, shards
+from livetrain.trainers.data.read.lookups import Looked, of_table
+from livetrain.trainers.train.layout.plan import BY_NODES, CACHED, WIRE, Plan, shards, travels_once
 from livetrain.trainers.train.memory import ELEMENT
 
-WIRE = {"none": 4, "fp16": 2, "bf16": 2}  # bytes of a number of an embedding on its way
 ID = 8  # bytes
 
 
@@ -77,16 +76,16 @@ def loads(recipe: Recipe, plan: Plan, lookups: Mapping[str, Looked] | None = Non
     groups = set()
     for number, (name, place) in enumerate(plan.tables.items()):
         table, pooled = recipe.tables[name], pools_where_rows_lie(recipe, name)
-        users = [(lookups or {}).get(n, assumed(f)) for n, f in recipe.features.items() if f.looks_up() == name]
+        users = of_table(recipe, name, lookups)
         found = shards(table, place, recipe.cluster.topology, plan.world)
         blocks = len(found) // len({shard.column for shard in found})
         modulo = table.hash == "modulo"
-        if plan.device == "cpu" or pooled:
-            asked = np.sum([rows * one.mean * one.blocks(table.rows, modulo, blocks) for one in users], axis=0)
-        else:
+        if travels_once(recipe, name, plan.world, plan.device):
             each = rows / plan.world
             own = [different(one, table.rows, modulo, blocks, each * one.mean) for one in users]
             asked = plan.world * np.sum(own, axis=0)
+        else:
+            asked = np.sum([rows * one.mean * one.blocks(table.rows, modulo, blocks) for one in users], axis=0)
         touched = np.sum([different(one, table.rows, modulo, blocks, rows * one.mean) for one in users], axis=0)
         state, element = table_optimizer(recipe, name), ELEMENT[table.dtype]
         groups.add((table.dim, pooled, place.sharding))

@@ -11,7 +11,7 @@ from rich.table import Table
 from livetrain.configs.schema.hardware import Hardware
 from livetrain.trainers.forecast.cost import PARTS
 from livetrain.trainers.forecast.forecast import Forecast
-from livetrain.trainers.observe.report.panels import COLORS, MORE_COLORS, header, legend_beside, panel
+from livetrain.trainers.observe.report.panels import COLORS, MORE_COLORS, header, legend_beside, missing, panel
 
 _PLACES = {"gpu": "GPU", "host": "host"}
 
@@ -124,7 +124,10 @@ def draw(found: Sequence[Forecast], name: str, hardware: Hardware) -> Figure:
     place = "gpu" if "gpu" in kinds else "host"
     _bars(held, labels, {kind: [one.memory[place].get(kind, 0) for one in fitting] for kind in kinds[place]})
     panel(held, f"{_PLACES[place]} memory of the fullest rank", "workers", "GiB")
-    legend_beside(held)
+    if kinds[place]:
+        legend_beside(held)
+    else:
+        missing(held, "of each kind less than 0.005 GiB")
     return figure
 
 

@@ -17,7 +17,8 @@ What is learned is the same (see `TableOptimizer.replica`). One rank has nobody 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import pools_where_rows_lie
 from livetrain.modules.optimizers import table_optimizer
-from livetrain.trainers.data.read.lookups import assumed
+from livetrain.trainers.data.read.lookups import of_table
+from livetrain.trainers.train.layout.plan import WIRE
 
 SMALL = 1 << 16  # bytes
 
@@ -54,12 +55,11 @@ def settled(recipe: Recipe, world: int) -> Recipe:
 
 def exchanged(recipe: Recipe, table: str, world: int) -> float:
     """Return the bytes that a rank sends for a sharded table in a step, but for the factor (R - 1) / R."""
-    users = [feature for feature in recipe.features.values() if feature.looks_up() == table]
+    users = of_table(recipe, table)  # as assumed: where a table lies must not hang on what was measured of the data
     batch = recipe.data.batch_size / world
-    ids = batch * sum(assumed(feature).mean for feature in users)
+    ids = batch * sum(one.mean for one in users)
     vectors = batch * len(users) if pools_where_rows_lie(recipe, table) else ids
-    wire = 4 if recipe.cluster.quantize_comms == "none" else 2
-    return 8 * ids + 2 * wire * vectors * recipe.tables[table].dim
+    return 8 * ids + 2 * WIRE[recipe.cluster.quantize_comms] * vectors * recipe.tables[table].dim
 
 
 def _cheaper(recipe: Recipe, name: str, world: int) -> bool:

@@ -181,10 +181,10 @@ def shard(recipe: Recipe, device: torch.device, planner: planning.Planner = plan
         list(optimizers[key].params.values()) if key in optimizers else [] for key in ("dense", "replicated")
     )
     combination = Combination(recipe, step.model, dense, replicated, device, touched)
-    # Replicated tables are tables: where one lies must not change whether its gradient is clipped.
     steps.kernels = list(_kernels(module)) if steps.counted else []
     mean = None if recipe.optimizers.ema is None else Mean(optimizers["dense"].params, recipe.optimizers.ema)
     moving = [layer for layer in step.model.dense.modules() if isinstance(layer, Moving)]
+    # Replicated tables are tables: where one lies must not change whether its gradient is clipped.
     update = Update(optimizers, combination, dense, recipe.optimizers.dense.clip_norm, steps, mean, moving)
     kind = DensePipeline
     if "tables" in optimizers:

@@ -120,12 +120,22 @@ def test_the_command_prints_draws_and_writes_json(call, path, tmp_path):
     assert sum(found["parts"].values()) == pytest.approx(found["seconds"])
 
 
+def test_rows_per_worker_are_those_of_the_workers_asked_for(call, path):
+    words = ("data.batch_size_per_worker=3", "--workers", "4", "--hardware", "cpu", "--json")  # 12 shards: 3 of each
+    code, out, _ = call(path, *words)
+    assert code == 0
+    assert json.loads(out)["forecasts"][0]["batch"] == 12
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--hardware", "h1000"), "--hardware: 'h1000' is no file, nor a name that is known (did you mean 'h100'?)"),
         (("--workers", "8,x"), "--workers: 'x' is no number of workers from 1 to 4,096; write them as 8,64,256"),
-        (("--workers", "5"), "12 data.shards do not divide among 5 workers"),
+        (("--workers", "5"), "data.shards: 12 shards do not divide among 5 workers"),
+        (("--workers", "3,5"), "--workers: 12 data.shards do not divide among 5 workers"),
+        (("--out", "plan.xyz"), "--out: 'plan.xyz' is no picture's name; end it with .png, .svg, .pdf, .jpg"),
+        (("--out", "no/plan.png"), "no/plan.png: cannot write here (no is no folder that can be written to)"),
         (("--hardware", "own.yaml"), "own.yaml, line 2: unknown key cours (did you mean 'cores'?)"),
     ],
 )
@@ -156,10 +166,26 @@ def test_ids_that_repeat_are_asked_for_once_by_each_rank():
 
 
 def test_a_gpus_ranks_ask_for_a_row_once(path):
-    recipe = settled(load_recipe(path, ["cluster.workers=4", "tables.movie.sharding=row_wise"]), 4)
     known = {"movie": Looked(1.0, np.array([7]), np.array([1.0])), "history": Looked(0.0)}
     asked = {}
-    for device in ("cpu", "cuda"):
-        found = loads(recipe, plan := sharding.dry_plan(recipe, 4, device), known)
-        asked[device] = found.lookups[found.table == list(plan.tables).index("movie")].sum()
-    assert asked == pytest.approx({"cpu": 96, "cuda": 4})  # one movie, by each of four ranks
+    for device, world in (("cpu", 4), ("cuda", 4), ("cuda", 1)):
+        recipe = settled(load_recipe(path, [f"cluster.workers={world}", "tables.movie.sharding=row_wise"]), world)
+        found = loads(recipe, plan := sharding.dry_plan(recipe, world, device), known)
+        asked[device, world] = found.lookups[found.table == list(plan.tables).index("movie")].sum()
+    # One movie: by each of four ranks on GPUs. One rank sends no ids, and looks all of them up.
+    assert asked == pytest.approx({("cpu", 4): 96, ("cuda", 4): 4, ("cuda", 1): 96})
+
+
+@pytest.mark.parametrize(
+    ("change", "hardware", "compiled"),
+    [
+        (["train.accumulate=1"], "h100", True),
+        (["train.accumulate=2"], "h100", False),
+        (["train.compile=false"], "h100", False),
+        (["train.accumulate=1"], "cpu", False),
+    ],
+)
+def test_a_network_is_forecast_as_compiled_where_a_run_compiles_it(path, change, hardware, compiled):
+    forecaster = Forecaster(load(path), load_hardware(hardware))
+    _, work, _ = forecaster.work(load_recipe(path, change))
+    assert work.compiled is compiled

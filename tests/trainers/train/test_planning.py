@@ -313,8 +313,10 @@ def test_a_run_keeps_a_plan_for_each_number_of_ranks(tmp_path):
          ["1 more GPU (cluster.workers: 2)", "tables.a.dtype: float16", "tables.a.memory: host"]),
         (1.5, 2, {"tables__a__memory": "gpu", "tables__a__sharding": "table_wise"}, "table a: 1.9 GiB of 1.9 GiB",
          ["tables.a.dtype: float16", "tables.a.memory: host", "tables.a.sharding: auto"]),
-        (0.5, 1, {}, "table a: 390.6 MiB of 732.4 MiB, and the GPU memory of 1 workers has 435.0 MiB",
+        (0.5, 1, {}, "table a: 390.6 MiB of 732.4 MiB, and the GPU memory of 1 worker has 435.0 MiB",
          ["1 more GPU (cluster.workers: 2)", "tables.a.cache: 0.025"]),
+        (0.4, 2, {"tables__a__memory": "gpu"}, "table a: 976.6 MiB on each of 2 workers, and the GPU memory of a wor",
+         ["10 more GPUs (cluster.workers: 12)"]),
         (0.0001, 1, {}, "besides tables ", []),
     ],
 )  # fmt: skip

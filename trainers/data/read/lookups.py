@@ -70,6 +70,12 @@ def assumed(feature: Feature) -> Looked:
     return Looked(feature.limit / 2 if feature.lists else 1.0)
 
 
+def of_table(recipe: Recipe, table: str, lookups: Mapping[str, Looked] | None = None) -> list[Looked]:
+    """Return what the ids of each feature that looks up in a table are like: as measured, or else as assumed."""
+    users = {name: feature for name, feature in recipe.features.items() if feature.looks_up() == table}
+    return [(lookups or {}).get(name, assumed(feature)) for name, feature in users.items()]
+
+
 def ids_per_row(recipe: Recipe, lookups: Mapping[str, Looked] | None = None) -> dict[str, float]:
     """Return how many ids a row has in the mean, of every feature: as measured, or else as assumed."""
     return {name: (lookups or {}).get(name, assumed(feature)).mean for name, feature in recipe.features.items()}

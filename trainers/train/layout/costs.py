@@ -13,14 +13,13 @@ import numpy as np
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import pools_where_rows_lie
-from livetrain.trainers.data.read.lookups import Looked, assumed
+from livetrain.trainers.data.read.lookups import Looked, of_table
 from livetrain.trainers.train import memory
-from livetrain.trainers.train.layout.plan import BY_NODES, cut, node
+from livetrain.trainers.train.layout.plan import BY_NODES, WIRE, cut, node, travels_once
 from livetrain.trainers.train.layout.search import Piece, Way
 
 GIGA = 1024**3
 USABLE = 0.85  # of a memory; the rest is for what libraries hold, and for what lies between what is held
-_WIRE = {"none": 4, "fp16": 2, "bf16": 2}  # bytes of a number on its way
 
 
 class Costs:
@@ -35,13 +34,10 @@ class Costs:
 
     def __init__(self, recipe: Recipe, world: int, device: str, lookups: Mapping[str, Looked] | None = None) -> None:
         gpu = device == "cuda"
-        self.recipe, self.world, self.gpu = recipe, world, gpu
+        self.recipe, self.world, self.device, self.gpu = recipe, world, device, gpu
         self.topology, self.tables = recipe.cluster.topology, recipe.tables
         self.rows = recipe.data.batch_size * (recipe.data.candidates or 1)
-        self.users = {
-            name: [(lookups or {}).get(n, assumed(f)) for n, f in recipe.features.items() if f.looks_up() == name]
-            for name in self.tables
-        }
+        self.users = {name: of_table(recipe, name, lookups) for name in self.tables}
         local = self.local = node(self.topology, world)
         inside, outside = self.topology.intra_gb_s * 1e9, self.topology.inter_gb_s * 1e9
         # Seconds of a byte that goes to all ranks alike; or in two steps, to those of the node and then to the nodes.
@@ -69,8 +65,7 @@ class Costs:
         table, means = self.tables[name], sum(one.mean for one in self.users[name])
         if not means:
             return np.full(blocks, 1 / blocks)
-        # Where fbgemm finds the ids that repeat, each that a rank looks up is asked for once.
-        once = self.gpu and self.world > 1 and not pools_where_rows_lie(self.recipe, name)
+        once = travels_once(self.recipe, name, self.world, self.device)
         out = np.zeros(blocks)
         for one in self.users[name]:
             among = max(one.mean * self.rows / self.world, 1.0) if once else 1.0
@@ -108,7 +103,7 @@ class Costs:
 
     def _load(self, name: str, sharding: str, blocks: int, columns: int, cached: bool) -> np.ndarray:
         """Return the seconds (blocks,) per step of the shards of some columns."""
-        table, wire = self.tables[name], _WIRE[self.recipe.cluster.quantize_comms]
+        table, wire = self.tables[name], WIRE[self.recipe.cluster.quantize_comms]
         looked = self.lookups(name) * self.share(name, blocks)
         size = columns * memory.ELEMENT[table.dtype]
         load = 3 * size * looked / self.memory

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from livetrain.configs.schema import Table, Topology
+from livetrain.configs.schema import Recipe, Table, Topology
+from livetrain.configs.schema.recipe import POOLED_ALONE
+from livetrain.modules.features.bag import pools_where_rows_lie
 
 CACHED = "fused_uvm_caching"  # torchrec's kernel of tables in host memory behind a GPU cache
-BY_NODES = ("table_row_wise", "grid")
+BY_NODES = POOLED_ALONE  # these add up within a node what they send to other nodes
+WIRE = {"none": 4, "fp16": 2, "bf16": 2}  # bytes of a number on its way, by cluster.quantize_comms
 
 
 @dataclass(frozen=True)
@@ -138,3 +141,11 @@ def cut(table: Table, sharding: str, topology: Topology, world: int) -> tuple[in
     # As many as take part and divide the columns; fused kernels read four numbers at a time.
     pieces = max(n for n in range(1, min(pieces, table.dim // 4) + 1) if table.dim % (4 * n) == 0)
     return -(-table.rows // blocks), table.dim // pieces
+
+
+def travels_once(recipe: Recipe, table: str, world: int, device: str) -> bool:
+    """Return whether an id of a table that a rank looks up several times in a batch is asked for once.
+
+    It is where fbgemm finds ids that repeat (see `sharding._finds_repeated`) and no sums are sent in place of rows.
+    """
+    return device == "cuda" and world > 1 and not pools_where_rows_lie(recipe, table)

@@ -25,16 +25,29 @@ class DoesNotFit(BadInput):
         whole: bytes that all takes there, tables and besides.
         room: bytes that there are.
         mends: what each alone would do, in words.
+        short: what is short, in words.
+        world: number of workers.
     """
 
     def __init__(
-        self, message: str, table: str | None, needed: int, whole: int, room: int, mends: tuple[str, ...]
+        self, table: str | None, needed: int, whole: int, room: int, mends: tuple[str, ...], short: str, world: int
     ) -> None:
-        super().__init__(message)
         self.table, self.needed, self.whole, self.room, self.mends = table, needed, whole, room, mends
+        self.short, self.world = short, world
+        super().__init__(self.of("cluster.topology", "hbm_gb and ddr_gb"))
+
+    def of(self, machines: str, memory: str) -> str:
+        """Return the sentence.
+
+        Args:
+            machines: where they are described.
+            memory: the keys of their memory there.
+        """
+        mend = f"{_or(self.mends)} would do" if self.mends else f"add workers, lower rows or dim, or correct {memory}"
+        return f"tables: no sharding plan fits {_workers(self.world)} of {machines} ({self.short}); {mend}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.table, self.needed, self.whole, self.room, self.mends)
+        return type(self), (self.table, self.needed, self.whole, self.room, self.mends, self.short, self.world)
 
 
 def refusal(costs: Costs, fits: Fits) -> DoesNotFit:
@@ -46,12 +59,11 @@ def refusal(costs: Costs, fits: Fits) -> DoesNotFit:
     """
     lacks = _lacking(costs)
     mends = tuple(_mends(costs, lacks.table, fits))
-    mend = f"{_or(mends)} would do" if mends else "add workers, lower rows or dim, or correct hbm_gb and ddr_gb"
-    part = f"{memory.amount(lacks.needed)} of {memory.amount(lacks.whole)}"
-    what = f"table {lacks.table}: {part}" if lacks.table else f"besides tables {memory.amount(lacks.needed)}"
-    said = f"{what}, and {lacks.where} {memory.amount(lacks.room)}"
-    message = f"tables: no sharding plan fits {costs.world} workers of cluster.topology ({said}); {mend}"
-    return DoesNotFit(message, lacks.table, lacks.needed, lacks.whole, lacks.room, mends)
+    needed = memory.amount(lacks.needed)
+    part = f"of {memory.amount(lacks.whole)}" if lacks.shards == 1 else f"on each of {lacks.shards} workers"
+    what = f"table {lacks.table}: {needed} {part}" if lacks.table else f"besides tables {needed}"
+    short = f"{what}, and {lacks.where} {memory.amount(lacks.room)}"
+    return DoesNotFit(lacks.table, lacks.needed, lacks.whole, lacks.room, mends, short, costs.world)
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,7 @@ class _Lacking:
     whole: int
     room: int
     where: str  # the room is, and its verb
+    shards: int = 1  # of which each takes what is needed
 
 
 def _lacking(costs: Costs) -> _Lacking:
@@ -75,22 +88,29 @@ def _lacking(costs: Costs) -> _Lacking:
     sharded = [name for name, table in tables.items() if table.sharding != "data_parallel"]
     home = {n: 1 if not costs.gpu or tables[n].memory == "host" else 0 for n in sharded}  # auto may lie in both
     ways = {n: costs.ways(n, costs.gpu and home[n] == 1, copied=False) for n in sharded}
-    least = {n: min(max(float(p.taken[:, home[n]].max()) for p in way.pieces) for way in ways[n]) for n in sharded}
+    least = {n: min(_most(way, home[n]) for way in ways[n]) for n in sharded}
     over = [n for n in sharded if least[n] > (room.max() if tables[n].memory == "auto" else room[home[n]])]
     if over:
         name = max(over, key=lambda n: least[n])
-        one = round(least[name])
-        return _Lacking(name, one, one, round(room[home[name]]), f"the {names[home[name]]} of a worker has")
+        one = least[name]
+        shards = min(len(piece.taken) for way in ways[name] for piece in way.pieces if _most(way, home[name]) == one)
+        where = f"the {names[home[name]]} of a worker has"
+        return _Lacking(name, one, one, round(room[home[name]]), where, shards)
     sizes = {n: _size(ways[n][0], home[n]) for n in sharded}
     # At the least GPUs hold what must lie there, and the caches of all other tables.
     on_gpu = {n: sizes[n] if tables[n].memory == "gpu" else _size(costs.ways(n, True, False)[0], 0) for n in sharded}
-    where, has = f"the memory of {world} workers has", world * room[1]
+    where, has = f"the memory of {_workers(world)} has", world * room[1]
     if costs.gpu and sum(on_gpu.values()) > world * room[0]:
-        sizes, where, has = on_gpu, f"the GPU memory of {world} workers has", world * room[0]
+        sizes, where, has = on_gpu, f"the GPU memory of {_workers(world)} has", world * room[0]
     elif costs.gpu:
-        where, has = f"the GPU and host memory of {world} workers has", world * room.sum()
+        where, has = f"the GPU and host memory of {_workers(world)} has", world * room.sum()
     most = max(sizes, key=lambda n: sizes[n])
     return _Lacking(most, sizes[most], sum(sizes.values()), round(has), where)
+
+
+def _most(way: Way, place: int) -> int:
+    """Return the bytes of a way's largest shard."""
+    return round(max(float(piece.taken[:, place].max()) for piece in way.pieces))
 
 
 def _size(way: Way, place: int) -> int:
@@ -133,6 +153,10 @@ def _mends(costs: Costs, table: str | None, fits: Fits) -> Iterator[str]:
 
 def _with(recipe: Recipe, section: str, **changes: Any) -> Recipe:
     return recipe.model_copy(update={section: getattr(recipe, section).model_copy(update=changes)})
+
+
+def _workers(number: int) -> str:
+    return f"{number} workers" if number > 1 else "1 worker"
 
 
 def _or(words: tuple[str, ...]) -> str:
