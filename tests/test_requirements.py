@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "cluster/requirements.lock").read_text()
 OWN = {"livetrain", "benchmarks", "tests", "structure"}  # the last is docs/structure.py
-KNOWN = packages_distributions()
+KNOWN = {"triton": ["triton"]} | packages_distributions()  # it comes with PyTorch for GPUs alone
 TRIO = {"torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu"}  # of cluster/setup.sh
 # The first version without the holes that are known of those before it.
 SAFE = {
@@ -70,7 +70,7 @@ def test_every_import_is_declared():
 
 
 def test_an_import_outside_the_tests_needs_no_extra_but_those_of_its_users():
-    declared = set(requirements("wandb", "tune", "publish")) | TRIO | {"ipython"}
+    declared = set(requirements("wandb", "tune", "publish", "kernels")) | TRIO | {"ipython"}
     for package in ("cli", "configs", "modules", "trainers", "cluster"):
         assert set().union(*map(imported, (ROOT / package).rglob("*.py"))) <= declared
 

@@ -129,8 +129,8 @@ class Data(Section):
             BadInput: both ways of saying it are used, the rows are too many, or do not divide among a worker's shards.
 
         Example:
-            >>> Data(path="data", batch_size_per_worker=512).on(workers=8).batch_size
-            4096
+            >>> Data(path="data", batch_size_per_worker=480).on(workers=8).batch_size
+            3840
         """
         rows = self.batch_size_per_worker
         if rows is None:

@@ -248,9 +248,8 @@ def _check_arithmetic(recipe: Recipe) -> None:
         if table.sharding in BY_COLUMNS and not optimizer.by_columns:
             able = [kind for kind in registry.OPTIMIZERS if registry.OPTIMIZERS.owner(kind).by_columns]
             raise BadInput(
-                f"tables.{name}.sharding: {table.sharding} splits rows, and '{sparse.kind}' does not move a part of a "
-                "row as it moves the whole (rowwise_adagrad divides by the mean of all its squared gradients, which no "
-                f"part sees); use row_wise or table_wise, or {key}.kind: {' or '.join(able)}"
+                f"tables.{name}.sharding: {table.sharding} splits rows, and of parts '{sparse.kind}' would learn "
+                f"something else than of whole ones; use row_wise or table_wise, or {key}.kind: {' or '.join(able)}"
             )
         if table.sharding == "data_parallel" and not optimizer.replicated:
             raise BadInput(

@@ -158,8 +158,8 @@ def test_compiled_passes_read_a_request_s_events_where_they_are(monkeypatch):
     """Pairs of a candidate and an event are the candidates' work; for them events are neither copied nor looked up."""
     recipe, (flat, requests) = made()
     library, calls = compiled_layers.library(), []
-    call = compiled.Library.call
-    monkeypatch.setattr(compiled.Library, "call", lambda self, *given: (calls.append(given), call(self, *given))[1])
+    call = compiled.Native.call
+    monkeypatch.setattr(compiled.Native, "call", lambda self, *given: (calls.append(given), call(self, *given))[1])
     compiled.use(library)
     try:
         with _Shapes() as shapes:

@@ -242,7 +242,7 @@ def test_tables_that_fit_nowhere_are_refused():
     [
         (
             {"tables__movie__sharding": "column_wise"},
-            "column_wise splits rows, and .rowwise_adagrad. does not .* adagrad or sgd or adam",
+            "column_wise splits rows, and of parts .rowwise_adagrad. would .* adagrad or sgd or adam",
         ),
         ({"optimizers__sparse": {"kind": "sgd", "weight_decay": 0.1}}, "weight_decay"),
         (
