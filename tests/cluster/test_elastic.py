@@ -293,6 +293,15 @@ def controlled(run: Run, does: list[Exception | str], monkeypatch) -> TrainContr
     return controller
 
 
+@pytest.fixture
+def ray_that_ends():
+    """Fitting starts a Ray, which no other test is to find."""
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_that_ends")
 def test_both_policies_travel_to_rays_controller(place, monkeypatch):
     """In the place of Ray Train's own, as it sends them; with the waits of a range."""
     sent: dict[str, Any] = {}

@@ -107,7 +107,7 @@ def test_what_is_asked_for_is_done():
     assert behind(placed(sized(80, tables__b__memory="host"), 1)) == ["b"]
     asked = sized(3, tables__a__memory="gpu", tables__c__memory="host")
     assert behind(placed(asked, 1)) == ["b", "c"]
-    with pytest.raises(BadInput, match="tables: no sharding plan fits 1 workers"):
+    with pytest.raises(BadInput, match="tables: no sharding plan fits 1 worker of"):
         dry_plan(sized(1.5, tables__a__memory="gpu"), 1, "cuda")
 
 
