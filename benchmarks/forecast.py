@@ -185,7 +185,7 @@ def published(_: argparse.Namespace) -> None:
         hot, sizes = (dlrm.HOT, dlrm.MLPERF) if what == "DLRM-DCNv2" else (None, dlrm.TORCHREC)
         precision = "bfloat16" if hot else "tf32"  # what PyTorch 1.10 took by default
         lookups = {f"c{n}": Looked(float(each)) for n, each in enumerate(hot or [1] * 26)}
-        recipe = dlrm.recipe(workers, workers * rows, sizes, hot, precision=precision)
+        recipe = dlrm.recipe(workers, workers * rows, sizes, hot, precision=precision, compile=False)
         found = Forecaster(lambda _, recipe=recipe: recipe, load_hardware(name), lookups).all([workers], advised=False)[
             0
         ]
@@ -203,7 +203,13 @@ def scale(_: argparse.Namespace) -> None:
     for name in ("din_ml1m", "mmoe_kuairand"):
 
         def load(more: Sequence[str], name: str = name) -> Recipe:
-            fixed = ["data.path=nowhere", "data.shards=1024", "data.batch_size_per_worker=8192", "data.threads=12"]
+            fixed = [
+                "data.path=nowhere",
+                "data.shards=1024",
+                "data.batch_size_per_worker=8192",
+                "data.threads=12",
+                "train.compile=false",
+            ]
             return load_recipe(RECIPES / f"{name}.yaml", [*fixed, *more])
 
         for one in Forecaster(load, load_hardware("h100")).all([8, 64, 256, 1024], advised=False):

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster
@@ -16,38 +16,40 @@ _POLL_S = 2.0  # between two looks at what a start waits for
 def cpus_here(cluster: Cluster) -> int:
     """Return the CPUs that a Ray on this machine is started with: its cores, or what the workers ask for.
 
+    Of a range of workers it is what as many of them ask for as fit.
+
     Raises:
-        BadInput: the workers ask for more than CROWDING times the cores, or for more memory than is left.
+        BadInput: the fewest workers ask for more than CROWDING times the cores, or for more memory than is left.
     """
     from livetrain.cluster.nodes import cores, free_memory
 
-    here, wanted = cores(), cluster.workers * cluster.cpus_per_worker
-    if wanted > CROWDING * here:
-        most = math.floor(CROWDING * here / cluster.cpus_per_worker)
+    here, free = cores(), free_memory()
+    most = math.floor(CROWDING * here / cluster.cpus_per_worker)
+    if cluster.least > most:
         raise BadInput(
             f"cluster.workers: {_workers(cluster, False)} do not fit on this machine of {counted(here, 'core')}; "
-            f"{_mend(most)}, or name a cluster with cluster.address"
+            f"{_mend(cluster, most)}, or name a cluster with cluster.address"
         )
-    free = free_memory()
-    if cluster.workers * WORKER_BYTES > free:
+    if cluster.least * WORKER_BYTES > free:
         raise BadInput(
-            f"cluster.workers: {counted(cluster.workers, 'worker')} take {cluster.workers * WORKER_BYTES / 2**30:.1f} "
+            f"cluster.workers: {counted(cluster.least, 'worker')} take {cluster.least * WORKER_BYTES / 2**30:.1f} "
             f"GiB before any table, and this machine has {free / 2**30:.1f} GiB of memory free; lower it, or free some"
         )
-    return max(here, math.ceil(wanted))
+    workers = min(cluster.most, max(cluster.least, min(most, free // WORKER_BYTES)))
+    return max(here, math.ceil(workers * cluster.cpus_per_worker))
 
 
 def check(cluster: Cluster, cuda: bool) -> None:
-    """Compare the workers with what the nodes of the Ray cluster hold, or may come to hold.
+    """Compare the fewest workers of a run with what the nodes of the Ray cluster hold, or may come to hold.
 
     Raises:
         BadInput: they do not fit.
     """
     room = places(cluster, cuda)
-    if room < max(cluster.workers, 1):
+    if room < max(cluster.least, 1):
         raise BadInput(
             f"cluster.workers: {_workers(cluster, cuda)} do not fit on the Ray cluster, which has room for {room} "
-            f"on {counted(len(_nodes()), 'node')}; {_mend(room)}, or add nodes"
+            f"on {counted(len(_nodes()), 'node')}; {_mend(cluster, room)}, or add nodes"
         )
 
 
@@ -70,10 +72,23 @@ def gpus() -> int:
     )
 
 
-def _fitting(node: dict[str, float], cluster: Cluster, cuda: bool) -> int:
-    # As Ray counts: in ten thousandths.
-    room = round(node.get("CPU", 0) * 10_000) // round(cluster.cpus_per_worker * 10_000)
-    return min(room, int(node.get("GPU", 0))) if cuda else room
+def _fitting(node: Mapping[str, float], cluster: Cluster, cuda: bool) -> int:
+    return fitting(node, each(cluster, cuda))
+
+
+def each(cluster: Cluster, cuda: bool) -> dict[str, float]:
+    """Return what Ray is asked for per worker."""
+    return {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cuda else {})}
+
+
+def fitting(node: Mapping[str, float], wanted: Mapping[str, float]) -> int:
+    """Return how many workers that want so much each have room on a node, counted as Ray does: in ten thousandths.
+
+    Example:
+        >>> fitting({"CPU": 8, "GPU": 2}, {"CPU": 0.5, "GPU": 1})
+        2
+    """
+    return min(round(node.get(name, 0) * 10_000) // round(amount * 10_000) for name, amount in wanted.items())
 
 
 def _nodes() -> list[dict[str, float]]:
@@ -96,6 +111,8 @@ def _groups() -> list[tuple[dict[str, float], int]]:
 def watched(cluster: Cluster, cuda: bool, note: Callable[[str], None]) -> Iterator[None]:
     """Note what the start of workers waits for where others hold what they need, and when it goes on.
 
+    Workers of a range are started where there is room for them, and never wait (see `elastic.Scaling`).
+
     Args:
         cluster: of the recipe.
         cuda: whether each worker takes a GPU.
@@ -109,9 +126,9 @@ def watched(cluster: Cluster, cuda: bool, note: Callable[[str], None]) -> Iterat
         waits = False
         while not over.wait(_POLL_S):
             groups = [group for name, group in placement_group_table().items() if name not in before]
-            pending = any(group["state"] == "PENDING" and len(group["bundles"]) == cluster.workers for group in groups)
+            pending = any(group["state"] == "PENDING" and len(group["bundles"]) == cluster.most for group in groups)
             if pending != waits:
-                starting = f"starting {counted(cluster.workers, 'worker')}"
+                starting = f"starting {asked(cluster)}"
                 note(f"waiting: {lacking(cluster, cuda)}" if pending else starting)
             waits = pending
 
@@ -146,10 +163,16 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
+def asked(cluster: Cluster) -> str:
+    """Return how many workers a run may have in words, as ``2 to 4 workers``."""
+    return f"{cluster.least} to " * cluster.elastic + counted(max(cluster.most, 1), "worker")
+
+
 def _workers(cluster: Cluster, cuda: bool) -> str:
     gpu = " and a GPU" if cuda else ""
-    return f"{counted(max(cluster.workers, 1), 'worker')} of {_cpus(cluster.cpus_per_worker)}{gpu} each"
+    return f"{counted(max(cluster.least, 1), 'worker')} of {_cpus(cluster.cpus_per_worker)}{gpu} each"
 
 
-def _mend(most: int) -> str:
-    return f"set cluster.workers to {most} or fewer" if most > 0 else "lower cluster.cpus_per_worker"
+def _mend(cluster: Cluster, most: int) -> str:
+    key = "cluster.workers.min" if cluster.elastic else "cluster.workers"
+    return f"set {key} to {most} or fewer" if most > 0 else "lower cluster.cpus_per_worker"

@@ -21,8 +21,9 @@ import ray
 from rich.markup import escape
 from rich.table import Table
 
-from livetrain.cluster import ray_workers
+from livetrain.cluster import capacity, ray_workers
 from livetrain.cluster.capacity import counted
+from livetrain.cluster.elastic import largest
 from livetrain.cluster.exchange import Exchanged, exchange
 from livetrain.cluster.nodes import ask, look
 from livetrain.configs.errors import BadInput, without_credentials
@@ -100,8 +101,9 @@ def _examine(
     progress("asking the nodes")
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     gpus = int(ray.cluster_resources().get("GPU", 0))
-    workers = max(recipe.cluster.workers, 1) if recipe else gpus or len(nodes)
-    cluster = cluster.model_copy(update={"workers": workers})
+    counts = recipe.counts() if recipe else (gpus or len(nodes),)
+    if not cluster.elastic:
+        cluster = cluster.of(counts[0])
     answers, silent = ask(nodes, look)
     found.of("nodes", nodes_answer, nodes, answers, silent)
     found.of("versions", versions_agree, look(), answers)
@@ -112,16 +114,22 @@ def _examine(
     if not found.of("devices", devices_suffice, cluster, answers):
         return
     cuda = ray_workers.on_gpus(cluster)
-    progress(f"starting {counted(workers, 'worker')}")
+    if recipe and cluster.elastic:
+        room = capacity.places_now(cluster, cuda)
+        found.of("workers", counts_that_work, recipe, room)
+        cluster = cluster.of(largest(counts, room) or counts[0])
+    progress(f"starting {counted(cluster.most, 'worker')}")
     met: list[Exchanged] = []
     found.of("exchange", workers_exchange, cluster, cuda, met)
     if not recipe:
         return
-    found.of("batch", rows_are_told, recipe, workers, "cuda" if cuda else "cpu")
+    found.of("batch", rows_are_told, recipe, cluster.most, "cuda" if cuda else "cpu")
     progress("planning the tables")
-    plans: list[planning.Plan] = []
-    if found.of("plan", tables_are_planned, recipe, workers, cuda, runs, plans):
-        found.of("memory", memory_suffices, need(recipe, plans[0]), met, answers)
+    for workers in dict.fromkeys((counts[0], cluster.most)):
+        of = f" of {workers}" if len(counts) > 1 else ""
+        plans: list[planning.Plan] = []
+        if found.of(f"plan{of}", tables_are_planned, recipe, workers, cuda, runs, plans):
+            found.of(f"memory{of}", memory_suffices, need(recipe, plans[0]), met[:workers], answers)
 
 
 def findings_table(findings: list[Finding]) -> Table:
@@ -165,7 +173,7 @@ def versions_agree(here: dict[str, Any], answers: dict[str, dict]) -> str:
 def devices_suffice(cluster: Cluster, answers: dict[str, dict]) -> str:
     """Compare the GPUs with what the recipe asks and its topology claims."""
     if not ray_workers.on_gpus(cluster):
-        return f"{counted(cluster.workers, 'worker')} on CPUs"
+        return f"{capacity.asked(cluster)} on CPUs"
     memory = [size for answer in answers.values() for _, size in answer["gpus"]]
     claimed = cluster.topology.hbm_gb
     # Cards are sold in GB of 10^9 and report a little less than they hold.
@@ -175,7 +183,22 @@ def devices_suffice(cluster: Cluster, answers: dict[str, dict]) -> str:
             f"{min(memory) / 1e9:.0f}; set it to {math.floor(min(memory) / 1e9)}"
         )
     smallest = f"of at least {min(memory) / 1e9:.0f} GB" if memory else "of unknown memory"
-    return f"{counted(cluster.workers, 'worker')}, one GPU {smallest} each"
+    return f"{capacity.asked(cluster)}, one GPU {smallest} each"
+
+
+def counts_that_work(recipe: Recipe, room: int) -> str:
+    """Say which numbers of workers a run of a range may have, and how many have room now."""
+    counts, cluster = recipe.counts(), recipe.cluster
+    if room < counts[0]:
+        raise BadInput(
+            f"cluster.workers: there is room for {counted(room, 'worker')} now, and the run waits until there is for "
+            f"{counts[0]}; add nodes, or lower cluster.workers.min"
+        )
+    others = "" if len(counts) > cluster.most - cluster.least else f", of {cluster.least} to {cluster.most} no other"
+    return (
+        f"{', '.join(map(str, counts))} share {recipe.data.shards} data.shards evenly{others}; there is room for "
+        f"{room} now, so {largest(counts, room)} would train"
+    )
 
 
 def storage_is_shared(runs: Path, nodes: dict[str, dict]) -> str:

@@ -64,12 +64,12 @@ def exchange(cluster: Cluster, cuda: bool) -> list[Exchanged]:
         BadInput: the cluster has no room for the workers, or they do not reach each other.
     """
     wanted = {"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cuda else {})}
-    group = placement_group([wanted] * cluster.workers, strategy="PACK")
+    group = placement_group([wanted] * cluster.most, strategy="PACK")
     try:
         if not group.wait(PLACED_S):
             free = ray.available_resources()
             raise BadInput(
-                f"cluster.workers: {counted(cluster.workers, 'worker')} of {_resources(wanted)} find no room, "
+                f"cluster.workers: {counted(cluster.most, 'worker')} of {_resources(wanted)} find no room, "
                 f"{_resources({name: free.get(name, 0) for name in wanted})} are free; wait for other jobs, add nodes, "
                 "or lower cluster.workers or cluster.cpus_per_worker"
             )
@@ -84,7 +84,7 @@ def _exchange(cluster: Cluster, cuda: bool, group: PlacementGroup) -> list[Excha
         options = {"num_cpus": cluster.cpus_per_worker, "num_gpus": int(cuda), "scheduling_strategy": placed}
         return ray.remote(Worker).options(**options).remote()
 
-    workers = [worker(index) for index in range(cluster.workers)]
+    workers = [worker(index) for index in range(cluster.most)]
     try:
         meet = ray.get(workers[0].meeting_point.remote(), timeout=DONE_S)
         running = [one.run.remote(rank, len(workers), meet, cuda) for rank, one in enumerate(workers)]

@@ -268,7 +268,7 @@ def _looking(recipe: Recipe, run: Path, told: Path) -> Looking:
         told: the folder whose log is told how far it is.
     """
     tell = _teller(told)
-    spread = ray_workers.spread(recipe) if recipe.cluster.workers else in_threads
+    spread = ray_workers.spread(recipe) if recipe.cluster.most else in_threads
     return Looking(
         run.parent / sidecar.NAME, spread, lambda name, unit, done, of: tell(f"looking at {name}", done, of, unit)
     )
@@ -289,7 +289,7 @@ def _teller(told: Path) -> Callable[..., None]:
 
 def _plan(job: Job, device: str) -> None:
     """Have the tables planned once, before there are ranks that would wait for it; see `Job.plan`."""
-    job.plan(job.recipe, job.recipe.cluster.workers, device)
+    job.plan(job.recipe, job.recipe.cluster.most, device)
 
 
 def _launch(
@@ -304,7 +304,7 @@ def _launch(
         place: this command's own in the run's folder.
         before: done before there are workers.
     """
-    if recipe.cluster.workers == 0:
+    if recipe.cluster.most == 0:
         places.clear(place, lambda left: not (left / places.PLACEMENT).exists())  # to free what Ray holds takes Ray
         return _in_process(work, recipe)
     return ray_workers.run(work, recipe, told, place, before)

@@ -29,6 +29,7 @@ from livetrain.trainers.runtime import ranks, runlog, scratch, signals
 from livetrain.trainers.runtime.manifest import write_json, write_text
 from livetrain.trainers.runtime.process import ENVIRONMENT, ray_folder, set_up, threads
 
+PLACED_S = 10.0  # longest wait for a place that was free a moment ago
 _FEW = 64  # parts of a look at data that threads of this process do in the time that Ray takes to start
 
 Work = Callable[[torch.device], dict[str, Any]]
@@ -61,7 +62,9 @@ def run(work: Work, recipe: Recipe, told: Path, place: Path, before: Before | No
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    runlog.note(told, "note", text=f"starting {capacity.counted(cluster.workers, 'worker')}")
+    from livetrain.cluster import elastic
+
+    runlog.note(told, "note", text=f"starting {capacity.asked(cluster)}")
     lasting = ray.is_initialized() or bool(cluster.address or os.environ.get("RAY_ADDRESS"))
     with _connected(recipe) as cuda:
         if before is not None:
@@ -72,25 +75,28 @@ def run(work: Work, recipe: Recipe, told: Path, place: Path, before: Before | No
         trainer = TorchTrainer(
             partial(_on_worker, pickle.dumps(work), recipe.plugins, place, lasting),
             train_loop_config={},
-            scaling_config=ScalingConfig(
-                num_workers=cluster.workers,
+            scaling_config=ScalingConfig(  # a checker sees that of Ray Train's first version, here and below
+                num_workers=(cluster.least, cluster.most) if cluster.elastic else cluster.most,  # type: ignore[arg-type]
                 use_gpu=cuda,
-                resources_per_worker={"CPU": cluster.cpus_per_worker, **({"GPU": 1} if cuda else {})},
+                resources_per_worker=capacity.each(cluster, cuda),
             ),
             # A name of its own each time: Ray takes a finished name for a finished job and does nothing.
             run_config=RunConfig(
                 name=f"{place.parent.name}-{time.time_ns()}",
                 storage_path=str(place / "ray"),  # Ray's own notes on a run that is told in full elsewhere
-                # A checker sees the class of Ray Train's first version, which lacks the second argument.
                 failure_config=FailureConfig(  # type: ignore[call-arg]
-                    max_failures=cluster.max_failures, controller_failure_limit=cluster.max_failures
+                    max_failures=cluster.max_failures,
+                    max_preemption_failures=cluster.max_failures,
+                    # A start of workers of a range is bounded by time, see `elastic.Scaling`.
+                    controller_failure_limit=-1 if cluster.elastic else cluster.max_failures,
                 ),
             ),
             torch_config=TorchConfig(backend=ranks.backend(cuda), timeout_s=cluster.timeout_s),
         )
         try:
             with capacity.watched(cluster, cuda, lambda text: runlog.note(told, "note", text=text)):
-                _fit(trainer, cluster)
+                asked = elastic.Asked(recipe.counts(), place, told, cluster.timeout_s)
+                _fit(trainer, cluster, elastic.policies(trainer, asked))
         except Exception as error:
             if not (place / places.REFUSAL).exists():
                 raise _failure(error, cluster, cuda) from error
@@ -106,19 +112,28 @@ def run(work: Work, recipe: Recipe, told: Path, place: Path, before: Before | No
     return json.loads((place / places.OUTCOME).read_text(encoding="utf-8"))
 
 
-def _fit(trainer: Any, cluster: Cluster) -> None:
-    """Train until the end, or until this process is interrupted; its workers end with it."""
+def _fit(trainer: Any, cluster: Cluster, policies: dict[str, Any]) -> None:
+    """Train until the end, or until this process is interrupted; its workers end with it.
+
+    Args:
+        trainer: Ray Train's.
+        cluster: of the recipe.
+        policies: of Ray Train's controller, in the place of its own.
+    """
     import ray
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
     # Ray's helper against reservations that outlive their controller asks the dashboard for it, of a Ray without one
     # whatever answers at 127.0.0.1:8265. Where that is another Ray's, it frees the workers of a run that is well.
-    made = trainer._create_default_callbacks
+    made, run = trainer._create_default_callbacks, trainer._initialize_and_run_controller
     trainer._create_default_callbacks = lambda: [
         one for one in made() if not isinstance(one, PlacementGroupCleanerCallback)
     ]
-    # Ray waits for room so often, by default for ever; altogether it is cluster.timeout_s.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.timeout_s / (cluster.max_failures + 1))
+    trainer._initialize_and_run_controller = lambda **parts: run(**parts | policies)
+    # A range takes room that is free. For a plain number's Ray waits so often; altogether it is cluster.timeout_s.
+    waits = PLACED_S if cluster.elastic else cluster.timeout_s / (cluster.max_failures + 1)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(waits)
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"  # cluster/elastic.py looks for machines that are to leave
     controllers: list[Any] = []
     # What Ray does on Ctrl-C may wait for its workers for ever, and takes the signal from who calls this.
     trainer._register_sigint_handler = controllers.append
@@ -133,12 +148,16 @@ def _fit(trainer: Any, cluster: Cluster) -> None:
 
 def _failure(error: Exception, cluster: Cluster, cuda: bool) -> RuntimeError:
     """Return how a training by Ray failed, in words."""
-    if type(getattr(error, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
+    cause = type(getattr(error, "controller_failure", None)).__name__
+    if cause in ("WorkerGroupStartupTimeoutError", "NoRoom"):
         return RuntimeError(
             f"cluster.workers: {capacity.lacking(cluster, cuda)}, after {cluster.timeout_s} s of waiting "
             "(cluster.timeout_s); wait for other jobs, add nodes, or lower cluster.workers"
         )
-    return RuntimeError(f"the workers failed more than {cluster.max_failures} times: {error}")
+    return RuntimeError(
+        f"the workers failed more than {cluster.max_failures} times with no new checkpoint between "
+        f"(cluster.max_failures): {error}"
+    )
 
 
 def _on_worker(work: bytes, needed: list[str], place: Path, lasting: bool, _config: dict[str, Any]) -> None:
@@ -175,7 +194,9 @@ def _on_worker(work: bytes, needed: list[str], place: Path, lasting: bool, _conf
         except BadInput as error:
             write_json(place / places.REFUSAL, {"sentence": str(error), "later": may_pass(error)})
             raise
-        except signals.Stopped:  # as its driver knows
+        except signals.Stopped:  # as its driver knows, or Ray's controller
+            if signals.asked(place.parent):
+                raise signals.Again("it has saved, and is to start again") from None
             return
         if ranks.is_main():
             write_json(place / places.OUTCOME, result)
@@ -233,7 +254,7 @@ def _connected(recipe: Recipe) -> Iterator[bool]:
 
 def check_here(cluster: Cluster) -> None:
     """Raise BadInput, before anything is started, where the workers do not fit on this machine and are to run here."""
-    if cluster.workers and not (cluster.address or os.environ.get("RAY_ADDRESS")):
+    if cluster.most and not (cluster.address or os.environ.get("RAY_ADDRESS")):
         import ray
 
         if not ray.is_initialized():
@@ -269,7 +290,7 @@ def on_gpus(cluster: Cluster) -> bool:
     Raises:
         BadInput: they should, and there are too few.
     """
-    gpus, wanted = capacity.gpus(), max(cluster.workers, 1)
+    gpus, wanted = capacity.gpus(), max(cluster.least, 1)
     cuda = cluster.device == "cuda" or (cluster.device == "auto" and gpus >= wanted)
     if cuda and gpus < wanted:
         raise BadInput(

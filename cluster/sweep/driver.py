@@ -100,6 +100,12 @@ def resume(folder: str | Path) -> Sweep:
 def check(sweep: Sweep) -> None:
     """Raise BadInput for whatever is wrong with a sweep's recipe, data, space or metrics, before any trial."""
     registry.check_shared(sweep.recipe)
+    if sweep.recipe.cluster.elastic:
+        counts = ", ".join(map(str, sweep.recipe.counts()))
+        raise BadInput(
+            "cluster.workers: the trials of a sweep share the cluster, so each takes a plain number of workers; give "
+            f"one, such as {counts}"
+        )
     ray_workers.check_here(sweep.recipe.cluster)
     _ = sweep.metrics
     check_select(sweep.recipe)
@@ -207,7 +213,7 @@ def _run(sweep: Sweep) -> None:
     remaining = sweep.settings.samples - sum(trial.state in ENDED for trial in sweep.trials)
     cluster = sweep.recipe.cluster
     own: dict[str, float] = (
-        {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cuda else {}) if cluster.workers == 0 else DRIVER
+        {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cuda else {}) if cluster.most == 0 else DRIVER
     )
     with board:
         ray_tune.run(  # not a Tuner, which pickles all of this for a restore that sweeps do without
@@ -240,7 +246,7 @@ def at_once(recipe: Recipe, cuda: bool) -> int:
         BadInput: there is not even room for one.
     """
     cluster = recipe.cluster
-    workers = max(cluster.workers, 1)
+    workers = max(cluster.most, 1)
     capacity.check(cluster, cuda)
     return max(capacity.places_now(cluster, cuda) // workers, 1)  # one waits for nodes that are to come
 

@@ -3,7 +3,7 @@
 Nothing here imports torch: a recipe can be read, checked and changed on a laptop that will never train it.
 """
 
-from livetrain.configs.schema.cluster import Cluster, Topology
+from livetrain.configs.schema.cluster import Cluster, Topology, Workers
 from livetrain.configs.schema.data import Data, Days, Negatives
 from livetrain.configs.schema.export import Export, Quantization, Wandb
 from livetrain.configs.schema.feature import EmbeddedFeature, Feature
@@ -46,4 +46,5 @@ __all__ = [
     "Uncertainty",
     "Wandb",
     "WarmStart",
+    "Workers",
 ]

@@ -60,7 +60,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
         object.__setattr__(self, "plugins", registry.complete(self, self.plugins))
-        object.__setattr__(self, "data", self.data.on(max(self.cluster.workers, 1)))
+        _check_batch(self)
+        object.__setattr__(self, "data", self.data.on(max(self.cluster.most, 1)))
         _check_tables(self)
         _check_parts(self)
         _check_vectors(self)
@@ -103,6 +104,16 @@ class Recipe(Section):
     def optimizer(self, table: str) -> SparseOptimizer:
         """Return the optimizer section of a table: its own, or that of all tables."""
         return self.tables[table].optimizer or self.optimizers.sparse
+
+    def counts(self) -> tuple[int, ...]:
+        """Return every number of ranks that the run may have, rising: of a range those that share data.shards evenly.
+
+        One number of a recipe that names one, which is 1 of a run without Ray.
+        """
+        cluster = self.cluster
+        if not cluster.elastic:
+            return (max(cluster.most, 1),)
+        return tuple(n for n in range(cluster.least, cluster.most + 1) if self.data.shards % n == 0)
 
     def apart(self, table: str) -> str | None:
         """Return a feature that needs the rows of a table one by one, so that they cannot be added up where they lie;
@@ -289,17 +300,48 @@ def _check_negatives(recipe: Recipe) -> None:
             )
 
 
-def _check_division(recipe: Recipe) -> None:
-    batch, shards, workers = recipe.data.batch_size, recipe.data.shards, max(recipe.cluster.workers, 1)
+def _check_batch(recipe: Recipe) -> None:
+    """Refuse a batch that would change with the workers of a range: what is learned must not."""
+    rows, cluster = recipe.data.batch_size_per_worker, recipe.cluster
+    if rows is not None and cluster.elastic:
+        raise BadInput(
+            "data.batch_size_per_worker: with a range of workers a step has the same rows whatever their number; write "
+            f"data.batch_size: {rows * cluster.most}, which is {rows} on each of {cluster.most}"
+        )
+
+
+def _check_counts(recipe: Recipe) -> None:
+    """Refuse workers among whom the shards do not divide, and a range with no number among whom they do."""
+    batch, shards, cluster = recipe.data.batch_size, recipe.data.shards, recipe.cluster
+    if cluster.elastic:
+        if not recipe.counts():
+            near = sorted((n for n in range(1, shards + 1) if shards % n == 0), key=lambda n: _outside(n, cluster))
+            raise BadInput(
+                f"cluster.workers: {shards} data.shards divide among no number of workers from {cluster.least} to "
+                f"{cluster.most}; a range with {' or '.join(map(str, sorted(near[:2])))} would do"
+            )
+        return
+    workers = max(cluster.most, 1)
     if shards % workers:
         wanted = [n for n in range(workers, 4 * max(shards, workers) + 1, workers) if batch % n == 0][:5]
-        near = max(round(shards / workers), 1) * workers
+        near_one = max(round(shards / workers), 1) * workers
+        rows = max(round(batch / near_one), 1) * near_one
         mend = (
             f"data.shards of {', '.join(map(str, wanted))} would"
             if wanted
-            else (f"data.shards of {near} with a data.batch_size of {max(round(batch / near), 1) * near} would")
+            else f"data.shards of {near_one} with a data.batch_size of {rows} would"
         )
         raise BadInput(f"data.shards: {shards} shards do not divide among {workers} workers; {mend}")
+
+
+def _outside(count: int, cluster: Cluster) -> int:
+    """Return how far a number of workers lies outside the range."""
+    return max(cluster.least - count, count - cluster.most)
+
+
+def _check_division(recipe: Recipe) -> None:
+    batch, shards = recipe.data.batch_size, recipe.data.shards
+    _check_counts(recipe)
     if recipe.train.accumulate > batch // shards:
         raise BadInput(
             f"train.accumulate: {recipe.train.accumulate} parts of {batch // shards} rows, which are a shard's of a "

@@ -17,7 +17,7 @@ from livetrain.cli import main as cli
 from livetrain.cluster import doctor, exchange, nodes, ray_workers
 from livetrain.cluster.exchange import Exchanged
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import Cluster
+from livetrain.configs.schema import Cluster, Workers
 from livetrain.trainers.train import memory, planning, sharding
 from tests import samples
 
@@ -44,6 +44,17 @@ def test_a_sound_cluster_passes_every_check(tmp_path):
     assert "2 workers on 1 node: all-to-all over gloo" in texts["exchange"]
     assert "user row_wise on 2 ranks" in texts["plan"]
     assert not (tmp_path / "runs").exists()
+    cluster = recipe.cluster.model_copy(update={"workers": Workers(min=1, max=5)})
+    findings = doctor.examine(recipe.model_copy(update={"cluster": cluster}), tmp_path / "runs", None)
+    assert [finding for finding in findings if not finding.ok] == []
+    texts = {finding.check: finding.text for finding in findings}
+    assert list(texts)[4:] == [
+        *("devices", "workers", "exchange", "batch", "plan of 1", "memory of 1", "plan of 4", "memory of 4"),
+    ]
+    assert texts["workers"].startswith(
+        "1, 2, 3, 4 share 12 data.shards evenly, of 1 to 5 no other; there is room for 4"
+    )
+    assert "user row_wise on 4 ranks" in texts["plan of 4"]
 
 
 @pytest.mark.usefixtures("ray_here")

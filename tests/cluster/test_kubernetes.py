@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jsonschema
 import pytest
 import typer
 import yaml
+from ray.scripts.scripts import drain_node
 
 import livetrain
 from livetrain.cli import main as cli
@@ -217,3 +219,21 @@ def test_a_stopped_job_has_time_to_save():
 
     given = {one["name"]: int(one["value"]) for one in pods()["head"]["containers"][0]["env"]}
     assert given["LIVETRAIN_GRACE_S"] + 7 < given["RAY_JOB_STOP_WAIT_TIME_S"] < submit._STOP_S
+
+
+def test_a_pod_that_ends_tells_ray_so_in_rays_own_words():
+    """By a command that Ray hides from its help: its options as the installed Ray has them."""
+    (group,) = CLUSTER["spec"]["workerGroupSpecs"]
+    pod = group["template"]["spec"]
+    shell, flag, script = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    assert (shell, flag) == ("sh", "-c")
+    told, waits = script.split(";")
+    words = shlex.split(told)
+    assert words[:2] == ["ray", "drain-node"]
+    given = drain_node.make_context("drain-node", words[2:]).params
+    assert given["reason"] == "DRAIN_NODE_REASON_PREEMPTION"
+    assert waits.split() == ["sleep", str(given["deadline_remaining_seconds"])]
+    assert given["deadline_remaining_seconds"] < pod["terminationGracePeriodSeconds"]
+    page = (ROOT / "docs/guide/cluster.md").read_text()
+    (line,) = (line for line in page.splitlines() if line.startswith("ray drain-node"))
+    assert drain_node.make_context("drain-node", shlex.split(line)[2:]).params["reason"] == given["reason"]

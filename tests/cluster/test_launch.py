@@ -122,7 +122,7 @@ def test_no_helper_of_rays_frees_a_living_runs_workers():
     trainer = TorchTrainer(lambda: None, scaling_config=ScalingConfig(num_workers=2))
     helper, known, used = "PlacementGroupCleanerCallback", trainer._create_default_callbacks(), []
     trainer.fit = lambda: used.extend(trainer._create_default_callbacks())
-    ray_workers._fit(trainer, Cluster())
+    ray_workers._fit(trainer, Cluster(), {})
     assert helper in {type(one).__name__ for one in known}
     assert [type(one) for one in used] == [type(one) for one in known if type(one).__name__ != helper]
 

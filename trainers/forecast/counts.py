@@ -18,10 +18,11 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
 
 from livetrain.configs.schema import Recipe
+from livetrain.modules.layers import others  # noqa: F401  (defines the operators that have formulas here)
 from livetrain.modules.model import Model, ReplicatedCollection
 from livetrain.modules.optimizers import dense_optimizer
 from livetrain.trainers.forecast.rows import EACH, made_up
@@ -215,6 +216,18 @@ class _Counting(TorchDispatchMode):
             everyone, own = args[0].view(self._world, -1), args[1].reshape(1, -1)
             apart = torch.arange(self._world).unsqueeze(1) * _OTHERS
             everyone.copy_(own if own.is_floating_point() else own + apart)
+
+
+@register_flop_formula(torch.ops.livetrain.logsumexp_of_others)
+def _of_scores(rows: torch.Size, columns: torch.Size, *_: Any, **__: Any) -> int:
+    """Return the operations of scores (B, N) of width w, whose own operators are hidden."""
+    return 2 * rows[0] * columns[0] * rows[1]
+
+
+@register_flop_formula(torch.ops.livetrain.logsumexp_of_others_backward)
+def _of_scores_back(_: torch.Size, rows: torch.Size, columns: torch.Size, *__: Any, **___: Any) -> int:
+    """Return those of the scores once more, and of both factors' gradients."""
+    return 3 * _of_scores(rows, columns)
 
 
 _ATEN = torch.ops.aten

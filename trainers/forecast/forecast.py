@@ -110,7 +110,7 @@ class Forecaster:
 
     def work(self, recipe: Recipe) -> tuple[Recipe, Work, dict[str, dict[str, float]]]:
         """Return a recipe as it is planned for, what each of its workers does, and the memory of the fullest."""
-        world, device = max(recipe.cluster.workers, 1), self.hardware.device
+        world, device = max(recipe.cluster.most, 1), self.hardware.device
         recipe = settled(recipe, world)
         plan = sharding.dry_plan(recipe, world, device, self._lookups)
         held = memory.per_rank(recipe, plan, self._lookups)
@@ -136,7 +136,7 @@ class Forecaster:
                 values=values + len(recipe.tasks),
                 threads=recipe.data.threads,
                 precision=recipe.train.precision,
-                compiled=self.hardware.ahead and getattr(recipe.train, "compile", False) is not False,
+                compiled=self.hardware.ahead and recipe.train.compile is not False,
                 counts=self._counted(recipe, rows, world, each),
                 loads=loads(recipe, plan, self._lookups),
             ),

@@ -59,7 +59,7 @@ def run(drawn: Iterator[Drawn], world: int) -> np.ndarray:
     Example:
         >>> step = Drawn(computes=np.array([[1.0, 3.0], [2.0, 0.5]]), collectives=np.array([1.0]))
         >>> run(iter([step, step]), 2).tolist()
-        [6.0, 11.0]
+        [6.0, 10.5]
     """
     now, ends = np.zeros(world), []
     for step in drawn:

@@ -20,6 +20,7 @@ from livetrain.configs.errors import BadInput
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes: 128 and the signal
 STOP = ".stop"  # in a run's folder while a training listens; it says so once the training is to stop
+AGAIN = ".again"  # there too; it says so once the training's workers are to save and start again, as others than they
 GRACE = "LIVETRAIN_GRACE_S"
 _GRACE_S, _LEAVE_S = 22.0, 7.0  # to save, then to tidy up: together less than the 30 s after which Kubernetes kills
 _AGAIN_S = 0.01
@@ -28,6 +29,10 @@ _PR_SET_CHILD_SUBREAPER = 36  # of <linux/prctl.h>
 
 class Stopped(KeyboardInterrupt):
     """A training was told to stop, and has saved what it had."""
+
+
+class Again(Exception):
+    """Workers have saved what they had, and are to start again, as others than they are."""
 
 
 class _Orders:
@@ -183,12 +188,37 @@ def saving(run: Path) -> Iterator[None]:
         Stopped: on leaving, where SIGTERM has come.
     """
     file = run / STOP
-    file.unlink(missing_ok=True)
+    _silence(run)
     _orders.file = file
     try:
         yield
     finally:
         _orders.file = None
-        file.unlink(missing_ok=True)
+        _silence(run)
     if _orders.terminated:
         raise Stopped
+
+
+def _silence(run: Path) -> None:
+    for name in (STOP, AGAIN):
+        (run / name).unlink(missing_ok=True)
+
+
+def ask(run: Path) -> bool:
+    """Ask a training's workers to save and start again; return whether one listens that was not asked yet."""
+    file = run / AGAIN
+    try:
+        if file.exists() and not file.read_bytes():
+            file.write_text("again", encoding="utf-8")
+            return True
+    except OSError:
+        pass
+    return False
+
+
+def asked(run: Path, name: str = AGAIN) -> bool:
+    """Return whether a training has been told by a file of its run's folder, by default that it starts again."""
+    try:
+        return bool((run / name).read_bytes())
+    except OSError:
+        return False

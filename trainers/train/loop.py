@@ -97,7 +97,7 @@ class Trainer:
             self.reader = self._reader("train", shuffle=True)
             self.total = self.reader.steps * self.recipe.train.epochs
         self.step = 0
-        self.position: dict[str, Any] = {"best_step": None, "waited": 0, "rows": 0, "seconds": 0.0}
+        self.position: dict[str, Any] = {"best_step": None, "waited": 0, "rows": 0, "seconds": 0.0, "workers": []}
         self.left_out: dict[str, int] = {}  # lists cut, by feature, and rows skipped: on this rank, in this attempt
         self.left_out_before: dict[str, int] = {}  # on all ranks, in the attempts before
         self.listener: Listener | None = None  # while a run goes on
@@ -134,6 +134,7 @@ class Trainer:
             self.step, self.position = found["step"], found["position"]
             self.sharded.pipeline.combination.step = self.step
             self.left_out_before = self.position["left_out"]
+        self.position["workers"] = joined(self.position.get("workers", []), self.step, ranks.world())
         begun = None if found else warm_start.find(self.recipe)
         taken = warm_start.load(self.sharded, self.recipe, begun) if begun is not None else ()
         if not found:
@@ -379,6 +380,7 @@ class Trainer:
             "rows_per_s": self.position["rows"] / max(self.position["seconds"], 1e-9),
             "batch_size": self.recipe.data.batch_size,
             "workers": ranks.world(),
+            "workers_by_step": self.position["workers"],
             "device": self.device.type,
             "memory": _most(ranks.gather(memory.peak())),
             "plan": self.sharded.plan(),
@@ -388,6 +390,23 @@ class Trainer:
             "curves": curves,
             "spectra": spectra.read(),
         }
+
+
+def joined(before: list[dict[str, int]], step: int, workers: int) -> list[dict[str, int]]:
+    """Return how many workers trained which steps of a run, in the order of the steps.
+
+    Args:
+        before: of the attempts before.
+        step: at which this attempt goes on; what others trained beyond is lost.
+        workers: of this attempt.
+
+    Example:
+        >>> joined([{"from_step": 0, "workers": 4}], step=120, workers=3)
+        [{'from_step': 0, 'workers': 4}, {'from_step': 120, 'workers': 3}]
+    """
+    kept = [part for part in before if part["from_step"] < step]
+    same = kept and kept[-1]["workers"] == workers
+    return kept if same else [*kept, {"from_step": step, "workers": workers}]
 
 
 def trained_on(train: Source, rows: int, recipe: Recipe) -> dict[str, Any]:

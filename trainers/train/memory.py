@@ -85,7 +85,7 @@ class Part:
 def needs(recipe: Recipe, model: Model) -> list[Part]:
     """Return what a run takes at the least: parameters with their optimizers' state, a copy of those for the checkpoint
     that is being written, and a step's batch with what is computed of it."""
-    workers = max(recipe.cluster.workers, 1)
+    workers = max(recipe.cluster.least, 1)
     parts, whole = [], replicated(recipe, workers)
     for name, table in recipe.tables.items():
         weights, state = of_rows(recipe, name, table.rows, table.dim)
@@ -224,7 +224,7 @@ def _row(recipe: Recipe, model: Model, ids: Mapping[str, float]) -> tuple[float,
 
 def _here(recipe: Recipe) -> bool:
     """Return whether the run's workers are processes of this machine."""
-    if recipe.cluster.workers == 0:
+    if recipe.cluster.most == 0:
         return True
     ray = sys.modules.get("ray")
     return not (recipe.cluster.address or os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized()))

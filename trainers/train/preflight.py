@@ -134,9 +134,9 @@ def check_split(
 
 def _check_model(recipe: Recipe, trains: bool) -> str | None:
     """Raise BadInput where a recipe's model cannot be built, or its tables find no memory; return `memory.check`'s."""
-    if recipe.cluster.workers:
+    if recipe.cluster.most:
         registry.check_shared(recipe)
-    if recipe.cluster.device == "cpu" or not (recipe.cluster.workers or torch.cuda.is_available()):
+    if recipe.cluster.device == "cpu" or not (recipe.cluster.most or torch.cuda.is_available()):
         check_device(recipe, torch.device("cpu"))  # of other runs the device is known once there is a cluster
     waits = memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves=trains)
     prove(recipe)

@@ -4,25 +4,25 @@ from pathlib import Path
 
 import torch
 
-from livetrain.trainers.runtime import ranks
-from livetrain.trainers.runtime.signals import STOP
+from livetrain.trainers.runtime import ranks, signals
 
 EVERY = 8  # steps between two questions among several ranks
 
 
 class Listener:
-    """One rank's part in stopping a run: rank 0 looks for the word that runtime/signals.py leaves, and passes it on.
+    """One rank's part in stopping a run: rank 0 looks for the words that runtime/signals.py leaves, and passes them on.
 
-    Every rank makes one of its own, and asks it equally often.
+    Every rank makes one of its own, and asks it equally often. What asked workers before these to start again is over.
 
     Args:
         run: the run folder, on storage that rank 0 and whoever gives the word share.
     """
 
     def __init__(self, run: Path) -> None:
-        self._file, self._asked = run / STOP, 0
-        if ranks.is_main():
-            self._file.touch()  # a network's caches may hide a new file for a minute, but not what is in an old one
+        self._run, self._asked = run, 0
+        if ranks.is_main():  # a network's caches may hide a new file for a minute, but not what is in an old one
+            (run / signals.STOP).touch()
+            (run / signals.AGAIN).write_bytes(b"")
 
     def told(self) -> bool:
         """Return whether to stop now: the same on every rank. Among several it is collective, every EVERY calls."""
@@ -34,7 +34,4 @@ class Listener:
         return bool(ranks.summed(torch.tensor([float(ranks.is_main() and self._said())])).item())
 
     def _said(self) -> bool:
-        try:
-            return bool(self._file.read_bytes())
-        except OSError:
-            return False
+        return any(signals.asked(self._run, name) for name in (signals.STOP, signals.AGAIN))

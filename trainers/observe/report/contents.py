@@ -111,8 +111,7 @@ def _facts(told: Told, log: list[dict[str, Any]]) -> list[tuple[str, str]]:
         parts += [f"batch {sections['data'].get('batch_size')}", f"{dense.get('kind')} {dense.get('lr')}"]
         facts["recipe"] = ", ".join(part for part in parts if "None" not in part)
     facts["data"] = sections["data"].get("path")
-    workers = result.get("workers", sections["cluster"].get("workers"))
-    facts["workers"] = None if workers is None else max(workers, 1)
+    facts["workers"] = _workers(result, sections["cluster"])
     facts["device"] = result.get("device", sections["cluster"].get("device"))
     last = max((line["step"] for line in told.lines), default=result.get("step"))
     best = result.get("best_step")
@@ -124,6 +123,17 @@ def _facts(told: Told, log: list[dict[str, Any]]) -> list[tuple[str, str]]:
     if ended := max((line["time"] for line in log if finite_number(line.get("time")) is not None), default=None):
         facts["ended"] = datetime.fromtimestamp(ended, UTC).strftime("%Y-%m-%d %H:%M UTC")
     return [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in facts.items() if value]
+
+
+def _workers(result: dict[str, Any], cluster: dict[str, Any]) -> int | str | None:
+    """Return how many workers a run had, in their order where these changed, or is to have."""
+    counts = [part["workers"] for part in result.get("workers_by_step") or ()]
+    if len(counts) > 1:
+        return ", ".join(map(str, counts[:-1])) + f" and {counts[-1]}"
+    asked = result.get("workers", cluster.get("workers"))
+    if isinstance(asked, dict):
+        return f"{asked.get('min')} to {asked.get('max')}"
+    return None if asked is None else max(asked, 1)
 
 
 def spent(seconds: float) -> str:
