@@ -49,7 +49,7 @@ class Ours:
     """A Trainer, stepped from its own reader."""
 
     def __init__(self, recipe: Recipe, statistics_: Statistics) -> None:
-        job = Job(recipe, Path("unused"), {"train": Source.open(recipe, "train")}, statistics_)
+        job = Job(recipe, Path(recipe.data.path), {"train": Source.open(recipe, "train")}, statistics_)
         self.trainer = Trainer(job, CPU)
         self.trainer.sharded.module.train()
         self.batches = self.trainer.reader.batches(0)

@@ -54,7 +54,7 @@ def serve(given: argparse.Namespace) -> None:
     dist.init_process_group("gloo", init_method=f"file://{given.store}", rank=given.rank, world_size=given.world)
     recipe = load_recipe(given.recipe, [f"cluster.workers={given.world}", *given.changes])
     source = Source.open(recipe, "train")
-    trainer = Trainer(Job(recipe, Path("unused"), {"train": source}, scan(source, recipe)), torch.device("cpu"))
+    trainer = Trainer(Job(recipe, Path(recipe.data.path), {"train": source}, scan(source, recipe)), torch.device("cpu"))
     trainer.sharded.module.train()
     if given.nice:
         for thread in set(os.listdir("/proc/self/task")) - before:
