@@ -1,7 +1,7 @@
 """Two ranks of one thread each against one rank of two, on two cores: this livetrain beside an earlier one.
 
-    git archive c76110b | tar -x -C /tmp/before/livetrain
-    python benchmarks/two_ranks.py configs/recipes/din_ml1m.yaml --before /tmp/before
+    mkdir -p before/livetrain && git archive c76110b | tar -x -C before/livetrain
+    python benchmarks/two_ranks.py configs/recipes/din_ml1m.yaml --before before
 
 Every side trains the same recipe with the same global batch, whole steps with the reader, in processes that live as
 long as the benchmark. The sides take turns, a round each, so that what else the machine does meets all of them; ratios

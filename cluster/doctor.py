@@ -5,7 +5,6 @@ Each check returns one sentence, or raises BadInput with the mend; `examine` tur
 
 import contextlib
 import math
-import os
 import shutil
 import statistics
 import time
@@ -75,22 +74,13 @@ def examine(
         progress: told what is being done, a line at a time.
 
     Raises:
-        BadInput: there is no cluster at the address.
+        NotNow: there is no cluster at the address.
     """
     cluster = (recipe.cluster if recipe else Cluster()).model_copy(update={"address": address} if address else {})
     found = _Findings()
     progress("connecting to Ray")
     with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(ray_workers.attached(cluster))
-        except BadInput:
-            raise
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            first = next(iter(str(error).splitlines()), type(error).__name__)
-            raise BadInput(
-                f"--address: no Ray cluster answers at {cluster.address or os.environ.get('RAY_ADDRESS')} ({first}); "
-                "start one with `ray start --head`"
-            ) from error
+        stack.enter_context(ray_workers.attached(cluster))
         _examine(recipe, runs.resolve(), cluster, found, progress)
     return found
 

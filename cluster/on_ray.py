@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from livetrain.cluster.joining import join
 from livetrain.cluster.parcel import sources, staged
 from livetrain.cluster.plugin_files import plugin_files
 from livetrain.configs.errors import BadInput, without_credentials
@@ -25,6 +26,7 @@ def on_ray(address: str, recipe: Recipe | None = None) -> Iterator[Run]:
 
     Raises:
         BadInput: the address is a dashboard's; or what a task raises, on any node.
+        NotNow: as `joining.join`.
     """
     if "://" in address and not address.startswith("ray://"):
         raise BadInput(
@@ -41,7 +43,7 @@ def on_ray(address: str, recipe: Recipe | None = None) -> Iterator[Run]:
             modules = [str(path) for path in folder.iterdir() if path.suffix in ("", ".py")]
             environment = {"env_vars": ENVIRONMENT, "py_modules": modules}
             options = {"include_dashboard": False, "_temp_dir": ray_folder()} if alone else {"runtime_env": environment}
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
+            join(address, log_to_driver=False, logging_level=logging.ERROR, **options)
 
     def run(work: Callable[[Any], Any], tasks: list[Any]) -> Iterator[Any]:
         # Ray takes functions, and work may be a partial one.

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from livetrain.cluster import capacity, places
+from livetrain.cluster.joining import join
 from livetrain.configs import plugins
 from livetrain.configs.errors import BadInput, NotNow, may_pass
 from livetrain.configs.schema import Cluster, Recipe
@@ -263,7 +264,11 @@ def check_here(cluster: Cluster) -> None:
 
 @contextlib.contextmanager
 def attached(cluster: Cluster) -> Iterator[None]:
-    """Connect to the Ray cluster that a recipe names (else RAY_ADDRESS), or start one on this machine."""
+    """Connect to the Ray cluster that a recipe names (else RAY_ADDRESS), or start one on this machine.
+
+    Raises:
+        NotNow: as `joining.join`.
+    """
     import ray
 
     if ray.is_initialized():
@@ -274,11 +279,11 @@ def attached(cluster: Cluster) -> Iterator[None]:
     try:
         with signals.kept():
             if address:
-                ray.init(address=address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
+                join(address, runtime_env={"env_vars": ENVIRONMENT}, **quiet)
             else:
                 # Nobody looks at the dashboard of a Ray that ends with its run; it takes ten processes and a gigabyte.
                 cpus = capacity.cpus_here(cluster)
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=ray_folder(), **quiet)
+                join("local", num_cpus=cpus, include_dashboard=False, _temp_dir=ray_folder(), **quiet)
         yield
     finally:
         ray.shutdown()

@@ -94,7 +94,7 @@ class Hardware(Section):
             hbm_gb=self.memory_gb,
             ddr_gb=self.host_gb,
             hbm_gb_s=self.memory_gb_s,
-            ddr_gb_s=self.host_gb_s,
+            ddr_gb_s=self.host_gb_s if self.ahead else self.memory_gb_s,  # over the bus, or as what computes reads it
             intra_gb_s=self.intra_gb_s,
             inter_gb_s=self.inter_gb_s,
         )

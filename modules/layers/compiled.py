@@ -4,8 +4,9 @@ There are two: fused.cpp compiled for a CPU, and modules/layers/gpu/passes.py fo
 chooses. Without one PyTorch computes the same as it is written.
 """
 
+import contextlib
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -65,6 +66,17 @@ def use(*libraries: Library) -> None:
     """Train with these libraries, at most one per device and type, from now on in this process, and with no other."""
     _libraries.clear()
     _libraries.update({(library.device, library.dtype): library for library in libraries})
+
+
+@contextlib.contextmanager
+def unused() -> Iterator[None]:
+    """Let PyTorch compute for now what a library would, as for whoever counts its operators."""
+    before = dict(_libraries)
+    _libraries.clear()
+    try:
+        yield
+    finally:
+        _libraries.update(before)
 
 
 def library_for(x: Tensor) -> Library | None:

@@ -4,7 +4,10 @@ All figures are estimates and no measurements: they come from counting operators
 compiled, see docs/guide/batch.md. On one H200 a step of n rows takes about launches + n / speed seconds.
 """
 
+import torch
+
 from livetrain.configs.schema import Recipe
+from livetrain.trainers.train import compiled_dense
 
 FEW = 4096  # rows of one GPU's part of a step
 # By whether the network is compiled: seconds of launches, however many rows; the rows' own work per second; in words.
@@ -47,7 +50,7 @@ def advice(recipe: Recipe, world: int, device: str) -> str | None:
         return None
     shards = max(recipe.data.shards // world, 1)
     wanted = -(-FEW // (candidates * shards)) * shards
-    compiled = recipe.train.compile is not False  # on GPUs by default
+    compiled = compiled_dense.wanted(recipe, torch.device(device))
     gain = rows_per_s(wanted * candidates, compiled) / rows_per_s(own, compiled)
     launches = (COMPILED if compiled else EAGER)[-1]
     return (

@@ -137,8 +137,11 @@ def _key(recipe: Recipe, world: int, device: str) -> str:
         include={
             "features": True,
             "tables": True,
-            "optimizers": {"sparse"},
-            "data": {"batch_size", "candidates"},
+            "tasks": True,
+            "model": True,
+            "optimizers": True,
+            "train": {"accumulate"},
+            "data": {"batch_size", "candidates", "prefetch", "shuffle_gb"},
             "cluster": {"topology", "quantize_comms"},
         },
     )
@@ -150,15 +153,19 @@ def agree(planner: Planner, recipe: Recipe, device: str) -> Plan:
 
     Raises:
         BadInput: on every rank, where the tables do not fit.
+        RuntimeError: on every rank, where rank 0 failed otherwise, as on a full disk.
     """
-    made: Plan | BadInput | None = None
+    made: Plan | Exception | None = None
     if ranks.is_main():
         try:
             made = planner(recipe, ranks.world(), device)
         except BadInput as error:
             made = error
+        except Exception as error:  # which the others would wait for in vain; it may be none that can be sent
+            made = RuntimeError(f"rank 0 could not plan the tables: {type(error).__name__}: {error}")
+            made.__cause__ = error
     made = ranks.from_main(made)
-    if isinstance(made, BadInput):
+    if isinstance(made, Exception):
         raise made
     assert made is not None
     return made

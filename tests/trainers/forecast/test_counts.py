@@ -7,10 +7,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from livetrain.configs.load import load_recipe
+from livetrain.modules.layers import compiled
 from livetrain.modules.model import Model
 from livetrain.trainers.forecast import counts
 from livetrain.trainers.forecast.counts import count
 from livetrain.trainers.forecast.rows import made_up
+from livetrain.trainers.train import compiled_layers
 from livetrain.trainers.train.step import Step
 from tests import samples
 
@@ -85,4 +87,21 @@ def test_a_step_that_looks_at_values_is_counted(gradients, tmp_path):
     one, many = (type(recipe).model_validate(content | change) for change in ({"gradients": {"kind": "sum"}}, {}))
     plain, combined = (count(each, 64, 4, lengths(each)) for each in (one, many))
     assert combined.operators > plain.operators
-    assert len(combined.collectives) >= len(plain.collectives)
+    if gradients == "uncertainty":  # the gradients of its weights of tasks, in a sum of their own
+        assert sum(combined.collectives) == sum(plain.collectives) + 4 * len(one.tasks)
+        return
+    assert len(combined.collectives) == len(plain.collectives)  # however many the tasks are
+    assert combined.collectives[-1] > 2 * plain.collectives[-1]  # what tasks share has a gradient of each
+
+
+def test_what_a_training_in_this_process_compiled_is_counted_as_it_is_written(tmp_path):
+    """The passes that a CPU trains with are no operators, and would count as nothing."""
+    recipe = samples.recipe(tmp_path)
+    expected = count(recipe, 64, 4, lengths(recipe))
+    library = compiled_layers.library()
+    compiled.use(library)
+    try:
+        assert count(recipe, 64, 4, lengths(recipe)) == expected
+        assert compiled.library_for(torch.zeros(1)) is library
+    finally:
+        compiled.use()

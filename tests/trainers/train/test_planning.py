@@ -225,6 +225,24 @@ def test_where_nothing_fits_every_rank_is_told(two_ranks):
     assert first[1] == ("1 more GPU (cluster.workers: 3)", "tables.a.dtype: float16", "tables.a.memory: host")
 
 
+def failed(made_for: Recipe) -> str:
+    """Fail to plan, on this group's first rank alone."""
+
+    def full(*given):
+        raise OSError(28, "No space left on device")
+
+    try:
+        planning.agree(full, made_for, "cuda")
+    except RuntimeError as error:
+        return str(error)
+    return "nothing was raised"
+
+
+def test_where_planning_fails_otherwise_no_rank_waits_for_it(two_ranks):
+    said = "rank 0 could not plan the tables: OSError: [Errno 28] No space left on device"
+    assert two_ranks.run(failed, sized(2.2)) == [said] * 2
+
+
 def test_what_every_rank_holds_is_what_lies_there():
     """Against the tables' rows, one by one."""
     shardings = {"a": "table_wise", "b": "row_wise", "c": "data_parallel"}
