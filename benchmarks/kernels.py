@@ -22,11 +22,13 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from livetrain.configs.load import load_recipe
 from livetrain.modules.layers import compiled
@@ -60,12 +62,9 @@ class Counted(TorchDispatchMode):
         return made
 
 
-def _tensors(values: list) -> Iterator[torch.Tensor]:
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from _tensors(list(value))
+def _tensors(values: Any) -> list[torch.Tensor]:
+    """Return the tensors of arguments or results."""
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 @contextmanager

@@ -27,7 +27,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -36,6 +36,7 @@ from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.graph import GraphLowering
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -100,13 +101,9 @@ class Counted(TorchDispatchMode):
         return out
 
 
-def tensors(values: list) -> Iterator[torch.Tensor]:
-    """Yield the tensors of arguments or results."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, list | tuple):
-            yield from tensors(list(value))
+def tensors(values: Any) -> list[torch.Tensor]:
+    """Return the tensors of arguments or results."""
+    return [value for value in tree_leaves(values) if isinstance(value, torch.Tensor)]
 
 
 class Hopper:

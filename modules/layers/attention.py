@@ -85,18 +85,24 @@ class ActivationUnit(nn.Module):
         if self.training and not torch.jit.is_scripting():
             return looked([self.look(query, events, side, lengths, weights, request, total)])[0]
         size = query.size(0)
-        of_events = self._of_events(events, side)  # (N, H)
-        if request is not None:  # from here on there are M events, those of each row
-            place, lengths = jagged.repeated(lengths, request, total)
-            of_events, events = of_events.index_select(0, place), events.index_select(0, place)
-            side = side if side is None else side.index_select(0, place)
-        segment = jagged.segments(lengths, events.size(0))  # (N,)
+        of_events, events, side, segment = self._paired(events, side, lengths, request, total)
         valid = weights
         if weights is not None:
             valid = jagged.spread(weights, segment)
         hidden = self.activation(self._first(query, events, of_events, segment), valid)  # (N, H)
         relevance = self.rest(hidden, valid)  # (N, 1)
         return self._pool(relevance, events, side, segment, size)
+
+    def _paired(
+        self, events: Tensor, side: Tensor | None, lengths: Tensor, request: Tensor | None, total: int
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Return each event's part of the first layer (N, H), the events, their side, and the row of each (N,)."""
+        of_events = self._of_events(events, side)
+        if request is not None:  # from here on there are M events, those of each row
+            place, lengths = jagged.repeated(lengths, request, total)
+            of_events, events = of_events.index_select(0, place), events.index_select(0, place)
+            side = side if side is None else side.index_select(0, place)
+        return of_events, events, side, jagged.segments(lengths, events.size(0))
 
     def shared(self, query: Tensor, events: Tensor, side: Tensor | None, tile: int = 4096) -> Tensor:
         """Pool one history for many candidates, as a server ranks them; for evaluation mode.
@@ -147,12 +153,7 @@ class ActivationUnit(nn.Module):
         library = compiled.library_for(events)
         if library is not None and self.dice:
             return self._look_compiled(library, query, events, side, lengths, weights, request, total)
-        of_events = self._of_events(events, side)  # (N, H)
-        if request is not None:  # from here on there are M events, those of each row
-            place, lengths = jagged.repeated(lengths, request, total)
-            of_events, events = of_events.index_select(0, place), events.index_select(0, place)
-            side = side if side is None else side.index_select(0, place)
-        segment = jagged.segments(lengths, events.size(0))  # (N,)
+        of_events, events, side, segment = self._paired(events, side, lengths, request, total)
         valid = None if weights is None else jagged.spread(weights, segment)
         hidden = self._first(query, events, of_events, segment)  # (N, H)
         rest = self.rest

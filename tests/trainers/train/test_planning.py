@@ -312,7 +312,12 @@ def test_a_run_keeps_a_plan_for_each_number_of_ranks(tmp_path):
     with mock.patch.object(planning, "make", side_effect=AssertionError):
         assert of_run(made_for, 2) == first
         assert of_run(made_for, 2, found=None) == first  # as an evaluation does
-        for changed in (sized(80, tables__a__rows=5), sized(70), sized(80, data__batch_size=96)):
+        for changed in (
+            sized(80, tables__a__rows=5),
+            sized(70),
+            sized(80, data__batch_size=96),
+            sized(80, data__prefetch=9),
+        ):
             with pytest.raises(AssertionError):
                 of_run(changed, 2)
         with pytest.raises(AssertionError):
