@@ -47,6 +47,11 @@ class Lists:
     values: torch.Tensor
     lengths: torch.Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence["Lists"]) -> "Lists":
+        """Return the rows of all parts, one below the other."""
+        return cls(torch.cat([part.values for part in parts]), torch.cat([part.lengths for part in parts]))
+
     def __getitem__(self, rows: torch.Tensor) -> "Lists":
         lengths = self.lengths[rows]
         first = (self.lengths.cumsum(0) - self.lengths)[rows]
@@ -61,9 +66,6 @@ class Lists:
         first = self.lengths.cumsum(0) - self.lengths
         out[row, torch.arange(len(row), device=row.device) - first[row]] = self.values
         return out
-
-
-Part = torch.Tensor | Lists  # a column of rows
 
 
 class Retrieval:
@@ -96,11 +98,12 @@ class Retrieval:
         self._asides = list(asides(recipe))
         self._slices = ["", *(f"{name}." for name in recipe.evaluate.slices)]
         self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
-        # Row number, key, has an item, is a positive, slices, group; vectors of user and item; the asides.
-        self._pending: list[tuple[Part, ...]] = []
+        # Row number, key, has an item, is a positive, slices, group; vectors of user and item; and the asides.
+        self._pending: list[tuple[tuple[torch.Tensor, ...], list[Lists]]] = []
         self._rows = 0  # of them
         self._items: tuple[torch.Tensor, ...] = ()  # row number, key and vector of the items so far
-        self._queries: tuple[Part, ...] = ()  # row number, key, vector, slices, group and asides of positive rows
+        self._queries: tuple[torch.Tensor, ...] = ()  # row number, key, vector, slices, group of positive rows
+        self._lists: list[Lists] = []  # their asides
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -130,7 +133,7 @@ class Retrieval:
         slices = torch.zeros_like(keys) if batch.slices is None else batch.slices
         group = batch.rows if batch.groups is None else batch.groups  # what intervals are drawn of
         lists = [Lists(*_jagged(batch.lists(name))) for name in self._asides]
-        self._pending.append((batch.rows, keys, is_item, positive, slices, group, user, item, *lists))
+        self._pending.append(((batch.rows, keys, is_item, positive, slices, group, user, item), lists))
         self._rows += len(keys)
         if self._rows > max(_PENDING, len(self._items[0]) if self._items else 0):  # so merging costs little per row
             self._merge()
@@ -139,13 +142,17 @@ class Retrieval:
         """Take the pending rows into items and queries, of which no more is kept than will be needed."""
         if not self._pending:
             return
-        columns = (_together(column) for column in zip(*self._pending, strict=True))
-        rows, keys, is_item, positive, slices, group, user, item, *lists = columns
+        tensors, asides = zip(*self._pending, strict=True)
+        rows, keys, is_item, positive, slices, group, user, item = map(torch.cat, zip(*tensors, strict=True))
+        lists = [Lists.joined(parts)[positive] for parts in zip(*asides, strict=True)]
         self._pending, self._rows = [], 0
-        items = (rows[is_item], keys[is_item], item[is_item])
-        queries = tuple(column[positive] for column in (rows, keys, user, slices, group, *lists))
-        self._items = _newest(*_after(self._items, items))
-        self._queries = _least(*_after(self._queries, queries))
+        self._items = _newest(*_after(self._items, (rows[is_item], keys[is_item], item[is_item])))
+        queries = tuple(column[positive] for column in (rows, keys, user, slices, group))
+        queries = _after(self._queries, queries)
+        if self._queries:
+            lists = [Lists.joined(pair) for pair in zip(self._lists, lists, strict=True)]
+        chosen = _least(queries[0])
+        self._queries, self._lists = tuple(column[chosen] for column in queries), [own[chosen] for own in lists]
 
     def compute(self) -> dict[str, float]:
         """Return the figures over all ranks' rows; empty without towers. Collective.
@@ -161,10 +168,11 @@ class Retrieval:
             return {}
         self._merge()
         _, keys, items = _newest(*(_everyone(part) for part in self._items))
-        rows, wanted, users, slices, group, *lists = self._queries
-        chosen = torch.isin(rows, _least(_everyone(rows))[0])
-        of_rows = {name: own[chosen] for name, own in zip(self._asides, lists, strict=True)}
-        places = _ranks(wanted[chosen], users[chosen], of_rows, keys, items)
+        rows, wanted, users, slices, group = self._queries
+        every = _everyone(rows)
+        chosen = torch.isin(rows, every[_least(every)])
+        lists = {name: own[chosen] for name, own in zip(self._asides, self._lists, strict=True)}
+        places = _ranks(wanted[chosen], users[chosen], lists, keys, items)
         # Of all ranks' queries in the order of their rows, so that figures do not depend on the number of ranks.
         own = (rows[chosen], places, slices[chosen], group[chosen])
         rows, places, slices, group = (_everyone(part).cpu() for part in own)
@@ -212,16 +220,9 @@ def _jagged(part: JaggedTensor) -> tuple[torch.Tensor, torch.Tensor]:
     return part.values(), part.lengths().long()
 
 
-def _together(parts: Sequence[Part]) -> Part:
-    """Return rows of a column one below the other."""
-    if isinstance(parts[0], Lists):
-        return Lists(*(torch.cat(each) for each in zip(*((part.values, part.lengths) for part in parts), strict=True)))
-    return torch.cat(parts)
-
-
-def _after(one: tuple[Part, ...], other: tuple[Part, ...]) -> tuple[Part, ...]:
+def _after(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     """Return the columns of both, one below the other."""
-    return tuple(_together(pair) for pair in zip(one, other, strict=True)) if one else other
+    return tuple(torch.cat(pair) for pair in zip(one, other, strict=True)) if one else other
 
 
 def _newest(rows: torch.Tensor, keys: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -245,10 +246,9 @@ def _everyone(own: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
 
 
-def _least(rows: torch.Tensor, *columns: Part) -> tuple[Part, ...]:
-    """Return the QUERIES entries whose row numbers have the least hash: the same rows, however many ranks there are."""
-    chosen = mix(rows + 1).argsort()[:QUERIES]
-    return tuple(column[chosen] for column in (rows, *columns))
+def _least(rows: torch.Tensor) -> torch.Tensor:
+    """Return the places of the QUERIES row numbers with the least hash: the same rows, however many ranks there are."""
+    return mix(rows + 1).argsort()[:QUERIES]
 
 
 def _ranks(
