@@ -42,7 +42,7 @@ class Decoder:
         self._fed = len(self._sparse)  # of `keys`: what the model gets
         for name, column in asides(recipe).items() if groups else ():
             self._sparse[name] = SequenceFeature(type="sequence", table="", max_length=2**16)
-            self._names[name] = [column]
+            self._names[name] = (column,)
         self.keys = list(self._sparse)
         # What lies beside ids, weights or vectors, goes through the records as a further list of each feature that has
         # it: its bits in int64.
