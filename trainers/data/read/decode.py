@@ -41,7 +41,7 @@ class Decoder:
         self._names = {name: recipe.columns(name) for name in (*self._sparse, *self._dense)}
         self._fed = len(self._sparse)  # of `keys`: what the model gets
         for name, column in asides(recipe).items() if groups else ():
-            self._sparse[name] = SequenceFeature(type="sequence", table="", max_length=2**16)
+            self._sparse[name] = SequenceFeature(type="sequence", table="none", max_length=2**16)
             self._names[name] = (column,)
         self.keys = list(self._sparse)
         # What lies beside ids, weights or vectors, goes through the records as a further list of each feature that has
