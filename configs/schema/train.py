@@ -11,6 +11,7 @@ from livetrain.configs.values import (
     Count,
     Few,
     Length,
+    ListName,
     MetricName,
     PartName,
     Seed,
@@ -115,12 +116,12 @@ class Evaluate(Section):
         None,
         description="Parquet of the items, a file or a folder, that retrieval ranks; else the split's items",
     )
-    seen: Text | None = Field(
+    seen: ListName | None = Field(
         None,
         description="items that retrieval leaves out of a row's list: a sequence feature, of which the whole column "
         "counts, or any column of lists",
     )
-    candidates: Text | None = Field(
+    candidates: ListName | None = Field(
         None, description="items that retrieval ranks a row's among, in the place of all: a column of lists"
     )
     bootstrap: Annotated[int, *whole(0, 10_000)] = Field(
