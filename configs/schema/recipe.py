@@ -283,7 +283,7 @@ def _check_groups(recipe: Recipe) -> None:
 
 def _check_negatives(recipe: Recipe) -> None:
     section = recipe.data.negatives
-    if section is None:
+    if section is None or section.task is None:
         return
     if section.task not in recipe.tasks:
         raise BadInput(f"data.negatives.task: there is no task '{section.task}'{nearest(section.task, recipe.tasks)}")
