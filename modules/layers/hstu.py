@@ -8,6 +8,26 @@ from livetrain.modules.layers import jagged
 from livetrain.modules.layers.pointwise import GAPS, Bias, pointwise
 
 
+def placed(vectors: Tensor, lengths: Tensor, total: int) -> Tensor:
+    """Return the vector of each event's place in its row, 0 for the oldest.
+
+    Args:
+        vectors: (P, d); all events from the P-th on have the last.
+        lengths: (B,) integer.
+        total: N, their sum.
+
+    Returns:
+        (N, d).
+
+    Example:
+        >>> placed(torch.eye(2), torch.tensor([3, 0, 1]), 4).argmax(1)
+        tensor([0, 1, 1, 0])
+    """
+    begins = jagged.spread(lengths.cumsum(0) - lengths, jagged.segments(lengths, total))
+    place = torch.arange(total, device=lengths.device) - begins
+    return vectors.index_select(0, place.clamp(max=vectors.size(0) - 1))
+
+
 class Places(nn.Module):
     """sqrt(d) x + a learned vector for an event's place in its row: 0 is the oldest.
 
@@ -24,9 +44,7 @@ class Places(nn.Module):
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
         """Args: values (N, d), lengths (B,), N = their sum. Returns: (N, d)."""
-        begins = jagged.spread(lengths.cumsum(0) - lengths, jagged.segments(lengths, values.size(0)))
-        place = torch.arange(values.size(0), device=values.device) - begins
-        return values * self.scale + self.vectors.index_select(0, place.clamp(max=self.vectors.size(0) - 1))
+        return values * self.scale + placed(self.vectors, lengths, values.size(0))
 
 
 class HSTULayer(nn.Module):

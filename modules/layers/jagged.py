@@ -104,7 +104,8 @@ def each_its_own(
         if "(events of) " + name not in lengths:
             continue
         place, own[name] = repeated(lengths[name], request, events_of(lengths, name))
-        values = {**values, name: values[name].index_select(0, place)}
+        beside = [each for each in (name, "(gaps of) " + name) if each in values]
+        values = {**values, **{each: values[each].index_select(0, place) for each in beside}}
         if carried is not None and name in carried:
             carried = {**carried, name: carried[name].index_select(0, place)}
     return values, own, carried
