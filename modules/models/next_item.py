@@ -15,7 +15,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import ModelConfig, Task
 from livetrain.configs.values import Dropout, FeatureName, real
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers import jagged
+from livetrain.modules.layers import jagged, products
 from livetrain.modules.layers.bottom import Attention, Query, check_features, check_parallel
 from livetrain.modules.layers.candidates import Candidates, against_others, gathered, gbce, none_where
 from livetrain.modules.layers.gather import Gather
@@ -295,9 +295,7 @@ class NextItem(Network):
             assert keys is not None  # see Network.key
             return self._learn(values, lengths, dense, weights, keys, often)
         user, item = self.towers(values, lengths, dense, weights)
-        if user.dim() == 3:
-            return {self.task: (user * item.unsqueeze(1)).sum(2).amax(1)}
-        return {self.task: (user * item).sum(1)}
+        return {self.task: products.of_pairs(user, item)}
 
     @torch.jit.unused
     def _learn(
