@@ -20,7 +20,7 @@ def bias_of_row(bias: Bias, clock: torch.Tensor, length: int) -> torch.Tensor:
     near = torch.tensor([min(max(i - j, 0), len(bias.by_place) - 1) for i, j in pairs], dtype=torch.long)
     found = bias.by_place[near]
     if len(bias.by_gap):
-        apart = torch.tensor([max(abs(clock[i][0] - clock[j][1]), 1) for i, j in pairs], dtype=torch.float32)
+        apart = torch.tensor([max(clock[i][0] - clock[j][1], 1) for i, j in pairs], dtype=torch.float32)
         found = found + bias.by_gap[(torch.log(apart) / 0.301).long()]
     return found.view(length, length)
 
@@ -71,7 +71,7 @@ def test_times_are_as_in_the_paper_s_code():
     lengths = torch.tensor([3, 0, 1])
     assert clocks(gaps, lengths, True).tolist() == [[60, 0], [60, 60], [86_460, 60], [3, 0]]
     assert clocks(gaps, lengths, False).tolist() == [[0, 0], [60, 60], [60, 60], [0, 0]]
-    seconds = torch.tensor([0, 1, -60, 86_400, 31_536_000, 2**31 - 1], dtype=torch.int32)
+    seconds = torch.tensor([0, 1, 60, 86_400, 31_536_000, 2**31 - 1], dtype=torch.int32)
     assert pointwise.gap_class(seconds).tolist() == [0, 0, 13, 37, 57, GAPS - 1]
 
 
