@@ -116,6 +116,13 @@ class _Tile(NamedTuple):
     stop: int
 
 
+def _longest(layout: Buckets) -> list[int]:
+    """Return how many events the longest row of each group has: often fewer than its rows are padded to."""
+    held = layout.lengths.index_select(0, layout.rows).split(layout.counts)
+    found: list[int] = torch.stack([length.max() for length in held]).tolist() if len(held) > 0 else []
+    return found
+
+
 def _tiles(rows: int, size: int, heads: int, queries: int = QUERIES, scores: int = SCORES) -> list[_Tile]:
     """Return the tiles of a block of rows of `size` events: of so many queries of a row, and so many scores."""
     found: list[_Tile] = []
@@ -173,12 +180,12 @@ def _blocks(x: Tensor, layout: Buckets, heads: int) -> list[Tensor]:
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, bias: Bias, heads: int, most: int) -> Tensor:
     layout = buckets(lengths, q.size(0))
-    clock = _clock(bias, layout)
+    clock, sizes = _clock(bias, layout), _longest(layout)
     out: list[Tensor] = []
     blocks = zip(_blocks(q, layout, heads), _blocks(k, layout, heads), _blocks(v, layout, heads))  # noqa: B905
     for place, (a, b, c) in enumerate(blocks):
         mixed = torch.zeros_like(c)
-        for tile in _tiles(layout.counts[place], layout.sizes[place], heads):
+        for tile in _tiles(layout.counts[place], sizes[place], heads):
             at = None if clock is None else clock[place]
             weights = _causal(F.silu(_scores(a, b, at, bias, tile, heads), inplace=True), tile).to(c.dtype)
             first, last = tile.first * heads, tile.last * heads
@@ -223,14 +230,14 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of q, k, v, by_place and by_gap."""
     layout, bias = buckets(lengths, q.size(0)), Bias(by_place, by_gap, clock)
-    clock_blocks = _clock(bias, layout)
+    clock_blocks, sizes = _clock(bias, layout), _longest(layout)
     d_place, d_gap = torch.zeros_like(by_place), torch.zeros_like(by_gap)
     gradients: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for place, parts in enumerate(zip(*(_blocks(x, layout, heads) for x in (q, k, v, d_out)), strict=True)):
         found = [torch.zeros_like(part) for part in parts[:3]]
         parts[3].div_(most)
         at = None if clock_blocks is None else clock_blocks[place]
-        for tile in _tiles(layout.counts[place], layout.sizes[place], heads):
+        for tile in _tiles(layout.counts[place], sizes[place], heads):
             d_bias = _tile_gradients(parts, found, at, bias, tile, heads)  # (r, t, b)
             _add_by_place(d_place, d_bias.sum(0), tile)
             if at is not None:
