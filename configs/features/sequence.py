@@ -80,8 +80,8 @@ class SequenceFeature(EmbeddedFeature):
             beside = {"vectors": f"in dense under the feature's name, one like '{self.like}' of each id"}
         if self.times:
             beside = {
-                "times": "in dense under the feature's name, float32: the seconds from each id's time to the next one's, "
-                f"of the newest to '{self.until}', the request's own; NaN where one is not known"
+                "times": "in dense under the feature's name, float32: the seconds from each id's time to the next "
+                f"one's, of the newest to '{self.until}', the request's own; NaN where one is not known"
             }
         return {
             "type": "sequence",

@@ -320,7 +320,7 @@ class NextItem(Network):
         masks = self.item_dropout.masks(item.item.size)
         items = masked(item.item(values, lengths, dense.index_select(1, item.columns)), keys, masks)
         events = masked(item.item.of_events(values, lengths), event_keys, masks)
-        own = {name: lengths[name][:rows] for name in self.towers.names["user"] if name in lengths}
+        own = {name: each[:rows] for name, each in lengths.items()}
         states, count = user.states(events, values, own)
         context = user.of_context(values, own, dense[:rows].index_select(1, user.columns))
         taught = there[:rows] & (weights > 0)

@@ -93,5 +93,7 @@ def test_heads_that_do_not_divide_the_table_are_named():
 def test_comirec_trains_without_a_graph_and_says_so():
     """Rows are padded in groups, of which only their lengths tell how many there are."""
     recipe = twins.recipe(model={"kind": "comirec", "attention": HISTORY}, tasks=RETRIEVAL, train__compile=True)
-    with pytest.raises(BadInput, match="train.compile: model.kind 'comirec' cannot be compiled.*leave train.compile out"):
+    with pytest.raises(
+        BadInput, match="train.compile: model.kind 'comirec' cannot be compiled.*leave train.compile out"
+    ):
         compiled_dense.check(recipe)
