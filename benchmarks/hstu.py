@@ -2,10 +2,11 @@
 
     python benchmarks/hstu.py
 
-Two layers of width 64, one head, with the bias of places and of times, forward and backward, on one thread. A padded batch
-has about EVENTS places: rows of one length, or of drawn lengths, length * u^3 with u uniform, a quarter of the longest in
-the mean, as few users have long histories. The sides take turns; figures are medians of the rounds, in processor time,
-which a machine that others use too can still tell. Before that both sides must give the same states and gradients.
+Two layers of width 64, one head, with the bias of places and of times, forward and backward, on one thread. A batch has
+about EVENTS places when it is padded: rows of one length, or of drawn lengths, length * u^3 with u uniform, which are a
+quarter of the longest in the mean, as few users have long histories. The sides take turns; figures are medians of the
+rounds, in processor time, which a machine that others use too can still tell. Before that both sides must give the same
+states and gradients.
 
     jagged    modules/layers/hstu.py
     padded    the equations as they are usually written: rows padded to the longest of the batch, one matrix of scores

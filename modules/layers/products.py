@@ -11,6 +11,7 @@ def of_pairs(users: Tensor, items: Tensor) -> Tensor:
         items: (B, d).
 
     Example:
+        >>> import torch
         >>> of_pairs(torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]), torch.tensor([[3.0, 4.0]]))
         tensor([8.])
     """
@@ -27,6 +28,7 @@ def of_all(users: Tensor, items: Tensor) -> Tensor:
         items: (N, d).
 
     Example:
+        >>> import torch
         >>> of_all(torch.tensor([[[1.0, 0.0], [0.0, 2.0]]]), torch.tensor([[3.0, 4.0], [3.0, 0.0]]))
         tensor([[8., 3.]])
     """
