@@ -90,6 +90,7 @@ def test_heads_that_do_not_divide_the_table_are_named():
         Model(twins.recipe(model={"kind": "hstu_retrieval", "attention": HISTORY, "heads": 3}, tasks=RETRIEVAL))
 
 
+@pytest.mark.slow
 def test_comirec_trains_without_a_graph_and_says_so():
     """Rows are padded in groups, of which only their lengths tell how many there are."""
     recipe = twins.recipe(model={"kind": "comirec", "attention": HISTORY}, tasks=RETRIEVAL, train__compile=True)

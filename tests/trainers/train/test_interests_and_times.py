@@ -77,7 +77,7 @@ def test_two_ranks_learn_what_one_does(two_ranks, data, tmp_path, model):
         torch.testing.assert_close(two["dense"][name], value, atol=1e-5, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize("quantize", [pytest.param("none", marks=pytest.mark.slow), "int8"])
 def test_times_are_exported(data, timed, tmp_path, quantize):
     signature = export(timed[0], out=tmp_path / "export", quantize=quantize)
     assert "seconds from each id's time to the next " in signature["features"]["history"]["times"]
