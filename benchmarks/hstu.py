@@ -17,10 +17,10 @@ import argparse
 import ctypes
 import datetime
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -108,7 +108,6 @@ class Case:
 
     def memory(self, side: str) -> float:
         """Return by how many MB a step raises the memory of a process that does nothing else."""
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # or the copy would begin with what this process no longer needs
         context = multiprocessing.get_context("fork")
         receive, send = context.Pipe(duplex=False)
         process = context.Process(target=self._measure, args=(side, send))
@@ -119,15 +118,18 @@ class Case:
 
     def _measure(self, side: str, send) -> None:
         torch.set_num_threads(1)
-        before = _held()
+        Case(fixed(2, 8), 8).step(side)  # code and buffers that every step needs
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier steps have let go
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _held("VmRSS")
         self.step(side)
-        send.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        send.send((_held("VmHWM") - before) / 1024)
 
 
-def _held() -> int:
-    """Return the KB of memory that this process holds."""
+def _held(what: str) -> int:
+    """Return the KB of memory that this process holds, or held at most."""
     with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+        return next(int(line.split()[1]) for line in file if line.startswith(what))
 
 
 def check(case: Case) -> None:
