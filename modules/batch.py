@@ -45,8 +45,8 @@ class Requests(Pipelineable):
 class Batch(Pipelineable):
     """B rows of one rank, padding included.
 
-    Where the rows of a step share items (data.negatives.shared), `ids` and `dense` have further rows behind the B: of an
-    item alone, or of nothing.
+    Where the rows of a step share items (data.negatives.shared), `ids` and `dense` have n further rows behind the B: of
+    an item alone, or of nothing.
 
     A padding row has weight 0, row number -1, empty sequences, missing ids, missing dense values, label 0 and
     sample weight 0.

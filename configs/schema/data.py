@@ -98,7 +98,8 @@ class Negatives(Section):
                 "data.negatives: say whose positive rows get negatives, as task: click, or how many items a step's "
                 "rows share, as shared: 1024"
             )
-        of_rows = [key for key in ("per_positive", "within", "on_air", "seen", "hard") if key in self.model_fields_set]
+        keys, fields = ("per_positive", "within", "on_air", "seen", "hard"), type(self).model_fields
+        of_rows = [key for key in keys if getattr(self, key) != fields[key].default]
         if self.task is None and of_rows:
             raise BadInput(
                 f"data.negatives.{of_rows[0]}: is of negatives that a row has of its own; name the task whose positive "

@@ -68,8 +68,8 @@ def against_others(states: Tensor, scores: Tensor, keys: Tensor, candidates: Can
 
         z_p = s_p - log sum_{j != y_p} exp(u_p . v_j - log q_j)
 
-    Each of the others stands for 1 / q_j items like it, so that the sum is in the mean that over the whole catalogue, and
-    with every item once, q = 1, it is that sum: the full softmax. The target is there in any case and not drawn, so that
+    Each of the others stands for 1 / q_j items like it, so that their sum is in the mean that over the whole catalogue;
+    with every item once, q = 1, it is that sum: the full softmax. The target is there in any case and not drawn, so
     nothing corrects its score; where it is drawn too it does not count twice.
 
     Args:

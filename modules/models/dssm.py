@@ -200,7 +200,7 @@ class DSSM(Network):
         keys = jagged.rows(keys.unsqueeze(1), lengths[self.key]).squeeze(1)  # (B + n,)
         counts, every = lengths, weights
         if often is not None:
-            counts = {name: lengths[name][:size] for name in self.towers.names["user"]}
+            counts = {name: each[:size] for name, each in lengths.items()}
             every = torch.cat([weights, there[size:].to(weights.dtype)])
         user = self.towers.user(values, counts, dense[:size], weights)  # (B, width)
         item = self.towers.item(values, lengths, dense, every)  # (B + n, width)

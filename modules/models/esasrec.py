@@ -78,9 +78,7 @@ class ESASRecBody(Body):
         )
         xavier(self)
 
-    def forward(
-        self, events: Tensor, count: Tensor, values: dict[str, Tensor], lengths: dict[str, Tensor]
-    ) -> Tensor:
+    def forward(self, events: Tensor, count: Tensor, values: dict[str, Tensor], lengths: dict[str, Tensor]) -> Tensor:
         """See `Body`."""
         states = self.dropout(self.positions(events, count))
         layout = laid_out(count, events.size(0))

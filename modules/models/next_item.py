@@ -34,12 +34,14 @@ class NextItemConfig(ModelConfig):
     )
     pooled: list[FeatureName] = Field([], description="sequence features of the user that are only averaged")
     dropout: Dropout = Field(0.2, description="of the network that reads the events")
-    item_dropout: Dropout = Field(0.2, description="of items' vectors: in one step the same numbers of an item everywhere")
+    item_dropout: Dropout = Field(
+        0.2, description="of items' vectors: in a step the same numbers of an item everywhere"
+    )
     loss: Literal["softmax", "gbce"] = Field("softmax", description="of a target against the candidates")
     calibration: Annotated[float, real(0, 1)] = Field(0.75, description="of loss: gbce, 0 for plain BCE")
     cosine: bool = Field(False, description="compare by the cosine instead of the inner product")
     temperature: Annotated[float, real(1e-3, 1000)] = Field(1.0, description="divides scores in the loss")
-    log_q: bool = Field(True, description="let a candidate count 1 / q times, q its chance to be one, in loss: softmax")
+    log_q: bool = Field(True, description="loss softmax: a candidate counts 1 / q times, q its chance to be one")
     in_batch: bool = Field(False, description="the items of other rows are candidates beside those of the step too")
     every_event: bool = Field(True, description="learn the next item of every event, rather than of the newest alone")
 
@@ -47,8 +49,8 @@ class NextItemConfig(ModelConfig):
     def _can_be_sure(self) -> "NextItemConfig":
         if self.cosine and self.temperature >= 1:
             raise BadInput(
-                f"model.temperature: of cosines, which are at most 1, a temperature of {self.temperature:g} leaves every "
-                "item nearly the same probability; set 0.05, or cosine: false"
+                f"model.temperature: of cosines, which are at most 1, a temperature of {self.temperature:g} leaves "
+                "every item nearly the same probability; set 0.05, or cosine: false"
             )
         return self
 
@@ -70,9 +72,11 @@ class Item(nn.Module):
         self.query, self.events = Query(part, inputs), list(part.events)
         self.size = inputs.ids[part.query[0]]
         others = sum(inputs.sequences[name] for name in part.events) - self.size
-        self.project = nn.Linear(others, self.size, bias=False) if others else nn.Identity()
+        self.project: nn.Module = nn.Identity()
         if others:
-            nn.init.normal_(self.project.weight, std=0.02)
+            project = nn.Linear(others, self.size, bias=False)
+            nn.init.normal_(project.weight, std=0.02)
+            self.project = project
 
     def forward(self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor) -> Tensor:
         """Return the item of each row, (B, d); arguments as of `Query`."""
@@ -99,9 +103,7 @@ class Body(nn.Module):
 
     interests = 1
 
-    def forward(
-        self, events: Tensor, count: Tensor, values: dict[str, Tensor], lengths: dict[str, Tensor]
-    ) -> Tensor:
+    def forward(self, events: Tensor, count: Tensor, values: dict[str, Tensor], lengths: dict[str, Tensor]) -> Tensor:
         """Return the state behind each event, (N, d): what is known of the user once she had it, and nothing later.
 
         Args:
@@ -349,9 +351,7 @@ class NextItem(Network):
         own = taught if beside else torch.zeros_like(taught)
         return gathered(items, keys, own, there[taught.size(0) :], often, self.rarity if beside else None)
 
-    def _logits(
-        self, states: Tensor, targets: Tensor, keys: Tensor, taught: Tensor, candidates: Candidates
-    ) -> Tensor:
+    def _logits(self, states: Tensor, targets: Tensor, keys: Tensor, taught: Tensor, candidates: Candidates) -> Tensor:
         """Return the logit of each of P targets.
 
         Args:

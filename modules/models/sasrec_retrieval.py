@@ -1,4 +1,4 @@
-"""SASRec as a retriever: which item comes next, at every event of a history (Kang and McAuley, ICDM 2018, 1808.09781)."""
+"""SASRec as a retriever: which item comes next, at every event (Kang and McAuley, ICDM 2018, 1808.09781)."""
 
 from typing import Literal
 
@@ -71,9 +71,7 @@ class SASRecBody(Body):
         self.norm = nn.LayerNorm(width, eps=1e-8)
         xavier(self)
 
-    def forward(
-        self, events: Tensor, count: Tensor, values: dict[str, Tensor], lengths: dict[str, Tensor]
-    ) -> Tensor:
+    def forward(self, events: Tensor, count: Tensor, values: dict[str, Tensor], lengths: dict[str, Tensor]) -> Tensor:
         """See `Body`."""
         states = self.dropout(self.positions(events, count))
         layout = laid_out(count, events.size(0))

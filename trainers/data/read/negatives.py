@@ -404,6 +404,7 @@ def _check_share(recipe: Recipe, items: int, only_positives: bool) -> None:
     """Raise BadInput where the share of negatives is known, and the recipe says another than 1 and that."""
     section = recipe.data.negatives
     assert section is not None
+    assert section.task is not None  # rows of its own have been counted
     alike = not (section.popularity or section.within or section.on_air or section.seen or section.hard)
     told, others = recipe.tasks[section.task].negatives_kept, items - 1
     if told == 1 or not (alike and only_positives) or section.per_positive > others:

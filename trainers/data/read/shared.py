@@ -1,7 +1,7 @@
 """Items of a catalogue that all rows of a training step are compared with: rows of an item and nothing else.
 
-They stand behind the rows of a batch, in `Batch.ids` and `Batch.dense` alone, so that nothing counts them as rows. Which
-they are depends on (train.seed, epoch, step, number of the draw): however many ranks share them, they are the same.
+They stand behind the rows of a batch, in `Batch.ids` and `Batch.dense` alone, so that nothing counts them as rows.
+Which they are depends on (train.seed, epoch, step, number of the draw): they are the same on any number of ranks.
 """
 
 from dataclasses import replace
