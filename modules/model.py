@@ -220,14 +220,15 @@ class Model(nn.Module):
         self.weigh = Weigh(features, [feature for name in pooled for feature in collections[name]])
         self.found = Found(features, collections, pooled)
         like = {name: feature.alike for name, feature in features.items() if feature.alike is not None}
-        self.carried = Carried(features) if like else None
+        timed = [name for name, feature in features.items() if feature.up_to is not None]
+        self.carried = Carried(features) if like or timed else None
         dims = {name: tables[table].dim for name, table in used.items()}
         self.numbers = {n: made[n].columns for n, f in features.items() if f.form == "dense"}  # before encoders
         nowhere = torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), nowhere:
             torch.manual_seed(recipe.train.seed)
             encoders = {name: made[name].encoder() for name in self.numbers}
-            encode = Encode(self.numbers, encoders, like) if any(encoders.values()) or like else None
+            encode = Encode(self.numbers, encoders, like) if any(encoders.values()) or like or timed else None
             encoded = {name: _encoded(encoders[name], count) for name, count in self.numbers.items()}
             beside = {name: encoded[feature] for name, feature in like.items()}
             inputs = Inputs(
@@ -235,6 +236,7 @@ class Model(nn.Module):
                 sequences={n: d + beside.get(n, 0) for n, d in dims.items() if features[n].form == "sequence"},
                 dense=[name for name, count in encoded.items() for _ in range(count)],
                 like=like,
+                timed=timed,
             )
             self.inputs = inputs
             net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)

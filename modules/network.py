@@ -41,7 +41,8 @@ class Network(nn.Module):
         trunk: module that all tasks share, called once per step as ``trunk(x, ...)`` with x (B, width): where
             gradients of `scope: trunk` are compared.
         towers: module such as modules.models.dssm.Towers, which gives a user's and an item's vector. A network with
-            it finds items by the vectors' product: it learns tasks of kind retrieval, and no other network does.
+            it finds items by the vectors' product: it learns tasks of kind retrieval, and no other network does. With a
+            member `interests`, K, above 1 a user has K vectors, (B, K, d), and the largest product counts.
         takes_shared: class attribute. True: where the rows of a step share items (data.negatives.shared), `forward`
             finds these behind the rows: `dense`, and `lengths`, have B + n rows, `weights` has B, and so has the
             answer.

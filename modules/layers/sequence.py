@@ -171,6 +171,6 @@ class Cross(nn.Module):
 
 
 def newest(values: Tensor, lengths: Tensor) -> Tensor:
-    """Return the last event of each row, zeros where there is none: (N, d), (B,) -> (B, d)."""
+    """Return the last event of each row, zeros where there is none: (N, ...), (B,) -> (B, ...)."""
     last = torch.where(lengths > 0, lengths.cumsum(0) - 1, values.size(0))
-    return torch.cat([values, values.new_zeros(1, values.size(1))]).index_select(0, last)
+    return torch.cat([values, values.new_zeros([1] + list(values.size())[1:])]).index_select(0, last)

@@ -15,7 +15,7 @@ from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import ModelConfig, Task
 from livetrain.configs.values import Dropout, FeatureName, Size, Units, real
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers import jagged
+from livetrain.modules.layers import jagged, products
 from livetrain.modules.layers.candidates import gathered, none_where
 from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.mlp import MLP, Activation
@@ -183,7 +183,7 @@ class DSSM(Network):
             assert weights is not None
             return {self.task: self._against_others(values, lengths, dense, weights, keys, often)}
         user, item = self.towers(values, lengths, dense, weights)
-        return {self.task: (user * item).sum(1)}
+        return {self.task: products.of_pairs(user, item)}
 
     @torch.jit.unused
     def _against_others(

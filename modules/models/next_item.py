@@ -15,7 +15,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import ModelConfig, Task
 from livetrain.configs.values import Dropout, FeatureName, real
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers import jagged
+from livetrain.modules.layers import jagged, products
 from livetrain.modules.layers.bottom import Attention, Query, check_features, check_parallel
 from livetrain.modules.layers.candidates import Candidates, against_others, gathered, gbce, none_where
 from livetrain.modules.layers.gather import Gather
@@ -98,7 +98,7 @@ class Body(nn.Module):
     """What reads the events of a kind: a subclass overrides `forward`.
 
     Attributes:
-        interests: K, how many vectors a user has; of a body with several `forward` answers each row's, (B, K, d).
+        interests: K, how many vectors a user has; of a body with several `forward` answers (N, K, d).
     """
 
     interests = 1
@@ -175,13 +175,8 @@ class UserTower(nn.Module):
     ) -> Tensor:
         """Return the vector of each row, (B, d), or (B, K, d); arguments as of `ItemTower.encode`."""
         states, count = self.states(self.item.of_events(values, lengths), values, lengths)
-        if self.interests == 1:
-            states = newest(states, count)
-        states = _of_rows(states, lengths, dense.size(0))
-        context = self.of_context(values, lengths, dense)
-        if context is not None:
-            states = states + (context if states.dim() == 2 else context.unsqueeze(1))
-        return self.compared(states)
+        states = _of_rows(newest(states, count), lengths, dense.size(0))
+        return self.compared(_joined(states, self.of_context(values, lengths, dense)))
 
     def states(self, events: Tensor, values: dict[str, Tensor], lengths: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return what `Body` answers of events, and how many each row has."""
@@ -302,9 +297,7 @@ class NextItem(Network):
             assert keys is not None  # see Network.key
             return self._learn(values, lengths, dense, weights, keys, often)
         user, item = self.towers(values, lengths, dense, weights)
-        if user.dim() == 3:
-            return {self.task: (user * item.unsqueeze(1)).sum(2).amax(1)}
-        return {self.task: (user * item).sum(1)}
+        return {self.task: products.of_pairs(user, item)}
 
     @torch.jit.unused
     def _learn(
@@ -337,15 +330,14 @@ class NextItem(Network):
             items, events = widen(items), widen(events)
             candidates = self._candidates(item.compared(items), keys, there, taught, often)
             if not self.config.every_event:
-                found = self._newest(states, count, context)
+                found = user.compared(_joined(newest(states, count), context))
                 taught = taught & ((count > 0) | (context is not None))
                 return {self.task: self._logits(found, item.compared(items[:rows]), keys[:rows], taught, candidates)}
             state, target, each = _pairs(count, events.size(0), context is not None)
             if context is not None:
-                states = torch.cat([states, states.new_zeros(1, states.size(1))])
+                states = torch.cat([states, states.new_zeros(1, *states.shape[1:])])
                 context = jagged.spread(context, jagged.segments(each, state.size(0)))
-            states = states.index_select(0, state)
-            found = user.compared(states if context is None else states + context)
+            found = user.compared(_joined(states.index_select(0, state), context))
             targets = item.compared(torch.cat([events, items[:rows]]).index_select(0, target))
             taught = torch.cat([torch.ones_like(event_keys, dtype=torch.bool), taught]).index_select(0, target)
             wanted = torch.cat([event_keys, keys[:rows]]).index_select(0, target)
@@ -358,15 +350,6 @@ class NextItem(Network):
         beside = often is None or self.config.in_batch
         own = taught if beside else torch.zeros_like(taught)
         return gathered(items, keys, own, there[taught.size(0) :], often, self.rarity if beside else None)
-
-    def _newest(self, states: Tensor, count: Tensor, context: Tensor | None) -> Tensor:
-        """Return the users' vectors, (B, d) or (B, K, d)."""
-        user = self.towers.user
-        if user.interests == 1:
-            states = newest(states, count)
-        if context is not None:
-            states = states + (context if states.dim() == 2 else context.unsqueeze(1))
-        return user.compared(states)
 
     def _logits(self, states: Tensor, targets: Tensor, keys: Tensor, taught: Tensor, candidates: Candidates) -> Tensor:
         """Return the logit of each of P targets.
@@ -398,6 +381,13 @@ def _of(inputs: Inputs, names: list[str]) -> Inputs:
         sequences={name: dim for name, dim in inputs.sequences.items() if name in names},
         dense=[name for name in inputs.dense if name in names],
     )
+
+
+def _joined(states: Tensor, context: Tensor | None) -> Tensor:
+    """Return states (P, d) or (P, K, d) with what the users' other features add, (P, d), to each."""
+    if context is None:
+        return states
+    return states + (context if states.dim() == 2 else context.unsqueeze(1))
 
 
 def _of_rows(x: Tensor, lengths: dict[str, Tensor], size: int) -> Tensor:

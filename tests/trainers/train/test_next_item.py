@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from livetrain.configs.load import dump_recipe
+from livetrain.modules.layers import products
 from livetrain.modules.model import Model
 from livetrain.modules.network import TARGETS
 from livetrain.trainers.data.read.reader import Reader
@@ -16,6 +17,7 @@ from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.sharding import shard
 from tests import samples
+from tests.cases import often
 from tests.trainers.data.read import test_negatives
 from tests.trainers.train import test_loop as loop
 from tests.trainers.train.test_sharding import whole
@@ -37,12 +39,12 @@ def folder(tmp_path_factory):
     return folder
 
 
-def recipe_of(folder, **changes):
+def recipe_of(folder, kind="sasrec_retrieval", **changes):
     shared = {"catalogue": str(folder / "catalogue.parquet"), "item": "movie", "shared": 25, "popularity": "count"}
     return samples.recipe(
         folder / "data",
         data__negatives=shared,
-        model=MODEL,
+        model={**MODEL, "kind": kind},
         tasks={"click": {"label": "label", "kind": "retrieval"}},
         optimizers={"sparse": {"kind": "sgd", "lr": 0.5}, "dense": {"kind": "sgd", "lr": 0.5}},
         **{"evaluate": {}, **changes},
@@ -81,8 +83,12 @@ def plain(recipe):
     return tables, model.dense.state_dict()
 
 
-def test_sharded_equals_plain_on_one_rank_and_on_two(folder, two_ranks):
-    recipe = recipe_of(folder)
+ALL = {kind: kind for kind in ("sasrec_retrieval", "hstu_retrieval", "comirec")}
+
+
+@pytest.mark.parametrize("kind", often(ALL, ["sasrec_retrieval"]))
+def test_sharded_equals_plain_on_one_rank_and_on_two(folder, two_ranks, kind):
+    recipe = recipe_of(folder, kind)
     wanted = plain(recipe)
     with ranks.alone(cuda=False):
         one = sharded(recipe)
@@ -95,7 +101,7 @@ def test_sharded_equals_plain_on_one_rank_and_on_two(folder, two_ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["sasrec_retrieval", "esasrec", "dssm"])
+@pytest.mark.parametrize("kind", ["sasrec_retrieval", "esasrec", "hstu_retrieval", "comirec", "dssm"])
 def test_a_run_goes_the_whole_way(folder, tmp_path, kind):
     """Trained, killed and resumed, evaluated among a catalogue, exported quantised with both towers."""
     model = {**MODEL, "kind": kind, "dropout": 0.1}
@@ -112,7 +118,7 @@ def test_a_run_goes_the_whole_way(folder, tmp_path, kind):
     export(made.run, made.run / "export")
     ids, lengths, dense = golden_inputs(json.loads((made.run / "export/golden.json").read_text()))
     scored, user, item = (torch.jit.load(str(made.run / f"export/{file}.pt")) for file in ("model", "user", "item"))
-    found = (user(ids, lengths, dense) * item(ids, lengths, dense)).sum(1)
+    found = products.of_pairs(user(ids, lengths, dense), item(ids, lengths, dense))
     torch.testing.assert_close(found, scored(ids, lengths, dense)["click"], rtol=1e-5, atol=1e-5)
 
 

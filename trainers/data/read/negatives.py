@@ -87,8 +87,8 @@ class Negatives:
                 )
         for feature in recipe.features:
             of, beside = recipe.column(feature), recipe.beside(feature)
-            if beside is not None and (of in known) != (beside[0] in known):
-                lacking = beside[0] if of in known else of
+            if beside is not None and (of in known) != (beside[0][0] in known):
+                lacking = beside[0][0] if of in known else of
                 raise BadInput(
                     f"data.negatives: {name} has no column '{lacking}', which features.{feature} reads beside one that "
                     "it has; put both in the catalogue, or neither"
