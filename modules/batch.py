@@ -45,6 +45,9 @@ class Requests(Pipelineable):
 class Batch(Pipelineable):
     """B rows of one rank, padding included.
 
+    Where the rows of a step share items (data.negatives.shared), `ids` and `dense` have n further rows behind the B: of
+    an item alone, or of nothing.
+
     A padding row has weight 0, row number -1, empty sequences, missing ids, missing dense values, label 0 and
     sample weight 0.
     """
@@ -62,6 +65,7 @@ class Batch(Pipelineable):
     requests: Requests | None = None  # of the rows, where they share features
     # Lists that the model does not get, only when evaluating: see trainers.data.read.columns.asides.
     asides: KeyedJaggedTensor | None = None
+    often: torch.Tensor | None = None  # (B + n,) float32, how often each row's item is expected among the shared ones
 
     def _map(self, change: Callable[[Any], Any]) -> "Batch":
         parts = {field.name: getattr(self, field.name) for field in fields(self)}

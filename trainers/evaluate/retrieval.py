@@ -13,7 +13,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
-from livetrain.modules.layers import jagged
+from livetrain.modules.layers import jagged, products
 from livetrain.modules.network import Network
 from livetrain.modules.tables.hashing import mix
 from livetrain.modules.tasks.kind import Redrawn
@@ -258,7 +258,7 @@ def _ranks(
 
     Args:
         keys: (Q,) of the items looked for.
-        users: (Q, d).
+        users: (Q, d), or (Q, K, d) of users with several vectors.
         lists: by `SEEN` and `CANDIDATES`, of the Q queries.
         known: (N,) keys of all items, rising.
         items: (N, d).
@@ -269,9 +269,11 @@ def _ranks(
     if not len(known):
         return torch.ones_like(keys, dtype=torch.float64)
     found = [torch.zeros_like(keys[:0], dtype=torch.float64)]
-    for part in torch.arange(len(keys), device=keys.device).split(max(_CELLS // len(known), 1)):
+    step = max(_CELLS // (len(known) * users.shape[1:-1].numel()), 1)
+    for part in torch.arange(len(keys), device=keys.device).split(step):
         own = {name: of[part].padded(keys[part]) for name, of in lists.items()}
-        found.append(places(users[part] @ items.t(), keys[part], own.get(SEEN), known, own.get(CANDIDATES)))
+        scores = products.of_all(users[part], items)  # (q, N)
+        found.append(places(scores, keys[part], own.get(SEEN), known, own.get(CANDIDATES)))
     return torch.cat(found)
 
 

@@ -341,12 +341,16 @@ class _Index:
 
     def nearest(self, users: pa.Table) -> Iterator[tuple[str, pa.Array]]:
         """Yield two columns: the keys and the scores of each row's nearest items, the nearest first."""
-        rows = users.column(0).combine_chunks()
-        given = rows.flatten().to_numpy().reshape(len(rows), self.vectors.shape[1])
+        flat, width = users.column(0).combine_chunks(), self.vectors.shape[1]
+        while pa.types.is_fixed_size_list(flat.type):
+            flat = flat.flatten()
+        interests = max(len(flat) // max(users.num_rows * width, 1), 1)
+        given = flat.to_numpy().reshape(users.num_rows, interests * width)
         places, scores = np.zeros((len(given), self.count), np.int64), np.zeros((len(given), self.count), np.float32)
-        step = max(1, (1 << 25) // len(self.vectors))  # rows whose scores are in memory together
+        step = max(1, (1 << 25) // (len(self.vectors) * interests))  # rows whose scores are in memory together
         for start in range(0, len(given), step):
-            product = given[start : start + step] @ self.vectors.T
+            every = given[start : start + step].reshape(-1, width) @ self.vectors.T
+            product = every.reshape(-1, interests, len(self.vectors)).max(1)
             top = np.argpartition(-product, self.count - 1, axis=1)[:, : self.count]
             found = np.take_along_axis(product, top, 1)
             order = np.argsort(-found, axis=1, kind="stable")

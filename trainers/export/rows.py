@@ -154,6 +154,9 @@ def synthetic_rows(recipe: Recipe, signature: dict[str, Any], rows: int) -> dict
             known = drawn.random(int(lengths.sum())) >= 0.1
             width = features[feature.alike].numbers
             found["dense"][name] = _drawn(drawn, signature["features"][feature.alike], width, known)
+        elif feature.carried:  # seconds to the next event, up to a year
+            seconds = np.floor(np.exp(drawn.uniform(0, 17, int(lengths.sum()))) - 1)
+            found["dense"][name] = seconds.astype(np.float32).tolist()
         table = feature.looks_up()
         assert table is not None  # ids are looked up
         found["ids"][name] = drawn.integers(0, recipe.tables[table].rows, int(lengths.sum())).tolist()

@@ -40,7 +40,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
             name: {"label": recipe.tasks[name].label, "output": kind.output}
             for name, kind in kinds(recipe.tasks).items()
         },
-        **({} if towers is None else {"towers": _towers(towers.names)}),
+        **({} if towers is None else {"towers": _towers(towers.names, getattr(towers, "interests", 1))}),
         "model": recipe.model.model_dump(),
         "run": recipe.name,
         "checkpoint": {"step": step, "path": path.name},
@@ -51,10 +51,12 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
     }
 
 
-def _towers(names: dict[str, list[str]]) -> dict[str, Any]:
+def _towers(names: dict[str, list[str]], interests: int) -> dict[str, Any]:
+    several = " of user.pt (B, interests, width), and the largest of the products counts;" if interests > 1 else ""
     return {
         "call": "user.pt and item.pt (ids, lengths, dense) -> Tensor (B, width): the vectors of B rows, from the"
-        " features of their side alone; the product of the two is the score",
+        f" features of their side alone;{several} the product of the two is the score",
+        "interests": interests,
         **names,
     }
 
