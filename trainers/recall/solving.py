@@ -159,7 +159,7 @@ def taken(sharded: Sharded, table: str) -> Tensor:
     declared, world = sharded.recipe.tables[table], ranks.world()
     whole = _whole(sharded, table)
     if whole is not None:
-        return whole[ranks.rank() :: world].float()
+        return whole[ranks.rank() :: world].float().clone()
     block = torch.zeros(als.own_rows(declared.rows), declared.dim, device=sharded.device)
     for weight, rows, columns in _pieces(sharded, table):
         wide = block.new_zeros(len(rows), declared.dim)

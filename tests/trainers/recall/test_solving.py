@@ -8,8 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
 
+from livetrain.configs.errors import BadInput
+from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe
+from livetrain.trainers.export.export import export
 from livetrain.trainers.recall import solving
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train import preflight
@@ -165,3 +169,47 @@ def test_two_ranks_fit_what_one_does(data, tmp_path, whole, two_ranks, sharding)
         assert torch.allclose(vectors, whole[1][1][rank::2], rtol=0, atol=1e-5)
         assert torch.allclose(background, whole[1][2], rtol=0, atol=1e-5)
         assert result["test.click.recall_10"] == whole[1][0]["test.click.recall_10"]
+
+
+def test_begins_with_the_vectors_of_an_earlier_run(data, tmp_path, whole):
+    run, (result, _, _) = whole
+    assert result["best_step"] == 3  # after the first sweep, which a start continues
+    (run / "config.yaml").write_text(dump_recipe(recipe(data)))
+    _, found, _ = fitted(job(data, tmp_path / "on", train__warm_start=str(run), train__epochs=1))
+    _, wanted, _ = fitted(job(data, tmp_path / "two", train__epochs=2))
+    assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_what_is_exported_folds_a_history_in(data, tmp_path, whole, quantize):
+    run, _ = whole
+    (run / "config.yaml").write_text(dump_recipe(recipe(data)))
+    export(run, "last", tmp_path / "out", quantize)  # which proves it on held-out rows
+    model, user, item = (torch.jit.load(tmp_path / "out" / f"{name}.pt") for name in ("model", "user", "item"))
+    request = {"item": torch.tensor([3, 8]), "history": torch.tensor([3, 7, 7])}, {"history": torch.tensor([3, 0])}
+    x, y = user(*request, {}), item(*request, {})
+    assert torch.allclose(model(*request, {})["click"], (x * y).sum(1), atol=1e-6)
+    assert not x[1].any()
+    every = item({"item": torch.arange(ITEMS)}, {}, {}).double().numpy()
+    seen, known = every[[3, 7, 7]], whole[1][1].double().numpy()
+    items = int((known != 0).any(1).sum())
+    left = seen.T @ seen + 0.2 * known.T @ known + 0.01 * (3 + 0.2 * items) * np.eye(DIM)
+    assert np.allclose(x[0].numpy(), np.linalg.solve(left, seen.sum(0)), atol=1e-5)
+
+
+def test_mistakes_are_named(data, tmp_path):
+    other = {"tables__other": {"rows": 64, "dim": DIM, "hash": "modulo"}, "features__history__table": "other"}
+    with pytest.raises(BadInput, match="features.history.table: it is other, and that of the item item"):
+        fitted(job(data, tmp_path, **other))
+    for changes, words in (
+        ({"model__value": "seconds"}, "model.value: it is a column of events"),
+        ({"model__key": "itme"}, "model.key: there is no feature 'itme' that is an id .did you mean 'item'"),
+        (
+            {"features__user": {"type": "id", "table": "item"}},
+            "features.user: als knows the item and the history",
+        ),
+        ({"model__user": "usr"}, "model.user: .* has no column 'usr' .did you mean 'user'"),
+        ({**EVENTS, "model__threshold": 1000.0}, "no row of the training split is an event"),
+    ):
+        with pytest.raises((BadInput, ValidationError), match=words):
+            fitted(job(data, tmp_path, **changes))
