@@ -1,6 +1,6 @@
 """How well a model with two towers finds items: every positive row's item among all of the split or a catalogue."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -114,7 +114,7 @@ class Retrieval:
         items = (rows[is_item], keys[is_item], item[is_item])
         queries = tuple(column[positive] for column in (rows, keys, user, slices, group, had))
         self._items = _newest(*_after(self._items, items))
-        self._queries = _least(*_after(self._queries, queries))
+        self._queries = least(*_after(self._queries, queries))
 
     def compute(self) -> dict[str, float]:
         """Return the figures over all ranks' rows; empty without towers. Collective.
@@ -131,23 +131,49 @@ class Retrieval:
         self._merge()
         _, keys, items = _newest(*(_everyone(part) for part in self._items))
         rows, wanted, users, slices, group, had = self._queries
-        chosen = torch.isin(rows, _least(_everyone(rows))[0])
+        chosen = torch.isin(rows, least(_everyone(rows))[0])
         places = _ranks(wanted[chosen], users[chosen], had[chosen], keys, items)
         # Of all ranks' queries in the order of their rows, so that figures do not depend on the number of ranks.
         own = (rows[chosen], places, slices[chosen], group[chosen])
         rows, places, slices, group = (_everyone(part).cpu() for part in own)
         order = rows.argsort()
-        found: dict[str, float] = {}
-        for part, name in enumerate(self._slices):
-            inside = order[(slices[order] >> (part - 1) & 1).bool()] if part else order
-            listed, gains = places[inside] <= len(keys), _gains(places[inside], len(keys))
-            figures = dict(zip(_NAMES, (gains.sum(0) / len(gains)).tolist(), strict=True))
-            drawn = self._bootstrap.drawn(figures, group[inside].numpy(), partial(_redrawn, gains.numpy()))
-            figures |= intervals(drawn)
-            self.draws |= {f"{name}{self._task}.{metric}": values for metric, values in drawn.items()}
-            figures |= {"items": float(len(keys)), "queries": float(len(gains)), "unlisted": float((~listed).sum())}
-            found |= {f"{name}{self._task}.{metric}": value for metric, value in figures.items()}
+        ranked = (part[order] for part in (places, slices, group))
+        found, self.draws = figures(self._task, self._slices, *ranked, len(keys), self._bootstrap)
         return found
+
+
+def figures(
+    task: str,
+    parts: Sequence[str],
+    places: torch.Tensor,
+    slices: torch.Tensor,
+    group: torch.Tensor,
+    size: int,
+    bootstrap: Bootstrap = NO_BOOTSTRAP,
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Return the figures of queries whose ranks are known, as `Retrieval.compute` does, and what was drawn for them.
+
+    Args:
+        task: its name.
+        parts: how the names of the split's parts begin: "" of the whole, ``<slice>.`` of each slice.
+        places: (Q,) ranks from 1, in the order of the queries' rows; beyond `size` of items that are not listed.
+        slices: (Q,) int64, bit i: the query is in the i-th slice.
+        group: (Q,) int64, what intervals are drawn of.
+        size: number of items.
+        bootstrap: how intervals are drawn; by default none are.
+    """
+    found: dict[str, float] = {}
+    draws: dict[str, np.ndarray] = {}
+    for part, name in enumerate(parts):
+        inside = (slices >> (part - 1) & 1).bool() if part else torch.ones_like(slices, dtype=torch.bool)
+        listed, gains = places[inside] <= size, _gains(places[inside], size)
+        own = dict(zip(_NAMES, (gains.sum(0) / len(gains)).tolist(), strict=True))
+        drawn = bootstrap.drawn(own, group[inside].numpy(), partial(_redrawn, gains.numpy()))
+        own |= intervals(drawn)
+        draws |= {f"{name}{task}.{metric}": values for metric, values in drawn.items()}
+        own |= {"items": float(size), "queries": float(len(gains)), "unlisted": float((~listed).sum())}
+        found |= {f"{name}{task}.{metric}": value for metric, value in own.items()}
+    return found, draws
 
 
 def _after(one: tuple[torch.Tensor, ...], other: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -176,7 +202,7 @@ def _everyone(own: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
 
 
-def _least(rows: torch.Tensor, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def least(rows: torch.Tensor, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return the QUERIES entries whose row numbers have the least hash: the same rows, however many ranks there are."""
     chosen = mix(rows + 1).argsort()[:QUERIES]
     return tuple(column[chosen] for column in (rows, *columns))
@@ -202,18 +228,32 @@ def _ranks(
     step = max(_CELLS // len(known), 1)
     found = [torch.zeros_like(keys[:0])]
     for key, user, own in zip(keys.split(step), users.split(step), had.split(step), strict=True):
-        scores = user @ items.t()  # (q, N)
-        place = torch.searchsorted(known, key).clamp(max=len(known) - 1)
-        behind = scores < scores.gather(1, place.unsqueeze(1))  # a nan is not behind
-        rank = len(known) - behind.sum(1)
-        if own.size(1):
-            own = own.sort(1).values
-            at = torch.searchsorted(known, own).clamp(max=len(known) - 1)
-            counts = (known[at] == own) & (own != key.unsqueeze(1)) & ~behind.gather(1, at)
-            counts[:, 1:] &= own[:, 1:] != own[:, :-1]
-            rank = rank - counts.sum(1)
-        found.append(torch.where(known[place] == key, rank, len(known) + 1))
+        found.append(places(user @ items.t(), key, own, known))
     return torch.cat(found)
+
+
+def places(scores: torch.Tensor, keys: torch.Tensor, had: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Return the rank, from 1, of each query's item among items with scores, whatever gave them.
+
+    Args:
+        scores: (Q, N), one of each item for each query.
+        keys: (Q,) of the items looked for.
+        had: (Q, L) keys of items that do not count; those looked for do.
+        known: (N,) keys of the items, rising; N > 0.
+
+    Returns:
+        (Q,) int64; N + 1 where an item is none of them.
+    """
+    place = torch.searchsorted(known, keys).clamp(max=len(known) - 1)
+    behind = scores < scores.gather(1, place.unsqueeze(1))  # a nan is not behind
+    rank = len(known) - behind.sum(1)
+    if had.size(1):
+        had = had.sort(1).values
+        at = torch.searchsorted(known, had).clamp(max=len(known) - 1)
+        counts = (known[at] == had) & (had != keys.unsqueeze(1)) & ~behind.gather(1, at)
+        counts[:, 1:] &= had[:, 1:] != had[:, :-1]
+        rank = rank - counts.sum(1)
+    return torch.where(known[place] == keys, rank, len(known) + 1)
 
 
 def _gains(places: torch.Tensor, size: int) -> torch.Tensor:

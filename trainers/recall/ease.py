@@ -30,6 +30,9 @@ class EASEConfig(FittedConfig):
     regularisation: Annotated[float, real(1e-6, 1e9)] = Field(500.0, description="of the squares of the weights")
     neighbours: Count = Field(1000, description="items that an item leads to, at most: those of the largest weights")
 
+    def also_reads(self) -> list[tuple[str, str, str]]:
+        return [(self.user, "group", "model.user")] if self.user is not None else []
+
 
 @register_fitted("ease", EASEConfig)
 class EASE(Fitted):
@@ -60,10 +63,6 @@ class EASE(Fitted):
     @property
     def features(self) -> list[str]:
         return [self.config.history]
-
-    @property
-    def columns(self) -> list[tuple[str, str, str]]:
-        return [(self.config.user, "id", "model.user")] if self.config.user is not None else []
 
     def request(self) -> nn.Module:
         return HistoryKeys(self._recipe, self.config.history)

@@ -35,7 +35,7 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
         wanted.append((recipe.evaluate.group_by, "group", "evaluate.group_by"))
     for name, columns in Slices(recipe.evaluate.slices).columns.items():
         wanted += [(column, "any", f"evaluate.slices.{name}") for column in columns]
-    return wanted + recipe.model.also_reads()
+    return wanted
 
 
 def _of_negatives(recipe: Recipe) -> list[tuple[str, str, str]]:
