@@ -13,6 +13,7 @@ from livetrain.configs.schema import FittedConfig, Recipe
 from livetrain.configs.values import Count, FeatureName, Text, real
 from livetrain.modules.recall.fitted import Fitted, Rows, State, Table, register_fitted, table
 from livetrain.modules.recall.keys import HistoryKeys
+from livetrain.trainers.recall.rows import NO_USER
 
 ITEMS = 30_000  # at most: two matrices of 8 bytes per pair are 14.4 GB
 
@@ -85,7 +86,9 @@ class EASE(Fitted):
         own = rows.ids[self.key]
         kept = rows.label[own.rows]
         if self.config.user is not None:
-            return rows.columns[self.config.user][own.rows][kept], own.values[kept]
+            users = rows.columns[self.config.user][own.rows]
+            kept &= users != NO_USER
+            return users[kept], own.values[kept]
         history = rows.ids[self.config.history]
         had = rows.label[history.rows]
         users = rows.first + np.concatenate([history.rows[had], own.rows[kept]])

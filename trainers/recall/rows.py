@@ -12,7 +12,7 @@ from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.decode import Decoder
 from livetrain.trainers.data.read.source import CorruptGroup, Source
 
-_NO_USER = np.iinfo(np.int64).min
+NO_USER = np.iinfo(np.int64).min
 
 
 def rows_of(source: Source, model: Fitted, recipe: Recipe) -> Iterator[Rows]:
@@ -62,4 +62,4 @@ def _column(column: pa.ChunkedArray, kind: str, config: Any) -> np.ndarray:
         return carry.seconds(array, config.unit)
     if kind == "number":
         return carry.floats(array).astype(np.float64)
-    return carry.whole_ids(array).fill_null(_NO_USER).to_numpy()
+    return carry.whole_ids(array).fill_null(NO_USER).to_numpy()
