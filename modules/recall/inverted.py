@@ -10,6 +10,7 @@ from livetrain.modules.features.registry import transforms
 from livetrain.modules.recall.fitted import Fitted, Table
 from livetrain.modules.serving.inputs import Ids, source_of
 
+ROWS = 1024  # rows whose entries are in memory at once, where many are to be scored
 PARTS = (
     "keys",
     "offsets",

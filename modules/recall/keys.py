@@ -117,7 +117,7 @@ class SliceKeys(nn.Module):
                 key = mix(key + 0x1E3779B97F4A7C15 + mix(values[place]))
             keys.append(key)
             known.append(there)
-        every = torch.stack(keys[::-1], 1)  # (B, F + 1), the smallest slice first
-        has = torch.stack(known[::-1], 1)
+        every = torch.stack(keys, 1).flip(1)  # (B, F + 1), the smallest slice first
+        has = torch.stack(known, 1).flip(1)
         found = every[has]
         return found, has.sum(1), torch.ones(found.numel(), dtype=torch.float32)

@@ -76,6 +76,20 @@ def one_user(inputs: Inputs, user: list[str], row: int) -> tuple[Inputs, Inputs]
     return once, repeated
 
 
+def some_rows(inputs: Inputs, chosen: torch.Tensor, rows: int) -> Inputs:
+    """Return some of so many rows, as an exported file takes them."""
+    ids, lengths, dense = inputs
+    kept = torch.zeros(rows, dtype=torch.bool)
+    kept[chosen] = True
+    of_ids = {name: torch.repeat_interleave(kept, count) for name, count in lengths.items()}
+    beside = {name: of_ids.get(name, kept) for name in dense}
+    return (
+        {name: values[of_ids[name]] for name, values in ids.items()},
+        {name: count[kept] for name, count in lengths.items()},
+        {name: values[beside[name]] for name, values in dense.items()},
+    )
+
+
 def _held_out(recipe: Recipe, rows: int) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Yield the test split's first batches, and in each the places of real rows, `rows` in all."""
     reader = Reader(Source.open(recipe, "test"), recipe, rank=0, world=1, shuffle=False)

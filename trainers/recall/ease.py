@@ -11,9 +11,8 @@ from torch import nn
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import FittedConfig, Recipe
 from livetrain.configs.values import Count, FeatureName, Text, real
-from livetrain.modules.recall.fitted import Fitted, Rows, State, Table, register_fitted, table
+from livetrain.modules.recall.fitted import NO_ID, Fitted, Rows, State, Table, register_fitted, table
 from livetrain.modules.recall.keys import HistoryKeys
-from livetrain.trainers.recall.rows import NO_USER
 
 ITEMS = 30_000  # at most: two matrices of 8 bytes per pair are 14.4 GB
 
@@ -87,7 +86,7 @@ class EASE(Fitted):
         kept = rows.label[own.rows]
         if self.config.user is not None:
             users = rows.columns[self.config.user][own.rows]
-            kept &= users != NO_USER
+            kept &= users != NO_ID
             return users[kept], own.values[kept]
         history = rows.ids[self.config.history]
         had = rows.label[history.rows]

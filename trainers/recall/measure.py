@@ -10,7 +10,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.features.carriers import Carried
 from livetrain.modules.layers import jagged
-from livetrain.modules.recall.inverted import Inverted
+from livetrain.modules.recall.inverted import ROWS, Inverted
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.catalogue import CATALOGUE
 from livetrain.trainers.data.read.reader import Reader
@@ -18,7 +18,7 @@ from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.evaluate.evaluation import Evaluation
 from livetrain.trainers.evaluate.intervals import Bootstrap
 from livetrain.trainers.evaluate.retrieval import figures, least, places
-from livetrain.trainers.export.rows import Inputs, inputs_of
+from livetrain.trainers.export.rows import inputs_of, some_rows
 
 _CELLS = 2**26  # scores in memory at once: 256 MB
 
@@ -124,12 +124,12 @@ def _ranked(
     scored = learned.items[place] == known if learned.items.numel() else torch.zeros_like(known, dtype=torch.bool)
     had = _had(batch, recipe, own)
     inputs = inputs_of(batch, recipe)
-    step = max(_CELLS // max(len(known), learned.items.numel(), 1), 1)
+    step = max(min(_CELLS // max(len(known), learned.items.numel(), 1), ROWS), 1)
     found = [torch.zeros(0, dtype=torch.int64)]
     for part in picked.split(step):
         scores = torch.zeros(len(part), len(known))
         if scored.any():
-            scores[:, scored] = learned.of_all(*_rows(inputs, part, len(batch.rows)))[:, place[scored]]
+            scores[:, scored] = learned.of_all(*some_rows(inputs, part, len(batch.rows)))[:, place[scored]]
         found.append(places(scores, own[part], had[part], known))
     slices = torch.zeros_like(own) if batch.slices is None else batch.slices
     group = batch.rows if batch.groups is None else batch.groups
@@ -148,17 +148,3 @@ def _had(batch: Batch, recipe: Recipe, own: Tensor) -> Tensor:
     first = lengths.cumsum(0) - lengths
     had[row, torch.arange(len(values)) - first[row]] = values
     return had
-
-
-def _rows(inputs: Inputs, chosen: Tensor, rows: int) -> Inputs:
-    """Return some of so many rows, as an exported file takes them."""
-    ids, lengths, dense = inputs
-    kept = torch.zeros(rows, dtype=torch.bool)
-    kept[chosen] = True
-    of_ids = {name: torch.repeat_interleave(kept, count) for name, count in lengths.items()}
-    beside = {name: of_ids.get(name, kept) for name in dense}
-    return (
-        {name: values[of_ids[name]] for name, values in ids.items()},
-        {name: count[kept] for name, count in lengths.items()},
-        {name: values[beside[name]] for name, values in dense.items()},
-    )

@@ -10,10 +10,9 @@ from torch import nn
 
 from livetrain.configs.schema import Recipe
 from livetrain.configs.values import FeatureName, Share, Text
-from livetrain.modules.recall.fitted import Rows, State, register_fitted
+from livetrain.modules.recall.fitted import NO_ID, Rows, State, register_fitted
 from livetrain.modules.recall.joined import JoinedKeys, spread
 from livetrain.trainers.recall import shards
-from livetrain.trainers.recall.rows import NO_USER
 from livetrain.trainers.recall.sharded import Sharded, ShardedConfig, positive
 from livetrain.trainers.recall.shards import Spill
 
@@ -93,7 +92,7 @@ class Social(Sharded):
             time = self.times(part)[row]
             newest = max(newest, np.nanmax(time, initial=-np.inf))
             user, author = (part.columns[name][row] for name in (self.config.user, self.config.author))
-            has_user, has_author = user != NO_USER, author != NO_USER
+            has_user, has_author = user != NO_ID, author != NO_ID
             user, author = (spread(torch.from_numpy(people), 0).numpy() for people in (user, author))
             own.add(author[has_author], item[has_author], time[has_author])
             went.add(user[has_user], item[has_user], time[has_user])

@@ -14,12 +14,11 @@ from pydantic import ValidationError
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.modules.recall.fitted import Lists, Rows, Table, fitted
+from livetrain.modules.recall.fitted import NO_ID, Lists, Rows, Table, fitted
 from livetrain.modules.recall.inverted import Inverted
 from livetrain.modules.recall.joined import spread
 from livetrain.trainers.export.export import export
 from livetrain.trainers.recall import shards, social
-from livetrain.trainers.recall.rows import NO_USER
 from tests.trainers.recall import tastes
 
 COUNT, HOUR = 400, 3600
@@ -43,8 +42,8 @@ def drawn() -> dict[str, np.ndarray | list]:
         "item": draw.integers(0, 30, COUNT) - 5,
         "topic": draw.integers(0, 6, COUNT),
         "at": draw.integers(0, 48, COUNT) * float(HOUR),
-        "who": np.where(draw.random(COUNT) < 0.1, NO_USER, draw.integers(0, 12, COUNT)),
-        "whose": np.where(draw.random(COUNT) < 0.1, NO_USER, draw.integers(0, 12, COUNT)),
+        "who": np.where(draw.random(COUNT) < 0.1, NO_ID, draw.integers(0, 12, COUNT)),
+        "whose": np.where(draw.random(COUNT) < 0.1, NO_ID, draw.integers(0, 12, COUNT)),
     }
     table["at"] = np.where(draw.random(COUNT) < 0.05, np.nan, table["at"])
     for name in LISTS:
@@ -98,11 +97,11 @@ def of_people(table: dict, half_life: float | None, prior: float, most: int, hop
     own, went, visits = (defaultdict(float) for _ in range(3))
     for row in np.flatnonzero(table["label"]):
         item, who, whose, counts = (*(table[n][row] for n in ("item", "who", "whose")), weight(table, row, half_life))
-        if whose != NO_USER:
+        if whose != NO_ID:
             own[(0, whose), item] += counts
-        if who != NO_USER:
+        if who != NO_ID:
             went[(0, who), item] += counts
-        if NO_USER not in (who, whose):
+        if NO_ID not in (who, whose):
             visits[(0, who), (0, whose)] += counts
     owned, found = cut(share(own, prior), most), defaultdict(float)
     for pair, score in owned.items():

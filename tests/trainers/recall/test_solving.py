@@ -90,7 +90,13 @@ def initial(made: Recipe) -> np.ndarray:
         return solving.taken(shard(made, torch.device("cpu")), "item").double().numpy()
 
 
-EVENTS = {"model__user": "user", "model__value": "seconds", "model__threshold": 10.0, "model__confidence": 0.5}
+EVENTS = {
+    "tables__item__frozen": True,
+    "model__user": "user",
+    "model__value": "seconds",
+    "model__threshold": 10.0,
+    "model__confidence": 0.5,
+}
 
 
 @pytest.mark.parametrize("changes", [{}, EVENTS], ids=["users", "events"])
