@@ -11,8 +11,9 @@ from torch import nn
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import FittedConfig, Recipe
 from livetrain.configs.values import Count, FeatureName, Text, real
-from livetrain.modules.recall.fitted import NO_ID, Fitted, Rows, State, Table, register_fitted, table
+from livetrain.modules.recall.fitted import Fitted, Rows, State, Table, register_fitted, table
 from livetrain.modules.recall.keys import HistoryKeys
+from livetrain.trainers.recall.rows import events_of
 
 ITEMS = 30_000  # at most: two matrices of 8 bytes per pair are 14.4 GB
 
@@ -68,8 +69,8 @@ class EASE(Fitted):
         return HistoryKeys(self._recipe, self.config.history)
 
     def fit(self, rows: Iterator[Rows], before: State | None = None) -> State:
-        parts = [self._pairs(part) for part in rows]
-        users, items = (np.concatenate([np.zeros(0, np.int64), *column]) for column in zip(*parts, strict=True))
+        parts = [events_of(part, self.key, self.config.history, self.config.user) for part in rows]
+        users, items, _ = (np.concatenate(column) for column in zip(*parts, strict=True))
         known, item = np.unique(items, return_inverse=True)
         if len(known) > ITEMS:
             raise BadInput(
@@ -79,19 +80,6 @@ class EASE(Fitted):
         found = weights(np.unique(users, return_inverse=True)[1], item, len(known), self.config.regularisation)
         place, score = largest(found, self.config.neighbours)
         return {"items": known, "places": place, "scores": score}
-
-    def _pairs(self, rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        """Return user and item of each event."""
-        own = rows.ids[self.key]
-        kept = rows.label[own.rows]
-        if self.config.user is not None:
-            users = rows.columns[self.config.user][own.rows]
-            kept &= users != NO_ID
-            return users[kept], own.values[kept]
-        history = rows.ids[self.config.history]
-        had = rows.label[history.rows]
-        users = rows.first + np.concatenate([history.rows[had], own.rows[kept]])
-        return users, np.concatenate([history.values[had], own.values[kept]])
 
     def table(self, state: State) -> Table:
         items, places, scores = state["items"], state["places"], state["scores"]

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -19,11 +17,10 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.models.als import ALSConfig
 from livetrain.modules.tables.hashing import row
-from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.records import Column
-from livetrain.trainers.data.read.source import CorruptGroup, Source
+from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.recall import als
 from livetrain.trainers.recall.als import Pairs, Weighing
+from livetrain.trainers.recall.rows import Events, events_of, rows_of
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.feed import SKIPPED
 from livetrain.trainers.train.loop import Job, Trainer
@@ -94,59 +91,28 @@ class Solving(Trainer):
 
 
 def read(source: Source, recipe: Recipe, config: ALSConfig) -> tuple[tuple[Tensor, Tensor, Tensor], int]:
-    """Return the events in every R-th row group: users, rows of the items' table, and what each event weighs, (N,).
+    """Return the events in every R-th row group, and how many rows of these could not be read; of requests fewer.
 
-    And how many rows could not be read, with `data.on_corrupt: skip`.
-
-    Without a column of users a row is one: her events are the newest `max_length` of her history, and the row's item.
+    Events are users, rows of the items' table, and what each weighs, (N,).
 
     Raises:
         BadInput: a file cannot be read.
     """
-    table = recipe.tables[recipe.features[config.key].looks_up() or ""]
-    label, item = next(iter(recipe.tasks.values())).label, recipe.column(config.key)
-    columns = [label, item, config.user or recipe.column(config.history), *([config.value] if config.value else [])]
-    parts, skipped = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))], 0
-    for number in range(ranks.rank(), len(source.groups), ranks.world()):
-        try:
-            found = source.read(source.groups[number], list(dict.fromkeys(columns)))
-        except CorruptGroup:
-            if recipe.data.on_corrupt == "stop":
-                raise
-            skipped += source.groups[number].rows
-            continue
-        found = found.filter(pc.equal(found[label].cast(pa.float64()), 1.0))
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
+    names, left = [config.key, config.history], int(source.groups.rows[ranks.rank() :: ranks.world()].sum())
+    for rows in rows_of(source, names, recipe, ranks.rank(), ranks.world()):
+        found = events_of(rows, config.key, config.history, config.user)
+        left -= len(rows.label)
+        weights = np.ones(len(found.user), np.float32)
         if config.value:
-            found = found.filter(pc.greater_equal(found[config.value].cast(pa.float64()), config.threshold))
-        parts.append(_events(found, recipe, config, number << 32))
-    users, items, weights = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
-    return (users, row(items, table.rows, table.hash == "modulo"), weights), skipped
-
-
-def _events(found: pa.Table, recipe: Recipe, config: ALSConfig, first: int) -> tuple[np.ndarray, ...]:
-    """Return users, items and weights of a table of positive rows; `first` numbers its rows among all."""
-    items, counts = carry.ids(recipe.features[config.key], carry.whole(found[recipe.column(config.key)])).cut(
-        0, len(found)
-    )
-    if config.user is None:
-        users = np.arange(first, first + len(found))
-        history = recipe.features[config.history]
-        seen = carry.ids(history, carry.whole(found[recipe.column(config.history)]))
-        assert seen.begins is not None  # these are lists
-        assert seen.ends is not None
-        earlier, lengths = Column(seen.values, np.maximum(seen.begins, seen.ends - history.limit), seen.ends).cut(
-            0, len(found)
-        )
-        users, items = np.repeat(np.tile(users, 2), np.concatenate([lengths, counts])), np.concatenate([earlier, items])
-        return users, items, np.ones(len(items), np.float32)
-    who = carry.whole(found[config.user])
-    known = np.repeat(who.is_valid().to_numpy(zero_copy_only=False), counts)
-    users = np.repeat(carry.whole_ids(who).fill_null(0).to_numpy(zero_copy_only=False), counts)
-    weights = np.ones(len(items), np.float32)
-    if config.value:
-        values = np.repeat(carry.floats(carry.whole(found[config.value])), counts)
-        weights += config.confidence * np.log(values / np.float32(config.threshold))
-    return users[known], items[known], weights[known]
+            values = rows.columns[config.value][found.row]
+            found = Events(*(column[values >= config.threshold] for column in found))
+            values = values[values >= config.threshold]
+            weights = (1 + config.confidence * np.log(values / config.threshold)).astype(np.float32)
+        parts.append((found.user, found.item, weights))
+    users, items, weight = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
+    table = recipe.tables[recipe.features[config.key].looks_up() or ""]
+    return (users, row(items, table.rows, table.hash == "modulo"), weight), max(left, 0)
 
 
 TRAINERS: dict[str, type[Trainer]] = {"als": Solving}
