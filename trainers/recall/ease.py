@@ -59,14 +59,10 @@ class EASE(Fitted):
     def __init__(self, config: EASEConfig, recipe: Recipe) -> None:
         super().__init__(config, recipe)
         self.config = config
-        self.feature("history", config.history, "sequence")
-
-    @property
-    def features(self) -> list[str]:
-        return [self.config.history]
+        self.features = [self.feature("history", config.history, "sequence")]
 
     def request(self) -> nn.Module:
-        return HistoryKeys(self._recipe, self.config.history)
+        return HistoryKeys(self.recipe, self.config.history)
 
     def fit(self, rows: Iterator[Rows], before: State | None = None) -> State:
         parts = [events_of(part, self.key, self.config.history, self.config.user) for part in rows]

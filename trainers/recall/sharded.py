@@ -25,7 +25,7 @@ class ShardedConfig(FittedConfig):
     )
     list_step: Share = Field(1.0, description="what an entry of a request's list weighs for each newer one")
     most: Count = Field(1000, description="items that a key leads to, at most")
-    shards: Annotated[Count, Field(le=4096)] = Field(8, description="parts of the table, which are fitted one by one")
+    shards: Annotated[Count, Field(le=128)] = Field(8, description="parts of the table, which are fitted one by one")
 
     def also_reads(self) -> list[tuple[str, str, str]]:
         return [] if self.time is None else [(self.time, "unix time", "model.time")]
@@ -45,11 +45,16 @@ class Sharded(Fitted):
         self.half_life = None if config.half_life is None else HOUR * config.half_life
         self._time = config.time
 
-    def ids_of(self, key: str, name: str) -> None:
-        """Raise BadInput where a feature is none whose rows are ids; the message names ``model.<key>``."""
-        known = [n for n, f in self._recipe.features.items() if f.carrier == "ids"]
+    def ids_of(self, key: str, name: str) -> str:
+        """Return a feature's name, once it is known to be one whose rows are ids.
+
+        Raises:
+            BadInput: it is not; the message names ``model.<key>``.
+        """
+        known = [n for n, f in self.recipe.features.items() if f.carrier == "ids"]
         if name not in known:
             raise BadInput(f"model.{key}: there is no feature of ids '{name}'{nearest(name, known)}")
+        return name
 
     def times(self, rows: Rows) -> np.ndarray:
         """Return the time of each row in seconds, (n,) float64; 0 where the recipe names no column."""

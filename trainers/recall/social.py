@@ -63,16 +63,11 @@ class Social(Sharded):
     def __init__(self, config: SocialConfig, recipe: Recipe) -> None:
         super().__init__(config, recipe)
         self.config = config
-        for place, name in enumerate(config.people):
-            self.ids_of(f"people.{place}", name)
-
-    @property
-    def features(self) -> list[str]:
-        return list(self.config.people)
+        self.features = [self.ids_of(f"people.{place}", name) for place, name in enumerate(config.people)]
 
     def request(self) -> nn.Module:
         people = list(self.config.people)
-        return JoinedKeys(self._recipe, people, [0] * len(people), self.config.list_step)
+        return JoinedKeys(self.recipe, people, [0] * len(people), self.config.list_step)
 
     def fit(self, rows: Iterator[Rows], before: State | None = None) -> State:
         count = self.config.shards

@@ -65,7 +65,8 @@ class Solving(Trainer):
         if self._sides is None:
             rows = self.recipe.tables[self.table].rows
             events, skipped = read(self.job.sources["train"], self.recipe, self.config)
-            self._sides = als.both_sides(*(part.to(self.device) for part in events), rows)
+            who, what, weight = (part.to(self.device) for part in events)
+            self._sides = als.both_sides(who, what, weight, rows)
             self.left_out = {SKIPPED: skipped}
         users, items = self._sides
         count = sum(ranks.gather(len(users.others)))
@@ -98,7 +99,8 @@ def read(source: Source, recipe: Recipe, config: ALSConfig) -> tuple[tuple[Tenso
     Raises:
         BadInput: a file cannot be read.
     """
-    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))]
+    nothing = np.zeros(0, np.int64)
+    parts: list[tuple[np.ndarray, ...]] = [(nothing, nothing, np.zeros(0, np.float32))]
     names, left = [config.key, config.history], int(source.groups.rows[ranks.rank() :: ranks.world()].sum())
     for rows in rows_of(source, names, recipe, ranks.rank(), ranks.world()):
         found = events_of(rows, config.key, config.history, config.user)

@@ -50,17 +50,12 @@ class Tags(Sharded):
     def __init__(self, config: TagsConfig, recipe: Recipe) -> None:
         super().__init__(config, recipe)
         self.config = config
-        for tag, liked in config.tags.items():
-            self.ids_of("tags", tag)
-            self.ids_of(f"tags.{tag}", liked)
-
-    @property
-    def features(self) -> list[str]:
-        return list(dict.fromkeys(name for names in self.config.tags.items() for name in names))
+        pairs = [(self.ids_of("tags", tag), self.ids_of(f"tags.{tag}", liked)) for tag, liked in config.tags.items()]
+        self.features = list(dict.fromkeys(name for pair in pairs for name in pair))
 
     def request(self) -> nn.Module:
         liked = list(self.config.tags.values())
-        return JoinedKeys(self._recipe, liked, list(range(len(liked))), self.config.list_step)
+        return JoinedKeys(self.recipe, liked, list(range(len(liked))), self.config.list_step)
 
     def fit(self, rows: Iterator[Rows], before: State | None = None) -> State:
         config, newest = self.config, -np.inf
