@@ -50,7 +50,7 @@ def recipe(data: Path, **changes: Any) -> dict[str, Any]:
     model = {"kind": "item_cf", "key": "item", "history": "history", "pair_step": 0.9, "history_step": 0.8}
     return {
         "name": "cf",
-        "data": {"path": str(data), "batch_size": 24},
+        "data": {"path": str(data), "batch_size": 24, "shards": 12},
         "features": {
             "item": {"type": "id"},
             "history": {"type": "sequence", "max_length": 6},
@@ -218,7 +218,7 @@ def test_a_night_goes_on_from_the_last_one(data, tmp_path):
 
     def of(train: str, name: str, **more: Any) -> Path:
         named = {"train": train, "valid": "2022-05-03..2022-05-03", "test": "2022-05-03..2022-05-03"}
-        section = {"path": str(days), "days": named, "batch_size": 24}
+        section = {"path": str(days), "days": named, "batch_size": 24, "shards": 12}
         return launch_here(data, tmp_path, **(changes | {"data": section, "name": name} | more))
 
     first = of("2022-05-01..2022-05-01", "first")
