@@ -11,7 +11,7 @@ history, of popular items the slice that the request is of, of tags those that t
 """
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from torch import nn
@@ -68,7 +68,6 @@ class Fitted:
         recipe: the run.
 
     Attributes:
-        fitted: tells it from a `Network`.
         recipe: the run.
         key: the item's feature.
         features: those that `fit` and `request` read besides the key; a subclass sets them.
@@ -78,8 +77,6 @@ class Fitted:
     Raises:
         BadInput: the config names a feature that is not there, or is of another type.
     """
-
-    fitted: ClassVar[bool] = True
 
     def __init__(self, config: FittedConfig, recipe: Recipe) -> None:
         self.recipe, self.features, self.incremental = recipe, list[str](), False
@@ -146,8 +143,7 @@ def fitted(recipe: Recipe) -> Fitted | None:
     Raises:
         BadInput: the recipe does not fit the model.
     """
-    owner = MODELS.owner(recipe.model.kind)
-    return owner(recipe.model, recipe) if owner.fitted else None
+    return MODELS.owner(recipe.model.kind)(recipe.model, recipe) if recipe.model.fitted else None
 
 
 def table(

@@ -39,6 +39,7 @@ class Inverted(nn.Module):
     """
 
     task: str
+    key: str
     keys: Tensor
     offsets: Tensor
     items: Tensor
@@ -51,6 +52,7 @@ class Inverted(nn.Module):
         super().__init__()
         self.task = next(iter(recipe.tasks))
         made = transforms(recipe.features)
+        self.key = model.key
         self.own = cast(Ids, source_of(model.key, recipe, made))
         self.request = model.request()
         seen = recipe.evaluate.seen

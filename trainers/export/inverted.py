@@ -110,7 +110,7 @@ def _prove(plain: Inverted, scored: torch.jit.ScriptModule, recipe: Recipe, quan
             parts.append(torch.stack([found[real], wanted[real], batch.labels[real, 0]]))
             ranked = max(ranked, rank_difference(scored, batch, recipe))
             few = some_rows(inputs, real[:ROWS], len(batch.rows))
-            (_, one), (_, other) = scored.top(*few, _TOP), plain.top(*few, _TOP)
+            (_, one), (_, other) = scored.top(*few, _TOP), plain.top(few[0], few[1], few[2], _TOP)
             listed = max(listed, apart(one.clamp(min=-1e30), other.clamp(min=-1e30)))
     if not parts:
         raise BadInput("export: the test split has no rows to prove the file on; nothing was exported: give it some")

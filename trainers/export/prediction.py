@@ -89,7 +89,7 @@ def weights_of(run: Path, source: str | Path = "best", vectors: Side | None = No
 
 def _file(recipe: Recipe, vectors: Side | None) -> str:
     """Return which file of an export is needed: a fitted model has one, whichever side of it is asked for."""
-    return "model.pt" if recipe.fitted or vectors is None else f"{vectors}.pt"
+    return "model.pt" if recipe.model.fitted or vectors is None else f"{vectors}.pt"
 
 
 def _digest(found: dict[str, Any] | None) -> str:
@@ -127,7 +127,7 @@ class Predictor:
     def __init__(self, weights: Weights) -> None:
         whole = run_folder.recipe_of(weights.run)
         self.vectors = weights.vectors
-        self._model = _load(weights, whole)
+        self._model: Any = _load(weights, whole)
         # A row's labels, weights and group are nobody's business here, nor are the other tower's features.
         features = whole.features
         if self.vectors and (towers := _towers(whole)):
@@ -246,7 +246,7 @@ def _load(weights: Weights, recipe: Recipe) -> nn.Module:
         raise BadInput(f"{weights.folder}: is gone, or another model is in its place by now; start again")
     if weights.exported:
         return load(weights.folder, _file(recipe, weights.vectors))
-    if recipe.fitted:
+    if recipe.model.fitted:
         return retriever(recipe, weights.folder)
     model = plain_model(recipe, weights.folder)
     return (Encoder(model, recipe, weights.vectors) if weights.vectors else Scorer(model, recipe)).eval()

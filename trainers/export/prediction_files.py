@@ -132,7 +132,7 @@ def predict(
         BadInput: no such run, checkpoint or data, a column is missing or of another type, or `out` holds something
             else. Nothing is written then.
     """
-    if vectors and run_folder.recipe_of(run).fitted:
+    if vectors and run_folder.recipe_of(run).model.fitted:
         raise BadInput("--vectors: a model that is fitted has none; it finds items by --neighbours")
     weights = weights_of(run, source, "user" if neighbours else vectors)
     files = find(data, "--data")
@@ -402,7 +402,7 @@ def _index(weights: Weights, items: Files, wanted: Neighbours) -> _Index:
     key = repr((weights, wanted, items.identity()))
     if key not in _indices:
         _indices.clear()
-        kind = _Fitted if run_folder.recipe_of(weights.run).fitted else _Index
+        kind = _Fitted if run_folder.recipe_of(weights.run).model.fitted else _Index
         _indices[key] = kind(weights, items, wanted)
     return _indices[key]
 

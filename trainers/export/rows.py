@@ -137,11 +137,11 @@ def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:
 
 
 def synthetic_rows(
-    recipe: Recipe, signature: dict[str, Any], rows: int, known: Mapping[str, np.ndarray] | None = None
+    recipe: Recipe, signature: dict[str, Any], rows: int, ids: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, Any]:
     """Return rows like those of `held_out_rows`, drawn from what a signature declares: nobody's data are in them.
 
-    Ids are uniform over their table's rows, or over those that are `known` of their feature. Numbers are normal with
+    Ids are uniform over their table's rows, or over those given as `ids` of their feature. Numbers are normal with
     the stored mean and deviation; those that are not normalised, so that none are stored, are of either sign and of
     sizes from a tenth to a thousand. Each is missing in about one row of ten. All sequences of a row have one length,
     as those of one history must: in the first row one more than the file looks at, where it looks at as much of each.
@@ -171,7 +171,7 @@ def synthetic_rows(
             known = drawn.random(int(lengths.sum())) >= 0.1
             width = features[feature.alike].numbers
             found["dense"][name] = _drawn(drawn, signature["features"][feature.alike], width, known)
-        of = (known or {}).get(name)
+        of = (ids or {}).get(name)
         if of is not None and len(of):
             found["ids"][name] = of[drawn.integers(0, len(of), int(lengths.sum()))].tolist()
             continue

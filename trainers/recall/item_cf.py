@@ -137,10 +137,12 @@ class ItemCF(Fitted):
         read = self._of_users if self.config.user is not None else self._of_rows
         parts = [read(part) for part in rows]
         events = _Events(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        del parts
         state = before if before is not None else self._nothing()
-        new = events.day > int(state["day"][0])
-        for day in np.unique(events.day[new]):
-            state = self._day(state, _Events(*(column[events.day == day] for column in events)), int(day))
+        for day in np.unique(events.day[events.day > int(state["day"][0])]):
+            own = events.day == day
+            of_day = events if own.all() else _Events(*(column[own] for column in events))
+            state = self._day(state, of_day, int(day))
         return state
 
     def _of_rows(self, rows: Rows) -> _Events:

@@ -67,12 +67,12 @@ def measure(
             evaluation.update(
                 score.unsqueeze(1), batch.labels, batch.weights, batch.groups, lengths, batch.slices, batch.rows
             )
-            own, there = _items(batch, recipe)
+            own, there = _items(batch, learned.key)
             items.append(own[there].unique())
             positive.append(batch.rows[there & (batch.labels[:, 0] == 1)])
         if CATALOGUE in sources:
             every = _batches(_reader(sources[CATALOGUE], recipe, False), recipe)
-            items = [own[there] for own, there in (_items(batch, recipe) for batch in every)]
+            items = [own[there] for own, there in (_items(batch, learned.key) for batch in every)]
         known = torch.cat([torch.zeros(0, dtype=torch.int64), *items]).unique()
         chosen = least(torch.cat([torch.zeros(0, dtype=torch.int64), *positive]))[0].sort().values
         ranked = [_ranked(learned, recipe, batch, known, chosen) for batch in _batches(reader, recipe)]
@@ -80,8 +80,8 @@ def measure(
     rows, ranks, slices, group = (torch.cat(part) for part in zip(*ranked, strict=True))
     order = rows.argsort()
     parts = ["", *(f"{name}." for name in recipe.evaluate.slices)]
-    of_all = (part[order] for part in (ranks, slices, group))
-    found, drawn = figures(learned.task, parts, *of_all, len(known), bootstrap)
+    ranks, slices, group = ranks[order], slices[order], group[order]
+    found, drawn = figures(learned.task, parts, ranks, slices, group, len(known), bootstrap)
     metrics = evaluation.compute() | found
     evaluation.draws.values |= drawn
     return metrics, evaluation
@@ -99,9 +99,9 @@ def _batches(reader: Reader, recipe: Recipe) -> Iterator[Batch]:
             yield batch.flat(widths)
 
 
-def _items(batch: Batch, recipe: Recipe) -> tuple[Tensor, Tensor]:
+def _items(batch: Batch, key: str) -> tuple[Tensor, Tensor]:
     """Return each row's item, (B,) int64, and which rows have one."""
-    part = batch.lists(recipe.model.key)  # type: ignore[attr-defined]  (of a model that is fitted)
+    part = batch.lists(key)
     own = jagged.rows(part.values().unsqueeze(1), part.lengths()).squeeze(1)
     return own, (batch.weights > 0) & (part.lengths() > 0)
 
@@ -118,7 +118,7 @@ def _ranked(
         known: (C,) the items that are ranked, rising.
         chosen: numbers of the rows, rising.
     """
-    own, there = _items(batch, recipe)
+    own, there = _items(batch, learned.key)
     picked = torch.nonzero(there & (batch.labels[:, 0] == 1) & torch.isin(batch.rows, chosen)).flatten()
     place = torch.searchsorted(learned.items, known).clamp(max=max(learned.items.numel() - 1, 0))
     scored = learned.items[place] == known if learned.items.numel() else torch.zeros_like(known, dtype=torch.bool)

@@ -44,7 +44,7 @@ class Sliced(Fitted):
         self._keys = self.request()
 
     def request(self) -> nn.Module:
-        return SliceKeys(self.recipe, self.features)
+        return SliceKeys(self.recipe, self.key, self.features)
 
     def table(self, state: State) -> Table:
         return table(state["keys"], state["items"], state["scores"], self.most, (state["slices"], state["rest"]))
