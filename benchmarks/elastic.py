@@ -1,6 +1,6 @@
 """From a machine's end, or its arrival, to the next step trained: three machines of Ray on this one.
 
-    python benchmarks/elastic.py --repeats 3 --out benchmarks/results/elastic.md
+    python -m benchmarks.elastic --repeats 3 --out benchmarks/results/elastic.md
 
 A run of 1 to 3 workers loses a machine (its processes are killed), gains one, and one is told to leave. Measured by
 the wall clock, from the event to the first line of a step after it, with the time of the log's own notes between. What
@@ -138,7 +138,7 @@ def resumed(run: Path, since: float) -> dict | None:
 
 def table(found: dict[tuple[str, str], list[dict[str, float]]]) -> str:
     """Return the table, medians with the range of what is measured."""
-    command = f"python benchmarks/elastic.py {' '.join(sys.argv[1:])}"
+    command = f"python -m benchmarks.elastic {' '.join(sys.argv[1:])}"
     machine = "two-core CPU VM (AMD EPYC), shared with other work, whose load is in the table: wall clock is rough"
     made_with = ", ".join(map(" ".join, versions().items()))
     rows = ["| policy | a machine | noticed | workers start | resumed | first step | load |", "|" + " --- |" * 7]

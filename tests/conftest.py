@@ -38,6 +38,23 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     faulthandler.enable(sys.__stderr__)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave most of a family to the slow suite: of a test marked `some(n)` n cases run each time, spread evenly."""
+    families: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("some") and not item.get_closest_marker("slow"):
+            families.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for cases in families.values():
+        marker = cases[0].get_closest_marker("some")
+        assert marker is not None
+        (count,) = marker.args
+        often = {place * len(cases) // count for place in range(count)}
+        for place, case in enumerate(cases):
+            if place not in often:
+                case.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def two_ranks() -> Iterator[Pool]:
     """Two gloo ranks, kept for the whole session."""

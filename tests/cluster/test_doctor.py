@@ -189,6 +189,7 @@ def planned_by_a_rank(recipe) -> dict:
     return sharding.shard(recipe, torch.device("cpu")).plan()
 
 
+@pytest.mark.slow
 def test_the_dry_plan_is_the_one_that_ranks_make(tmp_path, two_ranks):
     recipe = samples.recipe(tmp_path, tables__user__sharding="auto", tables__movie__sharding="auto", cluster__workers=2)
     dry = sharding.dry_plan(recipe, 2, "cpu")

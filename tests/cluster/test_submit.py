@@ -95,6 +95,7 @@ def test_the_documented_way_by_rays_own_command(head, recipe, wheel, tmp_path):
     assert not place.startswith(str(ROOT))
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_gives_its_code_and_sentence(head, recipe, tmp_path):
     words = ("submit", str(recipe), "data.path=/no/such/data", "--runs", str(tmp_path / "runs"), "--id", "fails")
     failed = head.livetrain(*words)

@@ -86,6 +86,7 @@ def sample(user=1, movie=2, events=((3, 4), (5, 1)), rate=0.5) -> dict[str, Any]
 
 
 @pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.some(6)
 def test_the_file_scores_exactly_like_the_model(kind):
     model, scored = build(**MODELS[kind])
     recipe = twins.recipe(**MODELS[kind])
@@ -190,6 +191,7 @@ RANKED = {f"{kind}-{user}": (kind, USERS[user]) for kind in MODELS for user in U
 
 
 @pytest.mark.parametrize(("kind", "user"), often(RANKED, list(RANKED)[::5]))
+@pytest.mark.some(5)
 def test_rank_scores_candidates_like_rows_that_repeat_the_user(kind, user):
     _, scored = build(**MODELS[kind])
     (batch,) = twins.batches(twins.recipe(**MODELS[kind]), 1)
@@ -234,6 +236,7 @@ def test_rank_looks_the_user_up_once():
 @pytest.mark.parametrize("way", ["rank", "forward"])
 @pytest.mark.parametrize("kind", ["din", "lr", "float16"])
 @pytest.mark.parametrize(("quantize", "most"), [("float16", 1e-3), ("int8", 1e-2)])
+@pytest.mark.some(4)
 def test_quantised_tables_score_almost_like_the_model(quantize, most, kind, way):
     model, scored = build(quantize, **MODELS[kind])
     for batch in twins.batches(twins.recipe(**MODELS[kind]), 3):

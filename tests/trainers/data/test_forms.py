@@ -112,6 +112,7 @@ def spoiled(part: str, form: str) -> pa.Table:
 
 
 @pytest.mark.parametrize(("part", "form"), CASES)
+@pytest.mark.some(30)
 def test_a_form_with_one_meaning_is_read_as_it(tmp_path, part, form):
     changed = spoiled(part, form)
     splits = dict.fromkeys(forms.SPLITS, [changed])
@@ -124,6 +125,7 @@ def test_a_form_with_one_meaning_is_read_as_it(tmp_path, part, form):
 
 
 @pytest.mark.parametrize(("part", "form"), REFUSED)
+@pytest.mark.some(10)
 def test_a_form_without_one_meaning_is_refused(tmp_path, part, form):
     folder = tmp_path / "train"
     folder.mkdir()
@@ -276,6 +278,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], int | str]] = {
 
 
 @pytest.mark.parametrize("case", FOLDERS)
+@pytest.mark.some(8)
 def test_what_lies_in_a_split(tmp_path, case):
     """Read whole, or named: never are rows left out in silence. The checks of prepared data go by the same rule."""
     spoil, wanted = FOLDERS[case]
@@ -449,6 +452,7 @@ CONTENTS: dict[str, tuple[Splits, dict, str | None]] = {
 
 
 @pytest.mark.parametrize("case", CONTENTS)
+@pytest.mark.some(12)
 def test_what_files_hold(tmp_path, case):
     splits, task, wanted = CONTENTS[case]
     folder = forms.write(tmp_path, **splits)
@@ -481,6 +485,7 @@ WRITERS: dict[str, dict] = {
 
 
 @pytest.mark.parametrize("case", WRITERS)
+@pytest.mark.some(5)
 def test_however_files_are_written(tmp_path, case):
     folder = forms.write(tmp_path)
     for split in forms.SPLITS:
@@ -575,6 +580,7 @@ CHECKED: dict[str, tuple[str, str, str] | None] = {
 
 
 @pytest.mark.parametrize("case", CHECKED)
+@pytest.mark.some(6)
 def test_the_checks_of_prepared_data_speak_of_every_form(tmp_path, case):
     splits, wanted = CONTENTS[case][0], CHECKED[case]
     checked = checks.check(forms.write(tmp_path, **splits))

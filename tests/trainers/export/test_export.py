@@ -236,6 +236,7 @@ def test_the_recipe_says_how_many_rows_are_proved_and_kept(copied):
     ("kind", "changes"),
     [("dnn", DNN), ("lr", LR), ("bfloat16", {"train__precision": "bfloat16", "tables__movie__dtype": "float16"})],
 )
+@pytest.mark.some(2)
 def test_every_kind_of_model_exports(small_run, tmp_path, kind, changes):
     recipe = samples.recipe(small_run.parents[1] / "data", name=kind, train__epochs=1, **changes)
     launch.train(recipe, tmp_path)

@@ -283,6 +283,7 @@ def test_a_write_that_fails_is_reported_and_the_run_goes_on(two_ranks, data, tmp
 
 
 @pytest.mark.parametrize(("calls", "left"), [pytest.param((2, 3), [5], marks=pytest.mark.slow), ((6, 7), [15, 20])])
+@pytest.mark.slow
 def test_a_write_that_fails_twice_ends_the_run_and_the_last_good_one_stays(two_ranks, data, tmp_path, calls, left):
     made, never = job(data, tmp_path / "made", evaluate__group_by=None), job(data, tmp_path / "never")
     for message in two_ranks.run(refused, made, *calls):

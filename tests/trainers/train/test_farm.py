@@ -144,6 +144,7 @@ def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, run, tmp_path)
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.slow
 def test_exports_what_was_evaluated(run, tmp_path, quantize):
     found = export(run, out=tmp_path / "export", quantize=quantize)
     assert found["parity"]["rows"] == 250

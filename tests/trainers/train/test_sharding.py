@@ -159,6 +159,7 @@ LOOSE = {
 
 
 @pytest.mark.parametrize("changes", often(LOOSE, ("fp16 tables", "bf16 in the dense part")))
+@pytest.mark.slow
 def test_fewer_bits_stay_close(two_ranks, changes):
     made_for = twins.recipe(**changes)
     found = two_ranks.run(train_sharded, made_for)[0]
@@ -200,6 +201,7 @@ def multi_task(kind: str) -> Recipe:
 
 
 @pytest.mark.parametrize("kind", often({kind: kind for kind in (*MODELS, *FACTORS)}, ("esmm", "cgc")))
+@pytest.mark.some(1)
 def test_multi_task_models_with_tasks_of_every_kind_equal_plain(two_ranks, kind):
     made_for = multi_task(kind)
     with ranks.alone(cuda=False):
@@ -219,6 +221,7 @@ LOSSES = {
 }
 
 
+@pytest.mark.slow
 def test_losses_over_groups_that_lie_on_two_ranks_equal_plain(two_ranks):
     made_for = twins.recipe(model={"kind": "mmoe", **BOTTOM, **MODELS["mmoe"]}, tasks=LOSSES)
     with ranks.alone(cuda=False):

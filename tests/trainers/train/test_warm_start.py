@@ -77,6 +77,7 @@ def begin(made_for, path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("changes", KINDS.values(), ids=KINDS.keys())
 @pytest.mark.parametrize("growth", [{}, GROWN], ids=["same size", "grown"])
 @pytest.mark.parametrize("before", [1, 2])
+@pytest.mark.some(6)
 def test_every_row_begins_as_the_one_that_its_ids_come_from(two_ranks, tmp_path, changes, growth, before):
     old, new = twins.recipe(**changes), twins.recipe(**changes, **growth)
     if before == 1:
@@ -101,6 +102,7 @@ ADAM_ROWS = {"optimizers__sparse": {"kind": "adam", "lr": 0.01, "eps": 1e-3}}
 
 @pytest.mark.parametrize("changes", [{}, ADAM_ROWS], ids=["row-wise Adagrad", "Adam"])
 @pytest.mark.parametrize("pooled_before", [True, False])
+@pytest.mark.some(1)
 def test_a_table_goes_on_pooled_or_not(two_ranks, tmp_path, changes, pooled_before):
     """A bag of max needs every embedding, so its table is pooled after the lookup."""
     pooled, apart = bags(**changes), bags(features__tags={"type": "bag", "table": "tag", "pooling": "max"}, **changes)
@@ -463,6 +465,7 @@ def test_domains_of_farm_go_by_their_histories_and_not_by_their_places():
         ("bounds", {"features__history": {"type": "sequence", "table": "movie", "max_length": 5}}, set()),
     ],
 )
+@pytest.mark.some(3)
 def test_what_belongs_to_other_values_of_a_feature_begins_anew(stated, before, changes, others):
     """x is [user 8, movie 8, part 4, pair 4, rate 1 or 2, since 1, history 12]."""
     path, kept = stated[before]

@@ -74,6 +74,7 @@ def test_one_rank_equals_plain(way, kind):
     ("way", "kind"),
     often(CASES, ("table_row_wise, rowwise_adagrad, decay", "grid, adam", "column_wise, adagrad", "auto, adagrad")),
 )
+@pytest.mark.some(2)
 def test_two_ranks_equal_plain(two_ranks, way, kind):
     made_for = sharded(way, kind)
     found = two_ranks.run(train_sharded, made_for)[0]
@@ -135,6 +136,7 @@ MOVES = {f"{before} -> {after}, {kind}": (before, after, kind) for kind in KINDS
         ),
     ),
 )
+@pytest.mark.some(1)
 def test_a_table_goes_on_whichever_way_it_is_sharded(two_ranks, tmp_path, before, after, kind):
     wanted = two_ranks.run(save, sharded(before, kind), tmp_path, 3)[0]
     path = run_folder.checkpoint(tmp_path, 3)
@@ -180,6 +182,7 @@ def save_as_before(made_for: Recipe, path: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", often({kind: kind for kind in STATE}, ["rowwise_adagrad, decay", "adam"]))
+@pytest.mark.some(1)
 def test_a_checkpoint_with_the_names_that_replicated_tables_once_had_loads(two_ranks, tmp_path, kind):
     wanted = two_ranks.run(save_as_before, sharded("data_parallel", kind), tmp_path)[0]
     path = run_folder.checkpoint(tmp_path, 3)

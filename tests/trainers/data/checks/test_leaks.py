@@ -63,6 +63,7 @@ LEAKS = {
 
 
 @pytest.mark.parametrize("leak", LEAKS)
+@pytest.mark.some(6)
 def test_a_planted_leak_is_named(tmp_path, leak):
     folder = write(tmp_path, spoil=lambda number, rows: (with_ids(rows), plant(rows, LEAKS[leak](rows))))
     found = only(folder, "leakage", "click")

@@ -250,6 +250,7 @@ del ALL["din-trunk"]
 
 
 @pytest.mark.parametrize(("model", "scope"), often(ALL, ("din-shared", "esmm-trunk", "mmoe-shared", "ple-trunk")))
+@pytest.mark.some(1)
 def test_every_multi_task_model_learns_as_torchjd_would_have_it(two_ranks, model, scope):
     made_for = recipe("pcgrad", model=MODELS[model], gradients__scope=scope)
     wanted = train_reference(made_for, lambda *given: with_torchjd(*given, seed=made_for.train.seed))
@@ -265,6 +266,7 @@ LOSSES = {
 
 
 @both_scopes
+@pytest.mark.some(1)
 def test_losses_over_groups_are_combined_too(two_ranks, scope):
     made_for = recipe("pcgrad", gradients__scope=scope, tasks=LOSSES)
     wanted = train_reference(made_for, lambda *given: with_torchjd(*given, seed=made_for.train.seed))
@@ -302,6 +304,7 @@ LEARNED = {
 
 
 @pytest.mark.parametrize(("kind", "scope"), [("pcgrad", "shared"), ("pcgrad", "trunk"), ("gradnorm", "shared")])
+@pytest.mark.some(1)
 def test_what_is_learned_of_numbers_and_bags_is_combined_too(two_ranks, kind, scope):
     made_for = recipe(kind, gradients__scope=scope, **LEARNED)
     initial = torch.tensor([math.log(2), 0.7 * math.log(2), 0], dtype=torch.float64)

@@ -190,6 +190,7 @@ def test_what_cannot_be_read_stops_with_one_sentence(tmp_path, name, change, say
         ),
     ],
 )
+@pytest.mark.some(5)
 def test_what_is_odd_is_counted(tmp_path, name, change, part, words):
     report = broken(tmp_path, name, change)
     assert report[part][words] == 1
