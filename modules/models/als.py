@@ -130,6 +130,9 @@ class Items(nn.Module):
 class Towers(nn.Module):
     """Both vectors of each row; see modules.models.dssm.Towers.
 
+    Attributes:
+        names: the features of each side, "user" and "item".
+
     Raises:
         BadInput: a feature is missing, of another type, or one too many.
     """

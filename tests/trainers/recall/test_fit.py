@@ -222,8 +222,8 @@ def test_a_night_goes_on_from_the_last_one(data, tmp_path, monkeypatch):
         (days / f"date=2022-05-0{number + 1}").mkdir(parents=True)
         pq.write_table(moved, days / f"date=2022-05-0{number + 1}" / "part-0.parquet")
 
-    def of(train: str, name: str, **more: Any) -> Path:
-        named = {"train": train, "valid": "2022-05-03..2022-05-03", "test": "2022-05-04..2022-05-04"}
+    def of(trained: str, name: str, **more: Any) -> Path:
+        named = {"train": trained, "valid": "2022-05-03..2022-05-03", "test": "2022-05-04..2022-05-04"}
         section = {"path": str(days), "days": named, "batch_size": 24, "shards": 12}
         return launch_here(data, tmp_path, **(changes | {"data": section, "name": name} | more))
 
