@@ -149,7 +149,7 @@ def gaps_of(ids: pa.Array, times: pa.Array, until: pa.Array, feature: Feature, w
     """
     (values, offsets), (given, ends) = _lists(ids), _lists(times)
     told = _told(offsets, ends, times, f"{where}row", "time", "where a row has none")
-    found, last = _times(given, feature), _times(until, feature)
+    found, last = _times(given, feature.time_unit), _times(until, feature.time_unit)
     seconds, known = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
     seconds[told], known[told] = found.whole, found.known
     if values.null_count:
