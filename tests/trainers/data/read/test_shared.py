@@ -170,8 +170,8 @@ def test_names_what_does_not_fit_the_model(folder):
     din = samples.recipe(folder / "data", data__negatives=recipe.data.negatives)
     with pytest.raises(BadInput, match=r"data.negatives.shared: are for models that find items, and 'din' takes none"):
         preflight.check(din, said.append)
-    moved = recipe.data.negatives.model_copy(update={"item": "day"})
-    changed = recipe.model_copy(update={"data": recipe.data.model_copy(update={"negatives": moved})})
+    features = {**recipe.features, "movie": recipe.features["movie"].model_copy(update={"column": "user"})}
+    changed = recipe.model_copy(update={"features": features})
     source = Source.open(changed, "train")
-    with pytest.raises(BadInput, match=r"data.negatives.item: no id feature reads column 'day'"):
+    with pytest.raises(BadInput, match=r"data.negatives.item: no id feature reads column 'movie'"):
         negatives.count(source, changed, said.append)
