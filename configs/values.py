@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -73,3 +73,4 @@ PositiveOrZero = Annotated[float, real(0, 1e30)]
 Share = Annotated[float, real(1e-9, 1)]
 Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 Rate = Annotated[float, real(1e-6, 1e6)]  # GB, or GB per second
+Unit = Literal["s", "ms", "us", "ns"]  # of times that are integers

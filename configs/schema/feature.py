@@ -49,6 +49,11 @@ class Feature(Section):
         return self.model_dump(exclude=apart) == old.model_dump(exclude=apart)
 
     @property
+    def embedded(self) -> bool:
+        """Whether its ids are looked up in a table."""
+        return False
+
+    @property
     def plain(self) -> bool:
         """Whether the values in the column are those that are looked up, or that the network gets once normalised."""
         return False
@@ -134,11 +139,17 @@ class Feature(Section):
 class EmbeddedFeature(Feature):
     """A feature whose ids are looked up in a table."""
 
-    table: TableName = Field(description="the table that the ids are looked up in")
+    table: TableName | None = Field(
+        None, description="the table that the ids are looked up in; only a model that is fitted needs none"
+    )
 
     carrier: ClassVar[Literal["ids", "numbers", "features"]] = "ids"
     form: ClassVar[Literal["id", "sequence", "dense"]] = "id"
     apart: ClassVar[frozenset[str]] = frozenset({"column", "table"})
+
+    @property
+    def embedded(self) -> bool:
+        return True
 
     def looks_up(self) -> str | None:
         return self.table

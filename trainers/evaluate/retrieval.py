@@ -114,7 +114,7 @@ class Retrieval:
         items = (rows[is_item], keys[is_item], item[is_item])
         queries = tuple(column[positive] for column in (rows, keys, user, slices, group, had))
         self._items = _newest(*_after(self._items, items))
-        self._queries = _least(*_after(self._queries, queries))
+        self._queries = least(*_after(self._queries, queries))
 
     def compute(self) -> dict[str, float]:
         """Return the figures over all ranks' rows; empty without towers. Collective.
@@ -131,7 +131,7 @@ class Retrieval:
         self._merge()
         _, keys, items = _newest(*(_everyone(part) for part in self._items))
         rows, wanted, users, slices, group, had = self._queries
-        chosen = torch.isin(rows, _least(_everyone(rows))[0])
+        chosen = torch.isin(rows, least(_everyone(rows))[0])
         places = _ranks(wanted[chosen], users[chosen], had[chosen], keys, items)
         # Of all ranks' queries in the order of their rows, so that figures do not depend on the number of ranks.
         own = (rows[chosen], places, slices[chosen], group[chosen])
@@ -202,7 +202,7 @@ def _everyone(own: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
 
 
-def _least(rows: torch.Tensor, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def least(rows: torch.Tensor, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Return the QUERIES entries whose row numbers have the least hash: the same rows, however many ranks there are."""
     chosen = mix(rows + 1).argsort()[:QUERIES]
     return tuple(column[chosen] for column in (rows, *columns))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Evaluate, Recipe
 from livetrain.modules.model import Model
+from livetrain.modules.recall.fitted import fitted
 from livetrain.modules.serving.loading import load
 from livetrain.modules.serving.scorer import Encoder, Scorer
 from livetrain.trainers.data.read.columns import (
@@ -32,6 +33,7 @@ from livetrain.trainers.data.read.files import short
 from livetrain.trainers.data.read.records import Columns, running
 from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.export.export import plain_model
+from livetrain.trainers.export.inverted import retriever
 from livetrain.trainers.runtime import manifest, run_folder
 from livetrain.trainers.train import compatible
 
@@ -79,9 +81,14 @@ def weights_of(run: Path, source: str | Path = "best", vectors: Side | None = No
     folder = Path(source) if exported else run_folder.find_checkpoint(run, str(source))
     found = manifest.read(folder)
     if exported:
-        _check_export(folder, found, f"{vectors or 'model'}.pt", recipe)
+        _check_export(folder, found, _file(recipe, vectors), recipe)
     ids = tuple(_ids_of(folder, exported).items())
     return Weights(run.resolve(), folder.resolve(), exported, _digest(found), vectors, ids)
+
+
+def _file(recipe: Recipe, vectors: Side | None) -> str:
+    """Return which file of an export is needed: a fitted model has one, whichever side of it is asked for."""
+    return "model.pt" if recipe.fitted or vectors is None else f"{vectors}.pt"
 
 
 def _digest(found: dict[str, Any] | None) -> str:
@@ -169,10 +176,9 @@ class Predictor:
         requests = Candidates(of_candidates(schema, self._wanted), _ANY)
         counts = requests.counts(fitting, name) if requests.names else None
         rows = fitting if counts is None else requests.flattened(fitting, name)
-        columns = self._decoder.decode(rows.combine_chunks(), 0, name)
         parts: list[list[np.ndarray]] = [[] for _ in self.names]
         with torch.inference_mode():
-            for inputs in _chunks(columns, self._decoder, self._dense, rows.num_rows):
+            for inputs in self._inputs(rows, name):
                 for part, found in zip(parts, self._scored(inputs), strict=True):
                     part.append(found.float().numpy())
         made = [_array(np.concatenate(part)) for part in parts]
@@ -180,6 +186,11 @@ class Predictor:
             offsets = pa.array(running(counts), pa.int32())
             made = [pa.ListArray.from_arrays(offsets, part) for part in made]
         return pa.table(made, names=self.names)
+
+    def _inputs(self, rows: pa.Table, name: str) -> Iterator[tuple[dict[str, Tensor], ...]]:
+        """Yield rows as the model takes them, CHUNK rows at a time."""
+        columns = self._decoder.decode(rows.combine_chunks(), 0, name)
+        yield from _chunks(columns, self._decoder, self._dense, rows.num_rows)
 
     def _scored(self, inputs: tuple[dict[str, Tensor], ...]) -> list[Tensor]:
         found = self._model(*inputs)
@@ -196,7 +207,9 @@ def _load(weights: Weights, recipe: Recipe) -> nn.Module:
     if _digest(manifest.read(weights.folder)) != weights.digest:
         raise BadInput(f"{weights.folder}: is gone, or another model is in its place by now; start again")
     if weights.exported:
-        return load(weights.folder, f"{weights.vectors or 'model'}.pt")
+        return load(weights.folder, _file(recipe, weights.vectors))
+    if recipe.fitted:
+        return retriever(recipe, weights.folder)
     model = plain_model(recipe, weights.folder)
     return (Encoder(model, recipe, weights.vectors) if weights.vectors else Scorer(model, recipe)).eval()
 
@@ -209,7 +222,9 @@ def _ids_of(folder: Path, exported: bool) -> dict[str, str]:
 
 
 def _towers(recipe: Recipe) -> dict[str, list[str]] | None:
-    """Return the features of each tower of a recipe's model; None where it has none."""
+    """Return the features of each tower of a recipe's model, or of each side of one that is fitted; None of others."""
+    if (model := fitted(recipe)) is not None:
+        return {"user": model.features, "item": [model.key]}
     towers = Model(recipe, device="meta", tables_device="meta").dense.network.towers
     return None if towers is None else towers.names
 

@@ -1,6 +1,6 @@
 """Rows to prove, measure and publish an export with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -13,6 +13,7 @@ from livetrain.modules.features.carriers import Carried, split_numbers
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 
+_IDS = 2**31  # of a feature without a table that are drawn from
 # Ids, lengths and dense by feature, as the file takes them; dense holds what lies beside ids too: weights or vectors.
 Inputs = tuple[dict[str, torch.Tensor], ...]
 
@@ -121,15 +122,17 @@ def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:
     return {"rows": count, **found}
 
 
-def synthetic_rows(recipe: Recipe, signature: dict[str, Any], rows: int) -> dict[str, Any]:
+def synthetic_rows(
+    recipe: Recipe, signature: dict[str, Any], rows: int, known: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Any]:
     """Return rows like those of `held_out_rows`, drawn from what a signature declares: nobody's data are in them.
 
-    Ids are uniform over their table's rows. Numbers are normal with the stored mean and deviation; those that are not
-    normalised, so that none are stored, are of either sign and of sizes from a tenth to a thousand. Each is missing in
-    about one row of ten. All sequences of a row have one length, as those of one history must: in the first row one
-    more than the file looks at, where it looks at as much of each. A bag has up to one more id than the file looks at,
-    and weights of either sign; vectors that events carry are drawn as numbers are. The first row misses nothing, the
-    second all.
+    Ids are uniform over their table's rows, or over those that are `known` of their feature. Numbers are normal with
+    the stored mean and deviation; those that are not normalised, so that none are stored, are of either sign and of
+    sizes from a tenth to a thousand. Each is missing in about one row of ten. All sequences of a row have one length,
+    as those of one history must: in the first row one more than the file looks at, where it looks at as much of each.
+    A bag has up to one more id than the file looks at, and weights of either sign; vectors that events carry are drawn
+    as numbers are. The first row misses nothing, the second all.
     """
     drawn, features = np.random.default_rng(0), recipe.features
     longest = {feature.limit for feature in features.values() if feature.form == "sequence"} or {0}
@@ -154,9 +157,13 @@ def synthetic_rows(recipe: Recipe, signature: dict[str, Any], rows: int) -> dict
             known = drawn.random(int(lengths.sum())) >= 0.1
             width = features[feature.alike].numbers
             found["dense"][name] = _drawn(drawn, signature["features"][feature.alike], width, known)
+        of = (known or {}).get(name)
+        if of is not None and len(of):
+            found["ids"][name] = of[drawn.integers(0, len(of), int(lengths.sum()))].tolist()
+            continue
         table = feature.looks_up()
-        assert table is not None  # ids are looked up
-        found["ids"][name] = drawn.integers(0, recipe.tables[table].rows, int(lengths.sum())).tolist()
+        most = recipe.tables[table].rows if table in recipe.tables else _IDS
+        found["ids"][name] = drawn.integers(0, most, int(lengths.sum())).tolist()
     return {"rows": rows, **found}
 
 
