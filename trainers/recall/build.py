@@ -9,15 +9,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.modules.recall.fitted import Table
+from livetrain.modules.serving.loading import load
+from livetrain.trainers.data.read.columns import is_text
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export import publish
+from livetrain.trainers.export.inverted import retriever
 from livetrain.trainers.export.prediction import Predictor
 from livetrain.trainers.recall.index import ABOUT, KEYS, VECTORS, write_keys
+from livetrain.trainers.recall.inverted import Inverted
 from livetrain.trainers.recall.nearest import Kind, Nearest, Stored
-from livetrain.trainers.recall.origin import Origin, items, key_of, vectors
+from livetrain.trainers.recall.origin import Origin, ids, items, key_of, places_of, vectors
 from livetrain.trainers.runtime import manifest
 
 FOUND = 100  # items per query by which recall is measured
@@ -64,13 +70,15 @@ def build(origin: Origin, where: str, asked: Asked, say: Say) -> dict[str, Any] 
             place cannot be written.
     """
     recipe = origin.recipe
+    if recipe.fitted:
+        return _inverted(recipe, origin, where, asked, say)
     key, side = recipe.column(key_of(recipe)), Predictor(origin.of("item"))
     table = items(recipe, asked.catalogue, [key, *side.columns])
     made = vectors(side, table)
     asking = _queries(recipe, Predictor(origin.of("user")))
     index = Nearest.build(made, asked.kind, asked.stored)
     exact = index if (asked.kind, asked.stored) == ("exact", "none") else Nearest.build(made, "exact", "none")
-    count = min(FOUND, len(made))
+    count = min(FOUND, -(-len(made) // 10))  # of a few items any search finds most
     _settle(index, exact, asking[::2], count, asked.least)
     found = {
         "recall": recall(index, exact, asking[1::2], count),
@@ -83,30 +91,83 @@ def build(origin: Origin, where: str, asked: Asked, say: Say) -> dict[str, Any] 
     with TemporaryDirectory() as folder:
         draft = Path(folder)
         index.write(draft / VECTORS)
-        keys = table.column(key).combine_chunks()
-        text = pa.types.is_string(keys.type) or pa.types.is_large_string(keys.type)
-        write_keys(draft / KEYS, np.array(keys.to_pylist(), object) if text else keys.cast(pa.int64()).to_numpy())
         about = {
             "kind": asked.kind,
             "stored": asked.stored,
-            "items": len(keys),
+            "items": len(table),
             "width": made.shape[1],
-            "key": {"column": key, "type": "string" if text else "int64"},
+            "key": {"column": key, "type": _names(table.column(key), draft)},
             **found,
             "bytes": (draft / VECTORS).stat().st_size,
             "exact_bytes": made.nbytes,
-            "run": recipe.name,
-            "weights": origin.of("item").digest,
         }
         say(_line(about))
         if found["recall"] < asked.least:
             say(f"not published: recall@{count} {found['recall']:.4f} is below {asked.least:g}")
             return None
-        return commit(draft, about, where, origin, asked.keep, say)
+        return _published(draft, about, where, origin, asked.keep, say)
 
 
-def commit(draft: Path, about: dict[str, Any], where: str, origin: Origin, keep: int, say: Say) -> dict[str, Any]:
+def _inverted(recipe: Recipe, origin: Origin, where: str, asked: Asked, say: Say) -> dict[str, Any]:
+    """Publish the table of a fitted model, which finds exactly what the model does; for the rest see `build`."""
+    weights, key = origin.of("user"), recipe.column(recipe.model.key)
+    learned = load(weights.folder) if weights.exported else retriever(recipe, weights.folder)
+    table = table_of(learned)
+    keys: pa.Array = pa.array(table.items)
+    if asked.catalogue or recipe.evaluate.catalogue:
+        listed = items(recipe, asked.catalogue, [key])
+        keys, table = _listed(table, listed.column(key))
+    with TemporaryDirectory() as folder:
+        draft = Path(folder)
+        Inverted(table).write(draft)
+        about = {
+            "kind": "inverted",
+            "items": len(keys),
+            "key": {"column": key, "type": _names(keys, draft)},
+            "recall": 1.0,
+            "keys": len(table.keys),
+            "scores": len(table.scores),
+            "bytes": sum(path.stat().st_size for path in draft.glob("table.*.bin")),
+        }
+        say(
+            f"inverted: {about['keys']:,} keys lead to {about['items']:,} items, {about['scores']:,} scores, "
+            f"{about['bytes'] / 1e6:,.2f} MB"
+        )
+        return _published(draft, about, where, origin, asked.keep, say)
+
+
+def _listed(table: Table, column: pa.ChunkedArray) -> tuple[pa.Array, Table]:
+    """Return the keys of a catalogue, and a table of its items alone: their places are those of the keys."""
+    known = ids(column)
+    order = known.argsort(kind="stable")
+    place = places_of(table.items, known[order]) if len(table.items) else table.items
+    kept = place[table.places] >= 0
+    offsets = np.concatenate([[0], np.cumsum(kept)])[table.offsets]
+    keys = column.combine_chunks().take(pa.array(order))
+    places = place[table.places[kept]].astype(np.int32)
+    return keys, table._replace(items=known[order], offsets=offsets, places=places, scores=table.scores[kept])
+
+
+def table_of(learned: Any) -> Table:
+    """Return the table of a model that answers requests, its scores as float32."""
+    scores, offsets = learned.scores.float(), learned.offsets
+    if learned.affine.numel():
+        scale, least = torch.repeat_interleave(learned.affine, offsets.diff(), dim=0).unbind(1)
+        scores = least + scale * scores
+    parts = {name: getattr(learned, name).numpy() for name in ("keys", "offsets", "items", "places", "rest")}
+    return Table(scores=scores.numpy(), **parts)
+
+
+def _names(keys: pa.ChunkedArray | pa.Array, draft: Path) -> str:
+    """Write the keys of the items, and return their type."""
+    text = is_text(keys.type)
+    write_keys(draft / KEYS, np.array(keys.to_pylist(), object) if text else keys.cast(pa.int64()).to_numpy())
+    return "string" if text else "int64"
+
+
+def _published(draft: Path, about: dict[str, Any], where: str, origin: Origin, keep: int, say: Say) -> dict[str, Any]:
     """Make a folder whole, and publish it under the model's version, or else the time."""
+    about |= {"run": origin.recipe.name, "weights": origin.of("user").digest}
     manifest.write_json(draft / ABOUT, about)
     manifest.commit(draft, {path.name: manifest.digest(path) for path in sorted(draft.iterdir())})
     version = origin.version or time.strftime("%Y-%m-%dT%H%M%SZ", time.gmtime())

@@ -50,7 +50,8 @@ def channel(name: str, spec: blend_spec.Channel, runs: Path) -> Channel:
         if spec.candidates is not None:
             made: Channel = _Lists(spec.candidates, spec.column, spec.on or "")
         else:
-            made = _Vectors(origin(spec.run or spec.published or "", runs))
+            found = origin(spec.run or spec.published or "", runs)
+            made = _Scores(found) if found.recipe.fitted else _Vectors(found)
         return made if spec.when is None else _Sometimes(name, made, spec.when)
     except BadInput as error:
         raise type(error)(f"channels.{name}: {error}") from error.__cause__
@@ -77,6 +78,26 @@ class _Vectors:
             scores = users[start : start + step] @ self._known.t()
             scores = scores.amax(1) if users.dim() == 3 else scores
             found[start : start + step, :most] = scores.topk(most, dim=1).indices.numpy()
+        return found
+
+
+class _Scores:
+    """The items to which a fitted model's table gives the largest scores."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._requests = Predictor(origin.of("user"))
+        self.asks, self.knows = self._requests.columns, []
+        self._known = np.zeros(0, np.int64)
+
+    def meet(self, items: pa.Table, known: Items) -> None:
+        self._known = known
+
+    def lists(self, requests: pa.Table, count: int) -> np.ndarray:
+        found, start, most = np.full((len(requests), count), -1), 0, min(count, len(self._known))
+        for scores in self._requests.scores_of(requests, "the requests", self._known, _CELLS):
+            best, places = torch.from_numpy(scores).topk(most, dim=1)
+            found[start : start + len(scores), :most] = np.where(best.numpy() > 0, places.numpy(), -1)
+            start += len(scores)
         return found
 
 

@@ -3,7 +3,8 @@
 index.json     what it is: kind, key, items, recall against an exact search, latency, bytes, the model
 keys.txt       the items, one per line: line n (from 0) is place n
 index.faiss    of vectors: faiss's file
-table.*.bin    of an inverted table: keys (int64), offsets (int64), places (int32), scores (float32)
+table.*.bin    of an inverted table: keys (int64), offsets (int64), places (int32), scores and rest
+                   (float32), see modules.recall.fitted.Table
 manifest.json  sizes and hashes, written last
 """
 
@@ -182,7 +183,7 @@ def _read(folder: Path, fence: int, air: _Air) -> _Version:
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     keys = read_keys(folder / KEYS, about["key"]["type"])
     inverted = about["kind"] == "inverted"
-    searcher = Inverted.read(folder, len(keys), about["first"]) if inverted else Nearest.read(folder / VECTORS)
+    searcher = Inverted.read(folder, np.arange(len(keys))) if inverted else Nearest.read(folder / VECTORS)
     places = {key: place for place, key in enumerate(keys.tolist())}
     return _Version(folder, fence, about, keys, places, searcher, air, air.mask(places))
 

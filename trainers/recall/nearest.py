@@ -90,7 +90,7 @@ class Nearest:
                     f"--kind ivf_pq: it takes {least:,} items to place its codes, and here are {count:,}; use hnsw"
                 )
             parts = next(parts for parts in range(max(width // _PART, 1), 0, -1) if width % parts == 0)
-            name = f"IVF{min(4 * int(count**0.5), count // _POINTS)},PQ{parts}x8np"  # no polysemous codes, which nothing here reads
+            name = f"IVF{min(4 * int(count**0.5), count // _POINTS)},PQ{parts}x8np"  # np: no polysemous codes
         index = library.index_factory(width, name, library.METRIC_INNER_PRODUCT)
         if kind == "hnsw":
             index.hnsw.efConstruction = _BUILT_WITH

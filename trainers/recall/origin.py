@@ -76,6 +76,8 @@ def key_of(recipe: Recipe) -> str:
     Raises:
         BadInput: the model finds no items.
     """
+    if recipe.fitted:
+        return recipe.model.key
     network = Model(recipe, device="meta", tables_device="meta").dense.network
     if network.towers is None:
         raise BadInput(f"{recipe.name}: model.kind '{recipe.model.kind}' finds no items; name a run of one that does")
