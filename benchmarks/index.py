@@ -56,9 +56,10 @@ def main() -> None:
         f"Command: `{command}`",
         "",
         f"{date.today()}, two-core CPU VM (AMD EPYC), one thread, faiss {faiss.__version__}, Python "
-        f"{platform.python_version()}. {given.items:,} items of {given.width} numbers, {given.queries} queries; seconds "
-        "and milliseconds are of the processor, queries come one by one. Of `effort` see trainers/recall/nearest.py: "
-        "it is the least power of two with the recall asked for, and with fewer items on the air it grows.",
+        f"{platform.python_version()}. {given.items:,} items of {given.width} numbers, {given.queries} queries; "
+        "seconds and milliseconds are of the processor, queries come one by one. Of `effort` see "
+        "trainers/recall/nearest.py: it is the least power of two with the recall asked for, and with fewer items on "
+        "the air it grows.",
         "",
     ]
     given.out.write_text("\n".join([*intro, HEAD, "| --- " * (HEAD.count("|") - 1) + "|", *lines, ""]))

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
 from livetrain.configs.blend_spec import BlendSpec, Search
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.modules.mixing import mix
+from livetrain.modules.tables.hashing import mix
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.slices import Slices
 from livetrain.trainers.evaluate.retrieval import QUERIES
@@ -141,7 +142,7 @@ def day(blend: Blend, split: str, most: int) -> Day:
         )
         first += len(rows)
         if len(places) > most:  # those that evaluation chooses, see trainers.evaluate.retrieval
-            kept = np.sort(mix(places.astype(np.uint64) + 1).argsort(kind="stable")[:most])
+            kept = np.sort(mix(torch.from_numpy(places) + 1).argsort()[:most].numpy())
             chosen, places = chosen.take(pa.array(kept)), places[kept]
     if chosen is None or not len(chosen):
         raise BadInput(f"{files.named(files.paths[0])}: no row of {split} has {task.label} 1 and an item")
