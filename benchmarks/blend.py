@@ -3,9 +3,9 @@
     livetrain data kuairand --raw DIR --out data/kuairand
     python benchmarks/blend.py --seeds 1 2 3
 
-Every clicked row of 05-06..05-08 asks for its video among all videos of these days, as in benchmarks/recall.py. Channels
-learn from the days before 05-05; weights and quotas are searched on 05-05, and the test days are looked at once per
-seed. A call that was killed goes on with the runs that are not done.
+Every clicked row of 05-06..05-08 asks for its video among all videos of these days, as in benchmarks/recall.py.
+Channels learn from the days before 05-05; weights and quotas are searched on 05-05, and the test days are looked at
+once per seed. A call that was killed goes on with the runs that are not done.
 """
 
 import argparse
@@ -82,9 +82,9 @@ def of(tests: list[dict], *keys: str) -> np.ndarray:
 
 def intro(test: dict) -> list[str]:
     return [
-        f"{test['requests']:,} clicked rows of 05-06..05-08, {test['items']:,} videos; mean ± deviation over seeds. `only "
-        "it`: share of the rows whose video is in the blend because of this channel alone; `share`: of the blend's "
-        "candidates, those that the channel brought, others too or not.",
+        f"{test['requests']:,} clicked rows of 05-06..05-08, {test['items']:,} videos; mean ± deviation over seeds. "
+        "`only it`: share of the rows whose video is in the blend because of this channel alone; `share`: of the "
+        "blend's candidates, those that the channel brought, others too or not.",
         "",
     ]
 

@@ -194,7 +194,8 @@ def _queries(recipe: Recipe, users: Predictor) -> np.ndarray:
     """Return the vectors of users: of rows of the test split, evenly chosen."""
     source = Source.open(recipe, "test")
     most = 2 * QUERIES
-    chosen = source.groups[:: max(len(source.groups) // 64, 1)]
+    evenly = np.unique(np.linspace(0, len(source.groups) - 1, 64).astype(np.int64))
+    chosen = [source.groups[number] for number in evenly]
     each = -(-most // len(chosen))
     found = []
     for group in chosen:

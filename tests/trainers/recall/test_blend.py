@@ -115,9 +115,8 @@ def test_what_the_user_had_is_no_candidate(towers, liked):
     rows = pq.read_table(towers.parents[1] / "data/test").drop_null()
     table, known = blend.items(None, "test")
     blend.meet(table, known)
-    had = [
-        own[:2].tolist() for own in known[np.random.default_rng(0).permuted(np.tile(np.arange(len(known)), (20, 1)), 1)]
-    ]
+    drawn = np.random.default_rng(0)
+    had = [drawn.choice(known, 2, replace=False).tolist() for _ in range(20)]
     requests = rows.slice(0, 20).drop_columns(["history"]).append_column("history", pa.array(had))
     blend.seen = "history"
     wanted = np.array([np.flatnonzero(known == own[0])[0] for own in had])  # stays, though it was had

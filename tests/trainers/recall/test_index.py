@@ -33,7 +33,7 @@ pytest.importorskip("faiss", reason="needs faiss-cpu, of the extra `index`")
 
 def test_an_index_finds_what_the_run_finds(towers, tmp_path, capsys):
     where = tmp_path / "indexes"
-    command = ["index", str(towers), "--out", str(where), "--kind", "exact", "--quantize", "float16"]
+    command = ["index", str(towers), "--out", str(where), "--kind", "exact"]
     assert not cli.app(command, standalone_mode=False)
     assert "recall@5 " in (said := capsys.readouterr().out.replace("\n", " "))
     assert "exact of 50 items, 8 numbers each" in said
@@ -43,8 +43,8 @@ def test_an_index_finds_what_the_run_finds(towers, tmp_path, capsys):
     made = vectors(Predictor(weights_of(towers, vectors="item")), items)
     keys, scores = index.search(users, 3)
     wanted = np.argsort(-(users @ made.T), axis=1)[:, :3]
-    np.testing.assert_allclose(scores, np.take_along_axis(users @ made.T, wanted, 1), atol=1e-3)
-    assert (items["movie"].to_numpy()[wanted] == keys).mean() > 0.98  # float16 has ties of its own
+    np.testing.assert_allclose(scores, np.take_along_axis(users @ made.T, wanted, 1), atol=1e-6)
+    assert (items["movie"].to_numpy()[wanted] == keys).mean() > 0.99  # sums are rounded in another order
     assert index.about["recall"] >= 0.95
     assert (index.about["run"], index.about["queries"]) == ("towers", 250)
 

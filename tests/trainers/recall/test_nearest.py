@@ -83,7 +83,7 @@ def test_lists_of_codes_search_all_lists_of_what_a_filter_leaves():
 
 
 def test_too_few_items_for_codes_are_named():
-    with pytest.raises(BadInput, match="its codes take 9,984 items, and here are 100; use hnsw"):
+    with pytest.raises(BadInput, match="takes 9,984 items to place its codes, and here are 100; use hnsw"):
         Nearest.build(unit(100, 0), "ivf_pq", "none")
 
 
