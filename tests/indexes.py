@@ -17,10 +17,12 @@ def unit(rows: int, width: int, seed: int = 0) -> np.ndarray:
     return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
 
-def write(folder: Path, vectors: np.ndarray, keys: np.ndarray, kind: Kind = "exact") -> Path:
+def write(folder: Path, vectors: np.ndarray, keys: np.ndarray, kind: Kind = "exact", effort: int = 1) -> Path:
     """Write a version's folder."""
     folder.mkdir(parents=True)
-    Nearest.build(vectors, kind, "none").write(folder / VECTORS)
+    index = Nearest.build(vectors, kind, "none")
+    index.effort = effort
+    index.write(folder / VECTORS)
     write_keys(folder / KEYS, keys)
     about = {"kind": kind, "width": vectors.shape[1], "recall": 1.0}
     about["key"] = {"column": "movie", "type": "string" if keys.dtype == object else "int64"}

@@ -182,7 +182,7 @@ def searched(blend: Blend, of: Day, asked: Search) -> Settings:
         place = merging.place_of(found, merging.scores(found, settings), at)
         return float((place <= asked.at).sum() / len(of.wanted))
 
-    def drawn(trial: optuna.Trial) -> Settings:
+    def drawn(trial: optuna.trial.BaseTrial) -> Settings:
         weights = [trial.suggest_float(f"{name}.weight", *_WEIGHTS, log=True) for name in blend.channels]
         least, size = blend.settings.reserves, blend.spec.size
         quotas = [

@@ -80,8 +80,9 @@ def build(origin: Origin, where: str, asked: Asked, say: Say) -> dict[str, Any] 
     exact = index if (asked.kind, asked.stored) == ("exact", "none") else Nearest.build(made, "exact", "none")
     count = min(FOUND, -(-len(made) // 10))  # of a few items any search finds most
     _settle(index, exact, asking[::2], count, asked.least)
+    reached = recall(index, exact, asking[1::2], count)
     found = {
-        "recall": recall(index, exact, asking[1::2], count),
+        "recall": reached,
         "found": count,
         "queries": len(asking[1::2]),
         "effort": index.effort,
@@ -102,8 +103,8 @@ def build(origin: Origin, where: str, asked: Asked, say: Say) -> dict[str, Any] 
             "exact_bytes": made.nbytes,
         }
         say(_line(about))
-        if found["recall"] < asked.least:
-            say(f"not published: recall@{count} {found['recall']:.4f} is below {asked.least:g}")
+        if reached < asked.least:
+            say(f"not published: recall@{count} {reached:.4f} is below {asked.least:g}")
             return None
         return _published(draft, about, where, origin, asked.keep, say)
 
@@ -120,6 +121,7 @@ def _inverted(recipe: Recipe, origin: Origin, where: str, asked: Asked, say: Say
     with TemporaryDirectory() as folder:
         draft = Path(folder)
         Inverted(table).write(draft)
+        size = sum(path.stat().st_size for path in draft.glob("table.*.bin"))
         about = {
             "kind": "inverted",
             "items": len(keys),
@@ -127,11 +129,11 @@ def _inverted(recipe: Recipe, origin: Origin, where: str, asked: Asked, say: Say
             "recall": 1.0,
             "keys": len(table.keys),
             "scores": len(table.scores),
-            "bytes": sum(path.stat().st_size for path in draft.glob("table.*.bin")),
+            "bytes": size,
         }
         say(
-            f"inverted: {about['keys']:,} keys lead to {about['items']:,} items, {about['scores']:,} scores, "
-            f"{about['bytes'] / 1e6:,.2f} MB"
+            f"inverted: {len(table.keys):,} keys lead to {len(keys):,} items by {len(table.scores):,} scores, "
+            f"{size / 1e6:,.2f} MB"
         )
         return _published(draft, about, where, origin, asked.keep, say)
 

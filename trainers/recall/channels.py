@@ -86,7 +86,7 @@ class _Scores:
 
     def __init__(self, origin: Origin) -> None:
         self._requests = Predictor(origin.of("user"))
-        self.asks, self.knows = self._requests.columns, []
+        self.asks, self.knows = self._requests.columns, list[str]()
         self._known = np.zeros(0, np.int64)
 
     def meet(self, items: pa.Table, known: Items) -> None:
@@ -105,7 +105,7 @@ class _Lists:
     """Lists that somebody else has made, in memory; a request without one gets nothing."""
 
     def __init__(self, path: str, column: str, on: str) -> None:
-        self.asks, self.knows, self._on = [on], [], on
+        self.asks, self.knows, self._on = [on], list[str](), on
         files = prediction_files.find(path, "candidates")
         tables = []
         for file in files.paths:

@@ -149,7 +149,8 @@ class Nearest:
         """
         if queries.ndim == 3:
             every = self.search(queries.reshape(-1, queries.shape[-1]), count, allowed)
-            return _merged(*(part.reshape(len(queries), -1) for part in every), count)
+            places, scores = (part.reshape(len(queries), -1) for part in every)
+            return _merged(places, scores, count)
         asked = min(count, self.count)
         places, scores = np.full((len(queries), count), -1), np.full((len(queries), count), -np.inf, np.float32)
         index, parameters = self._filtered(asked, allowed)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
+from livetrain.modules.recall.fitted import fitted
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.columns import plain
 from livetrain.trainers.data.read.files import read_footer, split_files
@@ -76,8 +77,8 @@ def key_of(recipe: Recipe) -> str:
     Raises:
         BadInput: the model finds no items.
     """
-    if recipe.fitted:
-        return recipe.model.key
+    if (model := fitted(recipe)) is not None:
+        return model.key
     network = Model(recipe, device="meta", tables_device="meta").dense.network
     if network.towers is None:
         raise BadInput(f"{recipe.name}: model.kind '{recipe.model.kind}' finds no items; name a run of one that does")
