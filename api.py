@@ -107,7 +107,7 @@ class Run:
         from livetrain.trainers.export.inverted import retriever
         from livetrain.trainers.runtime.run_folder import find_checkpoint
 
-        load = retriever if self.recipe.fitted else plain_model
+        load = retriever if self.recipe.model.fitted else plain_model
         return load(self.recipe, find_checkpoint(self.folder, checkpoint))
 
     def evaluate(self, split: Split = "test", checkpoint: Which = "best") -> dict[str, float]:

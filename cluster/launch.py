@@ -107,7 +107,7 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
             compatible.check_same(found[-1], recipe, resume=True)
         else:
             if (begun := warm_start.find(recipe)) is not None:
-                told = [fit.check_start(recipe, begun)] if recipe.fitted else warm_start.tell(recipe, begun, run)
+                told = [fit.check_start(recipe, begun)] if recipe.model.fitted else warm_start.tell(recipe, begun, run)
                 for text in told:
                     runlog.note(run, "note", text=text)
         note = partial(runlog.note, run, "note")
@@ -119,7 +119,7 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
         job = Job(recipe, run, sources, statistics, test)
         with signals.saving(run):
             try:
-                if recipe.fitted:
+                if recipe.model.fitted:
                     result = _launch(partial(fit.fit, job, warm_start.find(recipe)), recipe, run, place)
                 else:
                     result = _launch(partial(_train_here, job), recipe, run, place, partial(_plan, job))
@@ -204,7 +204,7 @@ def measure(
             _check_ids(path, source, recipe)
         job = Job(recipe, run, sources, None)
         work = partial(_evaluate_here, job, place, which, split, mend)
-        if recipe.fitted:
+        if recipe.model.fitted:
             work = partial(fit.evaluate, job, path, place, split)
         found = _launch(work, recipe, place, place)
         return found, Draws.read(place)

@@ -40,6 +40,11 @@ class Together:
     """Marks lists of a section whose entries belong together by their places: where one goes, so do the others."""
 
 
+@dataclass(frozen=True)
+class Bound:
+    """Marks a key that may be left out, but whose section goes where what it names is taken away."""
+
+
 def _of_metric(text: str) -> list[tuple[str, str]]:
     """Return what ``task.metric`` or ``slice.task.metric`` names; a bare metric is the first task's, whichever."""
     *scope, task, _ = ["", *text.split(".")]

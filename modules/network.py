@@ -31,7 +31,6 @@ class Network(nn.Module):
     What else it can do it says by these members. A subclass sets those that it has, after ``super().__init__()``.
 
     Attributes:
-        fitted: class attribute, False: a network is trained by steps; see modules.recall.fitted for what is not.
         shares: class attribute. True: `forward` also takes features that rows of `dense` share: when serving, one row
             of a feature for all of them; of data of requests, one row per request. `row` and `pool` know which, and
             modules.layers.jagged.of_rows gives each row its own of anything that is computed once per request. For
@@ -58,7 +57,6 @@ class Network(nn.Module):
         trunk: nn.Module | None
         towers: Any
 
-    fitted = False
     shares = False
     key = None
 

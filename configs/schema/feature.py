@@ -1,12 +1,12 @@
 """What every kind of feature is; the kinds themselves are in configs/features."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import TableName, Text
+from livetrain.configs.values import Bound, TableName, Text
 
 Holds = Literal["id", "sequence", "dense", "vector", "time", "unix time"]
 
@@ -139,7 +139,7 @@ class Feature(Section):
 class EmbeddedFeature(Feature):
     """A feature whose ids are looked up in a table."""
 
-    table: TableName | None = Field(
+    table: Annotated[TableName | None, Bound()] = Field(
         None, description="the table that the ids are looked up in; only a model that is fitted needs none"
     )
 

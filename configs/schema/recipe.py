@@ -62,7 +62,7 @@ class Recipe(Section):
         object.__setattr__(self, "plugins", registry.complete(self, self.plugins))
         _check_batch(self)
         object.__setattr__(self, "data", self.data.on(max(self.cluster.most, 1)))
-        if self.fitted:
+        if self.model.fitted:
             _check_fitted(self)
         _check_tables(self)
         _check_parts(self)
@@ -79,11 +79,6 @@ class Recipe(Section):
     def __setstate__(self, state: dict[Any, Any]) -> None:
         plugins.load(state["__dict__"]["plugins"])  # where the recipe was sent to
         super().__setstate__(state)
-
-    @property
-    def fitted(self) -> bool:
-        """Whether the model is fitted rather than trained by steps."""
-        return registry.MODELS.owner(self.model.kind).fitted
 
     def column(self, feature: str) -> str:
         """Return the Parquet column that feeds `feature`."""
@@ -174,7 +169,7 @@ def _check_tables(recipe: Recipe) -> None:
     for name, feature in recipe.features.items():
         table = feature.looks_up()
         if table is None:
-            if feature.embedded and not recipe.fitted:
+            if feature.embedded and not recipe.model.fitted:
                 raise BadInput(f"features.{name}.table is missing; name the table that its ids are looked up in")
             continue
         if table not in recipe.tables:

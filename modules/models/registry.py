@@ -36,6 +36,6 @@ def network(kind: str) -> Callable[[ModelConfig, Inputs, dict[str, Task]], Netwo
         BadInput: no model has this name, or it is fitted and has no network.
     """
     owner = MODELS.owner(kind)
-    if owner.fitted:
+    if MODELS.configs()[kind].fitted:
         raise BadInput(f"model.kind: '{kind}' is fitted and not trained by steps, so it has no network and no tables")
     return owner

@@ -11,7 +11,7 @@ history, of popular items the slice that the request is of, of tags those that t
 """
 
 from collections.abc import Callable, Iterator
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from torch import nn
@@ -20,6 +20,7 @@ from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.registry import MODELS
 from livetrain.configs.schema import FittedConfig, Recipe
 
+NO_ID = np.iinfo(np.int64).min  # in the place of an id that a column lacks
 State = dict[str, np.ndarray]  # what a fit has learned, by name: the files of its checkpoint
 Kind = TypeVar("Kind", bound="type[Fitted]")
 
@@ -45,7 +46,7 @@ class Rows(NamedTuple):
     first: int  # number of the first row within the split
     label: np.ndarray  # (n,) bool: the task's label is 1
     ids: dict[str, Lists]  # of the key, and of each feature in `Fitted.features`
-    columns: dict[str, np.ndarray]  # (n,) of each of the config's `also_reads`: int64 ids, or float64, of times seconds
+    columns: dict[str, np.ndarray]  # (n,) of each of the config's `also_reads`: int64 ids, or float64 (times: seconds)
 
 
 class Table(NamedTuple):
@@ -67,18 +68,19 @@ class Fitted:
         recipe: the run.
 
     Attributes:
-        fitted: tells it from a `Network`.
+        recipe: the run.
+        key: the item's feature.
+        features: those that `fit` and `request` read besides the key; a subclass sets them.
+        incremental: whether a fit may go on from what an earlier one has learned, which `fit` then gets as `before`; a
+            subclass may set it.
 
     Raises:
         BadInput: the config names a feature that is not there, or is of another type.
     """
 
-    fitted: ClassVar[bool] = True
-
     def __init__(self, config: FittedConfig, recipe: Recipe) -> None:
-        self.key = config.key
-        self._recipe = recipe
-        self.feature("key", config.key, "id")
+        self.recipe, self.features, self.incremental = recipe, list[str](), False
+        self.key = self.feature("key", config.key, "id")
 
     def feature(self, key: str, name: str, form: str) -> str:
         """Return a feature's name, once it is known to be one of ids of a form, "id" or "sequence".
@@ -86,21 +88,11 @@ class Fitted:
         Raises:
             BadInput: it is not; the message names ``model.<key>``.
         """
-        known = {n: f for n, f in self._recipe.features.items() if f.carrier == "ids" and f.form == form}
+        known = {n: f for n, f in self.recipe.features.items() if f.carrier == "ids" and f.form == form}
         if name not in known:
             what = "id" if form == "id" else "sequence"
             raise BadInput(f"model.{key}: there is no {what} feature '{name}'{nearest(name, known)}")
         return name
-
-    @property
-    def incremental(self) -> bool:
-        """Whether a fit may go on from what an earlier one has learned: `fit` then gets that as `before`."""
-        return False
-
-    @property
-    def features(self) -> list[str]:
-        """The features that `fit` and `request` read, besides `key`."""
-        return []
 
     def fit(self, rows: Iterator[Rows], before: State | None = None) -> State:
         """Return what there is to learn of the training split's rows.
@@ -151,8 +143,7 @@ def fitted(recipe: Recipe) -> Fitted | None:
     Raises:
         BadInput: the recipe does not fit the model.
     """
-    owner = MODELS.owner(recipe.model.kind)
-    return owner(recipe.model, recipe) if owner.fitted else None
+    return MODELS.owner(recipe.model.kind)(recipe.model, recipe) if recipe.model.fitted else None
 
 
 def table(

@@ -10,6 +10,7 @@ from livetrain.modules.features.registry import transforms
 from livetrain.modules.recall.fitted import Fitted, Table
 from livetrain.modules.serving.inputs import Ids, source_of
 
+ROWS = 1024  # rows whose entries are in memory at once, where many are to be scored
 PARTS = (
     "keys",
     "offsets",
@@ -38,6 +39,7 @@ class Inverted(nn.Module):
     """
 
     task: str
+    key: str
     keys: Tensor
     offsets: Tensor
     items: Tensor
@@ -50,6 +52,7 @@ class Inverted(nn.Module):
         super().__init__()
         self.task = next(iter(recipe.tasks))
         made = transforms(recipe.features)
+        self.key = model.key
         self.own = cast(Ids, source_of(model.key, recipe, made))
         self.request = model.request()
         seen = recipe.evaluate.seen

@@ -79,15 +79,16 @@ class SliceKeys(nn.Module):
 
     Args:
         recipe: the run.
+        key: the item's feature.
         features: with at most one id per row.
     """
 
-    def __init__(self, recipe: Recipe, features: list[str]) -> None:
+    def __init__(self, recipe: Recipe, key: str, features: list[str]) -> None:
         super().__init__()
         made = transforms(recipe.features)
         self.sources = nn.ModuleList([source_of(name, recipe, made) for name in features])
         # A request without features has rows all the same: as many as it has ids of the item, or one.
-        self.rows_of = recipe.model.key if not features else features[0]  # type: ignore[attr-defined]
+        self.rows_of = features[0] if features else key
 
     def forward(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
@@ -117,7 +118,7 @@ class SliceKeys(nn.Module):
                 key = mix(key + 0x1E3779B97F4A7C15 + mix(values[place]))
             keys.append(key)
             known.append(there)
-        every = torch.stack(keys[::-1], 1)  # (B, F + 1), the smallest slice first
-        has = torch.stack(known[::-1], 1)
+        every = torch.stack(keys, 1).flip(1)  # (B, F + 1), the smallest slice first
+        has = torch.stack(known, 1).flip(1)
         found = every[has]
         return found, has.sum(1), torch.ones(found.numel(), dtype=torch.float32)

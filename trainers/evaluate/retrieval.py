@@ -137,8 +137,8 @@ class Retrieval:
         own = (rows[chosen], places, slices[chosen], group[chosen])
         rows, places, slices, group = (_everyone(part).cpu() for part in own)
         order = rows.argsort()
-        ranked = (part[order] for part in (places, slices, group))
-        found, self.draws = figures(self._task, self._slices, *ranked, len(keys), self._bootstrap)
+        places, slices, group = places[order], slices[order], group[order]
+        found, self.draws = figures(self._task, self._slices, places, slices, group, len(keys), self._bootstrap)
         return found
 
 

@@ -17,6 +17,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Evaluate, Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.recall.fitted import fitted
+from livetrain.modules.recall.inverted import ROWS
 from livetrain.modules.serving.loading import load
 from livetrain.modules.serving.scorer import Encoder, Scorer
 from livetrain.trainers.data.read.columns import (
@@ -88,7 +89,7 @@ def weights_of(run: Path, source: str | Path = "best", vectors: Side | None = No
 
 def _file(recipe: Recipe, vectors: Side | None) -> str:
     """Return which file of an export is needed: a fitted model has one, whichever side of it is asked for."""
-    return "model.pt" if recipe.fitted or vectors is None else f"{vectors}.pt"
+    return "model.pt" if recipe.model.fitted or vectors is None else f"{vectors}.pt"
 
 
 def _digest(found: dict[str, Any] | None) -> str:
@@ -126,7 +127,7 @@ class Predictor:
     def __init__(self, weights: Weights) -> None:
         whole = run_folder.recipe_of(weights.run)
         self.vectors = weights.vectors
-        self._model = _load(weights, whole)
+        self._model: Any = _load(weights, whole)
         # A row's labels, weights and group are nobody's business here, nor are the other tower's features.
         features = whole.features
         if self.vectors and (towers := _towers(whole)):
@@ -171,9 +172,8 @@ class Predictor:
         Raises:
             BadInput: a column that the features need is missing, or is of another type.
         """
-        schema = settled(self._types(table.schema, name), self._wanted)
-        fitting = pa.Table.from_arrays([table.column(field.name).cast(field.type) for field in schema], schema=schema)
-        requests = Candidates(of_candidates(schema, self._wanted), _ANY)
+        fitting = self._fitting(table, name)
+        requests = Candidates(of_candidates(fitting.schema, self._wanted), _ANY)
         counts = requests.counts(fitting, name) if requests.names else None
         rows = fitting if counts is None else requests.flattened(fitting, name)
         parts: list[list[np.ndarray]] = [[] for _ in self.names]
@@ -186,6 +186,44 @@ class Predictor:
             offsets = pa.array(running(counts), pa.int32())
             made = [pa.ListArray.from_arrays(offsets, part) for part in made]
         return pa.table(made, names=self.names)
+
+    def ids_of(self, items: pa.Table, name: str) -> np.ndarray:
+        """Return the ids of items, (n,) int64, of a model that is fitted; `vectors` is "item".
+
+        Raises:
+            BadInput: a row has none.
+        """
+        (feature,) = self.recipe.features
+        parts = [ids[feature].numpy() for ids, _, _ in self._inputs(self._fitting(items, name), name)]
+        if len(found := np.concatenate(parts)) != len(items):
+            raise BadInput(f"{name}: column '{self.recipe.column(feature)}' is null in a row; give every item its id")
+        return found
+
+    def scores_of(self, table: pa.Table, name: str, items: np.ndarray, cells: int) -> Iterator[np.ndarray]:
+        """Yield the scores of items for the rows of a table, (n, items) float32, of a model that is fitted.
+
+        Args:
+            table: the rows.
+            name: of their file.
+            items: (items,) ids.
+            cells: scores that are in memory at once, at most, or those of a row.
+        """
+        known: np.ndarray = self._model.items.numpy()
+        place = np.searchsorted(known, items).clip(max=max(len(known) - 1, 0))
+        there = known[place] == items if len(known) else np.zeros(len(items), bool)
+        rows, step = self._fitting(table, name), max(1, min(cells // max(len(known), len(items)), ROWS))
+        for start in range(0, len(table), step):
+            part = rows.slice(start, step)
+            scores = np.zeros((len(part), len(items)), np.float32)
+            with torch.inference_mode():
+                for inputs in self._inputs(part, name) if there.any() else ():
+                    scores[:, there] = self._model.of_all(*inputs).numpy()[:, place[there]]
+            yield scores
+
+    def _fitting(self, table: pa.Table, name: str) -> pa.Table:
+        """Return the columns that the features need, in the types that they are decoded from."""
+        schema = settled(self._types(table.schema, name), self._wanted)
+        return pa.Table.from_arrays([table.column(field.name).cast(field.type) for field in schema], schema=schema)
 
     def _inputs(self, rows: pa.Table, name: str) -> Iterator[tuple[dict[str, Tensor], ...]]:
         """Yield rows as the model takes them, CHUNK rows at a time."""
@@ -208,7 +246,7 @@ def _load(weights: Weights, recipe: Recipe) -> nn.Module:
         raise BadInput(f"{weights.folder}: is gone, or another model is in its place by now; start again")
     if weights.exported:
         return load(weights.folder, _file(recipe, weights.vectors))
-    if recipe.fitted:
+    if recipe.model.fitted:
         return retriever(recipe, weights.folder)
     model = plain_model(recipe, weights.folder)
     return (Encoder(model, recipe, weights.vectors) if weights.vectors else Scorer(model, recipe)).eval()

@@ -76,6 +76,20 @@ def one_user(inputs: Inputs, user: list[str], row: int) -> tuple[Inputs, Inputs]
     return once, repeated
 
 
+def some_rows(inputs: Inputs, chosen: torch.Tensor, rows: int) -> Inputs:
+    """Return some of so many rows, as an exported file takes them."""
+    ids, lengths, dense = inputs
+    kept = torch.zeros(rows, dtype=torch.bool)
+    kept[chosen] = True
+    of_ids = {name: torch.repeat_interleave(kept, count) for name, count in lengths.items()}
+    beside = {name: of_ids.get(name, kept) for name in dense}
+    return (
+        {name: values[of_ids[name]] for name, values in ids.items()},
+        {name: count[kept] for name, count in lengths.items()},
+        {name: values[beside[name]] for name, values in dense.items()},
+    )
+
+
 def _held_out(recipe: Recipe, rows: int) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Yield the test split's first batches, and in each the places of real rows, `rows` in all."""
     reader = Reader(Source.open(recipe, "test"), recipe, rank=0, world=1, shuffle=False)
@@ -123,11 +137,11 @@ def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:
 
 
 def synthetic_rows(
-    recipe: Recipe, signature: dict[str, Any], rows: int, known: Mapping[str, np.ndarray] | None = None
+    recipe: Recipe, signature: dict[str, Any], rows: int, ids: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, Any]:
     """Return rows like those of `held_out_rows`, drawn from what a signature declares: nobody's data are in them.
 
-    Ids are uniform over their table's rows, or over those that are `known` of their feature. Numbers are normal with
+    Ids are uniform over their table's rows, or over those given as `ids` of their feature. Numbers are normal with
     the stored mean and deviation; those that are not normalised, so that none are stored, are of either sign and of
     sizes from a tenth to a thousand. Each is missing in about one row of ten. All sequences of a row have one length,
     as those of one history must: in the first row one more than the file looks at, where it looks at as much of each.
@@ -157,7 +171,7 @@ def synthetic_rows(
             known = drawn.random(int(lengths.sum())) >= 0.1
             width = features[feature.alike].numbers
             found["dense"][name] = _drawn(drawn, signature["features"][feature.alike], width, known)
-        of = (known or {}).get(name)
+        of = (ids or {}).get(name)
         if of is not None and len(of):
             found["ids"][name] = of[drawn.integers(0, len(of), int(lengths.sum()))].tolist()
             continue

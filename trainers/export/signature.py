@@ -21,7 +21,8 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
     """Return what a caller has to know about the file, and where it comes from; no `model` of one that is fitted."""
     content = run_folder.content(path)
     step, ids = content["step"], content.get("ids", {})
-    mean, std, finds = {}, {}, _TOP
+    mean, std = dict[str, list[float]](), dict[str, list[float]]()
+    finds: dict[str, Any] = _TOP
     if model is not None:
         places, normalise = measured(model), model.dense.normalise
         mean, std = ({n: x[place].tolist() for n, place in places.items()} for x in (normalise.mean, normalise.std))

@@ -12,7 +12,7 @@ from torch import nn
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import FittedConfig, Recipe
 from livetrain.configs.values import Count, FeatureName, PositiveOrZero, Share, Text, real
-from livetrain.modules.recall.fitted import Fitted, Rows, State, Table, register_fitted, table
+from livetrain.modules.recall.fitted import NO_ID, Fitted, Rows, State, Table, register_fitted, table
 from livetrain.modules.recall.keys import HistoryKeys
 from livetrain.modules.tables.hashing import mix
 from livetrain.trainers.recall.pairs import Sequences, best, cosine_counts, swing_counts, taken
@@ -79,9 +79,9 @@ class ItemCF(Fitted):
 
     With `user` and `time`, cosine goes day by day. A day's users are those with a positive row on it; their items are
     those of these rows and, as far as known, of the history that the first of them has. Of these pairs those count in
-    which an item is of the day, and c and n of the days before are first multiplied by `day_decay`. Between days an
-    item keeps four times its neighbours. So a fit that goes on from what one had learned by a day is the fit of all
-    days, to the last bit, and a night has only its new days to count.
+    which an item is of the day, and c, n and the numbers of common users of the days before are first multiplied by
+    `day_decay`. Between days an item keeps four times its neighbours. So a fit that goes on from what one had learned
+    by a day is the fit of all days, to the last bit, and a night has only its new days to count.
 
     Memory: 50 bytes per positive row and per item of a history that is used, and what the pairs of a block take, about
     1 GB, whatever their number.
@@ -97,11 +97,13 @@ class ItemCF(Fitted):
     def __init__(self, config: ItemCFConfig, recipe: Recipe) -> None:
         super().__init__(config, recipe)
         self.config = config
-        self.feature("history", config.history, "sequence")
-        if config.times is not None:
-            self.feature("times", config.times, "sequence")
-        if config.now is not None:
-            self.feature("now", config.now, "id")
+        self.incremental = config.user is not None and config.time is not None and config.similarity == "cosine"
+        asked = (
+            (config.history, "history", "sequence"),
+            (config.times, "times", "sequence"),
+            (config.now, "now", "id"),
+        )
+        self.features = [self.feature(key, name, form) for name, key, form in asked if name is not None]
         if config.history_half_life is not None and (config.times is None or config.now is None):
             raise BadInput(
                 "model.history_half_life: needs the times of a history and of the request; name the features that hold "
@@ -116,28 +118,15 @@ class ItemCF(Fitted):
                 "model.day_decay: needs model.user and model.time, and similarity: cosine; leave it out, or name these"
             )
 
-    @property
-    def incremental(self) -> bool:
-        return self.config.user is not None and self.config.time is not None and self.config.similarity == "cosine"
-
-    @property
-    def features(self) -> list[str]:
-        config = self.config
-        return [name for name in (config.history, config.times, config.now) if name is not None]
-
     def request(self) -> nn.Module:
         config = self.config
         half_life = config.history_half_life
         if half_life is not None:
             half_life *= _HOUR * _PER_SECOND[config.unit]
-        return HistoryKeys(self._recipe, config.history, config.history_step, half_life, config.times, config.now)
+        return HistoryKeys(self.recipe, config.history, config.history_step, half_life, config.times, config.now)
 
     def table(self, state: State) -> Table:
-        counts = (
-            self._common([_matrix(state, name) for name in self._matrices])[0]
-            if len(self._matrices) > 1
-            else _matrix(state, "counts")
-        )
+        counts = self._common([_matrix(state, name) for name in self._matrices])[0]
         scores = self._scores(counts, state["users"])
         kept = best(counts, scores, self.config.neighbours)
         row = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))[kept]
@@ -148,10 +137,12 @@ class ItemCF(Fitted):
         read = self._of_users if self.config.user is not None else self._of_rows
         parts = [read(part) for part in rows]
         events = _Events(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        del parts
         state = before if before is not None else self._nothing()
-        new = events.day > int(state["day"][0])
-        for day in np.unique(events.day[new]):
-            state = self._day(state, _Events(*(column[events.day == day] for column in events)), int(day))
+        for day in np.unique(events.day[events.day > int(state["day"][0])]):
+            own = events.day == day
+            of_day = events if own.all() else _Events(*(column[own] for column in events))
+            state = self._day(state, of_day, int(day))
         return state
 
     def _of_rows(self, rows: Rows) -> _Events:
@@ -180,11 +171,10 @@ class ItemCF(Fitted):
         """Return the events of positive rows, and of each user and day the history that the first row has of it."""
         config = self.config
         own, user = rows.ids[self.key], rows.columns[config.user or ""]
-        kept = rows.label & (own.lengths > 0)
+        kept = rows.label & (own.lengths > 0) & (user != NO_ID)
         numbers = np.flatnonzero(kept)
         time = rows.columns[config.time] if config.time is not None else np.full(len(kept), np.nan)
-        daily = self.incremental
-        day = np.where(np.isnan(time), 0, time // _DAY).astype(np.int64) if daily else np.zeros(len(kept), np.int64)
+        day = np.nan_to_num(time // _DAY if self.incremental else 0 * time).astype(np.int64)
         items, times = self._history(rows)
         firsts = _first(day[numbers], user[numbers])
         chosen = np.zeros(len(kept), bool)
@@ -217,7 +207,7 @@ class ItemCF(Fitted):
 
     def _sequences(self, events: _Events) -> tuple[Sequences, np.ndarray]:
         """Return a day's events as `Sequences`, and the ids of the items whose places these hold."""
-        config, seed = self.config, self._recipe.train.seed
+        config, seed = self.config, self.recipe.train.seed
         if config.user is not None:  # a history is of a user's first row on the day, which chunks cannot tell
             user, place = np.unique(events.user, return_inverse=True)
             first = np.full(len(user), 2**62)
@@ -290,18 +280,18 @@ class ItemCF(Fitted):
 
     def _kept(self, counted: list[sparse.csr_array], users: np.ndarray, first: int) -> list[sparse.csr_array]:
         """Return what is kept of some rows of c and of the numbers of users: the best pairs of each item."""
-        spare = _SPARE if self.incremental else 1
-        if len(counted) > 1 and not self.incremental:  # days to come may bring users that are lacking
+        if not self.incremental:  # days to come may bring users that are lacking
             counted = self._common(counted)
-        for matrix in counted:
-            matrix.sort_indices()
-        kept = best(counted[0], self._scores(counted[0], users, first), spare * self.config.neighbours)
-        return [taken(matrix, kept) for matrix in counted]
+        counted[0].sort_indices()
+        most = self.config.neighbours * (_SPARE if self.incremental else 1)
+        kept = best(counted[0], self._scores(counted[0], users, first), most)
+        return [taken(matrix, kept) for matrix in _alike(counted)]
 
     def _common(self, counted: list[sparse.csr_array]) -> list[sparse.csr_array]:
         """Return rows of c and of the numbers of users without pairs that too few users have."""
-        for matrix in counted:
-            matrix.sort_indices()
+        if len(counted) == 1:
+            return counted
+        counted = _alike(counted)
         enough = counted[1].data >= self.config.common_users
         return [taken(matrix, enough) for matrix in counted]
 
@@ -318,6 +308,17 @@ def _matrix(state: State, name: str) -> sparse.csr_array:
     """Return a matrix of items by items that a state holds."""
     parts = (state[name], state[f"{name}_items"], state[f"{name}_ends"])
     return sparse.csr_array(parts, shape=(len(state["items"]), len(state["items"])))
+
+
+def _alike(matrices: list[sparse.csr_array]) -> list[sparse.csr_array]:
+    """Return matrices with the entries that the first one has alone, in one order."""
+    first, *others = matrices
+    first.sort_indices()
+    there = sparse.csr_array((np.ones(first.nnz, np.float32), first.indices, first.indptr), shape=first.shape)
+    found = [first, *(other.multiply(there).tocsr() for other in others)]
+    for matrix in found:
+        matrix.sort_indices()
+    return found
 
 
 def _moved(matrix: sparse.csr_array, before: np.ndarray, items: np.ndarray) -> sparse.csr_array:

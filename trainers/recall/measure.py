@@ -10,7 +10,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.features.carriers import Carried
 from livetrain.modules.layers import jagged
-from livetrain.modules.recall.inverted import Inverted
+from livetrain.modules.recall.inverted import ROWS, Inverted
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.catalogue import CATALOGUE
 from livetrain.trainers.data.read.reader import Reader
@@ -18,7 +18,7 @@ from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.evaluate.evaluation import Evaluation
 from livetrain.trainers.evaluate.intervals import Bootstrap
 from livetrain.trainers.evaluate.retrieval import figures, least, places
-from livetrain.trainers.export.rows import Inputs, inputs_of
+from livetrain.trainers.export.rows import inputs_of, some_rows
 
 _CELLS = 2**26  # scores in memory at once: 256 MB
 
@@ -67,12 +67,12 @@ def measure(
             evaluation.update(
                 score.unsqueeze(1), batch.labels, batch.weights, batch.groups, lengths, batch.slices, batch.rows
             )
-            own, there = _items(batch, recipe)
+            own, there = _items(batch, learned.key)
             items.append(own[there].unique())
             positive.append(batch.rows[there & (batch.labels[:, 0] == 1)])
         if CATALOGUE in sources:
             every = _batches(_reader(sources[CATALOGUE], recipe, False), recipe)
-            items = [own[there] for own, there in (_items(batch, recipe) for batch in every)]
+            items = [own[there] for own, there in (_items(batch, learned.key) for batch in every)]
         known = torch.cat([torch.zeros(0, dtype=torch.int64), *items]).unique()
         chosen = least(torch.cat([torch.zeros(0, dtype=torch.int64), *positive]))[0].sort().values
         ranked = [_ranked(learned, recipe, batch, known, chosen) for batch in _batches(reader, recipe)]
@@ -80,8 +80,8 @@ def measure(
     rows, ranks, slices, group = (torch.cat(part) for part in zip(*ranked, strict=True))
     order = rows.argsort()
     parts = ["", *(f"{name}." for name in recipe.evaluate.slices)]
-    of_all = (part[order] for part in (ranks, slices, group))
-    found, drawn = figures(learned.task, parts, *of_all, len(known), bootstrap)
+    ranks, slices, group = ranks[order], slices[order], group[order]
+    found, drawn = figures(learned.task, parts, ranks, slices, group, len(known), bootstrap)
     metrics = evaluation.compute() | found
     evaluation.draws.values |= drawn
     return metrics, evaluation
@@ -99,9 +99,9 @@ def _batches(reader: Reader, recipe: Recipe) -> Iterator[Batch]:
             yield batch.flat(widths)
 
 
-def _items(batch: Batch, recipe: Recipe) -> tuple[Tensor, Tensor]:
+def _items(batch: Batch, key: str) -> tuple[Tensor, Tensor]:
     """Return each row's item, (B,) int64, and which rows have one."""
-    part = batch.lists(recipe.model.key)  # type: ignore[attr-defined]  (of a model that is fitted)
+    part = batch.lists(key)
     own = jagged.rows(part.values().unsqueeze(1), part.lengths()).squeeze(1)
     return own, (batch.weights > 0) & (part.lengths() > 0)
 
@@ -118,18 +118,18 @@ def _ranked(
         known: (C,) the items that are ranked, rising.
         chosen: numbers of the rows, rising.
     """
-    own, there = _items(batch, recipe)
+    own, there = _items(batch, learned.key)
     picked = torch.nonzero(there & (batch.labels[:, 0] == 1) & torch.isin(batch.rows, chosen)).flatten()
     place = torch.searchsorted(learned.items, known).clamp(max=max(learned.items.numel() - 1, 0))
     scored = learned.items[place] == known if learned.items.numel() else torch.zeros_like(known, dtype=torch.bool)
     had = _had(batch, recipe, own)
     inputs = inputs_of(batch, recipe)
-    step = max(_CELLS // max(len(known), learned.items.numel(), 1), 1)
+    step = max(min(_CELLS // max(len(known), learned.items.numel(), 1), ROWS), 1)
     found = [torch.zeros(0, dtype=torch.int64)]
     for part in picked.split(step):
         scores = torch.zeros(len(part), len(known))
         if scored.any():
-            scores[:, scored] = learned.of_all(*_rows(inputs, part, len(batch.rows)))[:, place[scored]]
+            scores[:, scored] = learned.of_all(*some_rows(inputs, part, len(batch.rows)))[:, place[scored]]
         found.append(places(scores, own[part], had[part], known))
     slices = torch.zeros_like(own) if batch.slices is None else batch.slices
     group = batch.rows if batch.groups is None else batch.groups
@@ -148,17 +148,3 @@ def _had(batch: Batch, recipe: Recipe, own: Tensor) -> Tensor:
     first = lengths.cumsum(0) - lengths
     had[row, torch.arange(len(values)) - first[row]] = values
     return had
-
-
-def _rows(inputs: Inputs, chosen: Tensor, rows: int) -> Inputs:
-    """Return some of so many rows, as an exported file takes them."""
-    ids, lengths, dense = inputs
-    kept = torch.zeros(rows, dtype=torch.bool)
-    kept[chosen] = True
-    of_ids = {name: torch.repeat_interleave(kept, count) for name, count in lengths.items()}
-    beside = {name: of_ids.get(name, kept) for name in dense}
-    return (
-        {name: values[of_ids[name]] for name, values in ids.items()},
-        {name: count[kept] for name, count in lengths.items()},
-        {name: values[beside[name]] for name, values in dense.items()},
-    )

@@ -7,12 +7,10 @@ import numpy as np
 import pyarrow as pa
 
 from livetrain.configs.schema import Recipe
-from livetrain.modules.recall.fitted import Fitted, Lists, Rows
+from livetrain.modules.recall.fitted import NO_ID, Fitted, Lists, Rows
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.decode import Decoder
 from livetrain.trainers.data.read.source import CorruptGroup, Source
-
-_NO_USER = np.iinfo(np.int64).min
 
 
 def rows_of(source: Source, model: Fitted, recipe: Recipe) -> Iterator[Rows]:
@@ -56,10 +54,10 @@ def _newest(lists: Lists, limit: int) -> Lists:
 
 
 def _column(column: pa.ChunkedArray, kind: str, config: Any) -> np.ndarray:
-    """Return a column of ids as int64, the least number where there is none, or of times in seconds or numbers."""
+    """Return a column of ids as int64, `NO_ID` where there is none, or of times in seconds or numbers."""
     array = carry.whole(column)
     if kind == "unix time":
         return carry.seconds(array, config.unit)
     if kind == "number":
         return carry.floats(array).astype(np.float64)
-    return carry.whole_ids(array).fill_null(_NO_USER).to_numpy()
+    return carry.whole_ids(array).fill_null(NO_ID).to_numpy()

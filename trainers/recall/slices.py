@@ -39,17 +39,12 @@ class Sliced(Fitted):
 
     def __init__(self, config: SlicedConfig, recipe: Recipe) -> None:
         super().__init__(config, recipe)
-        self.by, self.most, self.time = list(config.by), config.most, config.time
-        for place, name in enumerate(self.by):
-            self.feature(f"by.{place}", name, "id")
+        self.most, self.time = config.most, config.time
+        self.features = [self.feature(f"by.{place}", name, "id") for place, name in enumerate(config.by)]
         self._keys = self.request()
 
-    @property
-    def features(self) -> list[str]:
-        return self.by
-
     def request(self) -> nn.Module:
-        return SliceKeys(self._recipe, self.by)
+        return SliceKeys(self.recipe, self.key, self.features)
 
     def table(self, state: State) -> Table:
         return table(state["keys"], state["items"], state["scores"], self.most, (state["slices"], state["rest"]))
@@ -57,9 +52,9 @@ class Sliced(Fitted):
     def sliced(self, rows: Rows, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return slice, item and row of each slice of the chosen rows that have an item, (E,) int64 each."""
         item = rows.ids[self.key]
-        lists = {name: rows.ids[name] for name in (self.key, *self.by)}
-        ids = {name: torch.from_numpy(part.values) for name, part in lists.items()}
-        lengths = {name: torch.from_numpy(part.lengths) for name, part in lists.items()}
+        lists = {name: rows.ids[name] for name in (self.key, *self.features)}
+        ids = {name: torch.tensor(part.values) for name, part in lists.items()}
+        lengths = {name: torch.tensor(part.lengths) for name, part in lists.items()}
         keys, counts, _ = (part.numpy() for part in self._keys(ids, lengths, {}))
         row = np.repeat(np.arange(len(counts)), counts)
         items = np.zeros(len(counts), np.int64)

@@ -139,7 +139,7 @@ def _check_model(recipe: Recipe, trains: bool) -> str | None:
     """Raise BadInput where a recipe's model cannot be built, or its tables find no memory; return `memory.check`'s."""
     if recipe.cluster.most:
         registry.check_shared(recipe)
-    if recipe.fitted:
+    if recipe.model.fitted:
         return None
     if recipe.cluster.device == "cpu" or not (recipe.cluster.most or torch.cuda.is_available()):
         check_device(recipe, torch.device("cpu"))  # of other runs the device is known once there is a cluster
