@@ -35,6 +35,7 @@ import torch
 from torch._inductor import config
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.graph import GraphLowering
+from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -48,6 +49,7 @@ from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import compiled_dense
+from livetrain.trainers.train.compiled_tasks import TasksAtOnce
 from livetrain.trainers.train.gradients import combination
 from livetrain.trainers.train.sharding import shard
 
@@ -60,7 +62,7 @@ RECIPES = {
 }
 ROWS = 768
 WARM = 2  # steps before the one that is counted
-PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "linear"}
+PRODUCTS = {"mm", "addmm", "addmm_", "bmm", "baddbmm", "linear"}
 NOTHING = {
     "empty",
     "empty_like",
@@ -70,6 +72,7 @@ NOTHING = {
     "detach",
     "_unsafe_view",
     "resize_",
+    "squeeze_",
 }
 
 
@@ -89,6 +92,10 @@ class Counted(TorchDispatchMode):
         out = function(*args, **(kwargs or {}))
         namespace, name = function.namespace, function._schema.name.partition("::")[2]
         if namespace in ("profiler", "record_function") or "record_function" in name:
+            return out
+        if any(isinstance(t, FakeTensor) for t in tensors([*args, out])):  # while a graph is made
+            return out
+        if any(t.dtype == torch.float64 for t in tensors([*args, out])):  # a combiner's, on the host
             return out
         self.operators += 1
         viewing = any(r.alias_info is not None and not r.alias_info.is_write for r in function._schema.returns)
@@ -128,6 +135,10 @@ class Scheduled:
 
     def __call__(self, graph: torch.fx.GraphModule, examples: list) -> Callable:
         return compile_fx(graph, examples, inner_compile=self._inner)
+
+    def several(self) -> TasksAtOnce:
+        """Return the same for runs that compare tasks."""
+        return TasksAtOnce(self._inner)
 
     def _inner(self, graph: torch.fx.GraphModule, examples: list, **options: Any) -> Callable:
         found: list[tuple[int, int, int]] = []
@@ -191,20 +202,21 @@ def batches(recipe: Recipe, count: int) -> list[Batch]:
     return out
 
 
-def gram(rows: list[torch.Tensor]) -> torch.Tensor:
-    """Return what the combiner's function of that name does, by its operations on a GPU."""
-    stacked = torch.stack([row.reshape(-1).float() for row in rows])
-    return stacked @ stacked.T
+def add_gram(gram: torch.Tensor, rows: list[torch.Tensor]) -> None:
+    """Do what the combiner's function of that name does, by its operations on a GPU."""
+    stacked = combination._stacked(rows).reshape(len(rows), -1).float()
+    gram.addmm_(stacked, stacked.T)
 
 
 def measure(name: str, compiled: bool) -> tuple[Counted, list[tuple[int, int, int]]]:
     """Train a recipe for some steps; return what the last one dispatched, and its graphs' figures."""
     recipe = load_recipe(f"configs/recipes/{RECIPES[name][0]}.yaml", ["data.path=unused", *RECIPES[name][1]])
     torch._dynamo.reset()
-    with ranks.alone(cuda=False), mock.patch.object(combination, "_gram", gram):
+    with ranks.alone(cuda=False), mock.patch.object(combination, "_add_gram", add_gram):
         sharded, backend = shard(recipe, torch.device("cpu")), Scheduled()
         if compiled:
-            compiled_dense.enable(sharded, sys.exit, backend)
+            several = backend.several() if len(recipe.tasks) > 1 and recipe.gradients.scope == "shared" else backend
+            compiled_dense.enable(sharded, sys.exit, several)
         sharded.module.train()
         sharded.set_rates(1.0)
         feed = iter(batches(recipe, WARM + 4))

@@ -38,9 +38,14 @@ class Moving(nn.Module):
             values: by the buffers' names: all of a buffer, or (places, those of its rows).
         """
         if torch.compiler.is_compiling():
-            self.moved = values
+            self.moved = {name: _apart(value) for name, value in values.items()}
         else:
             _write([(self, values)])
+
+
+def _apart(value: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
+    """Return the same without a gradient, or a graph's backward pass would begin with zeros for it."""
+    return value.detach() if isinstance(value, Tensor) else (value[0], value[1].detach())
 
 
 def written(layers: Sequence[Moving]) -> None:

@@ -1,5 +1,6 @@
 """Ids of any int64 value become table rows, inside the model, so that training and serving cannot disagree."""
 
+import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -84,10 +85,8 @@ class IdHash(nn.Module):
         # On CUDA this waits for the lengths once; the all-to-all needs the same numbers, so they are handed on.
         ends = features.offset_per_key()
         for i, rows in enumerate(self.rows):
-            part = hashed[ends[i] : ends[i + 1]]
-            if self.modulo[i]:
-                part.copy_(ids[ends[i] : ends[i + 1]])
-            part.remainder_(rows)
+            place = slice(ends[i], ends[i + 1])
+            torch.remainder((ids if self.modulo[i] else hashed)[place], rows, out=hashed[place])
         return KeyedJaggedTensor(
             keys=features.keys(),
             values=hashed,

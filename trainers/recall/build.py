@@ -70,7 +70,7 @@ def build(origin: Origin, where: str, asked: Asked, say: Say) -> dict[str, Any] 
             place cannot be written.
     """
     recipe = origin.recipe
-    if recipe.fitted:
+    if recipe.model.fitted:
         return _inverted(recipe, origin, where, asked, say)
     key, side = recipe.column(key_of(recipe)), Predictor(origin.of("item"))
     table = items(recipe, asked.catalogue, [key, *side.columns])

@@ -51,7 +51,7 @@ def channel(name: str, spec: blend_spec.Channel, runs: Path) -> Channel:
             made: Channel = _Lists(spec.candidates, spec.column, spec.on or "")
         else:
             found = origin(spec.run or spec.published or "", runs)
-            made = _Scores(found) if found.recipe.fitted else _Vectors(found)
+            made = _Scores(found) if found.recipe.model.fitted else _Vectors(found)
         return made if spec.when is None else _Sometimes(name, made, spec.when)
     except BadInput as error:
         raise type(error)(f"channels.{name}: {error}") from error.__cause__

@@ -17,7 +17,7 @@ Evaluation, export and serving never see a graph. What the rules here are for:
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch._functorch.config
@@ -28,6 +28,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.proof import short, trial
+from livetrain.trainers.train.compiled_tasks import TasksAtOnce
 
 if TYPE_CHECKING:
     from livetrain.trainers.train.sharding import Sharded
@@ -38,6 +39,7 @@ log = logging.getLogger("livetrain")
 CUDA_GRAPHS = {"triton.cudagraphs": True, "triton.cudagraph_skip_dynamic_graphs": True, "graph_partition": True}
 
 Answer = dict[str, Tensor]
+Passes = TypeVar("Passes")
 
 
 class CompiledDense:
@@ -59,7 +61,11 @@ class CompiledDense:
         tell: Callable[[str], None] = log.warning,
         backend: str | Callable = "inductor",
     ) -> None:
-        self._dense, self._recipe, self._tell, self._backend = model.dense, recipe, tell, backend
+        self._dense, self._recipe, self._tell = model.dense, recipe, tell
+        self._options: dict[str, Any] | None = CUDA_GRAPHS if recipe.train.compile == "cuda_graphs" else None
+        if backend == "inductor" and len(recipe.tasks) > 1 and recipe.gradients.scope == "shared":
+            backend = TasksAtOnce(options=self._options)
+        self._backend = backend
         self.active = True
         self._proved = False  # whether a step went through
         network: Any = model.dense.network  # of which methods are replaced
@@ -91,11 +97,14 @@ class CompiledDense:
             for module, buffers in kept:
                 module._buffers.update(buffers)
 
-    @contextlib.contextmanager
-    def several_passes(self) -> Iterator[None]:
-        """Let a graph's backward pass run several times within; on this thread, for the setting holds on no other."""
+    def several_passes(self, passes: Callable[[bool], Passes]) -> Passes:
+        """Run a graph's backward pass several times; on this thread, for the setting holds on no other.
+
+        Args:
+            passes: runs them, and may be called twice; told whether the graph has to be kept afterwards.
+        """
         with torch.autograd.set_multithreading_enabled(False), torch._functorch.config.patch(donated_buffer=False):
-            yield
+            return self._backend.run(passes) if isinstance(self._backend, TasksAtOnce) else passes(False)
 
     def _instead(self, module: nn.Module, whole: bool, first: bool) -> Callable[..., Answer]:
         """Return what takes the place of a module's forward.
@@ -106,7 +115,7 @@ class CompiledDense:
             first: whether a step enters the graphs here.
         """
         eager = module.forward
-        options: dict[str, Any] | None = CUDA_GRAPHS if self._recipe.train.compile == "cuda_graphs" else None
+        options = None if isinstance(self._backend, TasksAtOnce) else self._options
         graph = torch.compile(eager, fullgraph=whole, backend=self._backend, options=options)
 
         def forward(*inputs: Any) -> Answer:

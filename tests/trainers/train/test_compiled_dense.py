@@ -2,8 +2,9 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 from unittest import mock
 
 import pytest
@@ -24,6 +25,7 @@ from livetrain.trainers.export.export import export
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.train import compiled_dense
 from livetrain.trainers.train.compiled_dense import CompiledDense
+from livetrain.trainers.train.compiled_tasks import TasksAtOnce
 from livetrain.trainers.train.probes.expert_use import Utilisation
 from livetrain.trainers.train.sharding import shard
 from tests import samples, twins
@@ -247,7 +249,7 @@ def test_cuda_graphs_are_asked_for_where_the_shape_is_fixed_alone():
     assert len(products) > len(fixed)
 
 
-def trained(train: Callable, made_for: Recipe, backend: str) -> dict:
+def trained(train: Callable, made_for: Recipe, backend: str | TasksAtOnce) -> dict:
     """Train on this group's ranks by graphs, as a function of another test's does without."""
 
     def compiled(recipe: Recipe, device: torch.device):
@@ -288,6 +290,41 @@ def test_tasks_are_combined_as_by_plain_pytorch(two_ranks, config, backend):
     wanted = several.train_reference(made_for, gradients.combiner(made_for.gradients, initial, made_for.train.seed))
     found = two_ranks.run(trained, several.train_sharded, made_for, backend)
     several.compare(found[0], wanted)
+
+
+class Passes:
+    """Compiles passes to what they are, and counts runs: of the forward one, of each backward one, of all at once."""
+
+    def __init__(self, batches: bool) -> None:
+        self.batches, self.kinds, self.ran = batches, iter(("forward", "backward", "at once")), Counter()
+
+    def __call__(self, graph: torch.fx.GraphModule, examples: list, **options: Any) -> Callable:
+        kind = next(self.kinds)
+        assert bool(options.get("is_backward")) == (kind != "forward")
+        if kind == "at once" and not self.batches:
+            raise NotImplementedError("cannot be compiled")
+
+        def run(given: list) -> Any:
+            self.ran[kind] += 1
+            return graph(*given)
+
+        run._boxed_call = True
+        return run
+
+
+@pytest.mark.parametrize("batches", [True, False])
+def test_the_tasks_passes_are_one_where_that_can_be(batches):
+    """Whether it can be or not: what is learned is what each task's own pass would leave."""
+    made_for, passes = several.recipe("pcgrad"), Passes(batches)
+    initial = torch.tensor([math.log(2), 0.7 * math.log(2), 0], dtype=torch.float64)
+    wanted = several.train_reference(made_for, gradients.combiner(made_for.gradients, initial, made_for.train.seed))
+    with ranks.alone(cuda=False):
+        found = trained(several.train_sharded, made_for, TasksAtOnce(passes))
+    several.compare(found, wanted)
+    steps = passes.ran["forward"]
+    assert steps > 3
+    assert passes.ran["at once"] == (steps if batches else 0)
+    assert passes.ran["backward"] == (0 if batches else 3 * steps)
 
 
 @pytest.mark.slow

@@ -219,7 +219,9 @@ def test_gradients_by_task_wait_once(kind, scope, fake, monkeypatch):
         "configs/recipes/mmoe_kuairand.yaml", ["data.path=nowhere", f"gradients={{kind: {kind}, scope: {scope}}}"]
     )
     asked = []
-    monkeypatch.setattr(combine, "_weighted", lambda weights, rows: sum(rows))  # reads weights, which are on the host
+    monkeypatch.setattr(
+        combine, "_weighted", lambda _, on_device, rows: sum(rows)
+    )  # reads weights, which are on the host
 
     class Combiner:
         needs_gram = kind == "pcgrad"

@@ -33,7 +33,6 @@ sum of the ranks' divided by R^2.
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -187,16 +186,15 @@ class Combination:
 
     def _several_passes(self, losses: Tensor) -> None:
         split = self._split()
-        with nullcontext() if self._compiled is None else self._compiled.several_passes():
-            found = self._pass_by_task(losses, split)
+        found = self._pass_by_task(losses, split)
         count = len(losses)
         gram = torch.zeros(count, count, device=self._device)  # of this rank's rows
         for rows in found.at_cut:
-            gram += _gram(rows[:count])
+            _add_gram(gram, rows[:count])
         own = [gradient for gradients_ in found.own for gradient in gradients_]
         if self._config.scope == "shared":
             gram, losses, shared, *own = self._average([gram, losses.detach(), found.shared, *own])
-            gram = gram / ranks.world() + shared[:count] @ shared[:count].T
+            gram = torch.addmm(gram / ranks.world(), shared[:count], shared[:count].T)
         else:
             shared = found.shared
             gram, losses = self._average([gram, losses.detach()])
@@ -216,7 +214,8 @@ class Combination:
             parameter.grad = gradient.view_as(parameter).to(parameter.dtype)
         for parameter, gradient in zip((p for each in split.own for p in each), own, strict=True):
             parameter.grad = gradient
-        starts = [_weighted(weights, rows) for rows in at_cut]
+        on_device = weights.to(self._device, torch.float32, non_blocking=True)
+        starts = [_weighted(weights, on_device, rows) for rows in at_cut]
         if self._config.scope == "shared":  # all dense parameters lie above that cut, and are averaged
             self._below(dict(zip(self._embeddings, starts, strict=True)), [])
             return
@@ -256,7 +255,7 @@ class Combination:
         """
         # A task's loss sees its own logits alone, so one pass gives the derivative of each. From there on each task's
         # pass meets only what it shares with others and its own part; the stacked losses would lead through all towers.
-        starts = list(torch.autograd.grad(losses.sum(), [leaf for _, leaf in self._logits]))
+        starts = list(torch.autograd.grad(losses, [leaf for _, leaf in self._logits], torch.ones_like(losses)))
         ends, owned = [logits for logits, _ in self._logits], list(split.own)
         trunk = self._at_trunk if self._config.scope == "shared" else None
         if self._config.scope == "shared" and self._regulariser is not None:
@@ -267,15 +266,25 @@ class Combination:
         own: list[list[Tensor]] = []
         rows: list[list[Tensor | None]] = []  # of every input, by task
         at_trunk: list[Tensor] = []
-        for row, (end, start, parameters) in enumerate(zip(ends, starts, owned, strict=True)):
-            above = [] if trunk is None else [trunk[1]]
-            found = torch.autograd.grad(
-                end,
-                [*above, *inputs, *parameters],
-                start,
-                retain_graph=trunk is not None or row + 1 < len(starts),
-                allow_unused=True,
-            )
+        above = [] if trunk is None else [trunk[1]]
+        ways = list(zip(ends, starts, owned, strict=True))
+
+        # A graph answers to all its logits: what it is not given of them autograd would fill in, pass by pass.
+        none_of = {} if self._compiled is None else {start.shape: torch.zeros_like(start) for start in starts}
+
+        def passes(keep: bool) -> list[tuple[Tensor, ...]]:
+            found = []
+            for row, (end, start, own) in enumerate(ways):
+                kept = keep or trunk is not None or row + 1 < len(ways)
+                roots, given = [end], [start]
+                if none_of:
+                    roots, given = ends, [start if each is start else none_of[each.shape] for each in starts]
+                found.append(
+                    torch.autograd.grad(roots, [*above, *inputs, *own], given, retain_graph=kept, allow_unused=True)
+                )
+            return found
+
+        for row, found in enumerate(passes(False) if self._compiled is None else self._compiled.several_passes(passes)):
             if trunk is not None and row < len(self._tasks):
                 at_trunk.append(torch.zeros_like(trunk[1]) if found[0] is None else found[0])
             rows.append(list(found[len(above) : len(above) + len(inputs)]))
@@ -285,9 +294,9 @@ class Combination:
                 mine[:] = [b if a is None else a if b is None else a + b for a, b in zip(mine, further, strict=True)]
         of_inputs = zip(inputs, zip(*rows, strict=True), strict=True)
         dense = [[torch.zeros_like(x) if g is None else g for g in each] for x, each in of_inputs]
-        shared = [torch.stack([row.reshape(-1).float() for row in each]) for each in dense[len(leaves) :]]
-        none = torch.zeros(len(starts), 0, device=self._device)
-        return _ByTask(dense[: len(leaves)], torch.cat([none, *shared], 1), own)
+        shared = [_stacked(each).reshape(len(each), -1).float() for each in dense[len(leaves) :]]
+        beside = torch.cat(shared, 1) if shared else torch.zeros(len(starts), 0, device=self._device)
+        return _ByTask(dense[: len(leaves)], beside, own)
 
     def _batched(self, end: Tensor, starts: list[Tensor], inputs: list[Tensor]) -> list[list[Tensor | None]]:
         """Return the gradients of inputs, by task, from each task's gradient of what they make.
@@ -418,21 +427,43 @@ class Combination:
             dice.seen = before
 
 
-def _gram(rows: list[Tensor]) -> Tensor:
-    """Return the (T, T) float32 inner products of T gradients of one shape."""
+def _slices_of(rows: list[Tensor]) -> Tensor | None:
+    """Return T tensors of one shape as one, (T, ...), if they lie in memory as its slices do; None otherwise."""
+    first, places = rows[0], [row.storage_offset() for row in rows]
+    step = places[-1] - places[-2] if len(rows) > 1 else 0
+    for task, row in enumerate(rows):
+        apart = row.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or row.dtype != first.dtype
+        if apart or row.stride() != first.stride() or places[task] != places[0] + task * step:
+            return None
+    return first.as_strided((len(rows), *first.shape), (step, *first.stride()))
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    """Return T tensors of one shape as one, (T, ...)."""
+    whole = _slices_of(rows)
+    return torch.stack(rows) if whole is None else whole
+
+
+def _add_gram(gram: Tensor, rows: list[Tensor]) -> None:
+    """Add the inner products of T gradients of one shape to a float32 (T, T) matrix."""
+    if rows[0].is_cuda or _slices_of(rows) is not None:  # one product instead of many small kernels
+        stacked = _stacked(rows).reshape(len(rows), -1).float()
+        gram.addmm_(stacked, stacked.T)
+        return
     flat = [row.reshape(-1).float() for row in rows]
-    if flat[0].is_cuda:  # one product instead of many small kernels
-        stacked = torch.stack(flat)
-        return stacked @ stacked.T
-    gram = flat[0].new_empty(len(flat), len(flat))  # on a CPU stacking costs more than all products
-    for i, one in enumerate(flat):
+    for i, one in enumerate(flat):  # on a CPU stacking costs more than all products
         for j, other in enumerate(flat[: i + 1]):
-            gram[i, j] = gram[j, i] = one @ other
-    return gram
+            product = one @ other
+            gram[i, j] += product
+            if i != j:
+                gram[j, i] += product
 
 
-def _weighted(weights: Tensor, rows: list[Tensor]) -> Tensor:
-    """Return sum_t w_t rows_t."""
+def _weighted(weights: Tensor, on_device: Tensor, rows: list[Tensor]) -> Tensor:
+    """Return sum_t w_t rows_t, of weights on the host and, the same, where the rows are."""
+    whole = _slices_of(rows)
+    if whole is not None:
+        return (on_device.to(whole.dtype) @ whole.reshape(len(rows), -1)).view_as(rows[0])
     total = rows[0] * float(weights[0])  # not in place: autograd may have given one tensor to several inputs
     for row, weight in zip(rows[1:], weights[1:].tolist(), strict=True):
         total.add_(row, alpha=weight)
