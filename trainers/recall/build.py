@@ -111,7 +111,7 @@ def build(origin: Origin, where: str, asked: Asked, say: Say) -> dict[str, Any] 
 
 def _inverted(recipe: Recipe, origin: Origin, where: str, asked: Asked, say: Say) -> dict[str, Any]:
     """Publish the table of a fitted model, which finds exactly what the model does; for the rest see `build`."""
-    weights, key = origin.of("user"), recipe.column(recipe.model.key)
+    weights, key = origin.of("user"), recipe.column(key_of(recipe))
     learned = load(weights.folder) if weights.exported else retriever(recipe, weights.folder)
     table = table_of(learned)
     keys: pa.Array = pa.array(table.items)

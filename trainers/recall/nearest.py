@@ -52,11 +52,12 @@ class Nearest:
         >>> import numpy as np
         >>> vectors = np.eye(4, dtype=np.float32)
         >>> index = Nearest.build(vectors, "exact", "none")
-        >>> places, scores = index.search(vectors[:1] + 0.5 * vectors[2:3], 2, None)
+        >>> query = vectors[:1] + 0.5 * vectors[2:3]
+        >>> places, scores = index.search(query, 2, None)
         >>> places.tolist(), scores.tolist()
         ([[0, 2]], [[1.0, 0.5]])
-        >>> index.search(vectors[:1], 2, np.array([False, True, True, False]))[0].tolist()
-        [[1, 2]]
+        >>> index.search(query, 1, np.array([False, True, True, False]))[0].tolist()
+        [[2]]
     """
 
     def __init__(self, index: Any) -> None:
