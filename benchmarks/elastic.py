@@ -97,7 +97,12 @@ def launch(cluster: machines.Machines, policy: str, words: list[str]) -> subproc
 
 def after(run: Path, command: subprocess.Popen, event: float) -> dict[str, float]:
     """Return the seconds from an event to what follows it."""
-    first = trained(run, command, lambda line: line["time"] > event and resumed(run, event) is not None)
+
+    def follows(line: dict) -> bool:
+        again = resumed(run, event)
+        return again is not None and line["time"] > again["time"]
+
+    first = trained(run, command, follows)
     again = resumed(run, event)
     assert again is not None
     told = ("workers failed", "there is room for", "1 machine of the run is to leave")

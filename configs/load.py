@@ -129,7 +129,7 @@ def _tree(recipe: Recipe, defaults: bool) -> dict[str, Any]:
     """Return a recipe as mappings, lists and plain values, with or without what is as the schema has it."""
     tree = recipe.model_dump(mode="json", exclude_defaults=not defaults)
     tree["model"] = {"kind": recipe.model.kind} | tree["model"]  # a kind is its class's default
-    for name, task in recipe.tasks.items() if recipe.data.negatives else ():
+    for name, task in recipe.tasks.items() if recipe.data.negatives and recipe.data.negatives.task else ():
         if "negatives_kept" in task.model_fields_set:  # has to be said beside drawn negatives, be it the default
             tree["tasks"][name]["negatives_kept"] = task.negatives_kept
     return tree

@@ -19,6 +19,7 @@ ids = {name: torch.tensor(values, dtype=torch.int64) for name, values in rows["i
 lengths = {name: torch.tensor(counts) for name, counts in rows["lengths"].items()}
 dense = {name: torch.tensor(np.array(column, np.float32)) for name, column in rows["dense"].items()}  # None is NaN
 with torch.no_grad():
-    scores = user(ids, lengths, dense) @ item(ids, lengths, dense).T  # (users, items)
+    scores = user(ids, lengths, dense) @ item(ids, lengths, dense).T  # (users, items), or (users, interests, items)
+scores = scores.amax(1) if scores.dim() == 3 else scores
 for row, found in enumerate(scores.topk(3).indices[:3].tolist()):
     print(f"nearest to the user of row {row}: the items of rows {found}")

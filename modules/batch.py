@@ -45,6 +45,9 @@ class Requests(Pipelineable):
 class Batch(Pipelineable):
     """B rows of one rank, padding included.
 
+    Where the rows of a step share items (data.negatives.shared), `ids` and `dense` have n further rows behind the B: of
+    an item alone, or of nothing.
+
     A padding row has weight 0, row number -1, empty sequences, missing ids, missing dense values, label 0 and
     sample weight 0.
     """
@@ -60,6 +63,7 @@ class Batch(Pipelineable):
     slices: torch.Tensor | None = None  # (B,) int64, bit i: the row is in the i-th of evaluate.slices; only evaluating
     vectors: torch.Tensor | None = None  # (V,) float32, NaN = missing; w of each id of each feature that carries some
     requests: Requests | None = None  # of the rows, where they share features
+    often: torch.Tensor | None = None  # (B + n,) float32, how often each row's item is expected among the shared ones
 
     def _map(self, change: Callable[[Any], Any]) -> "Batch":
         parts = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -12,12 +12,14 @@ class Inputs:
         sequences: sequence feature -> size of an event: dim of its embedding, and columns of the vector beside it.
         dense: the feature of each column of the dense tensor; a feature of several columns is there as often.
         like: sequence feature whose events carry vectors -> the candidate's dense feature of the same columns.
+        timed: sequence features whose events have times, which modules.layers.jagged.gaps_of reads.
     """
 
     ids: dict[str, int]
     sequences: dict[str, int]
     dense: list[str]
     like: dict[str, str] = field(default_factory=dict)
+    timed: list[str] = field(default_factory=list)
 
     def beside(self, sequence: str) -> tuple[int, int]:
         """Return where the columns begin that a candidate has of what a sequence's events carry, and their number.

@@ -30,7 +30,7 @@ from livetrain.modules.features.transform import Transform
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.models.registry import network
-from livetrain.modules.network import Network
+from livetrain.modules.network import TARGETS, Network
 from livetrain.modules.tables.hashing import IdHash
 from livetrain.modules.tables.initial import Initial
 from livetrain.modules.tables.mapped import Room
@@ -88,11 +88,12 @@ class Dense(nn.Module):
         weights: torch.Tensor | None,
         keys: torch.Tensor | None = None,
         vectors: dict[str, torch.Tensor] | None = None,
+        often: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the logits (B,) by task from jagged embeddings, (N_f, dim) and (B,) per feature, and dense (B, D).
 
         `keys` are the raw ids that the network asks for (see modules.network), `vectors` those that events carry,
-        (N_f, w) by feature, NaN = missing. Features that rows share are as `Found` says.
+        (N_f, w) by feature, NaN = missing, and `often` is `Batch.often`. Features that rows share are as `Found` says.
         """
         dense = self.normalise(dense)
         if vectors is not None:
@@ -106,7 +107,7 @@ class Dense(nn.Module):
             values, lengths, vectors = jagged.each_its_own(values, lengths, vectors)
         if in_parts:
             return self.in_parts(values, lengths, dense, weights, keys, vectors)
-        return self.answer(values, lengths, dense, weights, keys, vectors)
+        return self.answer(values, lengths, dense, weights, keys, vectors, often)
 
     @torch.jit.unused
     def answer(
@@ -117,6 +118,7 @@ class Dense(nn.Module):
         weights: torch.Tensor | None,
         keys: torch.Tensor | None,
         vectors: dict[str, torch.Tensor] | None,
+        often: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return what the network answers, in float32. Arguments as of `forward`, with numbers normalised."""
         with torch.autocast(self.device_type, dtype=torch.bfloat16, enabled=self.in_bfloat16):
@@ -124,9 +126,11 @@ class Dense(nn.Module):
                 dense, values = self.encode(dense, values, vectors)
             if keys is None:
                 logits = self.network(values, lengths, dense, weights)
+            elif self.network.takes_shared:
+                logits = self.network(values, lengths, dense, weights, keys, often)
             else:
                 logits = self.network(values, lengths, dense, weights, keys)
-        return {task: logit.float() for task, logit in logits.items()}
+        return {task: logit if task == TARGETS else logit.float() for task, logit in logits.items()}
 
     @torch.jit.unused
     def in_parts(
@@ -216,14 +220,15 @@ class Model(nn.Module):
         self.weigh = Weigh(features, [feature for name in pooled for feature in collections[name]])
         self.found = Found(features, collections, pooled)
         like = {name: feature.alike for name, feature in features.items() if feature.alike is not None}
-        self.carried = Carried(features) if like else None
+        timed = [name for name, feature in features.items() if feature.up_to is not None]
+        self.carried = Carried(features) if like or timed else None
         dims = {name: tables[table].dim for name, table in used.items()}
         self.numbers = {n: made[n].columns for n, f in features.items() if f.form == "dense"}  # before encoders
         nowhere = torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext()
         with torch.random.fork_rng(devices=[]), nowhere:
             torch.manual_seed(recipe.train.seed)
             encoders = {name: made[name].encoder() for name in self.numbers}
-            encode = Encode(self.numbers, encoders, like) if any(encoders.values()) or like else None
+            encode = Encode(self.numbers, encoders, like) if any(encoders.values()) or like or timed else None
             encoded = {name: _encoded(encoders[name], count) for name, count in self.numbers.items()}
             beside = {name: encoded[feature] for name, feature in like.items()}
             inputs = Inputs(
@@ -231,10 +236,11 @@ class Model(nn.Module):
                 sequences={n: d + beside.get(n, 0) for n, d in dims.items() if features[n].form == "sequence"},
                 dense=[name for name, count in encoded.items() for _ in range(count)],
                 like=like,
+                timed=timed,
             )
             self.inputs = inputs
             net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)
-        self.key = net.key
+        self.key, self.events = net.key, net.events
         _check(recipe, net)
         bfloat16 = recipe.train.precision == "bfloat16"
         starts = dict(zip(self.numbers, itertools.accumulate(self.numbers.values(), initial=0), strict=False))
@@ -265,6 +271,7 @@ class Model(nn.Module):
         weights: torch.Tensor | None = None,
         vectors: torch.Tensor | None = None,
         requests: Requests | None = None,
+        often: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Return the logits (B,) by task.
 
@@ -274,6 +281,7 @@ class Model(nn.Module):
             weights: (B,), 0 marks padding rows; None when serving.
             vectors: `Batch.vectors`, where events carry some.
             requests: `Batch.requests`, where rows share features.
+            often: `Batch.often`, where they share items.
         """
         values: dict[str, torch.Tensor] = {}
         lengths: dict[str, torch.Tensor] = {}
@@ -287,8 +295,10 @@ class Model(nn.Module):
         if self.select is not None:
             dense = self.select(dense)
         keys = None if self.key is None or weights is None else ids[self.key].values()
+        if keys is not None and self.events is not None:
+            keys = torch.cat([keys, ids[self.events].values()])
         carried = None if self.carried is None else self.carried(ids, vectors)
-        return self.dense(values, lengths, dense, weights, keys, carried)
+        return self.dense(values, lengths, dense, weights, keys, carried, often)
 
 
 def _check(recipe: Recipe, net: Network) -> None:
@@ -311,6 +321,11 @@ def _check(recipe: Recipe, net: Network) -> None:
                 f"tasks.{name}.kind: '{recipe.model.kind}' finds items and predicts no {kind.output}; "
                 "use kind: retrieval"
             )
+    if recipe.data.negatives is not None and recipe.data.negatives.shared is not None and not net.takes_shared:
+        raise BadInput(
+            f"data.negatives.shared: are for models that find items, and '{recipe.model.kind}' takes none; give each "
+            "positive row its own, by task and per_positive"
+        )
     if net.key is not None and (features[net.key].carrier != "ids" or features[net.key].lists):
         raise BadInput(
             f"model.key: '{net.key}' is of type {features[net.key].type}, which has no id of each row in the data; "

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from livetrain.modules.layers import jagged
 
 REGULARISER = "(regulariser)"  # no task can have this name
+TARGETS = "(targets)"  # nor this
 
 
 class PerTask(nn.ModuleList):
@@ -36,10 +37,19 @@ class Network(nn.Module):
             modules.layers.jagged.of_rows gives each row its own of anything that is computed once per request. For
             the other networks the features are repeated for each row.
         key: name of an id feature whose raw ids `forward` is given as `keys` wherever it is given `weights`.
+        events: name of a sequence feature of such ids: then `keys` has, behind those of `key`, all of its ids.
         trunk: module that all tasks share, called once per step as ``trunk(x, ...)`` with x (B, width): where
             gradients of `scope: trunk` are compared.
         towers: module such as modules.models.dssm.Towers, which gives a user's and an item's vector. A network with
-            it finds items by the vectors' product: it learns tasks of kind retrieval, and no other network does.
+            it finds items by the vectors' product: it learns tasks of kind retrieval, and no other network does. With a
+            member `interests`, K, above 1 a user has K vectors, (B, K, d), and the largest product counts.
+        takes_shared: class attribute. True: where the rows of a step share items (data.negatives.shared), `forward`
+            finds these behind the rows: `dense`, and `lengths`, have B + n rows, `weights` has B, and so has the
+            answer.
+
+    A network that learns several targets of a row, as the next item of each event, answers in training a logit of each
+    target, those of a row one after the other, and ``TARGETS -> (B,)``, how many each row has. Then the task's loss is
+    the mean over the global batch's targets.
 
     A network with a loss of its own, which no combiner of the tasks' gradients weighs, adds it to what `forward`
     answers in training, as ``REGULARISER -> ()``. It is weighted already, R times this rank's part of the global
@@ -54,11 +64,12 @@ class Network(nn.Module):
 
     if TYPE_CHECKING:  # TorchScript would read these
         key: str | None
+        events: str | None
         trunk: nn.Module | None
         towers: Any
 
-    shares = False
-    key = None
+    shares = takes_shared = False
+    key = events = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,10 +89,12 @@ class Network(nn.Module):
             dense: (B, D), normalised; the columns are `Inputs.dense`.
             weights: (B,), 0 marks padding rows, which must not change what others learn; None when serving.
 
-        A network with a `key` takes a further argument, ``keys``: (N,) raw ids of that feature, in training.
+        A network with a `key` takes a further argument, ``keys``: (N,) raw ids of that feature, in training; one that
+        `takes_shared` another one, ``often``: (B + n,), how often each row's item is expected among the shared ones,
+        or None where there are none.
 
         Returns:
-            task -> (B,) logits; in training perhaps `REGULARISER` -> ().
+            task -> (B,) logits; in training perhaps `REGULARISER` -> (), or `TARGETS` -> (B,) and as many logits.
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 

@@ -89,6 +89,8 @@ def batches(made_for: Recipe, count: int, seed: int = 0) -> list[Batch]:
                 beside = torch.randn(len(given), made_for.features[feature.alike].numbers, generator=generator)
                 beside[::4] = float("nan")
                 vectors.append(beside.flatten())
+            elif feature.carried:  # seconds between times
+                vectors.append(torch.exp(16 * torch.rand(len(given), generator=generator)).floor())
         keys = [n for n, f in made_for.features.items() if f.carrier == "ids"]
         rows = torch.arange(size) + number * size
         labels = (torch.rand(size, len(tasks), generator=generator) < 0.4).float()

@@ -73,18 +73,43 @@ class Hard(Section):
 
 
 class Negatives(Section):
-    """Rows that are added to the training split while it is read: positives, with other items in their place."""
+    """Items of a catalogue that the training split gets while it is read: of a row's own, and of a whole step's."""
 
     catalogue: Text = Field(description="Parquet file, one row per item, columns named as those of the samples")
     item: Text = Field(description="column of the items' ids, in the samples and in the catalogue")
-    task: TaskName = Field(description="whose positive rows get negatives")
+    task: TaskName | None = Field(None, description="whose positive rows get negatives of their own")
     per_positive: Annotated[int, *whole(1, 1000)] = Field(4, description="negatives drawn for each positive row")
+    shared: Annotated[int, *whole(1, 2**24)] | Literal["all"] | None = Field(
+        None,
+        description="items beside the rows of a step, over all workers together, for a model that finds items; all: "
+        "every item of the catalogue",
+    )
     popularity: Text | None = Field(None, description="column of the catalogue with counts; by default all are equal")
     power: Annotated[float, real(0, 10)] = Field(0.75, description="of the count, to which chances are proportional")
     within: list[Text] = Field([], description="columns that a drawn item shares with the row, as a day or a category")
     on_air: OnAir | None = Field(None, description="draw only what was on air at the time of the row")
     seen: list[Text] = Field([], description="columns of the samples with lists of items that are not drawn")
     hard: Hard | None = Field(None, description="draw a share among the neighbours of the row's own item")
+
+    @model_validator(mode="after")
+    def _of_rows_or_shared(self) -> "Negatives":
+        if self.task is None and self.shared is None:
+            raise BadInput(
+                "data.negatives: say whose positive rows get negatives, as task: click, or how many items a step's "
+                "rows share, as shared: 1024"
+            )
+        keys, fields = ("per_positive", "within", "on_air", "seen", "hard"), type(self).model_fields
+        of_rows = [key for key in keys if getattr(self, key) != fields[key].default]
+        if self.task is None and of_rows:
+            raise BadInput(
+                f"data.negatives.{of_rows[0]}: is of negatives that a row has of its own; name the task whose positive "
+                "rows get them, or leave it out"
+            )
+        if self.task is None and self.shared == "all" and self.popularity:
+            raise BadInput(
+                "data.negatives.popularity: with shared: all nothing is drawn; leave it out, or say how many to draw"
+            )
+        return self
 
 
 class Data(Section):

@@ -73,7 +73,7 @@ class Feature(Section):
 
     @property
     def time_unit(self) -> str | None:
-        """The unit of integers that are times: s, ms, us or ns."""
+        """The unit of integers that are times, in `column` or `carried`: s, ms, us or ns."""
         return None
 
     @property
@@ -108,7 +108,13 @@ class Feature(Section):
 
     @property
     def carried(self) -> str | None:
-        """Column with a vector of each id of a list; None where ids carry none."""
+        """Column with a vector, or the time, of each id of a list; None where ids carry neither."""
+        return None
+
+    @property
+    def up_to(self) -> str | None:
+        """Column of the time of a row, where `carried` holds times: what is carried is the seconds from each id's to
+        the next one's, and of the newest to this one. None where it holds vectors."""
         return None
 
     @property

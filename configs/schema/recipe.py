@@ -92,16 +92,18 @@ class Recipe(Section):
         return (self.column(feature),) if second is None else (self.column(feature), second)
 
     def reads(self, feature: str) -> tuple[str, ...]:
-        """Return every Parquet column that `feature` reads: its `columns`, and that which lies beside its ids."""
+        """Return every Parquet column that `feature` reads: its `columns`, and those of what lies beside its ids."""
         beside = self.beside(feature)
-        return self.columns(feature) if beside is None else (*self.columns(feature), beside[0])
+        return self.columns(feature) if beside is None else (*self.columns(feature), *beside[0])
 
-    def beside(self, feature: str) -> tuple[str, int] | None:
-        """Return the Parquet column of the numbers that each id of `feature` has, and how many these are."""
+    def beside(self, feature: str) -> tuple[tuple[str, ...], int] | None:
+        """Return the Parquet columns of the numbers that each id of `feature` has, and how many these are."""
         declared = self.features[feature]
-        if declared.alike is not None and declared.carried is not None:
-            return declared.carried, self.features[declared.alike].numbers
-        return None if declared.weighted is None else (declared.weighted, 1)
+        if declared.carried is not None and declared.up_to is not None:
+            return (declared.carried, declared.up_to), 1
+        if declared.carried is not None and declared.alike is not None:
+            return (declared.carried,), self.features[declared.alike].numbers
+        return None if declared.weighted is None else ((declared.weighted,), 1)
 
     def optimizer(self, table: str) -> SparseOptimizer:
         """Return the optimizer section of a table: its own, or that of all tables."""
@@ -303,7 +305,7 @@ def _check_groups(recipe: Recipe) -> None:
 
 def _check_negatives(recipe: Recipe) -> None:
     section = recipe.data.negatives
-    if section is None:
+    if section is None or section.task is None:
         return
     if section.task not in recipe.tasks:
         raise BadInput(f"data.negatives.task: there is no task '{section.task}'{nearest(section.task, recipe.tasks)}")

@@ -124,7 +124,7 @@ class Select(nn.Module):
 
 
 class Carried(nn.Module):
-    """The vectors that events carry, by feature.
+    """The vectors, or the gaps between times, that events carry, by feature.
 
     Args:
         features: the recipe's.
@@ -132,7 +132,9 @@ class Carried(nn.Module):
 
     def __init__(self, features: Mapping[str, Feature]) -> None:
         super().__init__()
-        self.widths = {n: features[f.alike].numbers for n, f in features.items() if f.alike is not None}
+        self.widths = {
+            n: 1 if f.alike is None else features[f.alike].numbers for n, f in features.items() if f.carried is not None
+        }
 
     def forward(self, ids: KeyedJaggedTensor, vectors: Tensor) -> dict[str, Tensor]:
         """Args: a batch's ids and `Batch.vectors`. Returns: sequence feature -> (N, w), one of each of its N ids."""
@@ -145,7 +147,8 @@ class Encode(nn.Module):
     """Each feature's columns through its transform's encoder; those of features without one stay as they are.
 
     The vectors that events carry go through the encoder of the feature that they are like, and stand behind the events'
-    embeddings from then on.
+    embeddings from then on. Gaps between their times, which are like nothing, stand by themselves, see
+    modules.layers.jagged.gaps_of.
 
     Args:
         columns: feature -> its columns before; 0 where only events have what it encodes.
@@ -155,12 +158,14 @@ class Encode(nn.Module):
 
     sizes: list[int]
     followers: list[list[str]]
+    like: dict[str, str]
 
     def __init__(
         self, columns: Mapping[str, int], encoders: Mapping[str, nn.Module | None], like: Mapping[str, str]
     ) -> None:
         super().__init__()
-        self.columns, self.sizes, self.like = dict(columns), list(columns.values()), dict(like)
+        self.columns, self.sizes = dict(columns), list(columns.values())
+        self.like = dict(like)
         self.encoders = nn.ModuleDict({keyed(name): encoders[name] or nn.Identity() for name in columns})
         self.followers = [[events for events, feature in like.items() if feature == name] for name in columns]
 
@@ -194,6 +199,10 @@ class Encode(nn.Module):
                 for name in self.followers[place]:
                     joined[name] = torch.cat([values[name], encoder(vectors[name])], 1)
             place += 1  # noqa: SIM113  (TorchScript does not enumerate a ModuleDict)
+        if vectors is not None:
+            for name, gaps in vectors.items():
+                if name not in self.like:
+                    joined["(gaps of) " + name] = gaps
         return torch.cat(encoded, 1) if len(encoded) > 0 else dense, joined
 
 

@@ -74,8 +74,8 @@ class Normalise(nn.Module):
         return torch.nan_to_num((dense - self.mean[first:stop]) / self.std[first:stop], nan=0.0)
 
     def events(self, vectors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Do the same to the vectors (N, w) that events carry, by feature."""
+        """Do the same to the vectors (N, w) that events carry, by feature; gaps between times stay as they are."""
         out: dict[str, torch.Tensor] = {}
         for name, part in vectors.items():
-            out[name] = self.forward(part, self.like[name])
+            out[name] = self.forward(part, self.like[name]) if name in self.like else part
         return out

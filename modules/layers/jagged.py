@@ -31,6 +31,19 @@ def events_of(lengths: dict[str, Tensor], name: str) -> int:
     return lengths["(events of) " + name].size(0)
 
 
+def gaps_of(values: dict[str, Tensor], name: str) -> Tensor:
+    """Return the seconds from each event of a sequence to its row's next one, of the newest to the row's own time.
+
+    Args:
+        values: a network's.
+        name: of a sequence feature with times, one of `Inputs.timed`.
+
+    Returns:
+        (N,) float32; NaN where a time is not known.
+    """
+    return values["(gaps of) " + name].flatten()
+
+
 def of_rows(x: Tensor, lengths: dict[str, Tensor], size: int) -> Tensor:
     """Give each row what it shares with others.
 
@@ -91,7 +104,8 @@ def each_its_own(
         if "(events of) " + name not in lengths:
             continue
         place, own[name] = repeated(lengths[name], request, events_of(lengths, name))
-        values = {**values, name: values[name].index_select(0, place)}
+        beside = [each for each in (name, "(gaps of) " + name) if each in values]
+        values = {**values, **{each: values[each].index_select(0, place) for each in beside}}
         if carried is not None and name in carried:
             carried = {**carried, name: carried[name].index_select(0, place)}
     return values, own, carried

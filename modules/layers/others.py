@@ -1,62 +1,90 @@
 """Every row of a batch against the other rows of all ranks, in memory that is linear in them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 CELLS = 2**22  # scores in memory at once: 16 MB of float32, or one per row where there are more rows
 NEVER = -1e30  # the log of a sum of nothing; its opposite is a logit with no loss
 
 
-# Two operations to a compiled graph, and to autograd; torch.library.custom_op would load the compiler for every run.
-_OPERATIONS = torch.library.Library("livetrain", "FRAGMENT")
-_OPERATIONS.define("logsumexp_of_others(Tensor rows, Tensor columns, Tensor bias, Tensor mark, Tensor marks) -> Tensor")
-_OPERATIONS.define(
-    "logsumexp_of_others_backward(Tensor gradient, Tensor rows, Tensor columns, Tensor bias, Tensor mark, "
-    "Tensor marks, Tensor total) -> (Tensor, Tensor)"
-)
+class _OfOthers:
+    """A sum over a row's others as two operations, forward and backward, that make `CELLS` scores at a time.
 
+    Two operations to a compiled graph, and to autograd; torch.library.custom_op would load the compiler for every run.
 
-def _forward(rows: Tensor, columns: Tensor, bias: Tensor, mark: Tensor, marks: Tensor) -> Tensor:
-    """See `logsumexp_of_others`; `CELLS` scores are made at a time."""
-    total = rows.new_full([rows.size(0)], NEVER)
-    for _, scores in _blocks(rows, columns, bias, mark, marks):
-        total = torch.logaddexp(total, scores.logsumexp(1))
-    return total
+    Args:
+        name: of the operation.
+        nothing: the sum of no score.
+        add: a running sum (B,) and some scores (B, n), -inf where they do not count -> the sum with those.
+        share: some scores, which it may overwrite, and the whole sum -> derivative of the sum by each of them.
+    """
 
+    library = torch.library.Library("livetrain", "FRAGMENT")
 
-def _backward(
-    gradient: Tensor, rows: Tensor, columns: Tensor, bias: Tensor, mark: Tensor, marks: Tensor, total: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of rows and columns; the scores are made again."""
-    of_rows, of_columns = torch.zeros_like(rows), torch.empty_like(columns)
-    for block, scores in _blocks(rows, columns, bias, mark, marks):
-        shares = scores.sub_(total.unsqueeze(1)).exp_().mul_(gradient.unsqueeze(1))  # (B, n)
-        of_rows.addmm_(shares, columns[block])
-        torch.mm(shares.t(), rows, out=of_columns[block])
-    return of_rows, of_columns
+    def __init__(
+        self,
+        name: str,
+        nothing: float,
+        add: Callable[[Tensor, Tensor], Tensor],
+        share: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        self._nothing, self._add, self._share = nothing, add, share
+        columns = "Tensor rows, Tensor columns, Tensor bias, Tensor mark, Tensor marks"
+        self.library.define(f"{name}({columns}) -> Tensor")
+        self.library.define(f"{name}_backward(Tensor gradient, {columns}, Tensor total) -> (Tensor, Tensor)")
+        self.library.impl(name, self._forward, "CompositeExplicitAutograd")
+        self.library.impl(f"{name}_backward", self._backward, "CompositeExplicitAutograd")
+        self._through: Any = getattr(torch.ops.livetrain, f"{name}_backward")
+        fake, whole = torch.library.register_fake, f"livetrain::{name}"
+        fake(whole, lambda rows, *_: rows.new_empty(rows.size(0)), lib=self.library)
+        fake(
+            f"{whole}_backward",
+            lambda _, rows, columns, *__: (rows.new_empty(rows.shape), columns.new_empty(columns.shape)),
+            lib=self.library,
+        )
+        torch.library.register_autograd(whole, self._gradients, setup_context=_keep, lib=self.library)
+
+    def _forward(self, rows: Tensor, columns: Tensor, bias: Tensor, mark: Tensor, marks: Tensor) -> Tensor:
+        total = rows.new_full([rows.size(0)], self._nothing)
+        for _, scores in _blocks(rows, columns, bias, mark, marks):
+            total = self._add(total, scores)
+        return total
+
+    def _backward(
+        self, gradient: Tensor, rows: Tensor, columns: Tensor, bias: Tensor, mark: Tensor, marks: Tensor, total: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of rows and columns; the scores are made again."""
+        of_rows, of_columns = torch.zeros_like(rows), torch.empty_like(columns)
+        for block, scores in _blocks(rows, columns, bias, mark, marks):
+            shares = self._share(scores, total.unsqueeze(1)).mul_(gradient.unsqueeze(1))  # (B, n)
+            of_rows.addmm_(shares, columns[block])
+            torch.mm(shares.t(), rows, out=of_columns[block])
+        return of_rows, of_columns
+
+    def _gradients(self, ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return *self._through(gradient, *ctx.saved_tensors), None, None, None
 
 
 def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
     ctx.save_for_backward(*inputs, output)
 
 
-def _through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return *torch.ops.livetrain.logsumexp_of_others_backward(gradient, *ctx.saved_tensors), None, None, None
-
-
-_NAME = "livetrain::logsumexp_of_others"
-_OPERATIONS.impl("logsumexp_of_others", _forward, "CompositeExplicitAutograd")
-_OPERATIONS.impl("logsumexp_of_others_backward", _backward, "CompositeExplicitAutograd")
-torch.library.register_fake(_NAME, lambda rows, *_: rows.new_empty(rows.size(0)), lib=_OPERATIONS)
-torch.library.register_fake(
-    f"{_NAME}_backward",
-    lambda _, rows, columns, *__: (rows.new_empty(rows.shape), columns.new_empty(columns.shape)),
-    lib=_OPERATIONS,
+_LOGSUMEXP = _OfOthers(
+    "logsumexp_of_others",
+    NEVER,
+    lambda total, scores: torch.logaddexp(total, scores.logsumexp(1)),
+    lambda scores, total: scores.sub_(total).exp_(),
 )
-torch.library.register_autograd(_NAME, _through, setup_context=_keep, lib=_OPERATIONS)
+_SOFTPLUS = _OfOthers(
+    "softplus_of_others",
+    0.0,
+    lambda total, scores: total + functional.softplus(scores).sum(1),
+    lambda scores, _: scores.sigmoid_(),
+)
 
 
 def _blocks(rows: Tensor, columns: Tensor, bias: Tensor, mark: Tensor, marks: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -93,4 +121,21 @@ def logsumexp_of_others(rows: Tensor, columns: Tensor, bias: Tensor, mark: Tenso
         tensor([1., 1., 2.])
     """
     found: Tensor = torch.ops.livetrain.logsumexp_of_others(rows, columns, bias, mark, marks)
+    return found
+
+
+def softplus_of_others(rows: Tensor, columns: Tensor, bias: Tensor, mark: Tensor, marks: Tensor) -> Tensor:
+    """Return sum_j log(1 + exp(rows_i . columns_j + bias_j)) over the columns of another mark than the row's.
+
+    Arguments and memory as of `logsumexp_of_others`.
+
+    Returns:
+        (B,); 0 where there is no other column.
+
+    Example:
+        >>> rows, ids = torch.zeros(3, 2), torch.tensor([7, 7, 9])
+        >>> softplus_of_others(rows, rows, torch.zeros(3), ids, ids)  # one other, one, two
+        tensor([0.6931, 0.6931, 1.3863])
+    """
+    found: Tensor = torch.ops.livetrain.softplus_of_others(rows, columns, bias, mark, marks)
     return found

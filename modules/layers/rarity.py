@@ -42,7 +42,7 @@ class Rarity(Moving):
             valid: (N,) bool; what is not valid is not counted.
 
         Returns:
-            (N,) float32 log q; of no meaning where an id is not valid.
+            (N,) float32 log q, also of ids that are not valid; -inf of one that never came up.
         """
         batches, bucket = self.batches + 1, row(ids, BUCKETS, False)
         count = torch.zeros_like(self.last).index_add_(0, bucket, valid.to(self.last.dtype))[bucket]
@@ -53,4 +53,4 @@ class Rarity(Moving):
         last = torch.where(count > 0, batches.to(last.dtype), last)
         # Rows of one bucket write one value, so their order does not matter.
         self.move({"batches": batches, "between": (bucket, between), "last": (bucket, last)})
-        return -between.clamp(min=1e-6).log()
+        return torch.where(last > 0, -between.clamp(min=1e-6).log(), -torch.inf)

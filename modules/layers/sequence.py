@@ -57,14 +57,15 @@ class Attention(nn.Module):
     Args:
         width: d.
         heads: h, divides d.
+        bias: of W_o; without it nothing seen adds nothing.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.keys = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, width, bias=False)  # without bias nothing seen adds nothing
+        self.out = nn.Linear(width, width, bias=bias)
 
     def forward(self, queries: Tensor, asks: Buckets, keys: Tensor, answers: Buckets, causal: bool) -> Tensor:
         """Attend.
@@ -170,6 +171,6 @@ class Cross(nn.Module):
 
 
 def newest(values: Tensor, lengths: Tensor) -> Tensor:
-    """Return the last event of each row, zeros where there is none: (N, d), (B,) -> (B, d)."""
+    """Return the last event of each row, zeros where there is none: (N, ...), (B,) -> (B, ...)."""
     last = torch.where(lengths > 0, lengths.cumsum(0) - 1, values.size(0))
-    return torch.cat([values, values.new_zeros(1, values.size(1))]).index_select(0, last)
+    return torch.cat([values, values.new_zeros([1] + list(values.size())[1:])]).index_select(0, last)

@@ -15,11 +15,11 @@ from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import ModelConfig, Task
 from livetrain.configs.values import Dropout, FeatureName, Size, Units, real
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers import jagged
-from livetrain.modules.layers.distributed import all_gather
+from livetrain.modules.layers import jagged, products
+from livetrain.modules.layers.candidates import gathered, none_where
 from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.mlp import MLP, Activation
-from livetrain.modules.layers.others import NEVER, logsumexp_of_others
+from livetrain.modules.layers.others import logsumexp_of_others
 from livetrain.modules.layers.precision import widen
 from livetrain.modules.layers.rarity import Rarity
 from livetrain.modules.models.registry import register_model
@@ -141,6 +141,9 @@ class DSSM(Network):
     and not wanted is a good negative; another row with the same item is left out. Only rows that have an item and whose
     label is 1 teach (see modules.tasks.retrieval).
 
+    Where the rows of a step share items (data.negatives.shared), j runs over those too, and q_j is the sum of both ways
+    to be there: mixed negatives, Yang et al., WWW 2020 companion (10.1145/3366424.3386195), with the q of the mixture.
+
     Args:
         config: see `DSSMConfig`.
         inputs: the recipe's features.
@@ -153,7 +156,7 @@ class DSSM(Network):
     if TYPE_CHECKING:  # TorchScript would read it
         key: str
 
-    shares = True
+    shares = takes_shared = True
     __jit_ignored_attributes__ = ["rarity"]  # which only training needs, and which is large
 
     def __init__(self, config: DSSMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
@@ -173,34 +176,40 @@ class DSSM(Network):
         dense: Tensor,
         weights: Tensor | None = None,
         keys: Tensor | None = None,
+        often: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        user, item = self.towers(values, lengths, dense, weights)
         if self.training and not torch.jit.is_scripting():
             assert keys is not None  # see Network.key
             assert weights is not None
-            return {self.task: self._against_others(user, item, keys, lengths[self.key], weights > 0)}
-        return {self.task: (user * item).sum(1)}
+            return {self.task: self._against_others(values, lengths, dense, weights, keys, often)}
+        user, item = self.towers(values, lengths, dense, weights)
+        return {self.task: products.of_pairs(user, item)}
 
     @torch.jit.unused
-    def _against_others(self, user: Tensor, item: Tensor, keys: Tensor, lengths: Tensor, real: Tensor) -> Tensor:
-        """Return z of each row.
-
-        Args:
-            user: (B, width).
-            item: (B, width).
-            keys: (sum of lengths,) ids of the items.
-            lengths: (B,), 0 where a row has no item.
-            real: (B,) bool, false for padding.
-        """
-        keys, valid = jagged.rows(keys.unsqueeze(1), lengths).squeeze(1), real & (lengths > 0)  # (B,)
+    def _against_others(
+        self,
+        values: dict[str, Tensor],
+        lengths: dict[str, Tensor],
+        dense: Tensor,
+        weights: Tensor,
+        keys: Tensor,
+        often: Tensor | None,
+    ) -> Tensor:
+        """Return z of each of B rows, behind which `dense` may have items alone; arguments as of `forward`."""
+        size, there = weights.size(0), lengths[self.key] > 0
+        keys = jagged.rows(keys.unsqueeze(1), lengths[self.key]).squeeze(1)  # (B + n,)
+        counts, every = lengths, weights
+        if often is not None:
+            counts = {name: each[:size] for name, each in lengths.items()}
+            every = torch.cat([weights, there[size:].to(weights.dtype)])
+        user = self.towers.user(values, counts, dense[:size], weights)  # (B, width)
+        item = self.towers.item(values, lengths, dense, every)  # (B + n, width)
+        valid = there[:size] & (weights > 0)
         with torch.autocast(user.device.type, enabled=False):
-            items, first = all_gather(item)  # (N, width), N = R B
-            marks, _ = all_gather(torch.stack([keys, valid.long()], 1))
-            every_key, candidate = marks[:, 0], marks[:, 1] > 0
-            bias = torch.zeros_like(items[:, 0])
+            found = gathered(item, keys, valid, there[size:], often, self.rarity)
+            own = (user * item[:size]).sum(1) / self.temperature
             if self.rarity is not None:
-                bias = -self.rarity(every_key, candidate).to(items.dtype)
-            own = (user * item).sum(1) / self.temperature + bias[first : first + len(user)]
-            bias = bias.masked_fill(~candidate, -float("inf"))
-            others = logsumexp_of_others(user / self.temperature, items, bias, keys, every_key)
-            return torch.where(valid, own - others, -NEVER)
+                own = own - found.log_q[found.first : found.first + size]
+            bias = found.bias(self.rarity is not None)
+            others = logsumexp_of_others(user / self.temperature, found.vectors, bias, keys[:size], found.keys)
+            return none_where(valid, own - others)

@@ -199,7 +199,7 @@ class Encoder(Features):
             dense: feature -> (B,) or (B, w) numbers, not normalised; likewise.
 
         Returns:
-            (B, width) float32, of length 1.
+            (B, width) float32; of a user with several interests (B, K, width).
 
         Raises:
             ValueError: a feature is missing or does not fit the others.

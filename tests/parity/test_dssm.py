@@ -103,6 +103,38 @@ def test_equals_the_softmax_item_by_item(log_q, temperature):
         torch.testing.assert_close(value.grad, theirs[name].grad, rtol=1e-6, atol=1e-8)
 
 
+def test_learns_from_mixed_negatives():
+    """Items that the step shares stand beside the rows', and q is of both ways to be among the negatives."""
+    model = build()
+    values, lengths, dense, weights, keys = batch()
+    shared, often = [7, 20, 3, 20], {3: 0.5, 7: 0.25, 9: 0.125, 11: 0.25, 12: 0.5, 20: 1.5}
+    generator = torch.Generator().manual_seed(4)
+    movies, every = torch.randn(20, 8, generator=generator).double(), [*MOVIES, *shared]
+    own = {"movie": torch.tensor([1] * 4), "maker": torch.tensor([1, 0, 1, 1]), "genres": torch.tensor([0, 2, 1, 0])}
+    more = {"movie": movies[torch.tensor(shared) - 3], "maker": movies[:3, :4], "genres": movies[3:6, 4:]}
+    values = {n: torch.cat([value, more.get(n, value[:0])]) for n, value in values.items()}
+    lengths = {n: torch.cat([each, own.get(n, torch.zeros(4, dtype=torch.long))]) for n, each in lengths.items()}
+    dense, keys = torch.cat([dense, movies[:4, :2]]), torch.cat([keys, torch.tensor(shared)])
+    given = torch.tensor([often.get(movie, 0.0) for movie in every]).double()
+    state = dict(model.named_parameters())
+    users, items = [], []
+    for b in range(len(every)):
+        at = {n: slice(int(each[:b].sum()), int(each[: b + 1].sum())) for n, each in lengths.items()}
+        whole = {n: v[at[n]].mean(0) if len(v[at[n]]) else torch.zeros(v.shape[1]).double() for n, v in values.items()}
+        users.append(vector(state, "user", [whole["user"], whole["seen"], dense[b, :1]]))
+        items.append(vector(state, "item", [whole["movie"], whole["maker"], whole["genres"], dense[b, 1:]]))
+    there = [WEIGHTS[b] > 0 and MOVIES[b] is not None for b in range(len(MOVIES))] + [True] * 4
+    log_q = [math.log(sum(MOVIES[b] == m for b in range(7) if there[b]) + often[m]) if m else 0 for m in every]
+    z = model(values, lengths, dense, weights, keys, given)["click"]
+    for i in range(len(MOVIES)):
+        if there[i]:
+            scores = [users[i] @ items[j] / 0.1 - log_q[j] for j in range(len(every))]
+            rest = [scores[j] for j in range(len(every)) if there[j] and every[j] != every[i]]
+            torch.testing.assert_close(z[i], scores[i] - torch.stack(rest).logsumexp(0), rtol=1e-6, atol=1e-6)
+    z[weights > 0].clamp(max=99).sum().backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
+
+
 def test_answers_the_cosine_when_it_does_not_train():
     model = build().eval()
     values, lengths, dense, weights, _ = batch()

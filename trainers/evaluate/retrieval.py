@@ -11,7 +11,7 @@ from torch import nn
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
-from livetrain.modules.layers import jagged
+from livetrain.modules.layers import jagged, products
 from livetrain.modules.network import Network
 from livetrain.modules.tables.hashing import mix
 from livetrain.modules.tasks.kind import Redrawn
@@ -137,7 +137,7 @@ class Retrieval:
         own = (rows[chosen], places, slices[chosen], group[chosen])
         rows, places, slices, group = (_everyone(part).cpu() for part in own)
         order = rows.argsort()
-        places, slices, group = places[order], slices[order], group[order]
+        places, slices, group = (part[order] for part in (places, slices, group))
         found, self.draws = figures(self._task, self._slices, places, slices, group, len(keys), self._bootstrap)
         return found
 
@@ -215,7 +215,7 @@ def _ranks(
 
     Args:
         keys: (Q,) of the items looked for.
-        users: (Q, d).
+        users: (Q, d), or (Q, K, d) of users with several vectors.
         had: (Q, L) keys of items that do not count; those looked for do.
         known: (N,) keys of all items, rising.
         items: (N, d).
@@ -225,10 +225,10 @@ def _ranks(
     """
     if not len(known):
         return torch.ones_like(keys)
-    step = max(_CELLS // len(known), 1)
+    step = max(_CELLS // (len(known) * users.shape[1:-1].numel()), 1)
     found = [torch.zeros_like(keys[:0])]
     for key, user, own in zip(keys.split(step), users.split(step), had.split(step), strict=True):
-        found.append(places(user @ items.t(), key, own, known))
+        found.append(places(products.of_all(user, items), key, own, known))
     return torch.cat(found)
 
 

@@ -9,6 +9,7 @@ import torch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.batch import Batch
+from livetrain.modules.layers import products
 from livetrain.modules.model import Model
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.export.rows import _held_out, inputs_of, one_user
@@ -37,7 +38,7 @@ def prove(
             ranked = max(ranked, rank_difference(scored, batch, recipe))
             if towers:
                 user, item = (tower(*inputs_of(batch, recipe)) for tower in towers)
-                product = max(product, apart((user * item).sum(1), next(iter(scores.values()))))
+                product = max(product, apart(products.of_pairs(user, item), next(iter(scores.values()))))
     found, wanted, labels = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     rows = found.shape[1]
     key = "tolerance" if quantize == "none" else f"tolerance_{quantize}"

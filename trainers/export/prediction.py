@@ -283,9 +283,11 @@ def _chunks(columns: Columns, decoder: Decoder, dense: list[str], rows: int) -> 
 
 
 def _array(values: np.ndarray) -> pa.Array:
-    """Return (n,) predictions or (n, width) vectors as a column."""
-    flat = pa.array(values.ravel(), pa.float32())
-    return flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+    """Return (n,) predictions, or (n, width) or (n, interests, width) vectors, as a column."""
+    made = pa.array(values.ravel(), pa.float32())
+    for size in reversed(values.shape[1:]):
+        made = pa.FixedSizeListArray.from_arrays(made, size)
+    return made
 
 
 def score(predictor: Predictor, table: Any) -> Any:

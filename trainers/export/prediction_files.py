@@ -357,12 +357,16 @@ class _Index:
         return found.flatten().to_numpy().reshape(table.num_rows, -1)
 
     def _scores(self, table: pa.Table, name: str) -> Iterator[np.ndarray]:
-        """Yield the scores of all items for some rows, (n, items), block by block: the products of the vectors."""
-        rows = self.requests.predict(table, name).column(0).combine_chunks()
-        given = rows.flatten().to_numpy().reshape(len(rows), self.items.shape[1])
-        step = max(1, _CELLS // len(self.items))
+        """Yield the scores of all items for some rows, (n, items), block by block: the vectors' largest product."""
+        flat, width = self.requests.predict(table, name).column(0).combine_chunks(), self.items.shape[1]
+        while pa.types.is_fixed_size_list(flat.type):
+            flat = flat.flatten()
+        interests = max(len(flat) // max(len(table) * width, 1), 1)
+        given = flat.to_numpy().reshape(len(table), interests * width)
+        step = max(1, _CELLS // (len(self.items) * interests))
         for start in range(0, len(given), step):
-            yield given[start : start + step] @ self.items.T
+            every = given[start : start + step].reshape(-1, width) @ self.items.T
+            yield every.reshape(-1, interests, len(self.items)).max(1)
 
     def nearest(self, table: pa.Table, name: str) -> tuple[pa.Array, pa.Array]:
         """Return two columns: the keys and the scores of each row's nearest items, the nearest first.

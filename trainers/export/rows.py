@@ -171,6 +171,9 @@ def synthetic_rows(
             known = drawn.random(int(lengths.sum())) >= 0.1
             width = features[feature.alike].numbers
             found["dense"][name] = _drawn(drawn, signature["features"][feature.alike], width, known)
+        elif feature.carried:  # seconds to the next event, up to a year
+            seconds = np.floor(np.exp(drawn.uniform(0, 17, int(lengths.sum()))) - 1)
+            found["dense"][name] = seconds.astype(np.float32).tolist()
         of = (ids or {}).get(name)
         if of is not None and len(of):
             found["ids"][name] = of[drawn.integers(0, len(of), int(lengths.sum()))].tolist()

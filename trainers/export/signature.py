@@ -27,7 +27,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
         places, normalise = measured(model), model.dense.normalise
         mean, std = ({n: x[place].tolist() for n, place in places.items()} for x in (normalise.mean, normalise.std))
         towers = model.dense.network.towers
-        finds = {} if towers is None else {"towers": _towers(towers.names)}
+        finds = {} if towers is None else {"towers": _towers(towers.names, getattr(towers, "interests", 1))}
     return {
         "format": _FORMAT,
         "call": "model(ids: Dict[str, Tensor], lengths: Dict[str, Tensor], dense: Dict[str, Tensor])"
@@ -59,10 +59,12 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
     }
 
 
-def _towers(names: dict[str, list[str]]) -> dict[str, Any]:
+def _towers(names: dict[str, list[str]], interests: int) -> dict[str, Any]:
+    several = " of user.pt (B, interests, width), and the largest of the products counts;" if interests > 1 else ""
     return {
         "call": "user.pt and item.pt (ids, lengths, dense) -> Tensor (B, width): the vectors of B rows, from the"
-        " features of their side alone; the product of the two is the score",
+        f" features of their side alone;{several} the product of the two is the score",
+        "interests": interests,
         **names,
     }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, cast
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from livetrain.configs.schema import Recipe, Task
 from livetrain.modules.batch import Batch
 from livetrain.modules.layers.distributed import Later, all_gather
+from livetrain.modules.network import TARGETS
 from livetrain.modules.tasks.kind import TaskKind
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.runtime import ranks
@@ -87,6 +89,9 @@ class Loss(nn.Module):
     A kind that is `by_group` gets the rows of all ranks, for a group may lie on several: every rank computes what each
     row of the global batch adds, and takes its own rows' part. The gather hands each logit the gradients of all parts.
 
+    Of a network that answers several logits per row (`TARGETS`) each of them counts as a row with that row's label and
+    weight.
+
     An evaluation needs the logits alone: it has losses of 0, and no rank waits for another.
     """
 
@@ -109,7 +114,7 @@ class Loss(nn.Module):
         """Return the losses (T,) and what metrics need, from logits by task and the batch. Collective in training.
 
         Args:
-            logits: task -> (B,), or in training (B, outputs).
+            logits: task -> (B,), or in training (B, outputs); with `TARGETS` -> (B,) as many as that says.
             batch: of this rank.
             weights: of the batch, from `weigh`, where that was asked before.
         """
@@ -119,6 +124,10 @@ class Loss(nn.Module):
             return none, Output(batch, torch.stack(given, dim=1).detach(), none, none, count)
         weights = weights or self.weigh(batch)
         assert weights is not None  # in training
+        if (targets := logits.get(TARGETS)) is not None:
+            each = partial(torch.repeat_interleave, repeats=targets, dim=0, output_size=len(given[0]))
+            labels, rows = each(labels), each(weights.rows)
+            weights = Weights.summed(rows, rows.sum(dim=0).expand(len(given)))
         if self.weigh.unknown:
             known = ~labels.isnan()
             labels = torch.where(known, labels, 0.0)

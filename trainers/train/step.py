@@ -47,7 +47,7 @@ class Step(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, Output]:
         weights = self.weigh(batch)
-        logits = self.model(batch.ids, batch.dense, batch.weights, batch.vectors, batch.requests)
+        logits = self.model(batch.ids, batch.dense, batch.weights, batch.vectors, batch.requests, batch.often)
         return self.loss(logits, batch, weights)
 
 

@@ -21,9 +21,8 @@ def test_equals_a_dictionary_that_is_kept_by_hand(batches):
             gap = (t - last.get(key, 0)) / sum(v for i, v in batch if i == key)
             between[key] = gap if key not in last else (1 - RATE) * between[key] + RATE * gap
             last[key] = t
-        for (key, valid_), value in zip(batch, found.tolist(), strict=True):
-            if valid_:
-                assert value == pytest.approx(-math.log(between[key]), abs=1e-5)
+        for (key, _), value in zip(batch, found.tolist(), strict=True):
+            assert value == pytest.approx(-math.log(between[key]) if key in between else -math.inf, abs=1e-5)
     assert int((rarity.last > 0).sum()) == len(last)
 
 

@@ -137,7 +137,9 @@ def test_items_of_a_history_weigh_less_with_age():
 def test_a_slice_lies_in_larger_ones_and_one_without_a_value_has_no_key():
     features = {"item": {"type": "id"}, "city": {"type": "id"}, "hour": {"type": "hour", "unit": "s"}}
     model = {"kind": "popular", "key": "item", "by": ["city", "hour"]}
-    keys = SliceKeys(load_recipe({**RECIPE, "features": features, "model": model}), "item", ["city", "hour"])
+    keys = torch.jit.script(
+        SliceKeys(load_recipe({**RECIPE, "features": features, "model": model}), "item", ["city", "hour"])
+    )
     ids = {"item": torch.arange(4), "city": torch.tensor([7, 7, 8]), "hour": torch.tensor([3600, 7300, 3700])}
     lengths = {"item": torch.ones(4), "city": torch.tensor([1, 1, 1, 0]), "hour": torch.tensor([1, 1, 0, 1])}
     found, counts, weights = keys(ids, {name: part.long() for name, part in lengths.items()}, {})

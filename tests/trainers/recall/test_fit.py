@@ -22,6 +22,7 @@ from livetrain.trainers.export.export import export
 from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.recall.item_cf import ItemCF
 from livetrain.trainers.runtime import runlog
+from tests.cases import often
 
 USERS, ITEMS = 90, 36
 
@@ -46,11 +47,11 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def recipe(data: Path, **changes: Any) -> dict[str, Any]:
+def recipe(source: Path, **changes: Any) -> dict[str, Any]:
     model = {"kind": "item_cf", "key": "item", "history": "history", "pair_step": 0.9, "history_step": 0.8}
     return {
         "name": "cf",
-        "data": {"path": str(data), "batch_size": 24, "shards": 12},
+        "data": {"path": str(source), "batch_size": 24, "shards": 12},
         "features": {
             "item": {"type": "id"},
             "history": {"type": "sequence", "max_length": 6},
@@ -58,7 +59,7 @@ def recipe(data: Path, **changes: Any) -> dict[str, Any]:
         },
         "model": model,
         "tasks": {"click": {"label": "label", "kind": "retrieval"}},
-        "evaluate": {"catalogue": str(data / "items.parquet"), "seen": "history", "bootstrap": 20},
+        "evaluate": {"catalogue": str(source / "items.parquet"), "seen": "history", "bootstrap": 20},
         "cluster": {"workers": 0, "device": "cpu"},
         "export": {"parity_rows": 64},
         **changes,
@@ -71,8 +72,8 @@ def run(data, tmp_path_factory) -> Path:
     return launch_here(data, folder)
 
 
-def launch_here(data: Path, runs: Path, **changes: Any) -> Path:
-    return runs / launch.train(load_recipe(recipe(data, **changes)), runs)["name"]
+def launch_here(source: Path, runs: Path, **changes: Any) -> Path:
+    return runs / launch.train(load_recipe(recipe(source, **changes)), runs)["name"]
 
 
 def ranks(data: Path, split: str, seen: bool = True) -> np.ndarray:
@@ -122,7 +123,10 @@ def test_a_run_ends_as_every_run_does(run, data):
     ]
 
 
-@pytest.mark.parametrize(("quantize", "tables"), [("none", "inside"), ("int8", "mapped"), ("float16", "inside")])
+EXPORTS = {"int8, mapped": ("int8", "mapped"), "whole": ("none", "inside"), "float16": ("float16", "inside")}
+
+
+@pytest.mark.parametrize(("quantize", "tables"), often(EXPORTS, ["int8, mapped"]))
 def test_its_export_scores_like_the_run(run, data, tmp_path, quantize, tables):
     shutil.copytree(run, tmp_path / "cf")
     config = tmp_path / "cf/config.yaml"
@@ -161,6 +165,7 @@ def test_a_killed_run_goes_on_with_what_was_fitted(run, tmp_path, monkeypatch, d
     shutil.copytree(run, tmp_path / "cf")
     result = json.loads((tmp_path / "cf/result.json").read_text())
     (tmp_path / "cf/result.json").unlink()
+    monkeypatch.setattr(launch, "_show", lambda *arguments: None)
     monkeypatch.setattr(ItemCF, "fit", lambda *arguments: pytest.fail("fitted again"))
     again = launch.train(load_recipe(recipe(data, export={"after_training": False, "parity_rows": 64})), tmp_path)
     same = [key for key in result if key.startswith(("valid.", "test."))]
@@ -201,8 +206,9 @@ def test_what_needs_a_network_says_that_there_is_none():
         network("item_cf")
 
 
-def test_a_night_goes_on_from_the_last_one(data, tmp_path):
+def test_a_night_goes_on_from_the_last_one(data, tmp_path, monkeypatch):
     """Of item CF over days: what a fit of the new days alone adds to the run before is the fit of all of them."""
+    monkeypatch.setattr(launch, "_show", lambda *arguments: None)
     changes = {
         "features": {"item": {"type": "id"}, "history": {"type": "sequence", "max_length": 6}},
         "model": {"kind": "item_cf", "key": "item", "history": "history", "user": "user", "time": "time"},
@@ -210,14 +216,14 @@ def test_a_night_goes_on_from_the_last_one(data, tmp_path):
         "export": {"after_training": False},
     }
     days = tmp_path / "days"
-    for number, split in enumerate(("train", "valid", "test")):
+    for number, split in enumerate(("train", "valid", "test", "test")):
         table = pq.read_table(data / split)
         moved = table.set_column(3, "time", pa.array(table["time"].to_numpy() + 86_400 * number))
         (days / f"date=2022-05-0{number + 1}").mkdir(parents=True)
         pq.write_table(moved, days / f"date=2022-05-0{number + 1}" / "part-0.parquet")
 
-    def of(train: str, name: str, **more: Any) -> Path:
-        named = {"train": train, "valid": "2022-05-03..2022-05-03", "test": "2022-05-03..2022-05-03"}
+    def of(trained: str, name: str, **more: Any) -> Path:
+        named = {"train": trained, "valid": "2022-05-03..2022-05-03", "test": "2022-05-04..2022-05-04"}
         section = {"path": str(days), "days": named, "batch_size": 24, "shards": 12}
         return launch_here(data, tmp_path, **(changes | {"data": section, "name": name} | more))
 
@@ -272,6 +278,7 @@ def test_latest_is_by_when_an_item_was_first_there():
     assert scores == pytest.approx({(0, 1): 1 / 3, (0, 2): 1 / 2, (city, 1): 1 / 3, (city, 2): 1 / 2, (other, 1): 1.0})
 
 
+@pytest.mark.slow
 def test_popular_lists_are_measured_and_exported(data, tmp_path):
     run = launch_here(data, tmp_path, model={"kind": "popular", "key": "item", "by": ["city"], "prior": 5})
     result = json.loads((run / "result.json").read_text())
@@ -290,6 +297,7 @@ def test_popular_lists_are_measured_and_exported(data, tmp_path):
 def test_a_kind_of_ones_own_is_one_file(data, tmp_path, monkeypatch):
     """The example of the guide: items that followed directly upon the newest one, against a count by hand."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "examples"))
+    monkeypatch.setattr(launch, "_show", lambda *arguments: None)
     model = {"kind": "following", "key": "item", "history": "history"}
     run = launch_here(data, tmp_path, model=model, plugins=["my_package.fitted"], name="own")
     rows = pq.read_table(data / "train").to_pylist()

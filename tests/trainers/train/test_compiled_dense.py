@@ -53,6 +53,12 @@ KINDS: dict[str, Callable[[], Recipe]] = {
         model={"kind": "dssm", "key": "movie", "units": [8], "width": 4, "activation": "dice"},
         tasks={"click": {"label": "label", "kind": "retrieval"}},
     ),
+    "hstu_retrieval": lambda: twins.recipe(
+        model={"kind": "hstu_retrieval", "attention": ATTENTION, "blocks": 1, "length": 6, "dropout": 0.0},
+        tasks={"click": {"label": "label", "kind": "retrieval"}},
+        features__history__times="when",
+        features__history__until="now",
+    ),
     "ncf": lambda: NCF,
     **{
         kind: lambda kind=kind: several.recipe("sum", model=several.MODELS[kind])

@@ -134,23 +134,63 @@ def vectors_of(ids: pa.Array, vectors: pa.Array, width: int, where: str) -> np.n
     return numbers[values.is_valid().to_numpy(zero_copy_only=False)] if values.null_count else numbers
 
 
-def beside(name: str, feature: Feature, ids: pa.Array, column: pa.Array, width: int, where: str) -> np.ndarray:
-    """Return what lies beside a feature's ids, its weights or vectors, (N, width) float32.
+def gaps_of(ids: pa.Array, times: pa.Array, until: pa.Array, feature: Feature, where: str) -> np.ndarray:
+    """Return how many whole seconds after each id the next one of its row came, (N,) float32; NaN is missing.
+
+    Args:
+        ids: lists of n rows; of a null among them there is none, and the gap before it is longer.
+        times: lists of times of n rows. Null is not known, and so are all of a row whose list is null.
+        until: (n,) the time that counts as the next one of a row's newest id.
+        feature: the ids'.
+        where: what the columns are, for messages.
+
+    Raises:
+        BadInput: a row has more times than ids, or fewer, or an earlier one after a later one.
+    """
+    (values, offsets), (given, ends) = _lists(ids), _lists(times)
+    told = _told(offsets, ends, times, f"{where}row", "time", "where a row has none")
+    found, last = _times(given, feature.time_unit), _times(until, feature.time_unit)
+    seconds, known = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
+    seconds[told], known[told] = found.whole, found.known
+    if values.null_count:
+        there = values.is_valid().to_numpy(zero_copy_only=False)
+        seconds, known, offsets = seconds[there], known[there], running(there)[offsets]
+    following, follows = np.append(seconds[1:], 0), np.append(known[1:], False)
+    full = np.flatnonzero(np.diff(offsets))
+    newest = offsets[1:][full] - 1
+    following[newest], follows[newest] = last.whole[full], last.known[full]
+    known &= follows
+    late = known & (following < seconds)
+    if late.any():
+        row = _row(offsets, int(late.argmax()))
+        raise BadInput(
+            f"{where}row {row} has a time that is later than the next one, or than that in until; store each row's "
+            "ids and times by rising time"
+        )
+    return np.where(known, following - seconds, np.nan).astype(np.float32)
+
+
+def beside(
+    name: str, feature: Feature, ids: pa.Array, columns: Sequence[pa.Array], width: int, where: str
+) -> np.ndarray:
+    """Return what lies beside a feature's ids, its weights, vectors or gaps between times, (N, width) float32.
 
     Args:
         name: of the feature.
         feature: whose carrier is ids.
         ids: (n,) its column.
-        column: (n,) that of what lies beside.
+        columns: (n,) each, those of what lies beside: see `Recipe.beside`.
         width: numbers of each id.
         where: the rows come from, for messages.
 
     Raises:
-        BadInput: as `weights_of` and `vectors_of`.
+        BadInput: as `weights_of`, `vectors_of` and `gaps_of`.
     """
+    if feature.up_to:
+        return gaps_of(ids, columns[0], columns[1], feature, f"{where}, features.{name}.times: ").reshape(-1, 1)
     if feature.carried:
-        return vectors_of(ids, column, width, f"{where}, features.{name}.vectors: ")
-    return weights_of(ids, column, f"{where}, features.{name}.weights: ").reshape(-1, 1)
+        return vectors_of(ids, columns[0], width, f"{where}, features.{name}.vectors: ")
+    return weights_of(ids, columns[0], f"{where}, features.{name}.weights: ").reshape(-1, 1)
 
 
 def _told(offsets: np.ndarray, ends: np.ndarray, beside: pa.Array, row: str, what: str, null: str) -> np.ndarray:

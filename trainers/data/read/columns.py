@@ -22,7 +22,11 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
         wanted += [(column, feature.holds, f"features.{name}") for column in recipe.columns(name)]
         if feature.weighted:
             wanted.append((feature.weighted, "weights", f"features.{name}.weights"))
-        if feature.carried:
+        if feature.carried and feature.up_to:
+            of = "time" if feature.time_unit is None else "unix time"
+            wanted.append((feature.carried, f"{of}s", f"features.{name}.times"))
+            wanted.append((feature.up_to, of, f"features.{name}.until"))
+        elif feature.carried:
             wanted.append((feature.carried, "vectors", f"features.{name}.vectors"))
     for name, task in recipe.tasks.items():
         numeric = TASKS.owner(task.kind).numeric
@@ -138,6 +142,14 @@ def _unix(kind: pa.DataType) -> bool:
     return _timestamp(kind) or pa.types.is_integer(kind) and not pa.types.is_uint64(kind)
 
 
+def _timestamps(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or is_list(kind) and _timestamp(kind.value_type)
+
+
+def _unixes(kind: pa.DataType) -> bool:
+    return pa.types.is_null(kind) or is_list(kind) and _unix(kind.value_type)
+
+
 @dataclass(frozen=True)
 class _Kind:
     """What a column must be for its part in a recipe, in words too, and the type of one that is null throughout.
@@ -150,12 +162,15 @@ class _Kind:
     unknown: pa.DataType | None
 
 
+_NO_TIMES = pa.list_(pa.timestamp("s"))
 _KINDS = {
     "id": _Kind(_id, "int64 or a string", pa.int64()),
     "sequence": _Kind(_list, "list<int64> or a list of strings", pa.list_(pa.int64())),
     "vector": _Kind(_vector, "a list of numbers", pa.list_(pa.float32())),
     "time": _Kind(_timestamp, "a timestamp, or an integer whose unit the feature gives", pa.timestamp("s")),
     "unix time": _Kind(_unix, "a timestamp or an integer", pa.int64()),
+    "times": _Kind(_timestamps, "a list of timestamps, or of integers whose unit the feature gives", _NO_TIMES),
+    "unix times": _Kind(_unixes, "a list of timestamps or integers", pa.list_(pa.int64())),
     "weights": _Kind(_vector, "list<float32>", pa.list_(pa.float32())),
     "vectors": _Kind(_vectors, "a list of lists of float32", pa.list_(pa.list_(pa.float32()))),
     "dense": _Kind(_number, "a number (float32, float64 or an integer)", pa.float64()),
@@ -250,11 +265,11 @@ def _mend(kind: str, found: pa.DataType) -> str:
         return "set the feature's type: id, or make each row a list when preparing the data"
     if kind == "dense" and _vector(found):
         return "set the feature's type: vector, or keep one value per row when preparing the data"
-    if kind == "time" and _unix(found):
+    if (kind == "time" and _unix(found)) or (kind == "times" and _unixes(found)):
         return "set the feature's unit: s, ms, us or ns"
     if kind == "vectors":
         return "store a list per row, in it a vector of each of the row's ids"
-    lists = kind in ("sequence", "vector", "weights")
+    lists = kind in ("sequence", "vector", "weights", "times", "unix times")
     if is_list(found) and (not lists or is_list(element)):
         return f"keep one {'list' if lists else 'value'} per row when preparing the data"
     if pa.types.is_struct(element) or pa.types.is_map(element):

@@ -55,7 +55,8 @@ class Decoder:
         # Columns of one value per row: its number, its groups and its slices.
         self._plains = 1 + len(self._groups) + (self._slices is not None)
         used = [column for names in self._names.values() for column in names]
-        named = [*used, *(column for column, _ in self.beside.values()), *self._others, *self._groups]
+        named = [*used, *(column for columns, _ in self.beside.values() for column in columns)]
+        named += [*self._others, *self._groups]
         named += [name for columns in (self._slices.columns.values() if self._slices else ()) for name in columns]
         self.columns = list(dict.fromkeys(named))
         self._passes = passes()
@@ -89,9 +90,9 @@ class Decoder:
         if self._slices is not None:
             plain.append(self._slices.marks(table))
         ids = [carry.ids(feature, whole[self._names[name][0]]) for name, feature in self._sparse.items()]
-        for name, (column, width) in self.beside.items():
-            lists, own = (whole[self._names[name][0]], whole[column]), ids[self.keys.index(name)]
-            numbers = carry.beside(name, self._sparse[name], *lists, width, where)
+        for name, (columns, width) in self.beside.items():
+            column, own = whole[self._names[name][0]], ids[self.keys.index(name)]
+            numbers = carry.beside(name, self._sparse[name], column, [whole[c] for c in columns], width, where)
             ids.append(own.beside(to_bits(numbers), words(width)))
         return Columns(
             first,

@@ -163,8 +163,8 @@ class Measure:
         """
         name, feature, found = self._name, self._feature, self.nothing
         if self._beside is not None:
-            column, width = self._beside
-            ids, beside = (carry.whole(table.column(each)) for each in (feature.column or name, column))
+            columns, width = self._beside
+            ids, *beside = (carry.whole(table.column(each)) for each in (feature.column or name, *columns))
             carry.beside(name, feature, ids, beside, width, where)
         if not self._numbers:
             return found

@@ -54,6 +54,9 @@ class Negatives:
 
     Attributes:
         columns: of the split's rows that are read for it.
+        items: the columns that an item has, one entry per item.
+        find: id of an item -> its place there.
+        chances: of the items to be drawn; None where all are alike.
 
     Raises:
         BadInput: the catalogue or the file of neighbours cannot be read, or lacks what the recipe asks of it.
@@ -63,9 +66,9 @@ class Negatives:
         assert recipe.data.negatives is not None  # the caller asks
         self._section, self._seed = recipe.data.negatives, recipe.train.seed
         self._labels = list(dict.fromkeys(task.label for task in recipe.tasks.values()))
-        self._label = recipe.tasks[self._section.task].label
         air = self._section.on_air
         own = [self._section.item, *self._section.within, *self._section.seen, *([air.time] if air else [])]
+        self._label = "" if self._section.task is None else recipe.tasks[self._section.task].label
         self.columns = list(dict.fromkeys([self._label, *own]))
         features = [column for column, _, key in wanted_columns(recipe) if key.startswith("features.")]
         asked = [self._section.item, *self._section.within, *([air.start, air.end] if air else [])]
@@ -84,8 +87,8 @@ class Negatives:
                 )
         for feature in recipe.features:
             of, beside = recipe.column(feature), recipe.beside(feature)
-            if beside is not None and (of in known) != (beside[0] in known):
-                lacking = beside[0] if of in known else of
+            if beside is not None and (of in known) != (beside[0][0] in known):
+                lacking = beside[0][0] if of in known else of
                 raise BadInput(
                     f"data.negatives: {name} has no column '{lacking}', which features.{feature} reads beside one that "
                     "it has; put both in the catalogue, or neither"
@@ -97,7 +100,7 @@ class Negatives:
         self._order(table, name)
         for measure in measures(recipe, [n for n in recipe.features if {*recipe.reads(n)} <= known]).values():
             measure.of(table, 0, name)
-        self._items = {column: carry.whole(table.column(column)).take(self._places) for column in self._replaced}
+        self.items = {column: carry.whole(table.column(column)).take(self._places) for column in self._replaced}
         # Of lists of ids that a drawn row has from its positive no copy is made, which most of the time would go to.
         alone = {name for name, f in recipe.features.items() if f.carrier == "ids" and recipe.beside(name) is None}
         once = {recipe.column(name) for name in alone}
@@ -127,7 +130,7 @@ class Negatives:
         self._longest = float((self._end - self._start).max()) if air else 0.0
         self._ids = ids[self._places]
         self.find = Places(self._ids)
-        self._chances: Chances | None = None
+        self.chances: Chances | None = None
         if section.popularity:
             popularity = as_numbers(table.column(section.popularity))[self._places]
             if not (popularity > 0).all():
@@ -135,7 +138,7 @@ class Negatives:
                     f"data.negatives.popularity: column '{section.popularity}' of {name} holds "
                     f"{popularity.min():g}, and a count must be above 0; raise it, or leave such items out"
                 )
-            self._chances = Chances(popularity**section.power)
+            self.chances = Chances(popularity**section.power)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -181,8 +184,8 @@ class Negatives:
         columns = []
         for name in names:
             column = table.column(name)
-            if name in self._items:
-                joined = pa.chunked_array([*column.chunks, self._items[name].take(drawn)]).combine_chunks()
+            if name in self.items:
+                joined = pa.chunked_array([*column.chunks, self.items[name].take(drawn)]).combine_chunks()
                 columns.append(joined.take(both))
             elif name in self._labels:
                 labels = column.cast(pa.float32()).combine_chunks().take(taken)
@@ -244,16 +247,16 @@ class Negatives:
             place = places[k // each]
             items = np.arange(wanted.low[place], wanted.high[place])
             items = items[self._allowed(wanted, np.full(len(items), place), items)]
-            weights = np.ones(len(items)) if self._chances is None else self._chances.of[items]
+            weights = np.ones(len(items)) if self.chances is None else self.chances.of[items]
             ends = np.cumsum(weights)
             out[k] = items[np.searchsorted(ends, uniform(keys[k : k + 1])[0] * ends[-1], side="right")]
         return out
 
     def _propose(self, wanted: _Wanted, place: np.ndarray, bits: np.ndarray) -> np.ndarray:
         low, high, share = wanted.low[place], wanted.high[place], uniform(bits)
-        if self._chances is None:
+        if self.chances is None:
             return low + np.minimum((share * (high - low)).astype(np.int64), high - low - 1)
-        return self._chances.within(low, high, share)
+        return self.chances.within(low, high, share)
 
     def _allowed(self, wanted: _Wanted, place: np.ndarray, item: np.ndarray) -> np.ndarray:
         allowed = (item >= wanted.low[place]) & (item < wanted.high[place])
@@ -327,6 +330,11 @@ def count(source: Source, recipe: Recipe, progress: Callable[[str], None]) -> No
     if section is None:
         return
     negatives = Negatives(recipe, source)
+    if section.shared is not None:
+        item_feature(recipe)
+        progress(_told(section.shared, len(negatives), negatives.taken))
+    if section.task is None:
+        return
 
     def counted(group: RowGroup) -> tuple[int, int] | None:
         try:
@@ -370,10 +378,33 @@ def count(source: Source, recipe: Recipe, progress: Callable[[str], None]) -> No
     )
 
 
+def item_feature(recipe: Recipe) -> str:
+    """Return the feature that tells the catalogue's items apart.
+
+    Raises:
+        BadInput: there is none.
+    """
+    assert recipe.data.negatives is not None  # the caller asks
+    column = recipe.data.negatives.item
+    for name, feature in recipe.features.items():
+        if feature.carrier == "ids" and not feature.lists and recipe.column(name) == column:
+            return name
+    raise BadInput(
+        f"data.negatives.item: no id feature reads column '{column}', by which the items that a step shares are told "
+        "apart; name the column of the item's id"
+    )
+
+
+def _told(shared: int | str, items: int, taken: Sequence[str]) -> str:
+    how = f"all {items:,} items" if shared == "all" else f"{shared:,} of {items:,} items, drawn anew for each,"
+    return f"negatives: {how} stand beside the rows of a step, with their {', '.join(taken) or 'id alone'}"
+
+
 def _check_share(recipe: Recipe, items: int, only_positives: bool) -> None:
     """Raise BadInput where the share of negatives is known, and the recipe says another than 1 and that."""
     section = recipe.data.negatives
     assert section is not None
+    assert section.task is not None  # rows of its own have been counted
     alike = not (section.popularity or section.within or section.on_air or section.seen or section.hard)
     told, others = recipe.tasks[section.task].negatives_kept, items - 1
     if told == 1 or not (alike and only_positives) or section.per_positive > others:

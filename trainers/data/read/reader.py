@@ -20,6 +20,7 @@ from livetrain.trainers.data.read.pieces import Pieces, Rows
 from livetrain.trainers.data.read.prefetch import Loaders, run_ahead
 from livetrain.trainers.data.read.records import Block
 from livetrain.trainers.data.read.requests import RequestDecoder
+from livetrain.trainers.data.read.shared import Shared
 from livetrain.trainers.data.read.source import Source
 
 _RUN = 65_536  # rows of a run at most, and
@@ -48,7 +49,8 @@ class Reader:
         recipe: features, tasks, `data` and `train.seed`.
         rank: of this worker.
         world: number of workers; it must divide data.shards.
-        shuffle: in training, with the negatives of `Source.drawn`; evaluation reads each shard in file order.
+        shuffle: in training, with the negatives of `Source.drawn` and the items that a step's rows share; evaluation
+            reads each shard in file order.
         groups: fill `Batch.groups` from evaluate.group_by; otherwise `Batch.task_groups`, and rows of one group that
             follow one another in the file stay together when they are shuffled.
         slices: fill `Batch.slices` from evaluate.slices.
@@ -80,8 +82,13 @@ class Reader:
         self._decoder = Decoder(recipe, groups, slices)
         if source.candidates is not None:
             self._decoder = RequestDecoder(recipe, groups, slices, source.candidates, padded=world > 1)
-        negatives = Negatives(recipe, source) if shuffle and len(source.drawn) > 0 else None
-        self._rows = Rows(source, self._decoder, negatives, recipe.data.on_corrupt == "skip")
+        asked = recipe.data.negatives if shuffle else None
+        negatives = None if asked is None else Negatives(recipe, source)
+        self._shared = None
+        if asked is not None and asked.shared is not None and negatives is not None:
+            self._shared = Shared(recipe, negatives, source, self._decoder, rank, world)
+        drawn = negatives if len(source.drawn) > 0 else None
+        self._rows = Rows(source, self._decoder, drawn, recipe.data.on_corrupt == "skip")
         stored, held = self._decoder.bytes({column: source.length(column) for column in self._rows.columns})
         shards, batch_size = recipe.data.shards, recipe.data.batch_size
         most = max(int(recipe.data.shuffle_gb * 1e9 / (2 * shards * held)), batch_size // shards)
@@ -160,7 +167,11 @@ class Reader:
         )
         for step in range(start, stop):
             blocks, missing = streams.take(step)
+            if self._shared is not None:
+                blocks.append(self._shared.block(epoch, step))
             batch, counts = self._decoder.join(step, blocks)
+            if self._shared is not None:
+                batch = self._shared.behind(batch)
             counts[0] -= missing
             yield batch.pin_memory() if self._pin else batch, counts
 

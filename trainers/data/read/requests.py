@@ -197,14 +197,15 @@ class RequestDecoder(Decoder):
             ids = carry.ids(feature, column)
             numbers = None
             if name in self.beside:
-                other, width = self.beside[name]
-                if (other in self._candidates.names) != (name in self._own):
-                    each = "request" if name in self._own else "candidate"
-                    raise BadInput(
-                        f"{where}: column '{other}' has a list per {each}, and the ids of features.{name} have not; "
-                        "store both alike"
-                    )
-                numbers = carry.beside(name, feature, column, mine[other], width, where)
+                others, width = self.beside[name]
+                for other in others:
+                    if (other in self._candidates.names) != (name in self._own):
+                        each = "request" if name in self._own else "candidate"
+                        raise BadInput(
+                            f"{where}: column '{other}' has one of each {each}, and features.{name} has not; "
+                            "store both alike"
+                        )
+                numbers = carry.beside(name, feature, column, [mine[other] for other in others], width, where)
             if name not in self._own:
                 lists[name] = ids
                 if numbers is not None:

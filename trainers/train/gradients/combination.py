@@ -412,7 +412,9 @@ class Combination:
         self._logits = [(logits[task], _leaf(logits[task])) for task in self._tasks]
         self._trace(inputs, logits)
         return (
-            {task: leaf for task, (_, leaf) in zip(self._tasks, self._logits, strict=True)} if self._by_task else None
+            {**logits, **{task: leaf for task, (_, leaf) in zip(self._tasks, self._logits, strict=True)}}
+            if self._by_task
+            else None
         )
 
     def _trace(self, inputs: tuple, logits: dict[str, Tensor]) -> None:
