@@ -56,6 +56,7 @@ class Inverted(nn.Module):
         self.own = cast(Ids, source_of(model.key, recipe, made))
         self.request = model.request()
         seen = recipe.evaluate.seen
+        seen = seen if seen in recipe.features else None  # a column that is none a request does not give
         self.seen = source_of(seen, recipe, made) if seen else None
         self.names = list(dict.fromkeys([model.key, *model.features, *([seen] if seen else [])]))
         for name in ("keys", "offsets", "items", "places", "rest"):

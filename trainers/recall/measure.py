@@ -13,11 +13,12 @@ from livetrain.modules.layers import jagged
 from livetrain.modules.recall.inverted import ROWS, Inverted
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.catalogue import CATALOGUE
+from livetrain.trainers.data.read.columns import CANDIDATES, SEEN, asides
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.evaluate.evaluation import Evaluation
 from livetrain.trainers.evaluate.intervals import Bootstrap
-from livetrain.trainers.evaluate.retrieval import figures, least, places
+from livetrain.trainers.evaluate.retrieval import Lists, figures, least, places
 from livetrain.trainers.export.rows import inputs_of, some_rows
 
 _CELLS = 2**26  # scores in memory at once: 256 MB
@@ -74,7 +75,8 @@ def measure(
             every = _batches(_reader(sources[CATALOGUE], recipe, False), recipe)
             items = [own[there] for own, there in (_items(batch, learned.key) for batch in every)]
         known = torch.cat([torch.zeros(0, dtype=torch.int64), *items]).unique()
-        chosen = least(torch.cat([torch.zeros(0, dtype=torch.int64), *positive]))[0].sort().values
+        every_row = torch.cat([torch.zeros(0, dtype=torch.int64), *positive])
+        chosen = every_row[least(every_row)].sort().values
         ranked = [_ranked(learned, recipe, batch, known, chosen) for batch in _batches(reader, recipe)]
     tell("computing the metrics", 0, 0)
     rows, ranks, slices, group = (torch.cat(part) for part in zip(*ranked, strict=True))
@@ -122,29 +124,17 @@ def _ranked(
     picked = torch.nonzero(there & (batch.labels[:, 0] == 1) & torch.isin(batch.rows, chosen)).flatten()
     place = torch.searchsorted(learned.items, known).clamp(max=max(learned.items.numel() - 1, 0))
     scored = learned.items[place] == known if learned.items.numel() else torch.zeros_like(known, dtype=torch.bool)
-    had = _had(batch, recipe, own)
+    lists = {name: batch.lists(name) for name in asides(recipe)}
+    beside = {name: Lists(part.values(), part.lengths().long()) for name, part in lists.items()}
     inputs = inputs_of(batch, recipe)
     step = max(min(_CELLS // max(len(known), learned.items.numel(), 1), ROWS), 1)
-    found = [torch.zeros(0, dtype=torch.int64)]
-    for part in picked.split(step):
+    found = [torch.zeros(0, dtype=torch.float64)]
+    for part in picked.split(step) if len(known) else ():
         scores = torch.zeros(len(part), len(known))
         if scored.any():
             scores[:, scored] = learned.of_all(*some_rows(inputs, part, len(batch.rows)))[:, place[scored]]
-        found.append(places(scores, own[part], had[part], known))
+        among = {name: one[part].padded(own[part]) for name, one in beside.items()}
+        found.append(places(scores, own[part], among.get(SEEN), known, among.get(CANDIDATES)))
     slices = torch.zeros_like(own) if batch.slices is None else batch.slices
     group = batch.rows if batch.groups is None else batch.groups
     return batch.rows[picked], torch.cat(found), slices[picked], group[picked]
-
-
-def _had(batch: Batch, recipe: Recipe, own: Tensor) -> Tensor:
-    """Return (B, L) items that evaluate.seen names in each row; its own where there are fewer."""
-    seen = recipe.evaluate.seen
-    if not seen:
-        return own[:, None][:, :0]
-    lists = batch.lists(seen)
-    lengths, values = lists.lengths(), lists.values()
-    had = own.unsqueeze(1).repeat(1, int(lengths.max()) if len(lengths) else 0)
-    row = jagged.segments(lengths, len(values))
-    first = lengths.cumsum(0) - lengths
-    had[row, torch.arange(len(values)) - first[row]] = values
-    return had
