@@ -63,7 +63,7 @@ class Batch(Pipelineable):
     slices: torch.Tensor | None = None  # (B,) int64, bit i: the row is in the i-th of evaluate.slices; only evaluating
     vectors: torch.Tensor | None = None  # (V,) float32, NaN = missing; w of each id of each feature that carries some
     requests: Requests | None = None  # of the rows, where they share features
-    # Lists that the model does not get, only when evaluating: see trainers.data.read.columns.asides.
+    # Lists that the model does not get, only when evaluating: see `Recipe.asides`.
     asides: KeyedJaggedTensor | None = None
     often: torch.Tensor | None = None  # (B + n,) float32, how often each row's item is expected among the shared ones
 

@@ -21,6 +21,7 @@ from livetrain.configs.values import (
     whole,
 )
 
+SEEN, CANDIDATES = "(seen)", "(candidates)"  # lists that evaluations read besides; no feature can have such a name
 _PROFILED = re.compile(r"([1-9]\d{0,8})\.\.([1-9]\d{0,8})", re.ASCII)
 _MOST_PROFILED = 1000  # steps: a trace is kept in memory until it is written
 

@@ -11,14 +11,13 @@ import torch.distributed as dist
 from torch import nn
 from torchrec.sparse.jagged_tensor import JaggedTensor
 
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import CANDIDATES, SEEN, Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.layers import jagged, products
 from livetrain.modules.network import Network
 from livetrain.modules.tables.hashing import mix
 from livetrain.modules.tasks.kind import Redrawn
 from livetrain.modules.tasks.retrieval import AT
-from livetrain.trainers.data.read.columns import CANDIDATES, SEEN, asides
 from livetrain.trainers.evaluate.evaluation import NO_BOOTSTRAP
 from livetrain.trainers.evaluate.intervals import Bootstrap, intervals
 from livetrain.trainers.runtime import ranks
@@ -95,7 +94,7 @@ class Retrieval:
         self._towers, self._key = network.towers, network.key
         self._task = next(iter(recipe.tasks))
         self._listed = recipe.evaluate.catalogue is not None
-        self._asides = list(asides(recipe))
+        self._asides = list(recipe.asides())
         self._slices = ["", *(f"{name}." for name in recipe.evaluate.slices)]
         self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
         # Row number, key, has an item, is a positive, slices, group; vectors of user and item; and the asides.

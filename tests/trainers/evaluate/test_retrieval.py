@@ -19,11 +19,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe
+from livetrain.configs.schema import CANDIDATES, SEEN
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import Model
 from livetrain.modules.network import Network
 from livetrain.modules.tables.hashing import mix
-from livetrain.trainers.data.read.columns import CANDIDATES, SEEN
 from livetrain.trainers.evaluate import retrieval
 from livetrain.trainers.evaluate.draws import Draws, paired
 from livetrain.trainers.evaluate.intervals import Bootstrap

@@ -8,11 +8,10 @@ import pyarrow as pa
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.registry import TASKS
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import CANDIDATES, SEEN, Recipe
 from livetrain.trainers.data.read.slices import Slices
 
 IdKind = Literal["integers", "strings"]  # of the ids that a column holds: those of 7 and "7" differ
-SEEN, CANDIDATES = "(seen)", "(candidates)"  # names in `Batch.asides`, which no feature can have
 _TYPE = 48  # letters of a type in a message
 
 
@@ -39,20 +38,10 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
     if recipe.evaluate.group_by:
         wanted.append((recipe.evaluate.group_by, "group", "evaluate.group_by"))
     named = {SEEN: "evaluate.seen", CANDIDATES: "evaluate.candidates"}
-    wanted += [(column, "sequence", named[name]) for name, column in asides(recipe).items()]
+    wanted += [(column, "sequence", named[name]) for name, column in recipe.asides().items()]
     for name, columns in Slices(recipe.evaluate.slices).columns.items():
         wanted += [(column, "any", f"evaluate.slices.{name}") for column in columns]
     return wanted
-
-
-def asides(recipe: Recipe) -> dict[str, str]:
-    """Return the columns of lists that an evaluation reads besides, by their names in `Batch.asides`.
-
-    evaluate.seen and evaluate.candidates name a sequence feature, whose column is meant, or a column.
-    """
-    named = {SEEN: recipe.evaluate.seen, CANDIDATES: recipe.evaluate.candidates}
-    of_features = {name: recipe.column(name) for name, f in recipe.features.items() if f.form == "sequence"}
-    return {part: of_features.get(name, name) for part, name in named.items() if name is not None}
 
 
 def _of_negatives(recipe: Recipe) -> list[tuple[str, str, str]]:

@@ -11,7 +11,6 @@ from livetrain.configs.features.sequence import SequenceFeature
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.columns import asides
 from livetrain.trainers.data.read.records import Block, Column, Columns, Slice, passes
 from livetrain.trainers.data.read.slices import Slices
 
@@ -40,7 +39,7 @@ class Decoder:
         self._dense = {name: f for name, f in chosen.items() if f.carrier == "numbers"}
         self._names = {name: recipe.columns(name) for name in (*self._sparse, *self._dense)}
         self._fed = len(self._sparse)  # of `keys`: what the model gets
-        for name, column in asides(recipe).items() if groups else ():
+        for name, column in recipe.asides().items() if groups else ():
             self._sparse[name] = SequenceFeature(type="sequence", table="none", max_length=2**16)
             self._names[name] = (column,)
         self.keys = list(self._sparse)

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import Recipe
-from livetrain.trainers.data.read.columns import CANDIDATES, SEEN
+from livetrain.configs.schema import CANDIDATES, SEEN, Recipe
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import scan
