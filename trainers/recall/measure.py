@@ -6,14 +6,13 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import CANDIDATES, SEEN, Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.features.carriers import Carried
 from livetrain.modules.layers import jagged
 from livetrain.modules.recall.inverted import ROWS, Inverted
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.catalogue import CATALOGUE
-from livetrain.trainers.data.read.columns import CANDIDATES, SEEN, asides
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.evaluate.evaluation import Evaluation
@@ -124,7 +123,7 @@ def _ranked(
     picked = torch.nonzero(there & (batch.labels[:, 0] == 1) & torch.isin(batch.rows, chosen)).flatten()
     place = torch.searchsorted(learned.items, known).clamp(max=max(learned.items.numel() - 1, 0))
     scored = learned.items[place] == known if learned.items.numel() else torch.zeros_like(known, dtype=torch.bool)
-    lists = {name: batch.lists(name) for name in asides(recipe)}
+    lists = {name: batch.lists(name) for name in recipe.asides()}
     beside = {name: Lists(part.values(), part.lengths().long()) for name, part in lists.items()}
     inputs = inputs_of(batch, recipe)
     step = max(min(_CELLS // max(len(known), learned.items.numel(), 1), ROWS), 1)
