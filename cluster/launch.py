@@ -30,6 +30,7 @@ from livetrain.trainers.observe.progress import Watcher
 from livetrain.trainers.observe.report import report, spectrum
 from livetrain.trainers.observe.waiting import waiting
 from livetrain.trainers.recall import fit
+from livetrain.trainers.recall.solving import TRAINERS
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, signals
 from livetrain.trainers.runtime.manifest import write_json, write_text
 from livetrain.trainers.runtime.process import threads
@@ -238,7 +239,7 @@ def _leaving_nothing(run: Path) -> Iterator[None]:
 
 
 def _train_here(job: Job, device: torch.device) -> dict[str, Any]:
-    return Trainer(job, device).run()
+    return TRAINERS.get(job.recipe.model.kind, Trainer)(job, device).run()
 
 
 def _evaluate_here(

@@ -3,4 +3,4 @@
 Importing this package registers all kinds.
 """
 
-from livetrain.trainers.recall import item_cf, latest, popular  # noqa: F401
+from livetrain.trainers.recall import ease, item_cf, latest, popular, social, tags  # noqa: F401

@@ -95,7 +95,8 @@ class Run:
         self.log.write("stage", step=0, text="fitting")
         assert self.job.statistics is not None  # who fits has looked at the data
         rows = self.job.statistics.rows
-        state = self.model.fit(rows_of(self.job.sources["train"], self.model, self.recipe), before)
+        parts = rows_of(self.job.sources["train"], [self.model.key, *self.model.features], self.recipe)
+        state = self.model.fit(parts, before)
         seconds = time.perf_counter() - started
         self.log.write("train", step=STEP, steps=STEP, epoch=1.0, rows=rows, rows_per_s=rows / max(seconds, 1e-9))
         table = self.model.table(state)

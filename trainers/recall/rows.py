@@ -1,40 +1,41 @@
-"""The rows of a split as a fit sees them: decoded, a row group at a time, in the order of the files."""
+"""The rows of a split as a fit sees them, a row group at a time in the order of the files, and their events."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from livetrain.configs.schema import Recipe
-from livetrain.modules.recall.fitted import NO_ID, Fitted, Lists, Rows
+from livetrain.modules.recall.fitted import NO_ID, Lists, Rows
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.decode import Decoder
 from livetrain.trainers.data.read.source import CorruptGroup, Source
 
 
-def rows_of(source: Source, model: Fitted, recipe: Recipe) -> Iterator[Rows]:
-    """Yield the rows of a split.
+def rows_of(source: Source, features: list[str], recipe: Recipe, rank: int = 0, world: int = 1) -> Iterator[Rows]:
+    """Yield the rows of a split, or of every `world`-th of its row groups.
 
     Args:
         source: the split, opened with the config's `also_reads` besides.
-        model: the recipe's.
+        features: those to decode.
         recipe: the run.
+        rank: which of the `world` parts.
+        world: how many there are.
 
     Raises:
         BadInput: a file cannot be read, or a row group does not decode, with `data.on_corrupt: stop`.
     """
-    names = list(dict.fromkeys([model.key, *model.features]))
-    decoder = Decoder(recipe, groups=False, names=names)
+    decoder = Decoder(recipe, groups=False, names=list(dict.fromkeys(features)))
     columns = list(dict.fromkeys([*decoder.columns, *(column for column, _, _ in recipe.model.also_reads())]))
-    first = 0
-    for group in source.groups:
+    firsts = (np.cumsum(source.groups.rows) - source.groups.rows) * (recipe.data.candidates or 1)
+    for number in range(rank, len(source.groups), world):
+        group, first = source.groups[number], int(firsts[number])
         try:
             table = source.read(group, columns)
         except CorruptGroup:
             if recipe.data.on_corrupt == "stop":
                 raise
-            first += group.rows
             continue
         found = decoder.decode(table, first, source.place(group))
         count = table.num_rows
@@ -42,7 +43,41 @@ def rows_of(source: Source, model: Fitted, recipe: Recipe) -> Iterator[Rows]:
         ids = {name: _newest(lists, recipe.features[name].limit) for name, lists in ids.items()}
         beside = {name: _column(table.column(name), kind, recipe.model) for name, kind, _ in recipe.model.also_reads()}
         yield Rows(first, found.floats[0] == 1, ids, beside)
-        first += count
+
+
+class Events(NamedTuple):
+    """What users had, (n,) int64 each: the user, the item, and the row in its part that tells it."""
+
+    user: np.ndarray
+    item: np.ndarray
+    row: np.ndarray
+
+
+def events_of(rows: Rows, key: str, history: str, user: str | None) -> Events:
+    """Return the events in positive rows.
+
+    Args:
+        rows: a part of a split.
+        key: the item's feature.
+        history: the feature with the user's items.
+        user: column with the user of a row, whose item is an event; None: a row is a user, with the items of the
+            history, and the row's own.
+
+    Example:
+        >>> ids = {"item": Lists(np.array([4, 5]), np.array([1, 1])), "had": Lists(np.array([7]), np.array([0, 1]))}
+        >>> events_of(Rows(10, np.array([True, True]), ids, {}), "item", "had", None)
+        Events(user=array([11, 10, 11]), item=array([7, 4, 5]), row=array([1, 0, 1]))
+    """
+    own = rows.ids[key]
+    row, item = own.rows, own.values
+    if user is not None:
+        who = rows.columns[user][row]
+        kept = rows.label[row] & (who != NO_ID)
+        return Events(who[kept], item[kept], row[kept])
+    had = rows.ids[history]
+    row, item = np.concatenate([had.rows, row]), np.concatenate([had.values, item])
+    kept = rows.label[row]
+    return Events(rows.first + row[kept], item[kept], row[kept])
 
 
 def _newest(lists: Lists, limit: int) -> Lists:

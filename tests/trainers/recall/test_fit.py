@@ -76,7 +76,7 @@ def launch_here(source: Path, runs: Path, **changes: Any) -> Path:
     return runs / launch.train(load_recipe(recipe(source, **changes)), runs)["name"]
 
 
-def ranks(data: Path, split: str, seen: bool = True) -> np.ndarray:
+def ranks(data: Path, split: str) -> np.ndarray:
     """Return the rank of each positive row's item, by loops over the training split's users."""
     users = pq.read_table(data / "train").to_pylist()
     number: dict[str, int] = {}
@@ -97,8 +97,8 @@ def ranks(data: Path, split: str, seen: bool = True) -> np.ndarray:
                 similar = together.get((one, other), 0.0) / np.sqrt(number.get(one, 1) * number.get(other, 1))
                 scores[other] += 0.8**newer * similar
         own = scores.pop(row["item"])
-        others = [score for item, score in scores.items() if not seen or item not in row["history"][-6:]]
-        found.append(1 + sum(score > own + 1e-9 for score in others))
+        others = np.array([score for item, score in scores.items() if item not in row["history"]])
+        found.append(1 + (others > own + 1e-9).sum() + (np.abs(others - own) <= 1e-9).sum() / 2)
     return np.array(found)
 
 
