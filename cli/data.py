@@ -20,6 +20,7 @@ app = typer.Typer(no_args_is_help=True)
 class Protocol(StrEnum):
     rechorus = "rechorus"
     dcnv2 = "dcnv2"
+    next_item = "next-item"
 
 
 @app.callback()
@@ -29,7 +30,9 @@ def _datasets() -> None:
 
 @app.command("ml-1m")
 def ml_1m(
-    protocol: Annotated[Protocol, typer.Option(help="Whose samples and split: ReChorus 2.0's or DCN-V2's.")],
+    protocol: Annotated[
+        Protocol, typer.Option(help="Whose samples and split: ReChorus 2.0's, DCN-V2's, or leave-one-out.")
+    ],
     folder: Annotated[
         Path,
         typer.Option(
@@ -216,6 +219,55 @@ def table(
     for remark in prepared["report"]["notes"]:
         say(remark)
     say(f"{folder}: columns, roles and this report: dataset.json")
+
+
+class Rows(StrEnum):
+    users = "users"
+    events = "events"
+
+
+_COLUMN = "Column of the {}, by default the first with a usual name."
+
+
+@app.command("next-item")
+def next_item(
+    file: Annotated[Path, typer.Argument(help="Events: .parquet, .csv, .tsv, .inter, .dat, .rating, .txt; or .gz.")],
+    folder: Annotated[Path, typer.Option("--out", parser=here, metavar="PATH", help="New folder for the samples.")],
+    form: Annotated[
+        str | None,
+        typer.Option(help="Of the file: parquet, csv, tsv, inter, dat, rating or lines; by default as its name."),
+    ] = None,
+    user: Annotated[str | None, typer.Option(help=_COLUMN.format("users"))] = None,
+    item: Annotated[str | None, typer.Option(help=_COLUMN.format("items"))] = None,
+    time: Annotated[str | None, typer.Option(help=_COLUMN.format("times"))] = None,
+    value: Annotated[str | None, typer.Option(help=_COLUMN.format("values, as ratings"))] = None,
+    users: Annotated[Path | None, typer.Option(help="Table with a row per user, for columns of theirs.")] = None,
+    items: Annotated[Path | None, typer.Option(help="Table with a row per item, for columns of theirs.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Events that test, one per user, where they have a file.")] = None,
+    negatives: Annotated[
+        Path | None, typer.Option(help="With --test: items that each is ranked among, as (user,item) and ids in lines.")
+    ] = None,
+    rows: Annotated[
+        Rows, typer.Option(help="users: a row per user with her history; events: a row per event, and per ranked item.")
+    ] = Rows.users,
+    train_on_valid: Annotated[
+        bool, typer.Option("--train-on-valid", help="The events that choose teach too: for settings that are final.")
+    ] = False,
+) -> None:
+    """Prepare interactions of users and items: each user's last event tests, the one before it chooses.
+
+    Example: `livetrain data next-item ratings.csv --out data/ratings`
+    """
+    from livetrain.trainers.data.sources.interactions.prepare import Source, prepare
+
+    names = {"user": user, "item": item, "time": time, "value": value}
+    source = Source(file, form, {role: name for role, name in names.items() if name}, users, items, test, negatives)
+    made = prepare(source, folder, rows.value, train_on_valid, note)
+    counts = made["counts"]
+    say(f"{counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} events")
+    said = ", ".join(f"{split} {part['rows']:,}" for split, part in made["splits"].items())
+    say(f"{folder}: {said} rows")
+    say(f"a recipe's tables: {{item: {{rows: {counts['items'] + 1}, hash: modulo}}}}")
 
 
 @app.command()

@@ -56,6 +56,7 @@ SliceName = Annotated[Name, Names(lambda text: [("evaluate.slices", text)])]
 RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 RunName = Annotated[str, Field(pattern=RUN_NAME, max_length=128)]
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$", max_length=4096)]
+ListName = Annotated[Text, Names(lambda text: [("features", text)])]  # of a sequence feature, or a column of lists
 MetricName = Annotated[Text, Names(_of_metric)]
 PartName = Annotated[Text, Names(lambda text: [(text.split(".")[0], text.partition(".")[2].split(".")[0])])]
 Sql = Annotated[str, Field(pattern=r"\S", max_length=2**16)]  # which may go over several lines

@@ -63,6 +63,8 @@ class Batch(Pipelineable):
     slices: torch.Tensor | None = None  # (B,) int64, bit i: the row is in the i-th of evaluate.slices; only evaluating
     vectors: torch.Tensor | None = None  # (V,) float32, NaN = missing; w of each id of each feature that carries some
     requests: Requests | None = None  # of the rows, where they share features
+    # Lists that the model does not get, only when evaluating: see `Recipe.asides`.
+    asides: KeyedJaggedTensor | None = None
     often: torch.Tensor | None = None  # (B + n,) float32, how often each row's item is expected among the shared ones
 
     def _map(self, change: Callable[[Any], Any]) -> "Batch":
@@ -83,8 +85,8 @@ class Batch(Pipelineable):
                 part.record_stream(stream)
 
     def lists(self, name: str) -> JaggedTensor:
-        """Return a feature's raw ids by row, those of a shared one repeated."""
-        part = self.ids[name]
+        """Return a feature's raw ids by row, or the lists of an aside; those that rows share are repeated."""
+        part = self.asides[name] if self.asides is not None and name in self.asides.keys() else self.ids[name]  # noqa: SIM118
         if self.requests is None or name not in self.requests.keys:
             return part
         beside, own = part.weights_or_none(), part.lengths()[: self.requests.size]
@@ -100,10 +102,21 @@ class Batch(Pipelineable):
         """
         if self.requests is None:
             return self
-        lists = {name: self.lists(name) for name in self.ids.keys()}  # noqa: SIM118 (no mapping)
+        ids, asides = (None if part is None else self._flat(part) for part in (self.ids, self.asides))
+        vectors = self.vectors
+        if vectors is not None:
+            counts = dict(zip(self.ids.keys(), self.ids.length_per_key(), strict=True))
+            parts = vectors.split([counts[name] * width for name, width in widths.items()])
+            each = zip(widths.items(), parts, strict=True)
+            vectors = torch.cat([self._spread(name, part.view(-1, width)).flatten() for (name, width), part in each])
+        return replace(self, ids=ids, vectors=vectors, requests=None, asides=asides)
+
+    def _flat(self, shared: KeyedJaggedTensor) -> KeyedJaggedTensor:
+        """Return ids or asides with the lists that rows share repeated."""
+        lists = {name: self.lists(name) for name in shared.keys()}  # noqa: SIM118 (no mapping)
         weights = [part.weights_or_none() for part in lists.values()]
-        none = self.ids.values()[:0]
-        ids = KeyedJaggedTensor(
+        none = shared.values()[:0]
+        return KeyedJaggedTensor(
             keys=list(lists),
             values=torch.cat([none, *(part.values() for part in lists.values())]),
             weights=None if not weights or weights[0] is None else torch.cat(weights),
@@ -111,13 +124,6 @@ class Batch(Pipelineable):
             stride=len(self.rows),
             length_per_key=[len(part.values()) for part in lists.values()],
         )
-        vectors = self.vectors
-        if vectors is not None:
-            counts = dict(zip(self.ids.keys(), self.ids.length_per_key(), strict=True))
-            parts = vectors.split([counts[name] * width for name, width in widths.items()])
-            each = zip(widths.items(), parts, strict=True)
-            vectors = torch.cat([self._spread(name, part.view(-1, width)).flatten() for (name, width), part in each])
-        return replace(self, ids=ids, vectors=vectors, requests=None)
 
     def _spread(self, name: str, beside: torch.Tensor) -> torch.Tensor:
         """Return what lies beside a feature's ids, (N, w), by row."""

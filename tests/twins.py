@@ -160,7 +160,15 @@ def part(batch: Batch, rank: int, world: int) -> Batch:
         groups=None if batch.groups is None else batch.groups[rows],
         task_groups=None if batch.task_groups is None else batch.task_groups[rows],
         vectors=vectors,
+        asides=None if batch.asides is None else _part_of(batch.asides, rows),
     )
+
+
+def _part_of(lists: KeyedJaggedTensor, rows: slice) -> KeyedJaggedTensor:
+    """Some rows' lists."""
+    parts = [lists[key] for key in lists.keys()]  # noqa: SIM118 (no mapping)
+    values = [part.values()[part.offsets()[rows.start] : part.offsets()[rows.stop]] for part in parts]
+    return _keyed(list(lists.keys()), values, [part.lengths()[rows] for part in parts])
 
 
 def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float], dict[str, torch.Tensor]]:

@@ -14,9 +14,11 @@ from livetrain.configs.schema.recipe import Recipe
 from livetrain.configs.schema.section import Section
 from livetrain.configs.schema.table import InitialRows, Table
 from livetrain.configs.schema.task import GroupTask, Task
-from livetrain.configs.schema.train import Evaluate, Train, WarmStart
+from livetrain.configs.schema.train import CANDIDATES, SEEN, Evaluate, Train, WarmStart
 
 __all__ = [
+    "CANDIDATES",
+    "SEEN",
     "Cluster",
     "Data",
     "Days",

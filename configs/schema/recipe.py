@@ -16,7 +16,7 @@ from livetrain.configs.schema.optimizers import Optimizers, SparseOptimizer
 from livetrain.configs.schema.section import Section
 from livetrain.configs.schema.table import Table
 from livetrain.configs.schema.task import GroupTask, Task
-from livetrain.configs.schema.train import Evaluate, Train
+from livetrain.configs.schema.train import CANDIDATES, SEEN, Evaluate, Train
 from livetrain.configs.values import FeatureName, RunName, TableName, TaskName, Text
 
 
@@ -136,6 +136,15 @@ class Recipe(Section):
             for name, task in self.tasks.items()
             if isinstance(task, GroupTask)
         }
+
+    def asides(self) -> dict[str, str]:
+        """Return the columns of lists that an evaluation reads besides, by `SEEN` and `CANDIDATES`.
+
+        evaluate.seen and evaluate.candidates name a sequence feature, whose column is meant, or a column.
+        """
+        named = {SEEN: self.evaluate.seen, CANDIDATES: self.evaluate.candidates}
+        of_features = {name: self.column(name) for name, f in self.features.items() if f.form == "sequence"}
+        return {part: of_features.get(name, name) for part, name in named.items() if name is not None}
 
 
 def _check_slices(recipe: Recipe) -> None:

@@ -9,9 +9,9 @@ from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.schema.section import Section
 from livetrain.configs.values import (
     Count,
-    FeatureName,
     Few,
     Length,
+    ListName,
     MetricName,
     PartName,
     Seed,
@@ -21,6 +21,7 @@ from livetrain.configs.values import (
     whole,
 )
 
+SEEN, CANDIDATES = "(seen)", "(candidates)"  # lists that evaluations read besides; no feature can have such a name
 _PROFILED = re.compile(r"([1-9]\d{0,8})\.\.([1-9]\d{0,8})", re.ASCII)
 _MOST_PROFILED = 1000  # steps: a trace is kept in memory until it is written
 
@@ -116,7 +117,14 @@ class Evaluate(Section):
         None,
         description="Parquet of the items, a file or a folder, that retrieval ranks; else the split's items",
     )
-    seen: FeatureName | None = Field(None, description="sequence of items that retrieval leaves out of a row's list")
+    seen: ListName | None = Field(
+        None,
+        description="items that retrieval leaves out of a row's list: a sequence feature, of which the whole column "
+        "counts, or any column of lists",
+    )
+    candidates: ListName | None = Field(
+        None, description="items that retrieval ranks a row's among, in the place of all: a column of lists"
+    )
     bootstrap: Annotated[int, *whole(0, 10_000)] = Field(
         0, description="draws of whole groups from which the test's metrics get 95 % intervals"
     )

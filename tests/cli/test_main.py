@@ -76,7 +76,10 @@ def run(tmp_path):
     "words",
     [
         *((), ("train",), ("evaluate",), ("export",), ("submit",), ("plan",), ("doctor",)),
-        *(("data", *name) for name in ((), ("ml-1m",), ("kuailive",), ("kuailive-m3",), ("kuairand",), ("check",))),
+        *(
+            ("data", *name)
+            for name in ((), ("ml-1m",), ("kuailive",), ("kuailive-m3",), ("kuairand",), ("check",), ("next-item",))
+        ),
     ],
 )
 def test_help_shows_an_example(call, words):

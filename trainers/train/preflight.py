@@ -9,7 +9,7 @@ import torch
 import xxhash
 
 from livetrain.configs import registry
-from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.serving.proof import prove
@@ -152,17 +152,14 @@ def _catalogue(recipe: Recipe) -> dict[str, Source]:
         BadInput: nothing is to be ranked by it, or what it holds of the item cannot be read as the splits are.
     """
     asked = recipe.evaluate
-    key = "catalogue" if asked.catalogue else "seen"
-    if not asked.catalogue and not asked.seen:
+    key = next((key for key in ("catalogue", "seen", "candidates") if getattr(asked, key)), None)
+    if key is None:
         return {}
     towers = Model(recipe, device="meta", tables_device="meta").dense.network.towers
     if towers is None:
         raise BadInput(
             f"evaluate.{key}: is for models that find items, and '{recipe.model.kind}' has no towers; leave it out"
         )
-    sequences = [name for name, feature in recipe.features.items() if feature.form == "sequence"]
-    if asked.seen and asked.seen not in sequences:
-        raise BadInput(f"evaluate.seen: there is no sequence feature '{asked.seen}'{nearest(asked.seen, sequences)}")
     if not asked.catalogue:
         return {}
     catalogue = Catalogue.of(recipe, towers.names["item"])

@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe
+from livetrain.configs.schema import CANDIDATES, SEEN
 from livetrain.modules.batch import Batch
 from livetrain.modules.model import Model
 from livetrain.modules.network import Network
@@ -96,7 +98,7 @@ def by_hand(batches: list[Batch], vectors: list, queries: int = 2**16, draws: in
     newest = {key: item for _, key, _, _, item in sorted(rows, key=lambda row: row[0])}
     asked = [row for row in rows if row[2]]
     asked = sorted(asked, key=lambda row: int(mix(torch.tensor(row[0] + 1))))[:queries]
-    places = np.array([sum(user @ v >= user @ newest[key] for v in newest.values()) for _, key, _, user, _ in asked])
+    places = np.array([place_of(user, key, newest) for _, key, _, user, _ in asked])
     out = {"click.items": len(newest), "click.queries": len(asked), "click.unlisted": 0}
     groups = np.array([row[0] % GROUPS for row in asked])
     for k in AT:
@@ -110,6 +112,12 @@ def by_hand(batches: list[Batch], vectors: list, queries: int = 2**16, draws: in
                 ends = np.percentile([np.average(each, weights=often) for often in times], [2.5, 97.5])
                 out |= dict(zip((f"click.{metric}_{k}_low", f"click.{metric}_{k}_high"), ends, strict=True))
     return out
+
+
+def place_of(user: np.ndarray, key: int, vectors: dict[int, np.ndarray]) -> float:
+    """1, the items with better scores, and half of the others with the same."""
+    own, others = user @ vectors[key], [user @ vector for other, vector in vectors.items() if other != key]
+    return 1 + sum(score > own for score in others) + sum(score == own for score in others) / 2
 
 
 GROUPS = 17
@@ -143,25 +151,25 @@ def test_equals_a_search_by_hand_on_one_rank_and_two(two_ranks, monkeypatch, que
         assert found == pytest.approx(wanted)
 
 
-def by_hand_listed(batches: list[Batch], vectors: list, listed: int) -> dict[str, float]:
-    """The same where the last batches are the catalogue and a row's history is taken out of its list."""
+def by_hand_listed(batches: list[Batch], vectors: list, listed: int, asides: set[str]) -> dict[str, float]:
+    """The same where the last batches are the catalogue, and lists of a row say what counts in it, or does not."""
     rows, newest = [], {}
     for number, (batch, (user, item)) in enumerate(zip(batches, vectors, strict=True)):
-        histories = batch.ids["history"].to_dense()
+        lists = {name: batch.asides[name].to_dense() for name in asides}
         for b, ids in enumerate(batch.ids["movie"].to_dense()):
             if not (batch.weights[b] > 0 and len(ids)):
                 continue
             if number >= len(batches) - listed:
                 newest[int(ids[0])] = max(newest.get(int(ids[0]), (-1, None)), (int(batch.rows[b]), item[b].numpy()))
             elif batch.labels[b, 0] == 1:
-                rows.append((int(ids[0]), set(histories[b].tolist()), user[b].numpy()))
+                rows.append((int(ids[0]), {name: {*own[b].tolist()} for name, own in lists.items()}, user[b].numpy()))
     places = []
-    for key, had, user in rows:
+    for key, own, user in rows:
         if key not in newest:
             places.append(math.inf)
             continue
-        rivals = [vector for other, (_, vector) in newest.items() if other == key or other not in had]
-        places.append(sum(user @ vector >= user @ newest[key][1] for vector in rivals))
+        count = own.get(CANDIDATES, {*newest}) - own.get(SEEN, set()) | {key}
+        places.append(place_of(user, key, {other: v for other, (_, v) in newest.items() if other in count}))
     out = {"click.items": len(newest), "click.queries": len(places), "click.unlisted": places.count(math.inf)}
     for k in AT:
         out[f"click.recall_{k}"] = np.mean([place <= k for place in places])
@@ -169,23 +177,26 @@ def by_hand_listed(batches: list[Batch], vectors: list, listed: int) -> dict[str
     return out
 
 
-def test_a_catalogue_without_what_a_user_had_equals_a_search_by_hand_on_one_rank_and_two(two_ranks):
+@pytest.mark.parametrize("asides", [{SEEN}, {CANDIDATES}, {SEEN, CANDIDATES}], ids="_".join)
+def test_lists_of_what_counts_equal_a_search_by_hand_on_one_rank_and_two(two_ranks, asides):
+    """Each row has two lists of its own, longer than its history may be."""
     batches, vectors = split(720)
+    draw = np.random.default_rng(0)
     for batch in batches:
-        values = batch.ids["history"].values()
-        values.copy_(torch.randint(0, 25, values.shape, generator=torch.Generator().manual_seed(len(values))) - 12)
+        lengths = draw.integers(0, 24, (len(asides), 48))
+        values = torch.from_numpy(draw.integers(-12, 13, lengths.sum()))
+        batch.asides = KeyedJaggedTensor(sorted(asides), values, lengths=torch.from_numpy(lengths.ravel()))
     for batch in batches[-2:]:  # lists some of the items, some of them twice
         ids = batch.ids["movie"].values()
         ids.copy_(ids.clamp(max=6))
-    changes = {"evaluate__catalogue": "items.parquet", "evaluate__seen": "history"}
-    wanted = by_hand_listed(batches, vectors, 2)
+    listed = {"evaluate__catalogue": "items.parquet"}
+    changes = listed | {f"evaluate__{name[1:-1]}": "history" for name in asides}
+    wanted = by_hand_listed(batches, vectors, 2, asides)
     assert 0 < wanted["click.unlisted"] < wanted["click.queries"]
     assert wanted["click.items"] < 20
     found = measured(batches, vectors, 2, **changes)
     assert found == pytest.approx(wanted)
-    assert (
-        found["click.recall_10"] > measured(batches, vectors, 2, evaluate__catalogue="items.parquet")["click.recall_10"]
-    )
+    assert found["click.recall_10"] > measured(batches, vectors, 2, **listed)["click.recall_10"]
     for found in two_ranks.run(listing, batches, vectors, changes):
         assert found == pytest.approx(wanted)
 
@@ -375,7 +386,8 @@ def retrieved(run: Path, folder: Path, data: Path, **more) -> dict[str, float]:
             {"evaluate__catalogue": "{}/bags.parquet", "model": MODEL | {"item": ["liked"]}, "features__liked": BAG},
             "bags.parquet, row group 0, features.liked.weights: row 1 has 1 weights and 2 ids",
         ),
-        ({"evaluate__seen": "histroy"}, "evaluate.seen: there is no sequence feature 'histroy'.*history"),
+        ({"evaluate__seen": "histroy"}, "evaluate.seen: .* has no column 'histroy'.*history"),
+        ({"evaluate__candidates": "rate"}, "evaluate.candidates: column 'rate' .* must be list<int64>"),
         ({"evaluate__seen": "history", "model": samples.recipe("x").model.model_dump(), "tasks__click__kind": "binary"},
          "evaluate.seen: is for models that find items, and 'din' has no towers"),
     ],

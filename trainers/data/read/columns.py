@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.registry import TASKS
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import CANDIDATES, SEEN, Recipe
 from livetrain.trainers.data.read.slices import Slices
 
 IdKind = Literal["integers", "strings"]  # of the ids that a column holds: those of 7 and "7" differ
@@ -37,6 +37,8 @@ def wanted_columns(recipe: Recipe) -> list[tuple[str, str, str]]:
     wanted += _of_negatives(recipe)
     if recipe.evaluate.group_by:
         wanted.append((recipe.evaluate.group_by, "group", "evaluate.group_by"))
+    named = {SEEN: "evaluate.seen", CANDIDATES: "evaluate.candidates"}
+    wanted += [(column, "sequence", named[name]) for name, column in recipe.asides().items()]
     for name, columns in Slices(recipe.evaluate.slices).columns.items():
         wanted += [(column, "any", f"evaluate.slices.{name}") for column in columns]
     return wanted

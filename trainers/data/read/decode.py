@@ -7,6 +7,7 @@ import pyarrow as pa
 import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from livetrain.configs.features.sequence import SequenceFeature
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.trainers.data.read import carry
@@ -22,9 +23,12 @@ class Decoder:
 
     Args:
         recipe: names the features, tasks and the group columns.
-        groups: give `Batch.groups`, for an evaluation; otherwise `Batch.task_groups`, to train by.
+        groups: give `Batch.groups` and `Batch.asides`, for an evaluation; otherwise `Batch.task_groups`, to train by.
         slices: also give `Batch.slices`.
         names: the features; all by default.
+
+    Attributes:
+        keys: the features that ids carry, in the recipe's order, and then the asides: of a batch split off at its end.
     """
 
     def __init__(
@@ -34,10 +38,15 @@ class Decoder:
         self._sparse = {name: f for name, f in chosen.items() if f.carrier == "ids"}
         self._dense = {name: f for name, f in chosen.items() if f.carrier == "numbers"}
         self._names = {name: recipe.columns(name) for name in (*self._sparse, *self._dense)}
+        self._fed = len(self._sparse)  # of `keys`: what the model gets
+        for name, column in recipe.asides().items() if groups else ():
+            self._sparse[name] = SequenceFeature(type="sequence", table="none", max_length=2**16)
+            self._names[name] = (column,)
         self.keys = list(self._sparse)
         # What lies beside ids, weights or vectors, goes through the records as a further list of each feature that has
         # it: its bits in int64.
-        self.beside = {name: beside for name in self._sparse if (beside := recipe.beside(name)) is not None}
+        fed = self.keys[: self._fed]
+        self.beside = {name: beside for name in fed if (beside := recipe.beside(name)) is not None}
         limits = [f.limit for f in self._sparse.values()]
         limits += [self._sparse[name].limit * words(width) for name, (_, width) in self.beside.items()]
         self._limits = np.array(limits, np.int64)
@@ -160,15 +169,18 @@ class Decoder:
         sample_weights = None
         if self._weighted:
             sample_weights = torch.ones_like(labels).index_copy_(1, torch.tensor(self._weighted), given)
-        made = Batch(
-            ids=KeyedJaggedTensor(
+        fed, asides = self._apart(
+            KeyedJaggedTensor(
                 keys=self.keys,
                 values=values[:total],
                 weights=self._weights(beside, counts) if self._weighs else None,
                 lengths=ids[: features * batch],
                 stride=batch,
                 length_per_key=counts[:features],  # known here, so no device ever has to be asked
-            ),
+            )
+        )
+        made = Batch(
+            ids=fed,
             dense=dense.contiguous(),
             labels=labels.contiguous(),
             weights=(plain[0] >= 0).float(),
@@ -178,8 +190,16 @@ class Decoder:
             slices=None if self._slices is None else plain[-1],
             sample_weights=sample_weights,
             vectors=self._vectors(beside) if self._carrying else None,
+            asides=asides,
         )
         return made, np.concatenate([head[1:2], cut])
+
+    def _apart(self, lists: KeyedJaggedTensor) -> tuple[KeyedJaggedTensor, KeyedJaggedTensor | None]:
+        """Return what the model gets, and the asides."""
+        if self._fed == len(self.keys):
+            return lists, None
+        fed, others = lists.split([self._fed, len(self.keys) - self._fed])
+        return fed, others
 
     def _weights(self, beside: dict[str, torch.Tensor], counts: list[int]) -> torch.Tensor:
         """Return a weight of every id of a batch, 1 of those of features that have none."""

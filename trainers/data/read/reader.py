@@ -106,9 +106,9 @@ class Reader:
         )
         self._shards = self._order.owned(rank, world)
         self._pin = pin
-        kinds = [recipe.features[key] for key in self._decoder.keys]
+        features = recipe.features
         self._sequences = {
-            place: key for place, (key, kind) in enumerate(zip(self._decoder.keys, kinds, strict=True)) if kind.lists
+            place: key for place, key in enumerate(self._decoder.keys) if key in features and features[key].lists
         }
         self.columns = self._rows.columns
         self.steps = self._order.steps

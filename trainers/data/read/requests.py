@@ -293,15 +293,18 @@ class RequestDecoder(Decoder):
         starts = counts.cumsum(0) - counts
         numbered = plain[0].index_select(0, request) * self._candidates.most
         numbered += torch.arange(found) - starts.index_select(0, request)
-        made = Batch(
-            ids=KeyedJaggedTensor(
+        fed, asides = self._apart(
+            KeyedJaggedTensor(
                 keys=self.keys,
                 values=torch.cat([joined[:0], *parts[: len(self.keys)]]),
                 weights=self._weights(beside, sizes) if self._weighs else None,
                 lengths=self._lengths(lengths, parts, rows).view(-1),
                 stride=rows,
                 length_per_key=sizes,
-            ),
+            )
+        )
+        made = Batch(
+            ids=fed,
             dense=dense,
             labels=_padded(labels, rows, 0.0),
             weights=(torch.arange(rows) < found).float(),
@@ -312,6 +315,7 @@ class RequestDecoder(Decoder):
             sample_weights=sample_weights,
             vectors=self._vectors(beside) if self._carrying else None,
             requests=Requests(of, size, self._totals(lengths, counts)),
+            asides=asides,
         )
         cut = head[2 + lists : 2 + lists + len(self.keys)].copy()
         for number, key in enumerate(self._cutting):

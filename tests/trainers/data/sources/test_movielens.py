@@ -13,6 +13,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.checks import whole
 from livetrain.trainers.data.checks.findings import Verdict
 from livetrain.trainers.data.sources import movielens, movielens_raw
+from livetrain.trainers.data.sources.interactions.protocol import TEST
 from livetrain.trainers.data.write.ids import string_id
 
 DAY = 86_400
@@ -337,3 +338,19 @@ def test_real_histories_are_earlier(real):
     assert gaps.flatten().to_numpy().min() >= 0
     assert max(map(len, test["history"].to_pylist())) == movielens.HISTORY
     assert {len(row) for row in test["genres"].to_pylist()} >= {1, 2, 3}
+
+
+def test_next_item_has_the_published_counts_and_keeps_the_order_of_ties(real):
+    """6,040 users, 3,706 movies, 1,000,209 events; of 2,544 users the last two events have one time."""
+    staged = movielens.next_item(real)
+    assert (len(staged.users), len(staged.items), len(staged.user)) == (6_040, 3_706, 1_000_209)
+    tests = np.flatnonzero(staged.stage == TEST)
+    assert (staged.time[tests] == staged.time[tests - 1]).sum() == 2_544
+    assert np.isin(staged.item[tests], staged.item[staged.stage != TEST]).sum() == 6_038
+    # In the order of rows the first of a user's ratings with the latest time stands before the last of them.
+    for user in range(0, 6_040, 500):
+        own = np.flatnonzero(real.user_index == user)
+        newest = own[real.timestamp[own] == real.timestamp[own].max()]
+        wanted = real.movies["title"][int(real.movie_index[newest[-1]])].as_py()
+        number = staged.users.find(real.users["user"].cast("int64").combine_chunks())[user]
+        assert staged.items.ids[staged.item[tests[number]]].as_py() == wanted
