@@ -326,8 +326,8 @@ def test_an_item_loses_the_same_numbers_wherever_it_stands():
     assert first.cells.shape == (masks.ROWS, 6)
     one, other = (masked(torch.ones(50_000, 6), keys, part) for part in (first, again))
     assert one.unique().tolist() == pytest.approx([0, 1 / 0.75])
-    assert float(one.mean()) == pytest.approx(1, abs=0.01)
-    assert float((one != other).float().mean()) == pytest.approx(2 * 0.25 * 0.75, abs=0.02)  # each step anew
+    assert float(one.mean()) == pytest.approx(1, abs=0.03)
+    assert float((one != other).float().mean()) == pytest.approx(2 * 0.25 * 0.75, abs=0.03)  # each step anew
     assert torch.equal(masked(torch.ones(3, 6), keys[:3], first), one[:3])
     held = ItemDropout(0.25)
     held.load_state_dict({**dropout.state_dict(), "steps": torch.zeros((), dtype=torch.long)})
