@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from livetrain.modules.models.registry import register_model
     from livetrain.modules.network import Network
     from livetrain.modules.optimizers import register_dense_optimizer, register_optimizer
+    from livetrain.modules.recall.fitted import Fitted, register_fitted
     from livetrain.modules.tasks.registry import register_task
 
     __version__: str
 
 __all__ = [
+    "Fitted",
     "Network",
     "Recipe",
     "Run",
@@ -31,6 +33,7 @@ __all__ = [
     "predict",
     "register_dense_optimizer",
     "register_feature",
+    "register_fitted",
     "register_model",
     "register_optimizer",
     "register_task",
@@ -40,6 +43,7 @@ __all__ = [
 ]
 
 _PLACES = {
+    "Fitted": "livetrain.modules.recall.fitted",
     "Network": "livetrain.modules.network",
     "Recipe": "livetrain.configs.schema",
     "Run": "livetrain.api",
@@ -50,6 +54,7 @@ _PLACES = {
     "predict": "livetrain.api",
     "register_dense_optimizer": "livetrain.modules.optimizers",
     "register_feature": "livetrain.modules.features.registry",
+    "register_fitted": "livetrain.modules.recall.fitted",
     "register_model": "livetrain.modules.models.registry",
     "register_optimizer": "livetrain.modules.optimizers",
     "register_task": "livetrain.modules.tasks.registry",

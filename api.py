@@ -104,9 +104,11 @@ class Run:
             BadInput: there is no such checkpoint, or it is damaged.
         """
         from livetrain.trainers.export.export import plain_model
+        from livetrain.trainers.export.inverted import retriever
         from livetrain.trainers.runtime.run_folder import find_checkpoint
 
-        return plain_model(self.recipe, find_checkpoint(self.folder, checkpoint))
+        load = retriever if self.recipe.model.fitted else plain_model
+        return load(self.recipe, find_checkpoint(self.folder, checkpoint))
 
     def evaluate(self, split: Split = "test", checkpoint: Which = "best") -> dict[str, float]:
         """As the function `evaluate`."""

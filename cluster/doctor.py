@@ -111,7 +111,7 @@ def _examine(
     progress(f"starting {counted(cluster.most, 'worker')}")
     met: list[Exchanged] = []
     found.of("exchange", workers_exchange, cluster, cuda, met)
-    if not recipe:
+    if not recipe or recipe.model.fitted:
         return
     found.of("batch", rows_are_told, recipe, cluster.most, "cuda" if cuda else "cpu")
     progress("planning the tables")

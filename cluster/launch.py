@@ -29,6 +29,8 @@ from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.observe.progress import Watcher
 from livetrain.trainers.observe.report import report, spectrum
 from livetrain.trainers.observe.waiting import waiting
+from livetrain.trainers.recall import fit
+from livetrain.trainers.recall.solving import TRAINERS
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, signals
 from livetrain.trainers.runtime.manifest import write_json, write_text
 from livetrain.trainers.runtime.process import threads
@@ -106,7 +108,8 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
             compatible.check_same(found[-1], recipe, resume=True)
         else:
             if (begun := warm_start.find(recipe)) is not None:
-                for text in warm_start.tell(recipe, begun, run):
+                told = [fit.check_start(recipe, begun)] if recipe.model.fitted else warm_start.tell(recipe, begun, run)
+                for text in told:
                     runlog.note(run, "note", text=text)
         note = partial(runlog.note, run, "note")
         sources, statistics = preflight.check(recipe, lambda text: note(text=text), _looking(recipe, run, run))
@@ -117,7 +120,10 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
         job = Job(recipe, run, sources, statistics, test)
         with signals.saving(run):
             try:
-                result = _launch(partial(_train_here, job), recipe, run, place, partial(_plan, job))
+                if recipe.model.fitted:
+                    result = _launch(partial(fit.fit, job, warm_start.find(recipe)), recipe, run, place)
+                else:
+                    result = _launch(partial(_train_here, job), recipe, run, place, partial(_plan, job))
             except NotNow:  # somebody else is at it
                 raise
             except Exception as error:
@@ -198,7 +204,10 @@ def measure(
         for source in sources.values():
             _check_ids(path, source, recipe)
         job = Job(recipe, run, sources, None)
-        found = _launch(partial(_evaluate_here, job, place, which, split, mend), recipe, place, place)
+        work = partial(_evaluate_here, job, place, which, split, mend)
+        if recipe.model.fitted:
+            work = partial(fit.evaluate, job, path, place, split)
+        found = _launch(work, recipe, place, place)
         return found, Draws.read(place)
 
 
@@ -230,7 +239,7 @@ def _leaving_nothing(run: Path) -> Iterator[None]:
 
 
 def _train_here(job: Job, device: torch.device) -> dict[str, Any]:
-    return Trainer(job, device).run()
+    return TRAINERS.get(job.recipe.model.kind, Trainer)(job, device).run()
 
 
 def _evaluate_here(

@@ -16,6 +16,7 @@ from livetrain.cluster.alone import alone
 from livetrain.cluster.days import check_whole, moved, newest_day
 from livetrain.configs.errors import BadInput, NotNow, may_pass, without_credentials
 from livetrain.configs.schema import Recipe, WarmStart
+from livetrain.modules.recall.fitted import fitted
 from livetrain.trainers.data.read.files import NoPartition
 from livetrain.trainers.evaluate.selection import selectable
 from livetrain.trainers.export import export, publish
@@ -121,6 +122,8 @@ def _night(
         begin = tonight.train.warm_start
         if (night := earlier(runs, name, day, before)) is not None:
             begin = WarmStart(run=str(night))  # of the nights' own model: what a recipe maps is of another one
+        if (model := fitted(tonight)) is not None and not model.incremental:
+            begin = None
         if (begun := _begun(run)) is not None:  # a killed night goes on as it began
             begin = begun.train.warm_start
         train = tonight.train.model_copy(update={"warm_start": None if cold else begin})

@@ -339,10 +339,12 @@ def exit_code(details: Any) -> int:
 def _check_model(recipe: Recipe) -> None:
     """Raise BadInput for what only building the model shows."""
     from livetrain.modules.model import Model
+    from livetrain.modules.recall.fitted import fitted
     from livetrain.trainers.evaluate.selection import check_select
 
     check_select(recipe)
-    Model(recipe, device="meta", tables_device="meta")
+    if fitted(recipe) is None:
+        Model(recipe, device="meta", tables_device="meta")
 
 
 def _say_what_stays(recipe: Recipe, say: Say) -> None:

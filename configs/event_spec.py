@@ -47,10 +47,12 @@ class EventLabel(Section):
 
 
 class EventSequence(Section):
-    """A history of rooms or videos, with what the user did there."""
+    """A history of rooms or videos, with what the user did there; or of the people whom the user follows."""
 
-    domain: Domain
-    event: Literal["exposure", "click", "like"] = "click"
+    domain: Literal["live", "video", "people"]
+    event: Literal["exposure", "click", "like", "follow", "friend"] = Field(
+        "click", description="what makes an entry; of domain people `follow` or `friend`, see `follows`"
+    )
     item: Name | None = Field(None, description="suffix of its column of items; left out, there is none")
     author: Name | None = Field(None, description="the same of whose they are")
     topic: Name | None = Field(None, description="the same of what they are about")
@@ -76,6 +78,11 @@ class EventSpec(Section):
         "profile or watch), value (of a watch its seconds, of a gift its price, otherwise null) and session (ms when "
         "the play began, or null)"
     )
+    follows: Sql | None = Field(
+        None,
+        description="SELECT that gives user, other, time (ms, from when on) and kind: follow, or friend, which counts "
+        "for both; each pair once",
+    )
     attributes: dict[Name, EventAttributes] = {}
     topics: dict[Domain, Text] = Field(
         {},
@@ -87,7 +94,7 @@ class EventSpec(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "EventSpec":
-        for place in ("exposures", "actions"):
+        for place in ("exposures", "actions", *(["follows"] if self.follows is not None else [])):
             if "select" not in getattr(self, place).lower():
                 raise BadInput(f"{place}: it is no SELECT; write SELECT ... FROM one of the tables")
         if "user" not in self.statistics:
@@ -97,9 +104,28 @@ class EventSpec(Section):
             if topic not in columns:
                 raise BadInput(f"topics.{domain}: '{topic}' is no ATTRIBUTES.COLUMN of ids{nearest(topic, columns)}")
         for name, sequence in self.sequences.items():
+            _check_people(name, sequence, self.follows is not None)
             if sequence.topic and sequence.domain not in self.topics:
                 raise BadInput(
                     f"sequences.{name}.topic: topics does not say what items of domain {sequence.domain} are about; "
                     f"add topics: {{{sequence.domain}: ATTRIBUTES.COLUMN}}"
                 )
         return self
+
+
+def _check_people(name: str, sequence: EventSequence, follows: bool) -> None:
+    """Refuse people who are no people, and rooms that somebody befriends."""
+    people, key = sequence.domain == "people", f"sequences.{name}"
+    if people != (sequence.event in ("follow", "friend")):
+        raise BadInput(
+            f"{key}.event: '{sequence.event}' makes no entry of domain {sequence.domain}; of people that is follow or "
+            "friend, and of live and video exposure, click or like"
+        )
+    if not people:
+        return
+    if not follows:
+        raise BadInput(
+            f"{key}.domain: nothing says who follows whom; add `follows`, a SELECT of user, other, time, kind"
+        )
+    if sequence.author is None or sequence.item or sequence.topic:
+        raise BadInput(f"{key}: people have no item and no topic; name their column alone, as author: user")

@@ -13,7 +13,10 @@ from importlib.metadata import entry_points
 
 from livetrain.configs.errors import BadInput
 
-OWN = ("livetrain.modules.models",)  # not by an import statement: configs lies below what defines the kinds
+OWN = (
+    "livetrain.modules.models",
+    "livetrain.trainers.recall",
+)  # not by an import statement: configs lies below what defines the kinds
 GROUP = "livetrain.plugins"  # of entry points
 
 

@@ -8,7 +8,7 @@ from annotated_types import MinLen
 from livetrain.configs.overrides import get
 from livetrain.configs.schema import Recipe
 from livetrain.configs.shape import bare, fields, unwrap
-from livetrain.configs.values import Names, Together
+from livetrain.configs.values import Bound, Names, Together
 
 Part = tuple[str, str]  # section and name, as ("features", "user")
 Place = tuple[str, ...]
@@ -104,7 +104,7 @@ def _section(declared: Any, section: dict, goes: Goes) -> tuple[dict, list[str]]
         rest = value if field is None else _cut(field.annotation, value, goes, field.metadata, lost if together else ())
         if rest is not _GONE:
             left[key] = rest
-        elif field is not None and field.is_required():
+        elif field is not None and (field.is_required() or any(isinstance(mark, Bound) for mark in field.metadata)):
             missing.append(key)
     return left, missing
 

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -38,6 +38,11 @@ class Names:
 @dataclass(frozen=True)
 class Together:
     """Marks lists of a section whose entries belong together by their places: where one goes, so do the others."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Marks a key that may be left out, but whose section goes where what it names is taken away."""
 
 
 def _of_metric(text: str) -> list[tuple[str, str]]:
@@ -74,3 +79,4 @@ PositiveOrZero = Annotated[float, real(0, 1e30)]
 Share = Annotated[float, real(1e-9, 1)]
 Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 Rate = Annotated[float, real(1e-6, 1e6)]  # GB, or GB per second
+Unit = Literal["s", "ms", "us", "ns"]  # of times that are integers

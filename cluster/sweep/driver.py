@@ -25,6 +25,7 @@ from livetrain.configs.load import load_recipe, override
 from livetrain.configs.schema import Recipe
 from livetrain.configs.space import load_space, parse_space
 from livetrain.modules.model import Model
+from livetrain.modules.recall.fitted import fitted
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.evaluate import selection
@@ -142,7 +143,8 @@ def _check_defined(sweep: Sweep, statistics: Statistics) -> None:
 def _build(recipe: Recipe) -> None:
     """Raise BadInput where a model refuses the recipe, or no other process can import it."""
     registry.check_shared(recipe)
-    Model(recipe, device="meta", tables_device="meta")
+    if fitted(recipe) is None:
+        Model(recipe, device="meta", tables_device="meta")
 
 
 def _settings(given: dict[str, Any]) -> Settings:

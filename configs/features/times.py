@@ -1,15 +1,13 @@
 """What features of times have in common."""
 
 import zoneinfo
-from typing import Literal
 
 from pydantic import Field, field_validator
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import EmbeddedFeature, Feature
 from livetrain.configs.schema.feature import Holds
-
-Unit = Literal["s", "ms", "us", "ns"]
+from livetrain.configs.values import Unit
 
 
 class Timed(Feature):

@@ -1,12 +1,12 @@
 """What every kind of feature is; the kinds themselves are in configs/features."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import TableName, Text
+from livetrain.configs.values import Bound, TableName, Text
 
 Holds = Literal["id", "sequence", "dense", "vector", "time", "unix time"]
 
@@ -47,6 +47,11 @@ class Feature(Section):
         """
         apart = {*self.apart}
         return self.model_dump(exclude=apart) == old.model_dump(exclude=apart)
+
+    @property
+    def embedded(self) -> bool:
+        """Whether its ids are looked up in a table."""
+        return False
 
     @property
     def plain(self) -> bool:
@@ -140,11 +145,17 @@ class Feature(Section):
 class EmbeddedFeature(Feature):
     """A feature whose ids are looked up in a table."""
 
-    table: TableName = Field(description="the table that the ids are looked up in")
+    table: Annotated[TableName | None, Bound()] = Field(
+        None, description="the table that the ids are looked up in; only a model that is fitted needs none"
+    )
 
     carrier: ClassVar[Literal["ids", "numbers", "features"]] = "ids"
     form: ClassVar[Literal["id", "sequence", "dense"]] = "id"
     apart: ClassVar[frozenset[str]] = frozenset({"column", "table"})
+
+    @property
+    def embedded(self) -> bool:
+        return True
 
     def looks_up(self) -> str | None:
         return self.table

@@ -1,10 +1,33 @@
 """What every model's section is; the models' own are in modules/models."""
 
+from typing import ClassVar
+
+from pydantic import Field
+
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Text
+from livetrain.configs.values import FeatureName, Text, Unit
 
 
 class ModelConfig(Section):
     """Base of every model's own config; `kind` is the name under which the model is registered."""
 
     kind: Text
+
+    fitted: ClassVar[bool] = False  # in one go, and not trained by steps
+
+    def also_reads(self) -> list[tuple[str, str, str]]:
+        """Return (column, kind, recipe key) of what the model is fitted on besides features and labels.
+
+        The kinds are those of trainers.data.read.columns, as "group", of ids of any type, "number" and "unix time".
+        They are read of the training split alone.
+        """
+        return []
+
+
+class FittedConfig(ModelConfig):
+    """Base of the config of a model that is fitted rather than trained by steps; see modules.recall.fitted."""
+
+    fitted: ClassVar[bool] = True
+
+    key: FeatureName = Field(description="id feature that tells items apart")
+    unit: Unit = Field("s", description="of times that are integers, counted since 1970; timestamps have their own")

@@ -62,6 +62,8 @@ class Recipe(Section):
         object.__setattr__(self, "plugins", registry.complete(self, self.plugins))
         _check_batch(self)
         object.__setattr__(self, "data", self.data.on(max(self.cluster.most, 1)))
+        if self.model.fitted:
+            _check_fitted(self)
         _check_tables(self)
         _check_parts(self)
         _check_vectors(self)
@@ -155,11 +157,31 @@ def _check_slices(recipe: Recipe) -> None:
             )
 
 
+_OF_STEPS = ("epochs", "patience", "checkpoint_every", "copies", "precision", "accumulate", "compile", "profile")
+
+
+def _check_fitted(recipe: Recipe) -> None:
+    """Refuse what a model cannot have that is fitted in one go, by one process."""
+    kind = recipe.model.kind
+    if recipe.cluster.most > 1:
+        raise BadInput(f"cluster.workers: '{kind}' is fitted by one process; use workers: 0, or 1")
+    tasks = recipe.tasks.items()
+    if len(tasks) > 1 or not registry.TASKS.owner(next(iter(recipe.tasks.values())).kind).towers:
+        raise BadInput(f"tasks: '{kind}' finds items for one task of kind retrieval; leave the other tasks out")
+    if recipe.data.negatives is not None:
+        raise BadInput(f"data.negatives: '{kind}' is fitted without negatives; leave them out")
+    for key in _OF_STEPS:
+        if getattr(recipe.train, key) != Train.model_fields[key].default:
+            raise BadInput(f"train.{key}: '{kind}' is fitted and not trained by steps; leave it out")
+
+
 def _check_tables(recipe: Recipe) -> None:
     used = set()
     for name, feature in recipe.features.items():
         table = feature.looks_up()
         if table is None:
+            if feature.embedded and not recipe.model.fitted:
+                raise BadInput(f"features.{name}.table is missing; name the table that its ids are looked up in")
             continue
         if table not in recipe.tables:
             raise BadInput(f"features.{name}.table: there is no table '{table}'{nearest(table, recipe.tables)}")

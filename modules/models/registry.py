@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import MODELS
-from livetrain.configs.schema import ModelConfig, Task
+from livetrain.configs.schema import FittedConfig, ModelConfig, Task
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.network import Network
 
@@ -32,6 +33,9 @@ def network(kind: str) -> Callable[[ModelConfig, Inputs, dict[str, Task]], Netwo
     """Return the network class of `kind`, which is called with its config, the features and the tasks.
 
     Raises:
-        BadInput: no model has this name.
+        BadInput: no model has this name, or it is fitted and has no network.
     """
-    return MODELS.owner(kind)
+    owner = MODELS.owner(kind)
+    if issubclass(MODELS.configs()[kind], FittedConfig):
+        raise BadInput(f"model.kind: '{kind}' is fitted and not trained by steps, so it has no network and no tables")
+    return owner

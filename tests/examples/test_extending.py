@@ -29,7 +29,7 @@ from tests import samples, twins
 from tests.trainers.train.test_sharding import compare, train_sharded
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LINES = {"model": 40, "feature": 40, "task": 25, "optimizer": 15, "source": 60}
+LINES = {"model": 40, "fitted": 40, "feature": 40, "task": 25, "optimizer": 15, "source": 60}
 
 
 def _register() -> None:

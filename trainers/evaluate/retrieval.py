@@ -150,7 +150,7 @@ class Retrieval:
         queries = _after(self._queries, queries)
         if self._queries:
             lists = [Lists.joined(pair) for pair in zip(self._lists, lists, strict=True)]
-        chosen = _least(queries[0])
+        chosen = least(queries[0])
         self._queries, self._lists = tuple(column[chosen] for column in queries), [own[chosen] for own in lists]
 
     def compute(self) -> dict[str, float]:
@@ -169,7 +169,7 @@ class Retrieval:
         _, keys, items = _newest(*(_everyone(part) for part in self._items))
         rows, wanted, users, slices, group = self._queries
         every = _everyone(rows)
-        chosen = torch.isin(rows, every[_least(every)])
+        chosen = torch.isin(rows, every[least(every)])
         lists = {name: own[chosen] for name, own in zip(self._asides, self._lists, strict=True)}
         places = _ranks(wanted[chosen], users[chosen], lists, keys, items)
         # Of all ranks' queries in the order of their rows, so that figures do not depend on the number of ranks.
@@ -245,7 +245,7 @@ def _everyone(own: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[:size] for part, size in zip(received, sizes, strict=True)])
 
 
-def _least(rows: torch.Tensor) -> torch.Tensor:
+def least(rows: torch.Tensor) -> torch.Tensor:
     """Return the places of the QUERIES row numbers with the least hash: the same rows, however many ranks there are."""
     return mix(rows + 1).argsort()[:QUERIES]
 

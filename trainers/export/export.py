@@ -15,7 +15,6 @@ files, which the system drops when it wants them. Only a file that has its table
 """
 
 import errno
-import os
 import secrets
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,20 +27,22 @@ import torch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.model import Model
+from livetrain.modules.recall.fitted import fitted
 from livetrain.modules.serving.quantized import let_go, stays, stored
 from livetrain.modules.serving.scorer import Encoder, Scorer, Tables
-from livetrain.modules.tables.mapped import Files, Room, in_memory, nameless, opened
+from livetrain.modules.tables.mapped import Files, Room, in_memory, nameless
 from livetrain.modules.tasks.registry import metrics
 from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.export import inverted
 from livetrain.trainers.export.parity import prove
 from livetrain.trainers.export.rows import golden_inputs, held_out_rows, synthetic_rows
 from livetrain.trainers.export.signature import _FORMAT, _signature
+from livetrain.trainers.export.written import written
 from livetrain.trainers.runtime import manifest, run_folder, scratch
 from livetrain.trainers.runtime.run_folder import ANOTHER, find_checkpoint
 from livetrain.trainers.train import checkpoint, compatible, memory
 
 MAPPED = 1 << 32  # bytes of tables from which on they are mapped, where nothing else is asked for
-_CODE = 1 << 20  # bytes of a file besides its tensors, more than any has
 _BYTES = {"none": lambda table: memory.ELEMENT[table.dtype] * table.dim, "float16": lambda table: 2 * table.dim}
 _BYTES |= {"int8": lambda table: table.dim + 8}  # per row
 
@@ -106,6 +107,11 @@ def export(
     except BadInput as error:
         raise type(error)(f"{run / 'config.yaml'}: {error}") from error.__cause__
     quantize = quantize or recipe.export.quantize
+    if (kind := fitted(recipe)) is not None:
+        with _draft(out) as draft:
+            content = inverted.write(kind, run, recipe, path, draft, quantize)
+            _commit(draft, out)
+        return content
     mapped = _mapped(recipe, quantize)
     if not mapped:
         _check_memory(recipe, quantize, run)
@@ -121,7 +127,7 @@ def export(
         if mapped:
             let_go(tables)
         scored, *towers = (
-            _written(module, draft / f"{name}.pt", beside) for name, module in _scorers(model, recipe, tables)
+            written(module, draft / f"{name}.pt", beside) for name, module in _scorers(model, recipe, tables)
         )
         found = {
             "quantize": quantize,
@@ -132,9 +138,14 @@ def export(
         content = manifest.finite(_signature(run, recipe, path, model) | found)
         manifest.write_json(draft / "signature.json", content)
         manifest.write_json(draft / "golden.json", _golden(scored, recipe, content))
-        manifest.commit(draft, {p.name: manifest.digest(p) for p in sorted(draft.iterdir())}, format=_FORMAT)
-        _replace(out, draft)
+        _commit(draft, out)
     return content
+
+
+def _commit(draft: Path, out: Path) -> None:
+    """Make a draft whole, and put it in the place of `out`."""
+    manifest.commit(draft, {p.name: manifest.digest(p) for p in sorted(draft.iterdir())}, format=_FORMAT)
+    _replace(out, draft)
 
 
 def _mapped(recipe: Recipe, quantize: Quantization) -> bool:
@@ -169,31 +180,6 @@ def _scorers(model: Model, recipe: Recipe, tables: Tables) -> Iterator[tuple[str
     towers = model.dense.network.towers
     for side in towers.names if towers is not None else ():
         yield side, torch.jit.script(Encoder(model, recipe, side, tables).eval())
-
-
-def _written(module: torch.jit.ScriptModule, file: Path, beside: Files) -> torch.jit.ScriptModule:
-    """Write a file, and return it as whoever scores has it: loaded again, with the tables beside it.
-
-    Raises:
-        BadInput: the disk has no space for it: torch would end the process.
-    """
-    once = {part.data_ptr(): part.nbytes for part in module.state_dict().values()}  # features may share a table
-    size = _CODE + sum(once.values())
-    try:
-        with file.open("xb") as room:
-            os.posix_fallocate(room.fileno(), 0, size)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise BadInput(
-            f"{file.parent.parent}: there is no space for {file.name} of {memory.amount(size)} ({error.strerror}); "
-            "make some, or name another folder with --out"
-        ) from error
-    module.save(str(file))
-    loaded = torch.jit.load(str(file))
-    if beside.index:
-        loaded.attach(opened(beside.folder, beside.index))
-    return loaded
 
 
 def _check_place(out: Path) -> None:

@@ -35,19 +35,19 @@ def prove(
             found = torch.stack([scores[task] for task in recipe.tasks])[:, real]  # (T, n)
             wanted = torch.stack([kind(logits[task]) for task, kind in predict.items()])[:, real]
             parts.append((found, wanted, batch.labels.T[:, real]))
-            ranked = max(ranked, _rank_difference(scored, batch, recipe))
+            ranked = max(ranked, rank_difference(scored, batch, recipe))
             if towers:
                 user, item = (tower(*inputs_of(batch, recipe)) for tower in towers)
-                product = max(product, _apart(products.of_pairs(user, item), next(iter(scores.values()))))
+                product = max(product, apart(products.of_pairs(user, item), next(iter(scores.values()))))
     found, wanted, labels = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     rows = found.shape[1]
     key = "tolerance" if quantize == "none" else f"tolerance_{quantize}"
     if not rows:
         raise BadInput("export: the test split has no rows to prove the file on; nothing was exported: give it some")
-    worst = _apart(found, wanted)
-    _check_close(f"on {rows} held-out rows the file's predictions differ from the model's", worst, key, recipe)
-    _check_close("the file's rank differs from its forward", ranked, "tolerance", recipe)
-    _check_close("the towers' product differs from the file's score", product, "tolerance", recipe)
+    worst = apart(found, wanted)
+    check_close(f"on {rows} held-out rows the file's predictions differ from the model's", worst, key, recipe)
+    check_close("the file's rank differs from its forward", ranked, "tolerance", recipe)
+    check_close("the towers' product differs from the file's score", product, "tolerance", recipe)
     aucs = {}
     for t, (task, kind) in enumerate(predict.items()):
         known = ~labels[t].isnan()
@@ -56,12 +56,12 @@ def prove(
     return {"rows": rows, "largest_difference": worst, "largest_difference_of_rank": ranked, **aucs}
 
 
-def _apart(one: torch.Tensor, other: torch.Tensor) -> float:
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
     """Return the largest difference of two predictions, relative to the second where that is above 1."""
     return float(((one - other).abs() / other.abs().clamp(min=1)).max())
 
 
-def _check_close(what: str, difference: float, key: str, recipe: Recipe) -> None:
+def check_close(what: str, difference: float, key: str, recipe: Recipe) -> None:
     tolerance = getattr(recipe.export, key)
     if difference <= tolerance:
         return
@@ -75,10 +75,10 @@ def _check_close(what: str, difference: float, key: str, recipe: Recipe) -> None
     )
 
 
-def _rank_difference(scored: torch.jit.ScriptModule, batch: Batch, recipe: Recipe) -> float:
+def rank_difference(scored: torch.jit.ScriptModule, batch: Batch, recipe: Recipe) -> float:
     """Return how far `rank` is from `forward` where all rows of a batch get the sequences of its longest row."""
     sequences = [name for name, feature in recipe.features.items() if feature.form == "sequence"]
     longest = int(batch.ids[sequences[0]].lengths().argmax()) if sequences else 0
     once, repeated = one_user(inputs_of(batch, recipe), sequences or list(recipe.features)[:1], longest)
     scores = zip(scored.rank(*once).values(), scored(*repeated).values(), strict=True)
-    return max(_apart(one, other) for one, other in scores)
+    return max(apart(one, other) for one, other in scores)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Evaluate, Recipe
 from livetrain.modules.model import Model
+from livetrain.modules.recall.fitted import fitted
+from livetrain.modules.recall.inverted import ROWS
 from livetrain.modules.serving.loading import load
 from livetrain.modules.serving.scorer import Encoder, Scorer
 from livetrain.trainers.data.read.columns import (
@@ -32,6 +34,7 @@ from livetrain.trainers.data.read.files import short
 from livetrain.trainers.data.read.records import Columns, running
 from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.export.export import plain_model
+from livetrain.trainers.export.inverted import retriever
 from livetrain.trainers.runtime import manifest, run_folder
 from livetrain.trainers.train import compatible
 
@@ -79,9 +82,14 @@ def weights_of(run: Path, source: str | Path = "best", vectors: Side | None = No
     folder = Path(source) if exported else run_folder.find_checkpoint(run, str(source))
     found = manifest.read(folder)
     if exported:
-        _check_export(folder, found, f"{vectors or 'model'}.pt", recipe)
+        _check_export(folder, found, _file(recipe, vectors), recipe)
     ids = tuple(_ids_of(folder, exported).items())
     return Weights(run.resolve(), folder.resolve(), exported, _digest(found), vectors, ids)
+
+
+def _file(recipe: Recipe, vectors: Side | None) -> str:
+    """Return which file of an export is needed: a fitted model has one, whichever side of it is asked for."""
+    return "model.pt" if recipe.model.fitted or vectors is None else f"{vectors}.pt"
 
 
 def _digest(found: dict[str, Any] | None) -> str:
@@ -119,7 +127,7 @@ class Predictor:
     def __init__(self, weights: Weights) -> None:
         whole = run_folder.recipe_of(weights.run)
         self.vectors = weights.vectors
-        self._model = _load(weights, whole)
+        self._model: Any = _load(weights, whole)
         # A row's labels, weights and group are nobody's business here, nor are the other tower's features.
         features = whole.features
         if self.vectors and (towers := _towers(whole)):
@@ -164,15 +172,13 @@ class Predictor:
         Raises:
             BadInput: a column that the features need is missing, or is of another type.
         """
-        schema = settled(self._types(table.schema, name), self._wanted)
-        fitting = pa.Table.from_arrays([table.column(field.name).cast(field.type) for field in schema], schema=schema)
-        requests = Candidates(of_candidates(schema, self._wanted), _ANY)
+        fitting = self._fitting(table, name)
+        requests = Candidates(of_candidates(fitting.schema, self._wanted), _ANY)
         counts = requests.counts(fitting, name) if requests.names else None
         rows = fitting if counts is None else requests.flattened(fitting, name)
-        columns = self._decoder.decode(rows.combine_chunks(), 0, name)
         parts: list[list[np.ndarray]] = [[] for _ in self.names]
         with torch.inference_mode():
-            for inputs in _chunks(columns, self._decoder, self._dense, rows.num_rows):
+            for inputs in self._inputs(rows, name):
                 for part, found in zip(parts, self._scored(inputs), strict=True):
                     part.append(found.float().numpy())
         made = [_array(np.concatenate(part)) for part in parts]
@@ -180,6 +186,49 @@ class Predictor:
             offsets = pa.array(running(counts), pa.int32())
             made = [pa.ListArray.from_arrays(offsets, part) for part in made]
         return pa.table(made, names=self.names)
+
+    def ids_of(self, items: pa.Table, name: str) -> np.ndarray:
+        """Return the ids of items, (n,) int64, of a model that is fitted; `vectors` is "item".
+
+        Raises:
+            BadInput: a row has none.
+        """
+        (feature,) = self.recipe.features
+        parts = [ids[feature].numpy() for ids, _, _ in self._inputs(self._fitting(items, name), name)]
+        if len(found := np.concatenate(parts)) != len(items):
+            raise BadInput(f"{name}: column '{self.recipe.column(feature)}' is null in a row; give every item its id")
+        return found
+
+    def scores_of(self, table: pa.Table, name: str, items: np.ndarray, cells: int) -> Iterator[np.ndarray]:
+        """Yield the scores of items for the rows of a table, (n, items) float32, of a model that is fitted.
+
+        Args:
+            table: the rows.
+            name: of their file.
+            items: (items,) ids.
+            cells: scores that are in memory at once, at most, or those of a row.
+        """
+        known: np.ndarray = self._model.items.numpy()
+        place = np.searchsorted(known, items).clip(max=max(len(known) - 1, 0))
+        there = known[place] == items if len(known) else np.zeros(len(items), bool)
+        rows, step = self._fitting(table, name), max(1, min(cells // max(len(known), len(items)), ROWS))
+        for start in range(0, len(table), step):
+            part = rows.slice(start, step)
+            scores = np.zeros((len(part), len(items)), np.float32)
+            with torch.inference_mode():
+                for inputs in self._inputs(part, name) if there.any() else ():
+                    scores[:, there] = self._model.of_all(*inputs).numpy()[:, place[there]]
+            yield scores
+
+    def _fitting(self, table: pa.Table, name: str) -> pa.Table:
+        """Return the columns that the features need, in the types that they are decoded from."""
+        schema = settled(self._types(table.schema, name), self._wanted)
+        return pa.Table.from_arrays([table.column(field.name).cast(field.type) for field in schema], schema=schema)
+
+    def _inputs(self, rows: pa.Table, name: str) -> Iterator[tuple[dict[str, Tensor], ...]]:
+        """Yield rows as the model takes them, CHUNK rows at a time."""
+        columns = self._decoder.decode(rows.combine_chunks(), 0, name)
+        yield from _chunks(columns, self._decoder, self._dense, rows.num_rows)
 
     def _scored(self, inputs: tuple[dict[str, Tensor], ...]) -> list[Tensor]:
         found = self._model(*inputs)
@@ -196,7 +245,9 @@ def _load(weights: Weights, recipe: Recipe) -> nn.Module:
     if _digest(manifest.read(weights.folder)) != weights.digest:
         raise BadInput(f"{weights.folder}: is gone, or another model is in its place by now; start again")
     if weights.exported:
-        return load(weights.folder, f"{weights.vectors or 'model'}.pt")
+        return load(weights.folder, _file(recipe, weights.vectors))
+    if recipe.model.fitted:
+        return retriever(recipe, weights.folder)
     model = plain_model(recipe, weights.folder)
     return (Encoder(model, recipe, weights.vectors) if weights.vectors else Scorer(model, recipe)).eval()
 
@@ -209,7 +260,9 @@ def _ids_of(folder: Path, exported: bool) -> dict[str, str]:
 
 
 def _towers(recipe: Recipe) -> dict[str, list[str]] | None:
-    """Return the features of each tower of a recipe's model; None where it has none."""
+    """Return the features of each tower of a recipe's model, or of each side of one that is fitted; None of others."""
+    if (model := fitted(recipe)) is not None:
+        return {"user": model.features, "item": [model.key]}
     towers = Model(recipe, device="meta", tables_device="meta").dense.network.towers
     return None if towers is None else towers.names
 

@@ -25,11 +25,12 @@ from livetrain.trainers.data.read.columns import common, is_list, plain, worded
 from livetrain.trainers.data.read.files import SUFFIX, files_below, open_filesystem, read_footer, short, shown
 from livetrain.trainers.export import prediction
 from livetrain.trainers.export.prediction import Side, Weights, weights_of
-from livetrain.trainers.runtime import manifest, scratch
+from livetrain.trainers.runtime import manifest, run_folder, scratch
 
 ASKED, PARTS, TOP = ".asked.json", ".parts", f"top{SUFFIX}"
 OWN = (ASKED, PARTS)  # in a folder of predictions that is not whole yet
 ROWS = 1 << 16  # read at once
+_CELLS = 1 << 25  # scores of items that are in memory together
 NEIGHBOURS = ("neighbours", "neighbour_scores")
 Map = Callable[[Callable[[int], int], list[int]], Iterable[int]]
 
@@ -131,6 +132,8 @@ def predict(
         BadInput: no such run, checkpoint or data, a column is missing or of another type, or `out` holds something
             else. Nothing is written then.
     """
+    if vectors and run_folder.recipe_of(run).model.fitted:
+        raise BadInput("--vectors: a model that is fitted has none; it finds items by --neighbours")
     weights = weights_of(run, source, "user" if neighbours else vectors)
     files = find(data, "--data")
     items = find(neighbours.items, "--items") if neighbours else None
@@ -299,9 +302,12 @@ def _scored(work: Work, path: str) -> Iterator[pa.Table]:
     index = _index(work.weights, work.items, work.neighbours) if work.items and work.neighbours else None
     columns = list(dict.fromkeys([*predictor.columns, *work.kept.names]))
     for table in work.data.batches(path, columns):
-        found = predictor.predict(table, work.data.named(path))
         made = {field.name: table.column(field.name).cast(field.type) for field in work.kept}
-        made |= dict(index.nearest(found) if index else zip(found.column_names, found.columns, strict=True))
+        if index:
+            made |= dict(zip(NEIGHBOURS, index.nearest(table, work.data.named(path)), strict=True))
+        else:
+            found = predictor.predict(table, work.data.named(path))
+            made |= dict(zip(found.column_names, found.columns, strict=True))
         yield pa.table(made)
 
 
@@ -322,43 +328,75 @@ def _best_of(tables: Iterable[pa.Table], best: Best) -> pa.Table:
 
 
 class _Index:
-    """All items' vectors, in memory: exact search by blocks."""
+    """All items, in memory: exact search by blocks.
+
+    Args:
+        weights: those of the requests' side.
+        items: the items' rows.
+        wanted: what is asked for.
+    """
 
     def __init__(self, weights: Weights, items: Files, wanted: Neighbours) -> None:
+        self.requests = prediction.predictor(weights)
         predictor = prediction.Predictor(replace(weights, vectors="item"))
-        columns, keys, vectors = list(dict.fromkeys([*predictor.columns, wanted.key])), [], []
+        columns, keys, found = list(dict.fromkeys([*predictor.columns, wanted.key])), [], []
         for path in items.paths:
             for table in items.batches(path, columns):
-                found = predictor.predict(table, items.named(path)).column(0).combine_chunks()
-                vectors.append(found.flatten().to_numpy().reshape(table.num_rows, -1))
+                found.append(self._of_items(predictor, table, items.named(path)))
                 keys.append(table.column(wanted.key))
         every = pa.chunked_array([chunk.cast(plain(chunk.type)) for key in keys for chunk in key.chunks])
         codes = every.combine_chunks().dictionary_encode().indices.fill_null(-1).to_numpy()
         code, first = np.unique(codes, return_index=True)
         places = np.sort(first[code >= 0])
         self.keys = every.take(pa.array(places)).combine_chunks()
-        self.vectors, self.count = np.concatenate(vectors)[places], min(wanted.count, len(places))
+        self.items, self.count = np.concatenate(found)[places], min(wanted.count, len(places))
 
-    def nearest(self, users: pa.Table) -> Iterator[tuple[str, pa.Array]]:
-        """Yield two columns: the keys and the scores of each row's nearest items, the nearest first."""
-        flat, width = users.column(0).combine_chunks(), self.vectors.shape[1]
+    def _of_items(self, predictor: prediction.Predictor, table: pa.Table, name: str) -> np.ndarray:
+        """Return what is kept of some items: their vectors."""
+        found = predictor.predict(table, name).column(0).combine_chunks()
+        return found.flatten().to_numpy().reshape(table.num_rows, -1)
+
+    def _scores(self, table: pa.Table, name: str) -> Iterator[np.ndarray]:
+        """Yield the scores of all items for some rows, (n, items), block by block: the vectors' largest product."""
+        flat, width = self.requests.predict(table, name).column(0).combine_chunks(), self.items.shape[1]
         while pa.types.is_fixed_size_list(flat.type):
             flat = flat.flatten()
-        interests = max(len(flat) // max(users.num_rows * width, 1), 1)
-        given = flat.to_numpy().reshape(users.num_rows, interests * width)
-        places, scores = np.zeros((len(given), self.count), np.int64), np.zeros((len(given), self.count), np.float32)
-        step = max(1, (1 << 25) // (len(self.vectors) * interests))  # rows whose scores are in memory together
+        interests = max(len(flat) // max(len(table) * width, 1), 1)
+        given = flat.to_numpy().reshape(len(table), interests * width)
+        step = max(1, _CELLS // (len(self.items) * interests))
         for start in range(0, len(given), step):
-            every = given[start : start + step].reshape(-1, width) @ self.vectors.T
-            product = every.reshape(-1, interests, len(self.vectors)).max(1)
+            every = given[start : start + step].reshape(-1, width) @ self.items.T
+            yield every.reshape(-1, interests, len(self.items)).max(1)
+
+    def nearest(self, table: pa.Table, name: str) -> tuple[pa.Array, pa.Array]:
+        """Return two columns: the keys and the scores of each row's nearest items, the nearest first.
+
+        Args:
+            table: the rows.
+            name: of their file, for messages.
+        """
+        places, scores = np.zeros((len(table), self.count), np.int64), np.zeros((len(table), self.count), np.float32)
+        start = 0
+        for product in self._scores(table, name):
             top = np.argpartition(-product, self.count - 1, axis=1)[:, : self.count]
             found = np.take_along_axis(product, top, 1)
             order = np.argsort(-found, axis=1, kind="stable")
-            places[start : start + step] = np.take_along_axis(top, order, 1)
-            scores[start : start + step] = np.take_along_axis(found, order, 1)
-        offsets = pa.array(np.arange(len(given) + 1) * self.count, pa.int32())
-        yield NEIGHBOURS[0], pa.ListArray.from_arrays(offsets, self.keys.take(pa.array(places.ravel())))
-        yield NEIGHBOURS[1], pa.ListArray.from_arrays(offsets, pa.array(scores.ravel()))
+            here = slice(start, start + len(product))
+            places[here], scores[here] = np.take_along_axis(top, order, 1), np.take_along_axis(found, order, 1)
+            start += len(product)
+        offsets = pa.array(np.arange(len(table) + 1) * self.count, pa.int32())
+        keys = self.keys.take(pa.array(places.ravel()))
+        return pa.ListArray.from_arrays(offsets, keys), pa.ListArray.from_arrays(offsets, pa.array(scores.ravel()))
+
+
+class _Fitted(_Index):
+    """The same of a model that is fitted, whose scores are sums over a request's keys."""
+
+    def _of_items(self, predictor: prediction.Predictor, table: pa.Table, name: str) -> np.ndarray:
+        return predictor.ids_of(table, name)
+
+    def _scores(self, table: pa.Table, name: str) -> Iterator[np.ndarray]:
+        yield from self.requests.scores_of(table, name, self.items, _CELLS)
 
 
 _indices: dict[str, _Index] = {}  # of this process: the one that was used last
@@ -368,7 +406,8 @@ def _index(weights: Weights, items: Files, wanted: Neighbours) -> _Index:
     key = repr((weights, wanted, items.identity()))
     if key not in _indices:
         _indices.clear()
-        _indices[key] = _Index(weights, items, wanted)
+        kind = _Fitted if run_folder.recipe_of(weights.run).model.fitted else _Index
+        _indices[key] = kind(weights, items, wanted)
     return _indices[key]
 
 

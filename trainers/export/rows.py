@@ -1,6 +1,6 @@
 """Rows to prove, measure and publish an export with."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -13,6 +13,7 @@ from livetrain.modules.features.carriers import Carried, split_numbers
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 
+_IDS = 2**31  # of a feature without a table that are drawn from
 # Ids, lengths and dense by feature, as the file takes them; dense holds what lies beside ids too: weights or vectors.
 Inputs = tuple[dict[str, torch.Tensor], ...]
 
@@ -75,6 +76,20 @@ def one_user(inputs: Inputs, user: list[str], row: int) -> tuple[Inputs, Inputs]
     return once, repeated
 
 
+def some_rows(inputs: Inputs, chosen: torch.Tensor, rows: int) -> Inputs:
+    """Return some of so many rows, as an exported file takes them."""
+    ids, lengths, dense = inputs
+    kept = torch.zeros(rows, dtype=torch.bool)
+    kept[chosen] = True
+    of_ids = {name: torch.repeat_interleave(kept, count) for name, count in lengths.items()}
+    beside = {name: of_ids.get(name, kept) for name in dense}
+    return (
+        {name: values[of_ids[name]] for name, values in ids.items()},
+        {name: count[kept] for name, count in lengths.items()},
+        {name: values[beside[name]] for name, values in dense.items()},
+    )
+
+
 def _held_out(recipe: Recipe, rows: int) -> Iterator[tuple[Batch, torch.Tensor]]:
     """Yield the test split's first batches, and in each the places of real rows, `rows` in all."""
     reader = Reader(Source.open(recipe, "test"), recipe, rank=0, world=1, shuffle=False)
@@ -121,15 +136,17 @@ def held_out_rows(recipe: Recipe, rows: int) -> dict[str, Any]:
     return {"rows": count, **found}
 
 
-def synthetic_rows(recipe: Recipe, signature: dict[str, Any], rows: int) -> dict[str, Any]:
+def synthetic_rows(
+    recipe: Recipe, signature: dict[str, Any], rows: int, ids: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Any]:
     """Return rows like those of `held_out_rows`, drawn from what a signature declares: nobody's data are in them.
 
-    Ids are uniform over their table's rows. Numbers are normal with the stored mean and deviation; those that are not
-    normalised, so that none are stored, are of either sign and of sizes from a tenth to a thousand. Each is missing in
-    about one row of ten. All sequences of a row have one length, as those of one history must: in the first row one
-    more than the file looks at, where it looks at as much of each. A bag has up to one more id than the file looks at,
-    and weights of either sign; vectors that events carry are drawn as numbers are. The first row misses nothing, the
-    second all.
+    Ids are uniform over their table's rows, or over those given as `ids` of their feature. Numbers are normal with
+    the stored mean and deviation; those that are not normalised, so that none are stored, are of either sign and of
+    sizes from a tenth to a thousand. Each is missing in about one row of ten. All sequences of a row have one length,
+    as those of one history must: in the first row one more than the file looks at, where it looks at as much of each.
+    A bag has up to one more id than the file looks at, and weights of either sign; vectors that events carry are drawn
+    as numbers are. The first row misses nothing, the second all.
     """
     drawn, features = np.random.default_rng(0), recipe.features
     longest = {feature.limit for feature in features.values() if feature.form == "sequence"} or {0}
@@ -157,9 +174,13 @@ def synthetic_rows(recipe: Recipe, signature: dict[str, Any], rows: int) -> dict
         elif feature.carried:  # seconds to the next event, up to a year
             seconds = np.floor(np.exp(drawn.uniform(0, 17, int(lengths.sum()))) - 1)
             found["dense"][name] = seconds.astype(np.float32).tolist()
+        of = (ids or {}).get(name)
+        if of is not None and len(of):
+            found["ids"][name] = of[drawn.integers(0, len(of), int(lengths.sum()))].tolist()
+            continue
         table = feature.looks_up()
-        assert table is not None  # ids are looked up
-        found["ids"][name] = drawn.integers(0, recipe.tables[table].rows, int(lengths.sum())).tolist()
+        most = recipe.tables[table].rows if table in recipe.tables else _IDS
+        found["ids"][name] = drawn.integers(0, most, int(lengths.sum())).tolist()
     return {"rows": rows, **found}
 
 

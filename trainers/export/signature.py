@@ -11,15 +11,23 @@ from livetrain.trainers.runtime import run_folder, runlog
 from livetrain.trainers.runtime.versions import versions
 
 _FORMAT = 1
+_TOP = {
+    "top": "model.top(ids, lengths, dense, k) -> (Tensor (B, k) int64, Tensor (B, k) float32): the best items of B"
+    " rows, from the features of the request, and their scores; a list that ends early goes on with the score -inf"
+}
 
 
-def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str, Any]:
-    """Return what a caller has to know about the file, and where it comes from."""
+def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> dict[str, Any]:
+    """Return what a caller has to know about the file, and where it comes from; no `model` of one that is fitted."""
     content = run_folder.content(path)
     step, ids = content["step"], content.get("ids", {})
-    places, normalise = measured(model), model.dense.normalise
-    mean, std = ({n: part[place].tolist() for n, place in places.items()} for part in (normalise.mean, normalise.std))
-    towers = model.dense.network.towers
+    mean, std = dict[str, list[float]](), dict[str, list[float]]()
+    finds: dict[str, Any] = _TOP
+    if model is not None:
+        places, normalise = measured(model), model.dense.normalise
+        mean, std = ({n: x[place].tolist() for n, place in places.items()} for x in (normalise.mean, normalise.std))
+        towers = model.dense.network.towers
+        finds = {} if towers is None else {"towers": _towers(towers.names, getattr(towers, "interests", 1))}
     return {
         "format": _FORMAT,
         "call": "model(ids: Dict[str, Tensor], lengths: Dict[str, Tensor], dense: Dict[str, Tensor])"
@@ -40,7 +48,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model) -> dict[str,
             name: {"label": recipe.tasks[name].label, "output": kind.output}
             for name, kind in kinds(recipe.tasks).items()
         },
-        **({} if towers is None else {"towers": _towers(towers.names, getattr(towers, "interests", 1))}),
+        **finds,
         "model": recipe.model.model_dump(),
         "run": recipe.name,
         "checkpoint": {"step": step, "path": path.name},

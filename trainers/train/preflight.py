@@ -12,6 +12,7 @@ from livetrain.configs import registry
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
+from livetrain.modules.recall.fitted import fitted
 from livetrain.modules.serving.proof import prove
 from livetrain.trainers.data.checks import brief, leaks, pretrained
 from livetrain.trainers.data.read import negatives
@@ -47,7 +48,8 @@ def check(
     if (waits := _check_model(recipe, trains=True)) is not None:
         progress(waits)
     progress("checking the data")
-    sources = {split: Source.open(recipe, split, looking.at(split)) for split in SPLITS}
+    besides = {"train": recipe.model.also_reads()}
+    sources = {split: Source.open(recipe, split, looking.at(split), besides.get(split, ())) for split in SPLITS}
     for name, column in recipe.groups().items():
         _check_groups(sources["train"], column, f"tasks.{name}.group")
     if recipe.evaluate.group_by:
@@ -71,7 +73,8 @@ def check(
 
 def _check_key(recipe: Recipe, train: Source) -> None:
     """Raise BadInput where a network tells rows apart by a feature that all candidates of a request share."""
-    key = Model(recipe, device="meta", tables_device="meta").key
+    model = fitted(recipe)
+    key = Model(recipe, device="meta", tables_device="meta").key if model is None else model.key
     if key is None or train.candidates is None or recipe.column(key) in train.candidates.names:
         return
     raise BadInput(
@@ -136,6 +139,8 @@ def _check_model(recipe: Recipe, trains: bool) -> str | None:
     """Raise BadInput where a recipe's model cannot be built, or its tables find no memory; return `memory.check`'s."""
     if recipe.cluster.most:
         registry.check_shared(recipe)
+    if recipe.model.fitted:
+        return None
     if recipe.cluster.device == "cpu" or not (recipe.cluster.most or torch.cuda.is_available()):
         check_device(recipe, torch.device("cpu"))  # of other runs the device is known once there is a cluster
     waits = memory.check(recipe, Model(recipe, device="meta", tables_device="meta"), saves=trains)
@@ -155,15 +160,15 @@ def _catalogue(recipe: Recipe) -> dict[str, Source]:
     key = next((key for key in ("catalogue", "seen", "candidates") if getattr(asked, key)), None)
     if key is None:
         return {}
-    towers = Model(recipe, device="meta", tables_device="meta").dense.network.towers
-    if towers is None:
+    item = _item(recipe)
+    if item is None:
         raise BadInput(
             f"evaluate.{key}: is for models that find items, and '{recipe.model.kind}' has no towers; leave it out"
         )
     if not asked.catalogue:
         return {}
-    catalogue = Catalogue.of(recipe, towers.names["item"])
-    measured = list(measures(recipe, towers.names["item"]).values())
+    catalogue = Catalogue.of(recipe, item)
+    measured = list(measures(recipe, item).values())
     columns = list(dict.fromkeys(column for measure in measured for column in measure.columns))
     for group in catalogue.groups:
         try:
@@ -174,6 +179,14 @@ def _catalogue(recipe: Recipe) -> dict[str, Source]:
             if recipe.data.on_corrupt == "stop":
                 raise
     return {CATALOGUE: catalogue}
+
+
+def _item(recipe: Recipe) -> list[str] | None:
+    """Return the item's features, of a model that finds items; None of another one."""
+    if (model := fitted(recipe)) is not None:
+        return [model.key]
+    towers = Model(recipe, device="meta", tables_device="meta").dense.network.towers
+    return None if towers is None else towers.names["item"]
 
 
 def _check_groups(source: Source, column: str, key: str) -> None:

@@ -182,7 +182,9 @@ def shard(recipe: Recipe, device: torch.device, planner: planning.Planner = plan
     )
     combination = Combination(recipe, step.model, dense, replicated, device, touched)
     steps.kernels = list(_kernels(module)) if steps.counted else []
-    mean = None if recipe.optimizers.ema is None else Mean(optimizers["dense"].params, recipe.optimizers.ema)
+    mean = (
+        None if recipe.optimizers.ema is None or not dense else Mean(optimizers["dense"].params, recipe.optimizers.ema)
+    )
     moving = [layer for layer in step.model.dense.modules() if isinstance(layer, Moving)]
     # Replicated tables are tables: where one lies must not change whether its gradient is clipped.
     update = Update(optimizers, combination, dense, recipe.optimizers.dense.clip_norm, steps, mean, moving)
@@ -301,8 +303,10 @@ def _optimizers(
     ]
     if wrapped:
         out["replicated"] = CombinedOptimizer([("", each) for each in wrapped])
-    out["dense"] = KeyedOptimizerWrapper(dense, dense_optimizer(recipe).make)
-    for optimizer in (*wrapped, out["dense"]):
+    if dense:  # what is solved for has no dense part that steps would move
+        out["dense"] = KeyedOptimizerWrapper(dense, dense_optimizer(recipe).make)
+        wrapped.append(out["dense"])
+    for optimizer in wrapped:
         _make_state(optimizer)
     for optimizer in out.values():
         for group in optimizer.param_groups:

@@ -149,7 +149,7 @@ def gaps_of(ids: pa.Array, times: pa.Array, until: pa.Array, feature: Feature, w
     """
     (values, offsets), (given, ends) = _lists(ids), _lists(times)
     told = _told(offsets, ends, times, f"{where}row", "time", "where a row has none")
-    found, last = _times(given, feature), _times(until, feature)
+    found, last = _times(given, feature.time_unit), _times(until, feature.time_unit)
     seconds, known = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
     seconds[told], known[told] = found.whole, found.known
     if values.null_count:
@@ -237,7 +237,7 @@ def numbers(name: str, feature: Feature, arrays: Sequence[pa.Array], where: str)
     if feature.holds == "vector":
         return _vectors(name, feature.numbers, arrays[0], where)
     if feature.second_column is not None:
-        since, until = (_times(array, feature) for array in arrays)
+        since, until = (_times(array, feature.time_unit) for array in arrays)
         apart = until.whole.astype(np.float64) - since.whole + (until.rest - since.rest)
         return np.where(since.known & until.known, apart, np.nan).astype(np.float32)
     return floats(arrays[0])
@@ -272,14 +272,21 @@ class _Times(NamedTuple):
     known: np.ndarray  # (n,) bool
 
 
-def _times(array: pa.Array, feature: Feature) -> _Times:
-    unit = array.type.unit if pa.types.is_timestamp(array.type) else feature.time_unit
+def _times(array: pa.Array, unit: str | None) -> _Times:
+    """Return a column of timestamps, or of integers of that unit."""
+    unit = array.type.unit if pa.types.is_timestamp(array.type) else unit
     assert unit is not None  # the columns' check asks for it
     ticks, each = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), _PER_SECOND[unit]
     whole, rest = np.divmod(ticks, each)
     return _Times(whole, rest / each, array.is_valid().to_numpy(zero_copy_only=False))
 
 
+def seconds(array: pa.Array, unit: str) -> np.ndarray:
+    """Return timestamps, or integers of that unit since 1970, as float64 seconds; nan where there is none."""
+    times = _times(array, unit)
+    return np.where(times.known, times.whole + times.rest, np.nan)
+
+
 def _seconds(array: pa.Array, feature: Feature) -> pa.Array:
-    times = _times(array, feature)
+    times = _times(array, feature.time_unit)
     return pa.array(times.whole, mask=~times.known)

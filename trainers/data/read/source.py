@@ -80,7 +80,9 @@ class Source:
             self._distant = Distant(self.filesystem)
 
     @classmethod
-    def open(cls, recipe: Recipe, split: str, looking: Looking = HERE) -> "Source":
+    def open(
+        cls, recipe: Recipe, split: str, looking: Looking = HERE, besides: Sequence[tuple[str, str, str]] = ()
+    ) -> "Source":
         """Open a split of `data.path`, in a local folder or at any address that pyarrow knows.
 
         The address chooses the filesystem: file://, s3://, gs://, hdfs://, abfs://, and fsspec+NAME:// for whatever an
@@ -90,6 +92,7 @@ class Source:
             recipe: the run.
             split: train, valid or test.
             looking: how files are looked at of which nothing is kept.
+            besides: (column, kind, recipe key) of what is read besides `wanted_columns`.
 
         Raises:
             BadInput: whatever footers can show: no folder, no files, no rows, a file that is not whole, a missing
@@ -102,7 +105,8 @@ class Source:
             indexed(filesystem, [info.path for info in folder.files], sidecar, found, looking)
             for folder, sidecar, found in zip(folders, sidecars, kept, strict=True)
         ]
-        source = cls._of(name, filesystem, Index.join(parts), wanted_columns(recipe), recipe.data.candidates)
+        wanted = [*wanted_columns(recipe), *besides]
+        source = cls._of(name, filesystem, Index.join(parts), wanted, recipe.data.candidates)
         if not source.rows:
             raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
         ends = np.cumsum([0, *(len(part.groups) for part in parts)]).tolist()

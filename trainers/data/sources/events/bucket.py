@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from livetrain.configs.errors import BadInput
-from livetrain.trainers.data.sources.events.model import BITS, CLICK, EXPOSURE, WATCH, Adapter, Sequence
+from livetrain.trainers.data.sources.events.model import BITS, CLICK, EXPOSURE, PEOPLE, WATCH, Adapter, Sequence
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.data.write.counts import earlier, rates, tallies
 from livetrain.trainers.data.write.history import Timeline
@@ -34,7 +34,7 @@ class Options:
     """What a preparation may choose. Every day of a dataset is prepared with the same.
 
     Args:
-        live, video: entries of a sequence of that domain.
+        live, video: entries of a sequence of that domain; of people the larger of both.
         window_s: seconds after an exposure in which a like, comment, follow or gift still counts as its outcome.
         click_s: the same for a click that the source does not record with its exposure.
         effective_view_s: seconds of watching a room that make a view effective.
@@ -45,6 +45,10 @@ class Options:
     window_s: int = 3600
     click_s: int = 600
     effective_view_s: int = 30
+
+    def entries(self, domain: str) -> int:
+        """Return how many entries a sequence of a domain has at most."""
+        return max(self.live, self.video) if domain == PEOPLE else getattr(self, domain)
 
     def seconds(self, names: tuple[str, ...]) -> int:
         """Return the sum of some of the options."""
@@ -196,7 +200,7 @@ class _History:
     def __init__(self, task: Task, name: str, rows: pa.Table, actions: pa.Table):
         sequence: Sequence = task.adapter.sequences[name]
         self._task, self._name, self._sequence = task, name, sequence
-        self._limit = getattr(task.options, sequence.domain)
+        self._limit = task.options.entries(sequence.domain)
         actions = actions.filter(pc.equal(actions["domain"], sequence.domain))
         new = rows if sequence.event == EXPOSURE else actions.filter(pc.equal(actions["kind"], sequence.event))
         old = self._old()

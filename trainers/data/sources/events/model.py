@@ -19,7 +19,7 @@ for all sources. A new source is one new adapter: which files, and one SELECT pe
 | column | type | meaning |
 | --- | --- | --- |
 | user, item, author, day | | as above |
-| domain | string | `live` or `video` |
+| domain | string | `live` or `video`; `people` where a user follows or befriends `item`, who is `author` too |
 | time | int64 | from when on it is known, ms: a like when it is given, a watch when it ends |
 | kind | int32 | one of the codes below |
 | value | double | WATCH: seconds watched; GIFT: its price; otherwise how often, null = once |
@@ -39,6 +39,8 @@ EXPOSURE = 0
 CLICK, LONG, LIKE, COMMENT, FOLLOW, GIFT, PROFILE = 1, 2, 4, 8, 16, 32, 64
 """Kinds of actions; also the bits of `*_action` columns. LONG: an effective or long view. GIFT: a gift or a forward."""
 WATCH = 128  # the end of a play, with its length
+FRIEND = 256  # from now on a friend of another; the other has an action of this kind too
+PEOPLE = "people"
 BITS = (CLICK, LONG, LIKE, COMMENT, FOLLOW, GIFT, PROFILE)
 
 EXPOSURES = pa.schema(
@@ -104,9 +106,9 @@ class Sequence:
 
     Args:
         domain: whose events.
-        event: the kind that makes an entry: EXPOSURE, CLICK or LIKE.
+        event: the kind that makes an entry: EXPOSURE, CLICK or LIKE; of domain `people` FOLLOW or FRIEND.
         item: suffix of the column of rooms or videos; None leaves it out.
-        author: suffix of the column of streamers or authors; None leaves it out.
+        author: suffix of the column of streamers or authors, or of people; None leaves it out.
         topic: suffix of the column of the items' categories (`Adapter.topics`); None leaves it out.
         action: also give `<name>_action`, the bits of what had been done with an entry before the row's time.
     """

@@ -17,6 +17,7 @@ from livetrain.trainers.data.sources.table.files import quoted, short
 KINDS = {"click": model.CLICK, "long": model.LONG, "like": model.LIKE, "comment": model.COMMENT}
 KINDS |= {"follow": model.FOLLOW, "gift": model.GIFT, "profile": model.PROFILE, "watch": model.WATCH}
 KINDS |= {"exposure": model.EXPOSURE}
+RELATIONS = {"follow": model.FOLLOW, "friend": model.FRIEND}
 
 
 def prepare_events(loaded: Loaded[EventSpec], out: Path, progress: Progress, run: Map | None = None) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def adapter(spec: EventSpec) -> model.Adapter:
         context=dict(spec.context),
         actions=f"""SELECT user, '{spec.domain}' AS domain, item, author, time, CASE kind {kinds} END AS kind,
                            CAST(value AS DOUBLE) AS value, CAST(session AS BIGINT) AS session, day_of(time) AS day
-                    FROM ({spec.actions}) WHERE kind IN ({", ".join(f"'{name}'" for name in KINDS)})""",
+                    FROM ({spec.actions}) WHERE kind IN ({", ".join(f"'{name}'" for name in KINDS)})
+                    {_follows(spec)}""",
         attributes={
             name: model.Attributes(
                 known.key, known.select, tuple(known.ids), tuple(known.bags), tuple(known.dense), known.age
@@ -61,12 +63,30 @@ def adapter(spec: EventSpec) -> model.Adapter:
             for name, label in spec.labels.items()
         },
         sequences={
-            name: model.Sequence(part.domain, KINDS[part.event], part.item, part.author, part.topic)
+            name: model.Sequence(
+                part.domain,
+                (KINDS | RELATIONS)[part.event],
+                part.item,
+                part.author,
+                part.topic,
+                action=part.domain != model.PEOPLE,
+            )
             for name, part in spec.sequences.items()
         },
         topics={domain: (topic.split(".")[0], topic.split(".")[1]) for domain, topic in spec.topics.items()},
         statistics=dict(spec.statistics),
     )
+
+
+def _follows(spec: EventSpec) -> str:
+    """Return SQL that adds to the actions who follows and befriends whom; a friendship counts for both."""
+    if spec.follows is None:
+        return ""
+    one, both = (f"SELECT {pair}, time, kind FROM ({spec.follows})" for pair in ("user, other", "other, user"))
+    kinds = " ".join(f"WHEN '{name}' THEN {code}" for name, code in RELATIONS.items())
+    return f"""UNION ALL
+        SELECT user, '{model.PEOPLE}', other, other, time, CASE kind {kinds} END, NULL, NULL, day_of(time)
+        FROM ({one} UNION ALL {both} WHERE kind = 'friend') WHERE kind IN ('follow', 'friend')"""
 
 
 def _check(loaded: Loaded[EventSpec], made: model.Adapter, options: Options) -> None:
@@ -76,7 +96,10 @@ def _check(loaded: Loaded[EventSpec], made: model.Adapter, options: Options) -> 
         stage.connect(made, options, Path(work)) as connection,
     ):
         raw.open_raw(connection, made, loaded.folder)
-        selects = {"exposures": made.exposures, "actions": made.actions}
+        selects = {"exposures": made.exposures}
+        if loaded.spec.follows is not None:  # it is a part of the actions' SELECT, which comes after
+            selects["follows"] = f"SELECT user, other, time, kind FROM ({loaded.spec.follows})"
+        selects["actions"] = made.actions
         selects |= {f"attributes.{name}.select": known.select for name, known in made.attributes.items()}
         for place, select in selects.items():
             try:
