@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from livetrain.modules.optimizers import register_dense_optimizer, register_optimizer
     from livetrain.modules.recall.fitted import Fitted, register_fitted
     from livetrain.modules.tasks.registry import register_task
+    from livetrain.trainers.recall.index import Index
 
     __version__: str
 
 __all__ = [
     "Fitted",
+    "Index",
     "Network",
     "Recipe",
     "Run",
@@ -44,6 +46,7 @@ __all__ = [
 
 _PLACES = {
     "Fitted": "livetrain.modules.recall.fitted",
+    "Index": "livetrain.trainers.recall.index",
     "Network": "livetrain.modules.network",
     "Recipe": "livetrain.configs.schema",
     "Run": "livetrain.api",

@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.exceptions import TyperException
 
 import livetrain
-from livetrain.cli import cluster, data, ids, init, look, plan, predict, runs, sweeps
+from livetrain.cli import cluster, data, ids, init, look, plan, predict, recall, runs, sweeps
 from livetrain.cli.terminal import BAD_INPUT, FAILED, NOT_NOW, complain, err
 from livetrain.configs.errors import BadInput, NotNow, cut, without_credentials
 from livetrain.trainers.runtime import signals
@@ -24,7 +24,8 @@ from livetrain.trainers.runtime.process import in_utf8, set_up
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
 **Exit codes**: 0 done · 1 the run failed · 2 bad input (a recipe, a file or an argument; one sentence says what
-to mend) · 3 `nightly`: the new model is worse than the published one · 4 not now: the same command may do it later ·
+to mend) · 3 `nightly`, `index`: what is new is worse than
+asked, and is not published · 4 not now: the same command may do it later ·
 130 interrupted · 143 stopped by SIGTERM, what was trained is saved.
 
 **Start here**: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`, then
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 for command in (
     *(init.init, runs.train, runs.evaluate, runs.export, predict.predict, look.runs, look.compare),
+    *(recall.index, recall.blend),
     *(plan.plan, cluster.submit, cluster.nightly, cluster.rollback, cluster.doctor),
     ids.hash,
 ):

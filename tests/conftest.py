@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import faulthandler
+import importlib.util
 import os
 import sys
 import uuid
@@ -107,7 +108,8 @@ def small_run(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def home(small_run, tmp_path, monkeypatch) -> Path:
-    """A folder to work in with `small.yaml`, livetrain's own recipes, and the finished run that `small_run` is."""
+    """A folder to work in with `small.yaml`, livetrain's own recipes, the finished run that `small_run` is, and an
+    index."""
     (tmp_path / "small.yaml").symlink_to(small_run / "config.yaml")
     (tmp_path / "configs").symlink_to(wheels.ROOT / "configs")
     copy = tmp_path / "runs/small"
@@ -115,6 +117,10 @@ def home(small_run, tmp_path, monkeypatch) -> Path:
     for path in small_run.iterdir():
         if path.name != ".lock":
             (copy / path.name).symlink_to(path)
+    if importlib.util.find_spec("faiss"):
+        from tests import indexes
+
+        indexes.write(tmp_path / "indexes/small", indexes.unit(50, 8), indexes.FIFTY)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Count, Rate, Share, TaskName, Text, real, whole
+from livetrain.configs.values import Bound, Count, Rate, Share, TaskName, Text, real, whole
 
 _DAYS = re.compile(r"\d{4}-\d\d-\d\d\.\.\d{4}-\d\d-\d\d", re.ASCII)
 BATCH = ("batch_size", "batch_size_per_worker")  # two ways to say one number
@@ -77,7 +77,9 @@ class Negatives(Section):
 
     catalogue: Text = Field(description="Parquet file, one row per item, columns named as those of the samples")
     item: Text = Field(description="column of the items' ids, in the samples and in the catalogue")
-    task: TaskName | None = Field(None, description="whose positive rows get negatives of their own")
+    task: Annotated[TaskName | None, Bound()] = Field(
+        None, description="whose positive rows get negatives of their own"
+    )
     per_positive: Annotated[int, *whole(1, 1000)] = Field(4, description="negatives drawn for each positive row")
     shared: Annotated[int, *whole(1, 2**24)] | Literal["all"] | None = Field(
         None,

@@ -1,0 +1,104 @@
+"""A blend of channels on KuaiRand-Pure: recall of the clicked videos beside each channel alone, over seeds.
+
+    livetrain data kuairand --raw DIR --out data/kuairand
+    python benchmarks/blend.py --seeds 1 2 3
+
+Every clicked row of 05-06..05-08 asks for its video among all videos of these days, as in benchmarks/recall.py.
+Channels learn from the days before 05-05; weights and quotas are searched on 05-05, and the test days are looked at
+once per seed. A call that was killed goes on with the runs that are not done.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from quality import add_training, made, rule, spread, trained
+
+from livetrain.configs.blend_spec import BlendSpec
+from livetrain.trainers.recall.blend import blended
+from livetrain.trainers.runtime.process import threads
+from livetrain.trainers.runtime.versions import versions
+
+TOWERS = "dssm"  # whose rows and items count
+CHANNELS = (TOWERS, "item_cf", "ease", "tags", "popular")
+SLICES = {"new_user": "len(video_id) = 0", "new_item": "video_count < 5"}
+HEAD = "| channel | weight | quota | recall@100 | only it @100 | share @100 | recall@500 | only it @500 | share @500 |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", nargs="+", default=list(CHANNELS), help="names of recipes, NAME_kuairand.yaml")
+    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--blends", type=Path, default=Path("runs/blends"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/blend.md"))
+    add_training(parser)
+    given = parser.parse_args()
+    torch.set_num_threads(threads())
+    found = [one(given, seed) for seed in given.seeds]
+    tests = [content["test"] for content in found]
+    lines = [made(versions(), given), "", *intro(tests[0]), HEAD, rule(HEAD)]
+    blends = [" | ".join([spread(of(tests, "blend", f"recall_{size}")), "", ""]) for size in (100, 500)]
+    lines.append(f"| **the blend** | | | {' | '.join(blends)} |")
+    for name in given.channels:
+        settings = [content["spec"]["channels"].get(name, {}) for content in found]
+        weight, quota = (np.mean([own.get(key, 0) for own in settings]) for key in ("weight", "quota"))
+        cells = [
+            spread(of(tests, "channels", name, f"{w}_{k}")) for k in (100, 500) for w in ("recall", "only", "share")
+        ]
+        lines.append(f"| {name} | {weight:.2f} | {quota:.0f} | {' | '.join(cells)} |")
+    gain = of(tests, "gain", "100", "recall")
+    lines += ["", f"recall@100 of the blend over the best channel alone: {spread(gain)}.", ""]
+    lines += slices(tests, given.channels)
+    given.out.write_text("\n".join(["# Channels and their blend on KuaiRand-Pure", "", *lines, ""]))
+    print(f"written to {given.out}")
+
+
+def one(given: argparse.Namespace, seed: int) -> dict:
+    """Return what the blend of a seed's runs measured; runs and blend are made if they are not there."""
+    runs = {name: trained(Path(f"configs/recipes/{name}_kuairand.yaml"), seed, given)[1] for name in given.channels}
+    out = given.blends / f"kuairand-seed{seed}"
+    if (out / "manifest.json").exists():
+        return json.loads((out / "blend.json").read_text())
+    content = {
+        "requests": str(runs[TOWERS]),
+        "channels": {name: {"run": str(run)} for name, run in runs.items()},
+        "slices": SLICES,
+        "search": {"trials": given.trials, "at": 100, "seed": seed},
+    }
+    return blended(BlendSpec.model_validate(content), out, print)
+
+
+def of(tests: list[dict], *keys: str) -> np.ndarray:
+    """Return a figure of every seed."""
+    found = []
+    for test in tests:
+        for key in keys:
+            test = test[key]
+        found.append(test)
+    return np.array(found, float)
+
+
+def intro(test: dict) -> list[str]:
+    return [
+        f"{test['requests']:,} clicked rows of 05-06..05-08, {test['items']:,} videos; mean ± deviation over seeds. "
+        "`only it`: share of the rows whose video is in the blend because of this channel alone; `share`: of the "
+        "blend's candidates, those that the channel brought, others too or not.",
+        "",
+    ]
+
+
+def slices(tests: list[dict], channels: list[str]) -> list[str]:
+    """Return a table of recall@100 by slices."""
+    head = f"| slice | rows | the blend | {' | '.join(channels)} |"
+    lines = ["recall@100 by slices:", "", head, rule(head)]
+    for name in SLICES:
+        cells = [spread(of(tests, "slices", name, "blend", "recall_100"))]
+        cells += [spread(of(tests, "slices", name, "channels", each, "recall_100")) for each in channels]
+        lines.append(f"| {name}: `{SLICES[name]}` | {tests[0]['slices'][name]['requests']:,} | {' | '.join(cells)} |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

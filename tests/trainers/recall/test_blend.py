@@ -1,0 +1,168 @@
+"""A blend on a run's days: figures that its channels have alone too, settings that are searched, lists to come."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from livetrain.cli import main as cli
+from livetrain.configs.blend_spec import BlendSpec, blend_json_schema
+from livetrain.configs.errors import BadInput
+from livetrain.configs.spec import load_spec
+from livetrain.trainers.export.prediction import Predictor, weights_of
+from livetrain.trainers.recall.blend import Blend, blended
+from livetrain.trainers.recall.candidates import candidates
+from livetrain.trainers.recall.origin import newest, vectors
+
+SIZE = 10
+
+
+@pytest.fixture(scope="module")
+def liked(towers, tmp_path_factory) -> Path:
+    """A list per user: for users below 50 what they wanted on either day, for the others something else."""
+    rows = pa.concat_tables(pq.read_table(towers.parents[1] / f"data/{split}") for split in ("valid", "test"))
+    rows = rows.filter(pa.compute.equal(rows["label"], 1)).select(["user", "movie"]).drop_null()
+    users = {user: [] for user in range(100)}
+    for user, movie in zip(rows["user"].to_pylist(), rows["movie"].to_pylist(), strict=True):
+        users[user].append(movie if user < 50 else 1)
+    path = tmp_path_factory.mktemp("liked") / "liked.parquet"
+    lists = [list(dict.fromkeys(own)) for own in users.values()]
+    pq.write_table(pa.table({"user": list(users), "movies": lists}), path)
+    return path
+
+
+def spec(towers: Path, liked: Path, **more: object) -> BlendSpec:
+    lists = {"candidates": str(liked), "on": "user", "column": "movies", "weight": 2.0}
+    channels = {"towers": {"run": str(towers)}, "liked": lists} | more.pop("channels", {})
+    return BlendSpec.model_validate(
+        {"requests": str(towers), "channels": channels, "size": SIZE, "slices": {"known": "user < 50"}} | more
+    )
+
+
+def test_channels_alone_have_the_figures_that_evaluation_gave(towers, liked, tmp_path):
+    content = blended(spec(towers, liked), tmp_path / "blend", lambda text: None)
+    result, found = json.loads((towers / "result.json").read_text()), content["test"]
+    assert found["requests"] == result["test.click.queries"]
+    assert found["channels"]["towers"]["recall_10"] == pytest.approx(result["test.click.recall_10"], abs=1e-9)
+    often = found["slices"]["often"]["channels"]["towers"]["recall_10"]
+    assert often == pytest.approx(result["test.often.click.recall_10"], abs=1e-9)
+    known = found["slices"]["known"]
+    assert known["blend"]["recall_10"] == 1.0 == known["channels"]["liked"]["recall_10"]
+    assert found["channels"]["liked"]["only_10"] > 0.2
+    assert found["channels"]["towers"]["share_10"] + found["channels"]["liked"]["sole_10"] == pytest.approx(1)
+    assert found["gain"]["10"]["recall"] > 3 * found["gain"]["10"]["standard_error"] > 0
+    assert json.loads((tmp_path / "blend/blend.json").read_text()) == content
+
+
+def test_a_search_finds_settings_no_worse_than_the_specs(towers, liked, tmp_path):
+    pytest.importorskip("optuna")
+    bad = {"towers": {"run": str(towers), "weight": 10.0}}
+
+    def made(name: str, **more: object) -> dict:
+        return blended(spec(towers, liked, channels=bad, size=5, **more), tmp_path / name, lambda text: None)
+
+    before = made("before")
+    one, other = (made(name, search={"trials": 12, "at": 5, "seed": 3}) for name in ("one", "other"))
+    assert one == other
+    assert "search" not in one["spec"]
+    assert one["valid"]["blend"]["recall_5"] > before["valid"]["blend"]["recall_5"]
+    again = blended(BlendSpec.model_validate(one["spec"]), tmp_path / "again", lambda text: None)
+    assert again["test"] == one["test"]
+    assert made("own", search={"trials": 1, "at": 5})["valid"] == before["valid"]
+
+
+def test_candidates_are_what_the_channels_bring(towers, liked, tmp_path, capsys):
+    lists = {"candidates": str(liked), "on": "user", "column": "movies", "quota": 3, "reserve": 1, "when": "user < 20"}
+    channels = {"towers": {"run": str(towers)}, "liked": lists}
+    (tmp_path / "spec.yaml").write_text(
+        json.dumps({"requests": str(towers), "channels": channels, "size": 4, "slices": {"known": "user < 50"}})
+    )
+    assert not cli.app(["blend", str(tmp_path / "spec.yaml"), "--out", str(tmp_path / "blend")], standalone_mode=False)
+    assert "recall@4 on test is" in capsys.readouterr().out
+    rows = pq.read_table(towers.parents[1] / "data/test")
+    requests, items = rows.drop_columns(["movie", "label"]).slice(0, 60), newest([rows], "movie")
+    pq.write_table(requests, tmp_path / "requests.parquet")
+    pq.write_table(items, tmp_path / "items.parquet")
+    command = ["blend", str(tmp_path / "blend"), "--requests", str(tmp_path / "requests.parquet")]
+    command += ["--catalogue", str(tmp_path / "items.parquet"), "--out", str(tmp_path / "out"), "--keep", "user"]
+    assert not cli.app(command, standalone_mode=False)
+    found = pq.read_table(tmp_path / "out/part-00000.parquet")
+    assert found.column_names == ["user", "candidates", "candidate_scores", "candidate_channels"]
+    users = vectors(Predictor(weights_of(towers, vectors="user")), requests)
+    made = vectors(Predictor(weights_of(towers, vectors="item")), items)
+    nearest = items["movie"].to_numpy()[np.argsort(-(users @ made.T), axis=1)[:, :4]].tolist()
+    there, liked_by = set(items["movie"].to_pylist()), pq.read_table(liked)["movies"].to_pylist()
+    for row, own in zip(found.to_pylist(), nearest, strict=True):
+        brought = [movie for movie in liked_by[row["user"]] if movie in there][:3] if row["user"] < 20 else []
+        worth: dict[int, float] = {}
+        for rank, movie in enumerate(own, 1):
+            worth[movie] = 1 / (60 + rank)
+        for rank, movie in enumerate(brought, 1):
+            worth[movie] = worth.get(movie, 0) + 1 / (60 + rank) + (3 if rank == 1 else 0)
+        best = sorted(worth.values(), reverse=True)[:4]
+        assert row["candidate_scores"] == pytest.approx(best)
+        for movie, score, by in zip(row["candidates"], best, row["candidate_channels"], strict=True):
+            assert score == pytest.approx(worth[movie])
+            assert by == ["towers"] * (movie in own) + ["liked"] * (movie in brought)
+
+
+def test_what_the_user_had_is_no_candidate(towers, liked):
+    """The run's history is of other ids; here it is made of items."""
+    blend = Blend(spec(towers, liked))
+    rows = pq.read_table(towers.parents[1] / "data/test").drop_null()
+    table, known = blend.items(None, "test")
+    blend.meet(table, known)
+    drawn = np.random.default_rng(0)
+    had = [drawn.choice(known, 2, replace=False).tolist() for _ in range(20)]
+    requests = rows.slice(0, 20).drop_columns(["history"]).append_column("history", pa.array(had))
+    blend.seen = "history"
+    wanted = np.array([np.flatnonzero(known == own[0])[0] for own in had])  # stays, though it was had
+    everything = blend.spec.model_copy(update={"size": len(known)})
+    blend.spec = everything
+    for row, own in enumerate(blend.lists(requests, known, wanted)[0]):
+        assert sorted(known[own[own >= 0]]) == sorted({*known} - {had[row][1]})
+    for row, own in enumerate(blend.lists(requests, known)[0]):
+        assert sorted(known[own[own >= 0]]) == sorted({*known} - {*had[row]})
+
+
+@pytest.mark.parametrize(
+    ("channel", "message"),
+    [
+        ({}, "a channel is one of them, and here are 0"),
+        ({"run": "a", "published": "b"}, "a channel is one of them, and here are 2"),
+        ({"candidates": "a"}, "candidates need the column that tells requests apart"),
+        ({"run": "a", "quota": 2, "reserve": 3}, "reserve: 3 are more than the quota of 2"),
+        ({"run": "a", "quota": 11}, "11 items are more than the size of 10"),
+        ({"run": "a", "weigth": 1}, "weigth"),
+    ],
+)
+def test_a_wrong_spec_is_named(tmp_path, channel, message):
+    (tmp_path / "spec.yaml").write_text(json.dumps({"requests": "a", "size": 10, "channels": {"one": channel}}))
+    with pytest.raises(BadInput, match=message):
+        load_spec(tmp_path / "spec.yaml", BlendSpec)
+
+
+def test_what_cannot_be_asked_is_named(towers, liked, tmp_path):
+    lists = {"candidates": str(liked), "on": "user", "column": "movies", "when": "movie > 0"}
+    with pytest.raises(BadInput, match=r"channels.liked.when: 'movie' is known of an item"):
+        Blend(spec(towers, liked, channels={"liked": lists}))
+    with pytest.raises(BadInput, match=r"channels.gone: .* neither a run nor published"):
+        Blend(spec(towers, liked, channels={"gone": {"run": str(tmp_path)}}))
+    with pytest.raises(BadInput, match="has no column 'items'"):
+        Blend(spec(towers, liked, channels={"liked": {"candidates": str(liked), "on": "user", "column": "items"}}))
+    with pytest.raises(BadInput, match="holds no whole blend"):
+        candidates(tmp_path, str(liked), None, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes").write_text("mine")
+    with pytest.raises(BadInput, match="holds something that is no blend"):
+        blended(spec(towers, liked), tmp_path / "out", lambda text: None)
+    with pytest.raises(BadInput, match="has no column 'hour'"):
+        blended(spec(towers, liked, slices={"late": "hour > 20"}), tmp_path / "new", lambda text: None)
+
+
+def test_the_json_schema_knows_the_channels():
+    schema = blend_json_schema()
+    assert set(schema["$defs"]["Channel"]["properties"]) >= {"run", "published", "candidates", "quota", "reserve"}
