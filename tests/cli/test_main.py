@@ -92,7 +92,7 @@ def test_help_documents_the_exit_codes(call):
     _, out, _ = call("--help")
     assert all(
         words in " ".join(out.split())
-        for words in ("0 done", "1 the run failed", "2 bad input", "3 nightly: the new model is worse", "130 interrupt")
+        for words in ("0 done", "1 the run failed", "2 bad input", "3 nightly, index: what is new", "130 interrupt")
     )
 
 

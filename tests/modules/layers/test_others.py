@@ -9,7 +9,7 @@ from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import others
 from livetrain.modules.layers.align import Align
-from livetrain.modules.layers.others import logsumexp_of_others
+from livetrain.modules.layers.others import logsumexp_of_others, softplus_of_others
 from livetrain.modules.models.registry import network
 
 ROWS, COLUMNS, WIDTH = 6, 14, 3
@@ -31,6 +31,11 @@ def plain(u, v, bias, mark, marks) -> torch.Tensor:
     return torch.where(none, others.NEVER, scores.masked_fill(none.unsqueeze(1), 0.0).logsumexp(1))
 
 
+def plain_softplus(u, v, bias, mark, marks) -> torch.Tensor:
+    scores = (u @ v.t() + bias).masked_fill(mark.unsqueeze(1) == marks, -torch.inf)
+    return torch.nn.functional.softplus(scores).sum(1)
+
+
 def both(function, u, v, *rest) -> tuple[torch.Tensor, ...]:
     """The result, and the gradients of a sum in which every row weighs otherwise."""
     u, v = u.clone().requires_grad_(), v.clone().requires_grad_()
@@ -45,11 +50,15 @@ def test_blocks_of_any_size_equal_the_whole_matrix(monkeypatch, cells):
     u, v, bias, mark, marks = batch()
     for case in (marks, torch.where(marks == mark[0], marks, mark[0])):  # the second leaves row 0 nothing
         given = (u, v, bias, mark, case)
-        for found, wanted in zip(both(logsumexp_of_others, *given), both(plain, *given), strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+        # PyTorch's softplus(x) is x above 20.
+        for ours, theirs, off in ((logsumexp_of_others, plain, 1e-12), (softplus_of_others, plain_softplus, 1e-7)):
+            for found, wanted in zip(both(ours, *given), both(theirs, *given), strict=True):
+                torch.testing.assert_close(found, wanted, rtol=off, atol=off)
     assert float(logsumexp_of_others(u, v, bias, mark, case)[0]) == others.NEVER
+    assert float(softplus_of_others(u, v, bias, mark, case)[0]) == 0
     inputs = (u.requires_grad_(), v.requires_grad_())
-    assert torch.autograd.gradcheck(lambda a, b: logsumexp_of_others(a, b, bias, mark, marks), inputs)
+    for function in (logsumexp_of_others, softplus_of_others):
+        assert torch.autograd.gradcheck(lambda a, b, f=function: f(a, b, bias, mark, marks), inputs)
 
 
 def test_equals_the_whole_matrix_in_float32(monkeypatch):
@@ -78,11 +87,11 @@ def test_no_matrix_of_all_scores_ever_exists(monkeypatch):
     monkeypatch.setattr(others, "CELLS", 32 * 16)
     given = batch(32, 1024, torch.float32)
     largest = {}
-    for function in (plain, logsumexp_of_others):
+    for function in (plain, logsumexp_of_others, softplus_of_others):
         with Largest() as seen:
             both(function, *given)
         largest[function] = seen.elements
-    assert largest == {plain: 32 * 1024, logsumexp_of_others: 1024 * WIDTH}
+    assert largest == {plain: 32 * 1024, logsumexp_of_others: 1024 * WIDTH, softplus_of_others: 1024 * WIDTH}
 
 
 SIZE = 256  # rows of one batch: the matrix has 65,536 scores
