@@ -24,7 +24,8 @@ demo: setup  ## Data, training on two workers, evaluation, export and a score, f
 	@echo "  or livetrain init FILES..., on tables of your own (docs/start/quickstart.md)"
 
 # Two halves of about one length at once; what the first prints comes at the end. Tests that start Ray mostly wait.
-HALF := tests/cluster tests/trainers/evaluate tests/trainers/export $(addprefix tests/trainers/train/,gradients $(addprefix test_,checkpoint.py farm.py loop.py sharding.py step.py))
+HALF := tests/cluster tests/modules/features tests/trainers/evaluate tests/trainers/export tests/trainers/data/sources \
+  $(addprefix tests/trainers/train/,gradients $(addprefix test_,checkpoint.py farm.py loop.py sharding.py step.py))
 test: setup  ## All fast tests
 	@printed=$$(mktemp); $(BIN)/python -m pytest -q $(HALF) >$$printed 2>&1 & half=$$!; \
 	$(BIN)/python -m pytest -q $(addprefix --ignore=,$(HALF)) tests; others=$$?; \

@@ -78,6 +78,8 @@ class TasksAtOnce:
             backward, every = kept[0][0], [given for _, given in kept]
             try:
                 backward.prepare(len(every))
+            except torch.OutOfMemoryError:  # of this rank alone; the others go on with one pass
+                raise
             except Exception as error:  # an operator that cannot be batched, or compiled when it is: on all ranks alike
                 self._works = False
                 log.info("the tasks' backward passes run one after the other: %s", short(error))

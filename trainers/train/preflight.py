@@ -60,6 +60,7 @@ def check(
     brief.refuse_outcomes(recipe)
     statistics = {split: scan(sources[split], recipe, looking.at(split)) for split in SPLITS}
     negatives.count(sources["train"], recipe, progress)
+    _check_shared(recipe, sources["train"])
     _check_known(sources["train"], recipe, statistics["train"])
     _check_measurable(sources["valid"], recipe, statistics["valid"])
     for split in SPLITS:
@@ -81,6 +82,20 @@ def _check_key(recipe: Recipe, train: Source) -> None:
         f"model.key: column '{recipe.column(key)}' of {train.folder} has one id per request, and '{recipe.model.kind}' "
         "tells candidates apart by it; store a list with one id per candidate"
     )
+
+
+def _check_shared(recipe: Recipe, train: Source) -> None:
+    """Raise BadInput where items that a step shares lack what rows know of theirs, which would tell the two apart."""
+    section = recipe.data.negatives
+    if section is None or section.shared is None:
+        return
+    taken = negatives.Negatives(recipe, train).taken
+    lacking = [name for name in _item(recipe) or [] if name not in taken]
+    if lacking:
+        raise BadInput(
+            f"{section.catalogue}: has no column for the item's feature '{lacking[0]}', which the items that a step "
+            "shares would lack and the rows' items have; add the column, or leave the feature out of the model's item"
+        )
 
 
 def _examine(

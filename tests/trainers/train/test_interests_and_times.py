@@ -129,7 +129,7 @@ def test_the_nearest_of_several_vectors_counts(data, interested, tmp_path):
     ranks = retrieval._ranks(
         torch.from_numpy(keys[:1]).repeat(len(table)),
         torch.from_numpy(users.copy()),
-        torch.zeros(len(table), 0, dtype=torch.long),
+        {},
         torch.from_numpy(keys),
         torch.from_numpy(vectors[first]),
     )

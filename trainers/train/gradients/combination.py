@@ -315,8 +315,9 @@ class Combination:
                 with warnings.catch_warnings():  # of operators that vmap has to call task after task
                     warnings.filterwarnings("ignore", "There is a performance drop")
                     found = once(torch.stack(starts))
-            except (RuntimeError, NotImplementedError):
-                if self._batches:  # it could so far
+            except RuntimeError as error:
+                # What it could so far, it can. Memory that ran out did so on this rank alone, and others go on batched.
+                if self._batches or isinstance(error, torch.OutOfMemoryError):
                     raise
                 self._batches = False
             else:

@@ -175,3 +175,18 @@ def test_names_what_does_not_fit_the_model(folder):
     source = Source.open(changed, "train")
     with pytest.raises(BadInput, match=r"data.negatives.item: no id feature reads column 'movie'"):
         negatives.count(source, changed, said.append)
+
+
+def test_an_item_is_whole_in_the_catalogue_too(folder):
+    """Or what rows know of theirs, and the shared ones do not, tells them apart without anything being learned."""
+    model = {**MODEL, "item": ["price", "user"]}
+    recipe = samples.recipe(
+        folder / "data",
+        data__negatives=recipe_of(folder).data.negatives,
+        features__price={"type": "dense"},
+        model=model,
+        tasks=TASKS,
+        evaluate={},
+    )
+    with pytest.raises(BadInput, match=r"catalogue.parquet: has no column for the item's feature 'user'"):
+        preflight.check(recipe, lambda said: None)

@@ -19,7 +19,8 @@ Rows = Literal["users", "events"]
 
 VERSION = 1  # of the samples; a change of what is written raises it
 HISTORY = 65_536  # newest events that a row keeps, the most that a feature can take
-OWN = ("user", "item", "history", "time", "value", "label", "seen", "candidates", "item_count", "history_count")
+COUNTS = ("item_count", "history_count", "count")
+OWN = ("user", "item", "history", "time", "value", "label", "seen", "candidates", *COUNTS)
 _PIECE = 2**20  # events in memory at a time in lists
 
 
