@@ -47,6 +47,7 @@ class Rows(NamedTuple):
     label: np.ndarray  # (n,) bool: the task's label is 1
     ids: dict[str, Lists]  # of the key, and of each feature in `Fitted.features`
     columns: dict[str, np.ndarray]  # (n,) of each of the config's `also_reads`: int64 ids, or float64 (times: seconds)
+    day: int | None = None  # of the partition that they are of, in days from 1970-01-01; None without data.days
 
 
 class Table(NamedTuple):
@@ -73,6 +74,7 @@ class Fitted:
         features: those that `fit` and `request` read besides the key; a subclass sets them.
         incremental: whether a fit may go on from what an earlier one has learned, which `fit` then gets as `before`; a
             subclass may set it.
+        notes: what the last fit has to say of its rows; the run's log tells it.
 
     Raises:
         BadInput: the config names a feature that is not there, or is of another type.
@@ -80,6 +82,7 @@ class Fitted:
 
     def __init__(self, config: FittedConfig, recipe: Recipe) -> None:
         self.recipe, self.features, self.incremental = recipe, list[str](), False
+        self.notes: list[str] = []
         self.key = self.feature("key", config.key, "id")
 
     def feature(self, key: str, name: str, form: str) -> str:

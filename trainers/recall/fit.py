@@ -97,6 +97,8 @@ class Run:
         rows = self.job.statistics.rows
         parts = rows_of(self.job.sources["train"], [self.model.key, *self.model.features], self.recipe)
         state = self.model.fit(parts, before)
+        for text in self.model.notes:
+            self.log.write("note", step=STEP, text=text)
         seconds = time.perf_counter() - started
         self.log.write("train", step=STEP, steps=STEP, epoch=1.0, rows=rows, rows_per_s=rows / max(seconds, 1e-9))
         table = self.model.table(state)

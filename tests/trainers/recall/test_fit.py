@@ -207,7 +207,10 @@ def test_what_needs_a_network_says_that_there_is_none():
 
 
 def test_a_night_goes_on_from_the_last_one(data, tmp_path, monkeypatch):
-    """Of item CF over days: what a fit of the new days alone adds to the run before is the fit of all of them."""
+    """Of item CF over days: what a fit of the new days alone adds to the run before is the fit of all of them.
+
+    The days are local ones: midnight in UTC falls within each of them.
+    """
     monkeypatch.setattr(launch, "_show", lambda *arguments: None)
     changes = {
         "features": {"item": {"type": "id"}, "history": {"type": "sequence", "max_length": 6}},
@@ -218,7 +221,7 @@ def test_a_night_goes_on_from_the_last_one(data, tmp_path, monkeypatch):
     days = tmp_path / "days"
     for number, split in enumerate(("train", "valid", "test", "test")):
         table = pq.read_table(data / split)
-        moved = table.set_column(3, "time", pa.array(table["time"].to_numpy() + 86_400 * number))
+        moved = table.set_column(3, "time", pa.array(table["time"].to_numpy() + 86_400 * number - 22_500))
         (days / f"date=2022-05-0{number + 1}").mkdir(parents=True)
         pq.write_table(moved, days / f"date=2022-05-0{number + 1}" / "part-0.parquet")
 
