@@ -89,12 +89,31 @@ class Fitted:
         """Return a feature's name, once it is known to be one of ids of a form, "id" or "sequence".
 
         Raises:
-            BadInput: it is not; the message names ``model.<key>``.
+            BadInput: it is not, or tells the wanted item; the message names ``model.<key>``.
         """
         known = {n: f for n, f in self.recipe.features.items() if f.carrier == "ids" and f.form == form}
         if name not in known:
             what = "id" if form == "id" else "sequence"
             raise BadInput(f"model.{key}: there is no {what} feature '{name}'{nearest(name, known)}")
+        return name if key == "key" else self.not_of(key, name, [self.recipe.column(self.key)], "which item is wanted")
+
+    def not_of(self, key: str, name: str, columns: list[str], told: str) -> str:
+        """Return a feature's name, once it is known to read none of these columns, which tell the wanted item.
+
+        Args:
+            key: that names the feature, without ``model.``.
+            name: the feature.
+            columns: those of the wanted item.
+            told: what a request would know of it, in words.
+
+        Raises:
+            BadInput: it reads one.
+        """
+        if shared := {*self.recipe.reads(name)} & {*columns}:
+            raise BadInput(
+                f"model.{key}: '{name}' reads the column '{min(shared)}', which tells {told}, and a request does not "
+                "know that; name a feature of the request or of its user"
+            )
         return name
 
     def fit(self, rows: Iterator[Rows], before: State | None = None) -> State:

@@ -83,7 +83,7 @@ def events_of(rows: Rows, key: str, history: str, user: str | None) -> Events:
 
 
 def _day(path: str) -> int:
-    """Return the day of a file in a partition ``date=...``, in days from 1970-01-01: whatever the zone that it is of."""
+    """Return the day of a file in a partition ``date=...``, in days from 1970-01-01: whatever its zone."""
     day = re.findall(r"date=(\d{4}-\d\d-\d\d)/", path)[-1]
     return date.fromisoformat(day).toordinal() - date(1970, 1, 1).toordinal()
 

@@ -281,6 +281,12 @@ def test_latest_is_by_when_an_item_was_first_there():
     assert scores == pytest.approx({(0, 1): 1 / 3, (0, 2): 1 / 2, (city, 1): 1 / 3, (city, 2): 1 / 2, (other, 1): 1.0})
 
 
+@pytest.mark.parametrize("kind", ["popular", "latest"])
+def test_a_slice_is_not_that_of_the_wanted_item(kind):
+    with pytest.raises(BadInput, match=r"model.by.1: 'item' reads the column 'item', which tells which item is wanted"):
+        sliced(kind, [], by=["city", "item"])
+
+
 @pytest.mark.slow
 def test_popular_lists_are_measured_and_exported(data, tmp_path):
     run = launch_here(data, tmp_path, model={"kind": "popular", "key": "item", "by": ["city"], "prior": 5})

@@ -19,6 +19,7 @@ FEATURES = {
     "past": {"type": "sequence", "max_length": 50},
     "when": {"type": "sequence", "max_length": 50},
     "now": {"type": "id"},
+    "same": {"type": "sequence", "column": "item", "max_length": 50},
 }
 
 
@@ -242,6 +243,8 @@ def test_rows_without_a_positive_leave_an_empty_table():
         ({"pair_half_life": 3.0}, "model.pair_half_life: needs the times of events; name them in model.times"),
         ({"user": "user", "pair_half_life": 3.0}, "name them in model.time"),
         ({"day_decay": 0.9}, "model.day_decay: needs model.user and model.time"),
+        ({"now": "item"}, "model.now: 'item' reads the column 'item', which tells which item is wanted, and a request"),
+        ({"history": "same"}, "model.history: 'same' reads the column 'item', which tells which item is wanted"),
     ],
 )
 def test_keys_that_need_others_say_so(changes, said):
