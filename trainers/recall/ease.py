@@ -68,6 +68,10 @@ class EASE(Fitted):
         parts = [events_of(part, self.key, self.config.history, self.config.user) for part in rows]
         users, items, _ = (np.concatenate(column) for column in zip(*parts, strict=True))
         known, item = np.unique(items, return_inverse=True)
+        if not len(known):
+            raise BadInput(
+                f"model.user: no positive row has a user in column '{self.config.user}'; name the column with the user"
+            )
         if len(known) > ITEMS:
             raise BadInput(
                 f"model.kind: ease holds a number for each pair of items, and {len(known):,} of them take "

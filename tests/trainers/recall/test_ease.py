@@ -5,6 +5,7 @@ import torch
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
+from livetrain.modules.recall.fitted import NO_ID, Lists, Rows, fitted
 from livetrain.trainers.export.export import export
 from livetrain.trainers.recall import ease
 from tests.trainers.recall.tastes import ITEMS, recipe, write
@@ -56,6 +57,15 @@ def test_a_run_scores_as_x_b(tmp_path, user):
     found = scorer.rank(*request, {})["click"].numpy()
     assert np.allclose(found, b[[3, 7, 8]].sum(0), atol=1e-6)
     assert found.max() > 0.05
+
+
+def test_events_of_no_user_are_refused(tmp_path):
+    model = {"kind": "ease", "key": "item", "history": "history", "user": "user"}
+    made = fitted(recipe(tmp_path, model=model, tables={}, train={}, features=FEATURES))
+    one = Lists(np.array([3]), np.array([1]))
+    rows = Rows(0, np.array([True]), {"item": one, "history": one}, {"user": np.array([NO_ID])})
+    with pytest.raises(BadInput, match="model.user: no positive row has a user in column 'user'; name the column with"):
+        made.fit(iter([rows]))
 
 
 def test_a_catalogue_that_is_too_large_is_refused(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.recall.item_cf import ItemCF
 from livetrain.trainers.runtime import runlog
 from tests.cases import often
+from tests.trainers.data.parquet import corrupt
 
 USERS, ITEMS = 90, 36
 
@@ -199,6 +200,39 @@ def test_what_makes_no_sense_is_refused(data, run, tmp_path, changes, said):
     with pytest.raises(BadInput, match=said):
         launch_here(data, tmp_path, **changes)
     assert not list(tmp_path.glob("*/checkpoints"))
+
+
+KINDS = {
+    "item_cf": {"kind": "item_cf", "history": "history"},
+    "ease": {"kind": "ease", "history": "history"},
+    "popular": {"kind": "popular", "by": ["city"]},
+    "tags": {"kind": "tags", "tags": {"city": "history"}},
+    "latest": {"kind": "latest", "time": "time"},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"),
+    [*((kind, "positive") for kind in KINDS), ("ease", "item"), ("ease", "readable"), ("item_cf", "readable")],
+)
+def test_a_split_that_teaches_nothing_is_refused(data, tmp_path, monkeypatch, kind, lacking):
+    monkeypatch.setattr(launch, "_show", lambda *arguments: None)
+    shutil.copytree(data, tmp_path / "data")
+    path = tmp_path / "data/train/part-0.parquet"
+    table = pq.read_table(path).slice(0, 64)
+    if lacking == "positive":
+        table = table.set_column(5, "label", pa.array(np.zeros(64, np.int8)))
+    elif lacking == "item":
+        table = table.set_column(1, "item", pa.array([None] * 64, pa.string()))
+    pq.write_table(table, path, row_group_size=32)
+    if lacking == "readable":
+        corrupt(path, 0, "item")
+        corrupt(path, 1, "item")
+    changes = {"model": {"key": "item", **KINDS[kind]}, "evaluate": {}, "export": {"after_training": False}}
+    section = recipe(tmp_path / "data")["data"] | {"on_corrupt": "skip"}
+    with pytest.raises(BadInput, match="data.path: the training split has no positive rows of task 'click' with an"):
+        launch_here(tmp_path / "data", tmp_path / "runs", data=section, **changes)
+    assert not list(tmp_path.glob("runs/*/checkpoints"))
 
 
 def test_what_needs_a_network_says_that_there_is_none():
