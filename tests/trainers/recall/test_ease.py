@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +25,17 @@ def test_is_stationary_where_its_diagonal_is_free():
     assert np.abs(gradient[~np.eye(25, dtype=bool)]).max() < 1e-12
     assert not found.diagonal().any()
     assert np.abs(found).max() > 0.01
+
+
+def test_takes_as_much_memory_as_it_says():
+    draw = np.random.default_rng(0)
+    user, item = np.arange(6000) % 1500, draw.integers(0, 1500, 6000)
+    ease.weights(user, item, 1500, 7.0)
+    tracemalloc.start()
+    ease.weights(user, item, 1500, 7.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / 1500**2 == pytest.approx(ease.BYTES, abs=1)
 
 
 @pytest.mark.parametrize("most", [1, 3, 50])
