@@ -23,6 +23,7 @@ def test_what_a_page_links_to_and_puts_in_is_there(page):
     assert not [
         link for link in links if (page.parent / link).resolve() not in MADE and not (page.parent / link).exists()
     ]
+    assert len(re.findall(r"(?m)^-- ?8", text)) == len(re.findall(r'(?m)^--8<-- "', text))  # a formatter may break them
     assert not [part for part in re.findall(r'--8<-- "([^"]+)"', text) if not (ROOT / part).exists()]
 
 

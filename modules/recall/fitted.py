@@ -47,6 +47,7 @@ class Rows(NamedTuple):
     label: np.ndarray  # (n,) bool: the task's label is 1
     ids: dict[str, Lists]  # of the key, and of each feature in `Fitted.features`
     columns: dict[str, np.ndarray]  # (n,) of each of the config's `also_reads`: int64 ids, or float64 (times: seconds)
+    day: int | None = None  # of the partition that they are of, in days from 1970-01-01; None without data.days
 
 
 class Table(NamedTuple):
@@ -73,6 +74,7 @@ class Fitted:
         features: those that `fit` and `request` read besides the key; a subclass sets them.
         incremental: whether a fit may go on from what an earlier one has learned, which `fit` then gets as `before`; a
             subclass may set it.
+        notes: what the last fit has to say of its rows; the run's log tells it.
 
     Raises:
         BadInput: the config names a feature that is not there, or is of another type.
@@ -80,18 +82,38 @@ class Fitted:
 
     def __init__(self, config: FittedConfig, recipe: Recipe) -> None:
         self.recipe, self.features, self.incremental = recipe, list[str](), False
+        self.notes: list[str] = []
         self.key = self.feature("key", config.key, "id")
 
     def feature(self, key: str, name: str, form: str) -> str:
         """Return a feature's name, once it is known to be one of ids of a form, "id" or "sequence".
 
         Raises:
-            BadInput: it is not; the message names ``model.<key>``.
+            BadInput: it is not, or tells the wanted item; the message names ``model.<key>``.
         """
         known = {n: f for n, f in self.recipe.features.items() if f.carrier == "ids" and f.form == form}
         if name not in known:
             what = "id" if form == "id" else "sequence"
             raise BadInput(f"model.{key}: there is no {what} feature '{name}'{nearest(name, known)}")
+        return name if key == "key" else self.not_of(key, name, [self.recipe.column(self.key)], "which item is wanted")
+
+    def not_of(self, key: str, name: str, columns: list[str], told: str) -> str:
+        """Return a feature's name, once it is known to read none of these columns, which tell the wanted item.
+
+        Args:
+            key: that names the feature, without ``model.``.
+            name: the feature.
+            columns: those of the wanted item.
+            told: what a request would know of it, in words.
+
+        Raises:
+            BadInput: it reads one.
+        """
+        if shared := {*self.recipe.reads(name)} & {*columns}:
+            raise BadInput(
+                f"model.{key}: '{name}' reads the column '{min(shared)}', which tells {told}, and a request does not "
+                "know that; name a feature of the request or of its user"
+            )
         return name
 
     def fit(self, rows: Iterator[Rows], before: State | None = None) -> State:

@@ -15,7 +15,8 @@ from livetrain.modules.recall.fitted import Fitted, Rows, State, Table, register
 from livetrain.modules.recall.keys import HistoryKeys
 from livetrain.trainers.recall.rows import events_of
 
-ITEMS = 30_000  # at most: two matrices of 8 bytes per pair are 14.4 GB
+BYTES = 26  # of memory per pair of items at the peak: three matrices of 8 bytes, and their masks
+ITEMS = 30_000  # at most: 23 GB
 
 
 class EASEConfig(FittedConfig):
@@ -43,7 +44,7 @@ class EASE(Fitted):
 
         B_ij = -P_ij / P_jj,   P = (X^T X + regularisation 1)^-1
 
-    in float64, by Cholesky's decomposition: time grows with the cube of the number of items, and memory is 16 bytes for
+    in float64, by Cholesky's decomposition: time grows with the cube of the number of items, and memory is 26 bytes for
     each pair of them and 16 per user and item. Each item keeps the weights of the largest size, whatever their sign.
 
     Args:
@@ -68,10 +69,14 @@ class EASE(Fitted):
         parts = [events_of(part, self.key, self.config.history, self.config.user) for part in rows]
         users, items, _ = (np.concatenate(column) for column in zip(*parts, strict=True))
         known, item = np.unique(items, return_inverse=True)
+        if not len(known):
+            raise BadInput(
+                f"model.user: no positive row has a user in column '{self.config.user}'; name the column with the user"
+            )
         if len(known) > ITEMS:
             raise BadInput(
                 f"model.kind: ease holds a number for each pair of items, and {len(known):,} of them take "
-                f"{16e-9 * len(known) ** 2:,.0f} GB; it takes {ITEMS:,} items at most: use item_cf or als"
+                f"{1e-9 * BYTES * len(known) ** 2:,.0f} GB; it takes {ITEMS:,} items at most: use item_cf or als"
             )
         found = weights(np.unique(users, return_inverse=True)[1], item, len(known), self.config.regularisation)
         place, score = largest(found, self.config.neighbours)

@@ -5,6 +5,7 @@
 
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe, WarmStart
-from livetrain.modules.recall.fitted import Fitted, State, fitted
+from livetrain.modules.recall.fitted import Fitted, Rows, State, fitted
 from livetrain.modules.recall.inverted import Inverted
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.evaluate import selection
@@ -96,7 +97,9 @@ class Run:
         assert self.job.statistics is not None  # who fits has looked at the data
         rows = self.job.statistics.rows
         parts = rows_of(self.job.sources["train"], [self.model.key, *self.model.features], self.recipe)
-        state = self.model.fit(parts, before)
+        state = self.model.fit(_some_positive(parts, self.model.key, self.recipe), before)
+        for text in self.model.notes:
+            self.log.write("note", step=STEP, text=text)
         seconds = time.perf_counter() - started
         self.log.write("train", step=STEP, steps=STEP, epoch=1.0, rows=rows, rows_per_s=rows / max(seconds, 1e-9))
         table = self.model.table(state)
@@ -145,6 +148,22 @@ class Run:
             "curves": curves,
             "spectra": {},
         }
+
+
+def _some_positive(parts: Iterator[Rows], key: str, recipe: Recipe) -> Iterator[Rows]:
+    """Yield a split's rows; raise BadInput at their end if none is positive and has an item: nothing is to be learned.
+
+    So no kind comes to count what is not there.
+    """
+    found = False
+    for part in parts:
+        found = found or bool((part.label & (part.ids[key].lengths > 0)).any())
+        yield part
+    if not found:
+        raise BadInput(
+            f"data.path: the training split has no positive rows of task '{next(iter(recipe.tasks))}' with an item that"
+            " can be read; add days that have some, or mend its files"
+        )
 
 
 def _write(run: Path, recipe: Recipe, state: State, position: dict[str, Any], train: Source) -> None:

@@ -77,11 +77,13 @@ class ItemCF(Fitted):
     Swing, s_ij sums over pairs of users, w_u = 1 / sqrt(|I_u|) or 1 (see `swing_counts`). A user counts an item once,
     the last time that she had it. Each item keeps the `neighbours` items with the largest s_ij: s is not symmetric.
 
-    With `user` and `time`, cosine goes day by day. A day's users are those with a positive row on it; their items are
-    those of these rows and, as far as known, of the history that the first of them has. Of these pairs those count in
-    which an item is of the day, and c, n and the numbers of common users of the days before are first multiplied by
-    `day_decay`. Between days an item keeps four times its neighbours. So a fit that goes on from what one had learned
-    by a day is the fit of all days, to the last bit, and a night has only its new days to count.
+    With `user` and `time`, cosine goes day by day: by the partitions of data.days, whatever the zone whose days they
+    are, and else by days in UTC. A day's users are those with a positive row on it; their items are those of these rows
+    and, as far as known, of the history that the first of them has. Of these pairs those count in which an item is of
+    the day, and c, n and the numbers of common users of the days before are first multiplied by `day_decay`. Between
+    days an item keeps four times its neighbours. So a fit that goes on from what one had learned by a day is the fit of
+    all days, to the last bit, and a night has only its new days to count. Of the very day that it had come to it takes
+    the later rows, as if they were of a day of their own. Rows without a time are left out, and their number is told.
 
     Memory: 50 bytes per positive row and per item of a history that is used, and what the pairs of a block take, about
     1 GB, whatever their number.
@@ -97,6 +99,7 @@ class ItemCF(Fitted):
     def __init__(self, config: ItemCFConfig, recipe: Recipe) -> None:
         super().__init__(config, recipe)
         self.config = config
+        self._untimed = 0
         self.incremental = config.user is not None and config.time is not None and config.similarity == "cosine"
         asked = (
             (config.history, "history", "sequence"),
@@ -134,12 +137,16 @@ class ItemCF(Fitted):
         return table(items[row], items[counts.indices[kept]], scores[kept])
 
     def fit(self, rows: Iterator[Rows], before: State | None = None) -> State:
-        read = self._of_users if self.config.user is not None else self._of_rows
-        parts = [read(part) for part in rows]
+        state, self._untimed = before if before is not None else self._nothing(), 0
+        until = int(state["day"][0]), float(state["time"][0])
+        parts = [self._of_rows(part) if self.config.user is None else self._of_users(part, *until) for part in rows]
+        self.notes = []
+        if self._untimed:
+            text = f"{self._untimed:,} positive rows without a time in column '{self.config.time}' are left out"
+            self.notes.append(text)
         events = _Events(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
         del parts
-        state = before if before is not None else self._nothing()
-        for day in np.unique(events.day[events.day > int(state["day"][0])]):
+        for day in np.unique(events.day):
             own = events.day == day
             of_day = events if own.all() else _Events(*(column[own] for column in events))
             state = self._day(state, of_day, int(day))
@@ -167,14 +174,25 @@ class ItemCF(Fitted):
             np.ones(len(user), bool),
         )
 
-    def _of_users(self, rows: Rows) -> _Events:
-        """Return the events of positive rows, and of each user and day the history that the first row has of it."""
+    def _of_users(self, rows: Rows, last: int, newest: float) -> _Events:
+        """Return the events of positive rows, and of each user and day the history that the first row has of it.
+
+        Args:
+            rows: some rows.
+            last: the day that an earlier fit has come to, whose rows are passed over as those of the days before are.
+            newest: time up to which that fit has this day.
+        """
         config = self.config
         own, user = rows.ids[self.key], rows.columns[config.user or ""]
         kept = rows.label & (own.lengths > 0) & (user != NO_ID)
-        numbers = np.flatnonzero(kept)
         time = rows.columns[config.time] if config.time is not None else np.full(len(kept), np.nan)
-        day = np.nan_to_num(time // _DAY if self.incremental else 0 * time).astype(np.int64)
+        day = np.zeros(len(kept), np.int64)
+        if self.incremental:
+            known = ~np.isnan(time)
+            self._untimed += int((kept & ~known).sum())
+            day[known] = time[known] // _DAY if rows.day is None else rows.day
+            kept = kept & known & ((day > last) | ((day == last) & (time > newest)))
+        numbers = np.flatnonzero(kept)
         items, times = self._history(rows)
         firsts = _first(day[numbers], user[numbers])
         chosen = np.zeros(len(kept), bool)
@@ -258,14 +276,16 @@ class ItemCF(Fitted):
             both = [added + decay * before[block] for added, before in zip(counted, old, strict=True)]
             parts.append(self._kept(both, users, block.start))
         matrices = [sparse.vstack(part, format="csr") for part in zip(*parts, strict=True)]
-        made = {"items": items, "users": users, "day": np.array([day])}
+        newest = np.fmax.reduce(events.time[events.fresh], initial=state["time"][0])
+        made = {"items": items, "users": users, "day": np.array([day]), "time": np.array([newest])}
         for name, matrix in zip(self._matrices, matrices, strict=True):
             made |= {f"{name}_ends": matrix.indptr, f"{name}_items": matrix.indices, name: matrix.data}
         return made
 
     def _nothing(self) -> State:
         """Return the state before the first day."""
-        none = {"items": np.zeros(0, np.int64), "users": np.zeros(0), "day": np.array([-(2**62)])}
+        none = {"items": np.zeros(0, np.int64), "users": np.zeros(0)}
+        none |= {"day": np.array([-(2**62)]), "time": np.array([-np.inf])}
         for name in self._matrices:
             none |= {
                 f"{name}_ends": np.zeros(1, np.int64),

@@ -1,6 +1,8 @@
 """The rows of a split as a fit sees them, a row group at a time in the order of the files, and their events."""
 
+import re
 from collections.abc import Iterator
+from datetime import date
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,7 +44,7 @@ def rows_of(source: Source, features: list[str], recipe: Recipe, rank: int = 0, 
         ids = {name: Lists(*column.cut(0, count)) for name, column in zip(decoder.keys, found.ids, strict=False)}
         ids = {name: _newest(lists, recipe.features[name].limit) for name, lists in ids.items()}
         beside = {name: _column(table.column(name), kind, recipe.model) for name, kind, _ in recipe.model.also_reads()}
-        yield Rows(first, found.floats[0] == 1, ids, beside)
+        yield Rows(first, found.floats[0] == 1, ids, beside, _day(group.path) if recipe.data.days else None)
 
 
 class Events(NamedTuple):
@@ -78,6 +80,12 @@ def events_of(rows: Rows, key: str, history: str, user: str | None) -> Events:
     row, item = np.concatenate([had.rows, row]), np.concatenate([had.values, item])
     kept = rows.label[row]
     return Events(rows.first + row[kept], item[kept], row[kept])
+
+
+def _day(path: str) -> int:
+    """Return the day of a file in a partition ``date=...``, in days from 1970-01-01: whatever its zone."""
+    day = re.findall(r"date=(\d{4}-\d\d-\d\d)/", path)[-1]
+    return date.fromisoformat(day).toordinal() - date(1970, 1, 1).toordinal()
 
 
 def _newest(lists: Lists, limit: int) -> Lists:

@@ -56,6 +56,15 @@ class Sharded(Fitted):
             raise BadInput(f"model.{key}: there is no feature of ids '{name}'{nearest(name, known)}")
         return name
 
+    def asked_of(self, key: str, name: str, columns: list[str], told: str) -> str:
+        """Return what `ids_of` does of a feature that requests are answered by; the last two as of `not_of`.
+
+        Raises:
+            BadInput: there is no such feature, or it tells the wanted item.
+        """
+        own = [self.recipe.column(self.key)]
+        return self.not_of(key, self.not_of(key, self.ids_of(key, name), own, "which item is wanted"), columns, told)
+
     def times(self, rows: Rows) -> np.ndarray:
         """Return the time of each row in seconds, (n,) float64; 0 where the recipe names no column."""
         return np.zeros(len(rows.label)) if self._time is None else rows.columns[self._time]

@@ -57,13 +57,14 @@ class Social(Sharded):
         recipe: the run.
 
     Raises:
-        BadInput: a feature is none, or is not of ids; `half_life` without `time`.
+        BadInput: a feature is none, or is not of ids, or is of the item; `half_life` without `time`.
     """
 
     def __init__(self, config: SocialConfig, recipe: Recipe) -> None:
         super().__init__(config, recipe)
         self.config = config
-        self.features = [self.ids_of(f"people.{place}", name) for place, name in enumerate(config.people)]
+        told = [config.author], "whose the wanted item is"
+        self.features = [self.asked_of(f"people.{place}", name, *told) for place, name in enumerate(config.people)]
 
     def request(self) -> nn.Module:
         people = list(self.config.people)

@@ -44,14 +44,16 @@ class Tags(Sharded):
         recipe: the run.
 
     Raises:
-        BadInput: a feature is none, or is not of ids; `half_life` without `time`.
+        BadInput: a feature is none, or is not of ids, or what is liked is of the item; `half_life` without `time`.
     """
 
     def __init__(self, config: TagsConfig, recipe: Recipe) -> None:
         super().__init__(config, recipe)
         self.config = config
-        pairs = [(self.ids_of("tags", tag), self.ids_of(f"tags.{tag}", liked)) for tag, liked in config.tags.items()]
-        self.features = list(dict.fromkeys(name for pair in pairs for name in pair))
+        tags = [self.ids_of("tags", tag) for tag in config.tags]
+        told = [recipe.column(tag) for tag in tags], "the tags of the wanted item"
+        liked = [self.asked_of(f"tags.{tag}", name, *told) for tag, name in config.tags.items()]
+        self.features = list(dict.fromkeys([*tags, *liked]))
 
     def request(self) -> nn.Module:
         liked = list(self.config.tags.values())

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -5,6 +7,7 @@ import torch
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
+from livetrain.modules.recall.fitted import NO_ID, Lists, Rows, fitted
 from livetrain.trainers.export.export import export
 from livetrain.trainers.recall import ease
 from tests.trainers.recall.tastes import ITEMS, recipe, write
@@ -22,6 +25,17 @@ def test_is_stationary_where_its_diagonal_is_free():
     assert np.abs(gradient[~np.eye(25, dtype=bool)]).max() < 1e-12
     assert not found.diagonal().any()
     assert np.abs(found).max() > 0.01
+
+
+def test_takes_as_much_memory_as_it_says():
+    draw = np.random.default_rng(0)
+    user, item = np.arange(6000) % 1500, draw.integers(0, 1500, 6000)
+    ease.weights(user, item, 1500, 7.0)
+    tracemalloc.start()
+    ease.weights(user, item, 1500, 7.0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / 1500**2 == pytest.approx(ease.BYTES, abs=1)
 
 
 @pytest.mark.parametrize("most", [1, 3, 50])
@@ -56,6 +70,15 @@ def test_a_run_scores_as_x_b(tmp_path, user):
     found = scorer.rank(*request, {})["click"].numpy()
     assert np.allclose(found, b[[3, 7, 8]].sum(0), atol=1e-6)
     assert found.max() > 0.05
+
+
+def test_events_of_no_user_are_refused(tmp_path):
+    model = {"kind": "ease", "key": "item", "history": "history", "user": "user"}
+    made = fitted(recipe(tmp_path, model=model, tables={}, train={}, features=FEATURES))
+    one = Lists(np.array([3]), np.array([1]))
+    rows = Rows(0, np.array([True]), {"item": one, "history": one}, {"user": np.array([NO_ID])})
+    with pytest.raises(BadInput, match="model.user: no positive row has a user in column 'user'; name the column with"):
+        made.fit(iter([rows]))
 
 
 def test_a_catalogue_that_is_too_large_is_refused(tmp_path, monkeypatch):

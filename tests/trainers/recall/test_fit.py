@@ -23,6 +23,7 @@ from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.recall.item_cf import ItemCF
 from livetrain.trainers.runtime import runlog
 from tests.cases import often
+from tests.trainers.data.parquet import corrupt
 
 USERS, ITEMS = 90, 36
 
@@ -201,13 +202,49 @@ def test_what_makes_no_sense_is_refused(data, run, tmp_path, changes, said):
     assert not list(tmp_path.glob("*/checkpoints"))
 
 
+KINDS = {
+    "item_cf": {"kind": "item_cf", "history": "history"},
+    "ease": {"kind": "ease", "history": "history"},
+    "popular": {"kind": "popular", "by": ["city"]},
+    "tags": {"kind": "tags", "tags": {"city": "history"}},
+    "latest": {"kind": "latest", "time": "time"},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"),
+    [*((kind, "positive") for kind in KINDS), ("ease", "item"), ("ease", "readable"), ("item_cf", "readable")],
+)
+def test_a_split_that_teaches_nothing_is_refused(data, tmp_path, monkeypatch, kind, lacking):
+    monkeypatch.setattr(launch, "_show", lambda *arguments: None)
+    shutil.copytree(data, tmp_path / "data")
+    path = tmp_path / "data/train/part-0.parquet"
+    table = pq.read_table(path).slice(0, 64)
+    if lacking == "positive":
+        table = table.set_column(5, "label", pa.array(np.zeros(64, np.int8)))
+    elif lacking == "item":
+        table = table.set_column(1, "item", pa.array([None] * 64, pa.string()))
+    pq.write_table(table, path, row_group_size=32)
+    if lacking == "readable":
+        corrupt(path, 0, "item")
+        corrupt(path, 1, "item")
+    changes = {"model": {"key": "item", **KINDS[kind]}, "evaluate": {}, "export": {"after_training": False}}
+    section = recipe(tmp_path / "data")["data"] | {"on_corrupt": "skip"}
+    with pytest.raises(BadInput, match="data.path: the training split has no positive rows of task 'click' with an"):
+        launch_here(tmp_path / "data", tmp_path / "runs", data=section, **changes)
+    assert not list(tmp_path.glob("runs/*/checkpoints"))
+
+
 def test_what_needs_a_network_says_that_there_is_none():
     with pytest.raises(BadInput, match="'item_cf' is fitted and not trained by steps, so it has no network"):
         network("item_cf")
 
 
 def test_a_night_goes_on_from_the_last_one(data, tmp_path, monkeypatch):
-    """Of item CF over days: what a fit of the new days alone adds to the run before is the fit of all of them."""
+    """Of item CF over days: what a fit of the new days alone adds to the run before is the fit of all of them.
+
+    The days are local ones: midnight in UTC falls within each of them.
+    """
     monkeypatch.setattr(launch, "_show", lambda *arguments: None)
     changes = {
         "features": {"item": {"type": "id"}, "history": {"type": "sequence", "max_length": 6}},
@@ -218,7 +255,7 @@ def test_a_night_goes_on_from_the_last_one(data, tmp_path, monkeypatch):
     days = tmp_path / "days"
     for number, split in enumerate(("train", "valid", "test", "test")):
         table = pq.read_table(data / split)
-        moved = table.set_column(3, "time", pa.array(table["time"].to_numpy() + 86_400 * number))
+        moved = table.set_column(3, "time", pa.array(table["time"].to_numpy() + 86_400 * number - 22_500))
         (days / f"date=2022-05-0{number + 1}").mkdir(parents=True)
         pq.write_table(moved, days / f"date=2022-05-0{number + 1}" / "part-0.parquet")
 
@@ -276,6 +313,12 @@ def test_latest_is_by_when_an_item_was_first_there():
     city, other = sorted({key for key, _ in found} - {0}, key=lambda key: (key, 2) not in found)
     scores = {key: score for key, score in found.items() if key[1] > 0}
     assert scores == pytest.approx({(0, 1): 1 / 3, (0, 2): 1 / 2, (city, 1): 1 / 3, (city, 2): 1 / 2, (other, 1): 1.0})
+
+
+@pytest.mark.parametrize("kind", ["popular", "latest"])
+def test_a_slice_is_not_that_of_the_wanted_item(kind):
+    with pytest.raises(BadInput, match=r"model.by.1: 'item' reads the column 'item', which tells which item is wanted"):
+        sliced(kind, [], by=["city", "item"])
 
 
 @pytest.mark.slow

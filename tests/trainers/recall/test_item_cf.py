@@ -19,6 +19,7 @@ FEATURES = {
     "past": {"type": "sequence", "max_length": 50},
     "when": {"type": "sequence", "max_length": 50},
     "now": {"type": "id"},
+    "same": {"type": "sequence", "column": "item", "max_length": 50},
 }
 
 
@@ -165,6 +166,40 @@ def test_a_day_more_is_the_fit_of_all_days(changes):
     assert not np.array_equal(own.table(before).scores, own.table(whole).scores)
 
 
+@pytest.mark.parametrize("hours", [-8, 0, 8])
+def test_days_are_those_of_the_partitions_whatever_their_zone(hours):
+    """A fit of local days is that of the same days in UTC, and so is one that goes on from the first of them."""
+    own, days = model(user="user", time="time", day_decay=0.5), drawn_days(1, 4)
+    whole = scores(own.table(own.fit(iter(days))))
+    parts = []
+    for number, part in enumerate(days):  # rows over all of the day
+        time = number * DAY + (part.columns["time"] % DAY) * 1440 - 3600 * hours
+        parts.append(part._replace(columns=part.columns | {"time": time}, day=number))
+    local, later = own.fit(iter(parts)), own.fit(iter(parts), own.fit(iter(parts[:2])))
+    assert scores(own.table(local)) == whole
+    for name in local:
+        np.testing.assert_array_equal(later[name], local[name])
+
+
+def test_without_partitions_the_rest_of_a_day_is_not_lost():
+    own = model(user="user", time="time", weigh_users=False)
+    first, rest = events([(1, 10, 5.0, []), (1, 11, 6.0, [])]), events([(1, 12, 7.0, [10, 11])], first=2)
+    found = own.fit(iter([first, rest]), own.fit(iter([first])))
+    assert set(scores(own.table(found))) == {(i, j) for i in (10, 11, 12) for j in (10, 11, 12) if i != j}
+    again = own.fit(iter([first, rest]), found)
+    np.testing.assert_array_equal(again["counts"], found["counts"])
+
+
+def test_rows_without_a_time_are_of_no_day_and_are_counted():
+    own = model(user="user", time="time")
+    timed = [(1, 10, DAY, []), (1, 11, DAY + 1, [])]
+    found = own.fit(iter([events([*timed, (2, 12, math.nan, []), (2, 13, math.nan, [])])]))
+    assert own.notes == ["2 positive rows without a time in column 'time' are left out"]
+    assert found["items"].tolist() == [10, 11]
+    own.fit(iter([events(timed)]))
+    assert own.notes == []
+
+
 def test_days_of_events_count_what_users_had_before_them():
     """Two days of one user each: pairs within a day, of a day with what was before, and no pair of old ones."""
     own = model(user="user", time="time", weigh_users=False, day_decay=0.5)
@@ -208,6 +243,8 @@ def test_rows_without_a_positive_leave_an_empty_table():
         ({"pair_half_life": 3.0}, "model.pair_half_life: needs the times of events; name them in model.times"),
         ({"user": "user", "pair_half_life": 3.0}, "name them in model.time"),
         ({"day_decay": 0.9}, "model.day_decay: needs model.user and model.time"),
+        ({"now": "item"}, "model.now: 'item' reads the column 'item', which tells which item is wanted, and a request"),
+        ({"history": "same"}, "model.history: 'same' reads the column 'item', which tells which item is wanted"),
     ],
 )
 def test_keys_that_need_others_say_so(changes, said):

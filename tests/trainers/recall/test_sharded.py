@@ -209,6 +209,14 @@ def test_a_run_is_fitted_evaluated_and_exported(tmp_path):
         ({**TAGS, "time": None, "half_life": 2.0}, "model.half_life: ages need the times of rows"),
         ({**SOCIAL, "people": ["frends"]}, r"model.people.0: there is no feature of ids 'frends' \(did you mean"),
         ({**SOCIAL, "hops": 3}, "hops"),
+        (
+            {**SOCIAL, "people": ["friends", "item"]},
+            "model.people.1: 'item' reads the column 'item', which tells which",
+        ),
+        ({**SOCIAL, "author": "friends"}, "model.people.0: .*'friends', which tells whose the wanted item is"),
+        ({**TAGS, "tags": {"topic": "item"}}, "model.tags.topic: 'item' reads the column 'item', which tells which"),
+        ({**TAGS, "tags": {"topic": "topic"}}, "model.tags.topic: .* tells the tags of the wanted item, and a request"),
+        ({**TAGS, "tags": {"topic": "liked", "songs": "topic"}}, "model.tags.songs: .* tells the tags of the wanted"),
     ],
 )
 def test_mistakes_are_named(changes, words):
