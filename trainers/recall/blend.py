@@ -54,8 +54,8 @@ class Blend:
         settings: the spec's weights, quotas and reserved places.
 
     Raises:
-        BadInput: a channel cannot be opened, asks a condition of what a request does not know, or the run of
-            `requests` finds no items.
+        BadInput: a channel cannot be opened, finds items of another column, asks a condition of what a request does not
+            know, or the run of `requests` finds no items.
     """
 
     def __init__(self, spec: BlendSpec) -> None:
@@ -63,7 +63,7 @@ class Blend:
         run_folder.check(Path(spec.requests))
         self.recipe = run_folder.recipe_of(Path(spec.requests))
         self.key = self.recipe.column(key_of(self.recipe))
-        self.channels = {name: channel(name, each, Path(spec.runs)) for name, each in spec.channels.items()}
+        self.channels = {name: channel(name, each, Path(spec.runs), self.key) for name, each in spec.channels.items()}
         known = {self.key, *(column for each in self.channels.values() for column in each.knows)}
         for name, each in spec.channels.items():
             if each.when and (of_item := known.intersection(Slices({name: each.when}).columns[name])):

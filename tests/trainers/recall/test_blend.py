@@ -1,12 +1,14 @@
 """A blend on a run's days: figures that its channels have alone too, settings that are searched, lists to come."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from livetrain.cli import main as cli
 from livetrain.configs.blend_spec import BlendSpec, blend_json_schema
@@ -161,6 +163,25 @@ def test_what_cannot_be_asked_is_named(towers, liked, tmp_path):
         blended(spec(towers, liked), tmp_path / "out", lambda text: None)
     with pytest.raises(BadInput, match="has no column 'hour'"):
         blended(spec(towers, liked, slices={"late": "hour > 20"}), tmp_path / "new", lambda text: None)
+
+
+def changed(run: Path, out: Path, **data: object) -> Path:
+    """A copy of a run, as one whose recipe says something else of the data."""
+    shutil.copytree(run, out)
+    recipe = yaml.safe_load((out / "config.yaml").read_text())
+    recipe["data"] |= data
+    (out / "config.yaml").write_text(yaml.safe_dump(recipe))
+    return out
+
+
+def test_a_channel_of_other_items_is_refused(towers, liked, tmp_path):
+    """Ids of authors are numbers as those of videos are, and would be taken for videos."""
+    other = changed(towers, tmp_path / "authors")
+    recipe = yaml.safe_load((other / "config.yaml").read_text())
+    recipe["features"]["movie"]["column"] = "author"
+    (other / "config.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(BadInput, match=r"channels.authors: .* by the column 'author', and .* want 'movie'"):
+        Blend(spec(towers, liked, channels={"authors": {"run": str(other), "when": "user > 1"}}))
 
 
 def test_the_json_schema_knows_the_channels():
