@@ -152,6 +152,38 @@ def day(blend: Blend, split: str, most: int) -> Day:
     return Day(chosen.select(blend.asks()), wanted, marks, groups, table, known)
 
 
+def check_days(blend: Blend, say: Say) -> None:
+    """Refuse channels that have learned of the days by which the blend is searched and measured.
+
+    Requests to come are of later days than any channel's, so this is of a blend's making alone.
+
+    Args:
+        blend: which.
+        say: told of the channels of which it cannot be known.
+
+    Raises:
+        BadInput: a channel's run was trained on a day of the requests, or on a later one.
+    """
+    asked, unknown = blend.recipe.data, []
+    for name, each in blend.channels.items():
+        own = None if each.recipe is None else each.recipe.data
+        if own is not None and own.days is not None and asked.days is not None:
+            last, first = own.days.of("train")[-1], asked.days.of("valid")[0]
+            if last >= first:
+                raise BadInput(
+                    f"channels.{name}: its run was trained on days up to {last} (data.days.train), and the requests of "
+                    f"{blend.recipe.name} begin on {first} (data.days.valid), so it has seen what they want; name a "
+                    "run that was trained on earlier days"
+                )
+        elif own is None or own.path != asked.path or (own.days is None) != (asked.days is None):
+            unknown.append(name)
+    if unknown:
+        say(
+            f"whether {', '.join(unknown)} learned of the days of the requests cannot be known here; if so, these "
+            "figures are too good"
+        )
+
+
 def measure(blend: Blend, of: Day, settings: Settings) -> dict[str, Any]:
     """Return what `trainers.recall.figures.figures` has of a day."""
     blend.meet(of.items, of.known)
@@ -218,11 +250,12 @@ def blended(spec: BlendSpec, out: Path, say: Say) -> dict[str, Any]:
         The content of blend.json: `spec`, `valid` and `test`.
 
     Raises:
-        BadInput: what `Blend` and `day` raise it for, or the folder holds something else.
+        BadInput: what `Blend`, `check_days` and `day` raise it for, or the folder holds something else.
     """
     if out.exists() and any(out.iterdir()) and not (out / SETTLED).exists():
         raise BadInput(f"{out}: holds something that is no blend; name a new folder with --out")
     blend = Blend(spec)
+    check_days(blend, say)
     settings = blend.settings
     valid = day(blend, "valid", BLOCK)
     if spec.search is not None:

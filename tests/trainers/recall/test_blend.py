@@ -14,8 +14,10 @@ from livetrain.cli import main as cli
 from livetrain.configs.blend_spec import BlendSpec, blend_json_schema
 from livetrain.configs.errors import BadInput
 from livetrain.configs.spec import load_spec
+from livetrain.trainers.export import publish
+from livetrain.trainers.export.export import export
 from livetrain.trainers.export.prediction import Predictor, weights_of
-from livetrain.trainers.recall.blend import Blend, blended
+from livetrain.trainers.recall.blend import Blend, blended, check_days
 from livetrain.trainers.recall.candidates import candidates
 from livetrain.trainers.recall.origin import newest, vectors
 
@@ -182,6 +184,34 @@ def test_a_channel_of_other_items_is_refused(towers, liked, tmp_path):
     (other / "config.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(BadInput, match=r"channels.authors: .* by the column 'author', and .* want 'movie'"):
         Blend(spec(towers, liked, channels={"authors": {"run": str(other), "when": "user > 1"}}))
+
+
+def test_a_channel_that_learned_the_days_of_the_requests_is_refused(towers, liked, tmp_path):
+    def of_days(name: str, train: str) -> Path:
+        days = {"train": train, "valid": "2022-05-05..2022-05-05", "test": "2022-05-06..2022-05-06"}
+        days |= {"valid": "2022-05-08..2022-05-08", "test": "2022-05-09..2022-05-09"} if name == "later" else {}
+        return changed(towers, tmp_path / name, days=days)
+
+    asked, later = of_days("asked", "2022-04-25..2022-05-04"), of_days("later", "2022-04-26..2022-05-05")
+    channels = {"towers": {"run": str(asked)}, "later": {"run": str(later), "when": "user > 1"}}
+    with pytest.raises(BadInput, match=r"channels.later: .* up to 2022-05-05 .* begin on 2022-05-05"):
+        blended(spec(asked, liked, channels=channels), tmp_path / "blend", lambda text: None)
+    assert not (tmp_path / "blend").exists()
+    assert len(Blend(spec(asked, liked, channels=channels)).channels) == 3  # of requests to come none has seen a day
+    export(towers, out=tmp_path / "export")
+    publish.publish(tmp_path / "export", str(tmp_path / "models"), "2022-05-10", keep=1)
+    shutil.move(later, tmp_path / "runs/towers")
+    published = {"later": {"published": str(tmp_path / "models")}}
+    with pytest.raises(BadInput, match=r"channels.later: .* up to 2022-05-05"):
+        check_days(Blend(spec(asked, liked, runs=str(tmp_path / "runs"), channels=published)), lambda text: None)
+    said: list[str] = []
+    check_days(Blend(spec(asked, liked, channels={"towers": {"run": str(asked)}})), said.append)
+    assert len(said) == 1
+    assert said[0].startswith("whether liked learned of the days of the requests cannot be known")
+    check_days(Blend(spec(asked, liked, channels={"towers": {"run": str(towers)}})), said.append)
+    assert said[1].startswith("whether towers, liked learned")
+    check_days(Blend(spec(towers, liked)), said.append)  # both of the same splits
+    assert said[2] == said[0]
 
 
 def test_the_json_schema_knows_the_channels():
