@@ -21,7 +21,7 @@ from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.slices import Slices
 from livetrain.trainers.evaluate.retrieval import QUERIES
 from livetrain.trainers.recall import merging
-from livetrain.trainers.recall.channels import channel, unseen
+from livetrain.trainers.recall.channels import channel, condition, unseen
 from livetrain.trainers.recall.figures import Measured, figures
 from livetrain.trainers.recall.merging import Pairs, Settings
 from livetrain.trainers.recall.origin import ids, items, key_of, places_of, read, rows_of
@@ -63,10 +63,11 @@ class Blend:
         run_folder.check(Path(spec.requests))
         self.recipe = run_folder.recipe_of(Path(spec.requests))
         self.key = self.recipe.column(key_of(self.recipe))
+        conditions = {name: condition(name, each) for name, each in spec.channels.items()}  # before any is opened
         self.channels = {name: channel(name, each, Path(spec.runs), self.key) for name, each in spec.channels.items()}
         known = {self.key, *(column for each in self.channels.values() for column in each.knows)}
-        for name, each in spec.channels.items():
-            if each.when and (of_item := known.intersection(Slices({name: each.when}).columns[name])):
+        for name, when in conditions.items():
+            if when is not None and (of_item := known.intersection(when.columns["when"])):
                 raise BadInput(
                     f"channels.{name}.when: '{min(of_item)}' is known of an item, and a request has none yet; ask what "
                     "is known of the user"

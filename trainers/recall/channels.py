@@ -66,9 +66,18 @@ def channel(name: str, spec: blend_spec.Channel, runs: Path, key: str) -> Channe
                     f"'{key}'; name a run that finds those"
                 )
             made = _Scores(found) if found.recipe.model.fitted else _Vectors(found)
-        return made if spec.when is None else _Sometimes(name, made, spec.when)
     except BadInput as error:
         raise type(error)(f"channels.{name}: {error}") from error.__cause__
+    return made if (when := condition(name, spec)) is None else _Sometimes(made, when)
+
+
+def condition(name: str, spec: blend_spec.Channel) -> Slices | None:
+    """Return the condition of a channel that only some requests ask.
+
+    Raises:
+        BadInput: it is no SQL expression on one row.
+    """
+    return None if spec.when is None else Slices({"when": spec.when}, f"channels.{name}")
 
 
 class _Vectors:
@@ -157,12 +166,13 @@ class _Lists:
 class _Sometimes:
     """A channel that only some requests ask."""
 
-    def __init__(self, name: str, asked: Channel, when: str) -> None:
-        self._asked, self._when = asked, Slices({name: when})
-        self.asks = list(dict.fromkeys([*asked.asks, *self._when.columns[name]]))
+    def __init__(self, asked: Channel, when: Slices) -> None:
+        self._asked, self._when = asked, when
+        self.asks = list(dict.fromkeys([*asked.asks, *when.columns["when"]]))
         self.knows, self.meet, self.recipe = asked.knows, asked.meet, asked.recipe
 
     def lists(self, requests: pa.Table, count: int) -> np.ndarray:
+        self._when.check(requests.schema, "the requests")
         found, there = np.full((len(requests), count), -1), np.flatnonzero(self._when.marks(requests))
         if len(there):
             found[there] = self._asked.lists(requests.take(pa.array(there)), count)

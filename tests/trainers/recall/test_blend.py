@@ -141,12 +141,49 @@ def test_what_the_user_had_is_no_candidate(towers, liked):
         ({"run": "a", "quota": 2, "reserve": 3}, "reserve: 3 are more than the quota of 2"),
         ({"run": "a", "quota": 11}, "11 items are more than the size of 10"),
         ({"run": "a", "weigth": 1}, "weigth"),
+        ({"run": "a", "column": "movies"}, "column: it is that of the lists of candidates, and here are none"),
+        ({"run": "a", "weight": 0}, "every weight is 0, .* give one a weight above 0"),
     ],
 )
 def test_a_wrong_spec_is_named(tmp_path, channel, message):
     (tmp_path / "spec.yaml").write_text(json.dumps({"requests": "a", "size": 10, "channels": {"one": channel}}))
     with pytest.raises(BadInput, match=message):
         load_spec(tmp_path / "spec.yaml", BlendSpec)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"size": 2**16}, "size got 65536, wanted at most 65,535"),
+        ({"size": 10, "search": {"at": 11}}, "search.at: 11 candidates are more than the size of 10"),
+        ({"size": 50, "search": {}}, "search.at: 100 candidates are more than the size of 50"),
+        ({"size": 10, "reserve": 6}, "channels: their reserves are 12 items together, more than the size of 10"),
+        ({"size": 65_535, "reserve": 2**16}, "channels.one.reserve got 65536, wanted at most 65,535"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_named(tmp_path, content, message):
+    own = {"run": "a", "reserve": content.pop("reserve", 0)}
+    (tmp_path / "spec.yaml").write_text(json.dumps({"requests": "a", "channels": {"one": own, "two": own}} | content))
+    with pytest.raises(BadInput, match=message):
+        load_spec(tmp_path / "spec.yaml", BlendSpec)
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ("user >", r"channels\.gone\.when: 'user >' is no SQL expression"),
+        ("3 > 2", r"channels\.gone\.when: '3 > 2' names no column"),
+    ],
+)
+def test_a_condition_that_is_none_is_named_before_a_channel_is_opened(towers, liked, when, message):
+    with pytest.raises(BadInput, match=f"^{message}"):
+        Blend(spec(towers, liked, channels={"gone": {"run": "gone", "when": when}}))
+
+
+def test_a_condition_is_true_or_false(towers, liked):
+    blend = Blend(spec(towers, liked, channels={"towers": {"run": str(towers), "when": "user"}}))
+    with pytest.raises(BadInput, match=r"^channels\.towers\.when: 'user' is BIGINT, no condition"):
+        blend.channels["towers"].lists(pq.read_table(towers.parents[1] / "data/test"), 3)
 
 
 def test_what_cannot_be_asked_is_named(towers, liked, tmp_path):
