@@ -113,6 +113,8 @@ def blend(
     Example: `livetrain blend blend.yaml --out blends/first`, then
     `livetrain blend blends/first --requests requests.parquet --catalogue rooms.parquet --out candidates`
     """
+    if not source.exists():
+        raise BadInput(f"{source}: is not there; name a YAML file with channels, or the folder of a blend")
     if (requests is None) != source.is_file():
         raise BadInput("--requests: goes with the folder of a blend, and a spec stands alone")
     if requests is None and (catalogue or keep):

@@ -16,7 +16,9 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema.section import Section
 from livetrain.configs.values import Count, Length, Name, RunName, Seed, SliceName, Sql, Text, real, whole
 
+_DEEPEST = 2**16 - 1  # the last rank that trainers.recall.merging keeps
 Weight = Annotated[float, real(0, 1e3)]
+Depth = Annotated[int, *whole(1, _DEEPEST)]
 
 
 class Channel(Section):
@@ -27,9 +29,11 @@ class Channel(Section):
     candidates: Text | None = Field(None, description="Parquet, a file or a folder, with a list of items per row")
     on: Text | None = Field(None, description="of candidates: the column that a request has in common with its row")
     column: Text = Field("candidates", description="of candidates: the column with the lists, the best items first")
-    quota: Length | None = Field(None, description="items of a request that it brings at most; by default the size")
-    weight: Weight = Field(1.0, description="what its items count: weight / (60 + rank)")
-    reserve: Annotated[int, *whole(0, 2**16)] = Field(
+    quota: Depth | None = Field(None, description="items of a request that it brings at most; by default the size")
+    weight: Weight = Field(
+        1.0, description="what its items count: weight / (60 + rank); of 0 it brings its reserve and nothing else"
+    )
+    reserve: Annotated[int, *whole(0, _DEEPEST)] = Field(
         0, description="of its best items so many come before all others: a path for what no other channel knows yet"
     )
     when: Sql | None = Field(
@@ -45,6 +49,8 @@ class Channel(Section):
             raise BadInput(
                 "on: candidates need the column that tells requests apart, such as user, and no other has it"
             )
+        if self.candidates is None and self.column != "candidates":
+            raise BadInput("column: it is that of the lists of candidates, and here are none; leave it out")
         if self.quota is not None and self.reserve > self.quota:
             raise BadInput(f"reserve: {self.reserve} are more than the quota of {self.quota}")
         return self
@@ -67,7 +73,7 @@ class BlendSpec(Section):
     )
     runs: Text = Field("runs", description="folder of run folders, where the runs of published models lie")
     channels: dict[Name, Channel] = Field(min_length=1, max_length=64)
-    size: Length = Field(500, description="candidates of a request, the most that a pre-rank takes")
+    size: Depth = Field(500, description="candidates of a request, the most that a pre-rank takes")
     slices: Annotated[dict[SliceName, Text], Field(max_length=32)] = Field(
         {}, description="conditions over columns whose requests get figures of their own, besides evaluate.slices"
     )
@@ -79,6 +85,18 @@ class BlendSpec(Section):
             most = max(channel.reserve, channel.quota or 0)
             if most > self.size:
                 raise BadInput(f"channels.{name}: {most} items are more than the size of {self.size}")
+        if not any(channel.weight for channel in self.channels.values()):
+            raise BadInput(
+                "channels: every weight is 0, so no item counts more than another; give one a weight above 0"
+            )
+        if (reserved := sum(channel.reserve for channel in self.channels.values())) > self.size:
+            raise BadInput(
+                f"channels: their reserves are {reserved} items together, more than the size of {self.size}; lower them"
+            )
+        if self.search is not None and self.search.at > self.size:
+            raise BadInput(
+                f"search.at: {self.search.at} candidates are more than the size of {self.size}; ask for at most so many"
+            )
         return self
 
 

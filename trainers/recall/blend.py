@@ -21,7 +21,7 @@ from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.slices import Slices
 from livetrain.trainers.evaluate.retrieval import QUERIES
 from livetrain.trainers.recall import merging
-from livetrain.trainers.recall.channels import channel, unseen
+from livetrain.trainers.recall.channels import channel, condition, unseen
 from livetrain.trainers.recall.figures import Measured, figures
 from livetrain.trainers.recall.merging import Pairs, Settings
 from livetrain.trainers.recall.origin import ids, items, key_of, places_of, read, rows_of
@@ -54,8 +54,8 @@ class Blend:
         settings: the spec's weights, quotas and reserved places.
 
     Raises:
-        BadInput: a channel cannot be opened, asks a condition of what a request does not know, or the run of
-            `requests` finds no items.
+        BadInput: a channel cannot be opened, finds items of another column, asks a condition of what a request does not
+            know, or the run of `requests` finds no items.
     """
 
     def __init__(self, spec: BlendSpec) -> None:
@@ -63,10 +63,11 @@ class Blend:
         run_folder.check(Path(spec.requests))
         self.recipe = run_folder.recipe_of(Path(spec.requests))
         self.key = self.recipe.column(key_of(self.recipe))
-        self.channels = {name: channel(name, each, Path(spec.runs)) for name, each in spec.channels.items()}
+        conditions = {name: condition(name, each) for name, each in spec.channels.items()}  # before any is opened
+        self.channels = {name: channel(name, each, Path(spec.runs), self.key) for name, each in spec.channels.items()}
         known = {self.key, *(column for each in self.channels.values() for column in each.knows)}
-        for name, each in spec.channels.items():
-            if each.when and (of_item := known.intersection(Slices({name: each.when}).columns[name])):
+        for name, when in conditions.items():
+            if when is not None and (of_item := known.intersection(when.columns["when"])):
                 raise BadInput(
                     f"channels.{name}.when: '{min(of_item)}' is known of an item, and a request has none yet; ask what "
                     "is known of the user"
@@ -152,6 +153,38 @@ def day(blend: Blend, split: str, most: int) -> Day:
     return Day(chosen.select(blend.asks()), wanted, marks, groups, table, known)
 
 
+def check_days(blend: Blend, say: Say) -> None:
+    """Refuse channels that have learned of the days by which the blend is searched and measured.
+
+    Requests to come are of later days than any channel's, so this is of a blend's making alone.
+
+    Args:
+        blend: which.
+        say: told of the channels of which it cannot be known.
+
+    Raises:
+        BadInput: a channel's run was trained on a day of the requests, or on a later one.
+    """
+    asked, unknown = blend.recipe.data, []
+    for name, each in blend.channels.items():
+        own = None if each.recipe is None else each.recipe.data
+        if own is not None and own.days is not None and asked.days is not None:
+            last, first = own.days.of("train")[-1], asked.days.of("valid")[0]
+            if last >= first:
+                raise BadInput(
+                    f"channels.{name}: its run was trained on days up to {last} (data.days.train), and the requests of "
+                    f"{blend.recipe.name} begin on {first} (data.days.valid), so it has seen what they want; name a "
+                    "run that was trained on earlier days"
+                )
+        elif own is None or own.path != asked.path or (own.days is None) != (asked.days is None):
+            unknown.append(name)
+    if unknown:
+        say(
+            f"whether {', '.join(unknown)} learned of the days of the requests cannot be known here; if so, these "
+            "figures are too good"
+        )
+
+
 def measure(blend: Blend, of: Day, settings: Settings) -> dict[str, Any]:
     """Return what `trainers.recall.figures.figures` has of a day."""
     blend.meet(of.items, of.known)
@@ -218,11 +251,12 @@ def blended(spec: BlendSpec, out: Path, say: Say) -> dict[str, Any]:
         The content of blend.json: `spec`, `valid` and `test`.
 
     Raises:
-        BadInput: what `Blend` and `day` raise it for, or the folder holds something else.
+        BadInput: what `Blend`, `check_days` and `day` raise it for, or the folder holds something else.
     """
     if out.exists() and any(out.iterdir()) and not (out / SETTLED).exists():
         raise BadInput(f"{out}: holds something that is no blend; name a new folder with --out")
     blend = Blend(spec)
+    check_days(blend, say)
     settings = blend.settings
     valid = day(blend, "valid", BLOCK)
     if spec.search is not None:

@@ -111,11 +111,17 @@ def build(origin: Origin, where: str, asked: Asked, say: Say) -> dict[str, Any] 
 
 def _inverted(recipe: Recipe, origin: Origin, where: str, asked: Asked, say: Say) -> dict[str, Any]:
     """Publish the table of a fitted model, which finds exactly what the model does; for the rest see `build`."""
-    weights, key = origin.of("user"), recipe.column(key_of(recipe))
+    weights, feature = origin.of("user"), key_of(recipe)
+    key, listing = recipe.column(feature), asked.catalogue or recipe.evaluate.catalogue
+    if listing is None and dict(weights.ids).get(feature) == "strings":  # the table has their hashes, and no names
+        raise BadInput(
+            f"--catalogue: {recipe.name} knows the items of '{key}', which are strings, by their hashes alone; name a "
+            "Parquet of the items, whose strings are then the index's keys"
+        )
     learned = load(weights.folder) if weights.exported else retriever(recipe, weights.folder)
     table = table_of(learned)
     keys: pa.Array = pa.array(table.items)
-    if asked.catalogue or recipe.evaluate.catalogue:
+    if listing is not None:
         listed = items(recipe, asked.catalogue, [key])
         keys, table = _listed(table, listed.column(key))
     with TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ import torch
 
 from livetrain.configs import blend_spec
 from livetrain.configs.errors import BadInput, nearest
+from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.columns import is_list
 from livetrain.trainers.data.read.files import read_footer
@@ -28,10 +29,12 @@ class Channel(Protocol):
     Attributes:
         asks: columns of requests that it reads.
         knows: columns of items that it reads.
+        recipe: of the run that it is; None of files of lists.
     """
 
     asks: list[str]
     knows: list[str]
+    recipe: Recipe | None
 
     def meet(self, items: pa.Table, known: Items) -> None:
         """Take the items that may be found from now on: a row each, with the columns of `knows`, and their ids."""
@@ -40,28 +43,48 @@ class Channel(Protocol):
         """Return (n, count) int64 places of items, the best first; -1 where there are no more."""
 
 
-def channel(name: str, spec: blend_spec.Channel, runs: Path) -> Channel:
+def channel(name: str, spec: blend_spec.Channel, runs: Path, key: str) -> Channel:
     """Open the channel that a spec names.
 
+    Args:
+        name: its own.
+        spec: which.
+        runs: folder of run folders, where the runs of published models lie.
+        key: column that tells the blend's items apart.
+
     Raises:
-        BadInput: the run, model or file is not there, or finds no items.
+        BadInput: the run, model or file is not there, or finds no items, or items of another column.
     """
     try:
         if spec.candidates is not None:
             made: Channel = _Lists(spec.candidates, spec.column, spec.on or "")
         else:
             found = origin(spec.run or spec.published or "", runs)
+            if (own := found.recipe.column(key_of(found.recipe))) != key:  # author 7 is not video 7
+                raise BadInput(
+                    f"the run '{found.recipe.name}' finds items by the column '{own}', and the blend's requests want "
+                    f"'{key}'; name a run that finds those"
+                )
             made = _Scores(found) if found.recipe.model.fitted else _Vectors(found)
-        return made if spec.when is None else _Sometimes(name, made, spec.when)
     except BadInput as error:
         raise type(error)(f"channels.{name}: {error}") from error.__cause__
+    return made if (when := condition(name, spec)) is None else _Sometimes(made, when)
+
+
+def condition(name: str, spec: blend_spec.Channel) -> Slices | None:
+    """Return the condition of a channel that only some requests ask.
+
+    Raises:
+        BadInput: it is no SQL expression on one row.
+    """
+    return None if spec.when is None else Slices({"when": spec.when}, f"channels.{name}")
 
 
 class _Vectors:
     """The nearest items of each user, compared with all."""
 
     def __init__(self, origin: Origin) -> None:
-        key_of(origin.recipe)
+        self.recipe: Recipe | None = origin.recipe
         self._users, self._items = (Predictor(origin.of(side)) for side in ("user", "item"))
         self.asks, self.knows = self._users.columns, self._items.columns
         self._known = torch.zeros(0, 0)
@@ -85,6 +108,7 @@ class _Scores:
     """The items to which a fitted model's table gives the largest scores."""
 
     def __init__(self, origin: Origin) -> None:
+        self.recipe: Recipe | None = origin.recipe
         self._requests = Predictor(origin.of("user"))
         self.asks, self.knows = self._requests.columns, list[str]()
         self._known = np.zeros(0, np.int64)
@@ -106,6 +130,7 @@ class _Lists:
 
     def __init__(self, path: str, column: str, on: str) -> None:
         self.asks, self.knows, self._on = [on], list[str](), on
+        self.recipe: Recipe | None = None
         files = prediction_files.find(path, "candidates")
         tables = []
         for file in files.paths:
@@ -141,12 +166,13 @@ class _Lists:
 class _Sometimes:
     """A channel that only some requests ask."""
 
-    def __init__(self, name: str, asked: Channel, when: str) -> None:
-        self._asked, self._when = asked, Slices({name: when})
-        self.asks = list(dict.fromkeys([*asked.asks, *self._when.columns[name]]))
-        self.knows, self.meet = asked.knows, asked.meet
+    def __init__(self, asked: Channel, when: Slices) -> None:
+        self._asked, self._when = asked, when
+        self.asks = list(dict.fromkeys([*asked.asks, *when.columns["when"]]))
+        self.knows, self.meet, self.recipe = asked.knows, asked.meet, asked.recipe
 
     def lists(self, requests: pa.Table, count: int) -> np.ndarray:
+        self._when.check(requests.schema, "the requests")
         found, there = np.full((len(requests), count), -1), np.flatnonzero(self._when.marks(requests))
         if len(there):
             found[there] = self._asked.lists(requests.take(pa.array(there)), count)

@@ -12,6 +12,7 @@ import json
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,14 +145,25 @@ class Index:
         return now.keys[np.maximum(places, 0)], scores
 
     def change(self, on: Iterable[Key] = (), off: Iterable[Key] = ()) -> None:
-        """Put items on the air, and take others off it, at once. Keys that the index lacks are kept for later ones."""
+        """Put items on the air, and take others off it, at once. Keys that the index lacks are kept for later ones.
+
+        Raises:
+            BadInput: a key is not of the type of the index's, or is in both; nothing has changed.
+        """
         with self._changing:
-            self._put(self._now._replace(air=self._now.air.changed(_keys(on), _keys(off))))
+            shown, hidden = (_keys(keys, name, self._now) for keys, name in ((on, "on"), (off, "off")))
+            if both := {*shown}.intersection(hidden):
+                raise BadInput(f"on, off: the item {min(both, key=str)!r} is in both; name it in one of them")
+            self._put(self._now._replace(air=self._now.air.changed(shown, hidden)))
 
     def only(self, keys: Iterable[Key]) -> None:
-        """Have these items on the air, and no others."""
+        """Have these items on the air, and no others.
+
+        Raises:
+            BadInput: a key is not of the type of the index's; nothing has changed.
+        """
         with self._changing:
-            self._put(self._now._replace(air=_Air(frozenset(_keys(keys)), only=True)))
+            self._put(self._now._replace(air=_Air(frozenset(_keys(keys, "keys", self._now)), only=True)))
 
     def refresh(self) -> bool:
         """Take the version that is published now, if it has a larger fence than all that were taken.
@@ -160,7 +172,8 @@ class Index:
             Whether there was one.
 
         Raises:
-            BadInput: it is damaged; the one before stays.
+            BadInput: it is damaged, or its keys are of another type than those that are on the air or off it; the one
+                before stays.
         """
         with self._changing:
             if self._now.fence < 0:
@@ -168,7 +181,14 @@ class Index:
             pointer = publish.current(str(self._where))
             if pointer is None or pointer["fence"] <= self._now.fence:
                 return False
-            self._now = _read(self._where / pointer["folder"], pointer["fence"], self._now.air)
+            newer = _read(self._where / pointer["folder"], pointer["fence"], self._now.air)
+            now, then = self._now.about["key"]["type"], newer.about["key"]["type"]
+            if newer.air.keys and now != then:  # no key would be found again, and what is off the air would be served
+                raise BadInput(
+                    f"{newer.folder}: its items are {then} and what was put on the air or off it is {now}; open the "
+                    "index anew"
+                )
+            self._now = newer
             return True
 
     def _put(self, version: _Version) -> None:
@@ -206,5 +226,17 @@ def read_keys(file: Path, kind: str) -> np.ndarray:
     return np.array(lines, object if kind == "string" else np.int64)
 
 
-def _keys(keys: Iterable[Any]) -> list[Key]:
-    return keys.tolist() if isinstance(keys, np.ndarray) else list(keys)
+def _keys(keys: Iterable[Any], name: str, of: _Version) -> list[Key]:
+    """Return keys as the index has them; raise BadInput where one is of another type, which would never be found."""
+    if isinstance(keys, str):
+        raise BadInput(f"{name}: got the text {keys!r}, wanted a list of keys; put it in brackets")
+    kind, column = of.about["key"]["type"], of.about["key"]["column"]
+    wanted = str if kind == "string" else Integral
+    found = keys.tolist() if isinstance(keys, np.ndarray) else list(keys)
+    for key in found:
+        if isinstance(key, bool) or not isinstance(key, wanted):
+            raise BadInput(
+                f"{name}: {key!r} is {type(key).__name__}, and the index's keys are {kind} ('{column}'); give "
+                "them as keys.txt has them"
+            )
+    return [str(key) if kind == "string" else int(key) for key in found]

@@ -67,8 +67,17 @@ def scores(found: Pairs, settings: Settings) -> np.ndarray:
 
 
 def brought(found: Pairs, settings: Settings) -> np.ndarray:
-    """Return (P, C) bool: the channel has brought the pair, within its quota."""
-    return (found.ranks > 0) & (found.ranks <= settings.quotas)
+    """Return (P, C) bool: the channel has brought the pair, within its quota; of weight 0 it brings its reserve alone.
+
+    A pair that some channel has brought is worth more than 0, and no other.
+
+    Example:
+        >>> found = pairs([np.array([[7, 3]]), np.array([[3, 5]])])
+        >>> brought(found, Settings(np.array([1.0, 0.0]), np.array([2, 2]), np.array([0, 1]))).tolist()
+        [[True, True], [False, False], [True, False]]
+    """
+    most = np.where(settings.weights > 0, settings.quotas, np.minimum(settings.reserves, settings.quotas))
+    return (found.ranks > 0) & (found.ranks <= most)
 
 
 def places(found: Pairs, worth: np.ndarray) -> np.ndarray:

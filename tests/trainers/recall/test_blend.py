@@ -1,19 +1,23 @@
 """A blend on a run's days: figures that its channels have alone too, settings that are searched, lists to come."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from livetrain.cli import main as cli
 from livetrain.configs.blend_spec import BlendSpec, blend_json_schema
 from livetrain.configs.errors import BadInput
 from livetrain.configs.spec import load_spec
+from livetrain.trainers.export import publish
+from livetrain.trainers.export.export import export
 from livetrain.trainers.export.prediction import Predictor, weights_of
-from livetrain.trainers.recall.blend import Blend, blended
+from livetrain.trainers.recall.blend import Blend, blended, check_days
 from livetrain.trainers.recall.candidates import candidates
 from livetrain.trainers.recall.origin import newest, vectors
 
@@ -137,12 +141,49 @@ def test_what_the_user_had_is_no_candidate(towers, liked):
         ({"run": "a", "quota": 2, "reserve": 3}, "reserve: 3 are more than the quota of 2"),
         ({"run": "a", "quota": 11}, "11 items are more than the size of 10"),
         ({"run": "a", "weigth": 1}, "weigth"),
+        ({"run": "a", "column": "movies"}, "column: it is that of the lists of candidates, and here are none"),
+        ({"run": "a", "weight": 0}, "every weight is 0, .* give one a weight above 0"),
     ],
 )
 def test_a_wrong_spec_is_named(tmp_path, channel, message):
     (tmp_path / "spec.yaml").write_text(json.dumps({"requests": "a", "size": 10, "channels": {"one": channel}}))
     with pytest.raises(BadInput, match=message):
         load_spec(tmp_path / "spec.yaml", BlendSpec)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"size": 2**16}, "size got 65536, wanted at most 65,535"),
+        ({"size": 10, "search": {"at": 11}}, "search.at: 11 candidates are more than the size of 10"),
+        ({"size": 50, "search": {}}, "search.at: 100 candidates are more than the size of 50"),
+        ({"size": 10, "reserve": 6}, "channels: their reserves are 12 items together, more than the size of 10"),
+        ({"size": 65_535, "reserve": 2**16}, "channels.one.reserve got 65536, wanted at most 65,535"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_named(tmp_path, content, message):
+    own = {"run": "a", "reserve": content.pop("reserve", 0)}
+    (tmp_path / "spec.yaml").write_text(json.dumps({"requests": "a", "channels": {"one": own, "two": own}} | content))
+    with pytest.raises(BadInput, match=message):
+        load_spec(tmp_path / "spec.yaml", BlendSpec)
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ("user >", r"channels\.gone\.when: 'user >' is no SQL expression"),
+        ("3 > 2", r"channels\.gone\.when: '3 > 2' names no column"),
+    ],
+)
+def test_a_condition_that_is_none_is_named_before_a_channel_is_opened(towers, liked, when, message):
+    with pytest.raises(BadInput, match=f"^{message}"):
+        Blend(spec(towers, liked, channels={"gone": {"run": "gone", "when": when}}))
+
+
+def test_a_condition_is_true_or_false(towers, liked):
+    blend = Blend(spec(towers, liked, channels={"towers": {"run": str(towers), "when": "user"}}))
+    with pytest.raises(BadInput, match=r"^channels\.towers\.when: 'user' is BIGINT, no condition"):
+        blend.channels["towers"].lists(pq.read_table(towers.parents[1] / "data/test"), 3)
 
 
 def test_what_cannot_be_asked_is_named(towers, liked, tmp_path):
@@ -161,6 +202,53 @@ def test_what_cannot_be_asked_is_named(towers, liked, tmp_path):
         blended(spec(towers, liked), tmp_path / "out", lambda text: None)
     with pytest.raises(BadInput, match="has no column 'hour'"):
         blended(spec(towers, liked, slices={"late": "hour > 20"}), tmp_path / "new", lambda text: None)
+
+
+def changed(run: Path, out: Path, **data: object) -> Path:
+    """A copy of a run, as one whose recipe says something else of the data."""
+    shutil.copytree(run, out)
+    recipe = yaml.safe_load((out / "config.yaml").read_text())
+    recipe["data"] |= data
+    (out / "config.yaml").write_text(yaml.safe_dump(recipe))
+    return out
+
+
+def test_a_channel_of_other_items_is_refused(towers, liked, tmp_path):
+    """Ids of authors are numbers as those of videos are, and would be taken for videos."""
+    other = changed(towers, tmp_path / "authors")
+    recipe = yaml.safe_load((other / "config.yaml").read_text())
+    recipe["features"]["movie"]["column"] = "author"
+    (other / "config.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(BadInput, match=r"channels.authors: .* by the column 'author', and .* want 'movie'"):
+        Blend(spec(towers, liked, channels={"authors": {"run": str(other), "when": "user > 1"}}))
+
+
+def test_a_channel_that_learned_the_days_of_the_requests_is_refused(towers, liked, tmp_path):
+    def of_days(name: str, train: str) -> Path:
+        days = {"train": train, "valid": "2022-05-05..2022-05-05", "test": "2022-05-06..2022-05-06"}
+        days |= {"valid": "2022-05-08..2022-05-08", "test": "2022-05-09..2022-05-09"} if name == "later" else {}
+        return changed(towers, tmp_path / name, days=days)
+
+    asked, later = of_days("asked", "2022-04-25..2022-05-04"), of_days("later", "2022-04-26..2022-05-05")
+    channels = {"towers": {"run": str(asked)}, "later": {"run": str(later), "when": "user > 1"}}
+    with pytest.raises(BadInput, match=r"channels.later: .* up to 2022-05-05 .* begin on 2022-05-05"):
+        blended(spec(asked, liked, channels=channels), tmp_path / "blend", lambda text: None)
+    assert not (tmp_path / "blend").exists()
+    assert len(Blend(spec(asked, liked, channels=channels)).channels) == 3  # of requests to come none has seen a day
+    export(towers, out=tmp_path / "export")
+    publish.publish(tmp_path / "export", str(tmp_path / "models"), "2022-05-10", keep=1)
+    shutil.move(later, tmp_path / "runs/towers")
+    published = {"later": {"published": str(tmp_path / "models")}}
+    with pytest.raises(BadInput, match=r"channels.later: .* up to 2022-05-05"):
+        check_days(Blend(spec(asked, liked, runs=str(tmp_path / "runs"), channels=published)), lambda text: None)
+    said: list[str] = []
+    check_days(Blend(spec(asked, liked, channels={"towers": {"run": str(asked)}})), said.append)
+    assert len(said) == 1
+    assert said[0].startswith("whether liked learned of the days of the requests cannot be known")
+    check_days(Blend(spec(asked, liked, channels={"towers": {"run": str(towers)}})), said.append)
+    assert said[1].startswith("whether towers, liked learned")
+    check_days(Blend(spec(towers, liked)), said.append)  # both of the same splits
+    assert said[2] == said[0]
 
 
 def test_the_json_schema_knows_the_channels():

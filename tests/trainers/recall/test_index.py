@@ -137,21 +137,47 @@ def test_searches_see_all_of_a_change_or_nothing(where):
 def test_a_newer_version_is_taken_and_an_older_never(where, tmp_path):
     index = livetrain.Index(where)
     old = json.loads((where / "current.json").read_text())
-    index.change(off=["b", 7])
+    index.change(off=[501, 7])
     assert not index.refresh()
-    names = np.array(["a", "b", "c"], object)
+    names = np.array([500, 501, 502])
     indexes.published(where, "2", indexes.write(tmp_path / "2", np.eye(3, 8, dtype=np.float32), names))
     assert index.refresh()
     assert index.version == "2.000002"
     keys, scores = index.search(np.eye(8, dtype=np.float32)[1:2], 3)
-    assert sorted(keys[0, :2]) == ["a", "c"]  # b stays off the air
+    assert sorted(keys[0, :2]) == [500, 502]  # 501 stays off the air
     assert np.isneginf(scores[0, 2])
     (where / "current.json").write_text(json.dumps(old))
     assert not index.refresh()
     assert len(index) == 3
-    (where / "2.000002" / KEYS).write_text("a\nb\n")
+    (where / "2.000002" / KEYS).write_text("500\n501\n")
     with pytest.raises(BadInput, match="keys.txt is damaged"):
         livetrain.Index(where / "2.000002")
+
+
+def test_keys_of_another_type_are_refused(where, tmp_path):
+    """They would be found by no search, and a closed room would still be served."""
+    index, user = livetrain.Index(where), indexes.unit(1, 8, 1)
+    first = index.search(user, 2)[0][0].tolist()
+    for wrong in ([str(first[0])], np.array([str(first[0])]), [first[1], float(first[0])], [True]):
+        with pytest.raises(BadInput, match=r"off: .* and the index's keys are int64 \('movie'\)"):
+            index.change(off=wrong)
+        with pytest.raises(BadInput, match=r"keys: .* and the index's keys are int64"):
+            index.only(wrong)
+    with pytest.raises(BadInput, match=f"on, off: the item {first[0]} is in both"):
+        index.change(on=[first[0]], off=first)
+    assert index.search(user, 2)[0][0].tolist() == first  # nothing has changed
+    index.change(off=[np.int64(first[0])])
+    assert index.search(user, 1)[0].tolist() == [first[1:]]
+    names = np.array(["a", "b", "c"], object)
+    indexes.published(where, "2", indexes.write(tmp_path / "2", np.eye(3, 8, dtype=np.float32), names))
+    with pytest.raises(BadInput, match="its items are string and what was put on the air or off it is int64"):
+        index.refresh()
+    index.change(on=[first[0]])
+    assert index.refresh()  # nothing is off the air
+    with pytest.raises(BadInput, match=r"off: 7 is int, and the index's keys are string"):
+        index.change(off=["a", 7])
+    with pytest.raises(BadInput, match="off: got the text 'abc', wanted a list of keys"):
+        index.change(off="abc")
 
 
 def test_a_wrong_question_is_named(where, tmp_path):

@@ -40,6 +40,7 @@ def test_a_blend_is_what_its_formula_says(requests, weights, quotas, reserve, wa
     found = merging.pairs(lists)
     worth = merging.scores(found, settings)
     place = merging.places(found, worth)
+    assert (merging.brought(found, settings).any(1) == (worth > 0)).all()  # one rule of what is a candidate
     of_wanted = merging.place_of(found, worth, merging.of_items(found, np.array(wanted[: len(requests)])))
     for row, request in enumerate(requests):
         own = (found.request == row) & (worth > 0)
@@ -63,6 +64,17 @@ def test_figures_of_two_channels_by_hand():
     only = Measured(["one", "two"], Settings(np.array([1.0, 2.0]), np.array([2, 2]), np.zeros(2, int)), size=2)
     only.add([np.array([[4, 5], [1, 2]]), np.array([[5, 4], [7, -1]])], np.array([4, 7]))
     assert figures(only, np.array([1, 2]), np.zeros(2, int), [])["channels"]["two"]["only_2"] == 0.5
+
+
+def test_a_channel_of_weight_0_brings_its_reserve_alone():
+    """The second channel is the only one to bring 7 and 8; without a reserve neither is a candidate."""
+    for reserve, hits in ((0, 0.0), (1, 0.5)):
+        settings = Settings(np.array([1.0, 0.0]), np.array([2, 2]), np.array([0, reserve]))
+        measured = Measured(["one", "two"], settings, size=4)
+        measured.add([np.array([[4, 5], [4, 5]]), np.array([[7, 8], [7, 8]])], np.array([7, 8]))
+        found = figures(measured, np.array([1, 2]), np.zeros(2, int), [])
+        assert found["blend"] == {"recall_4": hits}
+        assert found["channels"]["two"]["sole_4"] == reserve / (2 + reserve)
 
 
 @given(st.lists(st.integers(-1, 6), min_size=4, max_size=4), st.sets(st.integers(0, 6)), st.integers(1, 4))

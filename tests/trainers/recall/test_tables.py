@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import torch
 
 import livetrain
 from livetrain.configs.blend_spec import BlendSpec
+from livetrain.configs.errors import BadInput
 from livetrain.modules.serving.loading import load
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.inverted import retriever
@@ -40,6 +42,25 @@ def test_the_table_of_an_export_is_the_index(run, tmp_path):  # noqa: F811
     assert sorted(index.keys) == sorted(f"i{item}" for item in range(ITEMS))  # of the run's catalogue, by name
     index.change(off=[keys[0, 0]])
     assert keys[0, 0] not in index.search(request, 5)[0][~np.isneginf(index.search(request, 5)[1])]
+
+
+def test_string_items_need_a_catalogue(run, tmp_path):  # noqa: F811
+    """The table has their hashes alone, and no caller could take a room off the air by them."""
+
+    class Bare(Origin):
+        recipe = run_folder.recipe_of(run)
+
+    Bare.recipe = Bare.recipe.model_copy(
+        update={"evaluate": Bare.recipe.evaluate.model_copy(update={"catalogue": None})}
+    )
+    with pytest.raises(
+        BadInput, match=r"--catalogue: cf knows the items of 'item', which are strings, by their hashes"
+    ):
+        build.build(Bare(run), str(tmp_path / "indexes"), Asked(), lambda text: None)
+    assert not (tmp_path / "indexes").exists()
+    asked = Asked(catalogue=run_folder.recipe_of(run).evaluate.catalogue)
+    assert build.build(Bare(run), str(tmp_path / "indexes"), asked, lambda text: None)
+    assert livetrain.Index(tmp_path / "indexes").about["key"] == {"column": "item", "type": "string"}
 
 
 def test_a_fitted_run_is_a_channel(run, data: Path, tmp_path):  # noqa: F811

@@ -22,6 +22,7 @@ class Slices:
 
     Args:
         conditions: SQL by name of the slice; at most 63.
+        place: the section that holds them, for messages.
 
     Attributes:
         columns: the columns that each condition names.
@@ -37,9 +38,9 @@ class Slices:
         array([3, 2, 0])
     """
 
-    def __init__(self, conditions: Mapping[str, str]) -> None:
-        self._conditions = dict(conditions)
-        self.columns = {name: _columns(name, text) for name, text in conditions.items()}
+    def __init__(self, conditions: Mapping[str, str], place: str = "evaluate.slices") -> None:
+        self._conditions, self._place = dict(conditions), place
+        self.columns = {name: _columns(f"{place}.{name}", text) for name, text in conditions.items()}
         bits = (
             f"(coalesce({alone(text)}, false)::BIGINT << {place})" for place, text in enumerate(conditions.values())
         )
@@ -60,7 +61,7 @@ class Slices:
                 kind = str(connection.execute(f"SELECT {alone(text)} FROM rows").description[0][1])
                 if kind != "BOOLEAN":
                     raise BadInput(
-                        f"evaluate.slices.{key}: {shown(text)} is {kind}, no condition; compare it, as user_count < 3"
+                        f"{self._place}.{key}: {shown(text)} is {kind}, no condition; compare it, as user_count < 3"
                     )
 
     def _named(self, table: pa.Table) -> pa.Table:
@@ -77,7 +78,7 @@ class Slices:
                 connection.execute(f"SELECT 1 FROM rows WHERE {alone(text)}").fetchall()
             except duckdb.Error as error:
                 raise BadInput(
-                    f"evaluate.slices.{key}: {shown(text)} cannot be asked of {name} ({_short(error)}); mend it"
+                    f"{self._place}.{key}: {shown(text)} cannot be asked of {name} ({_short(error)}); mend it"
                 ) from error
 
     def marks(self, table: pa.Table) -> np.ndarray:
@@ -114,9 +115,8 @@ class _connected:
         self._connection.close()
 
 
-def _columns(name: str, condition: str) -> list[str]:
+def _columns(place: str, condition: str) -> list[str]:
     """Return the columns that a condition names; raise BadInput where it is no condition on one row."""
-    place = f"evaluate.slices.{name}"
     found = list(dict.fromkeys(parts[0] for parts in named(place, condition)))
     if not found:
         raise BadInput(f"{place}: {shown(condition)} names no column; write one, as user_count < 3")
