@@ -118,8 +118,9 @@ def best(entries: np.ndarray, most: int) -> np.ndarray:
 def kept(shard: int, entries: np.ndarray) -> State:
     """Return a shard's part of a state, on disk: entries by rising key and item."""
     keys, counts = np.unique(entries["key"], return_counts=True)
-    parts = (keys, counts.astype(np.int64), entries["item"], entries["value"].astype(np.float32))
-    return {f"{part}-{shard:05d}": aside(values) for part, values in zip(_PARTS, parts, strict=True)}
+    values = entries["value"].astype(np.float32)
+    parts: tuple[np.ndarray, ...] = (keys, counts.astype(np.int64), entries["item"], values)
+    return {f"{part}-{shard:05d}": aside(own) for part, own in zip(_PARTS, parts, strict=True)}
 
 
 def joined(state: State) -> Table:
