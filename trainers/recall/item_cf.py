@@ -116,9 +116,25 @@ class ItemCF(Fitted):
         if config.pair_half_life is not None and known is None:
             key = "model.time" if config.user is not None else "model.times"
             raise BadInput(f"model.pair_half_life: needs the times of events; name them in {key}")
+        self._refuse_unread()
         if config.day_decay != 1 and not self.incremental:
             raise BadInput(
                 "model.day_decay: needs model.user and model.time, and similarity: cosine; leave it out, or name these"
+            )
+
+    def _refuse_unread(self) -> None:
+        """Raise BadInput for a key that the others make count for nothing."""
+        config, swing = self.config, self.config.similarity == "swing"
+        for key in ("pair_step", "pair_half_life"):
+            if swing and getattr(config, key) != type(config).model_fields[key].default:
+                raise BadInput(f"model.{key}: swing counts no distances between events; leave it out, or take cosine")
+        if not swing and config.alpha != 1:
+            raise BadInput("model.alpha: is of swing alone; leave it out, or say similarity: swing")
+        if config.now is not None and config.history_half_life is None:
+            raise BadInput("model.now: counts by history_half_life alone; say that too, or leave it out")
+        if config.times is not None and config.history_half_life is None and config.pair_half_life is None:
+            raise BadInput(
+                "model.times: count by history_half_life and pair_half_life alone; say one of them, or leave it out"
             )
 
     def request(self) -> nn.Module:

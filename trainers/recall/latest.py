@@ -1,7 +1,7 @@
 """The latest items: those that began last, in a row's slice and then in the larger ones around it."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -9,17 +9,21 @@ from pydantic import Field
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.configs.values import Text
+from livetrain.configs.values import FeatureName, Text
 from livetrain.modules.recall.fitted import Rows, State, register_fitted
 from livetrain.trainers.recall.slices import HOUR, Sliced, SlicedConfig
 
 _LARGER = 1e-7  # what larger slices count: less than any own item, so that they only go on where a list ends
+_MOST = 5  # features of `by`: 1e-7 to the power of more slices is none in float32
 
 
 class LatestConfig(SlicedConfig):
     """Items by when they began."""
 
     kind: Literal["latest"] = "latest"
+    by: Annotated[list[FeatureName], Field(max_length=_MOST)] = Field(
+        [], description=f"as of popular: features whose values make a slice, {_MOST} at most"
+    )
     started: Text | None = Field(
         None, description="column with the time at which a row's item began; by default that of its first row"
     )

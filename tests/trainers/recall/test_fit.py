@@ -15,8 +15,10 @@ import livetrain
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import Recipe
 from livetrain.modules.models.registry import network
 from livetrain.modules.recall.fitted import Lists, Rows, fitted
+from livetrain.modules.recall.inverted import Inverted
 from livetrain.modules.serving.loading import load
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.rows import golden_inputs
@@ -313,6 +315,27 @@ def test_latest_is_by_when_an_item_was_first_there():
     city, other = sorted({key for key, _ in found} - {0}, key=lambda key: (key, 2) not in found)
     scores = {key: score for key, score in found.items() if key[1] > 0}
     assert scores == pytest.approx({(0, 1): 1 / 3, (0, 2): 1 / 2, (city, 1): 1 / 3, (city, 2): 1 / 2, (other, 1): 1.0})
+
+
+def test_latest_tells_slices_apart_as_long_as_float32_can():
+    """The largest slice counts 1e-7 per slice before it: of five features that is still a number, of six it is 0."""
+    names = ["a", "b", "c", "d", "e", "f"]
+
+    def asked(by: list[str]) -> Recipe:
+        features = {name: {"type": "id"} for name in ["item", *names]}
+        model = {"kind": "latest", "key": "item", "time": "time", "by": by}
+        return load_recipe(recipe(Path("nowhere"), features=features, model=model, evaluate={}))
+
+    with pytest.raises(BadInput, match="model.by has 6 entries, wanted at most 5"):
+        asked(names)
+    made = asked(names[:5])
+    model, one = fitted(made), np.ones(2, np.int64)
+    assert model is not None
+    ids = {name: Lists(np.array([1, 2]), one) for name in ["item", *names]}  # nothing in common but the largest slice
+    table = model.table(model.fit(iter([Rows(0, one > 0, ids, {"time": np.zeros(2)})])))
+    given = {name: torch.ones(1, dtype=torch.int64) for name in names[:5]}
+    scores = Inverted(model, made, table).eval()({**given, "item": torch.tensor([2])}, given, {})["click"]
+    assert 0 < scores[0] < 1e-30
 
 
 @pytest.mark.parametrize("kind", ["popular", "latest"])
