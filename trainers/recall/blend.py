@@ -15,7 +15,7 @@ import torch
 
 from livetrain.configs.blend_spec import BlendSpec, Search
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import SEEN
 from livetrain.modules.tables.hashing import mix
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.slices import Slices
@@ -78,7 +78,7 @@ class Blend:
             np.array([each.reserve for each in spec.channels.values()]),
         )
         self.slices = self.recipe.evaluate.slices | spec.slices
-        self.seen = self.recipe.evaluate.seen and _column(self.recipe, self.recipe.evaluate.seen)
+        self.seen = self.recipe.asides().get(SEEN)
 
     def asks(self) -> list[str]:
         """Return the columns that requests must have."""
@@ -109,8 +109,9 @@ class Blend:
         if self.seen:
             lists = carry.whole(requests.column(self.seen))
             lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
-            owner = np.repeat(np.arange(len(lengths)), lengths)
-            places = places_of(carry.whole_ids(lists.flatten()).fill_null(0).to_numpy(), known)
+            values = carry.whole_ids(lists.flatten())
+            owner = np.repeat(np.arange(len(lengths)), lengths)[values.is_valid().to_numpy(zero_copy_only=False)]
+            places = places_of(values.drop_null().to_numpy(), known)
             stays = places < 0 if wanted is None else (places < 0) | (places == wanted[owner])
             had, deep = (owner * len(known) + places)[~stays], size + int(lengths.max(initial=0))
         found = (each.lists(requests, min(deep, len(known))) for each in self.channels.values())
@@ -278,12 +279,8 @@ def blended(spec: BlendSpec, out: Path, say: Say) -> dict[str, Any]:
 def _settled(spec: BlendSpec, settings: Settings) -> BlendSpec:
     """Return a spec with these settings as its own, and nothing to search."""
     channels = {
-        name: each.model_copy(update={"weight": float(weight), "quota": int(quota) or None, "reserve": int(reserve)})
+        name: each.model_copy(update={"weight": float(weight), "quota": int(quota), "reserve": int(reserve)})
         for (name, each), weight, quota, reserve in zip(spec.channels.items(), *settings, strict=True)
         if quota
     }
     return spec.model_copy(update={"channels": channels, "search": None})
-
-
-def _column(recipe: Recipe, name: str) -> str:
-    return recipe.column(name) if name in recipe.features else name

@@ -13,6 +13,7 @@ import yaml
 from livetrain.cli import main as cli
 from livetrain.configs.blend_spec import BlendSpec, blend_json_schema
 from livetrain.configs.errors import BadInput
+from livetrain.configs.schema import SEEN
 from livetrain.configs.spec import load_spec
 from livetrain.trainers.export import publish
 from livetrain.trainers.export.export import export
@@ -113,6 +114,13 @@ def test_candidates_are_what_the_channels_bring(towers, liked, tmp_path, capsys)
             assert by == ["towers"] * (movie in own) + ["liked"] * (movie in brought)
 
 
+@pytest.mark.parametrize("more", [[], ["--requests", "requests.parquet"]])
+def test_a_spec_that_is_not_there_is_named(tmp_path, more):
+    command = ["blend", str(tmp_path / "nosuch.yaml"), "--out", str(tmp_path / "out"), *more]
+    with pytest.raises(BadInput, match=r"nosuch.yaml: is not there; name a YAML file with channels, or the folder of"):
+        cli.app(command, standalone_mode=False)
+
+
 def test_what_the_user_had_is_no_candidate(towers, liked):
     """The run's history is of other ids; here it is made of items."""
     blend = Blend(spec(towers, liked))
@@ -130,6 +138,33 @@ def test_what_the_user_had_is_no_candidate(towers, liked):
         assert sorted(known[own[own >= 0]]) == sorted({*known} - {had[row][1]})
     for row, own in enumerate(blend.lists(requests, known)[0]):
         assert sorted(known[own[own >= 0]]) == sorted({*known} - {*had[row]})
+
+
+def test_no_item_of_a_history_is_none(towers, liked):
+    """A null in a list names no item; the item whose id is 0 stays."""
+    blend = Blend(spec(towers, liked))
+    rows = pq.read_table(towers.parents[1] / "data/test").drop_null().slice(0, 2)
+    table, known = blend.items(None, "test")
+    blend.meet(table, known)
+    known = known.copy()
+    known[[3, 5]] = 0, 77
+    lists = pa.array([[None, 77], [None]], pa.list_(pa.int64()))
+    requests = rows.drop_columns(["history"]).append_column("history", lists)
+    blend.seen, blend.spec = "history", blend.spec.model_copy(update={"size": len(known)})
+    found = blend.lists(requests, known)[0]
+    assert sorted(found[0][found[0] >= 0]) == [place for place in range(len(known)) if place != 5]
+    assert sorted(found[1]) == [*range(len(known))]
+
+
+def test_what_was_seen_is_of_the_column_that_evaluation_reads(towers, liked, tmp_path):
+    """evaluate.seen names a feature of a list by its name; of any other name it is the column itself."""
+    other = changed(towers, tmp_path / "seen")
+    recipe = yaml.safe_load((other / "config.yaml").read_text())
+    recipe["features"]["rate"]["column"] = "speed"
+    recipe["evaluate"]["seen"] = "rate"
+    (other / "config.yaml").write_text(yaml.safe_dump(recipe))
+    blend = Blend(spec(other, liked, channels={"towers": {"run": str(towers)}}))
+    assert blend.seen == blend.recipe.asides()[SEEN] == "rate"
 
 
 @pytest.mark.parametrize(
