@@ -189,6 +189,7 @@ def test_a_start_says_what_it_waits_for_and_gives_up(tmp_path):
 
 
 @pytest.mark.usefixtures("ray_here")
+@pytest.mark.slow
 def test_a_start_that_waited_says_that_it_goes_on():
     held, said = placement_group([{"CPU": 2}]), []
     assert held.wait(30)

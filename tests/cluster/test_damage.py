@@ -87,6 +87,7 @@ def finish(run: Path) -> None:
         ),
     ],
 )
+@pytest.mark.some(5)
 def test_no_command_takes_a_best_checkpoint_that_is_not_whole(run, command: Callable, damage: Callable):
     damage(run_folder.committed(run)[0])
     with pytest.raises(BadInput, match="is damaged|is missing|is gone") as error:

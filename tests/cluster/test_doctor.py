@@ -58,6 +58,7 @@ def test_a_sound_cluster_passes_every_check(tmp_path):
 
 
 @pytest.mark.usefixtures("ray_here")
+@pytest.mark.slow
 def test_every_complaint_of_a_cluster_is_a_line_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(exchange, "PLACED_S", 1)
     (tmp_path / "runs").write_text("a file")
@@ -73,6 +74,7 @@ def test_every_complaint_of_a_cluster_is_a_line_of_its_own(tmp_path, monkeypatch
 
 
 @pytest.mark.usefixtures("ray_here")
+@pytest.mark.slow
 def test_gpus_that_are_not_there_end_the_examination(tmp_path):
     recipe = samples.recipe(samples.write(tmp_path / "data"), cluster__workers=6, cluster__device="cuda")
     last = doctor.examine(recipe, tmp_path, None)[-1]

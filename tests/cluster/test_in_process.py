@@ -119,6 +119,7 @@ def test_a_process_on_its_way_out_is_waited_for(data, tmp_path):
         assert launch.train(samples.recipe(data, train__epochs=1), tmp_path)["step"] > 0
 
 
+@pytest.mark.slow
 def test_a_lock_goes_with_the_folder_of_a_refused_run(data, tmp_path):
     """Whoever waited for it holds the run's new lock, not the one that is gone."""
     with hold(tmp_path / "small", 2, tmp_path / "small"):
@@ -183,6 +184,7 @@ def test_a_run_that_was_killed_in_its_export_exports_and_trains_no_step_again(tr
     assert (trained / "metrics.jsonl").read_text() == log
 
 
+@pytest.mark.slow
 def test_an_export_from_before_the_runs_end_is_replaced(trained):
     recipe = exporting(trained)
     launch.train(recipe, trained.parent)

@@ -291,6 +291,7 @@ def test_a_cluster_that_is_away_is_asked_again_later(recipe):
         ("f" * 64, "does not accept this token (HTTP 403)"),
     ],
 )
+@pytest.mark.slow
 def test_a_cluster_that_refuses_the_token_is_one_sentence(head, recipe, tmp_path, token, sentence):
     refused = head.livetrain("submit", str(recipe), "--runs", str(tmp_path / "runs"), token=token)
     assert refused.code == 2

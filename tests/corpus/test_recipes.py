@@ -69,6 +69,7 @@ def test_the_corpus_is_large():
 
 
 @pytest.mark.parametrize("override", recipes.REFUSED, ids=name)
+@pytest.mark.some(80)
 def test_an_override_is_refused(folder, override):
     with pytest.raises(BadInput) as caught:
         settled(folder / "base.yaml", [override])
@@ -76,11 +77,13 @@ def test_an_override_is_refused(folder, override):
 
 
 @pytest.mark.parametrize("override", recipes.RIGHT, ids=name)
+@pytest.mark.some(17)
 def test_an_override_is_right(folder, override):
     check_right(settled(folder / "base.yaml", [override]), *recipes.RIGHT[override], folder)
 
 
 @pytest.mark.parametrize("case", recipes.FILES_REFUSED)
+@pytest.mark.some(25)
 def test_a_file_is_refused(folder, case):
     content, piece = recipes.FILES_REFUSED[case]
     (folder / "recipe.yaml").write_bytes(content)
@@ -98,6 +101,7 @@ def test_a_file_is_right(folder, case):
 
 
 @pytest.mark.parametrize("words", recipes.COMMANDS_REFUSED, ids=name)
+@pytest.mark.some(17)
 def test_a_command_is_refused(folder, words, monkeypatch, capfd):
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["livetrain", *(word.format(recipe="base.yaml") for word in words)])

@@ -128,6 +128,7 @@ CASES = {
 
 @pytest.mark.parametrize("tasks", [1, 3])
 @pytest.mark.parametrize(("twin", "keys", "inputs"), CASES.values(), ids=CASES.keys())
+@pytest.mark.some(6)
 def test_equals_the_plain_twin(twin, keys, inputs, tasks):
     model = build(keys, inputs, tasks)
     state = {name: value.detach().clone().requires_grad_() for name, value in model.named_parameters()}

@@ -295,6 +295,7 @@ def test_all_items_once_are_the_full_softmax():
     torch.testing.assert_close(F.softplus(-z), F.cross_entropy(states @ table.t(), targets, reduction="none"))
 
 
+@pytest.mark.slow
 def test_shared_items_stand_for_the_whole_catalogue():
     """The mean over draws of what the others add up to is what all of them add up to."""
     model = build("sasrec_retrieval", False)

@@ -67,6 +67,7 @@ def test_one_rank_equals_plain(changes):
 
 
 @pytest.mark.parametrize("changes", often(CASES, ("column-wise SGD", "an optimizer per table", "in parts")))
+@pytest.mark.some(1)
 def test_two_ranks_equal_plain(two_ranks, changes):
     first, second = two_ranks.run(train_sharded, made(**changes))
     compare(first, made(**changes), 2e-6)

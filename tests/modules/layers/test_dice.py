@@ -205,6 +205,7 @@ def compare_sums(ranks: list[dict], key: str, wanted: dict) -> None:
         assert torch.equal(first["buffers"][name], second["buffers"][name])
 
 
+@pytest.mark.some(1)
 def test_two_ranks_equal_one(ranks, alone):
     wanted = alone.steps(0, 1)
     for step in range(3):

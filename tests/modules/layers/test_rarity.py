@@ -27,6 +27,7 @@ def test_equals_a_dictionary_that_is_kept_by_hand(batches):
 
 
 @given(BATCHES, st.randoms())
+@pytest.mark.slow
 def test_the_order_of_rows_changes_nothing(batches, random):
     one, other = Rarity(), Rarity()
     for batch in batches:

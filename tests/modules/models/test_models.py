@@ -112,6 +112,7 @@ def test_every_model_is_registered():
         network("dim")
 
 
+@pytest.mark.some(9)
 def test_gives_a_logit_a_row_and_task(model, inputs):
     logits = model(*collate(batch(inputs)), torch.ones(4))
     assert list(logits) == TASKS
@@ -119,6 +120,7 @@ def test_gives_a_logit_a_row_and_task(model, inputs):
     assert not torch.equal(*logits.values())
 
 
+@pytest.mark.some(9)
 def test_a_score_does_not_depend_on_the_other_rows(model, inputs):
     model.eval()
     rows = batch(inputs)
@@ -130,6 +132,7 @@ def test_a_score_does_not_depend_on_the_other_rows(model, inputs):
         torch.testing.assert_close(alone, together[task])
 
 
+@pytest.mark.some(9)
 def test_rows_of_weight_0_change_nothing_in_training(model, inputs):
     rows = batch(inputs)
     model.train()
@@ -156,6 +159,7 @@ def test_rows_of_weight_0_change_nothing_in_training(model, inputs):
         torch.testing.assert_close(seen[1][name], value, rtol=1e-4, atol=1e-6, msg=lambda t, name=name: f"{name}: {t}")
 
 
+@pytest.mark.some(9)
 def test_every_input_and_parameter_has_a_gradient(model, inputs):
     values, lengths, dense = collate(batch(inputs))
     values = {name: value.requires_grad_() for name, value in values.items()}
@@ -186,6 +190,7 @@ def test_scripted_equals_eager(model, inputs):
                 torch.testing.assert_close(actual[task], expected[task])
 
 
+@pytest.mark.some(9)
 def test_bfloat16_autocast_stays_close(model, inputs):
     values, lengths, dense = collate(batch(inputs))
     values = {name: value.requires_grad_() for name, value in values.items()}

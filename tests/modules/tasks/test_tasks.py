@@ -148,11 +148,13 @@ def fitted(kind: str, times: list[float]) -> float:
 
 
 @given(st.lists(st.one_of(st.just(0.0), st.floats(0.01, 1e5)), min_size=1, max_size=30).filter(any))
+@pytest.mark.slow
 def test_watch_time_predicts_the_mean_however_many_watch(times):
     assert fitted("watch_time", times) == pytest.approx(np.mean(times), rel=1e-6)
 
 
 @given(st.lists(st.floats(0, 1e5), min_size=1, max_size=30))
+@pytest.mark.slow
 def test_regression_predicts_the_mean_of_logarithms(times):
     assert fitted("regression", times) == pytest.approx(np.expm1(np.log1p(times).mean()), rel=1e-6, abs=1e-9)
 

@@ -123,6 +123,7 @@ def place_of(user: np.ndarray, key: int, vectors: dict[int, np.ndarray]) -> floa
 GROUPS = 17
 
 
+@pytest.mark.slow
 def test_intervals_are_of_groups_on_one_rank_and_two(two_ranks):
     batches, vectors = split(1200)
     for batch in batches:

@@ -263,6 +263,7 @@ def test_every_kind_of_model_exports(small_run, tmp_path, kind, changes):
     ],
     ids=lambda model: model["kind"],
 )
+@pytest.mark.slow
 def test_multi_task_models_export_all_tasks_in_one_call(small_run, tmp_path, model):
     tasks, kind = samples.MULTI_TASK["tasks"], model["kind"]
     model = {**samples.MULTI_TASK["model"], **model}

@@ -148,7 +148,7 @@ def test_only_the_newest_versions_stay(export, where):
     )
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=8, suppress_health_check=list(HealthCheck))
 @given(
     days=st.lists(st.sampled_from(DAYS[2:5]), min_size=2, max_size=3),
     back=st.booleans(),

@@ -140,6 +140,7 @@ def train_plainly(made: Job) -> bool:
     return "wandb" in sys.modules
 
 
+@pytest.mark.slow
 def test_a_recipe_without_wandb_never_imports_it(two_ranks, tmp_path):
     recipe = samples.recipe(samples.write(tmp_path / "data", rows=480), train__epochs=1)
     made = Job(recipe, tmp_path, *preflight.check(recipe, lambda text: None))

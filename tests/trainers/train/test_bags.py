@@ -57,6 +57,7 @@ def test_behind_a_cache_it_is_the_same_run(data, whole, tmp_path):
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.some(1)
 def test_it_is_exported_and_predicted(data, whole, tmp_path, quantize):
     run = whole[0]
     signature = export(run, out=tmp_path / "export", quantize=quantize)

@@ -319,6 +319,7 @@ class Passes:
 
 
 @pytest.mark.parametrize("batches", [True, False])
+@pytest.mark.some(1)
 def test_the_tasks_passes_are_one_where_that_can_be(batches):
     """Whether it can be or not: what is learned is what each task's own pass would leave."""
     made_for, passes = several.recipe("pcgrad"), Passes(batches)

@@ -192,6 +192,7 @@ EACH_TIME = {f"{path.stem} by passes" for path in KINDS.values()} | {
 
 
 @pytest.mark.parametrize(("path", "way"), often(STEPS, EACH_TIME))
+@pytest.mark.some(12)
 def test_no_step_mixes_devices_or_waits(path, way, fake):
     """By a GPU's passes, and where Dice and activation units compute as they are written."""
     compiled.use(*([Nothing()] if way == "passes" else []))
@@ -209,6 +210,7 @@ def test_what_lies_beside_ids_mixes_no_devices_and_waits_for_none(fake):
 
 
 @pytest.mark.parametrize("path", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.some(8)
 def test_no_evaluation_mixes_devices_or_waits(path, fake):
     recipe = load_recipe(str(path), ["data.path=nowhere"])
     step = Step(Model(recipe, device="meta", tables_device="meta"), recipe).to(GPU).eval()

@@ -70,6 +70,7 @@ def test_two_ranks_learn_what_one_does(two_ranks, data, tmp_path):
 
 
 @pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.some(1)
 def test_it_is_exported_and_predicted(data, whole, tmp_path, quantize):
     run = whole[0]
     signature = export(run, out=tmp_path / "export", quantize=quantize)

@@ -152,6 +152,7 @@ def test_exports_what_was_evaluated(run, tmp_path, quantize):
     assert hasattr(scored, "rank")
 
 
+@pytest.mark.slow
 def test_a_run_shows_what_the_gates_kept(run):
     spectra = json.loads((run / "result.json").read_text())["spectra"]
     assert {user["events"] for user in spectra["history"]} == {8}

@@ -105,6 +105,7 @@ def test_what_was_measured_is_in_the_checkpoint(run, data):
 
 
 @pytest.mark.parametrize("quantize", [pytest.param("none", marks=pytest.mark.slow), "int8"])
+@pytest.mark.slow
 def test_the_exported_file_is_proved_and_predicts_alike(run, data, tmp_path, quantize):
     signature = export(run, out=tmp_path / "out", quantize=quantize)
     picture = signature["features"]["picture"]

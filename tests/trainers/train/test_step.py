@@ -113,6 +113,7 @@ def test_several_tasks_on_two_ranks_are_plain_pytorch_whatever_combines_them(two
 
 
 @pytest.mark.parametrize("pipeline", ["all behind a cache", "whole tables"])  # test_farm has the other
+@pytest.mark.slow
 def test_a_regulariser_is_in_every_pipelines_sum(two_ranks, pipeline):
     _, its, behind = PIPELINES[pipeline]
     made_for = farm.recipe(**its)

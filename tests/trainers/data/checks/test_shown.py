@@ -111,6 +111,7 @@ LONG = "how_often_the_user_has_watched_this_streamer_in_the_last_thirty_days"
     ("days", "splits"),
     [(1, False), pytest.param(3, True, marks=pytest.mark.slow), pytest.param(15, False, marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_the_picture_can_be_read_whatever_the_data(tmp_path, monkeypatch, days, splits):
     """Many columns, long names, labels of very different rates, one of which has no positive and one no known row."""
     monkeypatch.setattr("livetrain.trainers.data.checks.leaks.SAMPLE", 2048)

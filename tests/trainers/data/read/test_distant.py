@@ -101,6 +101,7 @@ def test_bytes_that_do_not_decode_are_a_corrupt_group_at_once(tmp_path, bucket, 
         source.read(source.groups[1], ["user"])
 
 
+@pytest.mark.some(1)
 def test_what_is_out_of_reach_is_one_sentence_and_no_corrupt_group(tmp_path, bucket, network, monkeypatch):
     monkeypatch.setattr(reach, "DEADLINE_S", 0.0)
     write_split(tmp_path / "train", [make_rows(40)], 20)

@@ -347,6 +347,7 @@ def test_a_killed_run_goes_on_bitwise(tmp_path):
     assert loop.same(loop.train(runs[1]), whole)
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_what_one_does(two_ranks, tmp_path):
     data = write(tmp_path, rows=600)
     made = changes_of(tmp_path)

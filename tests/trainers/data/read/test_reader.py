@@ -109,7 +109,7 @@ def passes(request):
         yield
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     count=st.integers(1, 70),
     files=st.integers(1, 3),

@@ -117,6 +117,7 @@ preparation.prepare(ADAPTERS["kuailive"], Path(raw), Path(out), progress=progres
         ("out/date=2025-05-26", 0, DAYS[:1]),  # between its state and its partition
     ],
 )
+@pytest.mark.some(1)
 def test_a_killed_preparation_goes_on_with_the_first_unfinished_day(tmp_path, where, number, left, three_buckets):
     log = make_log()
     raw = write("kuailive", tmp_path / "raw", log)
@@ -132,6 +133,7 @@ def test_a_killed_preparation_goes_on_with_the_first_unfinished_day(tmp_path, wh
     assert not (out / "_work").exists()
 
 
+@pytest.mark.slow
 def test_buckets_in_processes_give_the_same(tmp_path, three_buckets):
     log = make_log(120, days=2)
     prepared("kuailive", tmp_path, log, "here", run=map)
