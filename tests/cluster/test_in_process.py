@@ -114,6 +114,7 @@ def test_a_run_is_trained_by_one_process_at_a_time(data, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "small").iterdir()] == [launch.LOCK]  # nothing of the other's is touched
 
 
+@pytest.mark.slow
 def test_a_process_on_its_way_out_is_waited_for(data, tmp_path):
     with hold(tmp_path / "small", 2):
         assert launch.train(samples.recipe(data, train__epochs=1), tmp_path)["step"] > 0

@@ -56,6 +56,7 @@ def nights(data, tmp_path) -> Nights:
     return Nights(data, tmp_path)
 
 
+@pytest.mark.slow
 def test_nights_follow_one_another(nights):
     first = nights.night("2022-05-04")
     assert not any("begins with" in note for note in nights.notes("2022-05-04"))
@@ -212,6 +213,7 @@ with alone(Path(sys.argv[1]), "busy"):
 """
 
 
+@pytest.mark.slow
 def test_one_night_of_a_name_at_a_time(nights, monkeypatch):
     monkeypatch.setattr("livetrain.cluster.alone.PATIENCE_S", 0.0)
     nights.runs.mkdir()

@@ -287,6 +287,7 @@ def test_the_best_checkpoint_is_the_one_that_finds_most(run):
     assert "test.click.log_loss" not in result
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bitwise_the_run_that_was_not(data, tmp_path):
     """The frequencies of items go on where they were."""
     whole = loop.train(loop.job(data, tmp_path / "whole", **changes(train__checkpoint_every=5)))
@@ -404,6 +405,7 @@ def test_a_catalogue_that_cannot_be_used_is_refused(data, tmp_path, more, why):
 
 
 @pytest.mark.parametrize("quantize", ["none", "float16"])
+@pytest.mark.slow
 def test_the_towers_files_make_the_scores(run, tmp_path, monkeypatch, capsys, quantize):
     found = export(run, out=tmp_path / "export", quantize=quantize)
     assert found["towers"]["item"] == ["movie"]

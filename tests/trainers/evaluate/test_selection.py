@@ -101,6 +101,7 @@ def shown(result) -> str:
 
 
 @pytest.mark.parametrize("label", [0, 1])
+@pytest.mark.slow
 def test_a_validation_split_of_one_class_is_judged_by_log_loss(data, tmp_path, label):
     one_class(data, "valid", label=label)
     result = launch.train(samples.recipe(data, train__epochs=3, evaluate__top=[5]), tmp_path)

@@ -327,6 +327,7 @@ def test_a_file_that_scores_otherwise_never_appears(small_run, served, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["earlier"]
 
 
+@pytest.mark.slow
 def test_two_exports_at_once_do_not_meet(small_run, served, tmp_path, monkeypatch):
     """The second begins and ends while the first is at work."""
     out, proved, inside = tmp_path / "out", exporter.prove, []
@@ -353,6 +354,7 @@ def test_what_a_killed_export_left_goes(small_run, tmp_path):
 
 
 @pytest.mark.parametrize("quantize", [pytest.param("float16", marks=pytest.mark.slow), "int8"])
+@pytest.mark.slow
 def test_quantised_tables_are_proved_within_their_own_tolerance(copied, served, quantize):
     run = copied("export.tolerance=1e-6", f"export.quantize={quantize}")
     signature = export(run)
@@ -375,6 +377,7 @@ def test_quantised_tables_are_proved_within_their_own_tolerance(copied, served, 
 
 
 @pytest.mark.parametrize("quantize", often({name: name for name in ("none", "float16", "int8")}, ("none",)))
+@pytest.mark.slow
 def test_tables_in_files_of_their_own_give_the_scores_of_those_inside(copied, small_run, tmp_path, quantize):
     run = copied("export.tables=mapped")
     signature = export(run, quantize=quantize)

@@ -267,6 +267,7 @@ def refused(made: Job, *calls: int) -> str:
     return str(error.value)
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_is_reported_and_the_run_goes_on(two_ranks, data, tmp_path):
     never, made = job(data, tmp_path / "never"), job(data, tmp_path / "made", train__keep=9)
     wanted = two_ranks.run(train, never)

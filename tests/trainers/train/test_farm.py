@@ -84,6 +84,7 @@ def test_negatives_of_a_rank_are_others(two_ranks):
 
 
 @pytest.mark.parametrize("scope", ["shared", pytest.param("trunk", marks=pytest.mark.slow)])
+@pytest.mark.some(1)
 def test_the_regulariser_stays_outside_pcgrad(two_ranks, scope):
     changes = {f"features__{name}": feature for name, feature in FEATURES.items()}
     made_for = combine.recipe("pcgrad", model=MODEL, gradients__scope=scope, **changes)

@@ -199,6 +199,7 @@ def test_two_ranks_train_the_same_samples_and_agree(two_ranks, data, tmp_path):
 
 
 @pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks(two_ranks, data, tmp_path, first):
     changes = {"optimizers__sparse__kind": "rowwise_adagrad", "optimizers__dense__kind": "sgd", "train__epochs": 1}
     whole = train(job(data, tmp_path / "whole", **changes))

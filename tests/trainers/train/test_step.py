@@ -172,6 +172,7 @@ def test_a_torchrec_without_what_is_called_is_refused_at_the_start(monkeypatch, 
 
 
 @pytest.mark.parametrize("name", ["prefetch", "_update_cache_counter_and_locations", "_sync_stream_post_backward"])
+@pytest.mark.slow
 def test_an_fbgemm_without_what_is_called_is_refused_at_the_start(monkeypatch, name):
     monkeypatch.delattr(SplitTableBatchedEmbeddingBagsCodegen, name)
     with pytest.raises(RuntimeError, match=rf"fbgemm has no \w+\.{name}, which livetrain calls"):

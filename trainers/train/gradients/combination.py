@@ -435,7 +435,7 @@ def _slices_of(rows: list[Tensor]) -> Tensor | None:
     first, places = rows[0], [row.storage_offset() for row in rows]
     step = places[-1] - places[-2] if len(rows) > 1 else 0
     for task, row in enumerate(rows):
-        apart = row.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or row.dtype != first.dtype
+        apart = row.untyped_storage()._cdata != first.untyped_storage()._cdata or row.dtype != first.dtype
         if apart or row.stride() != first.stride() or places[task] != places[0] + task * step:
             return None
     return first.as_strided((len(rows), *first.shape), (step, *first.stride()))

@@ -331,6 +331,7 @@ def test_a_model_of_dense_features_alone():
 
 @pytest.mark.parametrize("kind", ["sum", "uncertainty"])
 @both_scopes
+@pytest.mark.slow
 def test_measuring_changes_nothing_that_is_learned(kind, scope):
     found = []
     for every in (None, 4):
@@ -350,6 +351,7 @@ def test_measuring_changes_nothing_that_is_learned(kind, scope):
     assert not any("norm" in key for seen in found[0]["seen"] for key in seen)
 
 
+@pytest.mark.slow
 def test_pcgrad_in_bfloat16_stays_close(two_ranks):
     made_for = recipe("pcgrad", train__precision="bfloat16", gradients__scope="trunk")
     wanted = train_reference(recipe("pcgrad"), lambda *given: with_torchjd(*given, seed=1))
@@ -451,6 +453,7 @@ def test_killed_and_resumed_it_is_bitwise_the_run_that_was_not(data, tmp_path, c
 
 
 @pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.some(1)
 def test_it_goes_on_with_another_number_of_ranks(two_ranks, data, tmp_path, first):
     slow = {"optimizers__sparse__kind": "sgd", "optimizers__dense__kind": "sgd", "train__checkpoint_every": 3}
     never = whole_run(data, tmp_path / "never", KINDS["gradnorm"], **slow)

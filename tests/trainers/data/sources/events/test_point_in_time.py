@@ -46,7 +46,7 @@ def rewritten(log, cut, source, others):
 
 
 @pytest.mark.parametrize("source", often({source: source for source in SOURCES}, ("kuailive",)))
-@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(log=visit_lists, others=visit_lists, cut=moments)
 def test_later_events_change_no_feature(tmp_path_factory, source, log, others, cut):
     folder = tmp_path_factory.mktemp("log")

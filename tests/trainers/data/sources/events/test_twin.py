@@ -137,7 +137,7 @@ class Twin:
         return made | {"hour": local // 3600 % 24, "weekday": (local // 86400 + 3) % 7}
 
 
-@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(log=visit_lists)
 @example(log=[Visit(3580, 1, 1, click=False), Visit(86380, 1, 1, gifts=(0, 5000)), Visit(223200, 1, 1, click=False)])
 def test_rows_are_those_of_the_twin(tmp_path_factory, log):
