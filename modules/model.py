@@ -237,6 +237,8 @@ class Model(nn.Module):
                 dense=[name for name, count in encoded.items() for _ in range(count)],
                 like=like,
                 timed=timed,
+                tables=used,
+                limits={n: f.limit for n, f in features.items() if f.form == "sequence"},
             )
             self.inputs = inputs
             net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)

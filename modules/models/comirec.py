@@ -10,8 +10,10 @@ from livetrain.configs.values import Few, Length
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.buckets import buckets, pad, unpad
 from livetrain.modules.layers.hstu import placed
-from livetrain.modules.models.next_item import Body, NextItem, NextItemConfig
+from livetrain.modules.models.next_item import Body, NextItem, NextItemConfig, check_places
 from livetrain.modules.models.registry import register_model
+
+MOST = 30.0  # of a score's size; e^60 between two events is a choice already
 
 
 class ComiRecConfig(NextItemConfig):
@@ -26,6 +28,7 @@ class ComiRecBody(Body):
     """V_k = sum_j a_jk v_j,   a_k = softmax over events of (tanh((v + p) W_1) W_2)_k
 
     The state behind an event is that of the events up to it: sums of exp, weighted and not, that each event adds to.
+    Scores beyond `MOST` count as that.
     Positions p count from the oldest event, so that what an event adds is the same in every state after it.
 
     Args:
@@ -38,7 +41,7 @@ class ComiRecBody(Body):
 
     def __init__(self, config: ComiRecConfig, width: int) -> None:
         super().__init__()
-        self.interests = config.interests
+        self.interests, self.most = config.interests, MOST  # TorchScript sees no names of the file
         self.positions = nn.Parameter(torch.randn(config.positions, width) * 0.02)
         self.hidden = nn.Linear(width, 4 * width, bias=False)
         self.out = nn.Linear(4 * width, config.interests, bias=False)
@@ -51,8 +54,8 @@ class ComiRecBody(Body):
         layout = buckets(count, events.size(0))
         states: list[Tensor] = []
         for x, score in zip(pad(events, layout), pad(scores, layout)):  # noqa: B905  TorchScript knows no strict=
-            # |score| is at most the sum of a row of |W_2|: exp needs no largest one to be taken off.
-            weight = score.float().exp().unsqueeze(3)  # (n, T, K, 1)
+            # Sums over the events so far have no largest score to take off: within MOST float32 holds them exactly.
+            weight = score.float().clamp(-self.most, self.most).exp().unsqueeze(3)  # (n, T, K, 1)
             summed = (weight * x.float().unsqueeze(2)).cumsum(1) / weight.cumsum(1)
             states.append(summed.flatten(2))
         none = (scores[:0, :1].float() * events[:0].float()).repeat(1, self.interests)
@@ -73,4 +76,5 @@ class ComiRec(NextItem):
 
     def body(self, config: ComiRecConfig, inputs: Inputs, width: int) -> Body:
         """See `NextItem`."""
+        check_places("positions", config.positions, config, inputs)
         return ComiRecBody(config, width)

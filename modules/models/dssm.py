@@ -119,12 +119,7 @@ class Towers(nn.Module):
 
 
 def _tower(config: DSSMConfig, inputs: Inputs, names: list[str]) -> Tower:
-    own = Inputs(
-        ids={name: dim for name, dim in inputs.ids.items() if name in names},
-        sequences={name: dim for name, dim in inputs.sequences.items() if name in names},
-        dense=[name for name in inputs.dense if name in names],
-    )
-    return Tower(config, own, [column for column, name in enumerate(inputs.dense) if name in names])
+    return Tower(config, inputs.only(names), [column for column, name in enumerate(inputs.dense) if name in names])
 
 
 @register_model("dssm", DSSMConfig)

@@ -10,7 +10,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.layers.hstu import HSTULayer, Places
 from livetrain.modules.layers.pointwise import clocks
-from livetrain.modules.models.next_item import Body, NextItem, NextItemConfig, check_heads
+from livetrain.modules.models.next_item import Body, NextItem, NextItemConfig, check_heads, check_places
 from livetrain.modules.models.registry import register_model
 
 
@@ -44,6 +44,7 @@ class HSTUBody(Body):
     def __init__(self, config: HSTURetrievalConfig, inputs: Inputs, width: int) -> None:
         super().__init__()
         check_heads(config.heads, width)
+        check_places("length", config.length, config, inputs)
         timed = [name for name in config.attention[0].events if name in inputs.timed]
         self.timed, self.ahead = timed[0] if timed else "", config.seen_from == "next"
         self.places = Places(config.length, width)

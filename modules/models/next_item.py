@@ -217,7 +217,7 @@ class Towers(nn.Module):
         items = [*part.query, *(inputs.like[name] for name in part.events if name in inputs.like)]
         self.names = {"user": [n for n in known if n not in items], "item": [n for n in known if n in items]}
         self.interests = body.interests
-        sides = {side: _of(inputs, names) for side, names in self.names.items()}
+        sides = {side: inputs.only(names) for side, names in self.names.items()}
         columns = {side: [c for c, n in enumerate(inputs.dense) if n in names] for side, names in self.names.items()}
         item = Item(part, Inputs(sides["item"].ids, inputs.sequences, sides["item"].dense, inputs.like))
         self.user = UserTower(config, sides["user"], item, body, columns["user"])
@@ -266,6 +266,12 @@ class NextItem(Network):
             )
         part = config.attention[0]
         check_features(config.attention, config.pooled, inputs)
+        for query, event in zip(part.query, part.events, strict=True):
+            if inputs.tables.get(query) != inputs.tables.get(event):
+                raise BadInput(
+                    f"model.attention.0: query '{query}' is of table {inputs.tables[query]} and its events '{event}' "
+                    f"are of {inputs.tables[event]}; an item has one vector wherever it stands; name one table for both"
+                )
         self.task = next(iter(tasks))
         self.key, self.events = part.query[0], part.events[0]
         self.config = config
@@ -374,13 +380,21 @@ class NextItem(Network):
         return none_where(taught, logits)
 
 
-def _of(inputs: Inputs, names: list[str]) -> Inputs:
-    """Return some of the features."""
-    return Inputs(
-        ids={name: dim for name, dim in inputs.ids.items() if name in names},
-        sequences={name: dim for name, dim in inputs.sequences.items() if name in names},
-        dense=[name for name in inputs.dense if name in names],
-    )
+def check_places(key: str, places: int, config: NextItemConfig, inputs: Inputs) -> None:
+    """Raise BadInput where a history is longer than a body has places for, which would be its newest events alone.
+
+    Args:
+        key: of the config, whose value `places` is.
+        places: events, from the oldest on, that have one of their own.
+        config: names the history.
+        inputs: the recipe's features.
+    """
+    history = config.attention[0].events[0]
+    if inputs.limits.get(history, 0) > places:
+        raise BadInput(
+            f"model.{key}: {places} is less than the max_length {inputs.limits[history]} of '{history}', whose newest "
+            "events would share a place; give both one number"
+        )
 
 
 def _joined(states: Tensor, context: Tensor | None) -> Tensor:

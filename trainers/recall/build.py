@@ -21,7 +21,7 @@ from livetrain.trainers.export import publish
 from livetrain.trainers.export.inverted import retriever
 from livetrain.trainers.export.prediction import Predictor
 from livetrain.trainers.recall.index import ABOUT, KEYS, VECTORS, write_keys
-from livetrain.trainers.recall.inverted import Inverted
+from livetrain.trainers.recall.inverted import SearchedTable
 from livetrain.trainers.recall.nearest import Kind, Nearest, Stored
 from livetrain.trainers.recall.origin import Origin, ids, items, key_of, places_of, vectors
 from livetrain.trainers.runtime import manifest
@@ -126,7 +126,7 @@ def _inverted(recipe: Recipe, origin: Origin, where: str, asked: Asked, say: Say
         keys, table = _listed(table, listed.column(key))
     with TemporaryDirectory() as folder:
         draft = Path(folder)
-        Inverted(table).write(draft)
+        SearchedTable(table).write(draft)
         size = sum(path.stat().st_size for path in draft.glob("table.*.bin"))
         about = {
             "kind": "inverted",

@@ -20,7 +20,7 @@ import numpy as np
 
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.export import publish
-from livetrain.trainers.recall.inverted import Inverted, Request
+from livetrain.trainers.recall.inverted import Request, SearchedTable
 from livetrain.trainers.recall.nearest import Mask, Nearest
 from livetrain.trainers.runtime import manifest
 
@@ -56,7 +56,7 @@ class _Version(NamedTuple):
     about: dict[str, Any]
     keys: np.ndarray  # (N,) int64, or object of str
     places: dict[Key, int]
-    searcher: "Nearest | Inverted"
+    searcher: "Nearest | SearchedTable"
     air: _Air
     mask: Mask | None
 
@@ -134,7 +134,7 @@ class Index:
             BadInput: the query is not of the index's kind or width.
         """
         now = self._now  # once: whatever changes meanwhile is not seen
-        if isinstance(now.searcher, Inverted):
+        if isinstance(now.searcher, SearchedTable):
             if isinstance(query, np.ndarray):
                 raise BadInput(f"{now.folder}: an inverted table is asked by keys, not by vectors")
             places, scores = now.searcher.search(query, count, now.mask)
@@ -203,7 +203,7 @@ def _read(folder: Path, fence: int, air: _Air) -> _Version:
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     keys = read_keys(folder / KEYS, about["key"]["type"])
     inverted = about["kind"] == "inverted"
-    searcher = Inverted.read(folder, np.arange(len(keys))) if inverted else Nearest.read(folder / VECTORS)
+    searcher = SearchedTable.read(folder, np.arange(len(keys))) if inverted else Nearest.read(folder / VECTORS)
     places = {key: place for place, key in enumerate(keys.tolist())}
     return _Version(folder, fence, about, keys, places, searcher, air, air.mask(places))
 

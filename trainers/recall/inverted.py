@@ -21,7 +21,7 @@ class Request(NamedTuple):
     weights: np.ndarray  # (M,) float32
 
 
-class Inverted:
+class SearchedTable:
     """score(request, item) = sum over the request's keys of weight x table[key, item]; items without a score are none.
 
     Args:
@@ -29,7 +29,7 @@ class Inverted:
 
     Example:
         >>> parts = {"keys": [3, 8], "offsets": [0, 2, 3], "items": [40, 50], "places": [0, 1, 1], "rest": []}
-        >>> table = Inverted(Table(**{n: np.array(x) for n, x in parts.items()}, scores=np.array([1.0, 2.0, 5.0])))
+        >>> table = SearchedTable(Table(**{n: np.array(x) for n, x in parts.items()}, scores=np.array([1.0, 2.0, 5.0])))
         >>> asked = Request(np.array([3, 8, 9]), np.array([2, 1]), np.array([1.0, 0.5, 1.0]))
         >>> places, scores = table.search(asked, 2, None)  # the table has no key 9
         >>> places.tolist(), scores.tolist()
@@ -43,7 +43,7 @@ class Inverted:
         )
 
     @classmethod
-    def read(cls, folder: Path, items: np.ndarray) -> "Inverted":
+    def read(cls, folder: Path, items: np.ndarray) -> "SearchedTable":
         """Return the table that a folder holds, mapped, of these items."""
         parts = {}
         for name, kind in _TYPES.items():

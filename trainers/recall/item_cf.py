@@ -1,7 +1,7 @@
 """Item CF: the items that users had together with those of a request's history, by cosine or by Swing."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -9,17 +9,15 @@ from pydantic import Field
 from scipy import sparse
 from torch import nn
 
+from livetrain.configs.clock import DAY, HOUR, PER_SECOND, Hours
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import FittedConfig, Recipe
-from livetrain.configs.values import Count, FeatureName, PositiveOrZero, Share, Text, real
+from livetrain.configs.values import Count, FeatureName, PositiveOrZero, Share, Text
 from livetrain.modules.recall.fitted import NO_ID, Fitted, Rows, State, Table, register_fitted, table
 from livetrain.modules.recall.keys import HistoryKeys
 from livetrain.modules.tables.hashing import mix
 from livetrain.trainers.recall.pairs import Sequences, best, cosine_counts, swing_counts, taken
 
-Hours = Annotated[float, real(1e-3, 1e6)]
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
-_DAY, _HOUR = 86_400, 3600
 _SPARE = 4  # pairs of an item that are kept for the days to come, in neighbours
 _SWING_USERS = 200
 
@@ -141,7 +139,7 @@ class ItemCF(Fitted):
         config = self.config
         half_life = config.history_half_life
         if half_life is not None:
-            half_life *= _HOUR * _PER_SECOND[config.unit]
+            half_life *= HOUR * PER_SECOND[config.unit]
         return HistoryKeys(self.recipe, config.history, config.history_step, half_life, config.times, config.now)
 
     def table(self, state: State) -> Table:
@@ -206,7 +204,7 @@ class ItemCF(Fitted):
         if self.incremental:
             known = ~np.isnan(time)
             self._untimed += int((kept & ~known).sum())
-            day[known] = time[known] // _DAY if rows.day is None else rows.day
+            day[known] = time[known] // DAY if rows.day is None else rows.day
             kept = kept & known & ((day > last) | ((day == last) & (time > newest)))
         numbers = np.flatnonzero(kept)
         items, times = self._history(rows)
@@ -237,7 +235,7 @@ class ItemCF(Fitted):
             raise BadInput(
                 f"model.times: row {row} of train has not one time for each item of its history; mend the data"
             )
-        return history.values, times.values / _PER_SECOND[self.config.unit]
+        return history.values, times.values / PER_SECOND[self.config.unit]
 
     def _sequences(self, events: _Events) -> tuple[Sequences, np.ndarray]:
         """Return a day's events as `Sequences`, and the ids of the items whose places these hold."""
@@ -285,7 +283,7 @@ class ItemCF(Fitted):
         if config.similarity == "swing":
             blocks = swing_counts(found, len(items), float(config.alpha), common)
         else:
-            half_life = None if config.pair_half_life is None else config.pair_half_life * _HOUR
+            half_life = None if config.pair_half_life is None else config.pair_half_life * HOUR
             blocks = cosine_counts(found, len(items), config.pair_step, half_life, common)
         parts = []
         for block, counted in blocks:

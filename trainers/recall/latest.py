@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from livetrain.configs.clock import HOUR
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.configs.values import FeatureName, Text
 from livetrain.modules.recall.fitted import Rows, State, register_fitted
-from livetrain.trainers.recall.slices import HOUR, Sliced, SlicedConfig
+from livetrain.trainers.recall.slices import Sliced, SlicedConfig
 
 _LARGER = 1e-7  # what larger slices count: less than any own item, so that they only go on where a list ends
 _MOST = 5  # features of `by`: 1e-7 to the power of more slices is none in float32

@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from livetrain.configs.clock import HOUR
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.configs.values import Count, Positive
 from livetrain.modules.recall.fitted import Rows, State, register_fitted
-from livetrain.trainers.recall.slices import HOUR, Sliced, SlicedConfig
+from livetrain.trainers.recall.slices import Sliced, SlicedConfig
 
 
 class PopularConfig(SlicedConfig):

@@ -5,14 +5,12 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
+from livetrain.configs.clock import HOUR, Hours
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import FittedConfig, Recipe
-from livetrain.configs.values import Count, PositiveOrZero, Share, Text, real
+from livetrain.configs.values import Count, PositiveOrZero, Share, Text
 from livetrain.modules.recall.fitted import Fitted, Rows, State, Table
 from livetrain.trainers.recall import shards
-
-HOUR = 3600
-Hours = Annotated[float, real(1e-3, 1e6)]
 
 
 class ShardedConfig(FittedConfig):

@@ -12,8 +12,6 @@ from livetrain.configs.values import Count, FeatureName, Text
 from livetrain.modules.recall.fitted import Fitted, Rows, State, Table, table
 from livetrain.modules.recall.keys import SliceKeys
 
-HOUR = 3600
-
 
 class SlicedConfig(FittedConfig):
     """Base of the configs of kinds with a list of items per slice."""

@@ -98,3 +98,30 @@ def test_comirec_trains_without_a_graph_and_says_so():
         BadInput, match="train.compile: model.kind 'comirec' cannot be compiled.*leave train.compile out"
     ):
         compiled_dense.check(recipe)
+
+
+def test_scores_of_any_size_leave_numbers():
+    torch.manual_seed(0)
+    attention = [{"query": ["movie"], "events": ["history"]}]
+    body = ComiRecBody(ComiRecConfig(attention=attention, interests=2, positions=9), 4).eval()
+    torch.nn.init.constant_(body.hidden.weight, 5.0)
+    torch.nn.init.constant_(body.out.weight, 20.0)  # scores of 320, whose exp is no float32
+    events = torch.tensor([[1.0] * 4, [-1.0] * 4, [1.0] * 4]).requires_grad_()
+    found = body(events, torch.tensor([3]), {}, {})
+    torch.testing.assert_close(found[2], torch.ones(2, 4))  # of the two that weigh most
+    found.sum().backward()
+    assert events.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "key"), [("hstu_retrieval", "length"), ("comirec", "positions")])
+def test_a_history_has_a_place_for_each_event(kind, key):
+    model = {"kind": kind, "attention": HISTORY, key: 3}
+    with pytest.raises(BadInput, match=rf"model.{key}: 3 is less than the max_length \d+ of 'history'"):
+        Model(twins.recipe(model=model, tasks=RETRIEVAL), device="meta", tables_device="meta")
+
+
+def test_an_item_has_one_table():
+    model = {"kind": "sasrec_retrieval", "attention": [{"query": ["user"], "events": ["history"], "side": ["rating"]}]}
+    recipe = twins.recipe(model=model, tasks=RETRIEVAL, tables__user__dim=8)
+    with pytest.raises(BadInput, match=r"query 'user' is of table user and its events 'history' are of movie"):
+        Model(recipe, device="meta", tables_device="meta")

@@ -22,7 +22,7 @@ from livetrain.trainers.export.prediction import Predictor, weights_of
 from livetrain.trainers.recall import build
 from livetrain.trainers.recall.build import Asked
 from livetrain.trainers.recall.index import KEYS, write_keys
-from livetrain.trainers.recall.inverted import Inverted
+from livetrain.trainers.recall.inverted import SearchedTable
 from livetrain.trainers.recall.nearest import Nearest
 from livetrain.trainers.recall.origin import newest, origin, vectors
 from tests import indexes
@@ -222,12 +222,12 @@ def lines(program: Path, *words: object) -> list[list[str]]:
 
 @pytest.mark.slow
 def test_a_cpp_program_reads_a_table(tmp_path):
-    Inverted(TABLE).write(tmp_path)
+    SearchedTable(TABLE).write(tmp_path)
     write_keys(tmp_path / KEYS, TABLE.items)
     program = compiled(tmp_path, "inverted")
     assert lines(program, tmp_path, 5, "3", "8=0.5", "9=4") == [["50", "4.5"], ["40", "1"]]
     assert lines(program, tmp_path, 1, "3=-1", "8") == [["50", "3"]]
-    Inverted(TABLE._replace(rest=np.array([0.5, 1], np.float32))).write(tmp_path)
+    SearchedTable(TABLE._replace(rest=np.array([0.5, 1], np.float32))).write(tmp_path)
     assert lines(program, tmp_path, 1, "3", "8") == [["50", "4.5"]]
 
 

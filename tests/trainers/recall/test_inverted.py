@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from livetrain.modules.recall.fitted import Table
-from livetrain.trainers.recall.inverted import Inverted, Request
+from livetrain.trainers.recall.inverted import Request, SearchedTable
 
 
 def by_hand(table: dict, request: list[tuple[int, float]], allowed: np.ndarray, rest: dict) -> dict[int, float]:
@@ -30,7 +30,7 @@ def test_scores_are_sums_over_the_keys(table, requests, allowed, rests, count):
     keys = sorted(table)
     entries = [sorted(table[key].items()) for key in keys]
     rest = {key: rests[key + 9] for key in range(-9, 10)}
-    index = Inverted(
+    index = SearchedTable(
         Table(
             keys=np.array(keys, np.int64),
             offsets=np.cumsum([0, *map(len, entries)]),
@@ -67,18 +67,18 @@ TABLE = Table(
 
 
 def test_files_hold_the_table(tmp_path):
-    Inverted(TABLE).write(tmp_path)
+    SearchedTable(TABLE).write(tmp_path)
     query = Request(np.array([3, 8]), np.array([2]), np.array([1.0, 0.5]))
-    read = Inverted.read(tmp_path, TABLE.items)
-    for one, other in zip(Inverted(TABLE).search(query, 3, None), read.search(query, 3, None), strict=True):
+    read = SearchedTable.read(tmp_path, TABLE.items)
+    for one, other in zip(SearchedTable(TABLE).search(query, 3, None), read.search(query, 3, None), strict=True):
         np.testing.assert_array_equal(one, other)
     assert (tmp_path / "table.places.bin").stat().st_size == 3 * 4
 
 
 def test_an_empty_table_finds_nothing(tmp_path):
     parts = {name: getattr(TABLE, name)[:0] for name in ("keys", "places", "scores", "rest")}
-    Inverted(TABLE._replace(offsets=np.zeros(1, np.int64), **parts)).write(tmp_path)
-    none = Inverted.read(tmp_path, TABLE.items)
+    SearchedTable(TABLE._replace(offsets=np.zeros(1, np.int64), **parts)).write(tmp_path)
+    none = SearchedTable.read(tmp_path, TABLE.items)
     places, scores = none.search(Request(np.array([3]), np.array([1]), np.ones(1)), 2, None)
     assert places.tolist() == [[-1, -1]]
     assert np.isneginf(scores).all()

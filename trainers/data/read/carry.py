@@ -7,13 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from livetrain.configs.clock import PER_SECOND
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Feature
 from livetrain.trainers.data.read.columns import is_list, is_text
 from livetrain.trainers.data.read.records import Column, running
 from livetrain.trainers.data.write.ids import string_ids
-
-_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 def whole(column: pa.ChunkedArray) -> pa.Array:
@@ -276,7 +275,7 @@ def _times(array: pa.Array, unit: str | None) -> _Times:
     """Return a column of timestamps, or of integers of that unit."""
     unit = array.type.unit if pa.types.is_timestamp(array.type) else unit
     assert unit is not None  # the columns' check asks for it
-    ticks, each = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), _PER_SECOND[unit]
+    ticks, each = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False), PER_SECOND[unit]
     whole, rest = np.divmod(ticks, each)
     return _Times(whole, rest / each, array.is_valid().to_numpy(zero_copy_only=False))
 

@@ -15,6 +15,7 @@ Text may be packed by gzip, the name then ends in .gz besides.
 import gzip
 import io
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -145,7 +146,7 @@ def _bytes(path: Path) -> bytes:
     try:
         data = path.read_bytes()
         return gzip.decompress(data) if path.name.endswith(".gz") else data
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path} cannot be read ({short(error)}); correct the path, or write the file again") from None
 
 
@@ -236,6 +237,8 @@ def _columns(
         if asked is not None and asked not in table.column_names:
             known = ", ".join(table.column_names)
             raise BadInput(f"{path} has no column '{asked}' for --{role}; it has {known}")
+        if asked is None and len(usual) > 1:
+            raise BadInput(f"{path}: {' and '.join(usual)} could each be the {role}; name the one by --{role}")
         if asked or usual:
             found[role] = asked or usual[0]
         elif role in ("user", "item"):
@@ -253,7 +256,10 @@ def _ids(path: Path, column: pa.ChunkedArray, name: str) -> pa.Array:
     if ids.null_count:
         row = int(np.flatnonzero(ids.is_null().to_numpy(zero_copy_only=False))[0])
         raise BadInput(f"{path}, row {row + 1}: column '{name}' is empty; fill it, or leave the row out")
-    return ids.cast(pa.int64()) if pa.types.is_integer(ids.type) else ids
+    try:
+        return ids.cast(pa.int64()) if pa.types.is_integer(ids.type) else ids
+    except pa.ArrowInvalid:
+        raise BadInput(f"{path}: column '{name}' has ids above 2**63 - 1; write them as strings") from None
 
 
 def _finite(path: Path, column: pa.ChunkedArray, name: str) -> np.ndarray:
@@ -286,10 +292,29 @@ def _microseconds(path: Path, column: pa.ChunkedArray, name: str) -> np.ndarray:
     if pa.types.is_temporal(column.type):
         for row in np.flatnonzero(column.is_null().to_numpy())[:1]:
             raise BadInput(f"{path}, row {row + 1}: column '{name}' is empty; fill it, or leave the row out")
-        return column.cast(pa.timestamp("us")).cast(pa.int64()).to_numpy()
+        try:
+            return column.cast(pa.timestamp("us"), safe=False).cast(pa.int64()).to_numpy()
+        except pa.ArrowException:
+            raise BadInput(
+                f"{path}: column '{name}' is {column.type}, which is no point in time; write dates or numbers"
+            ) from None
     numbers = _finite(path, column, name)
-    factor = next((factor for above, factor in _UNITS if np.abs(numbers).max() > above), 1e6)
+    sizes = np.abs(numbers[numbers != 0])
+    least, factor = (_factor(size) for size in (sizes.min(initial=np.inf), sizes.max(initial=0)))
+    if least != factor and sizes.min(initial=np.inf) > 1e9:  # 1e9 s are a date; small numbers may count from anywhere
+        row = int(np.abs(numbers).argmax())
+        raise BadInput(
+            f"{path}, row {row + 1}: column '{name}' has a time in another unit than others ({numbers[row]:.0f}); "
+            "write all in one"
+        )
+    if sizes.max(initial=0) * factor >= 2**63:
+        raise BadInput(f"{path}: column '{name}' has times beyond every calendar; mend them")
     return np.round(numbers * factor).astype(np.int64)
+
+
+def _factor(size: float) -> float:
+    """Return what a time of this size is multiplied by to become microseconds."""
+    return next((factor for above, factor in _UNITS if size > above), 1e6)
 
 
 def _starts_with_number(column: pa.ChunkedArray) -> bool:

@@ -1,5 +1,6 @@
 """Files of interactions, from their paths to samples."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,10 @@ class Source:
         """Return what dataset.json says of it."""
         paths = {"events": self.events, "users": self.users, "items": self.items, "test": self.test}
         paths["negatives"] = self.negatives
-        return {role: str(path.resolve()) for role, path in paths.items() if path is not None} | dict(self.names)
+        files = {role: path for role, path in paths.items() if path is not None and path.is_file()}
+        digests = {f"{role}_sha256": hashlib.sha256(path.read_bytes()).hexdigest() for role, path in files.items()}
+        said = {role: str(path.resolve()) for role, path in paths.items() if path is not None} | dict(self.names)
+        return said | digests | ({} if self.form is None else {"form": self.form})
 
 
 def prepare(

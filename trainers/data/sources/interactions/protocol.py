@@ -82,15 +82,23 @@ def given_test(train: Events, test: Events, users: Names, items: Names, listed: 
     """
     user, item = users.find(train.user), items.find(train.item)
     timed = train.time is not None and test.time is not None
-    order = _in_time(user, train.time if timed else None)
+    order = _in_time(user, train.time)
     user, item = user[order], item[order]
     stage = np.zeros(len(user), np.int64)
-    stage[_chosen(user, len(users), timed)] = VALID
+    stage[_chosen(user, len(users), train.time is not None)] = VALID
     last = np.lexsort((np.arange(len(user)), stage, user))  # which chooses, stands behind those that teach
     order, user, item, stage = order[last], user[last], item[last], stage[last]
     tested, target = users.find(test.user), items.find(test.item)
     for row in np.flatnonzero(np.bincount(tested, minlength=len(users)) > 1)[:1]:
         raise BadInput(f"{test.name}: user {users.ids[row]} has two test events; keep one")
+    if train.time is not None and test.time is not None:
+        newest = np.full(len(users), np.iinfo(np.int64).min)
+        np.maximum.at(newest, user, train.time[order])
+        for row in np.flatnonzero(test.time < newest[tested])[:1]:
+            raise BadInput(
+                f"{test.name}, row {row + 1}: user {users.ids[tested[row]]} has later events in {train.name}, of which "
+                "the test's history must know nothing; leave those out"
+            )
     whole = np.lexsort((np.arange(len(user) + len(tested)), np.concatenate([user, tested])))
     stages = np.concatenate([stage, np.full(len(tested), TEST)])[whole]
     user, item = np.concatenate([user, tested])[whole], np.concatenate([item, target])[whole]

@@ -194,6 +194,19 @@ WRONG = {
     "which column": ("x.csv", "who,item\na,b\n", {}, "which column is the user"),
     "a time that is none": ("x.csv", "user,item,time\na,b,1\na,c,soon\n", {}, "column 'time' is not a number"),
     "a value that is none": ("x.csv", "user,item,rating\na,b,\n", {}, "column 'rating'"),
+    "two that could be the user": (
+        "x.csv",
+        "session_id,user_id,item\na,b,c\n",
+        {},
+        "session_id and user_id could each",
+    ),
+    "times in two units": (
+        "x.csv",
+        "user,item,time\na,b,1400000000\na,c,1400000001000\n",
+        {},
+        r"row 2: column 'time' has a time in another unit than others",
+    ),
+    "times beyond calendars": ("x.csv", "user,item,time\na,b,1e30\n", {}, "column 'time' has times beyond"),
     "nothing": ("x.csv", "user,item\n", {}, "has no events"),
     "an unknown ending": ("x.log", "a b\n", {}, "say --form"),
     "a table as lines": ("x.txt", "a,b\n", {}, "line 1: wanted a user and her items"),
@@ -239,3 +252,54 @@ def test_counts_of_published_protocols(tmp_path):
     assert made["counts"]["taught"] == 44_311
     assert made["splits"]["test"]["rows"] == made["counts"]["users"] == 1_776
     assert {len(row["candidates"]) for row in read(tmp_path / "music", "test")} == {99}
+
+
+@pytest.mark.parametrize(
+    ("column", "sentence"),
+    [
+        (pa.array([1, 2], pa.time64("us")), "column 'time' is time64.us., which is no point in time"),
+        (pa.array([2**63 + 1, 5], pa.uint64()), "column 'item' has ids above"),
+    ],
+)
+def test_types_that_cannot_be_are_named(tmp_path, column, sentence):
+    table = pa.table({"user": [1, 1], "item": [1, 2], "time": [1, 2]})
+    name = "item" if pa.types.is_uint64(column.type) else "time"
+    pq.write_table(table.set_column(table.column_names.index(name), name, column), tmp_path / "x.parquet")
+    with pytest.raises(BadInput, match=sentence):
+        prepare(source(tmp_path / "x.parquet"), tmp_path / "out")
+
+
+def test_nanoseconds_are_times(tmp_path):
+    times = pa.array([3_000_000_001, 1_000_000_002, 2_000_000_003, 4_000_000_004], pa.timestamp("ns"))
+    pq.write_table(pa.table({"user": [1] * 4, "item": [3, 1, 2, 4], "time": times}), tmp_path / "x.parquet")
+    prepare(source(tmp_path / "x.parquet"), tmp_path / "out")
+    assert read(tmp_path / "out", "test")[0]["history"] == [1, 2, 3]
+
+
+def test_a_file_that_changed_is_not_already_prepared(tmp_path):
+    events = write(tmp_path / "x.txt", "a b c d\n")
+    prepare(source(events), tmp_path / "out")
+    prepare(source(events), tmp_path / "out")
+    write(events, "a b c d e\n")
+    with pytest.raises(BadInput, match="holds other prepared data"):
+        prepare(source(events), tmp_path / "out")
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_test_event_is_the_newest(tmp_path, timed):
+    """With times of its own; and without, those of the other file order what it is asked with."""
+    train = write(tmp_path / "x.csv", "user,item,time\na,p,30\na,q,10\na,r,20\n")
+    test = write(tmp_path / "t.csv", "user,item,time\na,s,15\n" if timed else "user,item\na,s\n")
+    if timed:
+        with pytest.raises(BadInput, match=r"t.csv, row 1: user a has later events in .*x.csv"):
+            prepare(source(train, test=test), tmp_path / "out")
+        return
+    prepare(source(train, test=test), tmp_path / "out")
+    names = dict(pq.read_table(tmp_path / "out" / "items.parquet").select(["item", "item_id"]).to_pandas().values)
+    assert [names[item] for item in read(tmp_path / "out", "test")[0]["history"]] == ["q", "r", "p"]
+
+
+def test_counts_are_ours(tmp_path):
+    events = write(tmp_path / "x.txt", "a b c d\n")
+    with pytest.raises(BadInput, match="column 'count'"):
+        prepare(source(events, items=write(tmp_path / "items.csv", "item,count\nb,50\n")), tmp_path / "out")
