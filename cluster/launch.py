@@ -25,11 +25,11 @@ from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.spread import Looking, in_threads
 from livetrain.trainers.evaluate.draws import Draws
 from livetrain.trainers.export import export
+from livetrain.trainers.fitted import run as fit
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.observe.progress import Watcher
 from livetrain.trainers.observe.report import report, spectrum
 from livetrain.trainers.observe.waiting import waiting
-from livetrain.trainers.recall import fit
 from livetrain.trainers.recall.solving import TRAINERS
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, signals
 from livetrain.trainers.runtime.manifest import write_json, write_text

@@ -24,8 +24,8 @@ from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import load_recipe, override
 from livetrain.configs.schema import Recipe
 from livetrain.configs.space import load_space, parse_space
+from livetrain.modules.fitted import fitted
 from livetrain.modules.model import Model
-from livetrain.modules.recall.fitted import fitted
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.evaluate import selection

@@ -8,7 +8,7 @@ from livetrain.configs.schema.data import Data, Days, Negatives
 from livetrain.configs.schema.export import Export, Quantization, Wandb
 from livetrain.configs.schema.feature import EmbeddedFeature, Feature
 from livetrain.configs.schema.gradients import Gradients, GradNorm, PCGrad, SumOfGradients, Uncertainty
-from livetrain.configs.schema.model import FittedConfig, ModelConfig
+from livetrain.configs.schema.model import FittedConfig, FittedRankerConfig, ModelConfig
 from livetrain.configs.schema.optimizers import DenseOptimizer, Optimizers, Schedule, SparseOptimizer
 from livetrain.configs.schema.recipe import Recipe
 from livetrain.configs.schema.section import Section
@@ -28,6 +28,7 @@ __all__ = [
     "Export",
     "Feature",
     "FittedConfig",
+    "FittedRankerConfig",
     "GradNorm",
     "Gradients",
     "GroupTask",

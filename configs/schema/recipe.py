@@ -166,7 +166,9 @@ def _check_fitted(recipe: Recipe) -> None:
     if recipe.cluster.most > 1:
         raise BadInput(f"cluster.workers: '{kind}' is fitted by one process; use workers: 0, or 1")
     tasks = recipe.tasks.items()
-    if len(tasks) > 1 or not registry.TASKS.owner(next(iter(recipe.tasks.values())).kind).towers:
+    if recipe.model.finds and (
+        len(tasks) > 1 or not registry.TASKS.owner(next(iter(recipe.tasks.values())).kind).towers
+    ):
         raise BadInput(f"tasks: '{kind}' finds items for one task of kind retrieval; leave the other tasks out")
     if recipe.data.negatives is not None:
         raise BadInput(f"data.negatives: '{kind}' is fitted without negatives; leave them out")

@@ -26,13 +26,14 @@ import torch
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Quantization, Recipe
+from livetrain.modules.fitted import fitted
 from livetrain.modules.model import Model
-from livetrain.modules.recall.fitted import fitted
 from livetrain.modules.serving.quantized import let_go, stays, stored
 from livetrain.modules.serving.scorer import Encoder, Scorer, Tables
 from livetrain.modules.tables.mapped import Files, Room, in_memory, nameless
 from livetrain.modules.tasks.registry import metrics
 from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.export import fitted as fits
 from livetrain.trainers.export import inverted
 from livetrain.trainers.export.parity import prove
 from livetrain.trainers.export.rows import golden_inputs, held_out_rows, synthetic_rows
@@ -109,7 +110,10 @@ def export(
     quantize = quantize or recipe.export.quantize
     if (kind := fitted(recipe)) is not None:
         with _draft(out) as draft:
-            content = inverted.write(kind, run, recipe, path, draft, quantize)
+            if recipe.model.finds:
+                content = inverted.write(kind, run, recipe, path, draft, quantize)
+            else:
+                content = fits.write(run, recipe, path, draft)
             _commit(draft, out)
         return content
     mapped = _mapped(recipe, quantize)

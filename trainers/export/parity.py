@@ -1,7 +1,7 @@
 """The proof that an exported file gives the trained model's scores."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from livetrain.modules.batch import Batch
 from livetrain.modules.layers import products
 from livetrain.modules.model import Model
 from livetrain.modules.tasks.registry import kinds
-from livetrain.trainers.export.rows import _held_out, inputs_of, one_user
+from livetrain.trainers.export.rows import Inputs, _held_out, inputs_of, one_user
 
 
 def prove(
@@ -27,17 +27,38 @@ def prove(
     Raises:
         BadInput: less closely than the recipe's tolerance.
     """
+    predict = kinds(recipe.tasks)
+
+    def predicted(batch: Batch, inputs: Inputs) -> dict[str, torch.Tensor]:
+        logits = model(batch.ids, batch.dense, None, batch.vectors)
+        return {task: kind(logits[task]) for task, kind in predict.items()}
+
+    return compared(predicted, scored, recipe, quantize, towers)
+
+
+def compared(
+    model: Callable[[Batch, Inputs], dict[str, torch.Tensor]],
+    scored: torch.jit.ScriptModule,
+    recipe: Recipe,
+    quantize: Quantization,
+    towers: Sequence[torch.jit.ScriptModule] = (),
+) -> dict[str, Any]:
+    """Return what `prove` does of anything that predicts for a batch, which comes as the file takes it too.
+
+    Raises:
+        BadInput: as `prove`.
+    """
     parts, ranked, product, predict = [], 0.0, 0.0, kinds(recipe.tasks)
     with torch.no_grad():
         for batch, real in _held_out(recipe, recipe.export.parity_rows):
-            scores = scored(*inputs_of(batch, recipe))
-            logits = model(batch.ids, batch.dense, None, batch.vectors)
+            inputs = inputs_of(batch, recipe)
+            scores, own = scored(*inputs), model(batch, inputs)
             found = torch.stack([scores[task] for task in recipe.tasks])[:, real]  # (T, n)
-            wanted = torch.stack([kind(logits[task]) for task, kind in predict.items()])[:, real]
+            wanted = torch.stack([own[task] for task in recipe.tasks])[:, real]
             parts.append((found, wanted, batch.labels.T[:, real]))
             ranked = max(ranked, rank_difference(scored, batch, recipe))
             if towers:
-                user, item = (tower(*inputs_of(batch, recipe)) for tower in towers)
+                user, item = (tower(*inputs) for tower in towers)
                 product = max(product, apart(products.of_pairs(user, item), next(iter(scores.values()))))
     found, wanted, labels = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     rows = found.shape[1]

@@ -22,7 +22,9 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
     content = run_folder.content(path)
     step, ids = content["step"], content.get("ids", {})
     mean, std = dict[str, list[float]](), dict[str, list[float]]()
-    finds: dict[str, Any] = _TOP
+    finds: dict[str, Any] = _TOP if recipe.model.finds else {}
+    if model is None:
+        mean, std = (content["position"].get(part, {}) for part in ("mean", "std"))
     if model is not None:
         places, normalise = measured(model), model.dense.normalise
         mean, std = ({n: x[place].tolist() for n, place in places.items()} for x in (normalise.mean, normalise.std))
