@@ -7,6 +7,7 @@ from livetrain.configs.schema.cluster import Cluster, Topology, Workers
 from livetrain.configs.schema.data import Data, Days, Negatives
 from livetrain.configs.schema.export import Export, Quantization, Wandb
 from livetrain.configs.schema.feature import EmbeddedFeature, Feature
+from livetrain.configs.schema.fusion import FUSED, Fusion
 from livetrain.configs.schema.gradients import Gradients, GradNorm, PCGrad, SumOfGradients, Uncertainty
 from livetrain.configs.schema.model import FittedConfig, FittedRankerConfig, ModelConfig
 from livetrain.configs.schema.optimizers import DenseOptimizer, Optimizers, Schedule, SparseOptimizer
@@ -18,6 +19,7 @@ from livetrain.configs.schema.train import CANDIDATES, SEEN, Evaluate, Train, Wa
 
 __all__ = [
     "CANDIDATES",
+    "FUSED",
     "SEEN",
     "Cluster",
     "Data",
@@ -29,6 +31,7 @@ __all__ = [
     "Feature",
     "FittedConfig",
     "FittedRankerConfig",
+    "Fusion",
     "GradNorm",
     "Gradients",
     "GroupTask",

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from livetrain.modules.fusion import Fused
 from livetrain.modules.serving.inputs import repeated
 from livetrain.modules.trees.columns import Columns
 from livetrain.modules.trees.trees import Trees
@@ -43,12 +44,16 @@ class Ranker(nn.Module):
         logits: as `FittedRanker.module` has it.
         kinds: the tasks' kinds, by name.
         names: the recipe's features.
+        fused: the formula that makes one score more of the predictions, `FUSED`.
     """
 
     names: list[str]
 
-    def __init__(self, logits: nn.Module, kinds: dict[str, nn.Module], names: list[str]) -> None:
+    def __init__(
+        self, logits: nn.Module, kinds: dict[str, nn.Module], names: list[str], fused: Fused | None = None
+    ) -> None:
         super().__init__()
+        self.fused = fused
         self.logits = logits
         self.kinds = nn.ModuleDict(kinds)
         self.names = names
@@ -73,6 +78,9 @@ class Ranker(nn.Module):
         out: dict[str, Tensor] = {}
         for task, kind in self.kinds.items():
             out[task] = kind(logits[task])
+        fused = self.fused
+        if fused is not None:
+            out["fused"] = fused(out)
         return out
 
     @torch.jit.export

@@ -9,10 +9,12 @@ from torch import nn
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.fitted import State, fitted
+from livetrain.modules.fusion import Fused
 from livetrain.modules.recall.inverted import Inverted
 from livetrain.modules.tables.mapped import Files
 from livetrain.modules.tasks.registry import kinds
 from livetrain.modules.trees.scorer import Ranker
+from livetrain.trainers.export import fusion
 from livetrain.trainers.export.parity import compared
 from livetrain.trainers.export.rows import golden_inputs, held_out_rows, synthetic_rows
 from livetrain.trainers.export.signature import _signature
@@ -46,16 +48,16 @@ def state_of(recipe: Recipe, path: Path) -> State:
         raise BadInput(f"{error}; {ANOTHER}") from None
 
 
-def answering(model: Any, recipe: Recipe, state: State) -> nn.Module:
+def answering(model: Any, recipe: Recipe, state: State, fused: Fused | None = None) -> nn.Module:
     """Return what answers for a model, of what it has learned: `Inverted` of one that finds items, else `Ranker`."""
     if recipe.model.finds:
         return Inverted(model, recipe, model.table(state)).eval()
-    return Ranker(model.module(state), {**kinds(recipe.tasks)}, list(recipe.features)).eval()
+    return Ranker(model.module(state), {**kinds(recipe.tasks)}, list(recipe.features), fused).eval()
 
 
-def learned(recipe: Recipe, path: Path) -> nn.Module:
+def learned(recipe: Recipe, path: Path, fused: Fused | None = None) -> nn.Module:
     """Return what answers for a checkpoint's model; errors as of `state_of`."""
-    return answering(fitted(recipe), recipe, state_of(recipe, path))
+    return answering(fitted(recipe), recipe, state_of(recipe, path), fused)
 
 
 def write(run: Path, recipe: Recipe, path: Path, draft: Path) -> dict[str, Any]:
@@ -64,7 +66,7 @@ def write(run: Path, recipe: Recipe, path: Path, draft: Path) -> dict[str, Any]:
     Raises:
         BadInput: the checkpoint is damaged, or the file's scores differ from the model's beyond the tolerance.
     """
-    plain = learned(recipe, path)
+    plain = learned(recipe, path, fusion.fused_of(run, recipe))
     scored = written(torch.jit.script(plain), draft / "model.pt", Files(draft))
     size = (draft / "model.pt").stat().st_size
     none = {"tables": 0, "file": size}

@@ -9,6 +9,7 @@ import torch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.batch import Batch
+from livetrain.modules.fusion import FUSED, Fused
 from livetrain.modules.layers import products
 from livetrain.modules.model import Model
 from livetrain.modules.tasks.registry import kinds
@@ -21,6 +22,7 @@ def prove(
     recipe: Recipe,
     quantize: Quantization,
     towers: Sequence[torch.jit.ScriptModule] = (),
+    fused: Fused | None = None,
 ) -> dict[str, Any]:
     """Return how closely the file, and the product of the towers' vectors, score held-out rows like the model.
 
@@ -31,7 +33,8 @@ def prove(
 
     def predicted(batch: Batch, inputs: Inputs) -> dict[str, torch.Tensor]:
         logits = model(batch.ids, batch.dense, None, batch.vectors)
-        return {task: kind(logits[task]) for task, kind in predict.items()}
+        out = {task: kind(logits[task]) for task, kind in predict.items()}
+        return out if fused is None else out | {FUSED: fused(out)}
 
     return compared(predicted, scored, recipe, quantize, towers)
 
@@ -53,8 +56,7 @@ def compared(
         for batch, real in _held_out(recipe, recipe.export.parity_rows):
             inputs = inputs_of(batch, recipe)
             scores, own = scored(*inputs), model(batch, inputs)
-            found = torch.stack([scores[task] for task in recipe.tasks])[:, real]  # (T, n)
-            wanted = torch.stack([own[task] for task in recipe.tasks])[:, real]
+            found, wanted = (torch.stack([of[name] for name in own])[:, real] for of in (scores, own))  # (T, n)
             parts.append((found, wanted, batch.labels.T[:, real]))
             ranked = max(ranked, rank_difference(scored, batch, recipe))
             if towers:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import Evaluate, Recipe
+from livetrain.configs.schema import FUSED, Evaluate, Recipe
 from livetrain.modules.fitted import fitted
 from livetrain.modules.model import Model
 from livetrain.modules.recall.inverted import ROWS
@@ -35,6 +35,7 @@ from livetrain.trainers.data.read.records import Columns, running
 from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.export.fitted import learned
+from livetrain.trainers.export.fusion import fused_of
 from livetrain.trainers.runtime import manifest, run_folder
 from livetrain.trainers.train import compatible
 
@@ -135,7 +136,7 @@ class Predictor:
             features = {name: feature for name, feature in features.items() if name in own}
         self.recipe = whole.model_copy(update={"tasks": {}, "evaluate": Evaluate(), "features": features})
         self._trained_on = dict(weights.ids)
-        self._tasks = list(whole.tasks)
+        self._tasks = [*whole.tasks, *([FUSED] if getattr(self._model, "fused", None) is not None else [])]
         self.names = [f"{self.vectors}_vector"] if self.vectors else [f"{task}_score" for task in self._tasks]
         bare = self.recipe.model_copy(update={"features": whole.features})
         self._decoder = Decoder(bare, groups=False, names=features)
@@ -246,10 +247,11 @@ def _load(weights: Weights, recipe: Recipe) -> nn.Module:
         raise BadInput(f"{weights.folder}: is gone, or another model is in its place by now; start again")
     if weights.exported:
         return load(weights.folder, _file(recipe, weights.vectors))
+    fused = fused_of(weights.run, recipe)
     if recipe.model.fitted:
-        return learned(recipe, weights.folder)
+        return learned(recipe, weights.folder, fused)
     model = plain_model(recipe, weights.folder)
-    return (Encoder(model, recipe, weights.vectors) if weights.vectors else Scorer(model, recipe)).eval()
+    return (Encoder(model, recipe, weights.vectors) if weights.vectors else Scorer(model, recipe, fused=fused)).eval()
 
 
 def _ids_of(folder: Path, exported: bool) -> dict[str, str]:

@@ -4,9 +4,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import FUSED, Recipe
 from livetrain.modules.model import Model, measured
 from livetrain.modules.tasks.registry import kinds
+from livetrain.trainers.export import fusion
 from livetrain.trainers.runtime import run_folder, runlog
 from livetrain.trainers.runtime.versions import versions
 
@@ -51,6 +52,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
             for name, kind in kinds(recipe.tasks).items()
         },
         **finds,
+        **_fusion(run, recipe),
         "model": recipe.model.model_dump(),
         "run": recipe.name,
         "checkpoint": {"step": step, "path": path.name},
@@ -59,6 +61,14 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
         "versions": versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _fusion(run: Path, recipe: Recipe) -> dict[str, Any]:
+    """Return what a caller has to know of the fused score, if the file has one."""
+    weights = fusion.weights_in(run)
+    if recipe.fusion is None or weights is None:
+        return {}
+    return {"fusion": {"name": FUSED, "score": recipe.fusion.score, "weights": weights}}
 
 
 def _towers(names: dict[str, list[str]], interests: int) -> dict[str, Any]:
