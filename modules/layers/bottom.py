@@ -54,14 +54,19 @@ class PerHistory(nn.ModuleList):
         self.histories = [("+".join(part.events + part.side), width) for part, width in zip(parts, widths, strict=True)]
 
 
-class BottomConfig(ModelConfig):
-    """The keys of every model that begins with a `Bottom`."""
+class HistoriesConfig(ModelConfig):
+    """The keys by which a model says how it reads histories."""
 
     attention: list[Attention] = []
+    pooled: list[FeatureName] = Field([], description="sequence features that are only averaged")
+
+
+class BottomConfig(HistoriesConfig):
+    """The keys of every model that begins with a `Bottom`."""
+
     attention_units: Units = Field([64, 16], min_length=1, description="hidden layers of the activation unit")
     softmax: bool = Field(False, description="normalise the attention over a row's events; DIN's paper does not")
     activation: Activation = "dice"
-    pooled: list[FeatureName] = Field([], description="sequence features that are only averaged")
 
 
 class Query(nn.Module):

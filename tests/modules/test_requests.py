@@ -49,6 +49,9 @@ CASES: dict[str, dict[str, Any]] = {
         "users": ("user", "history"),
     },
     "mmoe": {"model": {"kind": "mmoe", "attention": ATTENTION}, "tasks__like": {"label": "like"}},
+    "mmoe over rankmixer": {
+        "model": {"kind": "mmoe", "attention": ATTENTION, "trunk": {"kind": "rankmixer", "tokens": 4, "width": 8}}
+    },
     "dnn": {"model": {"kind": "dnn", "units": [8]}, **BAG, "users": (*USER, "tags", "clock")},
     "dnn, a cross": {"model": {"kind": "dnn", "units": [8]}, **CROSS},
     "dnn, vectors of events": {"model": {"kind": "dnn", "units": [8]}, **VECTORS},

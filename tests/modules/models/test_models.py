@@ -56,6 +56,8 @@ KINDS = {
     "mmoe-without-attention": {"kind": "mmoe", "pooled": ["seen", "rated", "genres"], "expert_units": [16]},
     "cgc": {**DIN, "kind": "cgc", "own": 2, "expert_units": [16]},
     "ple": {**DIN, "kind": "ple", "shared": 2, "expert_units": [16, 8]},
+    "rankmixer": {**DIN, "kind": "rankmixer", "tokens": 4, "width": 8, "tower_units": [16]},
+    "cgc-over-rankmixer": {**DIN, "kind": "cgc", "trunk": {"kind": "rankmixer", "tokens": 4, "width": 8}},
 }
 # Row by row: the length of each feature. The two sequences of one history are equally long.
 ROWS = [

@@ -184,6 +184,7 @@ MODELS = {
     "mmoe": {"experts": 3, "expert_units": [16]},
     "cgc": {"own": 2, "expert_units": [16]},
     "ple": {"expert_units": [16, 8]},
+    "rankmixer": {"tokens": 4, "width": 8},
 }
 FACTORS = {"kfm": {}, "deepfm": {"units": [16]}}  # these want more columns than there are tasks
 TASKS = {

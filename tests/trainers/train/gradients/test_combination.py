@@ -242,6 +242,7 @@ MODELS = {
     "esmm": {"kind": "esmm", "chains": [["click", "like"]], "tower_units": [4], **ATTENTION},
     "mmoe": {"kind": "mmoe", "experts": 3, "expert_units": [8], "tower_units": [4], **ATTENTION},
     "ple": {**CGC, "kind": "ple", "levels": 2},
+    "rankmixer": {"kind": "rankmixer", "tokens": 4, "width": 8, "tower_units": [4], **ATTENTION},
 }
 
 
