@@ -185,7 +185,36 @@ def _parallel(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other)
 
 
-class Bottom(nn.Module):
+class Reading(nn.Module):
+    """What makes one vector of a row's features, for whatever comes behind it: a subclass overrides `forward`.
+
+    Attributes:
+        width: of the vector.
+    """
+
+    width: int
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Build the vector of each row.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings; the sequences of one attention have equal lengths.
+            lengths: feature -> (B,), or fewer of a feature that rows share, see `Network`.
+            dense: (B, D), normalised.
+            weights: (B,), 0 marks padding; None when serving.
+
+        Returns:
+            (B, width).
+
+        Raises:
+            ValueError: the sequences of one attention differ in length.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+
+class Bottom(Reading):
     """x = [ids, mean of each pooled sequence, dense, each attention's sums], one vector per row.
 
     Args:
@@ -212,20 +241,7 @@ class Bottom(nn.Module):
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Build the vector of each row.
-
-        Args:
-            values: feature -> (sum of lengths, dim) embeddings; the sequences of one attention have equal lengths.
-            lengths: feature -> (B,), or fewer of a feature that rows share, see `Network`.
-            dense: (B, D), normalised.
-            weights: (B,), 0 marks padding; None when serving.
-
-        Returns:
-            (B, width).
-
-        Raises:
-            ValueError: the sequences of one attention differ in length.
-        """
+        """See `Reading`."""
         parts = [self.gather(values, lengths, dense)]
         if self.training and not torch.jit.is_scripting():
             histories = cast(Sequence[History], self.histories)

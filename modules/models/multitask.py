@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from livetrain.configs.schema import ModelConfig, Task
 from livetrain.configs.values import Dropout, Units
-from livetrain.modules.layers.bottom import BottomConfig
+from livetrain.modules.layers.bottom import BottomConfig, Reading
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.network import Network, PerTask
 from livetrain.modules.tasks.heads import Heads, outputs
@@ -63,7 +63,7 @@ class MultiTask(Network):
     pass can be batched over tasks.
 
     Args:
-        bottom: the recipe's features as one vector per row: called, and with a `width`, as a `Bottom` is.
+        bottom: the recipe's features as one vector per row.
         trunk: everything from there to the logits.
         heads: turns them into what the tasks' losses and predictions take.
     """
@@ -73,7 +73,7 @@ class MultiTask(Network):
     if TYPE_CHECKING:  # TorchScript would read it
         trunk: nn.Module
 
-    def __init__(self, bottom: nn.Module, trunk: nn.Module, heads: Heads) -> None:
+    def __init__(self, bottom: Reading, trunk: nn.Module, heads: Heads) -> None:
         super().__init__()
         self.bottom = bottom
         self.trunk = trunk

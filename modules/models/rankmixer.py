@@ -9,7 +9,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Section, Task
 from livetrain.configs.values import Few, Size
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers.bottom import Bottom, BottomConfig
+from livetrain.modules.layers.bottom import Bottom, BottomConfig, Reading
 from livetrain.modules.layers.rankmixer import MixerBlock, Tokens
 from livetrain.modules.models.multitask import MultiTask, MultiTaskConfig, Towers
 from livetrain.modules.models.registry import register_model
@@ -34,7 +34,7 @@ class RankMixerKeys(Section):
             )
         return self
 
-    def bottom(self, config: BottomConfig, inputs: Inputs) -> nn.Module:
+    def bottom(self, config: BottomConfig, inputs: Inputs) -> Reading:
         """Return what reads a row's features."""
         return RankMixerBottom(self, config, inputs)
 
@@ -43,7 +43,7 @@ class RankMixerConfig(RankMixerKeys, MultiTaskConfig):
     """Tokens of features and of attention over histories, mixed; then a tower per task."""
 
 
-class RankMixerBottom(nn.Module):
+class RankMixerBottom(Reading):
     """x = mean over tokens of blocks(tokens of e), e = [ids, pooled, dense, each attention's sums] of `Bottom`
 
     e is cut into slices of one length in the order of the recipe's features: which features share a token, and which
@@ -73,7 +73,7 @@ class RankMixerBottom(nn.Module):
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Build the vector of each row; arguments as `Bottom`'s. Returns: (B, width)."""
+        """See `Reading`."""
         tokens = self.tokens(self.bottom(values, lengths, dense, weights))
         for block in self.blocks:
             tokens = block(tokens)

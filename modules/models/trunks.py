@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field
 
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers.bottom import Bottom
+from livetrain.modules.layers.bottom import Bottom, Reading
 from livetrain.modules.models.multitask import MultiTaskConfig
 from livetrain.modules.models.rankmixer import RankMixerKeys
 
@@ -22,7 +22,7 @@ class TrunkedConfig(MultiTaskConfig):
     )
 
 
-def bottom_of(config: TrunkedConfig, inputs: Inputs) -> Bottom:
+def bottom_of(config: TrunkedConfig, inputs: Inputs) -> Reading:
     """Return what makes one vector of a row's features: `Bottom`, or the trunk that the config names.
 
     Raises:

@@ -52,6 +52,8 @@ CASES: dict[str, dict[str, Any]] = {
     "mmoe over rankmixer": {
         "model": {"kind": "mmoe", "attention": ATTENTION, "trunk": {"kind": "rankmixer", "tokens": 4, "width": 8}}
     },
+    "pepnet": {"model": {"kind": "pepnet", "attention": ATTENTION, "domain": ["rate"], "personal": ["user", "movie"]}},
+    "stem": {"model": {"kind": "stem", "attention": ATTENTION}},
     "dnn": {"model": {"kind": "dnn", "units": [8]}, **BAG, "users": (*USER, "tags", "clock")},
     "dnn, a cross": {"model": {"kind": "dnn", "units": [8]}, **CROSS},
     "dnn, vectors of events": {"model": {"kind": "dnn", "units": [8]}, **VECTORS},

@@ -72,10 +72,61 @@ def rankmixer(state: State, row: Row, config) -> list[Tensor]:
     return towers(state, sum(tokens) / count)
 
 
+def gate(state: State, name: str, z: Tensor) -> Tensor:
+    return 2 * linear(state, f"{name}.out", linear(state, f"{name}.hidden", z).clamp(min=0)).sigmoid()
+
+
+def pepnet(state: State, row: Row, config) -> list[Tensor]:
+    """PEPNet, 2302.01115: one gate on all features, then one on each hidden layer of each task; stopped gradients."""
+    e = torch.cat([row["user"], row["movie"], mean(row["seen"]), row["dense"]])
+    if config.domain:
+        e = gate(state, "bottom.gate", torch.cat([row["movie"], row["dense"][:1], e.detach()])) * e
+    z = torch.cat([row["user"], row["dense"][1:], e.detach()])
+    out = []
+    for task in range(len(TASKS)):
+        h, name = e, f"trunk.towers.{task}"
+        for layer in range(len(config.tower_units)):
+            h = linear(state, f"{name}.linears.{layer}", h).clamp(min=0)
+            h = h * gate(state, f"{name}.gates.{layer}", z)
+        out.append(linear(state, f"{name}.last", h)[0])
+    return out
+
+
+def stem(state: State, row: Row, config) -> list[Tensor]:
+    """STEM, 2308.13537: all experts forward, own and shared ones backward."""
+    streams = []
+    for part in range(3):
+        e = [each.chunk(3, -1)[part] for each in (row["user"], row["movie"], mean(row["seen"]))]
+        streams.append(torch.cat([*e, row["dense"]]))
+    units = config.expert_units[0]
+
+    def experts(name: str, count: int, x: Tensor) -> list[Tensor]:
+        every = linear(state, f"{name}.first", x).clamp(min=0)
+        return [every[i * units : (i + 1) * units] for i in range(count)]
+
+    own = [experts(f"trunk.own.{task}", config.own, streams[task]) for task in range(2)]
+    shared = experts("trunk.shared", config.shared, streams[2])
+    out = []
+    for task in range(2):
+        seen = [e if other == task else e.detach() for other in range(2) for e in own[other]] + shared
+        z = linear(state, f"trunk.gate_layers.{task}.linears.0", streams[task] + streams[2]).clamp(min=0)
+        scores = linear(state, f"trunk.gates.{task}.linear", z).exp()
+        out.append(tower(state, task, sum(s / scores.sum() * e for s, e in zip(scores, seen, strict=True))))
+    return out
+
+
 INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8}, DENSE)
+PEPNET = {"kind": "pepnet", "pooled": ["seen"], "personal": ["price", "user"], "gate_units": 6}
 Twin = Callable[[State, Row, Any], list[Tensor]]
 CASES: dict[str, tuple[Twin, dict, Inputs]] = {
     "rankmixer": (rankmixer, {"kind": "rankmixer", "pooled": ["seen"], "tokens": 4, "width": 12, "blocks": 3}, INPUTS),
+    "pepnet": (pepnet, {**PEPNET, "domain": ["movie", "age"], "tower_units": [7, 5]}, INPUTS),
+    "pepnet, the user alone": (pepnet, {**PEPNET, "tower_units": [6]}, INPUTS),
+    "stem": (
+        stem,
+        {"kind": "stem", "pooled": ["seen"], "own": 2, "shared": 3, "expert_units": [5], "gate_units": [4]},
+        Inputs({"user": 3, "movie": 6}, {"seen": 6}, DENSE),
+    ),
 }
 
 
@@ -123,3 +174,15 @@ def test_exchanging_parts_undoes_itself():
     for t in range(4):
         for h in range(4):
             assert torch.equal(once[:, h, 3 * t : 3 * t + 3], tokens[:, t, 3 * h : 3 * h + 3])
+
+
+def test_a_task_of_stem_learns_its_own_and_the_shared_columns_alone():
+    config = parse_model({"kind": "stem", "pooled": ["seen"]})
+    model = network("stem")(config, Inputs({"user": 3}, {"seen": 6}, []), TASKS)
+    values = {"user": torch.randn(4, 3).requires_grad_(), "seen": torch.randn(8, 6).requires_grad_()}
+    lengths = {"user": torch.ones(4, dtype=torch.long), "seen": torch.tensor([2, 0, 5, 1])}
+    logits = model(values, lengths, torch.zeros(4, 0), torch.ones(4))
+    for own, task in enumerate(TASKS):
+        for gradient in torch.autograd.grad(logits[task].sum(), list(values.values()), retain_graph=True):
+            parts = gradient.chunk(3, 1)
+            assert [bool(part.any()) for part in parts] == [own == 0, own == 1, True]

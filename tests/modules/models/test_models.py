@@ -10,6 +10,7 @@ from livetrain.modules.models.registry import network
 
 INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 4, "genres": 4}, ["age", "price"])
 ONE_DIM = Inputs({"user": 8, "movie": 8}, {"seen": 8, "rated": 8, "genres": 8}, ["age", "price"])
+THIRDS = Inputs({"user": 6, "movie": 9}, {"seen": 9, "rated": 3, "genres": 6}, ["age", "price"])
 ELEMENTWISE = ["fm", "nfm", "deepfm"]  # kinds that multiply factors element by element, so that tables need one dim
 TASKS = ["click", "like"]
 DECLARED = {task: Task(label=task) for task in TASKS}
@@ -57,6 +58,10 @@ KINDS = {
     "cgc": {**DIN, "kind": "cgc", "own": 2, "expert_units": [16]},
     "ple": {**DIN, "kind": "ple", "shared": 2, "expert_units": [16, 8]},
     "rankmixer": {**DIN, "kind": "rankmixer", "tokens": 4, "width": 8, "tower_units": [16]},
+    "pepnet": {**DIN, "kind": "pepnet", "domain": ["age"], "personal": ["movie", "user"], "gate_units": 8},
+    "pepnet-of-the-domain": {**DIN, "kind": "pepnet", "domain": ["user", "age"], "tower_units": []},
+    "pepnet-of-the-user": {**DIN, "kind": "pepnet", "personal": ["user"]},
+    "stem": {**DIN, "kind": "stem", "own": 2, "expert_units": [16]},
     "cgc-over-rankmixer": {**DIN, "kind": "cgc", "trunk": {"kind": "rankmixer", "tokens": 4, "width": 8}},
 }
 # Row by row: the length of each feature. The two sequences of one history are equally long.
@@ -82,7 +87,7 @@ def config(request):
 
 @pytest.fixture
 def inputs(config):
-    return ONE_DIM if config["kind"] in ELEMENTWISE else INPUTS
+    return {"stem": THIRDS}.get(config["kind"], ONE_DIM if config["kind"] in ELEMENTWISE else INPUTS)
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ KINDS: dict[str, Callable[[], Recipe]] = {
     "ncf": lambda: NCF,
     **{
         kind: lambda kind=kind: several.recipe("sum", model=several.MODELS[kind])
-        for kind in ("shared bottom", "esmm", "mmoe", "ple", "rankmixer")
+        for kind in ("shared bottom", "esmm", "mmoe", "ple", "rankmixer", "pepnet")
     },
     "cgc": lambda: several.recipe("sum"),
     **{kind: lambda kind=kind: twins.recipe(model={"kind": kind}) for kind in ("lr", "kfm")},

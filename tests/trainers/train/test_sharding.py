@@ -185,6 +185,8 @@ MODELS = {
     "cgc": {"own": 2, "expert_units": [16]},
     "ple": {"expert_units": [16, 8]},
     "rankmixer": {"tokens": 4, "width": 8},
+    "pepnet": {"domain": ["rate"], "personal": ["user", "movie"], "gate_units": 8},
+    "stem": {"expert_units": [16], "gate_units": [8]},
 }
 FACTORS = {"kfm": {}, "deepfm": {"units": [16]}}  # these want more columns than there are tasks
 TASKS = {
@@ -198,7 +200,8 @@ TASKS = {
 def multi_task(kind: str) -> Recipe:
     if kind in FACTORS:
         return twins.recipe(model={"kind": kind, **FACTORS[kind]}, tasks=TASKS, tables__rating__dim=8)
-    return twins.recipe(model={"kind": kind, **BOTTOM, **MODELS[kind]}, tasks=TASKS)
+    dims = {f"tables__{table}__dim": 10 for table in ("user", "movie", "rating") if kind == "stem"}
+    return twins.recipe(model={"kind": kind, **BOTTOM, **MODELS[kind]}, tasks=TASKS, **dims)
 
 
 @pytest.mark.parametrize("kind", often({kind: kind for kind in (*MODELS, *FACTORS)}, ("esmm", "cgc")))

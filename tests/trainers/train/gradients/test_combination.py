@@ -242,6 +242,7 @@ MODELS = {
     "esmm": {"kind": "esmm", "chains": [["click", "like"]], "tower_units": [4], **ATTENTION},
     "mmoe": {"kind": "mmoe", "experts": 3, "expert_units": [8], "tower_units": [4], **ATTENTION},
     "ple": {**CGC, "kind": "ple", "levels": 2},
+    "pepnet": {"kind": "pepnet", "domain": ["rate"], "personal": ["user"], "tower_units": [4], **ATTENTION},
     "rankmixer": {"kind": "rankmixer", "tokens": 4, "width": 8, "tower_units": [4], **ATTENTION},
 }
 
