@@ -14,6 +14,7 @@ def mixed(tokens: Tensor) -> Tensor:
     Source: Zhu et al., "RankMixer", 2507.15551, section 3.3.1, with as many parts as tokens.
 
     Example:
+        >>> import torch
         >>> mixed(torch.tensor([[[1, 2, 3, 4], [5, 6, 7, 8]]]))
         tensor([[[1, 2, 5, 6],
                  [3, 4, 7, 8]]])
@@ -52,6 +53,7 @@ class MixerBlock(nn.Module):
     Source: Zhu et al., "RankMixer", 2507.15551, section 3.3.
 
     Example:
+        >>> import torch
         >>> MixerBlock(4, 8, 2)(torch.randn(3, 4, 8)).shape
         torch.Size([3, 4, 8])
     """

@@ -1,5 +1,6 @@
 """STEM: embeddings of each task beside shared ones (Su et al., AAAI 2024, arXiv 2308.13537)."""
 
+import math
 from typing import Literal
 
 import torch
@@ -56,12 +57,13 @@ class Streams(Reading):
         self.dims = dict(inputs.ids)
         for name, size in inputs.sequences.items():
             self.dims[name] = size - inputs.beside(name)[1]
+        fitting = math.lcm(count, 4)  # a table's dim is a multiple of 4
         for name, dim in self.dims.items():
             if dim % count:
                 table = inputs.tables.get(name, name)
                 raise BadInput(
                     f"tables.{table}.dim: 'stem' cuts a row into {count} vectors, one for each task and one for all, "
-                    f"and {dim} is no multiple of {count}; set it to {count * max(1, round(dim / count))}"
+                    f"and {dim} is no multiple of {count}; set it to {fitting * -(-dim // fitting)}"
                 )
         part = Inputs(
             ids={name: dim // count for name, dim in inputs.ids.items()},

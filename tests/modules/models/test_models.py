@@ -304,3 +304,38 @@ def test_factors_need_columns_beside_those_of_the_tasks(kind):
 def test_factors_multiplied_element_by_element_have_one_size(kind):
     with pytest.raises(BadInput, match=r"features.user has 4 numbers, one of features.movie 8; .* or use kind kfm"):
         build({"kind": kind})
+
+
+BAD = {
+    "tokens that do not divide": (
+        {**DIN, "kind": "rankmixer", "tokens": 5, "width": 16},
+        r"5 tokens exchange parts of width 16.*set width: 15",
+    ),
+    "more tokens than numbers": (
+        {**DIN, "kind": "rankmixer", "tokens": 200, "width": 200},
+        r"have 30 numbers in all, too few for 200 tokens",
+    ),
+    "no such trunk": ({**DIN, "kind": "cgc", "trunk": "rankmixr"}, r"rankmixr"),
+    "a trunk of a tower's keys": (
+        {**DIN, "kind": "cgc", "trunk": {"kind": "rankmixer", "tower_units": [8]}},
+        "tower_units",
+    ),
+    "no gate": ({**DIN, "kind": "pepnet"}, "gates nothing"),
+    "a gate on nothing": ({**DIN, "kind": "pepnet", "personal": ["user"], "tower_units": []}, "has none"),
+    "a gate by a history": (
+        {**DIN, "kind": "pepnet", "domain": ["seen"]},
+        r"model.domain: there is no id or dense .*'seen'",
+    ),
+    "a dim that cannot be cut": ({**DIN, "kind": "stem"}, r"tables.user.dim: 'stem' cuts a row into 3 .* set it to 12"),
+}
+
+
+@pytest.mark.parametrize(("config", "message"), BAD.values(), ids=BAD.keys())
+def test_what_does_not_fit_is_named(config, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        build(config)
+    assert len(str(caught.value)) < 300 or not isinstance(caught.value, BadInput)
+
+
+def test_a_trunk_may_be_its_name_alone():
+    assert parse_model({**DIN, "kind": "cgc", "trunk": "rankmixer"}).trunk.tokens == 8

@@ -200,7 +200,7 @@ TASKS = {
 def multi_task(kind: str) -> Recipe:
     if kind in FACTORS:
         return twins.recipe(model={"kind": kind, **FACTORS[kind]}, tasks=TASKS, tables__rating__dim=8)
-    dims = {f"tables__{table}__dim": 10 for table in ("user", "movie", "rating") if kind == "stem"}
+    dims = {f"tables__{table}__dim": 20 for table in ("user", "movie", "rating") if kind == "stem"}
     return twins.recipe(model={"kind": kind, **BOTTOM, **MODELS[kind]}, tasks=TASKS, **dims)
 
 
