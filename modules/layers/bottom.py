@@ -256,17 +256,7 @@ def check_features(attention: list[Attention], pooled: list[str], inputs: Inputs
     """Raise BadInput where the keys `attention` and `pooled` of a model do not fit the recipe's features."""
     used: list[str] = []
     for i, part in enumerate(attention):
-        where = f"model.attention.{i}"
-        _check_names(f"{where}.query", part.query, inputs.ids, "id")
-        _check_names(f"{where}.events", part.events, inputs.sequences, "sequence")
-        _check_names(f"{where}.side", part.side, inputs.sequences, "sequence")
-        for query, event in zip(part.query, part.events, strict=True):
-            embedding = inputs.sequences[event] - inputs.beside(event)[1]
-            if inputs.ids[query] != embedding:
-                raise BadInput(
-                    f"{where}: query '{query}' has dim {inputs.ids[query]} and its events '{event}' dim {embedding}; "
-                    "give both one table, or tables of one dim"
-                )
+        check_history(f"model.attention.{i}", part, inputs)
         used += part.events + part.side
     _check_names("model.pooled", pooled, inputs.sequences, "sequence")
     for name in inputs.sequences:
@@ -274,6 +264,20 @@ def check_features(attention: list[Attention], pooled: list[str], inputs: Inputs
             raise BadInput(
                 f"features.{name}: no part of the model reads this sequence; name it in model.attention or "
                 "model.pooled, or remove it"
+            )
+
+
+def check_history(where: str, part: Attention, inputs: Inputs) -> None:
+    """Raise BadInput where one history, at a key of the config, does not fit the recipe's features."""
+    _check_names(f"{where}.query", part.query, inputs.ids, "id")
+    _check_names(f"{where}.events", part.events, inputs.sequences, "sequence")
+    _check_names(f"{where}.side", part.side, inputs.sequences, "sequence")
+    for query, event in zip(part.query, part.events, strict=True):
+        embedding = inputs.sequences[event] - inputs.beside(event)[1]
+        if inputs.ids[query] != embedding:
+            raise BadInput(
+                f"{where}: query '{query}' has dim {inputs.ids[query]} and its events '{event}' dim {embedding}; "
+                "give both one table, or tables of one dim"
             )
 
 

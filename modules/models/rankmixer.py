@@ -1,6 +1,6 @@
 """RankMixer: a row's features as tokens that exchange their parts (Zhu et al., CIKM 2025, arXiv 2507.15551)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ class RankMixerKeys(Section):
     width: Size = Field(64, description="size of a token")
     blocks: Few = 2
     expansion: Few = Field(2, description="hidden units of a token's perceptron for each of its numbers")
+
+    has_unit: ClassVar[bool] = True  # an activation unit, with the keys of `BottomConfig`
 
     @model_validator(mode="after")
     def _divides(self) -> "RankMixerKeys":

@@ -4,21 +4,27 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
+from livetrain.configs.errors import BadInput
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers.bottom import Bottom, Reading
+from livetrain.modules.layers.bottom import Bottom, BottomConfig, Reading
+from livetrain.modules.models.hstu import HSTUKeys
 from livetrain.modules.models.multitask import MultiTaskConfig
 from livetrain.modules.models.rankmixer import RankMixerKeys
+from livetrain.modules.models.twin import TWINKeys
 
 
 def _named(trunk: Any) -> Any:
     return {"kind": trunk} if isinstance(trunk, str) else trunk
 
 
+Trunk = Annotated[RankMixerKeys | HSTUKeys | TWINKeys, Field(discriminator="kind")]
+
+
 class TrunkedConfig(MultiTaskConfig):
     """The keys of a multi-task model whose features may go through another model's blocks first."""
 
-    trunk: Annotated[RankMixerKeys | None, BeforeValidator(_named)] = Field(
-        None, description="another model's blocks, which read the features: its kind, or its keys without the tower's"
+    trunk: Annotated[Trunk | None, BeforeValidator(_named)] = Field(
+        None, description="another model's blocks, which read the features: its kind, or its keys without the towers'"
     )
 
 
@@ -28,4 +34,10 @@ def bottom_of(config: TrunkedConfig, inputs: Inputs) -> Reading:
     Raises:
         BadInput: the config does not fit the features.
     """
-    return Bottom(config, inputs) if config.trunk is None else config.trunk.bottom(config, inputs)
+    if config.trunk is None:
+        return Bottom(config, inputs)
+    for key in ("attention_units", "softmax", "activation"):
+        default = BottomConfig.model_fields[key].get_default(call_default_factory=True)
+        if not config.trunk.has_unit and getattr(config, key) != default:
+            raise BadInput(f"model.{key}: trunk '{config.trunk.kind}' has no activation unit; leave this key out")
+    return config.trunk.bottom(config, inputs)

@@ -31,6 +31,9 @@ CROSS = {
     "features__pair": {"type": "cross", "of": ["user", "movie"], "table": "user"},
     "features__quarter": {"type": "bucket", "column": "x", "table": "rating", "bounds": [-1, 0, 1]},
 }
+TIMES = {"features__history__times": "when", "features__history__until": "now"}
+TWIN = {"kind": "twin", "search": ATTENTION, "nearest": 2, "heads": 2, "head_width": 4}
+HSTU = {"kind": "hstu", "attention": ATTENTION, "width": 8, "length": 6}
 FARM = {"kind": "farm", "width": 8, "heads": 2, "attention_units": [8], "levels": 1}
 ALIGN = {"align": {"user": "user", "weight": 0.5}}
 CASES: dict[str, dict[str, Any]] = {
@@ -54,6 +57,9 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "pepnet": {"model": {"kind": "pepnet", "attention": ATTENTION, "domain": ["rate"], "personal": ["user", "movie"]}},
     "stem": {"model": {"kind": "stem", "attention": ATTENTION}},
+    "hstu": {"model": HSTU},
+    "twin": {"model": TWIN},
+    "hstu, times": {"model": HSTU, **TIMES, "width": 1},
     "dnn": {"model": {"kind": "dnn", "units": [8]}, **BAG, "users": (*USER, "tags", "clock")},
     "dnn, a cross": {"model": {"kind": "dnn", "units": [8]}, **CROSS},
     "dnn, vectors of events": {"model": {"kind": "dnn", "units": [8]}, **VECTORS},
@@ -67,13 +73,13 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def made(users: tuple[str, ...] = USER, drop: str = "", **changes: Any):
+def made(users: tuple[str, ...] = USER, drop: str = "", width: int = 3, **changes: Any):
     recipe = twins.recipe(**changes)
     if drop:
         tables = {name: table for name, table in recipe.tables.items() if name != drop}
         features = {name: feature for name, feature in recipe.features.items() if name != drop}
         recipe = recipe.model_copy(update={"tables": tables, "features": features})
-    return recipe, shared(twins.batches(recipe, 1)[0], (*users, "watched"), width=3)
+    return recipe, shared(twins.batches(recipe, 1)[0], (*users, "watched"), width=width)
 
 
 def learned(recipe, batch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -144,6 +150,14 @@ def test_a_history_is_encoded_once_per_request(name, part):
     alone = work(recipe, _rows(requests, flat), part)
     assert 0 < work(recipe, requests, part) == alone < work(recipe, flat, part) / 2
     assert int(lengths.sum()) * 2 < int(flat.ids["history"].lengths().sum())
+
+
+def test_hstu_takes_a_request_s_events_through_its_layers_once():
+    recipe, (_, requests) = made(**CASES["hstu"])
+    with _Shapes() as shapes:
+        learned(recipe, requests)
+    events, rows = int(requests.ids["history"].lengths().sum()), len(requests.rows)
+    assert {shape[0] for shape in shapes.found if shape[1:] == (4 * 8,)} == {events, rows, 8}  # and weights
 
 
 def _rows(requests, flat):

@@ -115,13 +115,75 @@ def stem(state: State, row: Row, config) -> list[Tensor]:
     return out
 
 
+def hstu(state: State, row: Row, config) -> list[Tensor]:
+    """HSTU, 2402.17152, equations 1 to 3, over one padded sequence [events, candidate] with a causal mask."""
+    events = row["seen"] @ state["bottom.space.project.weight"].T
+    if config.attention[0].side:
+        events = events + row["rated"] @ state["bottom.space.project_side.weight"].T
+    candidate = state["bottom.space.project.weight"] @ row["movie"] + state["bottom.waiting"]
+    count, width = len(events) + 1, config.width
+    x = torch.cat([events, candidate[None]]) * math.sqrt(width) + state["bottom.places.vectors"][:count]
+    gaps = row["(gaps of) seen"][:, 0].tolist() if "(gaps of) seen" in row else None
+    at = [sum(gaps[:i]) for i in range(count)] if gaps is not None else []  # the candidate's is the row's own
+    size = width // config.heads
+    for block in range(config.blocks):
+        name = f"bottom.layers.{block}"
+        z = torch.stack([norm(each, 1e-6) for each in x]) @ state[f"{name}.project"]
+        u, v, q, k = (z * z.sigmoid()).split(width, 1)
+        seen = []
+        for i in range(count):
+            heads = []
+            for h in range(config.heads):
+                own = slice(h * size, (h + 1) * size)
+                total = torch.zeros(size, dtype=x.dtype)
+                for j in range(i + 1):
+                    score = q[i, own] @ k[j, own] + state[f"{name}.by_place"][i - j]
+                    if gaps is not None:
+                        score = score + state[f"{name}.by_gap"][int(math.log(max(at[i] - at[j], 1)) / 0.301)]
+                    total = total + score * score.sigmoid() * v[j, own]
+                heads.append(total / (config.length + 1))
+            seen.append(u[i] * norm(torch.cat(heads), 1e-6))
+        x = torch.stack([x[i] + linear(state, f"{name}.out", seen[i]) for i in range(count)])
+    return towers(state, torch.cat([gathered(row), layer_norm(state, "bottom.norm", x[-1])]))
+
+
+def twin(state: State, row: Row, config) -> list[Tensor]:
+    """TWIN, 2302.02352, equations 3 to 6: by head a score of all events, the k largest, and softmax over those."""
+    name, width, out = "bottom.long.0.search", config.head_width, []
+    both = torch.cat([row["seen"], row["rated"]], 1)
+    for h in range(config.heads):
+        q = state[f"{name}.query.weight"][h * width : (h + 1) * width] @ row["movie"]
+        scores = []
+        for event, side in zip(row["seen"], row["rated"], strict=True):
+            cross = state[f"{name}.beside.0"] @ side
+            scores.append(
+                q @ (state[f"{name}.key"][h] @ event) / math.sqrt(width) + cross * state[f"{name}.beta"][0, h]
+            )
+        best = sorted(range(len(scores)), key=lambda t: -scores[t])[: config.nearest]
+        total = sum((scores[t].exp() for t in best), torch.zeros(()))
+        found = [scores[t].exp() / total * (both[t] @ state[f"{name}.value"][h]) for t in best]
+        out.append(sum(found, torch.zeros(width, dtype=both.dtype)))
+    return towers(state, torch.cat([gathered(row), state[f"{name}.out.weight"] @ torch.cat(out)]))
+
+
 INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8}, DENSE)
 PEPNET = {"kind": "pepnet", "pooled": ["seen"], "personal": ["price", "user"], "gate_units": 6}
+SIDE = [{"query": ["movie"], "events": ["seen"], "side": ["rated"]}]
+TWIN = {"kind": "twin", "search": SIDE, "head_width": 5}
+HSTU = {"kind": "hstu", "attention": [{"query": ["movie"], "events": ["seen"]}], "width": 6, "length": 6}
 Twin = Callable[[State, Row, Any], list[Tensor]]
 CASES: dict[str, tuple[Twin, dict, Inputs]] = {
     "rankmixer": (rankmixer, {"kind": "rankmixer", "pooled": ["seen"], "tokens": 4, "width": 12, "blocks": 3}, INPUTS),
     "pepnet": (pepnet, {**PEPNET, "domain": ["movie", "age"], "tower_units": [7, 5]}, INPUTS),
     "pepnet, the user alone": (pepnet, {**PEPNET, "tower_units": [6]}, INPUTS),
+    "hstu": (hstu, {**HSTU, "attention": SIDE}, Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 3}, DENSE)),
+    "hstu, with times": (
+        hstu,
+        {**HSTU, "blocks": 3, "heads": 1},
+        Inputs({"user": 4, "movie": 8}, {"seen": 8}, DENSE, timed=["seen"]),
+    ),
+    "twin": (twin, {**TWIN, "nearest": 2}, Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 3}, DENSE)),
+    "twin, all events": (twin, {**TWIN, "nearest": 9}, Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 3}, DENSE)),
     "stem": (
         stem,
         {"kind": "stem", "pooled": ["seen"], "own": 2, "shared": 3, "expert_units": [5], "gate_units": [4]},
@@ -157,9 +219,10 @@ def test_equals_the_plain_twin(twin, keys, inputs):
         torch.testing.assert_close(ours[task], wanted, rtol=1e-9, atol=1e-10)
 
     upstream = torch.randn(len(TASKS), len(LENGTHS)).double()
-    reached = {**dict(model.named_parameters()), **values, "dense": dense}
+    learned = {name: parameter for name, parameter in model.named_parameters() if parameter.numel()}
+    reached = {**learned, **values, "dense": dense}
     found = torch.autograd.grad((torch.stack(list(ours.values())) * upstream).sum(), list(reached.values()))
-    copies = {**{name: state[name] for name, _ in model.named_parameters()}, **values, "dense": dense}
+    copies = {**{name: state[name] for name in learned}, **values, "dense": dense}
     wanted = torch.autograd.grad((torch.stack(theirs, 1) * upstream).sum(), list(copies.values()))
     for name, one, other in zip(reached, found, wanted, strict=True):
         assert bool(one.any()), name

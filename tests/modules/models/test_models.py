@@ -8,7 +8,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.models.lr import LR
 from livetrain.modules.models.registry import network
 
-INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 4, "genres": 4}, ["age", "price"])
+INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 4, "genres": 4}, ["age", "price"], limits={"seen": 6})
 ONE_DIM = Inputs({"user": 8, "movie": 8}, {"seen": 8, "rated": 8, "genres": 8}, ["age", "price"])
 THIRDS = Inputs({"user": 6, "movie": 9}, {"seen": 9, "rated": 3, "genres": 6}, ["age", "price"])
 ELEMENTWISE = ["fm", "nfm", "deepfm"]  # kinds that multiply factors element by element, so that tables need one dim
@@ -62,6 +62,23 @@ KINDS = {
     "pepnet-of-the-domain": {**DIN, "kind": "pepnet", "domain": ["user", "age"], "tower_units": []},
     "pepnet-of-the-user": {**DIN, "kind": "pepnet", "personal": ["user"]},
     "stem": {**DIN, "kind": "stem", "own": 2, "expert_units": [16]},
+    "hstu": {**DIN, "kind": "hstu", "width": 8, "length": 6},
+    "shared-bottom-over-hstu": {**DIN, "kind": "shared_bottom", "trunk": {"kind": "hstu", "width": 8, "heads": 1}},
+    "twin": {
+        "kind": "twin",
+        "search": DIN["attention"],
+        "attention": DIN["attention"],
+        "pooled": ["genres"],
+        "nearest": 2,
+    },
+    "mmoe-over-twin": {
+        "kind": "mmoe",
+        "trunk": {
+            "kind": "twin",
+            "search": [*DIN["attention"], {"query": ["user"], "events": ["genres"]}],
+            "nearest": 3,
+        },
+    },
     "cgc-over-rankmixer": {**DIN, "kind": "cgc", "trunk": {"kind": "rankmixer", "tokens": 4, "width": 8}},
 }
 # Row by row: the length of each feature. The two sequences of one history are equally long.
@@ -155,7 +172,7 @@ def test_rows_of_weight_0_change_nothing_in_training(model, inputs):
         logits = model(values, lengths, dense, weights)
         loss = torch.stack([logits[task].sigmoid() * (weights > 0) for task in TASKS]).sum()
         loss.backward()
-        gradients = {f"{name}.grad": p.grad for name, p in model.named_parameters()}
+        gradients = {f"{name}.grad": p.grad for name, p in model.named_parameters() if p.numel()}
         real = {name: weights.repeat_interleave(lengths[name]) > 0 for name in values}
         assert not any(bool(value.grad[~real[name]].any()) for name, value in values.items())
         embeddings = {f"{name}.values": value.grad[real[name]] for name, value in values.items()}
@@ -176,8 +193,8 @@ def test_every_input_and_parameter_has_a_gradient(model, inputs):
     # What is added to all scores that a softmax takes changes nothing: its gradient is 0 but for rounding.
     shifts = {f"{name}.rest.last.bias" for name, part in model.named_modules() if getattr(part, "softmax", False)}
     for name, tensor in {**values, "dense": dense, **dict(model.named_parameters())}.items():
-        assert tensor.grad is not None, name
-        if name in shifts:
+        assert tensor.grad is not None or not tensor.numel(), name
+        if name in shifts or not tensor.numel():
             continue
         if name != "dense" or not isinstance(model, LR):  # the weights of LR start at 0
             assert bool(tensor.grad.any()), name
@@ -325,6 +342,27 @@ BAD = {
     "a gate by a history": (
         {**DIN, "kind": "pepnet", "domain": ["seen"]},
         r"model.domain: there is no id or dense .*'seen'",
+    ),
+    "heads that do not divide": ({**DIN, "kind": "hstu", "width": 9}, r"model.heads: 2 heads do not divide width 9"),
+    "two histories": (
+        {**KINDS["din-two-histories"], "kind": "hstu"},
+        r"model.attention: 'hstu' reads one history and not 2",
+    ),
+    "a history without places": (
+        {**DIN, "kind": "hstu", "length": 5},
+        r"model.length: 5 is less than the max_length 6 of 'seen'",
+    ),
+    "a key that the trunk has no use for": (
+        {**DIN, "kind": "cgc", "trunk": "hstu", "softmax": True},
+        r"model.softmax: trunk 'hstu'",
+    ),
+    "a search in no history": (
+        {"kind": "twin", "search": [{"query": ["movie"], "events": ["sen"]}]},
+        r"model.search.0.events: there is no sequence feature 'sen' .did you mean 'seen'",
+    ),
+    "a history beside the search": (
+        {"kind": "twin", "search": [{"query": ["movie"], "events": ["seen"]}]},
+        r"features.rated: no part of the model reads",
     ),
     "a dim that cannot be cut": ({**DIN, "kind": "stem"}, r"tables.user.dim: 'stem' cuts a row into 3 .* set it to 12"),
 }

@@ -243,6 +243,8 @@ MODELS = {
     "mmoe": {"kind": "mmoe", "experts": 3, "expert_units": [8], "tower_units": [4], **ATTENTION},
     "ple": {**CGC, "kind": "ple", "levels": 2},
     "pepnet": {"kind": "pepnet", "domain": ["rate"], "personal": ["user"], "tower_units": [4], **ATTENTION},
+    "hstu": {"kind": "hstu", "width": 8, "length": 6, "tower_units": [4], "attention": ATTENTION["attention"]},
+    "twin": {"kind": "twin", "search": ATTENTION["attention"], "nearest": 2, "tower_units": [4]},
     "rankmixer": {"kind": "rankmixer", "tokens": 4, "width": 8, "tower_units": [4], **ATTENTION},
 }
 
