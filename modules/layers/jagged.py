@@ -231,6 +231,30 @@ def pool(values: Tensor, lengths: Tensor, mean: bool) -> Tensor:
     return total / lengths.clamp(min=1).unsqueeze(1) if mean else total
 
 
+def recent(values: Tensor, lengths: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Put the newest events of each row side by side, the newest last.
+
+    Args:
+        values: (N, d), N = sum of lengths.
+        lengths: (R,) integer.
+        count: T.
+
+    Returns:
+        (R, T, d), zeros before the first event of a row with fewer; (R, T) bool, whether there is an event.
+
+    Example:
+        >>> recent(torch.tensor([[1], [2], [3], [4]]), torch.tensor([3, 1]), 2)[0].squeeze(2)
+        tensor([[2, 3],
+                [0, 4]])
+    """
+    end = lengths.cumsum(0).unsqueeze(1)  # (R, 1)
+    place = end - count + torch.arange(count, device=lengths.device)
+    there = place >= end - lengths.unsqueeze(1)
+    index = torch.where(there, place, values.size(0))
+    padded = torch.cat([values, values.new_zeros(1, values.size(1))])
+    return padded.index_select(0, index.flatten()).view(lengths.size(0), count, values.size(1)), there
+
+
 def largest(values: Tensor, lengths: Tensor) -> Tensor:
     """Take the largest of each column over the events of each row; zeros for a row without events.
 

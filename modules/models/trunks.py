@@ -9,6 +9,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.bottom import Bottom, BottomConfig, Reading
 from livetrain.modules.models.hstu import HSTUKeys
 from livetrain.modules.models.multitask import MultiTaskConfig
+from livetrain.modules.models.onetrans import OneTransKeys
 from livetrain.modules.models.rankmixer import RankMixerKeys
 from livetrain.modules.models.twin import TWINKeys
 
@@ -17,7 +18,7 @@ def _named(trunk: Any) -> Any:
     return {"kind": trunk} if isinstance(trunk, str) else trunk
 
 
-Trunk = Annotated[RankMixerKeys | HSTUKeys | TWINKeys, Field(discriminator="kind")]
+Trunk = Annotated[RankMixerKeys | HSTUKeys | TWINKeys | OneTransKeys, Field(discriminator="kind")]
 
 
 class TrunkedConfig(MultiTaskConfig):

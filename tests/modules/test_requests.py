@@ -33,6 +33,7 @@ CROSS = {
 }
 TIMES = {"features__history__times": "when", "features__history__until": "now"}
 TWIN = {"kind": "twin", "search": ATTENTION, "nearest": 2, "heads": 2, "head_width": 4}
+ONETRANS = {"kind": "onetrans", "width": 8, "newest": 3}
 HSTU = {"kind": "hstu", "attention": ATTENTION, "width": 8, "length": 6}
 FARM = {"kind": "farm", "width": 8, "heads": 2, "attention_units": [8], "levels": 1}
 ALIGN = {"align": {"user": "user", "weight": 0.5}}
@@ -59,6 +60,14 @@ CASES: dict[str, dict[str, Any]] = {
     "stem": {"model": {"kind": "stem", "attention": ATTENTION}},
     "hstu": {"model": HSTU},
     "twin": {"model": TWIN},
+    "onetrans": {"model": {**ONETRANS, "attention": ATTENTION}},
+    "onetrans, two histories": {"model": {**ONETRANS, "attention": TWO}, **WATCHED, "drop": "rating"},
+    "onetrans, the other history the candidate's": {
+        "model": {**ONETRANS, "attention": TWO},
+        **WATCHED,
+        "drop": "rating",
+        "users": ("user", "history"),
+    },
     "hstu, times": {"model": HSTU, **TIMES, "width": 1},
     "dnn": {"model": {"kind": "dnn", "units": [8]}, **BAG, "users": (*USER, "tags", "clock")},
     "dnn, a cross": {"model": {"kind": "dnn", "units": [8]}, **CROSS},
@@ -142,7 +151,9 @@ def work(recipe, batch, of: str) -> int:
     return sum(sum(counter.get_flop_counts()[name].values()) for name in names if name.count(".") == 3 + of.count("."))
 
 
-@pytest.mark.parametrize(("name", "part"), [("sasrec", "blocks.0"), ("farm", "filters.0"), ("farm", "fuse")])
+@pytest.mark.parametrize(
+    ("name", "part"), [("sasrec", "blocks.0"), ("onetrans", "bottom.spaces.0"), ("farm", "filters.0"), ("farm", "fuse")]
+)
 def test_a_history_is_encoded_once_per_request(name, part):
     recipe, (flat, requests) = made(**CASES[name])
     users = requests.requests.size

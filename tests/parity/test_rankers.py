@@ -166,11 +166,76 @@ def twin(state: State, row: Row, config) -> list[Tensor]:
     return towers(state, torch.cat([gathered(row), state[f"{name}.out.weight"] @ torch.cat(out)]))
 
 
+def rms_norm(state: State, name: str, x: Tensor) -> Tensor:
+    return x / ((x**2).mean() + 1e-6).sqrt() * state[f"{name}.weight"]
+
+
+def onetrans(state: State, row: Row, config) -> list[Tensor]:
+    """OneTrans, 2510.26104, equations 1 to 12, on one list of tokens, by loops over queries and keys."""
+    width, count, names = config.width, config.tokens, [part.events[0] for part in config.attention]
+    gathered_ = torch.cat([row["user"], row["movie"], row["dense"]])
+    features = linear(state, "bottom.split", gathered_).split(width)
+    tokens: list[tuple[int, Tensor | None]] = []  # (seconds ago, token); none where a shorter row has padding
+    for i, name in enumerate(names):
+        kept = row[name][-config.length :] @ state[f"bottom.spaces.{i}.project.weight"].T
+        if f"(gaps of) {name}" in row:
+            gaps = row[f"(gaps of) {name}"][:, 0].tolist()
+            tokens += [
+                (int(sum(gaps[len(gaps) - len(kept) + j :])), token + state["bottom.between"][i])
+                for j, token in enumerate(kept)
+            ]
+        else:
+            tokens += [(0, state["bottom.between"][i - 1])] if i > 0 else []
+            tokens += [(0, None)] * (config.length - len(kept)) + [(0, token) for token in kept]
+    if f"(gaps of) {names[0]}" in row:
+        tokens.sort(key=lambda each: -each[0])
+    total = len(state["bottom.places"])
+    tokens = [(0, None)] * (total - len(tokens)) + tokens
+    events = [
+        None if token is None else token + place
+        for (_, token), place in zip(tokens, state["bottom.places"], strict=True)
+    ]
+    for block in range(config.blocks):
+        keep = total - (total - config.newest) * (block + 1) // config.blocks
+        name = f"bottom.blocks.{block}"
+        present = [event for event in events if event is not None]
+        first = len(present) - sum(event is not None for event in events[-keep:])
+        every = [*present, *features]
+
+        def weights(part: str, place: int, x: Tensor, name=name, present=present) -> Tensor:
+            if place < len(present):
+                return linear(state, f"{name}.{'of_events' if part == 'of' else f'event_{part}'}", x)
+            own = f"{name}.{'of_features' if part == 'of' else f'feature_{part}'}"
+            return x @ state[f"{own}.weight"][place - len(present)] + state[f"{own}.bias"][place - len(present), 0]
+
+        normed = [rms_norm(state, f"{name}.norm", x) for x in every]
+        q, k, v = zip(*(weights("of", t, x).split(width) for t, x in enumerate(normed)), strict=True)
+        out, size = [], width // config.heads
+        for t in range(first, len(every)):
+            heads = []
+            for h in range(config.heads):
+                own = slice(h * size, (h + 1) * size)
+                scores = torch.stack([(q[t][own] @ k[j][own]) / math.sqrt(size) for j in range(t + 1)]).softmax(0)
+                heads.append(sum(score * v[j][own] for j, score in enumerate(scores)))
+            z = state[f"{name}.project.weight"] @ torch.cat(heads) + every[t]
+            hidden = weights("hidden", t, rms_norm(state, f"{name}.forward_norm", z))
+            hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
+            out.append(weights("out", t, hidden) + z)
+        features, left = out[len(out) - count :], out[: len(out) - count]
+        later = iter(left)  # each where it stood: padding of a later history lies between
+        events = [None if event is None else next(later) for event in events[-keep:]]
+    rest = [event for event in events if event is not None]
+    return towers(state, torch.cat([*features, sum(rest) / len(rest) if rest else torch.zeros(width).double()]))
+
+
 INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8}, DENSE)
 PEPNET = {"kind": "pepnet", "pooled": ["seen"], "personal": ["price", "user"], "gate_units": 6}
 SIDE = [{"query": ["movie"], "events": ["seen"], "side": ["rated"]}]
 TWIN = {"kind": "twin", "search": SIDE, "head_width": 5}
-HSTU = {"kind": "hstu", "attention": [{"query": ["movie"], "events": ["seen"]}], "width": 6, "length": 6}
+ONE = [{"query": ["movie"], "events": ["seen"]}]
+TWO = [*ONE, {"query": ["user"], "events": ["liked"]}]
+ONETRANS = {"kind": "onetrans", "width": 6, "tokens": 3, "length": 4, "newest": 2}
+HSTU = {"kind": "hstu", "attention": ONE, "width": 6, "length": 6}
 Twin = Callable[[State, Row, Any], list[Tensor]]
 CASES: dict[str, tuple[Twin, dict, Inputs]] = {
     "rankmixer": (rankmixer, {"kind": "rankmixer", "pooled": ["seen"], "tokens": 4, "width": 12, "blocks": 3}, INPUTS),
@@ -184,6 +249,21 @@ CASES: dict[str, tuple[Twin, dict, Inputs]] = {
     ),
     "twin": (twin, {**TWIN, "nearest": 2}, Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 3}, DENSE)),
     "twin, all events": (twin, {**TWIN, "nearest": 9}, Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 3}, DENSE)),
+    "onetrans": (
+        onetrans,
+        {**ONETRANS, "attention": ONE},
+        Inputs({"user": 4, "movie": 8}, {"seen": 8}, DENSE),
+    ),
+    "onetrans, one history after the other": (
+        onetrans,
+        {**ONETRANS, "attention": TWO, "blocks": 3, "heads": 1},
+        Inputs({"user": 4, "movie": 8}, {"seen": 8, "liked": 4}, DENSE),
+    ),
+    "onetrans, histories merged by time": (
+        onetrans,
+        {**ONETRANS, "attention": TWO},
+        Inputs({"user": 4, "movie": 8}, {"seen": 8, "liked": 4}, DENSE, timed=["seen", "liked"]),
+    ),
     "stem": (
         stem,
         {"kind": "stem", "pooled": ["seen"], "own": 2, "shared": 3, "expert_units": [5], "gate_units": [4]},

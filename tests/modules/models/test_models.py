@@ -22,17 +22,16 @@ FARM = {
     "frequency": {"cutoff": 2, "units": [4]},
     "expert_units": [16],
 }
+TWO = {
+    "attention": [
+        {"query": ["movie", "user"], "events": ["seen", "rated"]},
+        {"query": ["user"], "events": ["genres"]},
+    ]
+}
 KINDS = {
     "din": DIN,
     "din-softmax-relu": {**DIN, "softmax": True, "activation": "relu"},
-    "din-two-histories": {
-        **DIN,
-        "attention": [
-            {"query": ["movie", "user"], "events": ["seen", "rated"]},
-            {"query": ["user"], "events": ["genres"]},
-        ],
-        "pooled": [],
-    },
+    "din-two-histories": {**DIN, **TWO, "pooled": []},
     "farm": FARM,
     "farm-learned": {**FARM, "frequency": {"filter": "learned", "length": 4}},
     "farm-concat": {**FARM, "fuse": "concat", "frequency": None, "softmax": True, "levels": 2},
@@ -78,6 +77,12 @@ KINDS = {
             "search": [*DIN["attention"], {"query": ["user"], "events": ["genres"]}],
             "nearest": 3,
         },
+    },
+    "onetrans": {**DIN, "kind": "onetrans", "width": 8, "length": 4, "newest": 2},
+    "mmoe-over-onetrans": {
+        **TWO,
+        "kind": "mmoe",
+        "trunk": {"kind": "onetrans", "width": 8, "heads": 1, "tokens": 3, "blocks": 3, "length": 6, "newest": 3},
     },
     "cgc-over-rankmixer": {**DIN, "kind": "cgc", "trunk": {"kind": "rankmixer", "tokens": 4, "width": 8}},
 }
@@ -363,6 +368,14 @@ BAD = {
     "a history beside the search": (
         {"kind": "twin", "search": [{"query": ["movie"], "events": ["seen"]}]},
         r"features.rated: no part of the model reads",
+    ),
+    "no events": (
+        {"kind": "onetrans", "pooled": ["seen", "rated", "genres"]},
+        r"model.attention: 'onetrans' has no history",
+    ),
+    "fewer events than leave": (
+        {**DIN, "kind": "onetrans", "length": 4},
+        r"model.newest: 8 events leave .* of 4 in all",
     ),
     "a dim that cannot be cut": ({**DIN, "kind": "stem"}, r"tables.user.dim: 'stem' cuts a row into 3 .* set it to 12"),
 }

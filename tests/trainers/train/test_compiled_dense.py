@@ -67,6 +67,9 @@ KINDS: dict[str, Callable[[], Recipe]] = {
     "twin": lambda: twins.recipe(
         model={"kind": "twin", "search": ATTENTION, "nearest": 2, "head_width": 4, "tower_units": [8]}
     ),
+    "onetrans": lambda: twins.recipe(
+        model={"kind": "onetrans", "attention": ATTENTION, "width": 8, "newest": 3, "tower_units": [8]}
+    ),
     "ncf": lambda: NCF,
     **{
         kind: lambda kind=kind: several.recipe("sum", model=several.MODELS[kind])

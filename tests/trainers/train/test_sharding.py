@@ -187,6 +187,7 @@ MODELS = {
     "rankmixer": {"tokens": 4, "width": 8},
     "hstu": {"width": 8, "length": 6},
     "twin": {"search": BOTTOM["attention"], "nearest": 2, "head_width": 4},
+    "onetrans": {"width": 8, "newest": 3},
     "pepnet": {"domain": ["rate"], "personal": ["user", "movie"], "gate_units": 8},
     "stem": {"expert_units": [16], "gate_units": [8]},
 }
@@ -203,7 +204,9 @@ def multi_task(kind: str) -> Recipe:
     if kind in FACTORS:
         return twins.recipe(model={"kind": kind, **FACTORS[kind]}, tasks=TASKS, tables__rating__dim=8)
     dims = {f"tables__{table}__dim": 20 for table in ("user", "movie", "rating") if kind == "stem"}
-    model = {key: value for key, value in BOTTOM.items() if kind != "hstu" or key != "attention_units"}
+    model = {
+        key: value for key, value in BOTTOM.items() if kind not in ("hstu", "onetrans") or key != "attention_units"
+    }
     return twins.recipe(model={"kind": kind, **model, **MODELS[kind]}, tasks=TASKS, **dims)
 
 
