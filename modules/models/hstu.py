@@ -25,7 +25,7 @@ from livetrain.modules.tasks.heads import Heads
 class HSTUKeys(Section):
     """What stands between the features and the tasks."""
 
-    kind: Literal["hstu"] = "hstu"
+    kind: Literal["hstu"]
     width: Size = Field(32, description="size of an event and of the candidate")
     blocks: Few = Field(2, description="layers")
     heads: Size = 2
@@ -47,6 +47,8 @@ class HSTUKeys(Section):
 
 class HSTUConfig(HSTUKeys, HistoriesConfig, TowersConfig):
     """Pointwise attention over one history with the candidate behind it; then a tower per task."""
+
+    kind: Literal["hstu"] = "hstu"
 
 
 class HSTUBottom(Reading):

@@ -25,7 +25,7 @@ from livetrain.modules.tasks.heads import Heads
 class OneTransKeys(Section):
     """What stands between the features and the tasks."""
 
-    kind: Literal["onetrans"] = "onetrans"
+    kind: Literal["onetrans"]
     width: Size = Field(32, description="size of a token")
     tokens: Few = Field(4, description="tokens of the features that are no events")
     blocks: Few = 2
@@ -49,6 +49,8 @@ class OneTransKeys(Section):
 
 class OneTransConfig(OneTransKeys, HistoriesConfig, TowersConfig):
     """Events and features as tokens of one transformer; then a tower per task."""
+
+    kind: Literal["onetrans"] = "onetrans"
 
 
 class OneTransBottom(Reading):

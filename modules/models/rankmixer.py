@@ -19,7 +19,7 @@ from livetrain.modules.tasks.heads import Heads
 class RankMixerKeys(Section):
     """What stands between the features and the tasks."""
 
-    kind: Literal["rankmixer"] = "rankmixer"
+    kind: Literal["rankmixer"]
     tokens: Few = Field(8, description="slices of a row's vector; they divide width")
     width: Size = Field(64, description="size of a token")
     blocks: Few = 2
@@ -43,6 +43,8 @@ class RankMixerKeys(Section):
 
 class RankMixerConfig(RankMixerKeys, MultiTaskConfig):
     """Tokens of features and of attention over histories, mixed; then a tower per task."""
+
+    kind: Literal["rankmixer"] = "rankmixer"
 
 
 class RankMixerBottom(Reading):

@@ -31,7 +31,7 @@ from livetrain.modules.tasks.heads import Heads
 class TWINKeys(Section):
     """What stands between the features and the tasks."""
 
-    kind: Literal["twin"] = "twin"
+    kind: Literal["twin"]
     search: list[Attention] = Field(
         min_length=1, description="long histories, of up to 10,000 events; model.attention has the short ones"
     )
@@ -48,6 +48,8 @@ class TWINKeys(Section):
 
 class TWINConfig(TWINKeys, MultiTaskConfig):
     """Search in long histories beside attention to short ones; then a tower per task."""
+
+    kind: Literal["twin"] = "twin"
 
 
 class _Long(nn.Module):

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from livetrain.modules.layers import compiled
 from livetrain.modules.model import Model
 from livetrain.modules.network import REGULARISER
+from livetrain.modules.serving.proof import prove
 from livetrain.trainers.train import compiled_layers
 from tests import twins
 from tests.cases import often
@@ -125,6 +126,16 @@ def test_requests_teach_what_their_rows_teach(name, passes):
     # What an inverse index into torchrec's lookup would lose in silence: gradients of the user's tables.
     (user,) = (slope for key, slope in own.items() if key.endswith("user.weight"))
     assert user.abs().sum() > 0.1
+
+
+RANKERS = ["hstu, times", "twin", "onetrans, two histories", "pepnet", "stem", "mmoe over rankmixer"]
+
+
+@pytest.mark.parametrize("name", RANKERS)
+@pytest.mark.some(3)
+def test_the_exported_file_scores_and_ranks_alike(name):
+    recipe, _ = made(**{"data__layout": "request", "data__candidates": 4, **CASES[name]})
+    prove(recipe)
 
 
 class _Shapes(TorchDispatchMode):
