@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from livetrain.configs.schema import Recipe
-from livetrain.modules import gradients
+from livetrain.modules.gradients import combiner as gradients
 from livetrain.modules.layers.dice import RunningDice
 from livetrain.modules.layers.distributed import Bucket, Later
 from livetrain.modules.model import Model
@@ -97,7 +97,7 @@ class Combination:
         # The loss of knowing nothing. Where it depends on the labels' size the first batch will tell.
         untrained = [task.weight * kind.untrained for task, kind in zip(tasks, each, strict=True)]
         self.combiner = gradients.combiner(
-            recipe.gradients, torch.tensor(untrained, dtype=torch.float64), recipe.train.seed
+            recipe.gradients, gradients.Start(torch.tensor(untrained, dtype=torch.float64), recipe.train.seed)
         )
         self.monitor = Monitor(self._tasks)
         self.step = 0  # steps before this one

@@ -15,8 +15,8 @@ from torchjd.aggregation import PCGrad
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import ModelConfig, Recipe, Task
-from livetrain.modules import gradients
 from livetrain.modules.batch import Batch
+from livetrain.modules.gradients import combiner as gradients
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.model import Model
@@ -113,6 +113,12 @@ def gradients_by_task(model: Model, made_for: Recipe, batch: Batch):
 
 def flat(tensors) -> torch.Tensor:
     return torch.cat([tensor.reshape(-1).double() for tensor in tensors])
+
+
+def combiner_of(made_for: Recipe) -> gradients.Combiner:
+    """Return the combiner of a recipe with the tasks of `recipe`, whose losses are log 2, .7 log 2 and not known."""
+    initial = torch.tensor([math.log(2), 0.7 * math.log(2), 0], dtype=torch.float64)
+    return gradients.combiner(made_for.gradients, gradients.Start(initial, made_for.train.seed))
 
 
 def train_reference(made_for: Recipe, combine: Callable) -> dict:
@@ -281,8 +287,7 @@ def test_the_other_combiners_equal_a_backward_pass_a_task(two_ranks, kind, scope
     if kind != "sum":
         rate = {"gradnorm": 1.0, "uncertainty": 0.1}[kind]
         made_for = recipe(kind, gradients={"kind": kind, "scope": scope, "lr": rate})
-    initial = torch.tensor([math.log(2), 0.7 * math.log(2), 0], dtype=torch.float64)
-    combiner = gradients.combiner(made_for.gradients, initial, made_for.train.seed)
+    combiner = combiner_of(made_for)
     wanted = train_reference(made_for, combiner)
     if kind != "sum":
         assert (wanted["weights"][-1] - 1).abs().max() > 0.05
@@ -307,8 +312,7 @@ LEARNED = {
 @pytest.mark.some(1)
 def test_what_is_learned_of_numbers_and_bags_is_combined_too(two_ranks, kind, scope):
     made_for = recipe(kind, gradients__scope=scope, **LEARNED)
-    initial = torch.tensor([math.log(2), 0.7 * math.log(2), 0], dtype=torch.float64)
-    wanted = train_reference(made_for, gradients.combiner(made_for.gradients, initial, made_for.train.seed))
+    wanted = train_reference(made_for, combiner_of(made_for))
     first, second = two_ranks.run(train_sharded, made_for)
     compare(first, wanted)
     assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
