@@ -45,14 +45,25 @@ class Combiner(nn.Module, ABC, Generic[Config]):
     Args:
         config: the recipe's section.
         start: what is known of the tasks.
+
+    Attributes:
+        needs_gram: it asks for the tasks' gradients.
+        needs_losses: it asks for the tasks' losses.
+        looks_again: it asks, by `learn`, for the losses of a batch once the parameters have moved too.
     """
 
-    needs_gram = False
-    needs_losses = False
+    needs_gram = needs_losses = looks_again = False
 
     def __init__(self, config: Config, start: Start) -> None:
         super().__init__()
         self.config, self.tasks = config, start.tasks
+
+    def begin(self, losses: Tensor) -> None:
+        """Take in, before the first step, the loss of a model that knows how often labels are positive and no more.
+
+        Args:
+            losses: (T,) float64; 0 where that is not known.
+        """
 
     @abstractmethod
     def forward(self, gram: Tensor | None, losses: Tensor | None, step: int) -> Tensor:
@@ -65,6 +76,14 @@ class Combiner(nn.Module, ABC, Generic[Config]):
 
         Returns:
             (T,) float64.
+        """
+
+    def learn(self, before: Tensor, after: Tensor) -> None:
+        """Take in what a step has done to the losses of its own batch, if the combiner `looks_again`.
+
+        Args:
+            before: (T,) float64, those of `forward`.
+            after: (T,) float64, of the same rows by the moved parameters, with the same random draws.
         """
 
 

@@ -31,10 +31,11 @@ class GradNorm(Combiner[GradNormConfig]):
     second order. Then the weights are scaled to sum to T. The paper takes |g_i| at the last shared layer; here it is
     the norm over all that the Gram matrix was measured on. Weights stay above a small positive number.
 
-    L_i(0) is what is known of the tasks at the start, and for a task of which nothing is, the first loss that is not 0.
+    L_i(0) of a task that predicts a probability is the entropy of its label, p the share of positives in the training
+    split: -p log p - (1 - p) log(1 - p). With log 2, which is that at p = 1/2, a task with rare positives would look
+    trained from the first step on, and its weight would fall. Of any other task it is the first loss that is not 0.
 
-    Source: Chen et al., "GradNorm", 1711.02257, equation 2 and algorithm 1. A binary task's L_i(0) is log 2, the loss
-    of knowing nothing, as the paper suggests: the first batch's is noisy.
+    Source: Chen et al., "GradNorm", 1711.02257, equation 2 and algorithm 1; there L_i(0) is the first batch's.
     """
 
     needs_gram = needs_losses = True
@@ -46,6 +47,9 @@ class GradNorm(Combiner[GradNormConfig]):
         super().__init__(config, start)
         self.register_buffer("weights", torch.ones_like(start.losses))
         self.register_buffer("initial", start.losses.clone())
+
+    def begin(self, losses: Tensor) -> None:
+        self.initial.copy_(torch.where(losses > 0, losses, self.initial))
 
     def forward(self, gram: Tensor | None, losses: Tensor | None, step: int) -> Tensor:
         assert gram is not None

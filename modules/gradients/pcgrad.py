@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from livetrain.configs.schema import Gradients
-from livetrain.modules.gradients.combiner import Combiner, Start, register_combiner
+from livetrain.modules.gradients.combiner import Start, register_combiner
+from livetrain.modules.gradients.of_gram import Averaged, OfGram
 
 
-@register_combiner("pcgrad")
-class PCGrad(Combiner[Gradients]):
+@register_combiner("pcgrad", Averaged)
+class PCGrad(OfGram[Averaged]):
     """Project each task's gradient onto the normal planes of those it conflicts with, then add up.
 
     for each i: g = g_i;  for j != i in random order: if <g, g_j> < 0: g -= <g, g_j> / |g_j|^2 g_j;  the sum over i
@@ -16,21 +16,18 @@ class PCGrad(Combiner[Gradients]):
     with the original g_j throughout. The random orders are a function of (seed, step), so nothing is left to save.
 
     Example: two gradients of length 1 at 120 degrees, each made orthogonal to the other.
-        >>> combiner = PCGrad(Gradients(kind="pcgrad"), Start(torch.zeros(2), seed=1))
+        >>> combiner = PCGrad(Averaged(kind="pcgrad"), Start(torch.zeros(2), seed=1))
         >>> combiner(torch.tensor([[1.0, -0.5], [-0.5, 1.0]], dtype=torch.float64), None, 0).tolist()
         [1.5, 1.5]
 
     Source: Yu et al., "Gradient surgery for multi-task learning", 2001.06782, algorithm 1.
     """
 
-    needs_gram = True
-
-    def __init__(self, config: Gradients, start: Start) -> None:
+    def __init__(self, config: Averaged, start: Start) -> None:
         super().__init__(config, start)
         self.seed = start.seed
 
-    def forward(self, gram: Tensor | None, losses: Tensor | None, step: int) -> Tensor:
-        assert gram is not None  # see needs_gram
+    def weigh(self, gram: Tensor, step: int) -> Tensor:
         return project(gram, orders(self.tasks, self.seed, step))
 
 

@@ -1,6 +1,7 @@
 """Combined gradients under sharding are those of plain PyTorch that runs one backward pass per task."""
 
 import json
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,8 @@ def train_reference(made_for: Recipe, combine: Callable) -> dict:
         with torch.no_grad():
             for name, weight in tables.items():
                 twins._update(made_for.optimizer(name), weight, state[name], touched[name])
+        if getattr(combine, "looks_again", False):
+            combine.learn(losses, gradients_by_task(copy.deepcopy(model), made_for, batch)[0])
     return {
         "tables": {name: weight.detach().float() for name, weight in tables.items()},
         "dense": {name: value.detach() for name, value in model.dense.state_dict().items()},
@@ -280,23 +283,35 @@ def test_losses_over_groups_are_combined_too(two_ranks, scope):
     compare(two_ranks.run(train_sharded, made_for)[0], wanted)
 
 
-@pytest.mark.parametrize("kind", [pytest.param("sum", marks=pytest.mark.slow), "gradnorm", "uncertainty"])
+SECTIONS = {
+    "sum": {},
+    "gradnorm": {"lr": 1.0},
+    "uncertainty": {"lr": 0.1},
+    "famo": {"lr": 0.1},
+    "upgrad": {"average": 0.5},
+    "nash_mtl": {"scale": "method"},
+    "mgda": {},
+}
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in ("sum", "nash_mtl", "mgda"))) for kind in SECTIONS]
+)
 @both_scopes
 def test_the_other_combiners_equal_a_backward_pass_a_task(two_ranks, kind, scope):
-    made_for = recipe(kind, gradients__scope=scope, tables__rating__sharding="data_parallel")
-    if kind != "sum":
-        rate = {"gradnorm": 1.0, "uncertainty": 0.1}[kind]
-        made_for = recipe(kind, gradients={"kind": kind, "scope": scope, "lr": rate})
+    made_for = recipe(kind, gradients={"kind": kind, "scope": scope, **SECTIONS[kind]})
+    if kind in ("sum", "famo"):
+        made_for = recipe(kind, gradients=dict(made_for.gradients), tables__rating__sharding="data_parallel")
     combiner = combiner_of(made_for)
     wanted = train_reference(made_for, combiner)
     if kind != "sum":
-        assert (wanted["weights"][-1] - 1).abs().max() > 0.05
+        assert (wanted["weights"] - 1).abs().max() > 0.05
     with ranks.alone(cuda=False):
         compare(train_sharded(made_for), wanted)
     first, _ = two_ranks.run(train_sharded, made_for)
     compare(first, wanted)
     for name, value in combiner.state_dict().items():
-        assert torch.allclose(first["learned"][name], value, atol=1e-5), name
+        assert torch.allclose(first["learned"][name], value, atol=1e-3 if kind == "famo" else 1e-5), name
 
 
 LEARNED = {
