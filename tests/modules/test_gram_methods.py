@@ -12,6 +12,7 @@ from torchjd.aggregation import MGDAWeighting
 from torchjd.scalarization import FAMO
 
 from livetrain.configs.registry import TASKS
+from livetrain.modules.gradients.combiner import Combiner, register_combiner
 from livetrain.modules.tasks.registry import kinds
 from tests.modules.test_gradients import DOUBLE, jacobians, made
 
@@ -184,3 +185,14 @@ def test_the_loss_that_a_rate_leaves_is_the_least_that_one_answer_for_all_has(ra
     p = min(max(rate, 1e-6), 1 - 1e-6)
     assert task.base_loss(rate) == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), rel=1e-6)
     assert kinds({"t": TASKS.parse({"label": "t", "kind": "watch_time"})})["t"].base_loss(3.0) == 0
+
+
+def test_a_combiner_of_ones_own_is_one_class():
+    @register_combiner("of_mine_first")
+    class First(Combiner):
+        def forward(self, gram, losses, step):
+            return torch.eye(self.tasks, dtype=DOUBLE)[0]
+
+    assert made(3, kind="of_mine_first")(None, None, 0).tolist() == [1, 0, 0]
+    with pytest.raises(TypeError, match="combiner 'of_mine_second': int must be a subclass of Combiner"):
+        register_combiner("of_mine_second")(int)

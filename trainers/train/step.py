@@ -113,7 +113,6 @@ class Pipeline:
 
     _model: nn.Module
     _optimizer: Update
-    _device: torch.device
 
     @property
     def update(self) -> Update:
@@ -153,17 +152,8 @@ class Pipeline:
         raise NotImplementedError
 
     def _again(self, batch: Batch) -> Callable[[], torch.Tensor]:
-        """Return what passes a batch through the model a second time, with the random draws that are next now."""
-        device = self._device
-        drawn = torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-        def losses() -> torch.Tensor:
-            torch.set_rng_state(drawn[0])
-            if drawn[1] is not None:
-                torch.cuda.set_rng_state(drawn[1], device)
-            return self._model(batch)[0]
-
-        return losses
+        """Return what passes a batch through the model a second time, to be called before `_leave`."""
+        return lambda: self._model(batch)[0]
 
     def _overlap(self) -> None:
         """Do what later batches need between this one's forward and backward pass."""

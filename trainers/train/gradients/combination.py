@@ -102,6 +102,7 @@ class Combination:
             recipe.gradients, gradients.Start(torch.tensor(untrained, dtype=torch.float64), recipe.train.seed)
         )
         self.monitor = Monitor(self._tasks)
+        self._seed = recipe.train.seed
         self.step = 0  # steps before this one
         self._ready = False  # whether the parameters hold a combined gradient that no optimizer has used
         self._running = [module for module in model.modules() if isinstance(module, RunningDice)]
@@ -184,6 +185,7 @@ class Combination:
             losses: passes the batch through the model as it is now, and returns (T,) as `backward` got them.
         """
         assert self._measured is not None  # by the step
+        ranks.seed_step(self._seed, self.step - 1)  # as for the first pass
         with torch.no_grad(), unmoved(self._part):
             (averaged,) = self._average([losses() * self._task_weights])
         self.combiner.learn(self._measured, averaged.double().cpu())

@@ -1,7 +1,7 @@
 """Combined gradients under sharding are those of plain PyTorch that runs one backward pass per task."""
 
-import json
 import copy
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -312,6 +312,16 @@ def test_the_other_combiners_equal_a_backward_pass_a_task(two_ranks, kind, scope
     compare(first, wanted)
     for name, value in combiner.state_dict().items():
         assert torch.allclose(first["learned"][name], value, atol=1e-3 if kind == "famo" else 1e-5), name
+
+
+def test_a_second_look_sees_the_draws_of_the_first(two_ranks):
+    still = {"optimizers": {"sparse": {"lr": 1e-30}, "dense": {"lr": 1e-30}}, "model": CGC | {"dropout": 0.5}}
+    made_for = recipe("famo", train__seed=1, **still)
+    for found in two_ranks.run(train_sharded, made_for):
+        assert not found["learned"]["logits"].any()  # no loss has changed
+        assert found["learned"]["steps"] == STEPS
+    moving = recipe("famo", train__seed=1, model=still["model"])
+    assert two_ranks.run(train_sharded, moving)[0]["learned"]["logits"].abs().max() > 1e-3
 
 
 LEARNED = {
