@@ -99,9 +99,10 @@ def test_a_small_model_learns_from_a_large_ones_scores(tmp_path):
         made = samples.recipe(
             data, name=name, tasks={task: tasks[task] for task in chosen}, train__epochs=4, cluster__workers=0
         )
-        figures[name] = livetrain.train(made, runs=tmp_path / "runs")
+        figures[name] = livetrain.train(made, runs=tmp_path / "runs").result
     assert figures["taught"]["test.soft.xauc"] > 0.6
     folder = tmp_path / "runs/taught/export"
+    livetrain.export(tmp_path / "runs/taught")
     assert list(json.loads((folder / "signature.json").read_text())["tasks"]) == ["click"]
     assert set(json.loads((folder / "golden.json").read_text())["scores"]) == {"click"}
     again = samples.recipe(
@@ -112,5 +113,5 @@ def test_a_small_model_learns_from_a_large_ones_scores(tmp_path):
         cluster__workers=0,
         train__warm_start=str(tmp_path / "runs/taught"),
     )
-    found = livetrain.train(again, runs=tmp_path / "runs")
+    found = livetrain.train(again, runs=tmp_path / "runs").result
     assert np.isfinite(found["test.click.auc"])
