@@ -5,7 +5,7 @@
 
 Every clicked row of 05-06..05-08 asks for its video among all videos of these days, as in benchmarks/recall.py.
 Channels learn from the days before 05-05; weights and quotas are searched on 05-05, and the test days are looked at
-once per seed. A call that was killed goes on with the runs that are not done.
+once per seed. Kinds that are fitted have one run for all seeds. A call that was killed goes on with the runs that are not done.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import torch
 from quality import add_training, made, rule, spread, trained
 
 from livetrain.configs.blend_spec import BlendSpec
+from livetrain.configs.load import load_recipe
 from livetrain.trainers.recall.blend import blended
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.versions import versions
@@ -57,7 +58,7 @@ def main() -> None:
 
 def one(given: argparse.Namespace, seed: int) -> dict:
     """Return what the blend of a seed's runs measured; runs and blend are made if they are not there."""
-    runs = {name: trained(Path(f"configs/recipes/{name}_kuairand.yaml"), seed, given)[1] for name in given.channels}
+    runs = {name: made_for(given, name, seed) for name in given.channels}
     out = given.blends / f"kuairand-seed{seed}"
     if (out / "manifest.json").exists():
         return json.loads((out / "blend.json").read_text())
@@ -68,6 +69,12 @@ def one(given: argparse.Namespace, seed: int) -> dict:
         "search": {"trials": given.trials, "at": 100, "seed": seed},
     }
     return blended(BlendSpec.model_validate(content), out, print)
+
+
+def made_for(given: argparse.Namespace, name: str, seed: int) -> Path:
+    """Return the run of a channel and a seed; what is fitted draws next to nothing, so it has one for all seeds."""
+    path = Path(f"configs/recipes/{name}_kuairand.yaml")
+    return trained(path, given.seeds[0] if load_recipe(path).model.fitted else seed, given)[1]
 
 
 def of(tests: list[dict], *keys: str) -> np.ndarray:

@@ -277,8 +277,9 @@ def _told(adapter: Adapter, rows: pa.Table) -> dict[str, pa.Array]:
     for name in rows.column_names:
         if name not in hidden and "." not in name:
             given = rows[name].type
-            kind = pa.int64() if pa.types.is_integer(given) else pa.float32()
-            columns[name] = rows[name].cast(layout.list_of(pa.int64()) if pa.types.is_list(given) else kind)
+            listed = pa.types.is_list(given)
+            kind = pa.int64() if pa.types.is_integer(given.value_type if listed else given) else pa.float32()
+            columns[name] = rows[name].cast(layout.list_of(kind) if listed else kind)
     columns = {name: column.combine_chunks() for name, column in columns.items()}
     for prefix in adapter.statistics:
         shown = _numbers(rows, f"{prefix}.{EXPOSURE}", 0)
