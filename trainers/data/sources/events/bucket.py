@@ -277,9 +277,10 @@ def _told(adapter: Adapter, rows: pa.Table) -> dict[str, pa.Array]:
     for name in rows.column_names:
         if name not in hidden and "." not in name:
             given = rows[name].type
-            listed = pa.types.is_list(given)
-            kind = pa.int64() if pa.types.is_integer(given.value_type if listed else given) else pa.float32()
-            columns[name] = rows[name].cast(layout.list_of(kind) if listed else kind)
+            kind = pa.int64() if pa.types.is_integer(given) else pa.float32()
+            if pa.types.is_list(given):  # a number of a vector may be missing, an id of a bag may not
+                kind = layout.list_of(pa.int64()) if pa.types.is_integer(given.value_type) else pa.list_(pa.float32())
+            columns[name] = rows[name].cast(kind)
     columns = {name: column.combine_chunks() for name, column in columns.items()}
     for prefix in adapter.statistics:
         shown = _numbers(rows, f"{prefix}.{EXPOSURE}", 0)
