@@ -5,9 +5,8 @@
     python benchmarks/blend.py --world simulated --seeds 1 2 3    # its data: configs/recipes/base/simulated_social.yaml
 
 Every clicked row of the test days asks for its item among all items of these days, as in benchmarks/recall.py. Channels
-learn from the days for train; weights and quotas are searched on the day for valid, and the test days are looked at once
-per seed. Kinds that are fitted have one run for all seeds. A call that was killed goes on with the runs that are not
-done.
+learn from the days for train; weights and quotas are searched on the day for valid; the test days are looked at once per
+seed. Kinds that are fitted have one run for all seeds. A call that was killed goes on with the runs that are not done.
 """
 
 import argparse
@@ -42,7 +41,7 @@ WORLDS = {
     "kuairand": World(
         "KuaiRand-Pure",
         "videos",
-        ("dssm_kuairand", "item_cf_kuairand", "als_kuairand", "ease_kuairand", "tags_kuairand", "popular_kuairand"),
+        ("dssm_kuairand", "item_cf_kuairand", "als_kuairand", "tags_kuairand", "popular_kuairand", "latest_kuairand"),
         {"new_user": "len(video_id) = 0", "new_item": "video_count < 1.7"},
     ),
     "simulated": World(

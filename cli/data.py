@@ -100,8 +100,7 @@ def kuailive(
         typer.Option(
             "--with",
             help="What RAW has besides, a column in every sample: titles (title_embeddings.npy), vectors "
-            "(streamer_emb_64.parquet), people (follow.csv, friend.csv), interests (interest.csv). May be given several "
-            "times.",
+            "(streamer_emb_64.parquet), people (follow.csv, friend.csv), interests (interest.csv). May be repeated.",
         ),
     ] = None,
     address: Ray = None,
@@ -343,10 +342,11 @@ def simulate(
         float, typer.Option(help="0..1: how a user's interests in short videos correlate with those in live rooms.")
     ] = 0.7,
     social: Annotated[
-        float, typer.Option(help="0..1: share of what is shown that leads where a friend was; 0: no friends, no files.")
+        float, typer.Option(help="0..1: share of what is shown that leads where a friend was; 0: no friends.")
     ] = 0.0,
     content: Annotated[
-        float, typer.Option(help="0..1: how much of a streamer's vector tells who that is; 0: no vectors, no interests.")
+        float,
+        typer.Option(help="0..1: how much of a streamer's vector tells who that is; 0: no vectors, no interests."),
     ] = 0.0,
 ) -> None:
     """Write the logs of a simulated world in KuaiLive's and KuaiLive-M3's form, with every label's true probability.
@@ -363,7 +363,9 @@ def simulate(
     plays = rows["kuailive-m3/photo_play.parquet"]
     say(f"{folder}: {exposures:,} live exposures and {plays:,} plays of short videos; kuailive/, kuailive-m3/, truth/")
     say("next, samples that recipes such as configs/recipes/din_simulated.yaml train on:")
-    say(f"  livetrain data kuailive --raw {folder / 'kuailive'} --out {folder}-samples")
+    parts = [*(["people"] if social else []), *(["vectors", "interests"] if content else [])]
+    more = "".join(f" --with {part}" for part in parts)
+    say(f"  livetrain data kuailive --raw {folder / 'kuailive'} --out {folder}-samples{more}")
 
 
 @app.command()

@@ -220,7 +220,10 @@ def test_a_condition_that_is_none_is_named_before_a_channel_is_opened(towers, li
     [
         ({"late": "hour >"}, r"slices\.late: 'hour >' is no SQL expression"),
         ({"late": "user"}, r"slices\.late: 'user' is BIGINT, no condition"),
-        ({"often": "user + 1"}, r"slices\.often: 'user \+ 1' is BIGINT"),  # in the place of the run's slice of this name
+        (
+            {"often": "user + 1"},
+            r"slices\.often: 'user \+ 1' is BIGINT",
+        ),  # in the place of the run's slice of this name
     ],
 )
 def test_a_slice_is_named_as_the_spec_has_it(towers, liked, tmp_path, asked, message):

@@ -1,4 +1,4 @@
-"""What lies beside KuaiLive's files where it is asked for: follows and friends, streamers' vectors, users' interests."""
+"""What lies beside KuaiLive's files where asked for: follows and friends, streamers' vectors, users' interests."""
 
 from collections.abc import Iterator
 

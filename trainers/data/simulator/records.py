@@ -10,7 +10,7 @@ from livetrain.trainers.data.simulator.videos import Plays
 from livetrain.trainers.data.simulator.world import World
 from livetrain.trainers.data.simulator.write import Files
 
-PAGES = np.array(["live_square", "feed", "follow", "nearby", "friend"])  # live_source_category by source of the exposure
+PAGES = np.array(["live_square", "feed", "follow", "nearby", "friend"])  # live_source_category by source
 ENTERED = np.array(["click", "slide_up", "click", "slide_up", "click"])  # enter_live_action
 TRUTH = "truth/date={day}/part-0.parquet"
 

@@ -1,4 +1,4 @@
-"""What lies beside KuaiLive's files: friends who lead where they were, vectors, interests; and nothing if not asked for."""
+"""What lies beside KuaiLive's files: friends who lead where they were, vectors, interests; nothing if not asked for."""
 
 import duckdb
 import numpy as np
@@ -50,7 +50,10 @@ def test_a_friend_has_one_for_a_friend_and_ids_are_of_one_person():
     assert (friends == 301).sum() == friends.shape[1]  # one is left over in every turn
     ids = Ids(drawn)
     pairs = people.friends(drawn, ids)
-    told = {tuple(sorted(pair)) for pair in zip(*(pairs[name].to_pylist() for name in ("user_id", "friend_id")))}
+    told = {
+        tuple(sorted(pair))
+        for pair in zip(*(pairs[name].to_pylist() for name in ("user_id", "friend_id")), strict=True)
+    }
     wanted = {
         tuple(sorted((int(ids.user[a]), int(ids.user[b])))) for a, own in enumerate(friends) for b in own if b < 301
     }
@@ -112,8 +115,8 @@ def test_labels_come_up_as_often_as_the_truth_says_where_friends_lead(folder):
 
 def test_follows_are_those_from_before_and_those_of_the_log(sql):
     found = sql("""
-        select count(*) filter (f.timestamp < 1748102400000) before, count(*) filter (f.timestamp >= 1748102400000) later,
-            count(*) filter (i.user_id is not null and f.timestamp >= 1748102400000) told,
+        select count(*) filter (f.timestamp < 1748102400000) before,
+            count(*) filter (f.timestamp >= 1748102400000) later, count(*) filter (i.user_id is not null and f.timestamp >= 1748102400000) told,
             count(distinct (f.user_id, f.streamer_id)) pairs, count(*) all_of
         from read_csv({follow}) f left join read_csv({live_interaction}) i on i.user_id = f.user_id and
             i.author_id = f.streamer_id and i.follow_author_cnt = 1
