@@ -4,9 +4,9 @@
     python benchmarks/blend.py --seeds 1 2 3
     python benchmarks/blend.py --world simulated --seeds 1 2 3    # its data: configs/recipes/base/simulated_social.yaml
 
-Every clicked row of the test days asks for its item among all items of these days, as in benchmarks/recall.py. Channels
-learn from the days for train; weights and quotas are searched on the day for valid; the test days are looked at once per
-seed. Kinds that are fitted have one run for all seeds. A call that was killed goes on with the runs that are not done.
+Every clicked row of the test days asks for its item among all items of these days, as in benchmarks/recall.py.
+Channels learn from the days for train, weights and quotas are searched on the day for valid, and the test days are
+looked at once per seed. Kinds that are fitted have one run for all seeds. A call that was killed goes on with what is not done.
 """
 
 import argparse

@@ -23,9 +23,10 @@ both lognormal and drawn independently, so many users with few live exposures wa
 drawn by popularity, 30 % on a topic drawn from softmax(click_u), 15 % from the four streamers followed from
 the start, 20 % evenly from all rooms on air. Only rooms that are on air during the whole 10-minute slot are shown.
 
-**Friends** (`social` above 0). All users are paired six times over, evenly, so that nothing but the tie itself tells who
-is a friend. A share `social` of all live exposures, whichever way they would have come, leads to a streamer on air who
-is among the eight that a friend visited last, drawn evenly from those of all friends before the slot. Who follows whom (the four of the start, and follows of the log) and who are friends is told beside the log.
+**Friends** (`social` above 0). All users are paired six times over, evenly, so that only the tie itself tells who is a
+friend. A share `social` of all live exposures, whichever way they would have come, leads to a streamer on air who is
+among the eight that a friend visited last, drawn evenly from those of all friends before the slot. Who follows whom
+(the four of the start, and follows of the log) and who are friends is told beside the log.
 
 **What is known of new ones** (`content` above 0). A vector of 64 numbers per streamer, of whose squared length a share
 `content` comes of topics, quality and charm (formula in `people`); and per user up to three topics, drawn from

@@ -116,7 +116,8 @@ def test_labels_come_up_as_often_as_the_truth_says_where_friends_lead(folder):
 def test_follows_are_those_from_before_and_those_of_the_log(sql):
     found = sql("""
         select count(*) filter (f.timestamp < 1748102400000) before,
-            count(*) filter (f.timestamp >= 1748102400000) later, count(*) filter (i.user_id is not null and f.timestamp >= 1748102400000) told,
+            count(*) filter (f.timestamp >= 1748102400000) later,
+            count(*) filter (i.user_id is not null and f.timestamp >= 1748102400000) told,
             count(distinct (f.user_id, f.streamer_id)) pairs, count(*) all_of
         from read_csv({follow}) f left join read_csv({live_interaction}) i on i.user_id = f.user_id and
             i.author_id = f.streamer_id and i.follow_author_cnt = 1
