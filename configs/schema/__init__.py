@@ -7,7 +7,7 @@ from livetrain.configs.schema.cluster import Cluster, Topology, Workers
 from livetrain.configs.schema.data import Data, Days, Negatives
 from livetrain.configs.schema.export import Export, Quantization, Wandb
 from livetrain.configs.schema.feature import EmbeddedFeature, Feature
-from livetrain.configs.schema.gradients import Gradients, GradNorm, PCGrad, SumOfGradients, Uncertainty
+from livetrain.configs.schema.gradients import Gradients, Measured
 from livetrain.configs.schema.model import FittedConfig, ModelConfig
 from livetrain.configs.schema.optimizers import DenseOptimizer, Optimizers, Schedule, SparseOptimizer
 from livetrain.configs.schema.recipe import Recipe
@@ -28,25 +28,22 @@ __all__ = [
     "Export",
     "Feature",
     "FittedConfig",
-    "GradNorm",
     "Gradients",
+    "Measured",
     "GroupTask",
     "InitialRows",
     "ModelConfig",
     "Negatives",
     "Optimizers",
-    "PCGrad",
     "Quantization",
     "Recipe",
     "Schedule",
     "Section",
     "SparseOptimizer",
-    "SumOfGradients",
     "Table",
     "Task",
     "Topology",
     "Train",
-    "Uncertainty",
     "Wandb",
     "WarmStart",
     "Workers",

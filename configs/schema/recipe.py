@@ -10,7 +10,7 @@ from livetrain.configs.schema.cluster import Cluster
 from livetrain.configs.schema.data import Data
 from livetrain.configs.schema.export import Export, Wandb
 from livetrain.configs.schema.feature import Feature
-from livetrain.configs.schema.gradients import Gradients, SumOfGradients
+from livetrain.configs.schema.gradients import Gradients, Measured
 from livetrain.configs.schema.model import ModelConfig
 from livetrain.configs.schema.optimizers import Optimizers, SparseOptimizer
 from livetrain.configs.schema.section import Section
@@ -33,7 +33,7 @@ class Recipe(Section):
     tables: dict[TableName, Table] = {}
     model: SerializeAsAny[ModelConfig]
     tasks: dict[TaskName, Annotated[SerializeAsAny[Task], BeforeValidator(registry.TASKS.parse)]] = Field(min_length=1)
-    gradients: Gradients = Field(SumOfGradients(), discriminator="kind")
+    gradients: Annotated[SerializeAsAny[Gradients], BeforeValidator(registry.COMBINERS.parse)] = Measured()
     optimizers: Optimizers = Optimizers()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
@@ -46,11 +46,6 @@ class Recipe(Section):
     def _imported(cls, value: list[str]) -> list[str]:
         plugins.load(value)
         return value
-
-    @field_validator("gradients", mode="before")
-    @classmethod
-    def _summed_by_default(cls, value: Any) -> Any:
-        return {"kind": "sum", **value} if isinstance(value, dict) else value
 
     @field_validator("model", mode="before")
     @classmethod
@@ -299,7 +294,7 @@ def _check_gradients(recipe: Recipe) -> None:
             f"gradients.kind: '{recipe.gradients.kind}' combines the gradients of several tasks, and "
             f"'{next(iter(recipe.tasks))}' is the only one; add tasks, or use kind: sum"
         )
-    if recipe.gradients.measure_every:
+    if getattr(recipe.gradients, "measure_every", None):
         raise BadInput("gradients.measure_every: one task has no other to be compared with; add tasks, or leave it out")
 
 
@@ -384,7 +379,7 @@ def _check_division(recipe: Recipe) -> None:
             "train.compile: a batch that is trained in parts is no single graph; leave train.compile out, or use "
             "accumulate: 1"
         )
-    if recipe.train.accumulate > 1 and getattr(recipe.gradients, "scope", None) == "trunk":
+    if recipe.train.accumulate > 1 and recipe.gradients.scope == "trunk":
         raise BadInput(
             "train.accumulate: with gradients.scope: trunk the gradients at the trunk's input are needed of all rows "
             "at once; use scope: shared, or accumulate: 1"

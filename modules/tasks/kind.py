@@ -120,6 +120,10 @@ class TaskKind(nn.Module):
         """
         raise NotImplementedError
 
+    def base_loss(self, rate: float) -> float:
+        """Return the loss of a model that answers the same for every row and knows the labels' mean; 0 if unknown."""
+        return self.untrained
+
     def group_loss(self, logits: Tensor, labels: Tensor, weights: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the N rows of a *global* batch add to the loss and to what it is divided by, (N,) both.
 

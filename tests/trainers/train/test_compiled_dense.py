@@ -1,6 +1,5 @@
 """The dense part as one graph: how many graphs there are, and that they learn what no graph would."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from torch._dynamo.utils import counters
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import ModelConfig, Recipe, Task
-from livetrain.modules import gradients
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.moving import Moving, written
 from livetrain.modules.model import Model
@@ -292,8 +290,7 @@ COMBINERS = {
 @pytest.mark.parametrize(("config", "backend"), COMBINERS.values(), ids=COMBINERS.keys())
 def test_tasks_are_combined_as_by_plain_pytorch(two_ranks, config, backend):
     made_for = several.recipe(config["kind"], gradients=config)
-    initial = torch.tensor([math.log(2), 0.7 * math.log(2), 0], dtype=torch.float64)
-    wanted = several.train_reference(made_for, gradients.combiner(made_for.gradients, initial, made_for.train.seed))
+    wanted = several.train_reference(made_for, several.combiner_of(made_for))
     found = two_ranks.run(trained, several.train_sharded, made_for, backend)
     several.compare(found[0], wanted)
 
@@ -323,8 +320,7 @@ class Passes:
 def test_the_tasks_passes_are_one_where_that_can_be(batches):
     """Whether it can be or not: what is learned is what each task's own pass would leave."""
     made_for, passes = several.recipe("pcgrad"), Passes(batches)
-    initial = torch.tensor([math.log(2), 0.7 * math.log(2), 0], dtype=torch.float64)
-    wanted = several.train_reference(made_for, gradients.combiner(made_for.gradients, initial, made_for.train.seed))
+    wanted = several.train_reference(made_for, several.combiner_of(made_for))
     with ranks.alone(cuda=False):
         found = trained(several.train_sharded, made_for, TasksAtOnce(passes))
     several.compare(found, wanted)
