@@ -6,7 +6,7 @@
 
 Every clicked row of the test days asks for its item among all items of these days, as in benchmarks/recall.py.
 Channels learn from the days for train, weights and quotas are searched on the day for valid, and the test days are
-looked at once per seed. Kinds that are fitted have one run for all seeds. A call that was killed goes on with what is not done.
+looked at once per seed. Kinds that are fitted have one run for all seeds. A call that was killed goes on.
 """
 
 import argparse
