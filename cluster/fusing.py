@@ -135,7 +135,7 @@ def _beaten(one: np.ndarray, others: np.ndarray) -> bool:
 def _metrics(recipe: Recipe, predicted: Predicted, weights: dict[str, float]) -> dict[str, float]:
     """Return each task's metric of the score with some weights; `_NONE` where a row has no score."""
     assert recipe.fusion is not None
-    score = Fused(recipe.fusion, list(recipe.tasks), weights)(predicted.predictions)
+    score = Fused(recipe.fusion, list(recipe.answered), weights)(predicted.predictions)
     found = figures(predicted, recipe, {FUSED: score}, list(recipe.judged()))[FUSED]
     return {task: float(np.nan_to_num(found[task][recipe.fusion.by], nan=_NONE)) for task in found}
 

@@ -109,7 +109,7 @@ class Scorer(Features):
         super().__init__(model, recipe, tables)
         self.fused = fused
         self.dense = model.dense
-        self.kinds = nn.ModuleDict(kinds(recipe.tasks))
+        self.kinds = nn.ModuleDict(kinds(recipe.answered))
         self.shares = model.dense.network.shares
 
     def forward(

@@ -47,8 +47,8 @@ def figures(predicted: Predicted, recipe: Recipe, scores: dict[str, Tensor], tas
 def beside(predicted: Predicted, recipe: Recipe) -> dict[str, Tensor]:
     """Return what a fused score is compared with: each task of the formula alone, and the product of them all."""
     assert recipe.fusion is not None
-    tasks = list(recipe.tasks)
-    used = [name for name in formula.named(recipe.fusion.steps(tasks)) if name in recipe.tasks]
+    tasks = list(recipe.answered)
+    used = [name for name in formula.named(recipe.fusion.steps(tasks)) if name in recipe.answered]
     single = {task: predicted.predictions[task] for task in used}
     product = torch.stack([score.double() for score in single.values()]).prod(0)
     return {PRODUCT: product} | single
@@ -57,7 +57,7 @@ def beside(predicted: Predicted, recipe: Recipe) -> dict[str, Tensor]:
 def compared(predicted: Predicted, recipe: Recipe, weights: dict[str, float]) -> Figures:
     """Return the figures of a fused score and of all that it is compared with."""
     assert recipe.fusion is not None
-    fused = Fused(recipe.fusion, list(recipe.tasks), weights)(predicted.predictions)
+    fused = Fused(recipe.fusion, list(recipe.answered), weights)(predicted.predictions)
     return figures(predicted, recipe, {FUSED: fused} | beside(predicted, recipe), list(recipe.judged()))
 
 

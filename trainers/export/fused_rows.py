@@ -37,7 +37,7 @@ def predicted(run: Path, split: str, days: Days | None = None) -> Predicted:
     model = learned(recipe, path) if recipe.model.fitted else Scorer(plain_model(recipe, path), recipe).eval()
     rows = source.rows * (recipe.data.candidates or 1)
     halvings = math.ceil(math.log2(max(rows / MOST, 1)))
-    scores: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in recipe.tasks}
+    scores: dict[str, list[Tensor]] = {task: [torch.zeros(0)] for task in recipe.answered}
     labels, groups = [torch.zeros(0, len(recipe.tasks))], [torch.zeros(0, dtype=torch.int64)]
     widths = Carried(recipe.features).widths
     reader = Reader(source, recipe, rank=0, world=1, shuffle=False, groups=True)

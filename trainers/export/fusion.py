@@ -32,4 +32,4 @@ def fused_of(run: Path, recipe: Recipe) -> Fused | None:
     weights = weights_in(run)
     if recipe.fusion is None or weights is None:
         return None
-    return Fused(recipe.fusion, list(recipe.tasks), weights)
+    return Fused(recipe.fusion, list(recipe.answered), weights)

@@ -29,7 +29,7 @@ def prove(
     Raises:
         BadInput: less closely than the recipe's tolerance.
     """
-    predict = kinds(recipe.tasks)
+    predict = kinds(recipe.answered)
 
     def predicted(batch: Batch, inputs: Inputs) -> dict[str, torch.Tensor]:
         logits = model(batch.ids, batch.dense, None, batch.vectors)
@@ -51,13 +51,14 @@ def compared(
     Raises:
         BadInput: as `prove`.
     """
-    parts, ranked, product, predict = [], 0.0, 0.0, kinds(recipe.tasks)
+    parts, ranked, product, predict = [], 0.0, 0.0, kinds(recipe.answered)
+    columns = [list(recipe.tasks).index(task) for task in predict]
     with torch.no_grad():
         for batch, real in _held_out(recipe, recipe.export.parity_rows):
             inputs = inputs_of(batch, recipe)
             scores, own = scored(*inputs), model(batch, inputs)
             found, wanted = (torch.stack([of[name] for name in own])[:, real] for of in (scores, own))  # (T, n)
-            parts.append((found, wanted, batch.labels.T[:, real]))
+            parts.append((found, wanted, batch.labels.T[columns][:, real]))
             ranked = max(ranked, rank_difference(scored, batch, recipe))
             if towers:
                 user, item = (tower(*inputs) for tower in towers)

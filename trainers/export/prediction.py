@@ -104,7 +104,7 @@ def _check_export(folder: Path, found: dict[str, Any] | None, file: str, recipe:
     if damage := manifest.damage(folder, found):
         raise BadInput(f"{damage}; export the run again")
     signature = json.loads((folder / "signature.json").read_text(encoding="utf-8"))
-    parts = {"tasks": set(recipe.tasks), "features": set(recipe.features), "tables": set(recipe.tables)}
+    parts = {"tasks": set(recipe.answered), "features": set(recipe.features), "tables": set(recipe.tables)}
     other = [key for key, own in parts.items() if set(signature[key]) != own]
     if other or signature["model"] != manifest.finite(recipe.model.model_dump(mode="json")):
         what = f"other {other[0]}" if other else "another model"
@@ -136,7 +136,7 @@ class Predictor:
             features = {name: feature for name, feature in features.items() if name in own}
         self.recipe = whole.model_copy(update={"tasks": {}, "evaluate": Evaluate(), "features": features})
         self._trained_on = dict(weights.ids)
-        self._tasks = [*whole.tasks, *([FUSED] if getattr(self._model, "fused", None) is not None else [])]
+        self._tasks = [*whole.answered, *([FUSED] if getattr(self._model, "fused", None) is not None else [])]
         self.names = [f"{self.vectors}_vector"] if self.vectors else [f"{task}_score" for task in self._tasks]
         bare = self.recipe.model_copy(update={"features": whole.features})
         self._decoder = Decoder(bare, groups=False, names=features)
