@@ -143,9 +143,39 @@ def _metrics(recipe: Recipe, predicted: Predicted, weights: dict[str, float]) ->
 def _tried(recipe: Recipe, predicted: Predicted) -> list[dict[str, Any]]:
     """Return the points that were tried: their weights, and each task's metric."""
     assert recipe.fusion is not None
-    ends = recipe.fusion.weights
-    if not ends:
+    if not recipe.fusion.weights:
         return [{"weights": {}, "metrics": _metrics(recipe, predicted, {})}]
+    return _in_process(recipe, predicted) if recipe.cluster.most == 0 else _by_tune(recipe, predicted)
+
+
+def _in_process(recipe: Recipe, predicted: Predicted) -> list[dict[str, Any]]:
+    """Return the points that were tried one after the other, of a run without Ray."""
+    assert recipe.fusion is not None
+    ends, judged, tried = recipe.fusion.weights, list(recipe.judged()), list[dict[str, Any]]()
+    draw, study = np.random.default_rng(recipe.train.seed), None
+    if find_spec("optuna") is not None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        sampler = optuna.samplers.TPESampler(seed=recipe.train.seed)
+        study = optuna.create_study(directions=["maximize"] * len(judged), sampler=sampler)
+    for _ in range(recipe.fusion.trials):
+        asked = None if study is None else study.ask()
+        weights = {
+            name: float(draw.uniform(*pair)) if asked is None else asked.suggest_float(name, *pair)
+            for name, pair in ends.items()
+        }
+        metrics = _metrics(recipe, predicted, weights)
+        if study is not None and asked is not None:
+            study.tell(asked, [metrics[task] for task in judged])
+        tried.append({"weights": weights, "metrics": metrics})
+    return tried
+
+
+def _by_tune(recipe: Recipe, predicted: Predicted) -> list[dict[str, Any]]:
+    """Return the points that Ray Tune tried, on the recipe's cluster or on this machine."""
+    assert recipe.fusion is not None
+    ends = recipe.fusion.weights
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")

@@ -148,6 +148,23 @@ def test_a_network_has_a_fused_score_too(data, tmp_path):
     )
 
 
+@pytest.mark.slow  # starts Ray
+def test_ray_tune_tries_the_points_too(run, data):
+    settled = recipe(data, cluster={"workers": 1, "device": "cpu"})
+    rows = predicted(run, "valid")
+    tried = fusing._tried(settled, rows)
+    assert len(tried) == 9
+    for one in tried:
+        assert one["metrics"] == pytest.approx(fusing._metrics(settled, rows, one["weights"]))
+        assert all(0 <= value <= 3 for value in one["weights"].values())
+
+
+def test_without_optuna_points_are_drawn_at_random(run, data, monkeypatch):
+    monkeypatch.setattr(fusing, "find_spec", lambda name: None)
+    tried = fusing._tried(recipe(data), predicted(run, "valid"))
+    assert len({one["weights"]["a"] for one in tried}) == 9
+
+
 def test_what_is_compared_is_each_task_and_their_product(data):
     settled = recipe(data)
     draw = np.random.default_rng(0)

@@ -171,7 +171,7 @@ def regression(
     Example:
         >>> w, b = regression(np.array([[0, 0, 1, 1]]), np.array([2]), np.array([0.0, 0, 1, 1]), np.ones(4), 1.0)
         >>> w.round(3), round(b, 3)
-        (array([-0.852,  0.852]), 0.0)
+        (array([-0.675,  0.675]), 0.0)
     """
     firsts = np.concatenate([[0], np.cumsum(counts)])
 
