@@ -60,7 +60,7 @@ def clocks(gaps: Tensor, lengths: Tensor, ahead: bool) -> Tensor:
         >>> clocks(torch.tensor([10.0, 5.0, 7.0]), torch.tensor([2, 1]), True).tolist()
         [[10, 0], [15, 10], [7, 0]]
     """
-    most = 2**31 - 1
+    most = 0x7FFFFFFF  # 2**31 is a float to TorchScript, and clamping by one would make the seconds float32
     seconds = torch.nan_to_num(gaps, nan=0.0).clamp(0, most).round().long()  # whole, so that sums are exact
     before = seconds.cumsum(0) - seconds
     first = torch.cat([before, before.new_zeros(1)]).index_select(0, (lengths.cumsum(0) - lengths).long())  # (B,)
