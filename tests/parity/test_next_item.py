@@ -216,6 +216,7 @@ CASES = {
     "as published, without log q": {"log_q": False},
     "other rows' items too": {"in_batch": True},
     "cosine": {"cosine": True, "temperature": 0.2},
+    "cosine at the least temperature": {"cosine": True, "temperature": 1e-3},
     "gBCE": {"loss": "gbce"},
     "the newest alone": {"every_event": False},
 }
