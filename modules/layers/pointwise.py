@@ -65,11 +65,15 @@ def clocks(gaps: Tensor, lengths: Tensor, ahead: bool) -> Tensor:
     first = torch.cat([before, before.new_zeros(1)]).index_select(0, (lengths.cumsum(0) - lengths).long())  # (B,)
     happened = before - jagged.spread(first, jagged.segments(lengths, gaps.size(0)))
     asked = happened + seconds if ahead else happened
-    return torch.stack([asked, happened], 1).clamp(max=2**31 - 1).to(torch.int32)
+    # Not 2**31 - 1, which is a float to TorchScript: clamped by one the seconds would be float32.
+    return torch.stack([asked, happened], 1).clamp(max=0x7FFFFFFF).to(torch.int32)
 
 
 def ago(gaps: Tensor, lengths: Tensor) -> Tensor:
-    """Return the whole seconds from each event to its row's own time, (N,) int64; arguments as of `clocks`.
+    """Return the whole seconds from each event to its row's own time, (N,) int64, 68 years at most.
+
+    Args:
+        gaps, lengths: as of `clocks`.
 
     Example:
         >>> ago(torch.tensor([10.0, 5.0, 7.0]), torch.tensor([2, 1])).tolist()
@@ -78,7 +82,8 @@ def ago(gaps: Tensor, lengths: Tensor) -> Tensor:
     seconds = _whole_seconds(gaps)
     until = seconds.cumsum(0)
     last = torch.cat([until.new_zeros(1), until]).index_select(0, lengths.cumsum(0).long())  # (B,)
-    return jagged.spread(last, jagged.segments(lengths, gaps.size(0))) - until + seconds
+    found = jagged.spread(last, jagged.segments(lengths, gaps.size(0))) - until + seconds
+    return found.clamp(max=0x7FFFFFFF)  # as in `clocks`
 
 
 def _whole_seconds(gaps: Tensor) -> Tensor:

@@ -50,7 +50,10 @@ def test_a_teacher_adds_no_output_and_sees_the_logit_of_all_impressions(kind):
     ("tasks", "message"),
     [
         ({"click": None}, "tasks: soft, order teach other tasks, and there are none to learn; add one with a label"),
-        ({"soft": {**TASKS["soft"], "of": "clik"}}, "tasks.soft.of: there is no task 'clik' that has a logit .did you mean 'click'"),
+        (
+            {"soft": {**TASKS["soft"], "of": "clik"}},
+            "tasks.soft.of: there is no task 'clik' that has a logit .did you mean 'click'",
+        ),
         ({"soft": {**TASKS["soft"], "of": "order"}}, "tasks.soft.of: there is no task 'order' that has a logit"),
         (
             {"click": {"label": "click", "kind": "focal"}},
