@@ -162,8 +162,8 @@ def _in_process(recipe: Recipe, predicted: Predicted) -> list[dict[str, Any]]:
     for _ in range(recipe.fusion.trials):
         asked = None if study is None else study.ask()
         weights = {
-            name: float(draw.uniform(*pair)) if asked is None else asked.suggest_float(name, *pair)
-            for name, pair in ends.items()
+            name: float(draw.uniform(least, most)) if asked is None else asked.suggest_float(name, least, most)
+            for name, (least, most) in ends.items()
         }
         metrics = _metrics(recipe, predicted, weights)
         if study is not None and asked is not None:
@@ -186,8 +186,8 @@ def _by_tune(recipe: Recipe, predicted: Predicted) -> list[dict[str, Any]]:
     class Point(ray_tune.Trainable):
         """Points of the weights, one after the other: a process that is there judges the next in no time."""
 
-        def setup(self, config: dict[str, float], recipe: Recipe, predicted: Predicted) -> None:
-            self._judge = partial(_metrics, recipe, predicted)
+        def setup(self, config: dict[str, float], **given: Any) -> None:
+            self._judge = partial(_metrics, given["recipe"], given["predicted"])
 
         def reset_config(self, new_config: dict[str, float]) -> bool:
             self.config = new_config

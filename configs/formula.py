@@ -54,8 +54,9 @@ def named(steps: list[Step]) -> list[str]:
 
 def _read(node: ast.expr, steps: list[Step], names: Collection[str], place: str) -> None:
     """Add the steps of a part of a formula."""
-    if isinstance(node, ast.Constant) and type(node.value) in (int, float) and abs(node.value) < 1e30:
-        steps.append(("number", float(node.value)))
+    value = node.value if isinstance(node, ast.Constant) else None
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30:
+        steps.append(("number", float(value)))
     elif isinstance(node, ast.Name):
         if node.id not in names:
             raise BadInput(

@@ -171,7 +171,7 @@ def kept(columns: Columns, categories: Mapping[str, torch.Tensor]) -> State:
     """Return what the columns are made by, as arrays of a checkpoint."""
     state = {_CATEGORY + name: ids.numpy() for name, ids in categories.items()}
     for name, place in columns.statistics.items():
-        part = columns.parts[place]
+        part: Any = columns.parts[place]
         state |= {_KEYS + name: part.keys.numpy(), _VALUES + name: part.values.numpy()}
     return state
 
