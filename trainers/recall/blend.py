@@ -204,8 +204,8 @@ def searched(blend: Blend, of: Day, asked: Search) -> Settings:
     """Return the weights by which most of a day's wanted items are among the first candidates.
 
     The spec's own are one of the trials, so none on that day are worse. What is drawn next comes of Optuna's
-    tree-structured Parzen estimator. Quotas stay: what they leave out is lost to the later candidates, which a search by
-    the first ones does not see.
+    tree-structured Parzen estimator. Quotas stay: what they leave out is lost to the later candidates, which a search
+    by the first ones does not see.
 
     Raises:
         BadInput: Optuna is not installed.
