@@ -13,7 +13,7 @@ from livetrain.configs.schema.optimizers import DenseOptimizer, Optimizers, Sche
 from livetrain.configs.schema.recipe import Recipe
 from livetrain.configs.schema.section import Section
 from livetrain.configs.schema.table import InitialRows, Table
-from livetrain.configs.schema.task import GroupTask, Task
+from livetrain.configs.schema.task import Follower, GroupTask, Task
 from livetrain.configs.schema.train import CANDIDATES, SEEN, Evaluate, Train, WarmStart
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Export",
     "Feature",
     "FittedConfig",
+    "Follower",
     "Gradients",
     "Measured",
     "GroupTask",

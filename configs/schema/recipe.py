@@ -15,7 +15,7 @@ from livetrain.configs.schema.model import ModelConfig
 from livetrain.configs.schema.optimizers import Optimizers, SparseOptimizer
 from livetrain.configs.schema.section import Section
 from livetrain.configs.schema.table import Table
-from livetrain.configs.schema.task import GroupTask, Task
+from livetrain.configs.schema.task import Follower, GroupTask, Task
 from livetrain.configs.schema.train import CANDIDATES, SEEN, Evaluate, Train
 from livetrain.configs.values import FeatureName, RunName, TableName, TaskName, Text
 
@@ -64,6 +64,7 @@ class Recipe(Section):
         _check_vectors(self)
         _check_sharding(self)
         _check_arithmetic(self)
+        _check_followers(self)
         _check_gradients(self)
         _check_groups(self)
         _check_negatives(self)
@@ -74,6 +75,11 @@ class Recipe(Section):
     def __setstate__(self, state: dict[Any, Any]) -> None:
         plugins.load(state["__dict__"]["plugins"])  # where the recipe was sent to
         super().__setstate__(state)
+
+    @property
+    def answered(self) -> dict[str, Task]:
+        """The tasks that the model answers for, and exports: all but those that only teach others."""
+        return {name: task for name, task in self.tasks.items() if not isinstance(task, Follower)}
 
     def column(self, feature: str) -> str:
         """Return the Parquet column that feeds `feature`."""
@@ -283,6 +289,27 @@ def _check_arithmetic(recipe: Recipe) -> None:
             raise BadInput(
                 f"tables.{name}.sharding: as data_parallel, '{sparse.kind}' would learn something else; "
                 f"use another sharding or another {key}.kind"
+            )
+
+
+def _check_followers(recipe: Recipe) -> None:
+    if not recipe.answered:
+        raise BadInput(
+            f"tasks: {', '.join(recipe.tasks)} teach other tasks, and there are none to learn; add one with a label"
+        )
+    for name, task in recipe.tasks.items():
+        if not isinstance(task, Follower):
+            continue
+        if task.of not in recipe.answered:
+            raise BadInput(
+                f"tasks.{name}.of: there is no task '{task.of}' that has a logit{nearest(task.of, recipe.answered)}; "
+                "name one that predicts a probability"
+            )
+        followed = recipe.tasks[task.of].kind
+        if not registry.TASKS.owner(followed).odds:
+            raise BadInput(
+                f"tasks.{name}.of: '{task.of}', of kind {followed}, predicts no probability, which is what {task.kind} "
+                "teaches; use kind: binary there"
             )
 
 

@@ -57,10 +57,21 @@ KINDS: dict[str, Callable[[], Recipe]] = {
         features__history__times="when",
         features__history__until="now",
     ),
+    "hstu": lambda: twins.recipe(
+        model={"kind": "hstu", "attention": ATTENTION, "width": 8, "blocks": 2, "length": 6, "tower_units": [8]},
+        features__history__times="when",
+        features__history__until="now",
+    ),
+    "twin": lambda: twins.recipe(
+        model={"kind": "twin", "search": ATTENTION, "nearest": 2, "head_width": 4, "tower_units": [8]}
+    ),
+    "onetrans": lambda: twins.recipe(
+        model={"kind": "onetrans", "attention": ATTENTION, "width": 8, "newest": 3, "tower_units": [8]}
+    ),
     "ncf": lambda: NCF,
     **{
         kind: lambda kind=kind: several.recipe("sum", model=several.MODELS[kind])
-        for kind in ("shared bottom", "esmm", "mmoe", "ple")
+        for kind in ("shared bottom", "esmm", "mmoe", "ple", "rankmixer", "pepnet")
     },
     "cgc": lambda: several.recipe("sum"),
     **{kind: lambda kind=kind: twins.recipe(model={"kind": kind}) for kind in ("lr", "kfm")},

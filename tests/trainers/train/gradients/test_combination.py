@@ -251,6 +251,11 @@ MODELS = {
     "esmm": {"kind": "esmm", "chains": [["click", "like"]], "tower_units": [4], **ATTENTION},
     "mmoe": {"kind": "mmoe", "experts": 3, "expert_units": [8], "tower_units": [4], **ATTENTION},
     "ple": {**CGC, "kind": "ple", "levels": 2},
+    "pepnet": {"kind": "pepnet", "domain": ["rate"], "personal": ["user"], "tower_units": [4], **ATTENTION},
+    "hstu": {"kind": "hstu", "width": 8, "length": 6, "tower_units": [4], "attention": ATTENTION["attention"]},
+    "twin": {"kind": "twin", "search": ATTENTION["attention"], "nearest": 2, "tower_units": [4]},
+    "onetrans": {"kind": "onetrans", "width": 8, "newest": 3, "tower_units": [4], "attention": ATTENTION["attention"]},
+    "rankmixer": {"kind": "rankmixer", "tokens": 4, "width": 8, "tower_units": [4], **ATTENTION},
 }
 
 
