@@ -96,8 +96,9 @@ class Run:
         self.log.write("stage", step=0, text="fitting")
         assert self.job.statistics is not None  # who fits has looked at the data
         rows = self.job.statistics.rows
-        parts = rows_of(self.job.sources["train"], [self.model.key, *self.model.features], self.recipe)
-        state = self.model.fit(_some_positive(parts, self.model.key, self.recipe), before)
+        read = [self.model.key, *self.model.features]
+        parts = _Read(rows_of(self.job.sources["train"], read, self.recipe), self.model.key, self.recipe)
+        state = self.model.fit(iter(parts), before)
         for text in self.model.notes:
             self.log.write("note", step=STEP, text=text)
         seconds = time.perf_counter() - started
@@ -109,7 +110,14 @@ class Run:
             text=f"{len(table.keys):,} keys lead to {len(table.items):,} items, {len(table.scores):,} scores",
         )
         valid, evaluated = self._measured(Inverted(self.model, self.recipe, table).eval(), "valid", 0)
-        position = {"best_step": STEP, "waited": 0, "rows": rows, "seconds": seconds, "valid": manifest.finite(valid)}
+        position = {
+            "best_step": STEP,
+            "waited": 0,
+            "rows": rows,
+            "seconds": seconds,
+            "skipped_rows": max(rows - parts.rows, 0),
+            "valid": manifest.finite(valid),
+        }
         _write(self.job.run, self.recipe, state, position, self.job.sources["train"])
         return position
 
@@ -145,25 +153,36 @@ class Run:
             "device": "cpu",
             "memory": memory.peak(),
             "fitted": sizes,
+            "tables": {},
+            "cut": {},
+            "skipped_rows": position["skipped_rows"],
             "curves": curves,
             "spectra": {},
         }
 
 
-def _some_positive(parts: Iterator[Rows], key: str, recipe: Recipe) -> Iterator[Rows]:
-    """Yield a split's rows; raise BadInput at their end if none is positive and has an item: nothing is to be learned.
+class _Read:
+    """The rows of a split, counted as they come.
 
-    So no kind comes to count what is not there.
+    At their end BadInput is raised if none was positive and had an item: nothing is to be learned. So no kind comes to
+    count what is not there.
     """
-    found = False
-    for part in parts:
-        found = found or bool((part.label & (part.ids[key].lengths > 0)).any())
-        yield part
-    if not found:
-        raise BadInput(
-            f"data.path: the training split has no positive rows of task '{next(iter(recipe.tasks))}' with an item that"
-            " can be read; add days that have some, or mend its files"
-        )
+
+    def __init__(self, parts: Iterator[Rows], key: str, recipe: Recipe) -> None:
+        self._parts, self._key, self._task = parts, key, next(iter(recipe.tasks))
+        self.rows = 0
+
+    def __iter__(self) -> Iterator[Rows]:
+        found = False
+        for part in self._parts:
+            self.rows += len(part.label)
+            found = found or bool((part.label & (part.ids[self._key].lengths > 0)).any())
+            yield part
+        if not found:
+            raise BadInput(
+                f"data.path: the training split has no positive rows of task '{self._task}' with an item that can be "
+                "read; add days that have some, or mend its files"
+            )
 
 
 def _write(run: Path, recipe: Recipe, state: State, position: dict[str, Any], train: Source) -> None:
