@@ -211,6 +211,26 @@ def test_a_day_more_is_the_fit_of_all_days(changes):
     assert not np.array_equal(own.table(before).scores, own.table(whole).scores)
 
 
+def test_nights_forget_what_has_faded():
+    """Items come for three days each and never again: what a night keeps does not grow, and it is a fit of all days."""
+    own, whole = model(user="user", time="time", day_decay=0.5, weigh_users=False), []
+    state, sizes = None, []
+    for day in range(24):
+        rows = [(user, day + place, day * DAY + place, []) for user in range(8) for place in range(3)]
+        whole.append(events(rows, first=100 * day))
+        state = own.fit(iter([whole[-1]]), state)
+        sizes.append((len(state["items"]), len(state["counts"])))
+        assert own.notes == []
+    assert sizes[-1] == sizes[-8] < (16, 60)
+    assert state["items"].min() > 10
+    for name, value in own.fit(iter(whole)).items():
+        np.testing.assert_array_equal(state[name], value)
+    endless = model(user="user", time="time", weigh_users=False)
+    found = endless.fit(iter(whole[1:]), endless.fit(iter(whole[:1])))
+    assert len(found["items"]) == 26
+    assert endless.notes == ["begins with 3 items, and never forgets one; let days fade, as by model.day_decay: 0.95"]
+
+
 @pytest.mark.parametrize("hours", [-8, 0, 8])
 def test_days_are_those_of_the_partitions_whatever_their_zone(hours):
     """A fit of local days is that of the same days in UTC, and so is one that goes on from the first of them."""
