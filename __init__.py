@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from livetrain.configs.load import load_recipe
     from livetrain.configs.schema import Recipe
     from livetrain.modules.features.registry import register_feature
+    from livetrain.modules.gradients.combiner import register_combiner
     from livetrain.modules.models.registry import register_model
     from livetrain.modules.network import Network
     from livetrain.modules.optimizers import register_dense_optimizer, register_optimizer
@@ -33,6 +34,7 @@ __all__ = [
     "export",
     "load_recipe",
     "predict",
+    "register_combiner",
     "register_dense_optimizer",
     "register_feature",
     "register_fitted",
@@ -55,6 +57,7 @@ _PLACES = {
     "export": "livetrain.api",
     "load_recipe": "livetrain.configs.load",
     "predict": "livetrain.api",
+    "register_combiner": "livetrain.modules.gradients.combiner",
     "register_dense_optimizer": "livetrain.modules.optimizers",
     "register_feature": "livetrain.modules.features.registry",
     "register_fitted": "livetrain.modules.recall.fitted",

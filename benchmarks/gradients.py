@@ -34,7 +34,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
-from livetrain.modules.gradients import orders
+from livetrain.modules.gradients.pcgrad import orders
 from livetrain.modules.model import Model
 from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.runtime.ranks import seed_step

@@ -9,6 +9,7 @@
     done
     python benchmarks/multitask.py simulated --seeds 1 2 3
     python benchmarks/multitask.py conflict --seeds 1 2 3
+    python benchmarks/multitask.py combiners --seeds 1 2 3
 
 A run is one epoch, measured at its end; no figure of the test days is used to choose anything. Runs that are there are
 read, not trained again. What stands in a file of results from "## Found" on is written by hand, and is kept.
@@ -81,6 +82,35 @@ MODELS = [
 ]
 
 
+# Every way to combine gradients, at the trunk's input, where measuring them costs least; and the same for noise: a mean
+# over steps, and batches eight times as large with the rates of larger batches.
+LARGE = ("data.batch_size=2048", "optimizers.rates_for_batch=256")
+AT_TRUNK = {
+    "pcgrad": "",
+    "pcgrad, mean over steps": "average: 0.99",
+    "upgrad": "",
+    "upgrad, mean over steps": "average: 0.99",
+    "cagrad": "",
+    "mgda": "",
+    "imtl_g": "",
+    "aligned_mtl": "",
+    "nash_mtl": "",
+    "gradnorm": "lr: 0.25",
+    "famo": "",
+    "uncertainty": "",
+}
+COMBINERS = [
+    Variant(f"cgc, {name}", "cgc", (f"gradients={{kind: {name.split(',')[0]}, scope: trunk, {keys}}}",))
+    for name, keys in AT_TRUNK.items()
+]
+LARGE_SUM = Variant("cgc, sum, 2048 rows", "cgc", (*CGC.changes, *LARGE))
+LARGE_COMBINERS = [
+    Variant(f"{variant.name}, 2048 rows", "cgc", (*variant.changes, *LARGE))
+    for variant in COMBINERS
+    if variant.name in ("cgc, pcgrad", "cgc, pcgrad, mean over steps", "cgc, upgrad")
+]
+
+
 @dataclass
 class Run:
     """A finished run."""
@@ -140,15 +170,15 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("kuairand", "simulated", "conflict"))
+    parser.add_argument("what", choices=("kuairand", "simulated", "conflict", "combiners"))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of kuairand/, world-*/ and conflict-*/")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     add_training(parser)
     parser.set_defaults(runs=Path("runs/multitask"))
     given = parser.parse_args()
     torch.set_num_threads(threads())
-    write = {"kuairand": kuairand, "simulated": simulated, "conflict": conflict}[given.what]
-    name = "conflict.md" if given.what == "conflict" else f"multitask_{given.what}.md"
+    write = {"kuairand": kuairand, "simulated": simulated, "conflict": conflict, "combiners": combiners}[given.what]
+    name = f"{given.what}.md" if given.what in ("conflict", "combiners") else f"multitask_{given.what}.md"
     text = "\n".join(write(given)) + "\n"
     kept = (given.out / name).read_text() if (given.out / name).exists() else ""
     (given.out / name).write_text(text + (f"\n{FOUND}{kept.split(FOUND, 1)[1]}" if FOUND in kept else ""))
@@ -343,7 +373,7 @@ def conflict(given: argparse.Namespace) -> list[str]:
         bench.train([CGC, PCGRAD, GRADNORM])
         truth = truth_of(bench, given.data / f"world-{strength}")
         for task in TASKS["simulated"]:
-            lines += [f"| {strength} {line}" for line in compared(bench, truth, task)]
+            lines += [f"| {strength} {line}" for line in compared(bench, truth, task, CGC, [PCGRAD, GRADNORM])]
         cosines += gradients(bench, [CGC, PCGRAD, GRADNORM])
     intro = f"""# Conflict between tasks, planted at three strengths
 
@@ -356,16 +386,52 @@ gradnorm at the input of the trunk. "in conflict": any two tasks' gradients poin
     return [intro, head, rule(head), *lines, "", *cosines]
 
 
-def compared(bench: Bench, truth: Truth, task: str) -> list[str]:
+def combiners(given: argparse.Namespace) -> list[str]:
+    """Return the lines of the file on all combiners under full conflict."""
+    head = SIMULATED_HEAD.replace("| valid AUC |", "| over the sum, x 1e-4 | valid AUC |")
+    bench = Bench("simulated", given.data / "conflict-1", given)
+    bench.train([CGC, *COMBINERS, LARGE_SUM, *LARGE_COMBINERS])
+    truth = truth_of(bench, given.data / "world-1")
+    lines = []
+    for task in TASKS["simulated"]:
+        lines += compared(bench, truth, task, CGC, COMBINERS)
+        lines += compared(bench, truth, task, LARGE_SUM, LARGE_COMBINERS)[1:]
+    seconds = {
+        variant.name: float(np.median([run.result["wall_s"] for run in bench.of(variant.name, "click")]))
+        for variant in (CGC, *COMBINERS)
+    }
+    costs = ["| combiner | time over the sum's |", rule("| combiner | time over the sum's |")]
+    costs += [f"| {name} | {taken / seconds[CGC.name]:.2f} |" for name, taken in seconds.items()]
+    intro = f"""# Every combiner under full conflict
+
+{about(given, truth)}
+The interests behind click and watch time are the opposite of those behind like and gift. Gradients are compared at the
+input of the trunk; the sum measures them every fifth step, in all that is shared. "mean over steps": of the gradients'
+products, with a decay of .99. "2048 rows": batches eight times as large, with rates times the square root of 8, beside
+the plain sum with such batches. "over the sum": the expected AUC less that of the plain sum with the same seed.
+"""
+    return [
+        intro,
+        head,
+        rule(head),
+        *lines,
+        "",
+        "Median of a whole run's time, the seeds of all one after the other:",
+        "",
+        *costs,
+    ]
+
+
+def compared(bench: Bench, truth: Truth, task: str, plain: Variant, others: list[Variant]) -> list[str]:
     """Return a task's lines: the truth, and each combiner with its lead over the plain sum."""
-    own = [truth.of_run(run)[task] for run in bench.of(CGC.name, task)]
+    own = [truth.of_run(run)[task] for run in bench.of(plain.name, task)]
     lines = [truth.oracle(task).replace("| 100 % |", "| 100 % | - |")]
-    for variant in (CGC, PCGRAD, GRADNORM):
+    for variant in (plain, *others):
         runs = bench.of(variant.name, task)
         lead = 1e4 * (np.array([truth.of_run(run)[task] for run in runs]) - own)
         shown = f"{round(lead.mean()):+d}" + (f" ± {lead.std(ddof=1):.0f}" if len(lead) > 1 else "")
         before, percent, after = truth.row(variant.name, task, runs).partition("%** |")
-        lines.append(f"{before}{percent} {shown if variant is not CGC else '-'} |{after}")
+        lines.append(f"{before}{percent} {shown if variant is not plain else '-'} |{after}")
     return lines
 
 

@@ -10,7 +10,8 @@
 
 Each run keeps the checkpoint that is best on the validation events; the test events are read once, after that. Runs go
 to --runs as <recipe>-seed<n>; one that is there and whose recipe is unchanged is read and not trained again, so the
-command goes on where it was stopped. The table is written again after each run, of the runs that are there.
+command goes on where it was stopped. The tables are written again after each run, of the runs that are there; what else
+the file says, of parts without a run here too, stays as it is.
 """
 
 import argparse
@@ -133,9 +134,10 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def write(given: argparse.Namespace) -> None:
-    """Write the tables of the runs that are there."""
-    tables, versions = [], {}
+    """Write the tables of the runs that are there, and keep the other sections of the file."""
+    tables, versions, kept = [], {}, sections(given.out)
     for part in PARTS:
+        before = kept.pop(part.title, "")
         lines = []
         for name in part.recipes:
             folders = [given.runs / f"{name}-seed{seed}" for seed in given.seeds]
@@ -143,6 +145,9 @@ def write(given: argparse.Namespace) -> None:
             if results:
                 lines.append(line(name, results))
                 versions = results[-1].get("versions", versions)
+        if before and not lines:
+            tables.append(before)
+            continue
         lines += [published(name, *figures) for name, figures in part.published.items()]
         source = [f"Published: {part.source}.", ""] if part.source else []
         tables += [f"## {part.title}", "", HEAD, rule(HEAD), *lines, "", *source]
@@ -155,7 +160,13 @@ another draw of users would move any of these figures by. Settings and checkpoin
 whose figures are not to be compared with published ones. "processor min": of a whole run, for each seed.
 """
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text("\n".join([head, *tables]))
+    given.out.write_text("\n".join([head, *tables, *kept.values()]))
+
+
+def sections(file: Path) -> dict[str, str]:
+    """Return a file's sections by their titles; empty if it is not there."""
+    parts = ("\n" + file.read_text()).split("\n## ")[1:] if file.exists() else []
+    return {part.split("\n", 1)[0]: f"## {part.rstrip()}\n" for part in parts}
 
 
 def line(name: str, results: list[dict[str, Any]]) -> str:

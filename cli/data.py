@@ -12,9 +12,17 @@ from livetrain.cli.arguments import Ray, here
 from livetrain.cli.terminal import BAD_INPUT, err, note, out, say
 
 if TYPE_CHECKING:
+    from livetrain.trainers.data.sources.events.model import Adapter
     from livetrain.trainers.data.sources.events.prepare import Map
 
 app = typer.Typer(no_args_is_help=True)
+
+
+class Part(StrEnum):
+    titles = "titles"
+    vectors = "vectors"
+    people = "people"
+    interests = "interests"
 
 
 class Protocol(StrEnum):
@@ -87,6 +95,14 @@ def kuailive(
     live: Live = 50,
     window: Window = 3600,
     effective: Effective = 30,
+    parts: Annotated[
+        list[Part] | None,
+        typer.Option(
+            "--with",
+            help="What RAW has besides, a column in every sample: titles (title_embeddings.npy), vectors "
+            "(streamer_emb_64.parquet), people (follow.csv, friend.csv), interests (interest.csv). May be repeated.",
+        ),
+    ] = None,
     address: Ray = None,
 ) -> None:
     """Prepare KuaiLive: rooms that were shown, and clicks, views, likes, comments and gifts there, a partition per day.
@@ -95,7 +111,10 @@ def kuailive(
 
     Example: `livetrain data kuailive --raw KuaiLive --out data/kuailive`
     """
-    _prepare("kuailive", raw, folder, address, live=live, window_s=window, effective_view_s=effective)
+    from livetrain.trainers.data.sources.events.kuailive import with_parts
+
+    adapter = with_parts(part.value for part in parts or [])
+    _prepare(adapter, raw, folder, address, live=live, window_s=window, effective_view_s=effective)
 
 
 @app.command("kuailive-m3")
@@ -172,7 +191,7 @@ def _buckets_on(address: str | None) -> "AbstractContextManager[Map | None]":
     return on_ray(address)
 
 
-def _prepare(source: str, raw: Path, folder: Path, address: str | None, **options: int) -> None:
+def _prepare(source: "str | Adapter", raw: Path, folder: Path, address: str | None, **options: int) -> None:
     """Prepare an event log, in this machine's processes or on a Ray cluster."""
     from livetrain.trainers.data.sources.events import report
     from livetrain.trainers.data.sources.events.bucket import Options
@@ -180,7 +199,8 @@ def _prepare(source: str, raw: Path, folder: Path, address: str | None, **option
     from livetrain.trainers.data.sources.events.sources import ADAPTERS
 
     with _buckets_on(address) as run, report.Bar(err) as bar:
-        prepared = prepare(ADAPTERS[source], raw, folder, Options(**options), progress=bar, run=run)
+        adapter = ADAPTERS[source] if isinstance(source, str) else source
+        prepared = prepare(adapter, raw, folder, Options(**options), progress=bar, run=run)
     out.print(report.days_table(prepared))
     for remark in prepared["report"]["notes"]:
         say(remark)
@@ -321,6 +341,13 @@ def simulate(
     transfer: Annotated[
         float, typer.Option(help="0..1: how a user's interests in short videos correlate with those in live rooms.")
     ] = 0.7,
+    social: Annotated[
+        float, typer.Option(help="0..1: share of what is shown that leads where a friend was; 0: no friends.")
+    ] = 0.0,
+    content: Annotated[
+        float,
+        typer.Option(help="0..1: how much of a streamer's vector tells who that is; 0: no vectors, no interests."),
+    ] = 0.0,
 ) -> None:
     """Write the logs of a simulated world in KuaiLive's and KuaiLive-M3's form, with every label's true probability.
 
@@ -328,7 +355,7 @@ def simulate(
     """
     from livetrain.trainers.data import simulator
 
-    settings = simulator.Settings(simulator.count(users), days, seed, conflict, transfer)
+    settings = simulator.Settings(simulator.count(users), days, seed, conflict, transfer, social, content)
     with Progress(console=err, transient=True) as bar:
         task = bar.add_task("simulating", total=None)
         rows = simulator.simulate(settings, folder, lambda done, total: bar.update(task, completed=done, total=total))
@@ -336,7 +363,9 @@ def simulate(
     plays = rows["kuailive-m3/photo_play.parquet"]
     say(f"{folder}: {exposures:,} live exposures and {plays:,} plays of short videos; kuailive/, kuailive-m3/, truth/")
     say("next, samples that recipes such as configs/recipes/din_simulated.yaml train on:")
-    say(f"  livetrain data kuailive --raw {folder / 'kuailive'} --out {folder}-samples")
+    parts = [*(["people"] if social else []), *(["vectors", "interests"] if content else [])]
+    more = "".join(f" --with {part}" for part in parts)
+    say(f"  livetrain data kuailive --raw {folder / 'kuailive'} --out {folder}-samples{more}")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands `livetrain index` and `livetrain blend`."""
+"""The commands `livetrain index`, `livetrain blend` and `livetrain cut`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -162,6 +162,60 @@ def _table(split: str, figures: dict[str, Any], channels: dict[str, Any]) -> Tab
         cells = [cell for size in sizes for cell in (_digits(part["blend"][f"recall_{size}"]), "", "")]
         table.add_row(f"the blend, {name} ({part['requests']:,})", "", "", *cells)
     return table
+
+
+def cut(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Parquet of scored candidates: a file or a folder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="New folder for the rows that are kept.")],
+    group: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the requests.")],
+    score: Annotated[str, typer.Option(metavar="COLUMN", help="Column of the pre-rank's scores.")],
+    keep: Annotated[int, typer.Option(help="Candidates that stay per request.")],
+    regular: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Above 0 where the user often visits it.", show_default=False)
+    ] = None,
+    regulars: Annotated[int, typer.Option(help="Places that regulars get, whatever their scores.")] = 0,
+    kind: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="What candidates are of, as a category.", show_default=False)
+    ] = None,
+    most: Annotated[int, typer.Option(help="Places that one kind gets at most, while others are there.")] = 0,
+    against: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The ranker's scores, to compare with.", show_default=False)
+    ] = None,
+    top: Annotated[int, typer.Option(help="How many of the ranker's best are to survive.")] = 10,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Above 0 where it was taken.", show_default=False)
+    ] = None,
+) -> None:
+    """Cut scored candidates to those that a ranker is asked about, and say what survives.
+
+    Example: `livetrain cut scores --out kept --group request --score click_score --keep 300 --regular visits
+    --regulars 20 --kind category --most 100 --against ranker_score --label click`
+    """
+    loaded("livetrain.trainers.recall.cut")
+    from livetrain.trainers.recall.cut import Rules
+    from livetrain.trainers.recall.cut import cut as cut_by
+
+    rules = Rules(group, score, keep, regular, regulars, kind, most, against, top, label)
+    found = cut_by(data, out, rules)
+    titles = {
+        "ranker_top": f"of the ranker's best {top}",
+        "ranker_best": "of its very best",
+        "taken": "of what was taken",
+        "regulars": "of regulars",
+        "kinds": "kinds per list",
+    }
+    table = Table(title=f"{found['kept']:,} of {found['rows']:,} candidates of {found['requests']:,} requests are kept")
+    for heading in ("", "by these rules", "by score alone"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name in found["rules"]:
+        table.add_row(titles[name], *(_shown(found[by][name]) for by in ("rules", "score")))
+    screen.print(table)
+    if found.get("agreement") is not None:
+        say(f"rank correlation of both scores within a request: {found['agreement']:.4f}")
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else _digits(value)
 
 
 def _digits(value: float) -> str:

@@ -18,7 +18,7 @@ Seconds = Annotated[int, *whole(0, 10**9)]
 
 
 class EventTable(Section):
-    """A raw table of the log: CSV with a header, or Parquet."""
+    """A raw table of the log: CSV with a header, Parquet, or an array of NumPy with the columns row and vector."""
 
     files: list[Text] = Field(min_length=1, description="patterns, as seen from the spec's folder")
     columns: dict[Text, Text] = Field(min_length=1, description="name -> DuckDB's type")
@@ -35,6 +35,7 @@ class EventAttributes(Section):
     ids: list[Name] = Field([], description="columns that are categories")
     bags: list[Name] = Field([], description="columns with a list of categories")
     dense: list[Name] = Field([], description="columns that are numbers")
+    vectors: list[Name] = Field([], description="columns with a list of numbers, as of a text or a picture")
     age: Name | None = Field(None, description="column of the samples for the seconds since start")
 
 

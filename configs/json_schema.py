@@ -22,6 +22,8 @@ def json_schema() -> dict[str, Any]:
     definitions = schema["$defs"]
     recipe = definitions["Recipe"]
     recipe["properties"]["model"] = _one_of(registry.MODELS, places, definitions) | {"title": "Model"}
+    recipe["properties"]["gradients"] |= _one_of(registry.COMBINERS, places, definitions)
+    recipe["properties"]["gradients"].pop("$ref", None)
     for section, kinds in (("features", registry.FEATURES), ("tasks", registry.TASKS), ("tables", None)):
         named = recipe["properties"][section]["patternProperties"]
         for pattern, one in named.items():

@@ -1,4 +1,4 @@
-"""The kinds of models, features, tasks and optimizers, by name, with the classes that check their sections.
+"""The kinds of models, features, tasks, combiners and optimizers, by name, with the classes that check their sections.
 
 A kind enters itself when its module is imported (see configs.plugins); no torch is imported here.
 """
@@ -104,7 +104,8 @@ FEATURES = Kinds("feature", key="type")
 TASKS = Kinds("task", default="binary")
 OPTIMIZERS = Kinds("optimizer", default="rowwise_adagrad")
 DENSE_OPTIMIZERS = Kinds("dense optimizer", default="adam")
-ALL = (MODELS, FEATURES, TASKS, OPTIMIZERS, DENSE_OPTIMIZERS)
+COMBINERS = Kinds("combiner of gradients", default="sum")
+ALL = (MODELS, FEATURES, TASKS, COMBINERS, OPTIMIZERS, DENSE_OPTIMIZERS)
 
 
 def parse_model(value: Any) -> Any:

@@ -8,13 +8,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from livetrain.configs import registry
-from livetrain.configs.schema import DenseOptimizer, Feature, ModelConfig, SparseOptimizer, Task
+from livetrain.configs.schema import DenseOptimizer, Feature, Gradients, ModelConfig, SparseOptimizer, Task
 
 # Sections whose declared class is only the base of their kinds' own.
 OPEN: dict[Any, registry.Kinds] = {
     ModelConfig: registry.MODELS,
     Feature: registry.FEATURES,
     Task: registry.TASKS,
+    Gradients: registry.COMBINERS,
     SparseOptimizer: registry.OPTIMIZERS,
     DenseOptimizer: registry.DENSE_OPTIMIZERS,
 }

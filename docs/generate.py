@@ -34,6 +34,7 @@ OPEN = {
     "features.NAME": registry.FEATURES,
     "model": registry.MODELS,
     "tasks.NAME": registry.TASKS,
+    "gradients": registry.COMBINERS,
     "optimizers.sparse": registry.OPTIMIZERS,
     "optimizers.dense": registry.DENSE_OPTIMIZERS,
 }

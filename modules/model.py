@@ -9,6 +9,7 @@ The same object trains (its tables sharded from outside), scores and exports, so
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -20,7 +21,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import Follower, Recipe
 from livetrain.modules.batch import Requests
 from livetrain.modules.features.bag import Found, Weigh, pools_where_rows_lie
 from livetrain.modules.features.carriers import Carried, Encode, Prepare, Select, has_transforms
@@ -74,6 +75,7 @@ class Dense(nn.Module):
     ) -> None:
         super().__init__()
         self.parts = 1  # of a batch that are trained on one after another, see `in_parts`
+        self.followed: dict[str, tuple[str, float]] = {}  # task -> whose logit it has, and what training added to that
         self.normalise = normalise
         self.encode = encode
         self.network = network
@@ -130,7 +132,10 @@ class Dense(nn.Module):
                 logits = self.network(values, lengths, dense, weights, keys, often)
             else:
                 logits = self.network(values, lengths, dense, weights, keys)
-        return {task: logit if task == TARGETS else logit.float() for task, logit in logits.items()}
+        logits = {task: logit if task == TARGETS else logit.float() for task, logit in logits.items()}
+        for task, (of, correction) in self.followed.items():
+            logits[task] = logits[of] + (correction if self.training else 0.0)  # its label is of all impressions
+        return logits
 
     @torch.jit.unused
     def in_parts(
@@ -241,7 +246,7 @@ class Model(nn.Module):
                 limits={n: f.limit for n, f in features.items() if f.form == "sequence"},
             )
             self.inputs = inputs
-            net = network(recipe.model.kind)(recipe.model, inputs, recipe.tasks)
+            net = network(recipe.model.kind)(recipe.model, inputs, recipe.answered)
         self.key, self.events = net.key, net.events
         _check(recipe, net)
         bfloat16 = recipe.train.precision == "bfloat16"
@@ -249,6 +254,11 @@ class Model(nn.Module):
         normalise = Normalise(sum(self.numbers.values()), {name: starts[feature] for name, feature in like.items()})
         self.dense = Dense(net, normalise, encode, bfloat16, torch.device(device).type).to(device)
         self.dense.parts = recipe.train.accumulate
+        self.dense.followed = {
+            name: (task.of, math.log(recipe.tasks[task.of].negatives_kept))
+            for name, task in recipe.tasks.items()
+            if isinstance(task, Follower)
+        }
         for name, weight in self.table_weights().items():
             if not weight.is_meta:
                 initial_values(recipe, name).fill(weight.data)
@@ -311,7 +321,7 @@ def _check(recipe: Recipe, net: Network) -> None:
             f"gradients.scope: '{recipe.model.kind}' has no trunk that its tasks share; use scope: shared, or "
             "another model.kind"
         )
-    for name, kind in kinds(recipe.tasks).items():
+    for name, kind in kinds(recipe.answered).items():
         named = recipe.tasks[name].kind
         if kind.towers and net.towers is None:
             raise BadInput(

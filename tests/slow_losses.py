@@ -22,7 +22,7 @@ def loss(
 def row(task: Task, z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return each row's loss; of watch time with each row once more as a negative of weight 1 where it is positive."""
     p = torch.sigmoid(z)
-    if task.kind == "binary":
+    if task.kind in ("binary", "distilled"):
         return -(y * torch.log(p) + (1 - y) * torch.log(1 - p))
     if task.kind == "focal":
         own = torch.where(y == 1, p, 1 - p)
@@ -108,4 +108,16 @@ def _jrc(task, logits, labels, weights, groups):
     return total / weights.sum()
 
 
-_BY_GROUP = {"pairwise": _pairwise, "listwise": _listwise, "jrc": _jrc}
+def _distilled_list(task, logits, labels, weights, groups):
+    means, teachers = [], torch.logit(labels.clamp(1e-6, 1 - 1e-6))
+    for group in sorted(set(groups.tolist())):
+        rows = [i for i in range(len(groups)) if groups[i] == group and weights[i] > 0]
+        exponentials = [[torch.exp(z[i] / task.temperature) for i in rows] for z in (teachers, logits)]
+        whole = [sum(weights[i] * e for i, e in zip(rows, each, strict=True)) for each in exponentials]
+        shares = zip(*([e / all_ for e in each] for each, all_ in zip(exponentials, whole, strict=True)), strict=True)
+        if rows:
+            means.append(sum(weights[i] * q * torch.log(q / s) for i, (q, s) in zip(rows, shares, strict=True)))
+    return _mean(means, logits)
+
+
+_BY_GROUP = {"distilled_list": _distilled_list, "pairwise": _pairwise, "listwise": _listwise, "jrc": _jrc}

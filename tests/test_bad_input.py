@@ -117,7 +117,7 @@ WRONG_RECIPE = {
     "evaluate.group_by=usr": ("evaluate.group_by: ", "has no column 'usr' (did you mean 'user'?)"),
     "data.shards=7": ("data.batch_size: 96 rows do not divide among 7 data.shards; 91, 98 would",),
     "tasks.click.kind=watchtime": (
-        "tasks.click.kind got 'watchtime', wanted one of binary, focal, huber, jrc, listwise, ordinal, pairwise",
+        "tasks.click.kind got 'watchtime', wanted one of binary, distilled, distilled_list, focal, huber, jrc",
     ),
     "tasks.click={label: watch}": ("tasks.click.label 'watch' holds ", "but a label is 0 or 1; correct the data"),
     "tasks.click={label: gift, kind: regression}": ("'gift' holds None", "set unknown: true if it is not known yet"),

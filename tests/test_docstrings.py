@@ -52,4 +52,4 @@ def test_the_examples_are_true(module, name):
 
 
 def test_there_are_examples():
-    assert {("livetrain.api", "train"), ("livetrain.modules.gradients", "PCGrad")} <= set(examples())
+    assert {("livetrain.api", "train"), ("livetrain.modules.gradients.pcgrad", "PCGrad")} <= set(examples())

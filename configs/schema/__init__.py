@@ -7,13 +7,13 @@ from livetrain.configs.schema.cluster import Cluster, Topology, Workers
 from livetrain.configs.schema.data import Data, Days, Negatives
 from livetrain.configs.schema.export import Export, Quantization, Wandb
 from livetrain.configs.schema.feature import EmbeddedFeature, Feature
-from livetrain.configs.schema.gradients import Gradients, GradNorm, PCGrad, SumOfGradients, Uncertainty
+from livetrain.configs.schema.gradients import Gradients, Measured
 from livetrain.configs.schema.model import FittedConfig, ModelConfig
 from livetrain.configs.schema.optimizers import DenseOptimizer, Optimizers, Schedule, SparseOptimizer
 from livetrain.configs.schema.recipe import Recipe
 from livetrain.configs.schema.section import Section
 from livetrain.configs.schema.table import InitialRows, Table
-from livetrain.configs.schema.task import GroupTask, Task
+from livetrain.configs.schema.task import Follower, GroupTask, Task
 from livetrain.configs.schema.train import CANDIDATES, SEEN, Evaluate, Train, WarmStart
 
 __all__ = [
@@ -28,25 +28,23 @@ __all__ = [
     "Export",
     "Feature",
     "FittedConfig",
-    "GradNorm",
+    "Follower",
     "Gradients",
+    "Measured",
     "GroupTask",
     "InitialRows",
     "ModelConfig",
     "Negatives",
     "Optimizers",
-    "PCGrad",
     "Quantization",
     "Recipe",
     "Schedule",
     "Section",
     "SparseOptimizer",
-    "SumOfGradients",
     "Table",
     "Task",
     "Topology",
     "Train",
-    "Uncertainty",
     "Wandb",
     "WarmStart",
     "Workers",

@@ -1,52 +1,26 @@
 """How the tasks' gradients are combined."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Count, Positive, real
-
-Scope = Annotated[
-    Literal["shared", "trunk"],
-    Field(description="where gradients are compared: in all that is shared, or, cheaper, at the input of the trunk"),
-]
-MeasureEvery = Annotated[
-    Count | None, Field(description="steps between measurements of the tasks' gradients, which cost as in pcgrad")
-]
+from livetrain.configs.values import Count
 
 
-class SumOfGradients(Section):
-    """The tasks' losses, each with its task's weight, are added."""
+class Gradients(Section):
+    """How the tasks' gradients become one. Kinds have classes of their own, beside their arithmetic."""
 
-    kind: Literal["sum"] = "sum"
-    scope: Scope = "shared"
-    measure_every: MeasureEvery = None
-
-
-class PCGrad(Section):
-    """Gradients of tasks are projected so that none points against another (2001.06782)."""
-
-    kind: Literal["pcgrad"]
-    scope: Scope = "shared"
+    kind: str = Field("sum", description="sum, pcgrad, gradnorm, uncertainty, or a registered kind")
+    scope: Literal["shared", "trunk"] = Field(
+        "shared",
+        description="where gradients are compared: in all that is shared, or, cheaper, at the input of the trunk",
+    )
 
 
-class GradNorm(Section):
-    """Task weights that make the tasks train at similar rates (1711.02257)."""
+class Measured(Gradients):
+    """Of kinds that need no gradients, and can measure them all the same."""
 
-    kind: Literal["gradnorm"]
-    scope: Scope = "shared"
-    alpha: Annotated[float, real(0, 100)] = Field(1.5, description="how strongly the rates are pulled together")
-    lr: Positive = Field(0.025, description="of the task weights, whatever the schedule")
-
-
-class Uncertainty(Section):
-    """Task weights exp(-s) with a learned s per task (1705.07115)."""
-
-    kind: Literal["uncertainty"]
-    scope: Scope = "shared"
-    lr: Positive = Field(0.025, description="of s, whatever the schedule")
-    measure_every: MeasureEvery = None
-
-
-Gradients = SumOfGradients | PCGrad | GradNorm | Uncertainty
+    measure_every: Count | None = Field(
+        None, description="steps between measurements of the tasks' gradients, which cost as in pcgrad"
+    )

@@ -10,12 +10,12 @@ from livetrain.configs.schema.cluster import Cluster
 from livetrain.configs.schema.data import Data
 from livetrain.configs.schema.export import Export, Wandb
 from livetrain.configs.schema.feature import Feature
-from livetrain.configs.schema.gradients import Gradients, SumOfGradients
+from livetrain.configs.schema.gradients import Gradients, Measured
 from livetrain.configs.schema.model import ModelConfig
 from livetrain.configs.schema.optimizers import Optimizers, SparseOptimizer
 from livetrain.configs.schema.section import Section
 from livetrain.configs.schema.table import Table
-from livetrain.configs.schema.task import GroupTask, Task
+from livetrain.configs.schema.task import Follower, GroupTask, Task
 from livetrain.configs.schema.train import CANDIDATES, SEEN, Evaluate, Train
 from livetrain.configs.values import FeatureName, RunName, TableName, TaskName, Text
 
@@ -33,7 +33,7 @@ class Recipe(Section):
     tables: dict[TableName, Table] = {}
     model: SerializeAsAny[ModelConfig]
     tasks: dict[TaskName, Annotated[SerializeAsAny[Task], BeforeValidator(registry.TASKS.parse)]] = Field(min_length=1)
-    gradients: Gradients = Field(SumOfGradients(), discriminator="kind")
+    gradients: Annotated[SerializeAsAny[Gradients], BeforeValidator(registry.COMBINERS.parse)] = Measured()
     optimizers: Optimizers = Optimizers()
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
@@ -46,11 +46,6 @@ class Recipe(Section):
     def _imported(cls, value: list[str]) -> list[str]:
         plugins.load(value)
         return value
-
-    @field_validator("gradients", mode="before")
-    @classmethod
-    def _summed_by_default(cls, value: Any) -> Any:
-        return {"kind": "sum", **value} if isinstance(value, dict) else value
 
     @field_validator("model", mode="before")
     @classmethod
@@ -69,6 +64,7 @@ class Recipe(Section):
         _check_vectors(self)
         _check_sharding(self)
         _check_arithmetic(self)
+        _check_followers(self)
         _check_gradients(self)
         _check_groups(self)
         _check_negatives(self)
@@ -79,6 +75,11 @@ class Recipe(Section):
     def __setstate__(self, state: dict[Any, Any]) -> None:
         plugins.load(state["__dict__"]["plugins"])  # where the recipe was sent to
         super().__setstate__(state)
+
+    @property
+    def answered(self) -> dict[str, Task]:
+        """The tasks that the model answers for, and exports: all but those that only teach others."""
+        return {name: task for name, task in self.tasks.items() if not isinstance(task, Follower)}
 
     def column(self, feature: str) -> str:
         """Return the Parquet column that feeds `feature`."""
@@ -291,6 +292,27 @@ def _check_arithmetic(recipe: Recipe) -> None:
             )
 
 
+def _check_followers(recipe: Recipe) -> None:
+    if not recipe.answered:
+        raise BadInput(
+            f"tasks: {', '.join(recipe.tasks)} teach other tasks, and there are none to learn; add one with a label"
+        )
+    for name, task in recipe.tasks.items():
+        if not isinstance(task, Follower):
+            continue
+        if task.of not in recipe.answered:
+            raise BadInput(
+                f"tasks.{name}.of: there is no task '{task.of}' that has a logit{nearest(task.of, recipe.answered)}; "
+                "name one that predicts a probability"
+            )
+        followed = recipe.tasks[task.of].kind
+        if not registry.TASKS.owner(followed).odds:
+            raise BadInput(
+                f"tasks.{name}.of: '{task.of}', of kind {followed}, predicts no probability, which is what {task.kind} "
+                "teaches; use kind: binary there"
+            )
+
+
 def _check_gradients(recipe: Recipe) -> None:
     if len(recipe.tasks) > 1:
         return
@@ -299,7 +321,7 @@ def _check_gradients(recipe: Recipe) -> None:
             f"gradients.kind: '{recipe.gradients.kind}' combines the gradients of several tasks, and "
             f"'{next(iter(recipe.tasks))}' is the only one; add tasks, or use kind: sum"
         )
-    if recipe.gradients.measure_every:
+    if getattr(recipe.gradients, "measure_every", None):
         raise BadInput("gradients.measure_every: one task has no other to be compared with; add tasks, or leave it out")
 
 
@@ -384,7 +406,7 @@ def _check_division(recipe: Recipe) -> None:
             "train.compile: a batch that is trained in parts is no single graph; leave train.compile out, or use "
             "accumulate: 1"
         )
-    if recipe.train.accumulate > 1 and getattr(recipe.gradients, "scope", None) == "trunk":
+    if recipe.train.accumulate > 1 and recipe.gradients.scope == "trunk":
         raise BadInput(
             "train.accumulate: with gradients.scope: trunk the gradients at the trunk's input are needed of all rows "
             "at once; use scope: shared, or accumulate: 1"

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from livetrain.configs import registry
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Share, Text, real
+from livetrain.configs.values import Share, TaskName, Text, real
 
 
 class Task(Section):
@@ -18,7 +18,8 @@ class Task(Section):
         "binary",
         description="of a label of 0 and 1: binary, focal, smoothed, jrc, pairwise, listwise, or retrieval, whose "
         "positives are to be found among all items; of a number: watch_time and ordinal, whose expected value is "
-        "predicted, regression, huber, quantile; or a registered kind",
+        "predicted, regression, huber, quantile; of another model's predictions: distilled, distilled_list; or a "
+        "registered kind",
     )
     weight: Annotated[float, real(1e-6, 1e6)] = Field(1.0, description="of this task's loss among those of all tasks")
     unknown: bool = Field(False, description="null labels are not known yet: the task learns from the other rows")
@@ -46,6 +47,12 @@ class Task(Section):
                 "sample_weight of 1 / the share instead"
             )
         return self
+
+
+class Follower(Task):
+    """A task that has no output of its own: another one's logit learns its label too."""
+
+    of: TaskName = Field(description="task whose logit learns this label too")
 
 
 class GroupTask(Task):

@@ -54,14 +54,19 @@ class PerHistory(nn.ModuleList):
         self.histories = [("+".join(part.events + part.side), width) for part, width in zip(parts, widths, strict=True)]
 
 
-class BottomConfig(ModelConfig):
-    """The keys of every model that begins with a `Bottom`."""
+class HistoriesConfig(ModelConfig):
+    """The keys by which a model says how it reads histories."""
 
     attention: list[Attention] = []
+    pooled: list[FeatureName] = Field([], description="sequence features that are only averaged")
+
+
+class BottomConfig(HistoriesConfig):
+    """The keys of every model that begins with a `Bottom`."""
+
     attention_units: Units = Field([64, 16], min_length=1, description="hidden layers of the activation unit")
     softmax: bool = Field(False, description="normalise the attention over a row's events; DIN's paper does not")
     activation: Activation = "dice"
-    pooled: list[FeatureName] = Field([], description="sequence features that are only averaged")
 
 
 class Query(nn.Module):
@@ -180,7 +185,36 @@ def _parallel(one: Tensor, other: Tensor) -> bool:
     return torch.equal(one, other)
 
 
-class Bottom(nn.Module):
+class Reading(nn.Module):
+    """What makes one vector of a row's features, for whatever comes behind it: a subclass overrides `forward`.
+
+    Attributes:
+        width: of the vector.
+    """
+
+    width: int
+
+    def forward(
+        self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Build the vector of each row.
+
+        Args:
+            values: feature -> (sum of lengths, dim) embeddings; the sequences of one attention have equal lengths.
+            lengths: feature -> (B,), or fewer of a feature that rows share, see `Network`.
+            dense: (B, D), normalised.
+            weights: (B,), 0 marks padding; None when serving.
+
+        Returns:
+            (B, width).
+
+        Raises:
+            ValueError: the sequences of one attention differ in length.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+
+class Bottom(Reading):
     """x = [ids, mean of each pooled sequence, dense, each attention's sums], one vector per row.
 
     Args:
@@ -207,20 +241,7 @@ class Bottom(nn.Module):
     def forward(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None = None
     ) -> Tensor:
-        """Build the vector of each row.
-
-        Args:
-            values: feature -> (sum of lengths, dim) embeddings; the sequences of one attention have equal lengths.
-            lengths: feature -> (B,), or fewer of a feature that rows share, see `Network`.
-            dense: (B, D), normalised.
-            weights: (B,), 0 marks padding; None when serving.
-
-        Returns:
-            (B, width).
-
-        Raises:
-            ValueError: the sequences of one attention differ in length.
-        """
+        """See `Reading`."""
         parts = [self.gather(values, lengths, dense)]
         if self.training and not torch.jit.is_scripting():
             histories = cast(Sequence[History], self.histories)
@@ -235,17 +256,7 @@ def check_features(attention: list[Attention], pooled: list[str], inputs: Inputs
     """Raise BadInput where the keys `attention` and `pooled` of a model do not fit the recipe's features."""
     used: list[str] = []
     for i, part in enumerate(attention):
-        where = f"model.attention.{i}"
-        _check_names(f"{where}.query", part.query, inputs.ids, "id")
-        _check_names(f"{where}.events", part.events, inputs.sequences, "sequence")
-        _check_names(f"{where}.side", part.side, inputs.sequences, "sequence")
-        for query, event in zip(part.query, part.events, strict=True):
-            embedding = inputs.sequences[event] - inputs.beside(event)[1]
-            if inputs.ids[query] != embedding:
-                raise BadInput(
-                    f"{where}: query '{query}' has dim {inputs.ids[query]} and its events '{event}' dim {embedding}; "
-                    "give both one table, or tables of one dim"
-                )
+        check_history(f"model.attention.{i}", part, inputs)
         used += part.events + part.side
     _check_names("model.pooled", pooled, inputs.sequences, "sequence")
     for name in inputs.sequences:
@@ -253,6 +264,20 @@ def check_features(attention: list[Attention], pooled: list[str], inputs: Inputs
             raise BadInput(
                 f"features.{name}: no part of the model reads this sequence; name it in model.attention or "
                 "model.pooled, or remove it"
+            )
+
+
+def check_history(where: str, part: Attention, inputs: Inputs) -> None:
+    """Raise BadInput where one history, at a key of the config, does not fit the recipe's features."""
+    _check_names(f"{where}.query", part.query, inputs.ids, "id")
+    _check_names(f"{where}.events", part.events, inputs.sequences, "sequence")
+    _check_names(f"{where}.side", part.side, inputs.sequences, "sequence")
+    for query, event in zip(part.query, part.events, strict=True):
+        embedding = inputs.sequences[event] - inputs.beside(event)[1]
+        if inputs.ids[query] != embedding:
+            raise BadInput(
+                f"{where}: query '{query}' has dim {inputs.ids[query]} and its events '{event}' dim {embedding}; "
+                "give both one table, or tables of one dim"
             )
 
 

@@ -7,8 +7,8 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.bottom import Attention, Query, check_parallel
 
 
-class Domain(nn.Module):
-    """V_k = W e_k + U s_k for events,  q = LayerNorm(W e) for the candidate.
+class Space(nn.Module):
+    """V_k = W e_k + U s_k for events,  W e for the candidate.
 
     The candidate's features are the counterparts of an event's, so both go through one W; s are what an event has and
     a candidate has not, such as its action signals and the time since it. There is no bias: beside it new embeddings,
@@ -31,7 +31,6 @@ class Domain(nn.Module):
         self.project = nn.Linear(sum(inputs.sequences[name] for name in part.events), width, bias=False)
         side = sum(inputs.sequences[name] for name in part.side)
         self.project_side = nn.Linear(side, width, bias=False) if part.side else None
-        self.norm = nn.LayerNorm(width)
 
     def forward(self, values: dict[str, Tensor], lengths: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the events of each row, (N, d), and how many it has, (B,); or those of what rows share.
@@ -49,7 +48,24 @@ class Domain(nn.Module):
             events = events + self.project_side(torch.cat([values[name] for name in self.side], 1))
         return events, lengths[self.events[0]]
 
+    def projected(self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor) -> Tensor:
+        """Return the candidate of each of B rows, (B, d); dense is the network's, (B, D)."""
+        return self.project(self.query(values, lengths, dense))
+
+
+class Domain(Space):
+    """A `Space` in which the candidate is normalised: q = LayerNorm(W e).
+
+    Args:
+        part: the features.
+        inputs: the recipe's.
+        width: d, size of V and q.
+    """
+
+    def __init__(self, part: Attention, inputs: Inputs, width: int) -> None:
+        super().__init__(part, inputs, width)
+        self.norm = nn.LayerNorm(width)
+
     def candidate(self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor) -> Tensor:
         """Return the candidate of each of B rows, (B, d); dense is the network's, (B, D)."""
-        found = self.query(values, lengths, dense)
-        return self.norm(self.project(found))
+        return self.norm(self.projected(values, lengths, dense))

@@ -27,7 +27,7 @@ class Experts(nn.Module):
         super().__init__()
         self.count = count
         self.first = nn.Linear(width, count * units[0])
-        self.rest = nn.ModuleList(_Batched(count, m, n) for m, n in zip(units[:-1], units[1:], strict=True))
+        self.rest = nn.ModuleList(Batched(count, m, n) for m, n in zip(units[:-1], units[1:], strict=True))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Experts(nn.Module):
         return hidden
 
 
-class _Batched(nn.Module):
+class Batched(nn.Module):
     """n linear layers, each on an input of its own: (B, n, width) -> (B, n, outputs); initialised as nn.Linear."""
 
     def __init__(self, count: int, width: int, outputs: int) -> None:

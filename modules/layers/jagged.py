@@ -82,6 +82,32 @@ def repeated(lengths: Tensor, request: Tensor, total: int) -> tuple[Tensor, Tens
     return begins.index_select(0, segment) + torch.arange(total, device=lengths.device), own
 
 
+def seen_by(lengths: dict[str, Tensor], name: str, size: int, total: int) -> tuple[Tensor, Tensor]:
+    """Pair each row with every event that it sees of a sequence, its own one or one that rows share.
+
+    Args:
+        lengths: a network's.
+        name: of the sequence.
+        size: B, the number of rows.
+        total: N, the sum of the sequence's lengths.
+
+    Returns:
+        (M,) int64, which of the N events each pair has, one row's pairs after the other's; and (B,), how many pairs
+        each row has.
+
+    Example:
+        >>> seen_by({"seen": torch.tensor([2])}, "seen", 3, 2)  # one history of all rows
+        (tensor([0, 1, 0, 1, 0, 1]), tensor([2, 2, 2]))
+    """
+    count = lengths[name]
+    if count.size(0) == size:
+        return torch.arange(total, device=count.device), count
+    request = request_of(lengths)
+    if request is None:
+        return repeated(count, torch.zeros(size, dtype=torch.long, device=count.device), size * total)
+    return repeated(count, request, events_of(lengths, name))
+
+
 def each_its_own(
     values: dict[str, Tensor], lengths: dict[str, Tensor], vectors: dict[str, Tensor] | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor] | None]:
@@ -203,6 +229,30 @@ def pool(values: Tensor, lengths: Tensor, mean: bool) -> Tensor:
     size = lengths.size(0)
     total = segment_sum(values, segments(lengths, values.size(0)), size)
     return total / lengths.clamp(min=1).unsqueeze(1) if mean else total
+
+
+def recent(values: Tensor, lengths: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Put the newest events of each row side by side, the newest last.
+
+    Args:
+        values: (N, d), N = sum of lengths.
+        lengths: (R,) integer.
+        count: T.
+
+    Returns:
+        (R, T, d), zeros before the first event of a row with fewer; (R, T) bool, whether there is an event.
+
+    Example:
+        >>> recent(torch.tensor([[1], [2], [3], [4]]), torch.tensor([3, 1]), 2)[0].squeeze(2)
+        tensor([[2, 3],
+                [0, 4]])
+    """
+    end = lengths.cumsum(0).unsqueeze(1)  # (R, 1)
+    place = end - count + torch.arange(count, device=lengths.device)
+    there = place >= end - lengths.unsqueeze(1)
+    index = torch.where(there, place, values.size(0))
+    padded = torch.cat([values, values.new_zeros(1, values.size(1))])
+    return padded.index_select(0, index.flatten()).view(lengths.size(0), count, values.size(1)), there
 
 
 def largest(values: Tensor, lengths: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Layers whose buffers move while they train, by no gradient: running statistics, counters."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -41,6 +42,22 @@ class Moving(nn.Module):
             self.moved = {name: _apart(value) for name, value in values.items()}
         else:
             _write([(self, values)])
+
+
+@contextlib.contextmanager
+def unmoved(module: nn.Module) -> Iterator[None]:
+    """Let passes write to copies of all buffers of a module, and forget these.
+
+    On copies: a graph may hold the buffers for its backward pass, and nothing may write to them until then.
+    """
+    kept = [(part, dict(part._buffers)) for part in module.modules()]
+    for part, buffers in kept:
+        part._buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
+    try:
+        yield
+    finally:
+        for part, buffers in kept:
+            part._buffers.update(buffers)
 
 
 def _apart(value: Tensor | tuple[Tensor, Tensor]) -> Tensor | tuple[Tensor, Tensor]:

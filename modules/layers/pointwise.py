@@ -60,13 +60,35 @@ def clocks(gaps: Tensor, lengths: Tensor, ahead: bool) -> Tensor:
         >>> clocks(torch.tensor([10.0, 5.0, 7.0]), torch.tensor([2, 1]), True).tolist()
         [[10, 0], [15, 10], [7, 0]]
     """
-    most = 2**31 - 1
-    seconds = torch.nan_to_num(gaps, nan=0.0).clamp(0, most).round().long()  # whole, so that sums are exact
+    seconds = _whole_seconds(gaps)
     before = seconds.cumsum(0) - seconds
     first = torch.cat([before, before.new_zeros(1)]).index_select(0, (lengths.cumsum(0) - lengths).long())  # (B,)
     happened = before - jagged.spread(first, jagged.segments(lengths, gaps.size(0)))
     asked = happened + seconds if ahead else happened
-    return torch.stack([asked, happened], 1).clamp(max=most).to(torch.int32)
+    # Not 2**31 - 1, which is a float to TorchScript: clamped by one the seconds would be float32.
+    return torch.stack([asked, happened], 1).clamp(max=0x7FFFFFFF).to(torch.int32)
+
+
+def ago(gaps: Tensor, lengths: Tensor) -> Tensor:
+    """Return the whole seconds from each event to its row's own time, (N,) int64, 68 years at most.
+
+    Args:
+        gaps, lengths: as of `clocks`.
+
+    Example:
+        >>> ago(torch.tensor([10.0, 5.0, 7.0]), torch.tensor([2, 1])).tolist()
+        [15, 5, 7]
+    """
+    seconds = _whole_seconds(gaps)
+    until = seconds.cumsum(0)
+    last = torch.cat([until.new_zeros(1), until]).index_select(0, lengths.cumsum(0).long())  # (B,)
+    found = jagged.spread(last, jagged.segments(lengths, gaps.size(0))) - until + seconds
+    return found.clamp(max=0x7FFFFFFF)  # as in `clocks`
+
+
+def _whole_seconds(gaps: Tensor) -> Tensor:
+    """Return gaps as int64, so that sums are exact."""
+    return torch.nan_to_num(gaps, nan=0.0).clamp(0, 2**31 - 1).round().long()
 
 
 def pointwise(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, bias: Bias, heads: int, most: int) -> Tensor:

@@ -1,10 +1,11 @@
 """One model per file: its config and its network, side by side. Importing this package registers all of them,
-and the kinds of features, tasks and tables' optimizers that a recipe may name beside them."""
+and the kinds of features, tasks, combiners of gradients and optimizers that a recipe may name beside them."""
 
 import importlib
 import pkgutil
 
 import livetrain.modules.features
+import livetrain.modules.gradients
 import livetrain.modules.optimizers
 import livetrain.modules.tasks  # noqa: F401
 

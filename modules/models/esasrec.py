@@ -77,6 +77,9 @@ class ESASRecBody(Body):
             GatedBlock(width, config.heads, config.expansion, config.dropout) for _ in range(config.blocks)
         )
         xavier(self)
+        for block in self.blocks:
+            for matrix in block.hidden.weight.chunk(2):  # W_1 and W_3 are two
+                nn.init.xavier_normal_(matrix)
 
     def forward(self, events: Tensor, count: Tensor, values: dict[str, Tensor], lengths: dict[str, Tensor]) -> Tensor:
         """See `Body`."""

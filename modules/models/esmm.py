@@ -3,22 +3,21 @@
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
-from torch import Tensor, nn
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Task
 from livetrain.configs.values import TaskName, Units
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers.bottom import Bottom
-from livetrain.modules.models.multitask import MultiTask, MultiTaskConfig, towers
+from livetrain.modules.models.multitask import MultiTask, Towers
 from livetrain.modules.models.registry import register_model
+from livetrain.modules.models.trunks import TrunkedConfig, bottom_of
 from livetrain.modules.tasks.heads import Heads
 from livetrain.modules.tasks.registry import kinds
 
 Chain = Annotated[list[TaskName], Field(min_length=2)]
 
 
-class ESMMConfig(MultiTaskConfig):
+class ESMMConfig(TrunkedConfig):
     """A tower per task on shared embeddings; tasks of a chain predict that everything up to them happens."""
 
     kind: Literal["esmm"] = "esmm"
@@ -85,21 +84,8 @@ class ESMM(MultiTask):
         for i, chain in enumerate(config.chains):
             for task in chain:
                 _check(f"model.chains.{i}", task, task in before, tasks)
-        bottom = Bottom(config, inputs)
-        super().__init__(bottom, _Trunk(config, tasks, bottom.width), Heads(tasks, before))
-
-
-class _Trunk(nn.Module):
-    def __init__(self, config: ESMMConfig, tasks: dict[str, Task], width: int) -> None:
-        super().__init__()
-        self.towers = towers(config, tasks, width)
-
-    def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
-        """Args: x (B, width). Returns: a (B,) logit per task, given the task before it."""
-        out: list[Tensor] = []
-        for tower in self.towers:
-            out += tower(x).unbind(1)
-        return out
+        bottom = bottom_of(config, inputs)
+        super().__init__(bottom, Towers(config, tasks, bottom.width), Heads(tasks, before))
 
 
 def _check(key: str, task: str, follows: bool, tasks: dict[str, Task]) -> None:

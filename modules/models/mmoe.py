@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from livetrain.configs.schema import Task
 from livetrain.configs.values import Few
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers.bottom import Bottom
 from livetrain.modules.layers.experts import Experts, Gate, mix
-from livetrain.modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
+from livetrain.modules.models.multitask import Layers, MultiTask, towers
 from livetrain.modules.models.registry import register_model
+from livetrain.modules.models.trunks import TrunkedConfig, bottom_of
 from livetrain.modules.network import PerTask
 from livetrain.modules.tasks.heads import Heads
 
 
-class MMoEConfig(MultiTaskConfig):
+class MMoEConfig(TrunkedConfig):
     """Experts that all tasks share, a gate and a tower per task."""
 
     kind: Literal["mmoe"] = "mmoe"
@@ -55,5 +55,5 @@ class MMoE(MultiTask):
     """
 
     def __init__(self, config: MMoEConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
-        bottom = Bottom(config, inputs)
+        bottom = bottom_of(config, inputs)
         super().__init__(bottom, _Trunk(config, tasks, bottom.width), Heads(tasks))

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 from torch import Tensor, nn
 
-from livetrain.configs.schema import Task
+from livetrain.configs.schema import ModelConfig, Task
 from livetrain.configs.values import Dropout, Units
-from livetrain.modules.layers.bottom import Bottom, BottomConfig
+from livetrain.modules.layers.bottom import BottomConfig, Reading
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.network import Network, PerTask
 from livetrain.modules.tasks.heads import Heads, outputs
@@ -15,16 +15,41 @@ from livetrain.modules.tasks.heads import Heads, outputs
 Layers = Annotated[Units, Field(min_length=1)]
 
 
-class MultiTaskConfig(BottomConfig):
-    """The keys of every multi-task model: those of the bottom, and of each task's tower."""
+class TowersConfig(ModelConfig):
+    """The keys of every model with a tower per task."""
 
     tower_units: Units = Field([64], description="hidden layers of each task's tower")
     dropout: Dropout = Field(0.0, description="in experts and towers")
 
 
-def towers(config: MultiTaskConfig, tasks: dict[str, Task], width: int) -> PerTask:
+class MultiTaskConfig(BottomConfig, TowersConfig):
+    """The keys of most multi-task models: those of the bottom, and of each task's tower."""
+
+
+def towers(config: TowersConfig, tasks: dict[str, Task], width: int) -> PerTask:
     """Return a perceptron with ReLU per task, (B, width) -> (B, the task's outputs)."""
     return PerTask(MLP(width, config.tower_units, "relu", config.dropout, count) for count in outputs(tasks))
+
+
+class Towers(nn.Module):
+    """The trunk of a network whose tasks share everything up to their towers: y_k = tower_k(x).
+
+    Args:
+        config: of the towers.
+        tasks: one tower each.
+        width: of x.
+    """
+
+    def __init__(self, config: TowersConfig, tasks: dict[str, Task], width: int) -> None:
+        super().__init__()
+        self.towers = towers(config, tasks, width)
+
+    def forward(self, x: Tensor, weights: Tensor | None) -> list[Tensor]:
+        """Args: x (B, width). Returns: the tasks' outputs, (B,) each."""
+        out: list[Tensor] = []
+        for tower in self.towers:
+            out += tower(x).unbind(1)
+        return out
 
 
 class MultiTask(Network):
@@ -48,7 +73,7 @@ class MultiTask(Network):
     if TYPE_CHECKING:  # TorchScript would read it
         trunk: nn.Module
 
-    def __init__(self, bottom: Bottom, trunk: nn.Module, heads: Heads) -> None:
+    def __init__(self, bottom: Reading, trunk: nn.Module, heads: Heads) -> None:
         super().__init__()
         self.bottom = bottom
         self.trunk = trunk

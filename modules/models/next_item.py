@@ -4,6 +4,7 @@ A kind of its own is a file with its config, over `NextItemConfig`, its `Body`, 
 that answers one.
 """
 
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ from livetrain.modules.layers.gather import Gather
 from livetrain.modules.layers.masks import ItemDropout, masked
 from livetrain.modules.layers.precision import widen
 from livetrain.modules.layers.rarity import Rarity
+from livetrain.modules.layers.sequence import Attention as SelfAttention
 from livetrain.modules.layers.sequence import newest
 from livetrain.modules.network import TARGETS, Network
 
@@ -449,7 +451,17 @@ def check_heads(heads: int, width: int) -> None:
 
 
 def xavier(module: nn.Module) -> None:
-    """Draw all matrices of a module by Glorot's normal distribution."""
+    """Draw all matrices of a module by Glorot's normal distribution, as RecTools does.
+
+    What makes an attention's queries, keys and values is drawn as the one matrix that PyTorch's own attention has, and
+    its biases begin at zero, as they do there.
+    """
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_normal_(parameter)
+    for part in module.modules():
+        if isinstance(part, SelfAttention):
+            for layer in (part.query, part.keys):
+                nn.init.normal_(layer.weight, std=math.sqrt(0.5 / layer.in_features))
+            for layer in (part.query, part.keys, part.out):
+                nn.init.zeros_(layer.bias)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from livetrain.configs.schema import Task
 from livetrain.configs.values import Few, whole
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers.bottom import Bottom
 from livetrain.modules.layers.experts import Level
 from livetrain.modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
 from livetrain.modules.models.registry import register_model
+from livetrain.modules.models.trunks import TrunkedConfig, bottom_of
 from livetrain.modules.tasks.heads import Heads
 
 
@@ -23,13 +23,13 @@ class ExpertsConfig(MultiTaskConfig):
     expert_units: Layers = Field([128], description="layers of an expert")
 
 
-class CGCConfig(ExpertsConfig):
+class CGCConfig(ExpertsConfig, TrunkedConfig):
     """One level of own and shared experts, a gate and a tower per task."""
 
     kind: Literal["cgc"] = "cgc"
 
 
-class PLEConfig(ExpertsConfig):
+class PLEConfig(ExpertsConfig, TrunkedConfig):
     """CGC in several levels."""
 
     kind: Literal["ple"] = "ple"
@@ -90,7 +90,7 @@ class CGC(MultiTask):
     """
 
     def __init__(self, config: CGCConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
-        bottom = Bottom(config, inputs)
+        bottom = bottom_of(config, inputs)
         super().__init__(bottom, Trunk(config, tasks, bottom.width, levels=1), Heads(tasks))
 
 
@@ -108,5 +108,5 @@ class PLE(MultiTask):
     """
 
     def __init__(self, config: PLEConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
-        bottom = Bottom(config, inputs)
+        bottom = bottom_of(config, inputs)
         super().__init__(bottom, Trunk(config, tasks, bottom.width, config.levels), Heads(tasks))

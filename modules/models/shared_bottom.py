@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers.bottom import Bottom
 from livetrain.modules.layers.mlp import MLP
-from livetrain.modules.models.multitask import Layers, MultiTask, MultiTaskConfig, towers
+from livetrain.modules.models.multitask import Layers, MultiTask, towers
 from livetrain.modules.models.registry import register_model
+from livetrain.modules.models.trunks import TrunkedConfig, bottom_of
 from livetrain.modules.tasks.heads import Heads
 
 
-class SharedBottomConfig(MultiTaskConfig):
+class SharedBottomConfig(TrunkedConfig):
     """Shared layers, then a tower per task."""
 
     kind: Literal["shared_bottom"] = "shared_bottom"
@@ -50,5 +50,5 @@ class SharedBottom(MultiTask):
     """
 
     def __init__(self, config: SharedBottomConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
-        bottom = Bottom(config, inputs)
+        bottom = bottom_of(config, inputs)
         super().__init__(bottom, _Trunk(config, tasks, bottom.width), Heads(tasks))

@@ -198,7 +198,7 @@ def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, me
         raise
     except Exception as error:
         raise BadInput(f"{kind} fails on {what} ({short(error)}); {mend}") from error
-    for task in recipe.tasks:
+    for task in recipe.answered:
         if task not in logits:
             raise BadInput(f"{kind} answers no logit of task '{task}'; end its forward with modules.tasks.heads.Heads")
         if logits[task].shape != (_ROWS,):

@@ -106,7 +106,7 @@ class Scorer(Features):
     def __init__(self, model: Model, recipe: Recipe, tables: Tables = "none") -> None:
         super().__init__(model, recipe, tables)
         self.dense = model.dense
-        self.kinds = nn.ModuleDict(kinds(recipe.tasks))
+        self.kinds = nn.ModuleDict(kinds(recipe.answered))
         self.shares = model.dense.network.shares
 
     def forward(

@@ -2,6 +2,7 @@
 
 from livetrain.modules.tasks import (  # noqa: F401
     binary,
+    distilled,
     focal,
     huber,
     jrc,

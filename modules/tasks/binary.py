@@ -16,6 +16,8 @@ from livetrain.modules.tasks.kind import Array, Metric, Needs, Redrawn, TaskKind
 from livetrain.modules.tasks.lists import metrics as list_metrics
 from livetrain.modules.tasks.registry import register_task
 
+_LEAST = 1e-6  # of a rate, whose entropy would be 0
+
 
 @register_task("binary")
 class Binary(TaskKind):
@@ -47,6 +49,20 @@ class Binary(TaskKind):
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+
+    def base_loss(self, rate: float) -> float:
+        """Return the loss of the logit at which sigmoid gives the rate; of a plain binary task the label's entropy.
+
+        Example:
+            >>> round(Binary().base_loss(0.01), 3), round(Binary().base_loss(0.5), 3)
+            (0.056, 0.693)
+        """
+        if self.by_group:
+            return self.untrained
+        rate = min(max(rate, _LEAST), 1 - _LEAST)
+        logits = torch.full((2,), math.log(rate / (1 - rate)), dtype=torch.float64)
+        losses = self.loss(logits, torch.tensor([0.0, 1.0], dtype=torch.float64))
+        return float((1 - rate) * losses[0] + rate * losses[1])
 
     def forward(self, logits: Tensor) -> Tensor:
         return torch.sigmoid(logits)

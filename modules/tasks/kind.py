@@ -88,6 +88,7 @@ class TaskKind(nn.Module):
         only_positives: rows with label 0 teach nothing by themselves.
         by_group: rows are compared with those of their group: it has a `group_loss` instead of a `loss`, its config is
             a `GroupTask`, and a row that is trained on alone teaches nothing.
+        follows: a network answers nothing for it: its logit is that of the task `of`, and its config is a `Follower`.
         outputs: how many numbers a network answers for it; a kind with several has a `score`.
         untrained: the loss of knowing nothing; 0 where it depends on the labels' size.
         metrics: name -> metric of everything that an evaluation writes.
@@ -97,7 +98,7 @@ class TaskKind(nn.Module):
 
     config = Task
     wanted = output = ""
-    numeric = odds = towers = only_positives = by_group = False
+    numeric = odds = towers = only_positives = by_group = follows = False
     outputs = 1
     untrained = 0.0
     metrics: dict[str, Metric] = {}
@@ -119,6 +120,10 @@ class TaskKind(nn.Module):
             labels: (B,), or of any shape where there is one output.
         """
         raise NotImplementedError
+
+    def base_loss(self, rate: float) -> float:
+        """Return the loss of a model that answers the same for every row and knows the labels' mean; 0 if unknown."""
+        return self.untrained
 
     def group_loss(self, logits: Tensor, labels: Tensor, weights: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the N rows of a *global* batch add to the loss and to what it is divided by, (N,) both.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from livetrain.configs.registry import TASKS
-from livetrain.configs.schema import GroupTask, Task
+from livetrain.configs.schema import Follower, GroupTask, Task
 from livetrain.modules.tasks import lists
 from livetrain.modules.tasks.kind import Metric, TaskKind
 
@@ -27,6 +27,8 @@ def register_task(kind: str, config: type[Task] = Task) -> Callable[[type[TaskKi
             )
         if owner.by_group and not issubclass(config, GroupTask):
             raise TypeError(f"task '{kind}': the config of a kind that is by_group must be a subclass of GroupTask")
+        if owner.follows != issubclass(config, Follower):
+            raise TypeError(f"task '{kind}': a kind that follows, and no other, has a config that is a Follower")
         owner.config = config
         others = [other for known, other in TASKS.entered().items() if known != kind]
         for name, metric in owner.metrics.items():

@@ -9,10 +9,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchjd.aggregation import PCGrad as Oracle
 
-from livetrain.configs.schema import GradNorm, PCGrad, SumOfGradients, Uncertainty
-from livetrain.modules import gradients
+from livetrain.configs.registry import COMBINERS
+from livetrain.modules.gradients import combiner as gradients
+from livetrain.modules.gradients.gradnorm import GradNorm
+from livetrain.modules.gradients.pcgrad import PCGrad, orders, project
+from livetrain.modules.gradients.sum import Sum
+from livetrain.modules.gradients.uncertainty import Uncertainty
 
 DOUBLE = torch.float64
+
+
+def made(tasks: int | Tensor, seed: int = 1, **section) -> gradients.Combiner:
+    """Return the combiner of a recipe's section, of so many tasks or of tasks with these first losses."""
+    losses = torch.zeros(tasks, dtype=DOUBLE) if isinstance(tasks, int) else tasks
+    return gradients.combiner(COMBINERS.parse(section), gradients.Start(losses, seed))
 
 
 @st.composite
@@ -41,9 +51,9 @@ def by_vectors(rows: Tensor, order: Tensor) -> Tensor:
 @settings(deadline=None, max_examples=200)
 @given(jacobians(), st.integers(0, 2**31), st.integers(0, 10**6))
 def test_the_weights_give_the_gradient_of_the_paper_and_of_torchjd(rows, seed, step):
-    weights = gradients.PCGrad(len(rows), seed)(rows @ rows.T, None, step)
+    weights = made(len(rows), seed, kind="pcgrad")(rows @ rows.T, None, step)
     size = weights.max() * rows.norm(dim=1).max() + 1e-30
-    wanted = by_vectors(rows, gradients.orders(len(rows), seed, step))
+    wanted = by_vectors(rows, orders(len(rows), seed, step))
     assert (weights @ rows - wanted).abs().max() <= 1e-6 * size
     assert weights.min() >= 1
     torch.manual_seed(seed * 1_000_003 + step)
@@ -54,7 +64,9 @@ def test_the_weights_give_the_gradient_of_the_paper_and_of_torchjd(rows, seed, s
 @given(jacobians(), st.integers(0, 10**6))
 def test_gradients_without_conflict_are_added(rows, seed):
     rows = rows.abs()
-    assert torch.equal(gradients.PCGrad(len(rows), seed)(rows @ rows.T, None, 0), torch.ones(len(rows), dtype=DOUBLE))
+    assert torch.equal(
+        made(len(rows), seed, kind="pcgrad")(rows @ rows.T, None, 0), torch.ones(len(rows), dtype=DOUBLE)
+    )
 
 
 @settings(deadline=None)
@@ -62,27 +74,27 @@ def test_gradients_without_conflict_are_added(rows, seed):
 def test_two_tasks_have_one_order_and_their_names_do_not_matter(rows, seed):
     rows = rows[:2]
     gram = rows @ rows.T
-    weights = [gradients.PCGrad(2, seed)(gram, None, step) for step in range(4)]
+    weights = [made(2, seed, kind="pcgrad")(gram, None, step) for step in range(4)]
     assert all(torch.equal(each, weights[0]) for each in weights)
-    swapped = gradients.PCGrad(2, seed)(gram.flip(0, 1), None, 0)
+    swapped = made(2, seed, kind="pcgrad")(gram.flip(0, 1), None, 0)
     assert torch.allclose(swapped.flip(0), weights[0])
 
 
 @settings(deadline=None)
 @given(jacobians(), st.integers(0, 10**6))
 def test_renamed_tasks_that_meet_in_the_renamed_order_get_the_renamed_weights(rows, seed):
-    order, names = gradients.orders(len(rows), seed, 0), torch.randperm(len(rows))
+    order, names = orders(len(rows), seed, 0), torch.randperm(len(rows))
     renamed = rows[names]
     back = torch.argsort(names)
-    weights = gradients.project(rows @ rows.T, order)
-    again = gradients.project(renamed @ renamed.T, back[order[names]])
+    weights = project(rows @ rows.T, order)
+    again = project(renamed @ renamed.T, back[order[names]])
     size = weights.max() * rows.norm(dim=1).max() + 1e-30
     assert (again @ renamed - weights @ rows).abs().max() <= 1e-6 * size
 
 
 def test_the_orders_are_a_function_of_seed_and_step_and_differ():
-    found = [gradients.orders(5, seed, step) for seed in (1, 2) for step in range(20)]
-    assert torch.equal(found[3], gradients.orders(5, 1, 3))
+    found = [orders(5, seed, step) for seed in (1, 2) for step in range(20)]
+    assert torch.equal(found[3], orders(5, 1, 3))
     assert len({tuple(order.flatten().tolist()) for order in found}) == 40
     assert all(sorted(row) == list(range(5)) for order in found for row in order.tolist())
 
@@ -133,7 +145,7 @@ def gradnorm_by_autograd(small: Small, weights: Tensor, initial: list[Tensor], a
 def test_gradnorm_equals_second_order_autograd(alpha, first_batch):
     one, other = Small(), Small()
     known = torch.zeros(3, dtype=DOUBLE) if first_batch else torch.full((3,), math.log(2), dtype=DOUBLE)
-    combiner = gradients.GradNorm(alpha, 0.01, known)
+    combiner = made(known, kind="gradnorm", alpha=alpha, lr=0.01)
     initial = [loss.detach() for loss in other.losses()] if first_batch else list(known)
     weights = torch.ones(3, dtype=DOUBLE)
     for step in range(60):
@@ -149,7 +161,7 @@ def test_gradnorm_equals_second_order_autograd(alpha, first_batch):
 
 
 def test_gradnorm_keeps_weights_positive_and_waits_for_a_first_loss():
-    combiner = gradients.GradNorm(1.0, 50.0, torch.zeros(2, dtype=DOUBLE))
+    combiner = made(2, kind="gradnorm", alpha=1.0, lr=50.0)
     gram = torch.diag(torch.tensor([100.0, 1.0], dtype=DOUBLE))
     assert combiner(gram, torch.tensor([0.0, 1.0], dtype=DOUBLE), 0).tolist() == [1, 1]
     assert combiner.initial.tolist() == [0, 1]
@@ -164,7 +176,7 @@ def test_gradnorm_keeps_weights_positive_and_waits_for_a_first_loss():
 
 def test_uncertainty_equals_autograd_through_the_whole_loss():
     one, other = Small(), Small()
-    combiner = gradients.Uncertainty(3, 0.1)
+    combiner = made(3, kind="uncertainty", lr=0.1)
     s = torch.zeros(3, dtype=DOUBLE, requires_grad=True)
     for step in range(60):
         one.descend(combiner(None, torch.stack(one.losses()).detach(), step))
@@ -179,22 +191,19 @@ def test_uncertainty_equals_autograd_through_the_whole_loss():
 
 
 def test_a_recipes_section_makes_its_combiner():
-    initial = torch.ones(2, dtype=DOUBLE)
-    made = {
-        kind: gradients.combiner(config, initial, 3)
-        for kind, config in {
-            gradients.Sum: SumOfGradients(),
-            gradients.PCGrad: PCGrad(kind="pcgrad"),
-            gradients.GradNorm: GradNorm(kind="gradnorm", alpha=0.5, lr=0.2),
-            gradients.Uncertainty: Uncertainty(kind="uncertainty", lr=0.3),
-        }.items()
+    sections = {
+        Sum: {},
+        PCGrad: {"kind": "pcgrad"},
+        GradNorm: {"kind": "gradnorm", "alpha": 0.5, "lr": 0.2},
+        Uncertainty: {"kind": "uncertainty", "lr": 0.3},
     }
-    assert all(type(combiner) is kind for kind, combiner in made.items())
-    assert made[gradients.PCGrad].seed == 3
-    assert (made[gradients.GradNorm].alpha, made[gradients.GradNorm].lr) == (0.5, 0.2)
-    assert made[gradients.Uncertainty].lr == 0.3
-    for kind in (gradients.Sum, gradients.PCGrad):  # they have nothing for a checkpoint to keep
-        assert not made[kind].state_dict()
+    combiners = {kind: made(2, 3, **section) for kind, section in sections.items()}
+    assert all(type(combiner) is kind for kind, combiner in combiners.items())
+    assert combiners[PCGrad].seed == 3
+    assert (combiners[GradNorm].config.alpha, combiners[GradNorm].config.lr) == (0.5, 0.2)
+    assert combiners[Uncertainty].config.lr == 0.3
+    for kind in (Sum, PCGrad):  # they have nothing for a checkpoint to keep
+        assert not combiners[kind].state_dict()
 
 
 def test_cosines_and_conflict():

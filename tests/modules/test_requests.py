@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from livetrain.modules.layers import compiled
 from livetrain.modules.model import Model
 from livetrain.modules.network import REGULARISER
+from livetrain.modules.serving.proof import prove
 from livetrain.trainers.train import compiled_layers
 from tests import twins
 from tests.cases import often
@@ -31,6 +32,10 @@ CROSS = {
     "features__pair": {"type": "cross", "of": ["user", "movie"], "table": "user"},
     "features__quarter": {"type": "bucket", "column": "x", "table": "rating", "bounds": [-1, 0, 1]},
 }
+TIMES = {"features__history__times": "when", "features__history__until": "now"}
+TWIN = {"kind": "twin", "search": ATTENTION, "nearest": 2, "heads": 2, "head_width": 4}
+ONETRANS = {"kind": "onetrans", "width": 8, "newest": 3}
+HSTU = {"kind": "hstu", "attention": ATTENTION, "width": 8, "length": 6}
 FARM = {"kind": "farm", "width": 8, "heads": 2, "attention_units": [8], "levels": 1}
 ALIGN = {"align": {"user": "user", "weight": 0.5}}
 CASES: dict[str, dict[str, Any]] = {
@@ -49,6 +54,22 @@ CASES: dict[str, dict[str, Any]] = {
         "users": ("user", "history"),
     },
     "mmoe": {"model": {"kind": "mmoe", "attention": ATTENTION}, "tasks__like": {"label": "like"}},
+    "mmoe over rankmixer": {
+        "model": {"kind": "mmoe", "attention": ATTENTION, "trunk": {"kind": "rankmixer", "tokens": 4, "width": 8}}
+    },
+    "pepnet": {"model": {"kind": "pepnet", "attention": ATTENTION, "domain": ["rate"], "personal": ["user", "movie"]}},
+    "stem": {"model": {"kind": "stem", "attention": ATTENTION}},
+    "hstu": {"model": HSTU},
+    "twin": {"model": TWIN},
+    "onetrans": {"model": {**ONETRANS, "attention": ATTENTION}},
+    "onetrans, two histories": {"model": {**ONETRANS, "attention": TWO}, **WATCHED, "drop": "rating"},
+    "onetrans, the other history the candidate's": {
+        "model": {**ONETRANS, "attention": TWO},
+        **WATCHED,
+        "drop": "rating",
+        "users": ("user", "history"),
+    },
+    "hstu, times": {"model": HSTU, **TIMES, "width": 1},
     "dnn": {"model": {"kind": "dnn", "units": [8]}, **BAG, "users": (*USER, "tags", "clock")},
     "dnn, a cross": {"model": {"kind": "dnn", "units": [8]}, **CROSS},
     "dnn, vectors of events": {"model": {"kind": "dnn", "units": [8]}, **VECTORS},
@@ -62,13 +83,13 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def made(users: tuple[str, ...] = USER, drop: str = "", **changes: Any):
+def made(users: tuple[str, ...] = USER, drop: str = "", width: int = 3, **changes: Any):
     recipe = twins.recipe(**changes)
     if drop:
         tables = {name: table for name, table in recipe.tables.items() if name != drop}
         features = {name: feature for name, feature in recipe.features.items() if name != drop}
         recipe = recipe.model_copy(update={"tables": tables, "features": features})
-    return recipe, shared(twins.batches(recipe, 1)[0], (*users, "watched"), width=3)
+    return recipe, shared(twins.batches(recipe, 1)[0], (*users, "watched"), width=width)
 
 
 def learned(recipe, batch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -107,6 +128,16 @@ def test_requests_teach_what_their_rows_teach(name, passes):
     assert user.abs().sum() > 0.1
 
 
+RANKERS = ["hstu, times", "twin", "onetrans, two histories", "pepnet", "stem", "mmoe over rankmixer"]
+
+
+@pytest.mark.parametrize("name", RANKERS)
+@pytest.mark.some(3)
+def test_the_exported_file_scores_and_ranks_alike(name):
+    recipe, _ = made(**{"data__layout": "request", "data__candidates": 4, **CASES[name]})
+    prove(recipe)
+
+
 class _Shapes(TorchDispatchMode):
     """Records the shapes of all floating-point results."""
 
@@ -131,7 +162,9 @@ def work(recipe, batch, of: str) -> int:
     return sum(sum(counter.get_flop_counts()[name].values()) for name in names if name.count(".") == 3 + of.count("."))
 
 
-@pytest.mark.parametrize(("name", "part"), [("sasrec", "blocks.0"), ("farm", "filters.0"), ("farm", "fuse")])
+@pytest.mark.parametrize(
+    ("name", "part"), [("sasrec", "blocks.0"), ("onetrans", "bottom.spaces.0"), ("farm", "filters.0"), ("farm", "fuse")]
+)
 def test_a_history_is_encoded_once_per_request(name, part):
     recipe, (flat, requests) = made(**CASES[name])
     users = requests.requests.size
@@ -139,6 +172,14 @@ def test_a_history_is_encoded_once_per_request(name, part):
     alone = work(recipe, _rows(requests, flat), part)
     assert 0 < work(recipe, requests, part) == alone < work(recipe, flat, part) / 2
     assert int(lengths.sum()) * 2 < int(flat.ids["history"].lengths().sum())
+
+
+def test_hstu_takes_a_request_s_events_through_its_layers_once():
+    recipe, (_, requests) = made(**CASES["hstu"])
+    with _Shapes() as shapes:
+        learned(recipe, requests)
+    events, rows = int(requests.ids["history"].lengths().sum()), len(requests.rows)
+    assert {shape[0] for shape in shapes.found if shape[1:] == (4 * 8,)} == {events, rows, 8}  # and weights
 
 
 def _rows(requests, flat):

@@ -216,6 +216,7 @@ CASES = {
     "as published, without log q": {"log_q": False},
     "other rows' items too": {"in_batch": True},
     "cosine": {"cosine": True, "temperature": 0.2},
+    "cosine at the least temperature": {"cosine": True, "temperature": 1e-3},
     "gBCE": {"loss": "gbce"},
     "the newest alone": {"every_event": False},
 }
@@ -276,6 +277,25 @@ def test_answers_the_product_of_both_vectors_when_it_does_not_train(kind, rich):
     scripted = torch.jit.load(file)
     torch.testing.assert_close(scripted(values, lengths, dense, None)["next"][has], wanted)
     assert not any("rarity" in name or "dropout.seed" in name for name in scripted.state_dict())
+
+
+def test_matrices_begin_as_in_the_published_code():
+    """PyTorch's attention draws its three matrices as one; LiGR's W_1 and W_3 are two."""
+    torch.manual_seed(4)
+    config = parse_model({"kind": "esasrec", "attention": [{"query": ["item"], "events": ["seen"]}], "positions": 3})
+    wide = Inputs({"item": 128}, {"seen": 128}, [])
+    block = network("esasrec")(config, wide, TASKS).towers.user.body.blocks[0]
+    one, other = block.hidden.weight.chunk(2)
+    for matrix, deviation in [
+        (one, math.sqrt(2 / (128 + 512))),
+        (other, math.sqrt(2 / (128 + 512))),
+        (block.attention.query.weight, math.sqrt(2 / (128 + 384))),
+        (block.attention.keys.weight, math.sqrt(2 / (128 + 384))),
+        (block.attention.out.weight, math.sqrt(2 / 256)),
+    ]:
+        assert float(matrix.std()) == pytest.approx(deviation, rel=0.05)
+    layers = (block.attention.query, block.attention.keys, block.attention.out)
+    assert not any(layer.bias.any() for layer in layers)
 
 
 def test_all_items_once_are_the_full_softmax():

@@ -27,14 +27,15 @@ def prove(
     Raises:
         BadInput: less closely than the recipe's tolerance.
     """
-    parts, ranked, product, predict = [], 0.0, 0.0, kinds(recipe.tasks)
+    parts, ranked, product, predict = [], 0.0, 0.0, kinds(recipe.answered)
+    columns = [list(recipe.tasks).index(task) for task in predict]
     with torch.no_grad():
         for batch, real in _held_out(recipe, recipe.export.parity_rows):
             scores = scored(*inputs_of(batch, recipe))
             logits = model(batch.ids, batch.dense, None, batch.vectors)
-            found = torch.stack([scores[task] for task in recipe.tasks])[:, real]  # (T, n)
+            found = torch.stack([scores[task] for task in predict])[:, real]  # (T, n)
             wanted = torch.stack([kind(logits[task]) for task, kind in predict.items()])[:, real]
-            parts.append((found, wanted, batch.labels.T[:, real]))
+            parts.append((found, wanted, batch.labels.T[columns][:, real]))
             ranked = max(ranked, rank_difference(scored, batch, recipe))
             if towers:
                 user, item = (tower(*inputs_of(batch, recipe)) for tower in towers)

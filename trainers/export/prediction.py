@@ -103,7 +103,7 @@ def _check_export(folder: Path, found: dict[str, Any] | None, file: str, recipe:
     if damage := manifest.damage(folder, found):
         raise BadInput(f"{damage}; export the run again")
     signature = json.loads((folder / "signature.json").read_text(encoding="utf-8"))
-    parts = {"tasks": set(recipe.tasks), "features": set(recipe.features), "tables": set(recipe.tables)}
+    parts = {"tasks": set(recipe.answered), "features": set(recipe.features), "tables": set(recipe.tables)}
     other = [key for key, own in parts.items() if set(signature[key]) != own]
     if other or signature["model"] != manifest.finite(recipe.model.model_dump(mode="json")):
         what = f"other {other[0]}" if other else "another model"

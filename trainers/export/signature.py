@@ -46,7 +46,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
         "strings": "a string id is the xxh64 (seed 0) of its UTF-8 bytes, read as a signed 64-bit integer",
         "tasks": {
             name: {"label": recipe.tasks[name].label, "output": kind.output}
-            for name, kind in kinds(recipe.tasks).items()
+            for name, kind in kinds(recipe.answered).items()
         },
         **finds,
         "model": recipe.model.model_dump(),

@@ -52,6 +52,7 @@ class Blend:
 
     Attributes:
         settings: the spec's weights, quotas and reserved places.
+        slices: those of the run of `requests`, and the spec's own.
 
     Raises:
         BadInput: a channel cannot be opened, finds items of another column, asks a condition of what a request does not
@@ -63,6 +64,8 @@ class Blend:
         run_folder.check(Path(spec.requests))
         self.recipe = run_folder.recipe_of(Path(spec.requests))
         self.key = self.recipe.column(key_of(self.recipe))
+        own = self.recipe.evaluate.slices
+        self.slices = Slices(own | spec.slices, places=dict.fromkeys(spec.slices, "slices"))
         conditions = {name: condition(name, each) for name, each in spec.channels.items()}  # before any is opened
         self.channels = {name: channel(name, each, Path(spec.runs), self.key) for name, each in spec.channels.items()}
         known = {self.key, *(column for each in self.channels.values() for column in each.knows)}
@@ -77,7 +80,6 @@ class Blend:
             np.array([spec.size if each.quota is None else each.quota for each in spec.channels.values()]),
             np.array([each.reserve for each in spec.channels.values()]),
         )
-        self.slices = self.recipe.evaluate.slices | spec.slices
         self.seen = self.recipe.asides().get(SEEN)
 
     def asks(self) -> list[str]:
@@ -128,13 +130,15 @@ def day(blend: Blend, split: str, most: int) -> Day:
     """
     recipe = blend.recipe
     table, known = blend.items(None, split)
-    (task, *_), slices = recipe.tasks.values(), Slices(blend.slices)
+    (task, *_), slices = recipe.tasks.values(), blend.slices
     group = recipe.evaluate.group_by
     extra = [name for names in slices.columns.values() for name in names]
     columns = [blend.key, task.label, *blend.asks(), *extra, *([group] if group else [])]
     chosen: pa.Table | None = None
     places, first, files = np.zeros(0, np.int64), 0, rows_of(recipe, split)
     for rows in read(files, list(dict.fromkeys(columns))):
+        if chosen is None:
+            slices.check(rows.schema, split)
         positive = pc.and_(pc.equal(rows.column(task.label), 1), pc.is_valid(rows.column(blend.key)))
         at = np.flatnonzero(positive.fill_null(False).to_numpy(zero_copy_only=False))
         own = rows.take(pa.array(at))
@@ -150,7 +154,7 @@ def day(blend: Blend, split: str, most: int) -> Day:
         raise BadInput(f"{files.named(files.paths[0])}: no row of {split} has {task.label} 1 and an item")
     wanted = places_of(ids(chosen.column(blend.key)), known)
     groups = ids(chosen.column(group)) if group else places
-    marks = slices.marks(chosen) if blend.slices else np.zeros(len(chosen), np.int64)
+    marks = slices.marks(chosen) if slices.columns else np.zeros(len(chosen), np.int64)
     return Day(chosen.select(blend.asks()), wanted, marks, groups, table, known)
 
 
@@ -193,7 +197,7 @@ def measure(blend: Blend, of: Day, settings: Settings) -> dict[str, Any]:
     for start in range(0, len(of.wanted), BLOCK):
         wanted = of.wanted[start : start + BLOCK]
         measured.add(blend.lists(of.requests.slice(start, BLOCK), of.known, wanted), wanted)
-    return {"items": len(of.known)} | figures(measured, of.groups, of.marks, list(blend.slices))
+    return {"items": len(of.known)} | figures(measured, of.groups, of.marks, list(blend.slices.columns))
 
 
 def searched(blend: Blend, of: Day, asked: Search) -> Settings:

@@ -90,10 +90,10 @@ class _Vectors:
         self._known = torch.zeros(0, 0)
 
     def meet(self, items: pa.Table, known: Items) -> None:
-        self._known = torch.from_numpy(vectors(self._items, items))
+        self._known = torch.tensor(vectors(self._items, items))
 
     def lists(self, requests: pa.Table, count: int) -> np.ndarray:
-        users = torch.from_numpy(vectors(self._users, requests))
+        users = torch.tensor(vectors(self._users, requests))
         interests = users.shape[1] if users.dim() == 3 else 1
         found = np.full((len(users), count), -1)
         most, step = min(count, len(self._known)), max(_CELLS // (len(self._known) * interests), 1)

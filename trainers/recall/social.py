@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from livetrain.configs.schema import Recipe
-from livetrain.configs.values import FeatureName, Share, Text
+from livetrain.configs.values import FeatureName, Share, Text, whole
 from livetrain.modules.recall.fitted import NO_ID, Rows, State, register_fitted
 from livetrain.modules.recall.joined import JoinedKeys, spread
 from livetrain.trainers.recall import shards
@@ -28,7 +28,7 @@ class SocialConfig(ShardedConfig):
     )
     user: Text = Field(description="column with the user of a row; her ids are those of `people`")
     author: Text = Field(description="column with the person whose the item is; likewise")
-    hops: Annotated[int, Field(ge=0, le=2)] = Field(
+    hops: Annotated[int, *whole(0, 2)] = Field(
         2, description="0: items of these people; 1: and those that they went to; 2: and those of whom they went to"
     )
     hop_step: Share = Field(0.5, description="what an item counts for each hop")

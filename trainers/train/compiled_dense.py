@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.modules.layers.moving import unmoved
 from livetrain.modules.model import Model
 from livetrain.modules.serving.proof import short, trial
 from livetrain.trainers.train.compiled_tasks import TasksAtOnce
@@ -85,17 +86,11 @@ class CompiledDense:
         """
         device, active = inputs[2].device, self.active
         self.active = False
-        # On copies: a graph may hold the buffers for its backward pass, and nothing may write to them until then.
-        kept = [(module, dict(module._buffers)) for module in self._dense.modules()]
-        for module, buffers in kept:
-            module._buffers.update({name: buffer.clone() for name, buffer in buffers.items() if buffer is not None})
         try:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with unmoved(self._dense), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 return self._dense.forward(*inputs)
         finally:
             self.active = active
-            for module, buffers in kept:
-                module._buffers.update(buffers)
 
     def several_passes(self, passes: Callable[[bool], Passes]) -> Passes:
         """Run a graph's backward pass several times; on this thread, for the setting holds on no other.

@@ -101,10 +101,10 @@ class _Fitting:
         self.shapes = {stored_name(key): value.shape for key, value in before.state_dict().items()}
         self.tables = {name[1]: key for key in self.shapes if (name := _TABLE.search(key))}
         self.features = {name: self._same(name) for name in recipe.features}
-        self.tasks = [self._old("tasks", name) for name in recipe.tasks]
+        self.tasks = [self._old("tasks", name) for name in recipe.answered]
         self.axes = list(zip(_axes(model), _axes(before), strict=False))
         self.known, self.known_before = _known_axes(model, recipe), _known_axes(before, old)
-        self.lists = _lists(model, len(recipe.tasks)) & _lists(before, len(old.tasks))
+        self.lists = _lists(model, len(recipe.answered)) & _lists(before, len(old.answered))
         self.no_task_in = (*(f"{path}." for path in self.lists), *_units(model))
         self.ends = _ends(model, self.lists)
         self.histories, self.histories_before = _histories(model), _histories(before)
@@ -238,7 +238,7 @@ class _Fitting:
         was = self.tasks[at] if at is not None else None
         if at is None or was is None:
             return None
-        name, now, before = list(self.recipe.tasks)[at], [*self.recipe.tasks.values()][at], self.old.tasks[was]
+        name, now, before = list(self.recipe.answered)[at], [*self.recipe.answered.values()][at], self.old.answered[was]
         if now.same_output(before) or shape[:1] != torch.Size(outputs({name: now})):
             return None
         kinds = f"was of kind {before.kind} and is of kind {now.kind}"
@@ -261,10 +261,10 @@ class _Fitting:
         if dim or known or key.startswith(self.no_task_in):
             return
         tasks: Parts = []
-        for was, (name, task) in zip(self.tasks, self.recipe.tasks.items(), strict=True):
-            same = was is not None and task.same_output(self.old.tasks[was])
+        for was, (name, task) in zip(self.tasks, self.recipe.answered.items(), strict=True):
+            same = was is not None and task.same_output(self.old.answered[was])
             tasks.append((was if was is not None and same else "", outputs({name: task})[0]))
-        before: Parts = list(zip(self.old.tasks, outputs(self.old.tasks), strict=True))
+        before: Parts = list(zip(self.old.answered, outputs(self.old.answered), strict=True))
         if tasks != before:
             yield tasks, before
 
@@ -276,7 +276,7 @@ class _Fitting:
         if part == _SHARED:
             return part
         if part.startswith(_EXPERTS):
-            was = self.tasks[list(self.recipe.tasks).index(part.removeprefix(_EXPERTS))]
+            was = self.tasks[list(self.recipe.answered).index(part.removeprefix(_EXPERTS))]
             return f"{_EXPERTS}{was}" if was is not None else ""
         names = [self.features[name] for name in part.split("+")]
         return "+".join(name or "" for name in names) if all(names) else ""
@@ -290,7 +290,7 @@ class _Fitting:
             above = ".".join(parts[:at])
             if part.isdigit() and above in self.lists:
                 was = self.tasks[int(part)]
-                parts[at] = str(list(self.old.tasks).index(was)) if was is not None else "(none)"
+                parts[at] = str(list(self.old.answered).index(was)) if was is not None else "(none)"
             elif part.isdigit() and above in self.histories:
                 history = self._known(self.histories[above][int(part)][0])
                 before = [name for name, _ in self.histories_before.get(above, [])]
@@ -355,7 +355,7 @@ def _known_axes(model: Model, recipe: Recipe) -> dict[str, Parts]:
     for path, module in model.named_modules():
         if isinstance(module, Level):
             experts = cast(list[Experts], list(module.own))
-            parts = [(f"{_EXPERTS}{task}", own.count) for task, own in zip(recipe.tasks, experts, strict=True)]
+            parts = [(f"{_EXPERTS}{task}", own.count) for task, own in zip(recipe.answered, experts, strict=True)]
             for i in range(len(module.shared_gates)):
                 out[f"{path}.shared_gates.{i}.linear"] = [*parts, (_SHARED, module.shared.count)]
     return out

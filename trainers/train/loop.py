@@ -94,6 +94,7 @@ class Trainer:
         self.utilisation = Utilisation(self.sharded.model.dense)
         if job.statistics is not None:
             set_statistics(self.sharded.model, job.statistics.mean, job.statistics.std, job.statistics.quantiles)
+            self.sharded.pipeline.combination.begin(job.statistics.rate)
             self.reader = self._reader("train", shuffle=True)
             self.total = self.reader.steps * self.recipe.train.epochs
         self.step = 0

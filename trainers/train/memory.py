@@ -108,7 +108,9 @@ def needs(recipe: Recipe, model: Model) -> list[Part]:
         read, computed = _item(recipe, model)
         every = workers * items * _gathered(recipe, model)
         size = int(items * ((1 + recipe.data.prefetch) * read + computed) + every)
-        parts.append(Part("data.negatives.shared", size, 0, f"the {items:,} items that a step's rows share", "lower it"))
+        parts.append(
+            Part("data.negatives.shared", size, 0, f"the {items:,} items that a step's rows share", "lower it")
+        )
     return parts
 
 

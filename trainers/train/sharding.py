@@ -191,6 +191,11 @@ def shard(recipe: Recipe, device: torch.device, planner: planning.Planner = plan
     kind = DensePipeline
     if "tables" in optimizers:
         kind = CachedTablePipeline if plan.cached else TablePipeline
+        if plan.cached and combination.looks_again:
+            raise BadInput(
+                f"gradients.kind: '{recipe.gradients.kind}' looks up the rows of a batch twice, and those of tables in "
+                "host memory are fetched once; let the tables fit the GPUs, or use another kind"
+            )
     pipeline = kind(module, update, device)
     sharded = Sharded(recipe, module, optimizers, pipeline, device, plan)
     with torch.no_grad():

@@ -5,7 +5,7 @@ carries a backward pass of its own, and one that passed the gradient combiner by
 What torchrec's pipelines still do is to move batches and ids ahead of the step.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from torchrec.distributed.train_pipeline.pipeline_context import PrefetchTrainPipelineContext
 from torchrec.distributed.train_pipeline.runtime_forwards import PrefetchPipelinedForward
 from torchrec.distributed.train_pipeline.utils import _prefetch_embeddings, _wait_for_batch
+from torchrec.distributed.types import Awaitable
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from livetrain.configs.schema import Recipe
@@ -129,6 +130,7 @@ class Pipeline:
         """
         batch = self._arrive(batches)
         training = self._model.training
+        again = self._again(batch) if training and self.combination.looks_again else None
         if training:
             self._optimizer.zero_grad()
         with record_function("## forward ##"):
@@ -139,12 +141,19 @@ class Pipeline:
                 self._optimizer.backward(losses)
             with record_function("## optimizer ##"):
                 self._optimizer.step()
+        if again is not None:
+            with record_function("## second forward ##"):
+                self.combination.look_again(again)
         self._leave()
         return output
 
     def _arrive(self, batches: Iterator[Batch]) -> Batch:
         """Return the next batch, on the device, or raise StopIteration."""
         raise NotImplementedError
+
+    def _again(self, batch: Batch) -> Callable[[], torch.Tensor]:
+        """Return what passes a batch through the model a second time, to be called before `_leave`."""
+        return lambda: self._model(batch)[0]
 
     def _overlap(self) -> None:
         """Do what later batches need between this one's forward and backward pass."""
@@ -165,6 +174,20 @@ def _lean_on(owner: type, package: str, *names: str) -> None:
                 f"{package} has no {owner.__name__}.{name}, which livetrain calls; install the versions of "
                 "cluster/setup.sh"
             )
+
+
+class _Kept(Awaitable[Any]):
+    """Ids that have arrived, or will: for both passes of a batch, of which the first waits."""
+
+    def __init__(self, request: Awaitable[Any]) -> None:
+        super().__init__()
+        self._request: Awaitable[Any] | None = request
+        self._arrived: Any = None
+
+    def _wait_impl(self) -> Any:
+        if self._request is not None:
+            self._arrived, self._request = self._request.wait(), None
+        return self._arrived
 
 
 class TablePipeline(Pipeline, TrainPipelineSparseDist):
@@ -203,6 +226,19 @@ class TablePipeline(Pipeline, TrainPipelineSparseDist):
             self.start_sparse_data_dist(self.batches[1], self.contexts[1])
         self.enqueue_batch(batches)
         return self.batches[0]
+
+    def _again(self, batch: Batch) -> Callable[[], torch.Tensor]:
+        context, losses = self.contexts[0], super()._again(batch)
+        requests = {name: _Kept(one) for name, one in context.input_dist_tensors_requests.items()}
+        contexts = dict(context.module_contexts)
+        context.input_dist_tensors_requests.update(requests)
+
+        def with_ids() -> torch.Tensor:
+            context.input_dist_tensors_requests.update(requests)
+            context.module_contexts.update(contexts)
+            return losses()
+
+        return with_ids
 
     def _overlap(self) -> None:
         if len(self.batches) > 1:

@@ -75,6 +75,12 @@ def test_times_are_as_in_the_paper_s_code():
     assert pointwise.gap_class(seconds).tolist() == [0, 0, 13, 37, 57, GAPS - 1]
 
 
+def test_a_file_reads_times_as_exactly_as_the_model():
+    gaps, lengths = torch.tensor([20_000_001.0, 3.0, 40_000_004.0, 5.0]), torch.tensor([4])
+    assert clocks(gaps, lengths, True)[:, 0].tolist() == [20_000_000, 20_000_003, 60_000_007, 60_000_012]
+    assert torch.equal(torch.jit.script(clocks)(gaps, lengths, True), clocks(gaps, lengths, True))
+
+
 def test_it_is_an_operator_as_pytorch_wants_one():
     (q, k, v, by_place, by_gap), lengths, clock = given_rows([3, 0, 2], 1, True)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")

@@ -8,8 +8,9 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.models.lr import LR
 from livetrain.modules.models.registry import network
 
-INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 4, "genres": 4}, ["age", "price"])
+INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 4, "genres": 4}, ["age", "price"], limits={"seen": 6})
 ONE_DIM = Inputs({"user": 8, "movie": 8}, {"seen": 8, "rated": 8, "genres": 8}, ["age", "price"])
+THIRDS = Inputs({"user": 6, "movie": 9}, {"seen": 9, "rated": 3, "genres": 6}, ["age", "price"])
 ELEMENTWISE = ["fm", "nfm", "deepfm"]  # kinds that multiply factors element by element, so that tables need one dim
 TASKS = ["click", "like"]
 DECLARED = {task: Task(label=task) for task in TASKS}
@@ -21,17 +22,16 @@ FARM = {
     "frequency": {"cutoff": 2, "units": [4]},
     "expert_units": [16],
 }
+TWO = {
+    "attention": [
+        {"query": ["movie", "user"], "events": ["seen", "rated"]},
+        {"query": ["user"], "events": ["genres"]},
+    ]
+}
 KINDS = {
     "din": DIN,
     "din-softmax-relu": {**DIN, "softmax": True, "activation": "relu"},
-    "din-two-histories": {
-        **DIN,
-        "attention": [
-            {"query": ["movie", "user"], "events": ["seen", "rated"]},
-            {"query": ["user"], "events": ["genres"]},
-        ],
-        "pooled": [],
-    },
+    "din-two-histories": {**DIN, **TWO, "pooled": []},
     "farm": FARM,
     "farm-learned": {**FARM, "frequency": {"filter": "learned", "length": 4}},
     "farm-concat": {**FARM, "fuse": "concat", "frequency": None, "softmax": True, "levels": 2},
@@ -56,6 +56,35 @@ KINDS = {
     "mmoe-without-attention": {"kind": "mmoe", "pooled": ["seen", "rated", "genres"], "expert_units": [16]},
     "cgc": {**DIN, "kind": "cgc", "own": 2, "expert_units": [16]},
     "ple": {**DIN, "kind": "ple", "shared": 2, "expert_units": [16, 8]},
+    "rankmixer": {**DIN, "kind": "rankmixer", "tokens": 4, "width": 8, "tower_units": [16]},
+    "pepnet": {**DIN, "kind": "pepnet", "domain": ["age"], "personal": ["movie", "user"], "gate_units": 8},
+    "pepnet-of-the-domain": {**DIN, "kind": "pepnet", "domain": ["user", "age"], "tower_units": []},
+    "pepnet-of-the-user": {**DIN, "kind": "pepnet", "personal": ["user"]},
+    "stem": {**DIN, "kind": "stem", "own": 2, "expert_units": [16]},
+    "hstu": {**DIN, "kind": "hstu", "width": 8, "length": 6},
+    "shared-bottom-over-hstu": {**DIN, "kind": "shared_bottom", "trunk": {"kind": "hstu", "width": 8, "heads": 1}},
+    "twin": {
+        "kind": "twin",
+        "search": DIN["attention"],
+        "attention": DIN["attention"],
+        "pooled": ["genres"],
+        "nearest": 2,
+    },
+    "mmoe-over-twin": {
+        "kind": "mmoe",
+        "trunk": {
+            "kind": "twin",
+            "search": [*DIN["attention"], {"query": ["user"], "events": ["genres"]}],
+            "nearest": 3,
+        },
+    },
+    "onetrans": {**DIN, "kind": "onetrans", "width": 8, "length": 4, "newest": 2},
+    "mmoe-over-onetrans": {
+        **TWO,
+        "kind": "mmoe",
+        "trunk": {"kind": "onetrans", "width": 8, "heads": 1, "tokens": 3, "blocks": 3, "length": 6, "newest": 3},
+    },
+    "cgc-over-rankmixer": {**DIN, "kind": "cgc", "trunk": {"kind": "rankmixer", "tokens": 4, "width": 8}},
 }
 # Row by row: the length of each feature. The two sequences of one history are equally long.
 ROWS = [
@@ -80,7 +109,7 @@ def config(request):
 
 @pytest.fixture
 def inputs(config):
-    return ONE_DIM if config["kind"] in ELEMENTWISE else INPUTS
+    return {"stem": THIRDS}.get(config["kind"], ONE_DIM if config["kind"] in ELEMENTWISE else INPUTS)
 
 
 @pytest.fixture
@@ -148,7 +177,7 @@ def test_rows_of_weight_0_change_nothing_in_training(model, inputs):
         logits = model(values, lengths, dense, weights)
         loss = torch.stack([logits[task].sigmoid() * (weights > 0) for task in TASKS]).sum()
         loss.backward()
-        gradients = {f"{name}.grad": p.grad for name, p in model.named_parameters()}
+        gradients = {f"{name}.grad": p.grad for name, p in model.named_parameters() if p.numel()}
         real = {name: weights.repeat_interleave(lengths[name]) > 0 for name in values}
         assert not any(bool(value.grad[~real[name]].any()) for name, value in values.items())
         embeddings = {f"{name}.values": value.grad[real[name]] for name, value in values.items()}
@@ -169,8 +198,8 @@ def test_every_input_and_parameter_has_a_gradient(model, inputs):
     # What is added to all scores that a softmax takes changes nothing: its gradient is 0 but for rounding.
     shifts = {f"{name}.rest.last.bias" for name, part in model.named_modules() if getattr(part, "softmax", False)}
     for name, tensor in {**values, "dense": dense, **dict(model.named_parameters())}.items():
-        assert tensor.grad is not None, name
-        if name in shifts:
+        assert tensor.grad is not None or not tensor.numel(), name
+        if name in shifts or not tensor.numel():
             continue
         if name != "dense" or not isinstance(model, LR):  # the weights of LR start at 0
             assert bool(tensor.grad.any()), name
@@ -297,3 +326,67 @@ def test_factors_need_columns_beside_those_of_the_tasks(kind):
 def test_factors_multiplied_element_by_element_have_one_size(kind):
     with pytest.raises(BadInput, match=r"features.user has 4 numbers, one of features.movie 8; .* or use kind kfm"):
         build({"kind": kind})
+
+
+BAD = {
+    "tokens that do not divide": (
+        {**DIN, "kind": "rankmixer", "tokens": 5, "width": 16},
+        r"5 tokens exchange parts of width 16.*set width: 15",
+    ),
+    "more tokens than numbers": (
+        {**DIN, "kind": "rankmixer", "tokens": 200, "width": 200},
+        r"have 30 numbers in all, too few for 200 tokens",
+    ),
+    "no such trunk": ({**DIN, "kind": "cgc", "trunk": "rankmixr"}, r"rankmixr"),
+    "a trunk of a tower's keys": (
+        {**DIN, "kind": "cgc", "trunk": {"kind": "rankmixer", "tower_units": [8]}},
+        "tower_units",
+    ),
+    "no gate": ({**DIN, "kind": "pepnet"}, "gates nothing"),
+    "a gate on nothing": ({**DIN, "kind": "pepnet", "personal": ["user"], "tower_units": []}, "has none"),
+    "a gate by a history": (
+        {**DIN, "kind": "pepnet", "domain": ["seen"]},
+        r"model.domain: there is no id or dense .*'seen'",
+    ),
+    "heads that do not divide": ({**DIN, "kind": "hstu", "width": 9}, r"model.heads: 2 heads do not divide width 9"),
+    "two histories": (
+        {**KINDS["din-two-histories"], "kind": "hstu"},
+        r"model.attention: 'hstu' reads one history and not 2",
+    ),
+    "a history without places": (
+        {**DIN, "kind": "hstu", "length": 5},
+        r"model.length: 5 is less than the max_length 6 of 'seen'",
+    ),
+    "a key that the trunk has no use for": (
+        {**DIN, "kind": "cgc", "trunk": "hstu", "softmax": True},
+        r"model.softmax: trunk 'hstu'",
+    ),
+    "a search in no history": (
+        {"kind": "twin", "search": [{"query": ["movie"], "events": ["sen"]}]},
+        r"model.search.0.events: there is no sequence feature 'sen' .did you mean 'seen'",
+    ),
+    "a history beside the search": (
+        {"kind": "twin", "search": [{"query": ["movie"], "events": ["seen"]}]},
+        r"features.rated: no part of the model reads",
+    ),
+    "no events": (
+        {"kind": "onetrans", "pooled": ["seen", "rated", "genres"]},
+        r"model.attention: 'onetrans' has no history",
+    ),
+    "fewer events than leave": (
+        {**DIN, "kind": "onetrans", "length": 4},
+        r"model.newest: 8 events leave .* of 4 in all",
+    ),
+    "a dim that cannot be cut": ({**DIN, "kind": "stem"}, r"tables.user.dim: 'stem' cuts a row into 3 .* set it to 12"),
+}
+
+
+@pytest.mark.parametrize(("config", "message"), BAD.values(), ids=BAD.keys())
+def test_what_does_not_fit_is_named(config, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        build(config)
+    assert len(str(caught.value)) < 300 or not isinstance(caught.value, BadInput)
+
+
+def test_a_trunk_may_be_its_name_alone():
+    assert parse_model({**DIN, "kind": "cgc", "trunk": "rankmixer"}).trunk.tokens == 8

@@ -25,8 +25,9 @@ BY_ROW = {
     "huber": {"delta": 2.0},
     "quantile": {"quantile": 0.8},
     "ordinal": {"thresholds": [1, 4, 5.5], "restoration": 0.7, "order": 0.3},
+    "distilled": {"of": "y"},
 }
-BY_GROUP = {"pairwise": {}, "listwise": {}, "jrc": {"alpha": 0.3}}
+BY_GROUP = {"pairwise": {}, "listwise": {}, "jrc": {"alpha": 0.3}, "distilled_list": {"of": "y", "temperature": 1.7}}
 
 
 def task(name: str, keys: dict) -> Task:
@@ -40,7 +41,9 @@ def draw(made: Task, rows: int = 9, seed: int = 0) -> tuple[torch.Tensor, torch.
     shape = (rows,) if kind.outputs == 1 else (rows, kind.outputs)
     logits = torch.randn(shape, generator=generator, dtype=torch.float64) * 2
     labels = (torch.rand(rows, generator=generator, dtype=torch.float64) < 0.5).double()
-    if kind.numeric:
+    if kind.follows:
+        labels = torch.rand(rows, generator=generator, dtype=torch.float64)
+    elif kind.numeric:
         labels = labels * torch.rand(rows, generator=generator, dtype=torch.float64) * 8
     return logits.requires_grad_(), labels
 
@@ -56,9 +59,9 @@ def test_a_rows_loss_is_the_papers(name, keys):
     assert torch.autograd.gradcheck(lambda z: kind.loss(z, labels), logits)
 
 
-@pytest.mark.parametrize("name", ["focal", "smoothed", "pairwise", "listwise", "jrc"])
+@pytest.mark.parametrize("name", ["focal", "smoothed", "pairwise", "listwise", "jrc", "distilled", "distilled_list"])
 def test_no_logit_overflows(name):
-    made = task(name, {})
+    made = task(name, {"of": "y"} if name.startswith("distilled") else {})
     kind = kinds({"x": made})["x"]
     ends = torch.tensor([-1e4, 1e4, -1e4, 1e4])
     logits = (torch.stack([-ends, ends], 1) if kind.outputs == 2 else ends).requires_grad_()

@@ -215,6 +215,22 @@ def test_a_condition_that_is_none_is_named_before_a_channel_is_opened(towers, li
         Blend(spec(towers, liked, channels={"gone": {"run": "gone", "when": when}}))
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"late": "hour >"}, r"slices\.late: 'hour >' is no SQL expression"),
+        ({"late": "user"}, r"slices\.late: 'user' is BIGINT, no condition"),
+        (
+            {"often": "user + 1"},
+            r"slices\.often: 'user \+ 1' is BIGINT",
+        ),  # in the place of the run's slice of this name
+    ],
+)
+def test_a_slice_is_named_as_the_spec_has_it(towers, liked, tmp_path, asked, message):
+    with pytest.raises(BadInput, match=f"^{message}"):
+        blended(spec(towers, liked, slices=asked), tmp_path / "new", lambda text: None)
+
+
 def test_a_condition_is_true_or_false(towers, liked):
     blend = Blend(spec(towers, liked, channels={"towers": {"run": str(towers), "when": "user"}}))
     with pytest.raises(BadInput, match=r"^channels\.towers\.when: 'user' is BIGINT, no condition"):

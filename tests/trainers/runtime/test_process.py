@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from livetrain.configs.errors import BadInput
-from livetrain.modules.gradients import orders
+from livetrain.modules.gradients.pcgrad import orders
 from livetrain.trainers.runtime import process, ranks
 from tests import samples
 from tests.corpus.recipes import RECIPE

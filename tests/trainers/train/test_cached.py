@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from livetrain.configs.errors import BadInput
 from livetrain.trainers.evaluate import selection
 from livetrain.trainers.runtime import ranks, runlog
 from livetrain.trainers.train.feed import Feed
@@ -101,3 +102,15 @@ def test_the_step_has_its_parts(data, tmp_path, cached):
     lines = [line for line in runlog.read(tmp_path) if line["kind"] == "train"]
     check_parts(lines, EVERY_STEP - {"id_exchange"})
     assert sum(line["ms.id_exchange"] > 0 for line in lines) > len(lines) / 2
+
+
+def test_a_second_look_at_a_batch_is_refused(data, tmp_path):
+    """Of a batch whose rows were fetched once the second pass would read the next one's."""
+    tasks = {"click": {"label": "label"}, "again": {"label": "label"}}
+    model = {"kind": "shared_bottom", "shared_units": [4], "tower_units": [4], "pooled": ["history", "rating"]}
+    made = job(data, tmp_path, **changes(tasks=tasks, model=model, gradients={"kind": "famo"}))
+    refused = pytest.raises(BadInput, match="gradients.kind: 'famo' looks up the rows of a batch twice")
+    with ranks.alone(cuda=False), cache(*TABLES, part=PART), refused:
+        Trainer(made, CPU)
+    with ranks.alone(cuda=False):
+        Trainer(made, CPU)

@@ -1,6 +1,5 @@
 """The dense part as one graph: how many graphs there are, and that they learn what no graph would."""
 
-import math
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +13,6 @@ from torch._dynamo.utils import counters
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import ModelConfig, Recipe, Task
-from livetrain.modules import gradients
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.moving import Moving, written
 from livetrain.modules.model import Model
@@ -59,10 +57,21 @@ KINDS: dict[str, Callable[[], Recipe]] = {
         features__history__times="when",
         features__history__until="now",
     ),
+    "hstu": lambda: twins.recipe(
+        model={"kind": "hstu", "attention": ATTENTION, "width": 8, "blocks": 2, "length": 6, "tower_units": [8]},
+        features__history__times="when",
+        features__history__until="now",
+    ),
+    "twin": lambda: twins.recipe(
+        model={"kind": "twin", "search": ATTENTION, "nearest": 2, "head_width": 4, "tower_units": [8]}
+    ),
+    "onetrans": lambda: twins.recipe(
+        model={"kind": "onetrans", "attention": ATTENTION, "width": 8, "newest": 3, "tower_units": [8]}
+    ),
     "ncf": lambda: NCF,
     **{
         kind: lambda kind=kind: several.recipe("sum", model=several.MODELS[kind])
-        for kind in ("shared bottom", "esmm", "mmoe", "ple")
+        for kind in ("shared bottom", "esmm", "mmoe", "ple", "rankmixer", "pepnet")
     },
     "cgc": lambda: several.recipe("sum"),
     **{kind: lambda kind=kind: twins.recipe(model={"kind": kind}) for kind in ("lr", "kfm")},
@@ -292,8 +301,7 @@ COMBINERS = {
 @pytest.mark.parametrize(("config", "backend"), COMBINERS.values(), ids=COMBINERS.keys())
 def test_tasks_are_combined_as_by_plain_pytorch(two_ranks, config, backend):
     made_for = several.recipe(config["kind"], gradients=config)
-    initial = torch.tensor([math.log(2), 0.7 * math.log(2), 0], dtype=torch.float64)
-    wanted = several.train_reference(made_for, gradients.combiner(made_for.gradients, initial, made_for.train.seed))
+    wanted = several.train_reference(made_for, several.combiner_of(made_for))
     found = two_ranks.run(trained, several.train_sharded, made_for, backend)
     several.compare(found[0], wanted)
 
@@ -323,8 +331,7 @@ class Passes:
 def test_the_tasks_passes_are_one_where_that_can_be(batches):
     """Whether it can be or not: what is learned is what each task's own pass would leave."""
     made_for, passes = several.recipe("pcgrad"), Passes(batches)
-    initial = torch.tensor([math.log(2), 0.7 * math.log(2), 0], dtype=torch.float64)
-    wanted = several.train_reference(made_for, gradients.combiner(made_for.gradients, initial, made_for.train.seed))
+    wanted = several.train_reference(made_for, several.combiner_of(made_for))
     with ranks.alone(cuda=False):
         found = trained(several.train_sharded, made_for, TasksAtOnce(passes))
     several.compare(found, wanted)

@@ -237,7 +237,7 @@ def test_gradients_by_task_wait_once(kind, scope, fake, monkeypatch):
     )  # reads weights, which are on the host
 
     class Combiner:
-        needs_gram = kind == "pcgrad"
+        needs_gram, looks_again = kind == "pcgrad", False
 
         def __call__(self, gram, losses, step):
             asked.append((None if gram is None else gram.device.type, losses.device.type))

@@ -49,7 +49,10 @@ def test_a_table_takes_its_rows_with_their_state_and_a_copy_of_both():
 
 
 NEXT = {
-    "model": {"kind": "sasrec_retrieval", "attention": [{"query": ["movie"], "events": ["history"], "side": ["rating"]}]},
+    "model": {
+        "kind": "sasrec_retrieval",
+        "attention": [{"query": ["movie"], "events": ["history"], "side": ["rating"]}],
+    },
     "tasks": {"click": {"label": "label", "kind": "retrieval"}},
     "evaluate": {},
 }
@@ -62,7 +65,10 @@ def test_items_that_a_step_shares_are_counted(tmp_path):
     for shared in (2500, 5000, "all"):
         recipe = samples.recipe("data", data__negatives={**section, "shared": shared}, **NEXT)
         (part,) = (p for p in memory.needs(recipe, Model(recipe, "meta", "meta")) if p.key == "data.negatives.shared")
-        sizes[shared] = part.bytes, *(memory.besides(recipe, w, False, ())["host"]["activations"] for w in (1, 2, 2**20))
+        sizes[shared] = (
+            part.bytes,
+            *(memory.besides(recipe, w, False, ())["host"]["activations"] for w in (1, 2, 2**20)),
+        )
     assert sizes["all"] == sizes[5000] == (2 * sizes[2500][0], *sizes[5000][1:])
     none = samples.recipe("data", data__negatives={**section, "task": "click"}, **NEXT)
     alone = [memory.besides(none, w, False, ())["host"]["activations"] for w in (1, 2, 2**20)]

@@ -133,8 +133,16 @@ def _job(folder, run, changes):
 IGNORED = {
     "calibration": ({"calibration": 0.5}, {}, "model.calibration: is of loss gbce alone"),
     "log_q": ({"loss": "gbce", "log_q": False}, {}, "model.log_q: is of loss softmax alone"),
-    "in_batch": ({}, {"data__negatives": None}, "model.in_batch: adds the rows' items to those of data.negatives.shared"),
-    "seen_from": ({"kind": "hstu_retrieval", "seen_from": "event"}, {}, "model.seen_from: counts where the history has"),
+    "in_batch": (
+        {},
+        {"data__negatives": None},
+        "model.in_batch: adds the rows' items to those of data.negatives.shared",
+    ),
+    "seen_from": (
+        {"kind": "hstu_retrieval", "seen_from": "event"},
+        {},
+        "model.seen_from: counts where the history has",
+    ),
     "power": ({}, {"data__negatives__power": 0.5}, "data.negatives.power: is of counts"),
     "the item itself": ({}, {"features__history__column": "movie"}, "features.history: reads the column 'movie'"),
 }

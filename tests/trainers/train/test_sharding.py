@@ -184,6 +184,12 @@ MODELS = {
     "mmoe": {"experts": 3, "expert_units": [16]},
     "cgc": {"own": 2, "expert_units": [16]},
     "ple": {"expert_units": [16, 8]},
+    "rankmixer": {"tokens": 4, "width": 8},
+    "hstu": {"width": 8, "length": 6},
+    "twin": {"search": BOTTOM["attention"], "nearest": 2, "head_width": 4},
+    "onetrans": {"width": 8, "newest": 3},
+    "pepnet": {"domain": ["rate"], "personal": ["user", "movie"], "gate_units": 8},
+    "stem": {"expert_units": [16], "gate_units": [8]},
 }
 FACTORS = {"kfm": {}, "deepfm": {"units": [16]}}  # these want more columns than there are tasks
 TASKS = {
@@ -197,7 +203,11 @@ TASKS = {
 def multi_task(kind: str) -> Recipe:
     if kind in FACTORS:
         return twins.recipe(model={"kind": kind, **FACTORS[kind]}, tasks=TASKS, tables__rating__dim=8)
-    return twins.recipe(model={"kind": kind, **BOTTOM, **MODELS[kind]}, tasks=TASKS)
+    dims = {f"tables__{table}__dim": 20 for table in ("user", "movie", "rating") if kind == "stem"}
+    model = {
+        key: value for key, value in BOTTOM.items() if kind not in ("hstu", "onetrans") or key != "attention_units"
+    }
+    return twins.recipe(model={"kind": kind, **model, **MODELS[kind]}, tasks=TASKS, **dims)
 
 
 @pytest.mark.parametrize("kind", often({kind: kind for kind in (*MODELS, *FACTORS)}, ("esmm", "cgc")))

@@ -1,6 +1,5 @@
 """Every pipeline takes the same step, that of plain PyTorch; none can go past the gradient combiner."""
 
-import math
 from collections.abc import Callable
 from unittest import mock
 
@@ -10,7 +9,6 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBat
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from livetrain.configs.schema import Recipe
-from livetrain.modules import gradients
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.sharding import shard
 from livetrain.trainers.train.step import CachedTablePipeline, DensePipeline, TablePipeline, Update
@@ -92,8 +90,7 @@ def reference(made_for: Recipe) -> dict:
     """Train as plain PyTorch, with a backward pass for each task."""
     if made_for.gradients.kind == "pcgrad":
         return several.train_reference(made_for, lambda *given: several.with_torchjd(*given, seed=made_for.train.seed))
-    initial = torch.tensor([math.log(2), 0.7 * math.log(2), 0], dtype=torch.float64)
-    return several.train_reference(made_for, gradients.combiner(made_for.gradients, initial, made_for.train.seed))
+    return several.train_reference(made_for, several.combiner_of(made_for))
 
 
 SEVERAL = [("all behind a cache", name) for name in COMBINERS]  # of the others test_combine has most already

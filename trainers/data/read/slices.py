@@ -22,7 +22,8 @@ class Slices:
 
     Args:
         conditions: SQL by name of the slice; at most 63.
-        place: the section that holds them, for messages.
+        place: the section that holds them, for messages; of those in `places` their own.
+        places: section by name of the slice, where it is another.
 
     Attributes:
         columns: the columns that each condition names.
@@ -38,9 +39,15 @@ class Slices:
         array([3, 2, 0])
     """
 
-    def __init__(self, conditions: Mapping[str, str], place: str = "evaluate.slices") -> None:
-        self._conditions, self._place = dict(conditions), place
-        self.columns = {name: _columns(f"{place}.{name}", text) for name, text in conditions.items()}
+    def __init__(
+        self,
+        conditions: Mapping[str, str],
+        place: str = "evaluate.slices",
+        places: Mapping[str, str] | None = None,
+    ) -> None:
+        self._conditions, others = dict(conditions), places or {}
+        self._key = {name: f"{others.get(name, place)}.{name}" for name in conditions}
+        self.columns = {name: _columns(self._key[name], text) for name, text in conditions.items()}
         bits = (
             f"(coalesce({alone(text)}, false)::BIGINT << {place})" for place, text in enumerate(conditions.values())
         )
@@ -61,7 +68,7 @@ class Slices:
                 kind = str(connection.execute(f"SELECT {alone(text)} FROM rows").description[0][1])
                 if kind != "BOOLEAN":
                     raise BadInput(
-                        f"{self._place}.{key}: {shown(text)} is {kind}, no condition; compare it, as user_count < 3"
+                        f"{self._key[key]}: {shown(text)} is {kind}, no condition; compare it, as user_count < 3"
                     )
 
     def _named(self, table: pa.Table) -> pa.Table:
@@ -78,7 +85,7 @@ class Slices:
                 connection.execute(f"SELECT 1 FROM rows WHERE {alone(text)}").fetchall()
             except duckdb.Error as error:
                 raise BadInput(
-                    f"{self._place}.{key}: {shown(text)} cannot be asked of {name} ({_short(error)}); mend it"
+                    f"{self._key[key]}: {shown(text)} cannot be asked of {name} ({_short(error)}); mend it"
                 ) from error
 
     def marks(self, table: pa.Table) -> np.ndarray:

@@ -23,12 +23,21 @@ both lognormal and drawn independently, so many users with few live exposures wa
 drawn by popularity, 30 % on a topic drawn from softmax(click_u), 15 % from the four streamers followed from
 the start, 20 % evenly from all rooms on air. Only rooms that are on air during the whole 10-minute slot are shown.
 
-**What a user does** at an exposure, with F = 1 for a streamer followed from the start, Q and C a streamer's quality and
-charm, B = 1 while the room's burst lasts (a Markov chain), H = log(1 + heat), E = min(excitement, 3) and a user's own
-offsets b; the weights are in `chances`:
+**Friends** (`social` above 0). All users are paired six times over, evenly, so that only the tie itself tells who is a
+friend. A share `social` of all live exposures, whichever way they would have come, leads to a streamer on air who is
+among the eight that a friend visited last, drawn evenly from those of all friends before the slot. Who follows whom
+(the four of the start, and follows of the log) and who are friends is told beside the log.
 
-    P(click)          = sigmoid(b + A + Q + B + F)                         each term with its weight
-    P(stay | click)   = sigmoid(b' + A + Q + B + F)
+**What is known of new ones** (`content` above 0). A vector of 64 numbers per streamer, of whose squared length a share
+`content` comes of topics, quality and charm (formula in `people`); and per user up to three topics, drawn from
+softmax(click_u), as chosen when she registered.
+
+**What a user does** at an exposure, with F = 1 for a streamer followed from the start, G = 1 for one whom a friend has
+visited of late, Q and C a streamer's quality and charm, B = 1 while the room's burst lasts (a Markov chain),
+H = log(1 + heat), E = min(excitement, 3) and a user's own offsets b; the weights are in `chances`:
+
+    P(click)          = sigmoid(b + A + Q + B + F + G)                     each term with its weight
+    P(stay | click)   = sigmoid(b' + A + Q + B + F + G)
     W | click         ~ lognormal "remain" if stay, lognormal "leave" if not, cut by the room's end
     P(effective view) = P(click) P(W >= 30 s | click)                      in closed form
     P(like)           = P(effective view) sigmoid(b'' + V + C + B + H + E + F)      comment and gift alike

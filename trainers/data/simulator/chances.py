@@ -8,8 +8,8 @@ from scipy.special import expit, log_ndtr, ndtr
 from livetrain.trainers.data.simulator.settings import EFFECTIVE_S
 
 # (intercept, weights) of the logits; see the package's docstring for what each input is.
-CLICK = {"intercept": -2.23, "interest": 1.5, "quality": 0.4, "burst": 0.3, "favourite": 1.0}
-STAY = {"intercept": -1.75, "interest": 0.6, "quality": 0.25, "burst": 0.3, "favourite": 0.8}
+CLICK = {"intercept": -2.23, "interest": 1.5, "quality": 0.4, "burst": 0.3, "favourite": 1.0, "friend": 1.0}
+STAY = {"intercept": -1.75, "interest": 0.6, "quality": 0.25, "burst": 0.3, "favourite": 0.8, "friend": 0.5}
 LIKE = {"intercept": -3.15, "value": 0.8, "charm": 0.4, "burst": 0.8, "heat": 0.3, "excited": 0.8, "favourite": 0.5}
 COMMENT = {"intercept": -3.22, "value": 0.6, "charm": 0.3, "burst": 1.0, "heat": 0.4, "excited": 0.9, "favourite": 0.7}
 FOLLOW = {"intercept": -5.8, "interest": 0.6, "charm": 0.5, "burst": 0.4, "excited": 0.5}
@@ -66,7 +66,7 @@ def live(
     """Return the chances of live exposures.
 
     Args:
-        inputs: (n,) each: interest, value, quality, charm, burst, heat, excited, favourite.
+        inputs: (n,) each: interest, value, quality, charm, burst, heat, excited, favourite, friend.
         users: (n,) each: bias, patience, warmth, purse.
         followed: (n,) whether the user follows the streamer already.
         left_s: (n,) seconds until the room or the log ends, which cut a view short.

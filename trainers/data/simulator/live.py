@@ -26,7 +26,7 @@ class Exposures:
     user: np.ndarray  # int64, row of Users
     room: np.ndarray  # int64, row of Rooms
     time: np.ndarray  # int64, epoch ms
-    source: np.ndarray  # int8: 0 popular, 1 personal, 2 followed, 3 random
+    source: np.ndarray  # int8: 0 popular, 1 personal, 2 followed, 3 random, 4 a friend
     followed: np.ndarray  # bool, before the exposure
     chances: Chances
     click: np.ndarray  # bool
@@ -48,7 +48,8 @@ class Feed:
 
     An exposure comes from one of four sources: rooms by popularity, rooms on a topic drawn by softmax of the user's
     interest, streamers he follows from the start, and rooms at random. Where a source has nothing on air the topic, or
-    else popularity, takes its place. A slot shows a room to a user at most once.
+    else popularity, takes its place. A slot shows a room to a user at most once. Where users have friends, a share of
+    all exposures leads to streamers whom a friend has visited of late instead.
     """
 
     def __init__(self, world: World):
@@ -70,6 +71,8 @@ class Feed:
         if not len(active):
             user, time = user[:0], time[:0]
         room, source = self._show(self._random("feed", slot), state, active, weight, user)
+        if self._world.settings.social:
+            room, source = self._led(self._random("led by friends", slot), state, user, room, source)
         _, first = np.unique(user * np.int64(len(self._world.rooms)) + room, return_index=True)
         first.sort()
         user, time, room, source = user[first], time[first], room[first], source[first]
@@ -94,6 +97,19 @@ class Feed:
         drawn = active[draw_within(random, topic, rooms.topic[active], weight[rooms.streamer[active]])]
         evenly = active[random.integers(0, len(active), len(user))]
         return np.select([source == 2, source == 3], [friend, evenly], drawn), source.astype(np.int8)
+
+    def _led(
+        self, random: np.random.Generator, state: State, user: np.ndarray, room: np.ndarray, source: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Let friends lead the share `social` of the exposures, or all that a friend can lead."""
+        rooms = state.room_of(state.of_friends(user))
+        passed = np.cumsum(rooms >= 0, axis=1)
+        number = passed[:, -1]
+        drawn = np.floor(random.random(len(user)) * number).astype(np.int64)
+        chosen = rooms[np.arange(len(user)), (passed > drawn[:, None]).argmax(axis=1)]
+        chance = self._world.settings.social * len(user) / max((number > 0).sum(), 1)
+        led = (number > 0) & (random.random(len(user)) < chance)
+        return np.where(led, chosen, room), np.where(led, 4, source).astype(np.int8)
 
     def _act(
         self,
@@ -155,11 +171,14 @@ class Feed:
             "heat": np.log1p(state.heat[room]),
             "excited": np.minimum(state.excitement[user], 3.0),
             "favourite": (users.favourites[user] == streamer[:, None]).any(axis=1),
+            "friend": (state.of_friends(user) == streamer[:, None]).any(axis=1),
         }
 
     def _remember(self, state: State, shown: Exposures) -> None:
         streamer = self._world.rooms.streamer[shown.room]
         state.follow(shown.user[shown.follow], streamer[shown.follow])
+        if self._world.settings.social:
+            state.visit(shown.user[shown.click], streamer[shown.click])
         hot = np.flatnonzero((shown.likes > 0) | (shown.comments > 0))
         state.excite(shown.user[hot], LIVE_SIGNAL)
         acted = np.flatnonzero(shown.likes + shown.comments + shown.gifts)

@@ -29,13 +29,16 @@ COUNTRIES = ("China", "Other")
 
 
 class Ids:
-    """Anonymous ids: 1, 2, ... in random order, so that an id says nothing about what it names. (n,) int64 each."""
+    """Anonymous ids: 1, 2, ... in random order, so that an id says nothing about what it names. (n,) int64 each.
+
+    Where users have friends, theirs begin behind those of creators: an id of a person is one person's.
+    """
 
     def __init__(self, world: World):
         def shuffled(kind: str, number: int) -> np.ndarray:
             return world.settings.random("ids of " + kind).permutation(number) + 1
 
-        self.user = shuffled("users", len(world.users))
+        self.user = shuffled("users", len(world.users)) + (world.authors if world.settings.social else 0)
         self.author = shuffled("authors", world.authors)  # streamers come first
         self.streamer = self.author[: len(world.streamers)]
         self.room = shuffled("rooms", len(world.rooms))
@@ -220,9 +223,13 @@ def _vectors(
         part = slice(first, first + PIECE)
         values = _embed(settings, purpose, piece, topic[part], width)
         kept = settings.random("gaps in " + purpose, piece).random(len(values)) >= missing
-        flat = pa.array(values[kept].ravel())
-        offsets = pa.array(np.arange(kept.sum() + 1, dtype=np.int32) * width)
-        yield pa.table({key: ids[part][kept], name: pa.ListArray.from_arrays(offsets, flat)})
+        yield pa.table({key: ids[part][kept], name: listed(values[kept])})
+
+
+def listed(values: np.ndarray) -> pa.ListArray:
+    """Return (n, width) numbers as n lists."""
+    offsets = pa.array(np.arange(len(values) + 1, dtype=np.int32) * values.shape[1])
+    return pa.ListArray.from_arrays(offsets, pa.array(values.ravel()))
 
 
 def room_vectors(world: World, ids: Ids) -> Iterator[pa.Table]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from livetrain.trainers.data.simulator import live, profiles
+from livetrain.trainers.data.simulator import live, people, profiles
 from livetrain.trainers.data.simulator.live import Exposures
 from livetrain.trainers.data.simulator.profiles import Ids
 from livetrain.trainers.data.simulator.settings import SLOTS, TASKS, day_name
@@ -10,8 +10,8 @@ from livetrain.trainers.data.simulator.videos import Plays
 from livetrain.trainers.data.simulator.world import World
 from livetrain.trainers.data.simulator.write import Files
 
-PAGES = np.array(["live_square", "feed", "follow", "nearby"])  # live_source_category by source of the exposure
-ENTERED = np.array(["click", "slide_up", "click", "slide_up"])  # enter_live_action
+PAGES = np.array(["live_square", "feed", "follow", "nearby", "friend"])  # live_source_category by source
+ENTERED = np.array(["click", "slide_up", "click", "slide_up", "click"])  # enter_live_action
 TRUTH = "truth/date={day}/part-0.parquet"
 
 
@@ -63,6 +63,9 @@ class Recorder:
         # The first gift at its own time, the others backwards from it, one per millisecond: a combo.
         gifts = self._key(shown, row, shown.gift_ms[row] - turn)
         add("kuailive/gift.csv", gifts | {"gift_price": shown.price[row]})
+        if settings.social:
+            followed = self._key(shown, np.flatnonzero(shown.follow), (shown.time + shown.watch_ms)[shown.follow])
+            add(people.FOLLOWS, {name: followed[name] for name in ("user_id", "streamer_id", "timestamp")})
 
     def _m3(self, shown: Exposures) -> None:
         click = np.flatnonzero(shown.click)

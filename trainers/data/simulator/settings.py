@@ -46,6 +46,10 @@ class Settings:
         conflict: c in [0, 1]. Over users and topics, the correlation of the interest behind click and watch time with
             the one behind like, comment and gift is 1 - 2c.
         transfer: rho in [0, 1]. The correlation of a user's interests in short videos with those in live rooms.
+        social: share in [0, 1] of the live exposures that lead to a streamer whom a friend has visited. 0: nobody has
+            friends, and there are no files of people.
+        content: share in [0, 1] of the squared length of a streamer's vector that comes of who the streamer is. 0:
+            there are no such vectors, and no topics that users chose when they registered.
     """
 
     users: int
@@ -53,6 +57,8 @@ class Settings:
     seed: int
     conflict: float = 0.5
     transfer: float = 0.7
+    social: float = 0.0
+    content: float = 0.0
 
     def __post_init__(self) -> None:
         if self.users < 20:
@@ -63,7 +69,7 @@ class Settings:
             raise BadInput(f"--days {self.days}: choose 1 to 365 days")
         if not 0 <= self.seed < 2**32:
             raise BadInput(f"--seed {self.seed}: a seed is from 0 to {2**32 - 1:,}")
-        for name in ("conflict", "transfer"):
+        for name in ("conflict", "transfer", "social", "content"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadInput(f"--{name} {getattr(self, name)}: choose a strength from 0 to 1")
 

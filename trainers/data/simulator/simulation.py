@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from livetrain.trainers.data.simulator import live, profiles, sittings, videos, world, write
+from livetrain.trainers.data.simulator import live, people, profiles, sittings, videos, world, write
 from livetrain.trainers.data.simulator.profiles import Ids
 from livetrain.trainers.data.simulator.records import TRUTH, Recorder
 from livetrain.trainers.data.simulator.settings import SLOTS, Settings, day_name
@@ -37,6 +37,12 @@ def simulate(settings: Settings, out: Path, progress: Callable[[int, int], None]
         drawn = world.build(settings)
         ids, files = Ids(drawn), write.Files(draft)
         _write_profiles(drawn, ids, draft)
+        if settings.social:
+            write.whole(draft / people.FRIENDS, [people.friends(drawn, ids)])
+            files.add(people.FOLLOWS, people.followed(drawn, ids))
+        if settings.content:
+            write.whole(draft / "kuailive/streamer_emb_64.parquet", people.vectors(drawn, ids))
+            write.whole(draft / "kuailive/interest.csv", [people.interests(drawn, ids)])
         _live_through(drawn, Recorder(drawn, ids, files), files, progress)
         files.close_all()
         return files.rows

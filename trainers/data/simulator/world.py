@@ -19,6 +19,7 @@ VIDEO_MEDIAN_S, VIDEO_SIGMA = 25.0, 0.7
 OFF_TOPIC = 0.15  # rooms of a streamer on his second topic; videos of an author on any topic
 SPARSITY = 0.4  # shape of the Gamma behind an interest: the smaller, the fewer topics a user cares for
 FAVOURITES = 4  # streamers whom a user follows from the start
+FRIENDS = 6  # of a user, drawn evenly from all: nothing but the ties themselves tells who they are
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Users:
     warmth: np.ndarray  # of like, comment and follow
     purse: np.ndarray  # of gift, and of its price
     favourites: np.ndarray  # (U, FAVOURITES) int64, rows of Streamers
+    friends: np.ndarray  # (U, FRIENDS) int64, rows of Users; U where there is none; (U, 0) in a world without friends
 
     def __len__(self) -> int:
         return len(self.bias)
@@ -146,6 +148,7 @@ def _users(settings: Settings, streamers: Streamers) -> Users:
         warmth=normal(0.8),
         purse=normal(1.0),
         favourites=_favourites(settings, live_click, streamers),
+        friends=_friends(settings),
     )
 
 
@@ -156,6 +159,16 @@ def _favourites(settings: Settings, interest: np.ndarray, streamers: Streamers) 
     old = np.flatnonzero(streamers.born == 0)
     old = old[np.argsort(streamers.topic[old], kind="stable")]
     return old[draw_within(random, topics, streamers.topic[old], streamers.weight[old])].reshape(-1, FAVOURITES)
+
+
+def _friends(settings: Settings) -> np.ndarray:
+    """Pair all users anew FRIENDS times: who is one's friend has one for a friend."""
+    users = settings.users
+    friends = np.full((users, FRIENDS if settings.social else 0), users)
+    for turn in range(friends.shape[1]):
+        pairs = settings.random("friends", turn).permutation(users)[: users // 2 * 2].reshape(-1, 2)
+        friends[pairs, turn] = pairs[:, ::-1]
+    return friends
 
 
 def cumulative(interest: np.ndarray) -> np.ndarray:

@@ -69,7 +69,7 @@ def prepare(
     """
     if protocol == "next-item":
         data = movielens_raw.load(raw, progress)
-        return write(next_item(data), out, "ml-1m", data.source, progress=progress)
+        return write(lambda: next_item(data), out, "ml-1m", lambda: data.source, progress=progress)
     if protocol not in _PROTOCOLS:
         raise BadInput(f"protocol: there is no protocol '{protocol}'{nearest(protocol, (*_PROTOCOLS, 'next-item'))}")
     found = layout.finished(out)

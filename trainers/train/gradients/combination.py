@@ -32,16 +32,17 @@ sum of the ranks' divided by R^2.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from livetrain.configs.schema import Recipe
-from livetrain.modules import gradients
+from livetrain.modules.gradients import combiner as gradients
 from livetrain.modules.layers.dice import RunningDice
 from livetrain.modules.layers.distributed import Bucket, Later
+from livetrain.modules.layers.moving import unmoved
 from livetrain.modules.model import Model
 from livetrain.modules.network import REGULARISER
 from livetrain.modules.tables.touched import Touched
@@ -90,16 +91,18 @@ class Combination:
         touched: Sequence[Touched] = (),
     ) -> None:
         self._touched = touched
-        self._config, self._tasks = recipe.gradients, list(recipe.tasks)
+        self._config, self._tasks, self._part = recipe.gradients, list(recipe.tasks), model.dense
         self._dense, self._replicated, self._device = dense, replicated, device
-        tasks, each = recipe.tasks.values(), kinds(recipe.tasks).values()
+        self._kinds = kinds(recipe.tasks)
+        tasks, each = recipe.tasks.values(), self._kinds.values()
         self._task_weights = torch.tensor([task.weight for task in tasks], device=device)
         # The loss of knowing nothing. Where it depends on the labels' size the first batch will tell.
         untrained = [task.weight * kind.untrained for task, kind in zip(tasks, each, strict=True)]
         self.combiner = gradients.combiner(
-            recipe.gradients, torch.tensor(untrained, dtype=torch.float64), recipe.train.seed
+            recipe.gradients, gradients.Start(torch.tensor(untrained, dtype=torch.float64), recipe.train.seed)
         )
         self.monitor = Monitor(self._tasks)
+        self._seed = recipe.train.seed
         self.step = 0  # steps before this one
         self._ready = False  # whether the parameters hold a combined gradient that no optimizer has used
         self._running = [module for module in model.modules() if isinstance(module, RunningDice)]
@@ -111,12 +114,23 @@ class Combination:
         self._kept: dict[str, bool] = {}  # whether a feature's embeddings come from a replicated table
         self._whole = model.dense.parts == 1  # whether the trunk is called once a step
         self._compiled: CompiledDense | None = None
+        self._measured: Tensor | None = None  # the losses of the step, where they are asked for again
         self._traced: tuple[list[Tensor], tuple[Tensor, Tensor] | None] = [], None  # logits and cut, by no graph
         self._batches: bool | None = None  # whether the tasks' passes can be one; None until that was tried
         if len(self._tasks) > 1 and model.dense.network.trunk is not None:
             model.dense.network.trunk.register_forward_pre_hook(self._before_trunk)
         model.dense.register_forward_pre_hook(self._before_dense)
         model.dense.register_forward_hook(self._after_dense)
+
+    def begin(self, rates: Mapping[str, float]) -> None:
+        """Tell the combiner, before the first step, what a model loses that knows the labels' rates and no more.
+
+        Args:
+            rates: mean of each task's known labels in the training split.
+        """
+        each = zip(self._tasks, self._task_weights.tolist(), strict=True)
+        known = [weight * self._kinds[task].base_loss(rates[task]) for task, weight in each]
+        self.combiner.begin(torch.tensor(known, dtype=torch.float64))
 
     def by_graphs(self, compiled: CompiledDense) -> None:
         """Combine the gradients of a dense part that is compiled. A graph has no cut but that of scope trunk."""
@@ -159,6 +173,23 @@ class Combination:
         self._embeddings, self._at_trunk, self._logits, self._regulariser = {}, None, [], None
         self._traced = [], None
 
+    @property
+    def looks_again(self) -> bool:
+        """Whether a step ends with `look_again`."""
+        return self.combiner.looks_again
+
+    def look_again(self, losses: Callable[[], Tensor]) -> None:
+        """Tell the combiner what the step has done to the losses of its batch.
+
+        Args:
+            losses: passes the batch through the model as it is now, and returns (T,) as `backward` got them.
+        """
+        assert self._measured is not None  # by the step
+        ranks.seed_step(self._seed, self.step - 1)  # as for the first pass
+        with torch.no_grad(), unmoved(self._part):
+            (averaged,) = self._average([losses() * self._task_weights])
+        self.combiner.learn(self._measured, averaged.double().cpu())
+
     def take(self) -> None:
         """Mark the combined gradient as used.
 
@@ -174,8 +205,7 @@ class Combination:
             total = losses.sum()
         else:
             (averaged,) = self._average([losses.detach()])
-            weights = self.combiner(None, averaged.double().cpu(), self.step)
-            self.monitor.add(None, weights)
+            weights = self._weights(None, averaged.double().cpu())
             total = (losses * weights.to(losses, non_blocking=True)).sum()
         (total if self._regulariser is None else total + self._regulariser).backward()
         if self._config.kind != "sum":
@@ -183,6 +213,13 @@ class Combination:
                 for parameter in own:
                     parameter.grad /= weight  # it came with the loss
         self._below({name: leaf.grad for name, (_, leaf) in self._embeddings.items()}, self._dense)
+
+    def _weights(self, gram: Tensor | None, losses: Tensor) -> Tensor:
+        """Return the combiner's weights (T,), of figures of all ranks on the host."""
+        self._measured = losses
+        weights = self.combiner(gram, losses, self.step)
+        self.monitor.add(gram, weights)
+        return weights
 
     def _several_passes(self, losses: Tensor) -> None:
         split = self._split()
@@ -200,8 +237,7 @@ class Combination:
             gram, losses = self._average([gram, losses.detach()])
             gram = gram / ranks.world()
         gram, losses = torch.cat([gram, losses.unsqueeze(0)]).double().cpu().split([count, 1])
-        weights = self.combiner(gram, losses[0], self.step)
-        self.monitor.add(gram, weights)
+        weights = self._weights(gram, losses[0])
         weights = nn.functional.pad(weights, (0, len(shared) - count), value=1.0)
         self._assign(weights, split, shared, own, found.at_cut)
 

@@ -166,7 +166,7 @@ def test_excitement_and_heat_raise_the_next_slot_and_fade():
 
 @pytest.mark.parametrize("name", ["burst", "heat", "excited", "favourite", "value", "charm"])
 def test_what_makes_rare_actions_come_in_bursts_raises_their_chances(name):
-    names = ("interest", "value", "quality", "charm", "burst", "heat", "excited", "favourite")
+    names = ("interest", "value", "quality", "charm", "burst", "heat", "excited", "favourite", "friend")
     inputs = {each: np.zeros(2) for each in names} | {name: np.array([0.0, 1.0])}
     users = {each: np.zeros(2) for each in ("bias", "patience", "warmth", "purse")}
     true = chances.live(inputs, users, np.array([False, False]), np.array([900.0, 900.0]), conflict=0.5)
@@ -179,7 +179,7 @@ def test_what_makes_rare_actions_come_in_bursts_raises_their_chances(name):
 
 def test_nobody_follows_twice_and_a_closing_room_has_no_effective_view():
     inputs = dict.fromkeys(
-        ("interest", "value", "quality", "charm", "burst", "heat", "excited", "favourite"), np.zeros(3)
+        ("interest", "value", "quality", "charm", "burst", "heat", "excited", "favourite", "friend"), np.zeros(3)
     )
     users = dict.fromkeys(("bias", "patience", "warmth", "purse"), np.zeros(3))
     true = chances.live(inputs, users, np.array([False, True, False]), np.array([900.0, 900.0, 29.0]), conflict=0.5)

@@ -278,7 +278,9 @@ def _told(adapter: Adapter, rows: pa.Table) -> dict[str, pa.Array]:
         if name not in hidden and "." not in name:
             given = rows[name].type
             kind = pa.int64() if pa.types.is_integer(given) else pa.float32()
-            columns[name] = rows[name].cast(layout.list_of(pa.int64()) if pa.types.is_list(given) else kind)
+            if pa.types.is_list(given):  # a number of a vector may be missing, an id of a bag may not
+                kind = layout.list_of(pa.int64()) if pa.types.is_integer(given.value_type) else pa.list_(pa.float32())
+            columns[name] = rows[name].cast(kind)
     columns = {name: column.combine_chunks() for name, column in columns.items()}
     for prefix in adapter.statistics:
         shown = _numbers(rows, f"{prefix}.{EXPOSURE}", 0)

@@ -62,7 +62,7 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
         columns += [f"coalesce(now.{what}, 0) AS room_{what}" for what in ("likes", "gifts")]
         joined += ["JOIN room_moments now ON e.item = now.room AND e.time = now.time"]
     for prefix, known in _joined(adapter):
-        columns += [f"{prefix}_known.{name}" for name in (*known.ids, *known.bags, *known.dense)]
+        columns += [f"{prefix}_known.{name}" for name in (*known.ids, *known.bags, *known.dense, *known.vectors)]
         if known.age:
             start = f"{prefix}_known.start"
             columns += [f"CASE WHEN {start} < e.time THEN (e.time - {start}) / 1000.0 END AS {known.age}"]

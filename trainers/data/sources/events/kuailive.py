@@ -7,12 +7,18 @@ Source: "KuaiLive: A Real-time Interactive Dataset for Live Streaming Recommenda
 imgkkk574.github.io/KuaiLive.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 from livetrain.trainers.data.sources.events.model import (
     CLICK,
     COMMENT,
+    FOLLOW,
+    FRIEND,
     GIFT,
     LIKE,
     LONG,
+    PEOPLE,
     WATCH,
     Adapter,
     Attributes,
@@ -156,3 +162,87 @@ ADAPTER = Adapter(
     statistics={"user": "user", "streamer": "author"},
     terms="CC BY-NC-SA 4.0 (KuaiLive, Zenodo record 16565801)",
 )
+
+
+def _titles(adapter: Adapter) -> Adapter:
+    """Add `title_vector`, of the room's title: null of one without a title, which is row 0."""
+    room = adapter.attributes["room"]
+    vectors = "LEFT JOIN title ON row > 0 AND TRY_CAST(live_name_id AS BIGINT) = row"
+    select = f"SELECT known.*, vector AS title_vector FROM ({room.select}) known {vectors}"
+    file = RawFile(names=("title_embeddings.npy",), columns={"row": "BIGINT", "vector": "FLOAT[]"})
+    return replace(
+        adapter,
+        files=adapter.files | {"title": file},
+        attributes=adapter.attributes | {"room": replace(room, select=select, vectors=("title_vector",))},
+    )
+
+
+def _vectors(adapter: Adapter) -> Adapter:
+    """Add `streamer_vector`, of what a streamer is like."""
+    streamer = adapter.attributes["streamer"]
+    select = (
+        f"SELECT known.*, embedding AS streamer_vector FROM ({streamer.select}) known "
+        "LEFT JOIN streamer_embedding ON known.id = streamer_embedding.streamer_id"
+    )
+    file = RawFile(names=("streamer_emb_64.parquet",), columns={"streamer_id": "BIGINT", "embedding": "FLOAT[]"})
+    return replace(
+        adapter,
+        files=adapter.files | {"streamer_embedding": file},
+        attributes=adapter.attributes | {"streamer": replace(streamer, select=select, vectors=("streamer_vector",))},
+    )
+
+
+def _people(adapter: Adapter) -> Adapter:
+    """Add whom a user follows and whom she befriends; a friendship counts for both."""
+    row = "CAST(NULL AS DOUBLE), CAST(NULL AS BIGINT), day_of(timestamp)"
+    known = "\nUNION ALL ".join(
+        f"SELECT {user}, {other}, {other}, '{PEOPLE}', timestamp, {kind}, {row} FROM {table}"
+        for user, other, kind, table in (
+            ("user_id", "streamer_id", FOLLOW, "follow"),
+            ("user_id", "friend_id", FRIEND, "friend"),
+            ("friend_id", "user_id", FRIEND, "friend"),
+        )
+    )
+    files = {
+        table: RawFile(names=(f"{table}.csv",), columns=dict.fromkeys(("user_id", other, "timestamp"), "BIGINT"))
+        for table, other in (("follow", "streamer_id"), ("friend", "friend_id"))
+    }
+    lists = {
+        name: Sequence(PEOPLE, kind, item=None, author="user", action=False)
+        for name, kind in (("followed", FOLLOW), ("friends", FRIEND))
+    }
+    return replace(
+        adapter,
+        files=adapter.files | files,
+        actions=f"{adapter.actions}\nUNION ALL {known}",
+        sequences=adapter.sequences | lists,
+    )
+
+
+def _interests(adapter: Adapter) -> Adapter:
+    """Add `user_topics`, a bag of what a user chose when she registered."""
+    user = adapter.attributes["user"]
+    select = (
+        f"SELECT known.*, string_split(topics, '+') AS user_topics FROM ({user.select}) known "
+        "LEFT JOIN interest ON known.id = interest.user_id"
+    )
+    file = RawFile(names=("interest.csv",), columns={"user_id": "BIGINT", "topics": "VARCHAR"})
+    return replace(
+        adapter,
+        files=adapter.files | {"interest": file},
+        attributes=adapter.attributes | {"user": replace(user, select=select, bags=("user_topics",))},
+    )
+
+
+PARTS = {"titles": _titles, "vectors": _vectors, "people": _people, "interests": _interests}
+
+
+def with_parts(parts: Iterable[str]) -> Adapter:
+    """Return the adapter that reads these PARTS too: what lies beside the log's files, and costs room in every sample.
+
+    Each is a data set of its own: a folder is gone on with by the same ones.
+    """
+    made, chosen = ADAPTER, sorted(set(parts))
+    for part in chosen:
+        made = PARTS[part](made)
+    return replace(made, name="-".join([ADAPTER.name, *chosen]))

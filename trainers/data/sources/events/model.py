@@ -66,7 +66,8 @@ class RawFile:
     """One raw table: its files and their columns.
 
     Args:
-        names: glob patterns; all files that match are read, as one table.
+        names: glob patterns; all files that match are read, as one table: CSV with a header, Parquet, or an array of
+            NumPy (.npy), whose columns are `row`, from 0, and `vector`.
         columns: name -> DuckDB type of what is read.
         optional: the same, of columns that may be missing: they are null then.
         unused: columns that are known and not read. Any further column is named in the report.
@@ -131,6 +132,7 @@ class Attributes:
         ids: columns that are categories: strings in the SELECT, ids in the samples.
         bags: columns of several categories per id: lists of strings in the SELECT, lists of ids in the samples.
         dense: columns that are numbers.
+        vectors: columns that are lists of numbers, as of an item's text or picture.
         age: samples' column for the seconds since `start` (ms), which the SELECT then gives too; null before it.
     """
 
@@ -140,6 +142,7 @@ class Attributes:
     bags: tuple[str, ...] = ()
     dense: tuple[str, ...] = ()
     age: str | None = None
+    vectors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -336,6 +336,7 @@ class _Preparation:
         schema = pq.read_schema(self._out / f"date={max(self._done)}" / "part-00000.parquet")
         labels = list(self._adapter.labels)
         features = [field for field in schema if field.name not in (*labels, "timestamp")]
+        lists = {field.name: field.type for field in features if pa.types.is_list(field.type)}
         return {
             "columns": {field.name: str(field.type) for field in schema},
             "roles": {
@@ -343,7 +344,7 @@ class _Preparation:
                 "group": "user",
                 "labels": labels,
                 "ids": [field.name for field in features if pa.types.is_integer(field.type)],
-                "sequences": [field.name for field in features if pa.types.is_list(field.type)],
+                "sequences": [name for name, kind in lists.items() if pa.types.is_integer(kind.value_type)],
                 "dense": [field.name for field in features if pa.types.is_floating(field.type)],
             },
         }

@@ -2,15 +2,20 @@
 
 import csv
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.trainers.data.sources.events.model import Adapter, RawFile
 
 _NULLS = ("", "NULL", "null", "NaN", "nan", "None", "\\N")
+_ARRAY = pa.schema([("row", pa.int64()), ("vector", pa.list_(pa.float32()))])
+_ROWS = 65_536  # vectors of an array in memory at a time
 _EARLIEST, _LATEST = 946_684_800_000, 4_102_444_800_000  # ms: the years 2000 to 2100
 
 
@@ -32,7 +37,7 @@ def open_raw(connection: duckdb.DuckDBPyConnection, adapter: Adapter, folder: Pa
             raise BadInput(f"{folder}: there is no {' or '.join(raw.names)}; --raw needs {_wanted(adapter)}")
         if not paths:
             notes.append(f"there is no {raw.names[0]}: nothing is known of what it tells")
-        parts = [_select(path, raw, notes) for path in paths] or [_empty(raw)]
+        parts = [_select(connection, path, raw, notes) for path in paths] or [_empty(raw)]
         try:
             connection.execute(f"CREATE OR REPLACE VIEW {table} AS {' UNION ALL '.join(parts)}")
         except duckdb.Error as error:
@@ -45,7 +50,7 @@ def _wanted(adapter: Adapter) -> str:
     return ", ".join(raw.names[0] for raw in adapter.files.values() if raw.required)
 
 
-def _select(path: Path, raw: RawFile, notes: list[str]) -> str:
+def _select(connection: duckdb.DuckDBPyConnection, path: Path, raw: RawFile, notes: list[str]) -> str:
     """Return the SELECT of one file's declared columns."""
     found = _columns(path)
     declared = raw.columns | raw.optional
@@ -55,7 +60,9 @@ def _select(path: Path, raw: RawFile, notes: list[str]) -> str:
     notes += [
         f"{path.name}: unknown column '{name}' is not read" for name in found if name not in {*declared, *raw.unused}
     ]
-    if path.suffix == ".parquet":
+    if path.suffix == ".npy":
+        source = _stored(connection, path)
+    elif path.suffix == ".parquet":
         source = f"read_parquet({_text(str(path))})"
     else:
         types = ", ".join(f"{_text(name)}: {_text(declared.get(name, 'VARCHAR'))}" for name in found)
@@ -79,6 +86,8 @@ def _empty(raw: RawFile) -> str:
 def _columns(path: Path) -> list[str]:
     """Return the names of a file's columns, in order."""
     try:
+        if path.suffix == ".npy":
+            return list(_ARRAY.names)
         if path.suffix == ".parquet":
             return pq.read_schema(path).names
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -91,6 +100,35 @@ def _columns(path: Path) -> list[str]:
     if twice is not None:
         raise BadInput(f"{path}, line 1: column '{twice}' stands twice; leave one of them out")
     return names
+
+
+def _stored(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
+    """Copy an array of vectors to a table of the database, a part at a time, and return its name.
+
+    Raises:
+        BadInput: it is no array of float vectors.
+    """
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} cannot be read ({str(error).splitlines()[0]}); write or copy it again") from None
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise BadInput(f"{path} is an array {array.shape} of {array.dtype}; write vectors of floats, a row for each")
+
+    def parts() -> Iterator[pa.RecordBatch]:
+        for first in range(0, len(array), _ROWS):
+            part = np.ascontiguousarray(array[first : first + _ROWS], np.float32)
+            offsets = np.arange(len(part) + 1, dtype=np.int32) * array.shape[1]
+            vectors = pa.ListArray.from_arrays(pa.array(offsets), pa.array(part.ravel()))
+            rows = pa.array(np.arange(first, first + len(part)))
+            yield pa.RecordBatch.from_arrays([rows, vectors], schema=_ARRAY)
+
+    table = f'"array {path}"'
+    found = pa.RecordBatchReader.from_batches(_ARRAY, parts())
+    connection.register("found_array", found)
+    connection.execute(f"CREATE OR REPLACE TABLE {table} AS FROM found_array")
+    connection.unregister("found_array")
+    return table
 
 
 def _text(value: str) -> str:

@@ -82,12 +82,15 @@ def load_attributes(connection: duckdb.DuckDBPyConnection, adapter: Adapter, wor
 
 
 def _with_ids(table: pa.Table, known: Attributes) -> pa.Table:
-    """Return a table with an id for each category, and a list of them for each list."""
+    """Return a table with an id for each category, a list of them for each list, and vectors of float32."""
     for name in known.ids:
         table = table.set_column(table.schema.get_field_index(name), name, string_ids(table[name].cast(pa.string())))
     for name in known.bags:
         lists = table[name].cast(pa.list_(pa.string())).combine_chunks()
         made = layout.lists(lists.offsets, string_ids(lists.values), pa.int64())  # a list that is null becomes empty
+        table = table.set_column(table.schema.get_field_index(name), name, made)
+    for name in known.vectors:
+        made = table[name].cast(pa.list_(pa.float32()))
         table = table.set_column(table.schema.get_field_index(name), name, made)
     return table
 

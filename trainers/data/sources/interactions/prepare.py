@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,12 +61,14 @@ def prepare(
     Raises:
         BadInput: see `read_events`, `given_test` and `write`.
     """
-    return write(_staged(source, progress), out, "next-item", source.told(), rows, teaches_valid, progress)
+    if source.negatives is not None and source.test is None:
+        raise BadInput("--negatives: are those of test events in a file of their own; name that by --test")
+    if rows == "events" and source.negatives is None:
+        raise BadInput("--rows events: rows per event are ranked among listed items; give --test and --negatives")
+    return write(partial(_staged, source, progress), out, "next-item", source.told, rows, teaches_valid, progress)
 
 
 def _staged(source: Source, progress: Callable[[str], None]) -> Staged:
-    if source.negatives is not None and source.test is None:
-        raise BadInput("--negatives: are those of test events in a file of their own; name that by --test")
     progress(f"reading {source.events}")
     events = read_events(source.events, source.form, source.names)
     test = None if source.test is None else read_events(source.test, source.form, source.names)

@@ -25,10 +25,10 @@ _PIECE = 2**20  # events in memory at a time in lists
 
 
 def write(
-    staged: Staged,
+    read: Callable[[], Staged],
     out: Path,
     dataset: str,
-    source: dict[str, str],
+    source: Callable[[], dict[str, str]],
     rows: Rows = "users",
     teaches_valid: bool = False,
     progress: Callable[[str], None] = lambda message: None,
@@ -36,10 +36,10 @@ def write(
     """Write train/, valid/, test/, items.parquet, trained_items.parquet, users.parquet, and dataset.json last.
 
     Args:
-        staged: the events; about 50 bytes of each are held in memory.
+        read: reads the events; about 50 bytes of each are held in memory. Called once `out` can be written.
         out: a new or empty folder. One that holds finished data of the same source and options is left as it is.
         dataset: its name.
-        source: where the events are from.
+        source: tells where the events are from; likewise.
         rows: `users`: a row per user in each split, its item and the history before it. `events`: in training a row per
             event, in the other splits one per item that the user's is ranked among, with a label of 1 or 0.
         teaches_valid: whether the events that choose teach too, as in final models of papers with fixed settings.
@@ -51,18 +51,17 @@ def write(
     Raises:
         BadInput: `out` holds something else or cannot be written; a column has a name of ours.
     """
-    said = {"dataset": dataset, "protocol": "next-item", "version": VERSION, "source": source, "rows": rows}
-    said |= {"teaches_valid": teaches_valid}
     found = layout.finished(out)
+    if found is None:
+        layout.begin(out)
+    said = {"dataset": dataset, "protocol": "next-item", "version": VERSION, "source": source(), "rows": rows}
+    said |= {"teaches_valid": teaches_valid}
     if found is not None:
         if all(found.get(key) == value for key, value in said.items()):
             progress(f"{out} is already prepared")
             return found
         raise BadInput(f"{out} holds other prepared data ({layout.MANIFEST} says so); name a new folder or remove it")
-    if rows == "events" and not staged.listed:
-        raise BadInput("--rows events: rows per event are ranked among listed items; give --test and --negatives")
-    samples = _Samples(staged, teaches_valid)
-    layout.begin(out)
+    samples = _Samples(read(), teaches_valid)
     splits: dict[str, Any] = {}
     for split, stage in zip(layout.SPLITS, (TRAIN, VALID, TEST), strict=True):
         pieces = samples.by_user(stage) if rows == "users" else samples.by_event(stage)

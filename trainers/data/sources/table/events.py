@@ -54,7 +54,8 @@ def adapter(spec: EventSpec) -> model.Adapter:
                     {_follows(spec)}""",
         attributes={
             name: model.Attributes(
-                known.key, known.select, tuple(known.ids), tuple(known.bags), tuple(known.dense), known.age
+                *(known.key, known.select, tuple(known.ids), tuple(known.bags), tuple(known.dense), known.age),
+                vectors=tuple(known.vectors),
             )
             for name, known in spec.attributes.items()
         },

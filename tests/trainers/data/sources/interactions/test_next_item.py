@@ -251,6 +251,22 @@ def test_a_null_inside_a_list_is_named(tmp_path, tags):
         prepare(source(events, items=tmp_path / "items.parquet"), tmp_path / "out")
 
 
+def test_what_needs_no_events_is_refused_before_they_are_read(tmp_path):
+    """The file is no text, which reading it would tell."""
+    events = source(write(tmp_path / "x.txt", "a b c d\n"))
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    bad = source(tmp_path / "bad.txt")
+    for out, rows, words in (("new", "events", "--rows events"), ("full", "users", "is not empty")):
+        with pytest.raises(BadInput, match=words):
+            prepare(bad, tmp_path / out, rows=rows)
+    assert not (tmp_path / "new").exists()
+    prepare(events, tmp_path / "made")
+    with pytest.raises(BadInput, match="holds other prepared data"):
+        prepare(bad, tmp_path / "made")
+
+
 def test_rows_per_event_need_negatives_and_names_are_free(tmp_path):
     events = source(write(tmp_path / "x.txt", "a b c d\n"))
     with pytest.raises(BadInput, match="--rows events"):
