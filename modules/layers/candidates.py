@@ -111,8 +111,8 @@ def gbce(states: Tensor, scores: Tensor, keys: Tensor, candidates: Candidates, c
         loss_p = (beta softplus(-s_p) + sum_{j != y_p} softplus(u_p . v_j)) / (n + 1),   beta = a t - t + 1
 
     n is the number of candidates other than the target. t is the calibration: with 0 it is plain BCE, and with 1 the
-    sampled negatives raise no score. a is the share of all negatives that these n are, n / sum_{j != y_p} 1 / q_j, where
-    the sum is in the mean the number of other items: with items drawn alike n / (items - 1).
+    sampled negatives raise no score. a is the share of all negatives that these n are, n / sum_{j != y_p} 1 / q_j, with
+    a sum that is in the mean the number of other items: where items are drawn alike n / (items - 1).
 
     Args:
         states, scores, keys, candidates: as of `against_others`.
