@@ -35,8 +35,8 @@ class ALSConfig(ModelConfig):
     )
     value: Text | None = Field(
         None,
-        description="column of numbers, such as seconds watched; needs `user`. A history that is served has none of them "
-        "and weighs 1 each",
+        description="column of numbers, such as seconds watched; needs `user`. When a user's vector is asked for, the "
+        "items of her history weigh 1 each",
     )
     threshold: Annotated[float, real(1e-6, 1e9)] = Field(1.0, description="rows of a smaller value are no events")
     confidence: Annotated[float, real(0, 1e6)] = Field(
