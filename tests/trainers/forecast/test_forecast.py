@@ -103,7 +103,7 @@ def test_numbers_of_workers_that_do_not_divide_are_said_at_once(path):
 
 @pytest.mark.parametrize("kind", ["als", "item_cf"])
 def test_what_is_fitted_has_no_steps_to_forecast(call, tmp_path, kind):
-    recipe = tastes.recipe(tmp_path, model={"kind": kind, "key": "item", "history": "history"})
+    recipe = tastes.recipe(tmp_path, model={"kind": kind, "key": "item", "history": "history"}, train={})
     (tmp_path / "fitted.yaml").write_text(dump_recipe(recipe))
     code, _, error = call(str(tmp_path / "fitted.yaml"), "--workers", "8")
     assert code == 2
