@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from livetrain.configs.load import load_recipe
     from livetrain.configs.schema import Recipe
     from livetrain.modules.features.registry import register_feature
+    from livetrain.modules.fitted import FittedRanker, register_fitted_ranker
     from livetrain.modules.gradients.combiner import register_combiner
     from livetrain.modules.models.registry import register_model
     from livetrain.modules.network import Network
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Fitted",
+    "FittedRanker",
     "Index",
     "Network",
     "Recipe",
@@ -38,6 +40,7 @@ __all__ = [
     "register_dense_optimizer",
     "register_feature",
     "register_fitted",
+    "register_fitted_ranker",
     "register_model",
     "register_optimizer",
     "register_task",
@@ -48,6 +51,7 @@ __all__ = [
 
 _PLACES = {
     "Fitted": "livetrain.modules.recall.fitted",
+    "FittedRanker": "livetrain.modules.fitted",
     "Index": "livetrain.trainers.recall.index",
     "Network": "livetrain.modules.network",
     "Recipe": "livetrain.configs.schema",
@@ -61,6 +65,7 @@ _PLACES = {
     "register_dense_optimizer": "livetrain.modules.optimizers",
     "register_feature": "livetrain.modules.features.registry",
     "register_fitted": "livetrain.modules.recall.fitted",
+    "register_fitted_ranker": "livetrain.modules.fitted",
     "register_model": "livetrain.modules.models.registry",
     "register_optimizer": "livetrain.modules.optimizers",
     "register_task": "livetrain.modules.tasks.registry",

@@ -104,10 +104,10 @@ class Run:
             BadInput: there is no such checkpoint, or it is damaged.
         """
         from livetrain.trainers.export.export import plain_model
-        from livetrain.trainers.export.inverted import retriever
+        from livetrain.trainers.export.fitted import learned
         from livetrain.trainers.runtime.run_folder import find_checkpoint
 
-        load = retriever if self.recipe.model.fitted else plain_model
+        load = learned if self.recipe.model.fitted else plain_model
         return load(self.recipe, find_checkpoint(self.folder, checkpoint))
 
     def evaluate(self, split: Split = "test", checkpoint: Which = "best") -> dict[str, float]:

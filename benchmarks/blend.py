@@ -5,8 +5,8 @@
     python benchmarks/blend.py --world simulated --seeds 1 2 3    # its data: configs/recipes/base/simulated_social.yaml
 
 Every clicked row of the test days asks for its item among all items of these days, as in benchmarks/recall.py.
-Channels learn from the days for train, weights and quotas are searched on the day for valid, and the test days are
-looked at once per seed. Kinds that are fitted have one run for all seeds. A call that was killed goes on.
+Channels learn from the days for train, weights are searched on the day for valid, and the test days are looked at once
+per seed. Kinds that are fitted have one run for all seeds. A call that was killed goes on.
 """
 
 import argparse

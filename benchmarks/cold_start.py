@@ -12,7 +12,6 @@ asked. Checkpoints are chosen by recall of all rows on the day for valid. What i
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import duckdb
@@ -43,8 +42,9 @@ ARMS = {  # name of the line -> recipe, changes
     "with topics and the vector as numbers": ("dssm_simulated_content", []),
     "with topics and the vector as first embedding": ("dssm_simulated_initial", []),
 }
-PARTS = {"": "all", "new_item.": "new streamer", "unseen.": "unseen streamer", "new_user.": "new user"}
-AMONG = {"new_item": (10, 50), "unseen": (10,)}
+PARTS = ("all", "new streamer", "unseen streamer", "new user")
+AMONG = {"new streamer": (10, 50), "unseen streamer": (10,)}
+BLOCK = 4096  # requests whose lists are in memory at once
 
 
 def main() -> None:
@@ -58,23 +58,25 @@ def main() -> None:
     lines, counts = [], {}
     for label in given.arms:
         name, changes = ARMS[label]
-        path, results, ranks = Path(f"configs/recipes/{name}.yaml"), [], []
+        path, found = Path(f"configs/recipes/{name}.yaml"), []
         for seed in given.seeds[:1] if load_recipe(path).model.fitted else given.seeds:
-            folder = given.runs / "cold-start" / label.replace(" ", "-").replace(",", "").replace(":", "")
-            of = argparse.Namespace(**{**vars(given), "runs": folder, "set": [*given.set, *slices(few), *changes]})
-            run = trained(path, seed, of)[1]
-            results.append(json.loads((run / "result.json").read_text()))
-            ranks.append(among(run, few))
-        counts = {part: f"{results[0][f'test.{part}click.queries']:,.0f}" for part in PARTS}
-        cells = [spread(np.array([result[f"test.{part}click.recall_100"] for result in results])) for part in PARTS]
-        cells += [spread(np.array([(r[part] < k).mean() for r in ranks])) for part, ks in AMONG.items() for k in ks]
-        lines.append(f"| {label} | {len(results)} | {' | '.join(cells)} |")
+            folder = given.runs / label.replace(" ", "-").replace(":", "") if changes else given.runs
+            of = argparse.Namespace(**{**vars(given), "runs": folder, "set": [*given.set, *changes]})
+            found.append(places(trained(path, seed, of)[1], few))
+        counts = {part: f"{len(found[0][part]):,}" for part in PARTS}
+        cells = [spread(np.array([(one[part] < 100).mean() for one in found])) for part in PARTS]
+        cells += [
+            spread(np.array([(one[f"among {part}s"] < k).mean() for one in found]))
+            for part, sizes in AMONG.items()
+            for k in sizes
+        ]
+        lines.append(f"| {label} | {len(found)} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
-    heads = [f"{title}: recall@100" for title in PARTS.values()]
-    heads += [f"{PARTS[f'{part}.']} among these: recall@{k}" for part, ks in AMONG.items() for k in ks]
+    heads = [f"{part}: recall@100" for part in PARTS]
+    heads += [f"{part} among these: recall@{k}" for part, sizes in AMONG.items() for k in sizes]
     head = f"| what | seeds | {' | '.join(heads)} |"
-    asked = ", ".join(f"{title} {counts[part]}" for part, title in PARTS.items())
-    there = ", ".join(f"{len(ids):,} {PARTS[f'{part}.']}s" for part, ids in few.items())
+    asked = ", ".join(f"{part} {count}" for part, count in counts.items())
+    there = ", ".join(f"{len(ids):,} {part}s" for part, ids in few.items())
     intro = f"Rows that ask: {asked}. Of the log's streamers {there}. Mean ± deviation over seeds.\n"
     text = ["# New streamers and new users", "", made(versions(), given), "", intro, head, rule(head), *lines, ""]
     given.out.write_text("\n".join(text))
@@ -82,7 +84,7 @@ def main() -> None:
 
 
 def rare(data: Path) -> dict[str, list[int]]:
-    """Return the streamers of each slice, by what the days of training hold."""
+    """Return the new and the unseen streamers, by what the days of training hold."""
     days = load_recipe(Path("configs/recipes/social_simulated.yaml")).data.days
     assert days is not None
     within = f"date BETWEEN '{days.of('train')[0]}' AND '{days.of('train')[-1]}'"
@@ -91,28 +93,36 @@ def rare(data: Path) -> dict[str, list[int]]:
         f"FROM read_parquet('{data}/simulated-social/date=*/*.parquet', hive_partitioning = true) "
         "GROUP BY 1 HAVING visited < 5 ORDER BY 1"
     ).fetchall()
-    return {"new_item": [one for one, *_ in found], "unseen": [one for one, shown, _ in found if not shown]}
+    return {
+        "new streamer": [one for one, *_ in found],
+        "unseen streamer": [one for one, shown, _ in found if not shown],
+    }
 
 
-def slices(few: dict[str, list[int]]) -> list[str]:
-    """Return the slices as changes of a recipe."""
-    asked = {part: f"streamer IN ({', '.join(map(str, ids))})" for part, ids in few.items()}
-    asked["new_user"] = "len(live_streamer) = 0"
-    return [f"evaluate.slices.{name}={condition}" for name, condition in asked.items()]
+def places(run: Path, few: dict[str, list[int]]) -> dict[str, np.ndarray]:
+    """Return, by slice, the place of each wanted item from 0, 100 or more where it is not among the first hundred."""
+    content = {"requests": str(run), "channels": {"one": {"run": str(run)}}, "size": 100}
+    blend = Blend(BlendSpec.model_validate(content | {"slices": {"new_user": "len(live_streamer) = 0"}}))
+    of = day(blend, "test", QUERIES)
 
+    def among(there: np.ndarray, asks: np.ndarray) -> np.ndarray:
+        """Return the places of some requests' items, (n,), among the items that `there` marks, (N,)."""
+        known, requests = of.known[there], of.requests.filter(pa.array(asks))
+        wanted = (there.cumsum() - 1)[of.wanted[asks]]
+        blend.meet(of.items.filter(pa.array(there)), known)
+        hits = [
+            blend.lists(requests.slice(start, BLOCK), known)[0] == wanted[start : start + BLOCK, None]
+            for start in range(0, len(wanted), BLOCK)
+        ]
+        hit = np.concatenate(hits)
+        return np.where(hit.any(1), hit.argmax(1), 100)
 
-def among(run: Path, few: dict[str, list[int]]) -> dict[str, np.ndarray]:
-    """Return, by slice, the place of each wanted item among the slice's items alone, from 0."""
-    blend = Blend(BlendSpec.model_validate({"requests": str(run), "channels": {"one": {"run": str(run)}}}))
-    of, found = day(blend, "test", QUERIES), {}
+    every = among(np.ones(len(of.known), bool), np.ones(len(of.wanted), bool))
+    found = {"all": every, "new user": every[of.marks >> list(blend.slices.columns).index("new_user") & 1 == 1]}
     for part, ids in few.items():
         there = np.isin(of.known, ids)
-        asks = (of.wanted >= 0) & there[of.wanted]
-        wanted = (there.cumsum() - 1)[of.wanted[asks]]
-        blend.meet(of.items.filter(pa.array(there)), of.known[there])
-        lists = blend.lists(of.requests.filter(pa.array(asks)), of.known[there], wanted)[0]
-        hit = lists == wanted[:, None]
-        found[part] = np.where(hit.any(1), hit.argmax(1), lists.shape[1])
+        found[part] = every[there[of.wanted]]
+        found[f"among {part}s"] = among(there, there[of.wanted])
     return found
 
 

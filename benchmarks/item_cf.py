@@ -17,7 +17,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from livetrain.configs.load import load_recipe
-from livetrain.modules.recall.fitted import Lists, Rows, fitted
+from livetrain.modules.fitted import fitted
+from livetrain.modules.recall.fitted import Lists, Rows
 
 WAYS = {
     "livetrain, cosine, all pairs alike": {"weigh_users": False},

@@ -40,7 +40,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (
-    *(init.init, runs.train, runs.evaluate, runs.export, predict.predict, look.runs, look.compare),
+    *(init.init, runs.train, runs.evaluate, runs.fuse, runs.export, predict.predict, look.runs, look.compare),
     *(recall.index, recall.blend, recall.cut),
     *(plan.plan, cluster.submit, cluster.nightly, cluster.rollback, cluster.doctor),
     ids.hash,

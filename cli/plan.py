@@ -40,14 +40,12 @@ def plan(
     if not as_json:
         check_picture(picture)
     counts, machines = _counts(workers), load_hardware(hardware) if hardware else None
-    # Not on the recipe's own workers, among whom the rows of so many others need not divide; of a model that is fitted
-    # there are none.
-    asked = load(recipe, [*(overrides or []), "cluster.workers=1"])
+    # Not on the recipe's own workers, among whom the rows of so many others need not divide.
+    settled = load(recipe, [*(overrides or []), f"cluster.workers={counts[0]}"])
     loaded("livetrain.trainers.forecast.forecast")
     from livetrain.trainers.forecast import forecast, show
 
-    forecast.check_steps(asked)
-    settled = load(recipe, [*(overrides or []), f"cluster.workers={counts[0]}"])
+    forecast.check_steps(settled)
     machines = machines or load_hardware("cpu" if settled.cluster.device == "cpu" else "h100")
     forecast.check_division(settled, counts)
     known, ids = forecast.known(settled)

@@ -91,6 +91,44 @@ def evaluate(
     from livetrain.trainers.observe.report.summary import summary_table
 
     out.print(summary_table({"name": f"{run}, {checkpoint.value} checkpoint", **metrics}))
+    if trained.recipe.fusion is not None and checkpoint is Which.best:
+        from livetrain.cluster import fusing
+
+        if (found := fusing.measured(run, split.value)) is not None:
+            fusing.tell(found, trained.recipe.fusion.by, split.value, say)
+
+
+def fuse(
+    run: Run,
+    valid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAYS",
+            help="Days that judge, as 2026-01-05..2026-01-06; by default the run's own.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Search the weights of a run's fused score anew, without training it again, and renew its export.
+
+    The recipe's section `fusion` has the formula. Points that no other beats on all tasks are printed and kept in
+    RUN/fusion.json, with the one that is chosen on the validation split.
+
+    Example: `livetrain fuse runs/gbdt_kuairand --valid 2022-05-05..2022-05-05`
+    """
+    from livetrain import api
+
+    trained = api.Run(run)
+    loaded("livetrain.cluster.fusing")
+    from livetrain.cluster import fusing
+    from livetrain.trainers.runtime import run_folder
+    from livetrain.trainers.runtime.process import set_up
+
+    set_up()
+    fusing.fuse(trained.folder, None if valid is None else fusing.judged_on(trained.recipe, valid), say)
+    if run_folder.exported(trained.folder):
+        api.export(trained, warn=complain)
+        say(f"{trained.folder / 'export'}: model.pt with the new weights")
 
 
 def export(

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from livetrain.cluster import places, ray_workers
+from livetrain.cluster import fusing, places, ray_workers
 from livetrain.cluster.alone import alone
 from livetrain.cluster.nodes import cores
 from livetrain.configs.errors import BadInput, NotNow
@@ -24,12 +24,12 @@ from livetrain.trainers.data.read import sidecar
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.spread import Looking, in_threads
 from livetrain.trainers.evaluate.draws import Draws
-from livetrain.trainers.export import export
+from livetrain.trainers.export import export, fusion
+from livetrain.trainers.fitted import run as fit
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.observe.progress import Watcher
 from livetrain.trainers.observe.report import report, spectrum
 from livetrain.trainers.observe.waiting import waiting
-from livetrain.trainers.recall import fit
 from livetrain.trainers.recall.solving import TRAINERS
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, signals
 from livetrain.trainers.runtime.manifest import write_json, write_text
@@ -75,6 +75,8 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
             if result is None:
                 result = _train(recipe, run, test)
             _show(recipe, run, result)
+            if recipe.fusion is not None and fusion.found_in(run) is None:
+                _fuse(recipe, run, test)
             if recipe.export.after_training and not run_folder.exported(run):
                 _export(run)
         except KeyboardInterrupt as interrupt:
@@ -94,6 +96,7 @@ def complete(recipe: Recipe, run: Path) -> bool:
         run_folder.finished(run) is not None
         and shows
         and (run_folder.exported(run) or not recipe.export.after_training)
+        and (recipe.fusion is None or fusion.found_in(run) is not None)
     )
 
 
@@ -143,6 +146,21 @@ def _show(recipe: Recipe, run: Path, result: dict[str, Any]) -> None:
         log.warning(f"{run}: the report is not drawn, for {type(error).__name__}: {error}; start the run again for it")
     else:
         weights_and_biases.report(recipe, run, picture, result)
+
+
+def _fuse(recipe: Recipe, run: Path, test: bool) -> None:
+    """Search the weights of the fused score; where that fails the run is whole all the same, as the message says."""
+    assert recipe.fusion is not None
+    say = partial(runlog.note, run, "note")
+    again = f"the run itself is whole, and `livetrain fuse {shown(run)}` tries again"
+    try:
+        with waiting("searching the weights of the fused score"):
+            found = fusing.fuse(run, say=lambda text: say(text=text))
+            if test and (figures := fusing.measured(run, "test")) is not None:
+                write_json(run / fusion.NAME, manifest.finite(found | {"test": figures}))
+                fusing.tell(figures, recipe.fusion.by, "test", lambda text: say(text=text))
+    except BadInput as error:
+        raise type(error)(f"{error}; {again}") from error.__cause__
 
 
 def _export(run: Path) -> None:

@@ -16,7 +16,7 @@ from livetrain.cluster.alone import alone
 from livetrain.cluster.days import check_whole, moved, newest_day
 from livetrain.configs.errors import BadInput, NotNow, may_pass, without_credentials
 from livetrain.configs.schema import Recipe, WarmStart
-from livetrain.modules.recall.fitted import fitted
+from livetrain.modules.fitted import fitted
 from livetrain.trainers.data.read.files import NoPartition
 from livetrain.trainers.evaluate.selection import selectable
 from livetrain.trainers.export import export, publish

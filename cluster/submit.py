@@ -338,8 +338,8 @@ def exit_code(details: Any) -> int:
 
 def _check_model(recipe: Recipe) -> None:
     """Raise BadInput for what only building the model shows."""
+    from livetrain.modules.fitted import fitted
     from livetrain.modules.model import Model
-    from livetrain.modules.recall.fitted import fitted
     from livetrain.trainers.evaluate.selection import check_select
 
     check_select(recipe)

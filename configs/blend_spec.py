@@ -57,7 +57,7 @@ class Channel(Section):
 
 
 class Search(Section):
-    """Weights and quotas that are searched, on the validation split, by Optuna."""
+    """Weights that are searched, on the validation split, by Optuna."""
 
     trials: Count = Field(100, description="settings that are tried, the spec's own among them")
     at: Length = Field(100, description="the share of clicked items among so many candidates is what counts")

@@ -16,6 +16,7 @@ from livetrain.configs.errors import BadInput
 OWN = (
     "livetrain.modules.models",
     "livetrain.trainers.recall",
+    "livetrain.trainers.trees",
 )  # not by an import statement: configs lies below what defines the kinds
 GROUP = "livetrain.plugins"  # of entry points
 

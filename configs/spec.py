@@ -91,16 +91,19 @@ class History(Section):
 class Split(Section):
     """Which rows train, which choose the checkpoint, and which are kept for the end."""
 
-    by: Literal["day", "time", "user", "random", "leave_one_out"] = Field(
+    by: Literal["day", "time", "user", "random", "leave_one_out", "column"] = Field(
         description="day: a partition per day, from which recipes choose; time: the newest rows last; user, random: by "
-        "a draw; leave_one_out: each user's last row is test, the last but one valid"
+        "a draw; leave_one_out: each user's last row is test, the last but one valid; column: as a column says"
     )
+    column: Name | None = Field(None, description="of by: column, one of type text that holds train, valid or test")
     valid: Part = Field(0.1, description="share of the rows, or of the users")
     test: Part = Field(0.1, description="likewise")
     seed: Seed = Field(1, description="of the draws")
 
     @model_validator(mode="after")
     def _leaves_some(self) -> "Split":
+        if (self.by == "column") != (self.column is not None):
+            raise BadInput("column: by: column needs the name of a column, and no other way to split has one")
         if self.valid + self.test >= 1:
             raise BadInput("valid: together with test it leaves no row for training; give smaller shares")
         return self
@@ -195,6 +198,11 @@ class Spec(Section):
                 raise BadInput(f"{place}: they are a user's; name the column under user, or leave {place} out")
         if self.split.by in ("day", "time") and self.time is None:
             raise BadInput(f"split.by: '{self.split.by}' needs a time; name its column under time, or use by: random")
+        if self.split.column is not None and getattr(self.columns.get(self.split.column), "type", "") != "text":
+            raise BadInput(
+                f"split.column: '{self.split.column}' is no column of type text; name one under columns that holds "
+                "train, valid or test"
+            )
         if self.split.by in ("user", "leave_one_out") and self.user is None:
             raise BadInput(f"split.by: '{self.split.by}' needs a user; name the column under user, or use by: random")
 

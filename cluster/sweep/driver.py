@@ -24,8 +24,8 @@ from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.load import load_recipe, override
 from livetrain.configs.schema import Recipe
 from livetrain.configs.space import load_space, parse_space
+from livetrain.modules.fitted import fitted
 from livetrain.modules.model import Model
-from livetrain.modules.recall.fitted import fitted
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.evaluate import selection
@@ -294,7 +294,12 @@ def trial_recipe(sweep: Sweep, trial: Trial) -> Recipe:
     group = recipe.wandb and recipe.wandb.model_copy(update={"group": recipe.wandb.group or sweep.folder.name})
     cluster = recipe.cluster.model_copy(update={"max_failures": 0})
     export = recipe.export.model_copy(update={"after_training": False})
-    own = {"cluster": cluster, "export": export, "train": recipe.train.model_copy(update={"copies": None})}
+    own = {
+        "cluster": cluster,
+        "export": export,
+        "fusion": None,
+        "train": recipe.train.model_copy(update={"copies": None}),
+    }
     return recipe.model_copy(update={"name": trial.name, "wandb": group, **own})
 
 

@@ -7,8 +7,9 @@ from livetrain.configs.schema.cluster import Cluster, Topology, Workers
 from livetrain.configs.schema.data import Data, Days, Negatives
 from livetrain.configs.schema.export import Export, Quantization, Wandb
 from livetrain.configs.schema.feature import EmbeddedFeature, Feature
+from livetrain.configs.schema.fusion import FUSED, Fusion
 from livetrain.configs.schema.gradients import Gradients, Measured
-from livetrain.configs.schema.model import FittedConfig, ModelConfig
+from livetrain.configs.schema.model import FittedConfig, FittedRankerConfig, ModelConfig
 from livetrain.configs.schema.optimizers import DenseOptimizer, Optimizers, Schedule, SparseOptimizer
 from livetrain.configs.schema.recipe import Recipe
 from livetrain.configs.schema.section import Section
@@ -18,6 +19,7 @@ from livetrain.configs.schema.train import CANDIDATES, SEEN, Evaluate, Train, Wa
 
 __all__ = [
     "CANDIDATES",
+    "FUSED",
     "SEEN",
     "Cluster",
     "Data",
@@ -28,7 +30,9 @@ __all__ = [
     "Export",
     "Feature",
     "FittedConfig",
+    "FittedRankerConfig",
     "Follower",
+    "Fusion",
     "Gradients",
     "Measured",
     "GroupTask",

@@ -14,6 +14,7 @@ class ModelConfig(Section):
     kind: Text
 
     fitted: ClassVar[bool] = False  # in one go, and not trained by steps
+    finds: ClassVar[bool] = False  # fitted, and finds items by an inverted table
 
     def also_reads(self) -> list[tuple[str, str, str]]:
         """Return (column, kind, recipe key) of what the model is fitted on besides features and labels.
@@ -25,9 +26,16 @@ class ModelConfig(Section):
 
 
 class FittedConfig(ModelConfig):
-    """Base of the config of a model that is fitted rather than trained by steps; see modules.recall.fitted."""
+    """Base of the config of a model that is fitted in one go and finds items; see modules.recall.fitted."""
 
     fitted: ClassVar[bool] = True
+    finds: ClassVar[bool] = True
 
     key: FeatureName = Field(description="id feature that tells items apart")
     unit: Unit = Field("s", description="of times that are integers, counted since 1970; timestamps have their own")
+
+
+class FittedRankerConfig(ModelConfig):
+    """Base of the config of a model that is fitted in one go and scores rows; see modules.fitted."""
+
+    fitted: ClassVar[bool] = True

@@ -4,12 +4,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
-from livetrain.configs import plugins, registry
+from livetrain.configs import formula, plugins, registry
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema.cluster import Cluster
 from livetrain.configs.schema.data import Data
 from livetrain.configs.schema.export import Export, Wandb
 from livetrain.configs.schema.feature import Feature
+from livetrain.configs.schema.fusion import FUSED, Fusion
 from livetrain.configs.schema.gradients import Gradients, Measured
 from livetrain.configs.schema.model import ModelConfig
 from livetrain.configs.schema.optimizers import Optimizers, SparseOptimizer
@@ -38,6 +39,7 @@ class Recipe(Section):
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
+    fusion: Fusion | None = Field(None, description="one score of the tasks' predictions")
     export: Export = Export()
     wandb: Wandb | None = None
 
@@ -70,6 +72,7 @@ class Recipe(Section):
         _check_negatives(self)
         _check_division(self)
         _check_slices(self)
+        _check_fusion(self)
         return self
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
@@ -140,6 +143,17 @@ class Recipe(Section):
             if isinstance(task, GroupTask)
         }
 
+    def judged(self) -> dict[str, float]:
+        """Return how much each task's metric counts in choosing the weights of fusion, of those that it is judged by.
+
+        By default those tasks of the formula that have labels of 0 and 1.
+        """
+        if self.fusion is None or self.fusion.tasks:
+            return {} if self.fusion is None else dict(self.fusion.tasks)
+        used = formula.named(self.fusion.steps(list(self.answered)))
+        chosen = {name: registry.TASKS.owner(task.kind) for name, task in self.answered.items() if name in used}
+        return {name: 1.0 for name, kind in chosen.items() if not kind.numeric}
+
     def asides(self) -> dict[str, str]:
         """Return the columns of lists that an evaluation reads besides, by `SEEN` and `CANDIDATES`.
 
@@ -148,6 +162,38 @@ class Recipe(Section):
         named = {SEEN: self.evaluate.seen, CANDIDATES: self.evaluate.candidates}
         of_features = {name: self.column(name) for name, f in self.features.items() if f.form == "sequence"}
         return {part: of_features.get(name, name) for part, name in named.items() if name is not None}
+
+
+def _check_fusion(recipe: Recipe) -> None:
+    """Refuse a formula that is none over the recipe's tasks, or that nothing can judge."""
+    fusion = recipe.fusion
+    if fusion is None:
+        return
+    if FUSED in recipe.tasks:
+        raise BadInput(f"tasks.{FUSED}: the score of fusion has this name; name the task otherwise")
+    if both := sorted({*fusion.weights} & {*recipe.tasks}):
+        raise BadInput(f"fusion.weights.{both[0]}: a task has this name; name the weight otherwise")
+    used = formula.named(fusion.steps(list(recipe.answered)))
+    if unused := [name for name in fusion.weights if name not in used]:
+        raise BadInput(f"fusion.weights.{unused[0]}: fusion.score does not use it; leave it out")
+    if not any(name in recipe.answered for name in used):
+        raise BadInput("fusion.score: no task is in the formula; name at least one")
+    if recipe.evaluate.group_by is None:
+        raise BadInput("fusion: its score is judged within groups; name their column in evaluate.group_by")
+    for name in fusion.tasks:
+        if name not in recipe.answered:
+            raise BadInput(f"fusion.tasks: there is no task '{name}'{nearest(name, recipe.answered)}")
+    judged = recipe.judged()
+    if not judged:
+        raise BadInput("fusion.tasks: no task of the formula has metrics of groups, as binary ones have; add one")
+    for name in judged:
+        task = recipe.tasks[name]
+        kind = registry.TASKS.owner(task.kind)(task)
+        kind.measure_lists(recipe.evaluate.top)
+        known = [metric for metric, one in kind.metrics.items() if one.grouped and one.better]
+        if fusion.by not in known:
+            mend = nearest(fusion.by, known) if known else "; name tasks that have some in fusion.tasks"
+            raise BadInput(f"fusion.by: task '{name}' has no metric of groups '{fusion.by}'{mend}")
 
 
 def _check_slices(recipe: Recipe) -> None:
@@ -167,7 +213,9 @@ def _check_fitted(recipe: Recipe) -> None:
     if recipe.cluster.most > 1:
         raise BadInput(f"cluster.workers: '{kind}' is fitted by one process; use workers: 0, or 1")
     tasks = recipe.tasks.items()
-    if len(tasks) > 1 or not registry.TASKS.owner(next(iter(recipe.tasks.values())).kind).towers:
+    if recipe.model.finds and (
+        len(tasks) > 1 or not registry.TASKS.owner(next(iter(recipe.tasks.values())).kind).towers
+    ):
         raise BadInput(f"tasks: '{kind}' finds items for one task of kind retrieval; leave the other tasks out")
     if recipe.data.negatives is not None:
         raise BadInput(f"data.negatives: '{kind}' is fitted without negatives; leave them out")

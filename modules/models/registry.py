@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import MODELS
-from livetrain.configs.schema import FittedConfig, ModelConfig, Task
+from livetrain.configs.schema import ModelConfig, Task
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.network import Network
 
@@ -36,6 +36,6 @@ def network(kind: str) -> Callable[[ModelConfig, Inputs, dict[str, Task]], Netwo
         BadInput: no model has this name, or it is fitted and has no network.
     """
     owner = MODELS.owner(kind)
-    if issubclass(MODELS.configs()[kind], FittedConfig):
+    if getattr(MODELS.configs()[kind], "fitted", False):
         raise BadInput(f"model.kind: '{kind}' is fitted and not trained by steps, so it has no network and no tables")
     return owner

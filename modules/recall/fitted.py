@@ -1,4 +1,4 @@
-"""The contract of a model that is fitted rather than trained by steps: a table from keys to items with scores.
+"""The contract of a fitted model that finds items: a table from keys to items with scores.
 
 What such a model has learned is an inverted table: of each key a list of items with a score each. A request has keys
 with weights, and what an item is worth to it is a sum over its keys:
@@ -19,9 +19,9 @@ from torch import nn
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.registry import MODELS
 from livetrain.configs.schema import FittedConfig, Recipe
+from livetrain.modules.fitted import FittedModel, State
 
 NO_ID = np.iinfo(np.int64).min  # in the place of an id that a column lacks
-State = dict[str, np.ndarray]  # what a fit has learned, by name: the files of its checkpoint
 Kind = TypeVar("Kind", bound="type[Fitted]")
 
 
@@ -61,7 +61,7 @@ class Table(NamedTuple):
     rest: np.ndarray  # (K,) float32: what a row's later keys still count beside this one; (0,) where all count in full
 
 
-class Fitted:
+class Fitted(FittedModel):
     """A kind of model that is fitted. A subclass is registered by `register_fitted`.
 
     Args:
@@ -81,8 +81,8 @@ class Fitted:
     """
 
     def __init__(self, config: FittedConfig, recipe: Recipe) -> None:
-        self.recipe, self.features, self.incremental = recipe, list[str](), False
-        self.notes: list[str] = []
+        super().__init__(config, recipe)
+        self.features = list[str]()
         self.key = self.feature("key", config.key, "id")
 
     def feature(self, key: str, name: str, form: str) -> str:
@@ -157,15 +157,6 @@ def register_fitted(kind: str, config: type[FittedConfig]) -> Callable[[Kind], K
         return owner
 
     return enter
-
-
-def fitted(recipe: Recipe) -> Fitted | None:
-    """Return the recipe's model if it is one that is fitted, and None if it is a network.
-
-    Raises:
-        BadInput: the recipe does not fit the model.
-    """
-    return MODELS.owner(recipe.model.kind)(recipe.model, recipe) if recipe.model.fitted else None
 
 
 def table(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.features.registry import transforms
 from livetrain.modules.recall.fitted import Fitted, Table
-from livetrain.modules.serving.inputs import Ids, source_of
+from livetrain.modules.serving.inputs import Ids, repeated, source_of
 
 ROWS = 1024  # rows whose entries are in memory at once, where many are to be scored
 PARTS = (
@@ -134,29 +134,7 @@ class Inverted(nn.Module):
         Raises:
             ValueError: a feature is missing, or has neither one row nor as many as the others.
         """
-        size = 1
-        for name in self.names:
-            if name in lengths:
-                size = max(size, lengths[name].numel())
-            elif name in ids:
-                size = max(size, ids[name].numel())
-            elif name in dense:
-                size = max(size, dense[name].size(0))
-        every: dict[str, Tensor] = {}
-        counts: dict[str, Tensor] = {}
-        numbers: dict[str, Tensor] = {}
-        for name in self.names:
-            rows = -1
-            if name in ids:
-                rows = lengths[name].numel() if name in lengths else ids[name].numel()
-                repeats = size if rows == 1 else 1
-                every[name] = ids[name].repeat(repeats)
-                if name in lengths:
-                    counts[name] = lengths[name].repeat(repeats)
-            if name in dense:
-                rows = dense[name].size(0) if rows < 0 else rows
-                repeats = size if rows == 1 else 1
-                numbers[name] = dense[name].repeat([repeats] + [1] * (dense[name].dim() - 1))
+        every, counts, numbers = repeated(self.names, ids, lengths, dense)
         return self.forward(every, counts, numbers)
 
     @torch.jit.export

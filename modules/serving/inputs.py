@@ -253,3 +253,43 @@ def same_rows(rows: int, first: str, found: int, name: str, shared: bool) -> tup
         if not (shared and rows == 1):
             raise ValueError("'" + first + "' has " + str(rows) + " rows and '" + name + "' has " + str(found))
     return found, name
+
+
+def repeated(
+    names: list[str], ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Repeat the features of one user for each of B candidates.
+
+    Args:
+        names: features that are read; others are left out.
+        ids: feature -> ids of one row, or of B rows, one per candidate.
+        lengths: feature -> (1,) or (B,), likewise.
+        dense: feature -> (1,) or (B,) numbers, or (1, w) or (B, w), likewise; or what lies beside a feature's ids.
+
+    Returns:
+        ids, lengths and dense of B rows each.
+    """
+    size = 1
+    for name in names:
+        if name in lengths:
+            size = max(size, lengths[name].numel())
+        elif name in ids:
+            size = max(size, ids[name].numel())
+        elif name in dense:
+            size = max(size, dense[name].size(0))
+    every: dict[str, Tensor] = {}
+    counts: dict[str, Tensor] = {}
+    numbers: dict[str, Tensor] = {}
+    for name in names:
+        rows = -1
+        if name in ids:
+            rows = lengths[name].numel() if name in lengths else ids[name].numel()
+            repeats = size if rows == 1 else 1
+            every[name] = ids[name].repeat(repeats)
+            if name in lengths:
+                counts[name] = lengths[name].repeat(repeats)
+        if name in dense:
+            rows = dense[name].size(0) if rows < 0 else rows
+            repeats = size if rows == 1 else 1
+            numbers[name] = dense[name].repeat([repeats] + [1] * (dense[name].dim() - 1))
+    return every, counts, numbers

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.features.dense import Normalise
+from livetrain.modules.fusion import Fused
 from livetrain.modules.model import Model
 from livetrain.modules.serving.inputs import Lookup, Numbers, same_rows, source_of
 from livetrain.modules.serving.quantized import ByteTable, FloatTable, stored
@@ -99,12 +100,14 @@ class Scorer(Features):
         model: a plain model.
         recipe: its recipe.
         tables: how tables are stored, or the stored tables themselves.
+        fused: the formula that makes one score more of the predictions, `FUSED`.
     """
 
     shares: bool
 
-    def __init__(self, model: Model, recipe: Recipe, tables: Tables = "none") -> None:
+    def __init__(self, model: Model, recipe: Recipe, tables: Tables = "none", fused: Fused | None = None) -> None:
         super().__init__(model, recipe, tables)
+        self.fused = fused
         self.dense = model.dense
         self.kinds = nn.ModuleDict(kinds(recipe.answered))
         self.shares = model.dense.network.shares
@@ -162,6 +165,9 @@ class Scorer(Features):
         out: dict[str, Tensor] = {}
         for task, kind in self.kinds.items():
             out[task] = kind(logits[task])
+        fused = self.fused
+        if fused is not None:
+            out["fused"] = fused(out)
         return out
 
 

@@ -269,8 +269,8 @@ def test_schema_needs_no_recipe_and_knows_the_models(call):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_valid_and_fit_on_a_screen(path):
     from livetrain.configs.load import load_recipe
+    from livetrain.modules.fitted import fitted
     from livetrain.modules.model import Model
-    from livetrain.modules.recall.fitted import fitted
 
     recipe = load_recipe(path)
     assert fitted(recipe) or Model(recipe, device="meta", tables_device="meta")

@@ -26,14 +26,16 @@ import torch
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Quantization, Recipe
+from livetrain.modules.fitted import fitted
+from livetrain.modules.fusion import Fused
 from livetrain.modules.model import Model
-from livetrain.modules.recall.fitted import fitted
 from livetrain.modules.serving.quantized import let_go, stays, stored
 from livetrain.modules.serving.scorer import Encoder, Scorer, Tables
 from livetrain.modules.tables.mapped import Files, Room, in_memory, nameless
 from livetrain.modules.tasks.registry import metrics
 from livetrain.trainers.data.read.source import Source
-from livetrain.trainers.export import inverted
+from livetrain.trainers.export import fitted as fits
+from livetrain.trainers.export import fusion, inverted
 from livetrain.trainers.export.parity import prove
 from livetrain.trainers.export.rows import golden_inputs, held_out_rows, synthetic_rows
 from livetrain.trainers.export.signature import _FORMAT, _signature
@@ -73,9 +75,9 @@ def plain_model(recipe: Recipe, path: Path, room: Room | None = None) -> Model:
     return model.eval().requires_grad_(False)
 
 
-def script(model: Model, recipe: Recipe, tables: Tables) -> torch.jit.ScriptModule:
+def script(model: Model, recipe: Recipe, tables: Tables, fused: Fused | None = None) -> torch.jit.ScriptModule:
     """Return the model as TorchScript: dicts of tensors in, predictions by task out (see modules.serving.scorer)."""
-    return torch.jit.script(Scorer(model, recipe, tables).eval())
+    return torch.jit.script(Scorer(model, recipe, tables, fused).eval())
 
 
 def export(
@@ -109,7 +111,10 @@ def export(
     quantize = quantize or recipe.export.quantize
     if (kind := fitted(recipe)) is not None:
         with _draft(out) as draft:
-            content = inverted.write(kind, run, recipe, path, draft, quantize)
+            if recipe.model.finds:
+                content = inverted.write(kind, run, recipe, path, draft, quantize)
+            else:
+                content = fits.write(run, recipe, path, draft)
             _commit(draft, out)
         return content
     mapped = _mapped(recipe, quantize)
@@ -126,13 +131,14 @@ def export(
         tables = stored(model.table_weights(), quantize, kept.room)
         if mapped:
             let_go(tables)
+        fused = fusion.fused_of(run, recipe)
         scored, *towers = (
-            written(module, draft / f"{name}.pt", beside) for name, module in _scorers(model, recipe, tables)
+            written(module, draft / f"{name}.pt", beside) for name, module in _scorers(model, recipe, tables, fused)
         )
         found = {
             "quantize": quantize,
             "sizes": sizes(draft / "model.pt", scored, recipe, beside),
-            "parity": prove(model, scored, recipe, quantize, towers),
+            "parity": prove(model, scored, recipe, quantize, towers, fused),
             **({"stored": beside.index} if mapped else {}),
         }
         content = manifest.finite(_signature(run, recipe, path, model) | found)
@@ -174,9 +180,11 @@ def _float32(recipe: Recipe) -> int:
     return sum(4 * table.rows * table.dim for table in recipe.tables.values())
 
 
-def _scorers(model: Model, recipe: Recipe, tables: Tables) -> Iterator[tuple[str, torch.jit.ScriptModule]]:
+def _scorers(
+    model: Model, recipe: Recipe, tables: Tables, fused: Fused | None
+) -> Iterator[tuple[str, torch.jit.ScriptModule]]:
     """Yield what is exported: the model, and both towers of one that finds items."""
-    yield "model", script(model, recipe, tables)
+    yield "model", script(model, recipe, tables, fused)
     towers = model.dense.network.towers
     for side in towers.names if towers is not None else ():
         yield side, torch.jit.script(Encoder(model, recipe, side, tables).eval())

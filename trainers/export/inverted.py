@@ -10,31 +10,20 @@ import torch
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Quantization, Recipe
-from livetrain.modules.recall.fitted import Fitted, State, Table, fitted
+from livetrain.modules.fitted import fitted
+from livetrain.modules.recall.fitted import Fitted, Table
 from livetrain.modules.recall.inverted import ROWS, Inverted
 from livetrain.modules.tables.mapped import Files
 from livetrain.modules.tasks.registry import kinds
+from livetrain.trainers.export.fitted import state_of
 from livetrain.trainers.export.parity import apart, check_close, rank_difference
 from livetrain.trainers.export.rows import _held_out, golden_inputs, held_out_rows, inputs_of, some_rows, synthetic_rows
 from livetrain.trainers.export.signature import _signature
 from livetrain.trainers.export.written import written
-from livetrain.trainers.runtime import arrays, manifest, run_folder
-from livetrain.trainers.runtime.run_folder import ANOTHER
-from livetrain.trainers.train import compatible
+from livetrain.trainers.runtime import manifest
 
 MAPPED = 1 << 32  # bytes of a table from which on it is mapped, where nothing else is asked for
 _TOP = 10  # length of the lists that are compared
-
-
-def state_in(path: Path) -> State:
-    """Return what a fit has learned, from its checkpoint, mapped.
-
-    Raises:
-        Damaged: the checkpoint is not as its manifest says.
-    """
-    if (wrong := manifest.damage(path, run_folder.content(path))) is not None:
-        raise run_folder.Damaged(f"{path}: {wrong}")
-    return arrays.read(path)
 
 
 def table_in(recipe: Recipe, path: Path) -> tuple[Fitted, Table]:
@@ -43,13 +32,8 @@ def table_in(recipe: Recipe, path: Path) -> tuple[Fitted, Table]:
     Raises:
         BadInput: the checkpoint is damaged, or another model's.
     """
-    compatible.check_same(path, recipe, resume=False)
     model = fitted(recipe)
-    assert model is not None  # the recipe's model is one that is fitted
-    try:
-        return model, model.table(state_in(path))
-    except run_folder.Damaged as error:
-        raise BadInput(f"{error}; {ANOTHER}") from None
+    return model, model.table(state_of(recipe, path))
 
 
 def retriever(recipe: Recipe, path: Path) -> Inverted:

@@ -1,7 +1,7 @@
 """The proof that an exported file gives the trained model's scores."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +9,11 @@ import torch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.batch import Batch
+from livetrain.modules.fusion import FUSED, Fused
 from livetrain.modules.layers import products
 from livetrain.modules.model import Model
 from livetrain.modules.tasks.registry import kinds
-from livetrain.trainers.export.rows import _held_out, inputs_of, one_user
+from livetrain.trainers.export.rows import Inputs, _held_out, inputs_of, one_user
 
 
 def prove(
@@ -21,24 +22,46 @@ def prove(
     recipe: Recipe,
     quantize: Quantization,
     towers: Sequence[torch.jit.ScriptModule] = (),
+    fused: Fused | None = None,
 ) -> dict[str, Any]:
     """Return how closely the file, and the product of the towers' vectors, score held-out rows like the model.
 
     Raises:
         BadInput: less closely than the recipe's tolerance.
     """
+    predict = kinds(recipe.answered)
+
+    def predicted(batch: Batch, inputs: Inputs) -> dict[str, torch.Tensor]:
+        logits = model(batch.ids, batch.dense, None, batch.vectors)
+        out = {task: kind(logits[task]) for task, kind in predict.items()}
+        return out if fused is None else out | {FUSED: fused(out)}
+
+    return compared(predicted, scored, recipe, quantize, towers)
+
+
+def compared(
+    model: Callable[[Batch, Inputs], dict[str, torch.Tensor]],
+    scored: torch.jit.ScriptModule,
+    recipe: Recipe,
+    quantize: Quantization,
+    towers: Sequence[torch.jit.ScriptModule] = (),
+) -> dict[str, Any]:
+    """Return what `prove` does of anything that predicts for a batch, which comes as the file takes it too.
+
+    Raises:
+        BadInput: as `prove`.
+    """
     parts, ranked, product, predict = [], 0.0, 0.0, kinds(recipe.answered)
     columns = [list(recipe.tasks).index(task) for task in predict]
     with torch.no_grad():
         for batch, real in _held_out(recipe, recipe.export.parity_rows):
-            scores = scored(*inputs_of(batch, recipe))
-            logits = model(batch.ids, batch.dense, None, batch.vectors)
-            found = torch.stack([scores[task] for task in predict])[:, real]  # (T, n)
-            wanted = torch.stack([kind(logits[task]) for task, kind in predict.items()])[:, real]
+            inputs = inputs_of(batch, recipe)
+            scores, own = scored(*inputs), model(batch, inputs)
+            found, wanted = (torch.stack([of[name] for name in own])[:, real] for of in (scores, own))  # (T, n)
             parts.append((found, wanted, batch.labels.T[columns][:, real]))
             ranked = max(ranked, rank_difference(scored, batch, recipe))
             if towers:
-                user, item = (tower(*inputs_of(batch, recipe)) for tower in towers)
+                user, item = (tower(*inputs) for tower in towers)
                 product = max(product, apart(products.of_pairs(user, item), next(iter(scores.values()))))
     found, wanted, labels = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     rows = found.shape[1]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from livetrain.configs.errors import BadInput
-from livetrain.configs.schema import Evaluate, Recipe
+from livetrain.configs.schema import FUSED, Evaluate, Recipe
+from livetrain.modules.fitted import fitted
 from livetrain.modules.model import Model
-from livetrain.modules.recall.fitted import fitted
 from livetrain.modules.recall.inverted import ROWS
 from livetrain.modules.serving.loading import load
 from livetrain.modules.serving.scorer import Encoder, Scorer
@@ -34,7 +34,8 @@ from livetrain.trainers.data.read.files import short
 from livetrain.trainers.data.read.records import Columns, running
 from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.export.export import plain_model
-from livetrain.trainers.export.inverted import retriever
+from livetrain.trainers.export.fitted import learned
+from livetrain.trainers.export.fusion import fused_of
 from livetrain.trainers.runtime import manifest, run_folder
 from livetrain.trainers.train import compatible
 
@@ -89,7 +90,7 @@ def weights_of(run: Path, source: str | Path = "best", vectors: Side | None = No
 
 def _file(recipe: Recipe, vectors: Side | None) -> str:
     """Return which file of an export is needed: a fitted model has one, whichever side of it is asked for."""
-    return "model.pt" if recipe.model.fitted or vectors is None else f"{vectors}.pt"
+    return "model.pt" if recipe.model.finds or vectors is None else f"{vectors}.pt"
 
 
 def _digest(found: dict[str, Any] | None) -> str:
@@ -135,7 +136,7 @@ class Predictor:
             features = {name: feature for name, feature in features.items() if name in own}
         self.recipe = whole.model_copy(update={"tasks": {}, "evaluate": Evaluate(), "features": features})
         self._trained_on = dict(weights.ids)
-        self._tasks = list(whole.tasks)
+        self._tasks = [*whole.answered, *([FUSED] if getattr(self._model, "fused", None) is not None else [])]
         self.names = [f"{self.vectors}_vector"] if self.vectors else [f"{task}_score" for task in self._tasks]
         bare = self.recipe.model_copy(update={"features": whole.features})
         self._decoder = Decoder(bare, groups=False, names=features)
@@ -246,10 +247,11 @@ def _load(weights: Weights, recipe: Recipe) -> nn.Module:
         raise BadInput(f"{weights.folder}: is gone, or another model is in its place by now; start again")
     if weights.exported:
         return load(weights.folder, _file(recipe, weights.vectors))
+    fused = fused_of(weights.run, recipe)
     if recipe.model.fitted:
-        return retriever(recipe, weights.folder)
+        return learned(recipe, weights.folder, fused)
     model = plain_model(recipe, weights.folder)
-    return (Encoder(model, recipe, weights.vectors) if weights.vectors else Scorer(model, recipe)).eval()
+    return (Encoder(model, recipe, weights.vectors) if weights.vectors else Scorer(model, recipe, fused=fused)).eval()
 
 
 def _ids_of(folder: Path, exported: bool) -> dict[str, str]:
@@ -262,7 +264,7 @@ def _ids_of(folder: Path, exported: bool) -> dict[str, str]:
 def _towers(recipe: Recipe) -> dict[str, list[str]] | None:
     """Return the features of each tower of a recipe's model, or of each side of one that is fitted; None of others."""
     if (model := fitted(recipe)) is not None:
-        return {"user": model.features, "item": [model.key]}
+        return {"user": model.features, "item": [model.key]} if recipe.model.finds else None
     towers = Model(recipe, device="meta", tables_device="meta").dense.network.towers
     return None if towers is None else towers.names
 

@@ -4,9 +4,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import FUSED, Recipe
 from livetrain.modules.model import Model, measured
 from livetrain.modules.tasks.registry import kinds
+from livetrain.trainers.export import fusion
 from livetrain.trainers.runtime import run_folder, runlog
 from livetrain.trainers.runtime.versions import versions
 
@@ -22,7 +23,9 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
     content = run_folder.content(path)
     step, ids = content["step"], content.get("ids", {})
     mean, std = dict[str, list[float]](), dict[str, list[float]]()
-    finds: dict[str, Any] = _TOP
+    finds: dict[str, Any] = _TOP if recipe.model.finds else {}
+    if model is None:
+        mean, std = (content["position"].get(part, {}) for part in ("mean", "std"))
     if model is not None:
         places, normalise = measured(model), model.dense.normalise
         mean, std = ({n: x[place].tolist() for n, place in places.items()} for x in (normalise.mean, normalise.std))
@@ -49,6 +52,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
             for name, kind in kinds(recipe.answered).items()
         },
         **finds,
+        **_fusion(run, recipe),
         "model": recipe.model.model_dump(),
         "run": recipe.name,
         "checkpoint": {"step": step, "path": path.name},
@@ -57,6 +61,14 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
         "versions": versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def _fusion(run: Path, recipe: Recipe) -> dict[str, Any]:
+    """Return what a caller has to know of the fused score, if the file has one."""
+    weights = fusion.weights_in(run)
+    if recipe.fusion is None or weights is None:
+        return {}
+    return {"fusion": {"name": FUSED, "score": recipe.fusion.score, "weights": weights}}
 
 
 def _towers(names: dict[str, list[str]], interests: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Channels blended: what each brings and only it brings, on days that have passed, and lists for requests to come.
 
-blend.json      the spec with the weights and quotas that count, where they are from, and all figures
+blend.json      the spec with the weights that count, and all figures
 manifest.json   written last
 """
 
@@ -201,10 +201,11 @@ def measure(blend: Blend, of: Day, settings: Settings) -> dict[str, Any]:
 
 
 def searched(blend: Blend, of: Day, asked: Search) -> Settings:
-    """Return the weights and quotas by which most of a day's wanted items are among the first candidates.
+    """Return the weights by which most of a day's wanted items are among the first candidates.
 
     The spec's own are one of the trials, so none on that day are worse. What is drawn next comes of Optuna's
-    tree-structured Parzen estimator.
+    tree-structured Parzen estimator. Quotas stay: what they leave out is lost to the later candidates, which a search
+    by the first ones does not see.
 
     Raises:
         BadInput: Optuna is not installed.
@@ -222,11 +223,7 @@ def searched(blend: Blend, of: Day, asked: Search) -> Settings:
 
     def drawn(trial: optuna.trial.BaseTrial) -> Settings:
         weights = [trial.suggest_float(f"{name}.weight", *_WEIGHTS, log=True) for name in blend.channels]
-        least, size = blend.settings.reserves, blend.spec.size
-        quotas = [
-            trial.suggest_int(f"{name}.quota", int(own), size) for name, own in zip(blend.channels, least, strict=True)
-        ]
-        return Settings(np.array(weights), np.array(quotas), blend.settings.reserves)
+        return blend.settings._replace(weights=np.array(weights))
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=asked.seed))
@@ -265,7 +262,7 @@ def blended(spec: BlendSpec, out: Path, say: Say) -> dict[str, Any]:
     settings = blend.settings
     valid = day(blend, "valid", BLOCK)
     if spec.search is not None:
-        say(f"searching weights and quotas by {len(valid.wanted):,} requests of valid")
+        say(f"searching weights by {len(valid.wanted):,} requests of valid")
         settings = searched(blend, valid, spec.search)
     content = {
         "spec": _settled(spec, settings).model_dump(mode="json", exclude_none=True),

@@ -11,7 +11,8 @@ from torch import nn
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import FittedConfig, Recipe
 from livetrain.configs.values import Count, FeatureName, Text, real
-from livetrain.modules.recall.fitted import Fitted, Rows, State, Table, register_fitted, table
+from livetrain.modules.fitted import State
+from livetrain.modules.recall.fitted import Fitted, Rows, Table, register_fitted, table
 from livetrain.modules.recall.keys import HistoryKeys
 from livetrain.trainers.recall.rows import events_of
 

@@ -13,7 +13,8 @@ from livetrain.configs.clock import DAY, HOUR, PER_SECOND, Hours
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import FittedConfig, Recipe
 from livetrain.configs.values import Count, FeatureName, PositiveOrZero, Share, Text
-from livetrain.modules.recall.fitted import NO_ID, Fitted, Rows, State, Table, register_fitted, table
+from livetrain.modules.fitted import State
+from livetrain.modules.recall.fitted import NO_ID, Fitted, Rows, Table, register_fitted, table
 from livetrain.modules.recall.keys import HistoryKeys
 from livetrain.modules.tables.hashing import mix
 from livetrain.trainers.recall.pairs import Sequences, best, cosine_counts, swing_counts, taken

@@ -11,7 +11,8 @@ from livetrain.configs.clock import HOUR
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.configs.values import FeatureName, Text
-from livetrain.modules.recall.fitted import Rows, State, register_fitted
+from livetrain.modules.fitted import State
+from livetrain.modules.recall.fitted import Rows, register_fitted
 from livetrain.trainers.recall.slices import Sliced, SlicedConfig
 
 _LARGER = 1e-7  # what larger slices count: less than any own item, so that they only go on where a list ends

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import Recipe
+from livetrain.modules.fitted import fitted
 from livetrain.modules.model import Model
-from livetrain.modules.recall.fitted import fitted
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.columns import plain
 from livetrain.trainers.data.read.files import read_footer, split_files

@@ -11,7 +11,8 @@ from livetrain.configs.clock import HOUR
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.configs.values import Count, Positive
-from livetrain.modules.recall.fitted import Rows, State, register_fitted
+from livetrain.modules.fitted import State
+from livetrain.modules.recall.fitted import Rows, register_fitted
 from livetrain.trainers.recall.slices import Sliced, SlicedConfig
 
 

@@ -9,7 +9,8 @@ from livetrain.configs.clock import HOUR, Hours
 from livetrain.configs.errors import BadInput, nearest
 from livetrain.configs.schema import FittedConfig, Recipe
 from livetrain.configs.values import Count, PositiveOrZero, Share, Text
-from livetrain.modules.recall.fitted import Fitted, Rows, State, Table
+from livetrain.modules.fitted import State
+from livetrain.modules.recall.fitted import Fitted, Rows, Table
 from livetrain.trainers.recall import shards
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from livetrain.modules.recall.fitted import State, Table
+from livetrain.modules.fitted import State
+from livetrain.modules.recall.fitted import Table
 
 ENTRY = np.dtype([("key", np.int64), ("item", np.int64), ("value", np.float64)])
 _PARTS = ("keys", "counts", "items", "scores")

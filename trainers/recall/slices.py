@@ -9,7 +9,8 @@ from torch import nn
 
 from livetrain.configs.schema import FittedConfig, Recipe
 from livetrain.configs.values import Count, FeatureName, Text
-from livetrain.modules.recall.fitted import Fitted, Rows, State, Table, table
+from livetrain.modules.fitted import State
+from livetrain.modules.recall.fitted import Fitted, Rows, Table, table
 from livetrain.modules.recall.keys import SliceKeys
 
 

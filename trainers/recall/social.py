@@ -10,7 +10,8 @@ from torch import nn
 
 from livetrain.configs.schema import Recipe
 from livetrain.configs.values import FeatureName, Share, Text, whole
-from livetrain.modules.recall.fitted import NO_ID, Rows, State, register_fitted
+from livetrain.modules.fitted import State
+from livetrain.modules.recall.fitted import NO_ID, Rows, register_fitted
 from livetrain.modules.recall.joined import JoinedKeys, spread
 from livetrain.trainers.recall import shards
 from livetrain.trainers.recall.sharded import Sharded, ShardedConfig, positive

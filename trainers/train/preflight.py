@@ -11,9 +11,9 @@ import xxhash
 from livetrain.configs import registry
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.modules.fitted import fitted
 from livetrain.modules.model import Model
 from livetrain.modules.models.next_item import NextItemConfig
-from livetrain.modules.recall.fitted import fitted
 from livetrain.modules.serving.proof import prove
 from livetrain.trainers.data.checks import brief, leaks, pretrained
 from livetrain.trainers.data.read import negatives
@@ -98,6 +98,8 @@ def _check_request(recipe: Recipe) -> None:
 def _check_key(recipe: Recipe, train: Source) -> None:
     """Raise BadInput where a network tells rows apart by a feature that all candidates of a request share."""
     model = fitted(recipe)
+    if model is not None and not recipe.model.finds:
+        return
     key = Model(recipe, device="meta", tables_device="meta").key if model is None else model.key
     if key is None or train.candidates is None or recipe.column(key) in train.candidates.names:
         return
@@ -222,7 +224,7 @@ def _catalogue(recipe: Recipe) -> dict[str, Source]:
 def _item(recipe: Recipe) -> list[str] | None:
     """Return the item's features, of a model that finds items; None of another one."""
     if (model := fitted(recipe)) is not None:
-        return [model.key]
+        return [model.key] if recipe.model.finds else None
     towers = Model(recipe, device="meta", tables_device="meta").dense.network.towers
     return None if towers is None else towers.names["item"]
 

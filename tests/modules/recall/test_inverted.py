@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livetrain.configs.load import load_recipe
-from livetrain.modules.recall.fitted import Fitted, fitted, table
+from livetrain.modules.fitted import fitted
+from livetrain.modules.recall.fitted import Fitted, table
 from livetrain.modules.recall.inverted import Inverted
 from livetrain.modules.recall.keys import SliceKeys
 from livetrain.modules.tables.mapped import Files, opened

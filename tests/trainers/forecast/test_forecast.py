@@ -101,11 +101,11 @@ def test_numbers_of_workers_that_do_not_divide_are_said_at_once(path):
         check_division(load_recipe(path), [2, 8, 12])
 
 
-@pytest.mark.parametrize("kind", ["als", "item_cf"])
-def test_what_is_fitted_has_no_steps_to_forecast(call, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "workers"), [("als", 4), ("item_cf", 1)])
+def test_what_is_fitted_has_no_steps_to_forecast(call, tmp_path, kind, workers):
     recipe = tastes.recipe(tmp_path, model={"kind": kind, "key": "item", "history": "history"}, train={})
     (tmp_path / "fitted.yaml").write_text(dump_recipe(recipe))
-    code, _, error = call(str(tmp_path / "fitted.yaml"), "--workers", "8")
+    code, _, error = call(str(tmp_path / "fitted.yaml"), "--workers", str(workers))
     assert code == 2
     assert f"model.kind: '{kind}' is fitted and not trained by steps" in " ".join(error.split())
 

@@ -7,7 +7,8 @@ import torch
 
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
-from livetrain.modules.recall.fitted import NO_ID, Lists, Rows, fitted
+from livetrain.modules.fitted import fitted
+from livetrain.modules.recall.fitted import NO_ID, Lists, Rows
 from livetrain.trainers.export.export import export
 from livetrain.trainers.recall import ease
 from tests.trainers.recall.tastes import ITEMS, recipe, write

@@ -16,8 +16,9 @@ from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
+from livetrain.modules.fitted import fitted
 from livetrain.modules.models.registry import network
-from livetrain.modules.recall.fitted import Lists, Rows, fitted
+from livetrain.modules.recall.fitted import Lists, Rows
 from livetrain.modules.recall.inverted import Inverted
 from livetrain.modules.serving.loading import load
 from livetrain.trainers.export.export import export

@@ -11,7 +11,8 @@ from scipy import sparse
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
-from livetrain.modules.recall.fitted import Lists, Rows, Table, fitted
+from livetrain.modules.fitted import fitted
+from livetrain.modules.recall.fitted import Lists, Rows, Table
 from livetrain.trainers.recall import pairs
 from livetrain.trainers.recall.item_cf import ItemCF
 

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.modules.recall.fitted import NO_ID, Lists, Rows, Table, fitted
+from livetrain.modules.fitted import fitted
+from livetrain.modules.recall.fitted import NO_ID, Lists, Rows, Table
 from livetrain.modules.recall.inverted import Inverted
 from livetrain.modules.recall.joined import spread
 from livetrain.trainers.export.export import export

@@ -100,17 +100,17 @@ def _reasons(result: dict[str, Any], figures: dict[tuple[str, str, str], float |
 def table_lines(result: dict[str, Any]) -> list[str]:
     """Return a sentence per table on how full it is, and one on rows and lists that were left out, if any."""
     lines = []
-    for name, table in result["tables"].items():
+    for name, table in result.get("tables", {}).items():  # what is fitted has none
         line = f"table {name}: {table['occupied']:,} of {table['rows']:,} rows in use ({table['occupancy']:.1%})"
         if table["collisions"] is None:
             line += "; the table is full, give it more rows"
         elif table["collisions"]:
             line += f"; about {table['collisions']:,} of {table['ids']:,} ids share a row"
         lines.append(line)
-    cut = ", ".join(f"{count:,} of {name}" for name, count in result["cut"].items() if count)
+    cut = ", ".join(f"{count:,} of {name}" for name, count in result.get("cut", {}).items() if count)
     if cut:
         lines.append(f"lists cut to max_length in training: {cut}")
-    if result["skipped_rows"]:
+    if result.get("skipped_rows"):
         lines.append(f"rows of unreadable row groups left out: {result['skipped_rows']:,}")
     return lines
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import duckdb
 
-from livetrain.configs.errors import BadInput
+from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.spec import Loaded, Spec
 from livetrain.trainers.data.sources.table import select
 from livetrain.trainers.data.sources.table.files import quoted
@@ -20,7 +20,7 @@ def split_of(connection: duckdb.DuckDBPyConnection, loaded: Loaded[Spec], days: 
         staged: folder of the typed rows.
 
     Raises:
-        BadInput: the rows have too few times to be parted by time.
+        BadInput: the rows have too few times to be parted by time, or a column that says their split says another.
     """
     spec, split = loaded.spec, loaded.spec.split
     if split.by == "day":
@@ -48,6 +48,18 @@ def split_of(connection: duckdb.DuckDBPyConnection, loaded: Loaded[Spec], days: 
         )
         place = f"(SELECT place FROM newest WHERE newest.row = e.{select.ROW})"
         return f"CASE {place} WHEN 1 THEN 'test' WHEN 2 THEN 'valid' ELSE 'train' END"
+    if split.column is not None:
+        column = f"e.{quoted(split.column)}"
+        other = connection.execute(
+            f"""SELECT {column} FROM read_parquet('{staged}/*/*.parquet', hive_partitioning = false) e
+                WHERE {column} IS NULL OR {column} NOT IN ('train', 'valid', 'test') LIMIT 1"""
+        ).fetchone()
+        if other is not None:
+            raise BadInput(
+                f"{loaded.where('split.column')}: a row's '{split.column}' is {shown(other[0])}, and a split is train, "
+                "valid or test; mend the column, or leave such rows out by log.where"
+            )
+        return column
     drawn = quoted(spec.user or "") if split.by == "user" else select.ROW
     draw = f"(md5_number_lower(concat(e.{drawn}, ':{split.seed}')) % 1000000) / 1e6"
     return (

@@ -8,16 +8,21 @@ import pyarrow.parquet as pq
 import pytest
 
 from livetrain.cli import main as cli
+from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.event_spec import EventSpec
+from livetrain.configs.schema import Recipe
 from livetrain.configs.spec import load_spec
 from livetrain.trainers.data.sources.events import kuailive, raw
 from livetrain.trainers.data.sources.events.prepare import prepare
 from livetrain.trainers.data.sources.table.events import prepare_events
+from livetrain.trainers.export.prediction import Predictor, weights_of
+from livetrain.trainers.recall.origin import vectors
 from tests.trainers.data.sources.events.logs import HOUR, START, Visit, prepared, samples, write
 from tests.trainers.data.sources.table.test_events import SPEC
 
 LOG = [Visit(hour * HOUR + 20 * n, 1 + n % 3, 1 + n % 4) for n, hour in enumerate([1, 2, 23, 25, 30, 47, 48, 50])]
+DAYS = ["2025-05-25..2025-05-25", "2025-05-26..2025-05-26", "2025-05-27..2025-05-27"]
 TITLES = np.random.default_rng(0).normal(size=(4, 128)).astype(np.float32)  # rows 1 to 3; the fourth room's is none
 
 
@@ -91,3 +96,31 @@ def test_a_part_that_is_not_there_is_named(tmp_path):
     write("kuailive", tmp_path / "raw", LOG)
     with pytest.raises(BadInput, match=r"there is no follow.csv; --raw needs .*friend.csv"):
         prepare(kuailive.with_parts(["people"]), tmp_path / "raw", tmp_path / "out")
+
+
+def test_title_vectors_reach_the_item_tower_of_a_room_that_nobody_has_seen(tmp_path):
+    folder = beside(tmp_path / "raw")
+    prepare(kuailive.with_parts(["titles"]), folder, tmp_path / "out")
+    recipe = Recipe.model_validate(
+        {
+            "name": "titles",
+            "data": {"path": str(tmp_path / "out"), "batch_size": 4, "shards": 2}
+            | {"days": dict(zip(("train", "valid", "test"), DAYS, strict=True))},
+            "features": {
+                "user": {"type": "id", "table": "user"},
+                "room": {"type": "id", "table": "room"},
+                "title_vector": {"type": "vector", "width": 128, "normalise": True, "projection": 8},
+            },
+            "tables": {"user": {"rows": 16, "dim": 8}, "room": {"rows": 64, "dim": 8}},
+            "model": {"kind": "dssm", "key": "room", "item": ["title_vector"], "units": [], "width": 8},
+            "tasks": {"click": {"label": "click", "kind": "retrieval"}},
+            "cluster": {"workers": 0, "device": "cpu"},
+            "export": {"after_training": False},
+        }
+    )
+    launch.train(recipe, tmp_path / "runs")
+    rooms = pa.table({"room": [77, 77, 77], "title_vector": [TITLES[1].tolist(), TITLES[2].tolist(), None]})
+    found = vectors(Predictor(weights_of(tmp_path / "runs/titles", vectors="item")), rooms)
+    assert np.isfinite(found).all()
+    assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
+    assert found[0] @ found[1] < 0.99

@@ -5,26 +5,24 @@
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe
 from livetrain.configs.schema import Recipe, WarmStart
-from livetrain.modules.recall.fitted import Fitted, Rows, State, fitted
-from livetrain.modules.recall.inverted import Inverted
+from livetrain.modules.fitted import State, fitted
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.evaluate import selection
 from livetrain.trainers.evaluate.evaluation import Evaluation
-from livetrain.trainers.export.inverted import retriever, state_in
+from livetrain.trainers.export.fitted import answering, learned, state_in, state_of
+from livetrain.trainers.fitted import finding, ranking
 from livetrain.trainers.observe.weights_and_biases import Tracker
-from livetrain.trainers.recall.measure import measure
-from livetrain.trainers.recall.rows import rows_of
-from livetrain.trainers.runtime import arrays, manifest, run_folder, runlog
+from livetrain.trainers.runtime import arrays, manifest, run_folder, runlog, scratch
 from livetrain.trainers.runtime.runlog import RunLog
 from livetrain.trainers.train import compatible, memory
 from livetrain.trainers.train.loop import Job, remarks, trained_on
@@ -44,7 +42,6 @@ def check_start(recipe: Recipe, path: Path) -> str:
         BadInput: the model's kind begins with nothing, or that checkpoint was fitted otherwise.
     """
     model, start = fitted(recipe), recipe.train.warm_start
-    assert model is not None
     assert start is not None
     if not model.incremental:
         raise BadInput(
@@ -72,9 +69,7 @@ class Run:
 
     def __init__(self, job: Job, begun: Path | None) -> None:
         self.job, self.recipe, self._begun = job, job.recipe, begun
-        model = fitted(job.recipe)
-        assert model is not None  # the recipe's model is one that is fitted
-        self.model: Fitted = model
+        self.model, self._ways = fitted(job.recipe), _ways(job.recipe)
 
     def finish(self) -> dict[str, Any]:
         """Fit, write, evaluate, and return what result.json holds."""
@@ -84,8 +79,7 @@ class Run:
         with tracker:
             self.log.listeners.append(tracker.line)
             position = run_folder.content(found[-1])["position"] if found else self._fit(started)
-            learned = retriever(self.recipe, run_folder.checkpoint(self.job.run, STEP))
-            return self._result(learned, position)
+            return self._result(position)
 
     def _fit(self, started: float) -> dict[str, Any]:
         """Fit, evaluate valid/, and write the checkpoint; return its position."""
@@ -96,50 +90,44 @@ class Run:
         self.log.write("stage", step=0, text="fitting")
         assert self.job.statistics is not None  # who fits has looked at the data
         rows = self.job.statistics.rows
-        read = [self.model.key, *self.model.features]
-        parts = _Read(rows_of(self.job.sources["train"], read, self.recipe), self.model.key, self.recipe)
-        state = self.model.fit(iter(parts), before)
+        scratch.sweep(self.job.run, ".fit-")
+        with scratch.place(self.job.run, ".fit-") as place:
+            state = self._ways.fit(self.model, self.job, place, before)
         for text in self.model.notes:
             self.log.write("note", step=STEP, text=text)
         seconds = time.perf_counter() - started
         self.log.write("train", step=STEP, steps=STEP, epoch=1.0, rows=rows, rows_per_s=rows / max(seconds, 1e-9))
-        table = self.model.table(state)
-        self.log.write(
-            "note",
-            step=STEP,
-            text=f"{len(table.keys):,} keys lead to {len(table.items):,} items, {len(table.scores):,} scores",
-        )
-        valid, evaluated = self._measured(Inverted(self.model, self.recipe, table).eval(), "valid", 0)
-        position = {
-            "best_step": STEP,
-            "waited": 0,
-            "rows": rows,
-            "seconds": seconds,
-            "skipped_rows": max(rows - parts.rows, 0),
-            "valid": manifest.finite(valid),
-        }
+        found = answering(self.model, self.recipe, state)
+        self._note(self._ways.told(self._ways.sizes(self.model, found, state)))
+        valid, _ = self._measured(found, "valid", 0)
+        position = {"best_step": STEP, "waited": 0, "rows": rows, "seconds": seconds, "valid": manifest.finite(valid)}
+        position |= {"mean": self.job.statistics.mean, "std": self.job.statistics.std}  # for the signature of an export
         _write(self.job.run, self.recipe, state, position, self.job.sources["train"])
         return position
 
-    def _measured(self, learned: Inverted, split: str, draws: int) -> tuple[dict[str, float], Evaluation]:
+    def _note(self, text: str) -> None:
+        self.log.write("note", step=STEP, text=text)
+
+    def _measured(self, found: nn.Module, split: str, draws: int) -> tuple[dict[str, float], Evaluation]:
         def tell(what: str, done: int, of: int) -> None:
             if not done:
                 self.log.write("stage", step=STEP, text=what)
 
-        metrics, evaluation = measure(learned, self.recipe, self.job.sources, split, draws, tell)
+        metrics, evaluation = self._ways.measure(found, self.recipe, self.job.sources, split, draws, tell)
         self.log.write("eval", step=STEP, split=split, **metrics)
         for text in remarks(self.recipe, split, metrics, evaluation.bounded):
             self.log.write("note", step=STEP, text=text)
         return metrics, evaluation
 
-    def _result(self, learned: Inverted, position: dict[str, Any]) -> dict[str, Any]:
+    def _result(self, position: dict[str, Any]) -> dict[str, Any]:
+        state = state_of(self.recipe, run_folder.checkpoint(self.job.run, STEP))
+        found = answering(self.model, self.recipe, state)
         test: dict[str, float] = {}
         curves: dict[str, Any] = {}
         if self.job.test:
-            test, evaluation = self._measured(learned, "test", self.recipe.evaluate.bootstrap)
+            test, evaluation = self._measured(found, "test", self.recipe.evaluate.bootstrap)
             evaluation.draws.write(self.job.run)
             curves = evaluation.curves()
-        sizes = {"keys": learned.keys.numel(), "items": learned.items.numel(), "scores": learned.scores.numel()}
         return {
             "step": STEP,
             "best_step": STEP,
@@ -152,37 +140,15 @@ class Run:
             "workers": 1,
             "device": "cpu",
             "memory": memory.peak(),
-            "fitted": sizes,
-            "tables": {},
-            "cut": {},
-            "skipped_rows": position["skipped_rows"],
+            "fitted": self._ways.sizes(self.model, found, state),
             "curves": curves,
             "spectra": {},
         }
 
 
-class _Read:
-    """The rows of a split, counted as they come.
-
-    At their end BadInput is raised if none was positive and had an item: nothing is to be learned. So no kind comes to
-    count what is not there.
-    """
-
-    def __init__(self, parts: Iterator[Rows], key: str, recipe: Recipe) -> None:
-        self._parts, self._key, self._task = parts, key, next(iter(recipe.tasks))
-        self.rows = 0
-
-    def __iter__(self) -> Iterator[Rows]:
-        found = False
-        for part in self._parts:
-            self.rows += len(part.label)
-            found = found or bool((part.label & (part.ids[self._key].lengths > 0)).any())
-            yield part
-        if not found:
-            raise BadInput(
-                f"data.path: the training split has no positive rows of task '{self._task}' with an item that can be "
-                "read; add days that have some, or mend its files"
-            )
+def _ways(recipe: Recipe) -> Any:
+    """Return how a run fits, measures and tells: `finding` or `ranking`."""
+    return finding if recipe.model.finds else ranking
 
 
 def _write(run: Path, recipe: Recipe, state: State, position: dict[str, Any], train: Source) -> None:
@@ -217,8 +183,8 @@ def evaluate(job: Job, path: Path, told: Path, split: str, device: torch.device)
         device: not used: all is computed on the CPU.
     """
     runlog.note(told, "note", text=f"evaluating {split} with {path.name}")
-    learned, recipe = retriever(job.recipe, path), job.recipe
-    metrics, found = measure(learned, recipe, job.sources, split, recipe.evaluate.bootstrap)
+    recipe = job.recipe
+    metrics, found = _ways(recipe).measure(learned(recipe, path), recipe, job.sources, split, recipe.evaluate.bootstrap)
     found.draws.write(told)
     for text in remarks(recipe, split, metrics, found.bounded):
         runlog.note(told, "note", text=text)
