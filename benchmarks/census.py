@@ -1,6 +1,6 @@
 """Census-Income (KDD): the protocol's split, and what a recipe reaches over seeds.
 
-    python benchmarks/census.py split census-income.test.gz --out census.csv.gz
+    python benchmarks/census.py split census-income.test.gz
     livetrain data table benchmarks/census.yaml --out data/census
     python benchmarks/census.py table runs/census-*
 
@@ -66,7 +66,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("split")
     one.add_argument("path", type=Path)
-    one.add_argument("--out", type=Path, default=Path("census.csv.gz"))
+    one.add_argument("--out", type=Path, default=Path(__file__).with_name("census.csv.gz"))
     other = commands.add_parser("table")
     other.add_argument("runs", type=Path, nargs="+")
     given = parser.parse_args()

@@ -143,8 +143,8 @@ def write(given: argparse.Namespace) -> None:
             if results:
                 lines.append(line(name, results))
                 versions = results[-1].get("versions", versions)
-        if before and not lines:
-            tables.append(before)
+        if not lines:
+            tables += [before] if before else []
             continue
         lines += [published(name, *figures) for name, figures in part.published.items()]
         source = [f"Published: {part.source}.", ""] if part.source else []

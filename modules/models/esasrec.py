@@ -73,11 +73,10 @@ class ESASRecBody(Body):
         check_heads(config.heads, width)
         self.positions = Positions(config.positions, width)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(
-            GatedBlock(width, config.heads, config.expansion, config.dropout) for _ in range(config.blocks)
-        )
+        blocks = [GatedBlock(width, config.heads, config.expansion, config.dropout) for _ in range(config.blocks)]
+        self.blocks = nn.ModuleList(blocks)
         xavier(self)
-        for block in self.blocks:
+        for block in blocks:
             for matrix in block.hidden.weight.chunk(2):  # W_1 and W_3 are two
                 nn.init.xavier_normal_(matrix)
 

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import OneHotEncoder
 
 from livetrain.cluster import launch
+from livetrain.cluster.nightly import night
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
@@ -359,3 +360,23 @@ def test_what_trees_cannot_do_is_refused_in_a_sentence(data, tmp_path, changes, 
 
     with pytest.raises(BadInput, match=sentence):
         checked()
+
+
+def test_nights_publish_trees_and_go_on_with_them(data, tmp_path):
+    """Two nights, the second of which adds to the trees of the first."""
+    tree = recipe(data, {"more_trees": 5, "trees": 10}, tasks={"click": {"label": "click"}}, name="trees")
+    tree = tree.model_dump(mode="json", exclude_none=True)
+    learned_by, said = [], list[str]()
+    for train, valid, test in (("1..2026-01-02", 3, 4), ("1..2026-01-03", 4, 5)):
+        days = {"train": f"2026-01-0{train}", "valid": f"2026-01-0{valid}..2026-01-0{valid}"}
+        days["test"] = f"2026-01-0{test}..2026-01-0{test}"
+        tonight = load_recipe({**tree, "data": {**tree["data"], "days": days}})
+        place, day = str(tmp_path / "published"), f"2026-01-0{test}"
+        pointer = night(tonight, tmp_path / "runs", day, place, 1.0, 3, False, said.append)
+        assert pointer is not None
+        assert pointer["version"] == day
+        learned_by.append(state_in(run_folder.checkpoint(tmp_path / "runs" / f"trees-{day}", 1)))
+    first, second = learned_by
+    nodes = len(first["value.click"])
+    np.testing.assert_array_equal(second["value.click"][:nodes], first["value.click"])
+    assert len(first["roots.click"]) <= len(second["roots.click"]) <= len(first["roots.click"]) + 5
