@@ -79,7 +79,7 @@ PARTS = [
     ),
     Part(
         "MovieLens-1M, NCF's split, among 99 listed movies",
-        ["mf_ncf", "neumf_ncf"],
+        ["als_ncf", "ease_ncf", "item_cf_ncf", "mf_ncf", "neumf_ncf"],
         {
             "MF": (0.729, 0.452),
             "EASE": (0.719, 0.449),
@@ -88,12 +88,14 @@ PARTS = [
             "item-kNN": (0.669, 0.398),
         },
         _RENDLE,
+        frozenset({"ease_ncf", "item_cf_ncf"}),
     ),
     Part(
         "AMusic, DeepCF's split, among 99 listed items",
-        ["mf_amusic", "neumf_amusic"],
+        ["als_amusic", "ease_amusic", "item_cf_amusic", "mf_amusic", "neumf_amusic"],
         {},
         "",
+        frozenset({"ease_amusic", "item_cf_amusic"}),
     ),
 ]
 

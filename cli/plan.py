@@ -45,6 +45,7 @@ def plan(
     loaded("livetrain.trainers.forecast.forecast")
     from livetrain.trainers.forecast import forecast, show
 
+    forecast.check_steps(settled)
     machines = machines or load_hardware("cpu" if settled.cluster.device == "cpu" else "h100")
     forecast.check_division(settled, counts)
     known, ids = forecast.known(settled)

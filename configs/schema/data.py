@@ -107,6 +107,11 @@ class Negatives(Section):
                 f"data.negatives.{of_rows[0]}: is of negatives that a row has of its own; name the task whose positive "
                 "rows get them, or leave it out"
             )
+        if self.popularity is None and self.power != fields["power"].default:
+            raise BadInput(
+                "data.negatives.power: is of counts, by which nothing is drawn here; name their column in popularity, "
+                "or leave it out"
+            )
         if self.task is None and self.shared == "all" and self.popularity:
             raise BadInput(
                 "data.negatives.popularity: with shared: all nothing is drawn; leave it out, or say how many to draw"

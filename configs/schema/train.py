@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from livetrain.configs.errors import BadInput, shown
 from livetrain.configs.schema.section import Section
@@ -133,3 +133,12 @@ class Evaluate(Section):
         description="exact keeps every row; bounded: binned AUC, GAUC on a sample of groups; auto is exact up to 20 "
         "million rows of a split",
     )
+
+    @model_validator(mode="after")
+    def _candidates_are_of_a_catalogue(self) -> "Evaluate":
+        if self.candidates is not None and self.catalogue is None:
+            raise BadInput(
+                "evaluate.candidates: of a list those items are ranked that the catalogue has; name it in "
+                "evaluate.catalogue, or those that no row of the split is about would be left out"
+            )
+        return self

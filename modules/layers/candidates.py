@@ -33,6 +33,25 @@ class Candidates(NamedTuple):
         bias = -self.log_q if log_q else torch.zeros_like(self.log_q)
         return bias.masked_fill(~self.there, -float("inf"))
 
+    def others(self, keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how many candidates are other items than each of some, (P,), and the sum of their 1 / q, (P,).
+
+        Args:
+            keys: (P,) ids.
+
+        Example: of three candidates two are item 7.
+            >>> made = [torch.zeros(3, 2), torch.tensor([7, 9, 7]), torch.zeros(3), torch.ones(3, dtype=torch.bool), 0]
+            >>> Candidates(*made).others(torch.tensor([7, 8]))
+            (tensor([1., 3.]), tensor([1., 3.]))
+        """
+        order = self.keys.argsort()
+        known, weights = self.keys[order], self.bias(True).exp()[order].double()
+        sums = torch.stack([self.there[order].double(), weights]).cumsum(1)
+        sums = F.pad(sums, (1, 0))  # of those before each place
+        same = sums[:, torch.searchsorted(known, keys, right=True)] - sums[:, torch.searchsorted(known, keys)]
+        count, negatives = (sums[:, -1:] - same).to(self.log_q.dtype).unbind(0)
+        return count, negatives
+
 
 def gathered(
     items: Tensor, keys: Tensor, own: Tensor, shared: Tensor, often: Tensor | None, rarity: Rarity | None
@@ -91,9 +110,9 @@ def gbce(states: Tensor, scores: Tensor, keys: Tensor, candidates: Candidates, c
 
         loss_p = (beta softplus(-s_p) + sum_{j != y_p} softplus(u_p . v_j)) / (n + 1),   beta = a t - t + 1
 
-    t is the calibration: with 0 it is plain BCE, and with 1 the sampled negatives raise no score. a is the share of all
-    negatives that the n candidates are, n / sum_j 1 / q_j, where the sum is in the mean the number of items: with items
-    drawn alike n / items.
+    n is the number of candidates other than the target. t is the calibration: with 0 it is plain BCE, and with 1 the
+    sampled negatives raise no score. a is the share of all negatives that these n are, n / sum_{j != y_p} 1 / q_j, with
+    a sum that is in the mean the number of other items: where items are drawn alike n / (items - 1).
 
     Args:
         states, scores, keys, candidates: as of `against_others`.
@@ -101,8 +120,8 @@ def gbce(states: Tensor, scores: Tensor, keys: Tensor, candidates: Candidates, c
 
     Source: Petrov and Macdonald, gSASRec, RecSys 2023, 2308.07192, equations 12 and 13.
     """
-    count = candidates.there.sum()
-    share = count / candidates.bias(True).exp().sum().clamp(min=1)
+    count, negatives = candidates.others(keys)
+    share = count / negatives.clamp(min=1)
     beta = share.clamp(max=1) * calibration - calibration + 1
     others = softplus_of_others(states, candidates.vectors, candidates.bias(False), keys, candidates.keys)
     return likelihood_to_logit((beta * F.softplus(-scores) + others) / (count + 1))

@@ -33,7 +33,11 @@ class ALSConfig(ModelConfig):
         None,
         description="column of the user: a row with label 1 is an event; left out, a row is a user with her history",
     )
-    value: Text | None = Field(None, description="column of numbers, such as seconds watched; needs `user`")
+    value: Text | None = Field(
+        None,
+        description="column of numbers, such as seconds watched; needs `user`. When a user's vector is asked for, the "
+        "items of her history weigh 1 each",
+    )
     threshold: Annotated[float, real(1e-6, 1e9)] = Field(1.0, description="rows of a smaller value are no events")
     confidence: Annotated[float, real(0, 1e6)] = Field(
         0.0, description="an event weighs 1 + confidence * log(value / threshold)"

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from livetrain.configs.errors import BadInput
 from livetrain.configs.values import Few, Length, Size
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
@@ -46,6 +47,11 @@ class HSTUBody(Body):
         check_heads(config.heads, width)
         check_places("length", config.length, config, inputs)
         timed = [name for name in config.attention[0].events if name in inputs.timed]
+        if not timed and config.seen_from != "next":
+            raise BadInput(
+                "model.seen_from: counts where the history has times; say those by times and until of the history's "
+                "feature, or leave it out"
+            )
         self.timed, self.ahead = timed[0] if timed else "", config.seen_from == "next"
         self.places = Places(config.length, width)
         self.dropout = nn.Dropout(config.dropout)

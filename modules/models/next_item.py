@@ -54,6 +54,9 @@ class NextItemConfig(ModelConfig):
                 f"model.temperature: of cosines, which are at most 1, a temperature of {self.temperature:g} leaves "
                 "every item nearly the same probability; set 0.05, or cosine: false"
             )
+        for key, loss in (("calibration", "gbce"), ("log_q", "softmax")):
+            if self.loss != loss and getattr(self, key) != type(self).model_fields[key].default:
+                raise BadInput(f"model.{key}: is of loss {loss} alone; leave it out, or say loss: {loss}")
         return self
 
 

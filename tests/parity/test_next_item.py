@@ -200,8 +200,8 @@ class Twin:
                 s = u @ self.compared(target)
                 rest = [(u @ v, q) for other, v, q in candidates if other != key]
                 if config.loss == "gbce":
-                    n = len(candidates)
-                    a = n / sum(1 / q for *_, q in candidates)
+                    n = len(rest)
+                    a = n / max(sum(1 / q for _, q in rest), 1)
                     beta = min(a, 1) * config.calibration - config.calibration + 1
                     loss = -(beta * F.logsigmoid(s) + sum(F.logsigmoid(-other) for other, _ in rest)) / (n + 1)
                 else:

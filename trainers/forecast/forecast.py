@@ -15,6 +15,7 @@ from livetrain.trainers.forecast.cost import Work, parts, stretches
 from livetrain.trainers.forecast.counts import Counts, count
 from livetrain.trainers.forecast.loads import loads
 from livetrain.trainers.forecast.simulation import Simulated, simulate
+from livetrain.trainers.recall.solving import TRAINERS
 from livetrain.trainers.train import compiled_dense, memory, sharding
 from livetrain.trainers.train.layout.refusal import DoesNotFit
 from livetrain.trainers.train.replication import settled
@@ -210,6 +211,16 @@ def known(recipe: Recipe) -> tuple[dict[str, Looked], str]:
         return looked_up(Source.open(recipe, "train"), recipe), "lists and frequent ids as sampled from data.path"
     except BadInput as error:
         return {}, f"lists taken as half of their limits and all rows as alike frequent, for want of data ({error})"
+
+
+def check_steps(recipe: Recipe) -> None:
+    """Raise BadInput where a model is not trained by steps of rows, which are what is forecast."""
+    kind = recipe.model.kind
+    if recipe.model.fitted or kind in TRAINERS:
+        raise BadInput(
+            f"model.kind: '{kind}' is fitted and not trained by steps, of which a forecast tells; fit it by `livetrain "
+            "train`, whose result.json says what time and memory that took"
+        )
 
 
 def check_division(recipe: Recipe, workers: Sequence[int]) -> None:

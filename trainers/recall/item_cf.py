@@ -21,6 +21,7 @@ from livetrain.trainers.recall.pairs import Sequences, best, cosine_counts, swin
 
 _SPARE = 4  # pairs of an item that are kept for the days to come, in neighbours
 _SWING_USERS = 200
+_FADED = 0.01  # users of an item, after their decay, below which it is forgotten
 
 
 class ItemCFConfig(FittedConfig):
@@ -83,6 +84,8 @@ class ItemCF(Fitted):
     days an item keeps four times its neighbours. So a fit that goes on from what one had learned by a day is the fit of
     all days, to the last bit, and a night has only its new days to count. Of the very day that it had come to it takes
     the later rows, as if they were of a day of their own. Rows without a time are left out, and their number is told.
+    An item whose n_i has fallen below .01 is forgotten: nights with a `day_decay` below 1 keep what is of late, as much
+    of it as there is, and others keep every item that was ever had, which a note tells.
 
     Memory: 50 bytes per positive row and per item of a history that is used, and what the pairs of a block take, about
     1 GB, whatever their number.
@@ -153,12 +156,17 @@ class ItemCF(Fitted):
 
     def fit(self, rows: Iterator[Rows], before: State | None = None) -> State:
         state, self._untimed = before if before is not None else self._nothing(), 0
+        begun = len(state["items"])
         until = int(state["day"][0]), float(state["time"][0])
         parts = [self._of_rows(part) if self.config.user is None else self._of_users(part, *until) for part in rows]
         self.notes = []
         if self._untimed:
             text = f"{self._untimed:,} positive rows without a time in column '{self.config.time}' are left out"
             self.notes.append(text)
+        if begun and self.config.day_decay == 1:
+            self.notes.append(
+                f"begins with {begun:,} items, and never forgets one; let days fade, as by model.day_decay: 0.95"
+            )
         events = _Events(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
         del parts
         for day in np.unique(events.day):
@@ -273,9 +281,10 @@ class ItemCF(Fitted):
         """Return the state after one more day: its own counts, and those of the days before by their decay."""
         config = self.config
         found, names = self._sequences(events)
+        decay = config.day_decay ** (day - int(state["day"][0])) if len(state["items"]) else 1.0
+        state = self._remembered(state, decay * state["users"] >= _FADED)
         items = np.union1d(state["items"], names)
         found = found._replace(item=np.searchsorted(items, names).astype(np.int32)[found.item])
-        decay = config.day_decay ** (day - int(state["day"][0])) if len(state["items"]) else 1.0
         users = np.zeros(len(items))
         users[np.searchsorted(items, state["items"])] = decay * state["users"]
         users += np.bincount(found.item, minlength=len(items))
@@ -294,7 +303,16 @@ class ItemCF(Fitted):
         newest = np.fmax.reduce(events.time[events.fresh], initial=state["time"][0])
         made = {"items": items, "users": users, "day": np.array([day]), "time": np.array([newest])}
         for name, matrix in zip(self._matrices, matrices, strict=True):
-            made |= {f"{name}_ends": matrix.indptr, f"{name}_items": matrix.indices, name: matrix.data}
+            made |= _arrays(name, matrix)
+        return made
+
+    def _remembered(self, state: State, kept: np.ndarray) -> State:
+        """Return a state with some of its items alone, and the pairs of these."""
+        if kept.all():
+            return state
+        made = state | {"items": state["items"][kept], "users": state["users"][kept]}
+        for name in self._matrices:
+            made |= _arrays(name, _matrix(state, name)[kept][:, kept].tocsr())
         return made
 
     def _nothing(self) -> State:
@@ -343,6 +361,11 @@ def _matrix(state: State, name: str) -> sparse.csr_array:
     """Return a matrix of items by items that a state holds."""
     parts = (state[name], state[f"{name}_items"], state[f"{name}_ends"])
     return sparse.csr_array(parts, shape=(len(state["items"]), len(state["items"])))
+
+
+def _arrays(name: str, matrix: sparse.csr_array) -> State:
+    """Return how a state holds a matrix."""
+    return {f"{name}_ends": matrix.indptr, f"{name}_items": matrix.indices, name: matrix.data}
 
 
 def _alike(matrices: list[sparse.csr_array]) -> list[sparse.csr_array]:

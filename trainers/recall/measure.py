@@ -21,6 +21,7 @@ from livetrain.trainers.evaluate.retrieval import Lists, figures, least, places
 from livetrain.trainers.export.rows import inputs_of, some_rows
 
 _CELLS = 2**26  # scores in memory at once: 256 MB
+_ENTRY = 8  # scores that an entry of a key takes while it is added up
 
 Tell = Callable[[str, int, int], None]
 
@@ -126,7 +127,10 @@ def _ranked(
     lists = {name: batch.lists(name) for name in recipe.asides()}
     beside = {name: Lists(part.values(), part.lengths().long()) for name, part in lists.items()}
     inputs = inputs_of(batch, recipe)
-    step = max(min(_CELLS // max(len(known), learned.items.numel(), 1), ROWS), 1)
+    lists_of = [batch.lists(name).lengths() for name, f in recipe.features.items() if f.form == "sequence"]
+    keys = max((float(lengths.float().mean()) for lengths in lists_of if len(lengths)), default=1.0)
+    entries = _ENTRY * keys * learned.scores.numel() / max(learned.keys.numel(), 1)  # of a row, in scores
+    step = max(min(_CELLS // max(len(known), learned.items.numel(), int(entries), 1), ROWS), 1)
     found = [torch.zeros(0, dtype=torch.float64)]
     for part in picked.split(step) if len(known) else ():
         scores = torch.zeros(len(part), len(known))

@@ -50,11 +50,14 @@ def cosine_counts(
     """
     begins = np.flatnonzero(np.diff(events.user, prepend=-1))
     lengths = np.diff(begins, append=len(events.user))
-    longest = int(lengths.max(initial=1))
-    powers = np.power(np.float32(step), np.arange(max(longest, 1), dtype=np.float32))  # of d - 1, from d = 1 on
     order = np.argsort(events.item, kind="stable")
     ends = np.concatenate([[0], np.cumsum(np.bincount(events.item, minlength=items))])
     work = np.concatenate([[0], np.cumsum(lengths[events.user[order]])])  # pairs of the events up to each
+    if step == 1 and half_life is None:
+        yield from _products(events, items, work[ends], common)
+        return
+    longest = int(lengths.max(initial=1))
+    powers = np.power(np.float32(step), np.arange(max(longest, 1), dtype=np.float32))  # of d - 1, from d = 1 on
     for block in _blocks(work[ends]):
         count = block.stop - block.start
         found = [sparse.csr_array((count, items), dtype=np.float32) for _ in range(1 + common)]
@@ -75,6 +78,40 @@ def cosine_counts(
             for place, values in enumerate([np.maximum(value, _LEAST), np.ones(len(one), np.float32)][: 1 + common]):
                 found[place] = found[place] + sparse.coo_array((values, at), shape=(count, items)).tocsr()
         yield block, found
+
+
+def _products(events: Sequences, items: int, work: np.ndarray, common: bool) -> Iterator[Counted]:
+    """Yield what `cosine_counts` does where all pairs of a user count the same: products of sparse matrices.
+
+    A pair counts where the first event is fresh, or else the second one:  c = F^T W X + (X - F)^T W F, with X the
+    users' items and F the fresh ones. No pair is laid out, and memory is that of the pairs of a block that are there.
+
+    Args:
+        events, items, common: as of `cosine_counts`.
+        work: (N + 1,) pairs of the items up to each.
+    """
+    shape = len(events.weight), items
+
+    def of_users(kept: np.ndarray) -> sparse.csr_array:
+        ones = np.ones(int(kept.sum()), np.float32)
+        return sparse.csr_array((ones, (events.user[kept], events.item[kept])), shape=shape)
+
+    fresh, older = of_users(events.fresh), of_users(~events.fresh)
+    pairs = [(fresh.T.tocsr(), (fresh + older).tocsr())]
+    if older.nnz:
+        pairs.append((older.T.tocsr(), fresh))
+    weights = [events.weight, np.ones_like(events.weight)][: 1 + common]
+    for block in _blocks(work):
+        found = []
+        for weight in weights:
+            parts = [(_scaled(left[block], weight) @ right).tocsr() for left, right in pairs]
+            found.append(_without_diagonal(parts[0] if len(parts) == 1 else parts[0] + parts[1], block.start))
+        yield block, found
+
+
+def _scaled(matrix: sparse.csr_array, weight: np.ndarray) -> sparse.csr_array:
+    """Return a matrix with each column times its weight."""
+    return sparse.csr_array((matrix.data * weight[matrix.indices], matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def swing_counts(events: Sequences, items: int, alpha: float, common: bool = False) -> Iterator[Counted]:
@@ -120,15 +157,15 @@ def best(counts: sparse.csr_array, scores: np.ndarray, most: int) -> np.ndarray:
 
     Of equal scores the one with the least column is the better one.
     """
-    lengths = np.diff(counts.indptr)
     kept = np.ones(len(scores), bool)
-    rows = np.repeat(np.arange(len(lengths)), lengths)
-    crowded = np.flatnonzero(lengths[rows] > most)
-    if len(crowded):
-        order = crowded[np.lexsort((counts.indices[crowded], -scores[crowded], rows[crowded]))]
-        begins = np.flatnonzero(np.diff(rows[order], prepend=-1))
-        rank = np.arange(len(order)) - np.repeat(begins, np.diff(begins, append=len(order)))
-        kept[order[rank >= most]] = False
+    for row in np.flatnonzero(np.diff(counts.indptr) > most):
+        own = slice(counts.indptr[row], counts.indptr[row + 1])
+        values = scores[own]
+        least = np.partition(values, len(values) - most)[len(values) - most]
+        kept[own] = values > least
+        ties = np.flatnonzero(values == least)
+        ties = ties[np.argsort(counts.indices[own][ties], kind="stable")]
+        kept[own.start + ties[: most - int(kept[own].sum())]] = True
     return kept
 
 

@@ -21,6 +21,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.optimizers import dense_optimizer, table_optimizer
+from livetrain.trainers.data.read.items import read_items
 from livetrain.trainers.data.read.lookups import Looked, ids_per_row
 from livetrain.trainers.train.layout.plan import CACHED, Plan, shards
 from livetrain.trainers.train.replication import replicated
@@ -103,6 +104,13 @@ def needs(recipe: Recipe, model: Model) -> list[Part]:
     each = int((1 + recipe.data.prefetch) * read + computed)
     size = recipe.data.batch_size * (recipe.data.candidates or 1) * each
     parts.append(Part("data.batch_size", size, 0, "a step's rows", "lower it, or data.prefetch"))
+    if (items := _shared_items(recipe)) and model.dense.network.towers is not None:
+        read, computed = _item(recipe, model)
+        every = workers * items * _gathered(recipe, model)
+        size = int(items * ((1 + recipe.data.prefetch) * read + computed) + every)
+        parts.append(
+            Part("data.negatives.shared", size, 0, f"the {items:,} items that a step's rows share", "lower it")
+        )
     return parts
 
 
@@ -149,17 +157,21 @@ def besides(
     sizes = [of_rows(recipe, name, recipe.tables[name].rows, recipe.tables[name].dim) for name in whole]
     weights, state = sum(size for size, _ in sizes), sum(size for _, size in sizes)
     rows = -(-recipe.data.batch_size // world) * (recipe.data.candidates or 1)
-    read, computed = _row(recipe, model, ids_per_row(recipe, lookups))
+    read, computed = (rows * size for size in _row(recipe, model, ids_per_row(recipe, lookups)))
+    if (items := _shared_items(recipe)) and model.dense.network.towers is not None:
+        own = -(-items // world)
+        of_item = _item(recipe, model)
+        read, computed = read + own * of_item[0], computed + own * of_item[1] + items * _gathered(recipe, model)
     device = {
         "weights": weights,
         "optimizer state": state,
         "gradients": weights + 4 * numbers,
         "dense part": dense,
-        "activations": int(rows * computed),
-        "batches": int(_ON_DEVICE * rows * read) if gpu else 0,
+        "activations": int(computed),
+        "batches": int(_ON_DEVICE * read) if gpu else 0,
     }
     host = {
-        "batches": int((1 + recipe.data.prefetch) * rows * read),
+        "batches": int((1 + recipe.data.prefetch) * read),
         "windows": int(recipe.data.shuffle_gb * 1e9 / world),
         "checkpoint copy": weights + state + dense,
     }
@@ -220,6 +232,34 @@ def _row(recipe: Recipe, model: Model, ids: Mapping[str, float]) -> tuple[float,
     columns = sum(ids[name] * recipe.tables[table].dim for name, f in features if (table := f.looks_up()))
     layers = sum(layer.out_features for layer in model.dense.modules() if isinstance(layer, nn.Linear))
     return read, 2 * 4 * (columns + layers // recipe.train.accumulate)
+
+
+def _shared_items(recipe: Recipe) -> int:
+    """Return how many items the rows of a step share, over all workers together; 0 where they share none."""
+    section = recipe.data.negatives
+    if section is None or section.shared is None:
+        return 0
+    if section.shared != "all":
+        return section.shared
+    try:
+        return len(read_items(section.catalogue, "data.negatives.catalogue", [section.item])[0])
+    except BadInput:  # of a run on another machine, where the catalogue lies
+        key = next((name for name, f in recipe.features.items() if recipe.column(name) == section.item), None)
+        table = recipe.features[key].looks_up() if key else None
+        return recipe.tables[table].rows if table else 0
+
+
+def _item(recipe: Recipe, model: Model) -> tuple[float, float]:
+    """Return what `_row` does, of an item that a step shares: it has no user's features."""
+    names = {*model.dense.network.towers.names["item"]}
+    read, computed = _row(recipe, model, {name: float(name in names) for name in recipe.features})
+    return read + 4, computed  # and how often it is expected
+
+
+def _gathered(recipe: Recipe, model: Model) -> int:
+    """Return what an item's vector takes on each rank, which all have those of all: values and gradients."""
+    table = recipe.features[model.dense.network.towers.names["item"][0]].looks_up()
+    return 2 * 4 * (recipe.tables[table].dim if table else 0)
 
 
 def _here(recipe: Recipe) -> bool:

@@ -13,6 +13,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.fitted import fitted
 from livetrain.modules.model import Model
+from livetrain.modules.models.next_item import NextItemConfig
 from livetrain.modules.serving.proof import prove
 from livetrain.trainers.data.checks import brief, leaks, pretrained
 from livetrain.trainers.data.read import negatives
@@ -47,6 +48,7 @@ def check(
     check_select(recipe)
     if (waits := _check_model(recipe, trains=True)) is not None:
         progress(waits)
+    _check_request(recipe)
     progress("checking the data")
     besides = {"train": recipe.model.also_reads()}
     sources = {split: Source.open(recipe, split, looking.at(split), besides.get(split, ())) for split in SPLITS}
@@ -70,6 +72,27 @@ def check(
     catalogue = _catalogue(recipe)
     brief.check_alike(recipe, {"train": sources["train"]} | catalogue)
     return sources | catalogue, statistics["train"]
+
+
+def _check_request(recipe: Recipe) -> None:
+    """Raise BadInput where a user's features tell which item is wanted, or a key of the loss counts for nothing."""
+    if fitted(recipe) is not None:  # whose features have been looked at, see `Fitted.feature`
+        return
+    network = Model(recipe, device="meta", tables_device="meta").dense.network
+    if network.towers is not None and network.key is not None:
+        own = recipe.column(network.key)
+        for name in network.towers.names["user"]:
+            if own in recipe.reads(name):
+                raise BadInput(
+                    f"features.{name}: reads the column '{own}', which tells which item is wanted, and a request does "
+                    "not know that; name a column of the request or of its user"
+                )
+    shared = recipe.data.negatives is not None and recipe.data.negatives.shared is not None
+    if isinstance(recipe.model, NextItemConfig) and recipe.model.in_batch and not shared:
+        raise BadInput(
+            "model.in_batch: adds the rows' items to those of data.negatives.shared, and without these they are the "
+            "candidates anyway; say shared, or leave it out"
+        )
 
 
 def _check_key(recipe: Recipe, train: Source) -> None:

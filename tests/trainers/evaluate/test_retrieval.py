@@ -389,7 +389,10 @@ def retrieved(run: Path, folder: Path, data: Path, **more) -> dict[str, float]:
             "bags.parquet, row group 0, features.liked.weights: row 1 has 1 weights and 2 ids",
         ),
         ({"evaluate__seen": "histroy"}, "evaluate.seen: .* has no column 'histroy'.*history"),
-        ({"evaluate__candidates": "rate"}, "evaluate.candidates: column 'rate' .* must be list<int64>"),
+        (
+            {"evaluate__candidates": "rate", "evaluate__catalogue": "{}/bags.parquet"},
+            "evaluate.candidates: column 'rate' .* must be list<int64>",
+        ),
         ({"evaluate__seen": "history", "model": samples.recipe("x").model.model_dump(), "tasks__click__kind": "binary"},
          "evaluate.seen: is for models that find items, and 'din' has no towers"),
     ],

@@ -18,6 +18,7 @@ from livetrain.trainers.forecast.loads import different, loads
 from livetrain.trainers.train import sharding
 from livetrain.trainers.train.replication import settled
 from tests import samples
+from tests.trainers.recall import tastes
 
 
 @pytest.fixture
@@ -98,6 +99,15 @@ def test_numbers_of_workers_that_do_not_divide_are_said_at_once(path):
         BadInput, match=r"12 data.shards do not divide among 8 workers; data.shards=24 would for all of 2, 8, 12"
     ):
         check_division(load_recipe(path), [2, 8, 12])
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("als", 4), ("item_cf", 1)])
+def test_what_is_fitted_has_no_steps_to_forecast(call, tmp_path, kind, workers):
+    recipe = tastes.recipe(tmp_path, model={"kind": kind, "key": "item", "history": "history"}, train={})
+    (tmp_path / "fitted.yaml").write_text(dump_recipe(recipe))
+    code, _, error = call(str(tmp_path / "fitted.yaml"), "--workers", str(workers))
+    assert code == 2
+    assert f"model.kind: '{kind}' is fitted and not trained by steps" in " ".join(error.split())
 
 
 def test_changes_keep_to_the_machines(path):

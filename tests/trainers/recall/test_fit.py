@@ -23,6 +23,7 @@ from livetrain.modules.recall.inverted import Inverted
 from livetrain.modules.serving.loading import load
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.rows import golden_inputs
+from livetrain.trainers.observe.report.summary import table_lines
 from livetrain.trainers.recall.item_cf import ItemCF
 from livetrain.trainers.runtime import runlog
 from tests.cases import often
@@ -119,6 +120,7 @@ def test_a_run_ends_as_every_run_does(run, data):
     assert result["test.click.recall_10"] > 0.7  # of a third of the items
     assert result["test.click.recall_10_low"] <= result["test.click.recall_10"] <= result["test.click.recall_10_high"]
     assert (result["step"], result["best_step"], result["fitted"]["items"]) == (1, 1, ITEMS)
+    assert table_lines(result) == []  # what `livetrain train` says at its end of tables, lists and rows left out
     found, own = launch.evaluate(run, "valid", "best"), [key for key in result if key.startswith("valid.")]
     assert {key: found[key] for key in own} == {key: pytest.approx(result[key], nan_ok=True) for key in own}
     listed = livetrain.runs(run.parent)

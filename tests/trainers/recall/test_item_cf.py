@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
@@ -110,6 +111,51 @@ def test_cosine_is_what_loops_over_users_give(users, step, weigh, least, block):
     assert scores(own.table(state)) == pytest.approx(cosine(users, step, weigh, least), rel=1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.dictionaries(st.integers(0, 9), st.booleans(), min_size=1, max_size=7), min_size=1, max_size=30),
+    st.sampled_from(["alike", "binary fractions", "any"]),
+    st.integers(1, 60),
+    st.integers(0, 99),
+)
+def test_products_count_what_pairs_laid_out_do(users, weights, block, seed):
+    """Where all pairs of a user count the same no pair is laid out; a half life of ages gives the same the long way."""
+    drawn = np.random.default_rng(seed)
+    kinds = {"alike": np.ones(len(users)), "binary fractions": 0.5 ** drawn.integers(0, 9, len(users))}
+    found = pairs.Sequences(
+        np.repeat(np.arange(len(users)), [len(user) for user in users]),
+        np.array([item for user in users for item in user], np.int32),
+        np.array([fresh for user in users for fresh in user.values()]),
+        np.zeros(sum(map(len, users))),
+        kinds.get(weights, drawn.random(len(users)) + 0.1).astype(np.float32),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pairs, "_PAIRS", block)
+        ways = [list(pairs.cosine_counts(found, 10, 1.0, half_life, True)) for half_life in (None, 1e300)]
+    for (own, short), (other, long) in zip(*ways, strict=True):
+        assert own == other
+        for part, twin in zip(short, long, strict=True):
+            part.sort_indices()
+            twin.sort_indices()
+            np.testing.assert_array_equal(part.indices, twin.indices)  # the very pairs, in both
+            np.testing.assert_array_equal(part.indptr, twin.indptr)
+            exactly = weights != "any"
+            np.testing.assert_allclose(part.data, twin.data, rtol=0 if exactly else 1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 3), max_size=9), min_size=1, max_size=6), st.integers(1, 5), st.integers(0, 99))
+def test_the_best_are_the_largest_and_of_equal_ones_the_first(rows, most, seed):
+    drawn = np.random.default_rng(seed)
+    columns = [drawn.permutation(9)[: len(row)] for row in rows]
+    ends = np.cumsum([0, *map(len, rows)])
+    values = np.array([x for row in rows for x in row], np.float32)
+    kept = pairs.best(sparse.csr_array((values, np.concatenate(columns), ends), shape=(len(rows), 9)), values, most)
+    for row, own, first in zip(rows, columns, ends, strict=False):
+        wanted = sorted(range(len(row)), key=lambda at, row=row, own=own: (-row[at], own[at]))[:most]
+        assert np.flatnonzero(kept[first : first + len(row)]).tolist() == sorted(wanted)
+
+
 @settings(max_examples=30, deadline=None)
 @given(some_users, st.sampled_from([0.0, 1.0]), st.booleans(), st.integers(1, 2), st.integers(1, 60))
 def test_swing_is_what_loops_over_pairs_of_users_give(users, alpha, weigh, least, block):
@@ -122,7 +168,6 @@ def test_swing_is_what_loops_over_pairs_of_users_give(users, alpha, weigh, least
 
 def test_neighbours_are_a_librarys():
     nearest = pytest.importorskip("implicit.nearest_neighbours", reason="implicit is an oracle of this test alone")
-    sparse = pytest.importorskip("scipy.sparse")
     drawn = np.random.default_rng(0)
     users = [drawn.choice(40, drawn.integers(2, 12), replace=False).tolist() for _ in range(200)]
     own = model(weigh_users=False, neighbours=7)
@@ -165,6 +210,26 @@ def test_a_day_more_is_the_fit_of_all_days(changes):
     for name in whole:
         np.testing.assert_array_equal(later[name], whole[name])
     assert not np.array_equal(own.table(before).scores, own.table(whole).scores)
+
+
+def test_nights_forget_what_has_faded():
+    """Items come for three days each and never again: what a night keeps does not grow, and it is a fit of all days."""
+    own, whole = model(user="user", time="time", day_decay=0.5, weigh_users=False), []
+    state, sizes = None, []
+    for day in range(24):
+        rows = [(user, day + place, day * DAY + place, []) for user in range(8) for place in range(3)]
+        whole.append(events(rows, first=100 * day))
+        state = own.fit(iter([whole[-1]]), state)
+        sizes.append((len(state["items"]), len(state["counts"])))
+        assert own.notes == []
+    assert sizes[-1] == sizes[-8] < (16, 60)
+    assert state["items"].min() > 10
+    for name, value in own.fit(iter(whole)).items():
+        np.testing.assert_array_equal(state[name], value)
+    endless = model(user="user", time="time", weigh_users=False)
+    found = endless.fit(iter(whole[1:]), endless.fit(iter(whole[:1])))
+    assert len(found["items"]) == 26
+    assert endless.notes == ["begins with 3 items, and never forgets one; let days fade, as by model.day_decay: 0.95"]
 
 
 @pytest.mark.parametrize("hours", [-8, 0, 8])

@@ -1,5 +1,7 @@
 """A run that this machine's memory cannot hold is refused before it starts; what a cluster holds is not asked here."""
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from livetrain.configs.errors import BadInput
@@ -44,6 +46,37 @@ def test_a_table_takes_its_rows_with_their_state_and_a_copy_of_both():
     whole = samples.recipe("data", tables__user__rows=1000, tables__user__sharding="data_parallel")
     parts = {part.key: part for part in memory.needs(whole, Model(whole, "meta", "meta"))}
     assert parts["tables.user"].bytes - parts["tables.user"].copied == 1000 * 8 * 4  # its gradient
+
+
+NEXT = {
+    "model": {
+        "kind": "sasrec_retrieval",
+        "attention": [{"query": ["movie"], "events": ["history"], "side": ["rating"]}],
+    },
+    "tasks": {"click": {"label": "label", "kind": "retrieval"}},
+    "evaluate": {},
+}
+
+
+def test_items_that_a_step_shares_are_counted(tmp_path):
+    """Each worker computes its part of them, and has the vectors of all."""
+    pq.write_table(pa.table({"movie": list(range(5000))}), tmp_path / "items.parquet")
+    section, sizes = {"catalogue": str(tmp_path / "items.parquet"), "item": "movie"}, {}
+    for shared in (2500, 5000, "all"):
+        recipe = samples.recipe("data", data__negatives={**section, "shared": shared}, **NEXT)
+        (part,) = (p for p in memory.needs(recipe, Model(recipe, "meta", "meta")) if p.key == "data.negatives.shared")
+        sizes[shared] = (
+            part.bytes,
+            *(memory.besides(recipe, w, False, ())["host"]["activations"] for w in (1, 2, 2**20)),
+        )
+    assert sizes["all"] == sizes[5000] == (2 * sizes[2500][0], *sizes[5000][1:])
+    none = samples.recipe("data", data__negatives={**section, "task": "click"}, **NEXT)
+    alone = [memory.besides(none, w, False, ())["host"]["activations"] for w in (1, 2, 2**20)]
+    (one, half, vectors), dim = (a - b for a, b in zip(sizes[5000][1:], alone, strict=True)), 8
+    assert one - vectors == pytest.approx(2 * (half - vectors), rel=0.01)
+    assert vectors == pytest.approx(5000 * 8 * dim, rel=0.01)
+    with pytest.raises(BadInput, match="^data.negatives.shared: the run takes at least .* lower it"):
+        check(8 * GIB, data__negatives={**section, "shared": 2**24}, **NEXT)
 
 
 def test_where_a_copy_does_not_fit_training_waits():

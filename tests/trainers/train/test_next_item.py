@@ -1,11 +1,13 @@
 """Next-item networks with items that a step shares: ranks only share the work, and a run goes the whole way."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from livetrain.configs.errors import BadInput
 from livetrain.configs.load import dump_recipe
 from livetrain.modules.layers import products
 from livetrain.modules.model import Model
@@ -15,10 +17,12 @@ from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.runtime import ranks
+from livetrain.trainers.train import preflight
 from livetrain.trainers.train.sharding import shard
 from tests import samples
 from tests.cases import often
 from tests.trainers.data.read import test_negatives
+from tests.trainers.recall import tastes
 from tests.trainers.train import test_loop as loop
 from tests.trainers.train.test_sharding import whole
 
@@ -43,11 +47,9 @@ def recipe_of(folder, kind="sasrec_retrieval", **changes):
     shared = {"catalogue": str(folder / "catalogue.parquet"), "item": "movie", "shared": 25, "popularity": "count"}
     return samples.recipe(
         folder / "data",
-        data__negatives=shared,
-        model={**MODEL, "kind": kind},
         tasks={"click": {"label": "label", "kind": "retrieval"}},
         optimizers={"sparse": {"kind": "sgd", "lr": 0.5}, "dense": {"kind": "sgd", "lr": 0.5}},
-        **{"evaluate": {}, **changes},
+        **{"evaluate": {}, "data__negatives": shared, "model": {**MODEL, "kind": kind}, **changes},
     )
 
 
@@ -126,3 +128,38 @@ def _job(folder, run, changes):
     shared = recipe_of(folder).data.negatives.model_dump(exclude_unset=True)
     tasks = {"click": {"label": "label", "kind": "retrieval"}}
     return loop.job(folder / "data", run, data__negatives=shared, tasks=tasks, **changes)
+
+
+IGNORED = {
+    "calibration": ({"calibration": 0.5}, {}, "model.calibration: is of loss gbce alone"),
+    "log_q": ({"loss": "gbce", "log_q": False}, {}, "model.log_q: is of loss softmax alone"),
+    "in_batch": (
+        {},
+        {"data__negatives": None},
+        "model.in_batch: adds the rows' items to those of data.negatives.shared",
+    ),
+    "seen_from": (
+        {"kind": "hstu_retrieval", "seen_from": "event"},
+        {},
+        "model.seen_from: counts where the history has",
+    ),
+    "power": ({}, {"data__negatives__power": 0.5}, "data.negatives.power: is of counts"),
+    "the item itself": ({}, {"features__history__column": "movie"}, "features.history: reads the column 'movie'"),
+}
+
+
+@pytest.mark.parametrize(("model", "changes", "why"), IGNORED.values(), ids=IGNORED)
+def test_what_would_count_for_nothing_is_refused(folder, model, changes, why):
+    changes = {"data__negatives": {"catalogue": "x", "item": "movie", "shared": 25}} | changes
+    with pytest.raises(ValueError, match=why):  # BadInput, or what pydantic makes of it
+        preflight.check(recipe_of(folder, model={**MODEL, "item_dropout": 0.0, **model}, **changes), lambda text: None)
+
+
+@pytest.mark.parametrize("history", ["item", "history"])
+def test_als_answers_a_request_by_what_it_knows(tmp_path, history):
+    features = {"item": {"type": "id", "table": "item"}}
+    features["history"] = {"type": "sequence", "table": "item", "max_length": 5, "column": history}
+    recipe = tastes.recipe(tastes.write(tmp_path / "data"), features=features)
+    with pytest.raises(BadInput) if history == "item" else nullcontext() as found:
+        preflight.check(recipe, lambda text: None)
+    assert found is None or str(found.value).startswith("features.history: reads the column 'item', which tells which")

@@ -43,11 +43,14 @@ def lists(offsets: np.ndarray | pa.Array, values: np.ndarray | pa.Array, element
 def finished(out: Path) -> dict | None:
     """Return dataset.json of a finished folder, None where there is none."""
     try:
-        return json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        found = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise BadInput(f"{out / MANIFEST} cannot be read ({error}); remove the folder or name another") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"{out / MANIFEST} holds no mapping of names to values; prepare the data again, in a new folder")
+    return found
 
 
 def unfinished(out: Path) -> bool:

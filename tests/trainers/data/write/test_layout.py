@@ -61,6 +61,9 @@ def test_the_folder_is_finished_only_by_its_manifest(tmp_path):
     assert layout.finish(tmp_path, {"protocol": "é"}) == {"protocol": "é"}
     assert layout.finished(tmp_path) == {"protocol": "é"}
     assert files(tmp_path) == ["dataset.json", "train/part-00000.parquet"]
+    (tmp_path / "dataset.json").write_text("[1]")
+    with pytest.raises(BadInput, match="dataset.json holds no mapping of names to values"):
+        layout.finished(tmp_path)
 
 
 def test_a_writer_that_dies_leaves_no_parquet_name_and_the_next_one_starts_afresh(tmp_path):

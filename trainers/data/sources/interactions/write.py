@@ -94,6 +94,8 @@ class _Samples:
         self.item_count = np.bincount(staged.item[self.taught], minlength=len(staged.items))
         self.begin = np.searchsorted(staged.user, np.arange(len(staged.users) + 1))  # of each user's events
         self.of_user, self.of_item = (_plain(names.columns) for names in (staged.users, staged.items))
+        for name, column in self.of_item.items():  # one id where it is missing, of an item as of an event
+            self.of_item[name] = column.fill_null(0) if pa.types.is_int64(column.type) else column
         for name in (*self.of_user, *self.of_item):
             if name in OWN or name in self.of_user and name in self.of_item or name.startswith("history_"):
                 raise BadInput(f"column '{name}' of users or items is a name that samples have; call it otherwise")
@@ -124,7 +126,7 @@ class _Samples:
             made["history_value"] = layout.lists(offsets, value, value.type)
         for name, column in self.of_item.items():
             if pa.types.is_int64(column.type):
-                made[f"history_{name}"] = layout.lists(offsets, column.take(pa.array(history)).fill_null(0), pa.int64())
+                made[f"history_{name}"] = layout.lists(offsets, column.take(pa.array(history)), pa.int64())
         if self.staged.listed:
             offsets, items = self._listed(stage, self.staged.user[event])
             made["candidates"] = layout.lists(offsets, items + 1, pa.int64())
@@ -231,6 +233,8 @@ def _plain(table: pa.Table) -> dict[str, pa.Array]:
     for name in table.column_names:
         column = table[name].combine_chunks()
         kind = column.type
+        if is_list(kind) and column.flatten().null_count:
+            raise BadInput(f"column '{name}' of users or items has a null inside a list; leave it out of the list")
         if is_text(kind):
             column = string_ids(column)
         elif pa.types.is_integer(kind) or pa.types.is_boolean(kind):

@@ -177,7 +177,7 @@ def test_columns_of_items_and_users_come_along(tmp_path):
     users = write(tmp_path / "users.csv", "user,age\na,7\nb,\n")
     prepare(source(events, items=tmp_path / "items.parquet", users=users), tmp_path / "out")
     b = read(tmp_path / "out", "test")[1]  # of i9, i10, i7, then i8, which has no row
-    assert (b["brand"], b["price"], b["tags"], b["age"]) == (None, None, [], None)
+    assert (b["brand"], b["price"], b["tags"], b["age"]) == (0, None, [], None)
     x, y = (
         row["brand"] for row in pq.read_table(tmp_path / "out" / "items.parquet").to_pylist() if row["item"] in (1, 5)
     )
@@ -226,6 +226,29 @@ def test_what_is_wrong_is_named(tmp_path, case):
     given = ncf(tmp_path, negatives=text) if name == "ncf" else source(write(tmp_path / name, text), **others)
     with pytest.raises(BadInput, match=sentence):
         prepare(given, tmp_path / "out")
+
+
+def test_a_missing_attribute_is_one_id_of_an_item_and_of_an_event(tmp_path):
+    items = pa.table({"item": ["a", "b"], "brand": ["x", None], "size": [None, 3]})
+    pq.write_table(items, tmp_path / "items.parquet")
+    events = write(tmp_path / "x.txt", "u a b c d\nv b a d c\n")
+    prepare(source(events, items=tmp_path / "items.parquet"), tmp_path / "out")
+    table = {row["item_id"]: row for row in pq.read_table(tmp_path / "out" / "items.parquet").to_pylist()}
+    names = {row["item"]: name for name, row in table.items()}
+    for split in ("train", "valid", "test"):
+        for row in read(tmp_path / "out", split):
+            for key in ("brand", "size"):
+                assert row[key] == table[names[row["item"]]][key]
+                assert row[f"history_{key}"] == [table[names[item]][key] for item in row["history"]]
+    assert {table[name]["brand"] for name in "bcd"} == {table[name]["size"] for name in "acd"} == {0}
+
+
+@pytest.mark.parametrize("tags", [[["p", None], []], [[1, None], []]])
+def test_a_null_inside_a_list_is_named(tmp_path, tags):
+    pq.write_table(pa.table({"item": ["a", "b"], "tags": tags}), tmp_path / "items.parquet")
+    events = write(tmp_path / "x.txt", "u a b c d\n")
+    with pytest.raises(BadInput, match="column 'tags' of users or items has a null inside a list; leave it out"):
+        prepare(source(events, items=tmp_path / "items.parquet"), tmp_path / "out")
 
 
 def test_what_needs_no_events_is_refused_before_they_are_read(tmp_path):
