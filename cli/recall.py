@@ -204,7 +204,11 @@ def cut(
         "regulars": "of regulars",
         "kinds": "kinds per list",
     }
-    table = Table(title=f"{found['kept']:,} of {found['rows']:,} candidates of {found['requests']:,} requests are kept")
+    title = f"{found['kept']:,} of {found['rows']:,} candidates of {found['requests']:,} requests are kept"
+    if not found["rules"]:  # no column tells what survives
+        say(title)
+        return
+    table = Table(title=title)
     for heading in ("", "by these rules", "by score alone"):
         table.add_column(heading, justify="right" if heading else "left")
     for name in found["rules"]:

@@ -110,7 +110,8 @@ def judged_on(recipe: Recipe, valid: str) -> Days:
 
 def measured(run: Path, split: str, days: Days | None = None) -> Figures | None:
     """Return the figures of a run's fused score on a split, and of all it is compared with; None where it has none."""
-    recipe, weights = run_folder.recipe_of(run), fusion.weights_in(run)
+    recipe = run_folder.recipe_of(run)
+    weights = fusion.weights_in(run, recipe)
     if recipe.fusion is None or weights is None:
         return None
     return compared(fused_rows.predicted(run, split, days), recipe, weights)

@@ -76,6 +76,11 @@ def train(recipe: Recipe, runs: Path, test: bool = True) -> dict[str, Any]:
                 result = _train(recipe, run, test)
             _show(recipe, run, result)
             if recipe.fusion is not None and fusion.found_in(run) is None:
+                if run_folder.recipe_of(run).fusion is None:
+                    raise BadInput(
+                        f"fusion: {run} was trained without it; put the section into its config.yaml, then "
+                        f"`livetrain fuse {run}`"
+                    )
                 _fuse(recipe, run, test)
             if recipe.export.after_training and not run_folder.exported(run):
                 _export(run)

@@ -43,7 +43,10 @@ def parse(text: str, names: Collection[str], place: str) -> list[Step]:
             f"{place}: this is no formula; write numbers, names, brackets and + - * / **, as in click ** 0.5 * like"
         ) from None
     steps: list[Step] = []
-    _read(tree, steps, names, place)
+    try:
+        _read(tree, steps, names, place)
+    except RecursionError:
+        raise BadInput(f"{place}: its brackets and dots are nested too deep; write a shorter formula") from None
     return steps
 
 

@@ -54,12 +54,18 @@ class FAMO(Combiner[FAMOConfig]):
 
     def forward(self, gram: Tensor | None, losses: Tensor | None, step: int) -> Tensor:
         assert losses is not None  # see needs_losses
-        shares = self.logits.softmax(0) / (losses + _TINY)
+        there = losses > 0  # that of a task without a known label in the batch is 0
+        if not bool(there.any()):
+            return torch.full_like(losses, 1 / self.tasks)
+        shares = torch.where(there, self.logits.softmax(0) / (losses + _TINY), 0.0)
         return shares / shares.sum()
 
     def learn(self, before: Tensor, after: Tensor) -> None:
+        there, z = before > 0, self.logits.softmax(0)
+        if not bool(there.any()):
+            return
         fell = (before + _TINY).log() - (after + _TINY).log()
-        z = self.logits.softmax(0)
+        fell = torch.where(there, fell, (z * fell)[there].sum() / z[there].sum())  # so that the others' mean stays
         slope = z * (fell - z @ fell) + self.config.weight_decay * self.logits
         self.steps += 1
         for moment, value, decay in ((self.mean, slope, _MOMENTS[0]), (self.square, slope.square(), _MOMENTS[1])):

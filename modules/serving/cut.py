@@ -34,7 +34,7 @@ class Cut(nn.Module):
         """Choose among the candidates of B requests.
 
         Args:
-            scores: (B, N); of equal ones the first is the better.
+            scores: (B, N); of equal ones the first is the better, and one that is NaN is not kept.
             regular: (B, N) bool, what the user often visits.
             kinds: (B, N) int64; a negative one is of no kind, and is not limited.
             valid: (B, N) bool, false for padding; all by default.
@@ -42,7 +42,7 @@ class Cut(nn.Module):
         Returns:
             (B, places) int64, the kept ones, the best first; -1 where a request has no more.
         """
-        there = torch.ones_like(regular) if valid is None else valid
+        there = ~scores.isnan() if valid is None else valid & ~scores.isnan()
         order = scores.masked_fill(~there, -float("inf")).argsort(stable=True, dim=1, descending=True)
         there, regular, kinds = there.gather(1, order), (regular & there).gather(1, order), kinds.gather(1, order)
         kept = regular & (regular.long().cumsum(1) <= self.regulars)

@@ -94,12 +94,12 @@ def test_training_ends_with_weights_that_no_other_point_beats(run, data):
 
 def test_the_file_has_one_score_more(run, data):
     signature = json.loads((run / "export" / "signature.json").read_text())
-    assert signature["fusion"]["weights"] == fusion.weights_in(run)
+    assert signature["fusion"]["weights"] == fusion.found_in(run)["weights"]
     golden = json.loads((run / "export" / "golden.json").read_text())
     scored = load(run / "export")
     found = scored(*golden_inputs(golden))
     assert {*found} == {"click", "like", "fused"}
-    weights = fusion.weights_in(run)
+    weights = fusion.found_in(run)["weights"]
     wanted = found["click"].double() ** weights["a"] * found["like"].double() ** weights["b"]
     torch.testing.assert_close(found["fused"].double(), wanted, rtol=1e-6, atol=0)
     ranked = scored.rank(*golden_inputs(golden))
@@ -117,7 +117,7 @@ def test_weights_are_searched_anew_without_training(run, monkeypatch):
     monkeypatch.setattr(fusing, "_tried", lambda settled, rows: [point])
     said: list[str] = []
     found = fusing.fuse(run, say=said.append)
-    assert fusion.weights_in(run) == found["weights"] == {"a": 1.0, "b": 0.0}
+    assert fusion.found_in(run)["weights"] == found["weights"] == {"a": 1.0, "b": 0.0}
     rows = predicted(run, "valid")
     settled = recipe(Path("."))
     assert found["valid"]["fused"] == found["valid"]["click"]
@@ -125,6 +125,25 @@ def test_weights_are_searched_anew_without_training(run, monkeypatch):
     fused = Fused(settled.fusion, ["click", "like"], found["weights"])(rows.predictions)
     torch.testing.assert_close(fused, rows.predictions["click"])
     assert (run / "result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"score": "click + like"}, "its weights are of another formula than the recipe's fusion.score"),
+        ({"weights": {"a": 1.0}}, "its weights are of another formula than the recipe's fusion.score"),
+        ({"weights": None}, "is damaged; `livetrain fuse"),
+        (None, "is damaged; `livetrain fuse"),
+    ],
+)
+def test_weights_of_another_formula_score_nothing(tmp_path, changed, message):
+    made = recipe(Path("."))
+    written = {"score": made.fusion.score, "weights": {name: 1.0 for name in made.fusion.weights}}
+    (tmp_path / fusion.NAME).write_text(json.dumps(written))
+    assert fusion.weights_in(tmp_path, made) == written["weights"]
+    (tmp_path / fusion.NAME).write_text("{" if changed is None else json.dumps(written | changed))
+    with pytest.raises(BadInput, match=message):
+        fusion.weights_in(tmp_path, made)
 
 
 def test_a_score_that_is_no_number_is_refused(run, monkeypatch):

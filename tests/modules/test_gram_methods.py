@@ -196,3 +196,17 @@ def test_a_combiner_of_ones_own_is_one_class():
     assert made(3, kind="of_mine_first")(None, None, 0).tolist() == [1, 0, 0]
     with pytest.raises(TypeError, match="combiner 'of_mine_second': int must be a subclass of Combiner"):
         register_combiner("of_mine_second")(int)
+
+
+def test_famo_leaves_out_a_task_that_a_batch_tells_nothing_of():
+    combiner = made(3, kind="famo")
+    before = torch.tensor([0.5, 0.3, 0.0], dtype=DOUBLE)
+    weights = combiner(None, before, 0)
+    assert weights[2] == 0
+    assert torch.allclose(weights[:2], torch.tensor([0.625, 0.375], dtype=DOUBLE).flip(0), atol=1e-6)
+    combiner.learn(before, torch.tensor([0.4, 0.29, 0.0], dtype=DOUBLE))
+    assert combiner.logits[0] != 0
+    nothing, kept = torch.zeros(3, dtype=DOUBLE), combiner.logits.clone()
+    assert torch.allclose(combiner(None, nothing, 1), torch.full((3,), 1 / 3, dtype=DOUBLE))
+    combiner.learn(nothing, nothing)
+    assert torch.equal(combiner.logits, kept)

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.fusion import Fused
 
@@ -14,22 +15,42 @@ NAME = "fusion.json"
 
 
 def found_in(run: Path) -> dict[str, Any] | None:
-    """Return what a run's file says of its fused score; None where weights were not searched yet."""
+    """Return what a run's file says of its fused score; None where weights were not searched yet.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
     try:
-        return json.loads((run / NAME).read_text(encoding="utf-8"))
+        found = json.loads((run / NAME).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("weights"), dict) or "score" not in found:
+        raise BadInput(f"{run / NAME}: is damaged; `livetrain fuse {run}` writes it anew")
+    return found
 
 
-def weights_in(run: Path) -> dict[str, float] | None:
-    """Return the weights of a run's fused score; None where they were not searched yet."""
-    found = found_in(run)
-    return None if found is None else found["weights"]
+def weights_in(run: Path, recipe: Recipe) -> dict[str, float] | None:
+    """Return the weights of a run's fused score; None where it has none, or they were not searched yet.
+
+    Raises:
+        BadInput: they are of another formula than the recipe's.
+    """
+    found = None if recipe.fusion is None else found_in(run)
+    if found is None or recipe.fusion is None:
+        return None
+    if found["score"] != recipe.fusion.score or found["weights"].keys() != recipe.fusion.weights.keys():
+        raise BadInput(
+            f"{run / NAME}: its weights are of another formula than the recipe's fusion.score; `livetrain fuse {run}` "
+            "searches them anew"
+        )
+    return found["weights"]
 
 
 def fused_of(run: Path, recipe: Recipe) -> Fused | None:
     """Return what makes a run's fused score of predictions; None where it has none."""
-    weights = weights_in(run)
+    weights = weights_in(run, recipe)
     if recipe.fusion is None or weights is None:
         return None
     return Fused(recipe.fusion, list(recipe.answered), weights)

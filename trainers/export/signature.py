@@ -65,7 +65,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
 
 def _fusion(run: Path, recipe: Recipe) -> dict[str, Any]:
     """Return what a caller has to know of the fused score, if the file has one."""
-    weights = fusion.weights_in(run)
+    weights = fusion.weights_in(run, recipe)
     if recipe.fusion is None or weights is None:
         return {}
     return {"fusion": {"name": FUSED, "score": recipe.fusion.score, "weights": weights}}

@@ -95,17 +95,19 @@ def cut(data: str, out: Path, rules: Rules) -> dict[str, Any]:
         raise BadInput(f"{out}: is not empty; name a new folder with --out")
     files = prediction_files.find(data, "DATA")
     names = _check(files, rules)
-    out.mkdir(parents=True, exist_ok=True)
     with duckdb.connect() as connection:
         connection.execute("SET preserve_insertion_order = true")
         connection.register("given", _numbered(files, names))
         connection.execute(f"CREATE TABLE rows AS SELECT * FROM given WHERE {_q(rules.group)} IS NOT NULL")
         connection.unregister("given")
+        if not connection.execute("SELECT count(*) FROM rows").fetchone()[0]:  # type: ignore[index]
+            raise BadInput(f"{data}: has no row with a '{rules.group}'; name other data, or another --group")
         connection.execute(f"CREATE TABLE cut AS {_query(rules)}")
         kept = ", ".join(f"rows.{_q(name)}" for name in names)
+        out.mkdir(parents=True, exist_ok=True)
         target = str(out / KEPT).replace("'", "''")
         connection.execute(
-            f"COPY (SELECT {kept} FROM rows JOIN cut USING ({_ROW}) WHERE by_rules ORDER BY {_ROW}) "
+            f"COPY (SELECT {kept} FROM rows JOIN cut USING ({_ROW}) WHERE cut.by_rules ORDER BY {_ROW}) "
             f"TO '{target}' (FORMAT parquet)"
         )
         found = _figures(connection, rules)
@@ -123,6 +125,8 @@ def _check(files: Files, rules: Rules) -> list[str]:
         names = names or list(schema.names)
         if schema.names != names:
             raise BadInput(f"{name}: has other columns than {files.named(files.paths[0])}; cut files of one form")
+        if len({column.lower() for column in names}) < len(names):
+            raise BadInput(f"{name}: has columns that differ in capitals alone, which SQL takes for one; rename one")
         if _ROW in names:
             raise BadInput(f"{name}: has a column '{_ROW}', which is the cut's own; name it otherwise")
         for column in rules.columns():
@@ -156,10 +160,14 @@ def _query(rules: Rules) -> str:
     The same choice as `modules.serving.cut.Cut` makes.
     """
     group, score = _q(rules.group), f"CAST({_q(rules.score)} AS DOUBLE)"
-    regular = f"coalesce({_q(rules.regular)} > 0, false)" if rules.regular else "false"
+
+    def known(name: str) -> str:  # NaN, which would stand above every number
+        return f"nullif(CAST({_q(name)} AS DOUBLE), 'nan'::DOUBLE)"
+
+    regular = f"coalesce({known(rules.regular)} > 0, false)" if rules.regular else "false"
     kind = _q(rules.kind) if rules.kind else "NULL"
-    against = f"CAST({_q(rules.against)} AS DOUBLE)" if rules.against else "NULL"
-    label = f"coalesce({_q(rules.label)} > 0, false)" if rules.label else "false"
+    against = known(rules.against) if rules.against else "NULL"
+    label = f"coalesce({known(rules.label)} > 0, false)" if rules.label else "false"
     over = f"kind IS NOT NULL AND nth > {rules.most}" if rules.most else "false"
     best = f"there DESC, score DESC, {_ROW}"
     return f"""
@@ -169,7 +177,8 @@ def _query(rules: Rules) -> str:
         ), placed AS (
             SELECT *, row_number() OVER (PARTITION BY request ORDER BY {best}) AS place,
                 row_number() OVER (PARTITION BY request, regular ORDER BY {best}) AS regular_place,
-                row_number() OVER (PARTITION BY request ORDER BY against DESC NULLS LAST, {_ROW}) AS ranker_place
+                row_number() OVER (PARTITION BY request ORDER BY against DESC NULLS LAST, {_ROW}) AS ranker_place,
+                there AND against IS NOT NULL AS compared
             FROM scored
         ), secured AS (
             SELECT *, there AND regular AND regular_place <= {rules.regulars} AS secured FROM placed
@@ -178,7 +187,7 @@ def _query(rules: Rules) -> str:
         ), turns AS (
             SELECT *, CASE WHEN NOT there THEN 3 WHEN secured THEN 0 WHEN {over} THEN 2 ELSE 1 END AS turn FROM counted
         )
-        SELECT {_ROW}, request, score, regular, kind, against, taken, place, ranker_place,
+        SELECT {_ROW}, request, score, regular, kind, against, taken, ranker_place, compared,
             there AND place <= {rules.keep} AS by_score,
             there AND row_number() OVER (PARTITION BY request ORDER BY turn, place) <= {rules.keep} AS by_rules
         FROM turns"""
@@ -220,10 +229,17 @@ def _figures(connection: duckdb.DuckDBPyConnection, rules: Rules) -> dict[str, A
     }
     if rules.against:
         found["agreement"] = one(
-            "SELECT avg(r) FROM (SELECT corr(place, ranker_place) AS r FROM cut WHERE against IS NOT NULL AND "
-            "score IS NOT NULL GROUP BY request HAVING count(*) > 1)"
+            "SELECT avg(r) FROM (SELECT corr(own, rankers) AS r FROM (SELECT request, "
+            f"{_rank('score')} AS own, {_rank('against')} AS rankers FROM cut WHERE compared) GROUP BY request) "
+            "WHERE NOT isnan(r)"
         )
     return found
+
+
+def _rank(column: str) -> str:
+    """Return the SQL of a row's rank within its request, from 1 on; equal ones share the mean of theirs."""
+    below = f"rank() OVER (PARTITION BY request ORDER BY {column})"
+    return f"{below} + (count(*) OVER (PARTITION BY request, {column}) - 1) / 2.0"
 
 
 def _q(name: str | None) -> str:

@@ -23,6 +23,7 @@ _FREE = (
 )
 # What a model and its optimizers' state are read into.
 _SHAPE = ("features", "tables", "model", "tasks", "gradients.kind", "optimizers.sparse.kind", "optimizers.dense.kind")
+_BY_PLACE = ("features", "tasks")  # a network's columns and towers lie in their order
 _WHERE_ROWS_LIE = ("sharding", "memory", "cache")  # of a table
 
 
@@ -45,6 +46,13 @@ def check_same(path: Path, recipe: Recipe, resume: bool, mend: str | None = None
             if table["optimizer"]:
                 table["optimizer"] = {"kind": table["optimizer"]["kind"]}
         before, now = ({key: _take(tree, key) for key in _SHAPE} for tree in (before, now))
+    for section in _BY_PLACE:
+        if before[section].keys() == now[section].keys() and list(before[section]) != list(now[section]):
+            order = _short(", ".join(before[section]))
+            raise BadInput(
+                f"{path}: this checkpoint's layers lie in the order of its {section}, {order}, and the recipe has "
+                f"another; {mend or 'put that order back'}"
+            )
     if (different := _first_difference(before, now)) is not None:
         key, old, new = different
         if mend is None:

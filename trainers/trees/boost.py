@@ -122,24 +122,27 @@ class Grower:
             labels = rows.labels[:size, task].copy()
             data.set_label(labels if odds else np.log1p(labels))  # a regression's loss is of the logarithm
             data.set_weight(rows.weights[:size, task].copy())
+        seen = self._valid.labels[self._valid.weights[:, task] > 0, task]
+        # Labels of one class have no AUC; what LightGBM says then would stop at the first tree.
+        both = len(np.unique(seen)) > 1
         settings = self._common | {
             "objective": "binary" if odds else "regression",
-            "metric": "auc" if odds else "l2",
+            "metric": ("auc" if both else "binary_logloss") if odds else "l2",
             "num_leaves": config.leaves,
             "learning_rate": config.rate,
             "min_data_in_leaf": config.leaf_rows,
             "feature_fraction": config.columns_share,
             "bagging_fraction": config.rows_share,
-            "bagging_freq": 1 if config.rows_share < 1 else 0,
+            "bagging_freq": 1 if config.rows_share < 1 <= int(config.rows_share * self._rows) else 0,
             "lambda_l2": config.l2,
         }
         return lightgbm.train(
             settings,
             self._data,
             trees,
-            valid_sets=[self._held_out],
+            valid_sets=[self._held_out] if len(seen) else None,
             init_model=None if before is None else lightgbm.Booster(model_str=before),
-            callbacks=[lightgbm.early_stopping(config.patience, verbose=False)],
+            callbacks=[lightgbm.early_stopping(config.patience, verbose=False)] if len(seen) else None,
         )
 
     def forest(self, booster: "Booster") -> Forest:

@@ -153,3 +153,45 @@ def test_the_command_line_shows_what_survives(tmp_path):
     assert "1 of 2 candidates of 1 requests are kept" in found.output
     again = CliRunner().invoke(app, asked)
     assert again.exit_code != 0
+
+
+def test_what_is_not_a_number_counts_for_nothing(tmp_path):
+    nan = float("nan")
+    folder = tmp_path / "scores"
+    folder.mkdir()
+    table = pa.table(
+        {
+            "q": [1, 1, 1, 1],
+            "score": [0.9, 0.8, 0.2, 0.1],
+            "visits": [0.0, nan, 1.0, 0.0],
+            "ranker": [nan, 3.0, 2.0, 1.0],
+            "click": [nan, 0.0, 1.0, 0.0],
+            "by_rules": [1, 2, 3, 4],
+        }
+    )
+    pq.write_table(table, folder / "0.parquet")
+    rules = Rules("q", "score", 2, regular="visits", regulars=1, against="ranker", top=1, label="click")
+    found = cut(str(folder), tmp_path / "kept", rules)
+    assert pq.read_table(tmp_path / "kept/kept.parquet")["by_rules"].to_pylist() == [1, 3]
+    assert found["rules"] == {"ranker_top": 0, "ranker_best": 0, "taken": 1, "regulars": 1}
+    assert found["agreement"] == pytest.approx(1)
+    scores, none = torch.tensor([[nan, 0.1, 0.9]]), torch.zeros(1, 3, dtype=torch.bool)
+    assert Cut(2)(scores, none, none.long()).tolist() == [[2, 1]]
+
+
+def test_equal_scores_have_no_order(tmp_path):
+    requests = [[(0.5, False, 0)] * 4, [(1.0, False, 0), (0.5, False, 0), (0.5, False, 0)]]
+    found = cut(write(tmp_path / "scores", requests), tmp_path / "kept", Rules("request", "score", 2, against="ranker"))
+    assert found["agreement"] == pytest.approx(np.corrcoef([3, 1.5, 1.5], [3, 2, 1])[0, 1])  # the first has none
+
+
+def test_names_that_sql_takes_for_one_and_data_without_rows_are_refused(tmp_path):
+    (tmp_path / "two").mkdir()
+    pq.write_table(pa.table({"Q": [1], "q": [2], "score": [1.0]}), tmp_path / "two/0.parquet")
+    with pytest.raises(BadInput, match="has columns that differ in capitals alone"):
+        cut(str(tmp_path / "two"), tmp_path / "kept", Rules("q", "score", 1))
+    (tmp_path / "none").mkdir()
+    pq.write_table(pa.table({"q": pa.array([None], pa.int64()), "score": [1.0]}), tmp_path / "none/0.parquet")
+    with pytest.raises(BadInput, match="has no row with a 'q'"):
+        cut(str(tmp_path / "none"), tmp_path / "kept", Rules("q", "score", 1))
+    assert not (tmp_path / "kept").exists()

@@ -113,3 +113,19 @@ def test_a_long_value_is_cut(small_run):
         compatible.check_same(run_folder.committed(small_run)[-1], recipe, resume=True)
     assert "model.units=[16], but the recipe says [1000, 1001" in str(error.value)
     assert len(str(error.value).removeprefix(str(small_run))) < 250
+
+
+@pytest.mark.parametrize("section", ["features", "tasks"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_layers_lie_in_the_recipes_order(small_run, section, resume, tmp_path):
+    """The same features or tasks in another order would be read into one another's layers."""
+    content = manifest.read(run_folder.committed(small_run)[-1])
+    again = {"label": "label", "kind": "binary"}
+    content["recipe"]["tasks"] = {**content["recipe"]["tasks"], "again": again}
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    recipe = Recipe.model_validate(content["recipe"])
+    compatible.check_same(tmp_path, recipe, resume=resume)
+    other = dict(reversed(getattr(recipe, section).items()))
+    turned = recipe.model_copy(update={section: other})
+    with pytest.raises(BadInput, match=f"layers lie in the order of its {section}, .* and the recipe has another; put"):
+        compatible.check_same(tmp_path, turned, resume=resume)
