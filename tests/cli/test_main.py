@@ -11,6 +11,7 @@ import pytest
 import livetrain
 from livetrain.cli import main as cli
 from livetrain.configs.errors import BadInput
+from livetrain.configs.load import dump_recipe, load_recipe
 from tests.trainers.data.checks.prepared import write
 
 ROOT = Path(livetrain.__file__).parent
@@ -118,6 +119,7 @@ def test_train_hands_the_settled_recipe_down(call, floor_below, run):
 
 
 def test_evaluate_hands_its_choices_down(call, floor_below, run):
+    (run / "config.yaml").write_text(dump_recipe(load_recipe(RECIPE)))
     assert call("evaluate", str(run))[0] == 0
     assert call("evaluate", str(run), "--split", "valid", "--checkpoint", "last")[0] == 0
     asked = [rest for name, *rest in floor_below.calls if name == "evaluate"]
@@ -268,7 +270,6 @@ def test_schema_needs_no_recipe_and_knows_the_models(call):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/recipes").glob("*.yaml")), ids=lambda path: path.stem)
 def test_recipes_are_valid_and_fit_on_a_screen(path):
-    from livetrain.configs.load import load_recipe
     from livetrain.modules.fitted import fitted
     from livetrain.modules.model import Model
 
@@ -333,7 +334,6 @@ def test_tune_takes_a_recipe_where_its_other_commands_take_their_names(call, tmp
 def test_tune_best_writes_a_recipe(call, tmp_path):
     from livetrain.cluster.sweep.results import Sweep
     from livetrain.cluster.sweep.trials import Settings, Trial
-    from livetrain.configs.load import load_recipe
     from livetrain.configs.space import parse_space
 
     space = {"optimizers.dense.lr": {"uniform": [0.001, 0.1]}}

@@ -105,3 +105,8 @@ def test_a_recipe_says_what_its_fusion_lacks(changes, sentence):
     with pytest.raises(BadInput, match=sentence) as refused:
         load_recipe(path, **{"fusion": fusion, **changes})
     assert len(str(refused.value)) < 400
+
+
+def test_a_chain_of_dots_without_end_is_one_sentence():
+    with pytest.raises(BadInput, match="nested too deep|has no place in a formula|this is no formula"):
+        parse("click" + ".a" * 450, ["click"], "fusion.score")

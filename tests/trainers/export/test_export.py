@@ -304,11 +304,11 @@ def broken(by: float) -> Callable:
     """A `script` whose file has slightly other weights than the model, as a mistake in scripting would give it."""
     script = exporter.script
 
-    def breaks(model, recipe, quantize):
+    def breaks(model, recipe, quantize, fused):
         off = copy.deepcopy(model)
         for weight in off.dense.network.parameters():
             weight.add_(by)
-        return script(off, recipe, quantize)
+        return script(off, recipe, quantize, fused)
 
     return breaks
 
@@ -532,7 +532,7 @@ def test_a_file_that_ranks_otherwise_than_it_scores_never_appears(small_run, tmp
     shared = ActivationUnit.shared
     monkeypatch.setattr(ActivationUnit, "shared", lambda self, *inputs: shared(self, *inputs) + 0.1)
 
-    def unscripted(model, recipe, quantize):
+    def unscripted(model, recipe, quantize, fused):
         scorer = Scorer(model, recipe, quantize).eval()
         scorer.save = lambda path: Path(path).write_bytes(b"")
         monkeypatch.setattr(torch.jit, "load", lambda _: scorer)

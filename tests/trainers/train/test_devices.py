@@ -37,7 +37,7 @@ from livetrain.trainers.train.step import DensePipeline, Step, Update
 from tests.cases import often
 
 # Of models that take steps: what is fitted takes none, and als solves a table at a time, on the host's word.
-FITTED = ("als", "ease", "gbdt", "item_cf", "latest", "popular", "tags")
+FITTED = ("als", "ease", "gbdt", "interests", "item_cf", "latest", "popular", "social", "tags")
 RECIPES = [
     path
     for path in sorted((Path(__file__).parents[3] / "configs" / "recipes").glob("*.yaml"))

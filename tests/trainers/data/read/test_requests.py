@@ -122,6 +122,7 @@ def recipe(folder: Path, layout: str, **data: Any) -> Recipe:
                 "slices": {"cheap": "price < 0", "young": "age < 0 and price > 0"},
                 "seen": "history",  # a feature, which is cut, and a column that a feature of another kind reads
                 "candidates": "tags",
+                "catalogue": "items.parquet",
             },
             "cluster": {"workers": 0},
         }
