@@ -162,7 +162,7 @@ def test_what_was_seen_is_of_the_column_that_evaluation_reads(towers, liked, tmp
     recipe = yaml.safe_load((other / "config.yaml").read_text())
     recipe["features"]["rate"]["column"] = "speed"
     recipe["evaluate"]["seen"] = "rate"
-    (other / "config.yaml").write_text(yaml.safe_dump(recipe))
+    (other / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     blend = Blend(spec(other, liked, channels={"towers": {"run": str(towers)}}))
     assert blend.seen == blend.recipe.asides()[SEEN] == "rate"
 
@@ -260,7 +260,7 @@ def changed(run: Path, out: Path, **data: object) -> Path:
     shutil.copytree(run, out)
     recipe = yaml.safe_load((out / "config.yaml").read_text())
     recipe["data"] |= data
-    (out / "config.yaml").write_text(yaml.safe_dump(recipe))
+    (out / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     return out
 
 
@@ -269,7 +269,7 @@ def test_a_channel_of_other_items_is_refused(towers, liked, tmp_path):
     other = changed(towers, tmp_path / "authors")
     recipe = yaml.safe_load((other / "config.yaml").read_text())
     recipe["features"]["movie"]["column"] = "author"
-    (other / "config.yaml").write_text(yaml.safe_dump(recipe))
+    (other / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     with pytest.raises(BadInput, match=r"channels.authors: .* by the column 'author', and .* want 'movie'"):
         Blend(spec(towers, liked, channels={"authors": {"run": str(other), "when": "user > 1"}}))
 

@@ -108,7 +108,7 @@ def test_awkward_runs_can_be_read(tmp_path):
     run = write(tmp_path / "run", lines, result)
     recipe = {"data": {"path": "data/" + "a_long_path/" * 30, "batch_size": 8}, "model": {"kind": "x" * 90}}
     recipe |= {"features": {f"f{i}": {} for i in range(60)}, "tables": {}, "tasks": dict.fromkeys(tasks, {})}
-    (run / "config.yaml").write_text(yaml.safe_dump(recipe))
+    (run / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     pictures.check(draw(run))
     assert facts(contents(run))["recipe"] == "60 features, 0 tables, 2 tasks, batch 8"
     calibration = panel(contents(run), "Calibration")
@@ -120,7 +120,7 @@ def test_facts_name_the_run(tmp_path):
     recipe |= {"features": {"a": {}, "b": {}}, "tables": {"a": {}}, "tasks": {"click": {"kind": "binary"}}}
     recipe |= {"optimizers": {"dense": {"kind": "adam", "lr": 1e-3}}}
     run = write(tmp_path / "run", [line | {"time": 1.8e9} for line in training(100)])
-    (run / "config.yaml").write_text(yaml.safe_dump(recipe))
+    (run / "config.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     assert contents(run).facts == [
         ("model", "din"),
         ("recipe", "2 features, 1 table, 1 task, batch 512, adam 0.001"),
