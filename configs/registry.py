@@ -3,14 +3,16 @@
 A kind enters itself when its module is imported (see configs.plugins); no torch is imported here.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 from pydantic_core import PydanticKnownError
 
 from livetrain.configs import plugins
 from livetrain.configs.errors import BadInput, nearest, shown
+
+Owner = TypeVar("Owner")
 
 
 class Kinds:
@@ -38,6 +40,30 @@ class Kinds:
         if kind in self._configs and _name(self._owners[kind]) != _name(owner):
             raise ValueError(f"two {self.what}s call themselves '{kind}'")
         self._configs[kind], self._owners[kind] = config, owner
+
+    def entering(
+        self, kind: str, config: type[BaseModel], base: type, named: str | None = None
+    ) -> Callable[[type[Owner]], type[Owner]]:
+        """Return the decorator that makes a subclass of `base` what `kind` is registered with.
+
+        Args:
+            kind: the name in recipes.
+            config: checks the section.
+            base: which class it must be a subclass of.
+            named: how users know that class; its own name by default.
+
+        Raises:
+            TypeError: by the decorator: the class is none.
+        """
+
+        def enter(owner: type[Owner]) -> type[Owner]:
+            if not issubclass(owner, base):
+                known = named or base.__name__
+                raise TypeError(f"{self.what} '{kind}': {owner.__name__} must be a subclass of {known}")
+            self.register(kind, config, owner)
+            return owner
+
+        return enter
 
     def __iter__(self) -> Iterator[str]:
         plugins.load()
@@ -104,7 +130,7 @@ FEATURES = Kinds("feature", key="type")
 TASKS = Kinds("task", default="binary")
 OPTIMIZERS = Kinds("optimizer", default="rowwise_adagrad")
 DENSE_OPTIMIZERS = Kinds("dense optimizer", default="adam")
-COMBINERS = Kinds("combiner of gradients", default="sum")
+COMBINERS = Kinds("combiner", default="sum")
 ALL = (MODELS, FEATURES, TASKS, COMBINERS, OPTIMIZERS, DENSE_OPTIMIZERS)
 
 

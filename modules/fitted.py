@@ -6,7 +6,7 @@ the same. Kinds that find items are `livetrain.modules.recall.fitted.Fitted`.
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from livetrain.configs.schema import ModelConfig, Recipe
 
 State = dict[str, np.ndarray]  # what a fit has learned, by name: the files of its checkpoint
 Inputs = tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]
-Kind = TypeVar("Kind", bound="type[FittedRanker]")
 
 
 class Rows(NamedTuple):
@@ -91,7 +90,7 @@ class FittedRanker(FittedModel):
         return {}
 
 
-def register_fitted_ranker(kind: str, config: type[ModelConfig]) -> Callable[[Kind], Kind]:
+def register_fitted_ranker(kind: str, config: type[ModelConfig]) -> Callable[[type[FittedRanker]], type[FittedRanker]]:
     """Make the decorated `FittedRanker` that of ``model.kind: kind``.
 
     Args:
@@ -103,13 +102,7 @@ def register_fitted_ranker(kind: str, config: type[ModelConfig]) -> Callable[[Ki
         TypeError: the class is no `FittedRanker`.
     """
 
-    def enter(owner: Kind) -> Kind:
-        if not issubclass(owner, FittedRanker):
-            raise TypeError(f"model '{kind}': {owner.__name__} must be a subclass of livetrain.FittedRanker")
-        MODELS.register(kind, config, owner)
-        return owner
-
-    return enter
+    return MODELS.entering(kind, config, FittedRanker, "livetrain.FittedRanker")
 
 
 def fitted(recipe: Recipe) -> Any:

@@ -223,13 +223,7 @@ def register_dense_optimizer(
         TypeError: the class is no `NetworkOptimizer`.
     """
 
-    def enter(owner: type[NetworkOptimizer]) -> type[NetworkOptimizer]:
-        if not issubclass(owner, NetworkOptimizer):
-            raise TypeError(f"dense optimizer '{kind}': {owner.__name__} must be a subclass of NetworkOptimizer")
-        DENSE_OPTIMIZERS.register(kind, config, owner)
-        return owner
-
-    return enter
+    return DENSE_OPTIMIZERS.entering(kind, config, NetworkOptimizer)
 
 
 def dense_optimizer(recipe: Recipe) -> NetworkOptimizer:

@@ -98,13 +98,7 @@ def register_combiner(kind: str, config: type[Gradients] = Gradients) -> Callabl
         TypeError: the class is no `Combiner`.
     """
 
-    def enter(owner: type[Combiner]) -> type[Combiner]:
-        if not issubclass(owner, Combiner):
-            raise TypeError(f"combiner '{kind}': {owner.__name__} must be a subclass of Combiner")
-        COMBINERS.register(kind, config, owner)
-        return owner
-
-    return enter
+    return COMBINERS.entering(kind, config, Combiner)
 
 
 def combiner(config: Gradients, start: Start) -> Combiner:

@@ -23,6 +23,8 @@ class FAMOConfig(Measured):
 class FAMO(Combiner[FAMOConfig]):
     """w_i = c z_i / L_i with z = softmax(xi) and c such that the weights add up to 1.
 
+    A task of which a batch tells nothing is left out.
+
     After the step the losses of the *same* batch are measured again, d_i = log L_i(before) - log L_i(after), and xi
     takes a step of Adam along J d, J the softmax's derivative: a task whose loss fell faster than the others' loses
     weight. Losses of the next batch instead would be mostly noise.
@@ -54,11 +56,9 @@ class FAMO(Combiner[FAMOConfig]):
 
     def forward(self, gram: Tensor | None, losses: Tensor | None, step: int) -> Tensor:
         assert losses is not None  # see needs_losses
-        there = losses > 0  # that of a task without a known label in the batch is 0
-        if not bool(there.any()):
-            return torch.full_like(losses, 1 / self.tasks)
+        there = losses > 0  # that of a task without a known label in the batch is 0, and so is its gradient
         shares = torch.where(there, self.logits.softmax(0) / (losses + _TINY), 0.0)
-        return shares / shares.sum()
+        return torch.where(there, shares / shares.sum(), 1.0)
 
     def learn(self, before: Tensor, after: Tensor) -> None:
         there, z = before > 0, self.logits.softmax(0)

@@ -20,13 +20,7 @@ def register_model(kind: str, config: type[ModelConfig]) -> Callable[[type[Netwo
         TypeError: the class is no `Network`.
     """
 
-    def enter(network: type[Network]) -> type[Network]:
-        if not issubclass(network, Network):
-            raise TypeError(f"model '{kind}': {network.__name__} must be a subclass of livetrain.Network")
-        MODELS.register(kind, config, network)
-        return network
-
-    return enter
+    return MODELS.entering(kind, config, Network, "livetrain.Network")
 
 
 def network(kind: str) -> Callable[[ModelConfig, Inputs, dict[str, Task]], Network]:

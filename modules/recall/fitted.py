@@ -11,7 +11,7 @@ history, of popular items the slice that the request is of, of tags those that t
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from torch import nn
@@ -22,7 +22,6 @@ from livetrain.configs.schema import FittedConfig, Recipe
 from livetrain.modules.fitted import FittedModel, State
 
 NO_ID = np.iinfo(np.int64).min  # in the place of an id that a column lacks
-Kind = TypeVar("Kind", bound="type[Fitted]")
 
 
 class Lists(NamedTuple):
@@ -139,7 +138,7 @@ class Fitted(FittedModel):
         raise NotImplementedError(f"{type(self).__name__} has no request")
 
 
-def register_fitted(kind: str, config: type[FittedConfig]) -> Callable[[Kind], Kind]:
+def register_fitted(kind: str, config: type[FittedConfig]) -> Callable[[type[Fitted]], type[Fitted]]:
     """Make the decorated `Fitted` that of ``model.kind: kind``.
 
     Args:
@@ -150,13 +149,7 @@ def register_fitted(kind: str, config: type[FittedConfig]) -> Callable[[Kind], K
         TypeError: the class is no `Fitted`.
     """
 
-    def enter(owner: Kind) -> Kind:
-        if not issubclass(owner, Fitted):
-            raise TypeError(f"model '{kind}': {owner.__name__} must be a subclass of livetrain.Fitted")
-        MODELS.register(kind, config, owner)
-        return owner
-
-    return enter
+    return MODELS.entering(kind, config, Fitted, "livetrain.Fitted")
 
 
 def table(
