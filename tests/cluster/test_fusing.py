@@ -127,6 +127,13 @@ def test_weights_are_searched_anew_without_training(run, monkeypatch):
     assert (run / "result.json").read_bytes() == before
 
 
+def test_a_run_that_was_trained_without_a_formula_is_not_fused_behind_its_back(data, tmp_path):
+    launch.train(recipe(data, fusion=None, export={"after_training": False}), tmp_path)
+    with pytest.raises(BadInput, match="fusion: .*fused was trained without it; put the section into its config.yaml"):
+        launch.train(recipe(data, export={"after_training": False}), tmp_path)
+    assert not (tmp_path / "fused" / fusion.NAME).exists()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -115,6 +115,8 @@ class Grower:
             trees: that are grown at most.
             before: the text of trees that these go on from.
 
+        Returns:
+            Its trees up to the best by the validation split; all, where that judges nothing.
         """
         lightgbm, config = library(), self._config
         odds = [*self._recipe.tasks.values()][task].kind == BINARY
@@ -122,12 +124,11 @@ class Grower:
             labels = rows.labels[:size, task].copy()
             data.set_label(labels if odds else np.log1p(labels))  # a regression's loss is of the logarithm
             data.set_weight(rows.weights[:size, task].copy())
-        seen = self._valid.labels[self._valid.weights[:, task] > 0, task]
-        # Labels of one class have no AUC; what LightGBM says then would stop at the first tree.
-        both = len(np.unique(seen)) > 1
+        seen = np.unique(self._valid.labels[self._valid.weights[:, task] > 0, task])
+        judged = len(seen) > (1 if odds else 0)  # labels of one class have no AUC: then nothing tells when to stop
         settings = self._common | {
             "objective": "binary" if odds else "regression",
-            "metric": ("auc" if both else "binary_logloss") if odds else "l2",
+            "metric": "auc" if odds else "l2",
             "num_leaves": config.leaves,
             "learning_rate": config.rate,
             "min_data_in_leaf": config.leaf_rows,
@@ -140,9 +141,9 @@ class Grower:
             settings,
             self._data,
             trees,
-            valid_sets=[self._held_out] if len(seen) else None,
+            valid_sets=[self._held_out] if judged else None,
             init_model=None if before is None else lightgbm.Booster(model_str=before),
-            callbacks=[lightgbm.early_stopping(config.patience, verbose=False)] if len(seen) else None,
+            callbacks=[lightgbm.early_stopping(config.patience, verbose=False)] if judged else None,
         )
 
     def forest(self, booster: "Booster") -> Forest:

@@ -1,6 +1,8 @@
 """Boosted trees: their arrays, their columns, and runs of them."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ from livetrain.trainers.export.prediction import predictor, score, weights_of
 from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.fitted.rows import passes
 from livetrain.trainers.fitted.run import check_start
-from livetrain.trainers.runtime import run_folder
+from livetrain.trainers.runtime import run_folder, runlog
 from livetrain.trainers.trees import boost, encode
 from livetrain.trainers.trees.gbdt_lr import regression
 
@@ -337,6 +339,22 @@ def test_a_night_goes_on_with_the_trees_of_the_night_before(data, tmp_path):
         nodes = len(old[f"feature.{task}"])
         np.testing.assert_allclose(new[f"value.{task}"][:nodes], old[f"value.{task}"])
         np.testing.assert_array_equal(new[f"threshold.{task}"][:nodes], old[f"threshold.{task}"])
+
+
+@pytest.mark.parametrize("like", [0, None], ids=["one class", "nothing known"])
+def test_a_validation_day_that_judges_nothing_stops_no_trees(data, tmp_path, like):
+    """An AUC of one class is a constant, by which the first tree would be the best."""
+    shutil.copytree(data, tmp_path / "data")
+    for day in DAYS["valid"]:
+        file = tmp_path / "data" / f"date={day}" / "part-0.parquet"
+        table = pq.ParquetFile(file).read()
+        column = pa.array([like] * len(table), pa.int8())
+        pq.write_table(table.set_column(table.column_names.index("like"), "like", column), file)
+    folder = launched(recipe(tmp_path / "data", export={"after_training": False}), tmp_path / "runs", "gbdt")
+    told = " ".join(line["text"] for line in runlog.read(folder) if "text" in line)
+    trees = {task: int(count) for task, count in re.findall(r"(\w+): ([\d,]+) trees", told)}
+    assert trees["like"] == 40  # all that were asked for
+    assert trees["click"] <= 40
 
 
 @pytest.mark.parametrize(

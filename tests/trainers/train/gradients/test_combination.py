@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -317,6 +318,19 @@ def test_the_other_combiners_equal_a_backward_pass_a_task(two_ranks, kind, scope
     compare(first, wanted)
     for name, value in combiner.state_dict().items():
         assert torch.allclose(first["learned"][name], value, atol=1e-3 if kind == "famo" else 1e-5), name
+
+
+def test_famo_bears_batches_that_tell_nothing_of_a_task(monkeypatch):
+    """The weight of such a task must divide what is the task's own."""
+    made_for = recipe("famo")
+    some = batches(made_for)
+    for batch in some[::2]:
+        batch.labels[:, 2] = float("nan")
+    monkeypatch.setattr(sys.modules[__name__], "batches", lambda _: some)
+    with ranks.alone(cuda=False):
+        found = train_sharded(made_for)
+    assert all(value.isfinite().all() for part in ("dense", "tables", "learned") for value in found[part].values())
+    assert [step["grad.watch.weight"] == 1 for step in found["seen"]] == [True, False] * (STEPS // 2)
 
 
 def test_a_second_look_sees_the_draws_of_the_first(two_ranks):
