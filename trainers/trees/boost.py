@@ -137,7 +137,7 @@ class Grower:
             "bagging_freq": 1 if config.rows_share < 1 <= int(config.rows_share * self._rows) else 0,
             "lambda_l2": config.l2,
         }
-        return lightgbm.train(
+        grown = lightgbm.train(
             settings,
             self._data,
             trees,
@@ -145,6 +145,9 @@ class Grower:
             init_model=None if before is None else lightgbm.Booster(model_str=before),
             callbacks=[lightgbm.early_stopping(config.patience, verbose=False)] if judged else None,
         )
+        if not judged:
+            grown.best_iteration = grown.num_trees()
+        return grown
 
     def forest(self, booster: "Booster") -> Forest:
         """Return a booster's best trees as arrays, which are proved to say what the library does.

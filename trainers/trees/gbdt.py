@@ -54,7 +54,7 @@ class GBDT(FittedRanker):
             grown = grower.grow(place, config.trees if earlier is None else config.more_trees, earlier)
             bias = math.log(task.negatives_kept)  # 0 of a regression, which has no negatives
             state |= boost.kept(name, grower.forest(grown), bias) | {_TEXT + name: boost.text(grown)}
-            self.notes.append(f"{name}: {grown.best_iteration or grown.num_trees():,} trees")
+            self.notes.append(f"{name}: {grown.best_iteration:,} trees")
         self.notes.append(encode.told(columns))
         return state
 

@@ -342,7 +342,8 @@ def test_a_night_goes_on_with_the_trees_of_the_night_before(data, tmp_path):
 
 
 @pytest.mark.parametrize("like", [0, None], ids=["one class", "nothing known"])
-def test_a_validation_day_that_judges_nothing_stops_no_trees(data, tmp_path, like):
+@pytest.mark.parametrize("kind", ["gbdt", "gbdt_lr"])
+def test_a_validation_day_that_judges_nothing_stops_no_trees(data, tmp_path, kind, like):
     """An AUC of one class is a constant, by which the first tree would be the best."""
     shutil.copytree(data, tmp_path / "data")
     for day in DAYS["valid"]:
@@ -350,7 +351,8 @@ def test_a_validation_day_that_judges_nothing_stops_no_trees(data, tmp_path, lik
         table = pq.ParquetFile(file).read()
         column = pa.array([like] * len(table), pa.int8())
         pq.write_table(table.set_column(table.column_names.index("like"), "like", column), file)
-    folder = launched(recipe(tmp_path / "data", export={"after_training": False}), tmp_path / "runs", "gbdt")
+    changes = {"export": {"after_training": False}} | ({"tasks": LR_TASKS} if kind == "gbdt_lr" else {})
+    folder = launched(recipe(tmp_path / "data", {"kind": kind}, **changes), tmp_path / "runs", kind)
     told = " ".join(line["text"] for line in runlog.read(folder) if "text" in line)
     trees = {task: int(count) for task, count in re.findall(r"(\w+): ([\d,]+) trees", told)}
     assert trees["like"] == 40  # all that were asked for
