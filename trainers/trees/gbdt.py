@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
-from torch import nn
 
 from livetrain.configs.schema import Recipe
 from livetrain.configs.values import CountOrZero
-from livetrain.modules.fitted import FittedRanker, Pass, State, register_fitted_ranker
-from livetrain.modules.trees.scorer import Boosted
+from livetrain.modules.fitted import Pass, State, register_fitted_ranker
 from livetrain.trainers.trees import boost, encode
+from livetrain.trainers.trees.forests import Forests
 
 _TEXT = "lightgbm."
 
@@ -26,7 +25,7 @@ class GBDTConfig(boost.BoostedConfig):
 
 
 @register_fitted_ranker("gbdt", GBDTConfig)
-class GBDT(FittedRanker):
+class GBDT(Forests):
     """logit_k(row) = ln(share kept of the negatives) + sum over the trees of task k of the leaf that the row comes to.
 
     Args:
@@ -57,10 +56,3 @@ class GBDT(FittedRanker):
             self.notes.append(f"{name}: {grown.best_iteration:,} trees")
         self.notes.append(encode.told(columns))
         return state
-
-    def module(self, state: State) -> nn.Module:
-        columns, tasks = encode.columns_of(self.recipe, state), list(self.recipe.tasks)
-        return Boosted(columns, [boost.trees_of(task, state, columns.columns) for task in tasks], tasks)
-
-    def sizes(self, state: State) -> dict[str, int]:
-        return boost.sizes(self.recipe, state)

@@ -10,15 +10,14 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 from scipy import optimize, special
-from torch import nn
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.configs.values import Positive, Share
-from livetrain.modules.fitted import FittedRanker, Pass, State, register_fitted_ranker
-from livetrain.modules.trees.scorer import Boosted
+from livetrain.modules.fitted import Pass, State, register_fitted_ranker
 from livetrain.trainers.trees import boost, encode
 from livetrain.trainers.trees.encode import Encoded
+from livetrain.trainers.trees.forests import Forests
 
 _STEP = 65_536  # rows whose leaves are asked for at a time
 
@@ -39,7 +38,7 @@ class GBDTLRConfig(boost.BoostedConfig):
 
 
 @register_fitted_ranker("gbdt_lr", GBDTLRConfig)
-class GBDTLR(FittedRanker):
+class GBDTLR(Forests):
     """logit(row) = b + sum over the trees of w[leaf that the row comes to], by task.
 
     The trees are grown on the training split's earlier rows and the weights are fitted on those after them: a tree has
@@ -90,13 +89,6 @@ class GBDTLR(FittedRanker):
             )
         self.notes.append(encode.told(columns))
         return state
-
-    def module(self, state: State) -> nn.Module:
-        columns, tasks = encode.columns_of(self.recipe, state), list(self.recipe.tasks)
-        return Boosted(columns, [boost.trees_of(task, state, columns.columns) for task in tasks], tasks)
-
-    def sizes(self, state: State) -> dict[str, int]:
-        return boost.sizes(self.recipe, state)
 
 
 def _cut(blocks: np.ndarray, later: float) -> int:

@@ -170,11 +170,12 @@ def _titles(adapter: Adapter) -> Adapter:
     vectors = "LEFT JOIN title ON row > 0 AND TRY_CAST(live_name_id AS BIGINT) = row"
     select = f"SELECT known.*, vector AS title_vector FROM ({room.select}) known {vectors}"
     file = RawFile(names=("title_embeddings.npy",), columns={"row": "BIGINT", "vector": "FLOAT[]"})
-    return replace(
-        adapter,
-        files=adapter.files | {"title": file},
-        attributes=adapter.attributes | {"room": replace(room, select=select, vectors=("title_vector",))},
-    )
+    return _told(adapter, "title", file, "room", replace(room, select=select, vectors=("title_vector",)))
+
+
+def _told(adapter: Adapter, table: str, file: RawFile, of: str, known: Attributes) -> Adapter:
+    """Return the adapter with one more table, which tells more of users, streamers or rooms."""
+    return replace(adapter, files=adapter.files | {table: file}, attributes=adapter.attributes | {of: known})
 
 
 def _vectors(adapter: Adapter) -> Adapter:
@@ -185,11 +186,8 @@ def _vectors(adapter: Adapter) -> Adapter:
         "LEFT JOIN streamer_embedding ON known.id = streamer_embedding.streamer_id"
     )
     file = RawFile(names=("streamer_emb_64.parquet",), columns={"streamer_id": "BIGINT", "embedding": "FLOAT[]"})
-    return replace(
-        adapter,
-        files=adapter.files | {"streamer_embedding": file},
-        attributes=adapter.attributes | {"streamer": replace(streamer, select=select, vectors=("streamer_vector",))},
-    )
+    told = replace(streamer, select=select, vectors=("streamer_vector",))
+    return _told(adapter, "streamer_embedding", file, "streamer", told)
 
 
 def _people(adapter: Adapter) -> Adapter:
@@ -227,11 +225,7 @@ def _interests(adapter: Adapter) -> Adapter:
         "LEFT JOIN interest ON known.id = interest.user_id"
     )
     file = RawFile(names=("interest.csv",), columns={"user_id": "BIGINT", "topics": "VARCHAR"})
-    return replace(
-        adapter,
-        files=adapter.files | {"interest": file},
-        attributes=adapter.attributes | {"user": replace(user, select=select, bags=("user_topics",))},
-    )
+    return _told(adapter, "interest", file, "user", replace(user, select=select, bags=("user_topics",)))
 
 
 PARTS = {"titles": _titles, "vectors": _vectors, "people": _people, "interests": _interests}
