@@ -57,7 +57,7 @@ class Binary(TaskKind):
             >>> round(Binary().base_loss(0.01), 3), round(Binary().base_loss(0.5), 3)
             (0.056, 0.693)
         """
-        if self.by_group:
+        if self.by_group or self.outputs > 1:  # of a kind of one's own, whose loss asks for more
             return self.untrained
         rate = min(max(rate, _LEAST), 1 - _LEAST)
         logits = torch.full((2,), math.log(rate / (1 - rate)), dtype=torch.float64)

@@ -186,6 +186,14 @@ def test_the_loss_that_a_rate_leaves_is_the_least_that_one_answer_for_all_has(ra
     assert task.base_loss(rate) == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), rel=1e-6)
     assert kinds({"t": TASKS.parse({"label": "t", "kind": "watch_time"})})["t"].base_loss(3.0) == 0
 
+    class Several(type(task)):
+        outputs = 2
+
+        def loss(self, logits, labels):
+            return logits[:, 1]
+
+    assert Several().base_loss(rate) == math.log(2)
+
 
 def test_a_combiner_of_ones_own_is_one_class():
     @register_combiner("of_mine_first")
