@@ -1,5 +1,7 @@
 """Ids of any int64 value become table rows, inside the model, so that training and serving cannot disagree."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -50,13 +52,16 @@ class IdHash(nn.Module):
         keys: the features, in the order of the KeyedJaggedTensor.
         rows: rows of each feature's table.
         modulo: whether each feature takes the plain remainder instead of the mixing hash (see `row`).
+        maps: the features whose ids are looked up in a map instead, ids (N,) -> rows (N,), see modules.tables.ids.
     """
 
     keys: list[str]
     rows: list[int]
     modulo: list[bool]
 
-    def __init__(self, keys: list[str], rows: list[int], modulo: list[bool]) -> None:
+    def __init__(
+        self, keys: list[str], rows: list[int], modulo: list[bool], maps: Mapping[str, nn.Module] | None = None
+    ) -> None:
         super().__init__()
         if not len(keys) == len(rows) == len(modulo):
             raise ValueError(
@@ -65,6 +70,9 @@ class IdHash(nn.Module):
         self.keys = list(keys)
         self.rows = list(rows)
         self.modulo = list(modulo)
+        tables = {id(each): each for each in (maps or {}).values()}  # features may share one
+        self.maps = nn.ModuleList(tables.values())
+        self.mapped = {key: list(tables).index(id(each)) for key, each in (maps or {}).items()}
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Hash one batch.
@@ -86,6 +94,9 @@ class IdHash(nn.Module):
         ends = features.offset_per_key()
         for i, rows in enumerate(self.rows):
             place = slice(ends[i], ends[i + 1])
+            if self.keys[i] in self.mapped:
+                hashed[place] = self.maps[self.mapped[self.keys[i]]](ids[place])
+                continue
             torch.remainder((ids if self.modulo[i] else hashed)[place], rows, out=hashed[place])
         return KeyedJaggedTensor(
             keys=features.keys(),
