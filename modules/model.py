@@ -214,7 +214,7 @@ class Model(nn.Module):
             keyed,
             [tables[used[n]].rows for n in keyed],
             [tables[used[n]].hash == "modulo" for n in keyed],
-            {n: self.maps[used[n]] for n in keyed if used[n] in self.maps},
+            {n: (used[n], self.maps[used[n]]) for n in keyed if used[n] in self.maps},
         )
         changed, made = has_transforms(features), transforms(features)
         self.transforms: dict[str, Transform] = made  # no modules of this one: `hash` and `select` own them
@@ -394,6 +394,7 @@ def _collection(recipe: Recipe, name: str, users: dict[str, list[str]], device: 
 def stored_name(name: str) -> str:
     """Return the name under which a checkpoint keeps a parameter: of a table the same, wherever its rows lie."""
     plain = f".{_TABLES[False]}."
+    name = name.replace("hash.hashing.maps.", "hash.maps.")  # whether or not other features change their ids
     return name.replace(f"{_POOLED}.{_TABLES[True]}.", plain).replace(f"{_REPLICATED}{plain}", plain)
 
 

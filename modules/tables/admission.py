@@ -149,8 +149,14 @@ class Register:
         keys = self.map.keys.cpu()
         self._place(keys, ids, used)
         rows = torch.cat([self._lookup(keys, part) for part in ids.split(_BLOCK)]) if len(ids) else ids
-        self._end(keys, Told(admitted=int((rows >= 0).sum())))
+        self._end(keys, Told())
         return rows
+
+    def wait(self, ids: Tensor, counts: Tensor, used: Tensor) -> None:
+        """Let ids wait that waited for another table: (n,) int64, their counts and last uses, int32."""
+        there = ids != EMPTY
+        if len(self.waiting[0]):
+            self._store(ids[there], counts[there], used[there])
 
     def settled(self) -> Tensor:
         """Return the rows that have another id than when this was called last, or none any more; ascending."""

@@ -52,7 +52,8 @@ class IdHash(nn.Module):
         keys: the features, in the order of the KeyedJaggedTensor.
         rows: rows of each feature's table.
         modulo: whether each feature takes the plain remainder instead of the mixing hash (see `row`).
-        maps: the features whose ids are looked up in a map instead, ids (N,) -> rows (N,), see modules.tables.ids.
+        maps: of the features whose ids are looked up in a map instead: its name, and the map, ids (N,) -> rows (N,);
+            features may share one. See modules.tables.ids.
     """
 
     keys: list[str]
@@ -60,7 +61,7 @@ class IdHash(nn.Module):
     modulo: list[bool]
 
     def __init__(
-        self, keys: list[str], rows: list[int], modulo: list[bool], maps: Mapping[str, nn.Module] | None = None
+        self, keys: list[str], rows: list[int], modulo: list[bool], maps: Mapping[str, tuple[str, nn.Module]] | None = None
     ) -> None:
         super().__init__()
         if not len(keys) == len(rows) == len(modulo):
@@ -70,9 +71,8 @@ class IdHash(nn.Module):
         self.keys = list(keys)
         self.rows = list(rows)
         self.modulo = list(modulo)
-        tables = {id(each): each for each in (maps or {}).values()}  # features may share one
-        self.maps = nn.ModuleList(tables.values())
-        self.mapped = {key: list(tables).index(id(each)) for key, each in (maps or {}).items()}
+        self.mapped = {key: f"of_{name}" for key, (name, _) in (maps or {}).items()}
+        self.maps = nn.ModuleDict({f"of_{name}": each for name, each in (maps or {}).values()})
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Hash one batch.

@@ -112,17 +112,35 @@ def settle(sharded: Sharded, recipe: Recipe) -> dict[str, Tensor]:
     for key, value in state["model"].items():
         if (name := _table_of(key)) in changed:
             begins = initial_values(recipe, name)
-            for piece, row, column in _pieces(value):
+            for piece, row, column in pieces(value):
                 for rows in _within(changed[name], row, len(piece)).split(_ROWS):
                     ids = sharded.registers[name].map.keys[rows.to(piece.device)]
                     columns = range(column, column + piece.size(1))
                     piece[(rows - row).to(piece.device)] = begins.of_ids(ids, columns).to(piece)
     for key, values in state.get("optimizer_tables", {}).items():
         for value in values.values() if (name := _table_of(key)) in changed else ():
-            for piece, row, _ in _pieces(value) if value.dim() else ():
+            for piece, row, _ in pieces(value) if value.dim() else ():
                 piece[(_within(changed[name], row, len(piece)) - row).to(piece.device)] = 0
     sharded.purge()
     return changed
+
+
+def placed(sharded: Sharded, name: str, keys: Tensor, kept: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Give a table the ids of an earlier one of another size; return their rows here, and there.
+
+    Args:
+        sharded: its register is changed; `settle` is to follow.
+        name: the table's.
+        keys: (rows,) of the earlier one.
+        kept: as `Register.state`, of the earlier one.
+    """
+    register, there = sharded.registers[name], (keys != EMPTY).nonzero().squeeze(1)
+    there = there[keys[there].argsort()]
+    rows = register.take(keys[there], kept["used"][there])
+    if "waiting" in kept:
+        register.wait(kept["waiting"], kept["waiting_counts"], kept["waiting_used"])
+    register.counted.copy_(kept["counted"])
+    return rows[rows >= 0], there[rows >= 0]
 
 
 def _table_of(key: str) -> str:
@@ -131,7 +149,7 @@ def _table_of(key: str) -> str:
     return name if kind == "embeddings" and last == "weight" else ""
 
 
-def _pieces(value: Tensor | ShardedTensor) -> Iterator[tuple[Tensor, int, int]]:
+def pieces(value: Tensor | ShardedTensor) -> Iterator[tuple[Tensor, int, int]]:
     """Yield what this rank holds of a tensor by rows, with the first row and column of each piece."""
     if not isinstance(value, ShardedTensor):
         yield value, 0, 0

@@ -138,11 +138,13 @@ class Trainer:
             self.left_out_before = self.position["left_out"]
         self.position["workers"] = joined(self.position.get("workers", []), self.step, ranks.world())
         begun = None if found else warm_start.find(self.recipe)
-        taken = warm_start.load(self.sharded, self.recipe, begun) if begun is not None else ()
+        taken = warm_start.load(self.sharded, self.recipe, begun) if begun is not None else None
         told = {}
         if not found:
-            pretrained.fill(self.sharded, self.recipe, besides=taken)
+            pretrained.fill(self.sharded, self.recipe, besides=taken.tables if taken else ())
             told = ids.assign(self.sharded, self.recipe, self.job.sources["train"])
+            if taken:
+                taken.admitted(self.sharded)
         self.profile = Profile(self.recipe, self.job.run, self.device, self.total)
         self.log = RunLog(self.job.run, self.step)
         if found:
