@@ -245,8 +245,8 @@ def _check_tables(recipe: Recipe) -> None:
             )
         if recipe.tables[table].hash == "table" and not (feature.carrier == "ids" and feature.plain):
             raise BadInput(
-                f"tables.{table}.hash: 'table' counts the ids of columns, and features.{name} makes its ids itself; give "
-                "that feature a table of its own, of hash: mix or modulo"
+                f"tables.{table}.hash: 'table' counts the ids of columns, and features.{name} makes its ids itself; "
+                "give that feature a table of its own, of hash: mix or modulo"
             )
     for name, declared in recipe.tables.items():
         if name not in used:
@@ -259,7 +259,9 @@ def _check_admitted(name: str, declared: Table, recipe: Recipe) -> None:
     if declared.hash != "table":
         for key in ("admission", "eviction", "shared"):
             if getattr(declared, key) is not None:
-                raise BadInput(f"tables.{name}.{key}: is for hash: table, and this one is '{declared.hash}'; leave it out")
+                raise BadInput(
+                    f"tables.{name}.{key}: is for hash: table, and this one is '{declared.hash}'; leave it out"
+                )
         return
     if recipe.model.fitted:
         raise BadInput(f"tables.{name}.hash: '{recipe.model.kind}' is fitted in one go; use hash: mix")

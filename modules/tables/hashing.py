@@ -61,7 +61,11 @@ class IdHash(nn.Module):
     modulo: list[bool]
 
     def __init__(
-        self, keys: list[str], rows: list[int], modulo: list[bool], maps: Mapping[str, tuple[str, nn.Module]] | None = None
+        self,
+        keys: list[str],
+        rows: list[int],
+        modulo: list[bool],
+        maps: Mapping[str, tuple[str, nn.Module]] | None = None,
     ) -> None:
         super().__init__()
         if not len(keys) == len(rows) == len(modulo):

@@ -9,8 +9,8 @@ PyTorch: it runs on a GPU, is scripted with the model, and waits for nothing.
 
 Which ids have slots is settled outside of steps, see modules.tables.admission; lookups change nothing.
 
-Source: two choices: Azar, Broder, Karlin, Upfal, "Balanced allocations", STOC 1994; buckets of several slots: Dietzfelbinger,
-Weidling, "Balanced allocation and dictionaries with tightly packed constant size bins", ICALP 2005.
+Source: Azar, Broder, Karlin and Upfal, "Balanced allocations", STOC 1994, for two choices; Dietzfelbinger and Weidling,
+"Balanced allocation and dictionaries with tightly packed constant size bins", ICALP 2005, for buckets of several slots.
 """
 
 import torch

@@ -44,7 +44,8 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
             for n, f in recipe.features.items()
         },
         "tables": {
-            name: t.model_dump(include={"rows", "dim", "hash", "dtype"}) | ({"admitted": 8 * t.buckets} if t.buckets else {})
+            name: t.model_dump(include={"rows", "dim", "hash", "dtype"})
+            | ({"admitted": 8 * t.buckets} if t.buckets else {})
             for name, t in recipe.tables.items()
         },
         "hashing": "in the file; row = splitmix64(id) with the sign bit cleared, mod rows (hash: mix), or id mod rows,"

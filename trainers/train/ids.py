@@ -7,6 +7,7 @@ hands on: so the map is the same for any number of ranks, and no step exchanges 
 """
 
 from collections.abc import Iterator, Mapping
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -96,6 +97,13 @@ def count(sharded: Sharded, lookups: Mapping[str, Sights], time: int) -> dict[st
     return told
 
 
+def shared(lookups: Mapping[str, Sights]) -> dict[str, Sights]:
+    """Return every table's lookups over all ranks, of which each gives those of its part. Collective."""
+    parts = ranks.gather(dict(lookups))
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: reduce(Sights.merge, (part[name] for part in parts if name in part)) for name in names}
+
+
 @torch.no_grad()
 def settle(sharded: Sharded, recipe: Recipe) -> dict[str, Tensor]:
     """Let the rows that have changed hands begin anew: weights by (seed, table, id), optimizer state at zero.
@@ -168,8 +176,9 @@ def words(sharded: Sharded, told: Mapping[str, Told]) -> Iterator[str]:
     """Yield a sentence for each table on what became of its ids."""
     for name, one in told.items():
         held = figures(sharded, name)
+        share = held["ids"] / held["capacity"]
         yield (
-            f"tables.{name}: {held['ids']:,} ids have rows of {held['capacity']:,} ({held['ids'] / held['capacity']:.1%}); "
+            f"tables.{name}: {held['ids']:,} ids have rows of {held['capacity']:,} ({share:.1%}); "
             f"{one.admitted:,} admitted, {one.evicted:,} evicted, {one.expired:,} expired, {one.refused:,} refused; "
             f"{held['waiting']:,} wait"
         )

@@ -104,7 +104,9 @@ def test_it_is_what_dictionaries_say(settings, intervals):
     for day, lookups in enumerate(intervals):
         feed(register, lookups, day * MINUTES)
         twin.count(lookups, day * MINUTES)
-        kept = {row: (key, int(register.used[row])) for row, key in enumerate(register.map.keys.tolist()) if key != EMPTY}
+        kept = {
+            row: (key, int(register.used[row])) for row, key in enumerate(register.map.keys.tolist()) if key != EMPTY
+        }
         assert kept == twin.slots
         ids, counts, used = (part.tolist() for part in register.waiting)
         waits = {i: (n, t) for i, n, t in zip(ids, counts, used, strict=True) if i != EMPTY}
