@@ -59,6 +59,7 @@ class IdHash(nn.Module):
     keys: list[str]
     rows: list[int]
     modulo: list[bool]
+    mapped: list[str]
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class IdHash(nn.Module):
         self.keys = list(keys)
         self.rows = list(rows)
         self.modulo = list(modulo)
-        self.mapped = {key: f"of_{name}" for key, (name, _) in (maps or {}).items()}
+        self.mapped = [f"of_{maps[key][0]}" if maps and key in maps else "" for key in keys]
         self.maps = nn.ModuleDict({f"of_{name}": each for name, each in (maps or {}).values()})
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
@@ -98,10 +99,11 @@ class IdHash(nn.Module):
         ends = features.offset_per_key()
         for i, rows in enumerate(self.rows):
             place = slice(ends[i], ends[i + 1])
-            if self.keys[i] in self.mapped:
-                hashed[place] = self.maps[self.mapped[self.keys[i]]](ids[place])
-                continue
-            torch.remainder((ids if self.modulo[i] else hashed)[place], rows, out=hashed[place])
+            if self.mapped[i] == "":
+                torch.remainder((ids if self.modulo[i] else hashed)[place], rows, out=hashed[place])
+            for name, each in self.maps.items():
+                if name == self.mapped[i]:
+                    hashed[place] = each(ids[place])
         return KeyedJaggedTensor(
             keys=features.keys(),
             values=hashed,
