@@ -15,7 +15,7 @@ thousand rows of each table whether or not they changed, must be the checkpoint'
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +47,26 @@ class NeedsBase(BadInput):
 
 
 def publish_next(
-    run: Path, where: str, version: str, keep: int, which: str = "last", most: int = MOST, share: float = SHARE
+    run: Path,
+    where: str,
+    version: str,
+    keep: int,
+    which: str | Path = "last",
+    most: int = MOST,
+    share: float = SHARE,
+    **about: Any,
 ) -> dict[str, Any]:
     """Publish a checkpoint: as a delta where one can follow, else as a base.
 
     Args:
         run: the run folder.
         where: folder or URI of the published versions.
-        version: of a base, see `publish.publish`.
+        version: see `publish.publish`; a delta keeps its own beside that of its base, see `newest`.
         keep: versions that stay when a base is published.
-        which: ``last`` or ``best`` checkpoint.
+        which: ``last`` or ``best``, or a checkpoint.
         most: deltas of a base.
         share: of a base's bytes that its deltas may take in all.
+        about: further entries of the pointer, or of the delta in it.
 
     Returns:
         The pointer's content.
@@ -67,13 +75,20 @@ def publish_next(
         BadInput: as `publish_delta`, `export.export` and `publish.publish`.
     """
     try:
-        return publish_delta(run, where, which, most, share)
+        return publish_delta(run, where, which, most, share, version=version, **about)
     except NeedsBase:
         export(run, which)
-        return publish.publish(run / "export", where, version, keep, run=run.name)
+        return publish.publish(run / "export", where, version, keep, **{"run": run.name, **about})
 
 
-def publish_delta(run: Path, where: str, which: str = "last", most: int = MOST, share: float = SHARE) -> dict[str, Any]:
+def newest(pointer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the entries of what a pointer names as a whole: of its last delta, or its own where it has none."""
+    return [pointer, *pointer.get("deltas", [])][-1]
+
+
+def publish_delta(
+    run: Path, where: str, which: str | Path = "last", most: int = MOST, share: float = SHARE, **about: Any
+) -> dict[str, Any]:
     """Publish what has changed in a checkpoint since what is published. Arguments as of `publish_next`.
 
     Returns:
@@ -85,7 +100,7 @@ def publish_delta(run: Path, where: str, which: str = "last", most: int = MOST, 
         BadInput: there is no such checkpoint, or a later one is published, or the model that a server would have
             differs from it. Nothing is published.
     """
-    path, recipe = find_checkpoint(run, which), run_folder.recipe_of(run)
+    path, recipe = which if isinstance(which, Path) else find_checkpoint(run, which), run_folder.recipe_of(run)
     content = run_folder.content(path)
     if fitted(recipe) is not None:
         raise NeedsBase(f"{run}: '{recipe.model.kind}' is fitted as a whole, so it has no deltas; publish it as a base")
@@ -109,18 +124,20 @@ def publish_delta(run: Path, where: str, which: str = "last", most: int = MOST, 
         served = Served(where, list(state.modules))
         if (served.pointer["fence"], served.number) != (pointer["fence"], len(done)):
             raise BadInput(f"{where}: another publisher has replaced the pointer meanwhile; make the delta again")
-        about = {"base": pointer["folder"], "number": len(done) + 1, "lineage": signature["lineage"]}
-        about |= {"step": content["step"], "since": since, "before": done[-1]["xxh64"] if done else None}
+        own = {"base": pointer["folder"], "number": len(done) + 1, "lineage": signature["lineage"]}
+        own |= {"step": content["step"], "since": since, "before": done[-1]["xxh64"] if done else None}
         try:
-            served.take(folder, about)
+            served.take(folder, own)
         except BadInput as error:
             raise NeedsBase(str(error)) from error
         golden = state.check(served, content["step"])
         manifest.write_json(folder / "golden.json", golden)
         digests = {name.name: manifest.digest(name) for name in sorted(folder.iterdir())}
-        manifest.commit(folder, digests, format=deltas.FORMAT, **about)
+        manifest.commit(folder, digests, format=deltas.FORMAT, **own)
         size = sum(each["bytes"] for each in digests.values())
-        return publish.extend(folder, where, pointer, step=content["step"], rows=count, bytes=size)
+        return publish.extend(
+            folder, where, pointer, **{"step": content["step"], "rows": count, "bytes": size, **about}
+        )
 
 
 def _read(place: Place, name: str) -> dict[str, Any]:

@@ -40,12 +40,6 @@ class Served:
 
     Raises:
         BadInput: nothing is published there, or its base is damaged, or a delta is that had to be read first.
-
-    Example:
-        >>> served = Served("/models/din")  # doctest: +SKIP
-        >>> served.refresh()  # now and then  # doctest: +SKIP
-        True
-        >>> scores = served.score(ids, lengths, dense)  # doctest: +SKIP
     """
 
     def __init__(self, where: str, files: Sequence[str] = ("model.pt",)) -> None:
