@@ -71,7 +71,7 @@ def state(sharded: Sharded) -> dict[str, Any]:
             state[f"optimizer_{name}"] = kept
     if learned := sharded.pipeline.combination.combiner.state_dict():
         state["gradients"] = learned
-    if update.changes is not None and (changed := tracking.state(sharded)):
+    if sharded.changes is not None and (changed := tracking.state(sharded)):
         state[tracking.NAME] = changed
     return state
 
@@ -157,7 +157,7 @@ class Saver:
             "plan": self._sharded.plan(),
             **self._constant,
         }
-        if (changes := self._sharded.pipeline.update.changes) is not None:
+        if (changes := self._sharded.changes) is not None:
             content[tracking.NAME] = {"lineage": changes.lineage, "since": changes.since}
         live = state(self._sharded)
         copies = self._copies(live)
@@ -365,7 +365,7 @@ def load(sharded: Sharded, recipe: Recipe, path: Path, resume: bool = False) -> 
     found = content(path)
     check_same(path, recipe, resume)
     wanted = state(sharded)
-    if (changes := sharded.pipeline.update.changes) is not None and not tracking.resumed(changes, found):
+    if (changes := sharded.changes) is not None and not tracking.resumed(changes, found):
         wanted.pop(tracking.NAME, None)
     read(wanted, path)
     sharded.purge()

@@ -48,7 +48,7 @@ def track(sharded: Sharded) -> Changes:
 
 def state(sharded: Sharded) -> dict[str, Any]:
     """Return the live tensors of a model's changes by table, as a checkpoint keeps them. Collective."""
-    changes = sharded.pipeline.update.changes
+    changes = sharded.changes
     assert changes is not None
     found: dict[str, Any] = {}
     for name, whole in _sharded_tables(sharded):

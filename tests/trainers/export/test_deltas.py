@@ -241,7 +241,7 @@ def on_ranks(run: Path, recipe: Recipe, steps: int) -> dict[str, list[int]]:
     """Train on and save; return the rows that this rank saw change, by table."""
     ranks.of_sums(False, timedelta(seconds=60))
     training = Line(run, recipe).go(steps).save()
-    pieces = training.sharded.pipeline.update.changes.pieces
+    pieces = training.sharded.changes.pieces
     return {name: ((piece.last > 0).nonzero().squeeze(1) + piece.first).tolist() for name, piece in pieces.items()}
 
 
@@ -296,7 +296,7 @@ def test_a_lost_publication_is_in_the_next_one(published, tmp_path):
 
 def test_marked_rows_are_published(published, tmp_path):
     training, where = published
-    changes = training.sharded.pipeline.update.changes
+    changes = training.sharded.changes
     ((_, weight, _, _),) = [each for each in training.sharded.shards() if each[0] == "movie"]
     seen = changes.pieces["movie"].last
     row = int((seen == 0).nonzero()[0])
@@ -313,7 +313,7 @@ def test_a_row_that_changed_untold_stops_the_delta(published):
     for table, weight, _, _ in training.sharded.shards():
         if table == "user":
             weight += 1e-3
-    training.sharded.pipeline.update.changes.pieces["user"].last.zero_()
+    training.sharded.changes.pieces["user"].last.zero_()
     training.go(1).save()
     with pytest.raises(BadInput, match=r"lookups.*of a server that takes this delta in would not be the checkpoint's"):
         publish_delta(training.run, where)
