@@ -116,6 +116,9 @@ def settle(sharded: Sharded, recipe: Recipe) -> dict[str, Tensor]:
     changed = {name: register.settled() for name, register in sharded.registers.items()}
     if not any(len(rows) for rows in changed.values()):
         return changed
+    if sharded.changes is not None:
+        for name, rows in changed.items():
+            sharded.changes.mark(name, rows)
     state = checkpoint.state(sharded)
     for key, value in state["model"].items():
         if (name := _table_of(key)) in changed:
