@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from livetrain.configs.schema import Quantization
-from livetrain.modules.serving.quantized import FloatTable, store
+from livetrain.modules.serving.quantized import store
 
 INDEX, NUMBERS = "delta.json", "delta.bin"
 FORMAT = 1

@@ -7,7 +7,7 @@ Ids come in counts: how often the training data look each of them up within one 
     3. of the others, those whose count, with what was counted before, reaches `threshold` are placed by ascending id:
        in the emptier of their two buckets, its first free slot; where both are full, in the slot of the id that was
        used longest ago, if that is earlier than now and the strategy is last_use; otherwise they are refused
-    4. those below the threshold wait with their counts, as many as the table has rows, the longest unused ones forgotten
+    4. those below it wait with their counts, as many as the table has rows, the longest unused ones forgotten
 
 Placing goes by rounds over blocks of 65,536 ids: in a round every id asks for a slot, and of those that ask for the
 same the least id gets it. So rows are a function of what was counted when, and of nothing else: neither of the number
