@@ -4,10 +4,10 @@
     livetrain data kuailive --raw data/month/kuailive --out data/month-simulated
     python benchmarks/ids.py --data data/month-simulated
 
-Night after night each learns from one day more, begins with the night before, and is measured on the day after next. Rooms
-live for hours; each day a twentieth of the users and streamers come anew under other ids (`drifted`), as none leave the
-simulated world. A table of ids has 13 bytes per row for its map, 29 with a threshold: the hashed
-table of equal memory has so many rows more. "Lost" is the share of a test day's lookups of ids that training has met
+Night after night each learns from one day more, begins with the night before, and is measured on the day after next.
+Rooms live for hours; each day a twentieth of the users and streamers come anew under other ids (`drifted`), as none
+leave the simulated world. A table of ids has 13 bytes per row for its map, 29 with a threshold: the hashed table of
+equal memory has so many rows more. "Lost" is the share of a test day's lookups of ids that training has met
 whose row is not theirs alone: shared with another id that was met, or one of the shared rows.
 
 A night that is done is not trained again: the benchmark may be stopped and started.

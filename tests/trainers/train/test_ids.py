@@ -188,7 +188,7 @@ def test_ids_keep_their_rows_where_the_table_grows(two_ranks, tmp_path, changes,
         for key, rows in was.items():
             assert all(torch.equal(one, two) for one, two in zip(rows, now[key], strict=True)), key
     waits = [each["/ids/movie/waiting"].long() for each in (wanted, found)]
-    assert set(waits[0].tolist()) == set(waits[1].tolist())
+    assert {*waits[0].tolist(), -(2**63)} == {*waits[1].tolist(), -(2**63)}  # the larger one has free places
 
 
 @pytest.mark.parametrize("hash", ["mix", "modulo"])
