@@ -24,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from quality import made, rule
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.cluster import launch
@@ -38,7 +37,6 @@ from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.run_folder import find_checkpoint
-from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import checkpoint
 from livetrain.trainers.train.loop import Job, Trainer
 from livetrain.trainers.train.schedule import factor

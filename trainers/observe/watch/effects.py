@@ -98,6 +98,26 @@ def parsed(option: str, given: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def ratios(given: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return what a person wrote as NAME=A/B, several times.
+
+    Raises:
+        BadInput: it is something else.
+
+    Example:
+        >>> ratios(["conversion=gift/click"])
+        {'conversion': ('gift', 'click')}
+    """
+    found = {}
+    for text in given:
+        name, _, pair = (part.strip() for part in text.partition("="))
+        up, _, down = (part.strip() for part in pair.partition("/"))
+        if not (name and up and down) or name in found:
+            raise BadInput(f"--per {text}: write NAME=A/B with two labels, as conversion=gift/click, each name once")
+        found[name] = (up, down)
+    return found
+
+
 def effects(samples: pa.Table | None, start: int, measures: Measures, counts: Mapping[str, int]) -> pa.Table:
     """Return the table of a minute.
 
@@ -130,9 +150,7 @@ def _rows(samples: pa.Table, measures: Measures) -> list[dict[str, Any]]:
         connection.unregister("samples")
 
 
-def _of_slice(
-    connection: duckdb.DuckDBPyConnection, by: str, of: str, measures: Measures
-) -> list[dict[str, Any]]:
+def _of_slice(connection: duckdb.DuckDBPyConnection, by: str, of: str, measures: Measures) -> list[dict[str, Any]]:
     """Return the rows of the table for one way to slice a minute."""
     label = {name: f"CAST({alone(text)} AS DOUBLE)" for name, text in measures.labels.items()}
     score = {name: f"CAST({alone(text)} AS DOUBLE)" for name, text in measures.scores.items()}

@@ -1,5 +1,6 @@
 """What a page says of a stream: its curves, slices and alarms."""
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from livetrain.trainers.data.read import minutes
 from livetrain.trainers.observe.report.page import Plot, Series, Table
 from livetrain.trainers.observe.report.panels import task_style
 from livetrain.trainers.observe.watch import alarms
@@ -17,6 +17,7 @@ from livetrain.trainers.observe.watch.store import Store
 from livetrain.trainers.observe.watch.words import figure, span
 
 POINTS, VALUES = 240, 6  # of a curve, and curves of a slice, at most; the table has all
+_AT_ONCE = 200  # minutes that are measured before the page is told of them
 _RECENT_S = 900  # s of events that the tables' first figure is of
 
 
@@ -39,17 +40,18 @@ class WatchedStream:
         self.name, self._late, self._shown_s = path, late, 3600 * hours
         self._store = Store(path, folder, measures)
         self._figures = pd.DataFrame()
-        self._newest: minutes.Minute | None = None
-        self._came = time.time()
 
-    def look(self) -> None:
-        """Measure what has closed since the last look.
+    def look(self) -> bool:
+        """Measure what has closed since the last look; return whether there is more than is done at once.
 
         Raises:
             BadInput: a minute cannot be read.
         """
-        for minute in self._store.measure():
-            self._newest, self._came = minute, time.time()
+        done = sum(1 for _ in itertools.islice(self._store.measure(), _AT_ONCE))
+        self._take()
+        return done == _AT_ONCE
+
+    def _take(self) -> None:
         newest = self._store.newest()
         if newest is None:
             return
@@ -197,4 +199,3 @@ def _cells(sums: pd.DataFrame, names: list[str], scored: list[str]) -> list[str]
 
     rows = figure(sums.loc[ROWS, "sum"]) if ROWS in sums.index else "0"
     return [rows, *(of(name, "sum", "count") for name in names), *(of(n, "score_sum", "label_sum") for n in scored)]
-
