@@ -4,13 +4,13 @@ Each rule is a function of kept figures alone, and says in one sentence what is 
 a fault should raise none: each asks for a difference that chance makes about once in 10,000 looks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from livetrain.trainers.observe.watch.effects import OTHERS, ROWS, STREAM
+from livetrain.trainers.observe.watch.effects import OTHERS, ROWS
 
 CALIBRATION_S, SILENT_S, BEFORE_S = 1800, 900, 4 * 3600  # s of events that are judged, and that say what is usual
 DEVIATIONS, OFF, EXPECTED, LEAST = 4.0, 0.2, 20.0, 10  # of the noise; of the PCOC from 1; events; minutes with scores
@@ -50,13 +50,14 @@ def calibration(figures: pd.DataFrame, end: int) -> Iterator[Alarm]:
             )
 
 
-def silent(figures: pd.DataFrame, end: int) -> Iterator[Alarm]:
+def silent(figures: pd.DataFrame, end: int, labels: Collection[str]) -> Iterator[Alarm]:
     """Yield what has stopped: a label that nothing has made for SILENT_S s though many were to be expected, or all.
 
     Args:
         figures, end: as of `calibration`.
+        labels: the measures that are labels.
     """
-    whole = figures[(figures["by"] == "") & ~figures["measure"].str.startswith(STREAM)]
+    whole = figures[(figures["by"] == "") & figures["measure"].isin([ROWS, *labels])]
     recent = whole[whole["start"] >= end - SILENT_S]
     before = whole[(whole["start"] < end - SILENT_S) & (whole["start"] >= end - SILENT_S - BEFORE_S)]
     for measure, rows in before.groupby("measure"):

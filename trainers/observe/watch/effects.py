@@ -23,7 +23,7 @@ MOST = 50  # values of a slice that a minute tells apart; what is rarer is OTHER
 OTHERS = "(others)"
 SCHEMA = pa.schema(
     [
-        ("start", pa.timestamp("s", "UTC")),
+        ("start", pa.timestamp("ms", "UTC")),  # Parquet has no s
         *((name, pa.string()) for name in ("by", "value", "measure")),
         *((name, pa.float64()) for name in ("count", "sum", "mean")),
         ("scored", pa.int64()),
@@ -132,7 +132,7 @@ def effects(samples: pa.Table | None, start: int, measures: Measures, counts: Ma
     """
     rows = _measured("", "", itertools.repeat(0), measures) if samples is None else _rows(samples, measures)
     rows += [_row("", "", f"{STREAM}{words}", rows[0]["count"], count) for words, count in sorted(counts.items())]
-    moment = pa.scalar(start, pa.int64()).cast(pa.timestamp("s")).cast(SCHEMA.field("start").type)
+    moment = pa.scalar(1000 * start, SCHEMA.field("start").type)
     names = SCHEMA.names[1:]
     columns = [pa.array([row[name] for row in rows], SCHEMA.field(name).type) for name in names]
     return pa.table([pa.array([moment] * len(rows), moment.type), *columns], schema=SCHEMA)

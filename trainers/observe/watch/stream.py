@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from livetrain.trainers.observe.report.page import Plot, Series, Table
 from livetrain.trainers.observe.report.panels import task_style
@@ -59,7 +60,7 @@ class WatchedStream:
         since = least if self._figures.empty else int(self._figures["start"].max()) + 1
         if (found := self._store.read(max(since, least))) is not None:
             more = found.to_pandas()
-            more["start"] = more["start"].astype("int64") // 10 ** (0 if more["start"].dt.unit == "s" else 9)
+            more["start"] = found["start"].cast(pa.timestamp("s", "UTC")).cast(pa.int64()).to_numpy()
             kept = self._figures
             self._figures = pd.concat([kept[kept["start"] >= least] if len(kept) else kept, more], ignore_index=True)
 
@@ -90,8 +91,8 @@ class WatchedStream:
                 f"the newest minute ended {span(now - self.end)} ago; see whether `livetrain stream` is at work, or "
                 "its topics are behind",
             )
-        if len(self._figures):
-            yield from alarms.silent(self._figures, self.end)
+        if len(self._figures) and self._store.measures is not None:
+            yield from alarms.silent(self._figures, self.end, self._store.measures.labels)
             yield from alarms.calibration(self._figures, self.end)
 
     def plots(self) -> Iterator[Plot]:

@@ -105,7 +105,7 @@ def test_scores_that_are_off_raise_an_alarm_where_they_are(tmp_path):
     found = board(folder)
     told = alarms(found)
     assert told[0] == "calibration of click"
-    assert "calibration of click where channel is hot" in told
+    assert any(what.startswith("calibration of click where channel is") for what in told)
     text = found.data()["alarms"][0]["text"]
     times, foretold, came = (
         float(part.replace(",", "")) for part in re.findall(r"([\d.,]+) (?:times|foretold|came)", text)
