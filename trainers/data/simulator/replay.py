@@ -198,7 +198,7 @@ def _sent(world: Path, topic: str, days: tuple[date, date] | None) -> pa.Table:
         first, last = ((day - date(1970, 1, 1)).days * 86_400_000 - UTC8_MS for day in days)
         within = f"timestamp >= {first} AND timestamp < {last + 86_400_000}"
     query = f"FROM ({TOPICS[topic]}) WHERE {within} ORDER BY sent, user_id, live_id, timestamp"
-    return connection.execute(query).to_arrow_table()
+    return connection.sql(query).to_arrow_table()
 
 
 def _arrivals(sent: pa.Table, how: Replay, topic: int) -> tuple[np.ndarray, np.ndarray]:
