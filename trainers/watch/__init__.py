@@ -5,10 +5,10 @@ from pathlib import Path
 
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.read import minutes
-from livetrain.trainers.observe.watch.board import Board, Watched
-from livetrain.trainers.observe.watch.effects import Measures
-from livetrain.trainers.observe.watch.follower import WatchedFollower, is_follower
-from livetrain.trainers.observe.watch.stream import WatchedStream
+from livetrain.trainers.watch.board import Board, Watched
+from livetrain.trainers.watch.effects import Measures
+from livetrain.trainers.watch.follower import WatchedFollower, is_follower
+from livetrain.trainers.watch.stream import WatchedStream
 
 
 def opened(folders: Sequence[str], metrics: Path | None, measures: Measures | None, hours: int, late: int) -> Board:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from livetrain.trainers.observe.watch.effects import OTHERS, ROWS
+from livetrain.trainers.watch.effects import OTHERS, ROWS
 
 CALIBRATION_S, SILENT_S, BEFORE_S = 1800, 900, 4 * 3600  # s of events that are judged, and that say what is usual
 DEVIATIONS, OFF, EXPECTED, LEAST = 4.0, 0.2, 20.0, 10  # of the noise; of the PCOC from 1; events; minutes with scores

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from livetrain.trainers.observe.report.page import Plot, Series, Table
 from livetrain.trainers.observe.report.panels import task_style
-from livetrain.trainers.observe.watch import alarms
-from livetrain.trainers.observe.watch.alarms import Alarm
-from livetrain.trainers.observe.watch.effects import ROWS, STREAM, Measures
-from livetrain.trainers.observe.watch.store import Store
-from livetrain.trainers.observe.watch.words import figure, span
+from livetrain.trainers.watch import alarms
+from livetrain.trainers.watch.alarms import Alarm
+from livetrain.trainers.watch.effects import ROWS, STREAM, Measures
+from livetrain.trainers.watch.store import Store
+from livetrain.trainers.watch.words import figure, span
 
 POINTS, VALUES = 240, 6  # of a curve, and curves of a slice, at most; the table has all
 _AT_ONCE = 200  # minutes that are measured before the page is told of them

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from livetrain.configs.errors import BadInput, NotNow
-from livetrain.trainers.observe.watch.effects import MOST, OTHERS, SCHEMA, Measures, effects, parsed, ratios
-from livetrain.trainers.observe.watch.store import Store
-from tests.trainers.observe.watch.streams import BEGIN, close, open_stream, samples
+from livetrain.trainers.watch.effects import MOST, OTHERS, SCHEMA, Measures, effects, parsed, ratios
+from livetrain.trainers.watch.store import Store
+from tests.trainers.watch.streams import BEGIN, close, open_stream, samples
 
 MEASURES = Measures(
     parsed("--label", ["click", "gift", "watch_time"]),
@@ -100,8 +100,8 @@ def test_a_killed_watcher_goes_on_and_nothing_is_lost_or_doubled(tmp_path):
     assert [minute.start for minute in undisturbed.measure()] == [BEGIN + 60 * number for number in range(12)]
     code = f"""
 import os, signal, sys
-from livetrain.trainers.observe.watch import store
-from tests.trainers.observe.watch.test_effects import MEASURES
+from livetrain.trainers.watch import store
+from tests.trainers.watch.test_effects import MEASURES
 at, many = sys.argv[1], int(sys.argv[2])
 inner = getattr(store.os if at == "replace" else store.manifest, at)
 def killed(*given):

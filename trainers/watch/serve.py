@@ -5,8 +5,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from livetrain.configs.errors import BadInput, short
-from livetrain.trainers.observe.watch.board import Board
-from livetrain.trainers.observe.watch.page import page
+from livetrain.trainers.watch.board import Board
+from livetrain.trainers.watch.page import page
 
 
 class Server(ThreadingHTTPServer):

@@ -20,7 +20,7 @@ from livetrain.trainers.data.expression import named
 from livetrain.trainers.data.read import minutes
 from livetrain.trainers.data.read.files import open_filesystem
 from livetrain.trainers.data.read.minutes import Minute
-from livetrain.trainers.observe.watch.effects import Measures, effects
+from livetrain.trainers.watch.effects import Measures, effects
 from livetrain.trainers.runtime import manifest, scratch
 
 MEASURES = "measures.json"

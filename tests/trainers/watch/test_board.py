@@ -9,13 +9,13 @@ import urllib.request
 import pytest
 
 from livetrain.configs.errors import BadInput, NotNow
-from livetrain.trainers.observe.watch import opened
-from livetrain.trainers.observe.watch.effects import Measures
-from livetrain.trainers.observe.watch.page import page
-from livetrain.trainers.observe.watch.serve import Server
+from livetrain.trainers.watch import opened
+from livetrain.trainers.watch.effects import Measures
+from livetrain.trainers.watch.page import page
+from livetrain.trainers.watch.serve import Server
 from livetrain.trainers.runtime import runlog
 from tests.browser import tab
-from tests.trainers.observe.watch.streams import BEGIN, close, open_stream, samples
+from tests.trainers.watch.streams import BEGIN, close, open_stream, samples
 
 MEASURES = Measures(
     {"click": '"click"', "gift": '"gift"'},
