@@ -58,11 +58,11 @@ def watch(
 
     Example: `livetrain watch data/live runs/din-follow --label click --by recall_channel`
     """
+    from livetrain.trainers.runtime.manifest import write_text
     from livetrain.trainers.watch import opened
     from livetrain.trainers.watch.effects import Measures, parsed, ratios
     from livetrain.trainers.watch.page import page
     from livetrain.trainers.watch.serve import Server
-    from livetrain.trainers.runtime.manifest import write_text
 
     labels = parsed("--label", label or ())
     asked = Measures(labels, ratios(per or ()), parsed("--score", score or ()), parsed("--by", by or ()))

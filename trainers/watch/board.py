@@ -8,9 +8,9 @@ from typing import Any
 
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.observe.prometheus import exposition
+from livetrain.trainers.runtime.manifest import finite
 from livetrain.trainers.watch.follower import WatchedFollower
 from livetrain.trainers.watch.stream import WatchedStream
-from livetrain.trainers.runtime.manifest import finite
 
 Watched = WatchedStream | WatchedFollower
 

@@ -9,9 +9,9 @@ from typing import Any
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.trainers.observe.report.page import Plot, Series, Table
 from livetrain.trainers.observe.report.panels import finite_number, task_style
+from livetrain.trainers.runtime import runlog
 from livetrain.trainers.watch.alarms import Alarm
 from livetrain.trainers.watch.words import span
-from livetrain.trainers.runtime import runlog
 
 LINE = "line.json"  # names the line that is published
 SPLIT = "stream"  # of the log's evaluations: an increment, judged before it was learned

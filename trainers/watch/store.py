@@ -20,8 +20,8 @@ from livetrain.trainers.data.expression import named
 from livetrain.trainers.data.read import minutes
 from livetrain.trainers.data.read.files import open_filesystem
 from livetrain.trainers.data.read.minutes import Minute
-from livetrain.trainers.watch.effects import Measures, effects
 from livetrain.trainers.runtime import manifest, scratch
+from livetrain.trainers.watch.effects import Measures, effects
 
 MEASURES = "measures.json"
 

@@ -9,11 +9,11 @@ import urllib.request
 import pytest
 
 from livetrain.configs.errors import BadInput, NotNow
+from livetrain.trainers.runtime import runlog
 from livetrain.trainers.watch import opened
 from livetrain.trainers.watch.effects import Measures
 from livetrain.trainers.watch.page import page
 from livetrain.trainers.watch.serve import Server
-from livetrain.trainers.runtime import runlog
 from tests.browser import tab
 from tests.trainers.watch.streams import BEGIN, close, open_stream, samples
 
