@@ -81,13 +81,13 @@ def script(model: Model, recipe: Recipe, tables: Tables, fused: Fused | None = N
 
 
 def export(
-    run: Path, which: str = "best", out: Path | None = None, quantize: Quantization | None = None
+    run: Path, which: str | Path = "best", out: Path | None = None, quantize: Quantization | None = None
 ) -> dict[str, Any]:
     """Export one checkpoint of a run and prove it on held-out rows.
 
     Args:
         run: the run folder, wherever it lies now; the test split must still be at the recipe's data.path.
-        which: ``best`` or ``last``.
+        which: ``best`` or ``last``, or the checkpoint itself.
         out: folder to write, by default <run>/export; an earlier export there is replaced as a whole. Beside it there
             must be space for the tables as they were trained, and once more as they are stored.
         quantize: how tables are stored, by default as the recipe's export.quantize says.
@@ -100,7 +100,7 @@ def export(
             else, or the file's scores differ from the model's beyond the tolerance: then nothing is written, and an
             earlier export stays.
     """
-    path = find_checkpoint(run, which)
+    path = which if isinstance(which, Path) else find_checkpoint(run, which)
     out = (out or run / "export").resolve()
     _check_place(out)
     recipe = run_folder.recipe_of(run)
