@@ -351,7 +351,7 @@ class Following:
 
     def _now_current(self) -> None:
         """Let the first line be the one that is published; those before it keep no checkpoints."""
-        self._alarmed = set()
+        self._alarmed = set(self.lines[0].position.get("alarms", ()))
         if not ranks.is_main():
             return
         name = self.lines[0].job.run.name
@@ -365,7 +365,8 @@ class Following:
         line, found = self.lines[word.place], word.increment
         assert self._stream is not None
         lag = telling.lag(found.end, self._stream.newest)
-        line.log.write("eval", step=line.step, split="stream", **learned.figures)
+        if learned.figures:
+            line.log.write("eval", step=line.step, split="stream", **learned.figures)
         line.log.write(
             "increment",
             step=line.step,

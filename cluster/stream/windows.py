@@ -6,12 +6,13 @@ closed a minute that ends then or later.
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from livetrain.configs.duration import written
 from livetrain.configs.errors import BadInput, NotNow, may_pass
 from livetrain.trainers.data.read import minutes as stream
 from livetrain.trainers.data.read.minutes import Minute
+
+_LOOKS, _MOST_S = 60, 10.0  # looks at the stream in the time of an increment, and the most seconds between two
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,16 @@ class Stream:
         self.came = time.monotonic()  # when that was seen
         self._after = stream.name_of(taken - 1)
         self.failed: str | None = None  # why the last look saw nothing
+        self._due = 0.0
 
     def look(self) -> None:
-        """See what has closed since. A storage that fails for a moment is asked again the next time."""
+        """See what has closed since, unless that was seen just now: it takes a listing of a day.
+
+        A storage that fails for a moment is asked again the next time.
+        """
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + min(self.every / _LOOKS, _MOST_S)
         try:
             found = stream.closed(self.path, self._after)
         except BadInput as error:
@@ -137,10 +145,5 @@ class Stream:
 
     def again(self, taken: int) -> None:
         """Begin anew at an earlier time, for a line of another night."""
-        self.minutes, self._after = [], stream.name_of(taken - 1)
+        self.minutes, self._after, self._due = [], stream.name_of(taken - 1), 0.0
         self.look()
-
-
-def line_folder(run: Path, night: str) -> Path:
-    """Return where the line of a night lies in the follower's folder."""
-    return run / night

@@ -1,9 +1,8 @@
 """Whether a figure is like those before it: a control chart (Shewhart 1931) over the last increments of a stream.
 
-The centre is the median of the last `WINDOW` figures that raised no alarm, and its deviation is 1.4826 times their
-median absolute deviation, which is that of a normal distribution. Neither moves by what one bad increment has. A figure
-that is worse than the centre by more than `DEVIATIONS` of these, and by more than a tolerance, raises an alarm, and is
-kept out of the chart: so a change that lasts goes on raising it until the charts begin anew.
+A figure raises an alarm that is worse than the median of the last `WINDOW` by more than `DEVIATIONS` of their standard
+deviations, and by more than a tolerance. One that does is kept out of the chart: so a change that lasts goes on raising
+it until the charts begin anew, and a bad increment does not widen the limits of those after it.
 """
 
 import math
@@ -16,9 +15,8 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.tasks.registry import kinds
 
 WINDOW = 24  # figures that a chart goes by
-FEWEST = 6  # below which it judges nothing
+FEWEST = 8  # below which it judges nothing
 DEVIATIONS = 4.0
-_NORMAL = 1.4826
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,14 @@ def limits(before: Sequence[float], better: int, tolerance: float) -> Limits | N
         tolerance: by how much it may differ in any case.
 
     Example:
-        >>> limits([0.70, 0.72, 0.71, 0.69, 0.70, 0.71], better=1, tolerance=0.01)
-        Limits(low=0.645696, high=inf)
+        >>> limits([0.6, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.8], better=1, tolerance=0.01)
+        Limits(low=0.48619100647, high=inf)
     """
     if len(before) < FEWEST:
         return None
     last = np.array(before[-WINDOW:])
     centre = float(np.median(last))
-    room = max(DEVIATIONS * _NORMAL * float(np.median(abs(last - centre))), tolerance)
+    room = max(DEVIATIONS * float(last.std(ddof=1)), tolerance)
     low = -math.inf if better < 0 else round(centre - room, 12)
     return Limits(low, math.inf if better > 0 else round(centre + room, 12))
 
