@@ -1,7 +1,7 @@
-"""`livetrain follow`: a training between two nights, which learns minutes as they come and publishes what it has learned.
+"""`livetrain follow`: a training between two nights, which learns minutes as they come and publishes the model.
 
-    <runs>/NAME-follow/              metrics.jsonl: what is said; line.json: the line that is published
-    <runs>/NAME-follow/2026-11-29/   the line of a night, a run folder: config.yaml, metrics.jsonl, checkpoints, export
+<runs>/NAME-follow/              metrics.jsonl: what is said; line.json: the line that is published
+<runs>/NAME-follow/2026-11-29/   the line of a night, a run folder: config.yaml, metrics.jsonl, checkpoints, export
 """
 
 import time
@@ -51,7 +51,9 @@ def follow(
         KeyboardInterrupt: it was told to stop, and how it goes on.
     """
     if recipe.follow is None:
-        raise BadInput("follow: the recipe has no such section; say where the minutes are, as follow: {path: data/live}")
+        raise BadInput(
+            "follow: the recipe has no such section; say where the minutes are, as follow: {path: data/live}"
+        )
     if recipe.data.days is None:
         raise BadInput("data.days: a follower begins with a night, and the recipe names no days; add data.days")
     with asked_later():
@@ -71,7 +73,9 @@ def follow(
                 with Watcher(run), signals.saving(run):
                     time.sleep(_AGAIN_S)
             except KeyboardInterrupt as interrupt:
-                raise type(interrupt)(f"{run.name} was stopped; started again it goes on from its newest checkpoint") from None
+                raise type(interrupt)(
+                    f"{run.name} was stopped; started again it goes on from its newest checkpoint"
+                ) from None
 
 
 def _follow(asked: Asked, where: str, keep: int) -> dict[str, Any]:

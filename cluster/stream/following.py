@@ -1,7 +1,7 @@
 """A follower's ranks: rank 0 decides what is next, and all do it.
 
-Nothing of what is decided depends on what another rank knows: rank 0 waits for the stream, opens and checks the files of
-an increment, and sends what every rank needs. So ranks step together, and none waits for a batch that will not come.
+Nothing of what is decided depends on what another rank knows: rank 0 waits for the stream, opens and checks the files
+of an increment, and sends what every rank needs. So ranks step together, and none waits for a batch that will not come.
 """
 
 import json
@@ -18,7 +18,7 @@ from livetrain.cluster.stream import anchor, telling
 from livetrain.cluster.stream.windows import Increment, Shed, Stream, increment, moment, shed
 from livetrain.configs.errors import BadInput, may_pass
 from livetrain.configs.load import dump_recipe
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import Follow, Recipe
 from livetrain.trainers.data.read.increment import damage
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.spread import Looking
@@ -54,6 +54,11 @@ class Asked:
     every: int
     nights: str | None
     once: bool
+
+    @property
+    def follow(self) -> Follow:
+        assert self.recipe.follow is not None  # the command sees to it
+        return self.recipe.follow
 
     def line(self, day: str) -> Path:
         """Return the folder of the line of a night."""
@@ -165,14 +170,14 @@ class Following:
         night = anchor.newest(self.asked.recipe, self.asked.runs, self.asked.nights)
         day, before = anchor.day_of(night), current(self.asked.run)
         begins = [self._line(night, beside=False)]
-        if before is not None and before < day and self.asked.recipe.follow.handover == "beside":
+        if before is not None and before < day and self.asked.follow.handover == "beside":
             ahead, own = (newest(self.asked.line(each)) for each in (before, day))
             if ahead is not None and (own is None or own["position"]["taken"] < ahead["position"]["taken"]):
                 old = night.with_name(f"{self.asked.recipe.name}-{before}")
                 begins = [self._line(old, beside=False), self._line(night, beside=True)]
         taken = [newest(begin.job.run) for begin in begins]
         since = min(b.since if at is None else at["position"]["taken"] for b, at in zip(begins, taken, strict=True))
-        self._stream = Stream(self.asked.recipe.follow.path, self.asked.every, since)
+        self._stream = Stream(self.asked.follow.path, self.asked.every, since)
         return begins
 
     def _line(self, night: Path, beside: bool) -> Begin:
@@ -229,7 +234,7 @@ class Following:
             day = anchor.day_of(night)
             if day == latest or day in self._refused:
                 return None
-            beside = self.asked.recipe.follow.handover == "beside" and day > latest and len(self.lines) == 1
+            beside = self.asked.follow.handover == "beside" and day > latest and len(self.lines) == 1
             found = self._line(night, beside)
         except BadInput as error:
             if not may_pass(error):
@@ -241,7 +246,7 @@ class Following:
 
     def _due(self, place: int) -> Word:
         """Return what a line has to do, if it has anything."""
-        line, follow, every = self.lines[place], self.asked.recipe.follow, self.asked.every
+        line, follow, every = self.lines[place], self.asked.follow, self.asked.every
         assert self._stream is not None
         minutes = self._stream.minutes
         if place == 0 and (left := shed(minutes, line.taken, every, follow.shed_after)) is not None:
@@ -272,9 +277,7 @@ class Following:
             BadInput: they may not.
         """
         if self.asked.recipe.data.on_corrupt == "stop":
-            raise BadInput(
-                f"{wrong}; write the minute again, or set data.on_corrupt: skip to leave {found} out"
-            )
+            raise BadInput(f"{wrong}; write the minute again, or set data.on_corrupt: skip to leave {found} out")
         self._note(f"ALARM: {found} is left out: {wrong}")
         return LeaveOut(place, Shed(found.start, found.end, len(found.minutes), found.rows))
 
@@ -317,6 +320,8 @@ class Following:
 
     def _take(self, word: Take) -> None:
         line, found = self.lines[word.place], word.increment
+        if found.start > line.taken:
+            self._note(f"there is no minute of {moment(line.taken)} to {moment(found.start)}, so none is learned")
         learned = line.take(word.source, found.end)
         if word.save:
             line.save()
@@ -340,8 +345,8 @@ class Following:
         line.log.write("left_out", step=line.step, start=left.start, end=left.end, minutes=left.minutes, rows=left.rows)
         total = line.position["shed"]
         self._note(
-            f"LEFT OUT: {moment(left.start)} to {moment(left.end)}, {left.minutes:,} minutes with {left.rows:,} events; "
-            f"in all {total['minutes']:,} minutes with {total['rows']:,} events since the night"
+            f"LEFT OUT: {moment(left.start)} to {moment(left.end)}, {left.minutes:,} minutes of {left.rows:,} events; "
+            f"since the night {total['minutes']:,} minutes with {total['rows']:,} events"
         )
 
     def _close(self, lines: list[Line]) -> None:

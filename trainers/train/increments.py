@@ -31,7 +31,7 @@ from livetrain.trainers.train.schedule import ending
 from livetrain.trainers.train.stopping import Listener
 
 STREAM = "stream"  # the split's name, of an increment
-_NEW = {"best_step": None, "waited": 0, "rows": 0, "seconds": 0.0, "workers": []}
+_NEW: dict[str, Any] = {"best_step": None, "waited": 0, "rows": 0, "seconds": 0.0, "workers": []}
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,16 @@ class Line(Trainer):
         self.sharded.pipeline.combination.step = self.step
         self.charts = Charts(self.recipe, self.position.get("charts"))
         self.saved = self.taken if found else None  # up to when the newest checkpoint has learned
-        self._told = {"ids": self.ids, "order": begun.get("order"), "training": begun.get("training")}
+        self._trained = {"ids": self.ids, "order": begun.get("order"), "training": begun.get("training")}
 
     def __enter__(self) -> "Line":
         self.profile = Profile(self.recipe, self.job.run, self.device, self.step)
         self.log = RunLog(self.job.run, self.step)
         self.log.listeners += prometheus.listeners(self.recipe.name or "")
-        self.saver = self._stack.enter_context(
-            checkpoint.Saver(self.sharded, self.recipe, self.job.run, self._told)
+        self.saver = self._stack.enter_context(checkpoint.Saver(self.sharded, self.recipe, self.job.run, self._trained))
+        how = (
+            f"goes on from {stream.name_of(self.taken)}" if self._resumed else f"begins at {stream.name_of(self.taken)}"
         )
-        how = f"goes on from {stream.name_of(self.taken)}" if self._resumed else f"begins at {stream.name_of(self.taken)}"
         self.log.write("note", step=self.step, text=f"{self.recipe.name} {how}")
         return self
 
@@ -114,22 +114,22 @@ class Line(Trainer):
             Stopped: it was told to; then nothing of the increment counts.
             BadInput: the loss is no number any more.
         """
-        started, figures, alarms, opened_ = time.perf_counter(), dict[str, float](), list[str](), True
+        started, figures, alarms, gate = time.perf_counter(), dict[str, float](), list[str](), True
         if source is not None:
             self.job.sources[STREAM] = source
             figures, _ = self.evaluate(STREAM, draws=0)
             alarms = self.charts.take(figures)
-            opened_ = not any(name in alarms for name in self.gate)
+            gate = not any(name in alarms for name in self.gate)
             self.reader = self._reader(STREAM, shuffle=True)
             self.total = self.step + self.reader.steps
             batches = self.reader.batches(0)
             with contextlib.closing(batches):
                 self._advance(batches, self.total)
             self.left_out_before, self.left_out = self._left_out(), {}
-            self.position |= {"increments": self.position["increments"] + 1, "open": opened_, "alarms": alarms}
+            self.position |= {"increments": self.position["increments"] + 1, "open": gate, "alarms": alarms}
             self.position |= {"figures": {name: figures.get(name) for name in self.charts.kept}}
         self.position |= {"taken": end, "charts": self.charts.kept}
-        return Learned(figures, alarms, opened_, time.perf_counter() - started)
+        return Learned(figures, alarms, gate, time.perf_counter() - started)
 
     @property
     def gate(self) -> tuple[str, str]:
@@ -184,4 +184,3 @@ def newest(line: Path) -> dict[str, Any] | None:
     """Return the manifest of a line's newest checkpoint, or None."""
     found = run_folder.committed(line)
     return run_folder.content(found[-1]) if found else None
-

@@ -145,9 +145,10 @@ def test_who_is_killed_comes_to_the_same(follower, monkeypatch, night, tmp_path_
     assert follower.published() is None
     if stage in ("before the checkpoint's manifest", "while it is learned"):
         for left in (follower.line / "checkpoints").glob("step-*"):
-            assert left.name == min(p.name for p in (follower.line / "checkpoints").iterdir()) or not (
-                left / "manifest.json"
-            ).exists()
+            assert (
+                left.name == min(p.name for p in (follower.line / "checkpoints").iterdir())
+                or not (left / "manifest.json").exists()
+            )
     follower.follow()
     assert made.state(follower.line) == made.state(whole.line)
     assert [line["click.auc"] for line in follower.lines("eval")] == [x["click.auc"] for x in whole.lines("eval")]
@@ -191,7 +192,7 @@ def test_nothing_is_shed_unless_asked_and_what_is_shed_is_told(follower):
     assert (left["start"], left["end"], left["minutes"], left["rows"]) == (BEGIN, BEGIN + 180, 3, 300)
     assert [line["end"] for line in follower.lines("increment")] == [BEGIN + 60 * k for k in (4, 5, 6)]
     assert follower.lines("increment")[-1]["shed_rows"] == 300
-    assert any("LEFT OUT: 2022-05-03 00:00 to 2022-05-03 00:03, 3 minutes with 300 events" in n for n in follower.notes)
+    assert any("LEFT OUT: 2022-05-03 00:00 to 2022-05-03 00:03, 3 minutes of 300 events" in n for n in follower.notes)
 
 
 @pytest.mark.slow
@@ -207,6 +208,7 @@ def test_a_minute_without_samples_and_a_gap_are_passed_over(follower):
     assert any("begins at 2022-05-03T00:00:00Z" in line["text"] for line in follower.lines("note"))
     assert [line["rows"] for line in follower.lines("increment")] == [100, 0]
     assert len(follower.lines("eval")) == 1
+    assert "there is no minute of 2022-05-03 00:00 to 2022-05-03 00:10, so none is learned" in follower.notes
 
 
 @pytest.mark.usefixtures("unpublished")
@@ -220,7 +222,9 @@ def test_a_damaged_minute_stops_or_is_left_out(follower, harm):
         content = bytearray(part.read_bytes())
         content[len(content) // 2] ^= 1
         part.write_bytes(content)
-    with pytest.raises(BadInput, match=r"part-0.parquet is (missing|damaged).* write the minute again, or set data.on_"):
+    with pytest.raises(
+        BadInput, match=r"part-0.parquet is (missing|damaged).* write the minute again, or set data.on_"
+    ):
         follower.follow(60)
     follower.changes["data__on_corrupt"] = "skip"
     follower.follow(60)

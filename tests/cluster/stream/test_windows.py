@@ -34,7 +34,8 @@ def test_increments_take_every_minute_once_whenever_they_are_looked_for(found, t
     assert [m for one in whole for m in one.minutes] == [m for m in found if taken <= m.start < at]
     assert not [m for m in found if m.start >= at] or found[-1].end < (found[-1].start // every + 1) * every
     for one in whole:
-        assert one.end % every == 0 and one.end - one.start <= every
+        assert one.end % every == 0
+        assert one.end - one.start <= every
     seen, at = [], taken
     for many in range(1, len(found) + 1):  # they come one by one
         while (next_ := increment(found[:many], at, every)) is not None:
@@ -52,7 +53,8 @@ def test_what_is_shed_is_whole_increments_that_lie_far_behind(found, times, afte
     if left is None:
         assert not far
         return
-    assert left.end % every == 0 and taken <= left.start < left.end <= newest - after < left.end + every
+    assert left.end % every == 0
+    assert taken <= left.start < left.end <= newest - after < left.end + every
     assert (left.minutes, left.rows) == (len(far), 10 * len(far))
     assert shed(found, left.end, every, after) is None
     assert shed(found, taken, every, None) is None
