@@ -194,7 +194,7 @@ class Following:
         sources, statistics = preflight.check(recipe, say, Looking(spare=self.asked.run / ".looked"))
         folder.mkdir(parents=True, exist_ok=True)
         manifest.write_text(folder / "config.yaml", dump_recipe(recipe))
-        job = Job(recipe, folder, sources, statistics, test=False)
+        job = Job(recipe, folder, sources, statistics, test=False, track=True)
         job.plan(recipe, ranks.world(), self.device.type)
         return Begin(job, path, anchor.first_second(recipe), beside)
 

@@ -14,7 +14,7 @@ from typing import Any
 from livetrain.cluster.stream.following import current
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.trainers.data.read import minutes as stream
-from livetrain.trainers.export import export, publish
+from livetrain.trainers.export import deltas, publish
 from livetrain.trainers.runtime import run_folder
 
 _LOOK_S = 0.5
@@ -77,18 +77,18 @@ class Publisher:
         content = run_folder.content(checkpoint)
         position = content["position"]
         version = version_of(position["taken"])
-        before = publish.current(self._where)
+        pointer = publish.current(self._where)
         if not position["open"]:
             return self._once(f"not published: {version}, as its figures raised an alarm")
-        if before is not None:
+        if pointer is not None:
+            before = deltas.newest(pointer)
             if before["version"] > version or (before["version"] == version and before.get("line") == line.name):
                 return None
-            if any(each.get("rejected") and each.get("line") == line.name for each in before["versions"]):
+            if any(each.get("rejected") and each.get("line") == line.name for each in pointer["versions"]):
                 return self._once(
                     f"not published: `livetrain rollback` took back a model of {line.name}; the next night's line is"
                 )
         started = time.time()
-        export.export(line, checkpoint)
         select = run_folder.recipe_in(checkpoint).select()
         about: dict[str, Any] = {
             "run": f"{self._run.name}/{line.name}",
@@ -97,11 +97,12 @@ class Publisher:
             "metric": f"stream.{select}",
             "value": position["figures"].get(select),
         }
-        pointer = publish.publish(line / "export", self._where, version, self._keep, **about)
-        self._said = ""
+        pointer = deltas.publish_next(line, self._where, version, self._keep, checkpoint, **about)
+        last, now, self._said = deltas.newest(pointer), time.time(), ""
+        what = f"as delta {last['number']}, {last['rows']:,} rows" if "number" in last else "as a base"
         self._say(
-            f"published {version}, fence {pointer['fence']}, in {time.time() - started:.1f} s, "
-            f"{time.time() - position['taken']:,.0f} s after its last event, in {without_credentials(self._where)}"
+            f"published {version} {what}, fence {pointer['fence']}, in {now - started:.1f} s, "
+            f"{now - position['taken']:,.0f} s after its last event, in {without_credentials(self._where)}"
         )
         return None
 
@@ -128,7 +129,7 @@ def check(where: str) -> None:
         BadInput: the place cannot be read, or a later version than today's is published there.
     """
     before = publish.current(where)
-    if before is not None and before["version"] > version_of(int(time.time()) + 86_400):
+    if before is not None and deltas.newest(before)["version"] > version_of(int(time.time()) + 86_400):
         raise BadInput(
             f"--publish: {without_credentials(where)} holds version {before['version']}, later than any of the stream; "
             "choose another place"

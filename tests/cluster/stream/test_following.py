@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss, roc_auc_score
 from livetrain.cluster.stream import anchor, follow, publishing
 from livetrain.cluster.stream.windows import Stream
 from livetrain.configs.errors import BadInput, NotNow
-from livetrain.trainers.export import prediction, publish
+from livetrain.trainers.export import deltas, prediction, publish
 from livetrain.trainers.runtime import runlog
 from livetrain.trainers.train import checkpoint, increments, loop
 from tests import minutes as made
@@ -91,11 +91,11 @@ def test_an_increment_is_judged_by_the_model_that_has_not_learned_it(follower):
     for line, expected in zip(found, (first, second), strict=True):
         assert {name: line[name] for name in expected} == pytest.approx(expected, abs=2e-6)
         assert line["rows"] == 200
-    pointer = follower.published()
-    assert (pointer["version"], pointer["fence"]) == ("2022-05-03T00-04-00Z", 2)
-    assert pointer["value"] == found[1]["click.auc"]
-    signature = json.loads((Path(follower.where) / pointer["folder"] / "signature.json").read_text())
-    assert signature["metrics"]["stream.click.auc"] == found[1]["click.auc"]
+    base, last = follower.published(), deltas.newest(follower.published())
+    assert (base["version"], base["fence"]) == ("2022-05-03T00-02-00Z", 2)
+    assert (last["version"], last["number"], last["value"]) == ("2022-05-03T00-04-00Z", 1, found[1]["click.auc"])
+    signature = json.loads((Path(follower.where) / base["folder"] / "signature.json").read_text())
+    assert signature["metrics"]["stream.click.auc"] == found[0]["click.auc"] == base["value"]
 
 
 class Killed(BaseException):
@@ -257,11 +257,13 @@ def test_a_place_that_is_lost_ends_no_learning(follower, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_was_taken_back_is_not_published_again(follower):
+def test_what_was_taken_back_is_not_published_again(follower, monkeypatch):
     made.write(follower.folder, 2)
     follower.follow()
     made.write(follower.folder, 2, first=2)
-    follower.follow()
+    with monkeypatch.context() as patched:
+        patched.setattr(deltas, "publish_delta", lambda *_, **__: (_ for _ in ()).throw(deltas.NeedsBase("a base")))
+        follower.follow()
     publish.rollback(follower.where)
     made.write(follower.folder, 2, first=4)
     follower.follow()
@@ -304,14 +306,15 @@ def test_a_new_night_takes_over(follower, monkeypatch, tmp_path_factory, handove
         whole(stream)
 
     seen = []
-    publishes = publish.publish
+    publishes = deltas.publish_next
 
     def told(*arguments, **about):
-        seen.append((about["line"], pointer := publishes(*arguments, **about)))
+        pointer = publishes(*arguments, **about)
+        seen.append((about["line"], deltas.newest(pointer) | {"fence": pointer["fence"]}))
         return pointer
 
     monkeypatch.setattr(Stream, "look", look)
-    monkeypatch.setattr(publish, "publish", told)
+    monkeypatch.setattr(deltas, "publish_next", told)
     found = follower.follow(60)
     assert (found["line"], found["taken"]) == ("2022-05-05", begin + 600)
     assert json.loads((follower.line.parent / "line.json").read_text()) == {"line": "2022-05-05"}
