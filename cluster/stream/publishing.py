@@ -91,7 +91,6 @@ class Publisher:
         started = time.time()
         select = run_folder.recipe_in(checkpoint).select()
         about: dict[str, Any] = {
-            "run": f"{self._run.name}/{line.name}",
             "line": line.name,
             "step": content["step"],
             "metric": f"stream.{select}",
