@@ -7,7 +7,6 @@ hands on: so the map is the same for any number of ranks, and no step exchanges 
 """
 
 from collections.abc import Iterator, Mapping
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -50,10 +49,17 @@ def prepare(source: Source, recipe: Recipe, looking: Looking) -> None:
         pass
 
 
-def assign(sharded: Sharded, recipe: Recipe, source: Source) -> dict[str, Told]:
+def assign(sharded: Sharded, recipe: Recipe, source: Source, time: int | None = None) -> dict[str, Told]:
     """Count the ids of a split, and give the tables' rows to those that are admitted. Collective.
 
-    Partitions up to the last one that was counted before are left out. A split without days counts as one day more.
+    No batch may be on its way through the pipeline: its ids were looked up before. Partitions up to the last one that
+    was counted are left out. A split without days counts as one day more.
+
+    Args:
+        sharded: its registers, maps and rows are changed.
+        recipe: the run.
+        source: the split.
+        time: of all of it, in minutes since 1970, where it comes once and not before what was counted: an increment.
 
     Returns:
         What became of the ids, by table.
@@ -63,8 +69,12 @@ def assign(sharded: Sharded, recipe: Recipe, source: Source) -> dict[str, Told]:
     told = {name: Told() for name in sharded.registers}
     found = intervals(source, recipe) if ranks.is_main() else iter(())
     while (interval := ranks.from_main(next(found, None))) is not None:
-        time, lookups = interval
-        for name, one in count(sharded, lookups, _after(sharded) if time is None else time).items():
+        named, lookups = interval
+        if time is not None:
+            one_by_table = count(sharded, lookups, time, again=True)
+        else:
+            one_by_table = count(sharded, lookups, _after(sharded) if named is None else named)
+        for name, one in one_by_table.items():
             told[name].add(one)
     settle(sharded, recipe)
     return told
@@ -76,39 +86,31 @@ def _after(sharded: Sharded) -> int:
     return 0 if last == NEVER else last + MINUTES
 
 
-def count(sharded: Sharded, lookups: Mapping[str, Sights], time: int) -> dict[str, Told]:
+def count(sharded: Sharded, lookups: Mapping[str, Sights], time: int, again: bool = False) -> dict[str, Told]:
     """Take one interval's lookups, the same ones on every rank; `settle` is to follow before the next step.
 
-    An interval that is not later than the last one is left out: it was counted before.
+    An interval that is not later than the last one is left out, as it was counted before.
 
     Args:
         sharded: its registers are changed.
         lookups: by table.
         time: when the interval began, in minutes since 1970.
+        again: whether one as late as the last one is another one: two increments may lie in one minute.
 
     Returns:
         What became of the ids, by table.
     """
     told = {}
     for name, register in sharded.registers.items():
-        if name in lookups and time > int(register.counted):
+        if name in lookups and time >= int(register.counted) + (not again):
             one = lookups[name]
             told[name] = register.count(torch.from_numpy(one.ids.copy()), torch.from_numpy(one.counts.copy()), time)
     return told
 
 
-def shared(lookups: Mapping[str, Sights]) -> dict[str, Sights]:
-    """Return every table's lookups over all ranks, of which each gives those of its part. Collective."""
-    parts = ranks.gather(dict(lookups))
-    names = dict.fromkeys(name for part in parts for name in part)
-    return {name: reduce(Sights.merge, (part[name] for part in parts if name in part)) for name in names}
-
-
 @torch.no_grad()
 def settle(sharded: Sharded, recipe: Recipe) -> dict[str, Tensor]:
     """Let the rows that have changed hands begin anew: weights by (seed, table, id), optimizer state at zero.
-
-    No batch may be on its way through the pipeline: its ids were looked up before.
 
     Returns:
         By table the rows that have changed hands, ascending.

@@ -249,6 +249,29 @@ def test_nights_count_new_days_alone(days, tmp_path):
     assert launch.train(again, tmp_path)["tables"]["user"] == second
 
 
+def increments(made_for: Recipe) -> list[dict]:
+    """Take three splits as increments, the last two within one minute; return the maps and what was told after each."""
+    sharded, found = shard(made_for, CPU), []
+    for split, time in (("train", 50_000_000), ("valid", 50_000_005), ("test", 50_000_005)):
+        told = ids.assign(sharded, made_for, Source.open(made_for, split), time)
+        found.append({"keys": sharded.model.maps["user"].keys.clone(), "told": told["user"].to_dict()})
+    return found
+
+
+def test_increments_let_ids_in_alike_on_two_ranks(two_ranks, days):
+    made_for = nightly(days, 0, tables__user={"rows": 80, "dim": 8, "hash": "table", "sharding": "row_wise"})
+    with ranks.alone(cuda=False):
+        alone = increments(made_for)
+    for one, first, second in zip(alone, *two_ranks.run(increments, made_for), strict=True):
+        assert one["told"] == first["told"] == second["told"]
+        assert torch.equal(one["keys"], first["keys"])
+        assert torch.equal(one["keys"], second["keys"])
+    told = [one["told"] for one in alone]
+    assert told[0]["admitted"] == 50  # users 0 to 49, then 20 to 59, then 30 to 69
+    assert told[1]["admitted"] == 10
+    assert told[2]["admitted"] + told[2]["refused"] >= 10
+
+
 def test_a_run_goes_on_exactly(days, tmp_path):
     made_for = nightly(days, 1, train__epochs=2)
     launch.train(made_for, tmp_path)

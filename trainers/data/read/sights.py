@@ -100,7 +100,7 @@ def minute_of(partition: Partition) -> int | None:
 
     Its name is date=YYYY-MM-DD, with time=HHMMSS below it where it is less than a day.
     """
-    found = _DAY.search(partition.sidecar.places[0][1])
+    found = _DAY.search(partition.sidecar.places[0][1]) if partition.sidecar.places else None
     if found is None:
         return None
     begins = datetime.strptime(f"{found[1]} {found[2] or '000000'}", "%Y-%m-%d %H%M%S").replace(tzinfo=UTC)
