@@ -13,6 +13,7 @@ from dataclasses import replace
 from livetrain.trainers.data.sources.events.model import (
     CLICK,
     COMMENT,
+    EXPOSURE,
     FOLLOW,
     FRIEND,
     GIFT,
@@ -228,7 +229,13 @@ def _interests(adapter: Adapter) -> Adapter:
     return _told(adapter, "interest", file, "user", replace(user, select=select, bags=("user_topics",)))
 
 
-PARTS = {"titles": _titles, "vectors": _vectors, "people": _people, "interests": _interests}
+def _exposures(adapter: Adapter) -> Adapter:
+    """Add the sequence `shown` of all that a user was shown, clicked or not; `shown_action` says what came of it."""
+    shown = Sequence("live", EXPOSURE, item=None, author="streamer", topic="category")
+    return replace(adapter, sequences=adapter.sequences | {"shown": shown})
+
+
+PARTS = {"exposures": _exposures, "titles": _titles, "vectors": _vectors, "people": _people, "interests": _interests}
 
 
 def with_parts(parts: Iterable[str]) -> Adapter:
