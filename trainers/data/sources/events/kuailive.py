@@ -20,6 +20,7 @@ from livetrain.trainers.data.sources.events.model import (
     LIKE,
     LONG,
     PEOPLE,
+    SHOWN,
     WATCH,
     Adapter,
     Attributes,
@@ -229,13 +230,13 @@ def _interests(adapter: Adapter) -> Adapter:
     return _told(adapter, "interest", file, "user", replace(user, select=select, bags=("user_topics",)))
 
 
-def _exposures(adapter: Adapter) -> Adapter:
-    """Add the sequence `shown` of all that a user was shown, clicked or not; `shown_action` says what came of it."""
+def _visits(adapter: Adapter) -> Adapter:
+    """Add a sequence of all that a user was shown, clicked or not, and when she came before and comes back."""
     shown = Sequence("live", EXPOSURE, item=None, author="streamer", topic="category")
-    return replace(adapter, sequences=adapter.sequences | {"shown": shown})
+    return replace(adapter, sequences=adapter.sequences | {SHOWN: shown}, visits=True)
 
 
-PARTS = {"exposures": _exposures, "titles": _titles, "vectors": _vectors, "people": _people, "interests": _interests}
+PARTS = {"visits": _visits, "titles": _titles, "vectors": _vectors, "people": _people, "interests": _interests}
 
 
 def with_parts(parts: Iterable[str]) -> Adapter:

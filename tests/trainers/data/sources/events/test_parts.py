@@ -60,9 +60,7 @@ def test_every_part_is_a_column_and_changes_no_other(tmp_path, monkeypatch):
         ]
         assert row["shown_streamer"] == [one["streamer"] for one in sorted(earlier, key=lambda one: one["timestamp"])]
         assert len(row["shown_action"]) == len(row["shown_gap"]) == len(row["shown_category"]) == len(earlier)
-    with pytest.raises(
-        BadInput, match="was prepared with dataset kuailive-exposures-interests-people-titles-vectors, "
-    ):
+    with pytest.raises(BadInput, match="was prepared with dataset kuailive-interests-people-titles-vectors-visits, "):
         prepare(kuailive.ADAPTER, folder, tmp_path / "out")
 
 
