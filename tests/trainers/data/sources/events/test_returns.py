@@ -4,7 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from livetrain.trainers.data.sources.events import kuailive, returns
@@ -24,6 +24,9 @@ def starts(times: list[int]) -> list[int]:
     return [now for last, now in zip([-(10**15), *times], times, strict=False) if now - last > HALF_HOUR]
 
 
+@example([(1, 0), (1, 144)])  # a day later, to the millisecond
+@example([(1, 0), (1, 145)])
+@example([(1, 0), (1, 3), (1, 6)])  # half an hour apart: one visit
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(0, 200)), min_size=1, max_size=40, unique=True))
 def test_who_came_back_is_who_began_another_visit_within_a_day(events):
     user = np.array([one for one, _ in events])
