@@ -29,7 +29,7 @@ from livetrain.trainers.recall.cut import Rules, cut
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.versions import versions
 
-RECIPE = Path("configs/recipes/prerank_simulated.yaml")
+RECIPE = Path("benchmarks/prerank.yaml")
 SPLITS = {"train": ("2025-06-01..2025-06-04", 1500), "valid": ("2025-06-05..2025-06-05", 150)}
 SPLITS["test"] = ("2025-06-06..2025-06-06", 400)
 ITEM = ("streamer_", "live_content_category", "room")  # what begins so is the room's, all else the user's
