@@ -173,8 +173,9 @@ Data: `livetrain data simulate --users 20k --days 14 --seed 7 --out data/simulat
 `livetrain data kuailive --raw data/simulation/kuailive --out data/simulated`. Ranker: `din_simulated_pairs`.
 {made(versions(), given)}
 
-Candidates: {told}. A tenth of the places is for rooms of streamers whom the user clicked before, and at most two fifths
-are of one topic. Agreement: Spearman's rank correlation within a request.
+Candidates: {told}.
+A tenth of the places is for rooms of streamers whom the user clicked before, and at most two fifths are of one topic.
+Agreement: Spearman's rank correlation within a request.
 """
 
 

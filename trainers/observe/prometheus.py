@@ -4,12 +4,19 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-# Key of a training line -> what its gauge is called and says. Ray puts `ray_` before the names.
+# Key of a training line, or of one about a stream -> what its gauge is called and says. Ray puts `ray_` before names.
 GAUGES = {
     "step": ("livetrain_step", "Optimizer steps done"),
     "loss": ("livetrain_loss", "Training loss"),
     "rows_per_s": ("livetrain_rows_per_s", "Rows trained a second on all workers"),
     "data_wait": ("livetrain_data_wait", "Share of the time that rank 0 waits for data"),
+}
+OF_STREAM = {
+    "behind_s": ("livetrain_behind_seconds", "Event time from what is learned to the newest closed minute"),
+    "behind_clock_s": ("livetrain_behind_clock_seconds", "Time from the last event that is learned to now"),
+    "alarmed": ("livetrain_alarms", "Figures of the last increment that raise an alarm"),
+    "open": ("livetrain_gate_open", "1 while what is learned is published"),
+    "shed_rows": ("livetrain_shed_rows", "Events that were left out since the night"),
 }
 
 
@@ -24,11 +31,13 @@ def listeners(name: str) -> list[Callable[[str, dict[str, Any]], None]]:
         return []
     from ray.util.metrics import Gauge
 
-    gauges = {key: Gauge(title, about, tag_keys=("run",)) for key, (title, about) in GAUGES.items()}
+    told = GAUGES | OF_STREAM
+    gauges = {key: Gauge(title, about, tag_keys=("run",)) for key, (title, about) in told.items()}
 
     def listen(kind: str, content: dict[str, Any]) -> None:
-        if kind == "train":
+        if kind in ("train", "increment", "lag"):
             for key, gauge in gauges.items():
-                gauge.set(content[key], tags={"run": name})
+                if key in content:
+                    gauge.set(float(content[key]), tags={"run": name})
 
     return [listen]
