@@ -3,9 +3,9 @@
     livetrain data simulate --users 20k --days 14 --seed 7 --out data/simulation
     python benchmarks/stream.py --raw data/simulation/kuailive --days 5 --live 240
 
-Both make the same samples of the same events, in a process of their own with one thread: the preparation from CSV, the
-stream from JSON lines that landed by the hour, which it catches up with. Events are the messages. Rates are per second of
-CPU time of the process, which means something where other programs run too. `--live` then lets messages land for so many
+Both make the same samples of the same events, in a process of their own with one thread: the preparation from CSV, and
+the stream from JSON lines that landed by the hour, which it catches up with. Events are the messages. Rates are per
+second of CPU time, which means something where other programs run too. `--live` then lets messages land for so many
 seconds, each with the time at which it is written, and measures how long after it the minute that holds it is closed.
 """
 
