@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from livetrain.cli.arguments import here
-from livetrain.cli.terminal import say
+from livetrain.cli.terminal import FAILED, say
 
 
 def stream(
@@ -47,5 +48,13 @@ def stream(
     command = [sys.executable, "-m", "livetrain", "stream", str(spec), "--out", str(folder)]
     command += ["--drain"] if drain else []
     children = [subprocess.Popen([*command, "--lane", str(each)]) for each in range(lanes)]
-    codes = [child.wait() for child in children]
-    raise typer.Exit(max(codes, key=abs))
+    try:
+        while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
+            time.sleep(0.2)
+        code = next((child.returncode for child in children if child.returncode), 0)
+    finally:  # without one of them no minute is closed, so that all end
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.wait()
+    raise typer.Exit(code if code >= 0 else FAILED)

@@ -2,7 +2,7 @@
 
 An event log's own spec (configs.event_spec) says what an exposure and an action are; this one says where their rows
 come from while they happen. Everything that decides what the samples are is fixed for the life of a stream's folder;
-`jobs` and `idle_s` may change while it runs.
+`jobs` and `idle_s` may change while it runs, and `sources` when it is started again.
 """
 
 from collections.abc import Callable
@@ -151,7 +151,7 @@ class LoadedStream:
 
     def fixed(self) -> dict[str, Any]:
         """Return what must stay as it is for the life of a stream's folder."""
-        told = self.spec.model_dump(mode="json", exclude={*FREE, "events"})
+        told = self.spec.model_dump(mode="json", exclude={*FREE, "events", "sources"})
         return told | {"events": self.events.spec.model_dump(mode="json")}
 
 

@@ -77,6 +77,8 @@ class Intake:
         self._check(loaded)
         connection.execute(f"CREATE TABLE new_exposures AS SELECT * EXCLUDE (day) FROM ({live.exposures}) LIMIT 0")
         connection.execute(f"CREATE TABLE new_actions AS SELECT * EXCLUDE (day) FROM ({live.actions}) LIMIT 0")
+        for name in self._told:
+            connection.execute(f"CREATE TABLE {quoted(f'new {name}')} AS FROM {quoted(name)} LIMIT 0")
         self.begun = f"SELECT * EXCLUDE (day) FROM ({follows})" if follows else None
         self._seen: set[tuple[str, str]] = set()
         self.changed: list[str] = []  # what the log is to say of the messages' columns
@@ -255,9 +257,8 @@ class Intake:
         names = ", ".join(map(quoted, columns))
         fine = f"SELECT {names} FROM judged WHERE _why IS NULL AND NOT _late"
         if table in self._told:
-            self._connection.execute(f"INSERT INTO {quoted(table)} {fine}")
-            self._connection.execute(f"CREATE TABLE IF NOT EXISTS {quoted('new ' + table)} AS {fine} LIMIT 0")
-            self._connection.execute(f"INSERT INTO {quoted('new ' + table)} {fine}")
+            for name in (table, f"new {table}"):
+                self._connection.execute(f"INSERT INTO {quoted(name)} {fine}")
             return
         self._connection.execute(f"INSERT INTO {quoted(table)} {fine}")
         whole = f"user IS NOT NULL AND item IS NOT NULL AND time BETWEEN {_EARLIEST} AND {_LATEST}"

@@ -142,10 +142,9 @@ class Joiner:
 
     def pending(self) -> int:
         """Return how many rows are in no segment yet."""
-        return sum(
-            self._connection.execute(f"SELECT count(*) FROM new_{what}").fetchall()[0][0]
-            for what in ("exposures", "actions")
-        )
+        names = ["new_exposures", "new_actions", *(quoted(f"new {table}") for table in self._told)]
+        counts = " + ".join(f"(SELECT count(*) FROM {name})" for name in names)
+        return self._connection.execute(f"SELECT {counts}").fetchall()[0][0]
 
     def flush(self) -> None:
         """Write the rows that are new to a segment."""
@@ -155,13 +154,10 @@ class Joiner:
             self._connection.execute(f"DELETE FROM new_{what}")
         for table in self._told:
             name = quoted(f"new {table}")
-            if self._connection.execute(
-                f"SELECT count(*) FROM duckdb_tables() WHERE table_name = 'new {table}'"
-            ).fetchall()[0][0]:
-                if self._write(name, self._segment("t", self.past.number, table), "0"):
-                    self.past.tables.setdefault(table, []).append(self.past.number)
-                    self.stale = True
-                self._connection.execute(f"DELETE FROM {name}")
+            if self._write(name, self._segment("t", self.past.number, table), "0"):
+                self.past.tables.setdefault(table, []).append(self.past.number)
+                self.stale = True
+            self._connection.execute(f"DELETE FROM {name}")
         if found["e"] or found["a"]:
             self.past.segments.append(found)
         self.past.number += 1

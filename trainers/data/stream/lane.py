@@ -150,7 +150,9 @@ class _Lane:
         if key:
             self._tell(f"the spec has changed and is not taken: {key} is fixed; only jobs and idle_s may change")
             return
-        if found.spec != self._loaded.spec:
+        if found.spec.sources != self._loaded.spec.sources:
+            self._tell("the spec has changed and is not taken: sources change when the stream is started again")
+        elif found.spec != self._loaded.spec:
             self._loaded = found
             self._tune()
             self._tell("the spec's jobs have changed, and are taken")

@@ -1,6 +1,11 @@
 """A stream's samples are those of the days: read by minutes, out of order, twice, by lanes, and killed anywhere."""
 
+import json
+import multiprocessing
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,3 +136,78 @@ def test_a_kill_before_any_write_loses_and_doubles_nothing(two_days, tmp_path, m
     lane_folder = tmp_path / "killed" / "_lanes" / "lane=0"
     newest = lane.newest(tmp_path / "killed", 0)[1]["resume"]["past"]
     assert len(list((lane_folder / "segments").iterdir())) == sum(bool(s[k]) for s in newest["segments"] for k in "ea")
+
+
+def _small_spans(path: Path, out: Path) -> None:
+    join.SPAN_ROWS = 15
+    logs.drain(path, out)
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_at_any_moment_lose_and_double_nothing(two_days, tmp_path):
+    raw, told, _ = two_days
+    path = landed(raw, told, tmp_path)
+    logs.drain(path, tmp_path / "whole")
+    wanted, counted = logs.parts(tmp_path / "whole"), logs.counts(tmp_path / "whole")
+    start = multiprocessing.get_context("forkserver")  # whose children have imported everything
+    start.set_forkserver_preload([__name__])
+    draw, kills, streams = random.Random(11), 0, 0
+    while kills < 100:
+        out = tmp_path / f"killed-{streams}"
+        streams += 1
+        while True:
+            process = start.Process(target=_small_spans, args=(path, out))
+            process.start()
+            process.join(draw.uniform(0.1, 4))
+            if process.exitcode is not None:
+                assert process.exitcode == 0
+                break
+            process.kill()
+            process.join()
+            kills += 1
+        assert logs.parts(out) == wanted
+        assert logs.counts(out) == counted
+
+
+@pytest.mark.slow
+def test_flink_joins_as_a_stream_does(two_days, tmp_path):
+    """The SQL of the guide is run by PyFlink in an environment of its own, as both need other releases of packages."""
+    if shutil.which("java") is None:
+        pytest.skip("PyFlink needs Java")
+    _, told, days = two_days
+    tables = {"shows": [*told["shows"], *told["clicks"]], "gifts": told["gifts"]}
+    for table, rows in tables.items():
+        told_once = {json.dumps(row): at for at, row in rows}
+        lines = [
+            json.dumps({**json.loads(row), "ts": at, "price": json.loads(row).get("gift_price")})
+            for row, at in sorted(told_once.items(), key=lambda each: each[1])
+        ]
+        (tmp_path / table).mkdir()
+        (tmp_path / table / "0.json").write_text("\n".join(lines) + "\n")
+    sql = logs.GUIDE.with_name("streams.md").read_text().partition("<!-- flink -->\n```sql\n")[2].partition("```")[0]
+    sql = sql.format(**{name: f"file://{tmp_path / name}" for name in ("shows", "gifts", "samples")})
+    program = f"""
+from pyflink.table import EnvironmentSettings, TableEnvironment
+flink = TableEnvironment.create(EnvironmentSettings.in_streaming_mode())
+for key, value in {{"parallelism.default": "1", "execution.checkpointing.interval": "5 s"}}.items():
+    flink.get_config().set(key, value)
+for statement in {sql!r}.split(";"):
+    if statement.strip():
+        made = flink.execute_sql(statement)
+made.wait()
+"""
+    (tmp_path / "job.py").write_text(program)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "flink"], check=True)
+    python = tmp_path / "flink" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "apache-flink>=2"], check=True)
+    subprocess.run([python, tmp_path / "job.py"], check=True)
+    found = {}
+    for file in (tmp_path / "samples").rglob("part-*"):
+        for line in file.read_text().splitlines():
+            row = json.loads(line)
+            found[row["user_id"], row["live_id"], row["ts"]] = (row["gift"], row["gift_value"])
+    assert len(found) == len(days)
+    known = [row for row in days.to_pylist() if row["gift_value"] is not None]
+    assert any(row["gift"] for row in known)
+    for row in known:  # the others' hour is not over when their day ends, or a price is not told
+        assert found[row["user"], row["room"], row["timestamp"]] == (row["gift"], pytest.approx(row["gift_value"]))

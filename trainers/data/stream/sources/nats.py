@@ -38,6 +38,7 @@ class Nats:
         self._subjects: dict[Place, str] = {}
         self._next: dict[Place, int] = {}
         self._ends: dict[Place, int] = {}
+        self._sure: dict[Place, float] = {}  # when the server last knew what pulls
         self._pulls: dict[Place, tuple[Any, int]] = {}  # what pulls, and the consumer's own next number
 
     def _asked(self, work: Coroutine) -> Any:
@@ -116,9 +117,12 @@ class Nats:
         try:
             found = await pull.fetch(most, timeout=wait)
         except TimeoutError:
-            if self._client.is_connected:
-                return []
-            raise
+            if not self._client.is_connected:
+                raise
+            if self._loop.time() - self._sure.get(place, 0.0) > _PATIENCE_S:
+                await pull.consumer_info()  # an error where the server has forgotten it
+                self._sure[place] = self._loop.time()
+            return []
         whole = []
         for message in found:
             if message.metadata.sequence.consumer != number:
