@@ -16,8 +16,8 @@ bucket of the state's histories.
 import datetime
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,10 @@ class Past:
     """
 
     number: int = 0
-    segments: list[dict[str, Any]] = None  # type: ignore[assignment]
-    tables: dict[str, list[int]] = None  # type: ignore[assignment]
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    tables: dict[str, list[int]] = field(default_factory=dict)
     first: str | None = None
     day: str | None = None
-
-    def __post_init__(self) -> None:
-        self.segments, self.tables = self.segments or [], self.tables or {}
 
 
 class Joiner:
@@ -95,7 +92,7 @@ class Joiner:
         for folder in ("segments", "state"):
             (home / folder).mkdir(parents=True, exist_ok=True)
         for table, numbers in past.tables.items():
-            paths = ", ".join(f"'{self._segment('t', number, table)}'" for number in numbers)
+            paths = ", ".join(f"'{self.segment('t', number, table)}'" for number in numbers)
             connection.execute(f"INSERT INTO {quoted(table)} FROM read_parquet([{paths}])")
 
     # Days and minutes
@@ -137,7 +134,8 @@ class Joiner:
 
     # Segments
 
-    def _segment(self, kind: str, number: int, table: str = "") -> Path:
+    def segment(self, kind: str, number: int, table: str = "") -> Path:
+        """Return the file of a segment: its exposures (e), its actions (a), or a table's rows (t)."""
         return self._home / "segments" / f"{kind}-{number:06d}{'-' if table else ''}{table}.parquet"
 
     def pending(self) -> int:
@@ -150,11 +148,11 @@ class Joiner:
         """Write the rows that are new to a segment."""
         found: dict[str, Any] = {"number": self.past.number, "level": 0}
         for what in ("exposures", "actions"):
-            found[what[0]] = self._write(f"new_{what}", self._segment(what[0], self.past.number))
+            found[what[0]] = self._write(f"new_{what}", self.segment(what[0], self.past.number))
             self._connection.execute(f"DELETE FROM new_{what}")
         for table in self._told:
             name = quoted(f"new {table}")
-            if self._write(name, self._segment("t", self.past.number, table), "0"):
+            if self._write(name, self.segment("t", self.past.number, table), "0"):
                 self.past.tables.setdefault(table, []).append(self.past.number)
                 self.stale = True
             self._connection.execute(f"DELETE FROM {name}")
@@ -179,9 +177,9 @@ class Joiner:
         """Make one segment of many, which stay until a manifest names the new one."""
         found: dict[str, Any] = {"number": self.past.number, "level": 1}
         for kind in "ea":
-            paths = ", ".join(f"'{self._segment(kind, each['number'])}'" for each in small if each[kind])
+            paths = ", ".join(f"'{self.segment(kind, each['number'])}'" for each in small if each[kind])
             found[kind] = (
-                self._write(f"read_parquet([{paths}])", self._segment(kind, self.past.number)) if paths else None
+                self._write(f"read_parquet([{paths}])", self.segment(kind, self.past.number)) if paths else None
             )
         self.past.segments = [each for each in self.past.segments if each["level"]] + [found]
         self.past.number += 1
@@ -198,8 +196,8 @@ class Joiner:
 
     def tidy(self) -> None:
         """Delete the files that `past` does not name, as a manifest that is written now names all others."""
-        kept = {self._segment(kind, each["number"]) for each in self.past.segments for kind in "ea"}
-        kept |= {self._segment("t", n, table) for table, numbers in self.past.tables.items() for n in numbers}
+        kept = {self.segment(kind, each["number"]) for each in self.past.segments for kind in "ea"}
+        kept |= {self.segment("t", n, table) for table, numbers in self.past.tables.items() for n in numbers}
         for path in (self._home / "segments").iterdir():
             if path not in kept:
                 path.unlink()
@@ -209,17 +207,17 @@ class Joiner:
 
     def _all(self, kind: str) -> str:
         """Return what stands after FROM for all exposures or actions."""
-        paths = [f"'{self._segment(kind, each['number'])}'" for each in self.past.segments if each[kind]]
+        paths = [f"'{self.segment(kind, each['number'])}'" for each in self.past.segments if each[kind]]
         if not paths:
             return "(FROM no_exposures)" if kind == "e" else "(FROM no_actions)"
         return f"read_parquet([{', '.join(paths)}])"
 
     # Samples
 
-    def learn(self, intake_read: Any) -> None:
+    def learn(self, read_files: Callable[[], None]) -> None:
         """Take what is known of ids from its tables again, if it has changed."""
         if self.stale:
-            intake_read()
+            read_files()
             stage.load_attributes(self._connection, self._adapter, self._home / "work")
             self.stale = False
 

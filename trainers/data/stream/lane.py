@@ -92,11 +92,11 @@ class _Lane:
         past = Past(**content["resume"]["past"]) if found else Past()
         self._resume: dict[str, Any] = content.get("resume", {"offsets": {}})
         self._joiner = Joiner(loaded, self._intake.adapter, connection, home, lane, past, self._intake.told)
-        for each in past.segments:
+        for each in past.segments:  # of a manifest that names what somebody has deleted
             missing = [
                 path
                 for kind in "ea"
-                if each[kind] and not (path := self._joiner._segment(kind, each["number"])).exists()
+                if each[kind] and not (path := self._joiner.segment(kind, each["number"])).exists()
             ]
             if missing:
                 raise BadInput(f"{missing[0]} is missing, which the newest manifest names; restore it")
