@@ -172,10 +172,9 @@ class Intake:
             source, wrong = self._rows(columns, given)
         else:
             kept = [_text(value) for value in given.values]
-            told = pa.table(
-                {"_n": pa.array(range(len(kept))), "_m": pa.array(kept), "_stamp": pa.array(given.stamps, pa.int64())}
-            )
-            self._connection.register("given", told)
+            told = [pa.array(range(len(kept)), pa.int64()), pa.array(kept, pa.string())]
+            told.append(pa.array(given.stamps, pa.int64()))
+            self._connection.register("given", pa.table(told, ["_n", "_m", "_stamp"]))
             form = raw.text(json.dumps(columns))
             source = f"""SELECT _n, _m, _stamp, _v, _v IS NULL AS _none, unnest(_s) FROM (
                 SELECT *, from_json(_v, {form}) AS _s FROM (

@@ -188,7 +188,10 @@ def taking(path: Path) -> Intake:
         ({"sources": {"bus": {"kind": "kafk"}}}, "sources.bus.kind got 'kafk', wanted one of folder, kafka, nats"),
         (log("AS time FROM clicks\n", "AS time FROM clicks GROUP BY ALL\n"), "no GROUP BY, DISTINCT"),
         (log(SHOWS, JOINED), "it joins tables that topics feed"),
-        (log(SHOWS, "SELECT user_id, 1, 1, 9 FROM users\n"), "of its rows come from tables that no topic feeds"),
+        (
+            log(SHOWS, f"{SHOWS}  UNION ALL SELECT user_id, 1, 1, 9 FROM users\n"),
+            "of its rows come from tables that no topic feeds",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, change, words):
