@@ -47,7 +47,7 @@ def test_a_simulated_week_by_minutes_is_the_week_by_days(tmp_path):
     days = logs.prepared(raw, tmp_path / "days")
     told = logs.messages(raw)
     twice = {table: [*rows, *rows[::20]] for table, rows in told.items()}
-    path = landed(raw, twice, tmp_path)
+    path = landed(raw, twice, tmp_path, every_s=3600)
     logs.drain(path, tmp_path / "out")
     found = logs.samples(tmp_path / "out")
     assert found.num_rows > 500
