@@ -80,7 +80,7 @@ class Kafka:
         )
 
     def poll(self, places: set[Place], most: int) -> Iterator[Messages]:
-        self._hold(self._places.values() - places)
+        self._hold(set(self._places.values()) - places)
         self._wrong = None
         left = most
         while left > 0:
