@@ -124,7 +124,7 @@ def test_a_kill_before_any_write_loses_and_doubles_nothing(two_days, tmp_path, m
         monkeypatch.setattr(manifest, name, before(name))
     kills = 0
     while True:
-        left[0] = draw.randrange(1, 60)
+        left[0] = draw.randrange(1, 30)
         try:
             logs.drain(path, tmp_path / "killed")
             break
