@@ -199,7 +199,7 @@ made.wait()
     (tmp_path / "job.py").write_text(program)
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "flink"], check=True)
     python = tmp_path / "flink" / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "apache-flink>=2"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "apache-flink>=2"], check=True)
     subprocess.run([python, tmp_path / "job.py"], check=True)
     found = {}
     for file in (tmp_path / "samples").rglob("part-*"):
