@@ -1,4 +1,4 @@
-"""The commands of a cluster and of its nights: submit, nightly, rollback, doctor."""
+"""The commands of a cluster and of its nights: submit, nightly, publish, rollback, doctor."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +11,7 @@ from livetrain.configs.errors import BadInput, without_credentials
 
 if TYPE_CHECKING:
     pass
-from livetrain.cli.arguments import Overrides, interrupts_told, load, raw
+from livetrain.cli.arguments import Overrides, Which, interrupts_told, load, raw
 
 
 class Weekday(StrEnum):
@@ -143,6 +143,56 @@ def nightly(
         pointer = night(one) if days is None or asked is None else nights.nights(asked, publish, night, say)
     if pointer is None:
         raise typer.Exit(WORSE)
+
+
+def publish(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.", show_default=False)],
+    where: Annotated[
+        str, typer.Argument(metavar="DIR", help="Folder or URI of the published versions.", show_default=False)
+    ],
+    version: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="A name that sorts after those published before, by default the time of day in UTC.",
+            show_default=False,
+        ),
+    ] = None,
+    delta: Annotated[
+        bool, typer.Option("--delta", help="Publish what has changed since what is published, and nothing else.")
+    ] = False,
+    checkpoint: Annotated[Which | None, typer.Option(help="Which; of a delta the last by default.")] = None,
+    keep: Annotated[int, typer.Option(min=1, help="Versions that stay.")] = 7,
+) -> None:
+    """Publish a run's model for servers: a whole version, or with --delta the rows that changed since.
+
+    A delta needs a run that tracks which rows change, as those of `livetrain follow` do, and a base of that run. It
+    belongs to the version that is published, and servers take it in at once and whole.
+
+    Example: `livetrain publish runs/din-follow /models/din --delta`
+    """
+    import time
+
+    from livetrain.trainers.export import deltas, export
+    from livetrain.trainers.export import publish as published
+
+    if delta:
+        before = published.current(where)
+        pointer = deltas.publish_delta(run, where, checkpoint.value if checkpoint else "last")
+        last = deltas.newest(pointer)
+        if pointer == before:
+            say(f"step {last['step']} is published already")
+            return
+        say(
+            f"{without_credentials(where)}: delta {last['number']} of {pointer['folder']}, up to step {last['step']}: "
+            f"{last['rows']:,} rows, {last['bytes'] / 1e6:,.2f} MB; fence {pointer['fence']}"
+        )
+        return
+    name = version or time.strftime("%Y-%m-%dT%H-%M-%SZ", time.gmtime())
+    published.replaced(where, name)
+    export.export(run, checkpoint.value if checkpoint else "best")
+    pointer = published.publish(run / "export", where, name, keep, run=run.name)
+    say(f"{without_credentials(where)}: servers are pointed to {pointer['folder']}, with fence {pointer['fence']}")
 
 
 def rollback(

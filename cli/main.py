@@ -42,7 +42,7 @@ app = typer.Typer(
 for command in (
     *(init.init, runs.train, runs.evaluate, runs.fuse, runs.export, predict.predict, look.runs, look.compare),
     *(recall.index, recall.blend, recall.cut),
-    *(plan.plan, cluster.submit, cluster.nightly, cluster.rollback, cluster.doctor),
+    *(plan.plan, cluster.submit, cluster.nightly, cluster.publish, cluster.rollback, cluster.doctor),
     ids.hash,
 ):
     app.command()(command)

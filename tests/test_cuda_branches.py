@@ -316,7 +316,7 @@ def test_a_checkpoint_is_written_once_the_gpu_has_copied_it(tmp_path, monkeypatc
     monkeypatch.setattr(staging.Staging, "copy", lambda *_: order.append("copied"))
     monkeypatch.setattr(checkpoint, "write", lambda *_: order.append("written"))
     for device, wanted in ((GPU, ["copied", "waited", "written"]), (CPU, ["copied", "written"])):
-        with checkpoint.Saver(SimpleNamespace(device=device, plan=dict), recipe, tmp_path) as saver:
+        with checkpoint.Saver(SimpleNamespace(device=device, plan=dict, changes=None), recipe, tmp_path) as saver:
             saver.save(1, {})
             saver.wait()
         assert order == wanted

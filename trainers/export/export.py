@@ -30,7 +30,7 @@ from livetrain.modules.fitted import fitted
 from livetrain.modules.fusion import Fused
 from livetrain.modules.model import Model
 from livetrain.modules.serving.quantized import let_go, stays, stored
-from livetrain.modules.serving.scorer import Encoder, Scorer, Tables
+from livetrain.modules.serving.scorer import Encoder, Features, Scorer, Tables
 from livetrain.modules.tables.mapped import Files, Room, in_memory, nameless
 from livetrain.modules.tasks.registry import metrics
 from livetrain.trainers.data.read.source import Source
@@ -81,13 +81,13 @@ def script(model: Model, recipe: Recipe, tables: Tables, fused: Fused | None = N
 
 
 def export(
-    run: Path, which: str = "best", out: Path | None = None, quantize: Quantization | None = None
+    run: Path, which: str | Path = "best", out: Path | None = None, quantize: Quantization | None = None
 ) -> dict[str, Any]:
     """Export one checkpoint of a run and prove it on held-out rows.
 
     Args:
         run: the run folder, wherever it lies now; the test split must still be at the recipe's data.path.
-        which: ``best`` or ``last``.
+        which: ``best`` or ``last``, or the checkpoint itself.
         out: folder to write, by default <run>/export; an earlier export there is replaced as a whole. Beside it there
             must be space for the tables as they were trained, and once more as they are stored.
         quantize: how tables are stored, by default as the recipe's export.quantize says.
@@ -100,7 +100,7 @@ def export(
             else, or the file's scores differ from the model's beyond the tolerance: then nothing is written, and an
             earlier export stays.
     """
-    path = find_checkpoint(run, which)
+    path = which if isinstance(which, Path) else find_checkpoint(run, which)
     out = (out or run / "export").resolve()
     _check_place(out)
     recipe = run_folder.recipe_of(run)
@@ -133,7 +133,8 @@ def export(
             let_go(tables)
         fused = fusion.fused_of(run, recipe)
         scored, *towers = (
-            written(module, draft / f"{name}.pt", beside) for name, module in _scorers(model, recipe, tables, fused)
+            written(torch.jit.script(module), draft / f"{name}.pt", beside)
+            for name, module in parts(model, recipe, tables, fused)
         )
         found = {
             "quantize": quantize,
@@ -180,14 +181,12 @@ def _float32(recipe: Recipe) -> int:
     return sum(4 * table.rows * table.dim for table in recipe.tables.values())
 
 
-def _scorers(
-    model: Model, recipe: Recipe, tables: Tables, fused: Fused | None
-) -> Iterator[tuple[str, torch.jit.ScriptModule]]:
-    """Yield what is exported: the model, and both towers of one that finds items."""
-    yield "model", script(model, recipe, tables, fused)
+def parts(model: Model, recipe: Recipe, tables: Tables, fused: Fused | None) -> Iterator[tuple[str, Features]]:
+    """Yield what is scripted, by the name of its file: the model, and both towers of one that finds items."""
+    yield "model", Scorer(model, recipe, tables, fused).eval()
     towers = model.dense.network.towers
     for side in towers.names if towers is not None else ():
-        yield side, torch.jit.script(Encoder(model, recipe, side, tables).eval())
+        yield side, Encoder(model, recipe, side, tables).eval()
 
 
 def _check_place(out: Path) -> None:

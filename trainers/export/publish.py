@@ -2,6 +2,7 @@
 
     <where>/current.json            {"version", "fence", "folder", ..., "versions"}: the one to serve, and all that stay
     <where>/<version>.<fence>/      an export: model.pt, signature.json, golden.json, ..., manifest.json (last)
+    <where>/<version>.<fence>/deltas/<number>.<fence>/   what changed since: see trainers.export.deltas
     <where>/fences/<fence>          which folder a fence was given to
 
 `fence` rises with every publication. A server remembers the largest fence that it has seen and ignores a pointer with a
@@ -70,8 +71,8 @@ def damage(where: str, pointer: dict[str, Any]) -> str | None:
         BadInput: the place cannot be read.
     """
     place = open_place(where)
-    with _complaints(place, "read"):
-        return _damage(place, pointer["folder"])
+    with complaints(place, "read"):
+        return _damage_of(place, pointer)
 
 
 def publish(export: Path, where: str, version: str, keep: int, **about: Any) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def publish(export: Path, where: str, version: str, keep: int, **about: Any) -> 
     place = open_place(where)
     before, _ = _read(place)
     _check_newer(place, before, version)
-    with _complaints(place, "written"):
+    with complaints(place, "written"):
         fence, begun = _claim(place, version), time.time()
         entry = {"version": version, "folder": _folder(version, fence), **about}
         place.make(entry["folder"])
@@ -109,6 +110,50 @@ def publish(export: Path, where: str, version: str, keep: int, **about: Any) -> 
         pointer, dropped = _point(place, entry, fence, keep, begun)
     with contextlib.suppress(OSError, BadInput):  # the version is published, whatever else still lies there
         _prune(place, dropped)
+    return pointer
+
+
+def extend(draft: Path, where: str, before: dict[str, Any], **about: Any) -> dict[str, Any]:
+    """Copy a delta to the version that the pointer names, and let the pointer list it. The pointer is written last.
+
+    Args:
+        draft: a folder with a manifest.
+        where: folder or URI.
+        before: the pointer, as whoever made the delta has read it: it fits that state alone.
+        about: further entries of the delta in the pointer's ``deltas``.
+
+    Returns:
+        The pointer's content: ``deltas`` has one entry more, with its ``number``, ``folder`` and ``xxh64``.
+
+    Raises:
+        BadInput: the draft is damaged, the place cannot be written, or another publisher has replaced the pointer
+            meanwhile. The pointer is another's.
+    """
+    files = manifest.read(draft)
+    if files is None or (damaged := manifest.damage(draft, files)):
+        raise BadInput(f"{damaged if files else f'{draft}: no delta is here'}; make the delta again")
+    place = open_place(where)
+    deltas = before.get("deltas", [])
+    with complaints(place, "written"):
+        fence, number = _claim(place, before["version"]), len(deltas) + 1
+        folder = f"{before['folder']}/deltas/{number:06d}.{fence:06d}"
+        place.make(folder)
+        try:
+            _copy(draft, [*files["files"], manifest.MANIFEST], place, folder)
+            seal = manifest.digest(draft / manifest.MANIFEST)["xxh64"]
+            entry = {"number": number, "folder": folder, "xxh64": seal, **about}
+            whole = {**_about(before), "deltas": [*deltas, entry]}
+            versions = [whole if each["folder"] == before["folder"] else each for each in before["versions"]]
+            pointer = {**whole, "fence": fence, "versions": versions}
+            now, tag = _read(place)
+            if now != before or not place.swap(POINTER, tag, _encoded(pointer)):
+                raise BadInput(
+                    f"{place.shown(POINTER)} was replaced by another publisher meanwhile, so this delta is not "
+                    "published; make it again, from what is published now"
+                )
+        except BaseException:
+            _remove(place, folder)
+            raise
     return pointer
 
 
@@ -133,8 +178,8 @@ def rollback(where: str, to: str | None = None) -> dict[str, Any]:
     if before is None:
         raise BadInput(f"{place.shown()}: nothing is published here, as there is no {POINTER}; name another place")
     target = _earlier(place, before, to)
-    with _complaints(place, "written"):
-        if damaged := _damage(place, target["folder"]):
+    with complaints(place, "written"):
+        if damaged := _damage_of(place, target):
             raise BadInput(f"{damaged}; choose another version with --to")
         entry = {key: value for key, value in target.items() if key != "rejected"}
         newer = [each["folder"] for each in before["versions"] if each["version"] > entry["version"]]
@@ -171,7 +216,7 @@ def _earlier(place: Place, before: dict[str, Any], to: str | None) -> dict[str, 
 
 def _read(place: Place) -> tuple[dict[str, Any] | None, Any]:
     """Return the pointer and the tag with which it is replaced, or (None, None)."""
-    with _complaints(place, "read"):
+    with complaints(place, "read"):
         found = place.read(POINTER)
     if found is None:
         return None, None
@@ -225,6 +270,12 @@ def _claim(place: Place, version: str) -> int:
             if before is None or before["fence"] < fence:  # else it may have been given out and forgotten since
                 return fence
             fence = before["fence"]
+
+
+def _damage_of(place: Place, version: dict[str, Any]) -> str | None:
+    """Return what is damaged of a version, its deltas too, in words, or None."""
+    folders = [version["folder"], *(each["folder"] for each in version.get("deltas", []))]
+    return next((damaged for folder in folders if (damaged := _damage(place, folder))), None)
 
 
 def _copy(export: Path, names: list[str], place: Place, folder: str) -> None:
@@ -315,7 +366,7 @@ def _below(place: Place, part: str) -> Iterator[tuple[str, float | None]]:
 
 
 @contextlib.contextmanager
-def _complaints(place: Place, done: str) -> Iterator[None]:
+def complaints(place: Place, done: str) -> Iterator[None]:
     """Turn what fails in a place into a sentence."""
     try:
         yield

@@ -10,6 +10,7 @@ from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.export import fusion
 from livetrain.trainers.runtime import run_folder, runlog
 from livetrain.trainers.runtime.versions import versions
+from livetrain.trainers.train import tracking
 
 _FORMAT = 1
 _TOP = {
@@ -20,12 +21,12 @@ _TOP = {
 
 def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> dict[str, Any]:
     """Return what a caller has to know about the file, and where it comes from; no `model` of one that is fitted."""
-    content = run_folder.content(path)
-    step, ids = content["step"], content.get("ids", {})
+    found = run_folder.content(path)
+    step, ids = found["step"], found.get("ids", {})
     mean, std = dict[str, list[float]](), dict[str, list[float]]()
     finds: dict[str, Any] = _TOP if recipe.model.finds else {}
     if model is None:
-        mean, std = (content["position"].get(part, {}) for part in ("mean", "std"))
+        mean, std = (found["position"].get(part, {}) for part in ("mean", "std"))
     if model is not None:
         places, normalise = measured(model), model.dense.normalise
         mean, std = ({n: x[place].tolist() for n, place in places.items()} for x in (normalise.mean, normalise.std))
@@ -44,6 +45,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
             for n, f in recipe.features.items()
         },
         "tables": {name: t.model_dump(include={"rows", "dim", "hash", "dtype"}) for name, t in recipe.tables.items()},
+        **({"lineage": tracked["lineage"]} if (tracked := found.get(tracking.NAME)) is not None else {}),
         "hashing": "in the file; row = splitmix64(id) with the sign bit cleared, mod rows (hash: mix), or id mod rows,"
         " never negative (hash: modulo)",
         "strings": "a string id is the xxh64 (seed 0) of its UTF-8 bytes, read as a signed 64-bit integer",
@@ -56,7 +58,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
         "model": recipe.model.model_dump(),
         "run": recipe.name,
         "checkpoint": {"step": step, "path": path.name},
-        "training": content.get("training"),  # None of an older checkpoint
+        "training": found.get("training"),  # None of an older checkpoint
         "metrics": _metrics(run, step),
         "versions": versions(),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -46,6 +46,9 @@ class Place(Protocol):
             content: what no other writer writes, so that one that was written and not confirmed is known again.
         """
 
+    def path(self, name: str) -> Path | None:
+        """Return where a file can be read as it lies, or None where it has to be copied first."""
+
     def make(self, folder: str) -> None:
         """Make a new folder, which must not exist."""
 
@@ -141,6 +144,9 @@ class Folder:
             draft.unlink(missing_ok=True)
         self._sync_up(path.parent)
         return True
+
+    def path(self, name: str) -> Path | None:
+        return self._root / name
 
     def make(self, folder: str) -> None:
         (self._root / folder).mkdir(parents=True)
@@ -254,6 +260,9 @@ class Bucket:
             return True
         found = self.read(name)
         return found is not None and found[0] == content  # it was written, and the answer lost on its way
+
+    def path(self, name: str) -> Path | None:
+        return None
 
     def make(self, folder: str) -> None:
         if self.listed(folder):

@@ -3,8 +3,8 @@
     <run>/checkpoints/step-00000640/  *.distcp, .metadata, manifest.json (last)
 
 A checkpoint holds the tables' shards, the dense part, both optimizers' state, what the combiner of the tasks' gradients
-has learned and, in its manifest, the position in the data, the best evaluation so far, the sharding plan and the
-recipe. It loads on any number of ranks.
+has learned, the steps in which rows changed where those are tracked, and, in its manifest, the position in the data,
+the best evaluation so far, the sharding plan and the recipe. It loads on any number of ranks.
 
 Training waits only while every rank copies its own shards; a thread writes the copy, a block at a time (see
 trainers.train.writing). The ranks' threads talk over a process group of their own, since collectives of two threads on
@@ -36,7 +36,7 @@ from livetrain.modules.model import Model, stored_name
 from livetrain.modules.tables.mapped import Room, in_memory
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog
 from livetrain.trainers.runtime.run_folder import Damaged, committed, content
-from livetrain.trainers.train import restore, staging
+from livetrain.trainers.train import restore, staging, tracking
 from livetrain.trainers.train.compatible import check_same
 from livetrain.trainers.train.copies import Copies
 from livetrain.trainers.train.sharding import Sharded
@@ -71,6 +71,8 @@ def state(sharded: Sharded) -> dict[str, Any]:
             state[f"optimizer_{name}"] = kept
     if learned := sharded.pipeline.combination.combiner.state_dict():
         state["gradients"] = learned
+    if sharded.changes is not None and (changed := tracking.state(sharded)):
+        state[tracking.NAME] = changed
     return state
 
 
@@ -155,6 +157,8 @@ class Saver:
             "plan": self._sharded.plan(),
             **self._constant,
         }
+        if (changes := self._sharded.changes) is not None:
+            content[tracking.NAME] = {"lineage": changes.lineage, "since": changes.since}
         live = state(self._sharded)
         copies = self._copies(live)
         saved = self._staging.copy(live) if copies else live
@@ -360,7 +364,10 @@ def load(sharded: Sharded, recipe: Recipe, path: Path, resume: bool = False) -> 
     """
     found = content(path)
     check_same(path, recipe, resume)
-    read(state(sharded), path)
+    wanted = state(sharded)
+    if (changes := sharded.changes) is not None and not tracking.resumed(changes, found):
+        wanted.pop(tracking.NAME, None)
+    read(wanted, path)
     sharded.purge()
     return found
 

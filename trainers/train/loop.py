@@ -42,6 +42,7 @@ from livetrain.trainers.train import (
     memory,
     planning,
     pretrained,
+    tracking,
     warm_start,
 )
 from livetrain.trainers.train.feed import SKIPPED, Feed, Meter
@@ -68,6 +69,7 @@ class Job:
     sources: dict[str, Source]  # of an evaluation that of its split alone
     statistics: Statistics | None  # of the training split; None where a checkpoint has them
     test: bool = True  # whether the run ends with the test split; a sweep's trials leave it unread
+    track: bool = False  # whether its checkpoints tell which rows changed when, for deltas
 
     def plan(self, recipe: Recipe, world: int, device: str) -> planning.Plan:
         """Return the plan of the run's tables, see `planning.of_run`; an evaluation keeps none."""
@@ -90,6 +92,8 @@ class Trainer:
         compiled_layers.enable(self.sharded.model, device)
         if compiled_dense.wanted(self.recipe, device):
             compiled_dense.enable(self.sharded, self._note)
+        if job.track:
+            tracking.track(self.sharded)
         self.breakdown = Breakdown(self.sharded)
         self.utilisation = Utilisation(self.sharded.model.dense)
         if job.statistics is not None:

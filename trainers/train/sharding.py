@@ -37,6 +37,7 @@ from livetrain.modules.layers.moving import Moving
 from livetrain.modules.model import Model, PooledCollection, ReplicatedCollection, initial_values
 from livetrain.modules.optimizers import FUSED_NAMES, dense_optimizer, table_optimizer
 from livetrain.modules.tables import adam, host
+from livetrain.modules.tables.changes import Changes
 from livetrain.modules.tables.touched import Touched
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train import planning, replication
@@ -81,6 +82,11 @@ class Sharded:
     @property
     def model(self) -> Model:
         return self.module.module.model
+
+    @property
+    def changes(self) -> Changes | None:
+        """The account of the rows that change, where anybody asked for it; see trainers.train.tracking."""
+        return self.pipeline.update.changes
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """Let the dense part be what is evaluated: its running mean where optimizers.ema asks for one."""

@@ -28,6 +28,7 @@ from livetrain.modules.layers import distributed
 from livetrain.modules.layers.moving import Moving, written
 from livetrain.modules.model import Model
 from livetrain.modules.tables.adam import Steps
+from livetrain.modules.tables.changes import Changes
 from livetrain.trainers.train.gradients.combination import Combination
 from livetrain.trainers.train.loss import Loss, Output
 from livetrain.trainers.train.mean import Mean
@@ -63,6 +64,9 @@ class Update(CombinedOptimizer):
         steps: told of every step.
         mean: of the dense parameters, moved after every step; None where the recipe asks for none.
         moving: layers with buffers that a compiled graph leaves to be written.
+
+    Attributes:
+        changes: keeps account of the rows that change, where anybody asks for it; see trainers.train.tracking.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class Update(CombinedOptimizer):
         super().__init__(list(optimizers.items()))
         self.combination, self.steps, self.mean = combination, steps, mean
         self._dense, self._clip_norm, self._moving = dense, clip_norm, moving
+        self.changes: Changes | None = None
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Begin a step: clear the gradients, and tell fused optimizers their rates and the number of the step."""
@@ -101,6 +106,8 @@ class Update(CombinedOptimizer):
         self.combination.take()
         super().step(closure)
         self.steps.end()
+        if self.changes is not None:
+            self.changes.step += 1
         if self.mean is not None:
             self.mean.update()
 

@@ -1,0 +1,575 @@
+"""A base and its deltas are the full export of the same checkpoint, to the last bit, and a server has them whole."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from livetrain.cli import main as cli
+from livetrain.configs.errors import BadInput
+from livetrain.configs.load import dump_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.modules.serving import deltas as files
+from livetrain.modules.serving.loading import load
+from livetrain.trainers.data.read.reader import Reader
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.export import deltas, publish
+from livetrain.trainers.export.deltas import NeedsBase, publish_delta, publish_next
+from livetrain.trainers.export.export import export
+from livetrain.trainers.export.served import Served
+from livetrain.trainers.runtime import manifest, place, ranks, reach, run_folder
+from livetrain.trainers.train import checkpoint, tracking
+from livetrain.trainers.train.sharding import shard
+from tests import samples
+from tests.cases import often
+
+CPU = torch.device("cpu")
+MAPPED = {"export__tables": "mapped"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return samples.write(tmp_path_factory.mktemp("deltas") / "data", 400)
+
+
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch) -> None:
+    monkeypatch.setattr(reach, "DEADLINE_S", 0.0)
+
+
+def folder_of(path: Path, recipe: Recipe) -> Path:
+    """Make a run's folder."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "config.yaml").write_text(dump_recipe(recipe))
+    return path
+
+
+class Line:
+    """A training that goes on, in this process or on the ranks of a group; it goes on from its newest checkpoint."""
+
+    def __init__(self, run: Path, recipe: Recipe, track: bool = True) -> None:
+        self.run, self.recipe = run, recipe
+        self.sharded = shard(recipe, CPU)
+        if track:
+            tracking.track(self.sharded)
+        found = checkpoint.load_latest(self.sharded, recipe, run)
+        self.step = found["step"] if found else 0
+        self.sharded.module.train()
+        reader = Reader(Source.open(recipe, "train"), recipe, rank=ranks.rank(), world=ranks.world(), shuffle=True)
+        self._feed = (batch for epoch in range(10**6) for batch in reader.batches(epoch))
+
+    def go(self, steps: int) -> "Line":
+        for _ in range(steps):
+            self.sharded.set_rates(1.0)
+            ranks.seed_step(1, self.step)
+            self.sharded.pipeline.progress(self._feed)
+            self.step += 1
+        return self
+
+    def save(self) -> "Line":
+        with checkpoint.Saver(self.sharded, self.recipe, self.run) as saver:
+            saver.save(self.step, {"best_step": None})
+            saver.wait()
+        return self
+
+
+@contextlib.contextmanager
+def line(run: Path, recipe: Recipe, track: bool = True) -> Iterator[Line]:
+    with ranks.alone(cuda=False):
+        yield Line(folder_of(run, recipe), recipe, track)
+
+
+def command(monkeypatch, *words: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["livetrain", *words])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code
+
+
+def state(model: torch.jit.ScriptModule) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_is_the_export(served: Served, run: Path, out: Path, names: tuple[str, ...] = ("model.pt",)) -> None:
+    """See that a server has what a full export of the last checkpoint has, bit for bit, and its scores."""
+    export(run, "last", out, served.signature["quantize"])
+    golden = deltas.golden_inputs(json.loads((out / "golden.json").read_text()))
+    with served.use() as models:
+        for name in names:
+            whole = load(out, name)
+            found, wanted = state(models[name]), state(whole)
+            assert found.keys() == wanted.keys()
+            for key, value in wanted.items():
+                assert torch.equal(found[key], value), key
+            ours, theirs = models[name](*golden), whole(*golden)
+            if name == "model.pt":
+                assert all(torch.equal(ours[task], theirs[task]) for task in theirs)
+            else:
+                assert torch.equal(ours, theirs)
+
+
+@pytest.fixture
+def published(data, tmp_path) -> Iterator[tuple[Line, str]]:
+    """A training whose base and one delta are published."""
+    with line(tmp_path / "run", samples.recipe(data)) as training:
+        training.go(3).save()
+        where = str(tmp_path / "models")
+        publish_next(training.run, where, "2026-11-30", 3)
+        training.go(1).save()
+        publish_delta(training.run, where)
+        yield training, where
+
+
+DSSM = {
+    "model": {"kind": "dssm", "item": ["movie"], "units": [8], "width": 4},
+    "features": {
+        "user": {"type": "id", "table": "user"},
+        "movie": {"type": "id", "table": "movie"},
+        "history": {"type": "sequence", "table": "movie", "max_length": 6},
+    },
+    "tables": {
+        "user": {"rows": 100, "dim": 8, "hash": "modulo", "sharding": "row_wise"},
+        "movie": {"rows": 512, "dim": 8, "sharding": "table_wise"},
+    },
+    "tasks": {"click": {"label": "label", "kind": "retrieval"}},
+}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    often(
+        {
+            "one file": {},
+            "mapped": MAPPED,
+            "float16": MAPPED | {"export__quantize": "float16"},
+            "8 bits": {"export__quantize": "int8"},
+            "8 bits, mapped": MAPPED | {"export__quantize": "int8"},
+            "Adam and a mean": {"optimizers__sparse": {"kind": "adam", "lr": 0.01}, "optimizers__ema": 0.9},
+            "decay": {"optimizers__sparse__weight_decay": 0.1},
+            "a table is frozen": {"tables__movie__frozen": True},
+            "trained in float16": {"tables__user__dtype": "float16", "tables__user__sharding": "row_wise"},
+        },
+        ("mapped", "8 bits, mapped", "Adam and a mean"),
+    ),
+)
+def test_base_and_deltas_are_the_export(data, tmp_path, changes):
+    loose = {"export__tolerance_int8": 1.0, "export__tolerance_float16": 1.0}
+    where = str(tmp_path / "models")
+    with line(tmp_path / "run", samples.recipe(data, **changes, **loose)) as training:
+        training.go(2).save()
+        first = publish_next(training.run, where, "2026-11-30", 3)
+        served = Served(where)
+        for number in (1, 2, 3):
+            training.go(1).save()
+            pointer = publish_delta(training.run, where)
+            assert [each["number"] for each in pointer["deltas"]] == [*range(1, number + 1)]
+            assert (pointer["folder"], pointer["fence"]) == (first["folder"], number + 1)
+            if number != 2:  # one at a time, and two at once
+                assert served.refresh()
+        assert served.number == 3
+        assert not served.refresh()
+        assert_is_the_export(served, training.run, tmp_path / "whole")
+        assert_is_the_export(Served(where), training.run, tmp_path / "whole")
+        assert publish.damage(where, pointer) is None
+
+
+def test_fifty_deltas_and_the_export_are_one(data, tmp_path):
+    where = str(tmp_path / "models")
+    recipe = samples.recipe(data, **MAPPED, data__batch_size=12, tables__movie__rows=50_000)
+    with line(tmp_path / "run", recipe) as training:
+        training.go(1).save()
+        publish_next(training.run, where, "2026-11-30", 3)
+        served = Served(where)
+        for _ in range(50):
+            training.go(1).save()
+            pointer = publish_delta(training.run, where, share=1e9)
+            served.refresh()
+        assert served.number == len(pointer["deltas"]) == 50
+        assert all(each["rows"] < 500 for each in pointer["deltas"])  # it is what changed, not the table
+        assert_is_the_export(served, training.run, tmp_path / "whole")
+        assert_is_the_export(Served(where), training.run, tmp_path / "whole")
+
+
+SHARDINGS = ("row_wise", "table_wise", "data_parallel", "column_wise", "grid", "table_row_wise")
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    counts=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    user=st.sampled_from(SHARDINGS[:4]),
+)
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+def test_whatever_is_trained_when(data, tmp_path_factory, seed, counts, user):
+    """Random steps between publications: base and deltas are the export."""
+    folder = tmp_path_factory.mktemp("any")
+    recipe = samples.recipe(
+        data, train__seed=seed, optimizers__sparse={"kind": "sgd", "lr": 0.1}, tables__user__sharding=user
+    )
+    with line(folder / "run", recipe) as training:
+        training.go(1).save()
+        publish_next(training.run, str(folder / "models"), "a", 3)
+        for count in counts:
+            training.go(count).save()
+            publish_delta(training.run, str(folder / "models"))
+        assert_is_the_export(Served(str(folder / "models")), training.run, folder / "whole")
+
+
+WAYS = {
+    "rows, tables and replicas": {"tables__rating__sharding": "data_parallel"},
+    "columns": {
+        "optimizers__sparse": {"kind": "sgd", "lr": 0.1},
+        "tables__movie__sharding": "column_wise",
+        "tables__rating__sharding": "row_wise",
+    },
+    "grid": {"optimizers__sparse": {"kind": "sgd", "lr": 0.1}, "tables__movie__sharding": "table_row_wise"},
+}
+
+
+def on_ranks(run: Path, recipe: Recipe, steps: int) -> dict[str, list[int]]:
+    """Train on and save; return the rows that this rank saw change, by table."""
+    ranks.of_sums(False, timedelta(seconds=60))
+    training = Line(run, recipe).go(steps).save()
+    pieces = training.sharded.changes.pieces
+    return {name: ((piece.last > 0).nonzero().squeeze(1) + piece.first).tolist() for name, piece in pieces.items()}
+
+
+@pytest.mark.parametrize("changes", often(WAYS, ("rows, tables and replicas", "columns")))
+def test_two_ranks_lose_no_change_and_one_goes_on(two_ranks, data, tmp_path, changes):
+    recipe, run, where = samples.recipe(data, **changes), tmp_path / "run", str(tmp_path / "models")
+    folder_of(run, recipe)
+    two_ranks.run(on_ranks, run, recipe, 2)
+    publish_next(run, where, "a", 3)
+    for _ in range(2):
+        found = two_ranks.run(on_ranks, run, recipe, 1)  # each goes on from the checkpoint
+        publish_delta(run, where)
+    assert all(found[0].keys() | found[1].keys() >= {"user", "movie", "rating"} for _ in found)
+    assert_is_the_export(Served(where), run, tmp_path / "whole")
+    with line(run, recipe) as training:
+        training.go(2).save()
+        pointer = publish_delta(run, where)
+        assert len(pointer["deltas"]) == 3
+        assert_is_the_export(Served(where), run, tmp_path / "whole")
+
+
+def test_both_towers_are_brought_up_to_date(data, tmp_path):
+    where = str(tmp_path / "models")
+    with line(tmp_path / "run", samples.recipe(data, **DSSM)) as training:
+        training.go(1).save()
+        publish_next(training.run, where, "a", 3)
+        served = Served(where, ["model.pt", "user.pt", "item.pt"])
+        training.go(1).save()
+        publish_delta(training.run, where)
+        assert served.refresh()
+        assert_is_the_export(served, training.run, tmp_path / "whole", ("model.pt", "user.pt", "item.pt"))
+
+
+def test_what_was_published_already_is_not_published_again(published):
+    training, where = published
+    before = publish.current(where)
+    assert publish_delta(training.run, where) == before == publish.current(where)
+    assert deltas.newest(before)["step"] == training.step
+
+
+def test_a_lost_publication_is_in_the_next_one(published, tmp_path):
+    training, where = published
+    with_one = publish.current(where)
+    training.go(1).save()
+    publish_delta(training.run, where)
+    place.open_place(where).remove(publish.POINTER)  # as though the pointer had never been written
+    assert place.open_place(where).swap(publish.POINTER, None, publish._encoded(with_one))
+    training.go(1).save()
+    assert len(publish_delta(training.run, where)["deltas"]) == 2
+    assert_is_the_export(Served(where), training.run, tmp_path / "whole")
+
+
+def test_marked_rows_are_published(published, tmp_path):
+    training, where = published
+    changes = training.sharded.changes
+    ((_, weight, _, _),) = [each for each in training.sharded.shards() if each[0] == "movie"]
+    seen = changes.pieces["movie"].last
+    row = int((seen == 0).nonzero()[0])
+    weight[row] = 7.0
+    changes.mark("movie", torch.tensor([row]))
+    training.go(1).save()
+    publish_delta(training.run, where)
+    assert_is_the_export(Served(where), training.run, tmp_path / "whole")
+
+
+def test_a_row_that_changed_untold_stops_the_delta(published):
+    training, where = published
+    before = publish.current(where)
+    for table, weight, _, _ in training.sharded.shards():
+        if table == "user":
+            weight += 1e-3
+    training.sharded.changes.pieces["user"].last.zero_()
+    training.go(1).save()
+    with pytest.raises(BadInput, match=r"lookups.*of a server that takes this delta in would not be the checkpoint's"):
+        publish_delta(training.run, where)
+    assert publish.current(where) == before
+    assert len(os.listdir(Path(where) / before["folder"] / "deltas")) == 1
+
+
+@pytest.mark.parametrize(
+    ("case", "says"),
+    [
+        ("nothing", "nothing is published here"),
+        ("untracked", "does not track which rows change"),
+        ("another", "is of another training"),
+        ("late", "changes are known from step 4 on"),
+        ("many", "has 1 deltas, and 1 are the most"),
+        ("large", "its deltas take .*% of its own size"),
+        ("asked", "a server asks for a new base .why."),
+    ],
+)
+def test_a_new_base_is_due_where(published, data, tmp_path, case, says):
+    training, where = published
+    more: dict[str, Any] = {"many": {"most": 1}, "large": {"share": 0.01}}.get(case, {})
+    run = training.run
+    if case == "nothing":
+        where = str(tmp_path / "elsewhere")
+    elif case == "asked":
+        (Path(where) / publish.current(where)["folder"] / "wanted.txt").write_text("why")
+    training.go(1).save()
+    if case in ("untracked", "another", "late"):
+        path = run_folder.committed(run)[-1]
+        content = manifest.read(path)
+        kept = {"untracked": None, "another": {"lineage": "0", "since": 0}}.get(
+            case, content["changes"] | {"since": training.step}
+        )
+        content |= {"changes": kept}
+        says = says.replace("step 4", f"step {training.step}")
+        if kept is None:
+            del content["changes"]
+        manifest.write_json(path / manifest.MANIFEST, content)
+        manifest_files = content.pop("files")
+        manifest.commit(path, manifest_files, **content)
+    with pytest.raises(NeedsBase, match=says) as raised:
+        publish_delta(run, where, **more)
+    assert len(str(raised.value)) < 300
+    if case in ("many", "asked"):
+        pointer = publish_next(run, where, "b", 3, **more)
+        assert "deltas" not in pointer
+        assert Served(where).pointer["folder"].startswith("b.")
+
+
+def test_an_older_checkpoint_is_not_published(published):
+    training, where = published
+    first = run_folder.committed(training.run)[0]
+    training.go(1).save()
+    publish_delta(training.run, where)
+    with pytest.raises(BadInput, match=r"is published, and this checkpoint is of step 4; train on") as raised:
+        publish_delta(training.run, where, run_folder.committed(training.run)[-2])
+    assert not isinstance(raised.value, NeedsBase)
+    assert first
+
+
+DAMAGE = {
+    "missing numbers": lambda folder: (folder / files.NUMBERS).unlink(),
+    "another bit": lambda folder: flip(folder / files.NUMBERS),
+    "another index": lambda folder: (folder / files.INDEX).write_text("{}"),
+    "no manifest": lambda folder: (folder / manifest.MANIFEST).unlink(),
+    "another manifest": lambda folder: (folder / manifest.MANIFEST).write_text('{"files": {}}'),
+}
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("hurt", DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_damaged_delta_is_not_taken_in_and_a_base_is_asked_for(published, tmp_path, hurt):
+    training, where = published
+    served = Served(where)
+    training.go(1).save()
+    pointer = publish_delta(training.run, where)
+    folder = Path(where) / pointer["deltas"][-1]["folder"]
+    with served.use() as models:
+        before = state(models["model.pt"])
+    hurt(folder)
+    assert publish.damage(where, pointer) is not None
+    for _ in range(2):
+        with pytest.raises(BadInput) as raised:
+            served.refresh()
+        assert len(str(raised.value)) < 400
+        assert served.number == 1
+        with served.use() as models:
+            assert all(torch.equal(value, before[name]) for name, value in models["model.pt"].state_dict().items())
+    training.go(1).save()
+    with pytest.raises(NeedsBase, match="a server asks for a new base"):
+        publish_delta(training.run, where)
+    publish_next(training.run, where, "2026-12-01", 3)
+    assert served.refresh()
+    assert_is_the_export(served, training.run, tmp_path / "whole")
+
+
+def test_a_foreign_delta_is_not_taken_in(published, data, tmp_path):
+    training, where = published
+    with_one = publish.current(where)
+    served = Served(where)
+    training.go(1).save()
+    second = publish_delta(training.run, where)["deltas"][-1]
+    first = Path(where) / with_one["deltas"][-1]["folder"]
+    content = manifest.read(first)
+    with pytest.raises(BadInput, match="this is delta 1 of .*, and 2 of .* is due"):
+        served.take(first, content)
+    other = manifest.read(Path(where) / second["folder"])
+    with pytest.raises(BadInput, match="this is delta 2 of another, and 2 of"):
+        served.take(Path(where) / second["folder"], other | {"base": "another"})
+    pointer = publish.current(where)
+    pointer["deltas"] = [pointer["deltas"][0], {**pointer["deltas"][0], "number": 2}]
+    (Path(where) / publish.POINTER).write_text(json.dumps(pointer))
+    with pytest.raises(BadInput, match="does not follow on the delta before it"):
+        served.refresh()
+
+
+def test_fences_rise_and_a_server_never_goes_back(published, tmp_path):
+    training, where = published
+    pointer, old = Path(where) / publish.POINTER, (Path(where) / publish.POINTER).read_text()
+    training.go(1).save()
+    assert publish_delta(training.run, where)["fence"] == 3
+    served = Served(where)
+    new = pointer.read_text()
+    pointer.write_text(old)
+    assert not served.refresh()
+    assert served.number == 2
+    pointer.write_text(new)
+    assert not served.refresh()
+    publish_next(training.go(1).save().run, where, "2026-12-01", 3, most=2)
+    assert served.refresh()
+    assert (served.number, served.pointer["fence"]) == (0, 4)
+    publish.rollback(where)  # to the version before with its deltas
+    assert served.refresh()
+    assert (served.number, served.pointer["fence"]) == (2, 5)
+    assert served.pointer["folder"].startswith("2026-11-30")
+
+
+def test_of_two_publishers_one_succeeds(published, monkeypatch):
+    training, where = published
+    training.go(1).save()
+    copy, won = publish._copy, []
+
+    def slowly(*arguments: Any) -> None:
+        copy(*arguments)
+        if not won:
+            won.append(True)
+            won.append(publish_delta(training.run, where))
+
+    monkeypatch.setattr(publish, "_copy", slowly)
+    with pytest.raises(BadInput, match="was replaced by another publisher meanwhile"):
+        publish_delta(training.run, where)
+    assert publish.current(where) == won[1]
+    assert publish.damage(where, won[1]) is None
+    folders = sorted(os.listdir(Path(where) / won[1]["folder"] / "deltas"))
+    assert folders == ["000001.000002", "000002.000004"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from livetrain.trainers.export import deltas
+from livetrain.trainers.runtime import place
+
+left = int(sys.argv[3])
+
+def dying(name):
+    original = getattr(place.Folder, name)
+    def call(self, *arguments):
+        global left
+        if not left:
+            os.kill(os.getpid(), 9)
+        left -= 1
+        return original(self, *arguments)
+    return call
+
+for name in ("swap", "make", "put", "sync"):
+    setattr(place.Folder, name, dying(name))
+deltas.publish_delta(Path(sys.argv[1]), sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("after", [0, 4, pytest.param(6, marks=pytest.mark.slow), 9, 10])
+def test_a_publisher_that_is_killed_leaves_nothing_half(published, tmp_path, after):
+    training, where = published
+    before, served = publish.current(where), Served(where)
+    training.go(1).save()
+    done = subprocess.run([sys.executable, "-c", KILLED, training.run, where, str(after)], capture_output=True)
+    assert done.returncode in (-9, 0), done.stderr
+    now = publish.current(where)
+    assert now == before or publish.damage(where, now) is None
+    served.refresh()
+    assert served.number == len(now["deltas"])
+    pointer = publish_delta(training.run, where)
+    assert [each["number"] for each in pointer["deltas"]] == [1, 2]
+    served.refresh()
+    assert_is_the_export(served, training.run, tmp_path / "whole")
+    assert not list(training.run.glob(".delta-*"))
+
+
+def test_nobody_who_scores_sees_half_a_delta(data, tmp_path):
+    where = str(tmp_path / "models")
+    with line(tmp_path / "run", samples.recipe(data, **MAPPED)) as training:
+        training.go(1).save()
+        publish_next(training.run, where, "a", 3)
+        served = Served(where)
+        inputs = deltas.golden_inputs(served.golden)
+        known, found, over = [served.score(*inputs)["click"]], [], threading.Event()
+
+        def score() -> None:
+            while not over.is_set():
+                found.append(served.score(*inputs)["click"])
+
+        threads = [threading.Thread(target=score) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for _ in range(4):
+            training.go(1).save()
+            publish_delta(training.run, where)
+            served.refresh()
+            known.append(served.score(*inputs)["click"])
+        over.set()
+        for thread in threads:
+            thread.join()
+        assert len(found) > 10
+        assert all(any(torch.equal(one, other) for other in known) for one in found)
+        assert not torch.equal(known[0], known[-1])
+
+
+def test_a_bucket_serves_too(data, bucket, tmp_path):
+    where = bucket.replace("/in/it", "/in/deltas")
+    with line(tmp_path / "run", samples.recipe(data, **MAPPED)) as training:
+        training.go(1).save()
+        publish_next(training.run, where, "a", 3)
+        served = Served(where)
+        training.go(1).save()
+        publish_delta(training.run, where)
+        assert served.refresh()
+        assert_is_the_export(served, training.run, tmp_path / "whole")
+
+
+def test_the_command_publishes(published, monkeypatch, capsys):
+    training, where = published
+    training.go(1).save()
+    words = ["publish", str(training.run), where]
+    assert command(monkeypatch, *words, "--delta") == 0
+    assert re.search(
+        r"delta 2 of 2026-11-30\.000001, up to step 5: \d+ rows, 0\.\d+ MB; fence 3", capsys.readouterr().out
+    )
+    assert command(monkeypatch, *words, "--delta") == 0
+    assert "step 5 is published already" in capsys.readouterr().out
+    assert command(monkeypatch, *words, "--version", "2026-12-01", "--checkpoint", "last") == 0
+    assert "servers are pointed to 2026-12-01.000004, with fence 4" in " ".join(capsys.readouterr().out.split())
+    assert command(monkeypatch, "publish", str(training.run), f"{where}-2", "--delta") == 2
