@@ -67,7 +67,7 @@ class NCF(Network):
         self.mlp = MLP(rest, config.units, "relu", config.dropout) if rest else None
         width = config.product + ((config.units or [rest])[-1] if rest else 0)
         self.last = nn.Linear(width, sum(outputs(tasks)))
-        with torch.no_grad():  # so that p * q begins as a factorisation; the usual draw makes p and q grow against decay
+        with torch.no_grad():  # p * q begins as a factorisation: the usual draw makes p and q grow against decay
             self.last.weight[:, : config.product] = 1
         self.heads = Heads(tasks)
 
