@@ -369,6 +369,43 @@ def simulate(
 
 
 @app.command()
+def replay(
+    world: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `simulate` wrote.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Option("--out", parser=here, metavar="PATH", help="Folder for the messages: new, or to go on with.")
+    ],
+    speed: Annotated[
+        float, typer.Option(help="1: as it came; 600: ten minutes in a second; 0: without waiting.")
+    ] = 600.0,
+    days: Annotated[
+        str | None, typer.Option(help="Only these days, such as 2025-06-06..2025-06-07.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of delays, and of what is late or comes twice.")] = 7,
+    delay: Annotated[float, typer.Option(help="Seconds from an event to its message's arrival, in the mean.")] = 2.0,
+    twice: Annotated[float, typer.Option(help="0..1: share of the messages that come twice.")] = 0.002,
+    late: Annotated[float, typer.Option(help="0..1: share of the messages that are late, by up to an hour.")] = 0.001,
+) -> None:
+    """Let a simulated world happen: its messages land in files, in the order of time, for `livetrain stream` to read.
+
+    A replay that was killed goes on when it is started again.
+
+    Example: `livetrain data replay data/simulated --out data/topics --speed 600`
+    """
+    from livetrain.trainers.data.simulator import oracle
+    from livetrain.trainers.data.simulator import replay as replaying
+
+    how = replaying.Replay(seed, delay, twice, late)
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task("replaying", total=None)
+
+        def told(arrived: replaying.Arrived) -> None:
+            bar.update(task, description=f"replayed up to {replaying.shown(arrived.end)}")
+
+        come = replaying.replay(world, folder, how, speed, oracle.parse_days(days), told)
+    say(f"{folder}: what came in {come:,} minutes; livetrain stream {folder / 'stream.yaml'} --out DIR makes samples")
+
+
+@app.command()
 def oracle(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `simulate` wrote.", show_default=False)],
     days: Annotated[

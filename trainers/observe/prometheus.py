@@ -1,7 +1,7 @@
-"""A run's newest figures as Prometheus gauges, through Ray's own metrics endpoint, where there is a Ray."""
+"""Newest figures as Prometheus gauges: a run's through Ray's own metrics endpoint, and others as text."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 # Key of a training line, or of one about a stream -> what its gauge is called and says. Ray puts `ray_` before names.
@@ -41,3 +41,27 @@ def listeners(name: str) -> list[Callable[[str, dict[str, Any]], None]]:
                     gauge.set(float(content[key]), tags={"run": name})
 
     return [listen]
+
+
+def exposition(gauges: Iterable[tuple[str, str, Mapping[str, str], float]]) -> str:
+    """Return gauges in Prometheus' text format (prometheus.io/docs/instrumenting/exposition_formats).
+
+    Args:
+        gauges: name, help, tags and value of each; those of one name may come apart.
+
+    Example:
+        >>> print(exposition([("lag_seconds", "How late", {"stream": 'a"b'}, 42.0)]), end="")
+        # HELP lag_seconds How late
+        # TYPE lag_seconds gauge
+        lag_seconds{stream="a\\"b"} 42.0
+    """
+    lines: dict[str, list[str]] = {}
+    for name, about, tags, value in gauges:
+        written = ",".join(f'{key}="{_escaped(text)}"' for key, text in tags.items())
+        begun = lines.setdefault(name, [f"# HELP {name} {about}", f"# TYPE {name} gauge"])
+        begun.append(f"{name}{{{written}}} {value}" if written else f"{name} {value}")
+    return "".join(f"{line}\n" for part in lines.values() for line in part)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
