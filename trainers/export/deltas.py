@@ -173,6 +173,8 @@ def _check_follows(
         raise BadInput(
             f"{shown}: step {since} is published, and this checkpoint is of step {content['step']}; train on"
         )
+    if publish.settled(pointer) > pointer["version"]:
+        raise NeedsBase(f"{shown}: `livetrain rollback` took back what followed on it; publish a new base")
     done = pointer.get("deltas", [])
     if len(done) >= most:
         raise NeedsBase(f"{shown} has {len(done)} deltas, and {most} are the most; publish a new base")
