@@ -150,7 +150,7 @@ def assert_is_up_to_date(served: Served, where: str) -> None:
 
 
 DSSM = {
-    "model": {"kind": "dssm", "item": ["movie"], "units": [8], "width": 4},
+    "model": {"kind": "dssm", "key": "movie", "units": [8], "width": 4},
     "features": {
         "user": {"type": "id", "table": "user"},
         "movie": {"type": "id", "table": "movie"},
@@ -173,12 +173,12 @@ DSSM = {
             "float16": MAPPED | {"export__quantize": "float16"},
             "8 bits": {"export__quantize": "int8"},
             "8 bits, mapped": MAPPED | {"export__quantize": "int8"},
-            "Adam and a mean": {"optimizers__sparse": {"kind": "adam", "lr": 0.01}, "optimizers__ema": 0.9},
+            "Adam and a mean": MAPPED | {"optimizers__sparse": {"kind": "adam", "lr": 0.01}, "optimizers__ema": 0.9},
             "decay": {"optimizers__sparse__weight_decay": 0.1},
             "a table is frozen": {"tables__movie__frozen": True},
             "trained in float16": {"tables__user__dtype": "float16", "tables__user__sharding": "row_wise"},
         },
-        ("8 bits, mapped", "Adam and a mean"),
+        ("Adam and a mean",),
     ),
 )
 def test_base_and_deltas_are_the_export(data, tmp_path, changes):
@@ -190,7 +190,7 @@ def test_base_and_deltas_are_the_export(data, tmp_path, changes):
         served = Served(where)
         for number in (1, 2, 3):
             training.go(1).save()
-            pointer = publish_delta(training.run, where)
+            pointer = publish_delta(training.run, where, share=1e9)
             assert [each["number"] for each in pointer["deltas"]] == [*range(1, number + 1)]
             assert (pointer["folder"], pointer["fence"]) == (first["folder"], number + 1)
             if number != 2:  # one at a time, and two at once
@@ -223,12 +223,13 @@ def test_fifty_deltas_and_the_export_are_one(data, tmp_path):
 SHARDINGS = ("row_wise", "table_wise", "data_parallel", "column_wise", "grid", "table_row_wise")
 
 
+@pytest.mark.slow
 @given(
     seed=st.integers(0, 2**16),
     counts=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     user=st.sampled_from(SHARDINGS[:4]),
 )
-@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck))
 def test_whatever_is_trained_when(data, tmp_path_factory, seed, counts, user):
     """Random steps between publications: base and deltas are the export."""
     folder = tmp_path_factory.mktemp("any")
@@ -240,7 +241,7 @@ def test_whatever_is_trained_when(data, tmp_path_factory, seed, counts, user):
         publish_next(training.run, str(folder / "models"), "a", 3)
         for count in counts:
             training.go(count).save()
-            publish_delta(training.run, str(folder / "models"))
+            publish_delta(training.run, str(folder / "models"), share=1e9)
         assert_is_the_export(Served(str(folder / "models")), training.run, folder / "whole")
 
 
@@ -263,7 +264,7 @@ def on_ranks(run: Path, recipe: Recipe, steps: int) -> dict[str, list[int]]:
     return {name: ((piece.last > 0).nonzero().squeeze(1) + piece.first).tolist() for name, piece in pieces.items()}
 
 
-@pytest.mark.parametrize("changes", often(WAYS, ("rows, tables and replicas", "columns")))
+@pytest.mark.parametrize("changes", often(WAYS, ("rows, tables and replicas",)))
 def test_two_ranks_lose_no_change_and_one_goes_on(two_ranks, data, tmp_path, changes):
     recipe, run, where = samples.recipe(data, **changes), tmp_path / "run", str(tmp_path / "models")
     folder_of(run, recipe)
@@ -271,12 +272,12 @@ def test_two_ranks_lose_no_change_and_one_goes_on(two_ranks, data, tmp_path, cha
     publish_next(run, where, "a", 3)
     for _ in range(2):
         found = two_ranks.run(on_ranks, run, recipe, 1)  # each goes on from the checkpoint
-        publish_delta(run, where)
+        publish_delta(run, where, share=1e9)
     assert all(found[0].keys() | found[1].keys() >= {"user", "movie", "rating"} for _ in found)
     assert_is_the_export(Served(where), run, tmp_path / "whole")
     with line(run, recipe) as training:
         training.go(2).save()
-        pointer = publish_delta(run, where)
+        pointer = publish_delta(run, where, share=1e9)
         assert len(pointer["deltas"]) == 3
         assert_is_the_export(Served(where), run, tmp_path / "whole")
 
@@ -300,6 +301,7 @@ def test_what_was_published_already_is_not_published_again(published):
     assert deltas.newest(before)["step"] == training.step
 
 
+@pytest.mark.slow
 def test_a_lost_publication_is_in_the_next_one(published, tmp_path):
     training, where = published
     with_one = publish.current(where)
@@ -408,7 +410,7 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("hurt", often(DAMAGE, ("another bit", "no manifest")))
+@pytest.mark.parametrize("hurt", often(DAMAGE, ("another bit",)))
 def test_a_damaged_delta_is_not_taken_in_and_a_base_is_asked_for(published, hurt):
     training, where = published
     served = Served(where)
@@ -524,7 +526,7 @@ deltas.publish_delta(Path(sys.argv[1]), sys.argv[2])
 STEPS = {"before the fence": 0, "before a file": 4, "between two files": 6, "before the pointer": 9, "never": 10}
 
 
-@pytest.mark.parametrize("after", often(STEPS, ("between two files",)))
+@pytest.mark.parametrize("after", often(STEPS, ()))
 def test_a_publisher_that_is_killed_leaves_nothing_half(published, after):
     training, where = published
     before, served = publish.current(where), Served(where)
@@ -560,7 +562,7 @@ def test_nobody_who_scores_sees_half_a_delta(data, tmp_path):
             thread.start()
         for _ in range(4):
             training.go(1).save()
-            publish_delta(training.run, where)
+            publish_delta(training.run, where, share=1e9)
             served.refresh()
             known.append(served.score(*inputs)["click"])
         over.set()
@@ -633,16 +635,16 @@ def test_a_server_in_cpp_follows(follow, data, tmp_path, changes):
         assert told() == "0 deltas, 0 scores differ"
         for number in (1, 2):
             training.go(1).save()
-            pointer = publish_delta(training.run, where)
+            pointer = publish_delta(training.run, where, share=1e9)
             assert told() == f"{number} deltas, 0 scores differ"
         training.go(1).save()
-        pointer = publish_delta(training.run, where)
+        pointer = publish_delta(training.run, where, share=1e9)
         flip(Path(where) / pointer["deltas"][-1]["folder"] / files.NUMBERS)
         assert re.search(r"delta.bin is missing or damaged; publish a new base; it goes on as it was", told())
         assert server.stdout.readline().strip() == "2 deltas, 0 scores differ"
         with pytest.raises(NeedsBase, match="a server asks for a new base"):
-            publish_delta(training.go(1).save().run, where)
-        publish_next(training.run, where, "b", 3)
+            publish_delta(training.go(1).save().run, where, share=1e9)
+        publish_next(training.run, where, "b", 3, share=1e9)
         assert told() == "0 deltas, 0 scores differ"
         server.communicate()
         assert server.returncode == 0
