@@ -287,7 +287,9 @@ def next_item(
     say(f"{counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} events")
     said = ", ".join(f"{split} {part['rows']:,}" for split, part in made["splits"].items())
     say(f"{folder}: {said} rows")
-    say(f"a recipe's tables: {{item: {{rows: {counts['items'] + 1}, hash: modulo}}}}")
+    numbered = ["user", "item"] if rows.value == "events" else ["item"]
+    tables = ", ".join(f"{name}: {{rows: {counts[f'{name}s'] + 1}, hash: modulo}}" for name in numbered)
+    say(f"a recipe's tables: {{{tables}}}")
 
 
 @app.command()
@@ -366,6 +368,43 @@ def simulate(
     parts = [*(["people"] if social else []), *(["vectors", "interests"] if content else [])]
     more = "".join(f" --with {part}" for part in parts)
     say(f"  livetrain data kuailive --raw {folder / 'kuailive'} --out {folder}-samples{more}")
+
+
+@app.command()
+def replay(
+    world: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `simulate` wrote.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Option("--out", parser=here, metavar="PATH", help="Folder for the messages: new, or to go on with.")
+    ],
+    speed: Annotated[
+        float, typer.Option(help="1: as it came; 600: ten minutes in a second; 0: without waiting.")
+    ] = 600.0,
+    days: Annotated[
+        str | None, typer.Option(help="Only these days, such as 2025-06-06..2025-06-07.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of delays, and of what is late or comes twice.")] = 7,
+    delay: Annotated[float, typer.Option(help="Seconds from an event to its message's arrival, in the mean.")] = 2.0,
+    twice: Annotated[float, typer.Option(help="0..1: share of the messages that come twice.")] = 0.002,
+    late: Annotated[float, typer.Option(help="0..1: share of the messages that are late, by up to an hour.")] = 0.001,
+) -> None:
+    """Let a simulated world happen: its messages land in files, in the order of time, for `livetrain stream` to read.
+
+    A replay that was killed goes on when it is started again.
+
+    Example: `livetrain data replay data/simulated --out data/topics --speed 600`
+    """
+    from livetrain.trainers.data.simulator import oracle
+    from livetrain.trainers.data.simulator import replay as replaying
+
+    how = replaying.Replay(seed, delay, twice, late)
+    with Progress(console=err, transient=True) as bar:
+        task = bar.add_task("replaying", total=None)
+
+        def told(arrived: replaying.Arrived) -> None:
+            bar.update(task, description=f"replayed up to {replaying.shown(arrived.end)}")
+
+        come = replaying.replay(world, folder, how, speed, oracle.parse_days(days), told)
+    say(f"{folder}: what came in {come:,} minutes; livetrain stream {folder / 'stream.yaml'} --out DIR makes samples")
 
 
 @app.command()

@@ -67,6 +67,12 @@ class Asked:
         """Whether the command trains, and the run's folder tells of its own progress."""
         return self.place.name.startswith(places.TRAINING)
 
+    def saved(self) -> set[Path]:
+        """Return the checkpoints that a training has, or each line of one that follows a stream."""
+        run = self.place.parent
+        folders = [run, *(path.parent for path in run.glob("*/checkpoints"))] if self.trains else []
+        return {path for folder in folders for path in run_folder.committed(folder)}
+
     def note(self, text: str) -> None:
         """Tell the log; a storage that fails for a moment is no reason to end a run."""
         try:
@@ -246,7 +252,7 @@ class Limits(DefaultFailurePolicy):
     def __init__(self, config: FailureConfig, asked: Asked) -> None:
         super().__init__(config)
         self._asked = asked
-        self._newest: str | None = None
+        self._saved: set[Path] = set()
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Return whether workers are started again."""
@@ -255,9 +261,9 @@ class Limits(DefaultFailurePolicy):
         causes = training_failed_error.worker_failures if isinstance(training_failed_error, WorkerGroupError) else {}
         if any(isinstance(cause, signals.Again) for cause in causes.values()):
             return FailureDecision.RETRY  # it has saved
-        saved = run_folder.committed(self._asked.place.parent) if self._asked.trains else []
-        if saved and saved[-1].name != self._newest:
-            self._newest = saved[-1].name
+        saved = self._asked.saved()
+        if saved - self._saved:
+            self._saved = saved
             self._worker_group_failures = self._preemption_failures = self._controller_failures = 0
         decision = super().make_decision(training_failed_error)
         if decision == FailureDecision.RETRY:

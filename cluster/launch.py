@@ -129,9 +129,9 @@ def _train(recipe: Recipe, run: Path, test: bool) -> dict[str, Any]:
         with signals.saving(run):
             try:
                 if recipe.model.fitted:
-                    result = _launch(partial(fit.fit, job, warm_start.find(recipe)), recipe, run, place)
+                    result = on_ranks(partial(fit.fit, job, warm_start.find(recipe)), recipe, run, place)
                 else:
-                    result = _launch(partial(_train_here, job), recipe, run, place, partial(_plan, job))
+                    result = on_ranks(partial(_train_here, job), recipe, run, place, partial(_plan, job))
             except NotNow:  # somebody else is at it
                 raise
             except Exception as error:
@@ -230,7 +230,7 @@ def measure(
         work = partial(_evaluate_here, job, place, which, split, mend)
         if recipe.model.fitted:
             work = partial(fit.evaluate, job, path, place, split)
-        found = _launch(work, recipe, place, place)
+        found = on_ranks(work, recipe, place, place)
         return found, Draws.read(place)
 
 
@@ -324,7 +324,7 @@ def _plan(job: Job, device: str) -> None:
     job.plan(job.recipe, job.recipe.cluster.most, device)
 
 
-def _launch(
+def on_ranks(
     work: ray_workers.Work, recipe: Recipe, told: Path, place: Path, before: ray_workers.Before | None = None
 ) -> dict[str, Any]:
     """Run `work` on every rank and return rank 0's result.

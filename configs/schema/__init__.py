@@ -7,6 +7,7 @@ from livetrain.configs.schema.cluster import Cluster, Topology, Workers
 from livetrain.configs.schema.data import Data, Days, Negatives
 from livetrain.configs.schema.export import Export, Quantization, Wandb
 from livetrain.configs.schema.feature import EmbeddedFeature, Feature
+from livetrain.configs.schema.follow import Follow
 from livetrain.configs.schema.fusion import FUSED, Fusion
 from livetrain.configs.schema.gradients import Gradients, Measured
 from livetrain.configs.schema.model import FittedConfig, FittedRankerConfig, ModelConfig
@@ -31,6 +32,7 @@ __all__ = [
     "Feature",
     "FittedConfig",
     "FittedRankerConfig",
+    "Follow",
     "Follower",
     "Fusion",
     "Gradients",

@@ -10,6 +10,7 @@ from livetrain.configs.schema.cluster import Cluster
 from livetrain.configs.schema.data import Data
 from livetrain.configs.schema.export import Export, Wandb
 from livetrain.configs.schema.feature import Feature
+from livetrain.configs.schema.follow import Follow
 from livetrain.configs.schema.fusion import FUSED, Fusion
 from livetrain.configs.schema.gradients import Gradients, Measured
 from livetrain.configs.schema.model import ModelConfig
@@ -41,6 +42,7 @@ class Recipe(Section):
     cluster: Cluster = Cluster()
     fusion: Fusion | None = Field(None, description="one score of the tasks' predictions")
     export: Export = Export()
+    follow: Follow | None = Field(None, description="the stream that is learned from between two nights")
     wandb: Wandb | None = None
 
     @field_validator("plugins")
@@ -217,6 +219,8 @@ def _check_fitted(recipe: Recipe) -> None:
         len(tasks) > 1 or not registry.TASKS.owner(next(iter(recipe.tasks.values())).kind).towers
     ):
         raise BadInput(f"tasks: '{kind}' finds items for one task of kind retrieval; leave the other tasks out")
+    if recipe.follow is not None:
+        raise BadInput(f"follow: '{kind}' is fitted in one go and learns nothing between two nights; leave it out")
     if recipe.data.negatives is not None:
         raise BadInput(f"data.negatives: '{kind}' is fitted without negatives; leave them out")
     for key in _OF_STEPS:

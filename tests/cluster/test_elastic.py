@@ -35,7 +35,7 @@ from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Cluster, Workers
 from livetrain.trainers.data.read.order import Order
 from livetrain.trainers.observe.report import contents
-from livetrain.trainers.runtime import run_folder, runlog, signals
+from livetrain.trainers.runtime import manifest, run_folder, runlog, signals
 from livetrain.trainers.train.loop import joined
 from livetrain.trainers.train.stopping import Listener
 from tests import samples
@@ -427,3 +427,16 @@ def test_a_machine_is_started_with_what_fits_of_a_range(monkeypatch):
     mend = r"set cluster\.workers\.min to 4 or fewer"
     with pytest.raises(BadInput, match=rf"5 workers of 1 CPU each do not fit .* {mend}"):
         capacity.cpus_here(Cluster(workers=Workers(min=5, max=64)))
+
+
+def test_what_a_follower_saves_in_the_folders_of_its_lines_counts(tmp_path):
+    """Otherwise a training of weeks would end with the third machine that goes."""
+    asked = elastic.Asked((1,), tmp_path / f"{places.TRAINING}x", tmp_path, timeout_s=60)
+    for folder in (tmp_path, tmp_path / "2022-05-04"):
+        for step in (1, 2):
+            path = run_folder.checkpoint(folder, step)
+            path.mkdir(parents=True)
+            if step == 1:
+                manifest.commit(path, {})
+    assert asked.saved() == {run_folder.checkpoint(folder, 1) for folder in (tmp_path, tmp_path / "2022-05-04")}
+    assert elastic.Asked((1,), tmp_path / f"{places.EVALUATION}x", tmp_path, timeout_s=60).saved() == set()

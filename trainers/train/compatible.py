@@ -15,7 +15,7 @@ from livetrain.trainers.runtime.run_folder import recipe_in
 # What may be otherwise when a run goes on: where and when things happen, and what is written of them. All else decides
 # what is trained, or which checkpoint is the best.
 _FREE = (
-    *("name", "export", "wandb", "fusion", "data.threads", "data.prefetch", "gradients.measure_every"),
+    *("name", "export", "wandb", "fusion", "follow", "data.threads", "data.prefetch", "gradients.measure_every"),
     *("train.checkpoint_every", "train.keep", "train.copies", "train.log_every", "train.profile"),
     *("cluster.workers", "cluster.device", "cluster.address", "cluster.cpus_per_worker", "cluster.max_failures"),
     *("cluster.timeout_s", "cluster.topology", "evaluate.bootstrap"),

@@ -210,7 +210,7 @@ class Trainer:
         feed = Feed(self.breakdown.waiting(batches), stop - self.step, self.reader)
         self.meter = Meter()
         while self.step < stop:
-            self.sharded.set_rates(factor(self.step, self.total, self.recipe))
+            self.sharded.set_rates(self._factor())
             ranks.seed_step(train.seed, self.step)
             self.profile.before(self.step + 1)
             logged = (self.step + 1) % train.log_every == 0 or self.step + 1 == stop
@@ -227,6 +227,13 @@ class Trainer:
                 self._save()
         self.profile.end()
         self.sharded.check_pipelined()
+
+    def _factor(self, ago: int = 0) -> float:
+        """Return what all learning rates are multiplied by at this step, or at one so many steps ago."""
+        return factor(self.step - ago, self.total, self.recipe)
+
+    def _epoch(self) -> float:
+        return self.step / self.reader.steps
 
     def _log(self, waited: float, gates: dict[str, float]) -> None:
         figures = self.meter.read(waited)
@@ -245,9 +252,9 @@ class Trainer:
             "train",
             step=self.step,
             steps=self.total,
-            epoch=self.step / self.reader.steps,
+            epoch=self._epoch(),
             loss=loss,
-            lr=self.recipe.optimizers.dense.lr * factor(self.step - 1, self.total, self.recipe),
+            lr=self.recipe.optimizers.dense.lr * self._factor(1),
             **by_task,
             **gates,
             **figures,

@@ -27,6 +27,19 @@ def factor(step: int, total: int, recipe: Recipe) -> float:
     return _course(step, total, recipe.optimizers.schedule) * math.sqrt(recipe.data.batch_size / meant if meant else 1)
 
 
+def ending(recipe: Recipe) -> float:
+    """Return the factor with which a run of a recipe ends, and who goes on with it begins.
+
+    Example:
+        >>> from livetrain.configs.load import load_recipe
+        >>> changes = {"schedule": {"decay": "cosine", "final": 0.2}}
+        >>> ending(load_recipe("configs/recipes/din_ml1m.yaml", optimizers=changes))
+        0.2
+    """
+    last = recipe.optimizers.schedule.warmup_steps + 1
+    return factor(last, last, recipe)
+
+
 def _course(step: int, total: int, schedule: Schedule) -> float:
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps

@@ -66,6 +66,16 @@ def folder_of(start: int) -> str:
     return time.strftime(_FOLDER, time.gmtime(start))
 
 
+def start_of(folder: str) -> int:
+    """Return when the minute of a folder begins, s since 1970: what `folder_of` makes a name of.
+
+    Example:
+        >>> start_of("date=2026-11-30/time=120700")
+        1796040420
+    """
+    return calendar.timegm(time.strptime(folder, _FOLDER))
+
+
 def about(path: str) -> dict[str, Any]:
     """Return stream.json of a stream's folder: `lanes`, `every_s`, `columns` (name -> type as pyarrow writes it).
 
@@ -146,7 +156,7 @@ def _committed(filesystem: fs.FileSystem, root: str, after: int | None) -> dict[
                 continue
             *_, date, moment, lane, _ = info.path.split("/")
             if f"{date}/{moment}" > least:
-                start = calendar.timegm(time.strptime(f"{date}/{moment}", _FOLDER))
+                start = start_of(f"{date}/{moment}")
                 found[start, int(lane.removeprefix("lane="))] = info.path.rpartition("/")[0]
     return found
 

@@ -27,7 +27,7 @@ from livetrain.trainers.data.read.columns import (
     worded,
 )
 from livetrain.trainers.data.read.distant import Ahead, Distant
-from livetrain.trainers.data.read.files import short, shown, split_folders
+from livetrain.trainers.data.read.files import Folder, short, shown, split_folders
 from livetrain.trainers.data.read.index import Figures, Groups, Index, RowGroup, leaf_places, look, restored, stored
 from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.data.read.sidecar import Kept, Sidecar
@@ -100,6 +100,35 @@ class Source:
         """
         filesystem, name, folders = split_folders(recipe, split)
         sidecars = [Sidecar.of(filesystem, folder, looking.spare) for folder in folders]
+        source = cls.of(recipe, filesystem, name, folders, sidecars, looking, besides)
+        if not source.rows:
+            raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
+        return source
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        filesystem: fs.FileSystem,
+        name: str,
+        folders: list[Folder],
+        sidecars: list[Sidecar],
+        looking: Looking = HERE,
+        besides: Sequence[tuple[str, str, str]] = (),
+    ) -> Self:
+        """Open the files of some folders, as `open` does, which finds them.
+
+        Args:
+            recipe: the run.
+            filesystem: where they are.
+            name: of them all, for messages.
+            folders: partitions, each with a file at least.
+            sidecars: of each, what is kept of it.
+            looking, besides: as of `open`.
+
+        Raises:
+            BadInput: as `open`, but for rows that are not there.
+        """
         kept = in_threads(lambda sidecar: sidecar.read(_INDEX), sidecars, threads=_FOOTER_THREADS)
         parts = [
             indexed(filesystem, [info.path for info in folder.files], sidecar, found, looking)
@@ -107,8 +136,6 @@ class Source:
         ]
         wanted = [*wanted_columns(recipe), *besides]
         source = cls._of(name, filesystem, Index.join(parts), wanted, recipe.data.candidates)
-        if not source.rows:
-            raise BadInput(f"{source.folder}: the split has no rows; prepare the data again with a non-empty {split}")
         ends = np.cumsum([0, *(len(part.groups) for part in parts)]).tolist()
         source.partitions = [Partition(*each) for each in zip(sidecars, ends, ends[1:], strict=False)]
         Slices(recipe.evaluate.slices).check(source.schema, source.folder)

@@ -1,0 +1,52 @@
+"""Times as people write them: 90s, 5m, 2h, 1d."""
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
+
+from livetrain.configs.errors import BadInput, shown
+from livetrain.configs.values import whole
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_WRITTEN = re.compile(r"([1-9]\d{0,5})([smhd])", re.ASCII)
+_MOST = 366 * 86_400
+
+
+def seconds(text: Any, key: str) -> int:
+    """Return how many seconds a duration has.
+
+    Args:
+        text: a number and its unit.
+        key: where it was given, for the message.
+
+    Raises:
+        BadInput: it is none, or longer than a year.
+
+    Example:
+        >>> seconds("5m", "--every")
+        300
+    """
+    found = _WRITTEN.fullmatch(text) if isinstance(text, str) else None
+    many = int(found[1]) * _UNITS[found[2]] if found else 0
+    if not 0 < many <= _MOST:
+        raise BadInput(f"{key}: {shown(text)} is no duration; write a number and its unit, as 90s, 5m, 2h or 1d")
+    return many
+
+
+def written(many: int) -> str:
+    """Return a duration as people write it.
+
+    Example:
+        >>> written(300), written(90)
+        ('5m', '90s')
+    """
+    unit = max((name for name, each in _UNITS.items() if many % each == 0), key=_UNITS.__getitem__)
+    return f"{many // _UNITS[unit]}{unit}"
+
+
+def _read(value: Any) -> Any:
+    return seconds(value, "a duration") if isinstance(value, str) else value
+
+
+Duration = Annotated[int, *whole(1, _MOST), BeforeValidator(_read)]  # seconds; or text, as 5m

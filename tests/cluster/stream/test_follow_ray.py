@@ -1,0 +1,118 @@
+"""A follower's two ranks under Ray, and a follower that is killed again and again."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from livetrain.cli import main as cli
+from livetrain.cluster.stream import follow
+from livetrain.configs.load import dump_recipe
+from livetrain.trainers.export import deltas, export, publish
+from livetrain.trainers.runtime import run_folder, runlog
+from tests import minutes as made
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("night")
+    made.days(folder, made.DAYS)
+    made.night(made.recipe(folder), folder / "runs")
+    made.write(folder, 6)
+    return folder
+
+
+def increments(runs: Path) -> list[dict]:
+    return [line for line in runlog.read(runs / "din-follow/2022-05-04") if line["kind"] in ("eval", "train")]
+
+
+def weights(runs: Path) -> dict[str, torch.Tensor]:
+    line = runs / "din-follow/2022-05-04"
+    model = export.plain_model(run_folder.recipe_of(line), run_folder.find_checkpoint(line, "last"))
+    return model.state_dict()
+
+
+def test_two_ranks_learn_what_one_does(night, tmp_path):
+    import ray
+
+    places = {}
+    for workers in (0, 2):
+        places[workers] = tmp_path / str(workers)
+        shutil.copytree(night / "runs", places[workers] / "runs", symlinks=True)
+        recipe = made.recipe(night, cluster__workers=workers)
+        try:
+            follow.follow(recipe, places[workers] / "runs", str(places[workers] / "models"), 120, once=True)
+        finally:
+            ray.shutdown()
+    alone, two = (increments(places[workers] / "runs") for workers in (0, 2))
+    assert [x.get("samples") for x in alone] == [x.get("samples") for x in two]
+    for one, other in zip(alone, two, strict=True):
+        names = ("loss", "click.auc", "click.log_loss", "rows")
+        known = [{name: line[name] for name in names if name in line} for line in (one, other)]
+        assert known[0] == pytest.approx(known[1], rel=1e-4)
+    for name, value in weights(places[0] / "runs").items():
+        torch.testing.assert_close(weights(places[2] / "runs")[name], value, rtol=1e-4, atol=1e-5)
+    first, second = (publish.current(str(place / "models")) for place in places.values())
+    assert (first["version"], first["fence"], first["step"]) == (second["version"], second["fence"], second["step"])
+    assert second["version"] == "2022-05-03T00-06-00Z"
+
+
+def test_a_follower_that_is_killed_at_any_time_comes_to_the_same_weights(night, tmp_path):
+    """By SIGKILL, of a follower that nobody tells to end; the minutes close meanwhile."""
+    count = 14
+    whole = tmp_path / "whole"
+    killed = tmp_path / "killed"
+    for folder in (whole, killed):
+        shutil.copytree(night / "runs", folder / "runs", symlinks=True)
+        shutil.copytree(night / "live", folder / "live")
+    (killed / "din.yaml").write_text(dump_recipe(made.recipe(night, follow__path=str(killed / "live"))))
+    command = [sys.executable, "-m", "livetrain", "follow", str(killed / "din.yaml"), "--every", "1m"]
+    command += ["--publish", str(killed / "models"), "--runs", str(killed / "runs")]
+    draw, written = random.Random(3), 6
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for _ in range(4):
+        with subprocess.Popen(command, cwd=Path(cli.__file__).parents[1], env=environment) as follower:
+            end = time.monotonic() + draw.uniform(8, 20)
+            while time.monotonic() < end and follower.poll() is None:
+                time.sleep(1)
+                if written < count:
+                    made.minute(killed / "live", made.BEGIN + 60 * written, made.table(night, 1000 + written, 100))
+                    written += 1
+            follower.send_signal(signal.SIGKILL)
+    made.write(whole, count - 6, first=6)
+    shutil.rmtree(killed / "live")
+    shutil.copytree(whole / "live", killed / "live")
+    for folder in (whole, killed):
+        recipe = made.recipe(night, follow__path=str(folder / "live"))
+        follow.follow(recipe, folder / "runs", str(folder / "models"), 60, once=True)
+    line = "runs/din-follow/2022-05-04"
+    assert made.state(killed / line) == made.state(whole / line)
+    assert deltas.newest(publish.current(str(killed / "models")))["version"] == "2022-05-03T00-14-00Z"
+
+
+def test_a_follower_that_is_told_to_stop_says_how_it_goes_on(night, tmp_path):
+    shutil.copytree(night / "runs", tmp_path / "runs", symlinks=True)
+    (tmp_path / "din.yaml").write_text(dump_recipe(made.recipe(night)))
+    command = [sys.executable, "-m", "livetrain", "follow", str(tmp_path / "din.yaml"), "--every", "2m"]
+    command += ["--publish", str(tmp_path / "models"), "--runs", str(tmp_path / "runs")]
+    with subprocess.Popen(
+        command, cwd=Path(cli.__file__).parents[1], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as follower:
+        end = time.monotonic() + 240
+        while not (tmp_path / "models/current.json").exists() and time.monotonic() < end:
+            time.sleep(0.5)
+        follower.send_signal(signal.SIGTERM)
+        _, said = follower.communicate(timeout=120)
+    assert follower.returncode == 143
+    assert "din-follow was stopped; started again it goes on from its newest checkpoint" in said
+    assert json.loads((tmp_path / "models/current.json").read_text())["version"] == "2022-05-03T00-06-00Z"
