@@ -19,6 +19,7 @@ app = typer.Typer(no_args_is_help=True)
 
 
 class Part(StrEnum):
+    visits = "visits"
     titles = "titles"
     vectors = "vectors"
     people = "people"
@@ -99,7 +100,7 @@ def kuailive(
         list[Part] | None,
         typer.Option(
             "--with",
-            help="What RAW has besides, a column in every sample: titles (title_embeddings.npy), vectors "
+            help="What else every sample has: visits (a history of exposures), titles (title_embeddings.npy), vectors "
             "(streamer_emb_64.parquet), people (follow.csv, friend.csv), interests (interest.csv). May be repeated.",
         ),
     ] = None,
@@ -287,7 +288,9 @@ def next_item(
     say(f"{counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} events")
     said = ", ".join(f"{split} {part['rows']:,}" for split, part in made["splits"].items())
     say(f"{folder}: {said} rows")
-    say(f"a recipe's tables: {{item: {{rows: {counts['items'] + 1}, hash: modulo}}}}")
+    numbered = ["user", "item"] if rows.value == "events" else ["item"]
+    tables = ", ".join(f"{name}: {{rows: {counts[f'{name}s'] + 1}, hash: modulo}}" for name in numbered)
+    say(f"a recipe's tables: {{{tables}}}")
 
 
 @app.command()
