@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from livetrain.configs.duration import span
 from livetrain.trainers.observe.report.page import Plot, Series, Table
 from livetrain.trainers.observe.report.panels import task_style
 from livetrain.trainers.watch import alarms
 from livetrain.trainers.watch.alarms import Alarm
 from livetrain.trainers.watch.effects import ROWS, STREAM, Measures
 from livetrain.trainers.watch.store import Store
-from livetrain.trainers.watch.words import figure, span
+from livetrain.trainers.watch.words import figure
 
 POINTS, VALUES = 240, 6  # of a curve, and curves of a slice, at most; the table has all
 _AT_ONCE = 200  # minutes that are measured before the page is told of them
