@@ -287,7 +287,9 @@ def next_item(
     say(f"{counts['users']:,} users, {counts['items']:,} items, {counts['events']:,} events")
     said = ", ".join(f"{split} {part['rows']:,}" for split, part in made["splits"].items())
     say(f"{folder}: {said} rows")
-    say(f"a recipe's tables: {{item: {{rows: {counts['items'] + 1}, hash: modulo}}}}")
+    numbered = ["user", "item"] if rows.value == "events" else ["item"]
+    tables = ", ".join(f"{name}: {{rows: {counts[f'{name}s'] + 1}, hash: modulo}}" for name in numbered)
+    say(f"a recipe's tables: {{{tables}}}")
 
 
 @app.command()

@@ -15,7 +15,7 @@ from rich.text import Text
 from typer.exceptions import TyperException
 
 import livetrain
-from livetrain.cli import cluster, data, ids, init, live, look, plan, predict, recall, runs, sweeps, watch
+from livetrain.cli import cluster, data, ids, init, live, look, plan, predict, recall, runs, stream, sweeps, watch
 from livetrain.cli.terminal import BAD_INPUT, FAILED, NOT_NOW, complain, err
 from livetrain.configs.errors import BadInput, NotNow, cut, without_credentials
 from livetrain.trainers.runtime import signals
@@ -43,8 +43,7 @@ for command in (
     *(init.init, runs.train, runs.evaluate, runs.fuse, runs.export, predict.predict, look.runs, look.compare),
     *(recall.index, recall.blend, recall.cut),
     *(plan.plan, cluster.submit, cluster.nightly, live.follow, cluster.publish, cluster.rollback, cluster.doctor),
-    watch.watch,
-    ids.hash,
+    *(stream.stream, watch.watch, ids.hash),
 ):
     app.command()(command)
 app.add_typer(data.app, name="data", help="Prepare a dataset: raw logs in, Parquet that `train` reads out.")

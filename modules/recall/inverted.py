@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.features.registry import transforms
+from livetrain.modules.recall.entries import best, entries, find, summed, weighed
 from livetrain.modules.recall.fitted import Fitted, Table
 from livetrain.modules.serving.inputs import Ids, repeated, source_of
 
@@ -113,7 +114,7 @@ class Inverted(nn.Module):
             raise ValueError("lengths: there are " + str(size) + " requests and " + str(counts.numel()) + " items")
         wanted = torch.zeros(size, dtype=torch.int64)
         wanted[counts > 0] = values
-        place, known = self._find(self.items, wanted)
+        place, known = find(self.items, wanted)
         known = torch.logical_and(known, counts > 0)
         at, found = self._entry(key, place[row])
         score = torch.where(torch.logical_and(found, known[row]), self._values(at, key) * weights, 0.0)
@@ -164,28 +165,18 @@ class Inverted(nn.Module):
         """
         row, item, value, size = self._spread(ids, lengths, dense)
         count = max(self.items.numel(), 1)
-        pairs, place = torch.unique(row * count + item, return_inverse=True)  # rising
-        sums = torch.zeros(pairs.numel()).index_add_(0, place, value)
+        pairs, sums = summed(row, item, value, count)
         had = self.seen
         if had is not None:
             values, counts, _ = had(ids, lengths, dense)
-            at, known = self._find(self.items, values)
+            at, known = find(self.items, values)
             owner = torch.repeat_interleave(torch.arange(counts.numel()), counts)
             stays = torch.logical_not(torch.isin(pairs, (owner * count + at)[known]))
             pairs, sums = pairs[stays], sums[stays]
-        order = torch.argsort(sums, descending=True, stable=True)
-        rows = torch.div(pairs, count, rounding_mode="floor")
-        order = order[torch.argsort(rows[order], stable=True)]
-        rows, sums, pairs = rows[order], sums[order], pairs[order]
-        own = torch.bincount(rows, minlength=size)
-        rank = torch.arange(rows.numel()) - torch.repeat_interleave(torch.cumsum(own, 0) - own, own)
-        kept = rank < k
-        items = torch.zeros(size, k, dtype=torch.int64)
-        scores = torch.full((size, k), -float("inf"))
-        if rows.numel() > 0:
-            items[rows[kept], rank[kept]] = self.items[torch.remainder(pairs[kept], count)]
-            scores[rows[kept], rank[kept]] = sums[kept]
-        return items, scores
+        places, scores = best(pairs, sums, count, size, k)
+        if self.items.numel() == 0:
+            return torch.zeros_like(places), scores
+        return torch.where(places >= 0, self.items[places.clamp(min=0)], 0), scores
 
     def _keys(
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
@@ -194,24 +185,8 @@ class Inverted(nn.Module):
         if self.offsets.numel() == 0:
             raise ValueError("tables: the table lies in files of its own; map and attach it before scoring")
         keys, counts, weights = self.request(ids, lengths, dense)
-        size = counts.numel()
-        row = torch.repeat_interleave(torch.arange(size), counts)
-        place, known = self._find(self.keys, keys)
-        row, place, weights = row[known], place[known], weights[known]
-        if self.rest.numel() > 0 and row.numel() > 0:
-            taken = torch.log(self.rest[place].to(torch.float64))
-            before = torch.cumsum(taken, 0) - taken  # of all keys before, those of other rows too
-            counted = torch.bincount(row, minlength=size)
-            start = (torch.cumsum(counted, 0) - counted)[row]
-            weights = weights * torch.exp(before - before[start]).float()
-        return row, place, weights, size
-
-    def _find(self, known: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the place of each wanted number in known ones, which rise, and whether it is there."""
-        if known.numel() == 0:
-            return torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
-        place = torch.searchsorted(known, wanted).clamp(max=known.numel() - 1)
-        return place, known[place] == wanted
+        row, place, weights = weighed(self.keys, self.rest, keys, counts, weights)
+        return row, place, weights, counts.numel()
 
     def _entry(self, key: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         """Return the entry of each pair of a key's and an item's place, and whether there is one: by halving."""
@@ -232,13 +207,9 @@ class Inverted(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, int]:
         """Return all entries of the rows' keys: (E,) row, (E,) item's place, (E,) value; and the number of rows."""
         row, key, weights, size = self._keys(ids, lengths, dense)
-        begin = self.offsets[key]
-        counts = self.offsets[key + 1] - begin
-        entry = torch.arange(int(counts.sum())) + torch.repeat_interleave(
-            begin - torch.cumsum(counts, 0) + counts, counts
-        )
-        value = self._values(entry, torch.repeat_interleave(key, counts)) * torch.repeat_interleave(weights, counts)
-        return torch.repeat_interleave(row, counts), self.places[entry].to(torch.int64), value, size
+        entry, of = entries(self.offsets, key)
+        value = self._values(entry, key[of]) * weights[of]
+        return row[of], self.places[entry].to(torch.int64), value, size
 
     def _values(self, entry: Tensor, key: Tensor) -> Tensor:
         """Return the scores of entries, (E,) float32, of the keys at the places `key`."""

@@ -52,7 +52,13 @@ class Initial:
             shard[where].copy_(values)
 
     def moved(self, shard: torch.Tensor, row: int = 0, column: int = 0) -> int:
-        """Return how many rows of a shard differ from their initial values, which are drawn again for it."""
+        """Return how many rows of a shard differ from their initial values, which are drawn again for it.
+
+        Rows of zeros do not count: fitted kinds leave them for ids without events.
+        """
         rows, columns = range(row, row + shard.shape[0]), range(column, column + shard.shape[1])
         parts = self.blocks(rows, columns, shard.device)
-        return sum(int((shard[where] != values.to(shard.dtype)).any(dim=1).sum()) for where, values in parts)
+        return sum(
+            int(((shard[where] != values.to(shard.dtype)).any(dim=1) & shard[where].any(dim=1)).sum())
+            for where, values in parts
+        )

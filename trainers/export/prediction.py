@@ -129,12 +129,14 @@ class Predictor:
         whole = run_folder.recipe_of(weights.run)
         self.vectors = weights.vectors
         self._model: Any = _load(weights, whole)
-        # A row's labels, weights and group are nobody's business here, nor are the other tower's features.
+        # A row's labels, weights, group and negatives are nobody's business here, nor are the other tower's features.
         features = whole.features
         if self.vectors and (towers := _towers(whole)):
             own = set(towers[self.vectors])
             features = {name: feature for name, feature in features.items() if name in own}
-        self.recipe = whole.model_copy(update={"tasks": {}, "evaluate": Evaluate(), "features": features})
+        data = whole.data.model_copy(update={"negatives": None})
+        asked = {"tasks": {}, "evaluate": Evaluate(), "data": data, "features": features}
+        self.recipe = whole.model_copy(update=asked)
         self._trained_on = dict(weights.ids)
         self._tasks = [*whole.answered, *([FUSED] if getattr(self._model, "fused", None) is not None else [])]
         self.names = [f"{self.vectors}_vector"] if self.vectors else [f"{task}_score" for task in self._tasks]

@@ -1,16 +1,19 @@
 """Items by an inverted table: an item's score is a sum over the request's keys, and items off the air have none."""
 
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
+import torch
 
+from livetrain.modules.recall.entries import best, entries, summed, weighed
 from livetrain.modules.recall.fitted import Table
 from livetrain.trainers.recall.nearest import Mask
 
 _TYPES = {"keys": np.int64, "offsets": np.int64, "places": np.int32, "scores": np.float32, "rest": np.float32}
-_CELLS = 1 << 25  # scores in memory at once
+_ENTRIES = 1 << 22  # of a table, in memory at once: some 100 bytes each
 
 
 class Request(NamedTuple):
@@ -38,9 +41,7 @@ class SearchedTable:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._sparse = sparse.csr_array(
-            (table.scores, table.places, table.offsets), shape=(len(table.keys), len(table.items))
-        )
+        self._parts = [_tensor(getattr(table, name), kind) for name, kind in _TYPES.items()]
 
     @classmethod
     def read(cls, folder: Path, items: np.ndarray) -> "SearchedTable":
@@ -67,38 +68,44 @@ class SearchedTable:
         Returns:
             (B, count) int64 places of items, -1 where there are no more, and (B, count) float32 scores, there -inf.
         """
-        requests, size = len(query.counts), len(self._table.items)
-        asked = sparse.csr_array(self._weighed(query), shape=(requests, len(self._table.keys)))
-        places, scores = np.full((requests, count), -1), np.full((requests, count), -np.inf, np.float32)
-        step = max(_CELLS // max(size, 1), 1)
-        for start in range(0, requests, step):
-            found = (asked[start : start + step] @ self._sparse).tocoo()
-            _best(found, count, allowed, places[start : start + step], scores[start : start + step])
+        keys, offsets, table_places, table_scores, rest = self._parts
+        counts = torch.from_numpy(np.asarray(query.counts, np.int64))
+        row, key, weights = weighed(
+            keys,
+            rest,
+            torch.from_numpy(np.asarray(query.keys, np.int64)),
+            counts,
+            torch.from_numpy(np.asarray(query.weights, np.float32)),
+        )
+        items = max(len(self._table.items), 1)
+        on_air = None if allowed is None else torch.from_numpy(allowed)
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for start, stop in self._blocks(row, key, len(counts)):
+            low, high = torch.searchsorted(row, torch.tensor([start, stop])).tolist()
+            entry, of = entries(offsets, key[low:high])
+            place, owner = table_places[entry].long(), row[low:high][of] - start
+            value = table_scores[entry] * weights[low:high][of]
+            if on_air is not None:
+                kept = on_air[place]
+                place, owner, value = place[kept], owner[kept], value[kept]
+            found.append(best(*summed(owner, place, value, items), items, stop - start, count))
+        none = [(torch.zeros(0, count, dtype=torch.int64), torch.zeros(0, count))]
+        places, scores = (torch.cat(part).numpy() for part in zip(*(found or none), strict=True))
         return places, scores
 
-    def _weighed(self, query: Request) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-        """Return the weights of the keys that the table has, and of each its request and its place."""
-        keys, rest = self._table.keys, self._table.rest
-        row = np.repeat(np.arange(len(query.counts)), query.counts)
-        at = np.searchsorted(keys, query.keys).clip(max=max(len(keys) - 1, 0))
-        known = keys[at] == query.keys if len(keys) else np.zeros(len(at), bool)
-        row, at, weights = row[known], at[known], query.weights[known].astype(np.float32)
-        if len(rest) and len(row):  # what a key leaves to those behind it
-            taken = np.log(rest[at].astype(np.float64))
-            before = np.cumsum(taken) - taken
-            weights = weights * np.exp(before - before[np.searchsorted(row, row)]).astype(np.float32)
-        return weights, (row, at)
+    def _blocks(self, row: torch.Tensor, key: torch.Tensor, requests: int) -> Iterator[tuple[int, int]]:
+        """Yield ranges of requests whose entries may be in memory at once."""
+        offsets = self._parts[1]
+        own = torch.zeros(requests, dtype=torch.int64).index_add_(0, row, offsets[key + 1] - offsets[key])
+        before, start = torch.cumsum(own, 0) - own, 0
+        while start < requests:
+            stop = max(int(torch.searchsorted(before, before[start] + _ENTRIES)), start + 1)
+            yield start, stop
+            start = stop
 
 
-def _best(found: sparse.coo_array, count: int, allowed: Mask | None, places: np.ndarray, scores: np.ndarray) -> None:
-    """Put each row's best items into `places` and `scores`."""
-    row, column, value = found.row, found.col, found.data
-    if allowed is not None:
-        kept = allowed[column]
-        row, column, value = row[kept], column[kept], value[kept]
-    order = np.lexsort((column, -value, row))
-    row, column, value = row[order], column[order], value[order]
-    rank = np.arange(len(row)) - np.searchsorted(row, row)
-    kept = rank < count
-    places[row[kept], rank[kept]] = column[kept]
-    scores[row[kept], rank[kept]] = value[kept]
+def _tensor(array: np.ndarray, kind: Any) -> torch.Tensor:
+    """Return an array as a tensor that shares its memory, which nobody writes to, where it is of this type."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.asarray(array, kind))

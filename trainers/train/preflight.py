@@ -61,7 +61,7 @@ def check(
         _check_key(recipe, sources["train"])
     brief.refuse_outcomes(recipe)
     statistics = {split: scan(sources[split], recipe, looking.at(split)) for split in SPLITS}
-    negatives.count(sources["train"], recipe, progress)
+    negatives.count(sources["train"], recipe, progress, looking.at("train for negatives"))
     _check_shared(recipe, sources["train"])
     _check_known(sources["train"], recipe, statistics["train"])
     _check_measurable(sources["valid"], recipe, statistics["valid"])

@@ -1,4 +1,6 @@
-"""What drawing negatives is quick by: where ids lie, an item by its chance, and numbers that depend on a key alone."""
+"""What drawing negatives is quick by: where ids lie, an item by its chance, and which rows have the same lists."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -82,3 +84,38 @@ def bisect(values: np.ndarray, low: np.ndarray, high: np.ndarray, x: np.ndarray)
         found[left], open_ = low, low < high
         left, low, high, x = left[open_], low[open_], high[open_], x[open_]
     return found
+
+
+def begins_run(columns: Sequence[tuple[np.ndarray, np.ndarray]], numbers: Sequence[np.ndarray]) -> np.ndarray:
+    """Return which of n rows differ from the row before in a list or in a number; the first one does.
+
+    Args:
+        columns: of lists, each by its (n + 1,) offsets and its ids.
+        numbers: (n,) of each row. NaN differs from all.
+
+    Returns:
+        (n,) bool.
+
+    Example:
+        >>> lists = np.array([0, 2, 4, 6, 7]), np.array([1, 2, 1, 2, 1, 3, 3])
+        >>> begins_run([lists], [np.zeros(4)])
+        array([ True, False,  True,  True])
+        >>> begins_run([lists], [np.array([0, 1, 1, 1])])
+        array([ True,  True,  True,  True])
+    """
+    begins = np.ones(len(numbers[0]), bool)
+    begins[1:] = np.logical_or.reduce([x[1:] != x[:-1] for x in numbers])
+    for offsets, ids in columns:
+        lengths = np.diff(offsets)
+        begins[1:] |= lengths[1:] != lengths[:-1]
+        alike = np.flatnonzero(~begins)
+        alike = alike[lengths[alike] > 0]
+        ends = offsets[alike], offsets[alike + 1] - 1
+        differ = np.logical_or.reduce([ids[end] != ids[end - lengths[alike]] for end in ends])
+        begins[alike[differ]] = True
+        for row in alike[
+            ~differ
+        ].tolist():  # whole lists: far quicker so than by places of all ids, where they are long
+            low, high = offsets[row], offsets[row + 1]
+            begins[row] = not np.array_equal(ids[low:high], ids[low - (high - low) : low])
+    return begins

@@ -23,26 +23,28 @@ from livetrain.configs.schema import Recipe
 from livetrain.modules.mixing import mix, uniform
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.columns import is_list, wanted_columns
-from livetrain.trainers.data.read.draws import Chances, Places, bisect
+from livetrain.trainers.data.read.draws import Chances, Places, begins_run, bisect
 from livetrain.trainers.data.read.items import as_numbers, cast, ids_or_none, like_split, lists, read_items
 from livetrain.trainers.data.read.measure import measures, written
 from livetrain.trainers.data.read.records import running
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
-from livetrain.trainers.data.read.spread import in_threads
+from livetrain.trainers.data.read.spread import HERE, Looking, in_threads
 
 _TRIES = 32  # of a draw, before the items that it may get are looked up one by one
 
 
 @dataclass
 class _Wanted:
-    """What P rows may get: items [low, high) that are on air at `time`, without `barred`."""
+    """What P rows may get: items [low, high) that are on air at `time`, without their own and `barred`."""
 
     low: np.ndarray  # (P,) int64
     high: np.ndarray
     time: np.ndarray | None
-    barred: np.ndarray  # sorted place * items + item, of the row's own item and those that its user has seen
+    run: np.ndarray  # (P,) int64: rows that follow one another and have seen the same, R runs of them
+    barred: np.ndarray  # sorted run * items + item, of what has been seen
     count: np.ndarray  # (P,) how many items that leaves
     own: np.ndarray  # (P,) id of the row's own item
+    own_place: np.ndarray  # (P,) where that item is, -1: nowhere
 
 
 class Negatives:
@@ -215,17 +217,37 @@ class Negatives:
             count = begun - low - over
             low, high = bisect(self._start, low, begun, time - self._longest), begun
         own, valid = ids_or_none(table.column(self._section.item))
-        barring = [(np.flatnonzero(valid), self.find(own[valid]))]
-        for column in self._section.seen:
-            offsets, seen = lists(table.column(column))
-            barring.append((np.repeat(np.arange(rows), np.diff(offsets)), self.find(seen)))
-        places, items = (np.concatenate(part) for part in zip(*barring, strict=True))
-        inside = (items >= 0) & (items >= low[places]) & (items < high[places])
-        if time is not None:
-            inside &= self._end[items] > time[places]
-        barred = np.unique(places[inside] * len(self) + items[inside])
-        count = count - np.bincount(barred // len(self), minlength=rows)
-        return _Wanted(low, high, time, barred, count, np.where(valid, own, 0))
+        own_place = np.full(rows, -1, np.int64)
+        own_place[valid] = self.find(own[valid])
+        seen = [lists(table.column(column)) for column in self._section.seen]
+        # A user's rows mostly follow one another, each with all that she has seen: it is looked up once.
+        begins = begins_run(seen, [low, high] if time is None else [low, high, time])
+        run, heads = np.cumsum(begins) - 1, np.flatnonzero(begins)
+
+        def fits(items: np.ndarray, of: np.ndarray) -> np.ndarray:
+            inside = (items >= 0) & (items >= low[of]) & (items < high[of])
+            return inside if time is None else inside & (self._end[items] > time[of])
+
+        barring = [np.zeros(0, np.int64)]
+        for offsets, ids in seen:
+            lengths = np.diff(offsets)
+            items = self.find(ids[np.repeat(begins, lengths)])
+            runs = np.repeat(np.arange(len(heads)), lengths[heads])
+            inside = fits(items, heads[runs])
+            barring.append(runs[inside] * len(self) + items[inside])
+        barred = np.unique(np.concatenate(barring))
+        count = count - np.bincount(barred // len(self), minlength=len(heads))[run]
+        wanted = _Wanted(low, high, time, run, barred, count, np.where(valid, own, 0), own_place)
+        wanted.count -= fits(own_place, np.arange(rows)) & ~self._is_barred(wanted, np.arange(rows), own_place)
+        return wanted
+
+    def _is_barred(self, wanted: _Wanted, place: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """Return which items have been seen by the rows at `place`."""
+        if not len(wanted.barred):
+            return np.zeros(len(item), bool)
+        key = wanted.run[place] * len(self) + item
+        found = np.minimum(np.searchsorted(wanted.barred, key), len(wanted.barred) - 1)
+        return wanted.barred[found] == key
 
     def _draw(self, wanted: _Wanted, places: np.ndarray, numbers: np.ndarray, epoch: int) -> np.ndarray:
         """Return the items of the rows `places` of `wanted`, whose numbers are given: per_positive of each in a row."""
@@ -262,11 +284,7 @@ class Negatives:
         allowed = (item >= wanted.low[place]) & (item < wanted.high[place])
         if wanted.time is not None:
             allowed &= self._end[item] > wanted.time[place]
-        if len(wanted.barred):
-            key = place * len(self) + item
-            found = np.minimum(np.searchsorted(wanted.barred, key), len(wanted.barred) - 1)
-            allowed &= wanted.barred[found] != key
-        return allowed
+        return allowed & (item != wanted.own_place[place]) & ~self._is_barred(wanted, place, item)
 
 
 class _Neighbours:
@@ -317,7 +335,7 @@ class _Neighbours:
         return out
 
 
-def count(source: Source, recipe: Recipe, progress: Callable[[str], None]) -> None:
+def count(source: Source, recipe: Recipe, progress: Callable[[str], None], looking: Looking = HERE) -> None:
     """Count what will be drawn for each row group of the training split, and keep it in `Source.drawn`.
 
     What the sidecars of the split's partitions know is not counted again; of one with a corrupt group nothing is kept.
@@ -350,7 +368,10 @@ def count(source: Source, recipe: Recipe, progress: Callable[[str], None]) -> No
         kept = partition.sidecar.read(name)
         if kept is None:
             groups = source.groups.part(partition.start, partition.stop) if partition.stop > partition.start else ()
-            each = list(in_threads(counted, groups))
+            each = []
+            for counts in in_threads(counted, groups):
+                each.append(counts)
+                looking.tell("row groups", len(each), len(groups))
             parts.append(np.array([counts or (0, 0) for counts in each], np.int64).reshape(-1, 2))
             if None not in each:
                 partition.sidecar.write(name, {}, {"counted": parts[-1]})

@@ -1,4 +1,4 @@
-"""Places by hash and items by chance, against a dict and a search; and lists that repeated rows share."""
+"""Places by hash, items by chance, runs of equal lists, against slow ways; and lists that repeated rows share."""
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.draws import Chances, Places
+from livetrain.trainers.data.read.draws import Chances, Places, begins_run
 from tests import samples
 
 INT64 = st.integers(-(2**63), 2**63 - 1) | st.integers(-20, 20)
@@ -30,6 +30,22 @@ def test_chances(of, data):
     wanted = np.searchsorted(ends, ends[low] + share * (ends[high] - ends[low]), side="right") - 1
     (found,) = Chances(np.array(of)).within(np.array([low]), np.array([high]), np.array([share]))
     assert found == min(max(wanted, low), high - 1)
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 2), max_size=3), st.lists(st.integers(0, 1), max_size=2), st.booleans()))
+)
+def test_runs_of_equal_lists(rows):
+    rows = [row for row in rows for _ in range(len(row[0]) + 1)]  # so that many follow one like them
+
+    def column(lists):
+        offsets = np.cumsum([0, *(len(one) for one in lists)])
+        return offsets, np.array([value for one in lists for value in one], np.int64)
+
+    found = begins_run(
+        [column([row[0] for row in rows]), column([row[1] for row in rows])], [np.array([row[2] for row in rows])]
+    )
+    assert found.tolist() == [not n or row != rows[n - 1] for n, row in enumerate(rows)]
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.int32()), pa.large_list(pa.int64()), pa.list_(pa.string())], ids=str)

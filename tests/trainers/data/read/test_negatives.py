@@ -38,10 +38,14 @@ def write(folder, rows=1200, items=ITEMS, groups=128):
         table = table.append_column("movie", pa.array(rng.choice(ids, count), mask=rng.random(count) < 0.05))
         lengths = rng.integers(0, 5, count)
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        seen = pa.array(rng.choice(ids, int(offsets[-1])))
-        table = table.append_column("history", pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), seen))
-        rating = pa.array(rng.integers(1, 6, int(offsets[-1])))
-        table = table.append_column("rating", pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), rating))
+        place = np.arange(count)  # half of the rows have the lists of the row before
+        again = pa.array(np.maximum.accumulate(np.where(rng.random(count) < 0.5, place, 0)))
+        for name, values in (
+            ("history", rng.choice(ids, int(offsets[-1]))),
+            ("rating", rng.integers(1, 6, int(offsets[-1]))),
+        ):
+            stored = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values))
+            table = table.append_column(name, stored.take(again))
         table = table.append_column("day", pa.array(rng.integers(0, 4, count), mask=rng.random(count) < 0.02))
         table = table.append_column("time", pa.array(rng.integers(0, 1000, count)))
         table = table.append_column("price", pa.array(np.zeros(count, np.float32)))

@@ -6,6 +6,7 @@ millisecond is not part of it.
 """
 
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -65,6 +66,8 @@ class Task:
         next_horizon: ms, the next day's.
         before: the state that the day before left, if any.
         part, state: file and folder to write.
+        every, wait: ms; of a stream, whose rows' labels are told what is known until `wait` after the end of the
+            interval of length `every` that a row falls into; without them, what is known at `cut`.
     """
 
     adapter: Adapter
@@ -80,6 +83,14 @@ class Task:
     before: Path | None
     part: Path
     state: Path
+    every: int | None = None
+    wait: int = 0
+
+    def cuts(self, time: np.ndarray) -> np.ndarray:
+        """Return what is known to the labels of rows of some times: what is known before these, (R,) ms."""
+        if self.every is None:
+            return np.full(len(time), self.cut)
+        return np.minimum((time // self.every + 1) * self.every + self.wait, self.cut)
 
 
 def build(task: Task) -> dict[str, int]:
@@ -88,31 +99,48 @@ def build(task: Task) -> dict[str, int]:
     Raises:
         BadInput: this machine does not see the folder of the preparation.
     """
-    adapter = task.adapter
     if not task.part.parent.is_dir():
         raise BadInput(
             f"{task.part.parent}: {platform.node()} does not see this folder; --out must lie on storage that all nodes "
             "share"
         )
-    rows = _read(task.rows, task.rows_schema, ["time", "user", "item"])
-    events = _read(task.events, task.events_schema, ["time", "user", "item", "kind", "domain", "session", "value"])
-    user, item, time = (_numbers(rows, name) for name in ("user", "item", "time"))
-    fresh = events.filter(pc.and_(pc.invert(events["carried"]), pc.not_equal(events["kind"], EXPOSURE)))
-    own = pc.equal(fresh["domain"], adapter.domain)
-    outcomes, unanswered = labels(task, user, item, time, fresh.filter(own))
-    histories = {name: _History(task, name, rows, fresh) for name in adapter.sequences}
-    for history in histories.values():
-        history.keep()
-    columns = _told(adapter, rows) | _seen(task, rows, events)
+    whole = Bucket(task)
+    whole.keep()
+    pieces, unanswered = whole.samples()
+    first = next(pieces)  # of a day without rows too: it has the schema
+    rows = layout.write_part(task.part, first.schema, chain([first], pieces))
+    return {"rows": rows, "actions that answer no exposure: kept, in histories and statistics": unanswered}
 
-    def piece(start: int) -> pa.Table:
-        lists = {name: column for history in histories.values() for name, column in history.lists(start).items()}
-        cut = {name: column.slice(start, PIECE) for name, column in (columns | outcomes).items()}
-        return pa.table({name: (cut | lists)[name] for name in (*columns, *lists, *outcomes)})
 
-    first = piece(0)  # of a day without rows too: it has the schema
-    layout.write_part(task.part, first.schema, chain([first], map(piece, range(PIECE, len(rows), PIECE))))
-    return {"rows": len(rows), "actions that answer no exposure: kept, in histories and statistics": unanswered}
+class Bucket:
+    """What a bucket's files hold, in memory."""
+
+    def __init__(self, task: Task):
+        self._task = task
+        self._rows = _read(task.rows, task.rows_schema, ["time", "user", "item"])
+        order = ["time", "user", "item", "kind", "domain", "session", "value"]
+        self._events = _read(task.events, task.events_schema, order)
+        self._fresh = self._events.filter(pc.invert(self._events["carried"]))
+        self._histories = [_History(task, name, self._rows, self._fresh) for name in task.adapter.sequences]
+
+    def keep(self) -> None:
+        """Write what the next day needs of the histories."""
+        for history in self._histories:
+            history.keep()
+
+    def samples(self) -> tuple[Iterator[pa.Table], int]:
+        """Return the samples in pieces, at least one, and how many actions answer no exposure."""
+        task, rows = self._task, self._rows
+        own = self._fresh.filter(pc.equal(self._fresh["domain"], task.adapter.domain))
+        outcomes, unanswered = labels(task, rows, own)
+        columns = _told(task.adapter, rows) | _seen(task, rows, self._events)
+
+        def piece(start: int) -> pa.Table:
+            lists = {name: column for history in self._histories for name, column in history.lists(start).items()}
+            cut = {name: column.slice(start, PIECE) for name, column in (columns | outcomes).items()}
+            return pa.table({name: (cut | lists)[name] for name in (*columns, *lists, *outcomes)})
+
+        return map(piece, range(0, max(len(rows), 1), PIECE)), unanswered
 
 
 def _read(folder: Path, schema: pa.Schema, order: list[str]) -> pa.Table:
@@ -156,25 +184,37 @@ def _begin(actions: pa.Table) -> np.ndarray:
     return np.where(session == NEVER, time, session)
 
 
-def labels(
-    task: Task, user: np.ndarray, item: np.ndarray, time: np.ndarray, actions: pa.Table
-) -> tuple[dict[str, pa.Array], int]:
-    """Return the label columns of (R,) exposures, and how many actions answer none of them.
+def labels(task: Task, rows: pa.Table, events: pa.Table) -> tuple[dict[str, pa.Array], int]:
+    """Return the label columns of R exposures, and how many actions answer none of them.
 
-    An action answers the latest exposure of its user and item at or before it. A label is null while it is not known:
-    until its delay is over, and, if the source tells it with the end of a play, while one goes on.
+    An action answers the latest exposure of its user and item at or before it, which need not be one of the rows. A
+    label is null while it is not known: until its delay is over, and, if the source tells it with the end of a play,
+    while one goes on.
+
+    Args:
+        rows: the exposures.
+        events: of their domain; exposures among them after the last of the rows answer for their own actions.
     """
-    pair, wanted = _pairs((user, item), (_numbers(actions, "user"), _numbers(actions, "item")))
+    time = _numbers(rows, "time")
+    shown = pc.equal(events["kind"], EXPOSURE)
+    actions, later = events.filter(pc.invert(shown)), events.filter(shown)
+    later = later.filter(pc.greater(later["time"], int(time.max(initial=NEVER if not len(time) else 0))))
+    owners = [np.concatenate([_numbers(part, name) for part in (rows, later)]) for name in ("user", "item", "time")]
+    pair, wanted = _pairs((owners[0], owners[1]), (_numbers(actions, "user"), _numbers(actions, "item")))
     begin, known_at, kind = _begin(actions), _numbers(actions, "time"), _numbers(actions, "kind")
-    owner = latest_owner(pair, time, wanted, begin)
+    owner = latest_owner(pair, owners[2], wanted, begin)
+    owner[owner >= len(time)] = -1
     value = actions["value"].to_numpy() if len(actions) else np.zeros(0)
+    cut = task.cuts(time)
     wait = begin - time[np.maximum(owner, 0)] if len(time) else np.zeros(len(begin), np.int64)
 
     def count(chosen: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         return np.bincount(owner[chosen], None if weights is None else weights[chosen], len(time))
 
     made = {}
-    told = known_at < task.cut
+    told = known_at < (cut[np.maximum(owner, 0)] if len(time) else task.cut)
+    if task.every is not None:  # what comes later than that is the night's affair
+        owner[~told] = -1
     clicked = count((owner >= 0) & told & (kind == CLICK)) > 0
     watched = count((owner >= 0) & told & (kind == WATCH) & ~np.isnan(value)) > 0
     for name, label in task.adapter.labels.items():
@@ -182,7 +222,7 @@ def labels(
         if label.delay is not None:
             delay = 1000 * task.options.seconds(label.delay)
             chosen &= told & (wait <= delay)
-            known = time + delay <= task.cut
+            known = time + delay <= cut
         positive = count(chosen) > 0
         if label.session:
             known &= ~clicked | watched | (positive & (not label.total))
@@ -197,14 +237,17 @@ def labels(
 class _History:
     """The entries of one sequence: those of the days before, and the day's own."""
 
-    def __init__(self, task: Task, name: str, rows: pa.Table, actions: pa.Table):
+    def __init__(self, task: Task, name: str, rows: pa.Table, fresh: pa.Table):
         sequence: Sequence = task.adapter.sequences[name]
         self._task, self._name, self._sequence = task, name, sequence
         self._limit = task.options.entries(sequence.domain)
-        actions = actions.filter(pc.equal(actions["domain"], sequence.domain))
-        new = rows if sequence.event == EXPOSURE else actions.filter(pc.equal(actions["kind"], sequence.event))
+        fresh = fresh.filter(pc.or_(pc.equal(fresh["kind"], EXPOSURE), pc.equal(fresh["domain"], sequence.domain)))
+        new, actions = (
+            fresh.filter(pc.equal(fresh["kind"], sequence.event)),
+            fresh,
+        )  # exposures are no action of any bit
         old = self._old()
-        here = pc.is_in(old["user"], pa.chunked_array([*rows["user"].chunks, *actions["user"].chunks], pa.int64()))
+        here = pc.is_in(old["user"], pa.chunked_array(fresh["user"].chunks, pa.int64()))
         self._idle, old = old.filter(pc.invert(here)), old.filter(here)  # of users who have no part in this day
         self.user, self.time, self.item, self.author, self.topic = (
             np.concatenate([_numbers(old, column), _numbers(new, column)]) for column in ENTRY

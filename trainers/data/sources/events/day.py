@@ -1,5 +1,8 @@
 """One day in SQL: what is the same for every bucket, joined to the day's exposures, and the state for the next day.
 
+`take` reads the day's log, `lay_out` joins what is known to its exposures, or to those of a part of the day, and
+`write_state` is for the next day.
+
 Time is cut at the day's *horizon*, its first possible moment. Statistics count what was known before it; what is known
 from then on, of this day or from plays that the day before left running, is the day's own affair and is compared with
 each row's time.
@@ -26,30 +29,34 @@ class Day:
     """Where a day's inputs and outputs lie, and its limits in ms.
 
     Args:
-        exposures, actions: globs of the day's staged files; None where it has none.
+        exposures, actions: what stands after FROM: the day's staged files.
         before: state of the day before, if any.
         horizon, cut, next_horizon: first possible moment, end, and the next day's first possible moment.
         work: folder for `rows`, `events` and the new `state`.
         buckets: of users.
+        begin, end: exposures from `begin` on and before `end` become rows; by default all of the day.
+        own: SQL condition on `user`: whose events the buckets and the state of pairs are of.
     """
 
-    exposures: str | None
-    actions: str | None
+    exposures: str
+    actions: str
     before: Path | None
     horizon: int
     cut: int
     next_horizon: int
     work: Path
     buckets: int
+    begin: int | None = None
+    end: int | None = None
+    own: str = "true"
 
 
 def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> dict[str, int]:
-    """Write `rows/bucket=N` and `events/bucket=N` below the work folder, and the state but for its sequences.
+    """Write `rows/bucket=N` and `events/bucket=N` of what `take` has taken below the work folder.
 
     Returns:
         Counts for the report, by words.
     """
-    counts = _take(connection, adapter, day)
     joined, columns = [], ["e.*"]
     local = f"(e.time + {1000 * adapter.utc_offset_s})"
     columns += [f"{local} // 3600000 % 24 AS hour", f"({local} // 86400000 + 3) % 7 AS weekday"]  # Monday is 0
@@ -70,40 +77,40 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
         columns += [f'{prefix}_known.id IS NULL AS "unknown.{prefix}"']
         joined += [f"LEFT JOIN attributes_{prefix} {prefix}_known ON e.{known.key} = {prefix}_known.id"]
     for prefix, key in adapter.statistics.items():
-        _read_state(connection, day, f"statistics/{prefix}", f"statistics_{prefix}", _statistics_columns())
         columns += [f'coalesce({prefix}_before.n{kind}, 0) AS "{prefix}.{kind}"' for kind in _COUNTED]
         joined += [f"LEFT JOIN statistics_{prefix} {prefix}_before ON e.{key} = {prefix}_before.id"]
     for prefix, key in adapter.pairs.items():
-        empty = f"SELECT 0::BIGINT AS user, 0::BIGINT AS last, * FROM ({_statistics_columns()})"
-        _read_state(connection, day, f"pairs/{prefix}", f"pairs_{prefix}", empty)
         columns += [f'coalesce({prefix}_with.n{kind}, 0) AS "{prefix}.{kind}"' for kind in _COUNTED]
         columns += [f'{prefix}_with.last AS "{prefix}.last"']
         other = topic if key == "topic" else f"e.{key}"
         joined += [
             f"LEFT JOIN pairs_{prefix} {prefix}_with ON e.user = {prefix}_with.user AND {other} = {prefix}_with.id"
         ]
-    connection.execute(
-        f"CREATE OR REPLACE TABLE rows AS SELECT {', '.join(columns)} FROM exposures e {' '.join(joined)}"
+    part = " AND ".join(
+        ["true", *([f"e.time >= {day.begin}"] if day.begin else []), *([f"e.time < {day.end}"] if day.end else [])]
     )
-    counts |= _unknown(connection, adapter)
-    _write_buckets(connection, day)
-    _write_state(connection, adapter, day)
+    connection.execute(
+        f"CREATE OR REPLACE TABLE rows AS SELECT {', '.join(columns)} FROM exposures e {' '.join(joined)} WHERE {part}"
+    )
+    counts = _unknown(connection, adapter)
+    _write_rows(connection, day)
+    write_events(connection, day)
     return counts
 
 
-def _take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> dict[str, int]:
-    """Make the tables `exposures` and `events` of a day, without duplicates; count what is left out.
+def take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> dict[str, int]:
+    """Make the tables `exposures` and `events` of a day, without duplicates, and views of the state before it.
 
     Days may overlap, so what the day before has carried over may stand in this day's log again.
+
+    Returns:
+        Counts for the report of what was read and left out, by words.
     """
+    _read_states(connection, adapter, day)
     shown = "user, item, author, time" + "".join(f", {name}" for name in adapter.context)
-    exposures = (
-        f"read_parquet('{day.exposures}', hive_partitioning = false)" if day.exposures else "(FROM no_exposures)"
-    )
-    actions = f"read_parquet('{day.actions}', hive_partitioning = false)" if day.actions else "(FROM no_actions)"
+    exposures, actions = day.exposures, day.actions
     keyed = "user IS NOT NULL AND item IS NOT NULL AND time IS NOT NULL"
     inside = f"{keyed} AND time >= {day.horizon} AND time < {day.cut}"
-    _read_state(connection, day, "carry", "carry", f"SELECT {_EVENT} FROM no_actions")
     topic = "".join(f" WHEN '{domain}' THEN about_{domain}.{name}" for domain, (_, name) in adapter.topics.items())
     topic = f"CASE domain{topic} END" if topic else "NULL::BIGINT"
     topics = " ".join(
@@ -149,7 +156,6 @@ def _room_state(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
 
     Every exposure is such a moment. (An ASOF join would say the same, in quadratic time.)
     """
-    _read_state(connection, day, "rooms", "rooms", "SELECT 0::BIGINT AS room, 0::BIGINT AS viewers WHERE false")
     begin = day.horizon - ROOM_WINDOW_MS
     connection.execute(f"""
         CREATE OR REPLACE TABLE room_moments AS
@@ -182,19 +188,28 @@ def _unknown(connection: duckdb.DuckDBPyConnection, adapter: Adapter) -> dict[st
     return dict(zip(words, connection.execute(f"SELECT {query} FROM rows").fetchall()[0], strict=True)) if words else {}
 
 
-def _write_buckets(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
+def _write_rows(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
     flags = [name for (name,) in connection.execute("SELECT column_name FROM (DESCRIBE rows)").fetchall()]
     flags = [f'"{name}"' for name in flags if name.startswith(("unknown.", "early."))]
     without = f"EXCLUDE ({', '.join(flags)})" if flags else ""
     connection.execute(f"CREATE OR REPLACE VIEW rows_only AS SELECT * {without} FROM rows")
+    _write_buckets(connection, day, "rows_only", "rows")
+
+
+def write_events(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
+    """Write `events/bucket=N` of what `take` has taken below the work folder."""
+    _write_buckets(connection, day, f"(SELECT * FROM events WHERE {day.own})", "events")
+
+
+def _write_buckets(connection: duckdb.DuckDBPyConnection, day: Day, table: str, name: str) -> None:
     bucket = f"(user % {day.buckets} + {day.buckets}) % {day.buckets} AS bucket"
-    for table, name in (("rows_only", "rows"), ("events", "events")):
-        connection.execute(
-            f"COPY (SELECT *, {bucket} FROM {table}) TO '{day.work / name}' (FORMAT parquet, PARTITION_BY (bucket))"
-        )
+    connection.execute(
+        f"COPY (SELECT *, {bucket} FROM {table}) TO '{day.work / name}' (FORMAT parquet, PARTITION_BY (bucket))"
+    )
 
 
-def _write_state(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> None:
+def write_state(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> None:
+    """Write the state for the next day, but for its sequences, of what `take` has taken below the work folder."""
     state = day.work / "state"
     for what in ("statistics", "pairs"):
         (state / what).mkdir(parents=True)
@@ -218,7 +233,7 @@ def _write_state(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: D
                     FROM pairs_{prefix} UNION ALL BY NAME
                     SELECT user, {key} AS id, max(time) FILTER (kind = {EXPOSURE}) AS last, {counts} FROM events
                     WHERE domain = '{adapter.domain}' AND time >= {day.horizon} AND time < {day.next_horizon}
-                      AND {key} IS NOT NULL AND kind != {WATCH} GROUP BY ALL)
+                      AND {key} IS NOT NULL AND kind != {WATCH} AND {day.own} GROUP BY ALL)
                 GROUP BY ALL""",
             state / "pairs" / f"{prefix}.parquet",
         )
@@ -238,6 +253,18 @@ def _write_state(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: D
 
 def _copy(connection: duckdb.DuckDBPyConnection, select: str, path: Path) -> None:
     connection.execute(f"COPY ({select}) TO '{path}' (FORMAT parquet)")
+
+
+def _read_states(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> None:
+    """Make views of all parts of the state of the day before."""
+    for prefix in adapter.statistics:
+        _read_state(connection, day, f"statistics/{prefix}", f"statistics_{prefix}", _statistics_columns())
+    for prefix in adapter.pairs:
+        empty = f"SELECT 0::BIGINT AS user, 0::BIGINT AS last, * FROM ({_statistics_columns()})"
+        _read_state(connection, day, f"pairs/{prefix}", f"pairs_{prefix}", empty)
+    _read_state(connection, day, "carry", "carry", f"SELECT {_EVENT} FROM no_actions")
+    if adapter.domain == "live":
+        _read_state(connection, day, "rooms", "rooms", "SELECT 0::BIGINT AS room, 0::BIGINT AS viewers WHERE false")
 
 
 def _read_state(connection: duckdb.DuckDBPyConnection, day: Day, name: str, table: str, empty: str) -> None:

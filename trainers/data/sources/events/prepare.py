@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.trainers.data.sources.events import bucket, raw, stage
 from livetrain.trainers.data.sources.events.bucket import Options, Task
-from livetrain.trainers.data.sources.events.day import Day, lay_out
+from livetrain.trainers.data.sources.events.day import Day, lay_out, take, write_state
 from livetrain.trainers.data.sources.events.model import Adapter
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.runtime import manifest
@@ -247,9 +247,13 @@ class _Preparation:
         before = self._out / "_state" / f"date={max(self._done)}" if self._done else None
         if before is not None and not before.is_dir():
             raise BadInput(f"{before} is missing, and the next day needs it; restore it, or prepare into a new folder")
-        exposures, actions = (str(path / "*.parquet") if path.is_dir() else None for path in self._staged(day))
+        exposures, actions = (
+            f"read_parquet('{path / '*.parquet'}', hive_partitioning = false)" if path.is_dir() else f"(FROM {none})"
+            for path, none in zip(self._staged(day), ("no_exposures", "no_actions"), strict=True)
+        )
         plan = Day(exposures, actions, before, horizon, cut, next_horizon, work, self._buckets)
-        counts = lay_out(self._connection, self._adapter, plan)
+        counts = take(self._connection, self._adapter, plan) | lay_out(self._connection, self._adapter, plan)
+        write_state(self._connection, self._adapter, plan)
         (work / "partition").mkdir()
         for made in run(
             bucket.build,

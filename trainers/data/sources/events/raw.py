@@ -63,12 +63,12 @@ def _select(connection: duckdb.DuckDBPyConnection, path: Path, raw: RawFile, not
     if path.suffix == ".npy":
         source = _stored(connection, path)
     elif path.suffix == ".parquet":
-        source = f"read_parquet({_text(str(path))})"
+        source = f"read_parquet({text(str(path))})"
     else:
-        types = ", ".join(f"{_text(name)}: {_text(declared.get(name, 'VARCHAR'))}" for name in found)
-        nulls = ", ".join(map(_text, _NULLS))
+        types = ", ".join(f"{text(name)}: {text(declared.get(name, 'VARCHAR'))}" for name in found)
+        nulls = ", ".join(map(text, _NULLS))
         source = (
-            f"read_csv({_text(str(path))}, header = true, auto_detect = false, delim = ',', quote = '\"', "
+            f"read_csv({text(str(path))}, header = true, auto_detect = false, delim = ',', quote = '\"', "
             f"escape = '\"', columns = {{{types}}}, nullstr = [{nulls}])"
         )
     chosen = (
@@ -131,21 +131,22 @@ def _stored(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
     return table
 
 
-def _text(value: str) -> str:
+def text(value: str) -> str:
+    """Return text as SQL writes it."""
     return "'" + value.replace("'", "''") + "'"
 
 
 def complaint(error: duckdb.Error, folder: Path) -> BadInput:
     """Return one sentence about raw data that DuckDB cannot read."""
-    text = str(error)
-    file, line = re.search(r"^ *file = (.+)$", text, re.M), re.search(r"CSV Error on Line: (\d+)", text)
+    words = str(error)
+    file, line = re.search(r"^ *file = (.+)$", words, re.M), re.search(r"CSV Error on Line: (\d+)", words)
     place = (file.group(1).strip() if file else str(folder)) + (f", line {line.group(1)}" if line else "")
-    if what := re.search(r'converting column "([^"]+)"\. Could not convert string "(.*?)" to \'(\w+)', text, re.S):
+    if what := re.search(r'converting column "([^"]+)"\. Could not convert string "(.*?)" to \'(\w+)', words, re.S):
         column, value, kind = what.groups()
         return BadInput(f"{place}: {column} is '{value}', not {_KINDS.get(kind, kind)}; correct the file")
-    if what := re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", text):
+    if what := re.search(r"Expected Number of Columns: (\d+) Found: (\d+)", words):
         return BadInput(f"{place}: {what.group(2)} fields where {what.group(1)} belong; correct the file")
-    return BadInput(f"{place}: it cannot be read ({text.strip().splitlines()[0]}); correct the file")
+    return BadInput(f"{place}: it cannot be read ({words.strip().splitlines()[0]}); correct the file")
 
 
 _KINDS = {"BIGINT": "a whole number", "DOUBLE": "a number", "DATE": "a date", "TIMESTAMP": "a time"}

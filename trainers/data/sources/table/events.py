@@ -51,7 +51,7 @@ def adapter(spec: EventSpec) -> model.Adapter:
         actions=f"""SELECT user, '{spec.domain}' AS domain, item, author, time, CASE kind {kinds} END AS kind,
                            CAST(value AS DOUBLE) AS value, CAST(session AS BIGINT) AS session, day_of(time) AS day
                     FROM ({spec.actions}) WHERE kind IN ({", ".join(f"'{name}'" for name in KINDS)})
-                    {_follows(spec)}""",
+                    {"UNION ALL" if spec.follows is not None else ""} {follows_of(spec)}""",
         attributes={
             name: model.Attributes(
                 *(known.key, known.select, tuple(known.ids), tuple(known.bags), tuple(known.dense), known.age),
@@ -79,14 +79,15 @@ def adapter(spec: EventSpec) -> model.Adapter:
     )
 
 
-def _follows(spec: EventSpec) -> str:
-    """Return SQL that adds to the actions who follows and befriends whom; a friendship counts for both."""
+def follows_of(spec: EventSpec) -> str:
+    """Return the SELECT of who follows and befriends whom as actions, or nothing; a friendship counts for both."""
     if spec.follows is None:
         return ""
     one, both = (f"SELECT {pair}, time, kind FROM ({spec.follows})" for pair in ("user, other", "other, user"))
     kinds = " ".join(f"WHEN '{name}' THEN {code}" for name, code in RELATIONS.items())
-    return f"""UNION ALL
-        SELECT user, '{model.PEOPLE}', other, other, time, CASE kind {kinds} END, NULL, NULL, day_of(time)
+    return f"""
+        SELECT user, '{model.PEOPLE}' AS domain, other AS item, other AS author, time, CASE kind {kinds} END AS kind,
+               NULL::DOUBLE AS value, NULL::BIGINT AS session, day_of(time) AS day
         FROM ({one} UNION ALL {both} WHERE kind = 'friend') WHERE kind IN ('follow', 'friend')"""
 
 

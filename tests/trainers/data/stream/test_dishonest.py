@@ -1,0 +1,224 @@
+"""Late, wrong, doubled, skewed and changing messages: counted, kept aside, and never in the samples."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from livetrain.configs.errors import BadInput
+from livetrain.configs.stream_spec import load_stream
+from livetrain.trainers.data.stream.clock import Clock, Partition
+from livetrain.trainers.data.stream.intake import Intake, Taken, connected
+from livetrain.trainers.data.stream.lane import _Lane
+from livetrain.trainers.data.stream.sources.base import Messages
+from tests.trainers.data.stream import logs
+
+BEGIN = 1_748_102_400_000
+FOLDER = {"kind": "folder", "path": "land"}
+
+
+def row(second: int, user: int = 1, room: int = 2, **more) -> dict:
+    return {"user_id": user, "live_id": room, "streamer_id": 7, "timestamp": BEGIN + 1000 * second, **more}
+
+
+def written(tmp_path: Path, **more) -> Path:
+    """Write the spec of a stream with nothing in its folder, and return it."""
+    logs.write_logs(tmp_path / "raw", dict.fromkeys(logs.FEEDS, []))
+    (tmp_path / "raw" / "events.yaml").write_text(more.pop("events", logs.EVENTS))
+    return logs.spec(tmp_path / "stream.yaml", tmp_path / "raw" / "events.yaml", FOLDER, **more)
+
+
+@pytest.fixture(scope="module")
+def intake(tmp_path_factory):
+    """Return what takes messages, and its database."""
+    tmp_path = tmp_path_factory.mktemp("intake")
+    loaded = load_stream(written(tmp_path, lateness_s=10, ahead_s=300))
+    with connected(loaded, tmp_path) as connection:
+        yield Intake(loaded, connection), connection
+
+
+def given_(values: list, table: str = "clicks", stamp: int = 1 << 62, at_once: bool = False) -> Messages:
+    told = [value if isinstance(value, bytes | None) else json.dumps(value).encode() for value in values]
+    names = [f"offset {n}" for n in range(len(told))]
+    return Messages((table, "0"), told, names, [stamp] * len(told), at_once, len(told))
+
+
+def took(intake, values: list, newest: int | None = None, closed: int | None = None, **more):
+    """Return (counts, reasons, times of exposures, newest time) of messages."""
+    takes, connection = intake
+    taken = Taken()
+    found = takes.take(given_(values, **more), Partition(newest=newest), closed, taken)
+    times = [
+        (t - BEGIN) // 1000 for (t,) in connection.execute("SELECT time FROM new_exposures ORDER BY time").fetchall()
+    ]
+    for what in ("exposures", "actions"):
+        connection.execute(f"DELETE FROM new_{what}")
+    return taken.counts, [json.loads(line)["why"] for line in taken.poison], times, found
+
+
+def test_what_is_no_row_is_kept_aside_with_the_reason(intake):
+    wrong = [
+        b"{broken",
+        b"[1]",
+        b"3",
+        b"null",
+        None,
+        b"\xff\xfe",
+        row(0, user="somebody"),
+        {**row(0), "timestamp": None},
+    ]
+    wrong += [{"user_id": 1}, {**row(0), "timestamp": 12}, row(0, user=2**70)]
+    counts, why, times, newest = took(intake, [row(1), *wrong, row(2, user="12"), row(3, extra=5)])
+    assert counts["messages"] == 14
+    assert counts["poison"] == len(why) == len(wrong)
+    assert times == [1, 2, 3]  # "12" is a number as text, as a file of CSV has it; a new column is not read
+    assert newest == BEGIN + 3000
+    assert why.count("it is no JSON object") == 6
+    assert why.count("user_id is not BIGINT") == 2
+    assert why.count("its time is no milliseconds since 1970") == 3
+
+
+def test_a_message_is_late_by_those_before_it_in_its_partition(intake):
+    counts, _, times, newest = took(intake, [row(100), row(90), row(89), row(120), row(110), row(109), row(121)])
+    assert (counts["late"], times) == (2, [90, 100, 110, 120, 121])
+    assert newest == BEGIN + 121_000
+    counts, _, times, _ = took(intake, [row(95), row(94)], newest=BEGIN + 105_000)
+    assert (counts["late"], times) == (1, [95])
+    counts, _, times, _ = took(intake, [row(300), row(1)], at_once=True)  # of one file
+    assert (counts["late"], times) == (0, [1, 300])
+    counts, _, times, _ = took(intake, [row(20), row(10)], closed=BEGIN + 15_000)
+    assert (counts["behind"], times) == (2, [20])  # a click is an exposure and an action
+
+
+def test_a_clock_that_is_ahead_makes_nothing_late(intake):
+    counts, why, times, newest = took(intake, [row(10), row(5000), row(11)], stamp=BEGIN + 20_000)
+    assert why == ["its time is ahead of the clock"]
+    assert (counts["late"], times, newest) == (0, [10, 11], BEGIN + 11_000)
+    now = int(time.time()) - BEGIN // 1000
+    _, why, _, _ = took(intake, [row(now + 10_000)])  # the source knows no time: this machine's clock counts
+    assert why == ["its time is ahead of the clock"]
+
+
+@settings(max_examples=12)
+@given(st.lists(st.tuples(st.integers(0, 100), st.booleans()), max_size=30), st.integers(0, 30))
+def test_whether_a_message_is_late_does_not_depend_on_how_partitions_are_read(intake, told, cut):
+    """Read in one turn or in several, from the start or from a later offset, the same messages are taken."""
+    rows = [row(second) if fine else {**row(second), "user_id": "x"} for second, fine in told]
+    whole = took(intake, rows)
+    first = took(intake, rows[:cut])
+    second = took(intake, rows[cut:], newest=first[3])
+    assert (first[0] + second[0]) == whole[0]
+    assert sorted(first[2] + second[2]) == whole[2]
+
+
+def test_columns_that_come_and_go_are_told_once(intake):
+    takes, _ = intake
+    takes.changed.clear()
+    lacks = {key: value for key, value in row(1).items() if key != "streamer_id"}
+    for _ in range(2):
+        took(intake, [lacks | {"device": "x"}])
+    assert sorted(takes.changed) == [
+        "clicks: column 'device' of its messages is new and not read",
+        "clicks: column 'streamer_id' of its messages is missing, and null",
+    ]
+
+
+def test_the_watermark_waits_for_the_slowest_that_is_not_silent():
+    clock = Clock(lateness=10, hold=100)
+    a, b = Partition(spoke=0.0, heard=0.0), Partition(spoke=0.0, heard=0.0)
+    clock.partitions = {("t", "a"): a, ("t", "b"): b}
+    assert clock.watermark() is None
+    a.took(500, 1, now=1.0)
+    assert clock.watermark() is None  # b has not spoken
+    b.took(300, 1, now=1.0)
+    assert clock.watermark() == 290
+    assert clock.readable() == {("t", "b")}  # a is 200 ahead, and held
+    a.heard = b.heard = 5.0
+    assert clock.idle(10.0) == []
+    a.took(600, 2, now=12.0)
+    b.heard = 12.0  # its source answers, and it has nothing to say
+    assert clock.idle(10.0) == [("t", "b")]
+    assert clock.idle(10.0) == []  # told once
+    assert clock.watermark() == 590
+    b.took(310, 2, now=13.0)
+    assert clock.watermark() == 590  # it never goes back
+    a.ended = b.ended = True
+    assert clock.watermark() > 10**15
+
+
+def test_an_outage_of_a_source_is_no_silence():
+    clock = Clock(lateness=0, hold=100)
+    clock.partitions = {("t", "a"): Partition(newest=5, spoke=0.0, heard=0.0)}
+    assert clock.idle(0.5) == []  # it was not heard since
+
+
+def topics(table: str, source: str) -> dict:
+    """Return the keys of a spec with one topic."""
+    return {"topics": {table: {"source": source, "topic": "t", "time": "timestamp"}}}
+
+
+def log(old: str, new: str) -> dict:
+    """Return the keys of a spec whose event log has something else for a part of its text."""
+    assert old in logs.EVENTS
+    return {"events": logs.EVENTS.replace(old, new)}
+
+
+SHOWS = "SELECT user_id, live_id, streamer_id, timestamp FROM shows\n"
+JOINED = "SELECT s.user_id, s.live_id, s.streamer_id, s.timestamp FROM shows s JOIN gifts USING (live_id)\n"
+
+
+def taking(path: Path) -> Intake:
+    """Return what would take messages by a spec."""
+    loaded = load_stream(path)
+    with connected(loaded, path.parent) as connection:
+        return Intake(loaded, connection)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"every_s": 7 * 60}, "every_s: a day is no multiple of 420 s"),
+        (topics("clicks", "buss"), "no source is called 'buss' .did you mean 'bus'"),
+        (topics("click", "bus"), "topics.click: the event log has no such table .did you mean 'clicks'"),
+        (topics("users", "bus"), "topics: none of them feeds the exposures"),
+        ({"sources": {"bus": {"kind": "kafk"}}}, "sources.bus.kind got 'kafk', wanted one of folder, kafka, nats"),
+        (log("AS time FROM clicks\n", "AS time FROM clicks GROUP BY ALL\n"), "no GROUP BY, DISTINCT"),
+        (log(SHOWS, JOINED), "it joins tables that topics feed"),
+        (
+            log(SHOWS, f"{SHOWS}  UNION ALL SELECT user_id, 1, 1, 9 FROM users\n"),
+            "of its rows come from tables that no topic feeds",
+        ),
+    ],
+)
+def test_mistakes_are_named(tmp_path, change, words):
+    path = written(tmp_path, **change)
+    with pytest.raises(BadInput, match=words) as raised:
+        taking(path)
+    assert len(str(raised.value)) < 300
+
+
+def test_a_changed_spec_is_taken_or_refused_while_it_runs(tmp_path):
+    path = written(tmp_path)
+    home = tmp_path / "out" / "_lanes" / "lane=0"
+    (home / "work").mkdir(parents=True)
+    said: list[str] = []
+
+    def changed(number: int, **change) -> str:
+        written(tmp_path, **change)
+        os.utime(path, (number, number))
+        lane._reread()
+        return said[-1]
+
+    with connected(load_stream(path), home / "work") as connection:
+        lane = _Lane(load_stream(path), tmp_path / "out", home, 0, connection, said.append)
+        assert changed(1, idle_s=7) == "the spec's jobs have changed, and are taken"
+        assert "not taken: every_s is fixed; only jobs and idle_s may change" in changed(2, every_s=30)
+        assert "not taken" in changed(3, lateness=30)
+        assert (lane._loaded.spec.idle_s, lane._loaded.spec.every_s) == (7, 60)
+    loaded = load_stream(written(tmp_path, wait_s=5))
+    with connected(loaded, tmp_path) as connection, pytest.raises(BadInput, match="wait_s: .* was begun with another"):
+        _Lane(loaded, tmp_path / "out", home, 0, connection, said.append)

@@ -1,0 +1,213 @@
+"""A stream's samples are those of the days: read by minutes, out of order, twice, by lanes, and killed anywhere."""
+
+import json
+import multiprocessing
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from livetrain.trainers.data.simulator import Settings, simulate
+from livetrain.trainers.data.stream import join, lane
+from livetrain.trainers.runtime import manifest
+from tests.trainers.data.stream import logs
+
+BEGIN = 1_748_102_400_000  # 2025-05-25 00:00 in UTC+8
+HOUR = 3_600_000
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch):
+    """What SIGKILL leaves behind does not depend on what is on the disk yet."""
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
+@pytest.fixture(scope="module")
+def two_days(tmp_path_factory):
+    """Return (folder, messages, samples) of 30 hours over a midnight."""
+    raw = tmp_path_factory.mktemp("two-days") / "raw"
+    told = logs.drawn(BEGIN + 10 * HOUR, 30, 250, seed=5)
+    logs.write_logs(raw, told)
+    return raw, told, logs.prepared(raw, raw.parent / "days")
+
+
+def landed(raw: Path, told: dict, tmp_path: Path, **more) -> Path:
+    for table, rows in told.items():
+        logs.land(tmp_path / "land", table, rows, every=HOUR, disorder=600_000)
+    given = {"every_s": 1800, "wait_s": 3600, "lateness_s": 4200, **more}
+    return logs.spec(tmp_path / "stream.yaml", raw / "events.yaml", {"kind": "folder", "path": "land"}, **given)
+
+
+def test_a_simulated_week_by_minutes_is_the_week_by_days(tmp_path):
+    simulate(Settings(40, 7, 3), tmp_path / "simulated", lambda done, total: None)
+    raw = tmp_path / "simulated" / "kuailive"
+    days = logs.prepared(raw, tmp_path / "days")
+    told = logs.messages(raw)
+    twice = {table: [*rows, *rows[::20]] for table, rows in told.items()}
+    path = landed(raw, twice, tmp_path, every_s=3600)
+    logs.drain(path, tmp_path / "out")
+    found = logs.samples(tmp_path / "out")
+    assert found.num_rows > 500
+    assert found.schema == days.schema
+    assert found.equals(days)
+    counted = logs.counts(tmp_path / "out")
+    assert counted["messages"] == sum(map(len, twice.values()))
+    assert counted["late"] == counted["poison"] == counted["behind"] == 0
+    assert counted["duplicates"] >= sum(len(rows[::20]) for rows in (told["clicks"], told["shows"]))
+    assert counted["null gift"] == days["gift"].null_count
+
+
+@pytest.mark.parametrize(("lanes", "buckets"), [(2, 1), (1, 3)])
+def test_lanes_and_buckets_share_the_users(two_days, tmp_path, lanes, buckets):
+    raw, told, days = two_days
+    path = landed(raw, told, tmp_path, lanes=lanes, buckets=buckets)
+    for number in range(lanes):
+        logs.drain(path, tmp_path / "out", number)
+    found = logs.samples(tmp_path / "out")
+    assert found.sort_by(logs.ORDER).equals(days)
+    own = [
+        set(path.parent.name for path in (tmp_path / "out").glob(f"date=*/time=*/lane={n}/*.parquet"))
+        for n in range(lanes)
+    ]
+    assert all(own)
+    assert logs.counts(tmp_path / "out")["messages"] == sum(map(len, told.values()))  # told once
+
+
+def test_labels_that_are_not_known_yet_are_null_and_others_are_the_days(two_days, tmp_path):
+    raw, told, days = two_days
+    logs.drain(landed(raw, told, tmp_path, wait_s=60), tmp_path / "out")
+    found = logs.samples(tmp_path / "out")
+    assert found["gift"].null_count == len(found)  # an hour is not over a minute after
+    assert logs.counts(tmp_path / "out")["null gift"] == len(found)
+    same = [name for name in days.column_names if name not in ("gift", "gift_value")]
+    assert found.select(same).equals(days.select(same))
+
+
+def test_the_spans_that_minutes_are_made_in_change_no_byte(two_days, tmp_path, monkeypatch):
+    raw, told, _ = two_days
+    path = landed(raw, told, tmp_path)
+    logs.drain(path, tmp_path / "one")
+    monkeypatch.setattr(join, "SPAN_ROWS", 25)
+    monkeypatch.setattr(join, "_SMALL", 2)
+    monkeypatch.setattr(lane, "PENDING", 40)
+    logs.drain(path, tmp_path / "many")
+    assert logs.parts(tmp_path / "one") == logs.parts(tmp_path / "many")
+    assert logs.counts(tmp_path / "one") == logs.counts(tmp_path / "many")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def test_a_kill_before_any_write_loses_and_doubles_nothing(two_days, tmp_path, monkeypatch):
+    raw, told, _ = two_days
+    path = landed(raw, {table: rows[:40] for table, rows in told.items()}, tmp_path)
+    logs.drain(path, tmp_path / "whole")
+    wanted, counted = logs.parts(tmp_path / "whole"), logs.counts(tmp_path / "whole")
+    monkeypatch.setattr(join, "SPAN_ROWS", 25)
+    real = {"sync": manifest.sync, "write_json": manifest.write_json}
+    draw, left = random.Random(3), [0]
+
+    def before(name):
+        def call(*arguments):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+            return real[name](*arguments)
+
+        return call
+
+    for name in real:
+        monkeypatch.setattr(manifest, name, before(name))
+    kills = 0
+    while True:
+        left[0] = draw.randrange(1, 30)
+        try:
+            logs.drain(path, tmp_path / "killed")
+            break
+        except Killed:
+            kills += 1
+    assert kills >= 3
+    assert logs.parts(tmp_path / "killed") == wanted
+    assert logs.counts(tmp_path / "killed") == counted
+    lane_folder = tmp_path / "killed" / "_lanes" / "lane=0"
+    newest = lane.newest(tmp_path / "killed", 0)[1]["resume"]["past"]
+    assert len(list((lane_folder / "segments").iterdir())) == sum(bool(s[k]) for s in newest["segments"] for k in "ea")
+
+
+def _small_spans(path: Path, out: Path) -> None:
+    join.SPAN_ROWS = 15
+    logs.drain(path, out)
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_at_any_moment_lose_and_double_nothing(two_days, tmp_path):
+    raw, told, _ = two_days
+    path = landed(raw, told, tmp_path)
+    logs.drain(path, tmp_path / "whole")
+    wanted, counted = logs.parts(tmp_path / "whole"), logs.counts(tmp_path / "whole")
+    start = multiprocessing.get_context("forkserver")  # whose children have imported everything
+    start.set_forkserver_preload([__name__])
+    draw, kills, streams = random.Random(11), 0, 0
+    while kills < 100:
+        out = tmp_path / f"killed-{streams}"
+        streams += 1
+        while True:
+            process = start.Process(target=_small_spans, args=(path, out))
+            process.start()
+            process.join(draw.uniform(0.1, 4))
+            if process.exitcode is not None:
+                assert process.exitcode == 0
+                break
+            process.kill()
+            process.join()
+            kills += 1
+        assert logs.parts(out) == wanted
+        assert logs.counts(out) == counted
+
+
+@pytest.mark.slow
+def test_flink_joins_as_a_stream_does(two_days, tmp_path):
+    """The SQL of the guide is run by PyFlink in an environment of its own, as both need other releases of packages."""
+    if shutil.which("java") is None:
+        pytest.skip("PyFlink needs Java")
+    _, told, days = two_days
+    tables = {"shows": [*told["shows"], *told["clicks"]], "gifts": told["gifts"]}
+    for table, rows in tables.items():
+        told_once = {json.dumps(row): at for at, row in rows}
+        lines = [
+            json.dumps({**json.loads(row), "ts": at, "price": json.loads(row).get("gift_price")})
+            for row, at in sorted(told_once.items(), key=lambda each: each[1])
+        ]
+        (tmp_path / table).mkdir()
+        (tmp_path / table / "0.json").write_text("\n".join(lines) + "\n")
+    sql = logs.GUIDE.with_name("streams.md").read_text().partition("<!-- flink -->\n```sql\n")[2].partition("```")[0]
+    sql = sql.format(**{name: f"file://{tmp_path / name}" for name in ("shows", "gifts", "samples")})
+    program = f"""
+from pyflink.table import EnvironmentSettings, TableEnvironment
+flink = TableEnvironment.create(EnvironmentSettings.in_streaming_mode())
+for key, value in {{"parallelism.default": "1", "execution.checkpointing.interval": "5 s"}}.items():
+    flink.get_config().set(key, value)
+for statement in {sql!r}.split(";"):
+    if statement.strip():
+        made = flink.execute_sql(statement)
+made.wait()
+"""
+    (tmp_path / "job.py").write_text(program)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "flink"], check=True)
+    python = tmp_path / "flink" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-cache-dir", "apache-flink>=2"], check=True)
+    subprocess.run([python, tmp_path / "job.py"], check=True)
+    found = {}
+    for file in (tmp_path / "samples").rglob("part-*"):
+        for line in file.read_text().splitlines():
+            row = json.loads(line)
+            found[row["user_id"], row["live_id"], row["ts"]] = (row["gift"], row["gift_value"])
+    assert len(found) == len(days)
+    known = [row for row in days.to_pylist() if row["gift_value"] is not None]
+    assert any(row["gift"] for row in known)
+    for row in known:  # the others' hour is not over when their day ends, or a price is not told
+        assert found[row["user"], row["room"], row["timestamp"]] == (row["gift"], pytest.approx(row["gift_value"]))
