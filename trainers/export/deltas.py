@@ -118,12 +118,11 @@ def publish_delta(
     with scratch.place(run, ".delta-") as draft:
         folder = draft / "delta"
         folder.mkdir()
-        model = plain_model(recipe, path)
-        state = _State(model, recipe, run, signature["quantize"])
-        count = _write(folder, state, _changed(path, content, recipe, since))
-        served = Served(where, list(state.modules))
+        served = Served(where, ("model.pt", "user.pt", "item.pt"))
         if (served.pointer["fence"], served.number) != (pointer["fence"], len(done)):
             raise BadInput(f"{where}: another publisher has replaced the pointer meanwhile; make the delta again")
+        state = _State(plain_model(recipe, path), recipe, run, served)
+        count = _write(folder, state, _changed(path, content, recipe, since))
         own = {"base": pointer["folder"], "number": len(done) + 1, "lineage": signature["lineage"]}
         own |= {"step": content["step"], "since": since, "before": done[-1]["xxh64"] if done else None}
         try:
@@ -173,6 +172,8 @@ def _check_follows(
         raise BadInput(
             f"{shown}: step {since} is published, and this checkpoint is of step {content['step']}; train on"
         )
+    if publish.settled(pointer) > pointer["version"]:
+        raise NeedsBase(f"{shown}: `livetrain rollback` took back what followed on it; publish a new base")
     done = pointer.get("deltas", [])
     if len(done) >= most:
         raise NeedsBase(f"{shown} has {len(done)} deltas, and {most} are the most; publish a new base")
@@ -228,17 +229,22 @@ class _State:
         model: plain.
         recipe: its recipe.
         run: its run folder.
-        quantize: how the base stores tables.
+        served: what is published: its files say which tensors count, for a network may have some for training alone.
 
     Attributes:
         modules: what is scripted, by the name of its file, with tables as they were trained.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, run: Path, quantize: Quantization) -> None:
-        self._recipe, self._quantize = recipe, quantize
+    def __init__(self, model: Model, recipe: Recipe, run: Path, served: Served) -> None:
+        self._recipe = recipe
+        self._quantize: Quantization = served.signature["quantize"]
         tables = deltas.plain(model.table_weights())
         fused = fusion.fused_of(run, recipe)
         self.modules = {f"{name}.pt": module for name, module in parts(model, recipe, tables, fused)}
+        with served.use() as models:
+            if models.keys() != self.modules.keys():
+                raise NeedsBase(f"{run}: the base has other files than an export of this checkpoint; publish a new one")
+            self._known = {name for each in models.values() for name in each.state_dict()}
 
     def _owners(self, module: Features) -> Iterator[tuple[str, str, nn.Module]]:
         """Yield what holds a tensor by rows of a table: the table, the prefix of its names, and itself."""
@@ -274,7 +280,11 @@ class _State:
     def whole(self, module: Features) -> dict[str, Tensor]:
         """Return the other tensors, by name."""
         prefixes = tuple(f"{prefix}." for _, prefix, _ in self._owners(module))
-        return {name: value for name, value in module.state_dict().items() if not name.startswith(prefixes)}
+        return {
+            name: value
+            for name, value in module.state_dict().items()
+            if name in self._known and not name.startswith(prefixes)
+        }
 
     def check(self, served: Served, step: int) -> dict[str, Any]:
         """Return the golden rows with a server's scores, once its model is seen to be this one.

@@ -131,7 +131,7 @@ def export(
         tables = stored(model.table_weights(), quantize, kept.room)
         if mapped:
             let_go(tables)
-        fused = fusion.fused_of(run, recipe)
+        fused = fusion.fused_of(run, recipe, path)
         scored, *towers = (
             written(torch.jit.script(module), draft / f"{name}.pt", beside)
             for name, module in parts(model, recipe, tables, fused)
