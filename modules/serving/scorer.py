@@ -40,7 +40,7 @@ class Features(nn.Module):
         keyed = {n: table for n, f in chosen.items() if (table := f.looks_up())}
         if isinstance(tables, str):
             weights = model.table_weights()
-            tables = stored({name: weights[name] for name in set(keyed.values())}, tables)
+            tables = stored({name: weights[name] for name in set(keyed.values())}, tables, model.maps)
         made = model.transforms
         changed = {name: None if feature.plain else made[name] for name, feature in chosen.items()}
         lookups = []

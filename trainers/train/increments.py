@@ -24,7 +24,7 @@ from livetrain.trainers.observe import prometheus
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.runtime.runlog import RunLog
 from livetrain.trainers.runtime.signals import Stopped
-from livetrain.trainers.train import checkpoint, compatible
+from livetrain.trainers.train import checkpoint, compatible, ids
 from livetrain.trainers.train.loop import Job, Trainer, joined
 from livetrain.trainers.train.probes.step_times import Profile
 from livetrain.trainers.train.schedule import ending
@@ -117,6 +117,9 @@ class Line(Trainer):
             figures, _ = self.evaluate(STREAM, draws=0)
             alarms = self.charts.take(figures)
             gate = not any(name in alarms for name in self.gate)
+            told = ids.assign(self.sharded, self.recipe, source, end // 60)  # judged before they were let in
+            for text in ids.words(self.sharded, told):
+                self.log.write("note", step=self.step, text=text)
             self.reader = self._reader(STREAM, shuffle=True)
             self.total = self.step + self.reader.steps
             batches = self.reader.batches(0)
