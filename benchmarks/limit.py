@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from exposures import Rows, T, read
 from latents import place
-from posterior import Chain, Posterior, Rows, T, read
+from posterior import Chain, Posterior
 from quality import add_training, made, rule, scores, spread, trained
 
 from livetrain.configs.load import load_recipe
