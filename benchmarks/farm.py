@@ -7,7 +7,8 @@ float32, from embeddings in memory: forward and backward, no tables, no optimize
 and peak memory is what the steps added to what was there before. The peer for padding is the same network on
 the same batch with every row filled up to the longest, which is what a padded implementation computes.
 
-The second part times the low-pass alone, against the FFT of each user's rows one after the other.
+The second part times the low-pass alone, against the FFT of each user's rows one after the other; the third sets a step
+of FARM beside one of DIN on the same batch, in turns (`--only din` for it alone).
 """
 
 import argparse
@@ -35,6 +36,7 @@ LENGTHS = (50, 100, 200, 500, 1000)
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)  # of the rectangle of rows and longest row that is padding
 LONGEST = 500  # events, where the padding varies
 ROWS = 16
+PAIRED = (20, 50, 100, 200)  # longest histories, beside DIN
 CUTOFFS = (3, 10, 0.1, 0.5)
 DIMS = {"live": 16, "live_side": 16, "video": 16, "video_side": 32}
 
@@ -42,8 +44,13 @@ DIMS = {"live": 16, "live_side": 16, "video": 16, "video_side": 32}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--only", choices=["din"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/farm_speed.md"))
     given = parser.parse_args()
+    pairs = beside_din([alone(pair_cost, length, given.steps) for length in PAIRED])
+    if given.only:
+        print(pairs)
+        return
     by_length = [alone(step_cost, [length] * ROWS, given.steps) for length in LENGTHS]
     by_share = [alone(step_cost, with_padding(share), given.steps) for share in SHARES]
     by_cutoff = [
@@ -51,7 +58,7 @@ def main() -> None:
         for longest in (50, 500, 1000)
         for cutoff in CUTOFFS
     ]
-    text = document(by_length, by_share, by_cutoff)
+    text = document(by_length, by_share, by_cutoff) + pairs
     given.out.write_text(text)
     print(text)
 
@@ -69,37 +76,63 @@ def with_padding(share: float) -> list[int]:
     return [LONGEST, *(round(rest + spread * (2 * i / (ROWS - 2) - 1)) for i in range(ROWS - 1))]
 
 
-def farm() -> torch.nn.Module:
-    config = {
-        "kind": "farm",
-        "attention": [
-            {"query": ["streamer"], "events": ["live"], "side": ["live_side"]},
-            {"query": ["streamer"], "events": ["video"], "side": ["video_side"]},
-        ],
-        "align": {"user": "user"},
-        "positions": 1000,
-    }
+def net(kind: str, **more) -> torch.nn.Module:
+    """Return FARM, or another kind that attends to two histories."""
+    attention = [
+        {"query": ["streamer"], "events": ["live"], "side": ["live_side"]},
+        {"query": ["streamer"], "events": ["video"], "side": ["video_side"]},
+    ]
     inputs = Inputs({"user": 16, "streamer": 16}, DIMS, [])
-    return network("farm")(parse_model(config), inputs, {f"task{i}": Task(label="y") for i in range(5)})
+    config = parse_model({"kind": kind, "attention": attention, **more})
+    return network(kind)(config, inputs, {f"task{i}": Task(label="y") for i in range(5)}).train()
+
+
+def farm() -> torch.nn.Module:
+    return net("farm", align={"user": "user"}, positions=1000)
+
+
+def step_of(model: torch.nn.Module, lengths: list[int]) -> Callable[[], None]:
+    """Return a step, forward and backward, of a batch whose rows have two histories of these lengths."""
+    size = len(lengths)
+    values = {"user": torch.randn(size, 16), "streamer": torch.randn(size, 16)}
+    counts = {name: torch.ones(size, dtype=torch.long) for name in values}
+    for name, dim in DIMS.items():
+        values[name], counts[name] = torch.randn(sum(lengths), dim).requires_grad_(), torch.tensor(lengths)
+    dense, weights = torch.zeros(size, 0), torch.ones(size)
+    return lambda: sum(logit.sum() for logit in model(values, counts, dense, weights).values()).backward()
 
 
 def step_cost(lengths: list[int], steps: int) -> tuple[float, float]:
     """Return a step's median time in ms and its peak memory in MiB, both histories having these lengths."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model, size = farm().train(), len(lengths)
-    values = {"user": torch.randn(size, 16), "streamer": torch.randn(size, 16)}
-    counts = {name: torch.ones(size, dtype=torch.long) for name in values}
-    for name, dim in DIMS.items():
-        values[name], counts[name] = torch.randn(sum(lengths), dim).requires_grad_(), torch.tensor(lengths)
-    dense, weights = torch.zeros(size, 0), torch.ones(size)
-
-    def step() -> None:
-        sum(logit.sum() for logit in model(values, counts, dense, weights).values()).backward()
-
+    step = step_of(farm(), lengths)
     before = peak()
     took = timed(step, steps)
     return took, peak() - before
+
+
+def pair_cost(length: int, steps: int) -> list[tuple[float, float]]:
+    """Return the times in ms of a step of FARM and of one of DIN, in turns, on 256 rows of 0 to `length` events."""
+    torch.set_num_threads(1)
+    lengths = torch.randint(0, length + 1, (256,), generator=torch.Generator().manual_seed(0)).tolist()
+    models = farm(), net("din")
+    sides = [step_of(model, lengths) for model in models]
+    return [(timed(sides[0], 1), timed(sides[1], 1)) for _ in range(2 * steps)]
+
+
+def beside_din(found: list[list[tuple[float, float]]]) -> str:
+    """Return the table of FARM's step beside DIN's."""
+    lines = ["", "FARM beside DIN, in turns: 256 rows, two histories of 0 to so many events each.\n"]
+    lines += ["| longest history | FARM, ms | DIN, ms | FARM / DIN, median (range) |", "| --- " * 4 + "|"]
+    for length, pairs in zip(PAIRED, found, strict=True):
+        ratios = [one / other for one, other in pairs]
+        farm_ms, din_ms = (statistics.median(side) for side in zip(*pairs, strict=True))
+        cells = (
+            f"{farm_ms:,.1f} | {din_ms:,.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
+        )
+        lines.append(f"| {length} | {cells} |")
+    return "\n".join([*lines, ""])
 
 
 def filter_cost(longest: int, cutoff: float, steps: int) -> tuple[float, float]:

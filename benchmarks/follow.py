@@ -72,6 +72,8 @@ def _made(folder: Path) -> Path:
 def _live(work: Path, rows: pa.Table, given: argparse.Namespace) -> tuple[dict[int, float], dict[str, float]]:
     """Close minutes as they pass; return when each was closed, by its end, and when each version was published."""
     closed, published = dict[int, float](), dict[str, float]()
+    while not any("has learned up to" in line.get("text", "") for line in runlog.read(work / "runs/din-follow")):
+        time.sleep(0.5)  # until it waits for the stream
     start = int(time.time()) // EACH * EACH
     until = start + (given.minutes + 3) * EACH
     while time.time() < until and version_of(start + given.minutes * EACH) not in published:

@@ -53,7 +53,7 @@ def _parts(world: Path, found: pa.Table, logit: np.ndarray) -> dict[str, np.ndar
     made = build(Settings(**json.loads((world / "manifest.json").read_text())["settings"]))
     ids = Ids(made)
     user, streamer, room = (
-        _place(numbers, found[name].to_numpy())
+        place(numbers, found[name].to_numpy())
         for numbers, name in ((ids.user, "user_id"), (ids.streamer, "streamer_id"), (ids.room, "live_id"))
     )
     second = made.streamers.second[streamer]
@@ -68,7 +68,7 @@ def _parts(world: Path, found: pa.Table, logit: np.ndarray) -> dict[str, np.ndar
     return parts | {"burst": np.where(rest > CLICK["burst"] / 2, CLICK["burst"], 0.0)}  # rounding tells of large logits
 
 
-def _place(numbers: np.ndarray, asked: np.ndarray) -> np.ndarray:
+def place(numbers: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Return the rows of ids among those of a world."""
     order = np.argsort(numbers)
     return order[np.searchsorted(numbers[order], asked)]

@@ -4,7 +4,7 @@
     python benchmarks/stream.py --raw data/simulation/kuailive --days 5 --live 240
 
 Both make the same samples of the same events, in a process of their own with one thread: the preparation from CSV, and
-the stream from JSON lines that landed by the hour, which it catches up with. Events are the messages. Rates are per
+the stream from JSON lines that landed every `--land`, which it catches up with. Events are the messages. Rates are per
 second of CPU time, which means something where other programs run too. `--live` then lets messages land for so many
 seconds, each with the time at which it is written, and measures how long after it the minute that holds it is closed.
 """
@@ -67,12 +67,12 @@ def cut(raw: Path, to: Path, days: int) -> dict[str, list[tuple[int, dict]]]:
     return told
 
 
-def land(folder: Path, told: dict[str, list[tuple[int, dict]]]) -> None:
-    """Write messages as they would land by the hour."""
+def land(folder: Path, told: dict[str, list[tuple[int, dict]]], seconds: int) -> None:
+    """Write messages as they would land every so many seconds."""
     for table, rows in told.items():
         files: dict[int, list[str]] = {}
         for at, row in rows:
-            files.setdefault(at // HOUR, []).append(json.dumps(row))
+            files.setdefault(at // (1000 * seconds), []).append(json.dumps(row))
         (folder / table).mkdir(parents=True)
         for hour, lines in files.items():
             (folder / table / f"{hour:09d}.jsonl").write_text("\n".join(lines) + "\n")
@@ -167,6 +167,7 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, required=True)
     parser.add_argument("--days", type=int, default=5)
     parser.add_argument("--every", type=int, nargs="+", default=[3600, 300])
+    parser.add_argument("--land", type=int, default=21_600, help="seconds of messages in a file")
     parser.add_argument("--live", type=int, default=0, help="seconds")
     parser.add_argument("--rate", type=int, default=200, help="messages per second and topic")
     given = parser.parse_args()
@@ -175,7 +176,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="stream-") as temporary:
         folder = Path(temporary)
         told = cut(given.raw.resolve(), folder / "raw", given.days)
-        land(folder / "land", told)
+        land(folder / "land", told, given.land)
         count = sum(map(len, told.values()))
         seconds = apart(batch, folder / "raw" / "events.yaml", folder / "days")
         wanted = samples(sorted((folder / "days").glob("date=*/*.parquet")))

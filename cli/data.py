@@ -19,6 +19,7 @@ app = typer.Typer(no_args_is_help=True)
 
 
 class Part(StrEnum):
+    visits = "visits"
     titles = "titles"
     vectors = "vectors"
     people = "people"
@@ -99,7 +100,7 @@ def kuailive(
         list[Part] | None,
         typer.Option(
             "--with",
-            help="What RAW has besides, a column in every sample: titles (title_embeddings.npy), vectors "
+            help="What else every sample has: visits (a history of exposures), titles (title_embeddings.npy), vectors "
             "(streamer_emb_64.parquet), people (follow.csv, friend.csv), interests (interest.csv). May be repeated.",
         ),
     ] = None,

@@ -43,7 +43,7 @@ for command in (
     *(init.init, runs.train, runs.evaluate, runs.fuse, runs.export, predict.predict, look.runs, look.compare),
     *(recall.index, recall.blend, recall.cut),
     *(plan.plan, cluster.submit, cluster.nightly, live.follow, cluster.publish, cluster.rollback, cluster.doctor),
-    *(stream.stream, watch.watch, ids.hash),
+    *(stream.stream, watch.watch, ids.hash, ids.ids),
 ):
     app.command()(command)
 app.add_typer(data.app, name="data", help="Prepare a dataset: raw logs in, Parquet that `train` reads out.")

@@ -60,7 +60,7 @@ def fuse(run: Path, days: Days | None = None, say: Say = lambda text: None) -> d
     if not len(whole):
         raise BadInput(
             f"fusion.score: {by} is undefined at every point that was tried: the formula gives some rows no number, or "
-            "a task has no group with labels of both kinds; change the formula, or fusion.tasks"
+            "all rows the same, or a task has no group with labels of both kinds; change the formula, or fusion.tasks"
         )
     front = [int(place) for place in whole if not _beaten(values[place], values[whole])]
     counts = np.array(list(judged.values()))
@@ -134,9 +134,11 @@ def _beaten(one: np.ndarray, others: np.ndarray) -> bool:
 
 
 def _metrics(recipe: Recipe, predicted: Predicted, weights: dict[str, float]) -> dict[str, float]:
-    """Return each task's metric of the score with some weights; `_NONE` where a row has no score."""
+    """Return each task's metric of the score with some weights; `_NONE` where a row has none, or all rows the same."""
     assert recipe.fusion is not None
     score = Fused(recipe.fusion, list(recipe.answered), weights)(predicted.predictions)
+    if len(score) and bool((score == score[0]).all()):  # it would order nothing, and a metric of ties looks like one
+        return dict.fromkeys(recipe.judged(), _NONE)
     found = figures(predicted, recipe, {FUSED: score}, list(recipe.judged()))[FUSED]
     return {task: float(np.nan_to_num(found[task][recipe.fusion.by], nan=_NONE)) for task in found}
 

@@ -45,6 +45,21 @@ def written(many: int) -> str:
     return f"{many // _UNITS[unit]}{unit}"
 
 
+def span(seconds: float) -> str:
+    """Return a time as people say it.
+
+    Example:
+        >>> span(42.3), span(150), span(3600), span(200_000)
+        ('42 s', '2 min 30 s', '1 h', '2 d 7 h')
+    """
+    whole = max(int(seconds), 0)
+    for unit, each, smaller, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= each:
+            rest = whole % each // part
+            return f"{whole // each} {unit}" + (f" {rest} {smaller}" if rest else "")
+    return f"{whole} s"
+
+
 def _read(value: Any) -> Any:
     return seconds(value, "a duration") if isinstance(value, str) else value
 

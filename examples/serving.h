@@ -117,7 +117,8 @@ inline Columns columns(const Json& part, bool whole) {
 // Tables that lie in files of their own, mapped: rows are read as they are looked up.
 inline Columns tables(const Json& stored, const std::filesystem::path& folder) {
     const std::map<std::string, at::ScalarType> types = {
-        {"float32", torch::kFloat32}, {"float16", torch::kFloat16}, {"uint8", torch::kUInt8}};
+        {"float32", torch::kFloat32}, {"float16", torch::kFloat16}, {"uint8", torch::kUInt8},
+        {"int64", torch::kInt64}};
     Columns mapped;
     for (const auto& [name, table] : stored.members) {
         const auto rows = std::stoll(table.at("shape").entries.at(0).text);

@@ -33,6 +33,7 @@ from livetrain.modules.layers import jagged
 from livetrain.modules.models.registry import network
 from livetrain.modules.network import TARGETS, Network
 from livetrain.modules.tables.hashing import IdHash
+from livetrain.modules.tables.ids import IdMap
 from livetrain.modules.tables.initial import Initial
 from livetrain.modules.tables.mapped import Room
 from livetrain.modules.tasks.registry import kinds
@@ -207,8 +208,13 @@ class Model(nn.Module):
         used = {name: table for name, f in features.items() if (table := f.looks_up())}
         order = ("ids", "numbers", "features")  # those made of numbers come after ids, those made of others last
         keyed = sorted(used, key=lambda name: order.index(features[name].carrier))
+        # No modules of this one: `hash` owns them.
+        self.maps = {name: IdMap.of(name, table, device) for name, table in tables.items() if table.hash == "table"}
         hashing = IdHash(
-            keyed, [tables[used[n]].rows for n in keyed], [tables[used[n]].hash == "modulo" for n in keyed]
+            keyed,
+            [tables[used[n]].rows for n in keyed],
+            [tables[used[n]].hash == "modulo" for n in keyed],
+            {n: (used[n], self.maps[used[n]]) for n in keyed if used[n] in self.maps},
         )
         changed, made = has_transforms(features), transforms(features)
         self.transforms: dict[str, Transform] = made  # no modules of this one: `hash` and `select` own them
@@ -388,6 +394,7 @@ def _collection(recipe: Recipe, name: str, users: dict[str, list[str]], device: 
 def stored_name(name: str) -> str:
     """Return the name under which a checkpoint keeps a parameter: of a table the same, wherever its rows lie."""
     plain = f".{_TABLES[False]}."
+    name = name.replace("hash.hashing.maps.", "hash.maps.")  # whether or not other features change their ids
     return name.replace(f"{_POOLED}.{_TABLES[True]}.", plain).replace(f"{_REPLICATED}{plain}", plain)
 
 

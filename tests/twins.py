@@ -1,5 +1,6 @@
 """Small recipes, batches made in memory, and training as plain PyTorch would do it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -171,13 +172,16 @@ def _part_of(lists: KeyedJaggedTensor, rows: slice) -> KeyedJaggedTensor:
     return _keyed(list(lists.keys()), values, [part.lengths()[rows] for part in parts])
 
 
-def train_plain(made_for: Recipe, steps: list[Batch]) -> tuple[Model, list[float], dict[str, torch.Tensor]]:
-    """Train one plain model on global batches.
+def train_plain(
+    made_for: Recipe, steps: list[Batch], begin: Callable[[Model], None] = lambda model: None
+) -> tuple[Model, list[float], dict[str, torch.Tensor]]:
+    """Train one plain model on global batches; `begin` may change what it begins with.
 
     Returns:
         The model, its tasks' losses, and each table's optimizer state where there is one.
     """
     model = Model(made_for)
+    begin(model)
     tables = model.table_weights()
     state = {name: torch.zeros_like(weight) for name, weight in tables.items()}
     squares = {name: torch.zeros_like(weight) for name, weight in tables.items()}  # Adam's second moments

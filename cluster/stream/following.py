@@ -121,6 +121,7 @@ class Following:
         self._turn = 0
         self._alarmed: set[str] = set()
         self._silent = False
+        self._staged = ""
 
     def run(self) -> dict[str, Any]:
         """Follow until told to stop, or until all is learned; return what was.
@@ -160,7 +161,9 @@ class Following:
             runlog.note(self.asked.run, "note", text=text)
 
     def _stage(self, text: str) -> None:
-        if ranks.is_main():
+        """Say what is being done, once: a follower waits for most of its time."""
+        if ranks.is_main() and text != self._staged:
+            self._staged = text
             runlog.note(self.asked.run, "stage", text=text)
 
     # What rank 0 decides.

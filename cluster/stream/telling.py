@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 
 from livetrain.cluster.stream.windows import Increment
+from livetrain.configs.duration import span
 from livetrain.modules.tasks.registry import metrics
 from livetrain.trainers.train.increments import Learned, Line
 
@@ -16,21 +17,6 @@ def lag(taken: int, newest: int | None) -> dict[str, float]:
         "behind_s": float(max((newest or taken) - taken, 0)),
         "behind_clock_s": round(time.time() - taken, 1),
     }
-
-
-def span(seconds: float) -> str:
-    """Return a time as people say it.
-
-    Example:
-        >>> span(42), span(150), span(7300), span(200_000)
-        ('42 s', '2 min 30 s', '2 h 1 min', '2 d 7 h')
-    """
-    whole = int(seconds)
-    for unit, each, smaller, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= each:
-            rest = whole % each // part
-            return f"{whole // each} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole} s"
 
 
 def line(of: Line, found: Increment, learned: Learned, behind: dict[str, float]) -> str:

@@ -16,7 +16,7 @@ from livetrain.configs.schema.gradients import Gradients, Measured
 from livetrain.configs.schema.model import ModelConfig
 from livetrain.configs.schema.optimizers import Optimizers, SparseOptimizer
 from livetrain.configs.schema.section import Section
-from livetrain.configs.schema.table import Table
+from livetrain.configs.schema.table import SLOTS, Table
 from livetrain.configs.schema.task import Follower, GroupTask, Task
 from livetrain.configs.schema.train import CANDIDATES, SEEN, Evaluate, Train
 from livetrain.configs.values import FeatureName, RunName, TableName, TaskName, Text
@@ -206,6 +206,8 @@ def _check_slices(recipe: Recipe) -> None:
             )
 
 
+MOST_ADMITTED = 2**33
+
 _OF_STEPS = ("epochs", "patience", "checkpoint_every", "copies", "precision", "accumulate", "compile", "profile")
 
 
@@ -245,9 +247,53 @@ def _check_tables(recipe: Recipe) -> None:
                 f"tables.{table}.initial: features.{name} makes its ids itself, so no file holds their vectors; "
                 "give that feature a table of its own"
             )
-    for name in recipe.tables:
+        if recipe.tables[table].hash == "table" and not (feature.carrier == "ids" and feature.plain):
+            raise BadInput(
+                f"tables.{table}.hash: 'table' counts the ids of columns, and features.{name} makes its ids itself; "
+                "give that feature a table of its own, of hash: mix or modulo"
+            )
+    for name, declared in recipe.tables.items():
         if name not in used:
             raise BadInput(f"tables.{name}: no feature uses this table; remove it or name it in a feature")
+        _check_admitted(name, declared, recipe)
+
+
+def _check_admitted(name: str, declared: Table, recipe: Recipe) -> None:
+    """Refuse what does not go together with a table of admitted ids, and its keys for any other table."""
+    if declared.hash != "table":
+        for key in ("admission", "eviction", "shared"):
+            if getattr(declared, key) is not None:
+                raise BadInput(
+                    f"tables.{name}.{key}: is for hash: table, and this one is '{declared.hash}'; leave it out"
+                )
+        return
+    if recipe.model.fitted:
+        raise BadInput(f"tables.{name}.hash: '{recipe.model.kind}' is fitted in one go; use hash: mix")
+    for key in ("initial", "frozen"):
+        if getattr(declared, key):
+            raise BadInput(
+                f"tables.{name}.{key}: with hash: table a row begins by its id and is trained; use hash: mix, or leave "
+                f"{key} out"
+            )
+    if not declared.buckets:
+        raise BadInput(
+            f"tables.{name}.rows: {declared.rows} rows, {declared.shared or 1} of them shared, leave no bucket of "
+            f"{SLOTS} for admitted ids; use more rows"
+        )
+    if declared.rows > MOST_ADMITTED:
+        raise BadInput(
+            f"tables.{name}.rows: with hash: table every rank holds 8 bytes for each row, and rows end at "
+            f"{MOST_ADMITTED:,}; use fewer, or hash: mix"
+        )
+    if declared.evicts.expire_days is None:
+        return
+    if declared.evicts.strategy == "none":
+        raise BadInput(f"tables.{name}.eviction.expire_days: strategy 'none' evicts no id; use strategy: last_use")
+    if recipe.data.days is None:
+        raise BadInput(
+            f"tables.{name}.eviction.expire_days: counts days of the data, and data.days names none; name them, or "
+            "leave expire_days out"
+        )
 
 
 def _check_made(name: str, feature: Feature, table: str, declared: Table) -> None:

@@ -8,6 +8,8 @@ from livetrain.configs.schema.optimizers import OfTables
 from livetrain.configs.schema.section import Section
 from livetrain.configs.values import Text, real, whole
 
+SLOTS = 8  # rows of a bucket: its keys are 64 bytes, which a processor fetches at once
+
 Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "data_parallel"]
 
 
@@ -19,15 +21,45 @@ class InitialRows(Section):
     vector: Text = Field("vector", description="its column of vectors: lists of dim numbers")
 
 
+class Admission(Section):
+    """From which sight on an id has a row of its own."""
+
+    threshold: Annotated[int, *whole(1, 2**20)] = Field(
+        1, description="lookups in the training data, from which on an id has a row; until then it shares one"
+    )
+
+
+class Eviction(Section):
+    """Which ids give their rows back."""
+
+    strategy: Literal["last_use", "none"] = Field(
+        "last_use",
+        description="where the table is full: the id that was last looked up longest ago makes room for a newer one, "
+        "or none does and new ids share rows",
+    )
+    expire_days: Annotated[int, *whole(1, 36_500)] | None = Field(
+        None, description="days of the data without a lookup after which an id gives its row back; null is never"
+    )
+
+
 class Table(Section):
     """An embedding table, shared by every feature that names it."""
 
-    rows: Annotated[int, *whole(1, 2**40)] = Field(description="ids that hash to one row share it")
+    rows: Annotated[int, *whole(1, 2**40)] = Field(
+        description="ids that hash to one row share it; with hash: table its capacity, the shared rows included"
+    )
     dim: Annotated[int, *whole(1, 2**16, multiple_of=4)] = Field(
         description="columns; a multiple of 4, as the fused kernels need"
     )
-    hash: Literal["mix", "modulo"] = Field(
-        "mix", description="id -> row: a mixing hash for any ids, or the plain remainder for ids that are 0..rows-1"
+    hash: Literal["mix", "modulo", "table"] = Field(
+        "mix",
+        description="id -> row: a mixing hash for any ids, the plain remainder for ids that are 0..rows-1, or a table "
+        "of the ids that have been admitted, each with a row of its own",
+    )
+    admission: Admission | None = Field(None, description="of hash: table; by default every id is admitted at once")
+    eviction: Eviction | None = Field(None, description="of hash: table; by default by last use, when there is no room")
+    shared: Annotated[int, *whole(1, 2**40)] | None = Field(
+        None, description="of hash: table: at least so many of the rows are for the ids that have none; by default 1/16"
     )
     sharding: Sharding = Field(
         "auto",
@@ -53,3 +85,20 @@ class Table(Section):
         None, description="vectors of a file that the rows of its ids begin with; the other rows begin by init_std"
     )
     frozen: bool = Field(False, description="whether its rows keep their initial values")
+
+    @property
+    def buckets(self) -> int:
+        """Buckets of `SLOTS` rows for admitted ids; the rows after them are shared."""
+        if self.hash != "table":
+            return 0
+        return max(self.rows - (self.shared or max(self.rows // 16, 1)), 0) // SLOTS
+
+    @property
+    def threshold(self) -> int:
+        """Lookups from which on an id is admitted."""
+        return 1 if self.admission is None else self.admission.threshold
+
+    @property
+    def evicts(self) -> Eviction:
+        """How ids give their rows back."""
+        return self.eviction or Eviction()

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from livetrain.configs.schema import Quantization
-from livetrain.modules.serving.quantized import FloatTable, store
+from livetrain.modules.serving.quantized import store
 
 INDEX, NUMBERS = "delta.json", "delta.bin"
 FORMAT = 1
@@ -145,8 +145,3 @@ def stored_rows(weight: Tensor, quantize: Quantization, name: str) -> dict[str, 
         name: the table's.
     """
     return {f"{name}.{part}": value for part, value in store(weight, quantize, name).named_buffers()}
-
-
-def plain(weights: Mapping[str, Tensor]) -> dict[str, FloatTable]:
-    """Return tables as they were trained, in the memory where they are."""
-    return {name: FloatTable(weight, name) for name, weight in weights.items()}

@@ -159,7 +159,7 @@ class Lookup(nn.Module):
         name: the feature.
         source: `Ids` or the like.
         table: rows (N,) -> (N, dim) float32, see modules.serving.quantized; shared with every other feature of it.
-        modulo: whether an id's row is its plain remainder (see `hashing.row`).
+        modulo: whether an id's row is its plain remainder (see `hashing.row`); a table with ids of its own knows them.
         pooling: how a row's embeddings become one; "" where they do not.
     """
 
@@ -184,7 +184,9 @@ class Lookup(nn.Module):
             (M, dim) float32 embeddings, (B,) int64 lengths, M = their sum, and (M, w) vectors beside them, or None.
         """
         value, length, beside = self.source(ids, lengths, dense)
-        found = self.table(hashing.row(value, self.table.rows, self.modulo))
+        ids = self.table.ids
+        rows = hashing.row(value, self.table.rows, self.modulo) if ids is None else ids(value)
+        found = self.table(rows)
         if self.pooling != "":
             return pool(found, length, beside, self.pooling), torch.ones_like(length), None
         if beside is not None and beside.dim() == 1:  # vectors of one number

@@ -206,7 +206,7 @@ def _answers(kind: str, model: Model, recipe: Recipe, rows: _Rows, what: str, me
                 f"{kind} answers {list(logits[task].shape)} logits of task '{task}' for {what}, of which there are "
                 f"{_ROWS}; {mend}"
             )
-    return {task: k(logits[task]) for task, k in Scorer(model, recipe).kinds.items()}
+    return Scorer(model, recipe).answers(logits)
 
 
 def _check_rows(kind: str, scores: dict[str, Tensor], rows: _Rows, scorer: Scorer) -> None:

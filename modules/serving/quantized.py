@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from livetrain.configs.schema import Quantization
+from livetrain.modules.tables.ids import IdMap
 from livetrain.modules.tables.mapped import Room, in_memory
 
 _BLOCK = 1 << 24  # bytes of float32 that are quantised at a time: what is held of a table besides its two forms
@@ -20,14 +21,16 @@ class FloatTable(nn.Module):
     Args:
         weight: (rows, dim), float32 or float16.
         name: under which it is attached.
+        ids: which row an id has, of a table of `hash: table`.
     """
 
     rows: int
     name: str
     weight: Tensor
 
-    def __init__(self, weight: Tensor, name: str = "") -> None:
+    def __init__(self, weight: Tensor, name: str = "", ids: IdMap | None = None) -> None:
         super().__init__()
+        self.ids = ids
         self.rows = weight.size(0)
         self.name = name
         self.register_buffer("weight", weight.detach())  # the same memory
@@ -40,6 +43,8 @@ class FloatTable(nn.Module):
     def attach(self, tables: dict[str, Tensor]) -> None:
         """Take the numbers from `tables`: (rows, dim) under the table's name."""
         self.weight = _taken(tables, self.name, self.weight, self.rows)
+        if self.ids is not None:
+            self.ids.attach(tables)
 
 
 class ByteTable(nn.Module):
@@ -57,6 +62,7 @@ class ByteTable(nn.Module):
         weight: (rows, dim).
         name: under which it is attached.
         room: where its two tensors are made, NAME.steps and NAME.affine.
+        ids: as of `FloatTable`.
 
     Source: Guan et al., "Post-training 4-bit quantization on embedding tables", 1911.02079 (uniform, asymmetric).
     """
@@ -66,8 +72,9 @@ class ByteTable(nn.Module):
     steps: Tensor
     affine: Tensor
 
-    def __init__(self, weight: Tensor, name: str = "", room: Room = in_memory) -> None:
+    def __init__(self, weight: Tensor, name: str = "", room: Room = in_memory, ids: IdMap | None = None) -> None:
         super().__init__()
+        self.ids = ids
         self.rows = weight.size(0)
         self.name = name
         self.register_buffer("steps", room(f"{name}.steps", weight.shape, torch.uint8))  # (rows, dim)
@@ -90,6 +97,8 @@ class ByteTable(nn.Module):
         """Take the numbers from `tables`: (rows, dim) uint8 under NAME.steps, (rows, 2) float32 under NAME.affine."""
         self.steps = _taken(tables, self.name + ".steps", self.steps, self.rows)
         self.affine = _taken(tables, self.name + ".affine", self.affine, self.rows)
+        if self.ids is not None:
+            self.ids.attach(tables)
 
 
 def _check_attached(stored: Tensor, name: str) -> None:
@@ -118,27 +127,39 @@ def stays(dtype: torch.dtype, quantize: Quantization) -> bool:
     return quantize == "none" or (quantize == "float16" and dtype == torch.float16)
 
 
-def store(weight: Tensor, quantize: Quantization, name: str = "", room: Room = in_memory) -> FloatTable | ByteTable:
+def store(
+    weight: Tensor, quantize: Quantization, name: str = "", room: Room = in_memory, ids: IdMap | None = None
+) -> FloatTable | ByteTable:
     """Return a table's stored form, in the memory of `weight` where nothing has to change."""
+    if ids is not None:
+        ids = ids.placed(room)
     if quantize == "int8":
-        return ByteTable(weight, name, room)
+        return ByteTable(weight, name, room, ids)
     if stays(weight.dtype, quantize):
-        return FloatTable(weight, name)
+        return FloatTable(weight, name, ids)
     half = room(name, weight.shape, torch.float16)
     for here in _blocks(weight):
         half[here] = weight.detach()[here]
-    return FloatTable(half, name)
+    return FloatTable(half, name, ids)
 
 
 def stored(
-    weights: Mapping[str, Tensor], quantize: Quantization, room: Room = in_memory
+    weights: Mapping[str, Tensor], quantize: Quantization, maps: Mapping[str, IdMap], room: Room = in_memory
 ) -> dict[str, FloatTable | ByteTable]:
-    """Return the stored forms of a model's tables, by name."""
-    return {name: store(weight, quantize, name, room) for name, weight in weights.items()}
+    """Return the stored forms of a model's tables, by name.
+
+    Args:
+        weights: of the tables.
+        quantize: how they are stored.
+        maps: of the tables of `hash: table`, their ids.
+        room: where they are to lie.
+    """
+    return {name: store(weight, quantize, name, room, maps.get(name)) for name, weight in weights.items()}
 
 
 def let_go(tables: Mapping[str, FloatTable | ByteTable]) -> None:
     """Let tables forget their numbers, so that a file that they are saved in holds none: they are to be attached."""
     for table in tables.values():
-        for key, buffer in list(table.named_buffers()):
-            setattr(table, key, buffer[:0].clone())
+        for module in table.modules():
+            for key, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, key, buffer[:0].clone())

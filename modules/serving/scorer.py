@@ -16,6 +16,7 @@ from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.features.dense import Normalise
 from livetrain.modules.fusion import Fused
 from livetrain.modules.model import Model
+from livetrain.modules.serving.answers import Answers
 from livetrain.modules.serving.inputs import Lookup, Numbers, same_rows, source_of
 from livetrain.modules.serving.quantized import ByteTable, FloatTable, stored
 from livetrain.modules.tasks.registry import kinds
@@ -39,7 +40,7 @@ class Features(nn.Module):
         keyed = {n: table for n, f in chosen.items() if (table := f.looks_up())}
         if isinstance(tables, str):
             weights = model.table_weights()
-            tables = stored({name: weights[name] for name in set(keyed.values())}, tables)
+            tables = stored({name: weights[name] for name in set(keyed.values())}, tables, model.maps)
         made = model.transforms
         changed = {name: None if feature.plain else made[name] for name, feature in chosen.items()}
         lookups = []
@@ -107,9 +108,8 @@ class Scorer(Features):
 
     def __init__(self, model: Model, recipe: Recipe, tables: Tables = "none", fused: Fused | None = None) -> None:
         super().__init__(model, recipe, tables)
-        self.fused = fused
         self.dense = model.dense
-        self.kinds = nn.ModuleDict(kinds(recipe.answered))
+        self.answers = Answers({**kinds(recipe.answered)}, fused)
         self.shares = model.dense.network.shares
 
     def forward(
@@ -161,14 +161,7 @@ class Scorer(Features):
     def _score(
         self, values: dict[str, Tensor], counts: dict[str, Tensor], table: Tensor, vectors: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        logits = self.dense(values, counts, table, None, None, vectors)
-        out: dict[str, Tensor] = {}
-        for task, kind in self.kinds.items():
-            out[task] = kind(logits[task])
-        fused = self.fused
-        if fused is not None:
-            out["fused"] = fused(out)
-        return out
+        return self.answers(self.dense(values, counts, table, None, None, vectors))
 
 
 class Encoder(Features):

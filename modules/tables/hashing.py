@@ -1,5 +1,7 @@
 """Ids of any int64 value become table rows, inside the model, so that training and serving cannot disagree."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -50,13 +52,22 @@ class IdHash(nn.Module):
         keys: the features, in the order of the KeyedJaggedTensor.
         rows: rows of each feature's table.
         modulo: whether each feature takes the plain remainder instead of the mixing hash (see `row`).
+        maps: of the features whose ids are looked up in a map instead: its name, and the map, ids (N,) -> rows (N,);
+            features may share one. See modules.tables.ids.
     """
 
     keys: list[str]
     rows: list[int]
     modulo: list[bool]
+    mapped: list[str]
 
-    def __init__(self, keys: list[str], rows: list[int], modulo: list[bool]) -> None:
+    def __init__(
+        self,
+        keys: list[str],
+        rows: list[int],
+        modulo: list[bool],
+        maps: Mapping[str, tuple[str, nn.Module]] | None = None,
+    ) -> None:
         super().__init__()
         if not len(keys) == len(rows) == len(modulo):
             raise ValueError(
@@ -65,6 +76,8 @@ class IdHash(nn.Module):
         self.keys = list(keys)
         self.rows = list(rows)
         self.modulo = list(modulo)
+        self.mapped = [f"of_{maps[key][0]}" if maps and key in maps else "" for key in keys]
+        self.maps = nn.ModuleDict({f"of_{name}": each for name, each in (maps or {}).values()})
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Hash one batch.
@@ -86,7 +99,11 @@ class IdHash(nn.Module):
         ends = features.offset_per_key()
         for i, rows in enumerate(self.rows):
             place = slice(ends[i], ends[i + 1])
-            torch.remainder((ids if self.modulo[i] else hashed)[place], rows, out=hashed[place])
+            if self.mapped[i] == "":
+                torch.remainder((ids if self.modulo[i] else hashed)[place], rows, out=hashed[place])
+            for name, each in self.maps.items():
+                if name == self.mapped[i]:
+                    hashed[place] = each(ids[place])
         return KeyedJaggedTensor(
             keys=features.keys(),
             values=hashed,

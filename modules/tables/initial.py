@@ -1,10 +1,13 @@
 """Initial rows of embedding tables, whatever the sharding plan."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import xxhash
+
+from livetrain.modules.tables.hashing import mix
 
 _BLOCK = 4096
 
@@ -44,6 +47,24 @@ class Initial:
                 slice(start - rows.start, stop - rows.start),
                 block[start - first : stop - first, columns.start : columns.stop],
             )
+
+    def of_ids(self, ids: torch.Tensor, columns: range) -> torch.Tensor:
+        """Return the values that rows of ids begin with, where an id has a row of its own: of (seed, table, id).
+
+        Two numbers that `mix` makes of each (id, column) become a normal one (Box and Muller, 1958).
+
+        Args:
+            ids: (n,) int64.
+            columns: of the table.
+
+        Returns:
+            (n, len(columns)) float32, the same on every device but for rounding.
+        """
+        key = xxhash.xxh64_intdigest(self.table.encode(), seed=self.seed) >> 1
+        cell = mix(ids ^ key).unsqueeze(1) + torch.arange(columns.start, columns.stop, device=ids.device)
+        first, second = (mix(mix(cell) + salt) for salt in (1, 2))
+        radius = torch.sqrt(-2 * torch.log(((first >> 10).double() + 0.5) * 2.0**-53))
+        return (radius * torch.cos(2 * math.pi * 2.0**-53 * (second >> 10).double())).float() * self.std
 
     def fill(self, shard: torch.Tensor, row: int = 0, column: int = 0) -> None:
         """Write the initial values into a shard (rows, columns) whose first cell is (row, column) of the table."""

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from livetrain.modules.fusion import Fused
+from livetrain.modules.serving.answers import Answers
 from livetrain.modules.serving.inputs import repeated
 from livetrain.modules.trees.columns import Columns
 from livetrain.modules.trees.trees import Trees
@@ -53,9 +54,8 @@ class Ranker(nn.Module):
         self, logits: nn.Module, kinds: dict[str, nn.Module], names: list[str], fused: Fused | None = None
     ) -> None:
         super().__init__()
-        self.fused = fused
         self.logits = logits
-        self.kinds = nn.ModuleDict(kinds)
+        self.answers = Answers(kinds, fused)
         self.names = names
 
     def forward(
@@ -74,14 +74,7 @@ class Ranker(nn.Module):
         Raises:
             ValueError: a feature is missing or does not fit the others.
         """
-        logits = self.logits(ids, lengths, dense)
-        out: dict[str, Tensor] = {}
-        for task, kind in self.kinds.items():
-            out[task] = kind(logits[task])
-        fused = self.fused
-        if fused is not None:
-            out["fused"] = fused(out)
-        return out
+        return self.answers(self.logits(ids, lengths, dense))
 
     @torch.jit.export
     def rank(self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]) -> dict[str, Tensor]:

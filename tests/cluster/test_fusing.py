@@ -21,6 +21,7 @@ from livetrain.trainers.export import fusion
 from livetrain.trainers.export.fused_rows import predicted
 from livetrain.trainers.export.prediction import predictor, score, weights_of
 from livetrain.trainers.export.rows import golden_inputs
+from livetrain.trainers.runtime import run_folder
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,27 @@ def test_a_score_that_is_no_number_is_refused(run, monkeypatch):
     monkeypatch.setattr(fusing, "_tried", lambda settled, rows: [point])
     with pytest.raises(BadInput, match="gauc is undefined at every point that was tried"):
         fusing.fuse(run)
+
+
+@pytest.mark.parametrize("score", ["0 * click * like", "click ** 0 + 0 * like", "min(1, 2 + click + like)"])
+def test_a_score_that_is_the_same_of_all_rows_is_refused(run, score):
+    rows = predicted(run, "valid")
+    settled = recipe(Path("."), fusion={"score": score})
+    assert fusing._metrics(settled, rows, {}) == {"click": -1.0, "like": -1.0}
+    settled = recipe(Path("."), fusion={"score": "click * like"})
+    assert min(fusing._metrics(settled, rows, {}).values()) > 0.4
+
+
+def test_weights_are_those_of_the_checkpoint_that_they_were_searched_on(run, tmp_path):
+    settled, path = recipe(Path(".")), run_folder.find_checkpoint(run, "best")
+    assert fusion.fused_of(run, settled, path) is not None
+    found = fusion.found_in(run)
+    (tmp_path / fusion.NAME).write_text(json.dumps(found | {"step": found["step"] + 1}))
+    with pytest.raises(BadInput, match="weights of the fused score were searched on the predictions of step "):
+        fusion.fused_of(tmp_path, settled, path)
+    settled = recipe(Path("."), fusion={"score": "click * like"})  # without weights any checkpoint will do
+    (tmp_path / fusion.NAME).write_text(json.dumps(found | {"score": "click * like", "weights": {}, "step": 77}))
+    assert fusion.fused_of(tmp_path, settled, path) is not None
 
 
 def test_a_network_has_a_fused_score_too(data, tmp_path):

@@ -27,6 +27,7 @@ from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.fitted import fitted
 from livetrain.modules.model import Model
 from livetrain.modules.serving import deltas
+from livetrain.modules.serving.quantized import stored
 from livetrain.modules.serving.scorer import Features
 from livetrain.trainers.export import fusion, publish
 from livetrain.trainers.export.export import export, parts, plain_model
@@ -121,7 +122,7 @@ def publish_delta(
         served = Served(where, ("model.pt", "user.pt", "item.pt"))
         if (served.pointer["fence"], served.number) != (pointer["fence"], len(done)):
             raise BadInput(f"{where}: another publisher has replaced the pointer meanwhile; make the delta again")
-        state = _State(plain_model(recipe, path), recipe, run, served)
+        state = _State(plain_model(recipe, path), recipe, run, path, served)
         count = _write(folder, state, _changed(path, content, recipe, since))
         own = {"base": pointer["folder"], "number": len(done) + 1, "lineage": signature["lineage"]}
         own |= {"step": content["step"], "since": since, "before": done[-1]["xxh64"] if done else None}
@@ -229,17 +230,18 @@ class _State:
         model: plain.
         recipe: its recipe.
         run: its run folder.
+        path: the checkpoint.
         served: what is published: its files say which tensors count, for a network may have some for training alone.
 
     Attributes:
         modules: what is scripted, by the name of its file, with tables as they were trained.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, run: Path, served: Served) -> None:
+    def __init__(self, model: Model, recipe: Recipe, run: Path, path: Path, served: Served) -> None:
         self._recipe = recipe
         self._quantize: Quantization = served.signature["quantize"]
-        tables = deltas.plain(model.table_weights())
-        fused = fusion.fused_of(run, recipe)
+        tables = stored(model.table_weights(), "none", model.maps)
+        fused = fusion.fused_of(run, recipe, path)
         self.modules = {f"{name}.pt": module for name, module in parts(model, recipe, tables, fused)}
         with served.use() as models:
             if models.keys() != self.modules.keys():

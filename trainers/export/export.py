@@ -128,10 +128,10 @@ def export(
             return (kept if stays(dtype, quantize) else trained).room(name, shape, dtype)
 
         model = plain_model(recipe, path, room)
-        tables = stored(model.table_weights(), quantize, kept.room)
+        tables = stored(model.table_weights(), quantize, model.maps, kept.room)
         if mapped:
             let_go(tables)
-        fused = fusion.fused_of(run, recipe)
+        fused = fusion.fused_of(run, recipe, path)
         scored, *towers = (
             written(torch.jit.script(module), draft / f"{name}.pt", beside)
             for name, module in parts(model, recipe, tables, fused)

@@ -66,7 +66,7 @@ def write(run: Path, recipe: Recipe, path: Path, draft: Path) -> dict[str, Any]:
     Raises:
         BadInput: the checkpoint is damaged, or the file's scores differ from the model's beyond the tolerance.
     """
-    plain = learned(recipe, path, fusion.fused_of(run, recipe))
+    plain = learned(recipe, path, fusion.fused_of(run, recipe, path))
     scored = written(torch.jit.script(plain), draft / "model.pt", Files(draft))
     size = (draft / "model.pt").stat().st_size
     none = {"tables": 0, "file": size}

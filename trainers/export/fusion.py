@@ -10,6 +10,7 @@ from typing import Any
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.fusion import Fused
+from livetrain.trainers.runtime import run_folder
 
 NAME = "fusion.json"
 
@@ -48,9 +49,19 @@ def weights_in(run: Path, recipe: Recipe) -> dict[str, float] | None:
     return found["weights"]
 
 
-def fused_of(run: Path, recipe: Recipe) -> Fused | None:
-    """Return what makes a run's fused score of predictions; None where it has none."""
+def fused_of(run: Path, recipe: Recipe, path: Path) -> Fused | None:
+    """Return what makes a fused score of a checkpoint's predictions; None where the run has none.
+
+    Raises:
+        BadInput: the weights are of another formula, or were searched on another checkpoint's predictions.
+    """
     weights = weights_in(run, recipe)
     if recipe.fusion is None or weights is None:
         return None
+    found, step = found_in(run), run_folder.content(path)["step"]
+    if weights and found is not None and found["step"] != step:
+        raise BadInput(
+            f"{path}: the weights of the fused score were searched on the predictions of step {found['step']:,}, not "
+            "of this checkpoint; take the best one, or a recipe without fusion"
+        )
     return Fused(recipe.fusion, list(recipe.answered), weights)

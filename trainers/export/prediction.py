@@ -138,7 +138,8 @@ class Predictor:
         asked = {"tasks": {}, "evaluate": Evaluate(), "data": data, "features": features}
         self.recipe = whole.model_copy(update=asked)
         self._trained_on = dict(weights.ids)
-        self._tasks = [*whole.answered, *([FUSED] if getattr(self._model, "fused", None) is not None else [])]
+        fused = getattr(getattr(self._model, "answers", None), "fused", None)
+        self._tasks = [*whole.answered, *([FUSED] if fused is not None else [])]
         self.names = [f"{self.vectors}_vector"] if self.vectors else [f"{task}_score" for task in self._tasks]
         bare = self.recipe.model_copy(update={"features": whole.features})
         self._decoder = Decoder(bare, groups=False, names=features)
@@ -249,7 +250,7 @@ def _load(weights: Weights, recipe: Recipe) -> nn.Module:
         raise BadInput(f"{weights.folder}: is gone, or another model is in its place by now; start again")
     if weights.exported:
         return load(weights.folder, _file(recipe, weights.vectors))
-    fused = fused_of(weights.run, recipe)
+    fused = fused_of(weights.run, recipe, weights.folder)
     if recipe.model.fitted:
         return learned(recipe, weights.folder, fused)
     model = plain_model(recipe, weights.folder)

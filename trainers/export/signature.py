@@ -44,10 +44,14 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
             n: f.signature(mean.get(n, []), std.get(n, [])) | ({"ids": ids[n]} if n in ids else {})
             for n, f in recipe.features.items()
         },
-        "tables": {name: t.model_dump(include={"rows", "dim", "hash", "dtype"}) for name, t in recipe.tables.items()},
+        "tables": {
+            name: t.model_dump(include={"rows", "dim", "hash", "dtype"})
+            | ({"admitted": 8 * t.buckets} if t.buckets else {})
+            for name, t in recipe.tables.items()
+        },
         **({"lineage": tracked["lineage"]} if (tracked := found.get(tracking.NAME)) is not None else {}),
         "hashing": "in the file; row = splitmix64(id) with the sign bit cleared, mod rows (hash: mix), or id mod rows,"
-        " never negative (hash: modulo)",
+        " never negative (hash: modulo); of hash: table the row whose key is the id, or a shared one",
         "strings": "a string id is the xxh64 (seed 0) of its UTF-8 bytes, read as a signed 64-bit integer",
         "tasks": {
             name: {"label": recipe.tasks[name].label, "output": kind.output}

@@ -62,6 +62,8 @@ def state(sharded: Sharded) -> dict[str, Any]:
         names = {name: name.removeprefix("model.") for name in update.mean.parameters}
         state["trained"] = {"steps": update.mean.steps} | {own: state["model"][own] for own in names.values()}
         state["model"] = state["model"] | {own: update.mean.values[name] for name, own in names.items()}
+    if sharded.registers:
+        state["ids"] = {name: register.state() for name, register in sharded.registers.items()}
     if update.steps.counted:
         state["steps"] = {"tables": update.steps.done}
     for name, found in sharded.states().items():

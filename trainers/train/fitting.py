@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Literal, cast
 
 import torch
 
@@ -32,6 +32,7 @@ from livetrain.modules.tasks.heads import outputs
 Parts = list[tuple[str, int]]  # (name, width) one after another
 Places = tuple[torch.Tensor, torch.Tensor]  # of entries along one dimension: here, and where they come from
 _TABLE = re.compile(r"\.embeddings\.([^.]+)\.weight$")  # in a stored name
+_MAP = re.compile(r"hash\.maps\.")  # goes with its table
 _TRANSFORM = re.compile(r"(?:hash|select)\.transforms\.of_([^.]+)\.")  # its buffers: bounds
 _ENCODER = re.compile(r"dense\.encode\.encoders\.of_([^.]+)\.")
 _EXPERTS, _SHARED = "(experts of) ", "(shared experts)"  # parts of an axis; no feature has such a name
@@ -48,12 +49,15 @@ class Taken:
         shape: the old tensor's.
         places: by dimension, which entries are taken; those of other dimensions are the same.
         state: whether its optimizer's state goes with it.
+        rows_of: of a table whose ids have other rows than before, what tells where these were: the "map" of ids that
+            it had, or its "hash".
     """
 
     key: str
     shape: torch.Size
     places: dict[int, Places] = field(default_factory=dict)
     state: bool = True
+    rows_of: Literal["map", "hash"] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def fit(recipe: Recipe, old: Recipe, path: str) -> Fit:
     _check_names(start, recipe, old, models[0])
     found = _Fitting(start, recipe, old, *models)
     for key, value in models[0].state_dict().items():
-        found.add(stored_name(key), value.shape)
+        if not _MAP.match(stored_name(key)):
+            found.add(stored_name(key), value.shape)
     if all(_TRANSFORM.match(key) for key in found.taken):
         raise BadInput(f"{path}: nothing of this checkpoint fits the recipe; start from another run, or without one")
     return Fit(found.taken, found.lines())
@@ -165,7 +170,9 @@ class _Fitting:
             return
         self.taken[key] = fate
         more = "" if fate.state else "without its optimizer's state: another optimizer"
-        if table and fate.shape != shape:
+        if table and fate.rows_of:
+            more = "each id's row is taken from where it was" + (f", {more}" if more else "")
+        elif table and fate.shape != shape:
             more = f"row r begins as row r mod {fate.shape[0]:,}" + (f", {more}" if more else "")
         part = "part" if any(len(here) < shape[dim] for dim, (here, _) in fate.places.items()) else "all"
         self._fates.setdefault(name, []).append((part, more or ("" if part == "all" else _NEW)))
@@ -189,13 +196,16 @@ class _Fitting:
         table, before = self.recipe.tables[name], self.old.tables[was]
         if table.dim != before.dim:
             return f"its dim was {before.dim} and is {table.dim}"
-        if table.hash != before.hash:
+        if table.hash != before.hash and table.hash != "table":
             return f"its hash was {before.hash} and is {table.hash}: ids had other rows"
         if (other := self._other_ids(name)) is not None:
             return self._other_values(other)
+        same = self.recipe.optimizer(name).kind == self.old.optimizer(was).kind
+        if table.hash == "table" and (table.rows, table.buckets) != (before.rows, before.buckets):
+            rows_of: Literal["map", "hash"] = "map" if before.hash == "table" else "hash"
+            return Taken(self.tables[was], self.shapes[self.tables[was]], state=same, rows_of=rows_of)
         if table.rows % before.rows:
             return f"its rows were {before.rows:,} and {table.rows:,} are no whole multiple of that"
-        same = self.recipe.optimizer(name).kind == self.old.optimizer(was).kind
         return Taken(self.tables[was], self.shapes[self.tables[was]], state=same)
 
     def _layer(self, key: str, shape: torch.Size) -> Taken | str:

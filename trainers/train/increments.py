@@ -24,7 +24,7 @@ from livetrain.trainers.observe import prometheus
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.runtime.runlog import RunLog
 from livetrain.trainers.runtime.signals import Stopped
-from livetrain.trainers.train import checkpoint, compatible
+from livetrain.trainers.train import checkpoint, compatible, ids
 from livetrain.trainers.train.loop import Job, Trainer, joined
 from livetrain.trainers.train.probes.step_times import Profile
 from livetrain.trainers.train.schedule import ending
@@ -82,7 +82,6 @@ class Line(Trainer):
         self.left_out_before = self.position["left_out"]
         self.sharded.pipeline.combination.step = self.step
         self.charts = Charts(self.recipe, self.position.get("charts"))
-        self.saved = self.taken if found else None  # up to when the newest checkpoint has learned
         self._trained = {"ids": self.ids, "order": begun.get("order"), "training": begun.get("training")}
 
     def __enter__(self) -> "Line":
@@ -90,10 +89,8 @@ class Line(Trainer):
         self.log = RunLog(self.job.run, self.step)
         self.log.listeners += prometheus.listeners(self.recipe.name or "")
         self.saver = self._stack.enter_context(checkpoint.Saver(self.sharded, self.recipe, self.job.run, self._trained))
-        how = (
-            f"goes on from {stream.name_of(self.taken)}" if self._resumed else f"begins at {stream.name_of(self.taken)}"
-        )
-        self.log.write("note", step=self.step, text=f"{self.recipe.name} {how}")
+        how = "goes on from" if self._resumed else "begins at"
+        self.log.write("note", step=self.step, text=f"{self.recipe.name} {how} {stream.name_of(self.taken)}")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -120,6 +117,9 @@ class Line(Trainer):
             figures, _ = self.evaluate(STREAM, draws=0)
             alarms = self.charts.take(figures)
             gate = not any(name in alarms for name in self.gate)
+            told = ids.assign(self.sharded, self.recipe, source, end // 60)  # judged before they were let in
+            for text in ids.words(self.sharded, told):
+                self.log.write("note", step=self.step, text=text)
             self.reader = self._reader(STREAM, shuffle=True)
             self.total = self.step + self.reader.steps
             batches = self.reader.batches(0)
@@ -146,7 +146,6 @@ class Line(Trainer):
     def save(self) -> None:
         """Begin to write a checkpoint, which says up to when all is learned, and with it the weights."""
         self.position["best_step"] = self.step
-        self.saved = self.taken
         self._save()
 
     def _factor(self, ago: int = 0) -> float:

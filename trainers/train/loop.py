@@ -39,6 +39,7 @@ from livetrain.trainers.train import (
     compiled_dense,
     compiled_layers,
     few_rows,
+    ids,
     memory,
     planning,
     pretrained,
@@ -141,9 +142,13 @@ class Trainer:
             self.left_out_before = self.position["left_out"]
         self.position["workers"] = joined(self.position.get("workers", []), self.step, ranks.world())
         begun = None if found else warm_start.find(self.recipe)
-        taken = warm_start.load(self.sharded, self.recipe, begun) if begun is not None else ()
+        taken = warm_start.load(self.sharded, self.recipe, begun) if begun is not None else None
+        told = {}
         if not found:
-            pretrained.fill(self.sharded, self.recipe, besides=taken)
+            pretrained.fill(self.sharded, self.recipe, besides=taken.tables if taken else ())
+            told = ids.assign(self.sharded, self.recipe, self.job.sources["train"])
+            if taken:
+                taken.admitted(self.sharded)
         self.profile = Profile(self.recipe, self.job.run, self.device, self.total)
         self.log = RunLog(self.job.run, self.step)
         if found:
@@ -155,6 +160,8 @@ class Trainer:
             "note", step=self.step, text=f"{computing} thread{'s' if computing > 1 else ''} per rank compute on CPUs"
         )
         self.log.write("note", step=self.step, text=f"tables: {planning.in_words(self.sharded.plan())}")
+        for text in ids.words(self.sharded, told):
+            self.log.write("note", step=self.step, text=text)
         if (few := few_rows.advice(self.recipe, ranks.world(), self.device.type)) is not None:
             self.log.write("note", step=self.step, text=few)
         tracker = Tracker(self.recipe, self.job.run, lambda text: self.log.write("note", step=self.step, text=text))

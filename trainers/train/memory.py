@@ -28,6 +28,7 @@ from livetrain.trainers.train.replication import replicated
 
 ELEMENT = {"float32": 4, "float16": 2}  # bytes
 _ON_DEVICE = 3  # batches of a pipeline that are on a GPU: computed, exchanged, copied
+_ADMITTED, _WAITING = 13, 16  # bytes per row of a table of ids
 ROOM = 0.8  # part of a machine's free memory that the copies of a checkpoint may take
 
 
@@ -93,6 +94,8 @@ def needs(recipe: Recipe, model: Model) -> list[Part]:
         size = copied = weights + state
         if name in whole:  # on every worker, with a gradient of its size
             size, copied = workers * (size + weights), workers * size
+        admitted = of_admission(recipe, name)  # on every worker
+        size, copied = size + workers * admitted, copied + workers * admitted
         what = f"the table's {table.rows:,} rows of {table.dim} columns"
         parts.append(Part(f"tables.{name}", size, copied, what, "lower its rows or dim, or train on a cluster"))
     numbers = sum(parameter.numel() for parameter in model.dense.parameters())
@@ -117,6 +120,18 @@ def needs(recipe: Recipe, model: Model) -> list[Part]:
 def of_rows(recipe: Recipe, name: str, rows: int, dim: int) -> tuple[int, int]:
     """Return the bytes of a part of a table, and of its optimizer's state."""
     return rows * dim * ELEMENT[recipe.tables[name].dtype], rows * table_optimizer(recipe, name).state_bytes(dim)
+
+
+def of_admission(recipe: Recipe, name: str) -> int:
+    """Return the bytes that a rank holds to know which ids have the rows of a table of `hash: table`.
+
+    They are 12 for each row, a key and its last use, and one that says whether it has changed hands; with a threshold
+    16 more, for as many ids that wait.
+    """
+    table = recipe.tables[name]
+    if table.hash != "table":
+        return 0
+    return table.rows * (_ADMITTED + (_WAITING if table.threshold > 1 else 0))
 
 
 def of_shard(recipe: Recipe, name: str, rows: int, dim: int, gpu: bool, cached: bool) -> dict[str, dict[str, int]]:
@@ -162,6 +177,7 @@ def besides(
         own = -(-items // world)
         of_item = _item(recipe, model)
         read, computed = read + own * of_item[0], computed + own * of_item[1] + items * _gathered(recipe, model)
+    admitted = sum(of_admission(recipe, name) for name in recipe.tables)
     device = {
         "weights": weights,
         "optimizer state": state,
@@ -173,8 +189,11 @@ def besides(
     host = {
         "batches": int((1 + recipe.data.prefetch) * read),
         "windows": int(recipe.data.shuffle_gb * 1e9 / world),
-        "checkpoint copy": weights + state + dense,
+        "checkpoint copy": weights + state + dense + admitted,
+        **({"ids": admitted} if admitted else {}),
     }
+    if gpu and admitted:  # the keys are looked up there
+        device["ids"] = sum(8 * table.rows for table in recipe.tables.values() if table.hash == "table")
     return {"gpu": device, "host": host} if gpu else {"gpu": {}, "host": _added(device, host)}
 
 

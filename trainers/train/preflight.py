@@ -25,7 +25,7 @@ from livetrain.trainers.data.read.statistics import Statistics, scan
 from livetrain.trainers.evaluate.selection import check_select, parts, stand_in, undefined
 from livetrain.trainers.observe import weights_and_biases
 from livetrain.trainers.runtime import scratch
-from livetrain.trainers.train import compiled_dense, memory
+from livetrain.trainers.train import compiled_dense, ids, memory
 from livetrain.trainers.train.sharding import check_device
 
 SPLITS = ("train", "valid", "test")
@@ -61,6 +61,7 @@ def check(
         _check_key(recipe, sources["train"])
     brief.refuse_outcomes(recipe)
     statistics = {split: scan(sources[split], recipe, looking.at(split)) for split in SPLITS}
+    ids.prepare(sources["train"], recipe, looking.at("train"))
     negatives.count(sources["train"], recipe, progress, looking.at("train for negatives"))
     _check_shared(recipe, sources["train"])
     _check_known(sources["train"], recipe, statistics["train"])

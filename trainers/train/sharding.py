@@ -37,6 +37,7 @@ from livetrain.modules.layers.moving import Moving
 from livetrain.modules.model import Model, PooledCollection, ReplicatedCollection, initial_values
 from livetrain.modules.optimizers import FUSED_NAMES, dense_optimizer, table_optimizer
 from livetrain.modules.tables import adam, host
+from livetrain.modules.tables.admission import Register
 from livetrain.modules.tables.changes import Changes
 from livetrain.modules.tables.touched import Touched
 from livetrain.trainers.runtime import ranks
@@ -78,6 +79,7 @@ class Sharded:
     pipeline: Pipeline
     device: torch.device
     planned: planning.Plan
+    registers: dict[str, Register]  # of the tables of `hash: table`; every rank has them whole, and all are the same
 
     @property
     def model(self) -> Model:
@@ -203,7 +205,8 @@ def shard(recipe: Recipe, device: torch.device, planner: planning.Planner = plan
                 "host memory are fetched once; let the tables fit the GPUs, or use another kind"
             )
     pipeline = kind(module, update, device)
-    sharded = Sharded(recipe, module, optimizers, pipeline, device, plan)
+    registers = {name: Register(recipe.tables[name], map) for name, map in step.model.maps.items()}
+    sharded = Sharded(recipe, module, optimizers, pipeline, device, plan, registers)
     with torch.no_grad():
         for table, weight, row, column in sharded.shards():
             initial_values(recipe, table).fill(weight, row, column)

@@ -4,9 +4,14 @@ A table of R rows may grow to k R. Row r of the new table begins as row r mod R 
 state: an id whose row is r in k R rows had row r mod R in R rows (see modules.tables.hashing.row), so every
 id begins with what it had, and the model answers what it answered before. What collided may part from then on. A rank
 takes a block of memory for it (see `writing.BLOCK`): old tables are read block by block into the shards.
+
+Of a table of ids (`hash: table`) the ids come along, with their last uses and counts. One of another size gives them
+other rows, and an id's row is taken from where it was; so it is where a table of `hash: mix` or `modulo` becomes one of
+ids, once these are admitted (`Begun.admitted`): ids that shared a row begin as copies of it.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +20,11 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.modules.tables import hashing
 from livetrain.trainers.runtime import run_folder
 from livetrain.trainers.runtime.manifest import write_text
 from livetrain.trainers.runtime.run_folder import find_checkpoint
-from livetrain.trainers.train import checkpoint
+from livetrain.trainers.train import checkpoint, ids
 from livetrain.trainers.train.fitting import Fit, Taken, fit
 from livetrain.trainers.train.restore import Reader
 from livetrain.trainers.train.sharding import Sharded
@@ -72,7 +78,41 @@ def tell(recipe: Recipe, path: Path, run: Path) -> list[str]:
     ]
 
 
-def load(sharded: Sharded, recipe: Recipe, path: Path) -> set[str]:
+@dataclass(frozen=True)
+class Hashed:
+    """A table of ids whose rows come from a hashed one: entries (value, name in the layout), its rows and its hash."""
+
+    entries: list[tuple[Any, str]]
+    rows: int
+    modulo: bool
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a model has begun with.
+
+    Args:
+        tables: names of the tables that were loaded.
+        reader: of the old checkpoint.
+        hashed: by table, what is to be taken once its ids are admitted.
+    """
+
+    tables: set[str]
+    reader: Reader
+    hashed: dict[str, Hashed] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def admitted(self, sharded: Sharded) -> None:
+        """Give every id that has a row by now the row that it had in a hashed table, its optimizer's state included."""
+        for name, table in self.hashed.items():
+            known, here = sharded.registers[name].ids()
+            there = hashing.row(known, table.rows, table.modulo)
+            for value, entry in table.entries:
+                _gather(value, self.reader, entry, here, there)
+        sharded.purge()
+
+
+def load(sharded: Sharded, recipe: Recipe, path: Path) -> Begun:
     """Load what fits of a checkpoint into a model, with its optimizers' state. Collective.
 
     Args:
@@ -80,24 +120,20 @@ def load(sharded: Sharded, recipe: Recipe, path: Path) -> set[str]:
         recipe: its recipe.
         path: from `find`.
 
-    Returns:
-        The names of the tables that were loaded.
-
     Raises:
         BadInput: the checkpoint is damaged.
     """
-    found = plan(recipe, path)
     try:
-        _load(sharded, recipe, path, found)
+        return _load(sharded, recipe, path, plan(recipe, path))
     except run_folder.Damaged as error:
         raise BadInput(f"train.warm_start: {error}; {_MEND}") from None
-    return {key.split(".")[-2] for key in found.taken if key.startswith("tables.")}
 
 
-def _load(sharded: Sharded, recipe: Recipe, path: Path, found: Fit) -> None:
+def _load(sharded: Sharded, recipe: Recipe, path: Path, found: Fit) -> Begun:
     asked: dict[str, dict[str, Any]] = {}
     copies: list[tuple[Any, Taken, dict[str, Any], str]] = []  # where to, how, and where from once it is read
     grown: list[tuple[Any, int, str]] = []  # where to, the old table's rows, and its entry's name in the layout
+    moved: dict[int, list[tuple[Any, str]]] = {}  # of tables whose ids have other rows than before, by id(taken)
 
     def ask(value: Any, taken: Taken, place: dict[str, Any], name: str, key: str) -> None:
         if not isinstance(value, torch.Tensor | ShardedTensor) or not len(value.size()):
@@ -105,6 +141,8 @@ def _load(sharded: Sharded, recipe: Recipe, path: Path, found: Fit) -> None:
         elif taken.places:
             place[key] = torch.empty(taken.shape, dtype=value.dtype)
             copies.append((value, taken, place, key))
+        elif taken.rows_of:
+            moved.setdefault(id(taken), []).append((value, f"{name}.{key}"))
         elif value.size()[0] == taken.shape[0]:
             place[key] = value
         else:
@@ -130,6 +168,21 @@ def _load(sharded: Sharded, recipe: Recipe, path: Path, found: Fit) -> None:
         asked["gradients"] = state["gradients"]
     if "steps" in state:
         asked["steps"] = state["steps"]
+    tables = {key.split(".")[-2]: taken for key, taken in found.taken.items() if key.startswith("tables.")}
+    maps: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {}  # of maps whose ids are placed anew
+    for name in sharded.registers:
+        was = tables[name].key.split(".")[-2] if name in tables else ""
+        if not was or old.tables[was].hash != "table":
+            continue
+        keys, kept = state["model"][f"hash.maps.of_{name}.keys"], state["ids"][name]
+        if tables[name].rows_of:
+            many = old.tables[was].rows
+            keys = torch.empty(many, dtype=keys.dtype)
+            kept = {part: torch.empty(many if each.dim() else (), dtype=each.dtype) for part, each in kept.items()}
+            kept["totals"] = state["ids"][name]["totals"]
+            maps[name] = (asked.setdefault("model", {}), asked.setdefault("ids", {}), was)
+        asked.setdefault("model", {})[f"hash.maps.of_{was}.keys"] = keys
+        asked.setdefault("ids", {})[was] = kept
     reader = checkpoint.read(asked, path, whole=False)
     with torch.no_grad():
         for value, taken, place, key in copies:
@@ -138,10 +191,43 @@ def _load(sharded: Sharded, recipe: Recipe, path: Path, found: Fit) -> None:
         for value, rows, name in grown:
             if name in reader.read_metadata().state_dict_metadata:
                 _spread(value, reader, name, rows)
+        for name, (model, kept, was) in maps.items():
+            here, there = ids.placed(sharded, name, model[f"hash.maps.of_{was}.keys"], kept[was])
+            ids.settle(sharded, recipe)
+            for value, entry in moved[id(tables[name])]:
+                _gather(value, reader, entry, here, there)
         if (mean := sharded.pipeline.update.mean) is not None:  # what was evaluated goes on, and a mean of its own
             for name, parameter in mean.parameters.items():
                 parameter.copy_(mean.values[name])
     sharded.purge()
+    hashed = {
+        name: Hashed(moved[id(taken)], taken.shape[0], old.tables[taken.key.split(".")[-2]].hash == "modulo")
+        for name, taken in tables.items()
+        if taken.rows_of == "hash"
+    }
+    return Begun({*tables}, reader, hashed)
+
+
+def _gather(value: Any, reader: Reader, name: str, here: torch.Tensor, there: torch.Tensor) -> None:
+    """Fill rows `here` of what this rank holds of an entry with the rows `there` of an old one, if there is such."""
+    if name not in reader.read_metadata().state_dict_metadata:
+        return
+    pieces = list(ids.pieces(value))
+
+    def needed(block: range) -> bool:
+        return bool(((there >= block.start) & (there < block.stop)).any())
+
+    for (first, *left), block in reader.blocks(name, needed):
+        found = (there >= first) & (there < first + len(block))
+        for piece, row, column in pieces:
+            own = found & (here >= row) & (here < row + len(piece))
+            to, of = (here[own] - row).to(piece.device), there[own] - first
+            if not left:
+                piece[to] = block[of].to(piece)
+                continue
+            low, high = max(column, *left), min(column + piece.size(1), left[0] + block.size(1))
+            if low < high:
+                piece[to, low - column : high - column] = block[of, low - left[0] : high - left[0]].to(piece)
 
 
 def _fill(value: Any, loaded: Any, taken: Taken) -> None:

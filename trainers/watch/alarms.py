@@ -27,26 +27,31 @@ class Alarm:
 def calibration(figures: pd.DataFrame, end: int) -> Iterator[Alarm]:
     """Yield the scores that are off over the last CALIBRATION_S s: by more than OFF, and than chance.
 
+    Where a score is off as a whole, its slices are not told apart.
+
     The noise is measured: by how far the minutes' errors differ from each other. So it is right for labels that are no
-    0 and 1, and for events that come in bursts within a minute.
+    0 and 1, and for events that come in bursts within a minute. It is at least that of counts, as few minutes without
+    an event do not differ.
 
     Args:
         figures: rows of `effects.SCHEMA`, `start` in s since 1970.
         end: of the newest minute, s since 1970.
     """
     recent = figures[(figures["start"] >= end - CALIBRATION_S) & (figures["scored"] > 0)]
+    whole: set[str] = set()  # "" sorts first
     for (by, value, measure), rows in recent.groupby(["by", "value", "measure"]):
         error = (rows["label_sum"] - rows["score_sum"]).to_numpy()
         foretold, came = rows["score_sum"].sum(), rows["label_sum"].sum()
-        if len(error) < LEAST or value == OTHERS or came <= 0 or foretold <= 0:
+        if len(error) < LEAST or value == OTHERS or foretold <= 0 or measure in whole:
             continue
-        noise = error.std(ddof=1) * np.sqrt(len(error))
-        if abs(foretold / came - 1) > OFF and abs(error.sum()) > DEVIATIONS * noise:
+        noise = max(error.std(ddof=1) * np.sqrt(len(error)), np.sqrt(foretold))
+        if abs(foretold - came) > OFF * came and abs(error.sum()) > DEVIATIONS * noise:
             where = f" where {by} is {value}" if by else ""
+            whole |= set() if by else {measure}
             yield Alarm(
                 f"calibration of {measure}{where}",
-                f"scores of {measure}{where} are {foretold / came:.2f} times what came in the last "
-                f"{CALIBRATION_S // 60} min ({foretold:,.0f} foretold, {came:,.0f} came); see which model is served",
+                f"{foretold:,.0f} of {measure}{where} were foretold in the last {CALIBRATION_S // 60} min, and "
+                f"{came:,.0f} came; see which model is served",
             )
 
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from livetrain.configs.duration import span
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.trainers.observe.report.page import Plot, Series, Table
 from livetrain.trainers.observe.report.panels import finite_number, task_style
 from livetrain.trainers.runtime import runlog
 from livetrain.trainers.watch.alarms import Alarm
-from livetrain.trainers.watch.words import span
 
 LINE = "line.json"  # names the line that is published
 SPLIT = "stream"  # of the log's evaluations: an increment, judged before it was learned

@@ -49,8 +49,8 @@ class Store:
         self.measures = self._settled(measures, list(about["columns"]))
         self._last: str | None = None  # up to here every minute has its file: they are written in order
         if self.measures is not None and (kept := self._kept()):
-            folder = str(kept[-1].relative_to(self.folder)).removesuffix(".parquet")
-            self._last = minutes.name_of(minutes.start_of(folder))
+            name = str(kept[-1].relative_to(self.folder)).removesuffix(".parquet")
+            self._last = minutes.name_of(minutes.start_of(name))
 
     def _settled(self, measures: Measures | None, columns: list[str]) -> Measures | None:
         path = self.folder / MEASURES

@@ -9,15 +9,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from livetrain.configs.duration import span
 from livetrain.trainers.observe.report.page import Plot, Series, Table
 from livetrain.trainers.observe.report.panels import task_style
 from livetrain.trainers.watch import alarms
 from livetrain.trainers.watch.alarms import Alarm
 from livetrain.trainers.watch.effects import ROWS, STREAM, Measures
 from livetrain.trainers.watch.store import Store
-from livetrain.trainers.watch.words import figure, span
+from livetrain.trainers.watch.words import figure
 
 POINTS, VALUES = 240, 6  # of a curve, and curves of a slice, at most; the table has all
+_MESSAGES = "messages"  # the one count of a stream that is of no fault
 _AT_ONCE = 200  # minutes that are measured before the page is told of them
 _RECENT_S = 900  # s of events that the tables' first figure is of
 
@@ -163,7 +165,8 @@ class WatchedStream:
 
     def _dropped(self) -> list[str]:
         counts = self._figures[self._figures["measure"].str.startswith(STREAM)].groupby("measure")["sum"].sum()
-        return [str(name).removeprefix(STREAM) for name, total in counts.items() if total > 0][:VALUES]
+        words = [str(name).removeprefix(STREAM) for name, total in counts.items() if total > 0]
+        return [each for each in words if each != _MESSAGES][:VALUES]
 
     def _values(self, by: str, most: int = VALUES) -> list[str]:
         """Return a slice's values, those with most rows first."""

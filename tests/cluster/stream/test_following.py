@@ -1,5 +1,6 @@
 """A follower in this process: what it learns, says and publishes, and what it comes to where it is killed."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -208,6 +209,8 @@ def test_a_minute_without_samples_and_a_gap_are_passed_over(follower):
     assert any("begins at 2022-05-03T00:00:00Z" in line["text"] for line in follower.lines("note"))
     assert [line["rows"] for line in follower.lines("increment")] == [100, 0]
     assert len(follower.lines("eval")) == 1
+    said = [line["text"] for line in runlog.read(follower.line.parent) if line["kind"] == "stage"]
+    assert all(one != other for one, other in itertools.pairwise(said))
     assert "there is no minute of 2022-05-03 00:00 to 2022-05-03 00:10, so none is learned" in follower.notes
 
 

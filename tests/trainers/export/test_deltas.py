@@ -31,7 +31,7 @@ from livetrain.trainers.export.deltas import NeedsBase, publish_delta, publish_n
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.served import Served
 from livetrain.trainers.runtime import manifest, place, ranks, reach, run_folder
-from livetrain.trainers.train import checkpoint, tracking
+from livetrain.trainers.train import checkpoint, ids, tracking
 from livetrain.trainers.train.sharding import shard
 from tests import samples
 from tests.cases import often
@@ -599,6 +599,22 @@ def test_the_command_publishes(published, monkeypatch, capsys):
     assert command(monkeypatch, *words, "--version", "2026-12-01", "--checkpoint", "last") == 0
     assert "servers are pointed to 2026-12-01.000004, with fence 4" in " ".join(capsys.readouterr().out.split())
     assert command(monkeypatch, "publish", str(training.run), f"{where}-2", "--delta") == 2
+
+
+def test_rows_that_change_hands_are_in_a_delta_with_their_keys(data, tmp_path):
+    table = {"rows": 64, "dim": 8, "hash": "table", "sharding": "row_wise"}
+    where = str(tmp_path / "models")
+    with line(tmp_path / "run", samples.recipe(data, tables__movie=table)) as training:
+        keys = training.sharded.model.maps["movie"].keys
+        for number, split in enumerate(("train", "valid")):
+            before = keys.clone()
+            ids.assign(training.sharded, training.recipe, Source.open(training.recipe, split), 1440 * number)
+            training.go(2).save()
+            publish_next(training.run, where, "2026-11-30", 3)
+        assert 5 < int((keys != before).sum()) < 60
+        served = Served(where)
+        assert served.number == 1
+        assert_is_the_export(served, training.run, tmp_path / "out")
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from livetrain.trainers.data.write import layout
 
 PROBED = 32_768  # rows of train/ that are probed, and rows of each other split that are looked at
 CROWDED = 0.5  # share of ids that share their row with another, from which on it is said
+ROOM = 0.9  # of the rows of a table of ids: as full as it becomes before ids find no room
 KNOWN = 1_048_576  # rows of train/ whose ids count as seen
 
 
@@ -190,14 +191,24 @@ def _note_beyond(recipe: Recipe, sources: dict[str, Source], note: Callable[[str
 
 
 def _note_crowded(recipe: Recipe, distinct: dict[str, float], note: Callable[[str], None]) -> None:
-    """Say where many ids share a row of a hashed table: n ids in R rows, of which 1 - e^(-n/R) do."""
+    """Say where many ids share a row of a hashed table: n ids in R rows, of which 1 - e^(-n/R) do.
+
+    Of a table of ids, where there are more than find room in its buckets.
+    """
     worst: dict[str, tuple[float, str]] = {}
     for name, feature in recipe.features.items():
         table, column = feature.looks_up(), recipe.column(name)
-        if table is not None and column in distinct and recipe.tables[table].hash == "mix":
+        if table is not None and column in distinct and recipe.tables[table].hash != "modulo":
             worst[table] = max(worst.get(table, (0.0, "")), (distinct[column], column))
     for table, (count, column) in worst.items():
         rows = recipe.tables[table].rows
+        if recipe.tables[table].hash == "table":
+            if count > (room := ROOM * 8 * recipe.tables[table].buckets):
+                note(
+                    f"look: tables.{table}: about {float(f'{count:.2g}'):,.0f} ids of column {column} want rows of "
+                    f"their own, and there is room for {room:,.0f}; the others are refused, or evict one another"
+                )
+            continue
         if (shared := 1 - math.exp(-count / rows)) > CROWDED:
             note(
                 f"look: tables.{table}: the {rows:,} rows are shared by about {float(f'{count:.2g}'):,.0f} ids of "

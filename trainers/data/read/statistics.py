@@ -15,6 +15,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read.distinct import Distinct, distinct
 from livetrain.trainers.data.read.labels import Counting, Labels
 from livetrain.trainers.data.read.measure import Measure, Measured, measures
+from livetrain.trainers.data.read.sights import Sighted
 from livetrain.trainers.data.read.source import CorruptGroup, Partition, RowGroup, Source
 from livetrain.trainers.data.read.spread import HERE, Looking, in_threads
 
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 _STRETCH = 1 << 18  # rows that a thread, or a task on Ray, measures in one go
 _READERS = 16  # threads that read answers, which are small and may be far away
 
-Asked = dict[str, Measure | Counting | Distinct]  # by the recipe's key
+Question = Measure | Counting | Distinct | Sighted
+Asked = dict[str, Question]  # by the recipe's key
 Found = dict[str, Any]  # what is measured, or counted, of some rows by the same keys
 
 
@@ -108,6 +110,27 @@ def scan(source: Source, recipe: Recipe, looking: Looking = HERE) -> Statistics:
     )
 
 
+def by_partition(
+    source: Source, asked: Mapping[str, Question], skip: bool, looking: Looking = HERE
+) -> Iterator[tuple[Partition, Found]]:
+    """Yield every partition of a split with what is asked of it, kept or found out now; one is held at a time.
+
+    Args:
+        source: the split.
+        asked: by any key.
+        skip: unreadable row groups, instead of raising.
+        looking: how what is not kept is found out.
+
+    Raises:
+        CorruptGroup: unless `skip`.
+    """
+    for part in source.partitions:
+        groups = source.groups.part(part.start, part.stop)
+        alone = replace(source, groups=groups, partitions=[replace(part, start=0, stop=len(groups))])
+        found, _ = next(_partitions(alone, dict(asked), skip, looking))
+        yield part, found
+
+
 def _merged(one: Found, other: Found) -> Found:
     return {key: part.merge(other[key]) for key, part in one.items()}
 
@@ -157,7 +180,7 @@ def _partitions(source: Source, asked: Asked, skip: bool, looking: Looking) -> I
     yield {key: samples.get(key, question.nothing) for key, question in asked.items()}, 0
 
 
-def _name(question: Measure | Counting | Distinct, most: int | None) -> str | None:
+def _name(question: Question, most: int | None) -> str | None:
     """Return the name that an answer is kept under; None where its code lies in no file, so that it may change.
 
     Of requests it is an answer for the most candidates that they may have: more are refused, and samples depend on it.

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ PENDING = 500_000  # rows that are in no segment yet, at most
 _DISCOVER_S = 30.0  # between looks for new partitions
 _AHEAD = 10  # minutes, besides what is waited for, by which a partition may be ahead of the slowest
 _LONGEST_S = 10.0  # between tries of a source that does not answer
+_SHARE = 5  # a look comes after so many times what the last one took: who is far behind closes more minutes at once
 PART = "part-0.parquet"
 
 
@@ -175,7 +177,9 @@ class _Lane:
                 read = self._read(drain)
                 ended = drain and not self._down and all(each.ended for each in self._clock.partitions.values())
                 if "join" in ready or ended:
+                    begun = time.monotonic()
                     self._close()
+                    due["join"] = begun + max(jobs.join.every_s, _SHARE * (time.monotonic() - begun))
                 if "report" in ready:
                     self._report()
                 if ended:
@@ -205,7 +209,7 @@ class _Lane:
     def _discover(self) -> None:
         """Open the partitions that are not open yet."""
         for table, topic in self._loaded.spec.topics.items():
-            self._asked(topic.source, lambda table=table, topic=topic: self._open(table, topic))
+            self._asked(topic.source, partial(self._open, table, topic))
 
     def _open(self, table: str, topic: Any) -> None:
         if topic.source not in self._sources:
@@ -227,7 +231,7 @@ class _Lane:
         places, count = self._clock.readable(), 0
         for name, source in self._sources.items():
             own = {place for place in places if self._loaded.spec.topics[place[0]].source == name}
-            count += self._asked(name, lambda source=source, own=own: self._take(source, own)) or 0
+            count += self._asked(name, partial(self._take, source, own)) or 0
             if name not in self._down:
                 for place, each in self._clock.partitions.items():
                     if self._loaded.spec.topics[place[0]].source == name:

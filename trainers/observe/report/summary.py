@@ -104,6 +104,9 @@ def table_lines(result: dict[str, Any]) -> list[str]:
         line = f"table {name}: {table['occupied']:,} of {table['rows']:,} rows in use ({table['occupancy']:.1%})"
         if table["collisions"] is None:
             line += "; the table is full, give it more rows"
+        elif "refused" in table:
+            what = ("admitted", "evicted", "expired", "refused", "waiting")
+            line += " by ids of their own; " + ", ".join(f"{table[each]:,} {each}" for each in what)
         elif table["collisions"]:
             line += f"; about {table['collisions']:,} of {table['ids']:,} ids share a row"
         lines.append(line)

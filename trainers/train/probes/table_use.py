@@ -12,6 +12,7 @@ from livetrain.configs.schema import Recipe, Table
 from livetrain.modules.model import initial_values
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.runtime import ranks
+from livetrain.trainers.train import ids
 from livetrain.trainers.train.sharding import Sharded
 
 _ROWS = 1 << 16  # whose state is looked at together
@@ -37,7 +38,8 @@ def occupancy(sharded: Sharded, recipe: Recipe, train: Source) -> dict[str, dict
     expectation otherwise (the standard error of `collisions` is about its square root).
 
     Returns:
-        {table: {rows, occupied, occupancy, ids, collisions}}; ids and collisions are null for a full table.
+        {table: {rows, occupied, occupancy, ids, collisions}}; ids and collisions are null for a full table. Of a table
+        of `hash: table` what its map says, and {admitted, evicted, expired, refused, waiting} besides.
     """
     counts = torch.zeros(len(recipe.tables), dtype=torch.int64)
     numbers = {name: number for number, name in enumerate(recipe.tables)}
@@ -53,7 +55,9 @@ def occupancy(sharded: Sharded, recipe: Recipe, train: Source) -> dict[str, dict
             counts[numbers[table]] += initial_values(recipe, table).moved(weight.detach(), row)
     occupied = ranks.summed(counts.to(sharded.device)).tolist()
     return {
-        name: _row(table, occupied[numbers[name]], table.hash == "modulo" and _below(recipe, name, train))
+        name: _of_ids(sharded, name)
+        if name in sharded.registers
+        else _row(table, occupied[numbers[name]], table.hash == "modulo" and _below(recipe, name, train))
         for name, table in recipe.tables.items()
     }
 
@@ -93,6 +97,13 @@ def _row(table: Table, occupied: int, direct: bool) -> dict[str, Any]:
         "ids": round(ids) if known else None,
         "collisions": round(ids) - occupied if known else None,
     }
+
+
+def _of_ids(sharded: Sharded, name: str) -> dict[str, Any]:
+    found = ids.figures(sharded, name)
+    capacity = found.pop("capacity")
+    share = found["ids"] / capacity
+    return {"rows": capacity, "occupied": found["ids"], "occupancy": share, **found, "collisions": 0}
 
 
 def _below(recipe: Recipe, table: str, train: Source) -> bool:

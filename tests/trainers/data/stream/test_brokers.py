@@ -17,6 +17,7 @@ import pytest
 from livetrain.configs.errors import BadInput
 from livetrain.configs.stream_spec import load_stream
 from livetrain.trainers.data.read.files import open_filesystem
+from livetrain.trainers.data.stream import join
 from livetrain.trainers.data.stream.lane import run_lane
 from tests import store
 from tests.trainers.data.stream import logs
@@ -57,9 +58,10 @@ def drained_with_kills(path, out, kills: int) -> None:
     run_lane(load_stream(path), out, 0, True, lambda words: None)
 
 
-def test_kafka_is_read_from_the_manifests_offsets(one_day, tmp_path):
+def test_kafka_is_read_from_the_manifests_offsets(one_day, tmp_path, monkeypatch):
     from confluent_kafka import Producer
 
+    monkeypatch.setattr(join, "SPAN_ROWS", 25)  # so that there is something left to close after a kill
     raw, told, days = one_day
     producer = Producer({"bootstrap.servers": "none", "test.mock.num.brokers": 1, "session.timeout.ms": 6000})
     broker = next(iter(producer.list_topics(timeout=10).brokers.values()))

@@ -17,7 +17,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from livetrain.configs.errors import BadInput
-from livetrain.trainers.data.sources.events.model import BITS, CLICK, EXPOSURE, PEOPLE, WATCH, Adapter, Sequence
+from livetrain.trainers.data.sources.events.model import (
+    BITS,
+    CLICK,
+    EXPOSURE,
+    PEOPLE,
+    RETURNED,
+    SHOWN,
+    VISIT_MS,
+    WATCH,
+    Adapter,
+    Sequence,
+)
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.data.write.counts import earlier, rates, tallies
 from livetrain.trainers.data.write.history import Timeline
@@ -134,9 +145,14 @@ class Bucket:
         own = self._fresh.filter(pc.equal(self._fresh["domain"], task.adapter.domain))
         outcomes, unanswered = labels(task, rows, own)
         columns = _told(task.adapter, rows) | _seen(task, rows, self._events)
+        if task.adapter.visits:
+            outcomes[RETURNED] = pa.nulls(len(rows), pa.int8())  # the next day tells; see returns.py
 
         def piece(start: int) -> pa.Table:
             lists = {name: column for history in self._histories for name, column in history.lists(start).items()}
+            if task.adapter.visits:
+                shown = self._histories[list(task.adapter.sequences).index(SHOWN)]
+                lists["user_visit_ago"] = shown.visit_ago(start)
             cut = {name: column.slice(start, PIECE) for name, column in (columns | outcomes).items()}
             return pa.table({name: (cut | lists)[name] for name in (*columns, *lists, *outcomes)})
 
@@ -295,6 +311,24 @@ class _History:
         seconds = np.maximum((at - self.time[events]) // 1000, 1)
         values["gap"] = (np.frexp(seconds)[1] - 1).astype(np.int64)
         return {f"{self._name}_{suffix}": layout.lists(offsets, value, pa.int64()) for suffix, value in values.items()}
+
+    def visit_ago(self, start: int) -> pa.Array:
+        """Return log(1 + seconds since the visit before this one ended), of the PIECE rows from `start` on.
+
+        A visit ends with an exposure after which none comes for VISIT_MS; null where the entries tell of none.
+        """
+        piece = slice(start, start + PIECE)
+        offsets, events = self._timeline.latest(self._spans[piece], self._limit)
+        at, time, number = self._at[piece], self.time[events], np.diff(offsets)
+        row = np.repeat(np.arange(len(number)), number)
+        following = np.append(time[1:], 0)
+        last = offsets[1:][number > 0] - 1
+        following[last] = at[number > 0]
+        ended = np.full(len(number), NOBODY)
+        done = following - time > VISIT_MS
+        np.maximum.at(ended, row[done], time[done])
+        none = ended == NOBODY
+        return pa.array(np.log1p(np.where(none, 0, at - ended) / 1000).astype(np.float32), mask=none)
 
     def keep(self) -> None:
         """Write what rows from the next horizon on can still see."""

@@ -13,12 +13,14 @@ from dataclasses import replace
 from livetrain.trainers.data.sources.events.model import (
     CLICK,
     COMMENT,
+    EXPOSURE,
     FOLLOW,
     FRIEND,
     GIFT,
     LIKE,
     LONG,
     PEOPLE,
+    SHOWN,
     WATCH,
     Adapter,
     Attributes,
@@ -228,7 +230,13 @@ def _interests(adapter: Adapter) -> Adapter:
     return _told(adapter, "interest", file, "user", replace(user, select=select, bags=("user_topics",)))
 
 
-PARTS = {"titles": _titles, "vectors": _vectors, "people": _people, "interests": _interests}
+def _visits(adapter: Adapter) -> Adapter:
+    """Add a sequence of all that a user was shown, clicked or not, and when she came before and comes back."""
+    shown = Sequence("live", EXPOSURE, item=None, author="streamer", topic="category")
+    return replace(adapter, sequences=adapter.sequences | {SHOWN: shown}, visits=True)
+
+
+PARTS = {"visits": _visits, "titles": _titles, "vectors": _vectors, "people": _people, "interests": _interests}
 
 
 def with_parts(parts: Iterable[str]) -> Adapter:

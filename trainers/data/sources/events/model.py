@@ -41,6 +41,8 @@ CLICK, LONG, LIKE, COMMENT, FOLLOW, GIFT, PROFILE = 1, 2, 4, 8, 16, 32, 64
 WATCH = 128  # the end of a play, with its length
 FRIEND = 256  # from now on a friend of another; the other has an action of this kind too
 PEOPLE = "people"
+SHOWN, RETURNED = "shown", "returned"  # the sequence of all exposures; the label of `Adapter.visits`
+VISIT_MS = 1_800_000  # without an exposure that end a visit
 BITS = (CLICK, LONG, LIKE, COMMENT, FOLLOW, GIFT, PROFILE)
 
 EXPOSURES = pa.schema(
@@ -168,6 +170,8 @@ class Adapter:
         statistics: prefix of the columns -> key (user, item or author) that earlier days are summed by.
         earlier: sequence -> SELECT of entries from before the log: user, item, author, time, bits.
         terms: of use of the data.
+        visits: whether samples tell how long ago the user's visit before ended (`user_visit_ago`), and whether she came
+            back within a day (`RETURNED`); `SHOWN` is one of the sequences then.
     """
 
     name: str
@@ -187,6 +191,12 @@ class Adapter:
     context: dict[str, str] = field(default_factory=dict)
     earlier: dict[str, str] = field(default_factory=dict)
     terms: str = ""
+    visits: bool = False
+
+    @property
+    def outcomes(self) -> list[str]:
+        """Names of all labels."""
+        return [*self.labels, *([RETURNED] if self.visits else [])]
 
     @property
     def rates(self) -> dict[str, int]:

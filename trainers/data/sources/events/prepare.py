@@ -26,10 +26,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from livetrain.configs.errors import BadInput, NotNow
-from livetrain.trainers.data.sources.events import bucket, raw, stage
+from livetrain.trainers.data.sources.events import bucket, raw, returns, stage
 from livetrain.trainers.data.sources.events.bucket import Options, Task
 from livetrain.trainers.data.sources.events.day import Day, lay_out, take, write_state
-from livetrain.trainers.data.sources.events.model import Adapter
+from livetrain.trainers.data.sources.events.model import RETURNED, Adapter
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.runtime import manifest
 
@@ -74,6 +74,7 @@ def prepare(
             raise BadInput(f"{option} {path}: DuckDB takes ' * ? [ ] in a path for a pattern; choose one without them")
     found = _open(adapter, out, options)
     with written_here_alone(out) as work, stage.connect(adapter, options, work) as connection, in_processes(run) as run:
+        returns.finish(out, work)
         progress("reading the raw files", 0, 0)
         notes = raw.open_raw(connection, adapter, source)
         try:
@@ -177,9 +178,11 @@ class _Preparation:
             self._report["raw"] |= stage.load_attributes(self._connection, self._adapter, self._work)
             stage.by_day(self._connection, self._adapter, self._work, min([*self._done, days[0]]), days[0])
         self._finish()
+        self._tell_returns()  # of what was killed
         for number, day in enumerate(days):
             progress(f"preparing {day}", number, len(days))
             self._one(day, run)
+            self._tell_returns()
         progress("done", len(days), len(days))
         return self._finish()
 
@@ -263,6 +266,13 @@ class _Preparation:
                 counts[words] = counts.get(words, 0) + count
         self._commit(day, work, counts)
 
+    def _tell_returns(self) -> None:
+        """Give the days before the last the label that only the day after them tells, where they lack it."""
+        if self._adapter.visits:
+            for day in sorted(self._done)[:-1]:
+                if RETURNED not in self._done[day]:
+                    self._done[day] = returns.tell(self._out, self._work, day, _next(day))
+
     def _staged(self, day: str) -> list[Path]:
         return [self._work / what / f"day={day}" for what in ("exposures", "actions")]
 
@@ -338,7 +348,7 @@ class _Preparation:
         if not self._done:
             return {}
         schema = pq.read_schema(self._out / f"date={max(self._done)}" / "part-00000.parquet")
-        labels = list(self._adapter.labels)
+        labels = self._adapter.outcomes
         features = [field for field in schema if field.name not in (*labels, "timestamp")]
         lists = {field.name: field.type for field in features if pa.types.is_list(field.type)}
         return {

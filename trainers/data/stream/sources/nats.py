@@ -123,7 +123,7 @@ class Nats:
                 await pull.consumer_info()  # an error where the server has forgotten it
                 self._sure[place] = self._loop.time()
             return []
-        whole = []
+        whole: list[Any] = []
         for message in found:
             if message.metadata.sequence.consumer != number:
                 self._pulls.pop(place)  # it skips one

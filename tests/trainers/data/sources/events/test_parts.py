@@ -55,7 +55,12 @@ def test_every_part_is_a_column_and_changes_no_other(tmp_path, monkeypatch):
         followed = [100, 101][: 1 + (row["timestamp"] > START + 24 * HOUR * 1000)] if row["user"] == 1 else []
         assert row["followed_user"] == followed
         assert row["friends_user"] == {1: [2], 2: [1]}.get(row["user"], [])
-    with pytest.raises(BadInput, match="was prepared with dataset kuailive-interests-people-titles-vectors, not kuail"):
+        earlier = [
+            one for one in found.to_pylist() if one["user"] == row["user"] and one["timestamp"] < row["timestamp"]
+        ]
+        assert row["shown_streamer"] == [one["streamer"] for one in sorted(earlier, key=lambda one: one["timestamp"])]
+        assert len(row["shown_action"]) == len(row["shown_gap"]) == len(row["shown_category"]) == len(earlier)
+    with pytest.raises(BadInput, match="was prepared with dataset kuailive-interests-people-titles-vectors-visits, "):
         prepare(kuailive.ADAPTER, folder, tmp_path / "out")
 
 

@@ -1,0 +1,200 @@
+"""Rows for ids of their own against a hash, at equal memory, over nights in which rooms, streamers and users drift.
+
+    livetrain data simulate --users 3k --days 21 --out data/month
+    livetrain data kuailive --raw data/month/kuailive --out data/month-simulated
+    python benchmarks/ids.py --data data/month-simulated
+
+Night after night each learns from one day more, begins with the night before, and is measured on the day after next.
+Rooms live for hours; each day a twentieth of the users and streamers come anew under other ids (`drifted`), as none
+leave the simulated world. A table of ids has 13 bytes per row for its map, 29 with a threshold: the hashed table of
+equal memory has so many rows more. "Lost" is the share of a test day's lookups of ids that training has met
+whose row is not theirs alone: shared with another id that was met, or one of the shared rows.
+
+A night that is done is not trained again: the benchmark may be stopped and started.
+"""
+
+import argparse
+import json
+import time
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from quality import made, rule
+
+from livetrain.cluster import launch
+from livetrain.configs.load import load_recipe
+from livetrain.configs.schema import Recipe
+from livetrain.modules.mixing import mix
+from livetrain.modules.tables import hashing
+from livetrain.modules.tables.ids import EMPTY
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.export import ids as listing
+from livetrain.trainers.runtime.process import threads
+from livetrain.trainers.runtime.versions import versions
+from livetrain.trainers.train import ids
+
+TABLES = ("user", "streamer", "room")
+PERIOD = 20  # days after which a user or a streamer has another id
+FIRST = date(2025, 5, 25)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", type=Path, default=Path("configs/recipes/din_simulated_ids.yaml"))
+    parser.add_argument("--data", type=Path, default=Path("data/month-simulated"))
+    parser.add_argument("--rows", type=int, nargs=3, default=[3072, 2048, 4096], help="of user, streamer and room")
+    parser.add_argument("--nights", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=0, help="Ray workers; 0 trains inside this process")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ids"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ids.md"))
+    given = parser.parse_args()
+    torch.set_num_threads(threads())
+    data = drifted(given.data, given.runs / "drifted")
+    found = {kind: nights(kind, given, data) for kind in ("mix", "table")}
+    given.out.write_text(page(found, given))
+    print(given.out.read_text())
+
+
+def drifted(data: Path, out: Path) -> Path:
+    """Write the samples with ids of users and streamers that live for `PERIOD` days, each from a day of its own on."""
+    for day in sorted(data.glob("date=*")):
+        place = out / day.name / "part-0.parquet"
+        if place.exists():
+            continue
+        number = (date.fromisoformat(day.name[5:]) - FIRST).days
+        table = pq.read_table(sorted(day.glob("*.parquet")))
+        for name in ("user", "streamer", "live_streamer"):
+            column = table[name].combine_chunks()
+            if pa.types.is_list(column.type):
+                values = pa.ListArray.from_arrays(column.offsets, aged(column.values, number))
+            else:
+                values = aged(column, number)
+            table = table.set_column(table.schema.get_field_index(name), name, values)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, place, row_group_size=4096)
+    return out
+
+
+def aged(values: pa.Array, day: int) -> pa.Array:
+    """Return ids with the number of their life in their upper bits."""
+    known = np.asarray(values.fill_null(0)).astype(np.int64)
+    life = (day + mix(known.astype(np.uint64)).astype(np.int64) % PERIOD) // PERIOD
+    return pa.array(known + (life << 40), mask=np.asarray(values.is_null()))
+
+
+def recipe(kind: str, given: argparse.Namespace, data: Path, night: int) -> Recipe:
+    """Return the recipe of a night: a day to learn from, the next to choose by, the one after to measure on."""
+    days = [str(FIRST + timedelta(days=night + n)) for n in range(3)]
+    changes: dict = {
+        "name": f"{kind}-{night:02}",
+        "data.path": str(data),
+        "data.days": {split: f"{day}..{day}" for split, day in zip(("train", "valid", "test"), days, strict=True)},
+        "cluster.workers": given.workers,
+        "export.after_training": False,
+        "train.evaluate_every": 1.0,
+    }
+    if night:
+        changes["train.warm_start"] = {"run": str(given.runs / f"{kind}-{night - 1:02}")}
+    made_for = load_recipe(given.recipe, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+    tables = dict(made_for.tables)
+    for name, rows in zip(TABLES, given.rows, strict=True):
+        table = tables[name].model_copy(update={"rows": rows})
+        if kind == "mix":
+            own = 4 * table.dim + 4  # weights and the row's accumulator
+            more = 13 + (16 if table.threshold > 1 else 0)
+            none = {"hash": "mix", "admission": None, "eviction": None, "rows": rows * (own + more) // own}
+            table = table.model_copy(update=none)
+        tables[name] = table
+    return made_for.model_copy(update={"tables": tables})
+
+
+def nights(kind: str, given: argparse.Namespace, data: Path) -> list[dict]:
+    """Train all nights of one kind of table; return what each has found."""
+    out, met = [], {name: np.zeros(0, np.int64) for name in TABLES}
+    for night in range(given.nights):
+        made_for = recipe(kind, given, data, night)
+        start = time.perf_counter()
+        result = launch.train(made_for, given.runs)
+        counted = {name: made_for.tables[name].model_copy(update={"hash": "table"}) for name in TABLES}
+        asked = made_for.model_copy(update={"tables": made_for.tables | counted})
+        lookups = {}
+        for split in ("train", "test"):
+            ((_, lookups[split]),) = ids.intervals(Source.open(made_for, split), asked)
+        met = {name: np.union1d(met[name], lookups["train"][name].ids) for name in TABLES}
+        held = listing.kept(given.runs / made_for.name, "best") if kind == "table" else {}
+        own = {name: held[name].map.keys if held else None for name in TABLES}
+        out.append(
+            {
+                "seconds": time.perf_counter() - start,
+                "result": result,
+                "met": {name: len(ids_) for name, ids_ in met.items()},
+                "lost": {n: lost(lookups["test"][n], met[n], made_for.tables[n].rows, own[n]) for n in TABLES},
+            }
+        )
+    return out
+
+
+def lost(test: ids.Sights, met: np.ndarray, rows: int, keys: torch.Tensor | None) -> float:
+    """Return the share of a day's lookups of ids that were met before whose row is not theirs alone."""
+    known = np.isin(test.ids, met)
+    asked, weight = test.ids[known], test.counts[known]
+    if keys is not None:
+        alone = np.isin(asked, keys[keys != EMPTY].numpy())
+    else:
+        each = np.bincount(hashing.row(torch.from_numpy(met), rows, False).numpy(), minlength=rows)
+        alone = each[hashing.row(torch.from_numpy(asked), rows, False).numpy()] == 1
+    return float(weight[~alone].sum() / max(weight.sum(), 1))
+
+
+def page(found: dict[str, list[dict]], given: argparse.Namespace) -> str:
+    """Return the results as a page."""
+    tasks = [key[5:-4] for key in found["mix"][0]["result"] if key.startswith("test.") and key.endswith(".auc")]
+    tasks = [task for task in tasks if "." not in task]
+    head = "| night | " + " | ".join(f"{t} mix | {t} table" for t in tasks) + " | "
+    head += " | ".join(f"{name} lost mix | {name} lost table" for name in TABLES) + " |"
+    lines = []
+    for night, (mixed, own) in enumerate(zip(found["mix"], found["table"], strict=True)):
+        aucs = [f"{each['result'][f'test.{task}.auc'] or 0:.4f}" for task in tasks for each in (mixed, own)]
+        shares = [f"{each['lost'][name]:.1%}" for name in TABLES for each in (mixed, own)]
+        lines.append(f"| {night} | {' | '.join([*aucs, *shares])} |")
+    rates = {kind: np.median([each["result"]["rows_per_s"] for each in nights]) for kind, nights in found.items()}
+    gains = []
+    for task in tasks:
+        apart = np.array(
+            [
+                own["result"][f"test.{task}.auc"] - mixed["result"][f"test.{task}.auc"]
+                for mixed, own in zip(found["mix"], found["table"], strict=True)
+                if own["result"][f"test.{task}.auc"] and mixed["result"][f"test.{task}.auc"]
+            ]
+        )
+        gains.append(f"{task} {apart.mean():+.4f} ± {apart.std():.4f} (ahead in {(apart > 0).sum()} of {len(apart)})")
+    last = found["table"][-1]["result"]["tables"]
+    held = "; ".join(
+        f"{name} {last[name]['ids']:,} of {last[name]['rows']:,}, {last[name]['admitted']:,} admitted, "
+        f"{last[name]['evicted']:,} evicted, {last[name]['expired']:,} expired, {last[name]['refused']:,} refused"
+        for name in TABLES
+    )
+    return f"""# Rows for ids of their own against a hash: {given.recipe.stem}
+
+{made(versions(), given)}
+
+Test AUC, table - mix, mean ± deviation over {len(lines)} nights: {"; ".join(gains)}.
+
+Training, median over nights: mix {rates["mix"]:,.0f} rows/s, table {rates["table"]:,.0f} rows/s, \
+{rates["table"] / rates["mix"]:.2f} of it. Other processes shared the machine.
+
+Ids met by the last night: {", ".join(f"{count:,} of {name}" for name, count in found["table"][-1]["met"].items())}. \
+Held then: {held}.
+
+{head}
+{rule(head)}
+{chr(10).join(lines)}
+"""
+
+
+if __name__ == "__main__":
+    main()
