@@ -1,7 +1,10 @@
 """Tables of ids in training: sharded as plain, the same for any number of ranks, gone on with, moved to other sizes."""
 
+import io
 import json
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from rich.console import Console
 
+from livetrain.cli import main as cli
 from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
@@ -18,6 +23,7 @@ from livetrain.modules.tables import hashing
 from livetrain.trainers.data.read.sights import Sights
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export import export
+from livetrain.trainers.export import ids as listing
 from livetrain.trainers.runtime import ranks, run_folder, runlog
 from livetrain.trainers.train import checkpoint, ids, warm_start
 from livetrain.trainers.train.sharding import shard
@@ -233,7 +239,13 @@ def nightly(data: Path, first: int, **changes) -> Recipe:
     )
 
 
-def test_nights_count_new_days_alone(days, tmp_path):
+def rendered(table) -> str:
+    console = Console(width=160, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_nights_count_new_days_alone(days, tmp_path, monkeypatch, capsys):
     first = launch.train(nightly(days, 0), tmp_path)["tables"]["user"]
     assert first == first | {"ids": 50, "admitted": 50, "expired": 0, "refused": 0, "evicted": 0}
     warm = nightly(days, 2, train__warm_start={"run": str(tmp_path / "night0")})
@@ -245,6 +257,16 @@ def test_nights_count_new_days_alone(days, tmp_path):
         note.startswith("tables.user: 50 ids have rows of 112 (44.6%); 20 admitted, 0 evicted, 20 expired, 0 refused")
         for note in notes
     )
+    monkeypatch.setattr(sys, "argv", ["livetrain", "ids", str(tmp_path / "night2"), "25", "no", "--table", "user"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().out
+    assert re.search(r"user +│ 25 +│ \d+ +│ 2022-05-03 00:00", shown)
+    assert re.search(r"user +│ no +│ \d+ +│ shares a row", shown)
+    found = listing.kept(tmp_path / "night2", "best")
+    assert listing.write(found, tmp_path / "ids.parquet") == 50
+    assert pq.read_table(tmp_path / "ids.parquet")["id"].to_pylist() == list(range(20, 70))
+    assert "│ 44.6% │" in rendered(listing.summary(found))
     again = nightly(days, 2, name="again", train__warm_start={"run": str(tmp_path / "night2")})
     assert launch.train(again, tmp_path)["tables"]["user"] == second
 
