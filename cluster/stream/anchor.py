@@ -74,6 +74,11 @@ def line_recipe(recipe: Recipe, night: Path) -> Recipe:
         BadInput: the night's recipe cannot be followed.
     """
     found = run_folder.recipe_of(night)
+    if found.fusion is not None:
+        raise BadInput(
+            f"fusion: its weights in {night.name} were searched on one checkpoint's predictions; "
+            "follow a night of a recipe without it"
+        )
     ends = found.optimizers.schedule
     if ends.decay != "constant" and not ends.final:
         raise BadInput(

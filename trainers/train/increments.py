@@ -120,6 +120,9 @@ class Line(Trainer):
             told = ids.assign(self.sharded, self.recipe, source, end // 60)  # judged before they were let in
             for text in ids.words(self.sharded, told):
                 self.log.write("note", step=self.step, text=text)
+            ids.assign(
+                self.sharded, self.recipe, source, time=(end - 1) // 60
+            )  # new ones have rows when they are learned
             self.reader = self._reader(STREAM, shuffle=True)
             self.total = self.step + self.reader.steps
             batches = self.reader.batches(0)
@@ -158,14 +161,14 @@ class Line(Trainer):
         raise Stopped
 
 
-def checked(recipe: Recipe, path: str, minutes: list[Minute], ids: dict[str, str]) -> Source | None:
+def checked(recipe: Recipe, path: str, minutes: list[Minute], trained: dict[str, str]) -> Source | None:
     """Return the samples of some minutes, once their labels and numbers are known to be such; None without a row.
 
     Args:
         recipe: the line's.
         path: the stream's folder.
         minutes: whole ones.
-        ids: of each feature what its ids were in training.
+        trained: of each feature what its ids were in training.
 
     Raises:
         BadInput: what a run is refused for too.
@@ -173,7 +176,7 @@ def checked(recipe: Recipe, path: str, minutes: list[Minute], ids: dict[str, str
     if not any(minute.rows for minute in minutes):
         return None
     source = opened(recipe, path, [minute for minute in minutes if minute.rows])
-    compatible.check_ids(ids, source.id_kinds(recipe), recipe, source.folder)
+    compatible.check_ids(trained, source.id_kinds(recipe), recipe, source.folder)
     scan(source, recipe)
     negatives.count(source, recipe, lambda text: None)
     return source

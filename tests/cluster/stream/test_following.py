@@ -9,13 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from livetrain.cluster.stream import anchor, follow, publishing
 from livetrain.cluster.stream.windows import Stream
 from livetrain.configs.errors import BadInput, NotNow
-from livetrain.trainers.export import deltas, prediction, publish
-from livetrain.trainers.runtime import runlog
+from livetrain.trainers.export import deltas, export, prediction, publish
+from livetrain.trainers.runtime import run_folder, runlog
 from livetrain.trainers.train import checkpoint, increments, loop
 from tests import minutes as made
 from tests.minutes import BEGIN
@@ -358,3 +359,20 @@ def test_what_is_missing_is_said_before_work_starts(follower, tmp_path):
         follow.follow(recipe, tmp_path / "none", follower.where, 60, once=True)
     with pytest.raises(BadInput, match="follow: the recipe has no such section"):
         follow.follow(recipe.model_copy(update={"follow": None}), tmp_path / "none", follower.where, 60)
+
+
+@pytest.mark.slow
+def test_new_ids_have_rows_when_they_are_learned(tmp_path):
+    """Of a table whose rows belong to ids: a room that no night has seen is admitted with its first increment."""
+    made.days(tmp_path, made.DAYS)
+    changes = {"tables__movie": {"rows": 16384, "dim": 8, "hash": "table"}}
+    made.night(made.recipe(tmp_path, **changes), tmp_path / "runs")
+    made.write(tmp_path, 4)
+    recipe = made.recipe(tmp_path, **changes)
+    follow.follow(recipe, tmp_path / "runs", str(tmp_path / "models"), 120, once=True)
+    kept = []
+    for run in (tmp_path / "runs/din-2022-05-04", tmp_path / "runs/din-follow/2022-05-04"):
+        model = export.plain_model(run_folder.recipe_of(run), run_folder.find_checkpoint(run, "last"))
+        kept.append({name: value for name, value in model.state_dict().items() if name.endswith("keys")})
+    assert kept[0].keys() == kept[1].keys() != set()
+    assert any(not torch.equal(kept[0][name], kept[1][name]) for name in kept[0])
