@@ -231,7 +231,7 @@ class Register:
         placed, evicted = torch.zeros(len(ids), dtype=torch.bool), 0
         buckets = self.map.buckets
         taken = ((self.used[: self.capacity] != NEVER).view(-1, 8) * _BITS).sum(1, dtype=torch.uint8)  # a bit per slot
-        least = torch.full((buckets,), _BLOCK)  # who asks for a slot of each bucket: in a round all ask for the same one
+        least = torch.full((buckets,), _BLOCK)  # who asks for a bucket's slot: in a round all ask for the same one
         for start in range(0, len(ids), _BLOCK):
             left = torch.arange(start, min(start + _BLOCK, len(ids)))
             both = torch.stack(choices(ids[left], buckets)[:2])
