@@ -618,7 +618,7 @@ def test_a_cpp_program_looks_ids_up(program, small_run, tmp_path, tables):
     done = subprocess.run([str(program), str(tmp_path / "out")], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "click: 32 rows, 0 scores differ\n"), done.stderr
     if tables == "mapped":  # other keys are other scores
-        file = tmp_path / "out" / told["stored"]["movie.keys"]["file"]
+        file = tmp_path / "out" / told["stored"]["user.keys"]["file"]
         file.write_bytes(bytes(file.stat().st_size))
         done = subprocess.run([str(program), str(tmp_path / "out")], capture_output=True, text=True)
         assert done.returncode == 1
