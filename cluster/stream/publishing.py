@@ -80,7 +80,8 @@ class Publisher:
     def _newest(self) -> Path | None:
         """Return the newest checkpoint of the line that is published."""
         line = current(self._run)
-        return None if line is None else (run_folder.committed(self._run / line) or [None])[-1]
+        found = [] if line is None else run_folder.committed(self._run / line)
+        return found[-1] if found else None
 
     def _publish(self, line: Path, checkpoint: Path) -> None:
         content = run_folder.content(checkpoint)
