@@ -99,7 +99,7 @@ class Kafka:
                     [message.value() for message in part],
                     [f"offset {message.offset()}" for message in part],
                     [message.timestamp()[1] if message.timestamp()[0] else 1 << 62 for message in part],
-                    False,
+                    range(len(part)),
                     self._next[place],
                 )
             if wrong:  # once the others are taken, as they will not come again
