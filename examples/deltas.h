@@ -169,9 +169,10 @@ class Served {
             const auto place = own.find(name);
             const bool fits = place != own.end() && place->second.dtype() == values.dtype() &&
                               place->second.sizes().slice(rows.defined()) == values.sizes().slice(rows.defined());
-            const bool inside = !rows.defined() || rows.numel() == 0 ||
-                                (rows[0].item<int64_t>() >= 0 && rows[-1].item<int64_t>() < place->second.size(0));
-            if (!fits || !inside) throw std::runtime_error(folder.string() + ": '" + name + "' is another model's");
+            const bool inside = fits && (!rows.defined() || rows.numel() == values.size(0)) &&
+                                (!rows.defined() || rows.numel() == 0 ||
+                                 (rows[0].item<int64_t>() >= 0 && rows[-1].item<int64_t>() < place->second.size(0)));
+            if (!inside) throw std::runtime_error(folder.string() + ": '" + name + "' is another model's");
             if (place->second.numel() == 0 || seen[place->second.data_ptr()]) return;
             seen[place->second.data_ptr()] = true;
             found.emplace_back(place->second, rows, values);

@@ -4,9 +4,11 @@ Whether it was stands in the checkpoint, as does up to when it has learned. So p
 folder and of what is published already: who was killed between a checkpoint and its publication does it the next time.
 """
 
+import contextlib
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,9 +17,10 @@ from livetrain.cluster.stream.following import current
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.trainers.data.read import minutes as stream
 from livetrain.trainers.export import deltas, publish
-from livetrain.trainers.runtime import run_folder
+from livetrain.trainers.runtime import run_folder, scratch
 
 _LOOK_S = 0.5
+_HELD = ".publish-"  # prefix of the place of a checkpoint that is being published
 _AGAIN_S = 30.0  # after which it is tried again to publish what could not be
 
 
@@ -61,17 +64,24 @@ class Publisher:
         """Publish what is newest, if it is to be; what fails is said, and tried again later."""
         if time.monotonic() < self._later:
             return
+        found = None
         try:
-            line = current(self._run)
-            found = run_folder.committed(self._run / line)[-1:] if line is not None else []
-            if found and found[0] != self._settled:
-                self._publish(self._run / str(line), found[0])
-                self._settled = found[0]
-        except run_folder.Damaged:  # the training beside has written newer ones meanwhile, and deleted this
-            return
+            found = self._newest()
+            if found is not None and found != self._settled:
+                self._publish(found.parents[1], found)
+                self._settled = found
         except Exception as error:  # whatever it is: the training goes on, and servers have what they had
+            gone = isinstance(error, run_folder.Damaged | FileNotFoundError)
+            if gone and self._newest() != found:  # the training beside has written newer ones, and deleted this
+                return
             self._later = time.monotonic() + _AGAIN_S
             self._once(f"ALARM: not published ({error}); it is tried again, and learning goes on")
+
+    def _newest(self) -> Path | None:
+        """Return the newest checkpoint of the line that is published."""
+        line = current(self._run)
+        found = [] if line is None else run_folder.committed(self._run / line)
+        return found[-1] if found else None
 
     def _publish(self, line: Path, checkpoint: Path) -> None:
         content = run_folder.content(checkpoint)
@@ -96,7 +106,8 @@ class Publisher:
             "metric": f"stream.{select}",
             "value": position["figures"].get(select),
         }
-        pointer = deltas.publish_next(line, self._where, version, self._keep, checkpoint, **about)
+        with _held(line, checkpoint) as held:
+            pointer = deltas.publish_next(line, self._where, version, self._keep, held, **about)
         last, now, self._said = deltas.newest(pointer), time.time(), ""
         what = f"as delta {last['number']}, {last['rows']:,} rows" if "number" in last else "as a base"
         self._say(
@@ -109,6 +120,22 @@ class Publisher:
         if text != self._said:
             self._said = text
             self._say(text)
+
+
+@contextlib.contextmanager
+def _held(line: Path, checkpoint: Path) -> Iterator[Path]:
+    """Lend a checkpoint that stays: the training beside keeps its newest ones, and a large base takes longer to write.
+
+    Raises:
+        FileNotFoundError: it is gone already.
+    """
+    scratch.sweep(line, _HELD)
+    with scratch.place(line, _HELD) as place:
+        held = place / checkpoint.name
+        held.mkdir()
+        for file in checkpoint.iterdir():
+            os.link(file, held / file.name)
+        yield held
 
 
 def version_of(taken: int) -> str:

@@ -184,8 +184,8 @@ class Lookup(nn.Module):
             (M, dim) float32 embeddings, (B,) int64 lengths, M = their sum, and (M, w) vectors beside them, or None.
         """
         value, length, beside = self.source(ids, lengths, dense)
-        ids = self.table.ids
-        rows = hashing.row(value, self.table.rows, self.modulo) if ids is None else ids(value)
+        own = self.table.ids
+        rows = hashing.row(value, self.table.rows, self.modulo) if own is None else own(value)
         found = self.table(rows)
         if self.pooling != "":
             return pool(found, length, beside, self.pooling), torch.ones_like(length), None

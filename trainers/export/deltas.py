@@ -15,6 +15,7 @@ thousand rows of each table whether or not they changed, must be the checkpoint'
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from livetrain.trainers.runtime import manifest, run_folder, scratch
 from livetrain.trainers.runtime.place import Place, open_place
 from livetrain.trainers.runtime.run_folder import find_checkpoint
 from livetrain.trainers.train import restore, tracking
+
+log = logging.getLogger("livetrain")
 
 MOST, SHARE = 300, 0.5  # deltas of a base, and their bytes as a share of its own: more than that a new base replaces
 _LOOKED_AT = 4096  # rows of each table that are compared to the last bit
@@ -119,7 +122,10 @@ def publish_delta(
     with scratch.place(run, ".delta-") as draft:
         folder = draft / "delta"
         folder.mkdir()
-        served = Served(where, ("model.pt", "user.pt", "item.pt"))
+        try:
+            served = Served(where, ("model.pt", "user.pt", "item.pt"))
+        except BadInput as error:  # what is published cannot be served
+            raise NeedsBase(str(error)) from error
         if (served.pointer["fence"], served.number) != (pointer["fence"], len(done)):
             raise BadInput(f"{where}: another publisher has replaced the pointer meanwhile; make the delta again")
         state = _State(plain_model(recipe, path), recipe, run, path, served)
@@ -313,7 +319,9 @@ class _State:
 
     def _check_same(self, what: str, found: Tensor, wanted: Tensor) -> None:
         if not torch.equal(found, wanted.reshape(found.shape)):
-            raise BadInput(
-                f"{what} of a server that takes this delta in would not be the checkpoint's; nothing was published: "
+            words = (
+                f"{what} of a server that takes this delta in would not be the checkpoint's, so it is not published: "
                 "publish a new base, and report this"
             )
+            log.warning("%s", words)
+            raise NeedsBase(words)

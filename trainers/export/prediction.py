@@ -138,7 +138,7 @@ class Predictor:
         asked = {"tasks": {}, "evaluate": Evaluate(), "data": data, "features": features}
         self.recipe = whole.model_copy(update=asked)
         self._trained_on = dict(weights.ids)
-        fused = getattr(getattr(self._model, "answers", None), "fused", None)
+        fused = getattr(getattr(self._model, "answers", self._model), "fused", None)  # older exports have it themselves
         self._tasks = [*whole.answered, *([FUSED] if fused is not None else [])]
         self.names = [f"{self.vectors}_vector"] if self.vectors else [f"{task}_score" for task in self._tasks]
         bare = self.recipe.model_copy(update={"features": whole.features})

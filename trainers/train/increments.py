@@ -120,9 +120,6 @@ class Line(Trainer):
             told = ids.assign(self.sharded, self.recipe, source, end // 60)  # judged before they were let in
             for text in ids.words(self.sharded, told):
                 self.log.write("note", step=self.step, text=text)
-            ids.assign(
-                self.sharded, self.recipe, source, time=(end - 1) // 60
-            )  # new ones have rows when they are learned
             self.reader = self._reader(STREAM, shuffle=True)
             self.total = self.step + self.reader.steps
             batches = self.reader.batches(0)

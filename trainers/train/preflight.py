@@ -208,7 +208,7 @@ def _catalogue(recipe: Recipe) -> dict[str, Source]:
         )
     if not asked.catalogue:
         return {}
-    catalogue = Catalogue.of(recipe, item)
+    catalogue = Catalogue.of_recipe(recipe, item)
     measured = list(measures(recipe, item).values())
     columns = list(dict.fromkeys(column for measure in measured for column in measure.columns))
     for group in catalogue.groups:

@@ -247,6 +247,22 @@ def test_labels_that_are_none_are_refused_before_they_are_learned(follower):
         follower.follow(60)
 
 
+def test_a_checkpoint_that_is_deleted_while_it_is_published_is_published(follower, monkeypatch):
+    """As the training beside goes on, and keeps its newest ones alone."""
+    publish_next = deltas.publish_next
+
+    def late(run, where, version, keep, which, **about):
+        shutil.rmtree(run / "checkpoints" / which.name)
+        return publish_next(run, where, version, keep, which, **about)
+
+    monkeypatch.setattr(deltas, "publish_next", late)
+    made.write(follower.folder, 2)
+    follower.follow()
+    assert follower.published()["version"] == "2022-05-03T00-02-00Z"
+    assert not any("ALARM" in note for note in follower.notes)
+    assert not list(follower.line.glob(".publish-*"))
+
+
 @pytest.mark.slow
 def test_a_place_that_is_lost_ends_no_learning(follower, monkeypatch):
     made.write(follower.folder, 2)
@@ -362,14 +378,22 @@ def test_what_is_missing_is_said_before_work_starts(follower, tmp_path):
 
 
 @pytest.mark.slow
-def test_new_ids_have_rows_when_they_are_learned(tmp_path):
+def test_new_ids_have_rows_when_they_are_learned(tmp_path, monkeypatch):
     """Of a table whose rows belong to ids: a room that no night has seen is admitted with its first increment."""
     made.days(tmp_path, made.DAYS)
     changes = {"tables__movie": {"rows": 16384, "dim": 8, "hash": "table"}}
     made.night(made.recipe(tmp_path, **changes), tmp_path / "runs")
     made.write(tmp_path, 4)
     recipe = made.recipe(tmp_path, **changes)
+    counted, assign = [], increments.ids.assign
+
+    def assigned(sharded, recipe, source, time):
+        counted.append(time)
+        return assign(sharded, recipe, source, time)
+
+    monkeypatch.setattr(increments.ids, "assign", assigned)
     follow.follow(recipe, tmp_path / "runs", str(tmp_path / "models"), 120, once=True)
+    assert counted == [BEGIN // 60 + 2, BEGIN // 60 + 4]  # each increment once
     kept = []
     for run in (tmp_path / "runs/din-2022-05-04", tmp_path / "runs/din-follow/2022-05-04"):
         model = export.plain_model(run_folder.recipe_of(run), run_folder.find_checkpoint(run, "last"))

@@ -335,10 +335,19 @@ def test_a_row_that_changed_untold_stops_the_delta(published):
             weight += 1e-3
     training.sharded.changes.pieces["user"].last.zero_()
     training.go(1).save()
-    with pytest.raises(BadInput, match=r"lookups.*of a server that takes this delta in would not be the checkpoint's"):
+    with pytest.raises(NeedsBase, match=r"lookups.*of a server that takes this delta in would not be the checkpoint's"):
         publish_delta(training.run, where)
     assert publish.current(where) == before
     assert len(os.listdir(Path(where) / before["folder"] / "deltas")) == 1
+    assert "deltas" not in publish_next(training.run, where, "2026-12-01", 3)
+
+
+def test_a_damaged_base_is_replaced_by_another(published, tmp_path):
+    training, where = published
+    flip(Path(where) / publish.current(where)["folder"] / "model.pt")
+    training.go(1).save()
+    assert "deltas" not in publish_next(training.run, where, "2026-12-01", 3)
+    assert_is_the_export(Served(where), training.run, tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

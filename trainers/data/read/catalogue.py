@@ -23,7 +23,7 @@ class Catalogue(Source):
     absent: pa.Schema = field(default_factory=lambda: pa.schema([]))
 
     @classmethod
-    def of(cls, recipe: Recipe, features: list[str]) -> "Catalogue":
+    def of_recipe(cls, recipe: Recipe, features: list[str]) -> "Catalogue":
         """Open the recipe's catalogue.
 
         Args:

@@ -19,22 +19,29 @@ class Partition:
     Args:
         next: offset of the first message that was not read, as its source understands it; None is the beginning.
         newest: the latest time of its messages so far, ms; None before the first.
-        spoke: when the last message came, s of this machine's clock.
-        heard: when its source last answered.
+        quiet: since when it was asked again and again and had nothing, s of this machine's clock; None where it had.
+        heard: when it last had nothing.
         silent: it has said nothing for so long that it is not waited for.
         ended: it will say nothing more.
     """
 
     next: Any = None
     newest: int | None = None
-    spoke: float = 0.0
+    quiet: float | None = None
     heard: float = 0.0
     silent: bool = False
     ended: bool = False
 
-    def took(self, newest: int | None, following: Any, now: float) -> None:
+    def asked(self, now: float, sure: bool) -> None:
+        """Note that it had nothing; not `sure` where it was not asked, or somebody else had the turn."""
+        if sure:
+            self.quiet, self.heard = now if self.quiet is None else self.quiet, now
+        else:
+            self.quiet = None
+
+    def took(self, newest: int | None, following: Any) -> None:
         """Note that messages came."""
-        self.next, self.spoke, self.heard, self.silent = following, now, now, False
+        self.next, self.quiet, self.silent = following, None, False
         if newest is not None:
             self.newest = newest if self.newest is None else max(newest, self.newest)
 
@@ -56,10 +63,10 @@ class Clock:
         self._lateness, self._hold, self._reached = lateness, hold, -1
 
     def idle(self, seconds: float) -> list[Place]:
-        """Leave partitions out that their sources answer for and that are silent for so long; return the new ones."""
+        """Leave partitions out that were asked for so long and had nothing; return the new ones."""
         found = []
         for place, each in self.partitions.items():
-            if not each.silent and not each.ended and each.heard - each.spoke > seconds:
+            if not (each.silent or each.ended or each.quiet is None) and each.heard - each.quiet > seconds:
                 each.silent = True
                 found.append(place)
         return found

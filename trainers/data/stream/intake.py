@@ -79,6 +79,7 @@ class Intake:
         connection.execute(f"CREATE TABLE new_actions AS SELECT * EXCLUDE (day) FROM ({live.actions}) LIMIT 0")
         for name in self._told:
             connection.execute(f"CREATE TABLE {quoted(f'new {name}')} AS FROM {quoted(name)} LIMIT 0")
+        self._waiting: set[str] = set()  # tables of messages that no exposure or action is made of yet
         self.begun = f"SELECT * EXCLUDE (day) FROM ({follows})" if follows else None
         self._seen: set[tuple[str, str]] = set()
         self.changed: list[str] = []  # what the log is to say of the messages' columns
@@ -135,23 +136,20 @@ class Intake:
                         "name the key in the messages"
                     )
 
-    def take(self, given: Messages, partition: Partition, closed: int | None, taken: Taken) -> int | None:
-        """Take messages into the tables, and return the newest time of those that count, ms.
+    def take(self, given: Messages, partition: Partition, taken: Taken) -> int | None:
+        """Take messages into their table, for `settle`, and return the newest time of those that count, ms.
 
         Args:
             given: the messages.
             partition: as it was before them.
-            closed: ms; rows from before it come too late.
             taken: is told what came.
         """
         table = given.place[0]
         columns = self._columns[table]
         self._parse(table, columns, given)
         before = -1 if partition.newest is None else partition.newest
-        newest = f"{before}"
-        if not given.at_once:
-            newest = f"""greatest({before}, coalesce(max(_time) FILTER (_why IS NULL) OVER (
-                ORDER BY _n ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), -1))"""
+        newest = f"""greatest({before}, coalesce(max(_time) FILTER (_why IS NULL) OVER (
+            ORDER BY _turn RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), -1))"""
         judged = f"SELECT *, _why IS NULL AND _time < {newest} - {1000 * self._spec.lateness_s} AS _late FROM parsed"
         self._connection.execute(f"CREATE OR REPLACE TEMP TABLE judged AS {judged}")
         count, late, bad, latest = self._connection.execute(
@@ -162,7 +160,9 @@ class Intake:
         if bad:
             self._aside(given, taken)
         if count > late + bad:
-            self._insert(table, columns, closed, taken)
+            self._insert(table, columns)
+            if table not in self._told:
+                self._waiting.add(table)
         return latest
 
     def _parse(self, table: str, columns: dict[str, str], given: Messages) -> None:
@@ -173,10 +173,10 @@ class Intake:
         else:
             kept = [_text(value) for value in given.values]
             told = [pa.array(range(len(kept)), pa.int64()), pa.array(kept, pa.string())]
-            told.append(pa.array(given.stamps, pa.int64()))
-            self._connection.register("given", pa.table(told, ["_n", "_m", "_stamp"]))
+            told += [pa.array(given.stamps, pa.int64()), pa.array(given.turns, pa.int64())]
+            self._connection.register("given", pa.table(told, ["_n", "_m", "_stamp", "_turn"]))
             form = raw.text(json.dumps(columns))
-            source = f"""SELECT _n, _m, _stamp, _v, _v IS NULL AS _none, unnest(_s) FROM (
+            source = f"""SELECT _n, _m, _stamp, _turn, _v, _v IS NULL AS _none, unnest(_s) FROM (
                 SELECT *, from_json(_v, {form}) AS _s FROM (
                     SELECT *, CASE WHEN json_type(_j) = 'OBJECT' THEN _j END AS _v FROM (
                         SELECT *, CASE WHEN json_valid(_m) THEN _m END AS _j FROM given)))"""
@@ -188,7 +188,7 @@ class Intake:
             self._tell_columns(table, columns, given)
         clock = int(time.time() * 1000)
         query = f"""CREATE OR REPLACE TEMP TABLE parsed AS
-            SELECT _n, _m, {names}, _time, CASE WHEN _none THEN 'it is no JSON object' {" ".join(wrong)}
+            SELECT _n, _m, _turn, {names}, _time, CASE WHEN _none THEN 'it is no JSON object' {" ".join(wrong)}
                 WHEN _time IS NULL OR _time NOT BETWEEN {_EARLIEST} AND {_LATEST}
                     THEN 'its time is no milliseconds since 1970'
                 WHEN _time > least(_stamp, {clock}) + {1000 * self._spec.ahead_s} THEN 'its time is ahead of the clock'
@@ -224,7 +224,7 @@ class Intake:
         )
         inner = f"SELECT *, {made} FROM (SELECT r, r.* FROM {source} r)"
         source = f"""SELECT row_number() OVER () - 1 AS _n, CASE WHEN {bad} THEN to_json(r)::VARCHAR END AS _m,
-            {given.stamps[0]}::BIGINT AS _stamp, false AS _none, {bad} AS _bad, {back} FROM ({inner})"""
+            {given.stamps[0]}::BIGINT AS _stamp, 0 AS _turn, false AS _none, {bad} AS _bad, {back} FROM ({inner})"""
         return source, ["WHEN _bad THEN 'a column is not of its declared type'"]
 
     def _tell_columns(self, table: str, columns: dict[str, str], given: Messages) -> None:
@@ -251,30 +251,35 @@ class Intake:
             content = {"table": table, "partition": partition, "at": name, "why": why, "message": message}
             taken.poison.append(json.dumps(content, ensure_ascii=False))
 
-    def _insert(self, table: str, columns: dict[str, str], closed: int | None, taken: Taken) -> None:
-        """Make exposures and actions of the messages that were taken."""
+    def _insert(self, table: str, columns: dict[str, str]) -> None:
+        """Put the messages that count into their table."""
         names = ", ".join(map(quoted, columns))
         fine = f"SELECT {names} FROM judged WHERE _why IS NULL AND NOT _late"
-        if table in self._told:
-            for name in (table, f"new {table}"):
-                self._connection.execute(f"INSERT INTO {quoted(name)} {fine}")
-            return
-        self._connection.execute(f"INSERT INTO {quoted(table)} {fine}")
+        for name in (table, f"new {table}") if table in self._told else (table,):
+            self._connection.execute(f"INSERT INTO {quoted(name)} {fine}")
+
+    def settle(self, closed: int | None, taken: Taken) -> None:
+        """Make exposures and actions of the messages that were taken since the last time.
+
+        Args:
+            closed: ms; rows from before it come too late.
+            taken: is told what came.
+        """
         whole = f"user IS NOT NULL AND item IS NOT NULL AND time BETWEEN {_EARLIEST} AND {_LATEST}"
-        try:
-            for place, into in (("exposures", "exposures"), ("actions", "actions"), ("follows", "actions")):
-                if table not in self._feeds.get(place, ()):
-                    continue
-                made = f"CREATE OR REPLACE TEMP TABLE made AS SELECT * EXCLUDE (day) FROM ({self._selects[place]})"
-                self._connection.execute(made)
-                open_ = f"time >= {closed}" if closed is not None else "true"
-                count, good, late = self._connection.execute(
-                    f"SELECT count(*), count(*) FILTER ({whole}), count(*) FILTER ({whole} AND NOT {open_}) FROM made"
-                ).fetchall()[0]
-                taken.counts.update({into: good - late, "incomplete": count - good, "behind": late})
-                self._connection.execute(f"INSERT INTO new_{into} BY NAME SELECT * FROM made WHERE {whole} AND {open_}")
-        finally:
+        open_ = f"time >= {closed}" if closed is not None else "true"
+        for place, into in (("exposures", "exposures"), ("actions", "actions"), ("follows", "actions")):
+            if not self._waiting & self._feeds.get(place, set()):
+                continue
+            made = f"CREATE OR REPLACE TEMP TABLE made AS SELECT * EXCLUDE (day) FROM ({self._selects[place]})"
+            self._connection.execute(made)
+            count, good, late = self._connection.execute(
+                f"SELECT count(*), count(*) FILTER ({whole}), count(*) FILTER ({whole} AND NOT {open_}) FROM made"
+            ).fetchall()[0]
+            taken.counts.update({into: good - late, "incomplete": count - good, "behind": late})
+            self._connection.execute(f"INSERT INTO new_{into} BY NAME SELECT * FROM made WHERE {whole} AND {open_}")
+        for table in self._waiting:
             self._connection.execute(f"DELETE FROM {quoted(table)}")
+        self._waiting.clear()
 
 
 def connected(loaded: LoadedStream, work: Path) -> duckdb.DuckDBPyConnection:

@@ -30,6 +30,7 @@ from livetrain.trainers.runtime import manifest
 log = logging.getLogger("livetrain")
 
 PENDING = 500_000  # rows that are in no segment yet, at most
+_SETTLE = 100_000  # messages of which exposures and actions are made at a time
 _DISCOVER_S = 30.0  # between looks for new partitions
 _AHEAD = 10  # minutes, besides what is waited for, by which a partition may be ahead of the slowest
 _LONGEST_S = 10.0  # between tries of a source that does not answer
@@ -223,40 +224,54 @@ class _Lane:
             if place not in self._clock.partitions:
                 known = self._resume["offsets"].get(f"{table}/{partition}", {"next": None, "newest": None})
                 source.open(place, topic.topic, known["next"])
-                now = time.monotonic()
-                self._clock.partitions[place] = Partition(known["next"], known["newest"], now, now)
+                self._clock.partitions[place] = Partition(known["next"], known["newest"])
 
     def _read(self, drain: bool) -> int:
         """Take what there is, of every partition that is not too far ahead; return how many messages it was."""
         places, count = self._clock.readable(), 0
         for name, source in self._sources.items():
             own = {place for place in places if self._loaded.spec.topics[place[0]].source == name}
-            count += self._asked(name, partial(self._take, source, own)) or 0
-            if name not in self._down:
-                for place, each in self._clock.partitions.items():
-                    if self._loaded.spec.topics[place[0]].source == name:
-                        each.heard = time.monotonic()
-                        each.ended = each.ended or (drain and source.ended(place))
+            taken = self._asked(name, partial(self._take, source, own)) or Counter()
+            count += (total := taken.total())
+            # nobody is silent whom one cannot ask, who is held back, or to whom a full turn did not come
+            sure = own - taken.keys() if name not in self._down and total < self._loaded.spec.jobs.read.messages else ()
+            now = time.monotonic()
+            for place, each in self._clock.partitions.items():
+                if self._loaded.spec.topics[place[0]].source == name:
+                    each.asked(now, place in sure)
+                    each.ended = each.ended or (drain and name not in self._down and source.ended(place))
         for line in self._intake.changed:
             self._tell(line)
         self._intake.changed.clear()
         return count
 
-    def _take(self, source: Source, places: set[Place]) -> int:
-        count, latest = 0, None
-        for given in source.poll(places, self._loaded.spec.jobs.read.messages):
-            partition = self._clock.partitions[given.place]
-            if partition.silent:
-                self._tell(f"{'/'.join(given.place)} speaks again")
-            found = self._intake.take(given, partition, self._closed, self._taken)
-            latest = max((time for time in (latest, found) if time is not None), default=None)
-            if given.next is not None:
-                partition.took(latest, given.next, time.monotonic())
-                latest = None
-            count += len(given.names)
-            if self._joiner.pending() > PENDING:
-                self._joiner.flush()
+    def _take(self, source: Source, places: set[Place]) -> Counter[Place]:
+        """Take what a source has now, and return how many messages each partition had."""
+        count: Counter[Place] = Counter()
+        latest, waiting = None, 0
+        try:
+            for given in source.poll(places, self._loaded.spec.jobs.read.messages):
+                partition = self._clock.partitions[given.place]
+                if partition.silent:
+                    self._tell(f"{'/'.join(given.place)} speaks again")
+                found = self._intake.take(given, partition, self._taken)
+                latest = max((time for time in (latest, found) if time is not None), default=None)
+                if given.next is not None:
+                    partition.took(latest, given.next)
+                    latest = None
+                count[given.place] += len(given.names)
+                waiting += len(given.names)
+                if waiting > _SETTLE or isinstance(given.values, Path):
+                    self._settle()
+                    waiting = 0
+        finally:  # what was taken before a source failed counts
+            self._settle()
         return count
+
+    def _settle(self) -> None:
+        self._intake.settle(self._closed, self._taken)
+        if self._joiner.pending() > PENDING:
+            self._joiner.flush()
 
     def _close(self) -> None:
         """Close the minutes in which everything is known by now."""

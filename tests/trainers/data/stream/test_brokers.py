@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.fs as fs
 import pytest
@@ -87,6 +88,54 @@ def test_options_that_kafka_does_not_know_are_named(tmp_path):
 
     with pytest.raises(BadInput, match=r"librdkafka does not take the options of a:1 .*group.idd"):
         Kafka(KafkaSource(kind="kafka", servers="a:1", options={"group.idd": "x"}))
+
+
+class Message:
+    """A message of Kafka, or an error that stands among messages."""
+
+    def __init__(self, offset: int, wrong=None):
+        self._offset, self._wrong = offset, wrong
+
+    def error(self):
+        return self._wrong
+
+    def value(self) -> bytes:
+        return b"{}"
+
+    def topic(self) -> str:
+        return "shows"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._offset
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, BEGIN
+
+
+def test_messages_that_came_with_an_error_are_not_lost():
+    """The consumer stands behind them already."""
+    from confluent_kafka import KafkaError
+
+    from livetrain.configs.stream_spec import KafkaSource
+    from livetrain.trainers.data.stream.sources.kafka import Kafka
+
+    source = Kafka(KafkaSource(kind="kafka", servers="127.0.0.1:9"))
+    source.close()
+    given = [[Message(0), Message(-1, KafkaError(KafkaError._TRANSPORT)), Message(1)], [Message(2)], []]
+    source._consumer = SimpleNamespace(consume=lambda most, wait: given.pop(0), pause=None, resume=None)
+    place = ("shows", "0")
+    source._places["shows", 0] = place
+    taken, failed = list[str](), 0
+    while given:
+        try:
+            for found in source.poll({place}, 9):
+                taken += found.names
+        except OSError:
+            failed += 1
+    assert (taken, failed) == (["offset 0", "offset 1", "offset 2"], 1)
 
 
 class Server:

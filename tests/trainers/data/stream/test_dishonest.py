@@ -15,6 +15,7 @@ from livetrain.trainers.data.stream.clock import Clock, Partition
 from livetrain.trainers.data.stream.intake import Intake, Taken, connected
 from livetrain.trainers.data.stream.lane import _Lane
 from livetrain.trainers.data.stream.sources.base import Messages
+from livetrain.trainers.data.stream.sources.folder import Folder
 from tests.trainers.data.stream import logs
 
 BEGIN = 1_748_102_400_000
@@ -44,14 +45,16 @@ def intake(tmp_path_factory):
 def given_(values: list, table: str = "clicks", stamp: int = 1 << 62, at_once: bool = False) -> Messages:
     told = [value if isinstance(value, bytes | None) else json.dumps(value).encode() for value in values]
     names = [f"offset {n}" for n in range(len(told))]
-    return Messages((table, "0"), told, names, [stamp] * len(told), at_once, len(told))
+    turns = [0] * len(told) if at_once else range(len(told))
+    return Messages((table, "0"), told, names, [stamp] * len(told), turns, len(told))
 
 
 def took(intake, values: list, newest: int | None = None, closed: int | None = None, **more):
     """Return (counts, reasons, times of exposures, newest time) of messages."""
     takes, connection = intake
     taken = Taken()
-    found = takes.take(given_(values, **more), Partition(newest=newest), closed, taken)
+    found = takes.take(given_(values, **more), Partition(newest=newest), taken)
+    takes.settle(closed, taken)
     times = [
         (t - BEGIN) // 1000 for (t,) in connection.execute("SELECT time FROM new_exposures ORDER BY time").fetchall()
     ]
@@ -94,6 +97,31 @@ def test_a_message_is_late_by_those_before_it_in_its_partition(intake):
     assert (counts["behind"], times) == (2, [20])  # a click is an exposure and an action
 
 
+def test_small_files_are_one_piece_of_work_and_each_is_late_by_those_before_it(intake, tmp_path):
+    takes, connection = intake
+    seconds = [[100, 91], [80, 105, 1, 101], [], [92, 95, 120], [94]]
+    (tmp_path / "t").mkdir()
+    for number, rows in enumerate(seconds):
+        text = "".join(json.dumps(row(second)) + "\n" for second in rows)
+        (tmp_path / "t" / f"{number}.jsonl").write_text(text)
+    found = []
+    for most, turns in ((100, [[0, 0, 1, 1, 1, 1, 3, 3, 3, 4]]), (9, [[0, 0, 1, 1, 1, 1, 3, 3, 3], [0]]), (1, None)):
+        source, taken, partition, polled = Folder(str(tmp_path), tmp_path), Taken(), Partition(), []
+        source.open(("clicks", "0"), "t", None)
+        while not source.ended(("clicks", "0")):
+            for messages in source.poll({("clicks", "0")}, most):
+                polled.append(list(messages.turns))
+                partition.took(takes.take(messages, partition, taken), messages.next)
+        takes.settle(None, taken)
+        for what in ("exposures", "actions"):
+            connection.execute(f"DELETE FROM new_{what}")
+        assert turns is None or polled == turns
+        assert taken.counts["messages"] == 10
+        assert partition.next == "4.jsonl"
+        found.append((taken.counts["late"], taken.counts["exposures"], partition.newest))
+    assert found == [(4, 6, BEGIN + 120_000)] * 3  # 80, 1, 92 and 94: those of one file do not count for each other
+
+
 def test_a_clock_that_is_ahead_makes_nothing_late(intake):
     counts, why, times, newest = took(intake, [row(10), row(5000), row(11)], stamp=BEGIN + 20_000)
     assert why == ["its time is ahead of the clock"]
@@ -129,31 +157,40 @@ def test_columns_that_come_and_go_are_told_once(intake):
 
 def test_the_watermark_waits_for_the_slowest_that_is_not_silent():
     clock = Clock(lateness=10, hold=100)
-    a, b = Partition(spoke=0.0, heard=0.0), Partition(spoke=0.0, heard=0.0)
+    a, b = Partition(), Partition()
     clock.partitions = {("t", "a"): a, ("t", "b"): b}
     assert clock.watermark() is None
-    a.took(500, 1, now=1.0)
+    a.took(500, 1)
     assert clock.watermark() is None  # b has not spoken
-    b.took(300, 1, now=1.0)
+    b.took(300, 1)
     assert clock.watermark() == 290
     assert clock.readable() == {("t", "b")}  # a is 200 ahead, and held
-    a.heard = b.heard = 5.0
+    a.asked(5.0, sure=False)
+    b.asked(5.0, sure=True)
     assert clock.idle(10.0) == []
-    a.took(600, 2, now=12.0)
-    b.heard = 12.0  # its source answers, and it has nothing to say
+    a.took(600, 2)
+    b.asked(15.5, sure=True)  # its source answers, and it has nothing to say
     assert clock.idle(10.0) == [("t", "b")]
     assert clock.idle(10.0) == []  # told once
     assert clock.watermark() == 590
-    b.took(310, 2, now=13.0)
+    b.took(310, 2)
     assert clock.watermark() == 590  # it never goes back
     a.ended = b.ended = True
     assert clock.watermark() > 10**15
 
 
-def test_an_outage_of_a_source_is_no_silence():
-    clock = Clock(lateness=0, hold=100)
-    clock.partitions = {("t", "a"): Partition(newest=5, spoke=0.0, heard=0.0)}
-    assert clock.idle(0.5) == []  # it was not heard since
+def test_only_who_was_asked_all_the_time_and_had_nothing_is_silent():
+    clock, each = Clock(lateness=0, hold=100), Partition(newest=5)
+    clock.partitions = {("t", "a"): each}
+    assert clock.idle(0.5) == []
+    for moment, sure in ((0.0, True), (100.0, False), (200.0, True), (200.4, True)):  # an outage, or held back
+        each.asked(moment, sure)
+        assert clock.idle(0.5) == []
+    each.took(6, 1)
+    each.asked(300.0, sure=True)  # after a long piece of work
+    assert clock.idle(0.5) == []
+    each.asked(300.6, sure=True)
+    assert clock.idle(0.5) == [("t", "a")]
 
 
 def topics(table: str, source: str) -> dict:

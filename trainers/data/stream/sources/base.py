@@ -1,6 +1,6 @@
 """What a source of messages is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ class Messages:
         values: each message's bytes, or None of one without; or the file that holds the rows, Parquet or CSV.
         names: what to call each in a message; of a file one name.
         stamps: when the source got each, ms since 1970; one for all of a file.
-        at_once: they came together, so that none of them makes another late.
+        turns: which of them came together, rising numbers: of those none makes another late. Of a file 0 counts.
         next: the offset after them; None where more of the same file follows.
     """
 
@@ -25,7 +25,7 @@ class Messages:
     values: list[bytes | None] | Path
     names: list[str]
     stamps: list[int]
-    at_once: bool
+    turns: Sequence[int]
     next: Any
 
 

@@ -24,6 +24,8 @@ LINES = (".jsonl", ".ndjson", ".json")
 ROWS = (".parquet", ".csv")
 _CHUNK = 100_000  # lines in memory at a time
 _PART = 1 << 23
+_SMALL = 1 << 17  # bytes of a file that is read together with others; fewer than _CHUNK lines
+_FILES = 1000  # that are read together
 
 
 class Folder:
@@ -39,6 +41,7 @@ class Folder:
         self._shown, self._work = without_credentials(path), work
         self._opened: dict[Place, tuple[str, str]] = {}  # folder, last name that was read
         self._ends: dict[Place, str] = {}  # the last name that was there at first
+        self._todo: dict[Place, list[fs.FileInfo]] = {}  # what was there at the last look and is not read yet
         self._odd: set[str] = set()
 
     def partitions(self, topic: str) -> list[str]:
@@ -66,12 +69,16 @@ class Folder:
         return [info for info in found if info.path not in self._odd]
 
     def poll(self, places: set[Place], most: int) -> Iterator[Messages]:
+        """Yield as `Source` says; small files of lines together, each a turn of its own."""
         for place in sorted(places & self._opened.keys()):
             folder, last = self._opened[place]
-            info = next((info for info in self._files(folder) if info.base_name > last), None)
-            if info is not None:
-                yield from self._read(place, info)
-                self._opened[place] = (folder, info.base_name)
+            if not self._todo.get(place):
+                self._todo[place] = [info for info in self._files(folder) if info.base_name > last]
+            for given in self._given(place, self._todo[place], most):
+                yield given
+                if given.next is not None:
+                    self._opened[place] = (folder, given.next)
+                    self._todo[place] = [info for info in self._todo[place] if info.base_name > given.next]
 
     def ended(self, place: Place) -> bool:
         return self._opened[place][1] >= self._ends[place]
@@ -79,15 +86,45 @@ class Folder:
     def close(self) -> None:
         pass
 
+    def _given(self, place: Place, infos: list[fs.FileInfo], most: int) -> Iterator[Messages]:
+        """Yield the messages of the first files: of a large one, or of as many small ones as come to `most`.
+
+        Small files of lines, as those of a minute, are one piece of work together, each a turn of its own.
+        """
+        several: list[Messages] = []
+        for info in infos[:_FILES]:
+            small = info.size is not None and info.size <= _SMALL and info.base_name.endswith(LINES)
+            if not small and several:
+                break
+            if not small:
+                yield from self._read(place, info)
+                return
+            try:
+                several += self._read(place, info)
+            except OSError:
+                if not several:
+                    raise
+                break  # it comes first in the next turn
+            if sum(len(each.names) for each in several) >= most:
+                break
+        if several:
+            yield Messages(
+                place,
+                [value for each in several for value in each.values],  # type: ignore[union-attr]
+                [name for each in several for name in each.names],
+                [stamp for each in several for stamp in each.stamps],
+                [turn for turn, each in enumerate(several) for _ in each.names],
+                several[-1].next,
+            )
+
     def _read(self, place: Place, info: fs.FileInfo) -> Iterator[Messages]:
-        stamp = int(info.mtime.timestamp() * 1000) if info.mtime is not None else 1 << 62
-        name = info.base_name
+        name, stamp = info.base_name, _stamp(info)
         try:
             local = Path(info.path) if isinstance(self._filesystem, fs.LocalFileSystem) else self._copy(info)
         except (pa.ArrowException, OSError) as error:
             raise OSError(f"{self._shown}: {info.path} cannot be read ({short(error)})") from error
         if name.endswith(ROWS):
-            yield Messages(place, local, [name], [stamp], True, name)
+            yield Messages(place, local, [name], [stamp], [0], name)
             return
         try:
             values: list[bytes | None] = []
@@ -107,7 +144,7 @@ class Folder:
 
     def _chunk(self, place: Place, values: list, number: int, name: str, stamp: int, following: Any) -> Messages:
         names = [f"{name}, line {number - len(values) + 1 + n}" for n in range(len(values))]
-        return Messages(place, values, names, [stamp] * len(values), True, following)
+        return Messages(place, values, names, [stamp] * len(values), [0] * len(values), following)
 
     def _copy(self, info: fs.FileInfo) -> Path:
         path = self._work / f"copy-{info.base_name}"
@@ -115,3 +152,7 @@ class Folder:
             while part := remote.read(_PART):
                 local.write(part)
         return path
+
+
+def _stamp(info: fs.FileInfo) -> int:
+    return 1 << 62 if info.mtime is None else int(info.mtime.timestamp() * 1000)

@@ -88,10 +88,9 @@ class Kafka:
             if self._wrong is not None and not found:
                 raise OSError(self._wrong)
             parts: dict[Place, list[Any]] = {}
+            wrong = [message for message in found if message.error()]
             for message in found:
-                if error := message.error():
-                    self._complain(error, message)
-                else:
+                if not message.error():
                     parts.setdefault(self._places[message.topic(), message.partition()], []).append(message)
             for place, part in parts.items():
                 self._next[place] = part[-1].offset() + 1
@@ -100,9 +99,11 @@ class Kafka:
                     [message.value() for message in part],
                     [f"offset {message.offset()}" for message in part],
                     [message.timestamp()[1] if message.timestamp()[0] else 1 << 62 for message in part],
-                    False,
+                    range(len(part)),
                     self._next[place],
                 )
+            if wrong:  # once the others are taken, as they will not come again
+                self._complain(wrong[0].error(), wrong[0])
             left -= len(found)
             if not found:
                 return

@@ -94,7 +94,7 @@ class Nats:
                     [message.data for message in found],
                     [f"sequence {message.metadata.sequence.stream}" for message in found],
                     [int(message.metadata.timestamp.timestamp() * 1000) for message in found],
-                    False,
+                    range(len(found)),
                     self._next[place],
                 )
 
