@@ -603,6 +603,25 @@ def test_a_cpp_program_reproduces_the_golden_rows(program, copied, tmp_path, qua
     assert (done.returncode, done.stderr.startswith(f"{missing} is missing; give the folder that")) == (2, True)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("tables", ["inside", "mapped"])
+def test_a_cpp_program_looks_ids_up(program, small_run, tmp_path, tables):
+    """Where tables are mapped, so are the keys of their ids, int64."""
+    own = [f"tables.{name}={{rows: {rows}, dim: 8, hash: table}}" for name, rows in (("user", 60), ("movie", 400))]
+    made_for = load_recipe(small_run / "config.yaml", [*own, "name=ids", f"export.tables={tables}"])
+    launch.train(made_for, tmp_path)
+    told = export(tmp_path / "ids", out=tmp_path / "out")
+    if tables == "mapped":
+        assert told["stored"]["user.keys"]["dtype"] == "int64"
+    done = subprocess.run([str(program), str(tmp_path / "out")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "click: 32 rows, 0 scores differ\n"), done.stderr
+    if tables == "mapped":  # other keys are other scores
+        file = tmp_path / "out" / told["stored"]["user.keys"]["file"]
+        file.write_bytes(bytes(file.stat().st_size))
+        done = subprocess.run([str(program), str(tmp_path / "out")], capture_output=True, text=True)
+        assert done.returncode == 1
+
+
 def test_a_new_export_replaces_an_earlier_one_as_a_whole(small_run, served, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(served, out)
