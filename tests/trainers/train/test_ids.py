@@ -319,7 +319,7 @@ def test_what_is_exported_knows_the_ids(days, tmp_path, quantize):
     launch.train(nightly(days, 0, export__tables="mapped"), tmp_path)
     told = export.export(tmp_path / "night0", quantize=quantize)
     assert told["stored"]["user.keys"] == {"file": "user.keys.table", "dtype": "int64", "shape": [120, 1]}
-    assert told["tables"]["user"]["admitted"] == 112
+    assert told["tables"]["user"]["capacity"] == 112
     assert json.loads((tmp_path / "night0/export/signature.json").read_text())["parity"] == told["parity"]
     if quantize == "none":
         assert told["parity"]["largest_difference"] < 1e-6
