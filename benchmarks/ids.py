@@ -10,10 +10,13 @@ leave the simulated world. A table of ids has 13 bytes per row for its map, 29 w
 equal memory has so many rows more. "Lost" is the share of a test day's lookups of ids that training has met
 whose row is not theirs alone: shared with another id that was met, or one of the shared rows.
 
-A night that is done is not trained again: the benchmark may be stopped and started.
+A night that is done is not trained again: the benchmark may be stopped and started. Rates are measured at the end, on
+the first night: 20 steps of one kind, 20 of the other, and so on, by the processor time of this process, which other
+processes disturb least.
 """
 
 import argparse
+import itertools
 import json
 import time
 from datetime import date, timedelta
@@ -24,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from quality import made, rule
+from trainer import Ours
 
 from livetrain.cluster import launch
 from livetrain.configs.load import load_recipe
@@ -32,7 +36,9 @@ from livetrain.modules.mixing import mix
 from livetrain.modules.tables import hashing
 from livetrain.modules.tables.ids import EMPTY
 from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.statistics import scan
 from livetrain.trainers.export import ids as listing
+from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import ids
@@ -48,6 +54,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/month-simulated"))
     parser.add_argument("--rows", type=int, nargs=3, default=[3072, 2048, 4096], help="of user, streamer and room")
     parser.add_argument("--nights", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=20, help="of 20 steps of each kind, for the rates")
     parser.add_argument("--workers", type=int, default=0, help="Ray workers; 0 trains inside this process")
     parser.add_argument("--runs", type=Path, default=Path("runs/ids"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ids.md"))
@@ -55,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(threads())
     data = drifted(given.data, given.runs / "drifted")
     found = {kind: nights(kind, given, data) for kind in ("mix", "table")}
-    given.out.write_text(page(found, given))
+    given.out.write_text(page(found, rates(given, data), given))
     print(given.out.read_text())
 
 
@@ -117,8 +124,7 @@ def nights(kind: str, given: argparse.Namespace, data: Path) -> list[dict]:
     out, met = [], {name: np.zeros(0, np.int64) for name in TABLES}
     for night in range(given.nights):
         made_for = recipe(kind, given, data, night)
-        start = time.perf_counter()
-        result = launch.train(made_for, given.runs)
+        result = run_folder.finished(given.runs / made_for.name) or launch.train(made_for, given.runs)
         counted = {name: made_for.tables[name].model_copy(update={"hash": "table"}) for name in TABLES}
         asked = made_for.model_copy(update={"tables": made_for.tables | counted})
         lookups = {}
@@ -129,13 +135,32 @@ def nights(kind: str, given: argparse.Namespace, data: Path) -> list[dict]:
         own = {name: held[name].map.keys if held else None for name in TABLES}
         out.append(
             {
-                "seconds": time.perf_counter() - start,
                 "result": result,
                 "met": {name: len(ids_) for name, ids_ in met.items()},
                 "lost": {n: lost(lookups["test"][n], met[n], made_for.tables[n].rows, own[n]) for n in TABLES},
             }
         )
     return out
+
+
+def rates(given: argparse.Namespace, data: Path) -> dict[str, np.ndarray]:
+    """Return milliseconds of processor time per step, (rounds,) of each kind."""
+    found: dict[str, list[float]] = {"mix": [], "table": []}
+    with ranks.alone(cuda=False):
+        ours = {}
+        for kind in found:
+            made_for = recipe(kind, given, data, 0)
+            source = Source.open(made_for, "train")
+            one = ours[kind] = Ours(made_for, scan(source, made_for))
+            ids.assign(one.trainer.sharded, made_for, source)
+            one.batches = itertools.chain.from_iterable(map(one.trainer.reader.batches, itertools.count()))
+            one.steps(20)
+        for each in range(given.rounds):
+            for kind in ("mix", "table") if each % 2 else ("table", "mix"):
+                start = time.process_time()
+                ours[kind].steps(20)
+                found[kind].append((time.process_time() - start) / 20 * 1e3)
+    return {kind: np.array(each) for kind, each in found.items()}
 
 
 def lost(test: ids.Sights, met: np.ndarray, rows: int, keys: torch.Tensor | None) -> float:
@@ -150,7 +175,7 @@ def lost(test: ids.Sights, met: np.ndarray, rows: int, keys: torch.Tensor | None
     return float(weight[~alone].sum() / max(weight.sum(), 1))
 
 
-def page(found: dict[str, list[dict]], given: argparse.Namespace) -> str:
+def page(found: dict[str, list[dict]], times: dict[str, np.ndarray], given: argparse.Namespace) -> str:
     """Return the results as a page."""
     tasks = [key[5:-4] for key in found["mix"][0]["result"] if key.startswith("test.") and key.endswith(".auc")]
     tasks = [task for task in tasks if "." not in task]
@@ -161,17 +186,21 @@ def page(found: dict[str, list[dict]], given: argparse.Namespace) -> str:
         aucs = [f"{each['result'][f'test.{task}.auc'] or 0:.4f}" for task in tasks for each in (mixed, own)]
         shares = [f"{each['lost'][name]:.1%}" for name in TABLES for each in (mixed, own)]
         lines.append(f"| {night} | {' | '.join([*aucs, *shares])} |")
-    rates = {kind: np.median([each["result"]["rows_per_s"] for each in nights]) for kind, nights in found.items()}
+    apart = times["mix"] / times["table"]
+    low, middle, high = np.quantile(apart, (0.25, 0.5, 0.75))
+    said = [f"{kind} {np.median(each):.2f} ms, least {each.min():.2f}" for kind, each in times.items()]
     gains = []
     for task in tasks:
-        apart = np.array(
+        gained = np.array(
             [
                 own["result"][f"test.{task}.auc"] - mixed["result"][f"test.{task}.auc"]
                 for mixed, own in zip(found["mix"], found["table"], strict=True)
                 if own["result"][f"test.{task}.auc"] and mixed["result"][f"test.{task}.auc"]
             ]
         )
-        gains.append(f"{task} {apart.mean():+.4f} ± {apart.std():.4f} (ahead in {(apart > 0).sum()} of {len(apart)})")
+        gains.append(
+            f"{task} {gained.mean():+.4f} ± {gained.std():.4f} (ahead in {(gained > 0).sum()} of {len(gained)})"
+        )
     last = found["table"][-1]["result"]["tables"]
     held = "; ".join(
         f"{name} {last[name]['ids']:,} of {last[name]['rows']:,}, {last[name]['admitted']:,} admitted, "
@@ -184,8 +213,8 @@ def page(found: dict[str, list[dict]], given: argparse.Namespace) -> str:
 
 Test AUC, table - mix, mean ± deviation over {len(lines)} nights: {"; ".join(gains)}.
 
-Training, median over nights: mix {rates["mix"]:,.0f} rows/s, table {rates["table"]:,.0f} rows/s, \
-{rates["table"] / rates["mix"]:.2f} of it. Other processes shared the machine.
+Processor time of a step, reading included, median of {len(apart)} interleaved rounds: {"; ".join(said)}. Rows per \
+second of it, table to mix: {middle:.2f} (quartiles {low:.2f} and {high:.2f}). Other processes shared the machine.
 
 Ids met by the last night: {", ".join(f"{count:,} of {name}" for name, count in found["table"][-1]["met"].items())}. \
 Held then: {held}.

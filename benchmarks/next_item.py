@@ -5,7 +5,8 @@
     livetrain data next-item AMusic.train.rating --test AMusic.test.rating \\
       --negatives AMusic.test.negative --out data/amusic          # and --rows events --out data/amusic-events
     livetrain data next-item ml-1m.train.rating --test ml-1m.test.rating \\
-      --negatives ml-1m.test.negative.gz --out data/ncf-ml-1m     # and --rows events --out data/ncf-ml-1m-events
+      --negatives ml-1m.test.negative.gz --out data/ncf-ml-1m     # and --rows events --out data/ncf-ml-1m-events,
+                                  # and --rows events --train-on-valid --out data/ncf-ml-1m-events-final
     python benchmarks/next_item.py --seeds 1 2 3
 
 Each run keeps the checkpoint that is best on the validation events; the test events are read once, after that. Runs go
@@ -79,7 +80,7 @@ PARTS = [
     ),
     Part(
         "MovieLens-1M, NCF's split, among 99 listed movies",
-        ["als_ncf", "ease_ncf", "item_cf_ncf", "mf_ncf", "neumf_ncf"],
+        ["als_ncf", "ease_ncf", "item_cf_ncf", "mf_ncf", "mf_ncf_final", "neumf_ncf"],
         {
             "MF": (0.729, 0.452),
             "EASE": (0.719, 0.449),

@@ -51,7 +51,7 @@ def tune_search(
         list[str] | None,
         typer.Option(
             help="What to choose by: valid/auc, valid/TASK.METRIC, or an expression over them; several options give a "
-            "Pareto front. By default valid/auc.",
+            "Pareto front. By default what picks the recipe's checkpoints (train.select).",
             show_default=False,
         ),
     ] = None,

@@ -1,16 +1,13 @@
 """Times as people write them: 90s, 5m, 2h, 1d."""
 
 import re
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator
+from typing import Any
 
 from livetrain.configs.errors import BadInput, shown
-from livetrain.configs.values import whole
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _WRITTEN = re.compile(r"([1-9]\d{0,5})([smhd])", re.ASCII)
-_MOST = 366 * 86_400
+MOST = 366 * 86_400  # s
 
 
 def seconds(text: Any, key: str) -> int:
@@ -29,7 +26,7 @@ def seconds(text: Any, key: str) -> int:
     """
     found = _WRITTEN.fullmatch(text) if isinstance(text, str) else None
     many = int(found[1]) * _UNITS[found[2]] if found else 0
-    if not 0 < many <= _MOST:
+    if not 0 < many <= MOST:
         raise BadInput(f"{key}: {shown(text)} is no duration; write a number and its unit, as 90s, 5m, 2h or 1d")
     return many
 
@@ -58,10 +55,3 @@ def span(seconds: float) -> str:
             rest = whole % each // part
             return f"{whole // each} {unit}" + (f" {rest} {smaller}" if rest else "")
     return f"{whole} s"
-
-
-def _read(value: Any) -> Any:
-    return seconds(value, "a duration") if isinstance(value, str) else value
-
-
-Duration = Annotated[int, *whole(1, _MOST), BeforeValidator(_read)]  # seconds; or text, as 5m

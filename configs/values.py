@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from livetrain.configs import duration
+
 
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -17,6 +19,10 @@ def _whole(value: Any) -> Any:
 def whole(least: int, most: int, **more: Any) -> tuple[Any, ...]:
     """Return what makes `int` the whole numbers from `least` to `most`, as in `Annotated[int, *whole(1, 8)]`."""
     return Field(strict=True, ge=least, le=most, **more), BeforeValidator(_whole)
+
+
+def _seconds(value: Any) -> Any:
+    return duration.seconds(value, "a duration") if isinstance(value, str) else value
 
 
 def real(least: float, most: float) -> Any:
@@ -79,4 +85,5 @@ PositiveOrZero = Annotated[float, real(0, 1e30)]
 Share = Annotated[float, real(1e-9, 1)]
 Dropout = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 Rate = Annotated[float, real(1e-6, 1e6)]  # GB, or GB per second
+Duration = Annotated[int, *whole(1, duration.MOST), BeforeValidator(_seconds)]  # s; or text, as 5m
 Unit = Literal["s", "ms", "us", "ns"]  # of times that are integers

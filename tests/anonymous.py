@@ -22,13 +22,17 @@ class Anonymous:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._look()  # for a watcher that a busy machine has not let run
         self._done.set()
         self._thread.join()
 
     def _watch(self) -> None:
         while not self._done.is_set():
-            self.most = max(self.most, resident(os.getpid()) - self._before)
+            self._look()
             time.sleep(0.001)
+
+    def _look(self) -> None:
+        self.most = max(self.most, resident(os.getpid()) - self._before)
 
 
 def resident(process: int) -> int:

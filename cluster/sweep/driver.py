@@ -58,7 +58,8 @@ def tune(
         space: dotted recipe keys and their domains, or a file with them; see configs/space.py.
         folder: the sweep's folder, on storage that all workers share; by default one in `runs`, named by the time.
         runs: folder of run folders and sweeps.
-        settings: see `Settings`: metrics (``["valid/auc"]``), samples, search, scheduler and seed.
+        settings: see `Settings`: metrics (by default what picks the recipe's checkpoints), samples, search, scheduler
+            and seed.
 
     Raises:
         BadInput: the recipe, its data, the space, a metric or the folder is wrong; nothing was started then.
@@ -73,7 +74,7 @@ def tune(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     parsed = parse_space(space) if isinstance(space, dict) else load_space(space)
-    asked = _settings(settings)
+    asked = _settings(recipe, settings)
     name = f"{recipe.name or recipe.model.kind}-sweep-{time.strftime('%Y%m%d-%H%M%S')}"
     sweep = Sweep(Path(folder or Path(runs) / name).resolve(), recipe, parsed, asked)
     with waiting("checking the recipe, the space and the data"):
@@ -108,8 +109,8 @@ def check(sweep: Sweep) -> None:
             f"one, such as {counts}"
         )
     ray_workers.check_here(sweep.recipe.cluster)
-    _ = sweep.metrics
     check_select(sweep.recipe)
+    _ = sweep.metrics
     sweep.space.check(sweep.recipe, also=_build)
     for number in range(sweep.settings.samples):
         values = sweep.space.sample(sweep.settings.seed, number)
@@ -147,10 +148,10 @@ def _build(recipe: Recipe) -> None:
         Model(recipe, device="meta", tables_device="meta")
 
 
-def _settings(given: dict[str, Any]) -> Settings:
+def _settings(recipe: Recipe, given: dict[str, Any]) -> Settings:
     from pydantic import ValidationError
 
-    given = {"metrics": ["valid/auc"], **given}
+    given = {"metrics": [f"valid/{recipe.select().removeprefix(f'{next(iter(recipe.tasks))}.')}"], **given}
     if len(given["metrics"]) > 1 and given.get("scheduler") is None:
         given["scheduler"] = "none"
     given = {key: value for key, value in given.items() if value is not None}

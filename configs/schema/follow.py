@@ -4,9 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from livetrain.configs.duration import Duration
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Share, Text
+from livetrain.configs.values import Duration, Share, Text
 
 
 class Follow(Section):

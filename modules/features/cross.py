@@ -41,4 +41,9 @@ def cross(parts: list[Tensor], lengths: list[Tensor]) -> tuple[Tensor, Tensor]:
     for part, length in zip(parts[1:], lengths[1:]):  # noqa: B905 (TorchScript knows no strict)
         made = mix(made) + jagged.rows(part.unsqueeze(1), length).squeeze(1)
         there = there & (length > 0)
-    return mix(made)[there], there.long()
+    return _kept(mix(made), there), there.long()
+
+
+def _kept(ids: Tensor, there: Tensor) -> Tensor:
+    """Return the ids (B,) of rows that have all features. How many these are is what the host waits for."""
+    return ids[there]

@@ -35,7 +35,7 @@ class NCF(Network):
 
     p and q are the first `product` columns of the two table rows, p' and q' the others. A table has as many columns as
     both parts of the paper's two tables have together, and is looked up once. All parts are trained at once, without
-    the paper's pre-training of either. W begins with 1 for the products, and as usual for the rest.
+    the paper's pre-training of either. W begins with .5 for the products, and as usual for the rest.
 
     Args:
         config: see `NCFConfig`.
@@ -68,7 +68,7 @@ class NCF(Network):
         width = config.product + ((config.units or [rest])[-1] if rest else 0)
         self.last = nn.Linear(width, sum(outputs(tasks)))
         with torch.no_grad():  # p * q begins as a factorisation: the usual draw makes p and q grow against decay
-            self.last.weight[:, : config.product] = 1
+            self.last.weight[:, : config.product] = 0.5
         self.heads = Heads(tasks)
 
     def forward(

@@ -25,11 +25,14 @@ import torch
 from torch import Tensor
 
 from livetrain.configs.schema import Table
-from livetrain.modules.tables.ids import EMPTY, IdMap, choices
+from livetrain.modules.tables.ids import EMPTY, IdMap, choices, own_row
 
 MINUTES = 1440  # a day's: time is in whole minutes since 1970
 NEVER = -(2**31)  # the last use of a free slot
 _BLOCK = 1 << 16
+_BITS = torch.tensor([1 << slot for slot in range(8)], dtype=torch.uint8)
+_FREE = torch.tensor([8 - taken.bit_count() for taken in range(256)])  # slots of a bucket, by the bits of those taken
+_FIRST = torch.tensor([(~taken & (taken + 1)).bit_length() - 1 for taken in range(255)] + [0])  # the first free one
 
 
 @dataclass
@@ -168,17 +171,11 @@ class Register:
         self.map.keys.copy_(keys)
         self.totals += torch.tensor(list(told.to_dict().values()))
 
-    def _slots(self, ids: Tensor) -> Tensor:
-        """Return the rows that each id may have, (n, 16)."""
-        first, second, _ = choices(ids, self.map.buckets)
-        return (torch.stack([first, second], 1).unsqueeze(2) * 8 + torch.arange(8)).flatten(1)
-
     def _lookup(self, keys: Tensor, ids: Tensor) -> Tensor:
         """Return each id's row; -1 where it has none."""
-        slots = self._slots(ids)
-        equal = keys[slots] == ids.unsqueeze(1)
-        row = slots.gather(1, equal.to(torch.uint8).argmax(1, keepdim=True)).squeeze(1)
-        return torch.where(equal.any(1), row, -1)
+        first, second, _ = choices(ids, self.map.buckets)
+        there, row = own_row(ids, first, second, keys[: self.capacity].view(-1, 8))
+        return torch.where(there, row, -1)
 
     def _expire(self, keys: Tensor, time: int) -> int:
         days = self.table.evicts.expire_days
@@ -232,33 +229,39 @@ class Register:
     def _place(self, keys: Tensor, ids: Tensor, used: Tensor) -> tuple[Tensor, int]:
         """Give ids rows; return which of them got one, bool, and how many others lost theirs for it."""
         placed, evicted = torch.zeros(len(ids), dtype=torch.bool), 0
+        buckets = self.map.buckets
+        taken = ((self.used[: self.capacity] != NEVER).view(-1, 8) * _BITS).sum(1, dtype=torch.uint8)  # a bit per slot
+        least = torch.full((buckets,), _BLOCK)  # who asks for a bucket's slot: in a round all ask for the same one
         for start in range(0, len(ids), _BLOCK):
             left = torch.arange(start, min(start + _BLOCK, len(ids)))
-            slots = self._slots(ids[left])
+            both = torch.stack(choices(ids[left], buckets)[:2])
             while len(left):
-                wanted = self._wanted(slots)
+                wanted = self._wanted(both, taken)
                 last = self.used[wanted]
                 may = last == NEVER
                 if self.table.evicts.strategy == "last_use":
                     may |= last < used[left]
-                left, slots, wanted = left[may], slots[may], wanted[may]
-                order = wanted.argsort(stable=True)
-                first = torch.ones(len(order), dtype=torch.bool)
-                first[1:] = wanted[order[1:]] != wanted[order[:-1]]
-                wins = torch.zeros(len(order), dtype=torch.bool)
-                wins[order[first]] = True
+                left, both, wanted = left[may], both[:, may], wanted[may]
+                bucket, number = wanted >> 3, torch.arange(len(left))
+                wins = least.scatter_reduce_(0, bucket, number, "amin")[bucket] == number
+                least[bucket] = _BLOCK
                 rows, winners = wanted[wins], left[wins]
                 evicted += int((self.used[rows] != NEVER).sum())
                 keys[rows], self.used[rows], self.changed[rows] = ids[winners], used[winners], True
+                taken[bucket[wins]] |= _BITS[rows & 7]
                 placed[winners] = True
-                left, slots = left[~wins], slots[~wins]
+                left, both = left[~wins], both[:, ~wins]
         return placed, evicted
 
-    def _wanted(self, slots: Tensor) -> Tensor:
-        """Return of each id's (n, 16) rows the one that it asks for."""
-        used = self.used[slots].long()
-        free = (used == NEVER).view(-1, 2, 8).sum(2)
-        place = torch.arange(16).expand_as(used)
-        place = torch.where((free[:, 1] > free[:, 0]).unsqueeze(1), (place + 8) % 16, place)
-        best = (used * 16 + place).argmin(1, keepdim=True)  # no two are equal
-        return slots.gather(1, best).squeeze(1)
+    def _wanted(self, both: Tensor, taken: Tensor) -> Tensor:
+        """Return the row that each id asks for, of those in its buckets (2, n): the first free one of the emptier."""
+        slots = taken[both].long()
+        emptier = _FREE[slots[1]] > _FREE[slots[0]]
+        row = torch.where(emptier, both[1] * 8 + _FIRST[slots[1]], both[0] * 8 + _FIRST[slots[0]])
+        full = (slots.amin(0) == 255).nonzero().squeeze(1)
+        if len(full) and self.table.evicts.strategy == "last_use":
+            used = self.used[: self.capacity].view(-1, 8)[both[:, full]]
+            oldest = torch.cat([used[0], used[1]], 1).long() * 16 + torch.arange(16)  # no two are equal
+            place = oldest.argmin(1)
+            row[full] = both[place >> 3, full] * 8 + (place & 7)
+        return row

@@ -46,7 +46,7 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
         },
         "tables": {
             name: t.model_dump(include={"rows", "dim", "hash", "dtype"})
-            | ({"admitted": 8 * t.buckets} if t.buckets else {})
+            | ({"capacity": 8 * t.buckets} if t.buckets else {})
             for name, t in recipe.tables.items()
         },
         **({"lineage": tracked["lineage"]} if (tracked := found.get(tracking.NAME)) is not None else {}),

@@ -42,22 +42,35 @@ class WatchedFollower:
             )
         self.name, self._path, self._shown_s = path.name, path, 3600 * hours
         self._increments: list[dict[str, Any]] = []
+        self._read: dict[Path, tuple[tuple[int, int], dict[float, dict[str, Any]]]] = {}  # a line's log, as it was last
 
     def look(self) -> bool:
         """Read the logs anew; return that there is no more to be read."""
         found: dict[float, dict[str, Any]] = {}
         for folder in self._lines():
-            judged: dict[str, Any] = {}
+            for end, increment in self._of_line(folder).items():
+                found.setdefault(end, increment)  # what was published then: the older line's
+        newest = max(found, default=0)
+        self._increments = [found[end] for end in sorted(found) if end > newest - self._shown_s]
+        return False
+
+    def _of_line(self, folder: Path) -> dict[float, dict[str, Any]]:
+        """Return the newest increments of a line by their ends; a log that has not changed is not read again."""
+        log = folder / runlog.NAME
+        about = log.stat() if log.exists() else None
+        now = (about.st_size, about.st_mtime_ns) if about is not None else (0, 0)
+        if folder not in self._read or self._read[folder][0] != now:
+            found, judged = dict[float, dict[str, Any]](), dict[str, Any]()
             for line in runlog.read(folder):
                 if line.get("kind") == "eval" and line.get("split") == SPLIT:
                     judged = line
                 elif line.get("kind") == "increment" and isinstance(line.get("end"), int | float):
                     same = judged if judged.get("step") == line.get("step") else {}
-                    found.setdefault(line["end"], {**same, **line})  # what was published then: the older line's
+                    found.setdefault(line["end"], {**same, **line})
                     judged = {}
-        newest = max(found, default=0)
-        self._increments = [found[end] for end in sorted(found) if end > newest - self._shown_s]
-        return False
+            newest = max(found, default=0)
+            self._read[folder] = now, {end: each for end, each in found.items() if end > newest - self._shown_s}
+        return self._read[folder][1]
 
     def _lines(self) -> list[Path]:
         """Return the folders of the lines that are or were published, the oldest first."""

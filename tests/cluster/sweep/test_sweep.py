@@ -552,6 +552,17 @@ def test_the_log_is_read_as_the_run_chose(sweep):
     assert [line["scores"] for line in other.evaluations(trial)] == [[0.4], [0.2], [0.2]]
 
 
+@pytest.mark.parametrize(
+    ("select", "metric"),
+    [(None, "valid/auc"), ("log_loss", "valid/log_loss"), ("click.gauc", "valid/gauc"), ("like.auc", "valid/like.auc")],
+)
+def test_without_a_metric_a_sweep_chooses_as_its_runs_do(tmp_path, monkeypatch, select, metric):
+    monkeypatch.setattr(driver, "_search", lambda sweep: sweep)
+    tasks = {name: {"label": "label"} for name in ("click", "like")}
+    recipe = samples.recipe(samples.write(tmp_path / "data", rows=200), tasks=tasks, train__select=select)
+    assert tune(recipe, {"train.seed": {"choice": [1]}}, tmp_path / "sweep").settings.metrics == [metric]
+
+
 def test_two_sweeps_of_one_second_have_a_folder_each(tmp_path, monkeypatch):
     data = samples.write(tmp_path / "data", rows=200)
     monkeypatch.chdir(tmp_path)

@@ -27,7 +27,6 @@ from livetrain.modules.layers.attention import ActivationUnit
 from livetrain.modules.metrics import binary
 from livetrain.modules.serving import quantized
 from livetrain.modules.serving.loading import load
-from livetrain.modules.serving.scorer import Scorer
 from livetrain.modules.tables.mapped import Files, opened
 from livetrain.trainers.export import export as exporter
 from livetrain.trainers.export import prediction
@@ -301,14 +300,14 @@ def test_multi_task_models_export_all_tasks_in_one_call(small_run, tmp_path, mod
 
 
 def broken(by: float) -> Callable:
-    """A `script` whose file has slightly other weights than the model, as a mistake in scripting would give it."""
-    script = exporter.script
+    """`parts` whose file has slightly other weights than the model, as a mistake in scripting would give it."""
+    parts = exporter.parts
 
-    def breaks(model, recipe, quantize, fused):
+    def breaks(model, recipe, tables, fused):
         off = copy.deepcopy(model)
         for weight in off.dense.network.parameters():
             weight.add_(by)
-        return script(off, recipe, quantize, fused)
+        return parts(off, recipe, tables, fused)
 
     return breaks
 
@@ -318,7 +317,7 @@ def test_a_file_that_scores_otherwise_never_appears(small_run, served, tmp_path,
     earlier, new = tmp_path / "earlier", tmp_path / "new"
     shutil.copytree(served, earlier)
     before = content(earlier)
-    monkeypatch.setattr(exporter, "script", broken(by))
+    monkeypatch.setattr(exporter, "parts", broken(by))
     for out in (earlier, new):
         mend = "another checkpoint" if math.isnan(by) else "raise export.tolerance in the run's config.yaml$"
         with pytest.raises(BadInput, match=f"on 500 held-out rows .* nothing was exported: .*{mend}"):
@@ -532,13 +531,12 @@ def test_a_file_that_ranks_otherwise_than_it_scores_never_appears(small_run, tmp
     shared = ActivationUnit.shared
     monkeypatch.setattr(ActivationUnit, "shared", lambda self, *inputs: shared(self, *inputs) + 0.1)
 
-    def unscripted(model, recipe, quantize, fused):
-        scorer = Scorer(model, recipe, quantize).eval()
+    def unscripted(scorer):
         scorer.save = lambda path: Path(path).write_bytes(b"")
         monkeypatch.setattr(torch.jit, "load", lambda _: scorer)
         return scorer
 
-    monkeypatch.setattr(exporter, "script", unscripted)
+    monkeypatch.setattr(torch.jit, "script", unscripted)
     with pytest.raises(BadInput, match="the file's rank differs from its forward by .*; nothing was exported"):
         export(small_run, out=tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -603,6 +601,25 @@ def test_a_cpp_program_reproduces_the_golden_rows(program, copied, tmp_path, qua
     missing.unlink()
     done = scored(tmp_path / "out")
     assert (done.returncode, done.stderr.startswith(f"{missing} is missing; give the folder that")) == (2, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tables", ["inside", "mapped"])
+def test_a_cpp_program_looks_ids_up(program, small_run, tmp_path, tables):
+    """Where tables are mapped, so are the keys of their ids, int64."""
+    own = [f"tables.{name}={{rows: {rows}, dim: 8, hash: table}}" for name, rows in (("user", 60), ("movie", 400))]
+    made_for = load_recipe(small_run / "config.yaml", [*own, "name=ids", f"export.tables={tables}"])
+    launch.train(made_for, tmp_path)
+    told = export(tmp_path / "ids", out=tmp_path / "out")
+    if tables == "mapped":
+        assert told["stored"]["user.keys"]["dtype"] == "int64"
+    done = subprocess.run([str(program), str(tmp_path / "out")], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "click: 32 rows, 0 scores differ\n"), done.stderr
+    if tables == "mapped":  # other keys are other scores
+        file = tmp_path / "out" / told["stored"]["user.keys"]["file"]
+        file.write_bytes(bytes(file.stat().st_size))
+        done = subprocess.run([str(program), str(tmp_path / "out")], capture_output=True, text=True)
+        assert done.returncode == 1
 
 
 def test_a_new_export_replaces_an_earlier_one_as_a_whole(small_run, served, tmp_path):

@@ -20,8 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec.optim.keyed import KeyedOptimizerWrapper
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from livetrain.configs.features.cross import CrossFeature
 from livetrain.configs.load import load_recipe
 from livetrain.modules.batch import Batch, Requests
+from livetrain.modules.features import cross as crossing
 from livetrain.modules.layers import attend, buckets, compiled
 from livetrain.modules.model import Model
 from livetrain.modules.optimizers import dense_optimizer
@@ -108,7 +110,13 @@ def fake(monkeypatch):
         mode.waits.append("occupied")
         return [ROWS], [8], [8]
 
+    def kept(ids, there):
+        """What a feature made of others waits for: how many rows have all of these."""
+        mode.waits.append("kept")
+        return ids
+
     monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(crossing, "_kept", kept)
     monkeypatch.setattr(buckets, "_occupied", occupied)
     monkeypatch.setattr(attend, "has_triton", lambda: True)
     fused = "_get_fused_kernels_supported_devices"
@@ -198,7 +206,8 @@ def test_no_step_mixes_devices_or_waits(path, way, fake):
     compiled.use(*([Nothing()] if way == "passes" else []))
     recipe = load_recipe(str(path), ["data.path=nowhere", "gradients={kind: sum}"])
     # What several interests learn of every event lies in groups of like lengths, which the host has to know.
-    assert train(recipe, fake) == (["occupied"] if recipe.model.kind == "comirec" else [])
+    made = [feature for feature in recipe.features.values() if isinstance(feature, CrossFeature)]
+    assert train(recipe, fake) == ["kept"] * len(made) + ["occupied"] * (recipe.model.kind == "comirec")
 
 
 def test_what_lies_beside_ids_mixes_no_devices_and_waits_for_none(fake):

@@ -20,8 +20,9 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model, initial_values
 from livetrain.modules.tables import hashing
-from livetrain.trainers.data.read.sights import Sights
-from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.data.read.sidecar import Sidecar
+from livetrain.trainers.data.read.sights import Sights, minute_of
+from livetrain.trainers.data.read.source import Partition, Source
 from livetrain.trainers.export import export
 from livetrain.trainers.export import ids as listing
 from livetrain.trainers.runtime import ranks, run_folder, runlog
@@ -318,7 +319,7 @@ def test_what_is_exported_knows_the_ids(days, tmp_path, quantize):
     launch.train(nightly(days, 0, export__tables="mapped"), tmp_path)
     told = export.export(tmp_path / "night0", quantize=quantize)
     assert told["stored"]["user.keys"] == {"file": "user.keys.table", "dtype": "int64", "shape": [120, 1]}
-    assert told["tables"]["user"]["admitted"] == 112
+    assert told["tables"]["user"]["capacity"] == 112
     assert json.loads((tmp_path / "night0/export/signature.json").read_text())["parity"] == told["parity"]
     if quantize == "none":
         assert told["parity"]["largest_difference"] < 1e-6
@@ -380,3 +381,17 @@ def test_lookups_of_lists_are_of_their_newest(tmp_path):
 def test_what_does_not_go_together_is_refused(changes, message):
     with pytest.raises((BadInput, ValueError), match=message):
         twins.recipe(**changes)
+
+
+@pytest.mark.parametrize(
+    ("path", "minutes"),
+    [
+        ("/data/date=1970-01-03/_kept", 2880),
+        ("/export/date=2026-11-30/data/date=1970-01-03/_kept", 2880),
+        ("/data/date=1970-01-03/time=013000/_kept", 2970),
+        ("/data/all/_kept", None),
+    ],
+)
+def test_a_partition_tells_when_it_begins(path, minutes):
+    partition = Partition(Sidecar(((None, path),), None), 0, 0)
+    assert minute_of(partition) == minutes

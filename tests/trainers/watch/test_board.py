@@ -166,6 +166,19 @@ def test_a_follower_shows_what_was_published_before_it_was_learned(tmp_path):
     assert alarms(found) == []
 
 
+def test_a_line_that_is_over_is_not_read_again(tmp_path, monkeypatch):
+    folder, read = follower(tmp_path / "din-follow"), []
+    whole = runlog.read
+    monkeypatch.setattr(runlog, "read", lambda run: read.append(run.name) or whole(run))
+    found = board(folder, measures=None)
+    first = found.data()["parts"]
+    with (folder / "2026-11-29/metrics.jsonl").open("a") as log:
+        log.write("{}\n")
+    found.look()
+    assert read == ["2026-11-28", "2026-11-29", "2026-11-29"]
+    assert found.data()["parts"][0]["plots"] == first[0]["plots"]
+
+
 def test_a_followers_alarms_are_told(tmp_path):
     folder = follower(tmp_path / "din-follow", alarms=["click.pcoc"], behind=2000.0)
     found = board(folder, measures=None)

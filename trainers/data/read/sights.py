@@ -16,7 +16,7 @@ from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.source import Partition
 
-_DAY = re.compile(r"date=(\d{4}-\d{2}-\d{2})(?:/time=(\d{6}))?")
+_DAY = re.compile(r".*date=(\d{4}-\d{2}-\d{2})(?:/time=(\d{6}))?")
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,10 @@ def admitted(recipe: Recipe) -> dict[str, Sighted]:
 def minute_of(partition: Partition) -> int | None:
     """Return when a partition begins by its folder's name, in minutes since 1970; None where that names no day.
 
-    Its name is date=YYYY-MM-DD, with time=HHMMSS below it where it is less than a day.
+    Its name is date=YYYY-MM-DD, with time=HHMMSS below it where it is less than a day; a folder above may have such a
+    name too.
     """
-    found = _DAY.search(partition.sidecar.places[0][1]) if partition.sidecar.places else None
+    found = _DAY.match(partition.sidecar.places[0][1]) if partition.sidecar.places else None
     if found is None:
         return None
     begins = datetime.strptime(f"{found[1]} {found[2] or '000000'}", "%Y-%m-%d %H%M%S").replace(tzinfo=UTC)

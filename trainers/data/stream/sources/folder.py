@@ -129,7 +129,7 @@ class Folder:
         try:
             values: list[bytes | None] = []
             number = 0
-            with gzip.open(local) if name.endswith(".gz") else local.open("rb") as file:
+            with gzip.open(local, "rb") if name.endswith(".gz") else local.open("rb") as file:
                 for number, line in enumerate(file, 1):
                     if text := line.strip():
                         values.append(text)
