@@ -11,7 +11,7 @@ equal memory has so many rows more. "Lost" is the share of a test day's lookups 
 whose row is not theirs alone: shared with another id that was met, or one of the shared rows.
 
 A night that is done is not trained again: the benchmark may be stopped and started. Rates are measured at the end, on
-the first night: 20 steps of one kind, 20 of the other, and so on, by the processor time of this process, which other
+the last night: 20 steps of one kind, 20 of the other, and so on, by the processor time of this process, which other
 processes disturb least.
 """
 
@@ -149,7 +149,7 @@ def rates(given: argparse.Namespace, data: Path) -> dict[str, np.ndarray]:
     with ranks.alone(cuda=False):
         ours = {}
         for kind in found:
-            made_for = recipe(kind, given, data, 0)
+            made_for = recipe(kind, given, data, given.nights - 1)
             source = Source.open(made_for, "train")
             one = ours[kind] = Ours(made_for, scan(source, made_for))
             ids.assign(one.trainer.sharded, made_for, source)

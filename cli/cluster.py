@@ -169,7 +169,7 @@ def publish(
     A delta needs a run that tracks which rows change, as those of `livetrain follow` do, and a base of that run. It
     belongs to the version that is published, and servers take it in at once and whole.
 
-    Example: `livetrain publish runs/din-follow /models/din --delta`
+    Example: `livetrain publish runs/din-follow/2026-11-29 /models/din --delta`
     """
     import time
 

@@ -140,20 +140,22 @@ def extend(draft: Path, where: str, before: dict[str, Any], **about: Any) -> dic
         place.make(folder)
         try:
             _copy(draft, [*files["files"], manifest.MANIFEST], place, folder)
-            seal = manifest.digest(draft / manifest.MANIFEST)["xxh64"]
-            entry = {"number": number, "folder": folder, "xxh64": seal, **about}
-            whole = {**_about(before), "deltas": [*deltas, entry]}
-            versions = [whole if each["folder"] == before["folder"] else each for each in before["versions"]]
-            pointer = {**whole, "fence": fence, "versions": versions}
-            now, tag = _read(place)
-            if now != before or not place.swap(POINTER, tag, _encoded(pointer)):
-                raise BadInput(
-                    f"{place.shown(POINTER)} was replaced by another publisher meanwhile, so this delta is not "
-                    "published; make it again, from what is published now"
-                )
         except BaseException:
             _remove(place, folder)
             raise
+        seal = manifest.digest(draft / manifest.MANIFEST)["xxh64"]
+        entry = {"number": number, "folder": folder, "xxh64": seal, **about}
+        whole = {**_about(before), "deltas": [*deltas, entry]}
+        versions = [whole if each["folder"] == before["folder"] else each for each in before["versions"]]
+        pointer = {**whole, "fence": fence, "versions": versions}
+        now, tag = _read(place)
+        # Where that fails the pointer may name the delta all the same, so it stays; it goes with its base.
+        if now != before or not place.swap(POINTER, tag, _encoded(pointer)):
+            _remove(place, folder)
+            raise BadInput(
+                f"{place.shown(POINTER)} was replaced by another publisher meanwhile, so this delta is not "
+                "published; make it again, from what is published now"
+            )
     return pointer
 
 

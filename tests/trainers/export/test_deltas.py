@@ -508,6 +508,27 @@ def test_of_two_publishers_one_succeeds(published, monkeypatch):
     assert folders == ["000001.000002", "000002.000004"]
 
 
+def test_a_pointer_whose_writing_was_not_confirmed_names_a_whole_delta(published, monkeypatch):
+    training, where = published
+    served = Served(where)
+    training.go(1).save()
+    swap = place.Folder.swap
+
+    def lost(folder, name, tag, content):
+        done = swap(folder, name, tag, content)
+        if name == publish.POINTER:
+            raise OSError("the answer is lost")
+        return done
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place.Folder, "swap", lost)
+        with pytest.raises(BadInput, match="the answer is lost"):
+            publish_delta(training.run, where)
+    assert served.refresh()
+    assert served.number == 2
+    assert publish_delta(training.run, where) == publish.current(where)
+
+
 KILLED = """
 import os, sys
 from pathlib import Path
