@@ -179,10 +179,10 @@ def publish(
     if delta:
         before = published.current(where)
         pointer = deltas.publish_delta(run, where, checkpoint.value if checkpoint else "last")
-        last = deltas.newest(pointer)
         if pointer == before:
-            say(f"step {last['step']} is published already")
+            say(f"{without_credentials(where)}: this checkpoint is published already; fence {pointer['fence']}")
             return
+        last = deltas.newest(pointer)
         say(
             f"{without_credentials(where)}: delta {last['number']} of {pointer['folder']}, up to step {last['step']}: "
             f"{last['rows']:,} rows, {last['bytes'] / 1e6:,.2f} MB; fence {pointer['fence']}"

@@ -8,6 +8,7 @@ from livetrain.configs.duration import span
 from livetrain.modules.tasks.registry import metrics
 from livetrain.trainers.train.increments import Learned, Line
 
+_UNDEFINED = "undefined"
 SILENT = 5  # increments' time after which a stream that closes nothing is said to be silent
 
 
@@ -42,10 +43,11 @@ def alarms(of: Line, learned: Learned, before: set[str]) -> Iterator[str]:
         stops = "; the model is not published until it is back, and goes on learning" if name in of.gate else ""
         yield f"ALARM: {name} is {_figure(learned.figures, name)}, expected {' and '.join(ends)}{stops}"
     for name in sorted(before - set(learned.alarms)):
-        yield f"over: {name} is {_figure(learned.figures, name)}, as expected"
+        figure = _figure(learned.figures, name)
+        yield f"over: {name} is " + (figure if figure == _UNDEFINED else f"{figure}, as expected")
 
 
 def _figure(figures: dict[str, float], name: str) -> str:
     value = figures.get(name, float("nan"))
     known = metrics().get(name.rpartition(".")[2])
-    return "undefined" if value != value else format(value, known.shown if known else ".4f")
+    return _UNDEFINED if value != value else format(value, known.shown if known else ".4f")

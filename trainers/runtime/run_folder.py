@@ -21,6 +21,8 @@ def check(run: Path) -> None:
     try:
         if (run / "config.yaml").exists():
             return
+        if lines := sorted(run.glob("????-??-??/config.yaml")):
+            raise BadInput(f"{run}: this folder holds the lines of a follower; name one of them, as {lines[-1].parent}")
         beside = [str(found.parent) for found in run.parent.glob("*/config.yaml")]
     except OSError:  # a name that no file system takes
         beside = []

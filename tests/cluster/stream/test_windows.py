@@ -1,5 +1,7 @@
 """Which minutes an increment has, and which are left out."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from livetrain.configs import duration
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.read.minutes import Minute, name_of
 from livetrain.trainers.evaluate import drift
+from livetrain.trainers.runtime import run_folder
 
 EACH = 60
 
@@ -100,3 +103,16 @@ def test_what_is_said_of_time():
     assert telling.lag(100, 160)["behind_s"] == 60.0
     assert telling.lag(100, None)["behind_s"] == 0.0
     assert telling.span(3600) == "1 h"
+
+
+def test_what_is_over_is_said_of_what_is_known():
+    learned = SimpleNamespace(alarms=[], figures={"click.auc": 0.7})
+    said = list(telling.alarms(SimpleNamespace(gate=()), learned, {"click.auc", "click.pcoc"}))
+    assert said == ["over: click.auc is 0.7000, as expected", "over: click.pcoc is undefined"]
+
+
+def test_a_followers_folder_names_its_lines(tmp_path):
+    (tmp_path / "2026-11-29").mkdir()
+    (tmp_path / "2026-11-29" / "config.yaml").touch()
+    with pytest.raises(BadInput, match="the lines of a follower; name one of them, as .*2026-11-29$"):
+        run_folder.check(tmp_path)

@@ -625,9 +625,11 @@ def test_the_command_publishes(published, monkeypatch, capsys):
         r"delta 2 of 2026-11-30\.000001, up to step 5: \d+ rows, 0\.\d+ MB; fence 3", capsys.readouterr().out
     )
     assert command(monkeypatch, *words, "--delta") == 0
-    assert "step 5 is published already" in capsys.readouterr().out
+    assert "this checkpoint is published already" in capsys.readouterr().out
     assert command(monkeypatch, *words, "--version", "2026-12-01", "--checkpoint", "last") == 0
     assert "servers are pointed to 2026-12-01.000004, with fence 4" in " ".join(capsys.readouterr().out.split())
+    assert command(monkeypatch, *words, "--delta") == 0  # a base of the same checkpoint
+    assert "this checkpoint is published already" in " ".join(capsys.readouterr().out.split())
     assert command(monkeypatch, "publish", str(training.run), f"{where}-2", "--delta") == 2
 
 

@@ -227,3 +227,4 @@ def test_files_in_a_bucket_are_read_like_files_in_a_folder(one_day, tmp_path):
         path = logs.spec(tmp_path / "stream.yaml", raw / "events.yaml", {"kind": "folder", "path": uri}, **MINUTES)
         logs.drain(path, tmp_path / "out")
     assert logs.samples(tmp_path / "out").equals(days)
+    assert not list((tmp_path / "out").rglob("copy-*"))

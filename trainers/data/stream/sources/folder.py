@@ -118,11 +118,19 @@ class Folder:
             )
 
     def _read(self, place: Place, info: fs.FileInfo) -> Iterator[Messages]:
-        name, stamp = info.base_name, _stamp(info)
+        here = isinstance(self._filesystem, fs.LocalFileSystem)
         try:
-            local = Path(info.path) if isinstance(self._filesystem, fs.LocalFileSystem) else self._copy(info)
+            local = Path(info.path) if here else self._copy(info)
         except (pa.ArrowException, OSError) as error:
             raise OSError(f"{self._shown}: {info.path} cannot be read ({short(error)})") from error
+        try:
+            yield from self._messages(place, info, local)
+        finally:
+            if not here:
+                local.unlink(missing_ok=True)
+
+    def _messages(self, place: Place, info: fs.FileInfo, local: Path) -> Iterator[Messages]:
+        name, stamp = info.base_name, _stamp(info)
         if name.endswith(ROWS):
             yield Messages(place, local, [name], [stamp], [0], name)
             return
