@@ -276,8 +276,8 @@ def _claim(place: Place, version: str) -> int:
 
 def _damage_of(place: Place, version: dict[str, Any]) -> str | None:
     """Return what is damaged of a version, its deltas too, in words, or None."""
-    folders = [version["folder"], *(each["folder"] for each in version.get("deltas", []))]
-    return next((damaged for folder in folders if (damaged := _damage(place, folder))), None)
+    folders = {version["folder"]: None} | {each["folder"]: each["xxh64"] for each in version.get("deltas", [])}
+    return next((damaged for folder, seal in folders.items() if (damaged := _damage(place, folder, seal))), None)
 
 
 def _copy(export: Path, names: list[str], place: Place, folder: str) -> None:
@@ -289,8 +289,11 @@ def _copy(export: Path, names: list[str], place: Place, folder: str) -> None:
         raise BadInput(f"{damaged}; it changed while it was copied, so publish it again")
 
 
-def _damage(place: Place, folder: str) -> str | None:
+def _damage(place: Place, folder: str, seal: str | None = None) -> str | None:
+    """Return what is damaged of a folder, in words, or None; `seal`: its manifest's own xxh64, where that is known."""
     found = place.read(f"{folder}/{manifest.MANIFEST}")
+    if found is not None and seal is not None and manifest.digest_of([found[0]])["xxh64"] != seal:
+        found = None
     content = None if found is None else manifest.parsed(found[0])
     if content is None:
         return f"{place.shown(folder)} is not whole: its {manifest.MANIFEST} is missing or damaged"

@@ -252,7 +252,7 @@ WAYS = {
         "tables__movie__sharding": "column_wise",
         "tables__rating__sharding": "row_wise",
     },
-    "grid": {"optimizers__sparse": {"kind": "sgd", "lr": 0.1}, "tables__movie__sharding": "table_row_wise"},
+    "rows of one node": {"optimizers__sparse": {"kind": "sgd", "lr": 0.1}, "tables__user__sharding": "table_row_wise"},
 }
 
 

@@ -295,8 +295,8 @@ class _Lane:
                 end = min(end, last)
             if end <= begin:
                 return
+            self._joiner.learn(self._intake.read_files)  # first: a day that ends is counted by what is known of ids
             self._joiner.roll(begin)
-            self._joiner.learn(self._intake.read_files)
             self._commit(begin, end, watermark)
 
     def _commit(self, begin: int, end: int, watermark: int) -> None:

@@ -138,6 +138,21 @@ def test_a_kill_before_any_write_loses_and_doubles_nothing(two_days, tmp_path, m
     assert len(list((lane_folder / "segments").iterdir())) == sum(bool(s[k]) for s in newest["segments"] for k in "ea")
 
 
+def test_a_kill_as_a_day_ends_loses_and_doubles_nothing(two_days, tmp_path, monkeypatch):
+    """The state of the day before is then the first thing that the next start makes."""
+    raw, told, _ = two_days
+    path = landed(raw, told, tmp_path)
+    monkeypatch.setattr(join, "SPAN_ROWS", 25)
+    logs.drain(path, tmp_path / "whole")
+    with monkeypatch.context() as once:
+        once.setattr(join.Joiner, "_keep", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            logs.drain(path, tmp_path / "killed")
+    logs.drain(path, tmp_path / "killed")
+    assert logs.parts(tmp_path / "killed") == logs.parts(tmp_path / "whole")
+    assert logs.counts(tmp_path / "killed") == logs.counts(tmp_path / "whole")
+
+
 def _small_spans(path: Path, out: Path) -> None:
     join.SPAN_ROWS = 15
     logs.drain(path, out)
