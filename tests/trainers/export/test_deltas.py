@@ -404,6 +404,40 @@ def test_an_older_checkpoint_is_not_published(published):
     assert first
 
 
+@pytest.mark.some(1)
+@pytest.mark.parametrize("left", [1, 0], ids=["one is left", "none is left"])
+def test_no_delta_follows_on_what_a_damaged_checkpoint_had(published, data, left):
+    """The steps that are done anew may move other rows, and by other values, than those that are published."""
+    training, where = published
+    training.go(1).save()
+    publish_delta(training.run, where)
+    paths = run_folder.committed(training.run)
+    begun, kept = paths[0], [run_folder.content(path)["changes"]["lineage"] for path in paths]
+    assert len(set(kept)) == 1
+    for path in paths[left:]:
+        flip(next(path.glob("*.distcp")))
+    again = Line(training.run, training.recipe)  # falls back, and comes to step 5 and further with other rows
+    assert again.step == (run_folder.content(begun)["step"] if left else 0)
+    again.go(6).save()
+    assert run_folder.content(run_folder.committed(training.run)[-1])["changes"]["lineage"] not in kept
+    with pytest.raises(NeedsBase, match="is of another training"):
+        publish_delta(training.run, where)
+    assert "deltas" not in publish_next(training.run, where, "2026-12-01", 3)
+    assert Line(training.run, training.recipe).go(1).save().step == again.step + 1  # who goes on from the newest keeps it
+    assert len(publish_delta(training.run, where, share=1e9)["deltas"]) == 1
+
+
+def test_who_begins_with_anothers_checkpoint_has_a_lineage_of_its_own(published):
+    training, _ = published
+    other, path = shard(training.recipe, CPU), run_folder.committed(training.run)[-1]
+    tracking.track(other)
+    drawn = other.changes.lineage
+    checkpoint.load(other, training.recipe, path)
+    assert other.changes.lineage == drawn
+    checkpoint.load(other, training.recipe, path, resume=True)
+    assert other.changes.lineage == run_folder.content(path)["changes"]["lineage"]
+
+
 DAMAGE = {
     "missing numbers": lambda folder: (folder / files.NUMBERS).unlink(),
     "another bit": lambda folder: flip(folder / files.NUMBERS),
