@@ -24,7 +24,7 @@ from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.spread import Looking
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, signals
 from livetrain.trainers.runtime.signals import Stopped
-from livetrain.trainers.train import preflight
+from livetrain.trainers.train import ids, preflight
 from livetrain.trainers.train.increments import Learned, Line, checked, newest
 from livetrain.trainers.train.loop import Job
 from livetrain.trainers.train.stopping import Listener
@@ -388,6 +388,7 @@ class Following:
             open=learned.open,
             shed_minutes=line.position["shed"]["minutes"],
             shed_rows=line.position["shed"]["rows"],
+            tables={name: ids.figures(line.sharded, name) for name in line.sharded.registers},
             **lag,
         )
         who = "" if word.place == 0 else f"{line.recipe.name}, which catches up: "

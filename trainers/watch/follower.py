@@ -12,6 +12,7 @@ from livetrain.trainers.observe.report.page import Plot, Series, Table
 from livetrain.trainers.observe.report.panels import finite_number, task_style
 from livetrain.trainers.runtime import runlog
 from livetrain.trainers.watch.alarms import Alarm
+from livetrain.trainers.watch.words import figure
 
 LINE = "line.json"  # names the line that is published
 SPLIT = "stream"  # of the log's evaluations: an increment, judged before it was learned
@@ -135,8 +136,12 @@ class WatchedFollower:
             yield self._plot("Behind the stream", "seconds of events that are closed and not learned", ["behind_s"])
 
     def tables(self) -> Iterator[Table]:
-        """Yield nothing: its curves say it."""
-        return iter(())
+        """Yield how full tables of ids are, and what became of ids since these tables' beginning."""
+        tables = self._ids()
+        if tables:
+            columns = list(next(iter(tables.values())))
+            rows = [[name, *(figure(table[column]) for column in columns)] for name, table in tables.items()]
+            yield Table("Ids with rows of their own", ["table", *columns], rows)
 
     def gauges(self, now: float) -> Iterator[tuple[str, str, dict[str, str], float]]:
         """Yield name, help, tags and value of the newest figures, for Prometheus."""
@@ -157,6 +162,14 @@ class WatchedFollower:
                     {**tags, "figure": name},
                     number,
                 )
+        for name, table in self._ids().items():
+            for what, count in table.items():
+                about = "A table of ids: its capacity, how many it holds, and what became of ids since its beginning"
+                yield "livetrain_follow_ids", about, {**tags, "table": name, "what": what}, float(count)
+
+    def _ids(self) -> dict[str, dict[str, int]]:
+        """Return by table of ids what `trainers.train.ids.figures` said after the newest increment."""
+        return self._increments[-1].get("tables", {}) if self._increments else {}
 
     def _plot(self, title: str, about: str, names: Sequence[str], level: float | None = None) -> Plot:
         series = []

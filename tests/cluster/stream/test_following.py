@@ -394,6 +394,10 @@ def test_new_ids_have_rows_when_they_are_learned(tmp_path, monkeypatch):
     monkeypatch.setattr(increments.ids, "assign", assigned)
     follow.follow(recipe, tmp_path / "runs", str(tmp_path / "models"), 120, once=True)
     assert counted == [BEGIN // 60 + 2, BEGIN // 60 + 4]  # each increment once
+    said = [line for line in runlog.read(tmp_path / "runs/din-follow/2022-05-04") if line["kind"] == "increment"]
+    tables = [line["tables"]["movie"] for line in said]
+    assert [set(line["tables"]) for line in said] == [{"movie"}] * 2
+    assert tables[0]["admitted"] <= tables[1]["admitted"] == tables[1]["ids"] + tables[1]["evicted"]
     kept = []
     for run in (tmp_path / "runs/din-2022-05-04", tmp_path / "runs/din-follow/2022-05-04"):
         model = export.plain_model(run_folder.recipe_of(run), run_folder.find_checkpoint(run, "last"))

@@ -210,6 +210,10 @@ def test_no_step_mixes_devices_or_waits(path, way, fake):
     assert train(recipe, fake) == ["kept"] * len(made) + ["occupied"] * (recipe.model.kind == "comirec")
 
 
+def test_ids_are_looked_up_in_their_map_without_waiting(fake):
+    assert train(load_recipe(str(RECIPES[0].with_name("din_simulated_ids.yaml")), ["data.path=nowhere"]), fake) == []
+
+
 def test_what_lies_beside_ids_mixes_no_devices_and_waits_for_none(fake):
     """Vectors of events, and weights of a bag."""
     changes = ["data.path=nowhere", "features.picture={type: vector, width: 4, normalise: true, projection: 2}"]

@@ -45,7 +45,8 @@ def follower(folder, alarms=(), behind=0.0, increments=4):
             figures = {"click.auc": auc, "click.pcoc": 1.1, "new.click.auc": 0.6, "rows": 60.0}
             runlog.note(folder / day, "eval", step=number, split="stream", **figures)
             told = {"start": end - 300, "end": end, "alarms": list(alarms), "behind_s": behind, "open": not alarms}
-            runlog.note(folder / day, "increment", step=number, **told)
+            room = {"capacity": 64, "ids": 40 + number, "refused": 2}
+            runlog.note(folder / day, "increment", step=number, tables={"room": room}, **told)
     (folder / "line.json").write_text('{"line": "2026-11-29"}')
     return folder
 
@@ -163,6 +164,8 @@ def test_a_follower_shows_what_was_published_before_it_was_learned(tmp_path):
     (series,) = plots["Prequential auc"]["series"]
     assert (series["label"], series["x"]) == ("click", [BEGIN + 300 * number for number in range(1, 5)])
     assert series["y"] == pytest.approx([0.7, 0.71, 0.72, 0.73])  # the older line's, which was published then
+    (table,) = part["tables"]
+    assert (table["columns"], table["rows"]) == (["table", "capacity", "ids", "refused"], [["room", "64", "43", "2"]])
     assert alarms(found) == []
 
 
@@ -232,6 +235,7 @@ def test_what_is_served(live, tmp_path):
         )
         assert any(r'value="near\"by"' in line for line in lines)
         assert 'livetrain_follow_figure{run="din-follow",figure="click.pcoc"} 1.1' in lines
+        assert 'livetrain_follow_ids{run="din-follow",table="room",what="refused"} 2.0' in lines
         assert "livetrain_watch_alarms 0.0" in lines
         assert len(lines) - len(set(line for line in lines if line.startswith("# TYPE"))) > 20
         with pytest.raises(urllib.error.HTTPError, match="404"):
