@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from livetrain.cluster.stream.following import current
+from livetrain.cluster.stream.words import current
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.trainers.data.read import minutes as stream
 from livetrain.trainers.export import deltas, publish
