@@ -46,7 +46,7 @@ class Following:
         self._published = published or (lambda: None)
         self._listener = Listener(asked.run)
         self._stream: Stream | None = None
-        self._refused: set[str] = set()  # nights that cannot be followed
+        self._refused: set[str] = set()  # nights that cannot be followed, and why none can be looked for: said once
         self._looked = self._saved = self._lagged = time.monotonic()
         self._turn = 0
         self._alarmed: set[str] = set()
@@ -164,10 +164,16 @@ class Following:
         latest = self.lines[-1].job.run.name
         try:
             night = anchor.newest(self.asked.recipe, self.asked.runs, self.asked.nights)
-            day = anchor.day_of(night)
-            if day == latest or day in self._refused:
-                return None
-            beside = self.asked.follow.handover == "beside" and day > latest and len(self.lines) == 1
+        except BadInput as error:
+            if not may_pass(error) and str(error) not in self._refused:
+                self._refused.add(str(error))
+                self._note(f"ALARM: no new night is seen: {error}")
+            return None
+        day = anchor.day_of(night)
+        if day == latest or day in self._refused:
+            return None
+        beside = self.asked.follow.handover == "beside" and day > latest and len(self.lines) == 1
+        try:
             found = self._line(night, beside)
         except BadInput as error:
             if not may_pass(error):
