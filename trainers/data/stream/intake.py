@@ -109,17 +109,17 @@ class Intake:
                     f"{loaded.where(f'topics.{table}')}: attributes and events both read this table; give the "
                     "attributes a table of their own"
                 )
-            for prefix, known in self.adapter.attributes.items():
-                place = f"attributes.{prefix}"
-                if known.since is None and table in self._named(f"{place}.select", known.select):
-                    raise BadInput(
-                        f"{self._where(place)}: topic '{table}' feeds it, so that what it says of an id may change; "
-                        "name in `since` the column of its SELECT from when on each row is known, in ms"
-                    )
             if not used and table not in self._told:
                 raise BadInput(f"{loaded.where(f'topics.{table}')}: nothing in the event log reads it; leave it out")
         if not self._feeds["exposures"] & self._columns.keys():
             raise BadInput(f"{loaded.where('topics')}: none of them feeds the exposures; name a table that they read")
+        for prefix, known in self.adapter.attributes.items():
+            fed = self._named(f"attributes.{prefix}.select", known.select) & self._columns.keys()
+            if fed and known.since is None:
+                raise BadInput(
+                    f"{self._where(f'attributes.{prefix}')}: topic {min(fed)} feeds it, so that what it says of an id "
+                    "may change; name in `since` the column of its SELECT from when on each row is known, in ms"
+                )
         for place, select in self._selects.items():
             try:
                 plan = self._connection.execute(f"EXPLAIN (FORMAT json) {select}").fetchall()[0][1]

@@ -175,6 +175,8 @@ class _Lane:
 
     def run(self, drain: bool) -> None:
         due = dict.fromkeys(("join", "tables", "report", "partitions"), 0.0)
+        for words in self._loaded.remarks() if self._lane == 0 else ():
+            self._tell(words)
         try:
             while True:
                 self._reread()
