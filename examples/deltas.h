@@ -111,7 +111,12 @@ class Served {
 
     void begin(const Json& pointer) {
         const auto folder = pointer.at("folder").text;
-        checked(where_ / folder, "");
+        try {
+            checked(where_ / folder, "");
+        } catch (const std::exception& error) {
+            ask(folder, error);
+            throw;
+        }
         auto model = torch::jit::load((where_ / folder / file_).string());
         model.eval();
         const auto signature = JsonReader(where_ / folder / "signature.json").value();
@@ -130,11 +135,16 @@ class Served {
             try {
                 take(where_ / next.at("folder").text, next.at("xxh64").text);
             } catch (const std::exception& error) {
-                std::ofstream(where_ / folder_ / "wanted.txt", std::ios::app) << error.what() << "\n";
+                ask(folder_, error);
                 throw;
             }
             seal_ = next.at("xxh64").text;
         }
+    }
+
+    // Asks the publisher for a new base, where this process may write.
+    void ask(const std::string& folder, const std::exception& error) const {
+        std::ofstream(where_ / folder / "wanted.txt", std::ios::app) << error.what() << "\n";
     }
 
     void take(const std::filesystem::path& folder, const std::string& seal) {

@@ -17,6 +17,7 @@ from livetrain.cluster.stream.following import current
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.trainers.data.read import minutes as stream
 from livetrain.trainers.export import deltas, publish
+from livetrain.trainers.export.kept import Kept
 from livetrain.trainers.runtime import run_folder, scratch
 
 _LOOK_S = 0.5
@@ -37,6 +38,7 @@ class Publisher:
 
     def __init__(self, run: Path, where: str, keep: int, say: Callable[[str], None], beside: bool) -> None:
         self._run, self._where, self._keep, self._say = run, where, keep, say
+        self._kept = Kept(where)
         self._settled: Path | None = None  # the checkpoint that nothing is left to do for
         self._said = ""
         self._later = 0.0
@@ -107,7 +109,9 @@ class Publisher:
             "value": position["figures"].get(select),
         }
         with _held(line, checkpoint) as held:
-            pointer = deltas.publish_next(line, self._where, version, self._keep, held, **about)
+            pointer = deltas.publish_next(
+                line, self._where, version, self._keep, held, kept=self._kept, say=self._say, **about
+            )
         last, now, self._said = deltas.newest(pointer), time.time(), ""
         what = f"as delta {last['number']}, {last['rows']:,} rows" if "number" in last else "as a base"
         self._say(

@@ -9,8 +9,11 @@ from livetrain.configs.schema.section import Section
 from livetrain.configs.values import Text, real, whole
 
 SLOTS = 8  # rows of a bucket: its keys are 64 bytes, which a processor fetches at once
+MOST_ADMITTED = 2**33  # rows of a table of ids, whose map every rank holds whole
 
 Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "data_parallel"]
+BY_COLUMNS = ("column_wise", "grid")
+POOLED_ALONE = ("table_row_wise", "grid")  # torchrec has them for tables that are pooled where their rows lie
 
 
 class InitialRows(Section):

@@ -15,7 +15,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from livetrain.configs.features.bag import BagFeature
 from livetrain.configs.schema import Feature, Recipe
-from livetrain.configs.schema.recipe import POOLED_ALONE
+from livetrain.configs.schema.table import POOLED_ALONE
 from livetrain.modules.batch import Requests
 from livetrain.modules.features.registry import register_feature
 from livetrain.modules.features.transform import Transform

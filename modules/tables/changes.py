@@ -30,8 +30,8 @@ class Changes:
     """The steps in which rows changed last, by table; on one rank.
 
     Args:
-        lineage: names this training: drawn where it begins, and kept by those that go on with its checkpoints. A table
-            is known by it and by its own name, in checkpoints, exports and deltas.
+        lineage: names this training: drawn where it begins, and kept by those that go on with its newest checkpoint. A
+            table is known by it and by its own name, in checkpoints, exports and deltas.
 
     Attributes:
         step: steps done.

@@ -18,6 +18,7 @@ from livetrain.cluster import doctor, exchange, nodes, ray_workers
 from livetrain.cluster.exchange import Exchanged
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Cluster, Workers
+from livetrain.modules.model import Model
 from livetrain.trainers.train import memory, planning, sharding
 from tests import samples
 
@@ -183,6 +184,27 @@ def test_need_counts_weights_and_state_on_every_plan(tmp_path, kind, state):
     on_gpus = memory.per_rank(recipe, dataclasses.replace(plan, device="cuda"))
     assert (on_gpus["gpu"]["weights"] + on_gpus["gpu"]["optimizer state"] == tables).all()
     assert (on_gpus["host"]["checkpoint copy"] == held["host"]["checkpoint copy"]).all()
+
+
+@pytest.mark.parametrize(("threshold", "each"), [(1, 13), (2, 29)])
+def test_every_worker_holds_all_of_the_map_of_a_table_of_ids(tmp_path, threshold, each):
+    """Against a hash over as many rows, which has no map; the model's own check counts the same."""
+    ids = {"hash": "table", "admission": {"threshold": threshold}}
+    made = [
+        samples.recipe(tmp_path, tables__user={"rows": 4096, "dim": 8, "sharding": "row_wise", **kind})
+        for kind in ({}, ids)
+    ]
+    for world in (1, 2, 4):
+        plain, known = (sharding.dry_plan(one, world, "cpu") for one in made)
+        before, after = doctor.need(made[0], plain), doctor.need(made[1], known)
+        assert np.subtract(after.host, before.host).tolist() == [4096 * each] * world  # never divided among them
+        assert np.subtract(after.copied, before.copied).tolist() == [4096 * each] * world
+        before = doctor.need(made[0], dataclasses.replace(plain, device="cuda"))
+        after = doctor.need(made[1], dataclasses.replace(known, device="cuda"))
+        assert np.subtract(after.gpu, before.gpu).tolist() == [4096 * 8] * world  # the keys, which are looked up there
+        assert np.subtract(after.host, before.host).tolist() == [4096 * each] * world
+    plain, known = (memory.needs(one, Model(one, "meta", "meta")) for one in made)
+    assert sum(part.bytes for part in known) - sum(part.bytes for part in plain) == 4096 * each
 
 
 def planned_by_a_rank(recipe) -> dict:

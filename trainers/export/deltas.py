@@ -16,14 +16,14 @@ thousand rows of each table whether or not they changed, must be the checkpoint'
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from livetrain.configs.errors import BadInput
+from livetrain.configs.errors import BadInput, may_pass
 from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.fitted import fitted
 from livetrain.modules.model import Model
@@ -32,6 +32,7 @@ from livetrain.modules.serving.quantized import stored
 from livetrain.modules.serving.scorer import Features
 from livetrain.trainers.export import fusion, publish
 from livetrain.trainers.export.export import export, parts, plain_model
+from livetrain.trainers.export.kept import Kept
 from livetrain.trainers.export.parity import apart, check_close
 from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.export.served import Served, wanted
@@ -49,6 +50,11 @@ _LOOKED_AT = 4096  # rows of each table that are compared to the last bit
 class NeedsBase(BadInput):
     """No delta can follow on what is published; a new base can."""
 
+    @property
+    def why(self) -> str:
+        """What stands against it, without what to do about it."""
+        return str(self).rpartition("; ")[0] or str(self)
+
 
 def publish_next(
     run: Path,
@@ -58,6 +64,8 @@ def publish_next(
     which: str | Path = "last",
     most: int = MOST,
     share: float = SHARE,
+    kept: Kept | None = None,
+    say: Callable[[str], None] = log.info,
     **about: Any,
 ) -> dict[str, Any]:
     """Publish a checkpoint: as a delta where one can follow, else as a base.
@@ -70,6 +78,8 @@ def publish_next(
         which: ``last`` or ``best``, or a checkpoint.
         most: deltas of a base.
         share: of a base's bytes that its deltas may take in all.
+        kept: of `where`; who publishes there again and again hands the same one in each time.
+        say: told in a line why it becomes a base.
         about: further entries of the pointer, or of the delta in it.
 
     Returns:
@@ -79,10 +89,14 @@ def publish_next(
         BadInput: as `publish_delta`, `export.export` and `publish.publish`.
     """
     try:
-        return publish_delta(run, where, which, most, share, version=version, **about)
-    except NeedsBase:
-        export(run, which)
-        return publish.publish(run / "export", where, version, keep, **{"run": run.name, **about})
+        return publish_delta(run, where, which, most, share, kept, version=version, **about)
+    except NeedsBase as error:
+        why = error.why
+    if kept is not None:
+        kept.drop()
+    say(f"{version} becomes a base, as no delta can follow: {why}")
+    export(run, which)
+    return publish.publish(run / "export", where, version, keep, **{"run": run.name, **about})
 
 
 def newest(pointer: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -91,7 +105,13 @@ def newest(pointer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def publish_delta(
-    run: Path, where: str, which: str | Path = "last", most: int = MOST, share: float = SHARE, **about: Any
+    run: Path,
+    where: str,
+    which: str | Path = "last",
+    most: int = MOST,
+    share: float = SHARE,
+    kept: Kept | None = None,
+    **about: Any,
 ) -> dict[str, Any]:
     """Publish what has changed in a checkpoint since what is published. Arguments as of `publish_next`.
 
@@ -101,8 +121,8 @@ def publish_delta(
     Raises:
         NeedsBase: nothing is published there, or the base is another training's, or so many or large deltas have
             followed, or a server asks for a new one.
-        BadInput: there is no such checkpoint, or a later one is published, or the model that a server would have
-            differs from it. Nothing is published.
+        BadInput: there is no such checkpoint, or a later one is published, or the place cannot be read or written, or
+            the model that a server would have scores otherwise. Nothing is published.
     """
     path, recipe = which if isinstance(which, Path) else find_checkpoint(run, which), run_folder.recipe_of(run)
     content = run_folder.content(path)
@@ -118,14 +138,17 @@ def publish_delta(
     _check_follows(place, pointer, signature, content, since, most, share)
     if content["step"] == since:
         return pointer
+    kept = kept or Kept(where)
     scratch.sweep(run, ".delta-")
     with scratch.place(run, ".delta-") as draft:
         folder = draft / "delta"
         folder.mkdir()
         try:
-            served = Served(where, ("model.pt", "user.pt", "item.pt"))
-        except BadInput as error:  # what is published cannot be served
-            raise NeedsBase(str(error)) from error
+            served = kept.lend(pointer)
+        except BadInput as error:
+            if may_pass(error):
+                raise
+            raise NeedsBase(str(error)) from error  # what is published cannot be served
         if (served.pointer["fence"], served.number) != (pointer["fence"], len(done)):
             raise BadInput(f"{where}: another publisher has replaced the pointer meanwhile; make the delta again")
         state = _State(plain_model(recipe, path), recipe, run, path, served)
@@ -141,9 +164,10 @@ def publish_delta(
         digests = {name.name: manifest.digest(name) for name in sorted(folder.iterdir())}
         manifest.commit(folder, digests, format=deltas.FORMAT, **own)
         size = sum(each["bytes"] for each in digests.values())
-        return publish.extend(
-            folder, where, pointer, **{"step": content["step"], "rows": count, "bytes": size, **about}
-        )
+        about = {"step": content["step"], "rows": count, "bytes": size, **about}
+        pointer = publish.extend(folder, where, pointer, **about)
+        kept.give_back(served, pointer)
+        return pointer
 
 
 def _read(place: Place, name: str) -> dict[str, Any]:
@@ -320,7 +344,7 @@ class _State:
     def _check_same(self, what: str, found: Tensor, wanted: Tensor) -> None:
         if not torch.equal(found, wanted.reshape(found.shape)):
             words = (
-                f"{what} of a server that takes this delta in would not be the checkpoint's, so it is not published: "
+                f"{what} of a server that takes this delta in would not be the checkpoint's, so it is not published; "
                 "publish a new base, and report this"
             )
             log.warning("%s", words)

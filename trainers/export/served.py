@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from livetrain.configs.errors import BadInput, short
+from livetrain.configs.errors import BadInput, may_pass, short
 from livetrain.modules.serving import deltas
 from livetrain.modules.tables import mapped
 from livetrain.trainers.export import publish
@@ -69,8 +69,9 @@ class Served:
     def refresh(self) -> bool:
         """Take in what was published since; return whether anything was.
 
-        A delta that is missing, damaged or another version's ends it: what was served before it is served on, and a new
-        base is asked for where this process may write. A pointer with a smaller fence than the last one's is ignored.
+        A base or delta that is missing, damaged or another version's ends it: what was served before it is served on,
+        and a new base is asked for where this process may write. A pointer with a smaller fence than the last one's is
+        ignored.
 
         Raises:
             BadInput: the place cannot be read, or a delta cannot be taken in. What is served is whole.
@@ -90,7 +91,7 @@ class Served:
                     with self._fetched(each["folder"], each["xxh64"], self._sealed) as (folder, content):
                         self.take(folder, content)
                 except BadInput as error:
-                    self._ask(str(error))
+                    self._ask(pointer["folder"], error)
                     raise
                 self._sealed, self.number = each["xxh64"], each["number"]
             return (self.pointer["folder"], self.number) != before
@@ -119,7 +120,14 @@ class Served:
             deltas.apply(changes)
 
     def _begin(self, pointer: dict[str, Any]) -> None:
-        """Load the base that a pointer names, and let it be served."""
+        """Load the base that a pointer names, and let it be served; where it cannot be, ask for another."""
+        try:
+            self._load(pointer)
+        except BadInput as error:
+            self._ask(pointer["folder"], error)
+            raise
+
+    def _load(self, pointer: dict[str, Any]) -> None:
         with self._fetched(pointer["folder"], None, None) as (folder, content):
             there = [name for name in self._files if name in content["files"]]
             models = {name: torch.jit.load(str(folder / name)).eval() for name in there}
@@ -157,10 +165,15 @@ class Served:
                 raise BadInput(f"{damaged}; copy it again, or publish a new base")
             yield local, content
 
-    def _ask(self, why: str) -> None:
-        """Ask the publisher for a new base, where this process may write."""
+    def _ask(self, folder: str, why: BadInput) -> None:
+        """Ask the publisher for a new base, where this process may write and the pointer still names what is wrong.
+
+        A place that is away for a moment gives no reason to: it is read again the next time.
+        """
         with contextlib.suppress(OSError, BadInput):
-            self._place.swap(wanted(self.pointer["folder"]), None, f"{why}\n".encode())
+            now = publish.current(self._where)
+            if not may_pass(why) and now is not None and now["folder"] == folder:
+                self._place.swap(wanted(folder), None, f"{why}\n".encode())
 
 
 def wanted(folder: str) -> str:

@@ -337,20 +337,29 @@ def prune(run: Path, keep: int, best: int | None, newest: Path) -> None:
 def load_latest(sharded: Sharded, recipe: Recipe, run: Path) -> dict[str, Any] | None:
     """Load the newest undamaged checkpoint of a run into a sharded model. Collective.
 
+    Where a newer one is damaged, rows of its steps may be published, and come out otherwise this time. So what goes on
+    from an older one has a lineage of its own: no delta of it follows on them.
+
     Returns:
         Its manifest, or None where the run has none.
 
     Raises:
         BadInput: it belongs to another model, or to a run of other values.
     """
-    for path in reversed(ranks.from_main(committed(run))):
+    paths, changes = ranks.from_main(committed(run)), sharded.changes
+    drawn = changes.lineage if changes is not None else ""
+    for path in reversed(paths):
         try:
-            return load(sharded, recipe, path, resume=True)
+            found = load(sharded, recipe, path, resume=True)
         except Damaged as error:
             if ranks.is_main():
                 text = f"{error}; falling back to the checkpoint before it"
                 log.warning(text)
                 runlog.note(run, "note", text=text)
+            continue
+        if changes is not None and path != paths[-1]:
+            changes.lineage = drawn
+        return found
     return None
 
 
@@ -367,9 +376,11 @@ def load(sharded: Sharded, recipe: Recipe, path: Path, resume: bool = False) -> 
     found = content(path)
     check_same(path, recipe, resume)
     wanted = state(sharded)
-    if (changes := sharded.changes) is not None and not tracking.resumed(changes, found):
+    if tracking.NAME not in found:
         wanted.pop(tracking.NAME, None)
     read(wanted, path)
+    if sharded.changes is not None:  # only now: one that is damaged has changed nothing
+        tracking.taken_up(sharded.changes, found, same=resume)
     sharded.purge()
     return found
 

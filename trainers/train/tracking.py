@@ -61,17 +61,16 @@ def state(sharded: Sharded) -> dict[str, Any]:
     return found
 
 
-def resumed(changes: Changes, content: dict[str, Any]) -> bool:
-    """Take up the account of the checkpoint whose manifest is given; return whether it has one to be loaded."""
+def taken_up(changes: Changes, content: dict[str, Any], same: bool) -> None:
+    """Take up the account of the checkpoint that was loaded, whose manifest is given; `same`: as the same training."""
     changes.step = content["step"]
     kept = content.get(NAME)
     changes.since = changes.step if kept is None else kept["since"]
     if kept is None:
         for piece in changes.pieces.values():
             piece.last.zero_()
-    else:
+    elif same:
         changes.lineage = kept["lineage"]
-    return kept is not None
 
 
 def _sharded_tables(sharded: Sharded) -> Iterator[tuple[str, ShardedTensor]]:

@@ -27,8 +27,10 @@ from livetrain.modules.serving.loading import load
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export import deltas, publish
+from livetrain.trainers.export import kept as keeping
 from livetrain.trainers.export.deltas import NeedsBase, publish_delta, publish_next
 from livetrain.trainers.export.export import export
+from livetrain.trainers.export.kept import Kept
 from livetrain.trainers.export.served import Served
 from livetrain.trainers.runtime import manifest, place, ranks, reach, run_folder
 from livetrain.trainers.train import checkpoint, ids, tracking
@@ -350,6 +352,105 @@ def test_a_damaged_base_is_replaced_by_another(published, tmp_path):
     assert_is_the_export(Served(where), training.run, tmp_path / "whole")
 
 
+@pytest.fixture
+def read(monkeypatch) -> list[str]:
+    """The published folders that were read whole, in their order."""
+    found, whole = [], Served._fetched
+
+    def fetched(served: Served, folder: str, *more: Any) -> Any:
+        found.append(folder)
+        return whole(served, folder, *more)
+
+    monkeypatch.setattr(Served, "_fetched", fetched)
+    return found
+
+
+def test_a_base_is_read_once_for_all_deltas(published, read, tmp_path):
+    training, where = published
+    kept = Kept(where)
+    for _ in range(3):
+        publish_delta(training.go(1).save().run, where, share=1e9, kept=kept)
+    pointer = publish.current(where)
+    folders = [pointer["folder"], *(each["folder"] for each in pointer["deltas"])]
+    assert read == folders[:-1]  # each once, as it lies in the place; the last one when the next is due
+    assert_is_the_export(Served(where), training.run, tmp_path / "whole")
+
+
+def spoilt(training: Line, where: str, kept: Kept, monkeypatch) -> None:
+    """Have a delta tried on what is kept that is not published, and holds other rows than the next."""
+    training.go(1).save()
+    with monkeypatch.context() as patched:
+        patched.setattr(publish, "extend", lambda *_, **__: (_ for _ in ()).throw(BadInput("the place is full")))
+        with pytest.raises(BadInput, match="the place is full"):
+            publish_delta(training.run, where, share=1e9, kept=kept)
+
+
+def foreign(training: Line, where: str, kept: Kept, monkeypatch) -> None:
+    publish_delta(training.go(1).save().run, where, share=1e9)  # by one that keeps its own
+
+
+def written(training: Line, where: str, kept: Kept, monkeypatch) -> None:
+    path = Path(where) / publish.current(where)["folder"] / "model.pt"
+    os.utime(path, (1.0, 1.0))
+
+
+def often_lent(training: Line, where: str, kept: Kept, monkeypatch) -> None:
+    monkeypatch.setattr(keeping, "ANEW", 1)
+
+
+@pytest.mark.some(2)
+@pytest.mark.parametrize("what", [spoilt, foreign, written, often_lent])
+def test_what_is_kept_is_read_anew_where_it_may_be_another(published, read, tmp_path, monkeypatch, what):
+    training, where = published
+    kept, base = Kept(where), publish.current(where)["folder"]
+    publish_delta(training.go(1).save().run, where, share=1e9, kept=kept)
+    what(training, where, kept, monkeypatch)
+    before = read.count(base)
+    publish_delta(training.go(1).save().run, where, share=1e9, kept=kept)
+    assert read.count(base) == before + 1
+    assert_is_the_export(Served(where), training.run, tmp_path / "whole")
+
+
+def test_a_base_that_is_damaged_after_it_was_read_is_replaced(published, tmp_path):
+    training, where = published
+    kept, said = Kept(where), []
+    publish_delta(training.go(1).save().run, where, share=1e9, kept=kept)
+    flip(Path(where) / publish.current(where)["folder"] / "model.pt")
+    training.go(1).save()
+    assert "deltas" not in publish_next(training.run, where, "2026-12-01", 3, share=1e9, kept=kept, say=said.append)
+    (text,) = said
+    assert re.fullmatch(r"2026-12-01 becomes a base, as no delta can follow: .*model.pt is damaged.*", text)
+    assert "publish a new base" not in text
+    assert_is_the_export(Served(where), training.run, tmp_path / "whole")
+
+
+def test_a_server_that_begins_with_a_damaged_base_asks_for_another(published):
+    training, where = published
+    base = Path(where) / publish.current(where)["folder"]
+    flip(base / "model.pt")
+    with pytest.raises(BadInput, match=r"model.pt is damaged"):
+        Served(where)
+    assert "model.pt is damaged" in (base / "wanted.txt").read_text()
+
+
+def test_a_place_that_is_away_is_no_reason_for_a_new_base(published, monkeypatch):
+    training, where = published
+    served, pointer = Served(where), publish_delta(training.go(1).save().run, where)
+    reads = place.Folder.read
+
+    def away(folder: place.Folder, name: str) -> Any:
+        if name != publish.POINTER:
+            raise OSError("the network is away")
+        return reads(folder, name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place.Folder, "read", away)
+        with pytest.raises(BadInput, match="the network is away"):
+            served.refresh()
+    assert not (Path(where) / pointer["folder"] / "wanted.txt").exists()
+    assert served.refresh()
+
+
 @pytest.mark.parametrize(
     ("case", "says"),
     [
@@ -402,6 +503,42 @@ def test_an_older_checkpoint_is_not_published(published):
         publish_delta(training.run, where, run_folder.committed(training.run)[-2])
     assert not isinstance(raised.value, NeedsBase)
     assert first
+
+
+@pytest.mark.some(1)
+@pytest.mark.parametrize("left", [1, 0], ids=["one is left", "none is left"])
+def test_no_delta_follows_on_what_a_damaged_checkpoint_had(published, data, left):
+    """The steps that are done anew may move other rows, and by other values, than those that are published."""
+    training, where = published
+    training.go(1).save()
+    publish_delta(training.run, where)
+    paths = run_folder.committed(training.run)
+    begun, kept = paths[0], [run_folder.content(path)["changes"]["lineage"] for path in paths]
+    assert len(set(kept)) == 1
+    for path in paths[left:]:
+        flip(next(path.glob("*.distcp")))
+    again = Line(training.run, training.recipe)  # falls back, and comes to step 5 and further with other rows
+    assert again.step == (run_folder.content(begun)["step"] if left else 0)
+    again.go(6).save()
+    assert run_folder.content(run_folder.committed(training.run)[-1])["changes"]["lineage"] not in kept
+    with pytest.raises(NeedsBase, match="is of another training"):
+        publish_delta(training.run, where)
+    assert "deltas" not in publish_next(training.run, where, "2026-12-01", 3)
+    assert (
+        Line(training.run, training.recipe).go(1).save().step == again.step + 1
+    )  # who goes on from the newest keeps it
+    assert len(publish_delta(training.run, where, share=1e9)["deltas"]) == 1
+
+
+def test_who_begins_with_anothers_checkpoint_has_a_lineage_of_its_own(published):
+    training, _ = published
+    other, path = shard(training.recipe, CPU), run_folder.committed(training.run)[-1]
+    tracking.track(other)
+    drawn = other.changes.lineage
+    checkpoint.load(other, training.recipe, path)
+    assert other.changes.lineage == drawn
+    checkpoint.load(other, training.recipe, path, resume=True)
+    assert other.changes.lineage == run_folder.content(path)["changes"]["lineage"]
 
 
 DAMAGE = {
@@ -696,5 +833,10 @@ def test_a_server_in_cpp_follows(follow, data, tmp_path, changes):
         assert told() == "0 deltas, 0 scores differ"
         server.communicate()
         assert server.returncode == 0
+        base = Path(where) / publish.current(where)["folder"]
+        flip(base / "model.pt")
+        late = subprocess.run([follow, where], capture_output=True, text=True)
+        assert late.returncode != 0
+        assert "model.pt is missing or damaged" in (base / "wanted.txt").read_text()
     wrong = subprocess.run([follow, tmp_path], capture_output=True, text=True)
     assert (wrong.returncode, "follow DIR" in wrong.stderr) == (2, True)

@@ -8,7 +8,7 @@ import torch
 
 from livetrain.configs import registry
 from livetrain.configs.schema import Recipe
-from livetrain.configs.schema.recipe import BY_COLUMNS, POOLED_ALONE
+from livetrain.configs.schema.table import BY_COLUMNS, POOLED_ALONE
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.train import checkpoint
 from livetrain.trainers.train.sharding import shard

@@ -14,7 +14,7 @@ from livetrain.modules.tasks.registry import leading, metrics
 from livetrain.trainers.observe.report.gradients import gradient_panels
 from livetrain.trainers.observe.report.page import Band, Page, Part, Stack, Table
 from livetrain.trainers.observe.report.panels import finite_number, task_style
-from livetrain.trainers.observe.report.summary import ends, summary_table, table_lines
+from livetrain.trainers.observe.report.summary import ADMISSION, ends, summary_table, table_lines
 from livetrain.trainers.observe.report.tasks import Told, band
 from livetrain.trainers.runtime import runlog
 
@@ -226,15 +226,17 @@ def _tables(told: Told) -> list[Table]:
         left = sum(name in ("task", "metric") for name in columns)
         out.append(Table("All figures", columns, rows, str(summary.caption or ""), left))
     if tables := result.get("tables"):
+        kept = ADMISSION if any("refused" in table for table in tables.values()) else ()
         rows = [
             [
                 name, str((result.get("plan") or {}).get(name, {}).get("sharding", "")).replace("_", " "),
                 f"{table['rows']:,}", f"{table['occupied']:,}", f"{table['occupancy']:.1%}",
                 "table is full" if table["collisions"] is None else f"{table['collisions']:,}",
+                *(f"{table[each]:,}" if each in table else "" for each in kept),
             ]
             for name, table in tables.items()
         ]  # fmt: skip
-        heads = ["table", "sharding", "rows", "in use", "share", "ids that share a row"]
+        heads = ["table", "sharding", "rows", "in use", "share", "ids that share a row", *kept]
         left_out = [line for line in table_lines(result) if not line.startswith("table ")]
         out.append(Table("Embedding tables", heads, rows, "\n".join(left_out), 2))
     return out

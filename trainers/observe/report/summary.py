@@ -11,6 +11,7 @@ from livetrain.trainers.evaluate.intervals import HIGH, LOW
 from livetrain.trainers.observe.report.panels import finite_number
 
 SPLITS = ("valid", "test")
+ADMISSION = ("admitted", "evicted", "expired", "refused", "waiting")  # of a table of ids: what became of them
 
 
 def summary_table(result: dict[str, Any]) -> Table:
@@ -105,8 +106,7 @@ def table_lines(result: dict[str, Any]) -> list[str]:
         if table["collisions"] is None:
             line += "; the table is full, give it more rows"
         elif "refused" in table:
-            what = ("admitted", "evicted", "expired", "refused", "waiting")
-            line += " by ids of their own; " + ", ".join(f"{table[each]:,} {each}" for each in what)
+            line += " by ids of their own; " + ", ".join(f"{table[each]:,} {each}" for each in ADMISSION)
         elif table["collisions"]:
             line += f"; about {table['collisions']:,} of {table['ids']:,} ids share a row"
         lines.append(line)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from livetrain.configs.schema import Recipe, Table, Topology
-from livetrain.configs.schema.recipe import POOLED_ALONE
+from livetrain.configs.schema.table import POOLED_ALONE
 from livetrain.modules.features.bag import pools_where_rows_lie
 
 CACHED = "fused_uvm_caching"  # torchrec's kernel of tables in host memory behind a GPU cache

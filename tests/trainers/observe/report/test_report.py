@@ -376,11 +376,28 @@ def test_summary_table_leaves_out_what_was_not_measured():
     assert [list(column.cells) for column in table.columns] == [["AUC", "log loss"], ["0.7000", "0.4000"]]
 
 
+ROOM = {"rows": 960, "occupied": 900, "occupancy": 0.9375, "ids": 900, "collisions": 0}
+ROOM |= {"admitted": 5000, "evicted": 1200, "expired": 2900, "refused": 40, "waiting": 7}
+
+
+def test_a_report_says_what_became_of_the_ids_of_tables(tmp_path):
+    movie = {"rows": 1000, "occupied": 300, "occupancy": 0.3, "ids": 357, "collisions": 57}
+    result = outcome(("click",)) | {"tables": {"movie": movie, "room": ROOM}}
+    shown = next(t for t in contents(write(tmp_path / "both", training(), result)).tables if "tables" in t.title)
+    assert shown.columns[-5:] == ["admitted", "evicted", "expired", "refused", "waiting"]
+    assert shown.rows[0][2:] == ["1,000", "300", "30.0%", "57", "", "", "", "", ""]
+    assert shown.rows[1][2:] == ["960", "900", "93.8%", "0", "5,000", "1,200", "2,900", "40", "7"]
+    result = outcome(("click",)) | {"tables": {"movie": movie}}  # as most runs: no columns for nothing
+    shown = next(t for t in contents(write(tmp_path / "one", training(), result)).tables if "tables" in t.title)
+    assert shown.columns[-1] == "ids that share a row"
+
+
 def test_tables_in_words():
     result = {
         "tables": {
             "movie": {"rows": 1000, "occupied": 300, "occupancy": 0.3, "ids": 357, "collisions": 57},
             "age": {"rows": 7, "occupied": 7, "occupancy": 1.0, "ids": None, "collisions": None},
+            "room": ROOM,
         },
         "cut": {"history": 12, "rating": 0},
         "skipped_rows": 3,
@@ -388,6 +405,8 @@ def test_tables_in_words():
     assert table_lines(result) == [
         "table movie: 300 of 1,000 rows in use (30.0%); about 57 of 357 ids share a row",
         "table age: 7 of 7 rows in use (100.0%); the table is full, give it more rows",
+        "table room: 900 of 960 rows in use (93.8%) by ids of their own; 5,000 admitted, 1,200 evicted, 2,900 expired, "
+        "40 refused, 7 waiting",
         "lists cut to max_length in training: 12 of history",
         "rows of unreadable row groups left out: 3",
     ]
