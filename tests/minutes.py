@@ -12,8 +12,8 @@ from livetrain.cluster import launch
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read import minutes
 from livetrain.trainers.export import export
-from livetrain.trainers.runtime import manifest
-from tests import samples
+from tests import live, samples
+from tests.live import close as minute
 
 DAYS = [f"2022-05-0{day}" for day in range(1, 5)]
 BEGIN = minutes.started("2022-05-03T00:00:00Z")  # the first second after the training days of the night of 05-04
@@ -50,31 +50,14 @@ def table(folder: Path, seed: int, rows: int, spoilt: bool = False) -> pa.Table:
 
 
 def open_stream(folder: Path, lanes: int = 1) -> Path:
-    live = folder / "live"
-    live.mkdir(parents=True, exist_ok=True)
-    manifest.write_json(live / minutes.STREAM, {"lanes": lanes, "every_s": 60, "columns": {}})
-    return live
-
-
-def minute(live: Path, start: int, rows: pa.Table | None, lane: int = 0) -> Path:
-    """Close a minute of a lane."""
-    folder = live / minutes.folder_of(start) / f"lane={lane}"
-    folder.mkdir(parents=True)
-    files = {}
-    if rows is not None:
-        pq.write_table(rows, folder / "part-0.parquet")
-        files = {"part-0.parquet": manifest.digest(folder / "part-0.parquet")}
-    count = 0 if rows is None else len(rows)
-    content = {"rows": count, "start": start, "end": start + 60, "counts": {"late": 0}, "watermark": start + 90.0}
-    manifest.commit(folder, files, offsets={}, **content)
-    return folder
+    return live.begin(folder / "live", {}, lanes)
 
 
 def write(folder: Path, count: int, rows: int = 100, spoilt: tuple[int, ...] = (), first: int = 0) -> list[Path]:
     """Close so many minutes from `BEGIN` on."""
-    live = open_stream(folder)
+    stream = open_stream(folder)
     return [
-        minute(live, BEGIN + 60 * k, table(folder, 1000 + k, rows, k in spoilt)) for k in range(first, first + count)
+        minute(stream, BEGIN + 60 * k, table(folder, 1000 + k, rows, k in spoilt)) for k in range(first, first + count)
     ]
 
 

@@ -31,10 +31,10 @@ class Binary(TaskKind):
     odds = True
     untrained = math.log(2)
     metrics = {
-        "auc": Metric("AUC", 1, headline=True, needs=Needs.BOTH),
+        "auc": Metric("AUC", 1, headline=True, needs=Needs.BOTH, least=0.0),
         "auc_error": Metric("AUC error at most", shown=".1e", needs=Needs.BOTH),
-        "gauc": Metric("GAUC", 1, grouped=True, headline=True, needs=Needs.BOTH_IN_A_GROUP),
-        "uauc": Metric("UAUC", 1, grouped=True, needs=Needs.BOTH_IN_A_GROUP),
+        "gauc": Metric("GAUC", 1, grouped=True, headline=True, needs=Needs.BOTH_IN_A_GROUP, least=0.0),
+        "uauc": Metric("UAUC", 1, grouped=True, needs=Needs.BOTH_IN_A_GROUP, least=0.0),
         "log_loss": Metric("log loss", -1),
         "ne": Metric("NE", -1, needs=Needs.BOTH),
         "pcoc": Metric("PCOC", needs=Needs.ABOVE_0),

@@ -6,6 +6,7 @@ evaluation, serving:  network -> the task's outputs -> Heads -> logit -> metrics
 Nearly every kind has one output, which is its logit.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -46,6 +47,7 @@ class Metric(NamedTuple):
         headline: it stands at the head of a report.
         shown: format of its value.
         needs: what a split must have; a checkpoint is picked by one that asks for least where others are undefined.
+        least: that it can be.
     """
 
     title: str
@@ -54,6 +56,7 @@ class Metric(NamedTuple):
     headline: bool = False
     shown: str = ".4f"
     needs: Needs = Needs.KNOWN
+    least: float = -math.inf
 
 
 class Counts(Protocol):

@@ -26,7 +26,7 @@ def metric(name: str) -> Metric | None:
         return COUNTS.get(name)
     whole, part, k = found.groups()
     title = _TITLES[whole] if whole else f"{_TITLES[part]}@{k}"
-    return Metric(f"{title} of lists", 1, grouped=True, needs=Needs.POSITIVE)
+    return Metric(f"{title} of lists", 1, grouped=True, needs=Needs.POSITIVE, least=0.0)
 
 
 def metrics(top: Sequence[int]) -> dict[str, Metric]:

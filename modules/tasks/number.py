@@ -17,7 +17,7 @@ class Number(TaskKind):
     wanted = "a number from 0 on"
     numeric = True
     metrics = {
-        "xauc": Metric("xAUC", 1, headline=True, needs=Needs.APART),
+        "xauc": Metric("xAUC", 1, headline=True, needs=Needs.APART, least=0.0),
         "xauc_error": Metric("xAUC error at most", shown=".1e", needs=Needs.APART),
         "mae": Metric("MAE", -1),
         "rmse": Metric("RMSE", -1),

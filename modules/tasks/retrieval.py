@@ -25,8 +25,8 @@ class Retrieval(Ranked):
     towers = only_positives = True
     metrics = {
         **Ranked.metrics,
-        **{f"recall_{k}": Metric(f"recall@{k}", 1, headline=k == AT[-1], needs=Needs.POSITIVE) for k in AT},
-        **{f"ndcg_{k}": Metric(f"NDCG@{k}", 1, needs=Needs.POSITIVE) for k in AT},
+        **{f"recall_{k}": Metric(f"recall@{k}", 1, headline=k == AT[-1], needs=Needs.POSITIVE, least=0.0) for k in AT},
+        **{f"ndcg_{k}": Metric(f"NDCG@{k}", 1, needs=Needs.POSITIVE, least=0.0) for k in AT},
         "items": Metric("items", shown=",.0f"),
         "queries": Metric("rows ranked", shown=",.0f"),
         "unlisted": Metric("of them with an item that is not listed", shown=",.0f"),

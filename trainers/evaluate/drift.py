@@ -3,19 +3,22 @@
 A figure raises an alarm that is worse than the median of the last `WINDOW` by more than `DEVIATIONS` of their standard
 deviations, and by more than a tolerance. One that does is kept out of the chart: so a change that lasts goes on raising
 it until the charts begin anew, and a bad increment does not widen the limits of those after it.
+
+Of a few events a figure says nothing, good or bad: it is neither judged nor charted, and an alarm stays what it was.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from livetrain.configs.schema import Recipe
-from livetrain.modules.tasks.registry import kinds
+from livetrain.modules.tasks.registry import kinds, metrics
 
 WINDOW = 24  # figures that a chart goes by
 FEWEST = 8  # below which it judges nothing
+EVENTS = 100  # of an increment, or of a slice of it, below which its figures are left alone
 DEVIATIONS = 4.0
 
 
@@ -30,13 +33,14 @@ class Limits:
         return self.low <= value <= self.high
 
 
-def limits(before: Sequence[float], better: int, tolerance: float) -> Limits | None:
+def limits(before: Sequence[float], better: int, tolerance: float, least: float = -math.inf) -> Limits | None:
     """Return the limits of a figure, or None where too few are known.
 
     Args:
         before: those that raised no alarm, the newest last.
         better: 1 where more is, so that it has no upper limit; -1 where less is; 0 where it must not change.
         tolerance: by how much it may differ in any case.
+        least: that it can be.
 
     Example:
         >>> limits([0.6, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7, 0.8], better=1, tolerance=0.01)
@@ -47,7 +51,7 @@ def limits(before: Sequence[float], better: int, tolerance: float) -> Limits | N
     last = np.array(before[-WINDOW:])
     centre = float(np.median(last))
     room = max(DEVIATIONS * float(last.std(ddof=1)), tolerance)
-    low = -math.inf if better < 0 else round(centre - room, 12)
+    low = -math.inf if better < 0 else max(round(centre - room, 12), least)
     return Limits(low, math.inf if better > 0 else round(centre + room, 12))
 
 
@@ -58,21 +62,29 @@ class Charts:
         recipe: names the tasks and slices: of each task the leading metric, log loss and PCOC are watched, overall and
             by slice.
         kept: figures by name, as `kept` has them.
+        alarmed: the figures that raised an alarm last.
 
     Attributes:
         kept: JSON-able: of each figure those that raised no alarm.
         alarmed: the figures that raised one last.
     """
 
-    def __init__(self, recipe: Recipe, kept: Mapping[str, Sequence[float]] | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, kept: Mapping[str, Sequence[float]] | None = None, alarmed: Iterable[str] = ()
+    ) -> None:
         self._tolerance = recipe.follow.tolerance if recipe.follow is not None else 0.0
         self._better = watched(recipe)
         self.kept = {name: list((kept or {}).get(name, ())) for name in self._better}
-        self.alarmed: list[str] = []
+        self._least = {name: metrics()[name.rpartition(".")[2]].least for name in self._better}
+        self.alarmed = [name for name in alarmed if name in self._better]
+
+    def _limits(self, name: str) -> Limits | None:
+        least = -math.inf if _ratio(name) else self._least[name]
+        return limits(self.kept[name], self._better[name], self._tolerance, least)
 
     def limits(self, name: str) -> Limits | None:
         """Return between what a figure is expected, as it is reported."""
-        found = limits(self.kept[name], self._better[name], self._tolerance)
+        found = self._limits(name)
         if found is None or not _ratio(name):
             return found
         return Limits(math.exp(found.low), math.exp(found.high))
@@ -80,13 +92,17 @@ class Charts:
     def take(self, figures: Mapping[str, float]) -> list[str]:
         """Judge the figures of an increment, and keep those that raise no alarm; return the names of those that do.
 
+        Of fewer than `EVENTS` rows (``rows``, ``<slice>.rows``) they are not judged.
         A figure that is undefined raises one where it was known before, and where it is of the whole increment: a slice
         may well have no rows.
         """
-        self.alarmed = []
+        before_it, self.alarmed = self.alarmed, []
         for name, before in self.kept.items():
-            value, known = figures.get(name, math.nan), limits(before, self._better[name], self._tolerance)
-            value = _scaled(name, value)
+            part = "".join(f"{each}." for each in name.split(".")[:-2])
+            if figures.get(f"{part}rows", 0) < EVENTS:
+                self.alarmed += [name] if name in before_it else []
+                continue
+            value, known = _scaled(name, figures.get(name, math.nan)), self._limits(name)
             if not math.isfinite(value):
                 if known is not None and name.count(".") == 1:
                     self.alarmed.append(name)

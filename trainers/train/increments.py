@@ -81,7 +81,7 @@ class Line(Trainer):
         self.position["workers"] = joined(self.position["workers"], self.step, ranks.world())
         self.left_out_before = self.position["left_out"]
         self.sharded.pipeline.combination.step = self.step
-        self.charts = Charts(self.recipe, self.position.get("charts"))
+        self.charts = Charts(self.recipe, self.position.get("charts"), self.position.get("alarms", ()))
         self._trained = {"ids": self.ids, "order": begun.get("order"), "training": begun.get("training")}
 
     def __enter__(self) -> "Line":

@@ -247,23 +247,23 @@ def _spread(value: Any, reader: Reader, name: str, rows: int) -> None:
         name: of the old entry.
         rows: of the old table.
     """
-    shards = value.local_shards() if isinstance(value, ShardedTensor) else None
-    pieces = [(value, [0] * value.dim())] if shards is None else [(s.tensor, s.metadata.shard_offsets) for s in shards]
-    ranges = [(piece, *each) for piece in pieces for each in _ranges(piece[1][0], len(piece[0]), rows)]
+    ranges = [
+        (piece, column, *each) for piece, row, column in ids.pieces(value) for each in _ranges(row, len(piece), rows)
+    ]
 
     def needed(block: range) -> bool:
-        return any(old < block.stop and block.start < old + count for _, _, old, count in ranges)
+        return any(old < block.stop and block.start < old + count for _, _, _, old, count in ranges)
 
     for (first, *left), block in reader.blocks(name, needed):
-        for (tensor, (_, *own)), at, old, count in ranges:
+        for tensor, column, at, old, count in ranges:
             start, stop = max(old, first), min(old + count, first + len(block))
             if start >= stop:
                 continue
             here, there = tensor[at + start - old : at + stop - old], block[start - first : stop - first]
             if left:  # the columns that both have, where tables lie by columns
-                low, high = max(*own, *left), min(own[0] + here.size(1), left[0] + there.size(1))
+                low, high = max(column, *left), min(column + here.size(1), left[0] + there.size(1))
                 high = max(low, high)
-                here, there = here[:, low - own[0] : high - own[0]], there[:, low - left[0] : high - left[0]]
+                here, there = here[:, low - column : high - column], there[:, low - left[0] : high - left[0]]
             here.copy_(there)
 
 

@@ -23,7 +23,7 @@ def opened(folders: Sequence[str], metrics: Path | None, measures: Measures | No
 
     Raises:
         NotNow: a folder has nothing yet.
-        BadInput: more than one stream is asked for at once, or what `Store` raises.
+        BadInput: more than one stream is asked for at once, or measures of none, or what `Store` raises.
     """
     watched: list[Watched] = []
     for folder in folders:
@@ -35,4 +35,9 @@ def opened(folders: Sequence[str], metrics: Path | None, measures: Measures | No
         if metrics is None and "://" in folder:
             raise BadInput("--metrics: the stream is no local folder; name one for its metrics")
         watched.append(WatchedStream(folder, metrics or Path(folder) / "metrics", measures, hours, late))
+    if (measures or metrics) and not any(isinstance(each, WatchedStream) for each in watched):
+        asked = "--label" if measures else "--metrics"
+        raise BadInput(
+            f"{asked}: is of a stream, and {folders[0]} is a follower's run; name the stream's folder as well"
+        )
     return Board(watched)

@@ -58,6 +58,11 @@ class Measures:
         per = {name: (up, down) for name, (up, down) in content["per"].items()}
         return cls(content["labels"], per, content["scores"], content["by"])
 
+    def columns(self) -> list[str]:
+        """Return the samples' columns that are read."""
+        expressions = [*self.labels.values(), *self.scores.values(), *self.by.values()]
+        return sorted({parts[0] for text in expressions for parts in named("", text)})
+
     def check(self, columns: Sequence[str]) -> None:
         """Raise BadInput where something is named that the samples do not have."""
         for option, parts in (("--label", self.labels), ("--score", self.scores), ("--by", self.by)):
@@ -142,16 +147,27 @@ def _rows(samples: pa.Table, measures: Measures) -> list[dict[str, Any]]:
     connection = database().cursor()
     connection.register("samples", samples)
     try:
-        slices = [("", "''"), *measures.by.items()]
-        return [row for by, of in slices for row in _of_slice(connection, by, of, measures)]
+        found = connection.execute(_query(measures)).fetchall()
     except duckdb.Error as error:
         raise BadInput(f"--label, --score or --by: they cannot be computed ({short(error)}); correct them") from error
     finally:
         connection.unregister("samples")
+    slices: dict[str, list[tuple[str, Sequence[Any]]]] = {by: [] for by in ("", *measures.by)}
+    for row in found:
+        figures = row[len(measures.by) :]
+        of = ((by, value) for by, value in zip(measures.by, row, strict=False) if value is not None)
+        by, value = next(of, ("", ""))  # a row of one way to slice has no values of the others
+        slices[by].append((value, figures))
+    return [
+        row
+        for by, parts in slices.items()
+        for value, figures in _told_apart(parts)
+        for row in _measured(by, value, iter(figures), measures)
+    ]
 
 
-def _of_slice(connection: duckdb.DuckDBPyConnection, by: str, of: str, measures: Measures) -> list[dict[str, Any]]:
-    """Return the rows of the table for one way to slice a minute."""
+def _query(measures: Measures) -> str:
+    """Return what counts a minute in all ways at once: to plan a query takes longer than to go through the rows."""
     label = {name: f"CAST({alone(text)} AS DOUBLE)" for name, text in measures.labels.items()}
     score = {name: f"CAST({alone(text)} AS DOUBLE)" for name, text in measures.scores.items()}
     asked = ["count(*)"]
@@ -163,15 +179,22 @@ def _of_slice(connection: duckdb.DuckDBPyConnection, by: str, of: str, measures:
     for up, down in measures.per.values():
         both = f"FILTER ({label[up]} IS NOT NULL AND {label[down]} IS NOT NULL)"
         asked += [f"sum({label[down]}) {both}", f"sum({label[up]}) {both}"]
-    value = f"coalesce(CAST({alone(of)} AS VARCHAR), '(none)')"
-    found = connection.execute(
-        f"""WITH cut AS (SELECT *, {value} AS "slice " FROM samples),
-            often AS (SELECT "slice ", count(*) AS n FROM cut GROUP BY 1 ORDER BY n DESC, 1 LIMIT {MOST}),
-            kept AS (SELECT * REPLACE (CASE WHEN "slice " IN (SELECT "slice " FROM often) THEN "slice "
-                                            ELSE '{OTHERS}' END AS "slice ") FROM cut)
-            SELECT "slice ", {", ".join(asked)} FROM kept GROUP BY 1 ORDER BY 1"""
-    ).fetchall()
-    return [row for each in found for row in _measured(by, each[0], iter(each[1:]), measures)]
+    slices = {f'"slice {k} "': text for k, text in enumerate(measures.by.values())}
+    cut = ["*", *(f"coalesce(CAST({alone(text)} AS VARCHAR), '(none)') AS {name}" for name, text in slices.items())]
+    return (
+        f"SELECT {', '.join([*slices, *asked])} FROM (SELECT {', '.join(cut)} FROM samples) "
+        f"GROUP BY GROUPING SETS ({', '.join(['()', *(f'({name})' for name in slices)])})"
+    )
+
+
+def _told_apart(parts: Sequence[tuple[str, Sequence[Any]]]) -> list[tuple[str, Sequence[Any]]]:
+    """Return a slice's values with their figures, of which the first is a count: the MOST largest, the others added."""
+    parts = sorted(parts, key=lambda part: (-part[1][0], part[0]))
+    kept = dict(parts[:MOST])
+    for _, figures in parts[MOST:]:
+        both = zip(kept.get(OTHERS, [None] * len(figures)), figures, strict=True)
+        kept[OTHERS] = [b if a is None else a if b is None else a + b for a, b in both]
+    return sorted(kept.items())
 
 
 def _measured(by: str, value: str, figures: Iterator[Any], measures: Measures) -> list[dict[str, Any]]:

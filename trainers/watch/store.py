@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from livetrain.configs.errors import BadInput, short
-from livetrain.trainers.data.expression import named
 from livetrain.trainers.data.read import minutes
 from livetrain.trainers.data.read.files import open_filesystem
 from livetrain.trainers.data.read.minutes import Minute
@@ -47,6 +46,7 @@ class Store:
         about = minutes.about(stream)
         self.every_s: int = about["every_s"]
         self.measures = self._settled(measures, list(about["columns"]))
+        self._columns = [] if self.measures is None else self.measures.columns()
         self._last: str | None = None  # up to here every minute has its file: they are written in order
         if self.measures is not None and (kept := self._kept()):
             name = str(kept[-1].relative_to(self.folder)).removesuffix(".parquet")
@@ -106,7 +106,7 @@ class Store:
     def _write(self, minute: Minute, measures: Measures) -> None:
         path = self.path(minute.start)
         try:
-            made = effects(self._samples(minute, measures), minute.start, measures, minute.counts)
+            made = effects(self._samples(minute), minute.start, measures, minute.counts)
             path.parent.mkdir(exist_ok=True)
             draft = path.with_name(f".{path.name}.{scratch.label()}{manifest.DRAFT}")
             try:
@@ -119,12 +119,13 @@ class Store:
         except (pa.ArrowException, OSError) as error:
             raise BadInput(f"minute {minute.name} cannot be measured ({short(error)}); see to its files") from error
 
-    def _samples(self, minute: Minute, measures: Measures) -> pa.Table | None:
+    def _samples(self, minute: Minute) -> pa.Table | None:
         """Return the columns of a minute that are asked for."""
         if not minute.files:
             return None
-        expressions = [*measures.labels.values(), *measures.scores.values(), *measures.by.values()]
-        wanted = sorted({parts[0] for text in expressions for parts in named("", text)})
         filesystem, _ = open_filesystem(self.stream)
-        parts = [pq.read_table(path, columns=wanted, filesystem=filesystem, partitioning=None) for path in minute.files]
-        return pa.concat_tables(parts)
+        read = [
+            pq.read_table(path, columns=self._columns, filesystem=filesystem, partitioning=None)
+            for path in minute.files
+        ]
+        return pa.concat_tables(read)

@@ -60,6 +60,8 @@ class WatchedStream:
             return
         least = newest - self._shown_s + self._store.every_s
         since = least if self._figures.empty else int(self._figures["start"].max()) + 1
+        if since > newest:
+            return  # as at most looks: to list what is kept takes long after weeks
         if (found := self._store.read(max(since, least))) is not None:
             more = found.to_pandas()
             more["start"] = found["start"].cast(pa.timestamp("s", "UTC")).cast(pa.int64()).to_numpy()

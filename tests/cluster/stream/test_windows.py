@@ -83,6 +83,7 @@ def test_a_chart_judges_by_what_raised_no_alarm(tmp_path):
         for name, better in {"auc": 1, "log_loss": -1, "pcoc": 0}.items()
     }
     good = {"click.auc": 0.7, "click.log_loss": 0.5, "click.pcoc": 1.0, "old.click.auc": 0.6}
+    good |= {"rows": 200.0, "old.rows": 100.0}
     for k in range(drift.FEWEST):
         assert charts.take({**good, "click.auc": 0.7 + 0.01 * (k % 2), "click.pcoc": 1.1 if k % 2 else 1 / 1.1}) == []
     assert charts.take({**good, "click.auc": 0.95, "click.log_loss": 0.1}) == []  # better is never wrong
@@ -97,6 +98,44 @@ def test_a_chart_judges_by_what_raised_no_alarm(tmp_path):
     assert charts.take({**good, "old.click.auc": float("nan")}) == []  # a slice may have no rows
     again = drift.Charts(data, charts.kept)
     assert again.kept == charts.kept
+
+
+def test_figures_of_a_few_events_are_left_alone_and_so_is_an_alarm(tmp_path):
+    from tests import samples
+
+    data = samples.recipe(tmp_path, follow__path="x", evaluate__slices={"old": "user > 50"}, evaluate__group_by=None)
+    charts = drift.Charts(data)
+    good = {f"{part}click.{name}": 0.6 for part in ("", "old.") for name in ("auc", "log_loss", "pcoc")}
+    many = {"rows": float(drift.EVENTS), "old.rows": drift.EVENTS - 1.0}
+    for _ in range(drift.FEWEST):
+        assert charts.take(good | many) == []
+    assert len(charts.kept["click.auc"]) == drift.FEWEST
+    assert charts.kept["old.click.auc"] == []  # one event short
+    few, kept = {"rows": drift.EVENTS - 1.0}, dict(charts.kept)
+    assert charts.take({"click.auc": 0.1, "click.pcoc": float("nan")} | few) == []
+    assert charts.take(good | many | {"click.auc": 0.1}) == ["click.auc"]
+    again = drift.Charts(data, charts.kept, ["click.auc"])  # as who was killed goes on
+    for each in (charts, again):
+        assert each.take(good | few) == ["click.auc"]  # a few good ones are no proof
+        assert {name: values[:8] for name, values in each.kept.items()} == kept
+        assert each.take(good | many) == []
+
+
+@given(st.lists(st.floats(0, 1), min_size=drift.FEWEST, max_size=30))
+def test_no_limit_lies_beyond_what_a_figure_can_be(before):
+    found = drift.limits(before, better=1, tolerance=0.01, least=0.0)
+    assert 0 <= found.low <= max(before)
+    assert found.high == float("inf")
+
+
+def test_an_auc_of_scattered_figures_is_expected_to_be_one(tmp_path):
+    from tests import samples
+
+    charts = drift.Charts(samples.recipe(tmp_path, follow__path="x", evaluate__group_by=None))
+    for k in range(drift.FEWEST):
+        charts.take({"rows": 200.0, "click.auc": 0.9 if k % 2 else 0.2, "click.log_loss": 0.5, "click.pcoc": 1.0})
+    assert charts.limits("click.auc").low == 0.0
+    assert charts.limits("click.pcoc").low > 0
 
 
 def test_what_is_said_of_time():

@@ -1,13 +1,12 @@
-"""A stream's folder as `livetrain stream` leaves it, with clicks, gifts, scores and channels."""
+"""A stream with clicks, gifts, scores and channels."""
 
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from livetrain.trainers.data.read import minutes
-from livetrain.trainers.runtime import manifest
+from tests import live
 
 BEGIN = minutes.started("2026-11-30T12:00:00Z")
 COLUMNS = {
@@ -35,20 +34,10 @@ def samples(rows: int, seed: int, factor: float = 1.0, gifts: bool = True) -> pa
     )
 
 
-def open_stream(live: Path, lanes: int = 1) -> Path:
-    live.mkdir(parents=True)
-    manifest.write_json(live / minutes.STREAM, {"lanes": lanes, "every_s": 60, "columns": COLUMNS})
-    return live
+def open_stream(folder: Path, lanes: int = 1) -> Path:
+    return live.begin(folder, COLUMNS, lanes)
 
 
-def close(live: Path, number: int, rows: pa.Table | None, lane: int = 0, late: int = 0) -> None:
+def close(folder: Path, number: int, rows: pa.Table | None, lane: int = 0, late: int = 0) -> None:
     """Close minute 0, 1, ... of a lane."""
-    start = BEGIN + 60 * number
-    folder = live / minutes.folder_of(start) / f"lane={lane}"
-    folder.mkdir(parents=True)
-    files = {}
-    if rows is not None:
-        pq.write_table(rows, folder / "part-0.parquet")
-        files = {"part-0.parquet": manifest.digest(folder / "part-0.parquet")}
-    content = {"rows": 0 if rows is None else len(rows), "start": start, "end": start + 60}
-    manifest.commit(folder, files, offsets={}, counts={"late": late}, watermark=start + 90.0, **content)
+    live.close(folder, BEGIN + 60 * number, rows, lane, late)

@@ -202,6 +202,14 @@ def test_folders_that_are_nothing_are_named(tmp_path, live):
         opened([str(live), str(live)], None, None, 24, 0)
     with pytest.raises(BadInput, match="--metrics: the stream is no local folder"):
         opened(["s3://bucket/live"], None, None, 24, 0)
+    run = str(follower(tmp_path / "din-follow"))
+    with pytest.raises(
+        BadInput, match="--label: is of a stream, and .*din-follow is a follower's run; name the stream"
+    ):
+        opened([run], None, MEASURES, 24, 0)
+    with pytest.raises(BadInput, match="--metrics: is of a stream"):
+        opened([run], tmp_path / "metrics", None, 24, 0)
+    opened([str(live), run], tmp_path / "metrics", MEASURES, 24, 0)
 
 
 def ask(server, path):

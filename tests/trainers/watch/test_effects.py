@@ -74,6 +74,27 @@ def test_a_minute_without_samples_counts_none():
     assert {row["mean"] for row in found} == {None}
 
 
+def test_what_is_rare_is_added_up_with_labels_that_are_not_known():
+    kinds = [f"k{v:03d}" for v in range(MOST) for _ in range(2)] + ["rare1", "rare2", "rare3", "(others)"]
+    label = [1] * 2 * MOST + [None, 1, 0, None]
+    found = effects(
+        pa.table({"label": label, "kind": kinds}), BEGIN, Measures({"label": "label"}, by={"kind": "kind"}), {}
+    )
+    (rows, others) = (row for row in found.to_pylist() if row["value"] == OTHERS)
+    assert (rows["count"], others["count"], others["sum"], others["mean"]) == (4, 2, 1, 0.5)
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_a_minute_that_nothing_slices_is_counted_as_a_whole(rows):
+    found = effects(samples(rows, 1), BEGIN, Measures({"watch_time": "watch_time"}), {"late": 1}).to_pylist()
+    assert [(row["measure"], row["count"]) for row in found] == [
+        ("rows", rows),
+        ("watch_time", rows),
+        ("stream.late", rows),
+    ]
+    assert {row["by"] for row in found} == {""}
+
+
 @given(st.lists(st.integers(0, 2 * MOST), min_size=1, max_size=300))
 @settings(max_examples=20, deadline=None)
 def test_slices_add_up_however_many_values_there_are(values):
