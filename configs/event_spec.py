@@ -37,6 +37,11 @@ class EventAttributes(Section):
     dense: list[Name] = Field([], description="columns that are numbers")
     vectors: list[Name] = Field([], description="columns with a list of numbers, as of a text or a picture")
     age: Name | None = Field(None, description="column of the samples for the seconds since start")
+    since: Name | None = Field(
+        None,
+        description="column of the SELECT: ms, from when on what a row says is known; of several rows of one id the "
+        "newest from before an exposure counts there. Left out, an id has one row, which counts always",
+    )
 
 
 class EventLabel(Section):

@@ -154,6 +154,17 @@ class LoadedStream:
         told = self.spec.model_dump(mode="json", exclude={*FREE, "events", "sources"})
         return told | {"events": self.events.spec.model_dump(mode="json")}
 
+    def remarks(self) -> list[str]:
+        """Return sentences about what may be meant otherwise."""
+        wait, window = self.spec.wait_s, self.events.spec.window_s
+        early = [name for name, label in self.events.spec.labels.items() if not label.delay]
+        if wait >= window or not early:
+            return []
+        return [
+            f"{self.where('wait_s')}: labels of delay: false ({', '.join(early)[:80]}) stay 0 where the action comes "
+            f"more than {wait} s after its minute; if some do, say delay: true, or wait_s: {window}"
+        ]
+
 
 def load_stream(path: Path) -> LoadedStream:
     """Read the spec of a stream, and the spec of its event log.

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 
 from livetrain.configs.errors import BadInput
-from livetrain.trainers.data.simulator.replay_specs import EVENTS, STREAM
+from livetrain.trainers.data.simulator.replay_specs import EVENTS, stream
 from livetrain.trainers.data.simulator.settings import EFFECTIVE_S, UTC8_MS
 from livetrain.trainers.runtime import manifest
 
@@ -145,7 +145,7 @@ def replay(
         raise BadInput(f"--speed {speed}: choose 1 for as it came, 600 for ten minutes a second, 0 for no waiting")
     _check(world)
     try:
-        _begin(world, out, {**asdict(how), "days": None if days is None else [str(day) for day in days]})
+        _begin(world, out, speed, {**asdict(how), "days": None if days is None else [str(day) for day in days]})
         started, come = time.monotonic(), 0
         for arrived in messages(world, how, days):
             new = False
@@ -170,7 +170,7 @@ def _check(world: Path) -> None:
         raise BadInput(f"{world} is no world that `livetrain data simulate` has written; correct the path")
 
 
-def _begin(world: Path, out: Path, how: dict[str, Any]) -> None:
+def _begin(world: Path, out: Path, speed: float, how: dict[str, Any]) -> None:
     path, how = out / "replay.json", {"world": str(world.absolute()), **how}
     if path.exists():
         if json.loads(path.read_text(encoding="utf-8")) != how:
@@ -183,7 +183,7 @@ def _begin(world: Path, out: Path, how: dict[str, Any]) -> None:
     for name in PROFILES:
         shutil.copyfile(world / "kuailive" / name, out / name)
     manifest.write_text(out / "events.yaml", EVENTS)
-    manifest.write_text(out / "stream.yaml", STREAM)
+    manifest.write_text(out / "stream.yaml", stream(speed))
     manifest.write_json(path, how)
 
 

@@ -71,14 +71,29 @@ sequences:
 statistics: {{user: user, streamer: author}}
 """
 
-STREAM = "\n".join(
-    [
-        "# The stream of a replayed world: livetrain stream stream.yaml --out DIR",
-        "events: events.yaml",
-        "sources: {files: {kind: folder, path: topics}}",
-        "topics:",
-        *(f"  {name}: {{source: files, topic: {name}, time: {_TIMES.get(name, 'timestamp')}}}" for name in _TOPICS),
-        "wait_s: 120",
-        "",
-    ]
-)
+_QUIET_S = 180.0  # of the world: three files that do not land make a topic silent
+_LEAST_S = 5.0  # of the clock
+
+
+def stream(speed: float) -> str:
+    """Return the spec of the stream of a world that is replayed at a speed.
+
+    A topic's file lands each minute in which it has messages, so that it is silent after some minutes of the world.
+
+    Example:
+        >>> [line for speed in (1, 60, 0) for line in stream(speed).splitlines() if "idle_s" in line]
+        ['idle_s: 180', 'idle_s: 5', 'idle_s: 60']
+    """
+    idle = max(_QUIET_S / speed, _LEAST_S) if speed else 60.0
+    return "\n".join(
+        [
+            "# The stream of a replayed world: livetrain stream stream.yaml --out DIR",
+            "events: events.yaml",
+            "sources: {files: {kind: folder, path: topics}}",
+            "topics:",
+            *(f"  {name}: {{source: files, topic: {name}, time: {_TIMES.get(name, 'timestamp')}}}" for name in _TOPICS),
+            "wait_s: 120",
+            f"idle_s: {min(idle, 86_400):g}",
+            "",
+        ]
+    )

@@ -113,6 +113,13 @@ class Intake:
                 raise BadInput(f"{loaded.where(f'topics.{table}')}: nothing in the event log reads it; leave it out")
         if not self._feeds["exposures"] & self._columns.keys():
             raise BadInput(f"{loaded.where('topics')}: none of them feeds the exposures; name a table that they read")
+        for prefix, known in self.adapter.attributes.items():
+            fed = self._named(f"attributes.{prefix}.select", known.select) & self._columns.keys()
+            if fed and known.since is None:
+                raise BadInput(
+                    f"{self._where(f'attributes.{prefix}')}: topic {min(fed)} feeds it, so that what it says of an id "
+                    "may change; name in `since` the column of its SELECT from when on each row is known, in ms"
+                )
         for place, select in self._selects.items():
             try:
                 plan = self._connection.execute(f"EXPLAIN (FORMAT json) {select}").fetchall()[0][1]
@@ -150,11 +157,11 @@ class Intake:
         before = -1 if partition.newest is None else partition.newest
         newest = f"""greatest({before}, coalesce(max(_time) FILTER (_why IS NULL) OVER (
             ORDER BY _turn RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), -1))"""
-        judged = f"SELECT *, _why IS NULL AND _time < {newest} - {1000 * self._spec.lateness_s} AS _late FROM parsed"
-        self._connection.execute(f"CREATE OR REPLACE TEMP TABLE judged AS {judged}")
+        judged = f"SELECT *, _why IS NULL AND _time < {newest} - {1000 * self._spec.lateness_s} AS _late FROM _parsed"
+        self._connection.execute(f"CREATE OR REPLACE TEMP TABLE _judged AS {judged}")
         count, late, bad, latest = self._connection.execute(
             "SELECT count(*), count(*) FILTER (_late), count(*) FILTER (_why IS NOT NULL), "
-            "max(_time) FILTER (_why IS NULL) FROM judged"
+            "max(_time) FILTER (_why IS NULL) FROM _judged"
         ).fetchall()[0]
         taken.counts.update({"messages": count, "late": late, "poison": bad})
         if bad:
@@ -166,7 +173,7 @@ class Intake:
         return latest
 
     def _parse(self, table: str, columns: dict[str, str], given: Messages) -> None:
-        """Make the table `parsed`: the columns, _n, _m (the message), _time, and _why it is kept aside."""
+        """Make the table `_parsed`: the columns, _n, _m (the message), _time, and _why it is kept aside."""
         names = ", ".join(map(quoted, columns))
         if isinstance(given.values, Path):
             source, wrong = self._rows(columns, given)
@@ -174,12 +181,12 @@ class Intake:
             kept = [_text(value) for value in given.values]
             told = [pa.array(range(len(kept)), pa.int64()), pa.array(kept, pa.string())]
             told += [pa.array(given.stamps, pa.int64()), pa.array(given.turns, pa.int64())]
-            self._connection.register("given", pa.table(told, ["_n", "_m", "_stamp", "_turn"]))
+            self._connection.register("_given", pa.table(told, ["_n", "_m", "_stamp", "_turn"]))
             form = raw.text(json.dumps(columns))
             source = f"""SELECT _n, _m, _stamp, _turn, _v, _v IS NULL AS _none, unnest(_s) FROM (
                 SELECT *, from_json(_v, {form}) AS _s FROM (
                     SELECT *, CASE WHEN json_type(_j) = 'OBJECT' THEN _j END AS _v FROM (
-                        SELECT *, CASE WHEN json_valid(_m) THEN _m END AS _j FROM given)))"""
+                        SELECT *, CASE WHEN json_valid(_m) THEN _m END AS _j FROM _given)))"""
             wrong = [
                 f"WHEN {quoted(name)} IS NULL AND json_type(_v, '$.{quoted(name)}') != 'NULL' "
                 f"THEN {raw.text(f'{name} is not {kind}')}"
@@ -187,7 +194,7 @@ class Intake:
             ]
             self._tell_columns(table, columns, given)
         clock = int(time.time() * 1000)
-        query = f"""CREATE OR REPLACE TEMP TABLE parsed AS
+        query = f"""CREATE OR REPLACE TEMP TABLE _parsed AS
             SELECT _n, _m, _turn, {names}, _time, CASE WHEN _none THEN 'it is no JSON object' {" ".join(wrong)}
                 WHEN _time IS NULL OR _time NOT BETWEEN {_EARLIEST} AND {_LATEST}
                     THEN 'its time is no milliseconds since 1970'
@@ -203,7 +210,7 @@ class Intake:
         """Return the SELECT of a file's rows with the declared columns, and the tests that tell which are wrong."""
         path = raw.text(str(given.values))
         if str(given.values).endswith(".parquet"):
-            source = f"read_parquet({path})"
+            source = f"read_parquet({path}, hive_partitioning = false)"
         else:
             nulls = ", ".join(map(raw.text, NULLS))
             source = f"read_csv({path}, header = true, all_varchar = true, delim = ',', nullstr = [{nulls}])"
@@ -244,7 +251,9 @@ class Intake:
                 self.changed.append(f"{table}: column '{name}' of its messages {words}")
 
     def _aside(self, given: Messages, taken: Taken) -> None:
-        rows = self._connection.execute("SELECT _n, _m, _why FROM judged WHERE _why IS NOT NULL ORDER BY _n").fetchall()
+        rows = self._connection.execute(
+            "SELECT _n, _m, _why FROM _judged WHERE _why IS NOT NULL ORDER BY _n"
+        ).fetchall()
         table, partition = given.place
         for number, message, why in rows:
             name = given.names[min(number, len(given.names) - 1)]
@@ -254,7 +263,7 @@ class Intake:
     def _insert(self, table: str, columns: dict[str, str]) -> None:
         """Put the messages that count into their table."""
         names = ", ".join(map(quoted, columns))
-        fine = f"SELECT {names} FROM judged WHERE _why IS NULL AND NOT _late"
+        fine = f"SELECT {names} FROM _judged WHERE _why IS NULL AND NOT _late"
         for name in (table, f"new {table}") if table in self._told else (table,):
             self._connection.execute(f"INSERT INTO {quoted(name)} {fine}")
 
@@ -270,13 +279,13 @@ class Intake:
         for place, into in (("exposures", "exposures"), ("actions", "actions"), ("follows", "actions")):
             if not self._waiting & self._feeds.get(place, set()):
                 continue
-            made = f"CREATE OR REPLACE TEMP TABLE made AS SELECT * EXCLUDE (day) FROM ({self._selects[place]})"
+            made = f"CREATE OR REPLACE TEMP TABLE _made AS SELECT * EXCLUDE (day) FROM ({self._selects[place]})"
             self._connection.execute(made)
             count, good, late = self._connection.execute(
-                f"SELECT count(*), count(*) FILTER ({whole}), count(*) FILTER ({whole} AND NOT {open_}) FROM made"
+                f"SELECT count(*), count(*) FILTER ({whole}), count(*) FILTER ({whole} AND NOT {open_}) FROM _made"
             ).fetchall()[0]
             taken.counts.update({into: good - late, "incomplete": count - good, "behind": late})
-            self._connection.execute(f"INSERT INTO new_{into} BY NAME SELECT * FROM made WHERE {whole} AND {open_}")
+            self._connection.execute(f"INSERT INTO new_{into} BY NAME SELECT * FROM _made WHERE {whole} AND {open_}")
         for table in self._waiting:
             self._connection.execute(f"DELETE FROM {quoted(table)}")
         self._waiting.clear()

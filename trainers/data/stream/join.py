@@ -92,8 +92,9 @@ class Joiner:
         for folder in ("segments", "state"):
             (home / folder).mkdir(parents=True, exist_ok=True)
         for table, numbers in past.tables.items():
-            paths = ", ".join(f"'{self.segment('t', number, table)}'" for number in numbers)
-            connection.execute(f"INSERT INTO {quoted(table)} FROM read_parquet([{paths}])")
+            connection.execute(
+                f"INSERT INTO {quoted(table)} BY NAME FROM {_parquet(self.segment('t', n, table) for n in numbers)}"
+            )
 
     # Days and minutes
 
@@ -162,6 +163,9 @@ class Joiner:
         small = [each for each in self.past.segments if each["level"] == 0]
         if len(small) >= _SMALL:
             self._merge(small)
+        for table, numbers in self.past.tables.items():
+            if len(numbers) >= _SMALL:
+                self._gather(table)
 
     def _write(self, source: str, path: Path, time: str = "time") -> list[int] | None:
         count, least, most = self._connection.execute(
@@ -177,11 +181,15 @@ class Joiner:
         """Make one segment of many, which stay until a manifest names the new one."""
         found: dict[str, Any] = {"number": self.past.number, "level": 1}
         for kind in "ea":
-            paths = ", ".join(f"'{self.segment(kind, each['number'])}'" for each in small if each[kind])
-            found[kind] = (
-                self._write(f"read_parquet([{paths}])", self.segment(kind, self.past.number)) if paths else None
-            )
+            paths = [self.segment(kind, each["number"]) for each in small if each[kind]]
+            found[kind] = self._write(_parquet(paths), self.segment(kind, self.past.number)) if paths else None
         self.past.segments = [each for each in self.past.segments if each["level"]] + [found]
+        self.past.number += 1
+
+    def _gather(self, table: str) -> None:
+        """Make one segment of all of a table's, each row once; they stay until a manifest names the new one."""
+        self._write(f"(SELECT DISTINCT * FROM {quoted(table)})", self.segment("t", self.past.number, table), "0")
+        self.past.tables[table] = [self.past.number]
         self.past.number += 1
 
     def forget(self, before: int) -> None:
@@ -207,10 +215,10 @@ class Joiner:
 
     def _all(self, kind: str) -> str:
         """Return what stands after FROM for all exposures or actions."""
-        paths = [f"'{self.segment(kind, each['number'])}'" for each in self.past.segments if each[kind]]
+        paths = [self.segment(kind, each["number"]) for each in self.past.segments if each[kind]]
         if not paths:
             return "(FROM no_exposures)" if kind == "e" else "(FROM no_actions)"
-        return f"read_parquet([{', '.join(paths)}])"
+        return _parquet(paths)
 
     # Samples
 
@@ -242,7 +250,7 @@ class Joiner:
         )
 
     def _task(self, day: Day, number: int, rows: pa.Schema) -> Task:
-        events = self._connection.sql("SELECT * FROM events LIMIT 0").to_arrow_table().schema
+        events = self._connection.sql("SELECT * FROM _events LIMIT 0").to_arrow_table().schema
         return Task(
             adapter=self._adapter,
             options=self._options,
@@ -267,20 +275,20 @@ class Joiner:
         cut = min(end + self._wait, self.midnight(begin, 1))
         inside = f"time >= {begin} AND time < {end} AND {self._own}"
         connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE asked AS SELECT user, item FROM {self._all('e')} WHERE {inside}"
+            f"CREATE OR REPLACE TEMP TABLE _asked AS SELECT user, item FROM {self._all('e')} WHERE {inside}"
         )
         for name in ("user", "item"):
-            connection.execute(f"CREATE OR REPLACE TEMP TABLE asked_{name} AS SELECT DISTINCT {name} FROM asked")
-        theirs = "user IN (FROM asked_user)"
+            connection.execute(f"CREATE OR REPLACE TEMP TABLE _asked_{name} AS SELECT DISTINCT {name} FROM _asked")
+        theirs = "user IN (FROM _asked_user)"
         there = (
-            f"({theirs} OR (domain = 'live' AND item IN (FROM asked_item)))"
+            f"({theirs} OR (domain = 'live' AND item IN (FROM _asked_item)))"
             if self._adapter.domain == "live"
             else theirs
         )
         day = self._day(work, begin, end, cut, theirs, f"time < {cut} AND {theirs}", there)
         take(connection, self._adapter, day)
         lay_out(connection, self._adapter, day)
-        rows = connection.sql("SELECT * FROM rows_only LIMIT 0").to_arrow_table().schema
+        rows = connection.sql("SELECT * FROM _rows_only LIMIT 0").to_arrow_table().schema
         pieces: list[pa.Table] = []
         for number in range(self._buckets):
             if number == 0 or (work / "rows" / f"bucket={number}").is_dir():
@@ -353,3 +361,9 @@ class Joiner:
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir()
         return path
+
+
+def _parquet(paths: Iterable[Path]) -> str:
+    """Return what stands after FROM for some files. `lane=K` in their path is no column."""
+    named = ", ".join(f"'{path}'" for path in paths)
+    return f"read_parquet([{named}], hive_partitioning = false)"

@@ -6,7 +6,7 @@ what was written and is not named by it is deleted. So a lane may be killed anyw
 
 import contextlib
 import fcntl
-import logging
+import json
 import shutil
 import time
 from collections import Counter
@@ -19,6 +19,7 @@ from typing import Any
 from livetrain.configs.errors import BadInput, NotNow, short, without_credentials
 from livetrain.configs.stream_spec import LoadedStream, load_stream
 from livetrain.trainers.data.read.minutes import STREAM, folder_of, name_of
+from livetrain.trainers.data.sources.events import raw
 from livetrain.trainers.data.stream.clock import FOREVER, Clock, Partition, Place
 from livetrain.trainers.data.stream.intake import Intake, Taken, connected
 from livetrain.trainers.data.stream.join import Joiner, Past
@@ -26,8 +27,6 @@ from livetrain.trainers.data.stream.sources.base import Source
 from livetrain.trainers.data.stream.sources.open import open_source
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.runtime import manifest
-
-log = logging.getLogger("livetrain")
 
 PENDING = 500_000  # rows that are in no segment yet, at most
 _SETTLE = 100_000  # messages of which exposures and actions are made at a time
@@ -65,18 +64,30 @@ def run_lane(loaded: LoadedStream, out: Path, lane: int, drain: bool, tell: Call
     Raises:
         BadInput: see docs/guide/streams.md.
     """
+    raw.check_path("--out", out.resolve())
     home = out.resolve() / "_lanes" / f"lane={lane}"
     with _alone(home), connected(loaded, home / "work") as connection:
         _Lane(loaded, out.resolve(), home, lane, connection, tell).run(drain)
 
 
 def newest(out: Path, lane: int) -> tuple[int, dict[str, Any]] | None:
-    """Return when the last minute that a lane has closed begins (s), and its manifest."""
+    """Return when the last minute that a lane has closed begins (s), and its manifest.
+
+    Raises:
+        BadInput: the manifest is damaged.
+    """
     for day in sorted(out.glob("date=*"), reverse=True):
         for moment in sorted(day.glob("time=*"), reverse=True):
-            content = manifest.read(moment / f"lane={lane}")
-            if content is not None:
-                return content["start"], content
+            folder = moment / f"lane={lane}"
+            if not (folder / manifest.MANIFEST).exists():
+                continue
+            content = manifest.read(folder)
+            if content is None or not content.keys() >= {"start", "end", "resume"}:
+                raise BadInput(
+                    f"{folder / manifest.MANIFEST}, the newest of the lane, is no manifest, and says where the stream "
+                    "goes on; restore it from a copy, or begin in a new folder"
+                )
+            return content["start"], content
     return None
 
 
@@ -164,6 +175,8 @@ class _Lane:
 
     def run(self, drain: bool) -> None:
         due = dict.fromkeys(("join", "tables", "report", "partitions"), 0.0)
+        for words in self._loaded.remarks() if self._lane == 0 else ():
+            self._tell(words)
         try:
             while True:
                 self._reread()
@@ -368,8 +381,6 @@ class _Lane:
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    import json
-
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -14,9 +14,10 @@ import yaml
 from livetrain.configs.errors import BadInput
 from livetrain.configs.event_spec import EventSpec
 from livetrain.configs.spec import load_spec
+from livetrain.configs.stream_spec import load_stream
 from livetrain.trainers.data.simulator import Settings, simulate
 from livetrain.trainers.data.simulator.replay import LATE_MS, MINUTE_MS, Replay, messages, replay
-from livetrain.trainers.data.simulator.replay_specs import STREAM
+from livetrain.trainers.data.simulator.replay_specs import stream
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +95,9 @@ def test_a_replay_that_is_killed_goes_on_and_speed_changes_no_byte(world, tmp_pa
     with pytest.raises(BadInput, match="is of another replay"):
         replay(world, tmp_path / "killed", Replay(seed=8), 0, DAY)
     assert load_spec(tmp_path / "whole/events.yaml", EventSpec).spec.window_s == 120
-    assert set(yaml.safe_load(STREAM)["topics"]) == {path.name for path in (tmp_path / "whole/topics").iterdir()}
+    assert set(yaml.safe_load(stream(0))["topics"]) == {path.name for path in (tmp_path / "whole/topics").iterdir()}
+    assert load_stream(tmp_path / "whole/stream.yaml").spec.idle_s == 60
+    assert load_stream(tmp_path / "killed/stream.yaml").spec.idle_s == 5  # begun at 60 times the world's speed
 
 
 def test_what_cannot_be_replayed_is_named(world, tmp_path):

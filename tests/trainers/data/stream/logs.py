@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 import yaml
 
 from livetrain.configs.event_spec import EventSpec
@@ -22,6 +23,12 @@ FEEDS = {"clicks": "click", "shows": "negative", "gifts": "gift"}
 """Table of the event log that is fed by a topic -> the file of a day's preparation with the same rows."""
 ORDER = [("timestamp", "ascending"), ("user", "ascending"), ("room", "ascending")]
 Message = tuple[int, dict]
+BEGIN = 1_748_102_400_000  # 2025-05-25 00:00 in UTC+8
+HOUR = 3_600_000
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
 
 
 def messages(raw: Path) -> dict[str, list[Message]]:
@@ -77,6 +84,13 @@ def prepared(raw: Path, out: Path, events: str = EVENTS) -> pa.Table:
     ).sort_by(ORDER)
 
 
+def drawn_and_prepared(folder: Path, hours: float, count: int, seed: int) -> tuple[Path, dict, pa.Table]:
+    """Return (folder, messages, samples) of some hours from ten o'clock on."""
+    told = drawn(BEGIN + 10 * HOUR, hours, count, seed)
+    write_logs(folder / "raw", told)
+    return folder / "raw", told, prepared(folder / "raw", folder / "days")
+
+
 def spec(path: Path, events: Path, source: dict, **more) -> Path:
     """Write the spec of a stream whose topics are named after their tables."""
     topics = {table: {"source": "bus", "topic": table, "time": "timestamp"} for table in FEEDS}
@@ -106,6 +120,20 @@ def drain(path: Path, out: Path, lane: int = 0) -> list[str]:
     out.mkdir(exist_ok=True)
     run_lane(load_stream(path), out, lane, True, said.append)
     return said
+
+
+def drained_with_kills(path: Path, out: Path, kills: int) -> None:
+    """Kill a stream each time that it has closed some minutes, so many times, and then let it go on to the end."""
+    out.mkdir()
+
+    def tell(words: str) -> None:
+        if words.startswith("closed"):
+            raise Killed
+
+    for _ in range(kills):
+        with pytest.raises(Killed):
+            run_lane(load_stream(path), out, 0, True, tell)
+    run_lane(load_stream(path), out, 0, True, lambda words: None)
 
 
 def samples(out: Path) -> pa.Table:

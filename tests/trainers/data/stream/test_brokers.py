@@ -23,40 +23,12 @@ from livetrain.trainers.data.stream.lane import run_lane
 from tests import store
 from tests.trainers.data.stream import logs
 
-BEGIN = 1_748_102_400_000
 MINUTES = {"every_s": 1800, "wait_s": 3600, "lateness_s": 60}
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch):
-    monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
 @pytest.fixture(scope="module")
 def one_day(tmp_path_factory):
-    """Return (folder, messages, samples) of some hours."""
-    raw = tmp_path_factory.mktemp("one-day") / "raw"
-    told = logs.drawn(BEGIN + 10 * 3_600_000, 8, 120, seed=9)
-    logs.write_logs(raw, told)
-    return raw, told, logs.prepared(raw, raw.parent / "days")
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-def drained_with_kills(path, out, kills: int) -> None:
-    """Kill a stream each time that it has closed some minutes, so many times, and then let it go on to the end."""
-    out.mkdir()
-
-    def tell(words: str) -> None:
-        if words.startswith("closed"):
-            raise Killed
-
-    for _ in range(kills):
-        with pytest.raises(Killed):
-            run_lane(load_stream(path), out, 0, True, tell)
-    run_lane(load_stream(path), out, 0, True, lambda words: None)
+    return logs.drawn_and_prepared(tmp_path_factory.mktemp("one-day"), 8, 120, seed=9)
 
 
 def test_kafka_is_read_from_the_manifests_offsets(one_day, tmp_path, monkeypatch):
@@ -74,7 +46,7 @@ def test_kafka_is_read_from_the_manifests_offsets(one_day, tmp_path, monkeypatch
     source = {"kind": "kafka", "servers": f"{broker.host}:{broker.port}", "options": {"session.timeout.ms": 6000}}
     jobs = {"read": {"every_s": 0.01, "messages": 60}, "join": {"every_s": 0.01}}
     path = logs.spec(tmp_path / "stream.yaml", raw / "events.yaml", source, **MINUTES, idle_s=3600, jobs=jobs)
-    drained_with_kills(path, tmp_path / "out", 2)
+    logs.drained_with_kills(path, tmp_path / "out", 2)
     assert logs.samples(tmp_path / "out").equals(days)
     counted = logs.counts(tmp_path / "out")
     assert counted["messages"] == sum(map(len, told.values())) + 3
@@ -112,7 +84,7 @@ class Message:
         return self._offset
 
     def timestamp(self) -> tuple[int, int]:
-        return 1, BEGIN
+        return 1, logs.BEGIN
 
 
 def test_messages_that_came_with_an_error_are_not_lost():

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.stream_spec import load_stream
+from livetrain.trainers.data.stream import lane
 from livetrain.trainers.data.stream.clock import Clock, Partition
 from livetrain.trainers.data.stream.intake import Intake, Taken, connected
-from livetrain.trainers.data.stream.lane import _Lane
 from livetrain.trainers.data.stream.sources.base import Messages
 from livetrain.trainers.data.stream.sources.folder import Folder
 from tests.trainers.data.stream import logs
@@ -193,9 +193,57 @@ def test_only_who_was_asked_all_the_time_and_had_nothing_is_silent():
     assert clock.idle(0.5) == [("t", "a")]
 
 
+def test_a_burst_is_held_at_its_source_and_goes_to_disk(tmp_path, monkeypatch):
+    """One topic is far ahead of another: what is read has a bound, and so has what is in memory of it."""
+    monkeypatch.setattr(lane, "PENDING", 100)
+    jobs = {"read": {"every_s": 0.01, "messages": 50}}
+    path = written(tmp_path, every_s=60, wait_s=0, lateness_s=0, idle_s=3600, jobs=jobs)
+    land = tmp_path / "land"
+
+    def write(table: str, number: int, seconds) -> None:
+        (land / table).mkdir(parents=True, exist_ok=True)
+        lines = [json.dumps(row(second, user=1 + second % 40)) for second in seconds]
+        (land / table / f"{number:06d}.jsonl").write_text("\n".join(lines) + "\n")
+
+    write("shows", 0, [0])
+    for begin in range(0, 3000, 50):
+        write("clicks", begin, range(begin, begin + 50))
+    home = tmp_path / "out" / "_lanes" / "lane=0"
+    (home / "work").mkdir(parents=True)
+    with connected(load_stream(path), home / "work") as connection:
+        made = lane._Lane(load_stream(path), tmp_path / "out", home, 0, connection, lambda words: None)
+        made._discover()
+        wrote: list[int] = []
+        flush = made._joiner.flush
+        monkeypatch.setattr(made._joiner, "flush", lambda: (wrote.append(made._joiner.pending()), flush()))
+
+        def read() -> int:
+            turns = [made._read(False)]
+            while turns[-1]:
+                assert made._joiner.pending() <= 100
+                turns.append(made._read(False))
+            assert max(turns) <= 51
+            return sum(turns)
+
+        assert read() == 1 + 650  # ten minutes ahead of the shows, and the turn that led there
+        write("shows", 1, [1200])
+        assert read() == 1 + 1200
+        write("shows", 2, [2950])
+        assert read() == 1 + 1150
+        assert max(wrote) <= 100 + 2 * 51  # a click is an exposure and an action
+        segments = made._joiner.past.segments
+        assert sum(each["e"][0] for each in segments) == 3003 - (made._joiner.pending() + 1) // 2
+
+
 def topics(table: str, source: str) -> dict:
     """Return the keys of a spec with one topic."""
     return {"topics": {table: {"source": source, "topic": "t", "time": "timestamp"}}}
+
+
+def rooms_from_a_topic() -> dict:
+    """Return the keys of a spec whose rooms are announced."""
+    told = {table: {"source": "bus", "topic": table, "time": "timestamp"} for table in logs.FEEDS}
+    return {"topics": told | {"rooms": {"source": "bus", "topic": "rooms", "time": "live_id"}}}
 
 
 def log(old: str, new: str) -> dict:
@@ -225,6 +273,7 @@ def taking(path: Path) -> Intake:
         ({"sources": {"bus": {"kind": "kafk"}}}, "sources.bus.kind got 'kafk', wanted one of folder, kafka, nats"),
         (log("AS time FROM clicks\n", "AS time FROM clicks GROUP BY ALL\n"), "no GROUP BY, DISTINCT"),
         (log(SHOWS, JOINED), "it joins tables that topics feed"),
+        (rooms_from_a_topic(), "attributes.room: topic rooms feeds it, so that what it says of an id may change"),
         (
             log(SHOWS, f"{SHOWS}  UNION ALL SELECT user_id, 1, 1, 9 FROM users\n"),
             "of its rows come from tables that no topic feeds",
@@ -247,15 +296,24 @@ def test_a_changed_spec_is_taken_or_refused_while_it_runs(tmp_path):
     def changed(number: int, **change) -> str:
         written(tmp_path, **change)
         os.utime(path, (number, number))
-        lane._reread()
+        made._reread()
         return said[-1]
 
     with connected(load_stream(path), home / "work") as connection:
-        lane = _Lane(load_stream(path), tmp_path / "out", home, 0, connection, said.append)
+        made = lane._Lane(load_stream(path), tmp_path / "out", home, 0, connection, said.append)
         assert changed(1, idle_s=7) == "the spec's jobs have changed, and are taken"
         assert "not taken: every_s is fixed; only jobs and idle_s may change" in changed(2, every_s=30)
         assert "not taken" in changed(3, lateness=30)
-        assert (lane._loaded.spec.idle_s, lane._loaded.spec.every_s) == (7, 60)
+        assert (made._loaded.spec.idle_s, made._loaded.spec.every_s) == (7, 60)
     loaded = load_stream(written(tmp_path, wait_s=5))
     with connected(loaded, tmp_path) as connection, pytest.raises(BadInput, match="wait_s: .* was begun with another"):
-        _Lane(loaded, tmp_path / "out", home, 0, connection, said.append)
+        lane._Lane(loaded, tmp_path / "out", home, 0, connection, said.append)
+
+
+def test_a_wait_that_is_too_short_for_a_label_is_told(tmp_path):
+    told = load_stream(written(tmp_path, wait_s=60)).remarks()
+    assert len(told) == 1
+    assert "wait_s: labels of delay: false (click) stay 0" in told[0]
+    assert len(told[0]) < 300
+    assert load_stream(written(tmp_path, wait_s=3600)).remarks() == []
+    assert load_stream(written(tmp_path, **log("click, delay: false", "click, delay: true"))).remarks() == []

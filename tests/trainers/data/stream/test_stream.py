@@ -3,40 +3,32 @@
 import json
 import multiprocessing
 import random
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.simulator import Settings, simulate
 from livetrain.trainers.data.stream import join, lane
+from livetrain.trainers.data.write.ids import string_ids
 from livetrain.trainers.runtime import manifest
 from tests.trainers.data.stream import logs
-
-BEGIN = 1_748_102_400_000  # 2025-05-25 00:00 in UTC+8
-HOUR = 3_600_000
-
-
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch):
-    """What SIGKILL leaves behind does not depend on what is on the disk yet."""
-    monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
 @pytest.fixture(scope="module")
 def two_days(tmp_path_factory):
-    """Return (folder, messages, samples) of 30 hours over a midnight."""
-    raw = tmp_path_factory.mktemp("two-days") / "raw"
-    told = logs.drawn(BEGIN + 10 * HOUR, 30, 250, seed=5)
-    logs.write_logs(raw, told)
-    return raw, told, logs.prepared(raw, raw.parent / "days")
+    """30 hours, over a midnight."""
+    return logs.drawn_and_prepared(tmp_path_factory.mktemp("two-days"), 30, 250, seed=5)
 
 
 def landed(raw: Path, told: dict, tmp_path: Path, **more) -> Path:
     for table, rows in told.items():
-        logs.land(tmp_path / "land", table, rows, every=HOUR, disorder=600_000)
+        logs.land(tmp_path / "land", table, rows, every=logs.HOUR, disorder=600_000)
     given = {"every_s": 1800, "wait_s": 3600, "lateness_s": 4200, **more}
     return logs.spec(tmp_path / "stream.yaml", raw / "events.yaml", {"kind": "folder", "path": "land"}, **given)
 
@@ -98,8 +90,59 @@ def test_the_spans_that_minutes_are_made_in_change_no_byte(two_days, tmp_path, m
     assert logs.counts(tmp_path / "one") == logs.counts(tmp_path / "many")
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
+CHANGING = (
+    ("live_content_category: VARCHAR}", "live_content_category: VARCHAR, told_at: BIGINT}"),
+    ("'+') AS tags\n", "'+') AS tags, told_at\n"),
+    ("    bags: [tags]\n", "    bags: [tags]\n    since: told_at\n"),
+)
+
+
+def test_what_is_said_of_a_room_counts_from_then_on_until_something_else_is(two_days, tmp_path, monkeypatch):
+    """By minutes, over kills and merges of segments, as by days, and as a search by hand has it."""
+    _, told, _ = two_days
+    draw, events = random.Random(2), logs.EVENTS
+    for old, new in CHANGING:
+        assert events.count(old) == 1
+        events = events.replace(old, new)
+    times = [(room, logs.BEGIN + draw.randrange(40 * 3600) * 1000) for room in range(1, 18) for _ in range(4)]
+    times += [(row["live_id"], at) for at, row in told["shows"][50:60]]  # at the very moment of an exposure
+    rows = [{"live_id": room, "live_content_category": draw.choice("abcdef"), "told_at": at} for room, at in times]
+    said = sorted(((row["told_at"], row) for row in rows), key=lambda each: each[0])
+    raw = tmp_path / "raw"
+    logs.write_logs(raw, told)
+    lines = [f"{row['live_id']},{row['live_content_category']},{at}\n" for at, row in said]
+    (raw / "room.csv").write_text("live_id,live_content_category,told_at\n" + "".join(lines))
+    days = logs.prepared(raw, tmp_path / "days", events)
+    for row in days.to_pylist():
+        before = [each for at, each in said if each["live_id"] == row["room"] and at < row["timestamp"]]
+        wanted = string_ids(pa.array([before[-1]["live_content_category"]]))[0].as_py() if before else None
+        assert row["category"] == wanted
+    of_room = days.group_by("room").aggregate([("category", "count_distinct")])
+    assert max(of_room["category_count_distinct"].to_pylist()) > 2
+    (raw / "room.csv").unlink()
+    topics = {table: {"source": "bus", "topic": table, "time": "timestamp"} for table in told}
+    topics["rooms"] = {"source": "bus", "topic": "rooms", "time": "told_at"}
+    path = landed(raw, told | {"rooms": said}, tmp_path, topics=topics)
+    monkeypatch.setattr(join, "SPAN_ROWS", 25)
+    monkeypatch.setattr(join, "_SMALL", 3)
+    monkeypatch.setattr(lane, "PENDING", 40)
+    logs.drained_with_kills(path, tmp_path / "out", 4)
+    assert logs.samples(tmp_path / "out").equals(days)
+    past = lane.newest(tmp_path / "out", 0)[1]["resume"]["past"]
+    assert len(past["tables"]["rooms"]) < 3
+    assert len(list((tmp_path / "out/_lanes/lane=0/segments").glob("t-*"))) == len(past["tables"]["rooms"])
+
+
+def test_a_damaged_newest_manifest_is_named(two_days, tmp_path):
+    """To go on from the one before would need what was deleted since."""
+    raw, told, _ = two_days
+    path = landed(raw, {table: rows[:40] for table, rows in told.items()}, tmp_path)
+    logs.drain(path, tmp_path / "out")
+    damaged = max((tmp_path / "out").glob("date=*/time=*/lane=0/manifest.json"))
+    for text in ("{", '{"files": {}}'):
+        damaged.write_text(text)
+        with pytest.raises(BadInput, match=re.escape(f"{damaged}, the newest of the lane, is no manifest")):
+            logs.drain(path, tmp_path / "out")
 
 
 def test_a_kill_before_any_write_loses_and_doubles_nothing(two_days, tmp_path, monkeypatch):
@@ -115,7 +158,7 @@ def test_a_kill_before_any_write_loses_and_doubles_nothing(two_days, tmp_path, m
         def call(*arguments):
             left[0] -= 1
             if left[0] == 0:
-                raise Killed
+                raise logs.Killed
             return real[name](*arguments)
 
         return call
@@ -128,7 +171,7 @@ def test_a_kill_before_any_write_loses_and_doubles_nothing(two_days, tmp_path, m
         try:
             logs.drain(path, tmp_path / "killed")
             break
-        except Killed:
+        except logs.Killed:
             kills += 1
     assert kills >= 3
     assert logs.parts(tmp_path / "killed") == wanted
@@ -145,8 +188,8 @@ def test_a_kill_as_a_day_ends_loses_and_doubles_nothing(two_days, tmp_path, monk
     monkeypatch.setattr(join, "SPAN_ROWS", 25)
     logs.drain(path, tmp_path / "whole")
     with monkeypatch.context() as once:
-        once.setattr(join.Joiner, "_keep", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
+        once.setattr(join.Joiner, "_keep", lambda *_: (_ for _ in ()).throw(logs.Killed))
+        with pytest.raises(logs.Killed):
             logs.drain(path, tmp_path / "killed")
     logs.drain(path, tmp_path / "killed")
     assert logs.parts(tmp_path / "killed") == logs.parts(tmp_path / "whole")

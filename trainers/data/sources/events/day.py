@@ -10,6 +10,8 @@ each row's time.
 The state of a day, a folder of Parquet files, is all that the next day needs of the past: `statistics/<prefix>` and
 `pairs/<prefix>` (counts before the next horizon), `rooms` (viewers a room's look back before it), `carry` (events from
 there on), and `sequences/<name>` (the newest entries of every user).
+
+Tables of this module begin with an underscore, as no raw table of a source does.
 """
 
 from dataclasses import dataclass
@@ -67,7 +69,7 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
         _room_state(connection, day)
         columns += ["greatest(coalesce(now.viewers, 0), 0) AS room_viewers"]  # a log may begin amid views
         columns += [f"coalesce(now.{what}, 0) AS room_{what}" for what in ("likes", "gifts")]
-        joined += ["JOIN room_moments now ON e.item = now.room AND e.time = now.time"]
+        joined += ["JOIN _room_moments now ON e.item = now.room AND e.time = now.time"]
     for prefix, known in _joined(adapter):
         columns += [f"{prefix}_known.{name}" for name in (*known.ids, *known.bags, *known.dense, *known.vectors)]
         if known.age:
@@ -75,7 +77,8 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
             columns += [f"CASE WHEN {start} < e.time THEN (e.time - {start}) / 1000.0 END AS {known.age}"]
             columns += [f'{start} >= e.time AS "early.{prefix}"']
         columns += [f'{prefix}_known.id IS NULL AS "unknown.{prefix}"']
-        joined += [f"LEFT JOIN attributes_{prefix} {prefix}_known ON e.{known.key} = {prefix}_known.id"]
+        same = known.of(f"{prefix}_known", f"e.{known.key}", "e.time")
+        joined += [f"LEFT JOIN attributes_{prefix} {prefix}_known ON {same}"]
     for prefix, key in adapter.statistics.items():
         columns += [f'coalesce({prefix}_before.n{kind}, 0) AS "{prefix}.{kind}"' for kind in _COUNTED]
         joined += [f"LEFT JOIN statistics_{prefix} {prefix}_before ON e.{key} = {prefix}_before.id"]
@@ -90,7 +93,8 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
         ["true", *([f"e.time >= {day.begin}"] if day.begin else []), *([f"e.time < {day.end}"] if day.end else [])]
     )
     connection.execute(
-        f"CREATE OR REPLACE TABLE rows AS SELECT {', '.join(columns)} FROM exposures e {' '.join(joined)} WHERE {part}"
+        f"CREATE OR REPLACE TABLE _rows AS SELECT {', '.join(columns)} "
+        f"FROM _exposures e {' '.join(joined)} WHERE {part}"
     )
     counts = _unknown(connection, adapter)
     _write_rows(connection, day)
@@ -99,7 +103,7 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
 
 
 def take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> dict[str, int]:
-    """Make the tables `exposures` and `events` of a day, without duplicates, and views of the state before it.
+    """Make the tables `_exposures` and `_events` of a day, without duplicates, and views of the state before it.
 
     Days may overlap, so what the day before has carried over may stand in this day's log again.
 
@@ -114,28 +118,29 @@ def take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> d
     topic = "".join(f" WHEN '{domain}' THEN about_{domain}.{name}" for domain, (_, name) in adapter.topics.items())
     topic = f"CASE domain{topic} END" if topic else "NULL::BIGINT"
     topics = " ".join(
-        f"LEFT JOIN attributes_{prefix} about_{domain} ON domain = '{domain}' AND item = about_{domain}.id"
+        f"LEFT JOIN attributes_{prefix} about_{domain} ON domain = '{domain}' AND "
+        + adapter.attributes[prefix].of(f"about_{domain}", "item", "time")
         for domain, (prefix, _) in adapter.topics.items()
     )
     connection.execute(f"""
-        CREATE OR REPLACE TABLE exposures AS SELECT {shown} FROM {exposures} e
+        CREATE OR REPLACE TABLE _exposures AS SELECT {shown} FROM {exposures} e
         WHERE {inside} AND NOT EXISTS (
-            FROM carry c WHERE kind = {EXPOSURE} AND c.user = e.user AND c.item = e.item AND c.time = e.time)
+            FROM _carry c WHERE kind = {EXPOSURE} AND c.user = e.user AND c.item = e.item AND c.time = e.time)
         QUALIFY row_number() OVER (PARTITION BY user, item, time ORDER BY {shown}) = 1""")
     connection.execute(f"""
-        CREATE OR REPLACE TABLE fresh AS
-        SELECT DISTINCT {_EVENT} FROM {actions} WHERE {keyed} EXCEPT SELECT {_EVENT} FROM carry""")
+        CREATE OR REPLACE TABLE _fresh AS
+        SELECT DISTINCT {_EVENT} FROM {actions} WHERE {keyed} EXCEPT SELECT {_EVENT} FROM _carry""")
     connection.execute(f"""
-        CREATE OR REPLACE TABLE events AS SELECT {_EVENT}, carried, {topic} AS topic FROM (
-            SELECT {_EVENT}, true AS carried FROM carry
-            UNION ALL SELECT {_EVENT}, false FROM fresh
+        CREATE OR REPLACE TABLE _events AS SELECT {_EVENT}, carried, {topic} AS topic FROM (
+            SELECT {_EVENT}, true AS carried FROM _carry
+            UNION ALL SELECT {_EVENT}, false FROM _fresh
             UNION ALL SELECT user, '{adapter.domain}', item, author, time, {EXPOSURE}, NULL, NULL, false
-            FROM exposures) {topics}""")
+            FROM _exposures) {topics}""")
     found, whole, within = _one(
         connection, f"count(*), count(*) FILTER ({keyed}), count(*) FILTER ({inside})", exposures
     )
     acted, complete = _one(connection, f"count(*), count(*) FILTER ({keyed})", actions)
-    kept, distinct = _one(connection, "count(*)", "exposures")[0], _one(connection, "count(*)", "fresh")[0]
+    kept, distinct = _one(connection, "count(*)", "_exposures")[0], _one(connection, "count(*)", "_fresh")[0]
     return {
         "exposures read": found,
         "actions read": acted,
@@ -152,20 +157,20 @@ def _one(connection: duckdb.DuckDBPyConnection, what: str, source: str) -> tuple
 
 
 def _room_state(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
-    """Make `room_moments`: a room's viewers, and its likes and gifts of the last minutes, before each of its moments.
+    """Make `_room_moments`: a room's viewers, and its likes and gifts of the last minutes, before each of its moments.
 
     Every exposure is such a moment. (An ASOF join would say the same, in quadratic time.)
     """
     begin = day.horizon - ROOM_WINDOW_MS
     connection.execute(f"""
-        CREATE OR REPLACE TABLE room_moments AS
+        CREATE OR REPLACE TABLE _room_moments AS
         WITH moments AS (
             SELECT item AS room, time, count(*) FILTER (kind = {CLICK}) - count(*) FILTER (kind = {WATCH}) AS viewers,
                    count(*) FILTER (kind = {LIKE}) AS likes, count(*) FILTER (kind = {GIFT}) AS gifts
-            FROM events
+            FROM _events
             WHERE domain = 'live' AND kind IN ({EXPOSURE}, {CLICK}, {WATCH}, {LIKE}, {GIFT}) AND time >= {begin}
             GROUP BY ALL
-            UNION ALL SELECT room, {begin - 1}, viewers, 0, 0 FROM rooms)
+            UNION ALL SELECT room, {begin - 1}, viewers, 0, 0 FROM _rooms)
         SELECT room, time, sum(viewers) OVER (PARTITION BY room ORDER BY time
                                               RANGE BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS viewers,
                sum(likes) OVER recent AS likes, sum(gifts) OVER recent AS gifts
@@ -185,20 +190,20 @@ def _unknown(connection: duckdb.DuckDBPyConnection, adapter: Adapter) -> dict[st
         if known.age:
             words[f"exposures at or before the start of their {prefix}: kept, {known.age} null"] = f'"early.{prefix}"'
     query = ", ".join(f"count(*) FILTER ({flag})" for flag in words.values())
-    return dict(zip(words, connection.execute(f"SELECT {query} FROM rows").fetchall()[0], strict=True)) if words else {}
+    return dict(zip(words, _one(connection, query, "_rows"), strict=True)) if words else {}
 
 
 def _write_rows(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
-    flags = [name for (name,) in connection.execute("SELECT column_name FROM (DESCRIBE rows)").fetchall()]
+    flags = [name for (name,) in connection.execute("SELECT column_name FROM (DESCRIBE _rows)").fetchall()]
     flags = [f'"{name}"' for name in flags if name.startswith(("unknown.", "early."))]
     without = f"EXCLUDE ({', '.join(flags)})" if flags else ""
-    connection.execute(f"CREATE OR REPLACE VIEW rows_only AS SELECT * {without} FROM rows")
-    _write_buckets(connection, day, "rows_only", "rows")
+    connection.execute(f"CREATE OR REPLACE VIEW _rows_only AS SELECT * {without} FROM _rows")
+    _write_buckets(connection, day, "_rows_only", "rows")
 
 
 def write_events(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
     """Write `events/bucket=N` of what `take` has taken below the work folder."""
-    _write_buckets(connection, day, f"(SELECT * FROM events WHERE {day.own})", "events")
+    _write_buckets(connection, day, f"(SELECT * FROM _events WHERE {day.own})", "events")
 
 
 def _write_buckets(connection: duckdb.DuckDBPyConnection, day: Day, table: str, name: str) -> None:
@@ -220,7 +225,7 @@ def write_state(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Da
             connection,
             f"""SELECT id, {sums} FROM (
                     FROM statistics_{prefix} UNION ALL BY NAME
-                    SELECT {key} AS id, {counts} FROM events
+                    SELECT {key} AS id, {counts} FROM _events
                     WHERE domain = '{adapter.domain}' AND time >= {day.horizon} AND time < {day.next_horizon}
                       AND {key} IS NOT NULL GROUP BY ALL)
                 GROUP BY id ORDER BY id""",
@@ -231,7 +236,7 @@ def write_state(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Da
             connection,
             f"""SELECT user, id, max(last) AS last, {sums} FROM (
                     FROM pairs_{prefix} UNION ALL BY NAME
-                    SELECT user, {key} AS id, max(time) FILTER (kind = {EXPOSURE}) AS last, {counts} FROM events
+                    SELECT user, {key} AS id, max(time) FILTER (kind = {EXPOSURE}) AS last, {counts} FROM _events
                     WHERE domain = '{adapter.domain}' AND time >= {day.horizon} AND time < {day.next_horizon}
                       AND {key} IS NOT NULL AND kind != {WATCH} AND {day.own} GROUP BY ALL)
                 GROUP BY ALL""",
@@ -242,13 +247,13 @@ def write_state(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Da
         _copy(
             connection,
             f"""SELECT room, sum(viewers)::BIGINT AS viewers FROM (
-                    FROM rooms UNION ALL
-                    SELECT item, count(*) FILTER (kind = {CLICK}) - count(*) FILTER (kind = {WATCH}) FROM events
+                    FROM _rooms UNION ALL
+                    SELECT item, count(*) FILTER (kind = {CLICK}) - count(*) FILTER (kind = {WATCH}) FROM _events
                     WHERE domain = 'live' AND time >= {begin} AND time < {end} GROUP BY ALL)
                 GROUP BY room HAVING sum(viewers) != 0 ORDER BY room""",
             state / "rooms.parquet",
         )
-    _copy(connection, f"SELECT {_EVENT} FROM events WHERE time >= {end} ORDER BY ALL", state / "carry.parquet")
+    _copy(connection, f"SELECT {_EVENT} FROM _events WHERE time >= {end} ORDER BY ALL", state / "carry.parquet")
 
 
 def _copy(connection: duckdb.DuckDBPyConnection, select: str, path: Path) -> None:
@@ -262,9 +267,9 @@ def _read_states(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: D
     for prefix in adapter.pairs:
         empty = f"SELECT 0::BIGINT AS user, 0::BIGINT AS last, * FROM ({_statistics_columns()})"
         _read_state(connection, day, f"pairs/{prefix}", f"pairs_{prefix}", empty)
-    _read_state(connection, day, "carry", "carry", f"SELECT {_EVENT} FROM no_actions")
+    _read_state(connection, day, "carry", "_carry", f"SELECT {_EVENT} FROM no_actions")
     if adapter.domain == "live":
-        _read_state(connection, day, "rooms", "rooms", "SELECT 0::BIGINT AS room, 0::BIGINT AS viewers WHERE false")
+        _read_state(connection, day, "rooms", "_rooms", "SELECT 0::BIGINT AS room, 0::BIGINT AS viewers WHERE false")
 
 
 def _read_state(connection: duckdb.DuckDBPyConnection, day: Day, name: str, table: str, empty: str) -> None:

@@ -136,6 +136,8 @@ class Attributes:
         dense: columns that are numbers.
         vectors: columns that are lists of numbers, as of an item's text or picture.
         age: samples' column for the seconds since `start` (ms), which the SELECT then gives too; null before it.
+        since: column of the SELECT, ms, from when on a row is known: at any moment the newest from strictly before it
+            counts. None: an id has one row, which is always known.
     """
 
     key: str | None
@@ -145,6 +147,18 @@ class Attributes:
     dense: tuple[str, ...] = ()
     age: str | None = None
     vectors: tuple[str, ...] = ()
+    since: str | None = None
+
+    def of(self, table: str, key: str, moment: str) -> str:
+        """Return the SQL condition by which a row of `table`, from `stage.load_attributes`, is what is known of an id.
+
+        Args:
+            table: its name.
+            key: expression for the id.
+            moment: expression for the time, ms, at which it is to be known.
+        """
+        within = f" AND {moment} > {table}.{self.since} AND {moment} <= {table}._until" if self.since else ""
+        return f"{key} = {table}.id{within}"
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,8 @@ def prepare(
     """
     options = options or Options()
     out = out.resolve()
-    for option, path in (("--raw", source), ("--out", out)):
-        if set("'*?[]") & set(str(path)):
-            raise BadInput(f"{option} {path}: DuckDB takes ' * ? [ ] in a path for a pattern; choose one without them")
+    raw.check_path("--raw", source)
+    raw.check_path("--out", out)
     found = _open(adapter, out, options)
     with written_here_alone(out) as work, stage.connect(adapter, options, work) as connection, in_processes(run) as run:
         returns.finish(out, work)
@@ -283,8 +282,8 @@ class _Preparation:
         return days * DAY_MS - 1000 * (self._adapter.utc_offset_s + early)
 
     def _tasks(self, day: Day, before: Path) -> list[Task]:
-        rows = self._connection.sql("SELECT * FROM rows_only LIMIT 0").to_arrow_table().schema
-        events = self._connection.sql("SELECT * FROM events LIMIT 0").to_arrow_table().schema
+        rows = self._connection.sql("SELECT * FROM _rows_only LIMIT 0").to_arrow_table().schema
+        events = self._connection.sql("SELECT * FROM _events LIMIT 0").to_arrow_table().schema
         return [
             Task(
                 self._adapter,

@@ -63,7 +63,7 @@ def _select(connection: duckdb.DuckDBPyConnection, path: Path, raw: RawFile, not
     if path.suffix == ".npy":
         source = _stored(connection, path)
     elif path.suffix == ".parquet":
-        source = f"read_parquet({text(str(path))})"
+        source = f"read_parquet({text(str(path))}, hive_partitioning = false)"
     else:
         types = ", ".join(f"{text(name)}: {text(declared.get(name, 'VARCHAR'))}" for name in found)
         nulls = ", ".join(map(text, _NULLS))
@@ -129,6 +129,12 @@ def _stored(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
     connection.execute(f"CREATE OR REPLACE TABLE {table} AS FROM found_array")
     connection.unregister("found_array")
     return table
+
+
+def check_path(option: str, path: Path) -> None:
+    """Refuse the path of a folder that SQL would read as something else."""
+    if set("'*?[]") & set(str(path)):
+        raise BadInput(f"{option} {path}: DuckDB takes ' * ? [ ] in a path for a pattern; choose one without them")
 
 
 def text(value: str) -> str:

@@ -57,7 +57,11 @@ def connect(adapter: Adapter, options: Options, work: Path) -> duckdb.DuckDBPyCo
 
 
 def load_attributes(connection: duckdb.DuckDBPyConnection, adapter: Adapter, work: Path) -> dict[str, int]:
-    """Make the tables attributes_<prefix>: an id once, categories as ids; return counts for the report."""
+    """Make the tables attributes_<prefix>, with categories as ids; return counts for the report.
+
+    An id stands there once, or, where rows say since when they are known, once for each such time, and `_until` says
+    when the next follows.
+    """
     dropped = {}
     for prefix, known in adapter.attributes.items():
         path = work / f"attributes_{prefix}.parquet"
@@ -70,10 +74,15 @@ def load_attributes(connection: duckdb.DuckDBPyConnection, adapter: Adapter, wor
         if writer is None:
             writer = pq.ParquetWriter(path, _with_ids(reader.schema.empty_table(), known).schema)
         writer.close()
-        every = ", ".join(reader.schema.names)
+        every, key, timed = ", ".join(reader.schema.names), "id", "*"
+        if known.since:
+            key = f"id, {known.since}"
+            timed = f"*, lead({known.since}, 1, {NEVER}) OVER (PARTITION BY id ORDER BY {known.since}) AS _until"
         connection.execute(
-            f"CREATE OR REPLACE TABLE attributes_{prefix} AS SELECT * FROM read_parquet('{path}') "
-            f"WHERE id IS NOT NULL QUALIFY row_number() OVER (PARTITION BY id ORDER BY {every}) = 1"
+            f"CREATE OR REPLACE TABLE attributes_{prefix} AS SELECT {timed} FROM ("
+            f"SELECT * FROM read_parquet('{path}', hive_partitioning = false) "
+            f"WHERE id IS NOT NULL AND {known.since or 'id'} IS NOT NULL "
+            f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {every}) = 1)"
         )
         kept = connection.execute(f"SELECT count(*) FROM attributes_{prefix}").fetchall()[0][0]
         rows = pq.read_metadata(path).num_rows
@@ -128,7 +137,8 @@ def seed(connection: duckdb.DuckDBPyConnection, adapter: Adapter, work: Path, bu
         table = pa.schema([(column, pa.int64()) for column in (*ENTRY, "bits")]).empty_table()
         if select:
             prefix, about = adapter.topics.get(sequence.domain, (None, "NULL::BIGINT"))
-            joined = f"LEFT JOIN attributes_{prefix} known ON item = known.id" if prefix else ""
+            same = adapter.attributes[prefix].of("known", "item", "time") if prefix else ""
+            joined = f"LEFT JOIN attributes_{prefix} known ON {same}" if prefix else ""
             table = connection.sql(
                 f"SELECT user, time, item, author, {about} AS topic, bits FROM ({select}) {joined} "
                 "ORDER BY user, time, item"

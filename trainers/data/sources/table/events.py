@@ -56,6 +56,7 @@ def adapter(spec: EventSpec) -> model.Adapter:
             name: model.Attributes(
                 *(known.key, known.select, tuple(known.ids), tuple(known.bags), tuple(known.dense), known.age),
                 vectors=tuple(known.vectors),
+                since=known.since,
             )
             for name, known in spec.attributes.items()
         },

@@ -1,5 +1,6 @@
 """An event log by a spec: what it shares with the adapter that is written in code is equal."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,17 @@ def test_a_spec_gives_what_the_adapter_in_code_gives(tmp_path):
         assert found[f"user_category_{count}"].equals(wanted[f"user_live_content_category_{count}"])
     assert max(found["user_category_count"].to_pylist()) > 0
     assert found["tags"].to_pylist() == [[topic] for topic in wanted["live_content_category"].to_pylist()]
+
+
+def test_tables_may_have_any_name(tmp_path):
+    prepared("kuailive", tmp_path, [Visit(hour * HOUR, 1 + hour % 2, 1) for hour in (1, 2, 26, 27)])
+    path, renamed = tmp_path / "out-raw" / "spec.yaml", SPEC
+    for name, other in {"clicks": "events", "shows": "exposures", "gifts": "carry", "users": "rows"}.items():
+        renamed = re.sub(rf"\b{name}\b", other, renamed)
+    for name, text in (("one", SPEC), ("other", renamed)):
+        path.write_text(text)
+        prepare_events(load_spec(path, EventSpec), tmp_path / name, lambda what, done, days: None)
+    assert samples(tmp_path / "one").equals(samples(tmp_path / "other"))
 
 
 FOLLOWS = """
