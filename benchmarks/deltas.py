@@ -1,6 +1,7 @@
 """Sizes and times of deltas: tables of a gigabyte, KuaiRand's events in the order of time, a delta per --events.
 
     python benchmarks/deltas.py --data data/kuairand --rows 4000000
+    python benchmarks/deltas.py --count --events 100000   # ids that so many events look up, and nothing else
 
 The recipe is din_kuairand.yaml with its tables of users, videos and authors widened to --rows, 2 x --rows and --rows
 rows, trained on one worker; the ids stay KuaiRand-Pure's, or each lookup has an id of its own (--distinct): the most
@@ -21,12 +22,14 @@ from livetrain.trainers.runtime.process import set_up
 
 set_up()
 
+import duckdb  # noqa: E402
 import torch  # noqa: E402
 
 from livetrain.configs.load import dump_recipe, load_recipe  # noqa: E402
 from livetrain.configs.schema import Recipe  # noqa: E402
 from livetrain.modules.batch import Batch  # noqa: E402
 from livetrain.modules.model import set_statistics  # noqa: E402
+from livetrain.trainers.data.read.files import split_files  # noqa: E402
 from livetrain.trainers.data.read.reader import Reader  # noqa: E402
 from livetrain.trainers.data.read.source import Source  # noqa: E402
 from livetrain.trainers.data.read.statistics import scan  # noqa: E402
@@ -67,6 +70,25 @@ def fed(recipe: Recipe, distinct: bool) -> Iterator[Batch]:
             yield batch
 
 
+def count(recipe: Recipe, events: int) -> None:
+    """Print how many ids of the wide tables the first events in the order of time look up, their lists included."""
+    base = duckdb.connect()
+    base.read_parquet(split_files(recipe, "train")[2]).order("timestamp").limit(events).create("rows")
+    total, said = 0, []
+    for table in ("user", "video", "author"):
+        looked = [
+            f"SELECT unnest({feature.column or name}[-{feature.max_length}:]) AS id FROM rows"
+            if hasattr(feature, "max_length")
+            else f"SELECT {feature.column or name} AS id FROM rows"
+            for name, feature in recipe.features.items()
+            if getattr(feature, "table", None) == table
+        ]
+        ((found,),) = base.sql(f"SELECT count(DISTINCT id) FROM ({' UNION ALL '.join(looked)})").fetchall()
+        total += found
+        said.append(f"{found:,} of {table}")
+    print(f"{events:,} events in a row of time look up {total:,} ids: {', '.join(said)}")
+
+
 @contextmanager
 def timed(found: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
@@ -81,8 +103,11 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=10_000)
     parser.add_argument("--deltas", type=int, default=3)
     parser.add_argument("--distinct", action="store_true")
+    parser.add_argument("--count", action="store_true", help="only count the ids that --events events look up")
     asked = parser.parse_args()
     recipe = made(asked.data.resolve(), asked.rows)
+    if asked.count:
+        return count(recipe, asked.events)
     place = Path(tempfile.mkdtemp(prefix="deltas-"))
     run, where = place / "run", str(place / "models")
     run.mkdir()

@@ -55,6 +55,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", type=Path, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/quality_ml1m.md"))
+    parser.add_argument("--title", help="of the file; by default the names of the recipes")
     add_training(parser)
     return parser.parse_args()
 
@@ -161,7 +162,8 @@ def spread(values: np.ndarray) -> str:
 
 def document(rows: list[str], versions: dict[str, str], given: argparse.Namespace) -> str:
     """Return the Markdown file."""
-    intro = f"""# What the MovieLens-1M recipes reach
+    title = given.title or f"What is reached by {', '.join(path.stem for path in given.recipes)}"
+    intro = f"""# {title}
 
 {made(versions, given)}
 

@@ -14,7 +14,7 @@ def follow(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file with data.days and follow.")],
     publish: Annotated[str, typer.Option(help="Folder or URI of the published versions, which servers read.")],
     overrides: Overrides = None,
-    every: Annotated[str, typer.Option(metavar="DURATION", help="Of events that are learned in one go.")] = "5m",
+    every: Annotated[str, typer.Option(metavar="DURATION", help="Span of events that is learned in one go.")] = "5m",
     runs: Annotated[Path, typer.Option(help="Folder of the nights' runs; the follower's own comes there too.")] = Path(
         "runs"
     ),

@@ -39,7 +39,7 @@ def watch(
             metavar="PATH", help="Folder of the minutes' metrics, by default DIR/metrics.", show_default=False
         ),
     ] = None,
-    hours: Annotated[int, typer.Option(min=1, max=24 * 31, help="Of events that the page shows.")] = 24,
+    hours: Annotated[int, typer.Option(min=1, max=24 * 31, help="Hours of events that the page shows.")] = 24,
     late: Annotated[
         int, typer.Option(min=0, help="Seconds behind the clock that raise an alarm; 0 for what is replayed: never.")
     ] = 300,

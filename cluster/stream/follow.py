@@ -14,9 +14,10 @@ import torch
 from livetrain.cluster import launch, places, ray_workers
 from livetrain.cluster.alone import alone
 from livetrain.cluster.nightly import asked_later
-from livetrain.cluster.stream.following import Asked, Following
+from livetrain.cluster.stream.following import Following
 from livetrain.cluster.stream.publishing import Publisher, check
 from livetrain.cluster.stream.windows import moment
+from livetrain.cluster.stream.words import Asked
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.observe.progress import Watcher

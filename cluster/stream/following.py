@@ -4,11 +4,9 @@ Nothing of what is decided depends on what another rank knows: rank 0 waits for 
 of an increment, and sends what every rank needs. So ranks step together, and none waits for a batch that will not come.
 """
 
-import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +14,10 @@ import torch
 
 from livetrain.cluster.stream import anchor, telling
 from livetrain.cluster.stream.windows import Increment, Shed, Stream, increment, moment, shed
+from livetrain.cluster.stream.words import CURRENT, Asked, Begin, End, LeaveOut, Take, Word, current
 from livetrain.configs.errors import BadInput, may_pass
 from livetrain.configs.load import dump_recipe
-from livetrain.configs.schema import Follow, Recipe
 from livetrain.trainers.data.read.increment import damage
-from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.spread import Looking
 from livetrain.trainers.runtime import manifest, ranks, run_folder, runlog, signals
 from livetrain.trainers.runtime.signals import Stopped
@@ -31,74 +28,7 @@ from livetrain.trainers.train.stopping import Listener
 
 T = TypeVar("T")
 
-CURRENT = "line.json"  # in the follower's folder: the line that is published
 _LOOK_S, _NIGHT_S, _LAG_S = 0.5, 15.0, 60.0  # between two looks at the stream and at the nights, and two words on lag
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a follower is asked for.
-
-    Attributes:
-        recipe: with a name and a section `follow`.
-        runs: folder of run folders, where the nights lie.
-        run: the follower's own there.
-        every: s that an increment is long.
-        nights: where the nights are published, or None.
-        once: end when all that is closed is learned.
-    """
-
-    recipe: Recipe
-    runs: Path
-    run: Path
-    every: int
-    nights: str | None
-    once: bool
-
-    @property
-    def follow(self) -> Follow:
-        assert self.recipe.follow is not None  # the command sees to it
-        return self.recipe.follow
-
-    def line(self, day: str) -> Path:
-        """Return the folder of the line of a night."""
-        return self.run / day
-
-
-@dataclass(frozen=True)
-class Begin:
-    """A line begins, or goes on: beside the one that there is, or in its place."""
-
-    job: Job
-    night: Path
-    since: int
-    beside: bool
-
-
-@dataclass(frozen=True)
-class Take:
-    """A line judges and learns an increment."""
-
-    place: int
-    increment: Increment
-    source: Source | None
-    save: bool
-
-
-@dataclass(frozen=True)
-class LeaveOut:
-    """A line leaves minutes out."""
-
-    place: int
-    left: Shed
-
-
-@dataclass(frozen=True)
-class End:
-    """All that is closed is learned."""
-
-
-Word = Begin | Take | LeaveOut | End | None  # None: nothing is to be done, and rank 0 is still there
 
 
 class Following:
@@ -116,7 +46,7 @@ class Following:
         self._published = published or (lambda: None)
         self._listener = Listener(asked.run)
         self._stream: Stream | None = None
-        self._refused: set[str] = set()  # nights that cannot be followed
+        self._refused: set[str] = set()  # nights that cannot be followed, and why none can be looked for: said once
         self._looked = self._saved = self._lagged = time.monotonic()
         self._turn = 0
         self._alarmed: set[str] = set()
@@ -234,10 +164,16 @@ class Following:
         latest = self.lines[-1].job.run.name
         try:
             night = anchor.newest(self.asked.recipe, self.asked.runs, self.asked.nights)
-            day = anchor.day_of(night)
-            if day == latest or day in self._refused:
-                return None
-            beside = self.asked.follow.handover == "beside" and day > latest and len(self.lines) == 1
+        except BadInput as error:
+            if not may_pass(error) and str(error) not in self._refused:
+                self._refused.add(str(error))
+                self._note(f"ALARM: no new night is seen: {error}")
+            return None
+        day = anchor.day_of(night)
+        if day == latest or day in self._refused:
+            return None
+        beside = self.asked.follow.handover == "beside" and day > latest and len(self.lines) == 1
+        try:
             found = self._line(night, beside)
         except BadInput as error:
             if not may_pass(error):
@@ -396,12 +332,3 @@ class Following:
             for text in telling.alarms(line, learned, self._alarmed):
                 self._note(text)
             self._alarmed = set(learned.alarms)
-
-
-def current(run: Path) -> str | None:
-    """Return the day of the line that is published, or None before there is one."""
-    try:
-        found = json.loads((run / CURRENT).read_bytes())
-        return str(found["line"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

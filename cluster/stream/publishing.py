@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from livetrain.cluster.stream.following import current
+from livetrain.cluster.stream.words import current
 from livetrain.configs.errors import BadInput, without_credentials
 from livetrain.trainers.data.read import minutes as stream
 from livetrain.trainers.export import deltas, publish
@@ -73,7 +73,7 @@ class Publisher:
                 self._publish(found.parents[1], found)
                 self._settled = found
         except Exception as error:  # whatever it is: the training goes on, and servers have what they had
-            gone = isinstance(error, run_folder.Damaged | FileNotFoundError)
+            gone = found is not None and isinstance(error, run_folder.Damaged | FileNotFoundError)
             if gone and self._newest() != found:  # the training beside has written newer ones, and deleted this
                 return
             self._later = time.monotonic() + _AGAIN_S

@@ -3,6 +3,8 @@
 import itertools
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -261,6 +263,53 @@ def test_a_checkpoint_that_is_deleted_while_it_is_published_is_published(followe
     assert follower.published()["version"] == "2022-05-03T00-02-00Z"
     assert not any("ALARM" in note for note in follower.notes)
     assert not list(follower.line.glob(".publish-*"))
+
+
+def test_a_thread_publishes_beside_ranks_that_are_elsewhere(follower, monkeypatch):
+    """As under Ray; a folder that cannot be listed for a moment does not end it."""
+    with monkeypatch.context() as patched:
+        patched.setattr(publishing.Publisher, "look", lambda publisher: None)
+        made.write(follower.folder, 2)
+        follower.follow()
+    found, said, threads = publishing.Publisher._newest, [], []
+
+    def newest(publisher):
+        threads.append(threading.current_thread().name)
+        if len(threads) == 1:
+            raise FileNotFoundError("the folder is away")
+        return found(publisher)
+
+    monkeypatch.setattr(publishing.Publisher, "_newest", newest)
+    monkeypatch.setattr(publishing, "_AGAIN_S", 0.0)
+    with publishing.Publisher(follower.line.parent, follower.where, 7, said.append, beside=True):
+        end = time.monotonic() + 60
+        while follower.published() is None and time.monotonic() < end:
+            time.sleep(0.05)
+    assert follower.published()["version"] == "2022-05-03T00-02-00Z"
+    assert threads[:2] == ["publish", "publish"]
+    assert [text.partition("(")[0].partition(":")[0] for text in said[:1]] == ["ALARM"]
+    assert any(text.startswith("published 2022-05-03T00-02-00Z as a base") for text in said)
+    assert any(
+        "becomes a base, as no delta can follow: " in text and "nothing is published here" in text for text in said
+    )
+
+
+def test_nights_that_cannot_be_looked_at_end_no_learning(follower, monkeypatch):
+    made.write(follower.folder, 4)
+    looks, newest = [], anchor.newest
+
+    def spoilt(*arguments):
+        looks.append(1)
+        if len(looks) > 1:
+            raise BadInput("current.json is no pointer to a published model; choose another place")
+        return newest(*arguments)
+
+    monkeypatch.setattr(anchor, "newest", spoilt)
+    monkeypatch.setattr(publishing.Publisher, "look", lambda publisher: None)
+    follower.follow()
+    assert len(looks) > 1
+    assert follower.lines("increment")[-1]["end"] == BEGIN + 240
+    assert sum("ALARM: no new night is seen: current.json is no pointer" in note for note in follower.notes) == 1
 
 
 @pytest.mark.slow

@@ -741,16 +741,21 @@ def test_nobody_who_scores_sees_half_a_delta(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_bucket_serves_too(data, bucket, tmp_path):
+def test_a_bucket_serves_too(data, bucket, read, tmp_path):
     where = bucket.replace("/in/it", "/in/deltas")
     with line(tmp_path / "run", samples.recipe(data, **MAPPED)) as training:
         training.go(1).save()
         publish_next(training.run, where, "a", 3)
         served = Served(where)
-        training.go(1).save()
-        publish_delta(training.run, where)
-        assert served.refresh()
+        kept = Kept(where)
+        for _ in range(3):
+            training.go(1).save()
+            pointer = publish_delta(training.run, where, share=1e9, kept=kept)
+            assert served.refresh()
         assert_is_the_export(served, training.run, tmp_path / "whole")
+        # twice of the base: by the server and by what is kept; the newest delta by the server alone
+        assert [read.count(name) for name in (pointer["folder"], pointer["deltas"][0]["folder"])] == [2, 2]
+        assert read.count(pointer["deltas"][-1]["folder"]) == 1
 
 
 def test_the_command_publishes(published, monkeypatch, capsys):
