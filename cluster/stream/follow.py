@@ -18,7 +18,7 @@ from livetrain.cluster.stream.following import Following
 from livetrain.cluster.stream.publishing import Publisher, check
 from livetrain.cluster.stream.windows import moment
 from livetrain.cluster.stream.words import Asked
-from livetrain.configs.errors import BadInput, NotNow
+from livetrain.configs.errors import BadInput, may_pass
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.observe.progress import Watcher
 from livetrain.trainers.runtime import runlog, signals
@@ -47,7 +47,8 @@ def follow(
 
     Raises:
         BadInput: the recipe, the stream or a place is wrong, or a minute is damaged and may not be left out.
-        NotNow: another follower is at work; with `once` also that there is no night or no stream yet.
+        NotNow: another follower is at work; with `once` also that there is no night or no stream yet, or
+            the stream's storage is away.
         RuntimeError: the workers failed more often than cluster.max_failures.
         KeyboardInterrupt: it was told to stop, and how it goes on.
     """
@@ -67,8 +68,8 @@ def follow(
         while True:
             try:
                 return _follow(asked, where, keep)
-            except NotNow as error:
-                if once:
+            except BadInput as error:
+                if once or not may_pass(error):
                     raise
                 runlog.note(run, "note", text=f"waiting, and trying again every {_AGAIN_S:.0f} s: {error}")
                 with Watcher(run), signals.saving(run):

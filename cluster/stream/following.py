@@ -15,7 +15,7 @@ import torch
 from livetrain.cluster.stream import anchor, telling
 from livetrain.cluster.stream.windows import Increment, Shed, Stream, increment, moment, shed
 from livetrain.cluster.stream.words import CURRENT, Asked, Begin, End, LeaveOut, Take, Word, current
-from livetrain.configs.errors import BadInput, may_pass
+from livetrain.configs.errors import BadInput, NotNow, may_pass
 from livetrain.configs.load import dump_recipe
 from livetrain.trainers.data.read.increment import damage
 from livetrain.trainers.data.read.spread import Looking
@@ -51,6 +51,7 @@ class Following:
         self._turn = 0
         self._alarmed: set[str] = set()
         self._silent = False
+        self._away: str | None = None  # why an increment that is closed could not be read
         self._staged = ""
 
     def run(self) -> dict[str, Any]:
@@ -145,6 +146,8 @@ class Following:
                 if (word := self._due(place)) is not None:
                     return word
             if self.asked.once:
+                if (why := self._stream.failed or self._away) is not None:
+                    raise NotNow(f"not all that is closed is learned: {why}")
                 return End()
             self._published()
             self._wait()
@@ -193,14 +196,16 @@ class Following:
         found = increment(minutes, line.taken, every)
         if found is None:
             return None
-        for minute in found.minutes:
-            if (wrong := damage(self._stream.path, minute)) is not None:
-                return self._spoilt(place, found, wrong)
-        self._stage(f"learning {found}, {found.rows:,} events")
+        self._away = None
         try:
+            for minute in found.minutes:
+                if (wrong := damage(self._stream.path, minute)) is not None:
+                    return self._spoilt(place, found, wrong)
+            self._stage(f"learning {found}, {found.rows:,} events")
             source = checked(line.recipe, self._stream.path, list(found.minutes), line.ids)
         except BadInput as error:
             if may_pass(error):
+                self._away = str(error)
                 self._stage(f"waiting: {error}")
                 return None
             return self._spoilt(place, found, str(error))

@@ -14,7 +14,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from livetrain.cluster.stream import anchor, follow, publishing
+from livetrain.cluster.stream import anchor, follow, following, publishing
 from livetrain.cluster.stream.windows import Stream
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.trainers.export import deltas, export, prediction, publish
@@ -310,6 +310,36 @@ def test_nights_that_cannot_be_looked_at_end_no_learning(follower, monkeypatch):
     assert len(looks) > 1
     assert follower.lines("increment")[-1]["end"] == BEGIN + 240
     assert sum("ALARM: no new night is seen: current.json is no pointer" in note for note in follower.notes) == 1
+
+
+@pytest.mark.usefixtures("unpublished")
+def test_a_stream_whose_storage_fails_for_a_moment_is_read_again(follower, monkeypatch):
+    made.write(follower.folder, 2)
+    reads, whole = [], following.damage
+
+    def away(*arguments):
+        reads.append(1)
+        if len(reads) == 1:
+            raise BadInput("part-0.parquet: cannot be read") from OSError("the network is away")
+        return whole(*arguments)
+
+    monkeypatch.setattr(following, "damage", away)
+    with pytest.raises(NotNow, match=r"not all that is closed is learned: part-0.parquet: cannot be read"):
+        follower.follow(60)  # for --once is no wait
+    said = [line["text"] for line in runlog.read(follower.line.parent) if line["kind"] == "stage"]
+    assert "waiting: part-0.parquet: cannot be read" in said
+    follower.follow(60)
+    assert follower.lines("increment")[-1]["end"] == BEGIN + 120
+
+
+def test_a_follower_waits_for_what_may_pass_and_ends_with_what_does_not(follower, monkeypatch):
+    found = [BadInput("away"), BadInput("follow.path: no stream")]
+    found[0].__cause__ = OSError("the network is away")
+    monkeypatch.setattr(follow, "_follow", lambda *_: (_ for _ in ()).throw(found.pop(0)))
+    monkeypatch.setattr(follow, "_AGAIN_S", 0.0)
+    with pytest.raises(BadInput, match="no stream"):
+        follow.follow(made.recipe(follower.night, **follower.changes), follower.folder / "runs", follower.where, 60)
+    assert any("waiting, and trying again" in note and "away" in note for note in follower.notes)
 
 
 @pytest.mark.slow

@@ -69,11 +69,10 @@ class Intake:
         if follows and self._named("follows", follows) & self._columns.keys():
             self._selects["follows"], follows = follows, ""
         self._feeds = {place: self._named(place, select) for place, select in self._selects.items()}
-        self._told = {  # tables that only say what is known of ids: all their rows are kept
-            name
-            for prefix, known in self.adapter.attributes.items()
-            for name in self._named(f"attributes.{prefix}.select", known.select) & self._columns.keys()
-        }
+        self._told: dict[str, set[str]] = {}
+        for prefix, known in self.adapter.attributes.items():
+            for name in self._named(f"attributes.{prefix}.select", known.select) & self._columns.keys():
+                self._told.setdefault(name, set()).add(prefix)
         self._check(loaded)
         connection.execute(f"CREATE TABLE new_exposures AS SELECT * EXCLUDE (day) FROM ({live.exposures}) LIMIT 0")
         connection.execute(f"CREATE TABLE new_actions AS SELECT * EXCLUDE (day) FROM ({live.actions}) LIMIT 0")
@@ -85,8 +84,8 @@ class Intake:
         self.changed: list[str] = []  # what the log is to say of the messages' columns
 
     @property
-    def told(self) -> set[str]:
-        """Tables fed by topics that say what is known of ids."""
+    def told(self) -> dict[str, set[str]]:
+        """Table fed by a topic that only says what is known of ids -> the attributes; all of its rows are kept."""
         return self._told
 
     def read_files(self) -> None:
@@ -114,7 +113,7 @@ class Intake:
         if not self._feeds["exposures"] & self._columns.keys():
             raise BadInput(f"{loaded.where('topics')}: none of them feeds the exposures; name a table that they read")
         for prefix, known in self.adapter.attributes.items():
-            fed = self._named(f"attributes.{prefix}.select", known.select) & self._columns.keys()
+            fed = [table for table, prefixes in self._told.items() if prefix in prefixes]
             if fed and known.since is None:
                 raise BadInput(
                     f"{self._where(f'attributes.{prefix}')}: topic {min(fed)} feeds it, so that what it says of an id "

@@ -68,7 +68,7 @@ class Joiner:
         home: the lane's folder.
         lane: its number.
         past: as the newest manifest has it.
-        told: tables fed by topics that say what is known of ids.
+        told: table fed by a topic that says what is known of ids -> the attributes that read it.
     """
 
     def __init__(
@@ -79,16 +79,17 @@ class Joiner:
         home: Path,
         lane: int,
         past: Past,
-        told: Iterable[str],
+        told: dict[str, set[str]],
     ):
         spec, log = loaded.spec, loaded.events.spec
         self._adapter, self._connection, self._home, self.past = adapter, connection, home, past
         self._options = Options(live=log.history, video=log.history, window_s=log.window_s)
         self._every, self._wait = 1000 * spec.every_s, 1000 * spec.wait_s
-        self._offset, self._buckets, self._told = 1000 * log.utc_offset_s, spec.buckets, sorted(told)
+        self._offset, self._buckets, self._told = 1000 * log.utc_offset_s, spec.buckets, told
         lanes = spec.lanes
         self._own = f"(user % {lanes} + {lanes}) % {lanes} = {lane}" if lanes > 1 else "true"
-        self.stale = True  # what is known of ids has changed
+        self.stale = True  # the files may have changed
+        self._changed: set[str] = set()  # attributes of which topics have told something since
         for folder in ("segments", "state"):
             (home / folder).mkdir(parents=True, exist_ok=True)
         for table, numbers in past.tables.items():
@@ -155,7 +156,7 @@ class Joiner:
             name = quoted(f"new {table}")
             if self._write(name, self.segment("t", self.past.number, table), "0"):
                 self.past.tables.setdefault(table, []).append(self.past.number)
-                self.stale = True
+                self._changed |= self._told[table]
             self._connection.execute(f"DELETE FROM {name}")
         if found["e"] or found["a"]:
             self.past.segments.append(found)
@@ -223,11 +224,12 @@ class Joiner:
     # Samples
 
     def learn(self, read_files: Callable[[], None]) -> None:
-        """Take what is known of ids from its tables again, if it has changed."""
+        """Take what is known of ids from its tables again, where it may have changed."""
         if self.stale:
             read_files()
-            stage.load_attributes(self._connection, self._adapter, self._home / "work")
-            self.stale = False
+            self._changed = set(self._adapter.attributes)
+        stage.load_attributes(self._connection, self._adapter, self._home / "work", self._changed)
+        self.stale, self._changed = False, set()
 
     def _day(self, work: Path, begin: int, end: int, cut: int, own: str, exposures: str, actions: str) -> Day:
         horizon = self.midnight(begin)

@@ -14,6 +14,7 @@ import pytest
 
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.simulator import Settings, simulate
+from livetrain.trainers.data.sources.events import stage
 from livetrain.trainers.data.stream import join, lane
 from livetrain.trainers.data.write.ids import string_ids
 from livetrain.trainers.runtime import manifest
@@ -121,12 +122,18 @@ def test_what_is_said_of_a_room_counts_from_then_on_until_something_else_is(two_
     assert max(of_room["category_count_distinct"].to_pylist()) > 2
     (raw / "room.csv").unlink()
     topics = {table: {"source": "bus", "topic": table, "time": "timestamp"} for table in told}
+    jobs = {"read": {"every_s": 0.01, "messages": 1}, "join": {"every_s": 0.01}}
     topics["rooms"] = {"source": "bus", "topic": "rooms", "time": "told_at"}
-    path = landed(raw, told | {"rooms": said}, tmp_path, topics=topics)
+    path = landed(raw, told | {"rooms": said}, tmp_path, topics=topics, jobs=jobs)
     monkeypatch.setattr(join, "SPAN_ROWS", 25)
     monkeypatch.setattr(join, "_SMALL", 3)
+    monkeypatch.setattr(lane, "_SHARE", 0)
     monkeypatch.setattr(lane, "PENDING", 40)
+    load, loaded = stage.load_attributes, []
+    monkeypatch.setattr(stage, "load_attributes", lambda *told: (loaded.append(set(told[3])), load(*told)))
     logs.drained_with_kills(path, tmp_path / "out", 4)
+    assert {"room"} in loaded
+    assert loaded.count({"user", "room"}) == 6  # at each start, and for stream.json
     assert logs.samples(tmp_path / "out").equals(days)
     past = lane.newest(tmp_path / "out", 0)[1]["resume"]["past"]
     assert len(past["tables"]["rooms"]) < 3

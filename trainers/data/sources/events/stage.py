@@ -4,6 +4,7 @@ Everything streams from the raw files to disk; memory is DuckDB's bound, whateve
 """
 
 import os
+from collections.abc import Container
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,14 +57,18 @@ def connect(adapter: Adapter, options: Options, work: Path) -> duckdb.DuckDBPyCo
     return connection
 
 
-def load_attributes(connection: duckdb.DuckDBPyConnection, adapter: Adapter, work: Path) -> dict[str, int]:
+def load_attributes(
+    connection: duckdb.DuckDBPyConnection, adapter: Adapter, work: Path, only: Container[str] | None = None
+) -> dict[str, int]:
     """Make the tables attributes_<prefix>, with categories as ids; return counts for the report.
 
     An id stands there once, or, where rows say since when they are known, once for each such time, and `_until` says
-    when the next follows.
+    when the next follows. `only` names the prefixes to make, by default all.
     """
     dropped = {}
     for prefix, known in adapter.attributes.items():
+        if only is not None and prefix not in only:
+            continue
         path = work / f"attributes_{prefix}.parquet"
         reader = connection.sql(known.select).to_arrow_reader(BATCH)
         writer = None
