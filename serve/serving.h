@@ -34,6 +34,7 @@ class JsonReader {
   public:
     explicit JsonReader(const std::filesystem::path& path) : name_(path.filename().string()) {
         std::ifstream file(path);
+        if (!file) throw std::runtime_error(path.string() + " cannot be read");
         text_.assign(std::istreambuf_iterator<char>(file), {});
     }
 
