@@ -1,4 +1,4 @@
-// The hash of files in manifests, and of strings that are ids.
+// xxHash's 64-bit hash with seed 0: of files, and of ids that are strings.
 
 #pragma once
 
@@ -7,7 +7,7 @@
 #include <cstring>
 #include <string>
 
-// xxHash's 64-bit hash with seed 0 of what comes in parts.
+// Of what comes in parts.
 class Xxh64 {
   public:
     void update(const char* data, size_t size) {
@@ -21,7 +21,7 @@ class Xxh64 {
             filled_ = 0;
         }
     }
-    uint64_t number() const {
+    uint64_t value() const {
         uint64_t hash = P5;
         if (total_ >= sizeof(held_)) {
             hash = turned(lanes_[0], 1) + turned(lanes_[1], 7) + turned(lanes_[2], 12) + turned(lanes_[3], 18);
@@ -37,7 +37,7 @@ class Xxh64 {
         return hash ^ (hash >> 32);
     }
     std::string hex() const {
-        uint64_t hash = number();
+        uint64_t hash = value();
         std::string text(16, '0');
         for (int place = 15; place >= 0; --place, hash >>= 4) text[place] = "0123456789abcdef"[hash & 15];
         return text;
