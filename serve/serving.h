@@ -15,7 +15,7 @@
 #include <string>
 #include <vector>
 
-using Columns = c10::Dict<std::string, at::Tensor>;
+#include "columns.h"
 
 // A value of a JSON file. A number stays text: an id has up to 64 bits, of which a double holds 53.
 struct Json {
@@ -34,6 +34,7 @@ class JsonReader {
   public:
     explicit JsonReader(const std::filesystem::path& path) : name_(path.filename().string()) {
         std::ifstream file(path);
+        if (!file) throw std::runtime_error(path.string() + " cannot be read");
         text_.assign(std::istreambuf_iterator<char>(file), {});
     }
 
