@@ -3,7 +3,9 @@
 Needs Python 3.10 and numpy; copy this file to where you need it.
 
     client = Client("http://127.0.0.1:8080", timeout=0.5)
-    answer = client.rank("din", user={"user": 17, "history": [4, 9]}, candidates={"video": [31, 8], "length": [12.5, None]})
+    answer = client.rank(
+        "din", user={"user": 17, "history": [4, 9]}, candidates={"video": [31, 8], "length": [12.5, None]}
+    )
     answer.scores["click"]    # float32, a score per candidate
 
 Retries: a request is sent again once, and only where a connection that was kept open turns out to have been closed by
@@ -401,20 +403,17 @@ def hashed(text: str) -> int:
         -878615982807369771
     """
     data = text.encode()
-    at = 0
-    value = _P[4]
-    if len(data) >= 32:
+    value, at = _P[4], len(data) // 32 * 32
+    if at:
         lanes = [(_P[0] + _P[1]) & _ALL, _P[1], 0, -_P[0] & _ALL]
-        for at in range(0, len(data) - 31, 32):
-            words = struct.unpack_from("<4Q", data, at)
+        for words in struct.iter_unpack("<4Q", data[:at]):
             lanes = [_round(lane, word) for lane, word in zip(lanes, words, strict=True)]
-        at = len(data) // 32 * 32
         value = sum(_turned(lane, by) for lane, by in zip(lanes, (1, 7, 12, 18), strict=True)) & _ALL
         for lane in lanes:
             value = ((value ^ _round(0, lane)) * _P[0] + _P[3]) & _ALL
     value = (value + len(data)) & _ALL
-    for at in range(at, len(data) - 7, 8):
-        value = (_turned(value ^ _round(0, *struct.unpack_from("<Q", data, at)), 27) * _P[0] + _P[3]) & _ALL
+    for (word,) in struct.iter_unpack("<Q", data[at : len(data) // 8 * 8]):
+        value = (_turned(value ^ _round(0, word), 27) * _P[0] + _P[3]) & _ALL
     at = len(data) // 8 * 8
     if len(data) - at >= 4:
         value ^= struct.unpack_from("<I", data, at)[0] * _P[0] & _ALL

@@ -1,4 +1,4 @@
-"""The wire, in C++: what it makes of requests, what it refuses and what it answers; and the Python client's side of it."""
+"""The wire in C++: what it makes of requests, refuses and answers; and the Python client's side of it."""
 
 import json
 import math
