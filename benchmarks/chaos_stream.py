@@ -55,7 +55,7 @@ from livetrain.trainers.runtime import run_folder, runlog
 from livetrain.trainers.runtime.versions import versions
 
 MOMENTS = {"any": 40, "minute": 18, "writing": 10, "checkpoint": 16, "publishing": 12, "published": 4}  # how often
-LATEST_S = {"any": 6.0, "minute": 0.3, "writing": 0.01, "checkpoint": 0.0, "publishing": 0.08, "published": 0.05}
+LATEST_S = {"any": 10.0, "minute": 0.3, "writing": 0.01, "checkpoint": 0.0, "publishing": 0.01, "published": 0.05}
 HITS = {
     "start": "before it had begun to follow",
     "minute": "an increment closed, no checkpoint of it yet",
@@ -65,7 +65,7 @@ HITS = {
     "waiting": "all that was closed was learned and published",
 }
 PATIENCE_S = 40.0  # for a placed moment to come
-LEADS = (120, 180, 100_000)  # s of event time by which messages may be ahead of what is learned
+LEADS = (180, 240, 100_000)  # s of event time by which messages may be ahead of what is learned
 WELL = """Every story ended with both programs' exit code 0, minutes, weights, optimizer states, tables, ids and step
 lines that are those of the run that nobody killed, to the last bit, a published model that is that run's full export to
 the last bit, a server that had taken in all that was published meanwhile, and no process and no half-made file left."""
