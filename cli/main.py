@@ -15,7 +15,22 @@ from rich.text import Text
 from typer.exceptions import TyperException
 
 import livetrain
-from livetrain.cli import cluster, data, ids, init, live, look, plan, predict, recall, runs, stream, sweeps, watch
+from livetrain.cli import (
+    cluster,
+    data,
+    ids,
+    init,
+    live,
+    look,
+    plan,
+    predict,
+    recall,
+    runs,
+    store,
+    stream,
+    sweeps,
+    watch,
+)
 from livetrain.cli.terminal import BAD_INPUT, FAILED, NOT_NOW, complain, err
 from livetrain.configs.errors import BadInput, NotNow, cut, without_credentials
 from livetrain.trainers.runtime import signals
@@ -47,6 +62,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(data.app, name="data", help="Prepare a dataset: raw logs in, Parquet that `train` reads out.")
+app.add_typer(store.app, name="store", help="Keep the features that a server looks up, as the samples have them.")
 app.add_typer(
     sweeps.tune,
     name="tune",
