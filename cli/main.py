@@ -26,6 +26,7 @@ from livetrain.cli import (
     predict,
     recall,
     runs,
+    served,
     store,
     stream,
     sweeps,
@@ -39,7 +40,7 @@ from livetrain.trainers.runtime.process import in_utf8, set_up
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
 **Exit codes**: 0 done · 1 the run failed · 2 bad input (a recipe, a file or an argument; one sentence says what
-to mend) · 3 `nightly`, `index`: what is new is worse than asked, and is not published · 4 not now: the same command may
+to mend) · 3 `nightly`, `index`: what is new is worse than asked, and is not published; `skew`: more rows differ than asked · 4 not now: the same command may
 do it later · 130 interrupted · 143 stopped by SIGTERM, what was trained is saved.
 
 **Start here**: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`, then
@@ -58,7 +59,7 @@ for command in (
     *(init.init, runs.train, runs.evaluate, runs.fuse, runs.export, predict.predict, look.runs, look.compare),
     *(recall.index, recall.blend, recall.cut),
     *(plan.plan, cluster.submit, cluster.nightly, live.follow, cluster.publish, cluster.rollback, cluster.doctor),
-    *(stream.stream, watch.watch, ids.hash, ids.ids),
+    *(stream.stream, watch.watch, served.skew, served.explain, ids.hash, ids.ids),
 ):
     app.command()(command)
 app.add_typer(data.app, name="data", help="Prepare a dataset: raw logs in, Parquet that `train` reads out.")

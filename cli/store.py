@@ -34,8 +34,8 @@ def fill(
 
     Example: `livetrain store fill data/live --store stores/live`
     """
-    from livetrain.trainers.online.fill import fill as filled
-    from livetrain.trainers.online.kv import open_store
+    from livetrain.trainers.data.store.fill import fill as filled
+    from livetrain.trainers.data.store.kv import open_store
 
     store = open_store(place, create=True)
     found = filled(store, source, keep_days, runs, note)
@@ -55,8 +55,8 @@ def get(
 
     Example: `livetrain store get user 17 --store stores/live`
     """
-    from livetrain.trainers.online.kv import open_store
-    from livetrain.trainers.online.look import look
+    from livetrain.trainers.data.store.kv import open_store
+    from livetrain.trainers.data.store.look import look
 
     store = open_store(place)
     say(json.dumps(look(store, kind, number), ensure_ascii=False))

@@ -147,6 +147,11 @@ class Predictor:
         self._dense = [name for name, feature in self.recipe.features.items() if feature.carrier == "numbers"]
 
     @property
+    def model(self) -> Any:
+        """What is called with ids, lengths and dense by feature."""
+        return self._model
+
+    @property
     def columns(self) -> list[str]:
         """The columns that rows must have."""
         return self._decoder.columns

@@ -20,13 +20,13 @@ from livetrain.trainers.data.sources.events import plan
 from livetrain.trainers.data.sources.events.day import ROOM_WINDOW_MS
 from livetrain.trainers.data.sources.events.known import EVENT_ORDER, Known, Options, entry_columns
 from livetrain.trainers.data.sources.events.model import CLICK, GIFT, LIKE, WATCH, Adapter, Attributes
+from livetrain.trainers.data.store import layout
+from livetrain.trainers.data.store.fill import read_meta
+from livetrain.trainers.data.store.kv import Store
+from livetrain.trainers.data.store.layout import NOW, NULL
 from livetrain.trainers.data.write import layout as parquet
 from livetrain.trainers.export.prediction import chunks
 from livetrain.trainers.export.rows import Inputs, one_user
-from livetrain.trainers.online import layout
-from livetrain.trainers.online.fill import read_meta
-from livetrain.trainers.online.kv import Store
-from livetrain.trainers.online.layout import NOW, NULL
 
 _FRESH_S = 1.0  # for which the name of the generation is believed
 
@@ -49,12 +49,6 @@ class Features:
 
     Raises:
         NotNow: of every method: the store does not answer, or was never filled.
-
-    Example:
-        >>> from livetrain.trainers.online.kv import open_store
-        >>> features = Features(open_store("store"), recipe)  # doctest: +SKIP
-        >>> ids, lengths, dense = features.row(17, {"room": [31, 8], "streamer": [4, 9]})  # doctest: +SKIP
-        >>> model.rank(ids, lengths, dense)  # doctest: +SKIP
     """
 
     def __init__(self, store: Store, recipe: Recipe | None = None):

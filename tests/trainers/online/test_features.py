@@ -13,9 +13,9 @@ from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.trainers.data.sources.events.model import Adapter
 from livetrain.trainers.data.sources.events.plan import columns_of
+from livetrain.trainers.data.store.kv import open_store
 from livetrain.trainers.export.prediction import Predictor, weights_of
 from livetrain.trainers.online.features import Features
-from livetrain.trainers.online.kv import open_store
 from tests.trainers.online import worlds
 
 

@@ -13,10 +13,10 @@ import pytest
 from livetrain.cli import main as cli
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.trainers.data.sources.events import plan
-from livetrain.trainers.online import layout, minutes
+from livetrain.trainers.data.store import layout, minutes
+from livetrain.trainers.data.store.fill import read_meta
+from livetrain.trainers.data.store.kv import Store, open_store
 from livetrain.trainers.online.features import Features
-from livetrain.trainers.online.fill import read_meta
-from livetrain.trainers.online.kv import Store, open_store
 from tests.trainers.online import worlds
 from tests.trainers.online.test_features import compare
 

@@ -5,11 +5,11 @@ import pytest
 from livetrain.configs.event_spec import EventSpec
 from livetrain.configs.spec import load_spec
 from livetrain.trainers.data.sources.table.events import adapter
+from livetrain.trainers.data.store.fill import read_meta
+from livetrain.trainers.data.store.kv import open_store
+from livetrain.trainers.data.store.minutes import Minutes
 from livetrain.trainers.data.stream import join, lane
 from livetrain.trainers.online.features import Features
-from livetrain.trainers.online.fill import read_meta
-from livetrain.trainers.online.kv import open_store
-from livetrain.trainers.online.minutes import Minutes
 from tests.trainers.data.stream import logs
 from tests.trainers.data.stream.test_stream import landed
 from tests.trainers.online import worlds

@@ -12,9 +12,9 @@ from livetrain.trainers.data.sources.events import kuailive, raw, stage
 from livetrain.trainers.data.sources.events.known import Options
 from livetrain.trainers.data.sources.events.model import Adapter
 from livetrain.trainers.data.sources.events.prepare import prepare
-from livetrain.trainers.online.fill import KEEP_DAYS, Filled, fill
-from livetrain.trainers.online.kv import Store
-from livetrain.trainers.online.minutes import Minutes
+from livetrain.trainers.data.store.fill import KEEP_DAYS, Filled, fill
+from livetrain.trainers.data.store.kv import Store
+from livetrain.trainers.data.store.minutes import Minutes
 from tests.trainers.data.sources.events.logs import HOUR, Visit
 from tests.trainers.data.sources.events.test_parts import beside, write
 

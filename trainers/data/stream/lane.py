@@ -20,14 +20,14 @@ from livetrain.configs.errors import BadInput, NotNow, short, without_credential
 from livetrain.configs.stream_spec import LoadedStream, load_stream
 from livetrain.trainers.data.read.minutes import STREAM, folder_of, name_of
 from livetrain.trainers.data.sources.events import raw
+from livetrain.trainers.data.store.kv import open_store
+from livetrain.trainers.data.store.minutes import Minutes
 from livetrain.trainers.data.stream.clock import FOREVER, Clock, Partition, Place
 from livetrain.trainers.data.stream.intake import Intake, Taken, connected
 from livetrain.trainers.data.stream.join import Joiner, Past
 from livetrain.trainers.data.stream.sources.base import Source
 from livetrain.trainers.data.stream.sources.open import open_source
 from livetrain.trainers.data.write import layout
-from livetrain.trainers.online.kv import open_store
-from livetrain.trainers.online.minutes import Minutes
 from livetrain.trainers.runtime import manifest
 
 PENDING = 500_000  # rows that are in no segment yet, at most

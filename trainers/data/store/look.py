@@ -7,10 +7,10 @@ import numpy as np
 from livetrain.configs.errors import BadInput, NotNow, nearest
 from livetrain.trainers.data.sources.events import plan
 from livetrain.trainers.data.sources.events.known import NEVER, entry_columns
-from livetrain.trainers.online import layout
-from livetrain.trainers.online.fill import read_meta
-from livetrain.trainers.online.kv import Store
-from livetrain.trainers.online.layout import NOW, NULL
+from livetrain.trainers.data.store import layout
+from livetrain.trainers.data.store.fill import read_meta
+from livetrain.trainers.data.store.kv import Store
+from livetrain.trainers.data.store.layout import NOW, NULL
 
 
 def look(store: Store, kind: str, number: int) -> dict[str, Any]:

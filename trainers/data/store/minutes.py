@@ -16,10 +16,10 @@ from livetrain.configs.errors import BadInput, NotNow
 from livetrain.trainers.data.sources.events import day
 from livetrain.trainers.data.sources.events.day import ROOM_WINDOW_MS
 from livetrain.trainers.data.sources.events.model import CLICK, EXPOSURE, GIFT, LIKE, WATCH, Adapter
-from livetrain.trainers.online import layout
-from livetrain.trainers.online.fill import read_meta
-from livetrain.trainers.online.kv import Store
-from livetrain.trainers.online.layout import NOW, NULL
+from livetrain.trainers.data.store import layout
+from livetrain.trainers.data.store.fill import read_meta
+from livetrain.trainers.data.store.kv import Store
+from livetrain.trainers.data.store.layout import NOW, NULL
 
 USER_EVENTS = 4096  # of a user since the night; of one with more the newest are kept
 ROOM_EVENTS = 512  # of a room, before those that are older than _SETTLED_MS become sums

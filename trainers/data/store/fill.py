@@ -22,8 +22,8 @@ from livetrain.trainers.data.read.minutes import STREAM
 from livetrain.trainers.data.sources.events import plan
 from livetrain.trainers.data.sources.events.known import entry_columns
 from livetrain.trainers.data.sources.events.model import EXPOSURE, Adapter
-from livetrain.trainers.online import layout
-from livetrain.trainers.online.kv import Store
+from livetrain.trainers.data.store import layout
+from livetrain.trainers.data.store.kv import Store
 from livetrain.trainers.runtime import manifest, run_folder
 
 DAY_MS = 86_400_000
