@@ -65,7 +65,7 @@ def skew(
         table.add_column(heading, justify="left" if heading in ("feature", "how", "as") else "right")
     worse = []
     for name, each in sorted(found["features"].items(), key=lambda pair: -pair[1]["share"]):
-        first = next(iter(each["examples"]), {})
+        first: dict[str, Any] = next(iter(each["examples"]), {})
         told = f"{_cut(first['logged'])}, not {_cut(first['sample'])}" if first else ""
         kinds = ", ".join(f"{kind} ({count:,})" for kind, count in each["kinds"].items())
         table.add_row(name, f"{each['rows']:,}", f"{each['share']:.2%}", f"{each['largest']:.3g}", kinds, told)
