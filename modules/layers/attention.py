@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from livetrain.modules.layers import compiled, fused, jagged
 from livetrain.modules.layers.dice import Dice
+from livetrain.modules.layers.exporting import exporting
 from livetrain.modules.layers.mlp import MLP, Activation, activate
 from livetrain.modules.layers.precision import widen
 from livetrain.modules.layers.stack import Plain, Stack, side_by_side
@@ -19,6 +20,15 @@ class Looking(NamedTuple):
 
     stack: Stack
     pool: Callable[[Tensor], Tensor]
+
+
+def _tiles(query: Tensor, rows: int) -> list[Tensor]:
+    """Return candidates (B, d) in parts of which a CPU's cache holds all pairs with events; where torch.export looks
+    on, whole: it knows no number of parts that depends on a size."""
+    if not exporting():  # noqa: SIM102 (TorchScript would read all of one condition)
+        if not query.is_cuda:
+            return list(query.split(max(rows, 1)))
+    return [query]
 
 
 def looked(units: Sequence[Looking]) -> list[Tensor]:
@@ -127,9 +137,8 @@ class ActivationUnit(nn.Module):
             events = torch.cat([events, side], 1)  # (T, d + s)
         layers = of_query + of_difference + of_product * events[:, : query.size(1)].unsqueeze(1)  # (T, H, d)
         length, units = constant.shape
-        rows = query.size(0) if query.is_cuda else tile // max(length, 1)
         pooled: list[Tensor] = []
-        for part in query.split(max(rows, 1)):  # (n, d)
+        for part in _tiles(query, tile // max(length, 1)):  # (n, d)
             hidden = torch.addmm(constant.flatten(), part, layers.flatten(0, 1).t())  # (n, T * H)
             hidden = self.activation(hidden.reshape(part.size(0) * length, units), None)
             relevance = self.rest(hidden, None).reshape(part.size(0), length)

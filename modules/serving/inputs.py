@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import pool
 from livetrain.modules.features.cross import cross
+from livetrain.modules.layers.exporting import exporting
 from livetrain.modules.serving.quantized import ByteTable, FloatTable
 from livetrain.modules.tables import hashing
 
@@ -70,7 +71,8 @@ class Ids(nn.Module):
             beside = _numbers(dense, self.name, self.beside)
             if beside.numel() != value.numel() * self.beside:
                 raise ValueError("dense: '" + self.name + "' needs one weight or vector of each of its ids")
-        value, length, beside = self._cut(value, length, beside)
+        if not exporting():
+            value, length, beside = self._cut(value, length, beside)
         if self.transform is not None:
             value = self.transform(value)
         return value, length, beside
