@@ -1,8 +1,8 @@
 """Whether torch.export looks on.
 
 What it records has to be one graph of PyTorch's own operators, which no value of a tensor leads another way, and whose
-sizes come from shapes. So where a layer asks a tensor which way to go, or has an operator of its own, it goes the way of
-a scripted file, and where that asks too, a way without asking.
+sizes come from shapes. So where a layer asks a tensor which way to go, or has an operator of its own, it goes the way
+of a scripted file, and where that asks too, a way without asking.
 """
 
 import torch
