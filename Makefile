@@ -6,7 +6,7 @@ BIN := .venv/bin
 DATA := data/ml-1m-rechorus
 RUN := demo-$(shell date +%Y%m%d-%H%M%S)-$(shell echo $$PPID)
 
-.PHONY: help setup demo test test-slow test-kernels coverage lint lock docs
+.PHONY: help setup demo test test-slow test-kernels coverage lint lock docs serve
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -57,3 +57,9 @@ lock: setup  ## Pin what pyproject.toml asks for, by hash, in cluster/requiremen
 docs: setup  ## The documentation site, into site/
 	@test -x $(BIN)/mkdocs || $(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@$(BIN)/mkdocs build --strict --quiet && echo "site/index.html"
+
+SANITIZE ?=
+BUILD := serve/build$(addprefix -,$(SANITIZE))
+serve: setup  ## The server outside Python, serve/build/livetrain-serve (SANITIZE=address: into serve/build-address)
+	@cmake -S serve -B $(BUILD) -DTORCH=$$($(BIN)/python -c "import torch; print(torch.__path__[0])") -DSANITIZE=$(SANITIZE)
+	@cmake --build $(BUILD) && echo "$(BUILD)/livetrain-serve"

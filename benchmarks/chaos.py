@@ -142,19 +142,11 @@ class Attempt:
     def __init__(self, stage: Stage, command: str, workers: int, chain: str, day: str | None = None) -> None:
         self.stage, self.command, self.workers, self.run = stage, command, workers, stage.run(chain)
         self.began = time.time()
-        self.listed = set(_names(stage.published))
-        environment = {**os.environ, MARK: str(stage.folder), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        self.listed = set(names(stage.published))
         self.log = stage.folder / "output.txt"
         with self.log.open("ab") as log:
             log.write(f"\n--- {command}, {workers} workers\n".encode())
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "livetrain", *stage.words(command, workers, day)],
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self.process = started(stage.words(command, workers, day), self.log, stage.folder)
 
     def due(self, kill: Kill) -> bool:
         """Return whether a kill's moment has come; its delay comes after it."""
@@ -168,15 +160,15 @@ class Attempt:
             case "compare" | "measure":
                 return any(
                     path.startswith(".evaluate-")
-                    for run in _names(self.stage.runs)
-                    for path in _names(self.stage.runs / run)
+                    for run in names(self.stage.runs)
+                    for path in names(self.stage.runs / run)
                 )
             case "export" | "replace":
-                return any(path.startswith(".export.") for path in _names(self.run))
+                return any(path.startswith(".export.") for path in names(self.run))
             case "publish":
-                return bool(set(_names(self.stage.published)) - self.listed)
+                return bool(set(names(self.stage.published)) - self.listed)
         if kill.phase == "checkpoint":
-            steps = [int(path[5:]) for path in _names(self.run / "checkpoints") if path.startswith("step-")]
+            steps = [int(path[5:]) for path in names(self.run / "checkpoints") if path.startswith("step-")]
             begun = [step for step in steps if step >= kill.step and self._reached(step)]
             return any(manifest.read(run_folder.checkpoint(self.run, step)) is None for step in begun)
         lines = [line for line in self._lines() if "step" in line]
@@ -187,20 +179,7 @@ class Attempt:
 
     def strike(self, victim: str) -> str:
         """Kill; return who was hit: where there is no worker the driver is."""
-        try:
-            family = psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            family = []
-        workers = [one for one in family if "RayTrainWorker" in _title(one)]
-        if victim == "worker" and not workers:
-            victim = "driver"
-        driver = psutil.Process(self.process.pid) if self.process.poll() is None else None
-        hit = {"driver": [driver], "worker": workers[-1:], "group": [driver, *family]}[victim]
-        for one in hit:
-            if one is not None:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    one.kill()
-        return victim
+        return strike(self.process.pid, victim)
 
     def _lines(self) -> list[dict[str, Any]]:
         return [line for line in runlog.read(self.run) if line.get("time", 0) >= self.began]
@@ -209,11 +188,63 @@ class Attempt:
         return any(line.get("step", 0) >= step for line in self._lines())
 
 
-def _names(folder: Path | str) -> list[str]:
+def names(folder: Path | str) -> list[str]:
     try:
         return os.listdir(folder)
     except OSError:
         return []
+
+
+def started(words: list[str], log: Path, mark: Path) -> subprocess.Popen:
+    """Start `livetrain` with these words, its output behind what is in `log`, and all its processes marked."""
+    environment = {**os.environ, MARK: str(mark), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "livetrain", *words],
+            cwd=ROOT,
+            env=environment,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+
+
+def strike(driver: int, victim: str) -> str:
+    """Kill a driver, one of its workers, or all; return who was hit: where there is no worker the driver is."""
+    try:
+        one = psutil.Process(driver)
+        family = one.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return victim
+    workers = [each for each in family if "RayTrainWorker" in _title(each)]
+    if victim == "worker" and not workers:
+        victim = "driver"
+    for each in {"driver": [one], "worker": workers[-1:], "group": [one, *family]}[victim]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    return victim
+
+
+def left(folder: Path) -> list[str]:
+    """Return what a story has left: processes that were started with its mark and live, and half-made files."""
+    stop = time.monotonic() + GRACE_S
+    while (alive := list(_alive(folder))) and time.monotonic() < stop:
+        time.sleep(0.2)
+    failures = [f"processes are left: {[_title(one)[:60] for one in alive]}"] if alive else []
+    for one in alive:
+        one.kill()
+    endings = (".scratch", ".draft", ".part", ".old")
+    found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.endswith(endings)]
+    return [*failures, *([f"left: {found[:5]}"] if found else [])]
+
+
+def _alive(folder: Path) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(folder) and process.status() != "zombie":
+                yield process
+        except psutil.Error:
+            continue
 
 
 def _title(process: psutil.Process) -> str:
@@ -366,26 +397,7 @@ class Inspection:
 
     def leftovers(self) -> None:
         """No process lives, and nothing half-made lies about."""
-        stop = time.monotonic() + GRACE_S
-        while (alive := list(self._alive())) and time.monotonic() < stop:
-            time.sleep(0.2)
-        self.check(not alive, f"processes are left: {[_title(one)[:60] for one in alive]}")
-        for one in alive:
-            one.kill()
-        found = [
-            str(path.relative_to(self.stage.folder))
-            for path in self.stage.folder.rglob("*")
-            if path.name.endswith((".scratch", ".draft", ".part", ".old"))
-        ]
-        self.check(not found, f"left: {found[:5]}")
-
-    def _alive(self) -> Iterator[psutil.Process]:
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK) == str(self.stage.folder) and process.status() != "zombie":
-                    yield process
-            except psutil.Error:
-                continue
+        self.failures += left(self.stage.folder)
 
 
 def prepare(work: Path) -> Stage:

@@ -5,7 +5,7 @@
 
 #include <iostream>
 
-#include "deltas.h"
+#include "../serve/deltas.h"
 
 int main(int count, char** arguments) {
     if (count != 2 || !std::filesystem::exists(std::filesystem::path(arguments[1]) / "current.json")) {
@@ -22,14 +22,14 @@ int main(int count, char** arguments) {
             }
             const Json rows = served.golden();
             torch::NoGradGuard guard;
-            const auto scores = served.use([&](torch::jit::Module& model) {
+            const auto scores = served.use([&](const Served::State& state) {
                 const auto ids = columns(rows.at("ids"), true), lengths = columns(rows.at("lengths"), true);
-                return model.forward({ids, lengths, columns(rows.at("dense"), false)}).toGenericDict();
+                return state.at("model.pt").forward(ids, lengths, columns(rows.at("dense"), false));
             });
             int64_t different = 0;
             for (const auto& task : columns(rows.at("scores"), false))
-                different += (scores.at(task.key()).toTensor() != task.value()).sum().item<int64_t>();
-            std::cout << served.number() << " deltas, " << different << " scores differ" << std::endl;
+                different += (scores.at(task.key()) != task.value()).sum().item<int64_t>();
+            std::cout << served.state().number << " deltas, " << different << " scores differ" << std::endl;
         }
     } catch (const std::exception& error) {
         std::cerr << error.what() << "\n";

@@ -5,7 +5,7 @@
 
 #include <iostream>
 
-#include "serving.h"
+#include "../serve/serving.h"
 
 int main(int count, char** arguments) {
     const std::filesystem::path folder = count == 2 ? arguments[1] : "";

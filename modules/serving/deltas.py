@@ -9,7 +9,7 @@
                         whole:  its other tensors, as they are now
 
 A delta holds of a table the changed rows and of everything else the whole, so it fits one state of the model alone:
-the one before. All that is needed to apply one is PyTorch, in Python or in C++ (examples/deltas.h).
+the one before. All that is needed to apply one is PyTorch, in Python or in C++ (serve/deltas.h).
 """
 
 import json

@@ -41,7 +41,9 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
         "rank": "model.rank(ids, lengths, dense): the same for candidates of one user, whose features are given once,"
         " as one row",
         "features": {
-            n: f.signature(mean.get(n, []), std.get(n, [])) | ({"ids": ids[n]} if n in ids else {})
+            n: f.signature(mean.get(n, []), std.get(n, []))
+            | ({"ids": ids[n]} if n in ids else {})
+            | ({"beside": carried[1]} if (carried := recipe.beside(n)) else {})
             for n, f in recipe.features.items()
         },
         "tables": {

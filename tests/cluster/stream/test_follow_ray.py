@@ -1,8 +1,6 @@
-"""A follower's two ranks under Ray, and a follower that is killed again and again."""
+"""A follower's two ranks under Ray, and a follower that is told to stop."""
 
 import json
-import os
-import random
 import shutil
 import signal
 import subprocess
@@ -16,7 +14,7 @@ import torch
 from livetrain.cli import main as cli
 from livetrain.cluster.stream import follow
 from livetrain.configs.load import dump_recipe
-from livetrain.trainers.export import deltas, export, publish
+from livetrain.trainers.export import export, publish
 from livetrain.trainers.runtime import run_folder, runlog
 from tests import minutes as made
 
@@ -65,39 +63,6 @@ def test_two_ranks_learn_what_one_does(night, tmp_path):
     first, second = (publish.current(str(place / "models")) for place in places.values())
     assert (first["version"], first["fence"], first["step"]) == (second["version"], second["fence"], second["step"])
     assert second["version"] == "2022-05-03T00-06-00Z"
-
-
-def test_a_follower_that_is_killed_at_any_time_comes_to_the_same_weights(night, tmp_path):
-    """By SIGKILL, of a follower that nobody tells to end; the minutes close meanwhile."""
-    count = 14
-    whole = tmp_path / "whole"
-    killed = tmp_path / "killed"
-    for folder in (whole, killed):
-        shutil.copytree(night / "runs", folder / "runs", symlinks=True)
-        shutil.copytree(night / "live", folder / "live")
-    (killed / "din.yaml").write_text(dump_recipe(made.recipe(night, follow__path=str(killed / "live"))))
-    command = [sys.executable, "-m", "livetrain", "follow", str(killed / "din.yaml"), "--every", "1m"]
-    command += ["--publish", str(killed / "models"), "--runs", str(killed / "runs")]
-    draw, written = random.Random(3), 6
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for _ in range(4):
-        with subprocess.Popen(command, cwd=Path(cli.__file__).parents[1], env=environment) as follower:
-            end = time.monotonic() + draw.uniform(8, 20)
-            while time.monotonic() < end and follower.poll() is None:
-                time.sleep(1)
-                if written < count:
-                    made.minute(killed / "live", made.BEGIN + 60 * written, made.table(night, 1000 + written, 100))
-                    written += 1
-            follower.send_signal(signal.SIGKILL)
-    made.write(whole, count - 6, first=6)
-    shutil.rmtree(killed / "live")
-    shutil.copytree(whole / "live", killed / "live")
-    for folder in (whole, killed):
-        recipe = made.recipe(night, follow__path=str(folder / "live"))
-        follow.follow(recipe, folder / "runs", str(folder / "models"), 60, once=True)
-    line = "runs/din-follow/2022-05-04"
-    assert made.state(killed / line) == made.state(whole / line)
-    assert deltas.newest(publish.current(str(killed / "models")))["version"] == "2022-05-03T00-14-00Z"
 
 
 def test_a_follower_that_is_told_to_stop_says_how_it_goes_on(night, tmp_path):

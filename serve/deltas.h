@@ -2,77 +2,41 @@
 //
 //     Served served("/models/din");
 //     served.refresh();                                      // now and then; from one thread at a time
-//     served.use([&](torch::jit::Module& model) { ... });     // from any number of threads
+//     served.use([&](const Served::State& state) {           // from any number of threads
+//         return state.at("model.pt").rank(ids, lengths, dense);
+//     });
 //
-// While a delta is written to the model nobody is in `use`; it is read and checked before. Tables in files of their own
-// are mapped copy-on-write: a page that a delta touches becomes memory of this process. Needs libtorch alone.
+// Before anybody is served by a base or a delta its hashes are checked, and it must score its golden rows as they say.
+// While a delta is written to the model nobody is in `use`. Tables in files of their own are mapped copy-on-write: a
+// page that a delta touches becomes memory of this process. Needs libtorch alone.
 
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
+#include <memory>
 #include <mutex>
 #include <shared_mutex>
 #include <tuple>
-#include <utility>
 
-#include "serving.h"
-
-// xxHash's 64-bit hash with seed 0 of what comes in parts.
-class Xxh64 {
-  public:
-    void update(const char* data, size_t size) {
-        total_ += size;
-        while (size > 0) {
-            const size_t taken = std::min(size, sizeof(held_) - filled_);
-            std::memcpy(held_ + filled_, data, taken);
-            filled_ += taken, data += taken, size -= taken;
-            if (filled_ < sizeof(held_)) break;
-            for (int lane = 0; lane < 4; ++lane) lanes_[lane] = round(lanes_[lane], word<uint64_t>(held_ + 8 * lane));
-            filled_ = 0;
-        }
-    }
-    std::string hex() const {
-        uint64_t hash = P5;
-        if (total_ >= sizeof(held_)) {
-            hash = turned(lanes_[0], 1) + turned(lanes_[1], 7) + turned(lanes_[2], 12) + turned(lanes_[3], 18);
-            for (const auto lane : lanes_) hash = (hash ^ round(0, lane)) * P1 + P4;
-        }
-        hash += total_;
-        size_t at = 0;
-        for (; at + 8 <= filled_; at += 8) hash = turned(hash ^ round(0, word<uint64_t>(held_ + at)), 27) * P1 + P4;
-        for (; at + 4 <= filled_; at += 4) hash = turned(hash ^ (word<uint32_t>(held_ + at) * P1), 23) * P2 + P3;
-        for (; at < filled_; ++at) hash = turned(hash ^ (static_cast<unsigned char>(held_[at]) * P5), 11) * P1;
-        hash = (hash ^ (hash >> 33)) * P2;
-        hash = (hash ^ (hash >> 29)) * P3;
-        hash ^= hash >> 32;
-        std::string text(16, '0');
-        for (int place = 15; place >= 0; --place, hash >>= 4) text[place] = "0123456789abcdef"[hash & 15];
-        return text;
-    }
-
-  private:
-    static constexpr uint64_t P1 = 11400714785074694791u, P2 = 14029467366897019727u, P3 = 1609587929392839161u,
-                              P4 = 9650029242287828579u, P5 = 2870177450012600261u;
-    static uint64_t turned(uint64_t x, int by) { return (x << by) | (x >> (64 - by)); }
-    static uint64_t round(uint64_t lane, uint64_t input) { return turned(lane + input * P2, 31) * P1; }
-    template <typename Word>
-    static uint64_t word(const char* at) {
-        Word read;
-        std::memcpy(&read, at, sizeof(read));
-        return read;
-    }
-
-    uint64_t lanes_[4] = {P1 + P2, P2, 0, 0 - P1}, total_ = 0;
-    char held_[32];
-    size_t filled_ = 0;
-};
+#include "golden.h"
+#include "xxh64.h"
 
 class Served {
   public:
-    // where: the folder of the published versions; file: model.pt, or user.pt or item.pt of a model with two towers.
-    explicit Served(std::filesystem::path where, std::string file = "model.pt")
-        : where_(std::move(where)), file_(std::move(file)) {
+    struct State {
+        std::map<std::string, std::shared_ptr<Scorer>> files;
+        std::filesystem::path base;     // the folder of the export
+        std::string folder, version;    // as the pointer names them
+        size_t number = 0;              // of the last delta taken in; 0 of the base alone
+        int64_t fence = 0;
+        std::filesystem::path newest;   // the base's folder or the last delta's, with its golden rows
+        std::string seal;               // the xxh64 of the last delta's manifest
+
+        Scorer& at(const std::string& file) const { return *files.at(file); }
+    };
+
+    // where: the folder of the published versions; files: model.pt, or user.pt and item.pt of a model with two towers.
+    explicit Served(std::filesystem::path where, std::vector<std::string> files = {"model.pt"})
+        : where_(std::move(where)), files_(std::move(files)) {
         const auto pointer = JsonReader(where_ / "current.json").value();
         begin(pointer);
         follow(pointer);
@@ -82,99 +46,127 @@ class Served {
     // the model stays as it was before, and a new base is asked for where this process may write.
     bool refresh() {
         const auto pointer = JsonReader(where_ / "current.json").value();
-        if (std::stoll(pointer.at("fence").text) < fence_) return false;  // a stale copy, or a late writer
-        const auto before = std::make_pair(folder_, number_);
+        if (std::stoll(pointer.at("fence").text) < state_.fence) return false;  // a stale copy, or a late writer
+        const auto before = std::make_pair(state_.folder, state_.number);
         const auto deltas = listed(pointer);
-        const bool goes_on = number_ <= deltas.size() && (number_ == 0 || deltas[number_ - 1].at("xxh64").text == seal_);
-        if (pointer.at("folder").text != folder_ || !goes_on) begin(pointer);
+        const auto number = state_.number;
+        const bool goes_on = number <= deltas.size() && (number == 0 || deltas[number - 1].at("xxh64").text == state_.seal);
+        if (pointer.at("folder").text != state_.folder || !goes_on) begin(pointer);
         follow(pointer);
-        return before != std::make_pair(folder_, number_);
+        return before != std::make_pair(state_.folder, state_.number);
     }
 
+    // Does some work with one state of the model. Whoever waits to change it comes before those who come later.
     template <typename Work>
     auto use(Work&& work) {
+        std::unique_lock door(door_);
         const std::shared_lock lock(gate_);
-        return work(model_);
+        door.unlock();
+        return work(static_cast<const State&>(state_));
     }
 
-    size_t number() const { return number_; }  // of the last delta taken in; 0 of the base alone
-    // The newest golden rows, with the scores that they must have now.
-    Json golden() const { return JsonReader(golden_ / "golden.json").value(); }
+    // For the thread that refreshes.
+    const State& state() const { return state_; }
+    Json golden() const { return JsonReader(state_.newest / "golden.json").value(); }
 
   private:
     using Change = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // where, rows (undefined: the whole), values
+    static constexpr int CALLS = 20;
 
     static std::vector<Json> listed(const Json& pointer) {
         const auto found = pointer.members.find("deltas");
         return found == pointer.members.end() ? std::vector<Json>() : found->second.entries;
     }
 
-    void begin(const Json& pointer) {
-        const auto folder = pointer.at("folder").text;
+    // Does what may find something damaged; then a new base is asked for in the place of the version.
+    template <typename Work>
+    void asking(const std::string& folder, Work&& work) const {
         try {
-            checked(where_ / folder, "");
+            work();
         } catch (const std::exception& error) {
-            ask(folder, error);
+            const auto wanted = where_ / folder / "wanted.txt";
+            if (std::filesystem::exists(where_ / folder) && !std::filesystem::exists(wanted))
+                std::ofstream(wanted) << error.what() << "\n";
             throw;
         }
-        auto model = torch::jit::load((where_ / folder / file_).string());
-        model.eval();
-        const auto signature = JsonReader(where_ / folder / "signature.json").value();
-        if (signature.members.count("stored"))
-            model.run_method("attach", tables(signature.at("stored"), where_ / folder));
+    }
+
+    template <typename Work>
+    void alone(Work&& work) {
+        const std::lock_guard door(door_);
         const std::unique_lock lock(gate_);
-        model_ = model, folder_ = folder, number_ = 0, seal_ = "", golden_ = where_ / folder;
-        fence_ = std::stoll(pointer.at("fence").text);
+        work();
+    }
+
+    void begin(const Json& pointer) {
+        State next;
+        next.folder = pointer.at("folder").text, next.version = pointer.at("version").text;
+        next.fence = std::stoll(pointer.at("fence").text);
+        next.base = next.newest = where_ / next.folder;
+        asking(next.folder, [&] {
+            checked(next.base, "");
+            const auto signature = JsonReader(next.base / "signature.json").value();
+            const auto stored = signature.members.find("stored");
+            const auto mapped = stored == signature.members.end() ? Columns() : tables(stored->second, next.base);
+            for (const auto& file : files_) next.files[file] = std::make_shared<Scorer>(next.base, file, mapped);
+            Golden(JsonReader(next.base / "golden.json").value()).prove(next.files, CALLS);
+        });
+        alone([&] { std::swap(state_, next); });
     }
 
     void follow(const Json& pointer) {
-        fence_ = std::stoll(pointer.at("fence").text);
         const auto deltas = listed(pointer);
-        while (number_ < deltas.size()) {
-            const auto& next = deltas[number_];
-            try {
-                take(where_ / next.at("folder").text, next.at("xxh64").text);
-            } catch (const std::exception& error) {
-                ask(folder_, error);
-                throw;
-            }
-            seal_ = next.at("xxh64").text;
+        while (state_.number < deltas.size()) {
+            const auto& next = deltas[state_.number];
+            asking(state_.folder, [&] { take(where_ / next.at("folder").text, next.at("xxh64").text); });
         }
-    }
-
-    // Asks the publisher for a new base, where this process may write.
-    void ask(const std::string& folder, const std::exception& error) const {
-        std::ofstream(where_ / folder / "wanted.txt", std::ios::app) << error.what() << "\n";
+        alone([&] { state_.fence = std::stoll(pointer.at("fence").text); });
     }
 
     void take(const std::filesystem::path& folder, const std::string& seal) {
         const auto about = checked(folder, seal);
         const auto before = about.at("before").text;
-        if (about.at("base").text != folder_ || about.at("number").text != std::to_string(number_ + 1) ||
-            before != (seal_.empty() ? "null" : seal_))
+        if (about.at("base").text != state_.folder || about.at("number").text != std::to_string(state_.number + 1) ||
+            before != (state_.seal.empty() ? "null" : state_.seal))
             throw std::runtime_error(folder.string() + " does not follow on what is served; publish a new base");
-        const auto changed = changes(folder);
-        torch::NoGradGuard guard;
-        const std::unique_lock lock(gate_);
+        std::vector<Change> changed, back;
+        for (const auto& file : files_) changes(folder, file, changed);
+        const Golden golden(JsonReader(folder / "golden.json").value());
+        const torch::NoGradGuard guard;
+        for (const auto& [target, rows, values] : changed)
+            back.emplace_back(target, rows, rows.defined() ? target.index_select(0, rows) : target.clone());
+        alone([&] {
+            try {
+                write(changed);
+                golden.prove(state_.files, 0);
+            } catch (...) {
+                write(back);
+                throw;
+            }
+            ++state_.number, state_.newest = folder, state_.seal = seal;
+        });
+    }
+
+    static void write(const std::vector<Change>& changed) {
         for (const auto& [target, rows, values] : changed) {
             if (rows.defined()) target.index_copy_(0, rows, values);
             else target.copy_(values);
         }
-        ++number_, golden_ = folder;
     }
 
-    // Returns what is to be written where, once all of it is known to fit.
-    std::vector<Change> changes(const std::filesystem::path& folder) {
+    // Adds what is to be written where in one file, once all of it is known to fit.
+    void changes(const std::filesystem::path& folder, const std::string& file, std::vector<Change>& found) {
         const auto index = JsonReader(folder / "delta.json").value();
         if (index.at("format").text != "1")
             throw std::runtime_error(folder.string() + " is of a newer format; take a newer program");
         const auto size = static_cast<int64_t>(std::filesystem::file_size(folder / "delta.bin"));
         const auto numbers = torch::from_file((folder / "delta.bin").string(), false, size, torch::kUInt8);
+        auto& module = state_.at(file).module();
         std::map<std::string, at::Tensor> own;
-        for (const auto& each : model_.named_parameters()) own[each.name] = each.value;
-        for (const auto& each : model_.named_buffers()) own[each.name] = each.value;
-        std::vector<Change> found;
-        std::map<void*, bool> seen;  // features share tables
+        for (const auto& each : module.named_parameters()) own[each.name] = each.value;
+        for (const auto& each : module.named_buffers()) own[each.name] = each.value;
+        std::map<void*, bool> seen;  // features share tables, and mapped ones are shared by files
+        for (const auto& change : found) seen[std::get<0>(change).data_ptr()] = true;
         const auto add = [&](const std::string& name, const at::Tensor& rows, const at::Tensor& values) {
             const auto place = own.find(name);
             const bool fits = place != own.end() && place->second.dtype() == values.dtype() &&
@@ -187,12 +179,11 @@ class Served {
             seen[place->second.data_ptr()] = true;
             found.emplace_back(place->second, rows, values);
         };
-        const auto& mine = index.at("files").at(file_);
+        const auto& mine = index.at("files").at(file);
         for (const auto& [name, about] : mine.at("rows").members)
             add(name, tensor(index.at("rows").at(about.at("table").text), numbers),
                 tensor(index.at("values").at(about.at("values").text), numbers));
         for (const auto& [name, about] : mine.at("whole").members) add(name, {}, tensor(about, numbers));
-        return found;
     }
 
     static at::Tensor tensor(const Json& about, const at::Tensor& numbers) {
@@ -230,10 +221,9 @@ class Served {
         return found.hex();
     }
 
-    std::filesystem::path where_, golden_;
-    std::string file_, folder_, seal_;
-    size_t number_ = 0;
-    int64_t fence_ = 0;
-    torch::jit::Module model_;
+    const std::filesystem::path where_;
+    const std::vector<std::string> files_;
+    State state_;  // read by `use`, and written by the thread that refreshes, alone
+    std::mutex door_;
     std::shared_mutex gate_;
 };
