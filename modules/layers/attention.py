@@ -22,15 +22,6 @@ class Looking(NamedTuple):
     pool: Callable[[Tensor], Tensor]
 
 
-def _tiles(query: Tensor, rows: int) -> list[Tensor]:
-    """Return candidates (B, d) in parts of which a CPU's cache holds all pairs with events; where torch.export looks
-    on, whole: it knows no number of parts that depends on a size."""
-    if not exporting():  # noqa: SIM102 (TorchScript would read all of one condition)
-        if not query.is_cuda:
-            return list(query.split(max(rows, 1)))
-    return [query]
-
-
 def looked(units: Sequence[Looking]) -> list[Tensor]:
     """Return what units made of their events, in training, with few sums over ranks for all of them. Collective."""
     found = side_by_side([unit.stack for unit in units])
@@ -137,8 +128,10 @@ class ActivationUnit(nn.Module):
             events = torch.cat([events, side], 1)  # (T, d + s)
         layers = of_query + of_difference + of_product * events[:, : query.size(1)].unsqueeze(1)  # (T, H, d)
         length, units = constant.shape
+        rows = query.size(0) if query.is_cuda else tile // max(length, 1)
+        parts = [query] if exporting() else query.split(max(rows, 1))
         pooled: list[Tensor] = []
-        for part in _tiles(query, tile // max(length, 1)):  # (n, d)
+        for part in parts:  # (n, d)
             hidden = torch.addmm(constant.flatten(), part, layers.flatten(0, 1).t())  # (n, T * H)
             hidden = self.activation(hidden.reshape(part.size(0) * length, units), None)
             relevance = self.rest(hidden, None).reshape(part.size(0), length)
