@@ -6,7 +6,7 @@ BIN := .venv/bin
 DATA := data/ml-1m-rechorus
 RUN := demo-$(shell date +%Y%m%d-%H%M%S)-$(shell echo $$PPID)
 
-.PHONY: help setup demo test test-slow test-kernels coverage lint lock docs serve
+.PHONY: help setup demo test test-slow test-kernels coverage lint lock docs serve serve-fuzz
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -63,3 +63,7 @@ BUILD := serve/build$(addprefix -,$(SANITIZE))
 serve: setup  ## The server outside Python, serve/build/livetrain-serve (SANITIZE=address: into serve/build-address)
 	@cmake -S serve -B $(BUILD) -DTORCH=$$($(BIN)/python -c "import torch; print(torch.__path__[0])") -DSANITIZE=$(SANITIZE)
 	@cmake --build $(BUILD) && echo "$(BUILD)/livetrain-serve"
+
+SECONDS := 60
+serve-fuzz: setup  ## Fuzz what reads requests and published files (SECONDS=60 each; needs clang)
+	@serve/fuzz/run.sh $(BIN)/python $(SECONDS)

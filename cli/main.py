@@ -40,8 +40,9 @@ from livetrain.trainers.runtime.process import in_utf8, set_up
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
 **Exit codes**: 0 done · 1 the run failed · 2 bad input (a recipe, a file or an argument; one sentence says what
-to mend) · 3 `nightly`, `index`: what is new is worse than asked, and is not published; `skew`: more
-rows differ than asked · 4 not now: the same command may do it later · 130 interrupted · 143 stopped by SIGTERM, what was trained is saved.
+to mend) · 3 `nightly`, `index`: what is new is worse than asked, and is not published; `skew`: more rows differ than
+asked · 4 not now: the same command may do it later · 130 interrupted · 143 stopped by SIGTERM, what was trained is
+saved.
 
 **Start here**: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`, then
 `livetrain train configs/recipes/din_ml1m.yaml`

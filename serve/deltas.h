@@ -12,13 +12,15 @@
 
 #pragma once
 
+#include <chrono>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
 #include <tuple>
 
 #include "golden.h"
-#include "xxh64.h"
+#include "manifest.h"
 
 class Served {
   public:
@@ -29,31 +31,39 @@ class Served {
         size_t number = 0;              // of the last delta taken in; 0 of the base alone
         int64_t fence = 0;
         std::filesystem::path newest;   // the base's folder or the last delta's, with its golden rows
+        std::chrono::system_clock::time_point written;  // when its manifest was
         std::string seal;               // the xxh64 of the last delta's manifest
+
+        std::shared_ptr<const void> beside;  // what `beside` made of this base
 
         Scorer& at(const std::string& file) const { return *files.at(file); }
     };
 
     // where: the folder of the published versions; files: model.pt, or user.pt and item.pt of a model with two towers.
-    explicit Served(std::filesystem::path where, std::vector<std::string> files = {"model.pt"})
-        : where_(std::move(where)), files_(std::move(files)) {
+    // beside: makes of a base what is served with it, before it is served; an exception of it keeps the base away.
+    // deltas: whether they are taken in.
+    using Beside = std::function<std::shared_ptr<const void>(const State&)>;
+    explicit Served(std::filesystem::path where, std::vector<std::string> files = {"model.pt"}, Beside beside = {},
+                    bool deltas = true)
+        : where_(std::move(where)), files_(std::move(files)), beside_(std::move(beside)), deltas_(deltas) {
         const auto pointer = JsonReader(where_ / "current.json").value();
         begin(pointer);
         follow(pointer);
     }
 
     // Takes in what was published since, and returns whether anything was. What cannot be taken in is an exception:
-    // the model stays as it was before, and a new base is asked for where this process may write.
-    bool refresh() {
+    // the model stays as it was before, and a new base is asked for where this process may write. anew: what is served
+    // beside the base is another now, so it is made again.
+    bool refresh(bool anew = false) {
         const auto pointer = JsonReader(where_ / "current.json").value();
         if (std::stoll(pointer.at("fence").text) < state_.fence) return false;  // a stale copy, or a late writer
         const auto before = std::make_pair(state_.folder, state_.number);
         const auto deltas = listed(pointer);
         const auto number = state_.number;
         const bool goes_on = number <= deltas.size() && (number == 0 || deltas[number - 1].at("xxh64").text == state_.seal);
-        if (pointer.at("folder").text != state_.folder || !goes_on) begin(pointer);
+        if (anew || pointer.at("folder").text != state_.folder || !goes_on) begin(pointer);
         follow(pointer);
-        return before != std::make_pair(state_.folder, state_.number);
+        return anew || before != std::make_pair(state_.folder, state_.number);
     }
 
     // Does some work with one state of the model. Whoever waits to change it comes before those who come later.
@@ -73,9 +83,9 @@ class Served {
     using Change = std::tuple<at::Tensor, at::Tensor, at::Tensor>;  // where, rows (undefined: the whole), values
     static constexpr int CALLS = 20;
 
-    static std::vector<Json> listed(const Json& pointer) {
+    std::vector<Json> listed(const Json& pointer) const {
         const auto found = pointer.members.find("deltas");
-        return found == pointer.members.end() ? std::vector<Json>() : found->second.entries;
+        return !deltas_ || found == pointer.members.end() ? std::vector<Json>() : found->second.entries;
     }
 
     // Does what may find something damaged; then a new base is asked for in the place of the version.
@@ -89,6 +99,10 @@ class Served {
                 std::ofstream(wanted) << error.what() << "\n";
             throw;
         }
+    }
+
+    static std::chrono::system_clock::time_point written(const std::filesystem::path& folder) {
+        return std::chrono::file_clock::to_sys(std::filesystem::last_write_time(folder / "manifest.json"));
     }
 
     template <typename Work>
@@ -105,12 +119,14 @@ class Served {
         next.base = next.newest = where_ / next.folder;
         asking(next.folder, [&] {
             checked(next.base, "");
+            next.written = written(next.base);
             const auto signature = JsonReader(next.base / "signature.json").value();
             const auto stored = signature.members.find("stored");
             const auto mapped = stored == signature.members.end() ? Columns() : tables(stored->second, next.base);
             for (const auto& file : files_) next.files[file] = std::make_shared<Scorer>(next.base, file, mapped);
             Golden(JsonReader(next.base / "golden.json").value()).prove(next.files, CALLS);
         });
+        if (beside_) next.beside = beside_(next);
         alone([&] { std::swap(state_, next); });
     }
 
@@ -143,7 +159,7 @@ class Served {
                 write(back);
                 throw;
             }
-            ++state_.number, state_.newest = folder, state_.seal = seal;
+            ++state_.number, state_.newest = folder, state_.written = written(folder), state_.seal = seal;
         });
     }
 
@@ -201,28 +217,10 @@ class Served {
         return numbers.narrow(0, std::stoll(about.at("at").text), bytes).view(type).view(shape);
     }
 
-    // Returns the manifest of a folder whose files are as it says; with `seal` the hash that it must have itself.
-    static Json checked(const std::filesystem::path& folder, const std::string& seal) {
-        const auto manifest = folder / "manifest.json";
-        if (!std::filesystem::exists(manifest) || (!seal.empty() && hash(manifest) != seal))
-            throw std::runtime_error(manifest.string() + " is missing, or not what the pointer names; publish a new base");
-        const auto content = JsonReader(manifest).value();
-        for (const auto& [name, wanted] : content.at("files").members)
-            if (!std::filesystem::exists(folder / name) || hash(folder / name) != wanted.at("xxh64").text)
-                throw std::runtime_error((folder / name).string() + " is missing or damaged; publish a new base");
-        return content;
-    }
-
-    static std::string hash(const std::filesystem::path& path) {
-        std::ifstream file(path, std::ios::binary);
-        std::vector<char> part(1 << 20);
-        Xxh64 found;
-        while (file.read(part.data(), part.size()), file.gcount() > 0) found.update(part.data(), file.gcount());
-        return found.hex();
-    }
-
     const std::filesystem::path where_;
     const std::vector<std::string> files_;
+    const Beside beside_;
+    const bool deltas_;
     State state_;  // read by `use`, and written by the thread that refreshes, alone
     std::mutex door_;
     std::shared_mutex gate_;

@@ -1,29 +1,46 @@
 // livetrain-serve CONFIG: answers requests with published models. See docs/guide/server.md.
 
-#include <httplib.h>
+#include <pthread.h>
+#include <unistd.h>
 
+#include <csignal>
+#include <cstdlib>
 #include <iostream>
-#include <nlohmann/json.hpp>
 
-#include "deltas.h"
+#include "server.h"
 
 int main(int count, char** arguments) {
     if (count != 2) {
         std::cerr << "usage: livetrain-serve serve.json\n";
         return 2;
     }
+    // Libraries read these as the process begins: a thread per request, and huge pages for large tensors.
+    if (!std::getenv("OMP_NUM_THREADS")) {
+        setenv("OMP_NUM_THREADS", "1", 1), setenv("THP_MEM_ALLOC_ENABLE", "1", 0);
+        execv("/proc/self/exe", arguments);
+    }
+    sigset_t ends;
+    sigemptyset(&ends), sigaddset(&ends, SIGTERM), sigaddset(&ends, SIGINT);
+    pthread_sigmask(SIG_BLOCK, &ends, nullptr);  // before there are other threads, which then have it too
     try {
-        std::ifstream file(arguments[1]);
-        const auto config = nlohmann::json::parse(file);
-        Served served(config.at("models").begin()->at("published").get<std::string>());
-        httplib::Server server;
-        server.Get("/health", [&](const httplib::Request&, httplib::Response& answer) {
-            answer.set_content(nlohmann::json({{"fence", served.state().fence}}).dump(), "application/json");
+        const auto config = serve::read_config(arguments[1]);
+        serve::Server server(config);
+        std::thread stopper([&] {
+            int signal = 0;
+            sigwait(&ends, &signal);
+            server.stop();
         });
-        server.listen(config.value("host", "127.0.0.1").c_str(), config.value("port", 8080));
+        std::cerr << "serving on " << config.host << ":" << config.port << std::endl;
+        if (server.listen()) {
+            stopper.join();
+            return 0;
+        }
+        std::cerr << arguments[1] << ": " << config.host << ":" << config.port
+                  << " cannot be had; choose another host or port\n";
+    } catch (const c10::Error& error) {
+        std::cerr << arguments[1] << ": " << error.what_without_backtrace() << "\n";
     } catch (const std::exception& error) {
         std::cerr << error.what() << "\n";
-        return 2;
     }
-    return 0;
+    std::_Exit(2);
 }

@@ -287,7 +287,8 @@ def _ids(name: str, values: Any, with_beside: bool) -> Tensors:
             (other,) = (key for key in value if key != "ids")
             lists = value["ids"]
             beside.extend(value[other])
-        own = [] if lists is None else [lists] if isinstance(lists, int | str | np.integer) else lists
+        listed = isinstance(lists, Sequence | np.ndarray) and not isinstance(lists, str)
+        own = lists if listed else [] if lists is None else [lists]
         ids.extend(_id(each) for each in own)
         lengths.append(len(own))
     found = {f"ids.{name}": np.array(ids, "<i8"), f"lengths.{name}": np.array(lengths, "<i8")}

@@ -1,13 +1,16 @@
 """Requests with the answers that they must get, for every program that speaks the wire: C++, Python and Go.
 
-python -m tests.serve.vectors        # writes tests/serve/vectors anew, from a small run that it trains
+python -m tests.serve.vectors           # writes tests/serve/vectors anew, from a small run that it trains
+python -m tests.serve.vectors FOLDER    # writes what fuzzers begin with, see serve/fuzz
 
 vectors/signature.json      what the server knows of the model
-vectors/cases.json          by name: what is asked for, as values and as tensors, and the scores as float32
-vectors/NAME.request.bin    the request in binary, NAME.answer.bin its answer, NAME.people.json the request for people
+vectors/cases.json          by name: what is asked for, as tensors, and the scores as float32
+vectors/hashes.json         strings with the ids that they are
+vectors/NAME.request.bin    the request in binary; NAME.answer.bin: its answer; NAME.people.json: the same request
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,15 +21,18 @@ import pyarrow.parquet as pq
 import torch
 
 from livetrain.configs.schema import Recipe
+from livetrain.trainers.data.write.ids import string_id
 from livetrain.trainers.export import export as exporter
 from livetrain.trainers.export.rows import golden_inputs, one_user
 from tests import samples
+from tests.serve import malformed
 from tests.serve.client import client
 
 HERE = Path(__file__).parent / "vectors"
 STAMP = {"model_name": "din", "model_version": "20261130"}
 MARK = {"fence": 7, "delta": 2}
 USER = ["user", "city", "history", "rating"]
+_LENGTHS = (4, 8, 15, 31, 32, 63, 75)
 _WORDS = ["live", "song", "dance", "chat", "大话西游", "games"]
 
 
@@ -109,6 +115,7 @@ def write(where: Path, export: Path) -> None:
     (where / "signature.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     model = torch.jit.load(str(export / "model.pt")).eval()
     golden = golden_inputs(json.loads((export / "golden.json").read_text(encoding="utf-8")))
+    golden[2]["rate"][2] = torch.nan  # whatever the data are, something is missing
     once, _ = one_user(golden, USER, 1)
     candidates = [name for name in known["features"] if name not in USER]
     cases = {}
@@ -138,6 +145,8 @@ def write(where: Path, export: Path) -> None:
             "tensors": plain(named(inputs)),
             "scores": {task: values.tolist() for task, values in scores.items()},
         }
+    texts = ["", "F", "São Paulo", "大话西游", *(("0123456789abcdef" * 5)[:length] for length in _LENGTHS)]
+    (where / "hashes.json").write_text(json.dumps({text: string_id(text) for text in texts}, indent=1) + "\n")
     (where / "cases.json").write_text(json.dumps(cases, indent=1) + "\n", encoding="utf-8")
 
 
@@ -152,9 +161,32 @@ def answered(request_id: str, scores: dict[str, np.ndarray]) -> tuple[bytes, int
     return head.encode() + b"".join(values.tobytes() for values in scores.values()), len(head)
 
 
+def seeds(folder: Path) -> None:
+    """Write the vectors and the malformed requests as the fuzzers read them."""
+    cases = json.loads((HERE / "cases.json").read_text(encoding="utf-8"))
+    found = {f"malformed-{n}": (case.body, case.header) for n, case in enumerate(malformed.corpus(HERE))}
+    for name, case in cases.items():
+        found[f"{name}.binary"] = (HERE / f"{name}.request.bin").read_bytes(), str(case["header"])
+        found[f"{name}.people"] = (HERE / f"{name}.people.json").read_bytes(), None
+    for name, (body, header) in found.items():
+        length = int(header) if header is not None and header.isdigit() else 0
+        if len(body) < 8192 and length < 1 << 16:
+            kind = b"j" if header is None else b"b"
+            (folder / "wire").mkdir(parents=True, exist_ok=True)
+            (folder / "wire" / name).write_bytes(kind + length.to_bytes(2, "big") + body)
+    (folder / "json").mkdir(parents=True, exist_ok=True)
+    for path in HERE.glob("*.json"):
+        (folder / "json" / path.name).write_bytes(path.read_bytes()[:8192])
+    (folder / "json/deep").write_text("[" * 8_000)
+    (folder / "json/escapes").write_text('{"\\ud83d\\ude00\\u00e9\\n": ["\\"", -1.5e3, null, true, "a\\')
+
+
 def main() -> None:
     from livetrain.cluster import launch
 
+    if sys.argv[1:]:
+        seeds(Path(sys.argv[1]))
+        return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         launch.train(recipe(data(folder / "data")), folder / "runs")

@@ -175,7 +175,9 @@ def _names(keys: pa.ChunkedArray | pa.Array, draft: Path) -> str:
 
 def _published(draft: Path, about: dict[str, Any], where: str, origin: Origin, keep: int, say: Say) -> dict[str, Any]:
     """Make a folder whole, and publish it under the model's version, or else the time."""
-    about |= {"run": origin.recipe.name, "weights": origin.of("user").digest}
+    weights = origin.of("user")  # `model`: by which a server knows whose vectors these are
+    about |= {"run": origin.recipe.name, "weights": weights.digest}
+    about |= {"model": manifest.digest(weights.folder / manifest.MANIFEST)["xxh64"]}
     manifest.write_json(draft / ABOUT, about)
     manifest.commit(draft, {path.name: manifest.digest(path) for path in sorted(draft.iterdir())})
     version = origin.version or time.strftime("%Y-%m-%dT%H%M%SZ", time.gmtime())

@@ -89,12 +89,17 @@ def test_two_fills_do_not_meet(days, store):
 
 def test_users_of_whom_nothing_was_seen_for_long_are_left_out(days, store):
     assert worlds.filled(store, days[1]).gone == 0
-    everybody = {key.rpartition("/")[2] for key in content(store) if key.startswith("G/pairs.")}
-    gone = worlds.filled(store, days[1], keep_days=0).gone  # but those whom the night has carried over
+    whole, horizon = content(store), read_meta(store)["horizon"]
+    everybody = {key.rpartition("/")[2] for key in whole if key.startswith("G/pairs.")}
+    late = {
+        user
+        for user in everybody
+        if (layout.words(whole.get(f"G/events/{user}"), len(layout.EVENT))[:, 3] >= horizon).any()
+    }
+    gone = worlds.filled(store, days[1], keep_days=0).gone
     kept = {key.rpartition("/")[2] for key in content(store) if key.startswith("G/pairs.")}
-    carried = {key.rpartition("/")[2] for key in content(store) if key.startswith("G/events/")}
-    assert gone == len(everybody) - len(kept) > 0
-    assert kept == carried & everybody
+    assert kept == late
+    assert gone == len(everybody - late) > 0
 
 
 def test_what_has_no_state_is_named(days, store, tmp_path):

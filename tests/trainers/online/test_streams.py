@@ -23,8 +23,12 @@ def two_days(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _many_small_steps(monkeypatch):
+def _no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
+@pytest.fixture
+def many_small_steps(monkeypatch):
     monkeypatch.setattr(join, "SPAN_ROWS", 25)
     monkeypatch.setattr(join, "_SMALL", 3)
     monkeypatch.setattr(lane, "_SHARE", 0)
@@ -44,14 +48,17 @@ def days_of(days):
     return (days["timestamp"].to_numpy() + 8 * logs.HOUR) // (24 * logs.HOUR)
 
 
-def test_requests_of_a_day_that_a_stream_has_told_get_what_its_samples_have(two_days, tmp_path):
+@pytest.mark.parametrize("kills", [0, pytest.param(3, marks=pytest.mark.slow)])
+def test_requests_of_a_day_that_a_stream_has_told_get_what_its_samples_have(two_days, tmp_path, request, kills):
     raw, told, days = two_days
-    path = landed(raw, told, tmp_path, store="store", jobs=JOBS)
+    if kills:
+        request.getfixturevalue("many_small_steps")
+    path = landed(raw, told, tmp_path, store="store", jobs=JOBS if kills else {"join": {"every_s": 0.01}})
     state = sorted((raw.parent / "days").glob("date=*"))[0]
     store = open_store(str(tmp_path / "store"), create=True)
     worlds.filled(store, state)
     store.close()
-    logs.drained_with_kills(path, tmp_path / "out", 3)
+    logs.drained_with_kills(path, tmp_path / "out", kills)
     assert logs.samples(tmp_path / "out").equals(days)
     store = open_store(str(tmp_path / "store"))
     samples, log = newest(days, raw)
@@ -63,6 +70,7 @@ def test_requests_of_a_day_that_a_stream_has_told_get_what_its_samples_have(two_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("many_small_steps")
 def test_lanes_add_each_their_users(two_days, tmp_path):
     raw, told, days = two_days
     path = landed(raw, told, tmp_path, store="store", lanes=2)
@@ -74,6 +82,7 @@ def test_lanes_add_each_their_users(two_days, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("many_small_steps")
 def test_a_store_that_is_away_gets_it_later(two_days, tmp_path, redis_server, monkeypatch):  # noqa: F811
     raw, told, days = two_days
     start, kill = redis_server

@@ -1,0 +1,3 @@
+module livetrain
+
+go 1.19

@@ -1,0 +1,248 @@
+#include "server.h"
+
+#include <unistd.h>
+
+#include <fstream>
+#include <iostream>
+
+namespace serve {
+namespace {
+
+constexpr size_t CONNECTIONS = 1024;
+constexpr int ATTEMPTS = 20;  // to read a request anew, as a model was replaced meanwhile
+const char* const HEADER = "Inference-Header-Content-Length";
+
+// A thread per connection: it waits for its client and for the queue, and computes nothing. Beyond so many, connections
+// wait until others end.
+class Connections : public httplib::TaskQueue {
+  public:
+    void enqueue(std::function<void()> connection) override {
+        std::unique_lock lock(mutex_);
+        fewer_.wait(lock, [&] { return open_ < CONNECTIONS; });
+        ++open_;
+        std::thread([this, connection = std::move(connection)] {
+            connection();
+            const std::lock_guard lock(mutex_);
+            --open_;
+            fewer_.notify_all();
+        }).detach();
+    }
+    void shutdown() override {
+        std::unique_lock lock(mutex_);
+        fewer_.wait(lock, [&] { return open_ == 0; });
+    }
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable fewer_;
+    size_t open_ = 0;
+};
+
+double memory() {
+    std::ifstream file("/proc/self/statm");
+    double size = 0, resident = 0;
+    file >> size >> resident;
+    return resident * static_cast<double>(sysconf(_SC_PAGESIZE));
+}
+
+}  // namespace
+
+Server::Server(const Config& config)
+    : config_(config), queue_(config.threads, config.queue, std::chrono::milliseconds(config.deadline_ms)) {
+    for (const auto& [name, about] : config.models) models_[name] = std::make_unique<Model>(name, about);
+    for (const auto& [name, model] : models_) {
+        RankConfig alone;
+        alone.model = name;
+        pipelines_[name] = std::make_unique<Pipeline>(models_, alone);
+    }
+    if (!config.rank.model.empty()) pipelines_["/rank"] = std::make_unique<Pipeline>(models_, config.rank);
+    if (!config.retrieve.empty()) {
+        RankConfig alone;
+        alone.model = config.retrieve;
+        pipelines_["/retrieve"] = std::make_unique<Pipeline>(models_, alone);
+    }
+    route();
+    refresher_ = std::thread([this] { refresh(); });
+}
+
+bool Server::listen() {
+    const bool heard = http_.listen(config_.host.c_str(), config_.port);
+    {
+        const std::lock_guard lock(mutex_);
+        stopping_ = true;
+    }
+    ends_.notify_all();
+    refresher_.join();
+    queue_.stop();
+    return heard;
+}
+
+void Server::stop() {
+    stopping_ = true;
+    http_.stop();
+}
+
+void Server::route() {
+    http_.new_task_queue = [] { return new Connections; };
+    http_.set_payload_max_length(limits_.bytes);
+    http_.set_tcp_nodelay(true);
+    http_.set_keep_alive_max_count(1'000'000);
+    http_.Post("/(rank|retrieve)", [this](const httplib::Request& asked, httplib::Response& response) {
+        const auto name = asked.matches[1].str();
+        const auto found = pipelines_.find("/" + name);
+        if (found == pipelines_.end())
+            return refuse(name, 404, "no one model of this server is the one for /" + name + "; name one in serve.json",
+                          response);
+        answer(*found->second, name, asked, response);
+    });
+    http_.Post("/v2/models/([^/]+)/infer", [this](const httplib::Request& asked, httplib::Response& response) {
+        const auto name = asked.matches[1].str();
+        const auto found = pipelines_.find(name);
+        if (found == pipelines_.end()) return refuse("", 404, "there is no model of this name; GET /health lists them", response);
+        answer(*found->second, name, asked, response);
+    });
+    http_.Post("/v2/models/([^/]+)/air", [this](const httplib::Request& asked, httplib::Response& response) {
+        const auto name = asked.matches[1].str();
+        const auto found = models_.find(name);
+        if (found == models_.end()) return refuse("", 404, "there is no model of this name; GET /health lists them", response);
+        try {
+            const auto change = nlohmann::json::parse(asked.body, nullptr, false);
+            if (change.is_discarded()) throw wire::BadRequest(400, "the change is no JSON");
+            found->second->change_air(change);
+            response.set_content("{}", "application/json");
+        } catch (const wire::BadRequest& error) {
+            refuse(name, error.status, error.what(), response);
+        }
+    });
+    http_.Get("/v2/models/([^/]+)(/ready)?", [this](const httplib::Request& asked, httplib::Response& response) {
+        const auto found = models_.find(asked.matches[1].str());
+        if (found == models_.end()) return refuse("", 404, "there is no model of this name; GET /health lists them", response);
+        if (asked.matches[2].matched) return response.set_content("{}", "application/json");
+        const auto status = found->second->status();
+        response.set_content(wire::metadata_json(found->second->about()->signature,
+                                                 {found->first, status.version, status.fence, status.delta}),
+                             "application/json");
+    });
+    http_.Get("/(health|v2/health/ready)", [this](const httplib::Request&, httplib::Response& response) { health(response); });
+    http_.Get("/v2/health/live",
+              [](const httplib::Request&, httplib::Response& response) { response.set_content("{}", "application/json"); });
+    http_.Get("/metrics", [this](const httplib::Request&, httplib::Response& response) { metrics(response); });
+    http_.set_error_handler([](const httplib::Request&, httplib::Response& response) {
+        if (!response.body.empty()) return;
+        const auto* said = response.status == 413 ? "the body is too large; send fewer candidates per request"
+                           : response.status == 404 ? "there is nothing here; see docs/guide/server.md for the addresses"
+                                                    : "the request is no HTTP that this server reads";
+        response.set_content(wire::error_json(said), "application/json");
+    });
+}
+
+void Server::answer(Pipeline& pipeline, const std::string& name, const httplib::Request& asked,
+                    httplib::Response& response) {
+    const auto begun = std::chrono::steady_clock::now();
+    Said said;
+    const auto outcome = queue_.run([&] { said = work(pipeline, asked); });
+    if (stopping_) response.set_header("Connection", "close");
+    if (outcome == Queue::Outcome::full)
+        return refuse(name, 429, "the queue is full; ask again later, or another server", response);
+    if (outcome != Queue::Outcome::done)
+        return refuse(name, 503, outcome == Queue::Outcome::late ? "no thread was free before the deadline"
+                                                                 : "the server stops; ask another one", response);
+    metrics_.add(name, said.status, std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count());
+    response.status = said.status;
+    if (said.reply.binary) response.set_header(HEADER, std::to_string(said.reply.header));
+    response.set_content(std::move(said.reply.body), said.reply.binary ? "application/octet-stream" : "application/json");
+}
+
+Server::Said Server::work(Pipeline& pipeline, const httplib::Request& asked) {
+    Said said;
+    try {
+        said.reply = once(pipeline, asked);
+        said.status = 200;
+        return said;
+    } catch (const wire::BadRequest& error) {
+        said.status = error.status;
+        said.reply.body = wire::error_json(error.what());
+        return said;
+    } catch (const c10::Error& error) {
+        std::cerr << "500: " << error.what_without_backtrace() << std::endl;
+    } catch (const std::exception& error) {
+        std::cerr << "500: " << error.what() << std::endl;
+    }
+    said.reply.body = wire::error_json("the model could not answer; the server's output says why");
+    return said;
+}
+
+wire::Reply Server::once(Pipeline& pipeline, const httplib::Request& asked) {
+    for (int attempt = 0; attempt < ATTEMPTS; ++attempt) {
+        const auto joint = pipeline.joint();
+        const bool people = asked.path[1] != 'v' && !asked.has_header(HEADER);
+        const auto header = wire::header_length(asked.get_header_value(HEADER), asked.body.size());
+        const auto request = people ? wire::parse_json(asked.body, joint->signature, limits_)
+                                    : wire::parse_binary(asked.body, header, joint->signature, limits_);
+        const auto rows = wire::check(request, joint->signature, limits_);
+        const auto outcome = pipeline.answer(request, rows, *joint);
+        if (!outcome) continue;
+        if (!people) return wire::answer_binary(request, outcome->answer);
+        return {wire::answer_json(request, outcome->answer), 0, false};
+    }
+    throw wire::BadRequest(503, "models were replaced again and again meanwhile; ask again");
+}
+
+void Server::refuse(const std::string& name, int status, const std::string& sentence, httplib::Response& response) {
+    metrics_.add(name.empty() ? "none" : name, status, 0);
+    response.status = status;
+    if (status == 429 || status == 503) response.set_header("Retry-After", "1");
+    response.set_content(wire::error_json(sentence), "application/json");
+}
+
+void Server::health(httplib::Response& response) {
+    nlohmann::json models = nlohmann::json::object();
+    bool well = true;
+    for (const auto& [name, model] : models_) {
+        const auto status = model->status();
+        auto& about = models[name] = {{"kind", model->config.kind}, {"version", status.version}, {"fence", status.fence},
+                                      {"delta", status.delta}, {"age_s", static_cast<int64_t>(status.age)}};
+        if (!status.failed.empty()) about["failed"] = status.failed;
+        if (!status.waits.empty()) about["waits"] = status.waits;
+        well = well && status.failed.empty();
+    }
+    response.status = stopping_ ? 503 : 200;
+    const auto* word = stopping_ ? "stops" : well ? "ok" : "serves on what it has";
+    response.set_content(nlohmann::json({{"status", word}, {"models", models}, {"queue", queue_.length()}}).dump(),
+                         "application/json");
+}
+
+void Server::metrics(httplib::Response& response) {
+    std::ostringstream out;
+    metrics_.write(out);
+    Metrics::head(out, "queue_length", "gauge", "Requests that wait.");
+    out << "livetrain_queue_length " << queue_.length() << "\n";
+    std::map<std::string, Model::Status> all;
+    for (const auto& [name, model] : models_) all[name] = model->status();
+    const auto each = [&](const char* name, const char* kind, const char* what, auto&& value) {
+        Metrics::head(out, name, kind, what);
+        for (const auto& [model, status] : all)
+            out << "livetrain_" << name << "{model=\"" << model << "\"} " << value(status) << "\n";
+    };
+    each("fence", "gauge", "Of the published version that is served.", [](const auto& of) { return of.fence; });
+    each("delta", "gauge", "Number of the last delta taken in since the base.", [](const auto& of) { return of.delta; });
+    each("model_age_seconds", "gauge", "Since what is served was written.", [](const auto& of) { return of.age; });
+    each("swaps_total", "counter", "Bases and deltas taken in since the start.", [](const auto& of) { return of.swaps; });
+    each("failed_loads_total", "counter", "Times that what is published could not be taken in.",
+         [](const auto& of) { return of.failures; });
+    out << "# HELP process_resident_memory_bytes Memory of this process.\n# TYPE process_resident_memory_bytes gauge\n"
+        << "process_resident_memory_bytes " << memory() << "\n";
+    response.set_content(out.str(), "text/plain; version=0.0.4");
+}
+
+void Server::refresh() {
+    const std::chrono::milliseconds every(config_.refresh_ms);
+    std::unique_lock lock(mutex_);
+    while (!ends_.wait_for(lock, every, [&] { return stopping_.load(); })) {
+        lock.unlock();
+        for (const auto& [name, model] : models_) model->refresh(every);
+        lock.lock();
+    }
+}
+
+}  // namespace serve

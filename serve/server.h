@@ -1,0 +1,58 @@
+// The server: addresses, the queue behind them, and the thread that keeps models up to date.
+
+#pragma once
+
+#include <httplib.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "metrics.h"
+#include "pipeline.h"
+#include "queue.h"
+
+namespace serve {
+
+class Server {
+  public:
+    // Loads all models. Raises BadConfig or std::runtime_error, a sentence.
+    explicit Server(const Config& config);
+
+    // Answers until `stop`, from another thread; returns false where the address cannot be had.
+    bool listen();
+    // Takes no more connections; what has arrived is answered.
+    void stop();
+
+  private:
+    struct Said {  // of one request
+        int status = 500;
+        wire::Reply reply;
+    };
+
+    void route();
+    void answer(Pipeline& pipeline, const std::string& name, const httplib::Request& asked, httplib::Response& response);
+    Said work(Pipeline& pipeline, const httplib::Request& asked);
+    wire::Reply once(Pipeline& pipeline, const httplib::Request& asked);
+    void refuse(const std::string& name, int status, const std::string& sentence, httplib::Response& response);
+    void health(httplib::Response& response);
+    void metrics(httplib::Response& response);
+    void refresh();
+
+    const Config config_;
+    const wire::Limits limits_;
+    Models models_;
+    std::map<std::string, std::unique_ptr<Pipeline>> pipelines_;  // by model; and "rank" and "retrieve" under a slash
+    Metrics metrics_;
+    Queue queue_;
+    httplib::Server http_;
+    std::atomic<bool> stopping_{false};
+    std::mutex mutex_;
+    std::condition_variable ends_;
+    std::thread refresher_;
+};
+
+}  // namespace serve
