@@ -73,6 +73,7 @@ struct Output {
 
 struct Request {
     std::string id;       // the caller's, or one drawn
+    int64_t time = 0;     // when it was read, in ms since 1970 (UTC)
     bool rows = false;    // `forward`: every feature has as many rows; otherwise `rank`
     Columns ids, lengths, dense;
     std::vector<std::string> channel;  // what recall says of each candidate; logged only
