@@ -195,7 +195,7 @@ def _buckets_on(address: str | None) -> "AbstractContextManager[Map | None]":
 def _prepare(source: "str | Adapter", raw: Path, folder: Path, address: str | None, **options: int) -> None:
     """Prepare an event log, in this machine's processes or on a Ray cluster."""
     from livetrain.trainers.data.sources.events import report
-    from livetrain.trainers.data.sources.events.bucket import Options
+    from livetrain.trainers.data.sources.events.known import Options
     from livetrain.trainers.data.sources.events.prepare import prepare
     from livetrain.trainers.data.sources.events.sources import ADAPTERS
 

@@ -15,7 +15,23 @@ from rich.text import Text
 from typer.exceptions import TyperException
 
 import livetrain
-from livetrain.cli import cluster, data, ids, init, live, look, plan, predict, recall, runs, stream, sweeps, watch
+from livetrain.cli import (
+    cluster,
+    data,
+    ids,
+    init,
+    live,
+    look,
+    plan,
+    predict,
+    recall,
+    runs,
+    served,
+    store,
+    stream,
+    sweeps,
+    watch,
+)
 from livetrain.cli.terminal import BAD_INPUT, FAILED, NOT_NOW, complain, err
 from livetrain.configs.errors import BadInput, NotNow, cut, without_credentials
 from livetrain.trainers.runtime import signals
@@ -24,8 +40,9 @@ from livetrain.trainers.runtime.process import in_utf8, set_up
 HELP = """Train recommenders on many GPUs: from Parquet to a TorchScript file that scores.
 
 **Exit codes**: 0 done · 1 the run failed · 2 bad input (a recipe, a file or an argument; one sentence says what
-to mend) · 3 `nightly`, `index`: what is new is worse than asked, and is not published · 4 not now: the same command may
-do it later · 130 interrupted · 143 stopped by SIGTERM, what was trained is saved.
+to mend) · 3 `nightly`, `index`: what is new is worse than asked, and is not published; `skew`: more rows differ than
+asked · 4 not now: the same command may do it later · 130 interrupted · 143 stopped by SIGTERM, what was trained is
+saved.
 
 **Start here**: `livetrain data ml-1m --protocol rechorus --out data/ml-1m-rechorus`, then
 `livetrain train configs/recipes/din_ml1m.yaml`
@@ -43,10 +60,11 @@ for command in (
     *(init.init, runs.train, runs.evaluate, runs.fuse, runs.export, predict.predict, look.runs, look.compare),
     *(recall.index, recall.blend, recall.cut),
     *(plan.plan, cluster.submit, cluster.nightly, live.follow, cluster.publish, cluster.rollback, cluster.doctor),
-    *(stream.stream, watch.watch, ids.hash, ids.ids),
+    *(stream.stream, watch.watch, served.skew, served.explain, ids.hash, ids.ids),
 ):
     app.command()(command)
 app.add_typer(data.app, name="data", help="Prepare a dataset: raw logs in, Parquet that `train` reads out.")
+app.add_typer(store.app, name="store", help="Keep the features that a server looks up, as the samples have them.")
 app.add_typer(
     sweeps.tune,
     name="tune",

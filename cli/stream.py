@@ -1,8 +1,7 @@
 """The command that makes samples by the minute."""
 
-import subprocess
+import contextlib
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -20,8 +19,14 @@ def stream(
         Path, typer.Option("--out", parser=here, metavar="PATH", help="Folder for the minutes: new, or to go on with.")
     ],
     lane: Annotated[
-        int | None,
-        typer.Option(help="Make this lane alone, as where each has a machine of its own; by default all of them."),
+        list[int] | None,
+        typer.Option(help="Make this lane alone, as on a machine of its own, or these; by default all of them."),
+    ] = None,
+    copy: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Folder or URI that closed minutes are copied to, for followers.", show_default=False
+        ),
     ] = None,
     drain: Annotated[
         bool, typer.Option("--drain", help="End when all is closed that is there now, the last minute too.")
@@ -35,26 +40,22 @@ def stream(
     """
     from livetrain.configs.errors import BadInput
     from livetrain.configs.stream_spec import load_stream
+    from livetrain.trainers.data.stream.copies import Copies
     from livetrain.trainers.data.stream.lane import run_lane
+    from livetrain.trainers.data.stream.lanes import run_lanes
 
     loaded = load_stream(spec)
-    lanes = loaded.spec.lanes
-    if lane is not None and not 0 <= lane < lanes:
-        raise BadInput(f"--lane {lane}: {spec} has lanes 0 to {lanes - 1}; name one of them")
+    lanes = sorted(set(lane or range(loaded.spec.lanes)))
+    if wrong := [each for each in lanes if not 0 <= each < loaded.spec.lanes]:
+        raise BadInput(f"--lane {wrong[0]}: {spec} has lanes 0 to {loaded.spec.lanes - 1}; name one of them")
     folder.mkdir(parents=True, exist_ok=True)
-    if lane is not None or lanes == 1:
-        run_lane(loaded, folder, lane or 0, drain, lambda words: say(f"lane {lane or 0}: {words}"))
-        return
-    command = [sys.executable, "-m", "livetrain", "stream", str(spec), "--out", str(folder)]
-    command += ["--drain"] if drain else []
-    children = [subprocess.Popen([*command, "--lane", str(each)]) for each in range(lanes)]
-    try:
-        while any(child.poll() is None for child in children) and not any(child.poll() for child in children):
-            time.sleep(0.2)
-        code = next((child.returncode for child in children if child.returncode), 0)
-    finally:  # without one of them no minute is closed, so that all end
-        for child in children:
-            child.terminate()
-        for child in children:
-            child.wait()
-    raise typer.Exit(code if code >= 0 else FAILED)
+    with contextlib.nullcontext() if copy is None else Copies(folder, lanes, copy, say):
+        if len(lanes) == 1:
+            run_lane(loaded, folder, lanes[0], drain, lambda words: say(f"lane {lanes[0]}: {words}"))
+            return
+        command = [sys.executable, "-m", "livetrain", "stream", str(spec), "--out", str(folder)]
+        command += ["--drain"] if drain else []
+        commands = {each: [*command, "--lane", str(each)] for each in lanes}
+        # What a signal has ended was killed, as for its memory; what fails may pass, as a full disk does.
+        if code := run_lanes(commands, lambda code: code < 0 or (code == FAILED and not drain), say):
+            raise typer.Exit(code)

@@ -2,7 +2,7 @@
 
 An event log's own spec (configs.event_spec) says what an exposure and an action are; this one says where their rows
 come from while they happen. Everything that decides what the samples are is fixed for the life of a stream's folder;
-`jobs` and `idle_s` may change while it runs, and `sources` when it is started again.
+`jobs` and `idle_s` may change while it runs, and `sources` and `store` when it is started again.
 """
 
 from collections.abc import Callable
@@ -117,6 +117,9 @@ class StreamSpec(Section):
     ahead_s: Annotated[int, *whole(0, 10**9)] = Field(
         300, description="a message whose time is so far ahead of the clock is kept aside"
     )
+    store: Text | None = Field(
+        None, description="feature store that gets what happens as it comes: a folder, as seen from here, or redis://"
+    )
     jobs: Jobs = Jobs()
 
     @model_validator(mode="after")
@@ -149,9 +152,15 @@ class LoadedStream:
         """The folder that the spec's paths are seen from."""
         return self.path.parent
 
+    @property
+    def store(self) -> str | None:
+        """The feature store that the stream adds to."""
+        told = self.spec.store
+        return told if told is None or "://" in told else str(self.folder / told)
+
     def fixed(self) -> dict[str, Any]:
         """Return what must stay as it is for the life of a stream's folder."""
-        told = self.spec.model_dump(mode="json", exclude={*FREE, "events", "sources"})
+        told = self.spec.model_dump(mode="json", exclude={*FREE, "events", "sources", "store"})
         return told | {"events": self.events.spec.model_dump(mode="json")}
 
     def remarks(self) -> list[str]:

@@ -71,7 +71,9 @@ def test_every_import_is_declared():
 
 def test_an_import_outside_the_tests_needs_no_extra_but_those_of_its_users():
     declared = (
-        set(requirements("wandb", "tune", "publish", "index", "kernels", "trees", "kafka", "nats")) | TRIO | {"ipython"}
+        set(requirements("wandb", "tune", "publish", "index", "kernels", "trees", "kafka", "nats", "store"))
+        | TRIO
+        | {"ipython"}
     )
     for package in ("cli", "configs", "modules", "trainers", "cluster"):
         assert set().union(*map(imported, (ROOT / package).rglob("*.py"))) <= declared

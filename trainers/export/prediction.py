@@ -147,6 +147,11 @@ class Predictor:
         self._dense = [name for name, feature in self.recipe.features.items() if feature.carrier == "numbers"]
 
     @property
+    def model(self) -> Any:
+        """What is called with ids, lengths and dense by feature."""
+        return self._model
+
+    @property
     def columns(self) -> list[str]:
         """The columns that rows must have."""
         return self._decoder.columns
@@ -232,7 +237,7 @@ class Predictor:
     def _inputs(self, rows: pa.Table, name: str) -> Iterator[tuple[dict[str, Tensor], ...]]:
         """Yield rows as the model takes them, CHUNK rows at a time."""
         columns = self._decoder.decode(rows.combine_chunks(), 0, name)
-        yield from _chunks(columns, self._decoder, self._dense, rows.num_rows)
+        yield from chunks(columns, self._decoder, self._dense, rows.num_rows)
 
     def _scored(self, inputs: tuple[dict[str, Tensor], ...]) -> list[Tensor]:
         found = self._model(*inputs)
@@ -272,7 +277,7 @@ def _towers(recipe: Recipe) -> dict[str, list[str]] | None:
     return None if towers is None else towers.names
 
 
-def _chunks(columns: Columns, decoder: Decoder, dense: list[str], rows: int) -> Iterator[tuple[dict[str, Tensor], ...]]:
+def chunks(columns: Columns, decoder: Decoder, dense: list[str], rows: int) -> Iterator[tuple[dict[str, Tensor], ...]]:
     """Yield decoded rows as the scorer takes them, CHUNK rows at a time: ids, lengths and numbers by feature."""
     beside = {name: decoder.numbers(columns, name) for name in decoder.beside}
     for start in range(0, max(rows, 1), CHUNK):  # without rows one chunk of none, which tells a vector's width

@@ -44,6 +44,8 @@ def _signature(run: Path, recipe: Recipe, path: Path, model: Model | None) -> di
             n: f.signature(mean.get(n, []), std.get(n, []))
             | ({"ids": ids[n]} if n in ids else {})
             | ({"beside": carried[1]} if (carried := recipe.beside(n)) else {})
+            | {"columns": [*recipe.reads(n)]}  # of the samples, where a feature store finds the same
+            | ({"column_unit": f.time_unit} if f.time_unit else {})
             for n, f in recipe.features.items()
         },
         "tables": {

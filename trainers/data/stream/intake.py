@@ -20,7 +20,7 @@ import pyarrow as pa
 from livetrain.configs.errors import BadInput
 from livetrain.configs.stream_spec import LoadedStream
 from livetrain.trainers.data.sources.events import raw, stage
-from livetrain.trainers.data.sources.events.bucket import Options
+from livetrain.trainers.data.sources.events.known import Options
 from livetrain.trainers.data.sources.table import events
 from livetrain.trainers.data.sources.table.files import NULLS, quoted, short
 from livetrain.trainers.data.stream.clock import Partition

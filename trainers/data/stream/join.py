@@ -27,9 +27,11 @@ import pyarrow as pa
 
 from livetrain.configs.stream_spec import LoadedStream
 from livetrain.trainers.data.sources.events import stage
-from livetrain.trainers.data.sources.events.bucket import Bucket, Options, Task
+from livetrain.trainers.data.sources.events.bucket import Bucket, Task
 from livetrain.trainers.data.sources.events.day import Day, lay_out, take, write_events, write_state
+from livetrain.trainers.data.sources.events.known import Options
 from livetrain.trainers.data.sources.events.model import Adapter
+from livetrain.trainers.data.sources.events.plan import write as write_plan
 from livetrain.trainers.data.sources.table.files import quoted
 from livetrain.trainers.runtime import manifest
 
@@ -87,8 +89,9 @@ class Joiner:
         self._every, self._wait = 1000 * spec.every_s, 1000 * spec.wait_s
         self._offset, self._buckets, self._told = 1000 * log.utc_offset_s, spec.buckets, told
         lanes = spec.lanes
-        self._own = f"(user % {lanes} + {lanes}) % {lanes} = {lane}" if lanes > 1 else "true"
+        self.own = f"(user % {lanes} + {lanes}) % {lanes} = {lane}" if lanes > 1 else "true"
         self.stale = True  # the files may have changed
+        self.unsent = [each["number"] for each in past.segments]  # of which a store may not know yet
         self._changed: set[str] = set()  # attributes of which topics have told something since
         for folder in ("segments", "state"):
             (home / folder).mkdir(parents=True, exist_ok=True)
@@ -125,7 +128,7 @@ class Joiner:
             return midnight
         rows = self._connection.execute(
             f"SELECT time // {self._every}, count(*) FROM {self._all('e')} "
-            f"WHERE time >= {begin} AND time < {midnight} AND {self._own} GROUP BY 1 ORDER BY 1"
+            f"WHERE time >= {begin} AND time < {midnight} AND {self.own} GROUP BY 1 ORDER BY 1"
         ).fetchall()
         total = 0
         for minute, count in rows:
@@ -160,6 +163,7 @@ class Joiner:
             self._connection.execute(f"DELETE FROM {name}")
         if found["e"] or found["a"]:
             self.past.segments.append(found)
+            self.unsent.append(self.past.number)
         self.past.number += 1
         small = [each for each in self.past.segments if each["level"] == 0]
         if len(small) >= _SMALL:
@@ -185,6 +189,9 @@ class Joiner:
             paths = [self.segment(kind, each["number"]) for each in small if each[kind]]
             found[kind] = self._write(_parquet(paths), self.segment(kind, self.past.number)) if paths else None
         self.past.segments = [each for each in self.past.segments if each["level"]] + [found]
+        merged = {each["number"] for each in small}
+        if merged & {*self.unsent}:
+            self.unsent = [number for number in self.unsent if number not in merged] + [self.past.number]
         self.past.number += 1
 
     def _gather(self, table: str) -> None:
@@ -214,22 +221,28 @@ class Joiner:
             if self.past.day is None or path.name.removeprefix("date=") != self.past.day:
                 shutil.rmtree(path)
 
-    def _all(self, kind: str) -> str:
-        """Return what stands after FROM for all exposures or actions."""
-        paths = [self.segment(kind, each["number"]) for each in self.past.segments if each[kind]]
+    def parts(self, number: int) -> tuple[str, str]:
+        """Return what stands after FROM for a segment's exposures and actions."""
+        return self._all("e", number), self._all("a", number)
+
+    def _all(self, kind: str, number: int | None = None) -> str:
+        """Return what stands after FROM for all exposures or actions, or those of one segment."""
+        chosen = [each for each in self.past.segments if each[kind] and number in (None, each["number"])]
+        paths = [self.segment(kind, each["number"]) for each in chosen]
         if not paths:
             return "(FROM no_exposures)" if kind == "e" else "(FROM no_actions)"
         return _parquet(paths)
 
     # Samples
 
-    def learn(self, read_files: Callable[[], None]) -> None:
-        """Take what is known of ids from its tables again, where it may have changed."""
+    def learn(self, read_files: Callable[[], None]) -> set[str]:
+        """Take what is known of ids from its tables again, where it may have changed; return of which attributes."""
         if self.stale:
             read_files()
             self._changed = set(self._adapter.attributes)
         stage.load_attributes(self._connection, self._adapter, self._home / "work", self._changed)
-        self.stale, self._changed = False, set()
+        changed, self.stale, self._changed = self._changed, False, set()
+        return changed
 
     def _day(self, work: Path, begin: int, end: int, cut: int, own: str, exposures: str, actions: str) -> Day:
         horizon = self.midnight(begin)
@@ -275,7 +288,7 @@ class Joiner:
         """Return the samples of the exposures from `begin` on and before `end`, of one day, sorted by time."""
         connection, work = self._connection, self._fresh("span")
         cut = min(end + self._wait, self.midnight(begin, 1))
-        inside = f"time >= {begin} AND time < {end} AND {self._own}"
+        inside = f"time >= {begin} AND time < {end} AND {self.own}"
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE _asked AS SELECT user, item FROM {self._all('e')} WHERE {inside}"
         )
@@ -317,7 +330,7 @@ class Joiner:
         found: dict[int, int] = {}
         keys = {"e": "user, item, time", "a": "user, domain, item, author, time, kind, value, session"}
         for kind, key in keys.items():
-            inside = f"{self._all(kind)} WHERE time >= {begin} AND time < {end} AND {self._own}"
+            inside = f"{self._all(kind)} WHERE time >= {begin} AND time < {end} AND {self.own}"
             for minute, count in self._connection.execute(
                 f"SELECT time // {self._every}, sum(n - 1)::BIGINT FROM (SELECT time, count(*) AS n FROM {inside} "
                 f"GROUP BY {key}) WHERE n > 1 GROUP BY 1"
@@ -344,10 +357,11 @@ class Joiner:
         days = (datetime.date.fromisoformat(date) - datetime.date(1970, 1, 1)).days
         midnight = days * DAY_MS - self._offset
         end = midnight + DAY_MS
-        day = self._day(work, midnight, end, end, self._own, f"time < {end}", "true")
+        day = self._day(work, midnight, end, end, self.own, f"time < {end}", "true")
         take(self._connection, self._adapter, day)
         write_events(self._connection, day)
         write_state(self._connection, self._adapter, day)
+        write_plan(self._connection, self._adapter, self._options, end, work / "state")
         for number in range(self._buckets):
             Bucket(self._task(day, number, _ROWS)).keep()
         target = self._home / "state" / f"date={date}"

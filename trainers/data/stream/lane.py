@@ -20,6 +20,8 @@ from livetrain.configs.errors import BadInput, NotNow, short, without_credential
 from livetrain.configs.stream_spec import LoadedStream, load_stream
 from livetrain.trainers.data.read.minutes import STREAM, folder_of, name_of
 from livetrain.trainers.data.sources.events import raw
+from livetrain.trainers.data.store.kv import open_store
+from livetrain.trainers.data.store.minutes import Minutes
 from livetrain.trainers.data.stream.clock import FOREVER, Clock, Partition, Place
 from livetrain.trainers.data.stream.intake import Intake, Taken, connected
 from livetrain.trainers.data.stream.join import Joiner, Past
@@ -35,6 +37,7 @@ _AHEAD = 10  # minutes, besides what is waited for, by which a partition may be 
 _LONGEST_S = 10.0  # between tries of a source that does not answer
 _SHARE = 5  # a look comes after so many times what the last one took: who is far behind closes more minutes at once
 PART = "part-0.parquet"
+_STORE = "feature store"
 
 
 @contextlib.contextmanager
@@ -116,6 +119,11 @@ class _Lane:
                 raise BadInput(f"{missing[0]} is missing, which the newest manifest names; restore it")
         self._joiner.tidy()
         self._describe()
+        self._minutes: Minutes | None = None
+        if loaded.store:
+            store = open_store(loaded.store, create=True)
+            self._minutes = Minutes(store, self._intake.adapter, connection, self._joiner.own, rooms=lane == 0)
+        self._untold = set(self._intake.adapter.attributes)  # of which the store may not know yet
         if found is None and self._intake.begun:
             connection.execute(f"INSERT INTO new_actions BY NAME {self._intake.begun}")
         hold = 1000 * (spec.lateness_s + spec.wait_s) + _AHEAD * self._every
@@ -166,6 +174,8 @@ class _Lane:
             return
         if found.spec.sources != self._loaded.spec.sources:
             self._tell("the spec has changed and is not taken: sources change when the stream is started again")
+        elif found.spec.store != self._loaded.spec.store:
+            self._tell("the spec has changed and is not taken: store changes when the stream is started again")
         elif found.spec != self._loaded.spec:
             self._loaded = found
             self._tune()
@@ -196,16 +206,21 @@ class _Lane:
                     due["join"] = begun + max(jobs.join.every_s, _SHARE * (time.monotonic() - begun))
                 if "report" in ready:
                     self._report()
-                if ended:
+                if ended and not (self._minutes and self._joiner.unsent):
                     return
                 if not read:
                     time.sleep(jobs.read.every_s)
         finally:
             for source in self._sources.values():
                 source.close()
+            if self._minutes:
+                self._minutes.close()
+
+    def _words(self, name: str) -> str:
+        return f"source {name}" if name in self._loaded.spec.sources else f"the {name}"
 
     def _asked(self, name: str, work: Callable[[], Any]) -> Any:
-        """Ask a source, unless it has failed just now; return None where it fails."""
+        """Ask a source or the store, unless it has failed just now; return None where it fails."""
         until, pause = self._down.get(name, (0.0, 0.1))
         if time.monotonic() < until:
             return None
@@ -213,11 +228,11 @@ class _Lane:
             found = work()
         except OSError as error:
             if name not in self._down:
-                self._tell(f"source {name} does not answer ({without_credentials(short(error))}); trying again")
+                self._tell(f"{self._words(name)} does not answer ({without_credentials(short(error))}); trying again")
             self._down[name] = (time.monotonic() + pause, min(2 * pause, _LONGEST_S))
             return None
         if self._down.pop(name, None):
-            self._tell(f"source {name} answers again")
+            self._tell(f"{self._words(name)} answers again")
         return found
 
     def _discover(self) -> None:
@@ -295,6 +310,7 @@ class _Lane:
             return
         if self._joiner.pending():
             self._joiner.flush()
+        self._asked(_STORE, self._send)
         if self._closed is None:
             first = self._joiner.first()
             if first is None or first >= watermark:
@@ -311,6 +327,22 @@ class _Lane:
             self._joiner.learn(self._intake.read_files)  # first: a day that ends is counted by what is known of ids
             self._joiner.roll(begin)
             self._commit(begin, end, watermark)
+
+    def _send(self) -> None:
+        """Add what is new to the feature store. What it does not take it gets later."""
+        if self._minutes is None:
+            return
+        if (moment := self._closed or self._joiner.first()) is None:
+            return
+        self._untold |= self._joiner.learn(self._intake.read_files)
+        try:
+            self._minutes.tell(self._untold, moment)
+            self._untold = set()
+            while self._joiner.unsent:
+                self._minutes.add(*self._joiner.parts(self._joiner.unsent[0]))
+                del self._joiner.unsent[0]
+        except NotNow as error:
+            raise OSError(str(error)) from None
 
     def _commit(self, begin: int, end: int, watermark: int) -> None:
         """Write the minutes of a span, each with its manifest."""

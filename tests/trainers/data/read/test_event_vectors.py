@@ -18,7 +18,7 @@ from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.records import Plain, passes
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import scan
-from livetrain.trainers.export.prediction import _chunks
+from livetrain.trainers.export.prediction import chunks
 from livetrain.trainers.export.rows import inputs_of, one_user
 
 LIMIT = 3
@@ -120,7 +120,7 @@ def test_reader_model_file_and_predictor_agree(tmp_path_factory, given, form, co
             scores |= {row: score for row, score in zip(batch.rows.tolist(), score.tolist(), strict=True) if row >= 0}
         decoder = decode.Decoder(made, groups=False)
     fitting = table.set_column(4, "v", table["v"].cast(source.schema.field("v").type))
-    (inputs,) = _chunks(decoder.decode(fitting.combine_chunks(), 0, "the table"), decoder, ["picture"], len(rows))
+    (inputs,) = chunks(decoder.decode(fitting.combine_chunks(), 0, "the table"), decoder, ["picture"], len(rows))
     assert file(*inputs)["click"].tolist() == pytest.approx([scores[row] for row in range(len(rows))], abs=1e-6)
 
 

@@ -17,7 +17,7 @@ from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.records import Plain, passes
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.statistics import scan
-from livetrain.trainers.export.prediction import _chunks
+from livetrain.trainers.export.prediction import chunks
 from livetrain.trainers.export.rows import inputs_of
 
 LIMIT = 3
@@ -96,7 +96,7 @@ def test_reader_model_file_and_predictor_agree(tmp_path_factory, rows, pooling, 
     slow = [_slow(row, told, pooling, weight, i) for i, (row, told) in enumerate(rows)]
     assert [found[row] for row in range(len(rows))] == pytest.approx(_scores(model, slow, len(rows)), abs=1e-5)
     columns = decoder.decode(table.combine_chunks(), 0, "the table")
-    (inputs,) = _chunks(columns, decoder, ["number"], len(rows))
+    (inputs,) = chunks(columns, decoder, ["number"], len(rows))
     predicted = Scorer(model, made)(*inputs)["click"]
     assert predicted.tolist() == pytest.approx([found[row] for row in range(len(rows))], abs=1e-6)
 

@@ -115,13 +115,7 @@ def take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> d
     exposures, actions = day.exposures, day.actions
     keyed = "user IS NOT NULL AND item IS NOT NULL AND time IS NOT NULL"
     inside = f"{keyed} AND time >= {day.horizon} AND time < {day.cut}"
-    topic = "".join(f" WHEN '{domain}' THEN about_{domain}.{name}" for domain, (_, name) in adapter.topics.items())
-    topic = f"CASE domain{topic} END" if topic else "NULL::BIGINT"
-    topics = " ".join(
-        f"LEFT JOIN attributes_{prefix} about_{domain} ON domain = '{domain}' AND "
-        + adapter.attributes[prefix].of(f"about_{domain}", "item", "time")
-        for domain, (prefix, _) in adapter.topics.items()
-    )
+    topic, topics = about(adapter)
     connection.execute(f"""
         CREATE OR REPLACE TABLE _exposures AS SELECT {shown} FROM {exposures} e
         WHERE {inside} AND NOT EXISTS (
@@ -150,6 +144,17 @@ def take(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -> d
         "actions without user, item or time: dropped": acted - complete,
         "actions that stand twice: one kept": complete - distinct,
     }
+
+
+def about(adapter: Adapter) -> tuple[str, str]:
+    """Return SQL for the topic of an event's item, and the joins that it needs, of rows with domain, item and time."""
+    topic = "".join(f" WHEN '{domain}' THEN about_{domain}.{name}" for domain, (_, name) in adapter.topics.items())
+    topics = " ".join(
+        f"LEFT JOIN attributes_{prefix} about_{domain} ON domain = '{domain}' AND "
+        + adapter.attributes[prefix].of(f"about_{domain}", "item", "time")
+        for domain, (prefix, _) in adapter.topics.items()
+    )
+    return f"CASE domain{topic} END" if topic else "NULL::BIGINT", topics
 
 
 def _one(connection: duckdb.DuckDBPyConnection, what: str, source: str) -> tuple:

@@ -27,9 +27,11 @@ import pyarrow.parquet as pq
 
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.trainers.data.sources.events import bucket, raw, returns, stage
-from livetrain.trainers.data.sources.events.bucket import Options, Task
+from livetrain.trainers.data.sources.events.bucket import Task
 from livetrain.trainers.data.sources.events.day import Day, lay_out, take, write_state
+from livetrain.trainers.data.sources.events.known import Options
 from livetrain.trainers.data.sources.events.model import RETURNED, Adapter
+from livetrain.trainers.data.sources.events.plan import write as write_plan
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.runtime import manifest
 
@@ -256,6 +258,7 @@ class _Preparation:
         plan = Day(exposures, actions, before, horizon, cut, next_horizon, work, self._buckets)
         counts = take(self._connection, self._adapter, plan) | lay_out(self._connection, self._adapter, plan)
         write_state(self._connection, self._adapter, plan)
+        write_plan(self._connection, self._adapter, self._options, next_horizon, work / "state")
         (work / "partition").mkdir()
         for made in run(
             bucket.build,

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from duckdb.func import FunctionNullHandling, PythonUDFType
 
-from livetrain.trainers.data.sources.events.bucket import ENTRY, NEVER, NOBODY, Options
+from livetrain.trainers.data.sources.events.known import ENTRY, NEVER, NOBODY, Options
 from livetrain.trainers.data.sources.events.model import ACTIONS, BITS, EXPOSURES, Adapter, Attributes
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.data.write.ids import string_ids

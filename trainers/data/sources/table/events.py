@@ -10,7 +10,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.event_spec import EventSpec
 from livetrain.configs.spec import Loaded
 from livetrain.trainers.data.sources.events import model, raw, stage
-from livetrain.trainers.data.sources.events.bucket import Options
+from livetrain.trainers.data.sources.events.known import Options
 from livetrain.trainers.data.sources.events.prepare import Map, Progress, prepare
 from livetrain.trainers.data.sources.table.files import quoted, short
 

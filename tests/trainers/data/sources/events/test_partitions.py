@@ -17,7 +17,7 @@ import pytest
 
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.sources.events import prepare as preparation
-from livetrain.trainers.data.sources.events.bucket import Options
+from livetrain.trainers.data.sources.events.known import Options
 from livetrain.trainers.data.sources.events.prepare import prepare
 from livetrain.trainers.data.sources.events.sources import ADAPTERS
 from livetrain.trainers.data.write import layout

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 
-from livetrain.trainers.data.sources.events.bucket import NOBODY, Options
+from livetrain.trainers.data.sources.events.known import NOBODY, Options
 from livetrain.trainers.data.write.ids import string_id
 from tests.trainers.data.sources.events.logs import HOUR, START, Visit, prepared, streamer, visit_lists
 
