@@ -131,10 +131,10 @@ class RequestLog::File {
 
     void add(Logged row) {
         const auto day = formatted(row.request.time, "%Y-%m-%d");
-        if (held_.empty() && !writer_) begun_ = Clock::now();
-        if (row.signature != signature_ || day != day_) close();
+        const bool same = signature_ && (row.signature == signature_ || *row.signature == *signature_);
+        if (!same || day != day_) close();
         if (held_.empty() && !writer_) begun_ = Clock::now(), day_ = day;
-        if (row.signature != signature_) signature_ = row.signature, candidates_.clear();
+        if (!same) signature_ = row.signature, candidates_.clear();
         bytes_ += size_of(row);
         held_.push_back(std::move(row));
         if (held_.size() >= kGroup || bytes_ >= log_.config_.bytes) flush();
