@@ -10,11 +10,6 @@ std::string text(const std::filesystem::path& file) {
     return std::string(std::istreambuf_iterator<char>(stream), {});
 }
 
-std::string said(const std::exception& error) {
-    const auto* torch = dynamic_cast<const c10::Error*>(&error);
-    return torch ? torch->what_without_backtrace() : error.what();
-}
-
 std::vector<std::string> files_of(const std::string& kind) {
     return kind == "retrieve" ? std::vector<std::string>{"user.pt", "item.pt"} : std::vector<std::string>{"model.pt"};
 }

@@ -166,10 +166,8 @@ Server::Said Server::work(Pipeline& pipeline, const httplib::Request& asked) {
         said.status = error.status;
         said.reply.body = wire::error_json(error.what());
         return said;
-    } catch (const c10::Error& error) {
-        std::cerr << "500: " << error.what_without_backtrace() << std::endl;
     } catch (const std::exception& error) {
-        std::cerr << "500: " << error.what() << std::endl;
+        std::cerr << "500: " << ::said(error) << std::endl;
     }
     said.reply.body = wire::error_json("the model could not answer; the server's output says why");
     return said;
