@@ -96,7 +96,7 @@ class Served {
         } catch (const std::exception& error) {
             const auto wanted = where_ / folder / "wanted.txt";
             if (std::filesystem::exists(where_ / folder) && !std::filesystem::exists(wanted))
-                std::ofstream(wanted) << error.what() << "\n";
+                std::ofstream(wanted) << said(error) << "\n";
             throw;
         }
     }
@@ -123,6 +123,9 @@ class Served {
             const auto signature = JsonReader(next.base / "signature.json").value();
             const auto stored = signature.members.find("stored");
             const auto mapped = stored == signature.members.end() ? Columns() : tables(stored->second, next.base);
+            for (const auto& file : files_)
+                if (!std::filesystem::exists(next.base / file))
+                    throw std::runtime_error(next.base.string() + " has no " + file + ", so it is no model of this kind");
             for (const auto& file : files_) next.files[file] = std::make_shared<Scorer>(next.base, file, mapped);
             Golden(JsonReader(next.base / "golden.json").value()).prove(next.files, CALLS);
         });

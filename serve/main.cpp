@@ -37,10 +37,8 @@ int main(int count, char** arguments) {
         }
         std::cerr << arguments[1] << ": " << config.host << ":" << config.port
                   << " cannot be had; choose another host or port\n";
-    } catch (const c10::Error& error) {
-        std::cerr << arguments[1] << ": " << error.what_without_backtrace() << "\n";
     } catch (const std::exception& error) {
-        std::cerr << error.what() << "\n";
+        std::cerr << said(error) << "\n";
     }
     std::_Exit(2);
 }

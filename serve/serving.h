@@ -18,6 +18,12 @@
 #include "columns.h"
 #include "json.h"
 
+// What went wrong, without torch's list of calls.
+inline std::string said(const std::exception& error) {
+    const auto* torch = dynamic_cast<const c10::Error*>(&error);
+    return torch ? torch->what_without_backtrace() : error.what();
+}
+
 inline void flatten(const Json& column, std::vector<std::string>& numbers) {
     if (column.entries.empty() && !column.text.empty()) numbers.push_back(column.text);
     for (const auto& entry : column.entries) flatten(entry, numbers);

@@ -83,9 +83,7 @@ Reads Reads::parsed(std::string_view signature) {
     static const std::map<std::string, int64_t> UNITS{{"s", 1}, {"ms", 1000}, {"us", 1'000'000}, {"ns", 1'000'000'000}};
     Reads reads;
     for (const auto& [name, told] : whole.at("features").items()) {
-        if (!told.contains("columns"))
-            throw std::runtime_error("store: signature.json names no columns of '" + name + "'; export the run again");
-        const auto& columns = told.at("columns");
+        const auto columns = told.value("columns", json::array());
         if (columns.size() != 1) continue;  // a cross, two times, or what has something beside its ids
         Feature feature{name, told.at("type").get<std::string>(), columns[0].get<std::string>()};
         feature.width = told.value("width", int64_t(1));
@@ -93,6 +91,15 @@ Reads Reads::parsed(std::string_view signature) {
         reads.features.push_back(std::move(feature));
     }
     return reads;
+}
+
+Reads Reads::with(const Reads& other) const {
+    Reads made = *this;
+    for (const auto& feature : other.features) {
+        const auto same = [&](const Feature& own) { return own.name == feature.name; };
+        if (std::none_of(features.begin(), features.end(), same)) made.features.push_back(feature);
+    }
+    return made;
 }
 
 namespace {
@@ -147,7 +154,8 @@ class Moment {
     }
 
     bool mine(const std::string& column) const {
-        return plan_.at("columns").at(column).at("user").get<bool>();
+        const auto& columns = plan_.at("columns");
+        return columns.contains(column) && columns.at(column).at("user").get<bool>();
     }
 
   private:
@@ -480,17 +488,24 @@ std::shared_ptr<const Store::Generation> Store::generation() {
     return generation_ = std::move(made);
 }
 
-std::vector<std::string> Store::fill(wire::Request& request, const Reads& reads, int64_t ms) {
+std::vector<std::string> Store::fill(wire::Request& request, const wire::Signature& signature, const Reads& reads,
+                                     int64_t ms) {
+    const auto lacks = [&](const Reads::Feature& feature) {
+        return signature.features.count(feature.name) && !request.ids.contains(feature.name) &&
+               !request.dense.contains(feature.name);
+    };
+    if (request.rows || std::none_of(reads.features.begin(), reads.features.end(), lacks)) return {};
     const auto now = generation();
     const auto user = given(request, reads, "user"), items = given(request, reads, now->text("item"));
-    if (request.rows || !user || user->size() != 1 || (*user)[0] == NONE || !items) return {};
+    if (!user || user->size() != 1 || (*user)[0] == NONE) return {};
     auto authors = given(request, reads, now->text("author")).value_or(Words());
-    if (authors.size() != items->size()) authors.clear();
-    Moment moment(*place_, now->name, now->horizon, now->plan, ms, (*user)[0], *items, std::move(authors));
+    if (!items || authors.size() != items->size()) authors.clear();
+    Moment moment(*place_, now->name, now->horizon, now->plan, ms, (*user)[0], items.value_or(Words()),
+                  std::move(authors));
     std::vector<std::string> filled;
     for (const auto& feature : reads.features) {
         const bool ids = of_ids(feature.type);
-        if (request.ids.contains(feature.name) || request.dense.contains(feature.name)) continue;
+        if (!lacks(feature) || (!items && !moment.mine(feature.column))) continue;
         const auto column = moment.column(feature.column);
         if (!column) continue;
         Words values, lengths;

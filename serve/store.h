@@ -2,7 +2,7 @@
 //
 // A store (docs/guide/feature-store.md has its bytes) holds states and events with their times; what they say at a
 // moment is worked out here as trainers/data/sources/events/known.py does for the samples. A test compares the two.
-// Needs liblmdb and nlohmann-json, and, with LIVETRAIN_REDIS, hiredis.
+// Needs nlohmann-json, and liblmdb with LIVETRAIN_LMDB, hiredis with LIVETRAIN_REDIS.
 
 #pragma once
 
@@ -39,8 +39,10 @@ std::unique_ptr<Place> open(const std::string& place);
 // Which columns of the samples the features of a model read, from its signature.json.
 class Reads {
   public:
-    // Raises std::runtime_error: this is no signature, or of an export from before it named columns.
+    // Raises std::runtime_error: this is no signature. An export from before it named columns reads none.
     static Reads parsed(std::string_view signature);
+    // Of models that answer one request together.
+    Reads with(const Reads& other) const;
 
     struct Feature {
         std::string name, type, column;
@@ -54,10 +56,11 @@ class Store {
     explicit Store(std::unique_ptr<Place> place);
     ~Store();
 
-    // Fills features of `reads` that a request of candidates lacks and that the store knows, and returns their names.
-    // The request has the ids of the user, of the candidates and, for what is known of these, of their authors; what
-    // it brings stays as it is. ms: the moment, since 1970. Raises Down.
-    std::vector<std::string> fill(wire::Request& request, const Reads& reads, int64_t ms);
+    // Fills features of a signature that a request lacks and that the store knows, and returns their names. The
+    // request has the ids of the user and, of one to rank, of the candidates and for what is known of them of their
+    // authors; what it brings stays as it is. ms: the moment, since 1970. Raises Down.
+    std::vector<std::string> fill(wire::Request& request, const wire::Signature& signature, const Reads& reads,
+                                  int64_t ms);
 
   private:
     struct Generation;

@@ -1,6 +1,8 @@
 // Where a feature store lies: LMDB, and Redis.
 
+#ifdef LIVETRAIN_LMDB
 #include <lmdb.h>
+#endif
 #ifdef LIVETRAIN_REDIS
 #include <hiredis/hiredis.h>
 #endif
@@ -14,6 +16,7 @@ namespace store {
 
 namespace {
 
+#ifdef LIVETRAIN_LMDB
 class Lmdb : public Place {
   public:
     explicit Lmdb(const std::string& folder) : folder_(folder) {
@@ -54,6 +57,7 @@ class Lmdb : public Place {
     MDB_env* environment_ = nullptr;
     MDB_dbi values_ = 0;
 };
+#endif
 
 #ifdef LIVETRAIN_REDIS
 class Redis : public Place {
@@ -153,7 +157,11 @@ std::unique_ptr<Place> open(const std::string& place) {
 #endif
     }
     if (place.find("://") != std::string::npos) throw std::runtime_error("store: a folder, or redis://HOST:PORT/DB");
+#ifdef LIVETRAIN_LMDB
     return std::make_unique<Lmdb>(place);
+#else
+    throw std::runtime_error("store: LMDB is not built in; install liblmdb-dev and build again");
+#endif
 }
 
 }  // namespace store

@@ -37,6 +37,8 @@ int main(int, char** arguments) {
     std::ifstream file(arguments[2]);
     const std::string signature(std::istreambuf_iterator<char>(file), {});
     const auto reads = store::Reads::parsed(signature);
+    wire::Signature features;
+    for (const auto& feature : reads.features) features.features[feature.name];
     try {
         store::Store held(store::open(arguments[1]));
         for (std::string line; std::getline(std::cin, line);) {
@@ -48,7 +50,7 @@ int main(int, char** arguments) {
                 request.lengths.insert(name, at::ones({int64_t(values.size())}, at::kLong));
             }
             try {
-                const auto filled = held.fill(request, reads, asked.at("ms").get<int64_t>());
+                const auto filled = held.fill(request, features, reads, asked.at("ms").get<int64_t>());
                 std::cout << json{{"filled", filled},
                                   {"ids", plain(request.ids)},
                                   {"lengths", plain(request.lengths)},

@@ -25,7 +25,7 @@ def driver() -> Path:
         if not Path("/usr/include", header).exists():
             pytest.skip(f"needs {header} (apt install {package})")
     sources = [ROOT / "tests/serve/store_driver.cpp", SERVE / "store.cpp", SERVE / "store_place.cpp"]
-    return program("store_driver", sources, ["-DLIVETRAIN_REDIS", "-llmdb", "-lhiredis"])
+    return program("store_driver", sources, ["-DLIVETRAIN_LMDB", "-DLIVETRAIN_REDIS", "-llmdb", "-lhiredis"])
 
 
 def everything() -> Recipe:
