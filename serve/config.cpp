@@ -166,7 +166,12 @@ Config read_config(const std::filesystem::path& file) {
             part.fail("'model' must name a model of kind retrieve: " + Section::listed(kinds["retrieve"]));
         part.done();
     }
-    config.store = whole.take("store");
+    if (const auto store = whole.take("store"); !store.is_null()) {
+        Section part(store, name + ": store");
+        part.text("place", config.store);
+        part.done();
+        if (config.store.empty()) part.fail("'place' is missing; name a folder, or redis://HOST:PORT/DB");
+    }
     if (const auto log = whole.take("log"); !log.is_null()) {
         Section part(log, name + ": log");
         part.path("path", config.log.path);

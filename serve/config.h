@@ -43,7 +43,7 @@ struct Config {
     std::map<std::string, ModelConfig> models;
     RankConfig rank;         // of POST /rank; `model` is "" where there is none
     std::string retrieve;    // the model of POST /retrieve; "" where there is none
-    nlohmann::json store;       // null of none
+    std::string store;          // the feature store: a folder or redis://; "" of none
     LogConfig log;              // its path is "" where nothing is logged
 };
 

@@ -49,7 +49,9 @@ Model::Model(std::string name, ModelConfig config) : name(std::move(name)), conf
 std::shared_ptr<const void> Model::complete(const Served::State& state) {
     auto about = std::make_shared<About>();
     about->signature = wire::Signature::read(state.base / "signature.json");
-    const auto content = nlohmann::json::parse(text(state.base / "signature.json"));
+    const auto signature = text(state.base / "signature.json");
+    about->reads = store::Reads::parsed(signature);
+    const auto content = nlohmann::json::parse(signature);
     for (const auto& [task, each] : content.at("tasks").items())
         if (each.at("output") == "probability") about->probabilities.insert(task);
     if (config.kind != "retrieve") return about;

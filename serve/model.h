@@ -12,6 +12,7 @@
 #include "config.h"
 #include "deltas.h"
 #include "index.h"
+#include "store.h"
 #include "wire.h"
 
 namespace serve {
@@ -19,6 +20,7 @@ namespace serve {
 // Of one base: what a request has to give, and of a model that retrieves its index.
 struct About {
     wire::Signature signature;
+    store::Reads reads;
     std::set<std::string> probabilities;  // scores that are such
     std::shared_ptr<Index> index;
 };

@@ -119,11 +119,12 @@ std::shared_ptr<const Joint> Pipeline::joint() {
     const auto vectors = vectors_ ? vectors_->about() : nullptr;
     const std::lock_guard lock(mutex_);
     if (joint_ && joint_->rank == rank && joint_->prerank == prerank && joint_->vectors == vectors) return joint_;
-    auto joint = std::make_shared<Joint>(Joint{rank, prerank, vectors, rank->signature});
+    auto joint = std::make_shared<Joint>(Joint{rank, prerank, vectors, rank->signature, rank->reads});
     auto& signature = joint->signature;
     if (model_.config.kind == "retrieve") signature = signature.only(signature.towers.at("user"));
     if (prerank) {
         signature = signature.with(prerank->signature);
+        joint->reads = joint->reads.with(prerank->reads);
         if (const auto& name = prerank_->config.regular; !name.empty()) {
             wire::Feature number;
             number.ids = false;
@@ -131,7 +132,10 @@ std::shared_ptr<const Joint> Pipeline::joint() {
         }
         if (const auto& name = prerank_->config.category; !name.empty()) signature.features.emplace(name, wire::Feature());
     }
-    if (vectors) signature = signature.with(vectors->signature.only(vectors->signature.towers.at("item")));
+    if (vectors) {
+        signature = signature.with(vectors->signature.only(vectors->signature.towers.at("item")));
+        joint->reads = joint->reads.with(vectors->reads);
+    }
     return joint_ = joint;
 }
 

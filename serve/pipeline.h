@@ -23,6 +23,7 @@ struct Outcome {
 struct Joint {
     std::shared_ptr<const About> rank, prerank, vectors;
     wire::Signature signature;
+    store::Reads reads;  // which columns these read
 };
 
 class Pipeline {

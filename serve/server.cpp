@@ -61,6 +61,7 @@ Server::Server(const Config& config)
         alone.model = config.retrieve;
         pipelines_["/retrieve"] = std::make_unique<Pipeline>(models_, alone);
     }
+    if (!config.store.empty()) store_ = std::make_unique<store::Store>(store::open(config.store));
     if (!config.log.path.empty()) {
         log_ = std::make_unique<RequestLog>(config.log);
     }
@@ -178,13 +179,27 @@ wire::Reply Server::once(Pipeline& pipeline, const httplib::Request& asked) {
         const auto joint = pipeline.joint();
         const bool people = asked.path[1] != 'v' && !asked.has_header(HEADER);
         const auto header = wire::header_length(asked.get_header_value(HEADER), asked.body.size());
-        const auto request = people ? wire::parse_json(asked.body, joint->signature, limits_)
-                                    : wire::parse_binary(asked.body, header, joint->signature, limits_);
-        const auto rows = wire::check(request, joint->signature, limits_);
+        auto request = people ? wire::parse_json(asked.body, joint->signature, limits_)
+                              : wire::parse_binary(asked.body, header, joint->signature, limits_);
+        std::vector<std::string> stored;
+        std::string away;
+        try {
+            if (store_) stored = store_->fill(request, joint->signature, joint->reads, request.time);
+        } catch (const store::Down& error) {
+            ++away_;
+            away = error.what();
+        }
+        int64_t rows = 0;
+        try {
+            rows = wire::check(request, joint->signature, limits_);
+        } catch (const wire::BadRequest& error) {
+            if (away.empty()) throw;
+            throw wire::BadRequest(503, away + "; ask again, or send all features (" + error.what() + ")");
+        }
         const auto outcome = pipeline.answer(request, rows, *joint);
         if (!outcome) continue;
         if (log_ && outcome->order.defined() && log_->wanted())
-            log(asked.path == "/rank" ? "rank" : pipeline.model().name, request, rows, joint, *outcome);
+            log(asked.path == "/rank" ? "rank" : pipeline.model().name, request, rows, joint, *outcome, std::move(stored));
         if (!people) return wire::answer_binary(request, outcome->answer);
         return {wire::answer_json(request, outcome->answer), 0, false};
     }
@@ -192,8 +207,9 @@ wire::Reply Server::once(Pipeline& pipeline, const httplib::Request& asked) {
 }
 
 void Server::log(const std::string& name, const wire::Request& request, int64_t rows,
-                 const std::shared_ptr<const Joint>& joint, const Outcome& outcome) {
+                 const std::shared_ptr<const Joint>& joint, const Outcome& outcome, std::vector<std::string> stored) {
     Logged row;
+    row.stored = std::move(stored);
     row.name = name;
     row.signature = {joint, &joint->signature};
     row.request = request;
@@ -246,6 +262,10 @@ void Server::metrics(httplib::Response& response) {
     each("swaps_total", "counter", "Bases and deltas taken in since the start.", [](const auto& of) { return of.swaps; });
     each("failed_loads_total", "counter", "Times that what is published could not be taken in.",
          [](const auto& of) { return of.failures; });
+    if (store_) {
+        Metrics::head(out, "store_away_total", "counter", "Requests for which the feature store did not answer.");
+        out << "livetrain_store_away_total " << away_ << "\n";
+    }
     if (log_) {
         Metrics::head(out, "logged_requests_total", "counter", "Requests in whole files of the log.");
         out << "livetrain_logged_requests_total " << log_->written() << "\n";

@@ -37,7 +37,7 @@ class Server {
     void answer(Pipeline& pipeline, const std::string& name, const httplib::Request& asked, httplib::Response& response);
     Said work(Pipeline& pipeline, const httplib::Request& asked);
     void log(const std::string& name, const wire::Request& request, int64_t rows, const std::shared_ptr<const Joint>& joint,
-             const Outcome& outcome);
+             const Outcome& outcome, std::vector<std::string> stored);
     wire::Reply once(Pipeline& pipeline, const httplib::Request& asked);
     void refuse(const std::string& name, int status, const std::string& sentence, httplib::Response& response);
     void health(httplib::Response& response);
@@ -49,6 +49,8 @@ class Server {
     Models models_;
     std::map<std::string, std::unique_ptr<Pipeline>> pipelines_;  // by model; and "rank" and "retrieve" under a slash
     Metrics metrics_;
+    std::unique_ptr<store::Store> store_;  // null of none
+    std::atomic<int64_t> away_{0};         // requests for which it did not answer
     std::unique_ptr<RequestLog> log_;  // null of none
     Queue queue_;
     httplib::Server http_;
