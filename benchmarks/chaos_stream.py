@@ -353,6 +353,7 @@ def table(tales: list[Tale], given: argparse.Namespace) -> str:
     kills = [(kill, tale.workers) for tale in tales for kill in tale.kills]
     alone, ray = (Counter(kill["hit"] for kill, workers in kills if bool(workers) == under) for under in (False, True))
     rows = [f"| {words} | {alone[hit]} | {ray[hit]} | {alone[hit] + ray[hit]} |" for hit, words in HITS.items()]
+    refreshed = sum(tale.refreshed for tale in tales)
     published = sum((Counter(tale.published) for tale in tales), Counter())
     victims = Counter(kill["victim"] for kill, workers in kills if workers)
     failed = [f"- story {tale.number}: {'; '.join(tale.failures)}" for tale in tales if tale.failures]
@@ -364,7 +365,7 @@ Command: `python -m benchmarks.chaos_stream --kills {given.kills} --seed {given.
 {time.strftime("%Y-%m-%d")}, {os.cpu_count()} cores (AMD EPYC), other programs beside it; {made_with}.
 
 {len(tales)} stories, {sum(tale.seconds for tale in tales) / 60:.0f} minutes. The pointers name
-{published["bases"]} bases and {published["deltas"]} deltas, and a server took in what was new {sum(tale.refreshed for tale in tales)} times
+{published["bases"]} bases and {published["deltas"]} deltas, and a server took in what was new {refreshed} times
 meanwhile. Kills under Ray: {", ".join(f"{many} of the {who}" for who, many in victims.items()) or "none"}.
 **Stories with a failure: {len(failed)}.**
 
