@@ -275,6 +275,7 @@ def export(
     checkpoint: Which = "best",
     quantize: "Quantization | None" = None,
     warn: Callable[[str], None] = log.warning,
+    **asked: Any,
 ) -> dict[str, Any]:
     """Write a run's model as one TorchScript file, with its signature and scored example rows.
 
@@ -284,6 +285,7 @@ def export(
         checkpoint: the best on the validation split, or the newest.
         quantize: how tables are stored, by default as the recipe says.
         warn: told why Weights & Biases, where the recipe names it, has not got the export.
+        asked: other values of the recipe's ``export``: ``compiled``, ``onnx``, ``candidate``.
 
     Returns:
         The signature, as signature.json holds it.
@@ -302,7 +304,7 @@ def export(
     from livetrain.trainers.observe import weights_and_biases
 
     folder = run.folder / "export" if out is None else Path(out)
-    signature = exporter.export(run.folder, checkpoint, folder, quantize)
+    signature = exporter.export(run.folder, checkpoint, folder, quantize, **asked)
     weights_and_biases.send_export(run.folder, folder, signature, warn)
     return signature
 

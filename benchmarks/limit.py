@@ -38,7 +38,7 @@ from livetrain.trainers.runtime.versions import versions
 BURST = BURST_STARTS / (BURST_STARTS + BURST_ENDS)  # share of time, where nobody tells
 FOUND = "## Found"
 HEAD = "| ranked by | seeds | test AUC | way to the truth | log loss |"
-RECIPES = [Path("configs/recipes/din_simulated.yaml"), Path("configs/recipes/din_simulated_pairs.yaml")]
+RECIPES = [Path(f"configs/recipes/din_simulated{counts}.yaml") for counts in ("", "_pairs", "_topics")]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def main() -> None:
     parser.add_argument("recipes", type=Path, nargs="*", default=RECIPES)
     parser.add_argument("--world", type=Path, default=Path("data/simulation"))
     parser.add_argument("--users", type=int, default=4000, help="so many users, drawn evenly")
-    parser.add_argument("--limits", type=int, nargs="+", default=[0, 1, 2], help="which of the limits")
+    parser.add_argument("--limits", type=int, nargs="*", default=[0, 1, 2], help="which of the limits")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--thin", type=int, default=4, help="sweeps per sample")
     parser.add_argument("--burn", type=int, default=300, help="sweeps before the first sample")

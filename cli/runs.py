@@ -143,11 +143,30 @@ def export(
     bench: Annotated[
         bool, typer.Option("--bench", help="Also time 500 candidates of one user, for every way to store tables.")
     ] = False,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Also write model.pt2, compiled for this kind of processor: takes minutes. By default as the recipe "
+            "says.",
+            show_default=False,
+        ),
+    ] = None,
+    onnx: Annotated[
+        bool | None,
+        typer.Option(
+            "--onnx/--no-onnx",
+            help="Also write model.onnx, which ranks in ONNX Runtime. By default as the recipe says.",
+            show_default=False,
+        ),
+    ] = None,
     candidate: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FEATURE",
-            help="For --bench: a feature of the candidate. By default the ids that share a table with a sequence.",
+            help="A feature of the candidate, all others being the user's, which the rank of model.pt2 and model.onnx "
+            "takes once; by default the recipe's export.candidate. And for --bench, by default the ids that share a "
+            "table with a sequence.",
             show_default=False,
         ),
     ] = None,
@@ -164,13 +183,16 @@ def export(
     trained = api.Run(run)
     loaded("livetrain.trainers.export.export")
     how: Quantization | None = quantize.value if quantize else None
-    signature = api.export(trained, folder, checkpoint=checkpoint.value, quantize=how, warn=complain)
+    named = {"compiled": compiled, "onnx": onnx, "candidate": candidate}
+    asked = {key: value for key, value in named.items() if value is not None}
+    signature = api.export(trained, folder, checkpoint=checkpoint.value, quantize=how, warn=complain, **asked)
     from livetrain.trainers.export import export as exporter
 
     towers = "user.pt, item.pt, " if "towers" in signature else ""
     files = len(signature.get("stored", ()))
     beside = f"{files} files of tables, " if files else ""
-    say(f"{folder or run / 'export'}: model.pt, {towers}{beside}signature.json, golden.json")
+    more = "".join(f"{name}, " for name in exporter.more(signature))
+    say(f"{folder or run / 'export'}: model.pt, {towers}{more}{beside}signature.json, golden.json")
     for line in exporter.lines(signature):
         say(line)
     if bench:

@@ -30,6 +30,7 @@ from livetrain.modules.features.registry import transforms
 from livetrain.modules.features.transform import Transform
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
+from livetrain.modules.layers.exporting import exporting
 from livetrain.modules.models.registry import network
 from livetrain.modules.network import TARGETS, Network
 from livetrain.modules.tables.hashing import IdHash
@@ -101,7 +102,7 @@ class Dense(nn.Module):
         dense = self.normalise(dense)
         if vectors is not None:
             vectors = self.normalise.events(vectors)
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting() or exporting():
             if self.encode is not None:
                 dense, values = self.encode(dense, values, vectors)
             return self.network(values, lengths, dense, weights)

@@ -71,7 +71,7 @@ def test_every_import_is_declared():
 
 def test_an_import_outside_the_tests_needs_no_extra_but_those_of_its_users():
     declared = (
-        set(requirements("wandb", "tune", "publish", "index", "kernels", "trees", "kafka", "nats", "store"))
+        set(requirements("wandb", "tune", "publish", "index", "kernels", "trees", "kafka", "nats", "store", "onnx"))
         | TRIO
         | {"ipython"}
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from livetrain.configs.schema.section import Section
-from livetrain.configs.values import Share, Text, whole
+from livetrain.configs.values import FeatureName, Share, Text, whole
 
 Quantization = Literal["none", "float16", "int8"]
 
@@ -21,6 +21,16 @@ class Export(Section):
         description="where they lie: inside the file, or in files beside it, which whoever scores maps; auto maps "
         "those that take more than 4 GiB in all",
     )
+    candidate: list[FeatureName] | None = Field(
+        None,
+        min_length=1,
+        description="the features that each candidate has of its own, for model.pt2 and model.onnx, whose rank takes "
+        "one row of all others; by default it takes one row of the sequences alone",
+    )
+    compiled: bool = Field(
+        False, description="whether an export also has model.pt2: the model compiled for this kind of processor"
+    )
+    onnx: bool = Field(False, description="whether an export also has model.onnx, which ranks in ONNX Runtime")
     parity_rows: Annotated[int, *whole(1, 2**24)] = Field(
         4096, description="held-out rows on which file and model must agree"
     )

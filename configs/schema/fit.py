@@ -33,6 +33,14 @@ def check(recipe: "Recipe") -> None:
     _check_division(recipe)
     _check_slices(recipe)
     _check_fusion(recipe)
+    check_candidate(recipe)
+
+
+def check_candidate(recipe: "Recipe") -> None:
+    """Refuse a feature of the candidate that there is not."""
+    for name in recipe.export.candidate or []:
+        if name not in recipe.features:
+            raise BadInput(f"export.candidate: there is no feature '{name}'{nearest(name, recipe.features)}")
 
 
 def _check_fusion(recipe: "Recipe") -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from livetrain.modules.layers.buckets import Buckets, buckets, pad, paired, present, unpad
+from livetrain.modules.layers.exporting import exporting
 from livetrain.modules.layers.precision import widen
 
 
@@ -48,7 +49,7 @@ def reads_rows(lengths: Tensor) -> bool:
 
     So it is on a GPU, and where PyTorch's compiler looks on. A scripted file has what PyTorch has, and no operator.
     """
-    if torch.jit.is_scripting():
+    if torch.jit.is_scripting() or exporting():
         return False
     else:  # noqa: RET505  TorchScript compiles the branch otherwise
         return torch.compiler.is_compiling() or (lengths.is_cuda and has_triton())

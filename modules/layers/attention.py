@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from livetrain.modules.layers import compiled, fused, jagged
 from livetrain.modules.layers.dice import Dice
+from livetrain.modules.layers.exporting import exporting
 from livetrain.modules.layers.mlp import MLP, Activation, activate
 from livetrain.modules.layers.precision import widen
 from livetrain.modules.layers.stack import Plain, Stack, side_by_side
@@ -128,8 +129,9 @@ class ActivationUnit(nn.Module):
         layers = of_query + of_difference + of_product * events[:, : query.size(1)].unsqueeze(1)  # (T, H, d)
         length, units = constant.shape
         rows = query.size(0) if query.is_cuda else tile // max(length, 1)
+        parts = [query] if exporting() else query.split(max(rows, 1))
         pooled: list[Tensor] = []
-        for part in query.split(max(rows, 1)):  # (n, d)
+        for part in parts:  # (n, d)
             hidden = torch.addmm(constant.flatten(), part, layers.flatten(0, 1).t())  # (n, T * H)
             hidden = self.activation(hidden.reshape(part.size(0) * length, units), None)
             relevance = self.rest(hidden, None).reshape(part.size(0), length)

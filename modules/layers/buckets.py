@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from livetrain.modules.layers import jagged
+from livetrain.modules.layers.exporting import exporting, longest
+
 
 class Buckets(NamedTuple):
     """Where the events of B rows lie when rows are padded in groups; rows that lack events are left out.
@@ -49,6 +52,8 @@ def buckets(lengths: Tensor, total: int) -> Buckets:
         lengths: (B,) integer.
         total: N = sum of lengths, known from the shape of the values.
     """
+    if exporting():
+        return _whole(lengths, total, lengths > 0)
     sizes = ladder(4, lengths)
     key = torch.where(lengths > 0, torch.bucketize(lengths, sizes), sizes.size(0))  # (B,)
     counts, tops, _ = _occupied(key, sizes, sizes)
@@ -67,6 +72,9 @@ def paired(lengths: Tensor, total: int, others: Tensor, total_others: int) -> tu
     Returns:
         The buckets of both, with the same rows in the same groups.
     """
+    if exporting():
+        both = (lengths > 0) & (others > 0)
+        return _whole(lengths, total, both), _whole(others, total_others, both)
     sizes = ladder(1, lengths)
     steps = sizes.size(0)
     pair = torch.bucketize(lengths, sizes) * steps + torch.bucketize(others, sizes)  # (B,)
@@ -75,6 +83,19 @@ def paired(lengths: Tensor, total: int, others: Tensor, total_others: int) -> tu
     counts, tops, other_tops = _occupied(key, ones, twos)
     one = _layout(lengths, total, key, ones, counts, tops)
     return one, _layout(others, total_others, key, twos, counts, other_tops)
+
+
+@torch.jit.unused
+def _whole(lengths: Tensor, total: int, there: Tensor) -> Buckets:
+    """Lay all rows out as one group, padded to the longest: torch.export records no number of groups that depends on
+    lengths. The events of rows that are not `there`, (B,) bool, are left out."""
+    count = lengths.size(0)
+    size = longest(lengths, total)
+    segment = jagged.segments(lengths, total)
+    begin = (lengths.cumsum(0) - lengths).index_select(0, segment)
+    place = segment * size + torch.arange(total, device=lengths.device) - begin
+    place = torch.where(there.index_select(0, segment), place, count * size)
+    return Buckets(lengths, place, torch.arange(count, device=lengths.device), [count], [size])
 
 
 def _occupied(key: Tensor, ones: Tensor, twos: Tensor) -> tuple[list[int], list[int], list[int]]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from livetrain.modules.layers import jagged
 from livetrain.modules.layers.buckets import buckets, pad, unpad
+from livetrain.modules.layers.exporting import exporting
 from livetrain.modules.layers.mlp import MLP
 from livetrain.modules.layers.precision import widen
 
@@ -66,7 +67,7 @@ def waves(lengths: Tensor, size: int, cutoff: float, like: Tensor) -> Tensor:
         cutoff: see `bins`.
         like: a tensor of the wanted type.
     """
-    most = int(bins(torch.tensor(size), cutoff))
+    most = size // 2 + 1 if exporting() else int(bins(torch.tensor(size), cutoff))
     time = torch.arange(size, device=lengths.device).unsqueeze(1)
     return _columns(time, lengths.unsqueeze(1).unsqueeze(2), most, cutoff, like)
 
@@ -138,7 +139,7 @@ class Split(nn.Module):
         Returns:
             (N, d).
         """
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting() or exporting():
             return self._filter(values, lengths)
         with torch.autocast(values.device.type, enabled=False):
             return self._filter(widen(values), lengths)
@@ -199,7 +200,7 @@ class Learned(nn.Module):
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
         """Args and result as in `Split.forward`."""
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting() or exporting():
             return self._filter(values, lengths)
         with torch.autocast(values.device.type, enabled=False):
             return self._filter(widen(values), lengths)

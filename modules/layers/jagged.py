@@ -6,6 +6,8 @@ Nothing here waits for a GPU: sizes come from shapes, never from values.
 import torch
 from torch import Tensor
 
+from livetrain.modules.layers.exporting import exporting
+
 
 def of_requests(lengths: dict[str, Tensor], request: Tensor, totals: dict[str, int]) -> dict[str, Tensor]:
     """Add to a network's `lengths` what rows share features by: `request_of` and `events_of` read it.
@@ -166,6 +168,9 @@ def segments(lengths: Tensor, total: int) -> Tensor:
     Returns:
         (N,) int64.
     """
+    if exporting():  # ONNX cannot say how long the result is: an event's row is the number of rows that end before it
+        ends = lengths.new_zeros(total + 1).scatter_add(0, lengths.cumsum(0), torch.ones_like(lengths))
+        return ends.cumsum(0)[:total]
     return torch.repeat_interleave(lengths, output_size=total).long()
 
 

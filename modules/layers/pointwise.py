@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from livetrain.modules.layers import jagged
 from livetrain.modules.layers.buckets import Buckets, buckets, pad, unpad
+from livetrain.modules.layers.exporting import exporting
 from livetrain.modules.layers.precision import widen
 
 SCORES = 2**18  # of a tile: 1 MB, which a CPU's cache holds
@@ -118,6 +119,8 @@ def pointwise(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, bias: Bias, head
                 [0.7311],
                 [0.3655]])
     """
+    if exporting():
+        return _forward_whole(q, k, v, lengths, bias, heads, most)
     if torch.jit.is_scripting():
         return _forward(q, k, v, lengths, bias, heads, most)
     else:  # noqa: RET505  TorchScript compiles the branch otherwise
@@ -214,6 +217,23 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, bias: Bias, heads
             mixed[first:last, tile.start : tile.stop] = torch.bmm(weights, c[first:last, : tile.stop])
         out.append(_whole(mixed, heads).div_(most))
     return unpad(out, layout, v[:0])
+
+
+@torch.jit.unused
+def _forward_whole(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, bias: Bias, heads: int, most: int) -> Tensor:
+    """Do what `_forward` does in one tile for all rows, as torch.export can record it."""
+    layout = buckets(lengths, q.size(0))
+    a, b, c = _blocks(q, layout, heads)[0], _blocks(k, layout, heads)[0], _blocks(v, layout, heads)[0]  # (B * h, T, d)
+    time = torch.arange(layout.sizes[0], device=q.device)
+    apart = time.unsqueeze(1) - time  # (T, T)
+    added = bias.by_place.index_select(0, apart.clamp(0, bias.by_place.size(0) - 1).flatten()).view(apart.size())
+    clock = _clock(bias, layout)
+    if clock is not None:
+        classes = gap_class(clock[0][:, :, :1] - clock[0][:, :, 1].unsqueeze(1))  # (B, T, T)
+        added = added + bias.by_gap.index_select(0, classes.flatten()).view(classes.size())
+        added = added.unsqueeze(1).expand(-1, heads, -1, -1).flatten(0, 1)
+    weights = F.silu(torch.bmm(a, b.transpose(1, 2)) + added).masked_fill(apart < 0, 0.0)
+    return unpad([_whole(torch.bmm(weights, c), heads) / most], layout, v[:0])
 
 
 def _clock(bias: Bias, layout: Buckets) -> list[Tensor] | None:

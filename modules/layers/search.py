@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from livetrain.modules.layers.exporting import exporting, longest
 from livetrain.modules.layers.precision import widen
 
 NUMBERS = 2**22  # of events in memory at once: 16 MB
@@ -27,6 +28,8 @@ def best(query: Tensor, events: Tensor, lengths: Tensor, request: Tensor, count:
         [[[1, 3]], [[4, 5]]]
     """
     query, events = query.detach(), events.detach()
+    if exporting():
+        return _found_whole(query, events, lengths, request, count)
     if torch.jit.is_scripting():
         return _found(query, events, lengths, request, count)
     else:  # noqa: RET505  TorchScript compiles the branch otherwise
@@ -77,6 +80,22 @@ def _found(
             out = out.index_copy(0, rows, chosen[:, :, :count])
         start = stop
     return out
+
+
+@torch.jit.unused
+def _found_whole(query: Tensor, events: Tensor, lengths: Tensor, request: Tensor, count: int) -> Tensor:
+    """Do what `_found` does with all rows padded to the longest and `count` more, as torch.export can record it."""
+    own, size = lengths.index_select(0, request), longest(lengths, events.size(0))  # (B,)
+    begin = (lengths.cumsum(0) - lengths).index_select(0, request)
+    place = torch.arange(size + count, device=own.device)
+    there = (place < own.unsqueeze(1)).unsqueeze(1).expand(-1, query.size(1), -1)  # (B, h, T)
+    place = (begin.unsqueeze(1) + place).clamp(max=events.size(0))  # (B, T)
+    padded = torch.cat([events, events.new_zeros(1, events.size(1))])
+    seen = padded.index_select(0, place.flatten()).unflatten(0, [query.size(0), -1])
+    taken = _largest(torch.bmm(query, seen.transpose(1, 2)), there, count)
+    slot = torch.where(taken, taken.cumsum(2) - 1, count)
+    chosen = torch.full([query.size(0), query.size(1), count + 1], events.size(0), dtype=torch.long, device=own.device)
+    return chosen.scatter(2, slot, place.unsqueeze(1).expand(-1, query.size(1), -1))[:, :, :count]
 
 
 def _scores(query: Tensor, events: Tensor, place: Tensor, lengths: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from livetrain.configs.schema import ModelConfig, Task
 from livetrain.configs.values import FeatureName, Text, real
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
+from livetrain.modules.layers.exporting import exporting, longest
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.network import Network
 
@@ -93,22 +94,36 @@ class FoldIn(nn.Module):
             (B, d) float32; zeros where there are no items.
         """
         # Float64: two float32 machines then agree on what they serve, and autocast leaves it alone.
-        size, most = events.size(1), int(lengths.max()) if lengths.numel() else 0
+        size, starts = events.size(1), lengths.cumsum(0) - lengths
         vectors = torch.cat([events, events.new_zeros(1, size)]).double()
-        starts, places = lengths.cumsum(0) - lengths, torch.arange(most, device=events.device)
+        if exporting():  # all at once
+            return self._solved(vectors, starts, lengths, longest(lengths, events.size(0))).float()
+        most = int(lengths.max()) if lengths.numel() else 0
         found = [vectors.new_zeros(0, size)]
         step = max(self.piece // (max(most, size) * size), 1)
         for first in range(0, lengths.size(0), step):
-            count = lengths[first : first + step]
-            place = starts[first : first + step].unsqueeze(1) + places  # (b, L)
-            place = place.masked_fill(places >= count.unsqueeze(1), events.size(0))
-            own = vectors.index_select(0, place.flatten()).view(count.size(0), most, size)
-            regular = self.regularisation * (count + self.unobserved * self.items.double()) ** self.power
-            matrix = self.background.double() + torch.diag_embed(regular.unsqueeze(1).expand(-1, size))
-            matrix = matrix + own.transpose(1, 2) @ own
-            lower = torch.linalg.cholesky(matrix)
-            found.append(torch.cholesky_solve(own.sum(1).unsqueeze(2), lower).squeeze(2))
+            last = first + step
+            found.append(self._solved(vectors, starts[first:last], lengths[first:last], most))
         return torch.cat(found).float()
+
+    def _solved(self, vectors: Tensor, starts: Tensor, count: Tensor, most: int) -> Tensor:
+        """Return what `forward` does of b users in float64, (b, d).
+
+        Args:
+            vectors: (N + 1, d), the last of zeros.
+            starts: (b,), where each user's begin.
+            count: (b,), how many each has.
+            most: of any.
+        """
+        size, places = vectors.size(1), torch.arange(most, device=vectors.device)
+        place = starts.unsqueeze(1) + places  # (b, L)
+        place = place.masked_fill(places >= count.unsqueeze(1), vectors.size(0) - 1)
+        own = vectors.index_select(0, place.flatten()).view(count.size(0), most, size)
+        regular = self.regularisation * (count + self.unobserved * self.items.double()) ** self.power
+        matrix = self.background.double() + torch.diag_embed(regular.unsqueeze(1).expand(-1, size))
+        matrix = matrix + own.transpose(1, 2) @ own
+        lower = torch.linalg.cholesky(matrix)
+        return torch.cholesky_solve(own.sum(1).unsqueeze(2), lower).squeeze(2)
 
     def encode(
         self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor, weights: Tensor | None

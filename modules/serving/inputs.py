@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from livetrain.configs.schema import Recipe
 from livetrain.modules.features.bag import pool
 from livetrain.modules.features.cross import cross
+from livetrain.modules.layers.exporting import exporting
 from livetrain.modules.serving.quantized import ByteTable, FloatTable
 from livetrain.modules.tables import hashing
 
@@ -67,10 +68,11 @@ class Ids(nn.Module):
             raise ValueError("lengths: those of the lists '" + self.name + "' are missing")
         beside: Tensor | None = None
         if self.beside > 0:
-            beside = _numbers(dense, self.name, self.beside)
+            beside = numbers_of(dense, self.name, self.beside)
             if beside.numel() != value.numel() * self.beside:
                 raise ValueError("dense: '" + self.name + "' needs one weight or vector of each of its ids")
-        value, length, beside = self._cut(value, length, beside)
+        if not exporting():
+            value, length, beside = self._cut(value, length, beside)
         if self.transform is not None:
             value = self.transform(value)
         return value, length, beside
@@ -97,7 +99,7 @@ class NumberIds(nn.Module):
     Args:
         name: the feature.
         transform: (B,) float32 -> (B,) int64 ids.
-        numbers: per row, see `_numbers`.
+        numbers: per row, see `numbers_of`.
     """
 
     name: str
@@ -113,7 +115,7 @@ class NumberIds(nn.Module):
         self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return (B,) int64 ids, lengths, all 1, and nothing beside them; arguments as `Ids.forward`."""
-        value = self.transform(_numbers(dense, self.name, self.width))
+        value = self.transform(numbers_of(dense, self.name, self.width))
         return value, torch.ones_like(value), None
 
 
@@ -200,7 +202,7 @@ class Numbers(nn.Module):
     Args:
         name: the feature.
         transform: (B,) or (B, w) float32 -> (B,) or (B, columns) float32; None where they stay as they are.
-        numbers: per row, see `_numbers`.
+        numbers: per row, see `numbers_of`.
         columns: how many the transform makes of them.
     """
 
@@ -217,13 +219,13 @@ class Numbers(nn.Module):
 
     def forward(self, dense: dict[str, Tensor]) -> Tensor:
         """Args: dense, as `Scorer.forward`. Returns: (B, columns)."""
-        found = _numbers(dense, self.name, self.width)
+        found = numbers_of(dense, self.name, self.width)
         if self.transform is not None:
             found = self.transform(found)
         return found.reshape(-1, self.columns)
 
 
-def _numbers(dense: dict[str, Tensor], name: str, width: int) -> Tensor:
+def numbers_of(dense: dict[str, Tensor], name: str, width: int) -> Tensor:
     """Return a feature's numbers, (B,), or (B, width) of a width above 1."""
     if name not in dense:
         raise ValueError("dense: the feature '" + name + "' is missing")

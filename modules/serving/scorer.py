@@ -34,9 +34,12 @@ class Features(nn.Module):
         names: the features; all by default.
     """
 
+    names: list[str]
+
     def __init__(self, model: Model, recipe: Recipe, tables: Tables, names: list[str] | None = None) -> None:
         super().__init__()
         chosen = {n: f for n, f in recipe.features.items() if names is None or n in names}
+        self.names = list(chosen)
         keyed = {n: table for n, f in chosen.items() if (table := f.looks_up())}
         if isinstance(tables, str):
             weights = model.table_weights()

@@ -3,6 +3,7 @@
     <run>/export/  model.pt, signature.json, golden.json, manifest.json (last)
                    user.pt, item.pt: the towers of a model that finds items
                    NAME.table: tables that are mapped, listed in signature.json as `stored`
+                   model.pt2, user.pt2, item.pt2, model.onnx: where asked for, see trainers.export.compiled
 
 The file is the model that was evaluated: hashing, normalisation and the cut of long sequences are inside, and plain
 PyTorch runs it. It computes in float32, also after training under bfloat16 autocast; tables are stored as they were
@@ -17,7 +18,7 @@ files, which the system drops when it wants them. Only a file that has its table
 import errno
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,16 @@ from livetrain.configs.schema import Quantization, Recipe
 from livetrain.modules.fitted import fitted
 from livetrain.modules.fusion import Fused
 from livetrain.modules.model import Model
+from livetrain.modules.serving import flat
+from livetrain.modules.serving.compiled import Compiled
 from livetrain.modules.serving.quantized import let_go, stays, stored
 from livetrain.modules.serving.scorer import Encoder, Features, Scorer, Tables
-from livetrain.modules.tables.mapped import Files, Room, in_memory, nameless
+from livetrain.modules.tables.mapped import Files, Room, in_memory, nameless, opened
 from livetrain.modules.tasks.registry import metrics
 from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.export import compiled, fusion, inverted
 from livetrain.trainers.export import fitted as fits
-from livetrain.trainers.export import fusion, inverted
-from livetrain.trainers.export.parity import prove
+from livetrain.trainers.export.parity import prove, prove_rank
 from livetrain.trainers.export.rows import golden_inputs, held_out_rows, synthetic_rows
 from livetrain.trainers.export.signature import _FORMAT, _signature
 from livetrain.trainers.export.written import written
@@ -81,7 +84,11 @@ def script(model: Model, recipe: Recipe, tables: Tables, fused: Fused | None = N
 
 
 def export(
-    run: Path, which: str | Path = "best", out: Path | None = None, quantize: Quantization | None = None
+    run: Path,
+    which: str | Path = "best",
+    out: Path | None = None,
+    quantize: Quantization | None = None,
+    **asked: Any,
 ) -> dict[str, Any]:
     """Export one checkpoint of a run and prove it on held-out rows.
 
@@ -91,6 +98,7 @@ def export(
         out: folder to write, by default <run>/export; an earlier export there is replaced as a whole. Beside it there
             must be space for the tables as they were trained, and once more as they are stored.
         quantize: how tables are stored, by default as the recipe's export.quantize says.
+        asked: other values of the recipe's export: compiled, onnx, candidate.
 
     Returns:
         The signature, with the parity figures and the sizes.
@@ -104,6 +112,8 @@ def export(
     out = (out or run / "export").resolve()
     _check_place(out)
     recipe = run_folder.recipe_of(run)
+    recipe = recipe.model_copy(update={"export": recipe.export.model_copy(update=asked)})
+    compiled.check(recipe)
     try:
         Source.open(recipe, "test")
     except BadInput as error:
@@ -132,21 +142,70 @@ def export(
         if mapped:
             let_go(tables)
         fused = fusion.fused_of(run, recipe, path)
+        modules = dict(parts(model, recipe, tables, fused))
         scored, *towers = (
-            written(torch.jit.script(module), draft / f"{name}.pt", beside)
-            for name, module in parts(model, recipe, tables, fused)
+            written(torch.jit.script(module), draft / f"{name}.pt", beside) for name, module in modules.items()
         )
+
+        def again(file: torch.nn.Module, others: Sequence[torch.nn.Module]) -> dict[str, Any]:
+            return prove(model, file, recipe, quantize, others, fused)
+
         found = {
             "quantize": quantize,
             "sizes": sizes(draft / "model.pt", scored, recipe, beside),
-            "parity": prove(model, scored, recipe, quantize, towers, fused),
+            "parity": again(scored, towers),
             **({"stored": beside.index} if mapped else {}),
+            **_beside(draft, recipe, modules, [scored, *towers], beside, again),
         }
         content = manifest.finite(_signature(run, recipe, path, model) | found)
         manifest.write_json(draft / "signature.json", content)
         manifest.write_json(draft / "golden.json", _golden(scored, recipe, content))
         _commit(draft, out)
     return content
+
+
+def _beside(
+    draft: Path,
+    recipe: Recipe,
+    modules: dict[str, Features],
+    scripted: list[torch.jit.ScriptModule],
+    beside: Files,
+    prove: Callable[..., dict[str, Any]],
+) -> dict[str, Any]:
+    """Write the files that the recipe asks for beside the scripted ones, and prove them; return what is said of them.
+
+    Args:
+        draft: the folder.
+        recipe: its recipe.
+        modules: what is scripted, by the name of its file.
+        scripted: the files, loaded.
+        beside: tables that lie outside them.
+        prove: of a file and its towers what `parity.prove` says.
+    """
+    asked = recipe.export
+    if not (asked.compiled or asked.onnx):
+        return {}
+    if beside.index:
+        for module in modules.values():
+            module.attach(opened(draft, beside.index))
+    found: dict[str, Any] = {"flat": {name: flat.about(module, recipe) for name, module in modules.items()}}
+    if asked.onnx:
+        file = draft / "model.onnx"
+        opset = compiled.write_onnx(modules["model"], recipe, file)
+        worst = prove_rank(compiled.Onnx(file, found["flat"]["model"]), scripted[0], recipe)
+        found["onnx"] = {"file": file.name, "opset": opset, "largest_difference_of_rank": worst}
+    if asked.compiled:
+        files = {name: draft / f"{name}.pt2" for name in modules}
+        seconds = sum(compiled.write(modules[name], recipe, file) for name, file in files.items())
+        scored, *towers = (
+            Compiled(file, found["flat"][name], whole)
+            for (name, file), whole in zip(files.items(), scripted, strict=True)
+        )
+        parity = prove(scored, towers)
+        found["compiled"] = compiled.about([file.name for file in files.values()], seconds) | {
+            name: parity[name] for name in ("largest_difference", "largest_difference_of_rank")
+        }
+    return found
 
 
 def _commit(draft: Path, out: Path) -> None:
@@ -227,6 +286,12 @@ def _replace(out: Path, draft: Path) -> None:
                 raise
 
 
+def more(signature: dict[str, Any]) -> list[str]:
+    """Return the files that score, besides TorchScript's."""
+    onnx = [signature["onnx"]["file"]] if "onnx" in signature else []
+    return [*onnx, *signature.get("compiled", {}).get("files", [])]
+
+
 def lines(signature: dict[str, Any]) -> list[str]:
     """Return in sentences how close the file is to the model, and how large."""
     parity, size = signature["parity"], signature["sizes"]
@@ -238,6 +303,14 @@ def lines(signature: dict[str, Any]) -> list[str]:
             task, _, name = key.rpartition(".")
             found.append(f"{task} {metrics()[name].title} on them: file {auc['file']:.5f}, model {auc['model']:.5f}")
     shown, wide = ({k: f"{part[k] / 1e6:,.2f} MB" for k in ("tables", "file")} for part in (size, size["float32"]))
+    if "onnx" in signature:
+        found.append(f"model.onnx ranks them within {signature['onnx']['largest_difference_of_rank']:.1e} of the file")
+    if "compiled" in signature:
+        about = signature["compiled"]
+        found.append(
+            f"model.pt2, compiled in {about['seconds']:.0f} s for torch {about['torch']} and {about['march']}, scores "
+            f"them within {about['largest_difference']:.1e} of the model"
+        )
     return [*found, *(f"{k}: {shown[k]}, with float32 tables {wide[k]}" for k in shown)]
 
 

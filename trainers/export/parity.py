@@ -12,16 +12,17 @@ from livetrain.modules.batch import Batch
 from livetrain.modules.fusion import FUSED, Fused
 from livetrain.modules.layers import products
 from livetrain.modules.model import Model
+from livetrain.modules.serving.flat import once
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.export.rows import Inputs, _held_out, inputs_of, one_user
 
 
 def prove(
     model: Model,
-    scored: torch.jit.ScriptModule,
+    scored: torch.nn.Module,
     recipe: Recipe,
     quantize: Quantization,
-    towers: Sequence[torch.jit.ScriptModule] = (),
+    towers: Sequence[torch.nn.Module] = (),
     fused: Fused | None = None,
 ) -> dict[str, Any]:
     """Return how closely the file, and the product of the towers' vectors, score held-out rows like the model.
@@ -41,10 +42,10 @@ def prove(
 
 def compared(
     model: Callable[[Batch, Inputs], dict[str, torch.Tensor]],
-    scored: torch.jit.ScriptModule,
+    scored: torch.nn.Module,
     recipe: Recipe,
     quantize: Quantization,
-    towers: Sequence[torch.jit.ScriptModule] = (),
+    towers: Sequence[torch.nn.Module] = (),
 ) -> dict[str, Any]:
     """Return what `prove` does of anything that predicts for a batch, which comes as the file takes it too.
 
@@ -99,10 +100,31 @@ def check_close(what: str, difference: float, key: str, recipe: Recipe) -> None:
     )
 
 
-def rank_difference(scored: torch.jit.ScriptModule, batch: Batch, recipe: Recipe) -> float:
-    """Return how far `rank` is from `forward` where all rows of a batch get the sequences of its longest row."""
-    sequences = [name for name, feature in recipe.features.items() if feature.form == "sequence"]
+def rank_difference(scored: Any, batch: Batch, recipe: Recipe, ranks: Any = None) -> float:
+    """Return how far `rank` is from `forward` where all rows of a batch get the features of one user.
+
+    Args:
+        scored: the file.
+        batch: of rows; the user is the one with the longest sequence.
+        recipe: its recipe.
+        ranks: what has the `rank` instead, which takes each of `once` once.
+    """
+    user = once(recipe)
+    sequences = [name for name in user if recipe.features[name].form == "sequence"]
     longest = int(batch.ids[sequences[0]].lengths().argmax()) if sequences else 0
-    once, repeated = one_user(inputs_of(batch, recipe), sequences or list(recipe.features)[:1], longest)
-    scores = zip(scored.rank(*once).values(), scored(*repeated).values(), strict=True)
+    given, repeated = one_user(inputs_of(batch, recipe), user or list(recipe.features)[:1], longest)
+    scores = zip((ranks or scored).rank(*given).values(), scored(*repeated).values(), strict=True)
     return max(apart(one, other) for one, other in scores)
+
+
+def prove_rank(ranks: Any, scored: Any, recipe: Recipe) -> float:
+    """Return how closely what can rank alone ranks held-out rows as a file scores them.
+
+    Raises:
+        BadInput: less closely than the recipe's tolerance.
+    """
+    with torch.no_grad():
+        batches = (batch for batch, _ in _held_out(recipe, recipe.export.parity_rows))
+        worst = max(rank_difference(scored, batch, recipe, ranks) for batch in batches)
+    check_close("the scores of model.onnx differ from the file's", worst, "tolerance", recipe)
+    return worst

@@ -1,8 +1,9 @@
 """Why a logged request was answered as it was: what each feature adds to a candidate's scores, and its place.
 
 A feature's part is told by ablation: the score, less the mean of the scores that the same candidate gets where this
-feature alone has the values of other logged candidates (the background). On the scale on which tasks add up, log-odds
-of a probability and else the number itself, the parts of a model that adds its features up are exactly its terms, and
+feature alone has the values of other logged candidates (the background). Sequences whose lists always have one length
+are one history and change together. On the scale on which tasks add up, log-odds of a probability and else the number
+itself, the parts of a model that adds its features up are exactly its terms, and
 
     score = base + sum of parts + rest,    base = mean score of the background,
 
@@ -26,6 +27,7 @@ from livetrain.trainers.online.request_log import Given, RequestLog
 
 BACKGROUND = 64
 _SEED = 1
+_AND = " + "  # between the names of features that change together
 _LEAST = 1e-7  # from 0 and 1, of a probability's log-odds
 
 
@@ -81,8 +83,13 @@ def explain(
         if candidate not in items:
             raise BadInput(f"--candidate {candidate}: is none of the request's {len(items)}; as {items[0]} is")
         row = items.index(candidate)
-    parts = _parts(log, row, RequestLog(others, recipe, place), recipe, model, background)
-    features = {name: _plain(log.by_candidate(name).take(np.array([row]))) for name in log.features}
+    values = {name: _plain(log.by_candidate(name).take(np.array([row]))) for name in log.features}
+    every = RequestLog(others, recipe, place)
+    groups = _groups(log, every, recipe)
+    parts = _parts(log, row, every, groups, recipe, model, background)
+    features = {
+        _AND.join(group): values[group[0]] if len(group) == 1 else [*map(values.get, group)] for group in groups
+    }
     whole = _scored(model, {name: log.by_candidate(name) for name in log.features})
     told = {task: one[f"scores.{task}"][0].as_py() for task in whole if f"scores.{task}" in one.column_names}
     apart = [np.abs(whole[task] - np.array(scores)).max() for task, scores in told.items() if scores]
@@ -147,7 +154,7 @@ def _scored(model: Any, rows: dict[str, Given]) -> dict[str, np.ndarray]:
 
 
 def _parts(
-    log: RequestLog, row: int, others: RequestLog, recipe: Recipe, model: Any, background: int
+    log: RequestLog, row: int, others: RequestLog, groups: list[list[str]], recipe: Recipe, model: Any, background: int
 ) -> dict[str, Any]:
     """Return the parts of one candidate's scores, by task."""
     count = int(others.counts.sum())
@@ -155,14 +162,14 @@ def _parts(
     drawn = np.sort(np.random.default_rng(_SEED).choice(count, size, replace=False))
     size = size or 1
     # Rows of the model's call: the candidate, the background, and per feature the candidate with the background's.
-    blocks = 1 + size + size * len(log.features)
+    blocks = 1 + size + size * len(groups)
     rows: dict[str, Given] = {}
-    for place, name in enumerate(log.features):
+    for name in log.features:
         own = log.by_candidate(name).take(np.array([row]))
         taken = others.by_candidate(name).take(drawn) if background else _missing(own)
         index = np.zeros(blocks, np.int64)
         index[1 : 1 + size] = 1 + np.arange(size)
-        begin = 1 + size * (1 + place)
+        begin = 1 + size * (1 + next(place for place, group in enumerate(groups) if name in group))
         index[begin : begin + size] = 1 + np.arange(size)
         rows[name] = _joined(own, taken).take(index)
     probable = {name for name, kind in kinds(recipe.answered).items() if kind.output == "probability"}
@@ -170,7 +177,7 @@ def _parts(
     for task, scores in _scored(model, rows).items():
         scale = _log_odds(scores) if task in probable else scores
         means = scale[1:].reshape(-1, size).mean(1)
-        parts = {name: float(scale[0] - means[1 + at]) for at, name in enumerate(log.features)}
+        parts = {_AND.join(group): float(scale[0] - means[1 + at]) for at, group in enumerate(groups)}
         tasks[task] = {
             "score": float(scores[0]),
             "scale": "log-odds" if task in probable else "score",
@@ -181,6 +188,18 @@ def _parts(
         }
     words = f"{size} logged candidates" if background else "missing values"
     return {"background": words, "tasks": tasks}
+
+
+def _groups(log: RequestLog, others: RequestLog, recipe: Recipe) -> list[list[str]]:
+    """Return the features that change together."""
+    groups: dict[Any, list[str]] = {}
+    for name in log.features:
+        key: Any = name
+        if recipe.features[name].form == "sequence":
+            counts = [each.by_candidate(name).counts for each in (log, others)]
+            key = b"/".join(each.tobytes() for each in counts if each is not None)
+        groups.setdefault(key, []).append(name)
+    return list(groups.values())
 
 
 def _missing(own: Given) -> Given:

@@ -188,11 +188,27 @@ class Features:
             pairs = found.pairs(prefix, user, others)
             columns |= {f"{prefix}.{kind}": pairs[:, 1 + at] for at, kind in enumerate(plan.COUNTED)}
             columns[f"{prefix}.last"] = layout.nullable(pairs[:, 0])
+        if adapter.others is not None:
+            columns |= _others(adapter, found, user, authors, layout.whole(topics))
         return pa.table(columns)
 
 
 def _id(value: Any) -> int:
     return NULL if value is None else int(value)
+
+
+def _others(
+    adapter: Adapter, found: "_Found", user: int, authors: np.ndarray, topics: np.ndarray
+) -> dict[str, pa.Array]:
+    """Return what else the author of each candidate is about, and the user's past with that: `day.lay_out`'s others."""
+    prefix = f"user_{adapter.topics[adapter.domain][1]}"
+    shown = [found.topics(int(author)) for author in authors]
+    shown = [rows[rows[:, 0] != topic] for rows, topic in zip(shown, topics, strict=True)]
+    past = [rows[:, 1] @ found.pairs(prefix, user, rows[:, 0])[:, 1:] for rows in shown]
+    sums = np.array(past, np.int64).reshape(-1, len(plan.COUNTED))
+    lists = {f"others.{name}": [rows[:, at].tolist() for rows in shown] for at, name in enumerate(("topics", "shown"))}
+    columns = {name: pa.array(values, pa.list_(pa.int64())) for name, values in lists.items()}
+    return columns | {f"others.{kind}": pa.array(sums[:, at]) for at, kind in enumerate(plan.COUNTED)}
 
 
 def _attributes(known: Attributes, rows: list[dict[str, Any] | None], moment: int) -> dict[str, pa.Array]:
@@ -228,6 +244,8 @@ class _Found:
                 keys += [f"{base}/attributes.{prefix}/{int(k)}" for base in (now.name, NOW) for k in chosen]
         for prefix, key in adapter.statistics.items():
             keys += [f"{now.name}/statistics.{prefix}/{each}" for each in np.unique(ids[key])]
+        if adapter.others:
+            keys += [f"{now.name}/topics/{author}" for author in np.unique(authors)]
         keys = list(dict.fromkeys(keys))
         self._values = dict(zip(keys, store.get(keys), strict=True))
         self._now = now
@@ -268,6 +286,10 @@ class _Found:
         there[there] = rows[place[there], 0] == others[there]
         out[there] = rows[place[there], 1:]
         return out
+
+    def topics(self, author: int) -> np.ndarray:
+        """Return the topics of an author's earlier days, and how many exposures each had, (R, 2)."""
+        return self._words(f"{self._now.name}/topics/{author}", 2)
 
     def entries(self, name: str, user: int) -> pa.Table:
         """Return a user's entries of a sequence, as the state has them."""

@@ -117,6 +117,8 @@ def skew(table: pa.Table, place: str, files: list[Path], recipe: Recipe, asked: 
                     owner = _latest(timeline, codes(users, items), time, moment, 1000 * asked.within_s)
                 there = np.flatnonzero(owner >= 0)
                 rows, joined = rows + len(part), joined + len(there)
+                if not len(there):
+                    continue
                 chosen = part.take(pa.array(there)).combine_chunks()
                 samples = _decoded(decoder, bare, chosen, str(path))
                 keys = {"user": users[there], "item": items[there], "time": time[there]}

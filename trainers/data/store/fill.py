@@ -217,6 +217,9 @@ class _Generation:
         for prefix in self._adapter.statistics:
             rows = _read(state / "statistics" / f"{prefix}.parquet", ["id", *counts]).sort_by("id")
             yield from self._rows(f"statistics.{prefix}", rows, counts, "id")
+        if self._adapter.others:
+            rows = _read(state / "topics.parquet").sort_by([("author", "ascending"), ("topic", "ascending")])
+            yield from self._rows("topics", rows, ["topic", "shown"], "author")
         for prefix, known in self._adapter.attributes.items():
             order = [("id", "ascending")] + ([(known.since, "ascending")] if known.since else [])
             rows = _read(state / "attributes" / f"{prefix}.parquet").sort_by(order)

@@ -7,6 +7,7 @@ names once it is whole, or with `now`, what streams have added since:
     meta                              JSON: format, generation, horizon (ms), before, source, plan
     G/attributes.<prefix>/ID          per row, by time: since, until, what is null, the columns
     G/statistics.<prefix>/ID          how often each of the 8 counted kinds happened
+    G/topics/AUTHOR                   per topic of the author's, in rising order: topic, its exposures
     G/pairs.<prefix>/USER             per id, in rising order: id, ms of the last exposure, the 8 counts
     G/sequence.<name>/USER            per entry, by time: ms, item, author, topic, and ms of each of the 7 actions
     G/events/USER, now/events/USER    per event: domain, item, author, ms, kind, value, ms of its session, topic

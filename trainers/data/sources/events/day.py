@@ -8,8 +8,8 @@ from then on, of this day or from plays that the day before left running, is the
 each row's time.
 
 The state of a day, a folder of Parquet files, is all that the next day needs of the past: `statistics/<prefix>` and
-`pairs/<prefix>` (counts before the next horizon), `rooms` (viewers a room's look back before it), `carry` (events from
-there on), and `sequences/<name>` (the newest entries of every user).
+`pairs/<prefix>` (counts before the next horizon), `topics` (an author's exposures by topic, likewise), `rooms` (viewers
+a room's look back before it), `carry` (events from there on), `sequences/<name>` (the newest entries of every user).
 
 Tables of this module begin with an underscore, as no raw table of a source does.
 """
@@ -92,10 +92,8 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
     part = " AND ".join(
         ["true", *([f"e.time >= {day.begin}"] if day.begin else []), *([f"e.time < {day.end}"] if day.end else [])]
     )
-    connection.execute(
-        f"CREATE OR REPLACE TABLE _rows AS SELECT {', '.join(columns)} "
-        f"FROM _exposures e {' '.join(joined)} WHERE {part}"
-    )
+    rows = f"SELECT {', '.join(columns)} FROM _exposures e {' '.join(joined)} WHERE {part}"
+    connection.execute(f"CREATE OR REPLACE TABLE _rows AS {_with_others(adapter, rows)}")
     counts = _unknown(connection, adapter)
     _write_rows(connection, day)
     write_events(connection, day)
@@ -183,6 +181,28 @@ def _room_state(connection: duckdb.DuckDBPyConnection, day: Day) -> None:
         WINDOW recent AS (PARTITION BY room ORDER BY time RANGE BETWEEN {ROOM_WINDOW_MS} PRECEDING AND 1 PRECEDING)""")
 
 
+def _with_others(adapter: Adapter, rows: str) -> str:
+    """Return SQL for rows with what else their author is about, and the user's past with that.
+
+    `others.topics` are the topics but the row's own of which the author had exposures on earlier days, `others.shown`
+    how many of each, and `others.<kind>` the sum over both of these and the user's counts of the kind before the
+    horizon: whole numbers, so that no order of summing changes them.
+    """
+    if adapter.others is None:
+        return rows
+    sums = ", ".join(f'sum(a.shown * coalesce(p.n{kind}, 0))::BIGINT AS "others.{kind}"' for kind in _COUNTED)
+    return f"""
+        WITH made AS MATERIALIZED ({rows}), others AS (
+            SELECT k.user, k.author, k.topic, list(a.topic ORDER BY a.topic) AS "others.topics",
+                   list(a.shown ORDER BY a.topic) AS "others.shown", {sums}
+            FROM (SELECT DISTINCT user, author, topic FROM made) k
+            JOIN _author_topics a ON a.author = k.author AND a.topic IS DISTINCT FROM k.topic
+            LEFT JOIN pairs_user_{adapter.topics[adapter.domain][1]} p ON p.user = k.user AND p.id = a.topic
+            GROUP BY ALL)
+        SELECT made.*, others.* EXCLUDE (user, author, topic) FROM made LEFT JOIN others
+        ON made.user = others.user AND made.author = others.author AND made.topic IS NOT DISTINCT FROM others.topic"""
+
+
 def _joined(adapter: Adapter) -> list[tuple[str, Attributes]]:
     return [(prefix, known) for prefix, known in adapter.attributes.items() if known.key]
 
@@ -247,6 +267,17 @@ def write_state(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Da
                 GROUP BY ALL""",
             state / "pairs" / f"{prefix}.parquet",
         )
+    if adapter.others:
+        _copy(
+            connection,
+            f"""SELECT author, topic, sum(shown)::BIGINT AS shown FROM (
+                    FROM _author_topics UNION ALL BY NAME
+                    SELECT author, topic, count(*) AS shown FROM _events
+                    WHERE domain = '{adapter.domain}' AND time >= {day.horizon} AND time < {day.next_horizon}
+                      AND kind = {EXPOSURE} AND author IS NOT NULL AND topic IS NOT NULL GROUP BY ALL)
+                GROUP BY ALL ORDER BY ALL""",
+            state / "topics.parquet",
+        )
     begin, end = day.horizon - ROOM_WINDOW_MS, day.next_horizon - ROOM_WINDOW_MS
     if adapter.domain == "live":
         _copy(
@@ -272,6 +303,9 @@ def _read_states(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: D
     for prefix in adapter.pairs:
         empty = f"SELECT 0::BIGINT AS user, 0::BIGINT AS last, * FROM ({_statistics_columns()})"
         _read_state(connection, day, f"pairs/{prefix}", f"pairs_{prefix}", empty)
+    if adapter.others:
+        empty = "SELECT 0::BIGINT AS author, 0::BIGINT AS topic, 0::BIGINT AS shown WHERE false"
+        _read_state(connection, day, "topics", "_author_topics", empty)
     _read_state(connection, day, "carry", "_carry", f"SELECT {_EVENT} FROM no_actions")
     if adapter.domain == "live":
         _read_state(connection, day, "rooms", "_rooms", "SELECT 0::BIGINT AS room, 0::BIGINT AS viewers WHERE false")

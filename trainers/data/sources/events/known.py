@@ -228,6 +228,40 @@ def _seen(adapter: Adapter, horizon: int, rows: pa.Table, events: pa.Table) -> d
         )
         shown, done, last = until(prefix, codes, wanted)
         columns |= tallies(prefix, shown, done, np.maximum(last, numbers(rows, f"{prefix}.last")), at)
+    return columns | _others(adapter, rows, events, flags)
+
+
+def _others(adapter: Adapter, rows: pa.Table, events: pa.Table, flags: list[np.ndarray]) -> dict[str, pa.Array]:
+    """Return a user's counts, up to each row's moment, with the other topics of the author.
+
+        log(1 + sum of s_t n_t / sum of s_t)
+
+    over the topics t of which the author had s_t exposures on earlier days, without the row's own; n_t is how often the
+    user was shown, or did something with, the topic. Null where the author has no other topic.
+
+    Args:
+        adapter, rows: as of `Known`.
+        events: those that count since the horizon.
+        flags: (N,) booleans each: which of the events are exposures, and which of each kind that rates count.
+    """
+    if adapter.others is None:
+        return {}
+    topics, shown = (
+        pa.chunked_array(rows[f"others.{n}"].chunks, rows[f"others.{n}"].type) for n in ("topics", "shown")
+    )
+    row = np.repeat(np.arange(len(rows)), pc.list_value_length(topics).fill_null(0).to_numpy())
+    other, weight = (pc.list_flatten(part).to_numpy() for part in (topics, shown))
+    theirs = events.filter(pc.is_valid(events["topic"]))
+    flags = [flag[events["topic"].is_valid().to_numpy()] for flag in flags]
+    wanted, codes = pair_codes((numbers(rows, "user")[row], other), (numbers(theirs, "user"), numbers(theirs, "topic")))
+    counts, _ = earlier(codes, numbers(theirs, "time"), wanted, numbers(rows, "time")[row], flags)
+    total = np.bincount(row, weight, len(rows))
+    columns = {}
+    names = ("count", *(f"{name}_count" for name in adapter.rates))
+    for name, count, kind in zip(names, counts, (EXPOSURE, *adapter.rates.values()), strict=True):
+        summed = np.bincount(row, weight * count, len(rows)) + numbers(rows, f"others.{kind}", 0)
+        mean = np.log1p(summed / np.maximum(total, 1)).astype(np.float32)
+        columns[f"{adapter.others}_{name}"] = pa.array(mean, mask=total == 0)
     return columns
 
 

@@ -224,3 +224,8 @@ class Adapter:
         if self.domain in self.topics:
             found[f"user_{self.topics[self.domain][1]}"] = "topic"
         return found
+
+    @property
+    def others(self) -> str | None:
+        """Prefix of the columns that count a user's past with what else an author is about; None without topics."""
+        return f"user_other_{self.topics[self.domain][1]}" if self.domain in self.topics else None

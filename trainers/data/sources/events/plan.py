@@ -122,6 +122,11 @@ def columns_of(adapter: Adapter) -> dict[str, dict[str, Any]]:
             for name, place in places.items()
         }
         made[f"{prefix}_ago"] = {"is": "ago", "of": prefix}
+    if (others := adapter.others) is not None:
+        labels = {"count": 0} | {f"{name}_count": place for name, place in places.items()}
+        made |= {
+            f"{others}_{n}": {"is": "count", "from": "others", "of": others, "place": p} for n, p in labels.items()
+        }
     for name, sequence in adapter.sequences.items():
         parts = {"item": sequence.item, "author": sequence.author, "topic": sequence.topic, "gap": "gap"}
         parts["action"] = "action" if sequence.action else None
@@ -138,7 +143,9 @@ def columns_of(adapter: Adapter) -> dict[str, dict[str, Any]]:
     )
     for how in made.values():
         if how["is"] in ("count", "rate"):
-            key = {"statistics": adapter.statistics, "seen": {"user_seen": "user"}, "pairs": {}}[how["from"]]
+            key = {"statistics": adapter.statistics, "seen": {"user_seen": "user"}, "pairs": {}, "others": {}}[
+                how["from"]
+            ]
             how["user"] = key.get(how["of"]) == "user"
         elif how["is"] in ("ids", "bags", "dense", "vectors", "age"):
             how["user"] = adapter.attributes[how["of"]].key == "user"

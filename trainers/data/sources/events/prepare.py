@@ -35,7 +35,7 @@ from livetrain.trainers.data.sources.events.plan import write as write_plan
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.runtime import manifest
 
-VERSION = 3  # of the samples; a change of what is written raises it
+VERSION = 4  # of the samples; a change of what is written raises it
 BUCKET_ROWS = 50_000  # exposures of a day in a bucket, of the first logs; what a bucket holds in memory grows with it
 DAY_MS = 86_400_000
 

@@ -122,6 +122,19 @@ class Twin:
             made[f"{prefix}_{name}_count"] = math.log1p(sum(event[1] == kind for event in seen))
         return made | {f"{prefix}_ago": math.log1p((self.at - max(shown)) / 1000) if shown else None}
 
+    def others(self, prefix, owner, topic):
+        """Return what the user had with the streamer's other topics, by how often these were shown on earlier days."""
+        theirs = [e[3] % 2 for e in self.events if e[1] == "show" and streamer(e[3]) == owner and e[0] < self.day]
+        theirs = [other for other in theirs if other != topic]
+        made = {}
+        kinds = ("show", "click", "long", "like", "gift")
+        names = ("count", "click_count", "effective_view_count", "like_count", "gift_count")
+        for name, kind in zip(names, kinds, strict=True):
+            mine = [e[3] % 2 for e in self.events if e[1] == kind and e[2] == self.visit.user and e[0] < self.at]
+            mean = sum(mine.count(other) for other in theirs) / len(theirs) if theirs else None
+            made[f"{prefix}_{name}"] = None if mean is None else math.log1p(mean)
+        return made
+
     def row(self):
         user, owner = self.visit.user, streamer(self.visit.item)
         made = {"user": user, "room": self.visit.item, "streamer": owner, "timestamp": self.at}
@@ -133,6 +146,7 @@ class Twin:
         made |= self.tallies("user_room", lambda event: event[3] == self.visit.item)
         topic = self.visit.item % 2
         made |= self.tallies("user_live_content_category", lambda event: event[3] % 2 == topic)
+        made |= self.others("user_other_live_content_category", owner, topic)
         local = (self.at + 8 * 3_600_000) // 1000
         return made | {"hour": local // 3600 % 24, "weekday": (local // 86400 + 3) % 7}
 

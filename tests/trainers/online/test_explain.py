@@ -1,0 +1,145 @@
+"""What a feature adds: the known terms of a model that adds, and a rest where features work together."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from livetrain.cli import main as cli
+from livetrain.configs.errors import BadInput
+from livetrain.trainers.export.prediction import Predictor, weights_of
+from livetrain.trainers.online import request_log
+from livetrain.trainers.online.explain import explain
+from livetrain.trainers.online.page import page
+from livetrain.trainers.runtime import run_folder
+from tests.trainers.online import logged
+from tests.trainers.online.test_skew import MINE, NOW, recipe, samples
+
+WEIGHTS = {"price": 0.3, "age": -1e-6, "title": 0.5, "user": 0.2, "room": 0.01, "seen": 0.04}
+
+
+def summed(name: str, ids, lengths, dense) -> torch.Tensor:
+    """Return (B,) what a feature has of a number: itself, the sum of its places, or of its ids."""
+    if name in dense:
+        return torch.nan_to_num(dense[name].double()).reshape(len(dense[name]), -1).sum(1)
+    row = torch.repeat_interleave(torch.arange(len(lengths[name])), lengths[name])
+    return torch.zeros(len(lengths[name]), dtype=torch.float64).index_add_(0, row, ids[name].double())
+
+
+def linear(ids, lengths, dense):
+    """A model whose log-odds are a sum of terms."""
+    value = sum(weight * summed(name, ids, lengths, dense) for name, weight in WEIGHTS.items()) - 2
+    return {"click": torch.sigmoid(value)}
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("log")
+    table = logged.write(folder, samples(), list(range(NOW, NOW + 120)), recipe(folder), MINE)
+    return recipe(folder), table
+
+
+def test_parts_of_a_linear_model_are_its_terms(log):
+    made, table = log
+    found = explain(table.slice(4, 1), table, made, linear, background=200).candidate
+    click = found["tasks"]["click"]
+    every, one = request_log.RequestLog(table, made, "log"), request_log.RequestLog(table.slice(4, 1), made, "log")
+    drawn = np.sort(np.random.default_rng(1).choice(360, 200, replace=False))
+    for name, weight in WEIGHTS.items():
+        of = [
+            summed(
+                name,
+                *[{name: torch.tensor(given.values)}, {name: torch.tensor(given.counts)}, {}]
+                if given.counts is not None
+                else [{}, {}, {name: torch.tensor(given.values)}],
+            ).numpy()
+            for given in (every.by_candidate(name).take(drawn), one.by_candidate(name).take(np.array([1])))
+        ]
+        assert click["parts"][name] == pytest.approx(weight * (of[1][0] - of[0].mean()), abs=1e-6)
+    assert [click["parts"][name] for name in ("kind", "tags", "hour")] == pytest.approx([0] * 3, abs=1e-9)
+    assert click["rest"] == pytest.approx(0, abs=1e-6)
+    assert click["value"] == pytest.approx(click["base"] + sum(click["parts"].values()) + click["rest"])
+    assert click["scale"] == "log-odds"
+    assert found["item"] == 5  # order is [1, 0]: the second candidate has the first place
+
+
+def test_what_features_do_together_is_the_rest(log):
+    made, table = log
+
+    def together(ids, lengths, dense):
+        return {"click": torch.sigmoid(torch.nan_to_num(dense["price"]) * dense["title"][:, 0])}
+
+    click = explain(table.slice(4, 1), table, made, together).candidate["tasks"]["click"]
+    assert abs(click["rest"]) > 1e-3
+    assert click["value"] == pytest.approx(click["base"] + sum(click["parts"].values()) + click["rest"])
+    assert {name for name, part in click["parts"].items() if abs(part) > 1e-6} == {"price", "title"}
+
+
+def test_without_a_background_a_feature_is_missing(log):
+    made, table = log
+    found = explain(table.slice(4, 1), table, made, linear, candidate=4, background=0).candidate
+    click, price = found["tasks"]["click"], found["features"]["price"]
+    assert found["background"] == "missing values"
+    assert found["item"] == 4
+    assert click["parts"]["price"] == pytest.approx(0.3 * price, abs=1e-6)
+    assert click["base"] == pytest.approx(-2, abs=1e-6)
+    assert click["rest"] == pytest.approx(0, abs=1e-6)
+
+
+def test_candidates_have_their_channels_scores_and_places(log):
+    made, table = log
+    found = explain(table.slice(4, 1), table, made, linear)
+    assert found.candidates == [
+        {"place": 2, "item": 4, "channel": "hot", "prerank": 0.5},
+        {"place": 1, "item": 5, "channel": "towers", "prerank": 0.6},
+        {"place": None, "item": 6, "channel": "hot", "prerank": 0.1},
+    ]
+    assert found.request["user"]["seen"] == table["seen"][4].as_py()
+    assert found.request["stored"] == ["rate"]
+    made_page = page({"request": found.request, "candidates": found.candidates, "candidate": found.candidate})
+    assert made_page.startswith("<!doctype html>")
+    assert "<td>towers</td>" in made_page
+
+
+def test_what_cannot_be_explained_is_named(log):
+    made, table = log
+    with pytest.raises(BadInput, match="--candidate 99: is none of the request's 3; as 4 is"):
+        explain(table.slice(4, 1), table, made, linear, candidate=99)
+    with pytest.raises(BadInput, match="--item user: is no id feature of the candidates; name one of room, kind"):
+        explain(table.slice(4, 1), table, made, linear, item="user")
+
+
+def test_the_command_explains_a_run_and_sees_another_version(small_run, tmp_path, capsys):
+    made = run_folder.recipe_of(small_run)
+    rows = pa.concat_tables(
+        pq.read_table(path) for path in sorted((small_run.parents[1] / "data/test").glob("*.parquet"))
+    ).slice(0, 40)
+    table = logged.write(tmp_path / "log", rows, list(range(40)), made, ["user", "history", "rating"])
+    predictor = Predictor(weights_of(small_run))
+    own = request_log.RequestLog(table.slice(7, 1), made, "log")
+    with torch.inference_mode():
+        scores = predictor.model.rank(*own.inputs())["click"].tolist()
+    every = [scores if n == 7 else None for n in range(40)]
+    table = table.append_column("scores.click", pa.array(every, pa.list_(pa.float32())))
+    pq.write_table(table, tmp_path / "log/date=2026-11-29/120000-host-0.parquet")
+    command = ["explain", str(tmp_path / "log"), "--request", "r7", "--run", str(small_run)]
+    assert not cli.app([*command, "--json", "--out", str(tmp_path / "page.html")], standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert found["request"]["largest difference from the logged scores"] < 1e-6
+    assert [row["score click"] for row in found["candidates"]] == pytest.approx(scores)
+    assert found["candidate"]["tasks"]["click"]["score"] == pytest.approx(scores[1], abs=1e-6)
+    assert found["candidate"]["features"]["history + rating"] == [table[n][7].as_py() for n in ("history", "rating")]
+    assert "r7" in (tmp_path / "page.html").read_text()
+    assert not cli.app(command, standalone_mode=False)
+    assert "another version" not in capsys.readouterr().out
+    wrong = [[each + 0.1 for each in scores] if n == 7 else None for n in range(40)]
+    at = table.schema.get_field_index("scores.click")
+    table = table.set_column(at, "scores.click", pa.array(wrong, pa.list_(pa.float32())))
+    pq.write_table(table, tmp_path / "log/date=2026-11-29/120000-host-0.parquet")
+    assert not cli.app(command, standalone_mode=False)
+    assert "the logged scores differ by up to 0.1: another version answered" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="has no request 'r99'"):
+        cli.app(["explain", str(tmp_path / "log"), "--request", "r99", "--run", str(small_run)], standalone_mode=False)
