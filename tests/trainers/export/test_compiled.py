@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from livetrain.configs.errors import BadInput
+from livetrain.configs.load import load_recipe
 from livetrain.modules.serving import flat
 from livetrain.modules.serving.compiled import Compiled, unfit
 from livetrain.modules.serving.loading import load
@@ -13,6 +15,7 @@ from livetrain.trainers.export.export import export, more
 from livetrain.trainers.export.parity import apart
 from livetrain.trainers.export.rows import golden_inputs, one_user
 from livetrain.trainers.runtime import run_folder
+from tests.modules.serving import test_flat
 from tests.trainers.export.test_export import content, copied, read  # noqa: F401
 
 needs_onnx = pytest.mark.skipif(
@@ -83,3 +86,30 @@ def driven(folder: Path) -> list[str]:
     subprocess.run(build, check=True)
     found = subprocess.run([program, folder], capture_output=True, text=True, check=True)
     return found.stdout.splitlines()
+
+
+@needs_onnx
+def test_what_onnx_cannot_say_is_told_in_a_sentence(tmp_path):
+    recipe = test_flat.small("als_amusic")
+    with pytest.raises(BadInput, match=r"'als' cannot be written as ONNX \(ONNX has no aten.linalg_cholesky_ex\)"):
+        compiled.write_onnx(test_flat.built(recipe), recipe, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("key", ["compiled", "onnx"])
+def test_a_fitted_model_is_refused_before_anything_is_written(key):
+    recipe = load_recipe(test_flat.RECIPES / "item_cf_simulated.yaml", [f"export.{key}=true"])
+    with pytest.raises(BadInput, match=f"export.{key}: 'item_cf' is fitted"):
+        compiled.check(recipe)
+
+
+def test_another_processor_is_refused(monkeypatch):
+    monkeypatch.setattr(compiled, "flags_here", lambda: {"sse2"})
+    with pytest.raises(BadInput, match="x86-64 processors with AVX2"):
+        compiled.processor()
+    monkeypatch.setattr(compiled, "flags_here", lambda: {*compiled._V3, "sse2"})
+    assert compiled.processor() == {"march": "x86-64-v3", "flags": compiled._V3}
+
+
+def test_a_candidate_is_a_feature():
+    with pytest.raises(BadInput, match="export.candidate: there is no feature 'vido'.*'video'"):
+        load_recipe(test_flat.RECIPES / "din_kuairand.yaml", ["export.candidate=[vido]"])
