@@ -83,7 +83,8 @@ class Served:
         content["models"] = {"model": {"published": where}}
         (folder / "serve.json").write_text(json.dumps(content))
         self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen([str(program), str(folder / "serve.json")])
+        # A session of its own, as Ray's processes have: Linux shares a busy processor out by sessions.
+        self.process = subprocess.Popen([str(program), str(folder / "serve.json")], start_new_session=True)
         until(lambda: client.Client(self.url, 5.0).ready())
 
     def memory(self) -> float:

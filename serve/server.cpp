@@ -70,7 +70,17 @@ Server::Server(const Config& config)
 }
 
 bool Server::listen() {
-    const bool heard = http_.listen(config_.host.c_str(), config_.port);
+    int heard_on = -1;
+    http_.set_socket_options([&heard_on](int socket) {  // the library's own would share a port with another server
+        const int yes = 1;
+        setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+        heard_on = socket;
+    });
+    bool heard = http_.bind_to_port(config_.host.c_str(), config_.port);
+    if (heard) {
+        ::listen(heard_on, CONNECTIONS);  // the library lets five wait; of more the first packet is lost for a second
+        heard = http_.listen_after_bind();
+    }
     {
         const std::lock_guard lock(mutex_);
         stopping_ = true;

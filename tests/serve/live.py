@@ -93,10 +93,13 @@ class Running:
         return json.loads(self.get("/health")[1])
 
     def wait(self, model: str, **wanted: Any) -> dict[str, Any]:
-        """Wait until /health says of a model what is wanted; a key that is None must be there."""
+        """Wait until /health says of a model what is wanted; True: the key is there, False: it is not."""
         for _ in range(300):
             about = self.health()["models"][model]
-            if all(about.get(key) == value or (value is None and key in about) for key, value in wanted.items()):
+            if all(
+                (key in about) is value if isinstance(value, bool) else about.get(key) == value
+                for key, value in wanted.items()
+            ):
                 return about
             time.sleep(0.1)
         raise AssertionError(f"{model} is {about} and never {wanted}: {self.said()}")
