@@ -80,11 +80,14 @@ def asked_of(samples, draw) -> list[dict]:
     return [*requests, {"ms": requests[-1]["ms"], "ids": {"user": [777], "room": [1], "streamer": [101]}}]
 
 
-def test_features_are_those_of_python(driver, tmp_path):
+@pytest.mark.parametrize("streamed", [True, False])
+def test_features_are_those_of_python(driver, tmp_path, streamed):
+    """Of a night and a stream, and of a night alone."""
     days = worlds.prepared(tmp_path, 11)
     store = open_store(str(tmp_path / "store"), create=True)
     worlds.filled(store, days[-2])
-    worlds.told(store, worlds.EVERYTHING, tmp_path / "raw", days[-1], tmp_path / "work")
+    if streamed:
+        worlds.told(store, worlds.EVERYTHING, tmp_path / "raw", days[-1], tmp_path / "work")
     recipe = everything()
     assert len(recipe.features) > 100
     (tmp_path / "signature.json").write_text(json.dumps(signature(recipe)))

@@ -43,6 +43,19 @@ def compare(features: Features, samples: pa.Table, adapter: Adapter, only: set[s
     return compared
 
 
+def test_a_user_of_whom_the_day_has_no_event_keeps_her_history(tmp_path):
+    days = worlds.prepared(tmp_path, 5)
+    store = open_store(str(tmp_path / "store"), create=True)
+    worlds.filled(store, days[-1])
+    every = pa.concat_tables(map(worlds.samples, days)).sort_by("timestamp").to_pylist()
+    for user in {row["user"] for row in every}:
+        rows = [row for row in every if row["user"] == user]
+        later = rows[-1]["timestamp"] + 10 * 86_400_000
+        table, _ = Features(store).columns(user, {"room": [1, 2], "streamer": [101, 102]}, later)
+        assert table["shown_streamer"].to_pylist() == [[row["streamer"] for row in rows][-50:]] * 2
+        assert table["user_seen_count"][0].as_py() == pytest.approx(math.log1p(len(rows)))
+
+
 @given(seed=st.integers(0, 10**6))
 @settings(max_examples=2, deadline=None)
 def test_a_request_gets_what_the_samples_of_its_moment_have(tmp_path_factory, seed):

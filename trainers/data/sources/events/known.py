@@ -108,7 +108,8 @@ class _History:
             fresh.filter(pc.equal(fresh["kind"], sequence.event)),
             fresh,
         )  # exposures are no action of any bit
-        here = pc.is_in(old["user"], pa.chunked_array(fresh["user"].chunks, pa.int64()))
+        # Of a request's user the day may have no event.
+        here = pc.is_in(old["user"], pa.chunked_array([*fresh["user"].chunks, *rows["user"].chunks], pa.int64()))
         self._idle, old = old.filter(pc.invert(here)), old.filter(here)  # of users who have no part in this day
         self.user, self.time, self.item, self.author, self.topic = (
             np.concatenate([numbers(old, column), numbers(new, column)]) for column in ENTRY
