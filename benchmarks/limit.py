@@ -38,7 +38,7 @@ from livetrain.trainers.runtime.versions import versions
 BURST = BURST_STARTS / (BURST_STARTS + BURST_ENDS)  # share of time, where nobody tells
 FOUND = "## Found"
 HEAD = "| ranked by | seeds | test AUC | way to the truth | log loss |"
-RECIPES = [Path("configs/recipes/din_simulated.yaml"), Path("configs/recipes/din_simulated_pairs.yaml")]
+RECIPES = [Path(f"configs/recipes/din_simulated{counts}.yaml") for counts in ("", "_pairs", "_topics")]
 
 
 @dataclass(frozen=True)

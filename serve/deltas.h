@@ -56,7 +56,7 @@ class Served {
     // beside the base is another now, so it is made again.
     bool refresh(bool anew = false) {
         const auto pointer = JsonReader(where_ / "current.json").value();
-        if (std::stoll(pointer.at("fence").text) < state_.fence) return false;  // a stale copy, or a late writer
+        if (std::stoll(pointer.at("fence").text) < seen_) return false;  // a stale copy, or a late writer
         const auto before = std::make_pair(state_.folder, state_.number);
         const auto deltas = listed(pointer);
         const auto number = state_.number;
@@ -115,7 +115,7 @@ class Served {
     void begin(const Json& pointer) {
         State next;
         next.folder = pointer.at("folder").text, next.version = pointer.at("version").text;
-        next.fence = std::stoll(pointer.at("fence").text);
+        next.fence = fence_of(pointer, 0);
         next.base = next.newest = where_ / next.folder;
         asking(next.folder, [&] {
             checked(next.base, "");
@@ -130,16 +130,26 @@ class Served {
         alone([&] { std::swap(state_, next); });
     }
 
+    // Of the state after so many deltas: the pointer's where it names that state, else the one in the folder's name.
+    int64_t fence_of(const Json& pointer, size_t number) const {
+        const auto deltas = listed(pointer);
+        if (number == deltas.size()) return std::stoll(pointer.at("fence").text);
+        const auto folder = (number == 0 ? pointer : deltas[number - 1]).at("folder").text;
+        return std::stoll(folder.substr(folder.rfind('.') + 1));
+    }
+
     void follow(const Json& pointer) {
+        seen_ = std::stoll(pointer.at("fence").text);
         const auto deltas = listed(pointer);
         while (state_.number < deltas.size()) {
             const auto& next = deltas[state_.number];
-            asking(state_.folder, [&] { take(where_ / next.at("folder").text, next.at("xxh64").text); });
+            const auto fence = fence_of(pointer, state_.number + 1);
+            asking(state_.folder, [&] { take(where_ / next.at("folder").text, next.at("xxh64").text, fence); });
         }
-        alone([&] { state_.fence = std::stoll(pointer.at("fence").text); });
+        alone([&] { state_.fence = seen_; });  // also of a pointer that names the same anew
     }
 
-    void take(const std::filesystem::path& folder, const std::string& seal) {
+    void take(const std::filesystem::path& folder, const std::string& seal, int64_t fence) {
         const auto about = checked(folder, seal);
         const auto before = about.at("before").text;
         if (about.at("base").text != state_.folder || about.at("number").text != std::to_string(state_.number + 1) ||
@@ -159,7 +169,7 @@ class Served {
                 write(back);
                 throw;
             }
-            ++state_.number, state_.newest = folder, state_.written = written(folder), state_.seal = seal;
+            ++state_.number, state_.fence = fence, state_.newest = folder, state_.written = written(folder), state_.seal = seal;
         });
     }
 
@@ -221,6 +231,7 @@ class Served {
     const std::vector<std::string> files_;
     const Beside beside_;
     const bool deltas_;
+    int64_t seen_ = 0;  // the largest fence of all pointers
     State state_;  // read by `use`, and written by the thread that refreshes, alone
     std::mutex door_;
     std::shared_mutex gate_;

@@ -153,7 +153,9 @@ Index::Found Index::search(const at::Tensor& user, int64_t count, const std::sha
     const auto asked = std::min<int64_t>(count + excluded.size(), keys_.size());
     std::vector<std::pair<float, int64_t>> best;
     if (vectors_.defined()) {
-        auto scores = std::get<0>(at::matmul(vectors_, queries.t()).max(1));
+        // With one vector the product takes 2.4 times as long as with two (MKL, 20,000 to 200,000 items of 128 numbers).
+        const auto columns = queries.size(0) == 1 ? queries.expand({2, -1}) : queries;
+        auto scores = std::get<0>(at::matmul(vectors_, columns.t()).max(1));
         if (mask) scores = scores.masked_fill(mask->off, NONE);
         const auto [made, places] = scores.topk(asked);
         for (int64_t at = 0; at < asked; ++at)

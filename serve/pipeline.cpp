@@ -100,7 +100,11 @@ Pipeline::Pipeline(Models& models, const RankConfig& config)
         }
     };
     if (prerank_ && !prerank_->config.cut.empty()) cut_ = load(prerank_->config.cut);
-    if (!config.rerank.empty()) rerank_ = load(config.rerank);
+    if (!config.rerank.empty()) {
+        rerank_ = load(config.rerank);
+        const torch::NoGradGuard guard;
+        for (int call = 0; call < 3; ++call) rerank_->forward({torch::rand({1, 32}), torch::rand({1, 32, 8})});
+    }
     const auto names = joint();
     const auto check = [&](const About& about, const Model& of) {
         if (ordering(about.signature.scores, config.by).empty())

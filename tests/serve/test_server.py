@@ -124,12 +124,14 @@ def test_items_are_those_of_the_index_and_leave_the_air(program, published, tmp_
         ask = client.Client(server.url, 30.0)
 
         def same(count: int, exclude: tuple = ()) -> list[int]:
-            keys, scores = index.search(vector.detach().numpy(), count + len(exclude))
+            keys, scores = index.search(vector.detach().numpy(), 50)
             there = ~np.isneginf(scores[0]) & ~np.isin(keys[0], exclude)
+            wanted = dict(zip(keys[0][there].tolist(), scores[0][there].tolist(), strict=True))
             found = ask.retrieve(person, count, exclude)
-            assert found.other["items"].tolist() == keys[0][there][:count].tolist()
-            np.testing.assert_allclose(found.scores["score"], scores[0][there][:count], rtol=1e-5)
-            return found.other["items"].tolist()
+            items, of = found.other["items"].tolist(), found.scores["score"]
+            np.testing.assert_allclose(of, sorted(wanted.values(), reverse=True)[:count], rtol=1e-5)
+            np.testing.assert_allclose(of, [wanted[item] for item in items], rtol=1e-5)  # some are equally good
+            return items
 
         best = same(10)
         same(500)

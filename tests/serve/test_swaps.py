@@ -90,6 +90,8 @@ def test_twenty_versions_and_deltas_lose_no_request(program, tmp_path, changes):
                     learned()
                     fence, delta = max(wanted)
                     server.wait("din", fence=fence, delta=delta)
+                    while load.answers[-1][0] != (fence, delta) and not load.errors:
+                        threading.Event().wait(0.01)
             assert not load.errors
             assert {state for state, _ in load.answers} == wanted.keys()
             assert all(scores == wanted[state] for state, scores in load.answers)

@@ -1,0 +1,259 @@
+"""How long a request takes: in the process, from livetrain-serve, and from Ray Serve in Python, with the same file.
+
+    make serve
+    python -m benchmarks.serve RUN                        # p50 and p99 at 10, 50 and 200 requests a second
+    python -m benchmarks.serve RUN --soak 60              # a swap every minute: failed requests, memory
+
+Each request ranks 500 candidates of one user, another each time, made of the run's held-out rows. Requests are sent by
+the clock, whether the one before has been answered or not, from this process; each server is another, with one thread
+that scores. The three ways take turns, a stretch of each at a time, and a request's time begins when it is due.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from livetrain.modules.serving.loading import load
+from livetrain.trainers.export import publish
+from livetrain.trainers.export.export import export
+from livetrain.trainers.export.latency import CANDIDATES
+from livetrain.trainers.export.rows import golden_inputs, held_out_rows, one_user
+from livetrain.trainers.runtime import run_folder
+from tests.serve.client import client
+
+ROOT = Path(__file__).parents[1]
+Send = Callable[[dict[str, np.ndarray]], Any]
+USERS = 30
+
+
+def requests(run: Path) -> list[dict[str, np.ndarray]]:
+    """Return a request of each of some users, as the wire has them: ids and lists of a user once."""
+    recipe = run_folder.recipe_of(run)
+    rows = golden_inputs(held_out_rows(recipe, CANDIDATES))
+    lists = [name for name, feature in recipe.features.items() if feature.form == "sequence"]
+    candidate = {feature.looks_up() for name, feature in recipe.features.items() if name in lists}
+    user = [name for name, f in recipe.features.items() if name in lists or f.looks_up() not in candidate]
+    made = []
+    for number in range(USERS):
+        once, _ = one_user(rows, user, number)
+        parts = zip(("ids", "lengths", "dense"), once, strict=True)
+        made.append({f"{part}.{name}": value.numpy() for part, values in parts for name, value in values.items()})
+    return made
+
+
+def inside(folder: Path) -> Send:
+    """Return the call in this process."""
+    model = load(folder)
+
+    def rank(given: dict[str, np.ndarray]) -> None:
+        parts: dict[str, dict[str, torch.Tensor]] = {"ids": {}, "lengths": {}, "dense": {}}
+        for key, value in given.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = torch.from_numpy(value)
+        with torch.no_grad():
+            model.rank(parts["ids"], parts["lengths"], parts["dense"])
+
+    return rank
+
+
+def outside(url: str) -> Send:
+    """Return the call over the wire."""
+    ask = client.Client(url, 10.0)
+    return lambda given: ask.infer("model", given)
+
+
+class Served:
+    """livetrain-serve over a folder of published versions."""
+
+    def __init__(self, program: Path, where: str, port: int, folder: Path) -> None:
+        content = {"port": port, "threads": 1, "deadline_ms": 5000, "queue": 1000}
+        content["models"] = {"model": {"published": where}}
+        (folder / "serve.json").write_text(json.dumps(content))
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = subprocess.Popen([str(program), str(folder / "serve.json")])
+        until(lambda: client.Client(self.url, 5.0).ready())
+
+    def memory(self) -> float:
+        """Return the process's resident memory in MB."""
+        line = next(x for x in Path(f"/proc/{self.process.pid}/status").read_text().splitlines() if "VmRSS" in x)
+        return int(line.split()[1]) / 1024
+
+
+def ray_serve(folder: Path, port: int) -> str:
+    """Start Ray Serve with the same file and the same wire; return its URL."""
+    import ray
+    from ray import serve
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    class Ranker:
+        def __init__(self) -> None:
+            torch.set_num_threads(1)
+            self.model = load(folder)
+
+        async def __call__(self, asked: Request) -> Response:
+            body, length = await asked.body(), int(asked.headers["Inference-Header-Content-Length"])
+            at, parts = length, {"ids": {}, "lengths": {}, "dense": {}}
+            for each in json.loads(body[:length])["inputs"]:
+                size = each["parameters"]["binary_data_size"]
+                values = np.frombuffer(
+                    body,
+                    {"INT64": "<i8", "FP32": "<f4"}[each["datatype"]],
+                    offset=at,
+                    count=size // (8 if each["datatype"] == "INT64" else 4),
+                )
+                part, _, name = each["name"].partition(".")
+                parts[part][name], at = torch.from_numpy(values.copy().reshape(each["shape"])), at + size
+            with torch.no_grad():
+                scores = self.model.rank(parts["ids"], parts["lengths"], parts["dense"])
+            tensors = {name: value.numpy().tobytes() for name, value in scores.items()}
+            outputs = [
+                {
+                    "name": name,
+                    "datatype": "FP32",
+                    "shape": [len(value) // 4],
+                    "parameters": {"binary_data_size": len(value)},
+                }
+                for name, value in tensors.items()
+            ]
+            head = json.dumps({"model_name": "model", "model_version": "1", "id": "", "outputs": outputs}).encode()
+            return Response(
+                head + b"".join(tensors.values()),
+                media_type="application/octet-stream",
+                headers={"Inference-Header-Content-Length": str(len(head))},
+            )
+
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
+    )
+    serve.start(http_options={"port": port})
+    serve.run(serve.deployment(Ranker, max_ongoing_requests=1000).bind(), route_prefix="/")
+    return f"http://127.0.0.1:{port}"
+
+
+def until(there: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        if time.monotonic() > end:
+            raise TimeoutError("the server does not come up")
+        time.sleep(0.1)
+
+
+def stretch(
+    send: Send, given: list[dict], rate: float, seconds: float, pool: ThreadPoolExecutor
+) -> tuple[list, Counter]:
+    """Send requests by the clock; return the seconds of each, from when it was due, and what failed."""
+    took: list[float] = []
+    failed: Counter = Counter()
+    begun = time.perf_counter() + 0.05
+
+    def one(number: int) -> None:
+        due = begun + number / rate
+        time.sleep(max(0.0, due - time.perf_counter()))
+        try:
+            send(given[number % len(given)])
+            took.append(time.perf_counter() - due)
+        except client.ServerError as error:
+            failed[type(error).__name__] += 1
+
+    list(pool.map(one, range(int(rate * seconds))))
+    return took, failed
+
+
+def compare(run: Path, program: Path, rates: list[float], seconds: float, rounds: int) -> None:
+    given = requests(run)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(32) as pool, ThreadPoolExecutor(1) as one:
+        where = str(Path(folder) / "models")
+        pointer = publish.publish(run / "export", where, "1", 2)
+        served = Served(program, where, 18090, Path(folder))
+        ways = {"in the process": (inside(Path(where) / pointer["folder"]), one)}
+        ways["livetrain-serve"] = (outside(served.url), pool)
+        ways["Ray Serve"] = (outside(ray_serve(Path(where) / pointer["folder"], 18091)), pool)
+        try:
+            for send, threads in ways.values():
+                stretch(send, given, 20, 3, threads)
+            print("| requests/s | way | requests | failed | p50 ms | p99 ms |\n| --- | --- | --- | --- | --- | --- |")
+            for rate in rates:
+                took: dict[str, list[float]] = {name: [] for name in ways}
+                failed: dict[str, Counter] = {name: Counter() for name in ways}
+                for _ in range(rounds):
+                    for name, (send, threads) in ways.items():
+                        found, wrong = stretch(send, given, rate, seconds / rounds, threads)
+                        took[name] += found
+                        failed[name] += wrong
+                for name, found in took.items():
+                    p50, p99 = (1e3 * float(np.quantile(found, share)) for share in (0.5, 0.99))
+                    wrong = sum(failed[name].values())
+                    print(f"| {rate:g} | {name} | {len(found) + wrong} | {wrong} | {p50:.2f} | {p99:.2f} |", flush=True)
+        finally:
+            served.process.terminate()
+            served.process.wait()
+
+
+def soak(run: Path, program: Path, minutes: float, rate: float, every: float) -> None:
+    """Send requests for a while, and publish the model anew again and again."""
+    given, begun = requests(run), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(8) as pool:
+        where, versions = str(Path(folder) / "models"), 1
+        publish.publish(run / "export", where, "000001", 2)
+        served = Served(program, where, 18092, Path(folder))
+        send = outside(served.url)
+        print("| minute | requests | failed | p50 ms | p99 ms | version | RSS MB |\n" + "| --- " * 7 + "|")
+        total = Counter()
+        try:
+            while time.monotonic() - begun < 60 * minutes:
+                versions += 1
+                swap = threading.Timer(every / 2, publish.publish, (run / "export", where, f"{versions:06d}", 2))
+                swap.start()
+                took, failed = stretch(send, given, rate, every, pool)
+                swap.join()
+                wrong = sum(failed.values())
+                total.update(requests=len(took) + wrong, failed=wrong)
+                p50, p99 = (1e3 * float(np.quantile(took, share)) for share in (0.5, 0.99)) if took else (0, 0)
+                print(
+                    f"| {(time.monotonic() - begun) / 60:.0f} | {len(took) + wrong} | {wrong} | {p50:.2f} | {p99:.2f} "
+                    f"| {send(given[0]).version} | {served.memory():.1f} |",
+                    flush=True,
+                )
+        finally:
+            served.process.terminate()
+            status = served.process.wait()
+        print(f"{total['requests']:,} requests, {total['failed']} failed, {versions - 1} swaps; ended with {status}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a run, whose export is served; it is exported where it is not yet")
+    parser.add_argument("--program", type=Path, default=ROOT / "serve/build/livetrain-serve")
+    parser.add_argument("--rates", type=float, nargs="+", default=[10, 50, 200])
+    parser.add_argument("--seconds", type=float, default=20, help="of each way at each rate")
+    parser.add_argument("--rounds", type=int, default=4, help="stretches that these are parted into")
+    parser.add_argument("--soak", type=float, default=0, help="minutes of requests with swaps, in place of the rates")
+    parser.add_argument("--rate", type=float, default=10, help="of --soak, requests a second")
+    parser.add_argument("--every", type=float, default=60, help="of --soak, seconds between swaps")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    if not (asked.run / "export/manifest.json").exists():
+        export(asked.run)
+    print(f"load average {os.getloadavg()[0]:.1f}, python {sys.version.split()[0]}, torch {torch.__version__}")
+    if asked.soak:
+        soak(asked.run, asked.program, asked.soak, asked.rate, asked.every)
+    else:
+        compare(asked.run, asked.program, asked.rates, asked.seconds, asked.rounds)
+
+
+if __name__ == "__main__":
+    main()

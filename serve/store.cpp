@@ -1,0 +1,527 @@
+// What a store's states and events say of a request, as the samples of its moment had it.
+
+#include "store.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <tuple>
+#include <unordered_map>
+
+namespace store {
+
+using nlohmann::json;
+
+namespace {
+
+constexpr int64_t NONE = std::numeric_limits<int64_t>::min();  // of a whole number that is missing
+constexpr int64_t NEVER = std::numeric_limits<int64_t>::max();
+constexpr double NOTHING = std::numeric_limits<double>::quiet_NaN();
+constexpr int64_t WINDOW = 300'000, VISIT = 1'800'000, HOUR = 3'600'000, DAY = 86'400'000;  // ms
+constexpr int64_t EXPOSURE = 0, CLICK = 1, LIKE = 4, GIFT = 32, WATCH = 128;
+constexpr std::array<int64_t, 7> BITS{1, 2, 4, 8, 16, 32, 64};
+constexpr std::array<int64_t, 8> COUNTED{EXPOSURE, 1, 2, 4, 8, 16, 32, 64};
+const std::array<std::string, 3> DOMAINS{"live", "video", "people"};
+constexpr int DOMAIN_ORDER[]{0, 2, 1};  // of their names
+constexpr auto FRESH = std::chrono::seconds(1);
+
+using Words = std::vector<int64_t>;
+using Counts = std::array<int64_t, 8>;
+
+double number(int64_t word) {
+    double found;
+    std::memcpy(&found, &word, sizeof found);
+    return found;
+}
+
+// A value of a column: a whole number, a number, or a list of one of them.
+struct Value {
+    int64_t whole = NONE;
+    double real = NOTHING;
+    bool listed = false;  // of lists: there is one
+    Words ids;
+    std::vector<double> reals;
+};
+
+struct Event {
+    int64_t domain, item, author, time, kind, value, session, topic;
+    bool carried;
+
+    auto rank() const {
+        const bool unknown = std::isnan(number(value));
+        return std::make_tuple(time, item, kind, DOMAIN_ORDER[domain], session == NONE, session, unknown,
+                               unknown ? 0.0 : number(value));
+    }
+    auto same() const { return std::make_tuple(domain, item, author, time, kind, value, session); }
+};
+
+struct Entry {
+    int64_t time, item, author, topic;
+    std::array<int64_t, 7> known;
+};
+
+}  // namespace
+
+struct Store::Generation {
+    std::string name;
+    int64_t horizon;
+    json plan;
+
+    std::string text(const char* key) const { return plan.at(key).get<std::string>(); }
+};
+
+Reads Reads::parsed(std::string_view signature) {
+    const json whole = json::parse(signature, nullptr, false);
+    if (!whole.is_object() || !whole.contains("features")) throw std::runtime_error("store: this is no signature");
+    static const std::map<std::string, int64_t> UNITS{{"s", 1}, {"ms", 1000}, {"us", 1'000'000}, {"ns", 1'000'000'000}};
+    Reads reads;
+    for (const auto& [name, told] : whole.at("features").items()) {
+        if (!told.contains("columns"))
+            throw std::runtime_error("store: signature.json names no columns of '" + name + "'; export the run again");
+        const auto& columns = told.at("columns");
+        if (columns.size() != 1) continue;  // a cross, two times, or what has something beside its ids
+        Feature feature{name, told.at("type").get<std::string>(), columns[0].get<std::string>()};
+        feature.width = told.value("width", int64_t(1));
+        if (told.contains("column_unit")) feature.ticks = UNITS.at(told.at("column_unit").get<std::string>());
+        reads.features.push_back(std::move(feature));
+    }
+    return reads;
+}
+
+namespace {
+
+// What is known at one moment of one user and some candidates.
+class Moment {
+  public:
+    Moment(Place& place, const std::string& generation, int64_t horizon, const json& plan, int64_t ms, int64_t user,
+           Words items, Words authors)
+        : plan_(plan), base_(generation + "/"), horizon_(horizon), ms_(ms), user_(user), items_(std::move(items)),
+          authors_(std::move(authors)) {
+        read(place);
+    }
+
+    // A column of the samples: a value of the user, or one of each candidate. Nothing where the store has none.
+    std::optional<std::vector<Value>> column(const std::string& name) {
+        const auto& columns = plan_.at("columns");
+        if (!columns.contains(name)) return std::nullopt;
+        const auto& how = columns.at(name);
+        const auto is = how.at("is").get<std::string>(), of = how.value("of", std::string());
+        const bool mine = how.at("user").get<bool>();
+        std::vector<Value> made(mine ? 1 : items_.size());
+        if (is == "context") return std::nullopt;
+        if (is == "author" && authors_.empty()) return std::nullopt;
+        for (size_t row = 0; row < made.size(); ++row) {
+            auto& value = made[row];
+            if (is == "user") value.whole = user_;
+            else if (is == "item") value.whole = items_[row];
+            else if (is == "author") value.whole = authors_[row];
+            else if (is == "time") value.whole = ms_;
+            else if (is == "hour") value.whole = local() / HOUR % 24;
+            else if (is == "weekday") value.whole = (local() / DAY + 3) % 7;
+            else if (is.rfind("room ", 0) == 0) value.real = room(is.substr(5), items_[row]);
+            else if (is == "ids" || is == "bags" || is == "dense" || is == "vectors" || is == "age") {
+                const auto key = keyed(plan_.at("attributes").at(of).at("key").get<std::string>(), row);
+                if (!key) return std::nullopt;
+                attribute(value, of, *key, is, name);
+            } else if (is == "count" || is == "rate") {
+                const auto counts = counted(how.at("from").get<std::string>(), of, row);
+                if (!counts) return std::nullopt;
+                const auto done = (*counts).first[how.at("place").get<size_t>()], shown = (*counts).first[0];
+                if (is == "count") value.real = std::log1p(double(done));
+                else if (shown) value.real = double(done) / double(shown);
+            } else if (is == "ago") {
+                const auto counts = counted("pairs", of, row);
+                if (!counts) return std::nullopt;
+                if ((*counts).first[0]) value.real = std::log1p(double(ms_ - (*counts).second) / 1000);
+            } else if (is == "visit ago") value.real = visit_ago(of);
+            else list(value, of, is.substr(5));
+        }
+        return made;
+    }
+
+    bool mine(const std::string& column) const {
+        return plan_.at("columns").at(column).at("user").get<bool>();
+    }
+
+  private:
+    int64_t local() const { return ms_ + 1000 * plan_.at("utc_offset_s").get<int64_t>(); }
+
+    std::optional<int64_t> keyed(const std::string& key, size_t row) const {
+        if (key == "user") return user_;
+        if (key == "item") return items_[row];
+        if (authors_.empty()) return std::nullopt;
+        return authors_[row];
+    }
+
+    void read(Place& place) {
+        std::set<std::string> keys;
+        const auto want = [&](const std::string& kind, int64_t id) { keys.insert(kind + "/" + std::to_string(id)); };
+        for (const auto& base : {base_, std::string("now/")}) {
+            want(base + "events", user_);
+            for (const auto item : items_) want(base + "room", item);
+        }
+        for (const auto& [name, _] : plan_.at("sequences").items()) want(base_ + "sequence." + name, user_);
+        for (const auto& [how_name, how] : plan_.at("columns").items())
+            if (how.at("is") == "ago") want(base_ + "pairs." + how.at("of").get<std::string>(), user_);
+        for (const auto& [prefix, key] : plan_.at("statistics").items())
+            for (const auto id : ids_of(key.get<std::string>())) want(base_ + "statistics." + prefix, id);
+        for (const auto& [prefix, known] : plan_.at("attributes").items()) {
+            auto ids = known.at("key").is_null() ? Words() : ids_of(known.at("key").get<std::string>());
+            ids.insert(ids.end(), items_.begin(), items_.end());  // some tell the items' topics
+            for (const auto id : ids)
+                for (const auto& base : {base_, std::string("now/")}) want(base + "attributes." + prefix, id);
+        }
+        const std::vector<std::string> asked(keys.begin(), keys.end());
+        auto values = place.get(asked);
+        for (size_t i = 0; i < asked.size(); ++i) {
+            if (!values[i]) continue;
+            Words words(values[i]->size() / sizeof(int64_t));
+            std::memcpy(words.data(), values[i]->data(), words.size() * sizeof(int64_t));
+            values_[asked[i]] = std::move(words);
+        }
+        take_events();
+    }
+
+    Words ids_of(const std::string& key) const {
+        return key == "user" ? Words{user_} : key == "item" ? items_ : authors_;
+    }
+
+    const Words& words(const std::string& kind, int64_t id) const {
+        static const Words none;
+        const auto found = values_.find(kind + "/" + std::to_string(id));
+        return found == values_.end() ? none : found->second;
+    }
+
+    void take_events() {
+        std::set<decltype(std::declval<Event>().same())> told;
+        std::set<std::pair<int64_t, int64_t>> shown;
+        const auto seen = [&](const Event& event) {
+            if (event.kind == EXPOSURE) return !shown.insert({event.item, event.time}).second;
+            return !told.insert(event.same()).second;
+        };
+        for (const bool carried : {true, false}) {
+            const auto& row = words((carried ? base_ : "now/") + "events", user_);
+            for (size_t at = 0; at + 8 <= row.size(); at += 8) {
+                Event event{row[at],     row[at + 1], row[at + 2], row[at + 3], row[at + 4],
+                            row[at + 5], row[at + 6], row[at + 7], carried};
+                if (!carried && event.time < horizon_) continue;
+                if (!seen(event) || carried) events_.push_back(event);
+            }
+        }
+        std::stable_sort(events_.begin(), events_.end(),
+                         [](const Event& a, const Event& b) { return a.rank() < b.rank(); });
+    }
+
+    // Counts up to the moment, and when the newest of the exposures was.
+    std::optional<std::pair<Counts, int64_t>> counted(const std::string& from, const std::string& of, size_t row) {
+        Counts counts{};
+        int64_t last = NONE, other = NONE;
+        const std::string domain = plan_.at("domain");
+        std::string key;
+        if (from == "statistics") {
+            const auto id = keyed(plan_.at("statistics").at(of).get<std::string>(), row);
+            if (!id) return std::nullopt;
+            add(counts, words(base_ + "statistics." + of, *id), 0);
+            return std::make_pair(counts, last);
+        }
+        if (from == "seen") {
+            add(counts, words(base_ + "statistics.user", user_), 0);
+        } else {
+            key = pair_key(of);
+            if (key == "author" && authors_.empty()) return std::nullopt;
+            other = key == "item" ? items_[row] : key == "author" ? authors_[row] : topic(items_[row]);
+            if (other == NONE) return std::make_pair(counts, last);
+            const auto& rows = words(base_ + "pairs." + of, user_);
+            size_t low = 0, high = rows.size() / 10;
+            while (low < high) {
+                const size_t middle = (low + high) / 2;
+                if (rows[10 * middle] < other) low = middle + 1;
+                else high = middle;
+            }
+            if (10 * low < rows.size() && rows[10 * low] == other) {
+                last = rows[10 * low + 1];
+                add(counts, rows, 10 * low + 2);
+            }
+        }
+        for (const auto& event : events_) {
+            if (event.time >= ms_) break;
+            if (event.time < horizon_ || DOMAINS[event.domain] != domain) continue;
+            const auto place = std::find(COUNTED.begin(), COUNTED.end(), event.kind);
+            if (place == COUNTED.end()) continue;
+            if (!key.empty()) {
+                const auto own = key == "item" ? event.item : key == "author" ? event.author : event.topic;
+                if (own != other) continue;
+            }
+            ++counts[place - COUNTED.begin()];
+            if (event.kind == EXPOSURE) last = std::max(last, event.time);
+        }
+        return std::make_pair(counts, last);
+    }
+
+    static void add(Counts& counts, const Words& words, size_t at) {
+        for (size_t i = 0; i < counts.size() && at + i < words.size(); ++i) counts[i] += words[at + i];
+    }
+
+    std::string pair_key(const std::string& prefix) const {
+        if (prefix == "user_" + plan_.at("author").get<std::string>()) return "author";
+        return prefix == "user_" + plan_.at("item").get<std::string>() ? "item" : "topic";
+    }
+
+    int64_t topic(int64_t item) {
+        const auto& told = plan_.at("topics").at(plan_.at("domain").get<std::string>());
+        Value value;
+        attribute(value, told[0].get<std::string>(), item, "ids", told[1].get<std::string>());
+        return value.whole;
+    }
+
+    // What is known of an id just before the moment.
+    void attribute(Value& value, const std::string& prefix, int64_t id, const std::string& kind,
+                   const std::string& name) {
+        const auto& known = plan_.at("attributes").at(prefix);
+        const auto& now = words("now/attributes." + prefix, id);
+        const bool newer = !now.empty() && now[0] >= horizon_;
+        const Words& row = newer ? now : words(base_ + "attributes." + prefix, id);
+        std::vector<std::pair<std::string, std::string>> columns;  // name, kind
+        for (const auto* what : {"ids", "bags", "dense", "vectors"})
+            for (const auto& column : known.at(what)) columns.emplace_back(column.get<std::string>(), what);
+        if (!known.at("age").is_null()) columns.emplace_back("start", "start");
+        const std::string wanted = kind == "age" ? "start" : name;
+        const size_t masks = (columns.size() + 62) / 63;
+        for (size_t at = newer ? 1 : 0; at < row.size();) {
+            const auto since = row[at], until = row[at + 1];
+            const size_t mask = at + 2;
+            const bool here = since < ms_ && ms_ <= until;
+            at = mask + masks;
+            for (size_t bit = 0; bit < columns.size(); ++bit) {
+                const auto& [column, of] = columns[bit];
+                const bool list = of == "bags" || of == "vectors";
+                const size_t length = list ? size_t(row[at]) : 1;
+                if (list) ++at;
+                const bool missing = (row[mask + bit / 63] >> (bit % 63)) & 1;
+                if (here && column == wanted && !missing) {
+                    if (of == "ids") value.whole = row[at];
+                    else if (of == "start") value.real = row[at] < ms_ ? double(ms_ - row[at]) / 1000 : NOTHING;
+                    else if (of == "dense") value.real = number(row[at]);
+                    else value.listed = true;
+                    for (size_t i = 0; list && i < length; ++i) {
+                        if (of == "bags") value.ids.push_back(row[at + i]);
+                        else value.reals.push_back(number(row[at + i]));
+                    }
+                }
+                at += length;
+            }
+            if (here) return;
+        }
+    }
+
+    double room(const std::string& what, int64_t id) const {
+        const auto& base = words(base_ + "room", id);
+        const auto& now = words("now/room", id);
+        const int64_t begin = horizon_ - WINDOW, summed = now.empty() ? NONE : now[0];
+        int64_t viewers = base.empty() ? 0 : base[0], likes = 0, gifts = 0;
+        const size_t sums = now.empty() ? 0 : 2 + 2 * size_t(now[1]);
+        for (size_t at = 2; at < sums; at += 2)
+            if (now[at] >= begin && now[at] < ms_) viewers += now[at + 1];
+        std::set<std::array<int64_t, 6>> told;
+        const auto count = [&](const Words& words, size_t from, bool carried) {
+            for (size_t at = from; at + 6 <= words.size(); at += 6) {
+                std::array<int64_t, 6> event;
+                std::copy_n(words.begin() + at, 6, event.begin());
+                const auto time = event[2], kind = event[3];
+                if (carried ? time >= horizon_ && time < summed : time < horizon_) continue;
+                if (!told.insert(event).second && !carried) continue;
+                if (time < begin || time >= ms_) continue;
+                viewers += (kind == CLICK) - (kind == WATCH);
+                likes += kind == LIKE && time >= ms_ - WINDOW;
+                gifts += kind == GIFT && time >= ms_ - WINDOW;
+            }
+        };
+        count(base, 1, true);
+        count(now, sums, false);
+        return double(what == "viewers" ? std::max<int64_t>(viewers, 0) : what == "likes" ? likes : gifts);
+    }
+
+    // The newest entries of a sequence before the moment.
+    const std::vector<Entry>& entries(const std::string& name) {
+        const auto made = entries_.find(name);
+        if (made != entries_.end()) return made->second;
+        const auto& how = plan_.at("sequences").at(name);
+        const bool action = how.at("action").get<bool>();
+        const size_t width = action ? 11 : 4;
+        const auto domain = how.at("domain").get<std::string>();
+        const auto kind = how.at("event").get<int64_t>();
+        std::vector<Entry> found;
+        const auto& row = words(base_ + "sequence." + name, user_);
+        for (size_t at = 0; at + width <= row.size(); at += width) {
+            Entry entry{row[at], row[at + 1], row[at + 2], row[at + 3], {}};
+            for (size_t bit = 0; bit < 7; ++bit) entry.known[bit] = action ? row[at + 4 + bit] : NEVER;
+            found.push_back(entry);
+        }
+        const auto part = [&](const Event& event) {
+            return !event.carried && (event.kind == EXPOSURE || DOMAINS[event.domain] == domain);
+        };
+        for (const auto& event : events_) {
+            if (!part(event) || event.kind != kind) continue;
+            Entry entry{event.time, event.item, event.author == NONE ? -1 : event.author,
+                        event.topic == NONE ? -1 : event.topic, {}};
+            entry.known.fill(NEVER);
+            found.push_back(entry);
+        }
+        std::stable_sort(found.begin(), found.end(), [](const Entry& a, const Entry& b) { return a.time < b.time; });
+        for (const auto& event : events_) {
+            const auto bit = std::find(BITS.begin(), BITS.end(), event.kind);
+            if (!action || !part(event) || bit == BITS.end()) continue;
+            const auto begun = event.session == NONE ? event.time : event.session;
+            // The action is of the latest entry of its item at or before it began.
+            for (auto entry = found.rbegin(); entry != found.rend(); ++entry)
+                if (entry->item == event.item && entry->time <= begun) {
+                    auto& known = entry->known[bit - BITS.begin()];
+                    known = std::min(known, event.time);
+                    break;
+                }
+        }
+        const auto end = std::find_if(found.begin(), found.end(), [&](const Entry& e) { return e.time >= ms_; });
+        found.erase(end, found.end());
+        const auto limit = how.at("limit").get<size_t>();
+        if (found.size() > limit) found.erase(found.begin(), found.end() - limit);
+        return entries_[name] = std::move(found);
+    }
+
+    void list(Value& value, const std::string& name, const std::string& part) {
+        value.listed = true;
+        for (const auto& entry : entries(name)) {
+            if (part == "item") value.ids.push_back(entry.item);
+            else if (part == "author") value.ids.push_back(entry.author);
+            else if (part == "topic") value.ids.push_back(entry.topic);
+            else if (part == "gap") {
+                auto seconds = std::max<int64_t>((ms_ - entry.time) / 1000, 1);
+                int64_t power = -1;
+                for (; seconds; seconds >>= 1) ++power;
+                value.ids.push_back(power);
+            } else {
+                int64_t bits = 0;
+                for (size_t bit = 0; bit < 7; ++bit) bits += entry.known[bit] < ms_ ? BITS[bit] : 0;
+                value.ids.push_back(bits);
+            }
+        }
+    }
+
+    double visit_ago(const std::string& name) {
+        const auto& found = entries(name);
+        int64_t ended = -1;
+        for (size_t i = 0; i < found.size(); ++i) {
+            const auto following = i + 1 < found.size() ? found[i + 1].time : ms_;
+            if (following - found[i].time > VISIT) ended = std::max(ended, found[i].time);
+        }
+        return ended < 0 ? NOTHING : std::log1p(double(ms_ - ended) / 1000);
+    }
+
+    const json& plan_;
+    std::string base_;
+    int64_t horizon_, ms_, user_;
+    Words items_, authors_;
+    std::unordered_map<std::string, Words> values_;
+    std::vector<Event> events_;
+    std::map<std::string, std::vector<Entry>> entries_;
+};
+
+bool of_ids(const std::string& type) {
+    return type == "id" || type == "sequence" || type == "bag" || type == "hour" || type == "weekday";
+}
+
+Words whole(const at::Tensor& tensor) {
+    const auto plain = tensor.to(at::kLong).contiguous();
+    return {plain.data_ptr<int64_t>(), plain.data_ptr<int64_t>() + plain.numel()};
+}
+
+// Ids of a column of the samples that the request gives, one each row; NONE for a row without.
+std::optional<Words> given(const wire::Request& request, const Reads& reads, const std::string& column) {
+    for (const auto& feature : reads.features) {
+        if (feature.type != "id" || feature.column != column || !request.ids.contains(feature.name)) continue;
+        const auto ids = whole(request.ids.at(feature.name));
+        if (!request.lengths.contains(feature.name)) return ids;
+        Words made;
+        size_t at = 0;
+        for (const auto length : whole(request.lengths.at(feature.name)))
+            made.push_back(length && at < ids.size() ? ids[at++] : NONE);
+        return made;
+    }
+    return std::nullopt;
+}
+
+}  // namespace
+
+Store::Store(std::unique_ptr<Place> place) : place_(std::move(place)) {}
+Store::~Store() = default;
+
+std::shared_ptr<const Store::Generation> Store::generation() {
+    const auto now = std::chrono::steady_clock::now();
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        if (generation_ && now - looked_ < FRESH) return generation_;
+    }
+    const auto value = place_->get({"meta"})[0];
+    if (!value) throw Down("store: it was never filled; `livetrain store fill` does");
+    const auto meta = json::parse(*value, nullptr, false);
+    if (!meta.is_object() || meta.value("format", 0) != 1) throw Down("store: it is of another format; fill a new one");
+    auto made = std::make_shared<Generation>();
+    made->name = meta.at("generation").get<std::string>();
+    made->horizon = meta.at("horizon").get<int64_t>();
+    made->plan = meta.at("plan");
+    const std::lock_guard<std::mutex> lock(mutex_);
+    looked_ = now;
+    return generation_ = std::move(made);
+}
+
+std::vector<std::string> Store::fill(wire::Request& request, const Reads& reads, int64_t ms) {
+    const auto now = generation();
+    const auto user = given(request, reads, "user"), items = given(request, reads, now->text("item"));
+    if (request.rows || !user || user->size() != 1 || (*user)[0] == NONE || !items) return {};
+    auto authors = given(request, reads, now->text("author")).value_or(Words());
+    if (authors.size() != items->size()) authors.clear();
+    Moment moment(*place_, now->name, now->horizon, now->plan, ms, (*user)[0], *items, std::move(authors));
+    std::vector<std::string> filled;
+    for (const auto& feature : reads.features) {
+        const bool ids = of_ids(feature.type);
+        if (request.ids.contains(feature.name) || request.dense.contains(feature.name)) continue;
+        const auto column = moment.column(feature.column);
+        if (!column) continue;
+        Words values, lengths;
+        std::vector<float> numbers;
+        for (const auto& value : *column) {
+            if (feature.type == "sequence" || feature.type == "bag") {
+                values.insert(values.end(), value.ids.begin(), value.ids.end());
+                lengths.push_back(int64_t(value.ids.size()));
+            } else if (ids) {
+                if (value.whole != NONE) {
+                    const auto rest = value.whole % feature.ticks;
+                    values.push_back(value.whole / feature.ticks - (rest < 0));
+                }
+                lengths.push_back(value.whole != NONE);
+            } else if (feature.type == "vector") {
+                for (int64_t i = 0; i < feature.width; ++i)
+                    numbers.push_back(size_t(i) < value.reals.size() ? float(value.reals[i]) : float(NOTHING));
+            } else {
+                numbers.push_back(value.whole != NONE ? float(value.whole) : float(value.real));
+            }
+        }
+        if (ids) {
+            request.ids.insert(feature.name, at::tensor(values, at::kLong));
+            request.lengths.insert(feature.name, at::tensor(lengths, at::kLong));
+        } else {
+            auto made = at::tensor(numbers, at::kFloat);
+            request.dense.insert(feature.name, feature.width > 1 ? made.view({-1, feature.width}) : made);
+        }
+        filled.push_back(feature.name);
+    }
+    return filled;
+}
+
+}  // namespace store

@@ -1,0 +1,72 @@
+// The feature store: what a model reads of a user and of candidates, as its samples had it at the moment of a request.
+//
+// A store (docs/guide/feature-store.md has its bytes) holds states and events with their times; what they say at a
+// moment is worked out here as trainers/data/sources/events/known.py does for the samples. A test compares the two.
+// Needs liblmdb and nlohmann-json, and, with LIVETRAIN_REDIS, hiredis.
+
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "wire.h"
+
+namespace store {
+
+// The store does not answer, or was never filled. What to do without it is the caller's affair.
+struct Down : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+// A map from text to bytes.
+class Place {
+  public:
+    virtual ~Place() = default;
+    // The values of some keys as they are in one moment, nothing of a key that is not there. Raises Down.
+    virtual std::vector<std::optional<std::string>> get(const std::vector<std::string>& keys) = 0;
+};
+
+// A folder of LMDB, or redis://HOST:PORT/DB. Raises std::runtime_error: there is none, or Redis is not built in.
+std::unique_ptr<Place> open(const std::string& place);
+
+// Which columns of the samples the features of a model read, from its signature.json.
+class Reads {
+  public:
+    // Raises std::runtime_error: this is no signature, or of an export from before it named columns.
+    static Reads parsed(std::string_view signature);
+
+    struct Feature {
+        std::string name, type, column;
+        int64_t width = 1, ticks = 1;  // of a column of times: how many make a second
+    };
+    std::vector<Feature> features;  // that a store can fill: made of one column, with nothing beside their ids
+};
+
+class Store {
+  public:
+    explicit Store(std::unique_ptr<Place> place);
+    ~Store();
+
+    // Fills features of `reads` that a request of candidates lacks and that the store knows, and returns their names.
+    // The request has the ids of the user, of the candidates and, for what is known of these, of their authors; what
+    // it brings stays as it is. ms: the moment, since 1970. Raises Down.
+    std::vector<std::string> fill(wire::Request& request, const Reads& reads, int64_t ms);
+
+  private:
+    struct Generation;
+    std::shared_ptr<const Generation> generation();
+
+    std::unique_ptr<Place> place_;
+    std::mutex mutex_;
+    std::shared_ptr<const Generation> generation_;
+    std::chrono::steady_clock::time_point looked_;
+};
+
+}  // namespace store
