@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -80,7 +80,7 @@ def _live(work: Path, rows: pa.Table, given: argparse.Namespace) -> tuple[dict[i
         number = len(closed)
         if number < given.minutes and time.time() >= start + (number + 1) * EACH:
             begin = start + number * EACH
-            _close(work / "live", begin, rows.slice(number * given.rows, given.rows))
+            close(work / "live", begin, rows.slice(number * given.rows, given.rows))
             closed[begin + EACH] = time.time()
         try:
             version = json.loads((work / "models/current.json").read_text())
@@ -92,11 +92,12 @@ def _live(work: Path, rows: pa.Table, given: argparse.Namespace) -> tuple[dict[i
     return closed, published
 
 
-def _close(live: Path, begin: int, rows: pa.Table) -> None:
+def close(live: Path, begin: int, rows: pa.Table, each: int = EACH) -> None:
+    """Close the minute of a stream that begins at a time (s since 1970) and is `each` seconds long."""
     folder = _made(live / stream.folder_of(begin) / "lane=0")
     pq.write_table(rows, folder / "part-0.parquet")
     files = {"part-0.parquet": manifest.digest(folder / "part-0.parquet")}
-    about = {"start": begin, "end": begin + EACH, "counts": {}, "watermark": float(begin + EACH)}
+    about = {"start": begin, "end": begin + each, "counts": {}, "watermark": float(begin + each)}
     manifest.commit(folder, files, rows=len(rows), offsets={}, **about)
 
 
