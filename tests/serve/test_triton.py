@@ -82,10 +82,9 @@ def repository(small_run, tmp_path_factory):
 
 
 def _config(folder):
-    pytest.importorskip("tritonclient", reason="needs tritonclient[grpc] for Triton's own schema")
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
-
+    why = "needs tritonclient[grpc] for Triton's own schema"
+    model_config_pb2 = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason=why)
+    text_format = pytest.importorskip("google.protobuf.text_format", reason=why)
     return text_format.Parse((folder / triton.CONFIG).read_text(), model_config_pb2.ModelConfig()), model_config_pb2
 
 
