@@ -14,9 +14,11 @@
 
 #include <chrono>
 #include <functional>
+#include <iostream>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
+#include <thread>
 #include <tuple>
 
 #include "golden.h"
@@ -124,7 +126,16 @@ class Served {
             const auto stored = signature.members.find("stored");
             const auto mapped = stored == signature.members.end() ? Columns() : tables(stored->second, next.base);
             for (const auto& file : files_) next.files[file] = std::make_shared<Scorer>(next.base, file, mapped);
-            Golden(JsonReader(next.base / "golden.json").value()).prove(next.files, CALLS);
+            const auto rows = JsonReader(next.base / "golden.json").value();
+            const Golden golden(rows);
+            golden.prove(next.files, CALLS);
+            if (!signature.members.count("compiled")) return;
+            for (const auto& [file, scorer] : next.files) {  // .pt2 beside .pt
+                const auto said = scorer->consider((next.base / file).replace_extension(".pt2"), signature, golden.ids,
+                                                   golden.lengths, golden.dense, std::stod(rows.at("tolerance").text),
+                                                   std::max(std::thread::hardware_concurrency(), 1u));
+                std::cerr << next.folder << "/" << said << std::endl;
+            }
         });
         if (beside_) next.beside = beside_(next);
         alone([&] { std::swap(state_, next); });

@@ -24,10 +24,10 @@ def exporting() -> bool:
 
 @torch.jit.unused
 def longest(lengths: Tensor, total: int) -> int:
-    """Return a size to pad (B,) lengths to whose sum is `total`, as torch.export records it: `total` of one row, else
-    the largest and two more, so that nothing has to ask whether it is 0 or 1. It is the one size not from a shape."""
+    """Return a size to pad (B,) lengths to whose sum is `total`, as torch.export records it: two more than the largest,
+    so that nothing has to ask whether it is 0 or 1. Of several rows it is the one size that is not from a shape."""
     if lengths.size(0) == 1:
-        return total
+        return total + 2
     size = lengths.max().item()  # not int(), which would want to know it
     torch._check(size >= 0)
     return size + 2  # type: ignore[return-value]

@@ -7,6 +7,7 @@ the instructions that signature.json lists; elsewhere, and where it is not faste
 
 import logging
 import platform
+import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -126,8 +127,10 @@ def write_onnx(module: Features, recipe: Recipe, path: Path) -> int:
         assert written is not None
         written.save(str(path))
     except Exception as error:
+        known = re.search(r"No ONNX function found for <OpOverload\(op='([^']*)'", str(error))
+        why = short(error) if known is None else f"ONNX has no {known[1]}"
         raise BadInput(
-            f"export.onnx: '{recipe.model.kind}' cannot be written as ONNX ({short(error)}); leave export.onnx out"
+            f"export.onnx: '{recipe.model.kind}' cannot be written as ONNX ({why}); leave export.onnx out"
         ) from error
     return int(written.model.opset_imports[""])
 

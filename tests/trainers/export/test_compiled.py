@@ -1,14 +1,21 @@
 import importlib.util
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
+from livetrain.configs.errors import BadInput
+from livetrain.configs.load import load_recipe
 from livetrain.modules.serving import flat
+from livetrain.modules.serving.compiled import Compiled, unfit
+from livetrain.modules.serving.loading import load
 from livetrain.trainers.export import compiled
 from livetrain.trainers.export.export import export, more
 from livetrain.trainers.export.parity import apart
 from livetrain.trainers.export.rows import golden_inputs, one_user
 from livetrain.trainers.runtime import run_folder
+from tests.modules.serving import test_flat
 from tests.trainers.export.test_export import content, copied, read  # noqa: F401
 
 needs_onnx = pytest.mark.skipif(
@@ -32,3 +39,77 @@ def test_onnx_runtime_ranks_the_golden_rows_as_the_file_does(small_run, tmp_path
             for task, scores in scored(*repeated).items():
                 assert apart(found[task], scores) < 1e-5
                 assert scores.std() > 0
+
+
+@pytest.mark.slow
+def test_compiled_code_scores_as_the_file_does_and_follows_what_changes_in_it(copied, tmp_path):  # noqa: F811
+    run, out = copied("export.tables=mapped", "export.quantize=int8"), tmp_path / "out"
+    signature = export(run, out=out, compiled=True)
+    assert more(signature) == signature["compiled"]["files"] == ["model.pt2"]
+    assert signature["compiled"]["largest_difference"] < 1e-2
+    assert (out / "model.pt2").stat().st_size < 4 << 20  # code alone
+    assert unfit(signature["compiled"]) is None
+    assert "torch 1.0" in str(unfit(signature["compiled"] | {"torch": "1.0"}))
+    assert "with avx9" in str(unfit(signature["compiled"] | {"flags": ["avx2", "avx9"]}))
+    scripted, rows = load(out), golden_inputs(read(out / "golden.json"))
+    code, once = Compiled(out / "model.pt2", signature["flat"]["model"], scripted), flat.once(run_folder.recipe_of(run))
+    seen = []
+    for _ in range(2):
+        for task, wanted in scripted(*rows).items():
+            assert apart(code(*rows)[task], wanted) < 1e-5
+            seen.append(wanted)
+        for row in (0, 1, 5):
+            given, _ = one_user(rows, once, row)
+            assert apart(code.rank(*given)["click"], scripted.rank(*given)["click"]) < 1e-5
+        assert code.rank(*one_user(rows, ["movie"], 0)[0])["click"].shape == (32,)  # lists of each candidate
+        for each in [*scripted.parameters(), *scripted.buffers()]:  # as a delta does
+            if each.is_floating_point() or each.dtype == torch.uint8:
+                each.detach().add_(1 if each.dtype == torch.uint8 else 0.01)
+    assert apart(seen[0], seen[1]) > 1e-3
+    said = driven(out)
+    assert "of TorchScript's processor time on the golden rows" in said[0]
+    (_, first, mean), (_, second, other), (_, cut), missing = (line.split() for line in said[1:])
+    assert max(float(first), float(second), float(cut)) < 1e-5
+    assert abs(float(mean) - float(other)) > 1e-3
+    assert missing == ["missing", "0"]
+
+
+def driven(folder: Path) -> list[str]:
+    """What the C++ class says of an export."""
+    source, torch_folder = Path(__file__).parents[2] / "serve/compiled_driver.cpp", Path(torch.__path__[0])
+    program, includes = (
+        folder.parent / "driver",
+        [torch_folder / "include", torch_folder / "include/torch/csrc/api/include"],
+    )
+    libraries = [f"-L{torch_folder / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{torch_folder / 'lib'}"]
+    build = ["g++", "-std=c++20", "-O0", source, "-o", program, *(f"-I{path}" for path in includes), *libraries]
+    subprocess.run(build, check=True)
+    found = subprocess.run([program, folder], capture_output=True, text=True, check=True)
+    return found.stdout.splitlines()
+
+
+@needs_onnx
+def test_what_onnx_cannot_say_is_told_in_a_sentence(tmp_path):
+    recipe = test_flat.small("als_amusic")
+    with pytest.raises(BadInput, match=r"'als' cannot be written as ONNX \(ONNX has no aten.linalg_cholesky_ex\)"):
+        compiled.write_onnx(test_flat.built(recipe), recipe, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("key", ["compiled", "onnx"])
+def test_a_fitted_model_is_refused_before_anything_is_written(key):
+    recipe = load_recipe(test_flat.RECIPES / "item_cf_simulated.yaml", [f"export.{key}=true"])
+    with pytest.raises(BadInput, match=f"export.{key}: 'item_cf' is fitted"):
+        compiled.check(recipe)
+
+
+def test_another_processor_is_refused(monkeypatch):
+    monkeypatch.setattr(compiled, "flags_here", lambda: {"sse2"})
+    with pytest.raises(BadInput, match="x86-64 processors with AVX2"):
+        compiled.processor()
+    monkeypatch.setattr(compiled, "flags_here", lambda: {*compiled._V3, "sse2"})
+    assert compiled.processor() == {"march": "x86-64-v3", "flags": compiled._V3}
+
+
+def test_a_candidate_is_a_feature():
+    with pytest.raises(BadInput, match="export.candidate: there is no feature 'vido'.*'video'"):
+        load_recipe(test_flat.RECIPES / "din_kuairand.yaml", ["export.candidate=[vido]"])
