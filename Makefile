@@ -61,7 +61,8 @@ docs: setup  ## The documentation site, into site/
 SANITIZE ?=
 BUILD := serve/build$(addprefix -,$(SANITIZE))
 serve: setup  ## The server outside Python, serve/build/livetrain-serve (SANITIZE=address: into serve/build-address)
-	@cmake -S serve -B $(BUILD) -DTORCH=$$($(BIN)/python -c "import torch; print(torch.__path__[0])") -DSANITIZE=$(SANITIZE)
+	@cmake -S serve -B $(BUILD) -DSANITIZE=$(SANITIZE) \
+	  $$($(BIN)/python -c "import pyarrow, torch; print(f'-DTORCH={torch.__path__[0]} -DARROW={pyarrow.__path__[0]}')")
 	@cmake --build $(BUILD) && echo "$(BUILD)/livetrain-serve"
 
 SECONDS := 60

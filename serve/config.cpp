@@ -47,6 +47,13 @@ class Section {
                  ", not " + value.dump());
         into = value.get<int64_t>();
     }
+    void share(const std::string& key, double& into) {
+        const auto value = take(key);
+        if (value.is_null()) return;
+        if (!value.is_number() || value < 0 || value > 1)
+            fail("'" + key + "' must be a number from 0 to 1, not " + value.dump());
+        into = value.get<double>();
+    }
     void choice(const std::string& key, std::string& into, const std::set<std::string>& of) {
         text(key, into);
         if (!of.count(into)) fail("'" + key + "' must be " + listed(of) + ", not '" + into + "'");
@@ -160,7 +167,15 @@ Config read_config(const std::filesystem::path& file) {
         part.done();
     }
     config.store = whole.take("store");
-    config.log = whole.take("log");
+    if (const auto log = whole.take("log"); !log.is_null()) {
+        Section part(log, name + ": log");
+        part.path("path", config.log.path);
+        part.share("share", config.log.share);
+        part.number("rows", config.log.rows, 1, 10'000'000);
+        part.number("seconds", config.log.seconds, 1, 86'400);
+        part.done();
+        if (config.log.path.empty()) part.fail("'path' is missing; name the folder of the logs");
+    }
     whole.done();
     return config;
 }

@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "request_log.h"
+
 namespace serve {
 
 // A sentence that names the key or file, the fault and the mend.
@@ -41,7 +43,8 @@ struct Config {
     std::map<std::string, ModelConfig> models;
     RankConfig rank;         // of POST /rank; `model` is "" where there is none
     std::string retrieve;    // the model of POST /retrieve; "" where there is none
-    nlohmann::json store, log;  // null of none
+    nlohmann::json store;       // null of none
+    LogConfig log;              // its path is "" where nothing is logged
 };
 
 // Raises BadConfig.

@@ -61,6 +61,9 @@ Server::Server(const Config& config)
         alone.model = config.retrieve;
         pipelines_["/retrieve"] = std::make_unique<Pipeline>(models_, alone);
     }
+    if (!config.log.path.empty()) {
+        log_ = std::make_unique<RequestLog>(config.log);
+    }
     route();
     refresher_ = std::thread([this] { refresh(); });
 }
@@ -182,10 +185,25 @@ wire::Reply Server::once(Pipeline& pipeline, const httplib::Request& asked) {
         const auto rows = wire::check(request, joint->signature, limits_);
         const auto outcome = pipeline.answer(request, rows, *joint);
         if (!outcome) continue;
+        if (log_ && !request.rows && pipeline.model().config.kind != "retrieve" && log_->wanted())
+            log(asked.path == "/rank" ? "rank" : pipeline.model().name, request, rows, joint, *outcome);
         if (!people) return wire::answer_binary(request, outcome->answer);
         return {wire::answer_json(request, outcome->answer), 0, false};
     }
     throw wire::BadRequest(503, "models were replaced again and again meanwhile; ask again");
+}
+
+void Server::log(const std::string& name, const wire::Request& request, int64_t rows,
+                 const std::shared_ptr<const Joint>& joint, const Outcome& outcome) {
+    Logged row;
+    row.name = name;
+    row.signature = {joint, &joint->signature};
+    row.request = request;
+    row.rows = rows;
+    row.model = outcome.answer.model;
+    row.scores = outcome.answer.scores;
+    row.order = outcome.order, row.prerank = outcome.prerank;
+    log_->put(row);
 }
 
 void Server::refuse(const std::string& name, int status, const std::string& sentence, httplib::Response& response) {
@@ -230,6 +248,12 @@ void Server::metrics(httplib::Response& response) {
     each("swaps_total", "counter", "Bases and deltas taken in since the start.", [](const auto& of) { return of.swaps; });
     each("failed_loads_total", "counter", "Times that what is published could not be taken in.",
          [](const auto& of) { return of.failures; });
+    if (log_) {
+        Metrics::head(out, "logged_requests_total", "counter", "Requests in whole files of the log.");
+        out << "livetrain_logged_requests_total " << log_->written() << "\n";
+        Metrics::head(out, "unlogged_requests_total", "counter", "Sampled requests that the log has lost: a slow or full disk.");
+        out << "livetrain_unlogged_requests_total " << log_->dropped() << "\n";
+    }
     out << "# HELP process_resident_memory_bytes Memory of this process.\n# TYPE process_resident_memory_bytes gauge\n"
         << "process_resident_memory_bytes " << memory() << "\n";
     response.set_content(out.str(), "text/plain; version=0.0.4");

@@ -36,6 +36,8 @@ class Server {
     void route();
     void answer(Pipeline& pipeline, const std::string& name, const httplib::Request& asked, httplib::Response& response);
     Said work(Pipeline& pipeline, const httplib::Request& asked);
+    void log(const std::string& name, const wire::Request& request, int64_t rows, const std::shared_ptr<const Joint>& joint,
+             const Outcome& outcome);
     wire::Reply once(Pipeline& pipeline, const httplib::Request& asked);
     void refuse(const std::string& name, int status, const std::string& sentence, httplib::Response& response);
     void health(httplib::Response& response);
@@ -47,6 +49,7 @@ class Server {
     Models models_;
     std::map<std::string, std::unique_ptr<Pipeline>> pipelines_;  // by model; and "rank" and "retrieve" under a slash
     Metrics metrics_;
+    std::unique_ptr<RequestLog> log_;  // null of none
     Queue queue_;
     httplib::Server http_;
     std::atomic<bool> stopping_{false};

@@ -4,6 +4,7 @@
 #include <ATen/ops/from_blob.h>
 
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -44,6 +45,9 @@ json parsed(std::string_view text, const Limits& limits) {
     if (text.size() > limits.json)
         refuse("the JSON of the request has " + std::to_string(text.size()) + " bytes, and " +
                    std::to_string(limits.json) + " are allowed; send tensors in binary, or fewer candidates", 413);
+    // nlohmann-json takes a zero byte for the end, and whatever follows it for nothing.
+    if (const auto zero = text.find('\0'); zero != std::string_view::npos)
+        refuse("the request is no JSON at byte " + std::to_string(zero + 1) + "; it has a zero byte there");
     const auto shallow = [&](int depth, json::parse_event_t, const json&) {
         if (depth > limits.depth)
             refuse("the JSON of the request is nested more than " + std::to_string(limits.depth) + " deep");
@@ -66,6 +70,11 @@ std::string drawn() {
     std::string text(16, '0');
     for (auto& each : text) each = "0123456789abcdef"[number & 15], number >>= 4;
     return text;
+}
+
+int64_t now() {
+    const auto since = std::chrono::system_clock::now().time_since_epoch();
+    return std::chrono::duration_cast<std::chrono::milliseconds>(since).count();
 }
 
 std::string id_of(const json& head, const char* key, const Limits& limits) {
@@ -502,6 +511,7 @@ Request parse_binary(std::string_view body, size_t header, const Signature& sign
     auto rest = body.substr(header);
     Request request;
     request.id = id_of(head, "id", limits);
+    request.time = now();
     parameters(head, request);
     check_top(request, limits);
     const auto inputs = head.find("inputs");
@@ -529,6 +539,7 @@ Request parse_json(std::string_view body, const Signature& signature, const Limi
             key != "exclude" && key != "top")
             refuse(shown(key) + " is no part of a request; it has user, candidates, rows, request_id, channel, exclude, top");
     request.id = id_of(head, "request_id", limits);
+    request.time = now();
     request.rows = head.contains("rows");
     if (request.rows && (head.contains("user") || head.contains("candidates")))
         refuse("rows: give either rows, or user and candidates");

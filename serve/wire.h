@@ -51,12 +51,16 @@ struct Feature {
     std::string beside;             // what lies beside each id: "weights", "vectors" or "times"; "" of nothing
     int64_t beside_width = 0;       // how many numbers that is; 0 where the signature is of an older export
     std::optional<bool> strings;    // whether its ids are hashes of strings, where that is known
+
+    bool operator==(const Feature&) const = default;
 };
 
 struct Signature {
     std::map<std::string, Feature, std::less<>> features;  // without those that the file makes of others
     std::vector<std::string> scores;                       // tasks, and the fused score
     std::map<std::string, std::vector<std::string>> towers;  // "user" and "item" of a model that has them: features
+
+    bool operator==(const Signature&) const = default;
 
     // Raises std::runtime_error: this is no signature.
     static Signature parsed(std::string_view text);
@@ -73,6 +77,7 @@ struct Output {
 
 struct Request {
     std::string id;       // the caller's, or one drawn
+    int64_t time = 0;     // when it was read, in ms since 1970 (UTC)
     bool rows = false;    // `forward`: every feature has as many rows; otherwise `rank`
     Columns ids, lengths, dense;
     std::vector<std::string> channel;  // what recall says of each candidate; logged only

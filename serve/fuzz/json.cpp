@@ -39,7 +39,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const std::string text(reinterpret_cast<const char*>(data), size);
     const auto shallow = [](int depth, nlohmann::json::parse_event_t, nlohmann::json&) { return depth < 100; };
     const auto other = nlohmann::json::parse(text, shallow, false);
-    const bool taken = !other.is_discarded() && text.rfind("\xEF", 0) != 0 && depth(other) < 60;
+    // It passes over a mark of the byte order, and takes a zero byte for the end.
+    const bool odd = text.rfind("\xEF", 0) == 0 || text.find('\0') != std::string::npos;
+    const bool taken = !other.is_discarded() && !odd && depth(other) < 60;
     try {
         const auto mine = JsonReader("file.json", text).value();
         if (taken && !same(mine, other)) std::abort();

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 
 from tests.serve.built import CACHE, SERVE, TORCH
@@ -26,7 +27,16 @@ def binary() -> Path:
     if not shutil.which("cmake") or not Path("/usr/include/httplib.h").exists():
         pytest.skip("needs cmake and httplib.h (apt install cmake libcpp-httplib-dev nlohmann-json3-dev)")
     folder = CACHE / "server"
-    asked = ["cmake", "-S", str(SERVE), "-B", str(folder), f"-DTORCH={TORCH}", "-DCMAKE_BUILD_TYPE=Debug"]
+    asked = [
+        "cmake",
+        "-S",
+        str(SERVE),
+        "-B",
+        str(folder),
+        f"-DTORCH={TORCH}",
+        f"-DARROW={pyarrow.__path__[0]}",
+        "-DCMAKE_BUILD_TYPE=Debug",
+    ]
     for command in (asked, ["cmake", "--build", str(folder)]):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]

@@ -220,6 +220,7 @@ def _by_hand(vectors: Path) -> Iterator[Case]:
     yield Case("5 MB of JSON", b'{"user": "' + b"x" * 5_000_000 + b'"}', None, "bytes")
     yield Case("a number beyond all types", b'{"user": {"user": 1e999}, "candidates": {}}', None)
     yield Case("half a character", b'{"user": {"city": "\\ud800"}, "candidates": {}}', None, "no JSON at byte")
+    yield Case("a zero byte, and more", json.dumps(rank).encode() + b"\0hello", None, "zero byte")
     yield Case("two texts", json.dumps(rank).encode() * 2, None)
     yield people("rows, too", {"rows": rows["rows"]}, "rows")
     yield people("a key that nobody knows", {"usr": {}}, "usr")
