@@ -274,6 +274,7 @@ def export(
     *,
     checkpoint: Which = "best",
     quantize: "Quantization | None" = None,
+    triton: str | Path | None = None,
     warn: Callable[[str], None] = log.warning,
     **asked: Any,
 ) -> dict[str, Any]:
@@ -284,6 +285,7 @@ def export(
         out: the folder to write, by default the run's ``export``; an earlier export there is replaced.
         checkpoint: the best on the validation split, or the newest.
         quantize: how tables are stored, by default as the recipe says.
+        triton: a model repository of Triton, in which it becomes the newest version of a model named as the run.
         warn: told why Weights & Biases, where the recipe names it, has not got the export.
         asked: other values of the recipe's ``export``: ``compiled``, ``onnx``, ``candidate``.
 
@@ -305,6 +307,10 @@ def export(
 
     folder = run.folder / "export" if out is None else Path(out)
     signature = exporter.export(run.folder, checkpoint, folder, quantize, **asked)
+    if triton is not None:
+        from livetrain.trainers.export import triton as repository
+
+        repository.write(folder, Path(triton), run.folder.name)
     weights_and_biases.send_export(run.folder, folder, signature, warn)
     return signature
 

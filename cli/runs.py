@@ -160,6 +160,14 @@ def export(
             show_default=False,
         ),
     ] = None,
+    triton: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also a version of a model in this model repository of Triton Inference Server.",
+            show_default=False,
+        ),
+    ] = None,
     candidate: Annotated[
         list[str] | None,
         typer.Option(
@@ -185,7 +193,9 @@ def export(
     how: Quantization | None = quantize.value if quantize else None
     named = {"compiled": compiled, "onnx": onnx, "candidate": candidate}
     asked = {key: value for key, value in named.items() if value is not None}
-    signature = api.export(trained, folder, checkpoint=checkpoint.value, quantize=how, warn=complain, **asked)
+    signature = api.export(
+        trained, folder, checkpoint=checkpoint.value, quantize=how, triton=triton, warn=complain, **asked
+    )
     from livetrain.trainers.export import export as exporter
 
     towers = "user.pt, item.pt, " if "towers" in signature else ""
@@ -195,6 +205,8 @@ def export(
     say(f"{folder or run / 'export'}: model.pt, {towers}{more}{beside}signature.json, golden.json")
     for line in exporter.lines(signature):
         say(line)
+    if triton is not None:
+        say(f"{triton / run.resolve().name}: the newest version of this model for Triton")
     if bench:
         from livetrain.trainers.export import latency
 

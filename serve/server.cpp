@@ -208,7 +208,7 @@ wire::Reply Server::once(Pipeline& pipeline, const httplib::Request& asked) {
         }
         const auto outcome = pipeline.answer(request, rows, *joint);
         if (!outcome) continue;
-        if (log_ && outcome->order.defined() && log_->wanted())
+        if (log_ && !request.rows && pipeline.model().config.kind != "retrieve" && log_->wanted())
             log(asked.path == "/rank" ? "rank" : pipeline.model().name, request, rows, joint, *outcome, std::move(stored));
         if (!people) return wire::answer_binary(request, outcome->answer);
         return {wire::answer_json(request, outcome->answer), 0, false};

@@ -17,7 +17,13 @@ import (
 	"time"
 )
 
-const vectors = "../../../tests/serve/vectors"
+var vectors = "../../../tests/serve/vectors"
+
+func init() {
+	if other := os.Getenv("LIVETRAIN_VECTORS"); other != "" {
+		vectors = other
+	}
+}
 
 type tensorCase struct {
 	Shape  []int         `json:"shape"`
@@ -163,6 +169,25 @@ func server(t *testing.T) *httptest.Server {
 
 func TestClientAsksAndReads(t *testing.T) {
 	client := NewClient(server(t).URL+"/", 30*time.Second)
+	for name, given := range casesOf(t) {
+		answer, err := client.Infer(context.Background(), "din", requestOf(t, given))
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, name, answer, given)
+	}
+}
+
+// A server that runs, with the model of the vectors as "din".
+func TestAServerGivesTheVectorsScores(t *testing.T) {
+	address := os.Getenv("LIVETRAIN_SERVER")
+	if address == "" {
+		t.Skip("LIVETRAIN_SERVER names none")
+	}
+	client := NewClient(address, 30*time.Second)
+	if !client.Ready(context.Background()) {
+		t.Fatal("not ready")
+	}
 	for name, given := range casesOf(t) {
 		answer, err := client.Infer(context.Background(), "din", requestOf(t, given))
 		if err != nil {
