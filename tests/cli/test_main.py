@@ -128,18 +128,19 @@ def test_evaluate_hands_its_choices_down(call, floor_below, run):
 
 def test_export_says_where_the_file_is_and_how_close(call, floor_below, run):
     floor_below.stand_in(
-        "livetrain.trainers.export.export", export={"its": "signature"}, lines=["so close", "so large"]
+        "livetrain.trainers.export.export", export={"its": "signature"}, more=[], lines=["so close", "so large"]
     )
     floor_below.stand_in("livetrain.trainers.observe.weights_and_biases", send_export=None)
     code, out, _ = call("export", str(run))
     assert code == 0
     assert out == f"{run / 'export'}: model.pt, signature.json, golden.json\nso close\nso large\n"
     asked = [call for call in floor_below.calls if call[0] != "send_export"]
-    assert asked == [("export", run, "best", run / "export", None), ("lines", {"its": "signature"})]
+    signature = {"its": "signature"}
+    assert asked == [("export", run, "best", run / "export", None), ("more", signature), ("lines", signature)]
 
 
 def test_export_hands_quantisation_and_candidates_down(call, floor_below, run, tmp_path):
-    floor_below.stand_in("livetrain.trainers.export.export", export={}, lines=[])
+    floor_below.stand_in("livetrain.trainers.export.export", export={}, more=[], lines=[])
     floor_below.stand_in("livetrain.trainers.observe.weights_and_biases", send_export=None)
     floor_below.stand_in("livetrain.trainers.export.latency", compare=["measured"], latency_table="TABLE")
     words = ("--quantize", "int8", "--bench", "--candidate", "movie", "--candidate", "hour", "--out", str(tmp_path))
@@ -148,6 +149,7 @@ def test_export_hands_quantisation_and_candidates_down(call, floor_below, run, t
     assert out.endswith("TABLE\n")
     assert [call for call in floor_below.calls if call[0] != "send_export"] == [
         ("export", run, "best", tmp_path, "int8"),
+        ("more", {}),
         ("lines", {}),
         ("compare", run, "best", ["movie", "hour"]),
         ("latency_table", ["measured"]),

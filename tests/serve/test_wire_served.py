@@ -1,5 +1,6 @@
 """The wire at the server itself: what it refuses over HTTP, what clients get of it, and what it logs."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -41,16 +42,12 @@ def post(server, path, body, header=None, length=None):
     fields = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Length: {len(body) if length is None else length}"]
     fields += ["Connection: close"] + ([] if header is None else [f"{HEADER}: {header}"])
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
-        try:
+        found, broken = b"", (BrokenPipeError, ConnectionResetError)  # where it has read enough to refuse
+        with contextlib.suppress(*broken):
             connection.sendall("\r\n".join(fields).encode() + b"\r\n\r\n" + body)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it has read enough to refuse
-        found = b""
-        try:
+        with contextlib.suppress(*broken):
             while part := connection.recv(1 << 16):
                 found += part
-        except ConnectionResetError:
-            pass
     if not found:
         return None
     head, _, rest = found.partition(b"\r\n\r\n")
