@@ -341,6 +341,7 @@ class _Lane:
             while self._joiner.unsent:
                 self._minutes.add(*self._joiner.parts(self._joiner.unsent[0]))
                 del self._joiner.unsent[0]
+            self._minutes.sweep()
         except NotNow as error:
             raise OSError(str(error)) from None
 
