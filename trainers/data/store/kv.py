@@ -89,15 +89,19 @@ class _Lmdb:
         with self._map.begin() as reading:
             return [reading.get(key.encode()) for key in keys]
 
+    def _writing(self) -> Any:
+        self._map.reader_check()  # for one that was killed all that is replaced would be kept, and the file grow
+        return self._map.begin(write=True)
+
     def put(self, pairs: Iterable[tuple[str, bytes]]) -> None:
         for batch in _batches(pairs):
-            with self._map.begin(write=True) as writing:
+            with self._writing() as writing:
                 for key, value in batch:
                     writing.put(key.encode(), value)
 
     def change(self, keys: list[str], made: Callable[[list[bytes | None]], list[bytes]]) -> None:
         for batch in _batches(keys):
-            with self._map.begin(write=True) as writing:
+            with self._writing() as writing:
                 for key, value in zip(batch, made([writing.get(key.encode()) for key in batch]), strict=True):
                     writing.put(key.encode(), value)
 
@@ -111,12 +115,12 @@ class _Lmdb:
 
     def delete(self, keys: Iterable[str]) -> None:
         for batch in _batches(keys):
-            with self._map.begin(write=True) as writing:
+            with self._writing() as writing:
                 for key in batch:
                     writing.delete(key.encode())
 
     def flip(self, key: str, made: Callable[[bytes | None], bytes]) -> None:
-        with self._map.begin(write=True) as writing:
+        with self._writing() as writing:
             writing.put(key.encode(), made(writing.get(key.encode())))
 
     @contextlib.contextmanager
