@@ -192,7 +192,7 @@ void Server::route() {
               [](const httplib::Request&, httplib::Response& response) { response.set_content("{}", "application/json"); });
     http_.Get("/metrics", [this](const httplib::Request&, httplib::Response& response) { metrics(response); });
     http_.set_error_handler([](const httplib::Request&, httplib::Response& response) {
-        if (!response.body.empty()) return;
+        if (!response.body.empty() || response.content_provider_) return;
         const auto* said = response.status == 413 ? "the body is too large; send fewer candidates per request"
                            : response.status == 404 ? "there is nothing here; see docs/guide/server.md for the addresses"
                                                     : "the request is no HTTP that this server reads";
