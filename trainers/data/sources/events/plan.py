@@ -164,6 +164,6 @@ def read(state: Path) -> dict[str, Any]:
         return json.loads((state / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise BadInput(
-            f"{state} has no {PLAN}, from which a feature store is filled: days of an event log have one since this "
-            "version; prepare the newest day again"
+            f"{state} has no {PLAN}, from which a feature store is filled: days have one since version 4 of an event "
+            "log's samples; prepare the log again, in a new folder"
         ) from None
