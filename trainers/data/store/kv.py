@@ -89,7 +89,7 @@ class _Lmdb:
     def _step(self, write: bool = False) -> Iterator[Any]:
         try:
             if write:
-                self._map.reader_check()  # for a reader that was killed all that is replaced is kept, and the file grows
+                self._map.reader_check()  # for one that was killed all that is replaced is kept, and the file grows
             with self._map.begin(write=write) as step:
                 yield step
         except self._error as error:  # the disk is full
