@@ -127,6 +127,21 @@ def test_what_comes_with_the_request_goes_before_what_is_stored(world):
     assert features.row(1, asked, at, {"live_streamer": [5, 6]})[0]["lived"].tolist() == [5, 6]
 
 
+def test_candidates_may_come_twice_have_no_author_or_be_none(world):
+    folder, days, store = world
+    features, at = Features(store, worlds.recipe(folder / "out")), worlds.samples(days[-1])["timestamp"][-1].as_py()
+    asked = {"room": [1, 2, None, 1, 2], "streamer": [101, None, 103, 101, 102]}
+    whole = features.columns(1, asked, at)[0].to_pylist()
+    assert whole[0] == whole[3]
+    assert whole[1] != whole[4]
+    for place, row in enumerate(whole):
+        alone = features.columns(1, {name: [values[place]] for name, values in asked.items()}, at)[0].to_pylist()
+        assert alone == [row]
+    assert len(features.columns(1, {"room": [], "streamer": []}, at)[0]) == 0
+    ids, lengths, dense = features.row(1, {"room": [], "streamer": []}, at)
+    assert len(lengths["room"]) == len(dense["room_viewers"]) == len(ids["room"]) == 0
+
+
 def test_ids_of_strings_are_found_whole(world):
     """A float64 holds no number of 64 bits."""
     _, days, store = world

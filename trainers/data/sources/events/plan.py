@@ -17,8 +17,7 @@ import duckdb
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.sources.events.known import ENTRY, Options
 from livetrain.trainers.data.sources.events.model import (
-    BITS,
-    EXPOSURE,
+    COUNTED,
     PEOPLE,
     SHOWN,
     Adapter,
@@ -29,8 +28,6 @@ from livetrain.trainers.data.sources.events.model import (
 from livetrain.trainers.runtime import manifest
 
 PLAN = "plan.json"
-COUNTED = (EXPOSURE, *BITS)
-"""Kinds that statistics and pairs count, in this order."""
 DOMAINS = ("live", "video", PEOPLE)
 
 
