@@ -4,6 +4,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -27,6 +28,20 @@ pytest.importorskip("lmdb")
 
 class Killed(BaseException):
     """Stands for SIGKILL."""
+
+
+def test_a_killed_reader_does_not_make_the_file_grow(tmp_path):
+    store = open_store(str(tmp_path), create=True)
+    store.put([("a", b"0")])
+    reads = f"import lmdb, time; held = lmdb.open({str(tmp_path)!r}, readonly=True).begin(); print(1, flush=True); "
+    with subprocess.Popen([sys.executable, "-c", reads + "time.sleep(99)"], stdout=subprocess.PIPE) as reader:
+        assert reader.stdout.readline() == b"1\n"
+        reader.kill()
+    for number in range(100):
+        store.put([("a", bytes([number]) * 100_000)])
+    assert store.get(["a"]) == [bytes([99]) * 100_000]
+    store.close()
+    assert (tmp_path / "data.mdb").stat().st_size < 2_000_000
 
 
 @pytest.fixture(scope="module")

@@ -88,6 +88,8 @@ class _Lmdb:
     @contextlib.contextmanager
     def _step(self, write: bool = False) -> Iterator[Any]:
         try:
+            if write:
+                self._map.reader_check()  # for one that was killed all that is replaced is kept, and the file grows
             with self._map.begin(write=write) as step:
                 yield step
         except self._error as error:  # the disk is full
