@@ -84,11 +84,12 @@ def test_the_exported_file_scores_like_the_model(run):
     assert signature["features"]["rate"] == {
         "dtype": "float32",
         "missing": "NaN",
+        "columns": ["rate"],
         "type": "steps",
         "table": "rate",
         "edges": [0.0, 2.0, 3.0, 4.0, 6.0],
     }
-    assert list(signature["features"]["worth"])[-2:] == ["mean", "std"]
+    assert list(signature["features"]["worth"])[-3:] == ["mean", "std", "columns"]
     golden = json.loads((run / "export/golden.json").read_text())
     inputs = golden_inputs(golden)
     assert any(math.isnan(x) for x in inputs[2]["rate"].tolist())
