@@ -22,14 +22,17 @@ int main(int count, char** arguments) {
     sigset_t ends;
     sigemptyset(&ends), sigaddset(&ends, SIGTERM), sigaddset(&ends, SIGINT);
     pthread_sigmask(SIG_BLOCK, &ends, nullptr);  // before there are other threads, which then have it too
+    std::atomic<serve::Server*> loaded{nullptr};
+    std::thread stopper([&] {
+        int signal = 0;
+        sigwait(&ends, &signal);
+        if (auto* server = loaded.load()) server->stop();
+        else std::_Exit(0);  // it answers nobody yet
+    });
     try {
         const auto config = serve::read_config(arguments[1]);
         serve::Server server(config);
-        std::thread stopper([&] {
-            int signal = 0;
-            sigwait(&ends, &signal);
-            server.stop();
-        });
+        loaded = &server;
         std::cerr << "serving on " << config.host << ":" << config.port << std::endl;
         if (server.listen()) {
             stopper.join();
@@ -41,5 +44,5 @@ int main(int count, char** arguments) {
     } catch (const std::exception& error) {
         std::cerr << said(error) << "\n";
     }
-    std::_Exit(2);
+    std::_Exit(2);  // the thread that waits for a signal waits for ever
 }

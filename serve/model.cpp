@@ -20,7 +20,8 @@ std::vector<int64_t> keys_of(const nlohmann::json& change, const char* part, boo
     if (!change.at(part).is_array()) throw wire::BadRequest(400, std::string(part) + ": must be a list of items");
     for (const auto& key : change.at(part)) {
         if (strings ? !key.is_string() : !key.is_number_integer())
-            throw wire::BadRequest(400, std::string(part) + ": " + key.dump() + " is no item of this index, whose keys are " +
+            throw wire::BadRequest(400, std::string(part) + ": entry " + std::to_string(keys.size()) +
+                                            " is no item of this index, whose keys are " +
                                             (strings ? "strings" : "whole numbers") + "; give them as keys.txt has them");
         if (!strings) {
             keys.push_back(key.get<int64_t>());
@@ -72,10 +73,11 @@ std::shared_ptr<const void> Model::complete(const Served::State& state) {
 
 void Model::refresh(std::chrono::milliseconds every) {
     const auto now = std::chrono::steady_clock::now();
-    const auto index = config.kind == "retrieve" ? text(config.index / "current.json") : "";
-    const auto pointers = text(config.published / "current.json") + index;
-    if (pointers == tried_ && now < again_) return;
+    std::string pointers;
     try {
+        const auto index = config.kind == "retrieve" ? text(config.index / "current.json") : "";
+        pointers = text(config.published / "current.json") + index;  // throws where a disk gives an error
+        if (pointers == tried_ && now < again_) return;
         const bool other = !index.empty() && index != index_seen_;
         const bool moved = served_->refresh(other);
         const std::lock_guard lock(mutex_);
@@ -107,7 +109,7 @@ void Model::change_air(const nlohmann::json& change) {
     if (!change.is_object()) throw wire::BadRequest(400, "a change is an object with on and off, or only");
     for (const auto& [key, value] : change.items())
         if (key != "on" && key != "off" && key != "only")
-            throw wire::BadRequest(400, "'" + key + "' is no part of a change; it has on and off, or only");
+            throw wire::BadRequest(400, "'" + key.substr(0, 40) + "' is no part of a change; it has on and off, or only");
     const bool strings = about()->index->strings();
     const auto on = keys_of(change, "on", strings), off = keys_of(change, "off", strings);
     const std::unordered_set<int64_t> shown(on.begin(), on.end());

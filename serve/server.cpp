@@ -4,6 +4,7 @@
 
 #include <fstream>
 #include <iostream>
+#include <system_error>
 
 namespace serve {
 namespace {
@@ -19,13 +20,21 @@ class Connections : public httplib::TaskQueue {
     void enqueue(std::function<void()> connection) override {
         std::unique_lock lock(mutex_);
         fewer_.wait(lock, [&] { return open_ < CONNECTIONS; });
-        ++open_;
-        std::thread([this, connection = std::move(connection)] {
+        const auto answer = [this, connection = std::move(connection)] {
             connection();
             const std::lock_guard lock(mutex_);
             --open_;
             fewer_.notify_all();
-        }).detach();
+        };
+        while (true) {
+            try {
+                std::thread(answer).detach();
+                ++open_;
+                return;
+            } catch (const std::system_error&) {  // the machine has no thread left: another connection has to end
+                fewer_.wait_for(lock, std::chrono::milliseconds(10));
+            }
+        }
     }
     void shutdown() override {
         std::unique_lock lock(mutex_);
@@ -37,6 +46,40 @@ class Connections : public httplib::TaskQueue {
     std::condition_variable fewer_;
     size_t open_ = 0;
 };
+
+// Refuses a request whose body stays unread, and closes the connection, on which that would be taken for the next one.
+void close(httplib::Response& response, int status, const std::string& sentence) {
+    const auto body = wire::error_json(sentence);
+    response.status = status;
+    response.set_header("Connection", "close");
+    response.set_content_provider(body.size(), "application/json", [body](size_t, size_t, httplib::DataSink& sink) {
+        sink.write(body.data(), body.size());
+        return false;  // nothing more can be sent
+    });
+}
+
+// Before a body is read: the library bounds what comes with its length alone, and neither chunks nor what it unpacks.
+httplib::Server::HandlerResponse before(const httplib::Request& asked, httplib::Response& response) {
+    using Next = httplib::Server::HandlerResponse;
+    const bool posted = asked.method == "POST";
+    if (!posted && asked.method != "GET" && asked.method != "HEAD") {
+        close(response, 405, "this server knows GET and POST alone; see docs/guide/server.md for the addresses");
+        return Next::Handled;
+    }
+    if (asked.has_header("Transfer-Encoding") || (posted && !asked.has_header("Content-Length"))) {
+        close(response, 411, "a body must come with Content-Length, and not in chunks");
+        return Next::Handled;
+    }
+    if (asked.has_header("Content-Encoding")) {
+        close(response, 415, "a body must not be compressed; send it as it is, without Content-Encoding");
+        return Next::Handled;
+    }
+    // What a body is says its address. By its type the library would take what `curl -d` sends for a form of 8 kB at
+    // most; and ranges would repeat an answer as often as they name it.
+    auto& mine = const_cast<httplib::Request&>(asked);
+    mine.headers.erase("Content-Type"), mine.ranges.clear();
+    return Next::Unhandled;
+}
 
 double memory() {
     std::ifstream file("/proc/self/statm");
@@ -93,6 +136,8 @@ bool Server::listen() {
 
 void Server::stop() {
     stopping_ = true;
+    // The library forgets a stop that comes before it listens.
+    while (!http_.is_running()) std::this_thread::sleep_for(std::chrono::milliseconds(10));
     http_.stop();
 }
 
@@ -101,6 +146,7 @@ void Server::route() {
     http_.set_payload_max_length(limits_.bytes);
     http_.set_tcp_nodelay(true);
     http_.set_keep_alive_max_count(1'000'000);
+    http_.set_pre_routing_handler(before);
     http_.Post("/(rank|retrieve)", [this](const httplib::Request& asked, httplib::Response& response) {
         const auto name = asked.matches[1].str();
         const auto found = pipelines_.find("/" + name);
@@ -120,7 +166,11 @@ void Server::route() {
         const auto found = models_.find(name);
         if (found == models_.end()) return refuse("", 404, "there is no model of this name; GET /health lists them", response);
         try {
-            const auto change = nlohmann::json::parse(asked.body, nullptr, false);
+            const auto flat = [](int depth, nlohmann::json::parse_event_t, const nlohmann::json&) {
+                if (depth > 2) throw wire::BadRequest(400, "the change is nested; on, off and only are lists of items");
+                return true;
+            };
+            const auto change = nlohmann::json::parse(asked.body, flat, false);
             if (change.is_discarded()) throw wire::BadRequest(400, "the change is no JSON");
             found->second->change_air(change);
             response.set_content("{}", "application/json");
@@ -142,7 +192,7 @@ void Server::route() {
               [](const httplib::Request&, httplib::Response& response) { response.set_content("{}", "application/json"); });
     http_.Get("/metrics", [this](const httplib::Request&, httplib::Response& response) { metrics(response); });
     http_.set_error_handler([](const httplib::Request&, httplib::Response& response) {
-        if (!response.body.empty()) return;
+        if (!response.body.empty() || response.content_provider_) return;
         const auto* said = response.status == 413 ? "the body is too large; send fewer candidates per request"
                            : response.status == 404 ? "there is nothing here; see docs/guide/server.md for the addresses"
                                                     : "the request is no HTTP that this server reads";
@@ -213,7 +263,7 @@ wire::Reply Server::once(Pipeline& pipeline, const httplib::Request& asked) {
         const auto outcome = pipeline.answer(request, rows, *joint);
         if (!outcome) continue;
         if (log_ && !request.rows && pipeline.model().config.kind != "retrieve" && log_->wanted())
-            log(asked.path == "/rank" ? "rank" : pipeline.model().name, request, rows, joint, *outcome, std::move(stored));
+            log(asked.path == "/rank" ? "rank" : pipeline.model().name, request, rows, joint->signature, *outcome, std::move(stored));
         if (!people) return wire::answer_binary(request, outcome->answer);
         return {wire::answer_json(request, outcome->answer), 0, false};
     }
@@ -221,11 +271,11 @@ wire::Reply Server::once(Pipeline& pipeline, const httplib::Request& asked) {
 }
 
 void Server::log(const std::string& name, const wire::Request& request, int64_t rows,
-                 const std::shared_ptr<const Joint>& joint, const Outcome& outcome, std::vector<std::string> stored) {
+                 const wire::Signature& signature, const Outcome& outcome, std::vector<std::string> stored) {
     Logged row;
     row.stored = std::move(stored);
     row.name = name;
-    row.signature = {joint, &joint->signature};
+    row.signature = std::make_shared<const wire::Signature>(signature);  // alone: a log must not keep an old index
     row.request = request;
     row.rows = rows;
     row.model = outcome.answer.model;

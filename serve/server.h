@@ -24,7 +24,7 @@ class Server {
 
     // Answers until `stop`, from another thread; returns false where the address cannot be had.
     bool listen();
-    // Takes no more connections; what has arrived is answered.
+    // Takes no more connections; what has arrived is answered. Waits for `listen` to begin.
     void stop();
 
   private:
@@ -36,7 +36,7 @@ class Server {
     void route();
     void answer(Pipeline& pipeline, const std::string& name, const httplib::Request& asked, httplib::Response& response);
     Said work(Pipeline& pipeline, const httplib::Request& asked);
-    void log(const std::string& name, const wire::Request& request, int64_t rows, const std::shared_ptr<const Joint>& joint,
+    void log(const std::string& name, const wire::Request& request, int64_t rows, const wire::Signature& signature,
              const Outcome& outcome, std::vector<std::string> stored);
     wire::Reply once(Pipeline& pipeline, const httplib::Request& asked);
     void refuse(const std::string& name, int status, const std::string& sentence, httplib::Response& response);

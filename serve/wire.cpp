@@ -89,9 +89,9 @@ std::string id_of(const json& head, const char* key, const Limits& limits) {
 class Budget {
   public:
     explicit Budget(const Limits& limits) : limits_(limits) {}
-    void take(size_t numbers) {
-        taken_ += numbers;
-        if (taken_ > static_cast<size_t>(limits_.numbers))
+    void take(size_t numbers) { fits(numbers), taken_ += numbers; }
+    void fits(size_t numbers) const {
+        if (taken_ + numbers > static_cast<size_t>(limits_.numbers))
             refuse("the request has more than " + std::to_string(limits_.numbers) +
                        " ids and numbers; send fewer candidates per request", 413);
     }
@@ -306,6 +306,7 @@ void parameters(const json& head, Request& request) {
     const auto outputs = head.find("outputs");
     if (outputs == head.end()) return;
     if (!outputs->is_array()) refuse("outputs: must be a list, as [{\"name\": \"click\"}]");
+    std::set<std::string> seen;
     for (const auto& each : *outputs) {
         if (!each.is_object() || !each.contains("name") || !each.at("name").is_string())
             refuse("outputs: each needs a name, a string");
@@ -317,7 +318,10 @@ void parameters(const json& head, Request& request) {
                 binary = flag->get<bool>();
             }
         }
-        request.outputs.push_back({each.at("name").get<std::string>(), binary});
+        auto name = each.at("name").get<std::string>();
+        // So a small request gets no large answer.
+        if (!seen.insert(name).second) refuse("outputs: " + shown(name) + " is there twice; name it once");
+        request.outputs.push_back({std::move(name), binary});
     }
 }
 
@@ -339,14 +343,14 @@ void numbers_of(const json& value, int64_t width, const std::string& where, Colu
         column.numbers.push_back(number(value, where));
     } else if (value.is_null()) {
         column.numbers.insert(column.numbers.end(), width, std::nanf(""));
-    } else if (!value.is_array() || (width && value.size() != static_cast<size_t>(width))) {
+    } else if (!value.is_array() || value.size() != static_cast<size_t>(width)) {
         refuse(where + " must be a list of " + std::to_string(width) + " numbers");
     } else {
         for (const auto& each : value) column.numbers.push_back(number(each, where));
     }
 }
 
-void list_of(const Feature& feature, const json& given, const std::string& where, Column& column) {
+void list_of(const Feature& feature, const json& given, const std::string& where, const Budget& budget, Column& column) {
     const bool with = !feature.beside.empty();
     if (given.is_null()) {
         column.lengths.push_back(0);
@@ -369,14 +373,15 @@ void list_of(const Feature& feature, const json& given, const std::string& where
     if (!beside.empty() && !column.width)
         column.width = feature.beside_width ? feature.beside_width
                        : beside[0].is_array() ? static_cast<int64_t>(beside[0].size()) : 1;
+    budget.fits(column.numbers.size() + beside.size() * static_cast<size_t>(column.width));  // a null is short, its vector is not
     for (const auto& each : beside) numbers_of(each, column.width, where, column);
 }
 
-void row_of(const Feature& feature, const json& value, const std::string& where, Column& column) {
+void row_of(const Feature& feature, const json& value, const std::string& where, const Budget& budget, Column& column) {
     if (!feature.ids) {
         numbers_of(value, feature.width, where, column);
     } else if (feature.lists) {
-        list_of(feature, value, where, column);
+        list_of(feature, value, where, budget, column);
     } else {
         if (!value.is_null()) column.ids.push_back(id(feature, value, where));
         column.lengths.push_back(value.is_null() ? 0 : 1);
@@ -410,11 +415,11 @@ void table(const json& head, const std::string& part, const Signature& signature
         const auto where = part + ": " + shown(name);
         Column column;
         if (one) {
-            row_of(feature, given, where, column);
+            row_of(feature, given, where, budget, column);
         } else {
             if (!given.is_array()) refuse(where + " must be a list with a value per " + (part == "rows" ? "row" : "candidate"));
             budget.rows(where, given.size());
-            for (const auto& each : given) row_of(feature, each, where, column);
+            for (const auto& each : given) row_of(feature, each, where, budget, column);
         }
         budget.take(column.ids.size() + column.lengths.size() + column.numbers.size());
         if (request.ids.contains(name) || (!feature.ids && request.dense.contains(name)))

@@ -257,6 +257,7 @@ def _by_hand(vectors: Path) -> Iterator[Case]:
         "parameters that are none": {"parameters": [], "inputs": []},
         "outputs that are none": {"outputs": {}, "inputs": []},
         "an output without a name": {"outputs": [{}], "inputs": []},
+        "an output twice": {"outputs": [{"name": "click"}] * 2, "inputs": []},
         "channel of integers": {"inputs": [{"name": "channel", "datatype": "INT64", "shape": [1], "data": [1]}]},
     }.items():
         text = json.dumps(head).encode()

@@ -333,6 +333,8 @@ def test_a_server_that_is_stopped_answers_what_it_has(program, published, tmp_pa
         assert server.end() == 0
         asking.join()
         assert len(found) == 8
-        assert {*found} == {*whole}
+        # Who had no connection yet when it stopped has none; who had one has the answer.
+        assert {each for each in found if isinstance(each, bytes)} == {*whole}
+        assert all("refused" in str(each) for each in found if not isinstance(each, bytes))
         with pytest.raises(client.Unreachable):
             client.Client(server.url, 5.0).infer("din", given)

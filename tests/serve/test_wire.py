@@ -164,6 +164,21 @@ def test_ids_of_a_model_that_knows_what_they_are_must_be_that(driver, tmp_path):
     assert ("'city'" in first["body"], "'user'" in second["body"], fine["count"]) == (True, True, 6)
 
 
+def test_vectors_that_are_null_are_counted_before_there_are_numbers_of_them(driver, tmp_path):
+    signature = json.loads((VECTORS / "signature.json").read_text(encoding="utf-8"))
+    tags = signature["features"]["tags"]
+    tags |= {"weights": None, "vectors": "embedding", "beside": 100_000}
+    (tmp_path / "signature.json").write_text(json.dumps(signature), encoding="utf-8")
+    many = 200_000
+    asked = {"user": {"tags": {"ids": [1] * many, "vectors": [None] * many}}, "candidates": {}}
+    few = {"user": {"tags": {"ids": [1, 2], "vectors": [None, [0.5] * 100_000]}}, "candidates": {}}
+    refused, fine, _ = driver(
+        [(json.dumps(each).encode(), None) for each in (asked, few)], signature=tmp_path / "signature.json"
+    )
+    assert (refused["status"], "more than 2000000" in refused["body"]) == (413, True)
+    assert (fine["status"], "is missing" in fine["body"]) == (400, True)  # and nothing else is wrong with it
+
+
 def test_metadata_names_the_tensors_as_the_protocol_does(driver):
     (told,) = driver([])
     inputs = {each["name"]: (each["datatype"], each["shape"]) for each in told["inputs"]}

@@ -58,7 +58,7 @@ def explain(
         recipe: of the model.
         model: called with ids, lengths and dense by feature, gives (B,) scores by task.
         item: feature that names candidates; by default one that is called as items are.
-        candidate: which; by default the one in the first place.
+        candidate: which, its best place where it comes twice; by default the one in the first place.
         background: how many logged candidates; 0 takes missing values in their place.
         place: where the log lies, for messages.
 
@@ -82,7 +82,8 @@ def explain(
     if candidate is not None:
         if candidate not in items:
             raise BadInput(f"--candidate {candidate}: is none of the request's {len(items)}; as {items[0]} is")
-        row = items.index(candidate)
+        named_so = [at for at, each in enumerate(items) if each == candidate]  # two channels may have brought it
+        row = min(named_so, key=lambda at: places[at] or len(items) + 1)
     values = {name: _plain(log.by_candidate(name).take(np.array([row]))) for name in log.features}
     every = RequestLog(others, recipe, place)
     groups = _groups(log, every, recipe)

@@ -240,8 +240,8 @@ class _Found:
         topics = {prefix for domain, (prefix, _) in adapter.topics.items() if domain == adapter.domain}
         for prefix, known in adapter.attributes.items():
             if known.key or prefix in topics:
-                chosen = np.unique(np.concatenate([ids[known.key or "item"], items if prefix in topics else []]))
-                keys += [f"{base}/attributes.{prefix}/{int(k)}" for base in (now.name, NOW) for k in chosen]
+                chosen = np.unique(np.concatenate([ids[known.key or "item"], items if prefix in topics else items[:0]]))
+                keys += [f"{base}/attributes.{prefix}/{key}" for base in (now.name, NOW) for key in chosen]
         for prefix, key in adapter.statistics.items():
             keys += [f"{now.name}/statistics.{prefix}/{each}" for each in np.unique(ids[key])]
         if adapter.others:

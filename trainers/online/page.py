@@ -33,7 +33,7 @@ def page(content: dict[str, Any]) -> str:
         _table(
             headings,
             [[_text(row.get(name)) for name in headings] for row in rows],
-            chosen=next((at for at, row in enumerate(rows) if row["item"] == candidate["item"]), None),
+            chosen=next((at for at, row in enumerate(rows) if row.items() <= candidate.items()), None),
         ),
     ]
     for task, each in candidate["tasks"].items():

@@ -104,6 +104,22 @@ def test_candidates_have_their_channels_scores_and_places(log):
     assert "<td>towers</td>" in made_page
 
 
+def test_of_a_candidate_that_comes_twice_the_one_that_was_shown_is_explained(log):
+    made, table = log
+    one = table.slice(4, 1)
+    one = one.set_column(one.schema.get_field_index("room"), "room", pa.array([[5, 5, 5]], one["room"].type))
+    found = explain(one, table, made, linear, candidate=5)
+    assert (found.candidate["place"], found.candidate["channel"]) == (1, "towers")
+    own = request_log.RequestLog(one, made, "log").by_candidate("price").values
+    assert found.candidate["features"]["price"] == pytest.approx(own[1])
+    assert own[0] != own[1]
+    shown = page({"request": found.request, "candidates": found.candidates, "candidate": found.candidate})
+    assert '<tr class=chosen><td class="name">1</td><td>5</td><td>towers</td>' in shown
+    third = found.candidate | found.candidates[2]
+    shown = page({"request": found.request, "candidates": found.candidates, "candidate": third})
+    assert '<tr class=chosen><td class="name"></td><td>5</td><td>hot</td>' in shown
+
+
 def test_what_cannot_be_explained_is_named(log):
     made, table = log
     with pytest.raises(BadInput, match="--candidate 99: is none of the request's 3; as 4 is"):

@@ -13,6 +13,7 @@ from livetrain.cluster import launch
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.trainers.data.sources.events.model import Adapter
 from livetrain.trainers.data.sources.events.plan import columns_of
+from livetrain.trainers.data.store.fill import read_meta
 from livetrain.trainers.data.store.kv import open_store
 from livetrain.trainers.export.prediction import Predictor, weights_of
 from livetrain.trainers.online.features import Features
@@ -124,6 +125,39 @@ def test_what_comes_with_the_request_goes_before_what_is_stored(world):
     assert table["room_viewers"].to_pylist() == [7.0, None]
     assert table["live_streamer"].to_pylist() == [[5, 6]] * 2
     assert features.row(1, asked, at, {"live_streamer": [5, 6]})[0]["lived"].tolist() == [5, 6]
+
+
+def test_candidates_may_come_twice_have_no_author_or_be_none(world):
+    folder, days, store = world
+    features, at = Features(store, worlds.recipe(folder / "out")), worlds.samples(days[-1])["timestamp"][-1].as_py()
+    asked = {"room": [1, 2, None, 1, 2], "streamer": [101, None, 103, 101, 102]}
+    whole = features.columns(1, asked, at)[0].to_pylist()
+    assert whole[0] == whole[3]
+    assert whole[1] != whole[4]
+    for place, row in enumerate(whole):
+        alone = features.columns(1, {name: [values[place]] for name, values in asked.items()}, at)[0].to_pylist()
+        assert alone == [row]
+    assert len(features.columns(1, {"room": [], "streamer": []}, at)[0]) == 0
+    ids, lengths, dense = features.row(1, {"room": [], "streamer": []}, at)
+    assert len(lengths["room"]) == len(dense["room_viewers"]) == len(ids["room"]) == 0
+
+
+def test_ids_of_strings_are_found_whole(world):
+    """A float64 holds no number of 64 bits."""
+    _, days, store = world
+    night, large = read_meta(store)["generation"], 2**60 + 1
+    for prefix, number in (("user", 1), ("streamer", 101), ("room", 1)):
+        (value,) = store.get([f"{night}/attributes.{prefix}/{number}"])
+        assert value
+        store.put([(f"{night}/attributes.{prefix}/{large}", value)])
+    features, at = Features(store), worlds.samples(days[-1])["timestamp"][0].as_py()
+    wanted, found = (
+        features.columns(user, {"room": [room], "streamer": [streamer]}, at)[0]
+        for user, room, streamer in ((1, 1, 101), (large, large, large))
+    )
+    told = [name for name, how in columns_of(worlds.EVERYTHING).items() if how["is"] in LASTING[6:]]
+    assert len(told) > 20
+    assert found.select(told).equals(wanted.select(told))
 
 
 def test_what_only_a_request_can_tell_is_named(world, tmp_path):

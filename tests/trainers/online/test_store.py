@@ -4,19 +4,22 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pytest
 
 from livetrain.cli import main as cli
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.trainers.data.sources.events import plan
-from livetrain.trainers.data.store import layout, minutes
+from livetrain.trainers.data.store import kv, layout, minutes
 from livetrain.trainers.data.store.fill import read_meta
 from livetrain.trainers.data.store.kv import Store, open_store
 from livetrain.trainers.online.features import Features
+from tests.trainers.data.sources.events.logs import HOUR
 from tests.trainers.online import worlds
 from tests.trainers.online.test_features import compare
 
@@ -25,6 +28,20 @@ pytest.importorskip("lmdb")
 
 class Killed(BaseException):
     """Stands for SIGKILL."""
+
+
+def test_a_killed_reader_does_not_make_the_file_grow(tmp_path):
+    store = open_store(str(tmp_path), create=True)
+    store.put([("a", b"0")])
+    reads = f"import lmdb, time; held = lmdb.open({str(tmp_path)!r}, readonly=True).begin(); print(1, flush=True); "
+    with subprocess.Popen([sys.executable, "-c", reads + "time.sleep(99)"], stdout=subprocess.PIPE) as reader:
+        assert reader.stdout.readline() == b"1\n"
+        reader.kill()
+    for number in range(100):
+        store.put([("a", bytes([number]) * 100_000)])
+    assert store.get(["a"]) == [bytes([99]) * 100_000]
+    store.close()
+    assert (tmp_path / "data.mdb").stat().st_size < 2_000_000
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +129,7 @@ def test_what_has_no_state_is_named(days, store, tmp_path):
     with pytest.raises(BadInput, match="its state is kept no longer; .* has those of date="):
         worlds.filled(store, out / days[0].name)
     (out / "_state" / days[1].name / plan.PLAN).unlink()
-    with pytest.raises(BadInput, match=r"has no plan.json, .*prepare the newest day again"):
+    with pytest.raises(BadInput, match=r"has no plan.json, .*prepare the log again, in a new folder"):
         worlds.filled(store, out / days[1].name)
 
 
@@ -168,6 +185,44 @@ def test_sums_of_a_room_say_what_its_events_said(monkeypatch):
     changes = (kinds == 1).astype(int) - (kinds == 128)
     assert sums[:, 1].sum() == changes[times < summed].sum()
     assert events[:, 2].tolist() == times[times >= summed].tolist()
+
+
+def test_a_night_makes_needless_what_was_told_before_the_night_before_it(days, store, tmp_path):
+    raw, last = days[0].parents[1] / "raw", worlds.samples(days[2])["timestamp"].to_numpy().max()
+    worlds.filled(store, days[1])
+    worlds.told(store, worlds.EVERYTHING, raw, days[2], tmp_path / "work")
+    worlds.filled(store, days[2])
+    features = Features(store)
+    asked = {"room": [1, 2, 3, 4, 5], "streamer": [101, 102, 103, 104, 105]}
+    before = {user: features.columns(user, asked, int(last) + HOUR)[0] for user in range(1, 5)}
+    told = [key for key in store.keys(f"{layout.NOW}/")]
+    old = [[0, 5, 6, 1000, 0, 0, layout.NULL, layout.NULL]]
+    for user in (10, 11):
+        store.put([(f"{layout.NOW}/events/{user}", np.array(old).tobytes())])
+    for prefix in ("room", "user"):
+        store.put([(f"{layout.NOW}/attributes.{prefix}/77", np.array([1000]).tobytes())])
+    store.put([(f"{layout.NOW}/room/77", np.array([1000, 0]).tobytes())])
+    lanes = [
+        minutes.Minutes(store, worlds.EVERYTHING, duckdb.connect(), f"(user % 2 + 2) % 2 = {lane}", rooms=lane == 0)
+        for lane in range(2)
+    ]
+    assert lanes[1].sweep() == 1
+    assert f"{layout.NOW}/events/10" in store.keys("")
+    assert lanes[0].sweep() == 4
+    assert [key for key in store.keys(f"{layout.NOW}/")] == told
+    store.put([(f"{layout.NOW}/room/77", np.array([1000, 0]).tobytes())])
+    assert lanes[0].sweep() == 0  # once a night
+    worlds.filled(store, days[2])
+    assert sum(each.sweep() for each in lanes) > 1
+    assert {user: features.columns(user, asked, int(last) + HOUR)[0] for user in before} == before
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(kv, "_MAP", 1 << 16)
+    store = open_store(str(tmp_path / "store"), create=True)
+    with pytest.raises(NotNow, match="the feature store does not answer"):
+        store.put([(f"{n}", bytes(4000)) for n in range(99)])
+    assert list(store.keys("")) == []
 
 
 # Redis

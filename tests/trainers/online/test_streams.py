@@ -1,5 +1,6 @@
 """A stream adds to a store what happens, over kills and a store that goes away, as the samples have it."""
 
+import numpy as np
 import pytest
 
 from livetrain.configs.event_spec import EventSpec
@@ -7,6 +8,7 @@ from livetrain.configs.spec import load_spec
 from livetrain.trainers.data.sources.table.events import adapter
 from livetrain.trainers.data.store.fill import read_meta
 from livetrain.trainers.data.store.kv import open_store
+from livetrain.trainers.data.store.layout import NOW, NULL
 from livetrain.trainers.data.store.minutes import Minutes
 from livetrain.trainers.data.stream import join, lane
 from livetrain.trainers.online.features import Features
@@ -57,10 +59,13 @@ def test_requests_of_a_day_that_a_stream_has_told_get_what_its_samples_have(two_
     state = sorted((raw.parent / "days").glob("date=*"))[0]
     store = open_store(str(tmp_path / "store"), create=True)
     worlds.filled(store, state)
+    needless = f"{NOW}/events/{10**15}"
+    store.put([(needless, np.array([0, 5, 6, 1000, 0, 0, NULL, NULL]).tobytes())])
     store.close()
     logs.drained_with_kills(path, tmp_path / "out", kills)
     assert logs.samples(tmp_path / "out").equals(days)
     store = open_store(str(tmp_path / "store"))
+    assert needless not in list(store.keys(f"{NOW}/"))
     samples, log = newest(days, raw)
     assert compare(Features(store), samples, log) > 100 * 20
     # The same night, of the stream's own state: it knows the same.

@@ -1,6 +1,6 @@
 """The closed minutes of a stream's folder, as `livetrain stream` writes them and `livetrain follow` learns from them.
 
-    OUT/stream.json                                          lanes, every_s, columns, and the spec; written first, once
+    OUT/stream.json                                          version, lanes, every_s, columns, spec; written first, once
     OUT/date=YYYY-MM-DD/time=HHMMSS/lane=K/part-0.parquet    samples whose exposures fall into [start, start + every_s)
     OUT/date=YYYY-MM-DD/time=HHMMSS/lane=K/manifest.json     written last: files, rows, counts, offsets, watermark
 

@@ -77,7 +77,7 @@ class _Lmdb:
                 f"--store {folder}: needs LMDB, which is not installed; pip install 'livetrain[store]'"
             ) from None
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        self._folder, self._error = folder, lmdb.Error
         try:
             # No read-ahead: a store that is larger than memory is read here and there. Where a machine loses its power
             # the newest transaction may be lost, and the store is whole.
@@ -85,24 +85,34 @@ class _Lmdb:
         except lmdb.Error as error:
             raise BadInput(f"--store {folder}: is no feature store ({short(error)}); name another folder") from None
 
+    @contextlib.contextmanager
+    def _step(self, write: bool = False) -> Iterator[Any]:
+        try:
+            if write:
+                self._map.reader_check()  # for one that was killed all that is replaced is kept, and the file grows
+            with self._map.begin(write=write) as step:
+                yield step
+        except self._error as error:  # the disk is full
+            raise NotNow(f"{self._folder}: the feature store does not answer ({short(error)})") from None
+
     def get(self, keys: list[str]) -> list[bytes | None]:
-        with self._map.begin() as reading:
+        with self._step() as reading:
             return [reading.get(key.encode()) for key in keys]
 
     def put(self, pairs: Iterable[tuple[str, bytes]]) -> None:
         for batch in _batches(pairs):
-            with self._map.begin(write=True) as writing:
+            with self._step(write=True) as writing:
                 for key, value in batch:
                     writing.put(key.encode(), value)
 
     def change(self, keys: list[str], made: Callable[[list[bytes | None]], list[bytes]]) -> None:
         for batch in _batches(keys):
-            with self._map.begin(write=True) as writing:
+            with self._step(write=True) as writing:
                 for key, value in zip(batch, made([writing.get(key.encode()) for key in batch]), strict=True):
                     writing.put(key.encode(), value)
 
     def keys(self, prefix: str) -> Iterator[str]:
-        with self._map.begin() as reading:
+        with self._step() as reading:
             cursor, start = reading.cursor(), prefix.encode()
             there = cursor.set_range(start)
             while there and (key := bytes(cursor.key())).startswith(start):
@@ -111,12 +121,12 @@ class _Lmdb:
 
     def delete(self, keys: Iterable[str]) -> None:
         for batch in _batches(keys):
-            with self._map.begin(write=True) as writing:
+            with self._step(write=True) as writing:
                 for key in batch:
                     writing.delete(key.encode())
 
     def flip(self, key: str, made: Callable[[bytes | None], bytes]) -> None:
-        with self._map.begin(write=True) as writing:
+        with self._step(write=True) as writing:
             writing.put(key.encode(), made(writing.get(key.encode())))
 
     @contextlib.contextmanager

@@ -5,6 +5,7 @@ from before the night that is in use are left out, as the night knows them.
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Collection, Iterator
 
 import duckdb
@@ -25,6 +26,7 @@ USER_EVENTS = 4096  # of a user since the night; of one with more the newest are
 ROOM_EVENTS = 512  # of a room, before those that are older than _SETTLED_MS become sums
 _SETTLED_MS = 3 * ROOM_WINDOW_MS
 _BUCKET_MS = ROOM_WINDOW_MS
+_BATCH = 5_000  # keys that a sweep reads at once
 Merged = Callable[[np.ndarray, np.ndarray], bytes]
 """Makes a key's new value of its words and those of new events."""
 
@@ -55,6 +57,7 @@ class Minutes:
         self._store, self._adapter, self._connection, self._own = store, adapter, connection, own
         self._rooms = rooms and adapter.domain == "live"
         self._told = rooms  # what is known of ids is the same in every lane
+        self._swept = ""  # the night after which needless keys were deleted
         meta = None
         with contextlib.suppress(NotNow):  # it may answer later
             meta = read_meta(store)
@@ -127,24 +130,40 @@ class Minutes:
         return count
 
     def sweep(self) -> int:
-        """Delete what the night that is in use makes needless; return how many keys."""
+        """Delete, once after each night, what it makes needless; return how many keys.
+
+        These are keys that nobody else changes: of own users, and of rooms and ids where they are added here.
+        """
+        meta = read_meta(self._store)
+        if meta is None or meta["generation"] == self._swept:
+            return 0
         since = self._since()
-        gone = []
-        for key in self._store.keys(f"{NOW}/"):
-            kind = key.split("/")[1]
-            (value,) = self._store.get([key])
-            words = layout.words(value)[:, 0]
-            if kind == "events":
-                newest = words.reshape(-1, len(layout.EVENT))[:, layout.EVENT.index("time")].max(initial=NULL)
-            elif kind == "room":
-                summed, _, events = layout.room_of(words)
-                newest = max(summed, int(events[:, layout.ROOM_EVENT.index("time")].max(initial=NULL)))
-            else:
-                newest = int(words[0])
-            if newest < since:
-                gone.append(key)
+        old: dict[str, list[int]] = {}
+        keys = self._store.keys(f"{NOW}/")
+        while batch := list(itertools.islice(keys, _BATCH)):
+            for key, value in zip(batch, self._store.get(batch), strict=True):
+                _, kind, number = key.split("/")
+                if value is not None and _newest(kind, layout.words(value)[:, 0]) < since:
+                    old.setdefault(kind, []).append(int(number))
+        users = pa.table({"user": pa.array(old.pop("events", []), pa.int64())})
+        own = self._connection.from_arrow(users).filter(self._own).to_arrow_table()
+        gone = [f"{NOW}/events/{user}" for user in own["user"].to_pylist()]
+        for kind, numbers in old.items():
+            if self._rooms if kind == "room" else self._told:
+                gone += [f"{NOW}/{kind}/{number}" for number in numbers]
         self._store.delete(gone)
+        self._swept = meta["generation"]
         return len(gone)
+
+
+def _newest(kind: str, words: np.ndarray) -> int:
+    """Return ms of the newest that a key of `now` tells."""
+    if kind == "events":
+        return int(words.reshape(-1, len(layout.EVENT))[:, layout.EVENT.index("time")].max(initial=NULL))
+    if kind == "room":
+        summed, _, events = layout.room_of(words)
+        return max(summed, int(events[:, layout.ROOM_EVENT.index("time")].max(initial=NULL)))
+    return int(words[0])  # of attributes
 
 
 def _of_user(since: int) -> Merged:

@@ -20,6 +20,7 @@ from livetrain.configs.errors import BadInput, NotNow, short, without_credential
 from livetrain.configs.stream_spec import LoadedStream, load_stream
 from livetrain.trainers.data.read.minutes import STREAM, folder_of, name_of
 from livetrain.trainers.data.sources.events import raw
+from livetrain.trainers.data.sources.events.prepare import VERSION
 from livetrain.trainers.data.store.kv import open_store
 from livetrain.trainers.data.store.minutes import Minutes
 from livetrain.trainers.data.stream.clock import FOREVER, Clock, Partition, Place
@@ -145,8 +146,10 @@ class _Lane:
             columns = {field.name: str(field.type) for field in schema}
             spec = self._loaded.spec
             content = {"lanes": spec.lanes, "every_s": spec.every_s, "columns": columns, "spec": fixed}
-            manifest.write_json(path, content)
+            manifest.write_json(path, {"version": VERSION} | content)
             return
+        if told.get("version") != VERSION:
+            raise BadInput(f"{self._out} was begun by another version, with other columns; name a new folder")
         if key := _difference(told["spec"], fixed):
             raise BadInput(
                 f"{self._loaded.where(key)}: {self._out} was begun with another; keep to it, or name a new folder"
@@ -341,6 +344,7 @@ class _Lane:
             while self._joiner.unsent:
                 self._minutes.add(*self._joiner.parts(self._joiner.unsent[0]))
                 del self._joiner.unsent[0]
+            self._minutes.sweep()
         except NotNow as error:
             raise OSError(str(error)) from None
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.stream_spec import load_stream
+from livetrain.trainers.data.read.minutes import STREAM
 from livetrain.trainers.data.stream import lane
 from livetrain.trainers.data.stream.clock import Clock, Partition
 from livetrain.trainers.data.stream.intake import Intake, Taken, connected
@@ -307,6 +308,11 @@ def test_a_changed_spec_is_taken_or_refused_while_it_runs(tmp_path):
         assert (made._loaded.spec.idle_s, made._loaded.spec.every_s) == (7, 60)
     loaded = load_stream(written(tmp_path, wait_s=5))
     with connected(loaded, tmp_path) as connection, pytest.raises(BadInput, match="wait_s: .* was begun with another"):
+        lane._Lane(loaded, tmp_path / "out", home, 0, connection, said.append)
+    described = tmp_path / "out" / STREAM
+    described.write_text(described.read_text().replace('"version"', '"older"'))
+    (tmp_path / "later").mkdir()
+    with connected(loaded, tmp_path / "later") as connection, pytest.raises(BadInput, match="begun by another version"):
         lane._Lane(loaded, tmp_path / "out", home, 0, connection, said.append)
 
 

@@ -19,10 +19,18 @@ from pathlib import Path
 
 import duckdb
 
-from livetrain.trainers.data.sources.events.model import BITS, CLICK, EXPOSURE, GIFT, LIKE, WATCH, Adapter, Attributes
+from livetrain.trainers.data.sources.events.model import (
+    CLICK,
+    COUNTED,
+    EXPOSURE,
+    GIFT,
+    LIKE,
+    WATCH,
+    Adapter,
+    Attributes,
+)
 
 ROOM_WINDOW_MS = 300_000  # likes and gifts of a room that count as its last minutes
-_COUNTED = (EXPOSURE, *BITS)
 _EVENT = "user, domain, item, author, time, kind, value, session"
 
 
@@ -80,10 +88,10 @@ def lay_out(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Day) -
         same = known.of(f"{prefix}_known", f"e.{known.key}", "e.time")
         joined += [f"LEFT JOIN attributes_{prefix} {prefix}_known ON {same}"]
     for prefix, key in adapter.statistics.items():
-        columns += [f'coalesce({prefix}_before.n{kind}, 0) AS "{prefix}.{kind}"' for kind in _COUNTED]
+        columns += [f'coalesce({prefix}_before.n{kind}, 0) AS "{prefix}.{kind}"' for kind in COUNTED]
         joined += [f"LEFT JOIN statistics_{prefix} {prefix}_before ON e.{key} = {prefix}_before.id"]
     for prefix, key in adapter.pairs.items():
-        columns += [f'coalesce({prefix}_with.n{kind}, 0) AS "{prefix}.{kind}"' for kind in _COUNTED]
+        columns += [f'coalesce({prefix}_with.n{kind}, 0) AS "{prefix}.{kind}"' for kind in COUNTED]
         columns += [f'{prefix}_with.last AS "{prefix}.last"']
         other = topic if key == "topic" else f"e.{key}"
         joined += [
@@ -190,7 +198,7 @@ def _with_others(adapter: Adapter, rows: str) -> str:
     """
     if adapter.others is None:
         return rows
-    sums = ", ".join(f'sum(a.shown * coalesce(p.n{kind}, 0))::BIGINT AS "others.{kind}"' for kind in _COUNTED)
+    sums = ", ".join(f'sum(a.shown * coalesce(p.n{kind}, 0))::BIGINT AS "others.{kind}"' for kind in COUNTED)
     return f"""
         WITH made AS MATERIALIZED ({rows}), others AS (
             SELECT k.user, k.author, k.topic, list(a.topic ORDER BY a.topic) AS "others.topics",
@@ -243,8 +251,8 @@ def write_state(connection: duckdb.DuckDBPyConnection, adapter: Adapter, day: Da
     state = day.work / "state"
     for what in ("statistics", "pairs"):
         (state / what).mkdir(parents=True)
-    counts = ", ".join(f"count(*) FILTER (kind = {kind}) AS n{kind}" for kind in _COUNTED)
-    sums = ", ".join(f"sum(n{kind})::BIGINT AS n{kind}" for kind in _COUNTED)
+    counts = ", ".join(f"count(*) FILTER (kind = {kind}) AS n{kind}" for kind in COUNTED)
+    sums = ", ".join(f"sum(n{kind})::BIGINT AS n{kind}" for kind in COUNTED)
     for prefix, key in adapter.statistics.items():
         _copy(
             connection,
@@ -318,5 +326,5 @@ def _read_state(connection: duckdb.DuckDBPyConnection, day: Day, name: str, tabl
 
 
 def _statistics_columns() -> str:
-    counts = ", ".join(f"0::BIGINT AS n{kind}" for kind in _COUNTED)
+    counts = ", ".join(f"0::BIGINT AS n{kind}" for kind in COUNTED)
     return f"SELECT 0::BIGINT AS id, {counts} WHERE false"

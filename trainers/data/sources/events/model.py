@@ -44,6 +44,7 @@ PEOPLE = "people"
 SHOWN, RETURNED = "shown", "returned"  # the sequence of all exposures; the label of `Adapter.visits`
 VISIT_MS = 1_800_000  # without an exposure that end a visit
 BITS = (CLICK, LONG, LIKE, COMMENT, FOLLOW, GIFT, PROFILE)
+COUNTED = (EXPOSURE, *BITS)  # kinds that statistics and pairs count, in this order
 
 EXPOSURES = pa.schema(
     [("user", pa.int64()), ("item", pa.int64()), ("author", pa.int64()), ("time", pa.int64()), ("day", pa.date32())]

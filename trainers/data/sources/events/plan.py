@@ -17,8 +17,7 @@ import duckdb
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.sources.events.known import ENTRY, Options
 from livetrain.trainers.data.sources.events.model import (
-    BITS,
-    EXPOSURE,
+    COUNTED,
     PEOPLE,
     SHOWN,
     Adapter,
@@ -29,8 +28,6 @@ from livetrain.trainers.data.sources.events.model import (
 from livetrain.trainers.runtime import manifest
 
 PLAN = "plan.json"
-COUNTED = (EXPOSURE, *BITS)
-"""Kinds that statistics and pairs count, in this order."""
 DOMAINS = ("live", "video", PEOPLE)
 
 
@@ -164,6 +161,6 @@ def read(state: Path) -> dict[str, Any]:
         return json.loads((state / PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise BadInput(
-            f"{state} has no {PLAN}, from which a feature store is filled: days of an event log have one since this "
-            "version; prepare the newest day again"
+            f"{state} has no {PLAN}, from which a feature store is filled: days have one since version 4 of an event "
+            "log's samples; prepare the log again, in a new folder"
         ) from None

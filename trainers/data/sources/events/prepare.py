@@ -127,9 +127,8 @@ def _open(adapter: Adapter, out: Path, options: Options) -> dict[str, Any]:
     same = {"dataset": adapter.name, "version": VERSION, "options": asdict(options)}
     for key, wanted in same.items():
         if found.get(key) != wanted:
-            raise BadInput(
-                f"{out} was prepared with {key} {found.get(key)}, not {wanted}; keep to it, or name a new folder"
-            )
+            keep = "" if key == "version" else "keep to it, or "
+            raise BadInput(f"{out} was prepared with {key} {found.get(key)}, not {wanted}; {keep}name a new folder")
     return found
 
 

@@ -18,7 +18,7 @@ import pytest
 from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.sources.events import prepare as preparation
 from livetrain.trainers.data.sources.events.known import Options
-from livetrain.trainers.data.sources.events.prepare import prepare
+from livetrain.trainers.data.sources.events.prepare import VERSION, prepare
 from livetrain.trainers.data.sources.events.sources import ADAPTERS
 from livetrain.trainers.data.write import layout
 from livetrain.trainers.runtime import manifest
@@ -173,6 +173,10 @@ def test_a_folder_is_of_one_source_and_one_set_of_options(tmp_path):
         prepare(ADAPTERS["kuailive"], tmp_path / "out-raw", tmp_path / "out", Options(live=9))
     with pytest.raises(BadInput, match="was prepared with dataset kuailive, not kuairand"):
         prepared("kuairand", tmp_path, log)
+    about = tmp_path / "out" / "dataset.json"
+    about.write_text(about.read_text().replace(f'"version": {VERSION}', '"version": 3'))
+    with pytest.raises(BadInput, match=rf"was prepared with version 3, not {VERSION}; name a new folder"):
+        prepared("kuailive", tmp_path, log)
 
 
 def test_a_changed_past_is_named_and_left_alone(tmp_path):
