@@ -40,7 +40,6 @@ int main(int count, char** arguments) {
         }
         std::cerr << arguments[1] << ": " << config.host << ":" << config.port
                   << " cannot be had; choose another host or port\n";
-        std::_Exit(2);  // the thread that waits for signals cannot be joined
     } catch (const std::exception& error) {
         std::cerr << said(error) << "\n";
     }
