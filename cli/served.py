@@ -70,14 +70,14 @@ def skew(
         kinds = ", ".join(f"{kind} ({count:,})" for kind, count in each["kinds"].items())
         table.add_row(name, f"{each['rows']:,}", f"{each['share']:.2%}", f"{each['largest']:.3g}", kinds, told)
         worse += [name] if each["share"] > limit else []
-    screen.print(table)
-    if out is not None:
-        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if not found["joined"]:
         raise BadInput(
             f"{log}: none of its {found['logged']:,} candidates is a sample of {samples}; name the same day, or a "
             "larger --within"
         )
+    screen.print(table)
+    if out is not None:
+        out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if worse:
         say(f"more than {limit:.2%} of the rows differ in {', '.join(worse)}")
         raise typer.Exit(WORSE)

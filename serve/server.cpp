@@ -253,8 +253,12 @@ wire::Reply Server::once(Pipeline& pipeline, const httplib::Request& asked) {
         try {
             rows = wire::check(request, joint->signature, limits_);
         } catch (const wire::BadRequest& error) {
-            if (away.empty()) throw;
-            throw wire::BadRequest(503, away + "; ask again, or send all features (" + error.what() + ")");
+            if (!away.empty())
+                throw wire::BadRequest(503, away + "; ask again, or send all features (" + error.what() + ")");
+            const auto column = store_ ? store_->needs(request, joint->signature, joint->reads) : "";
+            if (column.empty()) throw;
+            throw wire::BadRequest(error.status, std::string(error.what()) + "; the feature store fills in what depends " +
+                                                     "on '" + column + "' only where a request has it, as an id");
         }
         const auto outcome = pipeline.answer(request, rows, *joint);
         if (!outcome) continue;

@@ -539,4 +539,16 @@ std::vector<std::string> Store::fill(wire::Request& request, const wire::Signatu
     return filled;
 }
 
+std::string Store::needs(const wire::Request& request, const wire::Signature& signature, const Reads& reads) const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto lacks = [&](const Reads::Feature& feature) {
+        return signature.features.count(feature.name) && !request.ids.contains(feature.name) &&
+               !request.dense.contains(feature.name);
+    };
+    if (!generation_ || request.rows || std::none_of(reads.features.begin(), reads.features.end(), lacks)) return "";
+    for (const auto& column : {std::string("user"), generation_->text("item"), generation_->text("author")})
+        if (!given(request, reads, column)) return column;
+    return "";
+}
+
 }  // namespace store

@@ -62,12 +62,16 @@ class Store {
     std::vector<std::string> fill(wire::Request& request, const wire::Signature& signature, const Reads& reads,
                                   int64_t ms);
 
+    // The column whose id a request would need for more of its features to be filled, after `fill`: the user's, the
+    // item's or the author's. "" where nothing is lacking, or it has all three.
+    std::string needs(const wire::Request& request, const wire::Signature& signature, const Reads& reads) const;
+
   private:
     struct Generation;
     std::shared_ptr<const Generation> generation();
 
     std::unique_ptr<Place> place_;
-    std::mutex mutex_;
+    mutable std::mutex mutex_;
     std::shared_ptr<const Generation> generation_;
     std::chrono::steady_clock::time_point looked_;
 };

@@ -114,3 +114,19 @@ def test_without_its_store_a_server_refuses_what_lacks_features_and_answers_what
         start()
         worlds.filled(store, days[-1])
         assert server.get("/rank", few)[0] == 200
+
+
+def test_a_request_without_an_id_that_the_store_goes_by_is_told_which(program, world, tmp_path):
+    folder, days, _ = world
+    worlds.filled(open_store(str(tmp_path / "store"), create=True), days[-1])
+    config = {"models": {"din": {"published": str(folder / "models")}}, "rank": {"model": "din", "by": "click"}}
+    config["store"] = {"place": str(tmp_path / "store")}
+    with running(program, config, tmp_path) as server:
+        for column in ("user", "room", "streamer"):
+            asked = {"user": {"user": 1}, "candidates": dict(ASKED["candidates"])}
+            asked["user" if column == "user" else "candidates"].pop(column)
+            status, text = server.get("/rank", asked)
+            assert status == 400
+            assert f"fills in what depends on '{column}' only where a request has it" in text, text
+        status, text = server.get("/rank", {"user": {"user": 1}, "candidates": {**ASKED["candidates"], "hour": "x"}})
+        assert "fills in" not in text

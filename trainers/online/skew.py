@@ -139,7 +139,9 @@ def _id(recipe: Recipe, log: RequestLog, column: str) -> np.ndarray:
     own = [n for n in log.features if recipe.columns(n) == (column,) and recipe.features[n].carrier == "ids"]
     own = [name for name in own if not recipe.features[name].lists]
     if not own:
-        raise BadInput(f"the recipe has no id feature of column '{column}', by which rows of log and samples are told")
+        raise BadInput(
+            f"{recipe.name}: has no id feature of column '{column}', which finds samples in a log; name one that has"
+        )
     given = log.by_candidate(own[0])
     assert given.counts is not None
     out = np.full(len(given.counts), -1)

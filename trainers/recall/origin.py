@@ -67,7 +67,10 @@ def origin(source: str | Path, runs: Path) -> Origin:
         raise BadInput(f"{source}: holds neither a run nor published models; name a folder that does")
     export = folder / pointer["folder"]
     run = runs / json.loads((export / "signature.json").read_text(encoding="utf-8"))["run"]
-    run_folder.check(run)
+    if line := pointer.get("line"):  # a follower's: NAME-follow/LINE is called NAME-follow-LINE
+        run = runs / run.name.removesuffix(f"-{line}") / line
+    if not (run / "config.yaml").exists():
+        raise BadInput(f"{source}: is of the run {run}, which is not there; name the folder of runs with --runs")
     return Origin(run, str(export), pointer["version"])
 
 

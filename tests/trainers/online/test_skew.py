@@ -156,6 +156,16 @@ def test_limit_and_tolerance_say_what_is_allowed(clean, tmp_path):
     assert run(folder, changed, tmp_path, "--limit", "0.33")[0] == 3
 
 
+def test_a_recipe_that_reads_no_item_is_named_with_the_column(clean, tmp_path):
+    folder, _ = clean
+    content = yaml.safe_load((folder / "skew.yaml").read_text())
+    content["features"].pop("room")
+    (tmp_path / "skew.yaml").write_text(yaml.safe_dump(content))
+    command = ["skew", str(folder / "log"), "--samples", str(folder / "data/date=2026-11-29")]
+    with pytest.raises(BadInput, match="skew: has no id feature of column 'room', .*name one that has"):
+        cli.app([*command, "--recipe", str(tmp_path / "skew.yaml")], standalone_mode=False)
+
+
 def test_rows_are_found_by_user_item_and_time_or_by_the_request(clean, tmp_path):
     folder, log = clean
     code, found = run(folder, folder / "log", tmp_path, "--within", "2")

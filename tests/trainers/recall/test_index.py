@@ -25,6 +25,7 @@ from livetrain.trainers.recall.index import KEYS, write_keys
 from livetrain.trainers.recall.inverted import SearchedTable
 from livetrain.trainers.recall.nearest import Nearest
 from livetrain.trainers.recall.origin import newest, origin, vectors
+from livetrain.trainers.runtime import manifest
 from tests import indexes
 from tests.wheels import ROOT
 
@@ -65,6 +66,22 @@ def test_a_published_model_gives_its_version(towers, tmp_path):
     build.build(found, str(tmp_path / "indexes"), asked, lambda text: None)
     index = livetrain.Index(tmp_path / "indexes")
     assert sorted(index.keys) == sorted(set(pq.read_table(catalogue)["movie"].drop_null().to_pylist()))
+
+
+def test_the_run_of_a_published_model_is_found_a_followers_too(tmp_path):
+    export = tmp_path / "export"
+    export.mkdir()
+    for file in ("model.pt", "golden.json"):
+        (export / file).write_bytes(b"1")
+    (export / "signature.json").write_text(json.dumps({"run": "din-follow-2026-11-29"}))
+    manifest.commit(export, {file.name: manifest.digest(file) for file in export.iterdir()})
+    publish.publish(export, str(tmp_path / "models"), "1", keep=2, line="2026-11-29")
+    with pytest.raises(BadInput, match=r"is of the run .*din-follow/2026-11-29, which is not there; .* --runs"):
+        origin(tmp_path / "models", tmp_path / "runs")
+    run = tmp_path / "runs/din-follow/2026-11-29"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("")
+    assert origin(tmp_path / "models", tmp_path / "runs").run == run
 
 
 def test_what_finds_too_little_is_not_published(towers, tmp_path, monkeypatch, capsys):
