@@ -137,6 +137,9 @@ class Moment {
                 const auto key = keyed(plan_.at("attributes").at(of).at("key").get<std::string>(), row);
                 if (!key) return std::nullopt;
                 attribute(value, of, *key, is, name);
+            } else if (is == "count" && how.at("from") == "others") {
+                if (authors_.empty()) return std::nullopt;
+                value.real = others(row, how.at("place").get<size_t>());
             } else if (is == "count" || is == "rate") {
                 const auto counts = counted(how.at("from").get<std::string>(), of, row);
                 if (!counts) return std::nullopt;
@@ -178,6 +181,8 @@ class Moment {
         for (const auto& [name, _] : plan_.at("sequences").items()) want(base_ + "sequence." + name, user_);
         for (const auto& [how_name, how] : plan_.at("columns").items())
             if (how.at("is") == "ago") want(base_ + "pairs." + how.at("of").get<std::string>(), user_);
+            else if (how.value("from", std::string()) == "others")
+                for (const auto author : authors_) want(base_ + "topics", author);
         for (const auto& [prefix, key] : plan_.at("statistics").items())
             for (const auto id : ids_of(key.get<std::string>())) want(base_ + "statistics." + prefix, id);
         for (const auto& [prefix, known] : plan_.at("attributes").items()) {
@@ -230,9 +235,7 @@ class Moment {
     // Counts up to the moment, and when the newest of the exposures was.
     std::optional<std::pair<Counts, int64_t>> counted(const std::string& from, const std::string& of, size_t row) {
         Counts counts{};
-        int64_t last = NONE, other = NONE;
-        const std::string domain = plan_.at("domain");
-        std::string key;
+        const int64_t last = NONE;
         if (from == "statistics") {
             const auto id = keyed(plan_.at("statistics").at(of).get<std::string>(), row);
             if (!id) return std::nullopt;
@@ -241,36 +244,65 @@ class Moment {
         }
         if (from == "seen") {
             add(counts, words(base_ + "statistics.user", user_), 0);
-        } else {
-            key = pair_key(of);
-            if (key == "author" && authors_.empty()) return std::nullopt;
-            other = key == "item" ? items_[row] : key == "author" ? authors_[row] : topic(items_[row]);
-            if (other == NONE) return std::make_pair(counts, last);
-            const auto& rows = words(base_ + "pairs." + of, user_);
-            size_t low = 0, high = rows.size() / 10;
-            while (low < high) {
-                const size_t middle = (low + high) / 2;
-                if (rows[10 * middle] < other) low = middle + 1;
-                else high = middle;
-            }
-            if (10 * low < rows.size() && rows[10 * low] == other) {
-                last = rows[10 * low + 1];
-                add(counts, rows, 10 * low + 2);
-            }
+            since_night(counts, [](const Event&) { return true; });
+            return std::make_pair(counts, last);
         }
+        if (from != "pairs") throw std::runtime_error("store: it counts by '" + from + "', which this server does not know");
+        const auto key = pair_key(of);
+        if (key == "author" && authors_.empty()) return std::nullopt;
+        return paired(of, key, key == "item" ? items_[row] : key == "author" ? authors_[row] : topic(items_[row]));
+    }
+
+    // What the user had with one item, author or topic.
+    std::pair<Counts, int64_t> paired(const std::string& prefix, const std::string& key, int64_t other) const {
+        Counts counts{};
+        int64_t last = NONE;
+        if (other == NONE) return {counts, last};
+        const auto& rows = words(base_ + "pairs." + prefix, user_);
+        size_t low = 0, high = rows.size() / 10;
+        while (low < high) {
+            const size_t middle = (low + high) / 2;
+            if (rows[10 * middle] < other) low = middle + 1;
+            else high = middle;
+        }
+        if (10 * low < rows.size() && rows[10 * low] == other) {
+            last = rows[10 * low + 1];
+            add(counts, rows, 10 * low + 2);
+        }
+        const auto newest = since_night(counts, [&](const Event& event) {
+            return other == (key == "item" ? event.item : key == "author" ? event.author : event.topic);
+        });
+        return {counts, std::max(last, newest)};
+    }
+
+    // Adds the events since the night that are `chosen`, and returns when the newest of their exposures was.
+    template <typename Chosen>
+    int64_t since_night(Counts& counts, const Chosen& chosen) const {
+        const std::string domain = plan_.at("domain");
+        int64_t last = NONE;
         for (const auto& event : events_) {
             if (event.time >= ms_) break;
-            if (event.time < horizon_ || DOMAINS[event.domain] != domain) continue;
+            if (event.time < horizon_ || DOMAINS[event.domain] != domain || !chosen(event)) continue;
             const auto place = std::find(COUNTED.begin(), COUNTED.end(), event.kind);
             if (place == COUNTED.end()) continue;
-            if (!key.empty()) {
-                const auto own = key == "item" ? event.item : key == "author" ? event.author : event.topic;
-                if (own != other) continue;
-            }
             ++counts[place - COUNTED.begin()];
             if (event.kind == EXPOSURE) last = std::max(last, event.time);
         }
-        return std::make_pair(counts, last);
+        return last;
+    }
+
+    // What the user had with the author's other topics: the mean, by how often each was shown on earlier days.
+    double others(size_t row, size_t place) {
+        const auto prefix = "user_" + plan_.at("topics").at(plan_.at("domain").get<std::string>())[1].get<std::string>();
+        const auto own = topic(items_[row]);
+        const auto& theirs = words(base_ + "topics", authors_[row]);
+        int64_t sum = 0, shown = 0;
+        for (size_t at = 0; at + 2 <= theirs.size(); at += 2) {
+            if (theirs[at] == own) continue;
+            sum += theirs[at + 1] * paired(prefix, "topic", theirs[at]).first[place];
+            shown += theirs[at + 1];
+        }
+        return shown ? std::log1p(double(sum) / double(shown)) : NOTHING;
     }
 
     static void add(Counts& counts, const Words& words, size_t at) {
