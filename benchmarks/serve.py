@@ -1,6 +1,6 @@
 """How long a request takes: in the process, from livetrain-serve, and from Ray Serve in Python, with the same file.
 
-    make serve
+    make serve; pip install 'ray[serve]==2.60.0'
     python -m benchmarks.serve RUN                        # p50 and p99 at 10, 50 and 200 requests a second
     python -m benchmarks.serve RUN --soak 60              # a swap every minute: failed requests, memory
 
@@ -12,6 +12,7 @@ that scores. The three ways take turns, a stretch of each at a time, and a reque
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -76,16 +77,35 @@ def outside(url: str) -> Send:
 
 
 class Served:
-    """livetrain-serve over a folder of published versions."""
+    """livetrain-serve over a folder of published versions, until the end of a `with`."""
 
-    def __init__(self, program: Path, where: str, port: int, folder: Path) -> None:
+    def __init__(self, program: Path, where: str, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
         content = {"port": port, "threads": 1, "deadline_ms": 5000, "queue": 1000}
         content["models"] = {"model": {"published": where}}
         (folder / "serve.json").write_text(json.dumps(content))
         self.url = f"http://127.0.0.1:{port}"
         # A session of its own, as Ray's processes have: Linux shares a busy processor out by sessions.
         self.process = subprocess.Popen([str(program), str(folder / "serve.json")], start_new_session=True)
-        until(lambda: client.Client(self.url, 5.0).ready())
+        try:
+            until(self._ready)
+        except BaseException:
+            self.process.kill()
+            raise
+
+    def _ready(self) -> bool:
+        if self.process.poll() is not None:
+            raise SystemExit(f"livetrain-serve ended with {self.process.returncode} before it served")
+        return client.Client(self.url, 5.0).ready()
+
+    def __enter__(self) -> "Served":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait()
 
     def memory(self) -> float:
         """Return the process's resident memory in MB."""
@@ -179,11 +199,10 @@ def compare(run: Path, program: Path, rates: list[float], seconds: float, rounds
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(32) as pool, ThreadPoolExecutor(1) as one:
         where = str(Path(folder) / "models")
         pointer = publish.publish(run / "export", where, "1", 2)
-        served = Served(program, where, 18090, Path(folder))
-        ways = {"in the process": (inside(Path(where) / pointer["folder"]), one)}
-        ways["livetrain-serve"] = (outside(served.url), pool)
-        ways["Ray Serve"] = (outside(ray_serve(Path(where) / pointer["folder"], 18091)), pool)
-        try:
+        with Served(program, where, Path(folder)) as served:
+            ways = {"in the process": (inside(Path(where) / pointer["folder"]), one)}
+            ways["livetrain-serve"] = (outside(served.url), pool)
+            ways["Ray Serve"] = (outside(ray_serve(Path(where) / pointer["folder"], 18091)), pool)
             for send, threads in ways.values():
                 stretch(send, given, 20, 3, threads)
             print("| requests/s | way | requests | failed | p50 ms | p99 ms |\n| --- | --- | --- | --- | --- | --- |")
@@ -199,9 +218,6 @@ def compare(run: Path, program: Path, rates: list[float], seconds: float, rounds
                     p50, p99 = (1e3 * float(np.quantile(found, share)) for share in (0.5, 0.99))
                     wrong = sum(failed[name].values())
                     print(f"| {rate:g} | {name} | {len(found) + wrong} | {wrong} | {p50:.2f} | {p99:.2f} |", flush=True)
-        finally:
-            served.process.terminate()
-            served.process.wait()
 
 
 def soak(run: Path, program: Path, minutes: float, rate: float, every: float) -> None:
@@ -210,11 +226,10 @@ def soak(run: Path, program: Path, minutes: float, rate: float, every: float) ->
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(8) as pool:
         where, versions = str(Path(folder) / "models"), 1
         publish.publish(run / "export", where, "000001", 2)
-        served = Served(program, where, 18092, Path(folder))
-        send = outside(served.url)
-        print("| minute | requests | failed | p50 ms | p99 ms | version | RSS MB |\n" + "| --- " * 7 + "|")
-        total = Counter()
-        try:
+        with Served(program, where, Path(folder)) as served:
+            send = outside(served.url)
+            print("| minute | requests | failed | p50 ms | p99 ms | version | RSS MB |\n" + "| --- " * 7 + "|")
+            total = Counter()
             while time.monotonic() - begun < 60 * minutes:
                 versions += 1
                 swap = threading.Timer(every / 2, publish.publish, (run / "export", where, f"{versions:06d}", 2))
@@ -229,10 +244,8 @@ def soak(run: Path, program: Path, minutes: float, rate: float, every: float) ->
                     f"| {send(given[0]).version} | {served.memory():.1f} |",
                     flush=True,
                 )
-        finally:
-            served.process.terminate()
-            status = served.process.wait()
-        print(f"{total['requests']:,} requests, {total['failed']} failed, {versions - 1} swaps; ended with {status}")
+        requested = f"{total['requests']:,} requests, {total['failed']} failed, {versions - 1} swaps"
+        print(f"{requested}; ended with {served.process.returncode}")
 
 
 def main() -> None:
