@@ -108,15 +108,17 @@ def explain(
     """
     loaded("livetrain.trainers.online.explain")
     from livetrain.trainers.export.prediction import Predictor, weights_of
+    from livetrain.trainers.export.served import Served
     from livetrain.trainers.online import request_log
     from livetrain.trainers.online.explain import explain as explained
     from livetrain.trainers.recall.origin import origin
 
     found = origin(run, runs)
-    predictor = Predictor(weights_of(found.run, found.weights))
+    # What is published is a base with its deltas, as servers have it.
+    model = Predictor(weights_of(found.run)).model if found.version is None else Served(run).score
     one = request_log.read(log, request)
     others = request_log.read(log) if background else one
-    told = explained(one, others, found.recipe, predictor.model, item, candidate, background, log)
+    told = explained(one, others, found.recipe, model, item, candidate, background, log)
     content = {"request": told.request, "candidates": told.candidates, "candidate": told.candidate}
     if page is not None:
         from livetrain.trainers.online.page import page as made

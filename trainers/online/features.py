@@ -194,6 +194,8 @@ class Features:
 
 
 def _id(value: Any) -> int:
+    if isinstance(value, str | float):
+        raise BadInput(f"request: {value!r} is no id; ids are whole numbers, of a string what `string_id` makes of it")
     return NULL if value is None else int(value)
 
 

@@ -172,6 +172,11 @@ def read(place: str, request: str | None = None) -> pa.Table:
     tables = []
     for path in paths:
         try:
+            names = pq.read_schema(path).names
+            if missing := [name for name in ("request_id", "time") if name not in names]:
+                raise BadInput(
+                    f"{path}: has no column '{missing[0]}', so it is no log of requests; name the server's log"
+                )
             chosen = None if request is None else [("request_id", "=", request)]
             tables.append(pq.read_table(path, partitioning=None, filters=chosen))
         except (pa.ArrowException, OSError) as error:
@@ -179,9 +184,6 @@ def read(place: str, request: str | None = None) -> pa.Table:
                 f"{path}: is no log of requests ({short(error)}); remove it, or name another folder"
             ) from None
     table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-    for name in ("request_id", "time"):
-        if name not in table.column_names:
-            raise BadInput(f"{place}: has no column '{name}', so it is no log of requests; name the server's log")
     if request is not None and not len(table):
         raise BadInput(
             f"{place}: has no request '{request}'; a log holds the share of them that the server was told to"

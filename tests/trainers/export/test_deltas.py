@@ -13,6 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -32,11 +34,13 @@ from livetrain.trainers.export.deltas import NeedsBase, publish_delta, publish_n
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.kept import Kept
 from livetrain.trainers.export.served import Served
+from livetrain.trainers.online.request_log import RequestLog
 from livetrain.trainers.runtime import manifest, place, ranks, reach, run_folder
 from livetrain.trainers.train import checkpoint, ids, tracking
 from livetrain.trainers.train.sharding import shard
 from tests import samples
 from tests.cases import often
+from tests.trainers.online import logged
 
 CPU = torch.device("cpu")
 MAPPED = {"export__tables": "mapped"}
@@ -363,6 +367,26 @@ def read(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(Served, "_fetched", fetched)
     return found
+
+
+def test_a_request_is_explained_by_what_servers_have(published, data, tmp_path, capsys):
+    training, where = published
+    recipe = samples.recipe(data)
+    (tmp_path / recipe.name).symlink_to(training.run)
+    rows = pa.concat_tables(pq.read_table(path) for path in sorted((data / "test").glob("*.parquet"))).slice(0, 9)
+    table = logged.write(tmp_path / "log", rows, list(range(9)), recipe, ["user", "history", "rating"])
+    asked = RequestLog(table.slice(4, 1), recipe, "log").inputs()
+    with Served(where).use() as models, torch.inference_mode():
+        scores = models["model.pt"].rank(*asked)["click"].tolist()
+        base = load(Path(where) / publish.current(where)["folder"]).rank(*asked)["click"].tolist()
+    assert scores != pytest.approx(base, abs=1e-6)  # the delta moved them
+    every = pa.array([scores if row == 4 else None for row in range(9)], pa.list_(pa.float32()))
+    for path in (tmp_path / "log").rglob("*.parquet"):
+        pq.write_table(table.append_column("scores.click", every), path)
+    command = ["explain", str(tmp_path / "log"), "--request", "r4", "--run", where, "--runs", str(tmp_path), "--json"]
+    assert not cli.app(command, standalone_mode=False)
+    found = json.loads(capsys.readouterr().out)
+    assert found["request"]["largest difference from the logged scores"] < 1e-6
 
 
 def test_a_base_is_read_once_for_all_deltas(published, read, tmp_path):

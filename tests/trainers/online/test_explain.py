@@ -159,3 +159,6 @@ def test_the_command_explains_a_run_and_sees_another_version(small_run, tmp_path
     assert "the logged scores differ by up to 0.1: another version answered" in capsys.readouterr().out
     with pytest.raises(BadInput, match="has no request 'r99'"):
         cli.app(["explain", str(tmp_path / "log"), "--request", "r99", "--run", str(small_run)], standalone_mode=False)
+    pq.write_table(table.drop_columns("request_id"), tmp_path / "log/date=2026-11-29/120000-host-0.parquet")
+    with pytest.raises(BadInput, match="-host-0.parquet: has no column 'request_id', so it is no log of requests"):
+        cli.app(command, standalone_mode=False)

@@ -167,5 +167,7 @@ def test_what_only_a_request_can_tell_is_named(world, tmp_path):
         features.row(1, {"room": [1]})
     with pytest.raises(BadInput, match="request: 'room_viewers' has 1 values of 2 candidates; send one of each"):
         features.row(1, {"room": [1, 2], "streamer": [1, 2], "room_viewers": [1.0]})
+    with pytest.raises(BadInput, match="request: 'r1' is no id; ids are whole numbers, of a string what `string_id`"):
+        features.row(1, {"room": ["r1"], "streamer": [1]})
     with pytest.raises(NotNow, match="it was never filled"):
         Features(open_store(str(tmp_path / "new"), create=True)).columns(1, {"room": [1], "streamer": [1]})

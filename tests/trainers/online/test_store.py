@@ -144,6 +144,10 @@ def test_the_command_fills_and_shows(days, tmp_path, capsys):
     assert "user_age" in found["attributes.user"]
     assert not cli.app(["store", "get", "room", "1", "--store", place], standalone_mode=False)
     assert "live_type" in json.loads(capsys.readouterr().out)["attributes.room"]
+    assert not cli.app(["store", "get", "streamer", "101", "--store", place], standalone_mode=False)
+    topics = json.loads(capsys.readouterr().out)["topics"]
+    assert len(topics["topic"]) == len(topics["shown"]) == 2
+    assert min(topics["shown"]) > 0
     with pytest.raises(BadInput, match="video: the store has none; it has user, room, streamer"):
         cli.app(["store", "get", "video", "1", "--store", place], standalone_mode=False)
     with pytest.raises(BadInput, match="there is no feature store"):

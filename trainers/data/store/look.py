@@ -36,6 +36,8 @@ def look(store: Store, kind: str, number: int) -> dict[str, Any]:
     of: dict[str, list[str]] = {
         f"statistics.{p}": counts for p, key in adapter.statistics.items() if key == kinds[kind]
     }
+    if kinds[kind] == "author" and adapter.others:
+        of["topics"] = ["topic", "shown"]
     if kind == "user":
         of |= {f"pairs.{prefix}": ["id", "last", *counts] for prefix in adapter.pairs}
         of |= {f"sequence.{name}": entry_columns(s)[1:] for name, s in adapter.sequences.items()}
