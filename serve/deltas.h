@@ -172,6 +172,7 @@ class Served {
         std::vector<Change> changed, back;
         for (const auto& file : files_) changes(folder, file, changed);
         const Golden golden(JsonReader(folder / "golden.json").value());
+        const auto when = written(folder);  // before anything changes, as it may throw
         const torch::NoGradGuard guard;
         for (const auto& [target, rows, values] : changed)
             back.emplace_back(target, rows, rows.defined() ? target.index_select(0, rows) : target.clone());
@@ -183,7 +184,7 @@ class Served {
                 write(back);
                 throw;
             }
-            ++state_.number, state_.fence = fence, state_.newest = folder, state_.written = written(folder), state_.seal = seal;
+            ++state_.number, state_.fence = fence, state_.newest = folder, state_.written = when, state_.seal = seal;
         });
     }
 

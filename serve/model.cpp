@@ -80,6 +80,9 @@ void Model::refresh(std::chrono::milliseconds every) {
         if (pointers == tried_ && now < again_) return;
         const bool other = !index.empty() && index != index_seen_;
         const bool moved = served_->refresh(other);
+        if (const auto& now_served = served_->state(); moved)
+            std::cerr << name << ": serves version " << now_served.version << ", fence " << now_served.fence << ", delta "
+                      << now_served.number << std::endl;
         const std::lock_guard lock(mutex_);
         swaps_ += moved, failed_.clear(), waits_.clear();
         wait_ = every, tried_.clear();

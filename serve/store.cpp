@@ -151,7 +151,8 @@ class Moment {
                 if (!counts) return std::nullopt;
                 if ((*counts).first[0]) value.real = std::log1p(double(ms_ - (*counts).second) / 1000);
             } else if (is == "visit ago") value.real = visit_ago(of);
-            else list(value, of, is.substr(5));
+            else if (is.rfind("list ", 0) == 0) list(value, of, is.substr(5));
+            else throw std::runtime_error("store: column " + name + " is made by '" + is + "', which this server does not know");
         }
         return made;
     }

@@ -16,8 +16,6 @@ from tests.serve.built import ROOT, SERVE, program
 from tests.trainers.online import worlds
 from tests.trainers.online.test_store import redis_server  # noqa: F401
 
-pytestmark = pytest.mark.slow  # for what it takes to compile
-
 
 @pytest.fixture(scope="module")
 def driver() -> Path:
@@ -111,6 +109,7 @@ def test_features_are_those_of_python(driver, tmp_path, streamed):
             np.testing.assert_allclose(values, dense[name].ravel().numpy(), rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_what_a_request_brings_stays_and_without_an_author_nothing_is_said_of_it(driver, tmp_path):
     days = worlds.prepared(tmp_path, 11)
     store = open_store(str(tmp_path / "store"), create=True)
@@ -126,6 +125,7 @@ def test_what_a_request_brings_stays_and_without_an_author_nothing_is_said_of_it
     assert {"user_count", "room_viewers", "user_room_count", "live_gap"} <= {*found["filled"]}
 
 
+@pytest.mark.slow
 def test_a_store_that_is_away_says_so(driver, tmp_path, redis_server):  # noqa: F811
     start, kill = redis_server
     days = worlds.prepared(tmp_path, 11)
