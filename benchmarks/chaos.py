@@ -507,12 +507,23 @@ def run(kills: int, seed: int, work: Path) -> list[Tale]:
     raise AssertionError
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(
+    description: str, name: str, run: Callable[[int, int, Path], list], table: Callable[[list, argparse.Namespace], str]
+) -> None:
+    """Play stories as the command line asks, write their table, and exit with 1 where one failed.
+
+    Args:
+        description: of the command.
+        name: of the page of results, `chaos_stream` for benchmarks/results/chaos_stream.md.
+        run: called with the kills, the seed and the folder of work, returns the tales, each with `failures`.
+        table: the page of the tales.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "livetrain-chaos")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/chaos.md"))
+    work = Path(tempfile.gettempdir()) / f"livetrain-{name.replace('_', '-')}"
+    parser.add_argument("--work", type=Path, default=work)
+    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/{name}.md"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     tales = run(given.kills, given.seed, given.work.resolve())
@@ -522,4 +533,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, "chaos", run, table)

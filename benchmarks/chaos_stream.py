@@ -26,8 +26,6 @@ import json
 import os
 import random
 import shutil
-import sys
-import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -396,19 +394,5 @@ def run(kills: int, seed: int, work: Path) -> list[Tale]:
     return tales
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "livetrain-chaos-stream")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/chaos_stream.md"))
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    tales = run(given.kills, given.seed, given.work.resolve())
-    given.out.write_text(table(tales, given))
-    print(given.out.read_text())
-    sys.exit(any(tale.failures for tale in tales))
-
-
 if __name__ == "__main__":
-    main()
+    chaos.command(__doc__, "chaos_stream", run, table)
