@@ -107,6 +107,8 @@ def explain(
     Example: `livetrain explain logs/rank --request 7f3a91 --run published/din --candidate 31`
     """
     loaded("livetrain.trainers.online.explain")
+    import pyarrow.compute as pc
+
     from livetrain.trainers.export.prediction import Predictor, weights_of
     from livetrain.trainers.export.served import Served
     from livetrain.trainers.online import request_log
@@ -116,8 +118,8 @@ def explain(
     found = origin(run, runs)
     # What is published is a base with its deltas, as servers have it.
     model = Predictor(weights_of(found.run)).model if found.version is None else Served(run).score
-    one = request_log.read(log, request)
-    others = request_log.read(log) if background else one
+    others = request_log.read(request_log.holding(log, request))
+    one = others.filter(pc.equal(others["request_id"], request)).slice(0, 1)
     told = explained(one, others, found.recipe, model, item, candidate, background, log)
     content = {"request": told.request, "candidates": told.candidates, "candidate": told.candidate}
     if page is not None:

@@ -155,8 +155,21 @@ class RequestLog:
         return ids, lengths, dense
 
 
-def read(place: str, request: str | None = None) -> pa.Table:
-    """Return a log's requests, or one of them.
+def read(place: str) -> pa.Table:
+    """Return a log's requests, all in memory.
+
+    Args:
+        place: a folder, of a day or of days, or one file.
+
+    Raises:
+        BadInput: there is no log.
+    """
+    tables = [_read(path) for path in _paths(place)]
+    return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
+
+
+def holding(place: str, request: str) -> str:
+    """Return the file of a log that holds a request.
 
     Args:
         place: a folder, of a day or of days, or one file.
@@ -165,30 +178,28 @@ def read(place: str, request: str | None = None) -> pa.Table:
     Raises:
         BadInput: there is no log, or not that request in it.
     """
+    for path in _paths(place):
+        if pc.any(pc.equal(_read(path, ["request_id"])["request_id"], request)).as_py():
+            return str(path)
+    raise BadInput(f"{place}: has no request '{request}'; a log holds the share of them that the server was told to")
+
+
+def _paths(place: str) -> list[Path]:
     folder = Path(place)
     paths = [folder] if folder.is_file() else sorted(_files(folder))
     if not paths:
         raise BadInput(f"{place}: holds no log of requests; name the folder that the server's `log.path` names")
-    tables = []
-    for path in paths:
-        try:
-            names = pq.read_schema(path).names
-            if missing := [name for name in ("request_id", "time") if name not in names]:
-                raise BadInput(
-                    f"{path}: has no column '{missing[0]}', so it is no log of requests; name the server's log"
-                )
-            chosen = None if request is None else [("request_id", "=", request)]
-            tables.append(pq.read_table(path, partitioning=None, filters=chosen))
-        except (pa.ArrowException, OSError) as error:
-            raise BadInput(
-                f"{path}: is no log of requests ({short(error)}); remove it, or name another folder"
-            ) from None
-    table = pa.concat_tables(tables, promote_options="permissive").combine_chunks()
-    if request is not None and not len(table):
-        raise BadInput(
-            f"{place}: has no request '{request}'; a log holds the share of them that the server was told to"
-        )
-    return table
+    return paths
+
+
+def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
+    try:
+        names = pq.read_schema(path).names
+        if missing := [name for name in ("request_id", "time") if name not in names]:
+            raise BadInput(f"{path}: has no column '{missing[0]}', so it is no log of requests; name the server's log")
+        return pq.read_table(path, columns=columns, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise BadInput(f"{path}: is no log of requests ({short(error)}); remove it, or name another folder") from None
 
 
 def _files(folder: Path) -> Iterable[Path]:

@@ -157,6 +157,10 @@ def test_the_command_explains_a_run_and_sees_another_version(small_run, tmp_path
     pq.write_table(table, tmp_path / "log/date=2026-11-29/120000-host-0.parquet")
     assert not cli.app(command, standalone_mode=False)
     assert "the logged scores differ by up to 0.1: another version answered" in capsys.readouterr().out
+    other = table.slice(0, 1).set_column(0, "request_id", pa.array(["another"]))
+    pq.write_table(other, tmp_path / "log/date=2026-11-29/110000-host-0.parquet")
+    assert request_log.holding(str(tmp_path / "log"), "another").endswith("110000-host-0.parquet")
+    assert request_log.holding(str(tmp_path / "log"), "r7").endswith("120000-host-0.parquet")
     with pytest.raises(BadInput, match="has no request 'r99'"):
         cli.app(["explain", str(tmp_path / "log"), "--request", "r99", "--run", str(small_run)], standalone_mode=False)
     pq.write_table(table.drop_columns("request_id"), tmp_path / "log/date=2026-11-29/120000-host-0.parquet")
