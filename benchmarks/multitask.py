@@ -111,6 +111,21 @@ LARGE_COMBINERS = [
 ]
 
 
+# Ten times the users of `combiners`, and tables of ten times the rows. The sum's checkpoints are what noise is measured
+# at; what a task reaches alone, with all of the network, bounds what a task may gain where the others no longer disturb.
+TEN_ROWS = ("tables.user.rows=655360", "tables.streamer.rows=655360", "tables.room.rows=2621440")
+KEPT = "train.checkpoint_every=2200", "train.keep=4"
+TEN_SUM = Variant("cgc, sum", "cgc", ("gradients.measure_every=50", *KEPT, *TEN_ROWS))
+TEN = [
+    *(
+        Variant(variant.name, "cgc", (*variant.changes, *TEN_ROWS))
+        for variant in COMBINERS
+        if variant.name in ("cgc, pcgrad, mean over steps", "cgc, upgrad, mean over steps", "cgc, pcgrad")
+    ),
+]
+ALONE = {task: Variant("cgc, one task alone", "cgc", TEN_ROWS, task) for task in ("gift", "click")}
+
+
 @dataclass
 class Run:
     """A finished run."""
