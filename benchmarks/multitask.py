@@ -111,8 +111,8 @@ LARGE_COMBINERS = [
 ]
 
 
-# Ten times the users of `combiners`, and tables of ten times the rows. The sum's checkpoints are what noise is measured
-# at; what a task reaches alone, with all of the network, bounds what a task may gain where the others no longer disturb.
+# Ten times the users of `combiners`, and tables of ten times the rows. Noise is measured at the sum's checkpoints. What
+# a task reaches alone, with all of the network, bounds what it may gain where the others no longer disturb it.
 TEN_ROWS = ("tables.user.rows=655360", "tables.streamer.rows=655360", "tables.room.rows=2621440")
 KEPT = "train.checkpoint_every=2200", "train.keep=4"
 TEN_SUM = Variant("cgc, sum", "cgc", ("gradients.measure_every=50", *KEPT, *TEN_ROWS))
