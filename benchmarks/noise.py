@@ -12,7 +12,7 @@ batches or parts of the rows.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations, islice
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from livetrain.trainers.train.loss import Loss
 
 BLOCK = 10  # batches that make a larger one
 PARTS = 10  # of a table's rows
+PLACES = 4  # of an epoch
 TABLES = ("user", "streamer", "topic")  # whose rows are looked at
 
 Pair = tuple[int, int]
@@ -53,9 +54,10 @@ class Noise:
 
 
 def sampled(recipe: Recipe, count: int) -> list[Batch]:
-    """Return `count` batches of the training split, a multiple of 2 BLOCK, evenly over an epoch."""
+    """Return `count` batches of an epoch, a multiple of PLACES and of 2 BLOCK: as many from each of PLACES places."""
     reader = Reader(Source.open(recipe, "train"), recipe, rank=0, world=1, shuffle=True)
-    return list(islice(reader.batches(0), 0, None, max(1, reader.steps // count)))[:count]
+    starts = [reader.steps * place // PLACES for place in range(PLACES)]
+    return [batch for start in starts for batch in reader.batches(0, start, start + count // PLACES)]
 
 
 def measured(model: Model, recipe: Recipe, batches: list[Batch]) -> Noise:
