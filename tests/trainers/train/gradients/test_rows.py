@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from livetrain.modules.gradients.pcgrad import orders, project
+from livetrain.modules.model import Model
 from livetrain.trainers.runtime import ranks
+from livetrain.trainers.train import memory
 from livetrain.trainers.train.gradients.rows import combined
 from livetrain.trainers.train.sharding import shard
 from tests import samples, twins
@@ -169,3 +171,16 @@ def test_a_frozen_table_may_lie_anywhere(two_ranks):
     with ranks.alone(cuda=False):
         alone = train_sharded(made_for)
     compare(two_ranks.run(train_sharded, made_for)[0] | {"seen": [{}]}, alone)
+
+
+def test_a_gradient_of_each_task_takes_memory_beside_the_tables_own():
+    rows, shared = (recipe("pcgrad", **ROWS | {"gradients__scope": scope}) for scope in ("rows", "shared"))
+    weights = 4 * (61 * 8 + 40 * 8 + 8 * 4)
+    more, less = (
+        sum(part.bytes for part in memory.needs(each, Model(each, "meta", "meta"))) for each in (rows, shared)
+    )
+    assert more - less == len(TASKS) * weights
+    taken = [
+        memory.besides(each, 2, False, ("user", "movie", "rating"))["host"]["gradients"] for each in (rows, shared)
+    ]
+    assert taken[0] - taken[1] == len(TASKS) * weights
