@@ -172,13 +172,13 @@ def train_reference(made_for: Recipe, combine: Callable) -> dict:
             below, grads = [*below, regulariser], [*grads, torch.ones(())]
         elif regulariser is not None:
             grads = [grad + more for grad, more in zip(grads, extra, strict=False)]
-        by_task = []  # the tables' gradients, if those are compared row by row
         if made_for.gradients.scope == "rows":
-            by_task = [torch.autograd.grad(below, [*tables.values()], cut, retain_graph=True) for cut in at_cut]
-        if below:
+            ways = [*at_cut, *([extra[: len(below)]] if extra else [])]
+            found = [torch.autograd.grad(below, [*tables.values()], way, retain_graph=True) for way in ways]
+            for weight, *each in zip(tables.values(), *found, strict=True):
+                weight.grad = row_by_row(each[: len(at_cut)], made_for.train.seed, step) + sum(each[len(at_cut) :])
+        elif below:
             torch.autograd.backward(below, grads)  # through the bottom too, if that is below
-        for weight, *each in zip(tables.values(), *by_task, strict=False):
-            weight.grad = row_by_row(each, made_for.train.seed, step)
         for name, parameter in model.dense.named_parameters():
             if name in shared:
                 parameter.grad = sum(w[t] * each[name] for t, each in enumerate(filled))
