@@ -274,7 +274,7 @@ class Combination:
             torch.autograd.backward(ends, starts)
         self._below({name: leaf.grad for name, (_, leaf) in self._embeddings.items()}, self._dense)
 
-    def _below(self, gradients_: dict[str, Tensor | None], dense: list[nn.Parameter]) -> None:
+    def _below(self, gradients_: Mapping[str, Tensor | None], dense: list[nn.Parameter]) -> None:
         """Go on below the embeddings, from their gradients, while those of dense parameters are averaged over ranks."""
         given = {name: gradient for name, gradient in gradients_.items() if gradient is not None}
         self._back({name: gradient for name, gradient in given.items() if self._is_kept(name)})
