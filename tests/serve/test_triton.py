@@ -17,7 +17,7 @@ from livetrain.trainers.export.rows import golden_inputs, one_user
 
 
 class _Given:
-    """A tensor of a request, as triton_python_backend_utils has it. Its as_numpy is not to be trusted, see triton_model."""
+    """A tensor of a request, as triton_python_backend_utils has it, but for as_numpy, see triton_model."""
 
     def __init__(self, name, values):
         self._name, self._values = name, values
