@@ -129,11 +129,12 @@ def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
     wanted = math.ceil(most / candidates / min(whole, piece))
     chosen = [source.groups[place] for place in spaced(len(source.groups), wanted)]
     each = math.ceil(most / candidates / piece / len(chosen))
+    elements = ELEMENTS // sum(min(each, math.ceil(group.rows / piece)) for group in chosen)
 
     def read(group: RowGroup) -> pa.Table:
         try:
             found = picked(source.stretches(group, columns, piece), group.rows, each, piece)
-            return pa.concat_tables(_short(table, ELEMENTS // (len(chosen) * each)) for table in found)
+            return pa.concat_tables(_short(table, elements) for table in found)
         except (BadInput, pa.ArrowException, OSError):
             pass
         try:
