@@ -508,21 +508,23 @@ batches of 1,024 rows with twice the rates.
 
 def _noise(run: Run) -> list[str]:
     """Return what the gradients at the beginning and at each checkpoint of a run are made of."""
-    batches = noise.sampled(run.recipe, 320)
+    size = 256  # rows, as `combiners` has them
+    recipe = load_recipe(run.folder / "config.yaml", [f"data.batch_size={size}"])
+    batches = noise.sampled(recipe, 320)
     models = {path.name.lstrip("step-0"): plain_model(run.recipe, path) for path in committed(run.folder)}
     begun = Model(run.recipe).eval()
     begun.dense.normalise.load_state_dict(next(iter(models.values())).dense.normalise.state_dict())
     found = {}
     for step, model in {"0": begun, **models}.items():
         model.dense.requires_grad_()
-        found[step] = noise.measured(model, run.recipe, batches)
+        found[step] = noise.measured(model, recipe, batches)
     pairs = list(combinations(range(len(run.recipe.tasks)), 2))
     tasks = list(run.recipe.tasks)
     named = [f"{tasks[i]}, {tasks[j]}" for i, j in pairs]
-    size, steps = run.recipe.data.batch_size, list(found)
+    steps = list(found)
     heads = [f"| step | {' | '.join(tasks)} |", f"| step | rows | {' | '.join(named)} |"]
     heads += [f"| cosine of means | step | {' | '.join(named)} |", f"| rows of | step | {' | '.join(named)} |"]
-    lines = [f"Gradients of the sum's first seed, of {len(batches)} batches spread over the epoch, ± error.", ""]
+    lines = [f"Gradients of the sum's first seed, of {len(batches)} batches of {size} rows, ± error.", ""]
     lines += ["The part of a batch's dense gradient that is no noise, |E g|² / E|g|²:", "", heads[0], rule(heads[0])]
     lines += [f"| {step} | {' | '.join(f'{share:.1%}' for share in each.signal)} |" for step, each in found.items()]
     lines += ["", "Share of batches whose dense gradients of two tasks conflict:", "", heads[1], rule(heads[1])]
