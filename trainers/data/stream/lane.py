@@ -35,6 +35,7 @@ PENDING = 500_000  # rows that are in no segment yet, at most
 _SETTLE = 100_000  # messages of which exposures and actions are made at a time
 _DISCOVER_S = 30.0  # between looks for new partitions
 _AHEAD = 10  # minutes, besides what is waited for, by which a partition may be ahead of the slowest
+_SPEC_S = 1.0  # between looks whether the spec has changed, at most
 _LONGEST_S = 10.0  # between tries of a source that does not answer
 _SHARE = 5  # a look comes after so many times what the last one took: who is far behind closes more minutes at once
 PART = "part-0.parquet"
@@ -160,22 +161,27 @@ class _Lane:
         self._connection.execute(f"SET memory_limit = '{job.memory_mb}MB'")
         self._connection.execute(f"SET threads = {job.threads}")
 
-    def _reread(self) -> None:
-        """Take what has changed in the spec's file, where it may."""
+    def _written(self) -> int | None:
+        """Return when the spec's file was written, or None where it is gone for a moment."""
         try:
-            at = self._loaded.path.stat().st_mtime_ns
-            if at == self._read_at:
-                return
-            self._read_at = at
+            return self._loaded.path.stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def _reread(self) -> bool:
+        """Take what has changed in the spec's file, where it may; return whether anything was taken."""
+        at = self._written()
+        if at in (None, self._read_at):
+            return False
+        self._read_at = at
+        try:
             found = load_stream(self._loaded.path)
-            key = _difference(self._loaded.fixed(), found.fixed())
-        except (BadInput, OSError) as error:
+        except BadInput as error:
             self._tell(f"the spec has changed and is not taken: {short(error)}")
-            return
-        if key:
+            return False
+        if key := _difference(self._loaded.fixed(), found.fixed()):
             self._tell(f"the spec has changed and is not taken: {key} is fixed; only jobs and idle_s may change")
-            return
-        if found.spec.sources != self._loaded.spec.sources:
+        elif found.spec.sources != self._loaded.spec.sources:
             self._tell("the spec has changed and is not taken: sources change when the stream is started again")
         elif found.spec.store != self._loaded.spec.store:
             self._tell("the spec has changed and is not taken: store changes when the stream is started again")
@@ -183,6 +189,8 @@ class _Lane:
             self._loaded = found
             self._tune()
             self._tell("the spec's jobs have changed, and are taken")
+            return True
+        return False
 
     # The work
 
@@ -192,7 +200,8 @@ class _Lane:
             self._tell(words)
         try:
             while True:
-                self._reread()
+                if self._reread():
+                    due = dict.fromkeys(due, 0.0)  # however long an interval was, the new one begins now
                 jobs, now = self._loaded.spec.jobs, time.monotonic()
                 pauses = {"join": jobs.join.every_s, "tables": jobs.tables.every_s, "report": jobs.report.every_s}
                 ready = {name for name, at in due.items() if now >= at}
@@ -212,12 +221,18 @@ class _Lane:
                 if ended and not (self._minutes and self._joiner.unsent):
                     return
                 if not read:
-                    time.sleep(jobs.read.every_s)
+                    self._pause(jobs.read.every_s)
         finally:
             for source in self._sources.values():
                 source.close()
             if self._minutes:
                 self._minutes.close()
+
+    def _pause(self, seconds: float) -> None:
+        """Wait so long, or until the spec's file is written."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and self._written() in (None, self._read_at):
+            time.sleep(min(left, _SPEC_S))
 
     def _words(self, name: str) -> str:
         return f"source {name}" if name in self._loaded.spec.sources else f"the {name}"

@@ -2,7 +2,9 @@
 
 import json
 import os
+import threading
 import time
+import unittest.mock
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from livetrain.trainers.data.read.minutes import STREAM
 from livetrain.trainers.data.stream import lane
 from livetrain.trainers.data.stream.clock import Clock, Partition
 from livetrain.trainers.data.stream.intake import Intake, Taken, connected
+from livetrain.trainers.data.stream.lane import run_lane
 from livetrain.trainers.data.stream.sources.base import Messages
 from livetrain.trainers.data.stream.sources.folder import Folder
 from tests.trainers.data.stream import logs
@@ -314,6 +317,55 @@ def test_a_changed_spec_is_taken_or_refused_while_it_runs(tmp_path):
     (tmp_path / "later").mkdir()
     with connected(loaded, tmp_path / "later") as connection, pytest.raises(BadInput, match="begun by another version"):
         lane._Lane(loaded, tmp_path / "out", home, 0, connection, said.append)
+
+
+def test_what_a_job_is_given_holds_from_the_moment_on_at_which_it_is_changed(tmp_path):
+    """Intervals of hours are over at once, and DuckDB has the new memory and threads."""
+    slow = {"read": {"every_s": 3600}, "join": {"every_s": 3600}, "tables": {"every_s": 3600}}
+    quick = {"read": {"every_s": 0.05, "messages": 7}, "join": {"every_s": 0.05, "memory_mb": 321, "threads": 3}}
+    times = {"wait_s": 0, "lateness_s": 0}
+    path, out = written(tmp_path, **times, jobs=slow), tmp_path / "out"
+    said, ended, seen = [], threading.Event(), []
+
+    def tell(words: str) -> None:
+        said.append(words)
+        assert not ended.is_set()  # ends the lane
+
+    def wait(found) -> None:
+        for _ in range(3000):  # a minute, far more than it needs
+            if found():
+                return
+            assert thread.is_alive()
+            time.sleep(0.02)
+        raise AssertionError(said)
+
+    def tuned(self) -> None:
+        tune(self)
+        ask = "SELECT current_setting('memory_limit'), current_setting('threads')"
+        seen.append(self._connection.execute(ask).fetchall()[0])
+
+    tune = lane._Lane._tune
+    with unittest.mock.patch.object(lane._Lane, "_tune", tuned), unittest.mock.patch("threading.excepthook"):
+        thread = threading.Thread(target=run_lane, args=(load_stream(path), out, 0, False, tell), daemon=True)
+        thread.start()
+        try:
+            wait((out / STREAM).exists)
+            time.sleep(0.5)  # it has looked once, and found nothing
+            for table in logs.FEEDS:
+                (tmp_path / "land" / table).mkdir(parents=True)
+                lines = "".join(json.dumps(row(second)) + "\n" for second in (0, 30, 90, 150))
+                (tmp_path / "land" / table / "0.jsonl").write_text(lines)
+            time.sleep(1.0)
+            assert not list(out.glob("date=*"))
+            written(tmp_path, **times, jobs=quick)
+            wait(lambda: len(list(out.glob("date=*/time=*/lane=0/manifest.json"))) == 2)
+        finally:
+            ended.set()
+            written(tmp_path, **times, jobs=slow)
+            thread.join()
+    assert said.count("the spec's jobs have changed, and are taken") == 2
+    assert [threads for _, threads in seen] == [1, 3, 1]
+    assert seen[0][0] != seen[1][0] == "306.1 MiB"
 
 
 def test_a_wait_that_is_too_short_for_a_label_is_told(tmp_path):
