@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,7 +18,7 @@ from livetrain.trainers.data.checks import leaks
 from livetrain.trainers.data.checks.dataset import PIECE, picked, spaced
 from livetrain.trainers.data.checks.findings import Verdict, listed, share
 from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.columns import IdKind, is_text
+from livetrain.trainers.data.read.columns import IdKind, is_list, is_text
 from livetrain.trainers.data.read.files import open_filesystem
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
 from livetrain.trainers.data.read.spread import in_threads
@@ -25,6 +26,7 @@ from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.data.write import layout
 
 PROBED = 32_768  # rows of train/ that are probed, and rows of each other split that are looked at
+ELEMENTS = 2**23  # of the lists of a column, over all rows that are looked at
 CROWDED = 0.5  # share of ids that share their row with another, from which on it is said
 ROOM = 0.9  # of the rows of a table of ids: as full as it becomes before ids find no room
 KNOWN = 1_048_576  # rows of train/ whose ids count as seen
@@ -113,19 +115,26 @@ def _labels(recipe: Recipe) -> list[str]:
 def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
     """Return about `most` rows, always the same ones: evenly spaced stretches of PIECE rows, or row groups if smaller.
 
+    They are fewer where lists are long: of each stretch the first rows, whose lists have their part of ELEMENTS.
+
     Args:
         source: the split.
         columns: that are wanted.
         most: rows.
         skip: whether row groups that do not decode are left out.
     """
+    candidates = 1 if source.candidates is None else source.candidates.most
+    piece = max(PIECE // candidates, 1)  # stored rows
     whole = max(source.rows / len(source.groups), 1)
-    chosen = [source.groups[place] for place in spaced(len(source.groups), math.ceil(most / min(whole, PIECE)))]
-    each = math.ceil(most / PIECE / len(chosen))
+    wanted = math.ceil(most / candidates / min(whole, piece))
+    chosen = [source.groups[place] for place in spaced(len(source.groups), wanted)]
+    each = math.ceil(most / candidates / piece / len(chosen))
+    elements = ELEMENTS // sum(min(each, math.ceil(group.rows / piece)) for group in chosen)
 
     def read(group: RowGroup) -> pa.Table:
         try:
-            return pa.concat_tables(picked(source.stretches(group, columns, PIECE), group.rows, each))
+            found = picked(source.stretches(group, columns, piece), group.rows, each, piece)
+            return pa.concat_tables(_short(table, elements) for table in found)
         except (BadInput, pa.ArrowException, OSError):
             pass
         try:
@@ -136,6 +145,16 @@ def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
             return pa.schema([source.schema.field(name) for name in columns]).empty_table()
 
     return pa.concat_tables(in_threads(read, chosen))
+
+
+def _short(table: pa.Table, elements: int) -> pa.Table:
+    """Return a table's first rows, no column of which has more than so many elements in its lists; one row at least."""
+    rows = len(table)
+    for column in table.columns:
+        if is_list(column.type):
+            ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy())
+            rows = min(rows, int(np.searchsorted(ends, elements, side="right")))
+    return table if rows == len(table) else table.take(np.arange(max(rows, 1)))  # a slice would hold on to all
 
 
 def _told_by(recipe: Recipe, feature: str) -> list[str]:

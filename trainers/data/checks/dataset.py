@@ -148,9 +148,9 @@ def spaced(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist() if count else []
 
 
-def picked(stretches: Iterator[T], rows: int, most: int) -> Iterator[T]:
-    """Yield evenly spaced ones of the stretches of PIECE rows that a row group is read in, and read no further."""
-    chosen = spaced(math.ceil(rows / PIECE), most)
+def picked(stretches: Iterator[T], rows: int, most: int, piece: int = PIECE) -> Iterator[T]:
+    """Yield evenly spaced ones of the stretches of `piece` rows that a row group is read in, and read no further."""
+    chosen = spaced(math.ceil(rows / piece), most)
     found = itertools.islice(stretches, chosen[-1] + 1)
     return (stretch for place, stretch in enumerate(found) if place in chosen)
 
