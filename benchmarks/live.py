@@ -11,6 +11,7 @@ own. An event at the beginning of a minute waits the longest, one at its end the
 """
 
 import argparse
+import calendar
 import contextlib
 import csv
 import json
@@ -27,7 +28,6 @@ import pyarrow.parquet as pq
 from follow import EACH, begun, look
 from quality import made, rule
 
-from livetrain.cluster.stream.publishing import version_of
 from livetrain.trainers.data.read import minutes
 from livetrain.trainers.data.simulator.replay import PROFILES, Replay, messages
 from livetrain.trainers.data.simulator.replay_specs import EVENTS
@@ -37,8 +37,8 @@ from livetrain.trainers.runtime.versions import versions
 DAY_MS, EVENING_MS = 86_400_000, 43_200_000  # from noon UTC, eight in the evening of the world
 SENT = {"long": lambda row: row["timestamp"] + 30_000, "watch": lambda row: row["timestamp"] + row["watch_live_time"]}
 LANDS_S = 1.0
-WAITS = {"wait_s: 120": "wait_s: 30\nlateness_s: 10", "idle_s: 180": "idle_s: 20"}
-LEAD_S = 120  # of events before the first minute that counts: what is not known yet, and the processes begin
+WAITS = {"wait_s: 120": "wait_s: 30\nlateness_s: 10", "idle_s: 180": "idle_s: 5"}
+LEAD_S = 600  # that the processes may take to begin, the first base included; what comes after it counts
 
 
 def main() -> None:
@@ -52,11 +52,20 @@ def main() -> None:
     given = parser.parse_args()
     work = given.work.resolve()
     _, follow = begun(given, work)
-    told = evenings(given.world, 1000 * (LEAD_S + EACH * (given.minutes + 4)))
+    told = evenings(given.world, 1000 * (LEAD_S + EACH * given.minutes))
     start = (int(time.time()) // EACH + 1) * EACH
     topics = prepared(given.world, work / "topics", 1000 * start)
     command = [sys.executable, "-m", "livetrain"]
-    measures = ["--label", "click", "--label", "watch_time", "--by", "live_content_category", "--by", "room_age < 600"]
+    measures = [
+        "--label",
+        "click",
+        "--label",
+        "watch_time",
+        "--by",
+        "live_content_category",
+        "--by",
+        "young=room_age < 600",
+    ]
     commands = [
         [*command, "stream", str(topics / "stream.yaml"), "--out", str(work / "live")],
         follow,
@@ -70,7 +79,7 @@ def main() -> None:
             while each is commands[0] and not (work / "live" / minutes.STREAM).exists():
                 time.sleep(0.1)
         published = happen(told, topics, start, given.minutes, work)
-    given.out.write_text(page(given, work, start + LEAD_S, published))
+    given.out.write_text(page(given, work, published))
     print(given.out.read_text())
 
 
@@ -119,8 +128,7 @@ def prepared(world: Path, topics: Path, start: int) -> Path:
 def happen(told: list[tuple[int, int, str, str]], topics: Path, start: int, count: int, work: Path) -> dict[str, float]:
     """Let messages land by the clock until the minutes that count are published; return when each version was seen."""
     published, left = dict[str, float](), list(reversed(told))
-    last = start + LEAD_S + count * EACH
-    while time.time() < last + 3 * EACH and version_of(last) not in published:
+    while left and len(published) <= count:  # the first is the base, which takes longer
         now, due = time.time(), defaultdict[str, list[str]](list)
         while left and start + left[-1][0] / 1000 + LANDS_S < now:
             _, day, topic, line = left.pop()
@@ -134,19 +142,19 @@ def happen(told: list[tuple[int, int, str, str]], topics: Path, start: int, coun
     return published
 
 
-def page(given: argparse.Namespace, work: Path, first: int, published: dict[str, float]) -> str:
+def page(given: argparse.Namespace, work: Path, published: dict[str, float]) -> str:
     """Return the results as a page."""
     head = "| minute | samples | closed | measured | published | from its first event | from its last |"
     lines, longest, shortest = [], [], []
-    for begin in range(first, first + given.minutes * EACH, EACH):
-        folder, end = work / "live" / minutes.folder_of(begin) / "lane=0", begin + EACH
+    seen = {calendar.timegm(time.strptime(name, "%Y-%m-%dT%H-%M-%SZ")): at for name, at in published.items()}
+    for end in range(min(seen) + EACH, max(seen) + 1, EACH):  # the first was the base
+        out = min(at for until, at in seen.items() if until >= end)
+        begin = end - EACH
+        folder = work / "live" / minutes.folder_of(begin) / "lane=0"
         metrics = work / "live" / "metrics" / f"{minutes.folder_of(begin)}.parquet"
-        if version_of(end) not in published or not metrics.exists():
-            continue
-        closed, out = (folder / "manifest.json").stat().st_mtime, published[version_of(end)]
-        times = pq.read_table(folder / "part-0.parquet", columns=["timestamp"], partitioning=None)[
-            "timestamp"
-        ].to_numpy()
+        closed = (folder / "manifest.json").stat().st_mtime
+        rows = pq.read_table(folder / "part-0.parquet", columns=["timestamp"], partitioning=None)
+        times = rows["timestamp"].to_numpy()
         longest.append(out - times.min() / 1000)
         shortest.append(out - times.max() / 1000)
         cells = [minutes.name_of(begin)[11:16], f"{len(times):,}", f"{closed - end:.1f} s"]

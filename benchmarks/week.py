@@ -56,7 +56,7 @@ AGES = {  # of the room, s
 EDGES = [0, 300, 600, 1200, 2400, 4800, 9600, 19_200, 38_400, 86_400]
 LAST = calendar.timegm((2025, 6, 7, 0, 0, 0))  # s; the last whole day, in UTC, as increments are
 DAYS = {"train": "2025-05-25..2025-05-30", "valid": "2025-05-31..2025-05-31", "test": "2025-06-01..2025-06-01"}
-COLUMNS = ("timestamp", "room_age", *TASKS)
+COLUMNS = ["timestamp", "room_age", *TASKS]
 FEWEST = 3000  # rows of a point in the picture
 AGAINST = "| task | age of room | a hash, every 5 minutes: AUC | rows for ids of their own |"
 WORK = "| ids | way | increments | rows | rows/s | that raised an alarm | not published | bases | deltas |"
@@ -133,7 +133,7 @@ def kept(place: Path, learns: bool) -> type[Line]:
             self.logits: list[np.ndarray] = []
             found = super().take(source, end) if learns else self.judge(source, end)
             if source is not None:
-                rows = pa.concat_tables([pq.read_table(path, columns=COLUMNS) for path in source.groups.paths])
+                rows = pa.concat_tables([pq.ParquetFile(path).read(COLUMNS) for path in source.groups.paths])
                 columns = {name: rows[name].cast(pa.float64()).to_numpy() for name in COLUMNS}
                 np.savez(place / f"{end}.npz", logits=np.concatenate(self.logits), **columns)
             return found
