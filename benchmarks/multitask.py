@@ -509,11 +509,12 @@ batches of 1,024 rows with twice the rates.
 
 
 def _noise(run: Run) -> list[str]:
-    """Return what the gradients at the beginning and at each checkpoint of a run are made of."""
+    """Return what the gradients at the beginning, at the first checkpoint and at the end of a run are made of."""
     size = 256  # rows, as `combiners` has them
     recipe = load_recipe(run.folder / "config.yaml", [f"data.batch_size={size}"])
-    batches = noise.sampled(recipe, 320)
-    models = {path.name.lstrip("step-0"): plain_model(run.recipe, path) for path in committed(run.folder)}
+    batches = noise.sampled(recipe, 160)
+    paths = committed(run.folder)
+    models = {path.name.lstrip("step-0"): plain_model(run.recipe, path) for path in (paths[0], paths[-1])}
     begun = Model(run.recipe).eval()
     begun.dense.normalise.load_state_dict(next(iter(models.values())).dense.normalise.state_dict())
     found = {}
