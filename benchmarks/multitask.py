@@ -136,17 +136,17 @@ LARGER_COMBINERS = [
 ]
 ALONE = Variant("cgc, one task alone", "cgc", LARGER, "gift")
 
-# PCGrad in every row of tables, which then lie whole; and the same without that, to tell what comes of it. The dense
-# part sees a mean over steps, for from single batches it loses in either.
+# PCGrad in every row of tables, which then lie whole. The dense part sees a mean over steps, for from single batches it
+# loses.
 TABLES = ("user", "streamer", "room", "hour", "topic", "category", "action", "gap")
-IN_ROWS = [
-    Variant(
-        f"cgc, pcgrad {scope}, mean over steps",
-        "cgc",
-        (f"gradients={{kind: pcgrad, scope: {scope}, average: 0.99}}", *more),
-    )
-    for scope, more in (("shared", ()), ("rows", tuple(f"tables.{name}.sharding=data_parallel" for name in TABLES)))
-]
+IN_ROWS = Variant(
+    "cgc, pcgrad rows, mean over steps",
+    "cgc",
+    (
+        "gradients={kind: pcgrad, scope: rows, average: 0.99}",
+        *(f"tables.{name}.sharding=data_parallel" for name in TABLES),
+    ),
+)
 # What longer steps of the tables do without any comparison: a row's combined gradient is longer than the sum.
 LONGER = Variant("cgc, sum, tables twice as fast", "cgc", (*CGC.changes, "optimizers.sparse.lr=0.04"))
 
@@ -472,16 +472,16 @@ def rows(given: argparse.Namespace) -> list[str]:
     """Return the lines of the file on PCGrad in every row of tables, under full conflict."""
     head = SIMULATED_HEAD.replace("| valid AUC |", "| over the sum, x 1e-4 | valid AUC |")
     bench = Bench("simulated", given.data / "conflict-1", given)
-    bench.train([CGC, *IN_ROWS, LONGER])
+    bench.train([CGC, IN_ROWS, LONGER])
     truth = truth_of(bench, given.data / "world-1")
-    lines = [line for task in TASKS["simulated"] for line in compared(bench, truth, task, CGC, [*IN_ROWS, LONGER])]
-    logged = [_logged(run.folder)["grad.conflict.rows"] for run in bench.of(IN_ROWS[-1].name, "click")]
+    lines = [line for task in TASKS["simulated"] for line in compared(bench, truth, task, CGC, [IN_ROWS, LONGER])]
+    logged = [_logged(run.folder)["grad.conflict.rows"] for run in bench.of(IN_ROWS.name, "click")]
     intro = f"""# PCGrad in every row of the tables, under full conflict
 
 {about(given, truth)}
 The interests behind click and watch time are the opposite of those behind like and gift. "rows": each row of every
 table gets PCGrad of the tasks' gradients of the step in that row. "mean over steps": of the products that the dense
-part's weights come from, in both. "over the sum": the expected AUC less that of the plain sum with the same seed.
+part's weights come from. "over the sum": the expected AUC less that of the plain sum with the same seed.
 
 Of the rows that several tasks moved in a step, two tasks' gradients conflicted in {np.mean(logged):.0%}.
 """
