@@ -1,6 +1,7 @@
 """Ids of any int64 value become table rows, inside the model, so that training and serving cannot disagree."""
 
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +85,7 @@ class IdHash(nn.Module):
         self.modulo = list(modulo)
         self.mapped = [f"of_{maps[key][0]}" if maps and key in maps else "" for key in keys]
         self.afar = [False for _ in keys]
-        self.owners = None
+        self.owners: Any = None  # a script has none
         self.maps = nn.ModuleDict({f"of_{name}": each for name, each in (maps or {}).values()})
 
     @torch.jit.unused

@@ -91,13 +91,14 @@ class Slots:
         count = free.sum(2)
         second = (count[1] > count[0]).long()
         which = torch.arange(len(second), device=both.device)
-        first_free = both[second, which] * _SLOTS + free[second, which].to(torch.uint8).argmax(1)
-        used = self.last.view(-1, _SLOTS)[both].long()
-        order = torch.cat([used[0], used[1]], 1) * 16 + torch.arange(16, device=both.device)  # no two are equal
-        oldest = order.argmin(1)
-        in_full = both[oldest >> 3, which] * _SLOTS + (oldest & 7)
+        wanted = both[second, which] * _SLOTS + free[second, which].to(torch.uint8).argmax(1)
         full = count.amax(0) == 0
-        return torch.where(full, in_full, first_free), full
+        if len(at := full.nonzero().squeeze(1)):
+            used = self.last.view(-1, _SLOTS)[both[:, at]].long()
+            order = torch.cat([used[0], used[1]], 1) * 16 + torch.arange(16, device=both.device)  # no two are equal
+            oldest = order.argmin(1)
+            wanted[at] = both[oldest >> 3, at] * _SLOTS + (oldest & 7)
+        return wanted, full
 
 
 def _first_of_each(values: Tensor) -> Tensor:
@@ -220,6 +221,8 @@ class Owner:
         found = self._own.find(ids, both)
         self._own.touch(found[found >= 0], batch, time)
         new = ((found < 0) & (ids != EMPTY)).nonzero().squeeze(1)
+        if not len(new):
+            return torch.where(found >= 0, found + self.rows.start, shared), [0] * TOLD
         got, told = self._admit(ids[new], both[:, new], counts[new], batch, time)
         found[new] = got
         return torch.where(found >= 0, found + self.rows.start, shared), told
@@ -248,8 +251,9 @@ class Owner:
 
     def tell(self, told: list[int]) -> None:
         """Add what became of ids on all ranks, see `take`."""
-        self.totals += torch.tensor(told[:4])
-        self.held += torch.tensor([told[0] - told[1] - told[2], told[4]])
+        if any(told):
+            self.totals += torch.tensor(told[:4])
+            self.held += torch.tensor([told[0] - told[1] - told[2], told[4]])
 
     def begin_with(self, ids: Tensor, used: Tensor, waiting: Mapping[str, Tensor]) -> Tensor:
         """Give rows to ids that another table had; those that were used last stay. Of a whole table, on one rank.

@@ -49,8 +49,9 @@ def prepare(source: Source, recipe: Recipe, looking: Looking) -> None:
 def assign(sharded: Sharded, recipe: Recipe, source: Source, time: int | None = None) -> dict[str, Told]:
     """Count the ids of a split, and give the tables' rows to those that are admitted. Collective.
 
-    Tables whose ids get rows online are told the time alone, that of the split's last partition. No batch may be on its way through the pipeline: its ids were looked up before. Partitions up to the last one that
-    was counted are left out. A split without days counts as one day more.
+    Tables whose ids get rows online are told the time alone, that of the split's last partition. No batch may be on its
+    way through the pipeline: its ids were looked up before. Partitions up to the last one that was counted are left
+    out. A split without days counts as one day more.
 
     Args:
         sharded: its registers, maps and rows are changed.
@@ -185,11 +186,11 @@ def figures(sharded: Sharded, name: str) -> dict[str, int]:
         owner = sharded.online.owners[name]
         totals, (held, waiting) = owner.totals, owner.held.tolist()
     else:
-        owner = sharded.registers[name]
-        totals = owner.totals
-        held, waiting = int((owner.used != NEVER).sum()), int((owner.waiting[0] != EMPTY).sum())
+        register = sharded.registers[name]
+        totals = register.totals
+        held, waiting = int((register.used != NEVER).sum()), int((register.waiting[0] != EMPTY).sum())
     return {
-        "capacity": owner.capacity,
+        "capacity": 8 * sharded.recipe.tables[name].buckets,
         "ids": held,
         "waiting": waiting,
         **dict(zip(Told().to_dict(), totals.tolist(), strict=True)),

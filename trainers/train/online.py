@@ -1,6 +1,6 @@
 """Ids that get rows while a model trains: to the ranks that own them, and their rows back (`assign: online`).
 
-    a rank's batch -> every id of a table once, with its lookups -> its owner: counts, admits, evicts -> rows -> the batch
+    a batch -> each id of a table once, with its lookups -> its owner, who counts, admits, evicts -> rows -> the batch
 
 1. A table's ids are cut into shards, and each rank owns some: it alone has their keys (see modules.tables.owner).
 2. Of every batch one exchange goes there and back for all such tables together: how many ids go where; the ids with
@@ -96,6 +96,8 @@ def pieces(value: Tensor | ShardedTensor) -> Iterator[tuple[Tensor, int, int]]:
 def _within(rows: Tensor, ids: Tensor, first: int, many: int) -> tuple[Tensor, Tensor]:
     """Return those of some rows that are among `many` from `first` on, counted from there, and their ids."""
     own = (rows >= first) & (rows < first + many)
+    if bool(own.all()):
+        return rows - first, ids
     return rows[own] - first, ids[own]
 
 
@@ -286,10 +288,10 @@ class Online:
         to, of = [n + len(news) for n in parts[0]], [n + m for n, m in zip(parts[1], more, strict=True)]
         dist.all_to_all_single(answer, reply, of, to)
         halves = answer.split([n for both in zip(parts[1], more, strict=True) for n in both])
-        rows = torch.empty_like(ids)
-        rows[order] = torch.cat(halves[::2])
+        own_rows = torch.empty_like(ids)
+        own_rows[order] = torch.cat(halves[::2])
         changed = _joined(names, heads, halves[1::2]) if counted else {}
-        return dict(zip(names, rows.split([len(asked[name][0]) for name in names]), strict=True)), changed
+        return dict(zip(names, own_rows.split([len(asked[name][0]) for name in names]), strict=True)), changed
 
     def _answer(
         self, due: Mapping[str, tuple[Tensor, Tensor]], counted: bool
@@ -308,7 +310,8 @@ class Online:
         for lines in everyone:
             for (name, owner), line in zip(self.owners.items(), lines, strict=True):
                 owner.tell(line)
-                self.told[name].add(Told(*line[:4]))
+                if any(line):
+                    self.told[name].add(Told(*line[:4]))
 
 
 def _added(told: list[list[int]], before: Mapping[str, list[int]] | None) -> list[list[int]]:

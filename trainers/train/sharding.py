@@ -218,8 +218,8 @@ def shard(recipe: Recipe, device: torch.device, planner: planning.Planner = plan
             )
         if plan.cached and online.owners:
             raise BadInput(
-                f"tables.{next(iter(online.owners))}.assign: 'online' begins rows anew between steps, and rows of tables "
-                "in host memory are fetched ahead of them; let the tables fit the GPUs, or use assign: before"
+                f"tables.{next(iter(online.owners))}.assign: 'online' begins rows anew between steps, and those on "
+                "the host are fetched ahead of them; let the tables fit the GPUs, or use assign: before"
             )
     pipeline = kind(module, update, device)
     registers = {
