@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from livetrain.configs.schema import Table
 from livetrain.modules.tables.admission import MINUTES
@@ -201,3 +202,30 @@ def test_every_row_is_owned_once_and_by_the_owner_of_its_ids(world, rows):
     owner = Owner(table, IdMap.of("room", table), 0, world).rank_of(ids).tolist()
     assert all(8 * b in parts[rank] for b, rank in zip(first.tolist(), owner, strict=True))
     assert world > 4 or len(set(owner)) == min(world, table.shards)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what a host would wait for a GPU for: values, and sizes that values decide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("threshold", [1, 2])
+def test_a_batch_waits_for_a_gpu_as_often_however_many_ids_it_has(threshold):
+    table = Table(rows=20_000, dim=4, hash="table", assign="online", admission={"threshold": threshold})
+    counts = []
+    for many in (50, 5_000):
+        owner = Owner(table, IdMap.of("room", table))
+        ids = torch.arange(many)
+        for lookups in (threshold, 1):  # new, and known
+            with Waits() as waits:
+                owner.take(ids, torch.full_like(ids, lookups), 0)
+            counts.append(waits.count)
+    assert counts[1] == counts[3] < 6
+    assert counts[2] - counts[0] < 8 * 12  # a round for each id that asks for the same bucket, and these are eight
