@@ -21,12 +21,12 @@ on different ranks.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed._shard.metadata import ShardMetadata
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor, ShardedTensorMetadata, TensorProperties
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec
@@ -126,11 +126,13 @@ class Online:
                 each.send_to(self, self.owners)
         self.device = device
         self.told = {name: Told() for name in self.owners}
-        self._module: Any = model
+        self._module: nn.Module = model
         self._at_once, self._due = False, False
         self._pending: deque[Changed] = deque()
 
-    def join(self, module: Any, anew: Any, mark: Any, at_once: bool) -> None:
+    def join(
+        self, module: nn.Module, anew: Callable[[], Anew], mark: Callable[[str, Tensor], None], at_once: bool
+    ) -> None:
         """Be part of a training.
 
         Args:
@@ -146,9 +148,9 @@ class Online:
     def __call__(self, ids: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the rows of a batch's ids, (n,) by table; in training their owners count them first."""
         counted = self._module.training and (self._due or not self._at_once)
-        if counted and not self._at_once and any(int(o.ahead) > len(self._pending) for o in self.owners.values()):
-            counted = False  # what a checkpoint has counted already
-            self._pending.append({})
+        if counted and any(int(owner.ahead) > len(self._pending) for owner in self.owners.values()):
+            counted = self._due = False  # what a checkpoint has counted already
+            self._trained() if self._at_once else self._pending.append({})
         found = {name: ids[name].unique(return_inverse=True, return_counts=True) for name in self.owners}
         rows, changed = self._exchange({name: (each, many) for name, (each, _, many) in found.items()}, counted)
         if counted:
@@ -162,6 +164,9 @@ class Online:
             self._due = True
             return
         self._apply(self._pending.popleft())
+        self._trained()
+
+    def _trained(self) -> None:
         for owner in self.owners.values():
             owner.ahead.zero_()
 
@@ -180,8 +185,7 @@ class Online:
         """
         self.told = {name: Told() for name in self.owners}
         none = torch.zeros(0, dtype=torch.int64, device=self.device)
-        for owner in self.owners.values():
-            owner.ahead.zero_()
+        self._trained()
         expired = {name: owner.expire(time) for name, owner in self.owners.items()}
         _, changed = self._exchange(dict.fromkeys(self.owners, (none, none)), True, expired)
         self._apply(changed)

@@ -187,6 +187,15 @@ def test_it_goes_on_exactly_on_any_number_of_ranks(two_ranks, tmp_path, changes,
         alike(wanted, gone_on(made_for, tmp_path / "two", at, 9), 2e-6)
 
 
+def test_it_goes_on_exactly_where_tables_lie_otherwise(tmp_path):
+    """What was saved with a batch on its way goes on where none ever is, and the reverse."""
+    ways = made(), made(**WAYS["all on every rank"])
+    with ranks.alone(cuda=False):
+        for number, (one, other) in enumerate((ways, ways[::-1])):
+            wanted = stopped(one, tmp_path / str(number), 5, 9)
+            alike(wanted, gone_on(other, tmp_path / str(number), 5, 9), 2e-6)
+
+
 def calls(made_for: Recipe) -> list[Counter]:
     """Count the collectives of online ids in six steps of training, and of six batches that are judged."""
     found, real = [], dist
