@@ -1,7 +1,7 @@
-"""Calls the passes behind activation units and Dice, where there is a library of them.
+"""Calls the passes behind activation units, Dice and attention among events, where there is a library of them.
 
-There are two: fused.cpp compiled for a CPU, and modules/layers/gpu/passes.py for a GPU. trainers.train.compiled_layers
-chooses. Without one PyTorch computes the same as it is written.
+There are two: fused.cpp and events.cpp compiled for a CPU, and modules/layers/gpu/passes.py for a GPU, which has those of
+fused.cpp. trainers.train.compiled_layers chooses. Without one PyTorch computes the same as it is written.
 """
 
 import contextlib
@@ -14,12 +14,13 @@ from torch import Tensor
 
 
 class Library:
-    """The passes of fused.cpp by name, whoever computes them.
+    """Passes by their names in fused.cpp and events.cpp, whoever computes them.
 
     Args:
         device: type of the device whose tensors it reads.
         dtype: of these tensors. Under autocast the events and what is computed of each are narrower.
-        towers: whether it has the passes of layers that are not an activation unit's, linear_forward and _backward.
+        towers: whether it has the passes of layers that are not an activation unit's: those of events.cpp, and
+            linear_forward and _backward.
     """
 
     def __init__(self, device: str, dtype: torch.dtype, towers: bool) -> None:
@@ -31,7 +32,7 @@ class Library:
 
 
 class Native(Library):
-    """A compiled fused.cpp.
+    """The compiled fused.cpp and events.cpp.
 
     Args:
         path: the shared object.
@@ -43,7 +44,7 @@ class Native(Library):
         self._library = ctypes.CDLL(path)
 
     def call(self, name: str, *arguments: int | float | Tensor | None) -> None:
-        """Call a function of fused.cpp with sizes, doubles and tensors to read and write; torch's threads are added.
+        """Call a function with sizes, doubles and tensors to read and write; torch's threads are added.
 
         Raises:
             ValueError: a tensor is not contiguous, or not one of this library's.
@@ -87,6 +88,13 @@ def library_for(x: Tensor) -> Library | None:
     if torch.compiler.is_compiling() or (x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
         return None
     return _libraries.get((x.device.type, x.dtype))
+
+
+def reads_rows(device: str) -> bool:
+    """Return whether a library in use on a device has the passes of events.cpp, which read rows as they lie."""
+    if torch.compiler.is_compiling() or (device == "cpu" and torch.is_autocast_enabled("cpu")):
+        return False
+    return any(library.device == device and library.towers for library in _libraries.values())
 
 
 def by_task(work: Callable[..., Any]) -> Callable[..., Any]:
