@@ -49,7 +49,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, asks: Tensor, answers: Tensor, heads
 def reads_rows(lengths: Tensor) -> bool:
     """Return whether attention reads rows as they lie, by `attend`, so that nobody need lay them out.
 
-    So it is on a GPU, on a CPU with compiled passes, and where PyTorch's compiler looks on. A scripted file has what PyTorch has, and no operator.
+    So it is on a GPU, on a CPU with compiled passes, and where PyTorch's compiler looks on. A scripted file has what
+    PyTorch has, and no operator.
     """
     if torch.jit.is_scripting() or exporting():
         return False
@@ -131,10 +132,10 @@ def _sizes(q: Tensor, asks: Tensor, heads: int, causal: bool) -> tuple[int, ...]
     return asks.size(0), heads, q.size(1) // heads, int(causal)
 
 
-def _read(q: Tensor, k: Tensor, v: Tensor, asks: Tensor, answers: Tensor) -> tuple[Tensor, ...]:
+def _read(q: Tensor, k: Tensor, v: Tensor, asks: Tensor, answers: Tensor) -> tuple[Tensor | compiled.Apart, ...]:
     """Return what passes read of what `_attend` was given: the rows' offsets, then q, k and v."""
     offsets = (F.pad(lengths.long().cumsum(0), (1, 0)) for lengths in (asks, answers))
-    return *offsets, *(x.contiguous() for x in (q, k, v))
+    return *offsets, *(compiled.Apart(x if x.stride(1) == 1 else x.contiguous()) for x in (q, k, v))
 
 
 def _layouts(q: Tensor, k: Tensor, asks: Tensor, answers: Tensor, causal: bool) -> tuple[Buckets, Buckets]:

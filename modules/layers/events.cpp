@@ -33,6 +33,19 @@ inline T over(int64_t n, const Term& term) {
   return total<LANES>(sums);
 }
 
+// The largest of n >= 1 numbers, likewise.
+inline T largest(int64_t n, const T* x) {
+  T most[LANES];
+  std::fill_n(most, LANES, x[0]);
+  int64_t j = 0;
+  for (; j + LANES <= n; j += LANES) {
+#pragma GCC ivdep
+    for (int64_t l = 0; l < LANES; ++l) most[l] = x[j + l] > most[l] ? x[j + l] : most[l];
+  }
+  for (; j < n; ++j) most[0] = x[j] > most[0] ? x[j] : most[0];
+  return *std::max_element(most, most + LANES);
+}
+
 // z (n, k) = (x - mean) / deviation of each row, and 1 / deviation (n,)
 inline void standardise(int64_t n, int64_t k, T eps, const T* x, T* __restrict z, T* __restrict scale) {
   for (int64_t i = 0; i < n; ++i, x += k, z += k) {
@@ -52,20 +65,20 @@ inline void stretch(int64_t n, int64_t k, const T* z, const T* gamma, const T* b
   }
 }
 
-// One head's part of a row: `d` columns from `from` of events (n, W), times a factor, as (n, room(d)) ...
-inline void part_of(int64_t n, int64_t W, int64_t from, int64_t d, T factor, const T* x, Array& out) {
+// One head's part of a row: `d` columns from `from` of n events, `step` numbers apart, times a factor, as (n, room(d)) ...
+inline void part_of(int64_t n, int64_t step, int64_t from, int64_t d, T factor, const T* x, Array& out) {
   const int64_t D = room(d);
   out.assign(n * D, T(0));
   for (int64_t i = 0; i < n; ++i) {
-    for (int64_t c = 0; c < d; ++c) out[i * D + c] = factor * x[i * W + from + c];
+    for (int64_t c = 0; c < d; ++c) out[i * D + c] = factor * x[i * step + from + c];
   }
 }
 // ... and turned, as (d, room(n))
-inline void turned_part_of(int64_t n, int64_t W, int64_t from, int64_t d, const T* x, Array& out) {
+inline void turned_part_of(int64_t n, int64_t step, int64_t from, int64_t d, const T* x, Array& out) {
   const int64_t N = room(n);
   out.assign(d * N, T(0));
   for (int64_t i = 0; i < n; ++i) {
-    for (int64_t c = 0; c < d; ++c) out[c * N + i] = x[i * W + from + c];
+    for (int64_t c = 0; c < d; ++c) out[c * N + i] = x[i * step + from + c];
   }
 }
 
@@ -192,9 +205,11 @@ void layer_backward(int64_t N, int64_t k, int64_t K, int64_t H, int64_t relu, do
 }
 
 // out (M, W) and lse (M, heads): for each row, W = heads d columns of q (M, W) look at those of k and v (N, W). `asks` and
-// `answers` are the rows' offsets in M and in N. Rows without keys are left as they are.
+// `answers` are the rows' offsets in M and in N. Events of q, k and v lie to_q, to_k and to_v numbers apart. Rows without
+// keys are left as they are.
 void attend_forward(int64_t B, int64_t heads, int64_t d, int64_t causal, const int64_t* asks, const int64_t* answers,
-                    const T* q, const T* k, const T* v, T* out, T* lse, int64_t threads) {
+                    int64_t to_q, const T* q, int64_t to_k, const T* k, int64_t to_v, const T* v, T* out, T* lse,
+                    int64_t threads) {
   const int64_t W = heads * d, D = room(d);
   share(B, threads, [&](int64_t, int64_t from, int64_t to) {
     Array keys, values, asked, scores, made(CHUNK * D);
@@ -203,18 +218,17 @@ void attend_forward(int64_t B, int64_t heads, int64_t d, int64_t causal, const i
       if (m == 0 || n == 0) continue;
       scores.resize(std::max<size_t>(scores.size(), CHUNK * N));
       for (int64_t h = 0; h < heads; ++h) {
-        turned_part_of(n, W, h * d, d, k + answers[b] * W, keys);
-        part_of(n, W, h * d, d, T(1), v + answers[b] * W, values);
+        turned_part_of(n, to_k, h * d, d, k + answers[b] * to_k, keys);
+        part_of(n, to_v, h * d, d, T(1), v + answers[b] * to_v, values);
         for (int64_t i = 0; i < m; i += CHUNK) {
           const int64_t rows = std::min(CHUNK, m - i), first = asks[b] + i, seen = causal ? i + rows : n;
-          part_of(rows, W, h * d, d, T(1) / std::sqrt(T(d)), q + first * W, asked);
+          part_of(rows, to_q, h * d, d, T(1) / std::sqrt(T(d)), q + first * to_q, asked);
           multiply(rows, d, N, asked.data(), D, 1, keys.data(), scores.data());
           T sums[CHUNK];
           for (int64_t r = 0; r < rows; ++r) {
             T* __restrict s = scores.data() + r * N;
             const int64_t own = causal ? i + r + 1 : n;
-            T most = s[0];
-            for (int64_t j = 1; j < own; ++j) most = s[j] > most ? s[j] : most;
+            const T most = largest(own, s);
             for (int64_t j = own; j < seen; ++j) s[j] = T(0);
 #pragma GCC ivdep
             for (int64_t j = 0; j < own; ++j) s[j] = exponential(s[j] - most);
@@ -233,8 +247,8 @@ void attend_forward(int64_t B, int64_t heads, int64_t d, int64_t causal, const i
 
 // Back through it from d_out (M, W): d_q, d_k and d_v, zeros before.
 void attend_backward(int64_t B, int64_t heads, int64_t d, int64_t causal, const int64_t* asks, const int64_t* answers,
-                     const T* q, const T* k, const T* v, const T* out, const T* lse, const T* d_out, T* d_q, T* d_k,
-                     T* d_v, int64_t threads) {
+                     int64_t to_q, const T* q, int64_t to_k, const T* k, int64_t to_v, const T* v, const T* out,
+                     const T* lse, const T* d_out, T* d_q, T* d_k, T* d_v, int64_t threads) {
   const int64_t W = heads * d, D = room(d);
   const T factor = T(1) / std::sqrt(T(d));
   share(B, threads, [&](int64_t, int64_t from, int64_t to) {
@@ -245,14 +259,14 @@ void attend_backward(int64_t B, int64_t heads, int64_t d, int64_t causal, const 
       scores.resize(std::max<size_t>(scores.size(), CHUNK * N));
       slopes.resize(scores.size());
       for (int64_t h = 0; h < heads; ++h) {
-        const T *k_b = k + answers[b] * W, *v_b = v + answers[b] * W;
-        part_of(n, W, h * d, d, factor, k_b, keys);
-        turned_part_of(n, W, h * d, d, k_b, turned_keys);
-        turned_part_of(n, W, h * d, d, v_b, turned_values);
+        const T* k_b = k + answers[b] * to_k;
+        part_of(n, to_k, h * d, d, factor, k_b, keys);
+        turned_part_of(n, to_k, h * d, d, k_b, turned_keys);
+        turned_part_of(n, to_v, h * d, d, v + answers[b] * to_v, turned_values);
         of_keys.assign(n * D, T(0)), of_values.assign(n * D, T(0));
         for (int64_t i = 0; i < m; i += CHUNK) {
           const int64_t rows = std::min(CHUNK, m - i), first = asks[b] + i, seen = causal ? i + rows : n;
-          part_of(rows, W, h * d, d, factor, q + first * W, asked);
+          part_of(rows, to_q, h * d, d, factor, q + first * to_q, asked);
           part_of(rows, W, h * d, d, T(1), d_out + first * W, given);
           multiply(rows, d, N, asked.data(), D, 1, turned_keys.data(), scores.data());
           multiply(rows, d, N, given.data(), D, 1, turned_values.data(), slopes.data());

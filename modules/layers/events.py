@@ -1,5 +1,5 @@
-"""What lies around the events of rows in training on a CPU, by the passes of events.cpp: linear layers on normalised input,
-and the filter by frequency. sequence.py and frequency.py are their plain twins; attention is modules/layers/attend.py's.
+"""What lies around the events of rows in training on a CPU, by the passes of events.cpp: linear layers on normalised
+input, and the filter by frequency. sequence.py, domain.py and frequency.py are the plain twins; attend.py has attention.
 
 What is kept from forward to backward is each pass's input; what it normalises and filters is cheaper to compute again.
 """
@@ -43,9 +43,10 @@ def layer(
     Returns:
         (N, H), H the outputs of all layers.
     """
-    weight = linears[0].weight if len(linears) == 1 else torch.cat([linear.weight for linear in linears])
-    bias = linears[0].bias
+    weight: Tensor = linears[0].weight
+    bias: Tensor | None = linears[0].bias
     if len(linears) > 1:
+        weight = torch.cat([linear.weight for linear in linears])
         bias = torch.cat([linear.bias for linear in linears])
     of_norm = (None, None, 0.0) if norm is None else (norm.weight, norm.bias, norm.eps)
     return _Layer.apply(library, relu, *of_norm, x.contiguous(), weight, bias, beside)

@@ -22,7 +22,9 @@ _WIDE = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
 
 
 def shared_object(source: Path, *options: str, others: Sequence[Path] = ()) -> Path:
-    """Return a source, with others that belong to it, compiled for this machine, from the cache (XDG_CACHE_HOME or ~/.cache) if it lies there.
+    """Return a source, and others that it needs, compiled for this machine.
+
+    From the cache, XDG_CACHE_HOME or ~/.cache, if it lies there.
 
     The compiler is CXX, or the c++, g++ or clang++ of the PATH. A compilation is never seen half done, and ranks that
     start together wait for one of them.
