@@ -8,8 +8,8 @@ and peak memory is what the steps added to what was there before. The peer for p
 the same batch with every row filled up to the longest, which is what a padded implementation computes.
 
 The second part times the low-pass alone, against the FFT of each user's rows one after another; the third sets a step
-of FARM beside one of DIN, in turns (`--only din` for it alone): the network on one batch, as PyTorch computes it and as a
-run does, by compiled passes; and the whole step of a run, with lookups, tables and optimizers, of the recipes that
+of FARM beside one of DIN, in turns (`--only din` for it alone): the network on one batch, as PyTorch computes it and as
+a run does, by compiled passes; and the whole step of a run, with lookups, tables and optimizers, of the recipes that
 `farm_quality.py` compares, on batches that are in memory.
 """
 
