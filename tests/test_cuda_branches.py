@@ -150,14 +150,17 @@ def test_rows_that_changed_hands_outlive_the_stream_that_found_them(monkeypatch)
 
 
 def test_each_device_has_its_own_passes():
-    own = {device: compiled.Library(device, torch.float32, towers=False) for device in ("cpu", "meta")}
+    own = {device: compiled.Library(device, torch.float32, towers=device == "cpu") for device in ("cpu", "meta")}
     compiled.use(*own.values())
     for device, library in own.items():
         assert compiled.library_for(torch.zeros(1, device=device)) is library
         assert compiled.library_for(torch.zeros(1, device=device, dtype=torch.float64)) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert compiled.library_for(torch.zeros(1)) is None
+        assert not compiled.reads_rows("cpu")
+    assert [compiled.reads_rows(device) for device in own] == [True, False]
     compiled.use()
+    assert not compiled.reads_rows("cpu")
 
 
 def test_a_gpu_is_not_asked_whether_all_rows_count():
