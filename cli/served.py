@@ -45,7 +45,6 @@ def skew(
     Example: `livetrain skew logs/rank --samples data/live/date=2026-11-29 --recipe runs/din`
     """
     loaded("livetrain.trainers.online.skew")
-    from livetrain.trainers.online import request_log
     from livetrain.trainers.online.samples import asked, files_of
     from livetrain.trainers.online.skew import skew as compared
 
@@ -58,7 +57,7 @@ def skew(
             raise BadInput(f"--tolerance {each}: write FEATURE=NUMBER, as room_age=2") from None
     files = files_of(samples)
     how = asked(samples, files[0], within, tolerances)
-    found = compared(request_log.read(log), log, files, _recipe(recipe), how)
+    found = compared(log, files, _recipe(recipe), how)
     found["limit"] = limit
     table = Table(title=f"{found['joined']:,} of {found['samples']:,} samples were found in the log")
     for heading in ("feature", "rows", "differ", "largest", "how", "as"):

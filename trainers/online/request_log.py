@@ -4,7 +4,8 @@ A row is a request, in the layout of docs/guide/requests.md: what belongs to the
 candidate has is a list of these. Columns have the features' names, and values are as the exported file takes them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,7 +165,7 @@ def read(place: str) -> pa.Table:
     Raises:
         BadInput: there is no log.
     """
-    tables = [_read(path) for path in _paths(place)]
+    tables = [_read(path) for path in paths(place)]
     return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 
@@ -178,13 +179,21 @@ def holding(place: str, request: str) -> str:
     Raises:
         BadInput: there is no log, or not that request in it.
     """
-    for path in _paths(place):
+    for path in paths(place):
         if pc.any(pc.equal(_read(path, ["request_id"])["request_id"], request)).as_py():
             return str(path)
     raise BadInput(f"{place}: has no request '{request}'; a log holds the share of them that the server was told to")
 
 
-def _paths(place: str) -> list[Path]:
+def paths(place: str) -> list[Path]:
+    """Return a log's files.
+
+    Args:
+        place: a folder, of a day or of days, or one file.
+
+    Raises:
+        BadInput: there is none.
+    """
     folder = Path(place)
     paths = [folder] if folder.is_file() else sorted(_files(folder))
     if not paths:
@@ -192,12 +201,29 @@ def _paths(place: str) -> list[Path]:
     return paths
 
 
+def schema(path: Path) -> pa.Schema:
+    """Return the columns of a log's file.
+
+    Raises:
+        BadInput: it is none.
+    """
+    with _readable(path):
+        found = pq.read_schema(path)
+    if missing := [name for name in ("request_id", "time") if name not in found.names]:
+        raise BadInput(f"{path}: has no column '{missing[0]}', so it is no log of requests; name the server's log")
+    return found
+
+
 def _read(path: Path, columns: list[str] | None = None) -> pa.Table:
-    try:
-        names = pq.read_schema(path).names
-        if missing := [name for name in ("request_id", "time") if name not in names]:
-            raise BadInput(f"{path}: has no column '{missing[0]}', so it is no log of requests; name the server's log")
+    schema(path)
+    with _readable(path):
         return pq.read_table(path, columns=columns, partitioning=None)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         raise BadInput(f"{path}: is no log of requests ({short(error)}); remove it, or name another folder") from None
 

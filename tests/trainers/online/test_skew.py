@@ -11,6 +11,7 @@ import yaml
 from livetrain.cli import main as cli
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.trainers.online import windows
 from tests.trainers.online import logged
 
 NOW = 1_790_000_000_000
@@ -186,6 +187,53 @@ def test_rows_are_found_by_user_item_and_time_or_by_the_request(clean, tmp_path)
     found = json.loads((tmp_path / "s.json").read_text())
     assert found["joined"] == 120
     assert {name for name, each in found["features"].items() if each["differ"]} == {"hour", "age"}
+
+
+def test_a_log_in_stretches_has_the_same_findings(clean, tmp_path, monkeypatch):
+    folder, log = clean
+    wrong = first(lambda price: 2.0 if price is None else price + 0.25)
+    spoilt(log, "price", wrong, tmp_path / "log")
+    shuffled = pq.read_table(tmp_path / "log/part.parquet").take(np.random.default_rng(1).permutation(120))
+    (tmp_path / "log/part.parquet").unlink()
+    for number in range(3):  # as three servers write, and the samples in no order either
+        pq.write_table(shuffled.slice(40 * number, 40), tmp_path / f"log/{number}.parquet", row_group_size=13)
+    day = tmp_path / "data/date=2026-11-29"
+    for named in (False, True):
+        told = samples().append_column("request_id", pa.array([f"r{n}" for n in range(120)])) if named else samples()
+        day.mkdir(parents=True, exist_ok=True)
+        rows = told.take(np.random.default_rng(2).permutation(120))
+        pq.write_table(rows, day / "part-0.parquet", row_group_size=50)
+        found = []
+        for most, at_a_time in ((250_000, 256), (30, 7)):
+            monkeypatch.setattr(windows, "CANDIDATES", most)
+            monkeypatch.setattr(windows, "_REQUESTS", at_a_time)
+            assert len(windows.Log(str(tmp_path / "log")).stretches("room")) == (1 if most > 30 else 12)
+            command = ["skew", str(tmp_path / "log"), "--samples", str(day), "--recipe", str(folder / "skew.yaml")]
+            assert cli.app([*command, "--json", str(tmp_path / "s.json")], standalone_mode=False) == 3
+            found.append(json.loads((tmp_path / "s.json").read_text()))
+            for each in found[-1]["features"].values():
+                each.pop("examples")
+        assert found[0] == found[1]
+        assert (found[0]["joined"], found[0]["logged"]) == (120, 360)
+        assert found[0]["features"]["price"]["kinds"] == {"another number": 20, "missing in the samples": 20}
+
+
+def test_of_an_id_that_was_given_twice_the_newest_request_counts(clean, tmp_path, monkeypatch):
+    folder, log = clean
+    monkeypatch.setattr(windows, "CANDIDATES", 30)
+    later = spoilt(log, "price", first(lambda price: 99.0), tmp_path / "log")
+    rows = pq.read_table(later / "part.parquet").slice(0, 1)
+    at = rows.schema.get_field_index("time")
+    rows = rows.set_column(at, "time", pa.array([log["time"][-1].as_py() + 10_000]))
+    pq.write_table(pa.concat_tables([log, rows]), later / "part.parquet")
+    day = tmp_path / "data/date=2026-11-29"
+    day.mkdir(parents=True)
+    named = samples().append_column("request_id", pa.array([f"r{n}" for n in range(120)]))
+    pq.write_table(named, day / "part-0.parquet")
+    command = ["skew", str(later), "--samples", str(day), "--recipe", str(folder / "skew.yaml")]
+    assert cli.app([*command, "--json", str(tmp_path / "s.json")], standalone_mode=False) == 3
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert (found["joined"], found["features"]["price"]["differ"]) == (120, 1)
 
 
 def test_what_is_no_log_is_named(clean, tmp_path):
