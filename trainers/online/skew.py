@@ -278,23 +278,27 @@ def _decoded(decoder: Decoder, recipe: Recipe, table: pa.Table, where: str) -> d
     found = {name: Given(np.asarray(part)) for name, part in zip(numbers, columns.floats, strict=False)}
     for name, column in zip(decoder.keys, columns.ids, strict=False):
         values, counts = column.cut(0, len(table))
-        found[name] = Given(np.asarray(values), np.asarray(counts, np.int64))
+        beside = decoder.numbers(columns, name) if name in decoder.beside else None
+        found[name] = Given(np.asarray(values), np.asarray(counts, np.int64), beside)
     return found
 
 
 def _compare(found: Difference, one: Given, other: Given, tolerance: float | None, keys: dict[str, np.ndarray]) -> None:
     """Add what differs between the log (`one`) and the samples."""
     if one.counts is None or other.counts is None:
-        a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (one.values, other.values))
-        less, more = np.isnan(a) & ~np.isnan(b), ~np.isnan(a) & np.isnan(b)
-        apart = np.abs(np.nan_to_num(a) - np.nan_to_num(b))
-        wide = apart > (1e-6 * np.maximum(np.abs(b), 1) if tolerance is None else tolerance)
-        wide &= ~np.isnan(a) & ~np.isnan(b)
+        less, more, wide, apart = _numbers(one.values, other.values, tolerance)
         kind = np.select([less.any(1), more.any(1), wide.any(1)], [LESS, MORE, NUMBER], -1)
         found.largest = max(found.largest, float(apart[wide].max(initial=0.0)))
     else:
         kind = _lists(one, other, one.counts, other.counts)
         found.largest = max(found.largest, float(np.abs(one.counts - other.counts).max(initial=0)))
+        same = np.flatnonzero(kind < 0)
+        a, b = (each.take(same) for each in (one, other))
+        if a.beside is not None and b.beside is not None and len(a.beside):
+            *_, wide, apart = _numbers(a.beside, b.beside, tolerance)
+            row = np.repeat(same, one.counts[same])
+            kind[row[wide.any(1)]] = NUMBER
+            found.largest = max(found.largest, float(apart[wide].max(initial=0.0)))
     found.rows += len(kind)
     bad = np.flatnonzero(kind >= 0)
     found.differ += len(bad)
@@ -302,6 +306,18 @@ def _compare(found: Difference, one: Given, other: Given, tolerance: float | Non
     for row in bad[: EXAMPLES - len(found.examples)]:
         shown = {what: part.take(np.array([row])) for what, part in (("logged", one), ("sample", other))}
         found.examples.append({name: int(column[row]) for name, column in keys.items()} | _shown(shown))
+
+
+def _numbers(one: np.ndarray, other: np.ndarray, tolerance: float | None) -> tuple[np.ndarray, ...]:
+    """Compare numbers, (N,) or (N, w).
+
+    Returns:
+        (N, w) each: what is missing in the first alone, and in the second alone, what differs, and by how much.
+    """
+    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (one, other))
+    apart = np.abs(np.nan_to_num(a) - np.nan_to_num(b))
+    wide = apart > (1e-6 * np.maximum(np.abs(b), 1) if tolerance is None else tolerance)
+    return np.isnan(a) & ~np.isnan(b), ~np.isnan(a) & np.isnan(b), wide & ~np.isnan(a) & ~np.isnan(b), apart
 
 
 def _lists(one: Given, other: Given, logged: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -329,5 +345,7 @@ def _shown(parts: dict[str, Given]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for what, part in parts.items():
         values = [None if each != each else each for each in part.values.ravel().tolist()]
+        if part.beside is not None:
+            values = [*zip(values, part.beside.tolist(), strict=True)]
         shown[what] = values[0] if part.counts is None and len(values) == 1 else values
     return shown

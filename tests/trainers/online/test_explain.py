@@ -89,6 +89,25 @@ def test_without_a_background_a_feature_is_missing(log):
     assert click["rest"] == pytest.approx(0, abs=1e-6)
 
 
+def test_what_lies_beside_ids_is_given_and_changes_with_them(log):
+    made, table = log
+
+    def weighed(ids, lengths, dense):
+        row = torch.repeat_interleave(torch.arange(len(lengths["tags"])), lengths["tags"])
+        sums = torch.zeros(len(lengths["tags"]), dtype=torch.float64).index_add_(0, row, dense["tags"].double())
+        return {"click": torch.sigmoid(sums / 10)}
+
+    found = explain(table.slice(4, 1), table, made, weighed, candidate=5, background=200).candidate
+    assert found["features"]["tags"] == {"ids": [1, 2], "weights": [0.625, 1.5]}
+    every = [sum(weights) for row in table["tags.weights"].to_pylist() for weights in row]
+    drawn = np.sort(np.random.default_rng(1).choice(360, 200, replace=False))
+    wanted = (0.625 + 1.5 - np.array(every)[drawn].mean()) / 10
+    assert found["tasks"]["click"]["parts"]["tags"] == pytest.approx(wanted, abs=1e-6)
+    assert explain(table.slice(4, 1), table, made, weighed, background=0).candidate["features"]["tags"]["ids"] == [1, 2]
+    given = request_log.RequestLog(table.slice(4, 1), made, "log").inputs()
+    assert given[2]["tags"].tolist() == [0.5, 1.5, 0.625, 1.5, 0.75, 1.5]
+
+
 def test_candidates_have_their_channels_scores_and_places(log):
     made, table = log
     found = explain(table.slice(4, 1), table, made, linear)

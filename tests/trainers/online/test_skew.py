@@ -29,7 +29,7 @@ def recipe(data) -> Recipe:
                 "room": {"type": "id", "table": "room"},
                 "kind": {"type": "id", "table": "tag"},
                 "seen": {"type": "sequence", "table": "room", "max_length": 4, "column": "history"},
-                "tags": {"type": "bag", "table": "tag"},
+                "tags": {"type": "bag", "table": "tag", "weights": "strength"},
                 "price": {"type": "dense", "missing_flag": True},
                 "title": {"type": "vector", "width": 3},
                 "hour": {"type": "hour", "table": "hour", "column": "timestamp", "unit": "ms"},
@@ -52,6 +52,7 @@ def samples(count: int = 120) -> pa.Table:
             "kind": [f"kind {n % 3}" if n % 5 else None for n in range(count)],
             "history": [draw.integers(0, 50, n % 7).tolist() for n in range(count)],
             "tags": pa.array([None if n % 11 == 0 else [n % 4, n % 4 + 1] for n in range(count)], pa.list_(pa.int64())),
+            "strength": pa.array([None if n % 11 == 0 else [n / 8, 1.5] for n in range(count)], pa.list_(pa.float32())),
             "price": pa.array([None if n % 6 == 0 else n / 7 for n in range(count)], pa.float64()),
             "title": [draw.normal(size=3).tolist() for _ in range(count)],
             "timestamp": NOW + 60_000 * np.arange(count),
@@ -118,8 +119,9 @@ def test_a_clean_log_has_none(clean, tmp_path, capsys):
         ("kind", first(lambda kind: 17), "other ids", 1),
         ("kind", first(lambda kind: None), "missing in the log", 1),
         ("tags", first(lambda tags: tags[::-1]), "another order", 0),
-        ("tags", first(lambda tags: [*tags, 9]), "more ids", 1),
+        ("tags.weights", first(lambda weights: [each + 0.5 for each in weights]), "another number", 0.5),
         ("seen", lambda seen: seen[1:], "fewer ids", 1),
+        ("seen", lambda seen: [7, *seen], "more ids", 1),
         ("seen", lambda seen: [each + 1 for each in seen], "other ids", 0),
         ("hour", lambda hour: hour + 3600, "other ids", 0),
         ("age", lambda age: age + 8 * 3600, "another number", 28_800),
@@ -129,6 +131,7 @@ def test_a_planted_skew_is_found_and_named(clean, tmp_path, name, change, kind, 
     folder, log = clean
     code, found = run(folder, spoilt(log, name, change, tmp_path / "log"), tmp_path)
     assert code == 3
+    name = name.removesuffix(".weights")
     assert [other for other, each in found["features"].items() if each["differ"]] == [name]
     each = found["features"][name]
     assert kind in each["kinds"]
@@ -243,6 +246,10 @@ def test_what_is_no_log_is_named(clean, tmp_path):
         (lambda: (tmp_path / "log/p.parquet").write_text("x"), "is no log of requests"),
         (lambda: pq.write_table(log.drop_columns("time"), tmp_path / "log/p.parquet"), "has no column 'time'"),
         (lambda: pq.write_table(log.drop_columns("tags"), tmp_path / "log/p.parquet"), "has no feature 'tags'"),
+        (
+            lambda: pq.write_table(log.drop_columns("tags.weights"), tmp_path / "log/p.parquet"),
+            "no 'tags.weights', which",
+        ),
         (lambda: (tmp_path / "log/p.parquet").unlink(), "holds no log of requests"),
     ]:
         change()
