@@ -8,17 +8,16 @@ import json
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.checks import leaks
-from livetrain.trainers.data.checks.dataset import PIECE, picked, spaced
+from livetrain.trainers.data.checks.dataset import PIECE, bounded, picked, spaced
 from livetrain.trainers.data.checks.findings import Verdict, listed, share
 from livetrain.trainers.data.read import carry
-from livetrain.trainers.data.read.columns import IdKind, is_list, is_text
+from livetrain.trainers.data.read.columns import IdKind, is_text
 from livetrain.trainers.data.read.files import open_filesystem
 from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
 from livetrain.trainers.data.read.spread import in_threads
@@ -26,7 +25,6 @@ from livetrain.trainers.data.read.statistics import Statistics
 from livetrain.trainers.data.write import layout
 
 PROBED = 32_768  # rows of train/ that are probed, and rows of each other split that are looked at
-ELEMENTS = 2**23  # of the lists of a column, over all rows that are looked at
 CROWDED = 0.5  # share of ids that share their row with another, from which on it is said
 ROOM = 0.9  # of the rows of a table of ids: as full as it becomes before ids find no room
 KNOWN = 1_048_576  # rows of train/ whose ids count as seen
@@ -115,7 +113,7 @@ def _labels(recipe: Recipe) -> list[str]:
 def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
     """Return about `most` rows, always the same ones: evenly spaced stretches of PIECE rows, or row groups if smaller.
 
-    They are fewer where lists are long: of each stretch the first rows, whose lists have their part of ELEMENTS.
+    They are fewer where lists are long: of each stretch the first rows, as `bounded` says.
 
     Args:
         source: the split.
@@ -129,12 +127,12 @@ def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
     wanted = math.ceil(most / candidates / min(whole, piece))
     chosen = [source.groups[place] for place in spaced(len(source.groups), wanted)]
     each = math.ceil(most / candidates / piece / len(chosen))
-    elements = ELEMENTS // sum(min(each, math.ceil(group.rows / piece)) for group in chosen)
+    pieces = sum(min(each, math.ceil(group.rows / piece)) for group in chosen)
 
     def read(group: RowGroup) -> pa.Table:
         try:
             found = picked(source.stretches(group, columns, piece), group.rows, each, piece)
-            return pa.concat_tables(_short(table, elements) for table in found)
+            return pa.concat_tables(bounded(table, pieces) for table in found)
         except (BadInput, pa.ArrowException, OSError):
             pass
         try:
@@ -145,16 +143,6 @@ def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
             return pa.schema([source.schema.field(name) for name in columns]).empty_table()
 
     return pa.concat_tables(in_threads(read, chosen))
-
-
-def _short(table: pa.Table, elements: int) -> pa.Table:
-    """Return a table's first rows, no column of which has more than so many elements in its lists; one row at least."""
-    rows = len(table)
-    for column in table.columns:
-        if is_list(column.type):
-            ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy())
-            rows = min(rows, int(np.searchsorted(ends, elements, side="right")))
-    return table if rows == len(table) else table.take(np.arange(max(rows, 1)))  # a slice would hold on to all
 
 
 def _told_by(recipe: Recipe, feature: str) -> list[str]:

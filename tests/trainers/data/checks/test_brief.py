@@ -9,7 +9,7 @@ import pytest
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.data.checks import brief
+from livetrain.trainers.data.checks import brief, dataset
 from livetrain.trainers.data.checks.dataset import PIECE
 from livetrain.trainers.data.checks.findings import share
 from livetrain.trainers.data.read.source import Source
@@ -223,9 +223,9 @@ def test_of_long_histories_few_rows_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(source.candidates, "flattened", lambda t, where: read.append(len(t)) or flattened(t, where))
     assert len(brief.read(source, ["past", "item"], 32 * PIECE, skip=False)) == 3 * PIECE
     assert max(read) * candidates <= PIECE
-    monkeypatch.setattr(brief, "ELEMENTS", 3 * 100 * events)
+    monkeypatch.setattr(dataset, "ELEMENTS", 3 * 100 * events)
     found = brief.read(source, ["past", "item"], 32 * PIECE, skip=False)
     assert found["item"].to_numpy()[::100].tolist() == [0, PIECE, 2 * PIECE], "the first of each stretch"
     assert len(found) == 300
-    monkeypatch.setattr(brief, "ELEMENTS", 1)
+    monkeypatch.setattr(dataset, "ELEMENTS", 1)
     assert len(brief.read(source, ["past", "item"], 32 * PIECE, skip=False)) == 3, "one row of each at least"
