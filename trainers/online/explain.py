@@ -49,6 +49,7 @@ def explain(
     candidate: int | None = None,
     background: int = BACKGROUND,
     place: str = "the log",
+    weights: dict[str, float] | None = None,
 ) -> Explained:
     """Explain a request.
 
@@ -61,6 +62,7 @@ def explain(
         candidate: which, its best place where it comes twice; by default the one in the first place.
         background: how many logged candidates; 0 takes missing values in their place.
         place: where the log lies, for messages.
+        weights: of the fused score's formula, where the model answers one.
 
     Raises:
         BadInput: the log is of another model, or has no such candidate.
@@ -94,6 +96,9 @@ def explain(
     request |= {
         "user": {name: _plain(log.given(name), log.kind(name)) for name in log.mine},
         "stored": one["stored"][0].as_py() if "stored" in one.column_names else None,
+        "fusion": None
+        if recipe.fusion is None or weights is None
+        else {"score": recipe.fusion.score, "weights": weights},
         "largest difference from the logged scores": float(max(apart)) if apart else None,
     }
     return Explained(request, candidates, candidates[row] | {"features": features, **parts})
