@@ -2,7 +2,7 @@
 
     make serve; pip install 'ray[serve]==2.60.0'
     python -m benchmarks.serve RUN                        # p50 and p99 at 10, 50 and 200 requests a second
-    python -m benchmarks.serve RUN --soak 60              # a swap every minute: failed requests, memory
+    python -m benchmarks.serve RUN --soak 60 --rate 20    # a swap every minute: failed requests, memory
 
 Each request ranks 500 candidates of one user, another each time, made of the run's held-out rows. Requests are sent by
 the clock, whether the one before has been answered or not, from this process; each server is another, with one thread
@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,11 +28,13 @@ import torch
 
 from livetrain.modules.serving.loading import load
 from livetrain.trainers.export import publish
+from livetrain.trainers.export.deltas import publish_next
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.latency import CANDIDATES
 from livetrain.trainers.export.rows import golden_inputs, held_out_rows, one_user
 from livetrain.trainers.runtime import run_folder
 from tests.serve.client import client
+from tests.trainers.export.test_deltas import line
 
 ROOT = Path(__file__).parents[1]
 Send = Callable[[dict[str, np.ndarray]], Any]
@@ -72,7 +73,7 @@ def inside(folder: Path) -> Send:
 
 def outside(url: str) -> Send:
     """Return the call over the wire."""
-    ask = client.Client(url, 10.0)
+    ask = client.Client(url, 60.0)
     return lambda given: ask.infer("model", given)
 
 
@@ -83,7 +84,7 @@ class Served:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        content = {"port": port, "threads": 1, "deadline_ms": 5000, "queue": 1000}
+        content = {"port": port, "threads": 1, "deadline_ms": 60_000, "queue": 1000}
         content["models"] = {"model": {"published": where}}
         (folder / "serve.json").write_text(json.dumps(content))
         self.url = f"http://127.0.0.1:{port}"
@@ -107,10 +108,11 @@ class Served:
         self.process.terminate()
         self.process.wait()
 
-    def memory(self) -> float:
-        """Return the process's resident memory in MB."""
-        line = next(x for x in Path(f"/proc/{self.process.pid}/status").read_text().splitlines() if "VmRSS" in x)
-        return int(line.split()[1]) / 1024
+    def memory(self) -> tuple[float, float]:
+        """Return the process's resident memory in MB, and how much of it is no file's."""
+        said = dict(line.split(":", 1) for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines())
+        resident, anonymous = (int(said[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon"))
+        return resident, anonymous
 
 
 def ray_serve(folder: Path, port: int) -> str:
@@ -220,28 +222,43 @@ def compare(run: Path, program: Path, rates: list[float], seconds: float, rounds
                     print(f"| {rate:g} | {name} | {len(found) + wrong} | {wrong} | {p50:.2f} | {p99:.2f} |", flush=True)
 
 
-def soak(run: Path, program: Path, minutes: float, rate: float, every: float) -> None:
-    """Send requests for a while, and publish the model anew again and again."""
+def soak(run: Path, program: Path, minutes: float, rate: float, every: float, deltas: int) -> None:
+    """Send requests for a while, as the run's model is trained on and published again and again."""
     given, begun = requests(run), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(8) as pool:
-        where, versions = str(Path(folder) / "models"), 1
-        publish.publish(run / "export", where, "000001", 2)
+    recipe = run_folder.recipe_of(run)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(8) as pool,
+        ThreadPoolExecutor(1) as other,
+        line(Path(folder) / "line", recipe) as training,
+    ):
+        where, versions = str(Path(folder) / "models"), 0
+
+        def publish_one() -> None:
+            nonlocal versions
+            training.go(1).save()
+            publish_next(training.run, where, f"{versions:06d}", 2, most=deltas, share=1e9, say=lambda _: None)
+            versions += 1
+
+        publish_one()
         with Served(program, where, Path(folder)) as served:
             send = outside(served.url)
-            print("| minute | requests | failed | p50 ms | p99 ms | version | RSS MB |\n" + "| --- " * 7 + "|")
+            print("| minute | requests | failed | p50 ms | p99 ms | fence | delta | RSS MB | without files |")
+            print("| --- " * 9 + "|")
             total = Counter()
             while time.monotonic() - begun < 60 * minutes:
-                versions += 1
-                swap = threading.Timer(every / 2, publish.publish, (run / "export", where, f"{versions:06d}", 2))
-                swap.start()
-                took, failed = stretch(send, given, rate, every, pool)
-                swap.join()
+                stretched = other.submit(stretch, send, given, rate, every, pool)
+                time.sleep(every / 2)
+                publish_one()
+                took, failed = stretched.result()
                 wrong = sum(failed.values())
                 total.update(requests=len(took) + wrong, failed=wrong)
                 p50, p99 = (1e3 * float(np.quantile(took, share)) for share in (0.5, 0.99)) if took else (0, 0)
+                now = send(given[0])
+                resident, anonymous = served.memory()
                 print(
                     f"| {(time.monotonic() - begun) / 60:.0f} | {len(took) + wrong} | {wrong} | {p50:.2f} | {p99:.2f} "
-                    f"| {send(given[0]).version} | {served.memory():.1f} |",
+                    f"| {now.fence} | {now.delta} | {resident:.1f} | {anonymous:.1f} |",
                     flush=True,
                 )
         requested = f"{total['requests']:,} requests, {total['failed']} failed, {versions - 1} swaps"
@@ -258,13 +275,14 @@ def main() -> None:
     parser.add_argument("--soak", type=float, default=0, help="minutes of requests with swaps, in place of the rates")
     parser.add_argument("--rate", type=float, default=10, help="of --soak, requests a second")
     parser.add_argument("--every", type=float, default=60, help="of --soak, seconds between swaps")
+    parser.add_argument("--deltas", type=int, default=4, help="of --soak, swaps by a delta after each by a base")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if not (asked.run / "export/manifest.json").exists():
         export(asked.run)
     print(f"load average {os.getloadavg()[0]:.1f}, python {sys.version.split()[0]}, torch {torch.__version__}")
     if asked.soak:
-        soak(asked.run, asked.program, asked.soak, asked.rate, asked.every)
+        soak(asked.run, asked.program, asked.soak, asked.rate, asked.every, asked.deltas)
     else:
         compare(asked.run, asked.program, asked.rates, asked.seconds, asked.rounds)
 
