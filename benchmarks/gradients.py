@@ -12,6 +12,8 @@ ratios are of neighbouring rounds.
     shared    livetrain's PCGrad, scope shared
     passes    the same gradients, one backward pass per task from its own loss over the same cut graph, and PCGrad on
               the vectors: what writing down the paper's algorithm at the cut costs
+    whole     one backward pass, and every rank holds all tables whole (sharding: data_parallel)
+    rows      the same tables, and livetrain's PCGrad, scope rows
     naive     tables are ordinary parameters, a whole backward pass per task, and PCGrad on the vectors of all
               parameters, as in public implementations. It needs every table whole on every rank
 """
@@ -51,16 +53,21 @@ SIDES = {
     "trunk": {"kind": "pcgrad", "scope": "trunk"},
     "shared": {"kind": "pcgrad", "scope": "shared"},
     "passes": {"kind": "pcgrad", "scope": "shared"},
+    "whole": {},
+    "rows": {"kind": "pcgrad", "scope": "rows"},
     "naive": {},
 }
+WHOLE = ("whole", "rows")  # sides whose tables every rank holds whole
 
 
-def recipe_of(tasks: int, world: int, gradients: dict[str, str]) -> Recipe:
-    """Return the benchmark's recipe with so many tasks, 2,048 rows per rank and a section `gradients`."""
+def recipe_of(tasks: int, world: int, side: str) -> Recipe:
+    """Return the benchmark's recipe for a side, with so many tasks and 2,048 rows per rank."""
     recipe = load_recipe(Path(__file__).with_suffix(".yaml"))
     content = recipe.model_dump()
     content["tasks"] = {f"task{i}": {"label": f"label{i}"} for i in range(tasks)}
-    content["gradients"] = gradients
+    content["gradients"] = SIDES[side]
+    for table in content["tables"].values() if side in WHOLE else ():
+        table["sharding"] = "data_parallel"
     content["data"]["batch_size"] *= world
     content["cluster"]["workers"] = world
     return Recipe.model_validate(content)
@@ -110,7 +117,7 @@ class Passes(combine.Combination):
     """PCGrad at the cut, written down as in the paper: a pass per task, then vectors."""
 
     def _several_passes(self, losses: Tensor) -> None:
-        split, leaves = self._split(), [leaf for _, leaf in self._cut]
+        split, leaves = self._split(), [leaf for _, leaf in self._compared()]
         starts = torch.autograd.grad(losses.sum(), [leaf for _, leaf in self._logits])
         rows, own = [], []
         for task, ((logits, _), start) in enumerate(zip(self._logits, starts, strict=True)):
@@ -134,10 +141,8 @@ class Passes(combine.Combination):
             parameter.grad = part.view_as(parameter)
         for parameter, gradient in zip((p for each in split.own for p in each), self._average(own), strict=True):
             parameter.grad = gradient
-        below = parts[len(split.shared) :]
-        ends = [end for end, _ in self._cut]
-        torch.autograd.backward(ends, [part.view_as(end) for part, end in zip(below, ends, strict=True)])
-        self._average_gradients(self._replicated)
+        below = zip(self._embeddings.items(), parts[len(split.shared) :], strict=True)
+        self._below({name: part.view_as(leaf) for (name, (_, leaf)), part in below}, [])
 
 
 class Sharded:
@@ -189,7 +194,7 @@ class Naive:
 
 
 def side_of(name: str, tasks: int, world: int, data: list[Batch]):
-    recipe = recipe_of(tasks, world, SIDES[name])
+    recipe = recipe_of(tasks, world, name)
     if name == "naive":
         return Naive(recipe, data)
     return Sharded(recipe, data, Passes if name == "passes" else combine.Combination)
@@ -203,7 +208,7 @@ def rank_main(rank: int, world: int, store: str, given: argparse.Namespace, answ
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     out = {}
     for tasks in given.tasks:
-        data = batches(recipe_of(tasks, world, {}), 4, rank, world)
+        data = batches(recipe_of(tasks, world, "sum"), 4, rank, world)
         sides = {name: side_of(name, tasks, world, data) for name in given.sides}
         times: dict[str, list[float]] = {name: [] for name in sides}
         for turn in range(given.rounds + 1):
@@ -261,6 +266,8 @@ def main() -> None:
     found = {world: measure(world, given) for world in given.world}
     print(f"Command: `python {' '.join(sys.argv)}`, {datetime.date.today()}, {os.cpu_count()} cores; {versions()}\n")
     pairs = [("trunk", "sum"), ("shared", "sum"), ("shared", "passes"), ("shared", "naive"), ("naive", "sum")]
+    pairs += [("whole", "sum"), ("rows", "whole"), ("rows", "naive")]
+    pairs = [pair for pair in pairs if {*pair} <= {*given.sides}]
     print("| ranks | tasks | sum, ms | " + " | ".join(f"{a} / {b}" for a, b in pairs) + " |")
     print("| --- " * (3 + len(pairs)) + "|")
     for world, by_tasks in found.items():

@@ -31,7 +31,7 @@ from trainer import Ours
 
 from livetrain.cluster import launch
 from livetrain.configs.load import load_recipe
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import Recipe, Table
 from livetrain.modules.mixing import mix
 from livetrain.modules.tables import hashing
 from livetrain.modules.tables.ids import EMPTY
@@ -110,13 +110,15 @@ def recipe(kind: str, given: argparse.Namespace, data: Path, night: int) -> Reci
     tables = dict(made_for.tables)
     for name, rows in zip(TABLES, given.rows, strict=True):
         table = tables[name].model_copy(update={"rows": rows})
-        if kind == "mix":
-            own = 4 * table.dim + 4  # weights and the row's accumulator
-            more = 13 + (16 if table.threshold > 1 else 0)
-            none = {"hash": "mix", "admission": None, "eviction": None, "rows": rows * (own + more) // own}
-            table = table.model_copy(update=none)
-        tables[name] = table
+        tables[name] = hashed(table) if kind == "mix" else table
     return made_for.model_copy(update={"tables": tables})
+
+
+def hashed(table: Table) -> Table:
+    """Return a table by a hash that takes the memory of one of ids."""
+    own = 4 * table.dim + 4  # weights and the row's accumulator
+    rows = table.rows * (own + 13 + (16 if table.threshold > 1 else 0)) // own
+    return table.model_copy(update={"hash": "mix", "admission": None, "eviction": None, "rows": rows})
 
 
 def nights(kind: str, given: argparse.Namespace, data: Path) -> list[dict]:

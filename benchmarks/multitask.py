@@ -10,6 +10,11 @@
     python benchmarks/multitask.py simulated --seeds 1 2 3
     python benchmarks/multitask.py conflict --seeds 1 2 3
     python benchmarks/multitask.py combiners --seeds 1 2 3
+    python benchmarks/multitask.py rows --seeds 1 2 3
+
+    livetrain data simulate --users 60k --days 14 --conflict 1 --out data/world-1-60k
+    livetrain data kuailive --raw data/world-1-60k/kuailive --out data/conflict-1-60k
+    python benchmarks/multitask.py larger --seeds 1 2 3
 
 A run is one epoch, measured at its end; no figure of the test days is used to choose anything. Runs that are there are
 read, not trained again. What stands in a file of results from "## Found" on is written by hand, and is kept.
@@ -24,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import noise
 import numpy as np
 import torch
 from quality import add_training, made, rule, scores, spread, trained
@@ -32,9 +38,12 @@ from quality_kuairand import HEAD, TEST, TRAIN, baselines, read
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.metrics import binary
+from livetrain.modules.model import Model
 from livetrain.trainers.data.read.files import split_files
+from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import runlog
 from livetrain.trainers.runtime.process import threads
+from livetrain.trainers.runtime.run_folder import committed
 from livetrain.trainers.runtime.versions import versions
 
 TASKS = {  # what is learned, of a recipe's tasks
@@ -111,6 +120,35 @@ LARGE_COMBINERS = [
 ]
 
 
+# Ten times the users of `combiners`, tables of ten times the rows, and batches four times as large with the rates of
+# larger batches. Noise is measured at the sum's checkpoints. What a task reaches alone, with all of the network, bounds
+# what it may gain where the others no longer disturb it.
+LARGER = (
+    *("tables.user.rows=655360", "tables.streamer.rows=655360", "tables.room.rows=2621440"),
+    *("data.batch_size=1024", "optimizers.rates_for_batch=256"),
+)
+KEPT = ("gradients.measure_every=20", "train.checkpoint_every=560", "train.keep=4")
+LARGER_SUM = Variant("cgc, sum", "cgc", (*KEPT, *LARGER))
+LARGER_COMBINERS = [
+    Variant(variant.name, "cgc", (*variant.changes, *LARGER))
+    for variant in COMBINERS
+    if variant.name in ("cgc, pcgrad, mean over steps", "cgc, upgrad, mean over steps")
+]
+ALONE = Variant("cgc, one task alone", "cgc", LARGER, "gift")
+
+# PCGrad in every row of tables, which then lie whole; and the same without that, to tell what comes of it. The dense
+# part sees a mean over steps, for from single batches it loses in either.
+TABLES = ("user", "streamer", "room", "hour", "topic", "category", "action", "gap")
+IN_ROWS = [
+    Variant(
+        f"cgc, pcgrad {scope}, mean over steps",
+        "cgc",
+        (f"gradients={{kind: pcgrad, scope: {scope}, average: 0.99}}", *more),
+    )
+    for scope, more in (("shared", ()), ("rows", tuple(f"tables.{name}.sharding=data_parallel" for name in TABLES)))
+]
+
+
 @dataclass
 class Run:
     """A finished run."""
@@ -170,15 +208,21 @@ class Bench:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("kuairand", "simulated", "conflict", "combiners"))
+    parser.add_argument("what", choices=("kuairand", "simulated", "conflict", "combiners", "rows", "larger"))
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of kuairand/, world-*/ and conflict-*/")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     add_training(parser)
     parser.set_defaults(runs=Path("runs/multitask"))
     given = parser.parse_args()
     torch.set_num_threads(threads())
-    write = {"kuairand": kuairand, "simulated": simulated, "conflict": conflict, "combiners": combiners}[given.what]
-    name = f"{given.what}.md" if given.what in ("conflict", "combiners") else f"multitask_{given.what}.md"
+    write, name = {
+        "kuairand": (kuairand, "multitask_kuairand.md"),
+        "simulated": (simulated, "multitask_simulated.md"),
+        "conflict": (conflict, "conflict.md"),
+        "combiners": (combiners, "combiners.md"),
+        "rows": (rows, "conflict_rows.md"),
+        "larger": (larger, "conflict_larger.md"),
+    }[given.what]
     text = "\n".join(write(given)) + "\n"
     kept = (given.out / name).read_text() if (given.out / name).exists() else ""
     (given.out / name).write_text(text + (f"\n{FOUND}{kept.split(FOUND, 1)[1]}" if FOUND in kept else ""))
@@ -420,6 +464,91 @@ the plain sum with such batches. "over the sum": the expected AUC less that of t
         "",
         *costs,
     ]
+
+
+def rows(given: argparse.Namespace) -> list[str]:
+    """Return the lines of the file on PCGrad in every row of tables, under full conflict."""
+    head = SIMULATED_HEAD.replace("| valid AUC |", "| over the sum, x 1e-4 | valid AUC |")
+    bench = Bench("simulated", given.data / "conflict-1", given)
+    bench.train([CGC, *IN_ROWS])
+    truth = truth_of(bench, given.data / "world-1")
+    lines = [line for task in TASKS["simulated"] for line in compared(bench, truth, task, CGC, IN_ROWS)]
+    logged = [_logged(run.folder)["grad.conflict.rows"] for run in bench.of(IN_ROWS[-1].name, "click")]
+    intro = f"""# PCGrad in every row of the tables, under full conflict
+
+{about(given, truth)}
+The interests behind click and watch time are the opposite of those behind like and gift. "rows": each row of every
+table gets PCGrad of the tasks' gradients of the step in that row. "mean over steps": of the products that the dense
+part's weights come from, in both. "over the sum": the expected AUC less that of the plain sum with the same seed.
+
+Of the rows that several tasks moved in a step, two tasks' gradients conflicted in {np.mean(logged):.0%}.
+"""
+    return [intro, head, rule(head), *lines]
+
+
+def larger(given: argparse.Namespace) -> list[str]:
+    """Return the lines of the file on full conflict with ten times the data, and on what of its gradients is noise."""
+    head = SIMULATED_HEAD.replace("| valid AUC |", "| over the sum, x 1e-4 | valid AUC |")
+    bench = Bench("simulated", given.data / "conflict-1-60k", given)
+    bench.train([LARGER_SUM, *LARGER_COMBINERS, ALONE])
+    truth = truth_of(bench, given.data / "world-1-60k")
+    lines = []
+    for task in TASKS["simulated"]:
+        alone = [ALONE] if task == ALONE.task else []
+        lines += compared(bench, truth, task, LARGER_SUM, [*LARGER_COMBINERS, *alone])
+    intro = f"""# Full conflict with ten times the data, and what of the gradients is noise
+
+{about(given, truth).replace("6k", "60k")}
+The world and the settings are those of `combiners.md` but for ten times the users, tables of ten times the rows, and
+batches of 1,024 rows with twice the rates.
+"one task alone": the same network, which learns that task and no other.
+"""
+    return [intro, head, rule(head), *lines, "", *_noise(bench.of(LARGER_SUM.name, "click")[0])]
+
+
+def _noise(run: Run) -> list[str]:
+    """Return what the gradients at the beginning and at each checkpoint of a run are made of."""
+    batches = noise.sampled(run.recipe, 320)
+    models = {path.name.lstrip("step-0"): plain_model(run.recipe, path) for path in committed(run.folder)}
+    begun = Model(run.recipe).eval()
+    begun.dense.normalise.load_state_dict(next(iter(models.values())).dense.normalise.state_dict())
+    found = {}
+    for step, model in {"0": begun, **models}.items():
+        model.dense.requires_grad_()
+        found[step] = noise.measured(model, run.recipe, batches)
+    pairs = list(combinations(range(len(run.recipe.tasks)), 2))
+    tasks = list(run.recipe.tasks)
+    named = [f"{tasks[i]}, {tasks[j]}" for i, j in pairs]
+    size, steps = run.recipe.data.batch_size, list(found)
+    heads = [f"| step | {' | '.join(tasks)} |", f"| step | rows | {' | '.join(named)} |"]
+    heads += [f"| cosine of means | step | {' | '.join(named)} |", f"| rows of | step | {' | '.join(named)} |"]
+    lines = [f"Gradients of the sum's first seed, of {len(batches)} batches spread over the epoch, ± error.", ""]
+    lines += ["The part of a batch's dense gradient that is no noise, |E g|² / E|g|²:", "", heads[0], rule(heads[0])]
+    lines += [f"| {step} | {' | '.join(f'{share:.1%}' for share in each.signal)} |" for step, each in found.items()]
+    lines += ["", "Share of batches whose dense gradients of two tasks conflict:", "", heads[1], rule(heads[1])]
+    for step, each in found.items():
+        for rows, grams in ((size, each.small), (size * noise.BLOCK, each.large)):
+            shares = " | ".join(f"{(grams[:, i, j] < 0).mean():.0%}" for i, j in pairs)
+            lines.append(f"| {step} | {rows:,} | {shares} |")
+    lines += ["", "Cosines of mean gradients, the noise taken out:", "", heads[2], rule(heads[2])]
+    for place in found[steps[0]].cosines:
+        for step in steps:
+            cosines, errors = found[step].cosines[place]
+            shown = " | ".join(f"{cosines[pair]:+.2f} ± {errors[pair]:.2f}" for pair in pairs)
+            lines.append(f"| {place} | {step} | {shown} |")
+    lines += ["", "Rows that both tasks move in both halves of the batches, and the share of them that conflict in the"]
+    lines += [
+        "second half: of those that conflict in the first, and of those that do not:",
+        "",
+        heads[3],
+        rule(heads[3]),
+    ]
+    for table in noise.TABLES:
+        for step in steps:
+            again = found[step].again[table]
+            shown = " | ".join("{:,}: {:.0%}, {:.0%}".format(*again[pair]) for pair in pairs)
+            lines.append(f"| {table} | {step} | {shown} |")
+    return [*lines, ""]
 
 
 def compared(bench: Bench, truth: Truth, task: str, plain: Variant, others: list[Variant]) -> list[str]:

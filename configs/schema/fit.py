@@ -28,6 +28,7 @@ def check(recipe: "Recipe") -> None:
     _check_arithmetic(recipe)
     _check_followers(recipe)
     _check_gradients(recipe)
+    _check_rows(recipe)
     _check_groups(recipe)
     _check_negatives(recipe)
     _check_division(recipe)
@@ -289,6 +290,25 @@ def _check_gradients(recipe: "Recipe") -> None:
         )
     if getattr(recipe.gradients, "measure_every", None):
         raise BadInput("gradients.measure_every: one task has no other to be compared with; add tasks, or leave it out")
+
+
+def _check_rows(recipe: "Recipe") -> None:
+    """Refuse to compare gradients row by row where that is not done, or a table's place would tell whether it is."""
+    gradients = recipe.gradients
+    if gradients.scope != "rows":
+        return
+    if not registry.COMBINERS.owner(gradients.kind).by_rows:
+        able = [kind for kind in registry.COMBINERS if registry.COMBINERS.owner(kind).by_rows]
+        raise BadInput(
+            f"gradients.scope: '{gradients.kind}' does not compare gradients row by row; use scope: shared, or kind: "
+            f"{', '.join(able)}"
+        )
+    for name, table in recipe.tables.items():
+        if table.sharding != "data_parallel" and not table.frozen:
+            raise BadInput(
+                f"gradients.scope: rows compares gradients in tables that every worker holds whole, and '{name}' may "
+                f"be spread over them; write sharding: data_parallel in tables.{name}, or use scope: shared"
+            )
 
 
 def _check_groups(recipe: "Recipe") -> None:

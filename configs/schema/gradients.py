@@ -12,9 +12,10 @@ class Gradients(Section):
     """How the tasks' gradients become one. Kinds have classes of their own, beside their arithmetic."""
 
     kind: str = Field("sum", description="sum, pcgrad, gradnorm, uncertainty, or a registered kind")
-    scope: Literal["shared", "trunk"] = Field(
+    scope: Literal["shared", "rows", "trunk"] = Field(
         "shared",
-        description="where gradients are compared: in all that is shared, or, cheaper, at the input of the trunk",
+        description="where gradients are compared: in all that is shared; there, and besides in every row of tables, "
+        "which all have sharding: data_parallel; or, cheaper, at the input of the trunk",
     )
 
 

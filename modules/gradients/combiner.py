@@ -50,9 +50,10 @@ class Combiner(nn.Module, ABC, Generic[Config]):
         needs_gram: it asks for the tasks' gradients.
         needs_losses: it asks for the tasks' losses.
         looks_again: it asks, by `learn`, for the losses of a batch once the parameters have moved too.
+        by_rows: it weighs the tasks in each row of a table too, by `of_rows`; scope `rows` asks for that.
     """
 
-    needs_gram = needs_losses = looks_again = False
+    needs_gram = needs_losses = looks_again = by_rows = False
 
     def __init__(self, config: Config, start: Start) -> None:
         super().__init__()
@@ -77,6 +78,18 @@ class Combiner(nn.Module, ABC, Generic[Config]):
         Returns:
             (T,) float64.
         """
+
+    def of_rows(self, grams: Tensor, step: int) -> Tensor:
+        """Return the weights of a step in each of n rows, if the combiner compares `by_rows`. Changes no buffer.
+
+        Args:
+            grams: (n, T, T) float64, inner products of the tasks' gradients of each row, on any device.
+            step: steps before this one.
+
+        Returns:
+            (n, T) float64, on the same device.
+        """
+        raise NotImplementedError
 
     def learn(self, before: Tensor, after: Tensor) -> None:
         """Take in what a step has done to the losses of its own batch, if the combiner `looks_again`.

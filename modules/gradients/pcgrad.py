@@ -23,12 +23,17 @@ class PCGrad(OfGram[Averaged]):
     Source: Yu et al., "Gradient surgery for multi-task learning", 2001.06782, algorithm 1.
     """
 
+    by_rows = True
+
     def __init__(self, config: Averaged, start: Start) -> None:
         super().__init__(config, start)
         self.seed = start.seed
 
     def weigh(self, gram: Tensor, step: int) -> Tensor:
         return project(gram, orders(self.tasks, self.seed, step))
+
+    def of_rows(self, grams: Tensor, step: int) -> Tensor:
+        return project(grams, orders(self.tasks, self.seed, step))  # one order per step, for all rows
 
 
 def orders(tasks: int, seed: int, step: int) -> Tensor:
@@ -43,19 +48,20 @@ def project(gram: Tensor, order: Tensor) -> Tensor:
     A gradient g = sum_k c_k g_k has <g, g_j> = (K c)_j, and projecting it changes c_j alone.
 
     Args:
-        gram: (T, T) float64.
+        gram: (T, T) float64, or (..., T, T): each matrix by itself.
         order: (T, T), row i the order in which task i meets the others; itself is passed over.
 
     Returns:
-        (T,) float64, each at least 1.
+        (T,) or (..., T) float64, each at least 1.
     """
-    total = torch.zeros(len(gram), dtype=gram.dtype)
+    lengths = gram.diagonal(dim1=-2, dim2=-1)
+    total = torch.zeros_like(lengths)
     for i, others in enumerate(order.tolist()):
-        c = torch.zeros(len(gram), dtype=gram.dtype)
-        c[i] = 1.0
+        c = torch.zeros_like(lengths)
+        c[..., i] = 1.0
         for j in others:
-            product = gram[j] @ c
-            if j != i and product < 0 and gram[j, j] > 0:
-                c[j] -= product / gram[j, j]
+            if j != i:
+                product, length = (gram[..., j, :] * c).sum(-1), lengths[..., j]
+                c[..., j] -= torch.where((product < 0) & (length > 0), product / length, 0.0)
         total += c
     return total

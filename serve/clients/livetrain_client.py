@@ -1,6 +1,6 @@
 """A client of livetrain-serve and of Triton: the Open Inference Protocol v2 over HTTP, with binary tensors.
 
-Needs Python 3.10 and numpy; copy this file to where you need it.
+Needs Python 3.10 and numpy; copy this file to where you need it. It is one file for that, whatever its length.
 
     client = Client("http://127.0.0.1:8080", timeout=0.5)
     answer = client.rank(

@@ -285,6 +285,7 @@ REFUSED: dict[str, str] = {
     "tasks.click.kind=binery": "did you mean 'binary'?",
     "gradients.kind=pcgrad": "gradients.kind: 'pcgrad' combines the gradients of several tasks",
     "gradients=pcgrad": "gradients got 'pcgrad', wanted a mapping of keys",
+    "gradients.scope=rows": "gradients.scope: 'sum' does not compare gradients row by row; use scope: shared",
     "train.select=click.acu": "did you mean 'click.auc'?",
     f"train.select={LONG[:4000]}": "train.select: no run of this recipe has a metric 'click.xxx",
     "train.profile=20": "train.profile got 20, wanted the first and the last step",

@@ -7,6 +7,7 @@ import types
 
 import numpy as np
 import pytest
+import torch
 
 from livetrain import api
 from livetrain.cli.main import main
@@ -15,8 +16,8 @@ from livetrain.trainers.export import triton
 from livetrain.trainers.export.rows import golden_inputs, one_user
 
 
-class _Tensor:
-    """As triton_python_backend_utils has it."""
+class _Given:
+    """A tensor of a request, as triton_python_backend_utils has it, but for as_numpy, see triton_model."""
 
     def __init__(self, name, values):
         self._name, self._values = name, values
@@ -24,13 +25,24 @@ class _Tensor:
     def name(self):
         return self._name
 
+    def to_dlpack(self):
+        return torch.to_dlpack(torch.from_numpy(self._values))
+
+
+class _Tensor(_Given):
+    """Of an answer."""
+
+    @classmethod
+    def from_dlpack(cls, name, capsule):
+        return cls(name, torch.from_dlpack(capsule).numpy())
+
     def as_numpy(self):
         return self._values
 
 
 class _Request:
     def __init__(self, tensors, outputs=("click",), parameters=None):
-        self._tensors = [_Tensor(name, values) for name, values in tensors.items()]
+        self._tensors = [_Given(name, values) for name, values in tensors.items()]
         self._outputs, self._parameters = list(outputs), {} if parameters is None else parameters
 
     def inputs(self):
@@ -58,8 +70,13 @@ class _Response:
 
 
 class _TritonError(Exception):
+    INVALID_ARG, INTERNAL = 1, 2
+
     def message(self):
-        return str(self)
+        return self.args[0]
+
+    def code(self):
+        return self.args[1]
 
 
 def _by_name(request, name):
@@ -166,8 +183,9 @@ def test_a_wrong_request_has_an_error_of_its_own(repository, backend):
             _Request(rows, parameters={"rows": True}),
         ]
     )
-    assert "'history' do not add up" in wrong.error().message()
+    assert wrong.error().message().startswith("lengths: those of 'history' do not add up")
     assert "'movie' is missing" in missing.error().message()
+    assert wrong.error().code() == missing.error().code() == _TritonError.INVALID_ARG
     assert not right.has_error()
 
 

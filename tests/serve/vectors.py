@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from livetrain.configs.schema import Recipe
+from livetrain.modules.serving.loading import load
 from livetrain.trainers.data.write.ids import string_id
 from livetrain.trainers.export import export as exporter
 from livetrain.trainers.export.rows import golden_inputs, one_user
@@ -113,7 +114,7 @@ def write(where: Path, export: Path) -> None:
     for about in known["features"].values():
         about.pop("ids", None)  # so that ids are accepted as integers and as strings
     (where / "signature.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    model = torch.jit.load(str(export / "model.pt")).eval()
+    model = load(export)
     golden = golden_inputs(json.loads((export / "golden.json").read_text(encoding="utf-8")))
     golden[2]["rate"][2] = torch.nan  # whatever the data are, something is missing
     once, _ = one_user(golden, USER, 1)

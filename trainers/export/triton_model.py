@@ -47,17 +47,21 @@ class TritonPythonModel:
                 tensor = self.utils.get_input_tensor_by_name(request, name)
                 if tensor is not None:  # one that is optional
                     part, _, feature = name.partition(".")
-                    given[part][feature] = torch.from_numpy(tensor.as_numpy())
+                    # Not by as_numpy: with NumPy 2 a backend that was built for NumPy 1 repeats the first number.
+                    given[part][feature] = torch.from_dlpack(tensor.to_dlpack())
             rows = bool(json.loads(request.parameters() or "{}").get("rows"))
             with torch.inference_mode():
                 scores = (self.model if rows else self.model.rank)(*given.values())
             wanted = request.requested_output_names() or [*scores]
-            answer = [self.utils.Tensor(name, scores[name].contiguous().numpy()) for name in wanted]
+            answer = [
+                self.utils.Tensor.from_dlpack(name, torch.to_dlpack(scores[name].contiguous())) for name in wanted
+            ]
             return self.utils.InferenceResponse(output_tensors=answer)
         except (RuntimeError, torch.jit.Error, ValueError, KeyError) as error:
-            said = str(error).strip().splitlines()
-            why = said[-1] if said else type(error).__name__
-            return self.utils.InferenceResponse(output_tensors=[], error=self.utils.TritonError(why))
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            _, refused, why = said[-1].rpartition("builtins.ValueError: ")  # what the file says of a wrong request
+            code = self.utils.TritonError.INVALID_ARG if refused else self.utils.TritonError.INTERNAL
+            return self.utils.InferenceResponse(output_tensors=[], error=self.utils.TritonError(why, code))
 
     def _prove(self, golden: dict[str, Any]) -> None:
         rows = (

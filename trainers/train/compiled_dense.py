@@ -64,7 +64,7 @@ class CompiledDense:
     ) -> None:
         self._dense, self._recipe, self._tell = model.dense, recipe, tell
         self._options: dict[str, Any] | None = CUDA_GRAPHS if recipe.train.compile == "cuda_graphs" else None
-        if backend == "inductor" and len(recipe.tasks) > 1 and recipe.gradients.scope == "shared":
+        if backend == "inductor" and len(recipe.tasks) > 1 and recipe.gradients.scope != "trunk":
             backend = TasksAtOnce(options=self._options)
         self._backend = backend
         self.active = True

@@ -83,10 +83,14 @@ def test_negatives_of_a_rank_are_others(two_ranks):
     assert apart > 1e-4
 
 
-@pytest.mark.parametrize("scope", ["shared", pytest.param("trunk", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "scope", ["shared", *(pytest.param(each, marks=pytest.mark.slow) for each in ("rows", "trunk"))]
+)
 @pytest.mark.some(1)
 def test_the_regulariser_stays_outside_pcgrad(two_ranks, scope):
     changes = {f"features__{name}": feature for name, feature in FEATURES.items()}
+    if scope == "rows":
+        changes |= {f"tables__{name}__sharding": "data_parallel" for name in ("user", "movie", "rating")}
     made_for = combine.recipe("pcgrad", model=MODEL, gradients__scope=scope, **changes)
     wanted = combine.train_reference(made_for, lambda *given: combine.with_torchjd(*given, seed=made_for.train.seed))
     assert wanted["conflict"] > 0.5

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.checks import leaks
-from livetrain.trainers.data.checks.dataset import PIECE, picked, spaced
+from livetrain.trainers.data.checks.dataset import PIECE, bounded, picked, spaced
 from livetrain.trainers.data.checks.findings import Verdict, listed, share
 from livetrain.trainers.data.read import carry
 from livetrain.trainers.data.read.columns import IdKind, is_text
@@ -113,19 +113,26 @@ def _labels(recipe: Recipe) -> list[str]:
 def read(source: Source, columns: list[str], most: int, skip: bool) -> pa.Table:
     """Return about `most` rows, always the same ones: evenly spaced stretches of PIECE rows, or row groups if smaller.
 
+    They are fewer where lists are long: of each stretch the first rows, as `bounded` says.
+
     Args:
         source: the split.
         columns: that are wanted.
         most: rows.
         skip: whether row groups that do not decode are left out.
     """
+    candidates = 1 if source.candidates is None else source.candidates.most
+    piece = max(PIECE // candidates, 1)  # stored rows
     whole = max(source.rows / len(source.groups), 1)
-    chosen = [source.groups[place] for place in spaced(len(source.groups), math.ceil(most / min(whole, PIECE)))]
-    each = math.ceil(most / PIECE / len(chosen))
+    wanted = math.ceil(most / candidates / min(whole, piece))
+    chosen = [source.groups[place] for place in spaced(len(source.groups), wanted)]
+    each = math.ceil(most / candidates / piece / len(chosen))
+    pieces = sum(min(each, math.ceil(group.rows / piece)) for group in chosen)
 
     def read(group: RowGroup) -> pa.Table:
         try:
-            return pa.concat_tables(picked(source.stretches(group, columns, PIECE), group.rows, each))
+            found = picked(source.stretches(group, columns, piece), group.rows, each, piece)
+            return pa.concat_tables(bounded(table, pieces) for table in found)
         except (BadInput, pa.ArrowException, OSError):
             pass
         try:

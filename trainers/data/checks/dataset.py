@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs
 
@@ -21,7 +22,7 @@ from livetrain.trainers.data.checks import roles
 from livetrain.trainers.data.checks.findings import Finding, Verdict, listed
 from livetrain.trainers.data.checks.roles import Roles
 from livetrain.trainers.data.checks.schema import agreed, quoted, selected
-from livetrain.trainers.data.read.columns import flat_schema
+from livetrain.trainers.data.read.columns import flat_schema, is_list
 from livetrain.trainers.data.read.files import find_files, read_footer, short
 from livetrain.trainers.data.read.requests import Candidates
 from livetrain.trainers.data.write import layout
@@ -32,6 +33,7 @@ MEMORY = "2GB"  # of DuckDB; what does not fit goes to the temporary folder
 MILLISECONDS = 100_000_000_000  # a time above is in ms (1973 and later), below in seconds (until the year 5138)
 _YEARS = (-62_135_596_800, 253_402_300_799)  # the first second of year 1 and the last of year 9999
 PIECE = 2048  # rows of the sample that lie together
+ELEMENTS = 2**23  # of the lists of a column, over all rows of the sample
 _PREFIX = "date="
 
 
@@ -120,22 +122,28 @@ class Dataset:
         return (datetime.date(1970, 1, 1) + datetime.timedelta(days=seconds // 86400)).isoformat()
 
     def sample(self, columns: list[str], parts: list[Part], most: int) -> pa.Table:
-        """Return about `most` rows of some parts, always the same ones: evenly spaced stretches of PIECE rows."""
+        """Return about `most` rows of some parts, always the same ones: evenly spaced stretches of PIECE rows.
+
+        They are fewer where lists are long, as `bounded` says.
+        """
         groups = [(f, g, m) for p in parts for f, m in zip(p.files, p.footers, strict=True) for g in _groups(m)]
-        chosen = spaced(len(groups), math.ceil(most / PIECE))
+        chosen = [groups[place] for place in spaced(len(groups), math.ceil(most / PIECE))]
         each = math.ceil(most / PIECE / max(len(chosen), 1))
+        count = sum(min(each, math.ceil(footer.row_group(group).num_rows / PIECE)) for _, group, footer in chosen)
         schema, requests = pa.schema([self.schema.field(name) for name in columns]), self.requests
         read = columns if requests is None else list({*columns, min(requests.names)})
         pieces = []
-        for path, group, footer in (groups[place] for place in chosen):
+        for path, group, footer in chosen:
             try:
                 with pq.ParquetFile(path, metadata=footer) as file:
                     batches = file.iter_batches(PIECE, row_groups=[group], columns=read, use_threads=False)
                     for batch in picked(batches, footer.row_group(group).num_rows, each):
                         table = pa.Table.from_batches([batch])
                         if requests is not None:
-                            table = requests.flattened(table, f"{path}, row group {group}")[:PIECE]
-                        pieces.append(table.select(columns).cast(schema))
+                            where = f"{path}, row group {group}"
+                            enough = np.searchsorted(np.cumsum(requests.counts(table, where)), PIECE) + 1
+                            table = requests.flattened(table[: int(enough)], where)[:PIECE]
+                        pieces.append(bounded(table.select(columns), count).cast(schema))
             except (pa.ArrowException, OSError) as error:
                 raise BadInput(
                     f"{path}, row group {group}: it does not decode ({short(error)}); write the file again"
@@ -148,11 +156,21 @@ def spaced(count: int, most: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist() if count else []
 
 
-def picked(stretches: Iterator[T], rows: int, most: int) -> Iterator[T]:
-    """Yield evenly spaced ones of the stretches of PIECE rows that a row group is read in, and read no further."""
-    chosen = spaced(math.ceil(rows / PIECE), most)
+def picked(stretches: Iterator[T], rows: int, most: int, piece: int = PIECE) -> Iterator[T]:
+    """Yield evenly spaced ones of the stretches of `piece` rows that a row group is read in, and read no further."""
+    chosen = spaced(math.ceil(rows / piece), most)
     found = itertools.islice(stretches, chosen[-1] + 1)
     return (stretch for place, stretch in enumerate(found) if place in chosen)
+
+
+def bounded(table: pa.Table, pieces: int) -> pa.Table:
+    """Return a table's first rows: one at least, and no column has more in its lists than one of `pieces` may."""
+    rows = len(table)
+    for column in table.columns:
+        if is_list(column.type):
+            ends = np.cumsum(pc.fill_null(pc.list_value_length(column), 0).to_numpy())
+            rows = min(rows, int(np.searchsorted(ends, ELEMENTS // pieces, side="right")))
+    return table if rows == len(table) else table.take(np.arange(max(rows, 1)))  # a slice would hold on to all
 
 
 def _groups(footer: pq.FileMetaData) -> list[int]:

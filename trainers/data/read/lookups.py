@@ -21,7 +21,7 @@ from livetrain.trainers.data.read.source import CorruptGroup, RowGroup, Source
 from livetrain.trainers.data.read.spread import HERE, Looking
 
 _PLACES = 32
-_ROWS = 512  # stored rows read at each
+_ROWS = 512  # rows read at each
 _IDS = 2048  # of a feature taken at each
 _MET = 3  # places at which a frequent id is met
 
@@ -128,8 +128,9 @@ class _Place:
     def __call__(self, group: RowGroup) -> tuple[int, dict[str, tuple[int, np.ndarray]]]:
         """Return how many rows were read, and by feature how many ids these have and some of the ids."""
         asked = list(dict.fromkeys(self.columns.values()))
+        candidates = 1 if self.source.candidates is None else self.source.candidates.most
         try:
-            table = next(self.source.stretches(group, asked, _ROWS), None)
+            table = next(self.source.stretches(group, asked, max(_ROWS // candidates, 1)), None)
         except (pa.ArrowException, OSError, BadInput):
             try:
                 table = self.source.read(group, asked).slice(0, _ROWS)  # which says what is wrong, or tries again
@@ -146,7 +147,7 @@ def _ids(feature: Feature, column: pa.ChunkedArray) -> tuple[int, np.ndarray]:
     found = carry.ids(feature, carry.whole(column))
     values, begins, ends = found.values, found.begins, found.ends
     count = len(values) if begins is None or ends is None else int(np.minimum(ends - begins, feature.limit).sum())
-    return count, values[:: max(-(-len(values) // _IDS), 1)]
+    return count, values[:: max(-(-len(values) // _IDS), 1)].copy()  # a view would hold on to all
 
 
 def _found(look: _Place, looking: Looking) -> dict[str, Looked]:

@@ -16,6 +16,7 @@ before, and their one sum over ranks is made while the tables' gradients travel 
   each sum over ranks on the way is made once for all tasks. The embeddings stand in for the rows of the tables, which
   misses one case: two tasks that pull the same row apart through different samples conflict in that row, but at none
   of the embeddings.
+- Scope `rows` does the same, and compares in every row of the tables too, see trainers.train.gradients.rows.
 - Scope `trunk` compares at the input of the network's module `trunk`: the Gram matrix is that of the gradients there,
   and what lies below sees one backward pass, as in a plain sum.
 
@@ -49,6 +50,7 @@ from livetrain.modules.tables.touched import Touched
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.train.compiled_dense import CompiledDense
+from livetrain.trainers.train.gradients.rows import Rows
 
 
 @dataclass
@@ -112,6 +114,8 @@ class Combination:
         self._regulariser: Tensor | None = None
         self._splits: dict[bool, _Split] = {}
         self._kept: dict[str, bool] = {}  # whether a feature's embeddings come from a replicated table
+        self._everywhere = recipe.gradients.scope != "trunk"  # whether the cut is at the embeddings
+        self._rows = Rows(self.combiner, replicated) if recipe.gradients.scope == "rows" else None
         self._whole = model.dense.parts == 1  # whether the trunk is called once a step
         self._compiled: CompiledDense | None = None
         self._measured: Tensor | None = None  # the losses of the step, where they are asked for again
@@ -134,7 +138,7 @@ class Combination:
 
     def by_graphs(self, compiled: CompiledDense) -> None:
         """Combine the gradients of a dense part that is compiled. A graph has no cut but that of scope trunk."""
-        self._compiled, self._whole = compiled, self._config.scope == "trunk"
+        self._compiled, self._whole = compiled, not self._everywhere
 
     @property
     def _by_task(self) -> bool:
@@ -229,7 +233,7 @@ class Combination:
         for rows in found.at_cut:
             _add_gram(gram, rows[:count])
         own = [gradient for gradients_ in found.own for gradient in gradients_]
-        if self._config.scope == "shared":
+        if self._everywhere:
             gram, losses, shared, *own = self._average([gram, losses.detach(), found.shared, *own])
             gram = torch.addmm(gram / ranks.world(), shared[:count], shared[:count].T)
         else:
@@ -252,8 +256,15 @@ class Combination:
             parameter.grad = gradient
         on_device = weights.to(self._device, torch.float32, non_blocking=True)
         starts = [_weighted(weights, on_device, rows) for rows in at_cut]
-        if self._config.scope == "shared":  # all dense parameters lie above that cut, and are averaged
-            self._below(dict(zip(self._embeddings, starts, strict=True)), [])
+        if self._everywhere:  # all dense parameters lie above that cut, and are averaged
+            given = dict(zip(self._embeddings, starts, strict=True))
+            if self._rows is None:
+                self._below(given, [])
+                return
+            kept = {name: rows for name, rows in zip(given, at_cut, strict=True) if self._is_kept(name)}
+            ends = [self._embeddings[name][0] for name in kept]
+            self.monitor.add_rows(self._rows.combine(ends, [*kept.values()], self._average, self.step))
+            self._back({name: start for name, start in given.items() if name not in kept})  # of frozen tables
             return
         assert self._at_trunk is not None  # or there would be no such scope
         ends = [self._at_trunk[0]]
@@ -263,7 +274,7 @@ class Combination:
             torch.autograd.backward(ends, starts)
         self._below({name: leaf.grad for name, (_, leaf) in self._embeddings.items()}, self._dense)
 
-    def _below(self, gradients_: dict[str, Tensor | None], dense: list[nn.Parameter]) -> None:
+    def _below(self, gradients_: Mapping[str, Tensor | None], dense: list[nn.Parameter]) -> None:
         """Go on below the embeddings, from their gradients, while those of dense parameters are averaged over ranks."""
         given = {name: gradient for name, gradient in gradients_.items() if gradient is not None}
         self._back({name: gradient for name, gradient in given.items() if self._is_kept(name)})
@@ -293,8 +304,8 @@ class Combination:
         # pass meets only what it shares with others and its own part; the stacked losses would lead through all towers.
         starts = list(torch.autograd.grad(losses, [leaf for _, leaf in self._logits], torch.ones_like(losses)))
         ends, owned = [logits for logits, _ in self._logits], list(split.own)
-        trunk = self._at_trunk if self._config.scope == "shared" else None
-        if self._config.scope == "shared" and self._regulariser is not None:
+        trunk = self._at_trunk if self._everywhere else None
+        if self._everywhere and self._regulariser is not None:
             ends, starts = [*ends, self._regulariser], [*starts, torch.ones_like(self._regulariser)]
             owned.append([])
         leaves = [leaf for _, leaf in self._compared()]
@@ -387,7 +398,7 @@ class Combination:
 
     def _compared(self) -> list[tuple[Tensor, Tensor]]:
         """Return the cut at which the tasks' gradients are compared."""
-        if self._config.scope == "trunk" and self._at_trunk is not None:
+        if not self._everywhere and self._at_trunk is not None:
             return [self._at_trunk]
         return list(self._embeddings.values())
 
@@ -400,10 +411,10 @@ class Combination:
         if self._by_task not in self._splits:
             roots, cut = self._traced
             reached = [_leaves(logits) for logits in roots]
-            if cut is not None and self._config.scope == "shared":
+            if cut is not None and self._everywhere:
                 end, leaf = cut
                 reached = [found | _leaves(end) if id(leaf) in found else found for found in reached]
-            if self._by_task and self._config.scope == "trunk":
+            if self._by_task and not self._everywhere:
                 known = {id(p) for p in self._dense} | ({id(cut[1])} if cut is not None else set())
                 if any(leaf not in known for leaves in reached for leaf in leaves):
                     raise RuntimeError(
@@ -543,6 +554,7 @@ class Monitor:
         self._steps = self._measured = self._conflicts = 0
         self._weights, self._norms = (torch.zeros(count, dtype=torch.float64) for _ in range(2))
         self._cosines = torch.zeros(count, count, dtype=torch.float64)
+        self._rows: Tensor | None = None  # (2,): those in conflict, and all with gradients of several tasks
         self._regularisers: list[Tensor] = []
 
     def add(self, gram: Tensor | None, weights: Tensor) -> None:
@@ -555,6 +567,10 @@ class Monitor:
             self._norms += gram.diagonal().clamp(min=0).sqrt()
             self._cosines += gradients.cosines(gram)
 
+    def add_rows(self, counts: Tensor) -> None:
+        """Take in, (2,), how many rows of tables were in conflict in a step, and how many more than one task moved."""
+        self._rows = counts if self._rows is None else self._rows + counts
+
     def add_regulariser(self, loss: Tensor | None) -> None:
         """Take in a step's regulariser, if the network has one: (), R times this rank's part of it."""
         if loss is not None:
@@ -564,7 +580,8 @@ class Monitor:
         """Return means over the steps since the last reading, for the log, and start anew. Collective.
 
         ``grad.<task>.weight``, and of the steps that were measured ``grad.<task>.norm``, ``grad.cos.<task>.<task>`` and
-        ``grad.conflict``, the share of them in which any two tasks' gradients pointed against each other;
+        ``grad.conflict``, the share of them in which any two tasks' gradients pointed against each other, and with
+        scope `rows` ``grad.conflict.rows``, the share of the rows that several tasks moved in which any two's did;
         ``regulariser`` where the network has one.
         """
         out = dict(self._figures())
@@ -584,3 +601,6 @@ class Monitor:
                 for j in range(i):
                     yield f"grad.cos.{self._tasks[j]}.{task}", float(self._cosines[j, i]) / self._measured
             yield "grad.conflict", self._conflicts / self._measured
+        if self._rows is not None:
+            conflicts, rows = self._rows.tolist()
+            yield "grad.conflict.rows", conflicts / max(rows, 1)

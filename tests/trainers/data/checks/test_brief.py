@@ -9,7 +9,7 @@ import pytest
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
-from livetrain.trainers.data.checks import brief
+from livetrain.trainers.data.checks import brief, dataset
 from livetrain.trainers.data.checks.dataset import PIECE
 from livetrain.trainers.data.checks.findings import share
 from livetrain.trainers.data.read.source import Source
@@ -195,3 +195,37 @@ def test_weights_and_times_that_tell_the_label_are_found(data):
         everywhere(data, **{name: lambda table, name=name: pa.array(_visits(table)[name].astype(np.int64))})
     found = notes(samples.recipe(data, features__extra=AGE | {"unit": "s"}))
     assert any("predicted too well by begun until ended (AUC" in text for text in found)
+
+
+def test_of_long_histories_few_rows_are_read(tmp_path, monkeypatch):
+    requests, candidates, events = 3 * PIECE // 8, 8, 64
+    (tmp_path / "train").mkdir()
+
+    def lists(each):
+        return pa.FixedSizeListArray.from_arrays(pa.array(np.arange(requests * each)), each).cast(pa.list_(pa.int64()))
+
+    table = pa.table({"past": lists(events), "item": lists(candidates), "label": lists(candidates)})
+    pq.write_table(table, tmp_path / "train" / "part-0.parquet", row_group_size=PIECE // 8)
+    recipe = Recipe.model_validate(
+        {
+            "data": {"path": str(tmp_path), "layout": "request", "candidates": candidates, "shards": 1},
+            "features": {
+                "item": {"type": "id", "table": "item"},
+                "past": {"type": "sequence", "table": "item", "max_length": events},
+            },
+            "tables": {"item": {"rows": 10, "dim": 4}},
+            "model": {"kind": "lr"},
+            "tasks": {"click": {"label": "label"}},
+        }
+    )
+    source, read = Source.open(recipe, "train"), []
+    flattened = source.candidates.flattened
+    monkeypatch.setattr(source.candidates, "flattened", lambda t, where: read.append(len(t)) or flattened(t, where))
+    assert len(brief.read(source, ["past", "item"], 32 * PIECE, skip=False)) == 3 * PIECE
+    assert max(read) * candidates <= PIECE
+    monkeypatch.setattr(dataset, "ELEMENTS", 3 * 100 * events)
+    found = brief.read(source, ["past", "item"], 32 * PIECE, skip=False)
+    assert found["item"].to_numpy()[::100].tolist() == [0, PIECE, 2 * PIECE], "the first of each stretch"
+    assert len(found) == 300
+    monkeypatch.setattr(dataset, "ELEMENTS", 1)
+    assert len(brief.read(source, ["past", "item"], 32 * PIECE, skip=False)) == 3, "one row of each at least"

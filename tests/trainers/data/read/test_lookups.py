@@ -54,6 +54,16 @@ def test_means_and_frequent_ids_are_those_of_the_data(skewed):
     assert len(found["movie"].ids) == 0
 
 
+def test_what_is_kept_of_a_place_does_not_hold_on_to_all_of_its_ids(skewed):
+    recipe, _ = skewed
+    source = Source.open(recipe, "train")
+    names = {name: recipe.column(name) for name in ("movie", "history")}
+    with mock.patch.object(lookups, "_IDS", 16):
+        rows, found = lookups._Place(source, recipe.features, names)(source.groups[0])
+    assert rows == 100
+    assert all(ids.base is None and len(ids) <= 16 for _, ids in found.values())
+
+
 def test_it_is_kept_beside_the_data_and_read_once(skewed):
     recipe, _ = skewed
     first = looked_up(Source.open(recipe, "train"), recipe)

@@ -123,6 +123,15 @@ def combiner_of(made_for: Recipe) -> gradients.Combiner:
     return gradients.combiner(made_for.gradients, gradients.Start(initial, made_for.train.seed))
 
 
+def row_by_row(gradients_: list[torch.Tensor], seed: int, step: int) -> torch.Tensor:
+    """Return the whole of torchjd's PCGrad in each row of the tasks' gradients (n, d) of a table."""
+    out = []
+    for rows in torch.stack(gradients_, 1):
+        torch.manual_seed(seed * 1_000_003 + step)
+        out.append(PCGrad()(rows.double()))
+    return torch.stack(out).to(gradients_[0])
+
+
 def train_reference(made_for: Recipe, combine: Callable) -> dict:
     """Train one plain model; `combine(gram, losses, step)` gives the weights of the tasks."""
     model = Model(made_for)
@@ -163,7 +172,12 @@ def train_reference(made_for: Recipe, combine: Callable) -> dict:
             below, grads = [*below, regulariser], [*grads, torch.ones(())]
         elif regulariser is not None:
             grads = [grad + more for grad, more in zip(grads, extra, strict=False)]
-        if below:
+        if made_for.gradients.scope == "rows":
+            ways = [*at_cut, *([extra[: len(below)]] if extra else [])]
+            found = [torch.autograd.grad(below, [*tables.values()], way, retain_graph=True) for way in ways]
+            for weight, *each in zip(tables.values(), *found, strict=True):
+                weight.grad = row_by_row(each[: len(at_cut)], made_for.train.seed, step) + sum(each[len(at_cut) :])
+        elif below:
             torch.autograd.backward(below, grads)  # through the bottom too, if that is below
         for name, parameter in model.dense.named_parameters():
             if name in shared:
