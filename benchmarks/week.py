@@ -130,12 +130,13 @@ def kept(place: Path, learns: bool) -> type[Line]:
 
     class Kept(Line):
         def take(self, source: Source | None, end: int) -> Learned:
-            self.logits: list[np.ndarray] = []
+            self.scored: list[tuple[torch.Tensor, torch.Tensor]] = []
             found = super().take(source, end) if learns else self.judge(source, end)
             if source is not None:
                 rows = pa.concat_tables([pq.ParquetFile(path).read(COLUMNS) for path in source.groups.paths])
                 columns = {name: rows[name].cast(pa.float64()).to_numpy() for name in COLUMNS}
-                np.savez(place / f"{end}.npz", logits=np.concatenate(self.logits), **columns)
+                numbers, logits = (torch.cat(parts) for parts in zip(*self.scored, strict=True))
+                np.savez(place / f"{end}.npz", logits=logits[numbers.argsort()].numpy(), **columns)
             return found
 
         def judge(self, source: Source | None, end: int) -> Learned:
@@ -148,7 +149,8 @@ def kept(place: Path, learns: bool) -> type[Line]:
         def _scored(self, split: str, reader: Reader) -> Iterator[Output]:
             for output in super()._scored(split, reader):
                 assert output.logits is not None  # the module is in evaluation mode
-                self.logits.append(output.logits[output.batch.rows >= 0].numpy())  # in the rows' order
+                real = output.batch.rows >= 0
+                self.scored.append((output.batch.rows[real], output.logits[real]))
                 yield output
 
     return Kept
