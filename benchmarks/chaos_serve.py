@@ -115,7 +115,7 @@ def publisher(folder: Path) -> None:
     with line(folder / "run", recipe) as training:
         while not (folder / "enough").exists():
             training.go(1).save()
-            publish_next(training.run, str(folder / "models"), f"{training.step:08d}", 100_000, most=4, share=1e9)
+            publish_next(training.run, str(folder / "models"), f"{training.step:08d}", 100_000, most=8, share=1e9)
 
 
 def writer(folder: Path, place: str, work: Path) -> None:
@@ -170,8 +170,8 @@ class Stage:
             self._wait(lambda: publish.current(self.models) is not None, "a model is published")
             self._wait(lambda: self._phase() == "telling", "the store is filled")
             self._start("server")
-            inputs = golden_inputs(Served(self.models).golden)
-            asking = [threading.Thread(target=self._ask, args=(whole,)) for whole in (_tensors(inputs), None)]
+            self.inputs = golden_inputs(Served(self.models).golden)
+            asking = [threading.Thread(target=self._ask, args=(whole,)) for whole in (_tensors(self.inputs), None)]
             for each in asking:
                 each.start()
             try:
@@ -193,7 +193,6 @@ class Stage:
             for each in self._running.values():
                 if _code(each) is None:
                     each.kill()
-            self._check(inputs)
 
     def _start(self, name: str) -> None:
         with (self.folder / f"{name}.txt").open("ab") as log:
@@ -300,7 +299,7 @@ class Stage:
 
     # What must be so
 
-    def _check(self, inputs: Any) -> None:
+    def check(self) -> None:
         tale, failures = self.tale, self.tale.failures
         answered = [each for each in self.answers if each.scores is not None]
         refused = [each for each in self.answers if each.scores is None]
@@ -311,7 +310,7 @@ class Stage:
             fences = [each.fence for each in sorted(answered, key=lambda each: each.began) if each.whole == whole]
             if fences != sorted(fences):
                 failures.append("an answer is of an older version than one before it")
-        wanted, stored = Wanted(self, inputs), Counter[str]()
+        wanted, stored = Wanted(self), Counter[str]()
         by_state: dict[tuple[int, int], list[Answer]] = {}
         published = Counter[str]()
         for each in answered:
@@ -353,8 +352,8 @@ class Stage:
 class Wanted:
     """What may be answered: by a state of the model, of what the store had before or after it was told the day."""
 
-    def __init__(self, stage: Stage, inputs: Any) -> None:
-        self._inputs = inputs
+    def __init__(self, stage: Stage) -> None:
+        self._inputs = stage.inputs
         days, recipe = sorted((stage.work / "out").glob("date=*")), load_recipe(stage.work / "recipe.yaml", [])
         self._features = []
         for told in (False, True):
@@ -449,10 +448,11 @@ def prepare(work: Path) -> None:
 def tell(seed: int, number: int, work: Path) -> Tale:
     """Play a story; its folder stays where something was wrong."""
     stage, began = Stage(seed, number, work), time.monotonic()
-    try:
-        stage.play()
-    except Exception as error:
-        stage.tale.failures.append(f"{type(error).__name__}: {error}")
+    for part in (stage.play, stage.check):
+        try:
+            part()
+        except Exception as error:
+            stage.tale.failures.append(f"{part.__name__}: {type(error).__name__}: {error}")
     stage.tale.seconds = time.monotonic() - began
     if not stage.tale.failures:
         shutil.rmtree(stage.folder)

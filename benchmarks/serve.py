@@ -3,6 +3,7 @@
     make serve; pip install 'ray[serve]==2.60.0'
     python -m benchmarks.serve RUN                        # p50 and p99 at 10, 50 and 200 requests a second
     python -m benchmarks.serve RUN --soak 60 --rate 20    # a swap every minute: failed requests, memory
+    python -m benchmarks.serve TOWERS --items 20000       # requests for items, by so many connections at once
 
 Each request ranks 500 candidates of one user, another each time, made of the run's held-out rows. Requests are sent by
 the clock, whether the one before has been answered or not, from this process; each server is another, with one thread
@@ -10,13 +11,16 @@ that scores. The three ways take turns, a stretch of each at a time, and a reque
 """
 
 import argparse
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.parse
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from livetrain.modules.serving.loading import load
@@ -32,6 +38,8 @@ from livetrain.trainers.export.deltas import publish_next
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.latency import CANDIDATES
 from livetrain.trainers.export.rows import golden_inputs, held_out_rows, one_user
+from livetrain.trainers.recall.build import Asked, build
+from livetrain.trainers.recall.origin import origin
 from livetrain.trainers.runtime import run_folder
 from tests.serve.client import client
 from tests.trainers.export.test_deltas import line
@@ -78,14 +86,14 @@ def outside(url: str) -> Send:
 
 
 class Served:
-    """livetrain-serve over a folder of published versions, until the end of a `with`."""
+    """livetrain-serve over a folder of published versions, until the end of a `with`. about: more of the model."""
 
-    def __init__(self, program: Path, where: str, folder: Path) -> None:
+    def __init__(self, program: Path, where: str, folder: Path, **about: Any) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         content = {"port": port, "threads": 1, "deadline_ms": 60_000, "queue": 1000}
-        content["models"] = {"model": {"published": where}}
+        content["models"] = {"model": {"published": where, **about}}
         (folder / "serve.json").write_text(json.dumps(content))
         self.url = f"http://127.0.0.1:{port}"
         # A session of its own, as Ray's processes have: Linux shares a busy processor out by sessions.
@@ -107,6 +115,11 @@ class Served:
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait()
+
+    def spent(self) -> float:
+        """Return the processor time that it has had, in seconds."""
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> tuple[float, float]:
         """Return the process's resident memory in MB, and how much of it is no file's."""
@@ -265,6 +278,66 @@ def soak(run: Path, program: Path, minutes: float, rate: float, every: float, de
         print(f"{requested}; ended with {served.process.returncode}")
 
 
+def bare(url: str, requests: list[bytes], ends: float, took: list[float]) -> None:
+    """Send requests over a connection, one after the other, with as little work as may be."""
+    parts = urllib.parse.urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for request in itertools.cycle(requests):
+            begun = time.perf_counter()
+            if begun > ends:
+                return
+            connection.sendall(request)
+            answer = connection.recv(1 << 16)
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), answer
+            length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+            while len(body) < length:
+                body += connection.recv(1 << 16)
+            took.append(time.perf_counter() - begun)
+
+
+def together(run: Path, program: Path, items: int, seconds: float) -> None:
+    """Ask for items over more and more connections at once, each of which asks again as it is answered."""
+    recipe = run_folder.recipe_of(run)
+    with tempfile.TemporaryDirectory() as folder:
+        where, index, draw = str(Path(folder) / "models"), str(Path(folder) / "index"), np.random.default_rng(0)
+        publish.publish(run / "export", where, "1", 2)
+        names = json.loads((run / "export/signature.json").read_text())["towers"]
+        columns = {recipe.column(name): draw.integers(0, 2**62, items) for name in names["item"]}
+        pq.write_table(pa.table(columns), Path(folder) / "items.parquet")
+        build(origin(where, run.parent), index, Asked("exact", least=0.1, catalogue=f"{folder}/items.parquet"), print)
+        rows, asked = golden_inputs(held_out_rows(recipe, USERS)), []
+        for number in range(USERS):
+            once, _ = one_user(rows, names["user"], number)
+            parts = zip(("ids", "lengths", "dense"), once, strict=True)
+            given = {
+                f"{part}.{name}": v.numpy() for part, of in parts for name, v in of.items() if name in names["user"]
+            }
+            body, header = client.encode(given, parameters={"top": 100})
+            head = f"POST /retrieve HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n"
+            asked.append(f"{head}Inference-Header-Content-Length: {header}\r\n\r\n".encode() + body)
+        with Served(program, where, Path(folder), kind="retrieve", index=index) as served:
+            print("| connections | answers/s | processor ms per answer | p50 ms | p99 ms |\n" + "| --- " * 5 + "|")
+            for connections in (1, 2, 4, 8, 16, 32):
+                took: list[float] = []
+                before, begun = served.spent(), time.perf_counter()
+                threads = [
+                    threading.Thread(
+                        target=bare, args=(served.url, asked[number:] + asked[:number], begun + seconds, took)
+                    )
+                    for number in range(connections)
+                ]
+                for each in threads:
+                    each.start()
+                for each in threads:
+                    each.join()
+                each_ms = 1e3 * (served.spent() - before) / len(took)
+                p50, p99 = (1e3 * float(np.quantile(took, share)) for share in (0.5, 0.99))
+                rate = len(took) / (time.perf_counter() - begun)
+                print(f"| {connections} | {rate:.0f} | {each_ms:.3f} | {p50:.1f} | {p99:.1f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run, whose export is served; it is exported where it is not yet")
@@ -273,6 +346,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of each way at each rate")
     parser.add_argument("--rounds", type=int, default=4, help="stretches that these are parted into")
     parser.add_argument("--soak", type=float, default=0, help="minutes of requests with swaps, in place of the rates")
+    parser.add_argument("--items", type=int, default=0, help="of an exact index that is asked, in place of the rates")
     parser.add_argument("--rate", type=float, default=10, help="of --soak, requests a second")
     parser.add_argument("--every", type=float, default=60, help="of --soak, seconds between swaps")
     parser.add_argument("--deltas", type=int, default=4, help="of --soak, swaps by a delta after each by a base")
@@ -281,7 +355,9 @@ def main() -> None:
     if not (asked.run / "export/manifest.json").exists():
         export(asked.run)
     print(f"load average {os.getloadavg()[0]:.1f}, python {sys.version.split()[0]}, torch {torch.__version__}")
-    if asked.soak:
+    if asked.items:
+        together(asked.run, asked.program, asked.items, asked.seconds)
+    elif asked.soak:
         soak(asked.run, asked.program, asked.soak, asked.rate, asked.every, asked.deltas)
     else:
         compare(asked.run, asked.program, asked.rates, asked.seconds, asked.rounds)
