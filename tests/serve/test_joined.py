@@ -130,7 +130,10 @@ def test_who_waits_too_long_is_refused_and_nobody_else(program, published, tmp_p
 def test_other_towers_take_over_between_two_batches(program, published, tmp_path):
     """Two trainings take turns: an answer is one of them, items and scores, and says which."""
     data = published.folder / "data"
-    launch.train(samples.recipe(data, name="other", train__epochs=1, train__seed=2, **CHANGES["towers"]), published.folder / "runs")
+    launch.train(
+        samples.recipe(data, name="other", train__epochs=1, train__seed=2, **CHANGES["towers"]),
+        published.folder / "runs",
+    )
     export(published.folder / "runs/other")
     bodies = [{"user": each, "top": 5} for each in people(12)]
     where, index = published.where("towers"), str(published.folder / "indexes/towers")

@@ -136,8 +136,11 @@ def test_a_model_that_reads_no_items_id_gets_what_the_store_knows_of_the_item(pr
     folder, days, made = world
     store = open_store(str(tmp_path / "store"), create=True)
     worlds.filled(store, days[-1])
-    kept = {name: feature for name, feature in made.model_dump()["features"].items() if name != "room"}
-    few = worlds.recipe(folder / "out", name="few", features=kept)
+    kept = {
+        part: {name: each for name, each in made.model_dump()[part].items() if name != "room"}
+        for part in ("features", "tables")
+    }
+    few = worlds.recipe(folder / "out", name="few", **kept)
     launch.train(few, tmp_path / "runs")
     publish.publish(tmp_path / "runs/few/export", str(tmp_path / "models"), "2026-11-30", 5)
     config = {"models": {"din": {"published": str(tmp_path / "models")}}, "rank": {"model": "din", "by": "click"}}
