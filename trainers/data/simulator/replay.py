@@ -111,7 +111,9 @@ def messages(world: Path, how: Replay, days: tuple[date, date] | None = None) ->
     _check(world)
     sent = {topic: _sent(world, topic, days) for topic in TOPICS}
     arrivals = {topic: _arrivals(table, how, place) for place, (topic, table) in enumerate(sent.items())}
-    sent = {topic: table.drop_columns("sent").combine_chunks() for topic, table in sent.items()}  # `take` joins chunks anew
+    sent = {
+        topic: table.drop_columns("sent").combine_chunks() for topic, table in sent.items()
+    }  # `take` joins chunks anew
     ends = [times[[0, -1]] // MINUTE_MS for times, _ in arrivals.values() if len(times)]
     for minute in range(min((first for first, _ in ends), default=0), max((last for _, last in ends), default=-1) + 1):
         found = {}
