@@ -7,8 +7,10 @@ float32, from embeddings in memory: forward and backward, no tables, no optimize
 and peak memory is what the steps added to what was there before. The peer for padding is the same network on
 the same batch with every row filled up to the longest, which is what a padded implementation computes.
 
-The second part times the low-pass alone, against the FFT of each user's rows one after the other; the third sets a step
-of FARM beside one of DIN on the same batch, in turns (`--only din` for it alone).
+The second part times the low-pass alone, against the FFT of each user's rows one after another; the third sets a step
+of FARM beside one of DIN, in turns (`--only din` for it alone): the network on one batch, as PyTorch computes it and as
+a run does, by compiled passes; and the whole step of a run, with lookups, tables and optimizers, of the recipes that
+`farm_quality.py` compares, on batches that are in memory.
 """
 
 import argparse
@@ -21,22 +23,31 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
 
+from livetrain.configs.load import load_recipe
 from livetrain.configs.registry import parse_model
 from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers import compiled
 from livetrain.modules.layers.frequency import bins, low_pass
 from livetrain.modules.models.registry import network
+from livetrain.trainers.data.read.reader import Reader
+from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.versions import versions
+from livetrain.trainers.train import compiled_layers
+from livetrain.trainers.train.sharding import shard
 
 LENGTHS = (50, 100, 200, 500, 1000)
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)  # of the rectangle of rows and longest row that is padding
 LONGEST = 500  # events, where the padding varies
 ROWS = 16
 PAIRED = (20, 50, 100, 200)  # longest histories, beside DIN
+RECIPES = {"kuairand": ("farm_kuairand", "din_kuairand_cross"), "simulated": ("farm_simulated", "din_simulated_cross")}
 CUTOFFS = (3, 10, 0.1, 0.5)
 DIMS = {"live": 16, "live_side": 16, "video": 16, "video_side": 32}
 
@@ -47,7 +58,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["din"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/farm_speed.md"))
     given = parser.parse_args()
-    pairs = beside_din([alone(pair_cost, length, given.steps) for length in PAIRED])
+    network = {way: [alone(pair_cost, length, way, given.steps) for length in PAIRED] for way in ("written", "passes")}
+    pairs = beside_din(network, {data: alone(run_cost, data, given.steps) for data in RECIPES})
     if given.only:
         print(pairs)
         return
@@ -105,6 +117,7 @@ def step_of(model: torch.nn.Module, lengths: list[int]) -> Callable[[], None]:
 def step_cost(lengths: list[int], steps: int) -> tuple[float, float]:
     """Return a step's median time in ms and its peak memory in MiB, both histories having these lengths."""
     torch.set_num_threads(1)
+    compiled.use(compiled_layers.library())
     torch.manual_seed(0)
     step = step_of(farm(), lengths)
     before = peak()
@@ -112,27 +125,55 @@ def step_cost(lengths: list[int], steps: int) -> tuple[float, float]:
     return took, peak() - before
 
 
-def pair_cost(length: int, steps: int) -> list[tuple[float, float]]:
-    """Return the times in ms of a step of FARM and of one of DIN, in turns, on 256 rows of 0 to `length` events."""
+def pair_cost(length: int, way: str, steps: int) -> list[tuple[float, float]]:
+    """Return the times in ms of a step of FARM and of one of DIN, in turns, on 256 rows of 0 to `length` events.
+
+    The networks are computed as they are "written", or by compiled "passes", as in a run.
+    """
     torch.set_num_threads(1)
+    if way == "passes":
+        compiled.use(compiled_layers.library())
     lengths = torch.randint(0, length + 1, (256,), generator=torch.Generator().manual_seed(0)).tolist()
     models = farm(), net("din")
     sides = [step_of(model, lengths) for model in models]
     return [(timed(sides[0], 1), timed(sides[1], 1)) for _ in range(2 * steps)]
 
 
-def beside_din(found: list[list[tuple[float, float]]]) -> str:
-    """Return the table of FARM's step beside DIN's."""
-    lines = ["", "FARM beside DIN, in turns: 256 rows, two histories of 0 to so many events each.\n"]
-    lines += ["| longest history | FARM, ms | DIN, ms | FARM / DIN, median (range) |", "| --- " * 4 + "|"]
-    for length, pairs in zip(PAIRED, found, strict=True):
-        ratios = [one / other for one, other in pairs]
-        farm_ms, din_ms = (statistics.median(side) for side in zip(*pairs, strict=True))
-        cells = (
-            f"{farm_ms:,.1f} | {din_ms:,.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
-        )
-        lines.append(f"| {length} | {cells} |")
+def run_cost(data: str, steps: int) -> tuple[int, list[tuple[float, float]]]:
+    """Return the rows of a step, and as `pair_cost` the times of whole ones, as runs on a data set make them."""
+    torch.set_num_threads(1)
+    calls, rows = [], 0
+    with ranks.alone(cuda=False):
+        for name in RECIPES[data]:
+            recipe = load_recipe(Path(f"configs/recipes/{name}.yaml"), ["cluster.workers=0", "cluster.device=cpu"])
+            sharded = shard(recipe, torch.device("cpu"))
+            compiled_layers.enable(sharded.model, torch.device("cpu"))
+            sharded.module.train()
+            sharded.set_rates(0.1)
+            reader = Reader(Source.open(recipe, "train"), recipe, rank=0, world=1, shuffle=True)
+            feed = cycle(list(islice(reader.batches(0), 6)))
+            calls.append(lambda sharded=sharded, feed=feed: sharded.pipeline.progress(feed))
+            rows = recipe.data.batch_size
+        return rows, [(timed(calls[0], 3), timed(calls[1], 3)) for _ in range(2 * steps)]
+
+
+def beside_din(network: dict[str, list], runs: dict[str, tuple[int, list]]) -> str:
+    """Return the tables of FARM's step beside DIN's."""
+    lines = ["", "FARM beside DIN, in turns. The network alone: 256 rows, two histories of 0 to so many events each.\n"]
+    lines += ["| longest history | computed | FARM, ms | DIN, ms | FARM / DIN, median (range) |", "| --- " * 5 + "|"]
+    for way, found in network.items():
+        told = "as written" if way == "written" else "by compiled passes, as in a run"
+        lines += [f"| {length} | {told} | {cells(pairs)} |" for length, pairs in zip(PAIRED, found, strict=True)]
+    lines += ["", "The whole step of a run, batches being in memory.\n"]
+    lines += ["| recipes | rows | FARM, ms | DIN, ms | FARM / DIN, median (range) |", "| --- " * 5 + "|"]
+    lines += [f"| {' / '.join(RECIPES[data])} | {rows} | {cells(pairs)} |" for data, (rows, pairs) in runs.items()]
     return "\n".join([*lines, ""])
+
+
+def cells(pairs: list[tuple[float, float]]) -> str:
+    ratios = [one / other for one, other in pairs]
+    farm_ms, din_ms = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return f"{farm_ms:,.1f} | {din_ms:,.1f} | {statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
 
 
 def filter_cost(longest: int, cutoff: float, steps: int) -> tuple[float, float]:

@@ -9,6 +9,7 @@ closes a minute every 60 seconds, with `--rows` samples of the night's last day,
 """
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ from quality import made, rule
 from livetrain.cluster import nightly
 from livetrain.cluster.stream.publishing import version_of
 from livetrain.configs.load import dump_recipe, load_recipe
+from livetrain.configs.schema import Recipe
 from livetrain.trainers.data.read import minutes as stream
 from livetrain.trainers.runtime import manifest, runlog
 from livetrain.trainers.runtime.versions import versions
@@ -43,6 +45,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/follow.md"))
     given = parser.parse_args()
     work = given.work.resolve()
+    recipe, command = begun(given, work)
+    rows = pq.read_table(sorted(Path(recipe.data.path).glob("date=2025-06-07/*.parquet"))[0])
+    manifest.write_json(_made(work / "live") / stream.STREAM, {"lanes": 1, "every_s": EACH, "columns": {}})
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) as follower:
+        try:
+            closed, published = _live(work, rows, given)
+        finally:
+            follower.terminate()
+    _write(given, work, closed, published)
+
+
+def begun(given: argparse.Namespace, work: Path) -> tuple[Recipe, list[str]]:
+    """Return a recipe whose night is published in a folder that is empty else, and the command that follows it."""
     recipe = load_recipe(
         given.recipe, [f"cluster.workers={given.workers}"], **{"data.days": DAYS, "follow.path": str(work / "live")}
     )
@@ -52,16 +67,9 @@ def main() -> None:
     for left in ("live", "models", "runs/din-follow"):
         shutil.rmtree(work / left, ignore_errors=True)
     (work / "din.yaml").write_text(dump_recipe(recipe))
-    rows = pq.read_table(sorted(Path(recipe.data.path).glob("date=2025-06-07/*.parquet"))[0])
-    manifest.write_json(_made(work / "live") / stream.STREAM, {"lanes": 1, "every_s": EACH, "columns": {}})
     command = [sys.executable, "-m", "livetrain", "follow", str(work / "din.yaml"), "--every", "1m"]
     command += ["--publish", str(work / "models"), "--nights", str(work / "nights"), "--runs", str(work / "runs")]
-    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) as follower:
-        try:
-            closed, published = _live(work, rows, given)
-        finally:
-            follower.terminate()
-    _write(given, work, closed, published)
+    return recipe, command
 
 
 def _made(folder: Path) -> Path:
@@ -72,8 +80,7 @@ def _made(folder: Path) -> Path:
 def _live(work: Path, rows: pa.Table, given: argparse.Namespace) -> tuple[dict[int, float], dict[str, float]]:
     """Close minutes as they pass; return when each was closed, by its end, and when each version was published."""
     closed, published = dict[int, float](), dict[str, float]()
-    while not any("has learned up to" in line.get("text", "") for line in runlog.read(work / "runs/din-follow")):
-        time.sleep(0.5)  # until it waits for the stream
+    wait(work)
     start = int(time.time()) // EACH * EACH
     until = start + (given.minutes + 3) * EACH
     while time.time() < until and version_of(start + given.minutes * EACH) not in published:
@@ -82,14 +89,23 @@ def _live(work: Path, rows: pa.Table, given: argparse.Namespace) -> tuple[dict[i
             begin = start + number * EACH
             close(work / "live", begin, rows.slice(number * given.rows, given.rows))
             closed[begin + EACH] = time.time()
-        try:
-            version = json.loads((work / "models/current.json").read_text())
-            last = [version, *version.get("deltas", [])][-1]
-            published.setdefault(last["version"], time.time())
-        except (OSError, ValueError):
-            pass
+        look(work, published)
         time.sleep(0.05)
     return closed, published
+
+
+def wait(work: Path) -> None:
+    """Wait until the follower waits for the stream."""
+    while not any("has learned up to" in line.get("text", "") for line in runlog.read(work / "runs/din-follow")):
+        time.sleep(0.5)
+
+
+def look(work: Path, published: dict[str, float]) -> None:
+    """Note when the version that is published now was seen first."""
+    with contextlib.suppress(OSError, ValueError):
+        version = json.loads((work / "models/current.json").read_text())
+        last = [version, *version.get("deltas", [])][-1]
+        published.setdefault(last["version"], time.time())
 
 
 def close(live: Path, begin: int, rows: pa.Table, each: int = EACH) -> None:

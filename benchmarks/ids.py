@@ -18,6 +18,7 @@ processes disturb least.
 import argparse
 import itertools
 import json
+import tempfile
 import time
 from datetime import date, timedelta
 from pathlib import Path
@@ -26,12 +27,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from quality import made, rule
 from trainer import Ours
 
 from livetrain.cluster import launch
 from livetrain.configs.load import load_recipe
-from livetrain.configs.schema import Recipe
+from livetrain.configs.schema import Recipe, Table
 from livetrain.modules.mixing import mix
 from livetrain.modules.tables import hashing
 from livetrain.modules.tables.ids import EMPTY
@@ -43,6 +46,7 @@ from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import ids
 
+KINDS = ("mix", "table", "online")
 TABLES = ("user", "streamer", "room")
 PERIOD = 20  # days after which a user or a streamer has another id
 FIRST = date(2025, 5, 25)
@@ -55,14 +59,19 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs=3, default=[3072, 2048, 4096], help="of user, streamer and room")
     parser.add_argument("--nights", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=20, help="of 20 steps of each kind, for the rates")
+    parser.add_argument("--ranks", type=int, default=1, help="processes beside each other, for the rates")
+    parser.add_argument("--rates", action="store_true", help="these alone, without nights")
     parser.add_argument("--workers", type=int, default=0, help="Ray workers; 0 trains inside this process")
     parser.add_argument("--runs", type=Path, default=Path("runs/ids"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/ids.md"))
     given = parser.parse_args()
     torch.set_num_threads(threads())
     data = drifted(given.data, given.runs / "drifted")
-    found = {kind: nights(kind, given, data) for kind in ("mix", "table")}
-    given.out.write_text(page(found, rates(given, data), given))
+    if given.rates:
+        print(told(together(given, data)))
+        return
+    found = {kind: nights(kind, given, data) for kind in KINDS}
+    given.out.write_text(page(found, together(given, data), given))
     print(given.out.read_text())
 
 
@@ -111,12 +120,18 @@ def recipe(kind: str, given: argparse.Namespace, data: Path, night: int) -> Reci
     for name, rows in zip(TABLES, given.rows, strict=True):
         table = tables[name].model_copy(update={"rows": rows})
         if kind == "mix":
-            own = 4 * table.dim + 4  # weights and the row's accumulator
-            more = 13 + (16 if table.threshold > 1 else 0)
-            none = {"hash": "mix", "admission": None, "eviction": None, "rows": rows * (own + more) // own}
-            table = table.model_copy(update=none)
+            table = hashed(table)
+        if kind == "online":
+            table = table.model_copy(update={"assign": "online"})
         tables[name] = table
     return made_for.model_copy(update={"tables": tables})
+
+
+def hashed(table: Table) -> Table:
+    """Return a table by a hash that takes the memory of one of ids."""
+    own = 4 * table.dim + 4  # weights and the row's accumulator
+    rows = table.rows * (own + 13 + (16 if table.threshold > 1 else 0)) // own
+    return table.model_copy(update={"hash": "mix", "admission": None, "eviction": None, "rows": rows})
 
 
 def nights(kind: str, given: argparse.Namespace, data: Path) -> list[dict]:
@@ -125,13 +140,15 @@ def nights(kind: str, given: argparse.Namespace, data: Path) -> list[dict]:
     for night in range(given.nights):
         made_for = recipe(kind, given, data, night)
         result = run_folder.finished(given.runs / made_for.name) or launch.train(made_for, given.runs)
-        counted = {name: made_for.tables[name].model_copy(update={"hash": "table"}) for name in TABLES}
+        counted = {
+            name: made_for.tables[name].model_copy(update={"hash": "table", "assign": "before"}) for name in TABLES
+        }
         asked = made_for.model_copy(update={"tables": made_for.tables | counted})
         lookups = {}
         for split in ("train", "test"):
             ((_, lookups[split]),) = ids.intervals(Source.open(made_for, split), asked)
         met = {name: np.union1d(met[name], lookups["train"][name].ids) for name in TABLES}
-        held = listing.kept(given.runs / made_for.name, "best") if kind == "table" else {}
+        held = listing.kept(given.runs / made_for.name, "best") if kind != "mix" else {}
         own = {name: held[name].map.keys if held else None for name in TABLES}
         out.append(
             {
@@ -145,8 +162,8 @@ def nights(kind: str, given: argparse.Namespace, data: Path) -> list[dict]:
 
 def rates(given: argparse.Namespace, data: Path) -> dict[str, np.ndarray]:
     """Return milliseconds of processor time per step, (rounds,) of each kind."""
-    found: dict[str, list[float]] = {"mix": [], "table": []}
-    with ranks.alone(cuda=False):
+    found: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    with ranks.alone(cuda=False):  # but where this is one of several
         ours = {}
         for kind in found:
             made_for = recipe(kind, given, data, given.nights - 1)
@@ -156,11 +173,40 @@ def rates(given: argparse.Namespace, data: Path) -> dict[str, np.ndarray]:
             one.batches = itertools.chain.from_iterable(map(one.trainer.reader.batches, itertools.count()))
             one.steps(20)
         for each in range(given.rounds):
-            for kind in ("mix", "table") if each % 2 else ("table", "mix"):
+            for kind in KINDS if each % 2 else KINDS[::-1]:
                 start = time.process_time()
                 ours[kind].steps(20)
                 found[kind].append((time.process_time() - start) / 20 * 1e3)
     return {kind: np.array(each) for kind, each in found.items()}
+
+
+def together(given: argparse.Namespace, data: Path) -> dict[str, np.ndarray]:
+    """Return `rates`, of several processes the sum of theirs."""
+    if given.ranks == 1:
+        return rates(given, data)
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_one_of, (given, data, Path(folder)), nprocs=given.ranks)
+        found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(given.ranks)]
+    return {kind: np.sum([each[kind] for each in found], axis=0) for kind in KINDS}
+
+
+def _one_of(rank: int, given: argparse.Namespace, data: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=given.ranks)
+    found = rates(given, data)
+    (folder / f"{rank}.json").write_text(json.dumps({kind: each.tolist() for kind, each in found.items()}))
+    dist.barrier()
+
+
+def told(times: dict[str, np.ndarray]) -> str:
+    """Say how long steps take, and the rates that follow."""
+    said = [f"{kind} {np.median(each):.2f} ms, least {each.min():.2f}" for kind, each in times.items()]
+    apart = {kind: np.quantile(times["mix"] / each, (0.25, 0.5, 0.75)) for kind, each in times.items() if kind != "mix"}
+    ratios = [f"{kind} {middle:.2f} ({low:.2f} and {high:.2f})" for kind, (low, middle, high) in apart.items()]
+    return (
+        f"Processor time of a step, reading included, median of {len(times['mix'])} interleaved rounds: "
+        f"{'; '.join(said)}. Rows per second of it, with mix as one: {', '.join(ratios)} (quartiles)."
+    )
 
 
 def lost(test: ids.Sights, met: np.ndarray, rows: int, keys: torch.Tensor | None) -> float:
@@ -179,44 +225,39 @@ def page(found: dict[str, list[dict]], times: dict[str, np.ndarray], given: argp
     """Return the results as a page."""
     tasks = [key[5:-4] for key in found["mix"][0]["result"] if key.startswith("test.") and key.endswith(".auc")]
     tasks = [task for task in tasks if "." not in task]
-    head = "| night | " + " | ".join(f"{t} mix | {t} table" for t in tasks) + " | "
-    head += " | ".join(f"{name} lost mix | {name} lost table" for name in TABLES) + " |"
+    head = "| night | " + " | ".join(f"{t} {kind}" for t in tasks for kind in KINDS) + " | "
+    head += " | ".join(f"{name} lost {kind}" for name in TABLES for kind in KINDS) + " |"
     lines = []
-    for night, (mixed, own) in enumerate(zip(found["mix"], found["table"], strict=True)):
-        aucs = [f"{each['result'][f'test.{task}.auc'] or 0:.4f}" for task in tasks for each in (mixed, own)]
-        shares = [f"{each['lost'][name]:.1%}" for name in TABLES for each in (mixed, own)]
+    for night, of in enumerate(zip(*(found[kind] for kind in KINDS), strict=True)):
+        aucs = [f"{each['result'][f'test.{task}.auc'] or 0:.4f}" for task in tasks for each in of]
+        shares = [f"{each['lost'][name]:.1%}" for name in TABLES for each in of]
         lines.append(f"| {night} | {' | '.join([*aucs, *shares])} |")
-    apart = times["mix"] / times["table"]
-    low, middle, high = np.quantile(apart, (0.25, 0.5, 0.75))
-    said = [f"{kind} {np.median(each):.2f} ms, least {each.min():.2f}" for kind, each in times.items()]
     gains = []
-    for task in tasks:
-        gained = np.array(
-            [
-                own["result"][f"test.{task}.auc"] - mixed["result"][f"test.{task}.auc"]
-                for mixed, own in zip(found["mix"], found["table"], strict=True)
-                if own["result"][f"test.{task}.auc"] and mixed["result"][f"test.{task}.auc"]
-            ]
-        )
-        gains.append(
-            f"{task} {gained.mean():+.4f} ± {gained.std():.4f} (ahead in {(gained > 0).sum()} of {len(gained)})"
-        )
-    last = found["table"][-1]["result"]["tables"]
+    for kind in KINDS[1:]:
+        for task in tasks:
+            key = f"test.{task}.auc"
+            both = [(a["result"][key], b["result"][key]) for a, b in zip(found["mix"], found[kind], strict=True)]
+            gained = np.array([own - mixed for mixed, own in both if own and mixed])
+            gains.append(
+                f"{kind} {task} {gained.mean():+.4f} ± {gained.std():.4f} (ahead in {(gained > 0).sum()} of "
+                f"{len(gained)})"
+            )
     held = "; ".join(
-        f"{name} {last[name]['ids']:,} of {last[name]['rows']:,}, {last[name]['admitted']:,} admitted, "
-        f"{last[name]['evicted']:,} evicted, {last[name]['expired']:,} expired, {last[name]['refused']:,} refused"
+        f"{kind} {name} {of[name]['ids']:,} of {of[name]['rows']:,}, {of[name]['admitted']:,} admitted, "
+        f"{of[name]['evicted']:,} evicted, {of[name]['expired']:,} expired, {of[name]['refused']:,} refused"
+        for kind in KINDS[1:]
+        for of in [found[kind][-1]["result"]["tables"]]
         for name in TABLES
     )
     return f"""# Rows for ids of their own against a hash: {given.recipe.stem}
 
 {made(versions(), given)}
 
-Test AUC, table - mix, mean ± deviation over {len(lines)} nights: {"; ".join(gains)}.
+Test AUC, less that of mix, mean ± deviation over {len(lines)} nights: {"; ".join(gains)}.
 
-Processor time of a step, reading included, median of {len(apart)} interleaved rounds: {"; ".join(said)}. Rows per \
-second of it, table to mix: {middle:.2f} (quartiles {low:.2f} and {high:.2f}). Other processes shared the machine.
+{told(times)} Other processes shared the machine.
 
-Ids met by the last night: {", ".join(f"{count:,} of {name}" for name, count in found["table"][-1]["met"].items())}. \
+Ids met by the last night: {", ".join(f"{count:,} of {name}" for name, count in found["mix"][-1]["met"].items())}. \
 Held then: {held}.
 
 {head}

@@ -23,7 +23,7 @@ from livetrain.configs.schema import Recipe
 
 DOORS = ("__init__.py", "__main__.py", "api.py")
 ROOMS = ("cli", "configs", "modules", "trainers", "cluster")
-SUFFIXES = (".py", ".cpp")  # of the sources in them
+SUFFIXES = (".py", ".cpp", ".h")  # of the sources in them
 LIMIT = 512 * 2**20  # bytes; Ray keeps a job's working directory in a store whose messages are at most this large
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 

@@ -34,7 +34,7 @@ from livetrain.modules.layers.exporting import exporting
 from livetrain.modules.models.registry import network
 from livetrain.modules.network import TARGETS, Network
 from livetrain.modules.tables.hashing import IdHash
-from livetrain.modules.tables.ids import IdMap
+from livetrain.modules.tables.ids import EMPTY, IdMap
 from livetrain.modules.tables.initial import Initial
 from livetrain.modules.tables.mapped import Room
 from livetrain.modules.tasks.registry import kinds
@@ -210,7 +210,11 @@ class Model(nn.Module):
         order = ("ids", "numbers", "features")  # those made of numbers come after ids, those made of others last
         keyed = sorted(used, key=lambda name: order.index(features[name].carrier))
         # No modules of this one: `hash` owns them.
-        self.maps = {name: IdMap.of(name, table, device) for name, table in tables.items() if table.hash == "table"}
+        self.maps = {
+            name: IdMap.of(name, table, tables_device if table.assign == "online" else device)
+            for name, table in tables.items()
+            if table.hash == "table"
+        }
         hashing = IdHash(
             keyed,
             [tables[used[n]].rows for n in keyed],
@@ -278,6 +282,9 @@ class Model(nn.Module):
         """Let the tables of a plain model lie where `room` gives them place, with the numbers that lie there."""
         for name, table in self._tables():
             table.weight = nn.Parameter(room(name, table.weight.shape, table.weight.dtype), requires_grad=False)
+        for map in self.maps.values():
+            if map.keys.is_meta:
+                map.keys = torch.full((map.rows,), EMPTY)
 
     def _tables(self) -> Iterator[tuple[str, nn.Embedding | nn.EmbeddingBag]]:
         for collection in self.tables.values():

@@ -32,6 +32,7 @@ from livetrain.configs.schema import Cluster
 from livetrain.modules.batch import Batch, Requests
 from livetrain.modules.layers import bottom, compiled, dice, distributed
 from livetrain.modules.layers.attention import ActivationUnit
+from livetrain.modules.model import initial_values
 from livetrain.modules.tasks.registry import kinds
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
@@ -133,15 +134,33 @@ def test_a_gpus_gram_matrix_is_a_cpus():
     torch.testing.assert_close(found, wanted)
 
 
+def test_rows_that_changed_hands_outlive_the_stream_that_found_them(monkeypatch):
+    noted = []
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the step's")
+    monkeypatch.setattr(OnGPU, "record_stream", lambda tensor, stream: noted.append(stream))
+    own = {"rows": 40, "dim": 8, "hash": "table", "assign": "online"}
+    with ranks.alone(cuda=False):
+        sharded = sharding.shard(twins.recipe(tables__user=own), CPU)
+    rows, ids = torch.tensor([5, 2]), torch.tensor([70, -3])
+    sharded.online._apply({"user": (on_gpu(rows), on_gpu(ids))})
+    assert noted == ["the step's", "the step's"]
+    (weight,) = (value for key, value in sharded.model.state_dict().items() if key.endswith("user.weight"))
+    (shard,) = weight.local_shards()
+    assert torch.equal(shard.tensor[rows], initial_values(sharded.recipe, "user").of_ids(ids, range(8)))
+
+
 def test_each_device_has_its_own_passes():
-    own = {device: compiled.Library(device, torch.float32, towers=False) for device in ("cpu", "meta")}
+    own = {device: compiled.Library(device, torch.float32, towers=device == "cpu") for device in ("cpu", "meta")}
     compiled.use(*own.values())
     for device, library in own.items():
         assert compiled.library_for(torch.zeros(1, device=device)) is library
         assert compiled.library_for(torch.zeros(1, device=device, dtype=torch.float64)) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert compiled.library_for(torch.zeros(1)) is None
+        assert not compiled.reads_rows("cpu")
+    assert [compiled.reads_rows(device) for device in own] == [True, False]
     compiled.use()
+    assert not compiled.reads_rows("cpu")
 
 
 def test_a_gpu_is_not_asked_whether_all_rows_count():

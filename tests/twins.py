@@ -173,9 +173,12 @@ def _part_of(lists: KeyedJaggedTensor, rows: slice) -> KeyedJaggedTensor:
 
 
 def train_plain(
-    made_for: Recipe, steps: list[Batch], begin: Callable[[Model], None] = lambda model: None
+    made_for: Recipe,
+    steps: list[Batch],
+    begin: Callable[[Model], None] = lambda model: None,
+    before: Callable[[Model, Batch, list[dict[str, torch.Tensor]]], None] = lambda model, batch, states: None,
 ) -> tuple[Model, list[float], dict[str, torch.Tensor]]:
-    """Train one plain model on global batches; `begin` may change what it begins with.
+    """Train one plain model on global batches; `begin` may change what it begins with, `before` what a step finds.
 
     Returns:
         The model, its tasks' losses, and each table's optimizer state where there is one.
@@ -189,6 +192,7 @@ def train_plain(
     losses, grouped = [], made_for.groups()
     columns = list(dict.fromkeys(grouped.values()))
     for batch in steps:
+        before(model, batch, [state, squares])
         model.zero_grad()
         logits = model(batch.ids, batch.dense, batch.weights, batch.vectors)
         loss = torch.zeros(())

@@ -329,7 +329,7 @@ class Following:
             open=learned.open,
             shed_minutes=line.position["shed"]["minutes"],
             shed_rows=line.position["shed"]["rows"],
-            tables={name: ids.figures(line.sharded, name) for name in line.sharded.registers},
+            tables={name: ids.figures(line.sharded, name) for name in ids.tables(line.sharded)},
             **lag,
         )
         who = "" if word.place == 0 else f"{line.recipe.name}, which catches up: "

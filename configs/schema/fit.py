@@ -134,8 +134,8 @@ def _check_tables(recipe: "Recipe") -> None:
 def _check_admitted(name: str, declared: Table, recipe: "Recipe") -> None:
     """Refuse what does not go together with a table of admitted ids, and its keys for any other table."""
     if declared.hash != "table":
-        for key in ("admission", "eviction", "shared"):
-            if getattr(declared, key) is not None:
+        for key in ("admission", "assign", "eviction", "shared"):
+            if getattr(declared, key) not in (None, "before"):
                 raise BadInput(
                     f"tables.{name}.{key}: is for hash: table, and this one is '{declared.hash}'; leave it out"
                 )
@@ -153,10 +153,15 @@ def _check_admitted(name: str, declared: Table, recipe: "Recipe") -> None:
             f"tables.{name}.rows: {declared.rows} rows, {declared.shared or 1} of them shared, leave no bucket of "
             f"{SLOTS} for admitted ids; use more rows"
         )
-    if declared.rows > MOST_ADMITTED:
+    if declared.assign == "online" and declared.memory == "host":
+        raise BadInput(
+            f"tables.{name}.assign: 'online' begins rows anew between steps, and those of memory: host are fetched "
+            "ahead of them; use assign: before, or memory: gpu"
+        )
+    if declared.rows > MOST_ADMITTED and declared.assign == "before":
         raise BadInput(
             f"tables.{name}.rows: with hash: table every rank holds 8 bytes for each row, and rows end at "
-            f"{MOST_ADMITTED:,}; use fewer, or hash: mix"
+            f"{MOST_ADMITTED:,}; use fewer, or assign: online"
         )
     if declared.evicts.expire_days is None:
         return

@@ -9,7 +9,7 @@ from livetrain.configs.schema.section import Section
 from livetrain.configs.values import Text, real, whole
 
 SLOTS = 8  # rows of a bucket: its keys are 64 bytes, which a processor fetches at once
-MOST_ADMITTED = 2**33  # rows of a table of ids, whose map every rank holds whole
+MOST_ADMITTED = 2**33  # rows of a table of ids whose map every rank holds whole
 
 Sharding = Literal["auto", "table_wise", "row_wise", "column_wise", "table_row_wise", "grid", "data_parallel"]
 BY_COLUMNS = ("column_wise", "grid")
@@ -59,6 +59,11 @@ class Table(Section):
         description="id -> row: a mixing hash for any ids, the plain remainder for ids that are 0..rows-1, or a table "
         "of the ids that have been admitted, each with a row of its own",
     )
+    assign: Literal["before", "online"] = Field(
+        "before",
+        description="of hash: table: when ids get rows: before a run or an increment begins, or batch by batch while "
+        "it trains, by the rank that owns them",
+    )
     admission: Admission | None = Field(None, description="of hash: table; by default every id is admitted at once")
     eviction: Eviction | None = Field(None, description="of hash: table; by default by last use, when there is no room")
     shared: Annotated[int, *whole(1, 2**40)] | None = Field(
@@ -92,6 +97,19 @@ class Table(Section):
     @property
     def buckets(self) -> int:
         """Buckets of `SLOTS` rows for admitted ids; the rows after them are shared."""
+        return self._room // self.shards * self.shards
+
+    @property
+    def shards(self) -> int:
+        """Equal parts of the buckets, each of which one rank looks after where ids get rows online; else one.
+
+        A power of two, whose square is the most that the buckets allow: so an id's shard is a function of the table and
+        of no ranks, and a shard is large enough that few ids are refused in one while there is room in others.
+        """
+        return 1 << (self._room.bit_length() - 1) // 2 if self.assign == "online" and self._room else 1
+
+    @property
+    def _room(self) -> int:
         if self.hash != "table":
             return 0
         return max(self.rows - (self.shared or max(self.rows // 16, 1)), 0) // SLOTS

@@ -2,7 +2,7 @@
 
 PyTorch's compiler and its fake tensors see one operator whose shapes follow from shapes: how rows are laid out, which
 depends on their lengths' values, is its own affair. On a GPU it is Triton's (modules/layers/gpu/attend.py), and nothing
-waits; elsewhere rows are padded in groups.
+waits; on a CPU it is events.cpp's where that is compiled; elsewhere rows are padded in groups.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from livetrain.modules.layers import compiled
 from livetrain.modules.layers.buckets import Buckets, buckets, pad, paired, present, unpad
 from livetrain.modules.layers.exporting import exporting
 from livetrain.modules.layers.precision import widen
@@ -47,12 +49,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, asks: Tensor, answers: Tensor, heads
 def reads_rows(lengths: Tensor) -> bool:
     """Return whether attention reads rows as they lie, by `attend`, so that nobody need lay them out.
 
-    So it is on a GPU, and where PyTorch's compiler looks on. A scripted file has what PyTorch has, and no operator.
+    So it is on a GPU, on a CPU with compiled passes, and where PyTorch's compiler looks on. A scripted file has what
+    PyTorch has, and no operator.
     """
     if torch.jit.is_scripting() or exporting():
         return False
     else:  # noqa: RET505  TorchScript compiles the branch otherwise
-        return torch.compiler.is_compiling() or (lengths.is_cuda and has_triton())
+        return (
+            torch.compiler.is_compiling()
+            or (lengths.is_cuda and has_triton())
+            or compiled.reads_rows(lengths.device.type)
+        )
 
 
 @cache
@@ -66,8 +73,12 @@ def _attend(
     q: Tensor, k: Tensor, v: Tensor, asks: Tensor, answers: Tensor, heads: int, causal: bool
 ) -> tuple[Tensor, Tensor]:
     """Return what `attend` does, and the logarithm of each softmax's denominator, (M, h), at least float32."""
-    one, two = _layouts(q, k, asks, answers, causal)
     out, lse = torch.zeros_like(q, memory_format=torch.contiguous_format), widen(q).new_zeros(len(q), heads)
+    library = compiled.library_for(q)
+    if library is not None:
+        library.call("attend_forward", *_sizes(q, asks, heads, causal), *_read(q, k, v, asks, answers), out, lse)
+        return out, lse
+    one, two = _layouts(q, k, asks, answers, causal)
     mixed: list[Tensor] = []
     denominators: list[Tensor] = []
     for a, b, c, mask in zip(*_blocks((q, k, v), one, two, heads), _masks(two, q, causal), strict=True):
@@ -93,6 +104,12 @@ def _backward(
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v."""
+    library = compiled.library_for(q)
+    if library is not None:
+        found = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
+        given = (*_read(q, k, v, asks, answers), out, lse, d_out.contiguous())
+        library.call("attend_backward", *_sizes(q, asks, heads, causal), *given, *found)
+        return found[0], found[1], found[2]
     one, two = _layouts(q, k, asks, answers, causal)
     gradients: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     asked = _blocks((q, k, v), one, two, heads), _blocks((d_out, out), one, one, heads), pad(lse, one)
@@ -109,6 +126,16 @@ def _backward(
         for blocks, layout, x in zip(gradients, (one, two, two), (q, k, v), strict=True)
     )
     return d_q, d_k, d_v
+
+
+def _sizes(q: Tensor, asks: Tensor, heads: int, causal: bool) -> tuple[int, ...]:
+    return asks.size(0), heads, q.size(1) // heads, int(causal)
+
+
+def _read(q: Tensor, k: Tensor, v: Tensor, asks: Tensor, answers: Tensor) -> tuple[Tensor | compiled.Apart, ...]:
+    """Return what passes read of what `_attend` was given: the rows' offsets, then q, k and v."""
+    offsets = (F.pad(lengths.long().cumsum(0), (1, 0)) for lengths in (asks, answers))
+    return *offsets, *(compiled.Apart(x if x.stride(1) == 1 else x.contiguous()) for x in (q, k, v))
 
 
 def _layouts(q: Tensor, k: Tensor, asks: Tensor, answers: Tensor, causal: bool) -> tuple[Buckets, Buckets]:

@@ -1,37 +1,44 @@
-"""Calls the passes behind activation units and Dice, where there is a library of them.
+"""Calls the passes behind activation units, Dice and attention among events, where there is a library of them.
 
-There are two: fused.cpp compiled for a CPU, and modules/layers/gpu/passes.py for a GPU. trainers.train.compiled_layers
-chooses. Without one PyTorch computes the same as it is written.
+There are two: fused.cpp and events.cpp compiled for a CPU, and for a GPU modules/layers/gpu/passes.py, which has those
+of fused.cpp. trainers.train.compiled_layers chooses. Without one PyTorch computes the same as it is written.
 """
 
 import contextlib
 import ctypes
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 
+class Apart(NamedTuple):
+    """A matrix whose rows may lie apart, as columns of a wider one do: a pass is told the distance before it."""
+
+    x: Tensor
+
+
 class Library:
-    """The passes of fused.cpp by name, whoever computes them.
+    """Passes by their names in fused.cpp and events.cpp, whoever computes them.
 
     Args:
         device: type of the device whose tensors it reads.
         dtype: of these tensors. Under autocast the events and what is computed of each are narrower.
-        towers: whether it has the passes of layers that are not an activation unit's, linear_forward and _backward.
+        towers: whether it has the passes of layers that are not an activation unit's: those of events.cpp, and
+            linear_forward and _backward.
     """
 
     def __init__(self, device: str, dtype: torch.dtype, towers: bool) -> None:
         self.device, self.dtype, self.towers = device, dtype, towers
 
-    def call(self, name: str, *arguments: int | float | Tensor | None) -> None:
+    def call(self, name: str, *arguments: int | float | Tensor | Apart | None) -> None:
         """Call a pass with sizes and numbers, and with tensors to read and to write."""
         raise NotImplementedError
 
 
 class Native(Library):
-    """A compiled fused.cpp.
+    """The compiled fused.cpp and events.cpp.
 
     Args:
         path: the shared object.
@@ -42,20 +49,26 @@ class Native(Library):
         super().__init__("cpu", dtype, towers=True)
         self._library = ctypes.CDLL(path)
 
-    def call(self, name: str, *arguments: int | float | Tensor | None) -> None:
-        """Call a function of fused.cpp with sizes, doubles and tensors to read and write; torch's threads are added.
+    def call(self, name: str, *arguments: int | float | Tensor | Apart | None) -> None:
+        """Call a function with sizes, doubles and tensors to read and write; torch's threads are added.
 
         Raises:
-            ValueError: a tensor is not contiguous, or not one of this library's.
+            ValueError: a tensor is not contiguous, or its type is not this library's.
         """
         given: list[ctypes.c_int64 | ctypes.c_double | ctypes.c_void_p] = []
         for argument in arguments:
             if isinstance(argument, int | float):
                 given.append(ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_double(argument))
                 continue
-            if argument is not None and not (argument.is_contiguous() and argument.dtype in (self.dtype, torch.int64)):
-                raise ValueError(f"{name}: a {argument.dtype} tensor of shape {tuple(argument.shape)} cannot be read")
-            given.append(ctypes.c_void_p(argument.data_ptr() if argument is not None else None))
+            x = argument.x if isinstance(argument, Apart) else argument
+            if isinstance(argument, Apart):
+                given.append(ctypes.c_int64(argument.x.stride(0)))
+                whole = argument.x.stride(1) == 1
+            else:
+                whole = argument is None or argument.is_contiguous()
+            if x is not None and not (whole and x.dtype in (self.dtype, torch.int64)):
+                raise ValueError(f"{name}: a {x.dtype} tensor of shape {tuple(x.shape)} cannot be read")
+            given.append(ctypes.c_void_p(x.data_ptr() if x is not None else None))
         self._library[name](*given, ctypes.c_int64(torch.get_num_threads()))
 
 
@@ -87,6 +100,13 @@ def library_for(x: Tensor) -> Library | None:
     if torch.compiler.is_compiling() or (x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
         return None
     return _libraries.get((x.device.type, x.dtype))
+
+
+def reads_rows(device: str) -> bool:
+    """Return whether a library in use on a device has the passes of events.cpp, which read rows as they lie."""
+    if torch.compiler.is_compiling() or (device == "cpu" and torch.is_autocast_enabled("cpu")):
+        return False
+    return any(library.device == device and library.towers for library in _libraries.values())
 
 
 def by_task(work: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.bottom import Attention, Query, check_parallel
+from livetrain.modules.layers.events import layer, passes_for
 
 
 class Space(nn.Module):
@@ -43,10 +44,27 @@ class Space(nn.Module):
             BadInput: the domain's lists differ in length; ValueError when scripted.
         """
         check_parallel(lengths, self.events + self.side)
-        events = self.project(torch.cat([values[name] for name in self.events], 1))
-        if self.project_side is not None:
-            events = events + self.project_side(torch.cat([values[name] for name in self.side], 1))
-        return events, lengths[self.events[0]]
+        events = torch.cat([values[name] for name in self.events], 1)
+        side = torch.cat([values[name] for name in self.side], 1) if self.side else None
+        if self.training and not torch.jit.is_scripting():  # a scripted file only scores
+            return self._train(events, side), lengths[self.events[0]]
+        return self._as_written(events, side), lengths[self.events[0]]
+
+    def _as_written(self, events: Tensor, side: Tensor | None) -> Tensor:
+        out = self.project(events)
+        if self.project_side is not None and side is not None:
+            out = out + self.project_side(side)
+        return out
+
+    @torch.jit.unused
+    def _train(self, events: Tensor, side: Tensor | None) -> Tensor:
+        library = passes_for(events, self.project.out_features)
+        if library is None:
+            return self._as_written(events, side)
+        out = layer(library, events, None, [self.project])
+        if self.project_side is not None and side is not None:
+            out = layer(library, side, None, [self.project_side], beside=out)
+        return out
 
     def projected(self, values: dict[str, Tensor], lengths: dict[str, Tensor], dense: Tensor) -> Tensor:
         """Return the candidate of each of B rows, (B, d); dense is the network's, (B, D)."""

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from livetrain.modules.layers import jagged
+from livetrain.modules.layers import events, jagged
 from livetrain.modules.layers.buckets import buckets, pad, unpad
 from livetrain.modules.layers.exporting import exporting
 from livetrain.modules.layers.mlp import MLP
@@ -142,7 +142,15 @@ class Split(nn.Module):
         if torch.jit.is_scripting() or exporting():
             return self._filter(values, lengths)
         with torch.autocast(values.device.type, enabled=False):
+            if self.training and self.dropout.p == 0 and events.passes_for(values, values.size(1)) is not None:
+                return self._by_passes(values, lengths)
             return self._filter(widen(values), lengths)
+
+    @torch.jit.unused
+    def _by_passes(self, values: Tensor, lengths: Tensor) -> Tensor:
+        library = events.passes_for(values, values.size(1))
+        kept = bins(lengths, self.cutoff)
+        return self.norm(events.Split.apply(library, lengths, kept, values, self.weights(values, lengths)))
 
     def _filter(self, values: Tensor, lengths: Tensor) -> Tensor:
         low = low_pass(values, lengths, self.cutoff)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from livetrain.modules.layers import jagged
+from livetrain.modules.layers import events, jagged
 from livetrain.modules.layers.attend import attend, reads_rows
 from livetrain.modules.layers.buckets import Buckets, buckets, pad, paired, present, unpad
 
@@ -133,9 +133,27 @@ class Block(nn.Module):
 
     def forward(self, values: Tensor, layout: Buckets) -> Tensor:
         """Args: values (N, d) and how their rows lie. Returns: (N, d)."""
+        if self.training and not torch.jit.is_scripting():  # a scripted file only scores
+            return self._train(values, layout)
+        return self._as_written(values, layout)
+
+    def _as_written(self, values: Tensor, layout: Buckets) -> Tensor:
         x = self.norm(values)
         values = values + self.dropout(self.attention(x, layout, x, layout, self.causal))
         return values + self.dropout(self.out(self.hidden(self.forward_norm(values)).relu()))
+
+    @torch.jit.unused
+    def _train(self, values: Tensor, layout: Buckets) -> Tensor:
+        library = events.passes_for(values, values.size(1))
+        if library is None or self.dropout.p > 0:
+            return self._as_written(values, layout)
+        attention = self.attention
+        seen = events.layer(library, values, self.norm, [attention.query, attention.keys])
+        q, k, v = seen.chunk(3, 1)
+        mixed = attend(q, k, v, layout.lengths, layout.lengths, attention.heads, self.causal)
+        values = events.layer(library, mixed, None, [attention.out], beside=values)
+        hidden = events.layer(library, values, self.forward_norm, [self.hidden], relu=True)
+        return events.layer(library, hidden, None, [self.out], beside=values)
 
 
 class Cross(nn.Module):
@@ -166,8 +184,24 @@ class Cross(nn.Module):
         Returns:
             (M, d); `values` where a row has no others.
         """
+        if self.training and not torch.jit.is_scripting():  # a scripted file only scores
+            return self._train(values, asks, others, answers)
+        return self._as_written(values, asks, others, answers)
+
+    def _as_written(self, values: Tensor, asks: Buckets, others: Tensor, answers: Buckets) -> Tensor:
         seen = self.attention(self.norm(values), asks, self.other_norm(others), answers, False)
         return values + self.dropout(seen)
+
+    @torch.jit.unused
+    def _train(self, values: Tensor, asks: Buckets, others: Tensor, answers: Buckets) -> Tensor:
+        library = events.passes_for(values, values.size(1))
+        if library is None or self.dropout.p > 0:
+            return self._as_written(values, asks, others, answers)
+        attention = self.attention
+        q = events.layer(library, values, self.norm, [attention.query])
+        k, v = events.layer(library, others, self.other_norm, [attention.keys]).chunk(2, 1)
+        mixed = attend(q, k, v, asks.lengths, answers.lengths, attention.heads, False)
+        return events.layer(library, mixed, None, [attention.out], beside=values)
 
 
 def newest(values: Tensor, lengths: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ class Register:
 
     def _lookup(self, keys: Tensor, ids: Tensor) -> Tensor:
         """Return each id's row; -1 where it has none."""
-        first, second, _ = choices(ids, self.map.buckets)
+        first, second, _ = choices(ids, self.map.buckets, self.map.shards)
         there, row = own_row(ids, first, second, keys[: self.capacity].view(-1, 8))
         return torch.where(there, row, -1)
 
@@ -234,7 +234,7 @@ class Register:
         least = torch.full((buckets,), _BLOCK)  # who asks for a bucket's slot: in a round all ask for the same one
         for start in range(0, len(ids), _BLOCK):
             left = torch.arange(start, min(start + _BLOCK, len(ids)))
-            both = torch.stack(choices(ids[left], buckets)[:2])
+            both = torch.stack(choices(ids[left], buckets, self.map.shards)[:2])
             while len(left):
                 wanted = self._wanted(both, taken)
                 last = self.used[wanted]

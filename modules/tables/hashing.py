@@ -1,6 +1,7 @@
 """Ids of any int64 value become table rows, inside the model, so that training and serving cannot disagree."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,12 +55,18 @@ class IdHash(nn.Module):
         modulo: whether each feature takes the plain remainder instead of the mixing hash (see `row`).
         maps: of the features whose ids are looked up in a map instead: its name, and the map, ids (N,) -> rows (N,);
             features may share one. See modules.tables.ids.
+
+    Attributes:
+        owners: what finds the rows of ids that other ranks look after, where ids get rows online: ids (N,) by table ->
+            rows (N,) by table. See trainers.train.online.
+        afar: of which features.
     """
 
     keys: list[str]
     rows: list[int]
     modulo: list[bool]
     mapped: list[str]
+    afar: list[bool]
 
     def __init__(
         self,
@@ -77,7 +84,29 @@ class IdHash(nn.Module):
         self.rows = list(rows)
         self.modulo = list(modulo)
         self.mapped = [f"of_{maps[key][0]}" if maps and key in maps else "" for key in keys]
+        self.afar = [False for _ in keys]
+        self.owners: Any = None  # a script has none
         self.maps = nn.ModuleDict({f"of_{name}": each for name, each in (maps or {}).values()})
+
+    @torch.jit.unused
+    def send_to(self, owners: Callable[[dict[str, Tensor]], dict[str, Tensor]], tables: Collection[str]) -> None:
+        """Let others find the rows of some tables' ids from now on."""
+        self.owners = owners
+        self.afar = [mapped.removeprefix("of_") in tables for mapped in self.mapped]
+
+    @torch.jit.unused
+    def _ask(self, ids: Tensor, ends: list[int], hashed: Tensor) -> None:
+        """Write the rows of ids that others look after, all of a batch in one exchange."""
+        if self.owners is None:
+            return
+        places: dict[str, list[slice]] = {}
+        for i, mapped in enumerate(self.mapped):
+            if self.afar[i]:
+                places.setdefault(mapped.removeprefix("of_"), []).append(slice(ends[i], ends[i + 1]))
+        found = self.owners({name: torch.cat([ids[each] for each in of]) for name, of in places.items()})
+        for name, of in places.items():
+            for place, rows in zip(of, found[name].split([each.stop - each.start for each in of]), strict=True):
+                hashed[place] = rows
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """Hash one batch.
@@ -102,8 +131,10 @@ class IdHash(nn.Module):
             if self.mapped[i] == "":
                 torch.remainder((ids if self.modulo[i] else hashed)[place], rows, out=hashed[place])
             for name, each in self.maps.items():
-                if name == self.mapped[i]:
+                if name == self.mapped[i] and not self.afar[i]:
                     hashed[place] = each(ids[place])
+        if not torch.jit.is_scripting():
+            self._ask(ids, ends, hashed)
         return KeyedJaggedTensor(
             keys=features.keys(),
             values=hashed,

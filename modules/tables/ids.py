@@ -7,7 +7,11 @@ An id may lie in two buckets, h1(id) mod b and h2(id) mod b, so a lookup compare
 tenths before ids find no room. h1 is `hashing.mix`, h2 the same of h1 + a constant. All of it is plain operators of
 PyTorch: it runs on a GPU, is scripted with the model, and waits for nothing.
 
-Which ids have slots is settled outside of steps, see modules.tables.admission; lookups change nothing.
+Where ids get rows online the buckets are cut into shards of equal size: an id's shard is a third hash of it, and both
+of its buckets lie there.
+
+Which ids have slots is settled outside of steps, see modules.tables.admission, or with each of them, see
+modules.tables.owner; lookups change nothing.
 
 Source: Azar, Broder, Karlin and Upfal, "Balanced allocations", STOC 1994, for two choices; Dietzfelbinger and Weidling,
 "Balanced allocation and dictionaries with tightly packed constant size bins", ICALP 2005, for buckets of several slots.
@@ -23,11 +27,22 @@ from livetrain.modules.tables.mapped import Room, in_memory
 EMPTY = -(2**63)  # the key of a slot that holds no id; that id itself is never admitted
 
 
-def choices(ids: Tensor, buckets: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the two buckets of every id, and the hash that chooses its shared row: (N,) int64 each."""
+def choices(ids: Tensor, buckets: int, shards: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the two buckets of every id, and the hash that chooses its shared row: (N,) int64 each.
+
+    Both buckets lie among the buckets / shards of the id's shard, see `shard_of`.
+    """
     first = mix(ids)
     second = mix(first + 0x1E3779B97F4A7C15)  # another stream than h1's; 0 alone would have one bucket twice
-    return first.remainder(buckets), second.remainder(buckets), second
+    if shards == 1:
+        return first.remainder(buckets), second.remainder(buckets), second
+    start = shard_of(first, shards) * (buckets // shards)
+    return start + first.remainder(buckets // shards), start + second.remainder(buckets // shards), second
+
+
+def shard_of(mixed: Tensor, shards: int) -> Tensor:
+    """Return the shard of ids that were mixed, (N,) int64: of a power of two, by bits that no bucket depends on."""
+    return (mixed >> 44).bitwise_and(shards - 1)
 
 
 def slot_of(equal: Tensor) -> Tensor:
@@ -62,9 +77,11 @@ class IdMap(nn.Module):
         rows: of the table.
         buckets: of 8 rows for admitted ids.
         device: where the keys are.
+        shards: of the buckets.
 
     Attributes:
-        keys: (rows,) int64, the id that has each row, `EMPTY` of free and of shared ones.
+        keys: (rows,) int64, the id that has each row, `EMPTY` of free and of shared ones. While ids get rows online
+            these are a rank's own part, and its owner looks ids up in the place of the map.
 
     Example:
         >>> import torch
@@ -78,19 +95,23 @@ class IdMap(nn.Module):
     name: str
     rows: int
     buckets: int
+    shards: int
     keys: Tensor
 
-    def __init__(self, name: str, rows: int, buckets: int, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, name: str, rows: int, buckets: int, device: torch.device | str | None = None, shards: int = 1
+    ) -> None:
         super().__init__()
         self.name = name
         self.rows = rows
         self.buckets = buckets
+        self.shards = shards
         self.register_buffer("keys", torch.full((rows,), EMPTY, dtype=torch.int64, device=device))
 
     @classmethod
     def of(cls, name: str, table: Table, device: torch.device | str | None = None) -> "IdMap":
         """Return the map of a recipe's table, without ids."""
-        return cls(name, table.rows, table.buckets, device)
+        return cls(name, table.rows, table.buckets, device, table.shards)
 
     @torch.jit.unused
     def placed(self, room: Room) -> "IdMap":
@@ -100,7 +121,7 @@ class IdMap(nn.Module):
         """
         if room is in_memory:
             return self
-        found = IdMap(self.name, self.rows, self.buckets, "meta")
+        found = IdMap(self.name, self.rows, self.buckets, "meta", self.shards)
         found.keys = room(f"{self.name}.keys", (self.rows, 1), torch.int64).view(self.rows)
         found.keys.copy_(self.keys)
         return found
@@ -111,7 +132,7 @@ class IdMap(nn.Module):
             raise ValueError("tables: '" + self.name + ".keys' lie in a file of their own; attach it before scoring")
         if self.buckets == 0:  # of a table cut small, as a forecast does
             return mix(ids).remainder(self.rows)
-        first, second, spread = choices(ids, self.buckets)
+        first, second, spread = choices(ids, self.buckets, self.shards)
         there, row = own_row(ids, first, second, self.keys[: 8 * self.buckets].view(self.buckets, 8))
         shared = 8 * self.buckets + spread.remainder(self.rows - 8 * self.buckets)
         return torch.where(there, row, shared)

@@ -25,6 +25,7 @@ log = logging.getLogger("livetrain")
 DEADLINE_S = 120.0  # from the first failure of one request to the last try; below the ranks' own patience (timeout_s)
 _FIRST_S, _LONGEST_S = 0.1, 10.0
 _QUIET_S = 5.0  # of failures that go by sooner nobody is told
+_MORE = 8  # bytes that are asked for besides
 _AHEAD = 8 << 20  # bytes of one request of a file that is read from its beginning to its end
 _draws = random.Random()  # its own: the waits draw from nobody's seed
 
@@ -83,27 +84,39 @@ class File(io.RawIOBase):
 
     def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
         self._filesystem, self._path, self._place = filesystem, path, 0
-        self._handle = self._opened()
-        self.length = patiently(self._handle.size, path)
+        handle = patiently(self._opened, path)
+        self._idle = [handle]  # one more for each thread that reads at the same time
+        self.length = patiently(handle.size, path)
 
     def _opened(self) -> Any:
-        return patiently(lambda: self._filesystem.open_input_file(self._path), self._path)
+        return self._filesystem.open_input_file(self._path)
 
-    def at(self, start: int, count: int) -> bytes:
+    def at(self, start: int, count: int) -> bytes | bytearray:
         """Return `count` bytes from `start` on.
+
+        A store may answer with fewer and say so. pyarrow takes its answer for whole and leaves the rest of the memory
+        as it was. So a few bytes more are asked for where there are some: those that were written to tell that all
+        before them were. At the file's end its last byte has to.
 
         Raises:
             OSError: they do not come.
         """
+        asked = min(count + _MORE, self.length - start)
 
-        def read() -> bytes:
+        def read() -> bytearray:
             try:
-                found = self._handle.read_at(count, start)
-            except OSError:  # some clients never read again by a connection that was lost
-                self._handle = self._filesystem.open_input_file(self._path)
-                raise
-            if len(found) < count:
-                raise ConnectionError(f"{len(found):,} of {count:,} bytes came")
+                handle = self._idle.pop()
+            except IndexError:
+                handle = self._opened()
+            mark = bytes(_draws.choices(range(128, 256), k=max(asked - count, 1)))  # no text, nor Parquet, ends so
+            found = bytearray(asked)
+            found[-len(mark) :] = mark
+            handle.seek(start)
+            came = handle.readinto(found)
+            self._idle.append(handle)  # not one that has failed: some clients never read again by a lost connection
+            if came < asked or found.endswith(mark):  # by chance, if ever, it is another mark the next time
+                raise ConnectionError(f"not all of {count:,} bytes came")
+            del found[count:]
             return found
 
         return patiently(read, self._path) if count else b""
@@ -121,7 +134,7 @@ class File(io.RawIOBase):
         self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.length}[whence]
         return self._place
 
-    def read(self, size: int | None = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes | bytearray:
         left = max(0, self.length - self._place)
         found = self.at(self._place, left if size is None or size < 0 else min(size, left))
         self._place += len(found)

@@ -62,15 +62,18 @@ def state(sharded: Sharded) -> dict[str, Any]:
         names = {name: name.removeprefix("model.") for name in update.mean.parameters}
         state["trained"] = {"steps": update.mean.steps} | {own: state["model"][own] for own in names.values()}
         state["model"] = state["model"] | {own: update.mean.values[name] for name, own in names.items()}
-    if sharded.registers:
-        state["ids"] = {name: register.state() for name, register in sharded.registers.items()}
+    sharded.online.settle()
+    kept = {name: register.state() for name, register in sharded.registers.items()}
+    for name in sharded.online.owners:
+        state["model"][f"hash.maps.of_{name}.keys"], kept[name] = sharded.online.state(name)
+    if kept:
+        state["ids"] = kept
     if update.steps.counted:
         state["steps"] = {"tables": update.steps.done}
     for name, found in sharded.states().items():
         # An optimizer without state (plain SGD) must leave no empty entry: nothing would be written for it.
-        kept = _stored({key: values for key, values in found.items() if values})
-        if kept:
-            state[f"optimizer_{name}"] = kept
+        if stored := _stored({key: values for key, values in found.items() if values}):
+            state[f"optimizer_{name}"] = stored
     if learned := sharded.pipeline.combination.combiner.state_dict():
         state["gradients"] = learned
     if sharded.changes is not None and (changed := tracking.state(sharded)):

@@ -9,11 +9,13 @@ import torch
 from livetrain.modules.layers import compiled, fused
 from livetrain.modules.layers.attend import has_triton
 from livetrain.modules.layers.dice import Dice
+from livetrain.modules.layers.frequency import Split
+from livetrain.modules.layers.sequence import Attention
 from livetrain.trainers.runtime import compiler
 
 log = logging.getLogger("livetrain")
 
-SOURCE = Path(fused.__file__).with_name("fused.cpp")
+SOURCES = [Path(fused.__file__).with_name(name) for name in ("fused.cpp", "events.cpp")]
 _REAL = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -22,14 +24,15 @@ def enable(model: torch.nn.Module, device: torch.device) -> None:
 
     On a CPU these are compiled here, on a GPU Triton compiles them when they are first called.
     """
-    if not any(isinstance(part, Dice) for part in model.modules()):
+    gaining = (Dice, Attention, Split) if device.type == "cpu" else Dice
+    if not any(isinstance(part, gaining) for part in model.modules()):
         return
     if device.type == "cpu":
         try:
             compiled.use(library())
         except compiler.FAILURES as error:
             why = compiler.reason(error)
-            log.warning("training DIN without compiled layers, which takes about twice as long: %s", why)
+            log.warning("training without compiled layers, which takes DIN or FARM about twice as long: %s", why)
     elif has_triton():
         from livetrain.modules.layers.gpu.passes import Triton  # where there is no GPU there may be no Triton
 
@@ -45,4 +48,4 @@ def library(dtype: torch.dtype = torch.float32) -> compiled.Native:
     Raises:
         OSError, CalledProcessError: see `compiler.shared_object`.
     """
-    return compiled.Native(str(compiler.shared_object(SOURCE, f"-DREAL={_REAL[dtype]}")), dtype)
+    return compiled.Native(str(compiler.shared_object(SOURCES[0], f"-DREAL={_REAL[dtype]}", others=SOURCES[1:])), dtype)

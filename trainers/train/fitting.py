@@ -201,7 +201,10 @@ class _Fitting:
         if (other := self._other_ids(name)) is not None:
             return self._other_values(other)
         same = self.recipe.optimizer(name).kind == self.old.optimizer(was).kind
-        if table.hash == "table" and (table.rows, table.buckets) != (before.rows, before.buckets):
+        if table.assign == "online" and before.hash != "table":
+            return f"its hash was {before.hash}, and ids get rows while it trains, which begin by the id"
+        layouts = [(each.rows, each.buckets, each.assign) for each in (table, before)]
+        if table.hash == "table" and layouts[0] != layouts[1]:
             rows_of: Literal["map", "hash"] = "map" if before.hash == "table" else "hash"
             return Taken(self.tables[was], self.shapes[self.tables[was]], state=same, rows_of=rows_of)
         if table.rows % before.rows:

@@ -6,25 +6,22 @@ has counted it counts no more. Every rank has the map and works the same out of 
 hands on: so the map is the same for any number of ranks, and no step exchanges more than it did.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from livetrain.configs.schema import Recipe
-from livetrain.modules.model import initial_values
-from livetrain.modules.tables.admission import MINUTES, NEVER, Told
+from livetrain.modules.tables.admission import MINUTES, NEVER, Register, Told
 from livetrain.modules.tables.ids import EMPTY
+from livetrain.modules.tables.owner import Owner
 from livetrain.trainers.data.read.sights import Sights, admitted, minute_of
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.data.read.spread import HERE, Looking
 from livetrain.trainers.data.read.statistics import by_partition
 from livetrain.trainers.runtime import ranks
-from livetrain.trainers.train import checkpoint
 from livetrain.trainers.train.sharding import Sharded
 
-_ROWS = 1 << 16  # that begin anew at a time
 Interval = tuple[int | None, dict[str, Sights]]  # when it began, in minutes since 1970, and lookups by table
 
 
@@ -52,8 +49,9 @@ def prepare(source: Source, recipe: Recipe, looking: Looking) -> None:
 def assign(sharded: Sharded, recipe: Recipe, source: Source, time: int | None = None) -> dict[str, Told]:
     """Count the ids of a split, and give the tables' rows to those that are admitted. Collective.
 
-    No batch may be on its way through the pipeline: its ids were looked up before. Partitions up to the last one that
-    was counted are left out. A split without days counts as one day more.
+    Tables whose ids get rows online are told the time alone, that of the split's last partition. No batch may be on its
+    way through the pipeline: its ids were looked up before. Partitions up to the last one that was counted are left
+    out. A split without days counts as one day more.
 
     Args:
         sharded: its registers, maps and rows are changed.
@@ -64,6 +62,8 @@ def assign(sharded: Sharded, recipe: Recipe, source: Source, time: int | None = 
     Returns:
         What became of the ids, by table.
     """
+    if sharded.online.owners:
+        sharded.online.pass_to(_time_of(source, sharded) if time is None else time)
     if not sharded.registers:
         return {}
     told = {name: Told() for name in sharded.registers}
@@ -73,17 +73,24 @@ def assign(sharded: Sharded, recipe: Recipe, source: Source, time: int | None = 
         if time is not None:
             one_by_table = count(sharded, lookups, time, again=True)
         else:
-            one_by_table = count(sharded, lookups, _after(sharded) if named is None else named)
+            one_by_table = count(sharded, lookups, _after(sharded.registers.values()) if named is None else named)
         for name, one in one_by_table.items():
             told[name].add(one)
-    settle(sharded, recipe)
+    settle(sharded)
     return told
 
 
-def _after(sharded: Sharded) -> int:
+def _after(all_of: Collection[Register | Owner]) -> int:
     """Return the day after the last one that was counted."""
-    last = max(int(register.counted) for register in sharded.registers.values())
+    last = max(int(each.counted) for each in all_of)
     return 0 if last == NEVER else last + MINUTES
+
+
+def _time_of(source: Source, sharded: Sharded) -> int:
+    """Return when the last partition of a split begins, in minutes since 1970; never before what was counted."""
+    owners = sharded.online.owners.values()
+    named = [minute for part in source.partitions if (minute := minute_of(part)) is not None]
+    return max([*named, *(int(owner.counted) for owner in owners)]) if named else _after(owners)
 
 
 def count(sharded: Sharded, lookups: Mapping[str, Sights], time: int, again: bool = False) -> dict[str, Told]:
@@ -109,7 +116,7 @@ def count(sharded: Sharded, lookups: Mapping[str, Sights], time: int, again: boo
 
 
 @torch.no_grad()
-def settle(sharded: Sharded, recipe: Recipe) -> dict[str, Tensor]:
+def settle(sharded: Sharded) -> dict[str, Tensor]:
     """Let the rows that have changed hands begin anew: weights by (seed, table, id), optimizer state at zero.
 
     Returns:
@@ -118,22 +125,10 @@ def settle(sharded: Sharded, recipe: Recipe) -> dict[str, Tensor]:
     changed = {name: register.settled() for name, register in sharded.registers.items()}
     if not any(len(rows) for rows in changed.values()):
         return changed
-    if sharded.changes is not None:
-        for name, rows in changed.items():
-            sharded.changes.mark(name, rows)
-    state = checkpoint.state(sharded)
-    for key, value in state["model"].items():
-        if (name := _table_of(key)) in changed:
-            begins = initial_values(recipe, name)
-            for piece, row, column in pieces(value):
-                for rows in _within(changed[name], row, len(piece)).split(_ROWS):
-                    ids = sharded.registers[name].map.keys[rows.to(piece.device)]
-                    columns = range(column, column + piece.size(1))
-                    piece[(rows - row).to(piece.device)] = begins.of_ids(ids, columns).to(piece)
-    for key, values in state.get("optimizer_tables", {}).items():
-        for value in values.values() if (name := _table_of(key)) in changed else ():
-            for piece, row, _ in pieces(value) if value.dim() else ():
-                piece[(_within(changed[name], row, len(piece)) - row).to(piece.device)] = 0
+    anew = sharded.anew()
+    for name, rows in changed.items():
+        sharded.mark(name, rows)
+        anew(name, rows, sharded.registers[name].map.keys[rows.to(sharded.device)].to(rows.device))
     sharded.purge()
     return changed
 
@@ -147,34 +142,18 @@ def placed(sharded: Sharded, name: str, keys: Tensor, kept: Mapping[str, Tensor]
         keys: (rows,) of the earlier one.
         kept: as `Register.state`, of the earlier one.
     """
-    register, there = sharded.registers[name], (keys != EMPTY).nonzero().squeeze(1)
+    there = (keys != EMPTY).nonzero().squeeze(1)
     there = there[keys[there].argsort()]
+    if name in sharded.online.owners:
+        rows = sharded.online.begin_with(name, keys[there], kept["used"][there], kept)
+        sharded.online.owners[name].counted.copy_(kept["counted"])
+        return rows[rows >= 0], there[rows >= 0]
+    register = sharded.registers[name]
     rows = register.take(keys[there], kept["used"][there])
     if "waiting" in kept:
         register.wait(kept["waiting"], kept["waiting_counts"], kept["waiting_used"])
     register.counted.copy_(kept["counted"])
     return rows[rows >= 0], there[rows >= 0]
-
-
-def _table_of(key: str) -> str:
-    """Return the table whose weight has a key in a checkpoint's state; "" of other keys."""
-    *_, kind, name, last = ["", "", *key.split(".")]
-    return name if kind == "embeddings" and last == "weight" else ""
-
-
-def pieces(value: Tensor | ShardedTensor) -> Iterator[tuple[Tensor, int, int]]:
-    """Yield what this rank holds of a tensor by rows, with the first row and column of each piece."""
-    if not isinstance(value, ShardedTensor):
-        yield value, 0, 0
-        return
-    for shard in value.local_shards():
-        row, *column = shard.metadata.shard_offsets
-        yield shard.tensor, row, column[0] if column else 0
-
-
-def _within(rows: Tensor, first: int, many: int) -> Tensor:
-    """Return those of some rows that are among `many` from `first` on."""
-    return rows[(rows >= first) & (rows < first + many)]
 
 
 def words(sharded: Sharded, told: Mapping[str, Told]) -> Iterator[str]:
@@ -189,12 +168,30 @@ def words(sharded: Sharded, told: Mapping[str, Told]) -> Iterator[str]:
         )
 
 
+def told_online(sharded: Sharded) -> dict[str, Told]:
+    """Return what became of ids that got rows while it trained, since this was asked last or the run began."""
+    told = sharded.online.told
+    sharded.online.told = {name: Told() for name in told}
+    return told
+
+
+def tables(sharded: Sharded) -> list[str]:
+    """Return the tables of `hash: table`, in the recipe's order."""
+    return [name for name in sharded.recipe.tables if name in sharded.registers or name in sharded.online.owners]
+
+
 def figures(sharded: Sharded, name: str) -> dict[str, int]:
     """Return how full a table of ids is, and what became of ids since its beginning."""
-    register = sharded.registers[name]
+    if name in sharded.online.owners:
+        owner = sharded.online.owners[name]
+        totals, (held, waiting) = owner.totals, owner.held.tolist()
+    else:
+        register = sharded.registers[name]
+        totals = register.totals
+        held, waiting = int((register.used != NEVER).sum()), int((register.waiting[0] != EMPTY).sum())
     return {
-        "capacity": register.capacity,
-        "ids": int((register.used != NEVER).sum()),
-        "waiting": int((register.waiting[0] != EMPTY).sum()),
-        **dict(zip(Told().to_dict(), register.totals.tolist(), strict=True)),
+        "capacity": 8 * sharded.recipe.tables[name].buckets,
+        "ids": held,
+        "waiting": waiting,
+        **dict(zip(Told().to_dict(), totals.tolist(), strict=True)),
     }

@@ -118,13 +118,13 @@ class Line(Trainer):
             alarms = self.charts.take(figures)
             gate = not any(name in alarms for name in self.gate)
             told = ids.assign(self.sharded, self.recipe, source, end // 60)  # judged before they were let in
-            for text in ids.words(self.sharded, told):
-                self.log.write("note", step=self.step, text=text)
             self.reader = self._reader(STREAM, shuffle=True)
             self.total = self.step + self.reader.steps
             batches = self.reader.batches(0)
             with contextlib.closing(batches):
                 self._advance(batches, self.total)
+            for text in ids.words(self.sharded, told | ids.told_online(self.sharded)):
+                self.log.write("note", step=self.step, text=text)
             self.left_out_before, self.left_out = self._left_out(), {}
             self.position |= {"increments": self.position["increments"] + 1, "open": gate, "alarms": alarms}
             self.position |= {"figures": {name: figures.get(name) for name in self.charts.kept}}

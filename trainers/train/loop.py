@@ -330,6 +330,8 @@ class Trainer:
             self.position["due"] = True
             self._stop()
         self._write("valid", self.step, metrics, found.bounded)
+        for text in ids.words(self.sharded, ids.told_online(self.sharded)):
+            self.log.write("note", step=self.step, text=text)
         position, best = self.position, self.position.get("valid")
         by = selection.picks(self.recipe, metrics)
         if best is None and by != self.recipe.select():

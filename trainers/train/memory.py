@@ -21,6 +21,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
 from livetrain.modules.model import Model
 from livetrain.modules.optimizers import dense_optimizer, table_optimizer
+from livetrain.modules.tables.owner import held
 from livetrain.trainers.data.read.items import read_items
 from livetrain.trainers.data.read.lookups import Looked, ids_per_row
 from livetrain.trainers.train.layout.plan import CACHED, Plan, shards
@@ -28,7 +29,8 @@ from livetrain.trainers.train.replication import replicated
 
 ELEMENT = {"float32": 4, "float16": 2}  # bytes
 _ON_DEVICE = 3  # batches of a pipeline that are on a GPU: computed, exchanged, copied
-_ADMITTED, _WAITING = 13, 16  # bytes per row of a table of ids
+_ADMITTED, _WAITING = 13, 16  # bytes per row of a table of ids that every rank knows whole
+_OWNED, _OWNED_WAITING = 16, 20  # and of one whose ids get rows online, on all ranks together
 ROOM = 0.8  # part of a machine's free memory that the copies of a checkpoint may take
 
 
@@ -94,8 +96,8 @@ def needs(recipe: Recipe, model: Model) -> list[Part]:
         size = copied = weights + state
         if name in whole:  # on every worker, with its gradient
             size, copied = workers * (size + of_gradients(recipe, weights)), workers * size
-        admitted = of_admission(recipe, name)  # on every worker
-        size, copied = size + workers * admitted, copied + workers * admitted
+        admitted = workers * of_admission(recipe, name, workers)
+        size, copied = size + admitted, copied + admitted
         what = f"the table's {table.rows:,} rows of {table.dim} columns"
         parts.append(Part(f"tables.{name}", size, copied, what, "lower its rows or dim, or train on a cluster"))
     numbers = sum(parameter.numel() for parameter in model.dense.parameters())
@@ -130,15 +132,19 @@ def of_gradients(recipe: Recipe, weights: int) -> int:
     return weights * (1 + len(recipe.tasks) if recipe.gradients.scope == "rows" else 1)
 
 
-def of_admission(recipe: Recipe, name: str) -> int:
-    """Return the bytes that a rank holds to know which ids have the rows of a table of `hash: table`.
+def of_admission(recipe: Recipe, name: str, world: int) -> int:
+    """Return the bytes that one of so many ranks holds to know which ids have the rows of a table of `hash: table`.
 
     They are 12 for each row, a key and its last use, and one that says whether it has changed hands; with a threshold
-    16 more, for as many ids that wait.
+    16 more, for as many ids that wait. Where ids get rows online they are 16, for a last use in batches besides, and
+    with a threshold 20 more, and a rank holds its share of them alone: on its GPU, if it has one.
     """
     table = recipe.tables[name]
     if table.hash != "table":
         return 0
+    if table.assign == "online":
+        most = max(map(len, held(table, world)))
+        return most * (_OWNED + (_OWNED_WAITING if table.threshold > 1 else 0))
     return table.rows * (_ADMITTED + (_WAITING if table.threshold > 1 else 0))
 
 
@@ -185,7 +191,9 @@ def besides(
         own = -(-items // world)
         of_item = _item(recipe, model)
         read, computed = read + own * of_item[0], computed + own * of_item[1] + items * _gathered(recipe, model)
-    admitted = sum(of_admission(recipe, name) for name in recipe.tables)
+    online = [name for name, table in recipe.tables.items() if table.assign == "online"]
+    admitted = sum(of_admission(recipe, name, world) for name in recipe.tables if name not in online)
+    owned = sum(of_admission(recipe, name, world) for name in online)
     device = {
         "weights": weights,
         "optimizer state": state,
@@ -197,11 +205,12 @@ def besides(
     host = {
         "batches": int((1 + recipe.data.prefetch) * read),
         "windows": int(recipe.data.shuffle_gb * 1e9 / world),
-        "checkpoint copy": weights + state + dense + admitted,
+        "checkpoint copy": weights + state + dense + admitted + owned,
         **({"ids": admitted} if admitted else {}),
     }
-    if gpu and admitted:  # the keys are looked up there
-        device["ids"] = sum(8 * table.rows for table in recipe.tables.values() if table.hash == "table")
+    if owned or (gpu and admitted):  # the keys are looked up there
+        known = [table for name, table in recipe.tables.items() if table.hash == "table" and name not in online]
+        device["ids"] = owned + (sum(8 * table.rows for table in known) if gpu else 0)
     return {"gpu": device, "host": host} if gpu else {"gpu": {}, "host": _added(device, host)}
 
 

@@ -45,6 +45,7 @@ from livetrain.trainers.train import planning, replication
 from livetrain.trainers.train.gradients.combination import Combination
 from livetrain.trainers.train.layout.plan import node
 from livetrain.trainers.train.mean import Mean
+from livetrain.trainers.train.online import Anew, Online
 from livetrain.trainers.train.step import (
     SHARDED,
     CachedTablePipeline,
@@ -79,7 +80,8 @@ class Sharded:
     pipeline: Pipeline
     device: torch.device
     planned: planning.Plan
-    registers: dict[str, Register]  # of the tables of `hash: table`; every rank has them whole, and all are the same
+    registers: dict[str, Register]  # of tables whose ids get rows before: every rank has them whole, all are the same
+    online: Online  # of tables whose ids get rows while it trains
 
     @property
     def model(self) -> Model:
@@ -120,6 +122,15 @@ class Sharded:
                 if name != "step"
             }
         return found
+
+    def anew(self) -> Anew:
+        """Return what lets rows of the tables begin anew."""
+        return Anew(self.recipe, self.model.state_dict(), self.states().get("tables", {}))
+
+    def mark(self, table: str, rows: torch.Tensor) -> None:
+        """Say that rows of a table change by other means than its optimizer's, where anybody asked."""
+        if self.changes is not None:
+            self.changes.mark(table, rows)
 
     def purge(self) -> None:
         """Forget the rows in GPU caches, after the tables behind them were written: see checkpoint.load."""
@@ -171,6 +182,7 @@ def shard(recipe: Recipe, device: torch.device, planner: planning.Planner = plan
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if recipe.train.precision == "tf32" else "highest")
     step, sharders = _fused(recipe, device, once=_finds_repeated(device))
+    online = Online(recipe, step.model, device)
     plan = planning.agree(planner, recipe, device.type)
     paths = {key.split(".")[-2]: path for path, one in _sharded_collections(step) for key, _ in one.named_parameters()}
     with host.tables() if _on_host(recipe, device) else contextlib.nullcontext(), _nodes(recipe, ranks.world()):
@@ -204,9 +216,21 @@ def shard(recipe: Recipe, device: torch.device, planner: planning.Planner = plan
                 f"gradients.kind: '{recipe.gradients.kind}' looks up the rows of a batch twice, and those of tables in "
                 "host memory are fetched once; let the tables fit the GPUs, or use another kind"
             )
+        if plan.cached and online.owners:
+            raise BadInput(
+                f"tables.{next(iter(online.owners))}.assign: 'online' begins rows anew between steps, and those on "
+                "the host are fetched ahead of them; let the tables fit the GPUs, or use assign: before"
+            )
     pipeline = kind(module, update, device)
-    registers = {name: Register(recipe.tables[name], map) for name, map in step.model.maps.items()}
-    sharded = Sharded(recipe, module, optimizers, pipeline, device, plan, registers)
+    registers = {
+        name: Register(recipe.tables[name], map)
+        for name, map in step.model.maps.items()
+        if recipe.tables[name].assign == "before"
+    }
+    sharded = Sharded(recipe, module, optimizers, pipeline, device, plan, registers, online)
+    if online.owners:
+        online.join(module, sharded.anew, sharded.mark, at_once=kind is DensePipeline)
+        update.online = online
     with torch.no_grad():
         for table, weight, row, column in sharded.shards():
             initial_values(recipe, table).fill(weight, row, column)

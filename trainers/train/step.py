@@ -32,6 +32,7 @@ from livetrain.modules.tables.changes import Changes
 from livetrain.trainers.train.gradients.combination import Combination
 from livetrain.trainers.train.loss import Loss, Output
 from livetrain.trainers.train.mean import Mean
+from livetrain.trainers.train.online import Online
 
 # What torchrec makes of tables whose rows it spreads over ranks: looked up as they are, or pooled.
 SHARDED = (ShardedEmbeddingCollection, ShardedEmbeddingBagCollection)
@@ -67,6 +68,7 @@ class Update(CombinedOptimizer):
 
     Attributes:
         changes: keeps account of the rows that change, where anybody asks for it; see trainers.train.tracking.
+        online: gives ids rows with every batch, where a table asks for it.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Update(CombinedOptimizer):
         self.combination, self.steps, self.mean = combination, steps, mean
         self._dense, self._clip_norm, self._moving = dense, clip_norm, moving
         self.changes: Changes | None = None
+        self.online: Online | None = None
 
     def zero_grad(self, set_to_none: bool = False) -> None:
         """Begin a step: clear the gradients, and tell fused optimizers their rates and the number of the step."""
@@ -137,6 +140,8 @@ class Pipeline:
         """
         batch = self._arrive(batches)
         training = self._model.training
+        if training and self._optimizer.online is not None:
+            self._optimizer.online.begin()
         again = self._again(batch) if training and self.combination.looks_again else None
         if training:
             self._optimizer.zero_grad()

@@ -24,12 +24,13 @@ from livetrain.modules.tables import hashing
 from livetrain.trainers.runtime import run_folder
 from livetrain.trainers.runtime.manifest import write_text
 from livetrain.trainers.runtime.run_folder import find_checkpoint
-from livetrain.trainers.train import checkpoint, ids
+from livetrain.trainers.train import checkpoint, ids, online
 from livetrain.trainers.train.fitting import Fit, Taken, fit
 from livetrain.trainers.train.restore import Reader
 from livetrain.trainers.train.sharding import Sharded
 
 NAME = "warm_start.txt"
+_BY_ROWS = ("used", "waiting", "waiting_counts", "waiting_used")  # what goes with ids to another place
 _MEND = "start from another run, or leave train.warm_start out"
 
 
@@ -170,7 +171,7 @@ def _load(sharded: Sharded, recipe: Recipe, path: Path, found: Fit) -> Begun:
         asked["steps"] = state["steps"]
     tables = {key.split(".")[-2]: taken for key, taken in found.taken.items() if key.startswith("tables.")}
     maps: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {}  # of maps whose ids are placed anew
-    for name in sharded.registers:
+    for name in ids.tables(sharded):
         was = tables[name].key.split(".")[-2] if name in tables else ""
         if not was or old.tables[was].hash != "table":
             continue
@@ -178,8 +179,9 @@ def _load(sharded: Sharded, recipe: Recipe, path: Path, found: Fit) -> Begun:
         if tables[name].rows_of:
             many = old.tables[was].rows
             keys = torch.empty(many, dtype=keys.dtype)
-            kept = {part: torch.empty(many if each.dim() else (), dtype=each.dtype) for part, each in kept.items()}
-            kept["totals"] = state["ids"][name]["totals"]
+            own = kept
+            kept = {part: torch.empty(many, dtype=own[part].dtype) for part in _BY_ROWS if part in own}
+            kept |= {"counted": torch.empty_like(own["counted"]), "totals": own["totals"]}
             maps[name] = (asked.setdefault("model", {}), asked.setdefault("ids", {}), was)
         asked.setdefault("model", {})[f"hash.maps.of_{was}.keys"] = keys
         asked.setdefault("ids", {})[was] = kept
@@ -193,7 +195,7 @@ def _load(sharded: Sharded, recipe: Recipe, path: Path, found: Fit) -> Begun:
                 _spread(value, reader, name, rows)
         for name, (model, kept, was) in maps.items():
             here, there = ids.placed(sharded, name, model[f"hash.maps.of_{was}.keys"], kept[was])
-            ids.settle(sharded, recipe)
+            ids.settle(sharded)
             for value, entry in moved[id(tables[name])]:
                 _gather(value, reader, entry, here, there)
         if (mean := sharded.pipeline.update.mean) is not None:  # what was evaluated goes on, and a mean of its own
@@ -212,7 +214,7 @@ def _gather(value: Any, reader: Reader, name: str, here: torch.Tensor, there: to
     """Fill rows `here` of what this rank holds of an entry with the rows `there` of an old one, if there is such."""
     if name not in reader.read_metadata().state_dict_metadata:
         return
-    pieces = list(ids.pieces(value))
+    pieces = list(online.pieces(value))
 
     def needed(block: range) -> bool:
         return bool(((there >= block.start) & (there < block.stop)).any())
@@ -248,7 +250,7 @@ def _spread(value: Any, reader: Reader, name: str, rows: int) -> None:
         rows: of the old table.
     """
     ranges = [
-        (piece, column, *each) for piece, row, column in ids.pieces(value) for each in _ranges(row, len(piece), rows)
+        (piece, column, *each) for piece, row, column in online.pieces(value) for each in _ranges(row, len(piece), rows)
     ]
 
     def needed(block: range) -> bool:

@@ -457,10 +457,11 @@ def test_what_is_missing_is_said_before_work_starts(follower, tmp_path):
 
 
 @pytest.mark.slow
-def test_new_ids_have_rows_when_they_are_learned(tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", ["before", "online"])
+def test_new_ids_have_rows_when_they_are_learned(tmp_path, monkeypatch, when):
     """Of a table whose rows belong to ids: a room that no night has seen is admitted with its first increment."""
     made.days(tmp_path, made.DAYS)
-    changes = {"tables__movie": {"rows": 16384, "dim": 8, "hash": "table"}}
+    changes = {"tables__movie": {"rows": 16384, "dim": 8, "hash": "table", "assign": when}}
     made.night(made.recipe(tmp_path, **changes), tmp_path / "runs")
     made.write(tmp_path, 4)
     recipe = made.recipe(tmp_path, **changes)

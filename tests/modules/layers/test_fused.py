@@ -105,7 +105,9 @@ def test_any_widths(dim, side, units):
 @pytest.mark.parametrize("whose", ["PyTorch's", "their own"])
 def test_threads_share_the_work(threads, whose, monkeypatch):
     if whose == "their own":  # as where no OpenMP is to be found
-        other = compiler.shared_object(compiled_layers.SOURCE, "-DREAL=double", "-DGOMP_parallel=absent")
+        other = compiler.shared_object(
+            compiled_layers.SOURCES[0], "-DREAL=double", "-DGOMP_parallel=absent", others=compiled_layers.SOURCES[1:]
+        )
         monkeypatch.setattr(compiled_layers, "library", lambda dtype: compiled.Native(str(other), dtype))
     module, inputs = unit(8, 0, [16, 5]), case(8, 0, [int(n) for n in torch.arange(150) % 7])
     wanted = results(module, inputs, None, "plain")

@@ -4,6 +4,7 @@ import io
 import pickle
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
@@ -201,10 +202,14 @@ def test_a_broken_connection_is_opened_again(waits, tmp_path, monkeypatch):
         def size(self) -> int:
             return 10
 
-        def read_at(self, count: int, start: int) -> bytes:
+        def seek(self, start: int) -> None:
+            self.place = start
+
+        def readinto(self, found: bytearray) -> int:
             if self.broken:
                 raise ConnectionError("lost")
-            return (tmp_path / "file").read_bytes()[start : start + count]
+            found[:] = (tmp_path / "file").read_bytes()[self.place : self.place + len(found)]
+            return len(found)
 
     class System:
         opened = 0
@@ -216,3 +221,26 @@ def test_a_broken_connection_is_opened_again(waits, tmp_path, monkeypatch):
     system = System()
     assert reach.File(system, "file").at(2, 3) == b"234"
     assert system.opened == 2
+
+
+def test_a_short_answer_is_asked_for_again(bucket, network, monkeypatch):
+    monkeypatch.setattr(reach, "_FIRST_S", 0.001)
+    filesystem, root = fs.FileSystem.from_uri(bucket)
+    content = bytes(range(256)) * 40
+    with filesystem.open_output_stream(f"{root}/x") as out:
+        out.write(content)
+    patient = reach.patient(filesystem)
+    network.rate, network.faults = 0.5, ("short",)
+    with patient.open_input_file(f"{root}/x") as file, ThreadPoolExecutor(4) as threads:
+        assert file.read() == content
+        inner = reach.opened(patient, f"{root}/x")
+        places = [(start, count) for start in range(0, 10_000, 999) for count in (1, 3, 8, 200)]
+        found = list(threads.map(lambda place: inner.at(*place), places))
+        assert found == [content[start : start + count] for start, count in places]
+    with patient.open_input_stream(f"{root}/x") as file:
+        assert file.read() == content
+    assert network.counted["short"] > 5
+    network.rate = 1.0
+    monkeypatch.setattr(reach, "DEADLINE_S", 0.05)
+    with patient.open_input_file(f"{root}/x") as file, pytest.raises(OSError, match="not all of 100 bytes came"):
+        file.read_at(100, 5)

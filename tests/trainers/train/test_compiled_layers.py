@@ -58,17 +58,23 @@ def test_trains_without_where_it_must(case, tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         compiled_layers.enable(MLP(3, [2], "dice"), CPU)
     assert len(caplog.messages) == 1
-    assert "training DIN without compiled layers" in caplog.messages[0]
+    assert "training without compiled layers" in caplog.messages[0]
     assert compiled.library_for(torch.zeros(1)) is None
     assert made(tmp_path) == [] if case != "no cache" else True
 
 
-def test_one_source_has_one_name():
-    command = ["g++", "-O3"]
-    assert compiler._fingerprint(compiled_layers.SOURCE, command) == compiler._fingerprint(
-        compiled_layers.SOURCE, list(command)
-    )
-    assert compiler._fingerprint(compiled_layers.SOURCE, command) != compiler._fingerprint(
-        compiled_layers.SOURCE, ["g++", "-O2"]
-    )
-    assert compiler._fingerprint(compiled_layers.SOURCE, command) != compiler._fingerprint(records.SOURCE, command)
+def test_one_source_has_one_name(tmp_path):
+    command, sources = ["g++", "-O3"], compiled_layers.SOURCES
+    name = compiler._fingerprint(sources, command)
+    assert name == compiler._fingerprint(list(sources), list(command))
+    assert name != compiler._fingerprint(sources, ["g++", "-O2"])
+    assert name != compiler._fingerprint(sources[:1], command)
+    assert name != compiler._fingerprint([records.SOURCE], command)
+    copies = [tmp_path / source.name for source in sources]
+    for source, copy in zip(sources, copies, strict=True):
+        copy.write_text(source.read_text())
+    header = tmp_path / "vectors.h"
+    header.write_text((sources[0].parent / header.name).read_text())
+    assert name == compiler._fingerprint(copies, command)
+    header.write_text("// another one")
+    assert name != compiler._fingerprint(copies, command)

@@ -60,10 +60,10 @@ def lookups(day: int) -> dict[str, Sights]:
     return {name: Sights.of(drawn.integers(-1000, 1000, size=400)) for name in ("user", "movie")}
 
 
-def counted(sharded, made_for: Recipe, days: list[int]) -> None:
+def counted(sharded, days: list[int]) -> None:
     for day in days:
         ids.count(sharded, lookups(day), day * 1440)
-    ids.settle(sharded, made_for)
+    ids.settle(sharded)
 
 
 def steps(sharded, made_for: Recipe, count: int, seed: int = 0) -> None:
@@ -79,7 +79,7 @@ def twice(made_for: Recipe) -> list[dict[str, torch.Tensor]]:
     """Train between two assignments; return all that there is after each of these, and at the end."""
     sharded, found = shard(made_for, CPU), []
     for seed in (1, 2):
-        counted(sharded, made_for, [seed])
+        counted(sharded, [seed])
         found.append(everything(sharded))
         steps(sharded, made_for, 5, seed)
     return [*found, everything(sharded)]
@@ -110,7 +110,7 @@ def test_two_ranks_equal_plain_and_one(two_ranks, changes):
 
 def begun_and_trained(made_for: Recipe) -> dict:
     sharded = shard(made_for, CPU)
-    counted(sharded, made_for, [1, 2])
+    counted(sharded, [1, 2])
 
     def tables() -> dict[str, torch.Tensor]:
         return {
@@ -151,7 +151,7 @@ def test_rows_that_change_hands_begin_anew_on_any_number_of_ranks(two_ranks, cha
 
 def saved(made_for: Recipe, path: Path, days: list[int]) -> dict[str, torch.Tensor]:
     sharded = shard(made_for, CPU)
-    counted(sharded, made_for, days)
+    counted(sharded, days)
     steps(sharded, made_for, 5)
     with checkpoint.Saver(sharded, made_for, path) as saver:
         saver.save(5, {"best_step": 5})
@@ -162,7 +162,7 @@ def saved(made_for: Recipe, path: Path, days: list[int]) -> dict[str, torch.Tens
 def begun(made_for: Recipe, path: Path, days: list[int]) -> dict[str, torch.Tensor]:
     sharded = shard(made_for, CPU)
     taken = warm_start.load(sharded, made_for, path)
-    counted(sharded, made_for, days)
+    counted(sharded, days)
     taken.admitted(sharded)
     return everything(sharded)
 

@@ -1,16 +1,12 @@
 """Row groups of files that lie behind a network: fetched whole and at once, then decoded from memory.
 
-So a connection that is lost, or that ends too soon, is told from bytes that do not decode: the first fails while they
-are fetched (and is tried again, see `trainers.runtime.reach`), the second when the file in memory is read. An answer
-that is shorter than what was asked for and says so fails nowhere before that, since pyarrow fills it up. So bytes that
-do not decode are fetched again, until they are the same: then they are what the file holds.
+So a connection that is lost is told from bytes that do not decode: the first fails while they are fetched, and is tried
+again as a short answer is (`trainers.runtime.reach`), and the second is what the file holds.
 """
 
 import bisect
 import io
-import logging
 import threading
-import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -18,7 +14,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 from pyarrow import fs
 
 from livetrain.configs.errors import BadInput, short
@@ -26,8 +21,6 @@ from livetrain.trainers.data.read.files import footer_of, shown, shut
 from livetrain.trainers.data.read.index import RowGroup
 from livetrain.trainers.data.read.prefetch import Loaders
 from livetrain.trainers.runtime import reach
-
-log = logging.getLogger(__name__)
 
 _OPEN_FILES = 16  # kept with their footers
 _HOLE = 1 << 20  # bytes between two columns that cost less than one more request: what 10 ms carry at 100 MB/s
@@ -60,17 +53,8 @@ class Distant:
             BadInput: the bytes do not come, or the file is no whole Parquet file.
             ArrowException, OSError: the bytes come and do not decode.
         """
-        before: list[str] = []
-        begun = time.monotonic()
-        while True:
-            pieces, footer = self.fetched(path, [group], columns)
-            try:
-                return _decoded(pieces, footer).read_row_group(group, columns=columns, use_threads=False)
-            except (pa.ArrowException, OSError) as error:
-                if pieces.digests() == before or time.monotonic() - begun > reach.DEADLINE_S:
-                    raise
-                before = pieces.digests()
-                log.info("%s, row group %d: %s; reading it again", shown(self._filesystem, path), group, error)
+        pieces, footer = self.fetched(path, [group], columns)
+        return _decoded(pieces, footer).read_row_group(group, columns=columns, use_threads=False)
 
     def file(self, path: str, group: int, columns: list[str]) -> pq.ParquetFile:
         """Return a Parquet file in memory that has some columns of one row group, to be decoded bit by bit.
@@ -221,9 +205,6 @@ class Pieces(io.RawIOBase):
         other = Pieces(self._length)
         other._starts, other._parts = self._starts, self._parts
         return other
-
-    def digests(self) -> list[str]:
-        return [xxhash.xxh64_hexdigest(part) for part in self._parts]
 
     def readable(self) -> bool:
         return True

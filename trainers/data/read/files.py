@@ -2,7 +2,6 @@
 
 import os
 import re
-import time
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -218,28 +217,18 @@ def read_footer(filesystem: fs.FileSystem, path: str) -> tuple[pq.FileMetaData, 
 def footer_of(handle: pa.NativeFile, name: str) -> tuple[pq.FileMetaData, pa.Schema]:
     """Return what an open Parquet file says of itself, by one request unless its footer is long.
 
-    What is no footer is read again until it is the same: then it is what the file holds, and not what was lost on its
-    way.
-
     Raises:
         BadInput: it is not a whole Parquet file, or cannot be read.
     """
-    before, begun = b"", time.monotonic()
-    while True:
-        end = _end(handle, name)
-        try:
-            file = pq.ParquetFile(pa.BufferReader(end))
-            schema = file.schema_arrow
-            schema.names  # noqa: B018  (a name that is no UTF-8 shows here)
-            break
-        except (pa.ArrowException, OSError, ValueError) as error:
-            if "encrypted" in str(error):
-                raise BadInput(f"{name}: it is encrypted; write it without encryption") from error
-            if end == before or time.monotonic() - begun > reach.DEADLINE_S:
-                raise BadInput(
-                    f"{name}: not a complete Parquet file ({short(error)}); write or copy it again"
-                ) from error
-            before = end
+    end = _end(handle, name)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(end))
+        schema = file.schema_arrow
+        schema.names  # noqa: B018  (a name that is no UTF-8 shows here)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if "encrypted" in str(error):
+            raise BadInput(f"{name}: it is encrypted; write it without encryption") from error
+        raise BadInput(f"{name}: not a complete Parquet file ({short(error)}); write or copy it again") from error
     if (
         _length(end) == file.metadata.serialized_size + _SIGNATURE
     ):  # to ask for such a column's figures ends the process

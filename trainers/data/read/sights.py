@@ -91,8 +91,9 @@ class Sighted:
 
 
 def admitted(recipe: Recipe) -> dict[str, Sighted]:
-    """Return what counts the ids of the tables of `hash: table`, by table."""
-    return {name: Sighted(recipe, name) for name, table in recipe.tables.items() if table.hash == "table"}
+    """Return what counts the ids of the tables whose ids get rows before a run, by table."""
+    own = [name for name, table in recipe.tables.items() if table.hash == "table" and table.assign == "before"]
+    return {name: Sighted(recipe, name) for name in own}
 
 
 def minute_of(partition: Partition) -> int | None:

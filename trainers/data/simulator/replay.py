@@ -111,14 +111,16 @@ def messages(world: Path, how: Replay, days: tuple[date, date] | None = None) ->
     _check(world)
     sent = {topic: _sent(world, topic, days) for topic in TOPICS}
     arrivals = {topic: _arrivals(table, how, place) for place, (topic, table) in enumerate(sent.items())}
-    minutes = [times[row] // MINUTE_MS for times, row in arrivals.values() if len(row)]
-    for minute in range(min(map(np.min, minutes), default=0), max(map(np.max, minutes), default=-1) + 1):
+    sent = {
+        topic: table.drop_columns("sent").combine_chunks() for topic, table in sent.items()
+    }  # `take` joins chunks anew
+    ends = [times[[0, -1]] // MINUTE_MS for times, _ in arrivals.values() if len(times)]
+    for minute in range(min((first for first, _ in ends), default=0), max((last for _, last in ends), default=-1) + 1):
         found = {}
         for topic, (times, row) in arrivals.items():
-            first, end = np.searchsorted(times[row], [minute * MINUTE_MS, (minute + 1) * MINUTE_MS])
+            first, end = np.searchsorted(times, [minute * MINUTE_MS, (minute + 1) * MINUTE_MS])
             if end > first:
-                rows = sent[topic].take(pa.array(row[first:end] % len(sent[topic]))).drop_columns("sent").to_pylist()
-                found[topic] = [json.dumps(each) for each in rows]
+                found[topic] = [json.dumps(each) for each in sent[topic].take(pa.array(row[first:end])).to_pylist()]
         yield Arrived(int(minute) * MINUTE_MS, found)
 
 
@@ -152,7 +154,9 @@ def replay(
             for topic, lines in arrived.messages.items():
                 path = out / "topics" / topic / time.strftime("%Y%m%d-%H%M%S.jsonl", time.gmtime(arrived.start // 1000))
                 if not path.exists():
-                    manifest.write_text(path, "".join(f"{line}\n" for line in lines))
+                    draft = path.with_name(f"_{path.name}")  # a killed replay writes it anew
+                    draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+                    draft.replace(path)
                     new = True
             come += 1
             if not new:  # written before a kill: what was waited for is over
@@ -202,7 +206,7 @@ def _sent(world: Path, topic: str, days: tuple[date, date] | None) -> pa.Table:
 
 
 def _arrivals(sent: pa.Table, how: Replay, topic: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return times (ms) of 2 n arrivals, and those that happen in their order: n and more is message - n once more."""
+    """Return when messages arrive (ms), in that order, and which of the `sent` each is: some come twice."""
     random = np.random.default_rng(np.random.SeedSequence(how.seed, spawn_key=(topic,)))
     count = len(sent)
     delay = random.exponential(1000 * how.delay, 2 * count) if how.delay else np.zeros(2 * count)
@@ -210,4 +214,5 @@ def _arrivals(sent: pa.Table, how: Replay, topic: int) -> tuple[np.ndarray, np.n
     times = np.tile(sent["sent"].to_numpy(), 2) + delay.astype(np.int64)
     comes = np.concatenate([np.ones(count, bool), random.random(count) < how.twice])
     row = np.flatnonzero(comes)
-    return times, row[np.argsort(times[row], kind="stable")]
+    row = row[np.argsort(times[row], kind="stable")]
+    return times[row], row % max(count, 1)

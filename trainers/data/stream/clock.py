@@ -40,10 +40,11 @@ class Partition:
             self.quiet = None
 
     def took(self, newest: int | None, following: Any) -> None:
-        """Note that messages came."""
-        self.next, self.quiet, self.silent = following, None, False
+        """Note that messages came; `newest` is None where none of them counts: then it has said nothing."""
+        self.next = following
         if newest is not None:
             self.newest = newest if self.newest is None else max(newest, self.newest)
+            self.quiet, self.silent = None, False
 
 
 Place = tuple[str, str]

@@ -32,9 +32,11 @@ from livetrain.trainers.data.write import layout
 from livetrain.trainers.runtime import manifest
 
 PENDING = 500_000  # rows that are in no segment yet, at most
+_ASIDE = 10_000  # messages that are kept aside, of which no file is written yet
 _SETTLE = 100_000  # messages of which exposures and actions are made at a time
 _DISCOVER_S = 30.0  # between looks for new partitions
 _AHEAD = 10  # minutes, besides what is waited for, by which a partition may be ahead of the slowest
+_SPEC_S = 1.0  # between looks whether the spec has changed, at most
 _LONGEST_S = 10.0  # between tries of a source that does not answer
 _SHARE = 5  # a look comes after so many times what the last one took: who is far behind closes more minutes at once
 PART = "part-0.parquet"
@@ -133,6 +135,9 @@ class _Lane:
         self._down: dict[str, tuple[float, float]] = {}  # source -> when to try again, and the pause before that
         self._read_at = loaded.path.stat().st_mtime_ns
         self._poisoned = self._resume.get("poisoned", 0)
+        for path in (out / "poison").glob("*.jsonl") if lane == 0 else ():
+            if int(path.stem) >= self._poisoned:  # of what is read again
+                path.unlink()
 
     # What the stream is
 
@@ -160,22 +165,27 @@ class _Lane:
         self._connection.execute(f"SET memory_limit = '{job.memory_mb}MB'")
         self._connection.execute(f"SET threads = {job.threads}")
 
-    def _reread(self) -> None:
-        """Take what has changed in the spec's file, where it may."""
+    def _written(self) -> int | None:
+        """Return when the spec's file was written, or None where it is gone for a moment."""
         try:
-            at = self._loaded.path.stat().st_mtime_ns
-            if at == self._read_at:
-                return
-            self._read_at = at
+            return self._loaded.path.stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def _reread(self) -> bool:
+        """Take what has changed in the spec's file, where it may; return whether anything was taken."""
+        at = self._written()
+        if at in (None, self._read_at):
+            return False
+        self._read_at = at
+        try:
             found = load_stream(self._loaded.path)
-            key = _difference(self._loaded.fixed(), found.fixed())
-        except (BadInput, OSError) as error:
+        except BadInput as error:
             self._tell(f"the spec has changed and is not taken: {short(error)}")
-            return
-        if key:
+            return False
+        if key := _difference(self._loaded.fixed(), found.fixed()):
             self._tell(f"the spec has changed and is not taken: {key} is fixed; only jobs and idle_s may change")
-            return
-        if found.spec.sources != self._loaded.spec.sources:
+        elif found.spec.sources != self._loaded.spec.sources:
             self._tell("the spec has changed and is not taken: sources change when the stream is started again")
         elif found.spec.store != self._loaded.spec.store:
             self._tell("the spec has changed and is not taken: store changes when the stream is started again")
@@ -183,6 +193,8 @@ class _Lane:
             self._loaded = found
             self._tune()
             self._tell("the spec's jobs have changed, and are taken")
+            return True
+        return False
 
     # The work
 
@@ -192,7 +204,8 @@ class _Lane:
             self._tell(words)
         try:
             while True:
-                self._reread()
+                if self._reread():
+                    due = dict.fromkeys(due, 0.0)  # however long an interval was, the new one begins now
                 jobs, now = self._loaded.spec.jobs, time.monotonic()
                 pauses = {"join": jobs.join.every_s, "tables": jobs.tables.every_s, "report": jobs.report.every_s}
                 ready = {name for name, at in due.items() if now >= at}
@@ -212,12 +225,18 @@ class _Lane:
                 if ended and not (self._minutes and self._joiner.unsent):
                     return
                 if not read:
-                    time.sleep(jobs.read.every_s)
+                    self._pause(jobs.read.every_s)
         finally:
             for source in self._sources.values():
                 source.close()
             if self._minutes:
                 self._minutes.close()
+
+    def _pause(self, seconds: float) -> None:
+        """Wait so long, or until the spec's file is written."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0 and self._written() in (None, self._read_at):
+            time.sleep(min(left, _SPEC_S))
 
     def _words(self, name: str) -> str:
         return f"source {name}" if name in self._loaded.spec.sources else f"the {name}"
@@ -262,10 +281,12 @@ class _Lane:
         places, count = self._clock.readable(), 0
         for name, source in self._sources.items():
             own = {place for place in places if self._loaded.spec.topics[place[0]].source == name}
-            taken = self._asked(name, partial(self._take, source, own)) or Counter()
+            spoke = set[Place]()
+            taken = self._asked(name, partial(self._take, source, own, spoke)) or Counter()
             count += (total := taken.total())
             # nobody is silent whom one cannot ask, who is held back, or to whom a full turn did not come
-            sure = own - taken.keys() if name not in self._down and total < self._loaded.spec.jobs.read.messages else ()
+            asked = own if total < self._loaded.spec.jobs.read.messages else taken.keys()
+            sure = asked - spoke if name not in self._down else ()
             now = time.monotonic()
             for place, each in self._clock.partitions.items():
                 if self._loaded.spec.topics[place[0]].source == name:
@@ -276,17 +297,19 @@ class _Lane:
         self._intake.changed.clear()
         return count
 
-    def _take(self, source: Source, places: set[Place]) -> Counter[Place]:
-        """Take what a source has now, and return how many messages each partition had."""
+    def _take(self, source: Source, places: set[Place], spoke: set[Place]) -> Counter[Place]:
+        """Take what a source has now, and return how many messages each had; `spoke` gets who had one that counts."""
         count: Counter[Place] = Counter()
         latest, waiting = None, 0
         try:
             for given in source.poll(places, self._loaded.spec.jobs.read.messages):
                 partition = self._clock.partitions[given.place]
-                if partition.silent:
-                    self._tell(f"{'/'.join(given.place)} speaks again")
                 found = self._intake.take(given, partition, self._taken)
                 latest = max((time for time in (latest, found) if time is not None), default=None)
+                if found is not None:
+                    spoke.add(given.place)
+                    if partition.silent:
+                        self._tell(f"{'/'.join(given.place)} speaks again")
                 if given.next is not None:
                     partition.took(latest, given.next)
                     latest = None
@@ -303,11 +326,13 @@ class _Lane:
         self._intake.settle(self._closed, self._taken)
         if self._joiner.pending() > PENDING:
             self._joiner.flush()
+        if len(self._taken.poison) > _ASIDE:
+            self._set_aside()
 
     def _close(self) -> None:
         """Close the minutes in which everything is known by now."""
         for place in self._clock.idle(self._loaded.spec.idle_s):
-            self._tell(f"ALARM: {'/'.join(place)} is silent; minutes are closed without it")
+            self._tell(f"ALARM: {'/'.join(place)} has no message that counts; minutes are closed without it")
         watermark = self._clock.watermark()
         if watermark is None:
             return
@@ -353,8 +378,7 @@ class _Lane:
         if self._joiner.pending():
             self._joiner.flush()
         self._joiner.forget(begin)
-        if self._taken.poison and self._lane == 0:
-            self._set_aside()
+        self._set_aside()
         offsets = {
             f"{table}/{partition}": {"next": each.next, "newest": each.newest}
             for (table, partition), each in self._clock.partitions.items()
@@ -399,9 +423,13 @@ class _Lane:
         )
 
     def _set_aside(self) -> None:
+        """Write the messages that are kept aside."""
+        lines, self._taken.poison = self._taken.poison, []
+        if not lines or self._lane:  # every lane reads every message; one keeps them
+            return
         folder = self._out / "poison"
         folder.mkdir(exist_ok=True)
-        manifest.write_text(folder / f"{self._poisoned:06d}.jsonl", "".join(f"{line}\n" for line in self._taken.poison))
+        manifest.write_text(folder / f"{self._poisoned:06d}.jsonl", "".join(f"{line}\n" for line in lines))
         self._poisoned += 1
 
     def _report(self) -> None:

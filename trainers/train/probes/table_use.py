@@ -56,7 +56,7 @@ def occupancy(sharded: Sharded, recipe: Recipe, train: Source) -> dict[str, dict
     occupied = ranks.summed(counts.to(sharded.device)).tolist()
     return {
         name: _of_ids(sharded, name)
-        if name in sharded.registers
+        if table.hash == "table"
         else _row(table, occupied[numbers[name]], table.hash == "modulo" and _below(recipe, name, train))
         for name, table in recipe.tables.items()
     }

@@ -34,9 +34,10 @@ def batches(path) -> list:
     return list(reader.batches(0))
 
 
-def test_a_bad_network_changes_no_batch(tmp_path, bucket, network, monkeypatch):
+@pytest.mark.parametrize("how", [{"write_page_checksum": True}, {"compression": "none", "use_dictionary": False}])
+def test_a_bad_network_changes_no_batch(tmp_path, bucket, network, monkeypatch, how):
     monkeypatch.setattr(reach, "_FIRST_S", 0.001)
-    write_split(tmp_path / "train", [make_rows(60, seed) for seed in range(4)], 20, write_page_checksum=True)
+    write_split(tmp_path / "train", [make_rows(60, seed) for seed in range(4)], 20, **how)
     there = uploaded(tmp_path, bucket, "bad")
     expected = batches(tmp_path)
     network.rate, network.seed = 0.4, 7

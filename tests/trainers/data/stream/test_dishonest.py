@@ -1,8 +1,13 @@
 """Late, wrong, doubled, skewed and changing messages: counted, kept aside, and never in the samples."""
 
+import contextlib
+import itertools
 import json
 import os
+import threading
 import time
+import unittest.mock
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +20,7 @@ from livetrain.trainers.data.read.minutes import STREAM
 from livetrain.trainers.data.stream import lane
 from livetrain.trainers.data.stream.clock import Clock, Partition
 from livetrain.trainers.data.stream.intake import Intake, Taken, connected
+from livetrain.trainers.data.stream.lane import run_lane
 from livetrain.trainers.data.stream.sources.base import Messages
 from livetrain.trainers.data.stream.sources.folder import Folder
 from tests.trainers.data.stream import logs
@@ -314,6 +320,107 @@ def test_a_changed_spec_is_taken_or_refused_while_it_runs(tmp_path):
     (tmp_path / "later").mkdir()
     with connected(loaded, tmp_path / "later") as connection, pytest.raises(BadInput, match="begun by another version"):
         lane._Lane(loaded, tmp_path / "out", home, 0, connection, said.append)
+
+
+@contextlib.contextmanager
+def at_work(path: Path, out: Path) -> Iterator[list[str]]:
+    """Run a lane beside the test, from when it has begun; yield what it says."""
+    said, ended = [], threading.Event()
+
+    def tell(words: str) -> None:
+        said.append(words)
+        assert not ended.is_set()  # ends the lane
+
+    with unittest.mock.patch("threading.excepthook"):
+        thread = threading.Thread(target=run_lane, args=(load_stream(path), out, 0, False, tell), daemon=True)
+        thread.start()
+        try:
+            wait(lambda: (out / STREAM).exists() and list(out.glob("_lanes/lane=0/work/*")) or not thread.is_alive())
+            yield said
+        finally:
+            ended.set()
+            content = path.read_text()
+            path.write_text("none: of a stream")  # which it says
+            thread.join()
+            path.write_text(content)
+
+
+def wait(found) -> None:
+    for _ in range(3000):  # a minute, far more than it needs
+        if found():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it does not come")
+
+
+def land(folder: Path, table: str, name: str, lines: list[str]) -> None:
+    (folder / table).mkdir(parents=True, exist_ok=True)
+    (folder / table / f"_{name}").write_text("".join(f"{line}\n" for line in lines))
+    (folder / table / f"_{name}").rename(folder / table / f"{name}.jsonl")
+
+
+def closed(out: Path) -> list[str]:
+    return [path.parents[1].name for path in sorted(out.glob("date=*/time=*/lane=0/manifest.json"))]
+
+
+def test_what_a_job_is_given_holds_from_the_moment_on_at_which_it_is_changed(tmp_path, monkeypatch):
+    """Intervals of hours are over at once, and DuckDB has the new memory and threads."""
+    slow = {"read": {"every_s": 3600}, "join": {"every_s": 3600}, "tables": {"every_s": 3600}}
+    quick = {"read": {"every_s": 0.05, "messages": 7}, "join": {"every_s": 0.05, "memory_mb": 321, "threads": 3}}
+    times = {"wait_s": 0, "lateness_s": 0}
+    path, out, seen = written(tmp_path, **times, jobs=slow), tmp_path / "out", []
+
+    def tuned(self) -> None:
+        tune(self)
+        ask = "SELECT current_setting('memory_limit'), current_setting('threads')"
+        seen.append(self._connection.execute(ask).fetchall()[0])
+
+    tune = lane._Lane._tune
+    monkeypatch.setattr(lane._Lane, "_tune", tuned)
+    with at_work(path, out) as said:
+        time.sleep(0.5)  # it has looked once, and found nothing
+        for table in logs.FEEDS:
+            land(tmp_path / "land", table, "0", [json.dumps(row(second)) for second in (0, 30, 90, 150)])
+        time.sleep(1.0)
+        assert not closed(out)
+        written(tmp_path, **times, jobs=quick)
+        wait(lambda: len(closed(out)) == 2)
+        assert said.count("the spec's jobs have changed, and are taken") == 1
+    assert [threads for _, threads in seen] == [1, 3]
+    assert seen[0][0] != seen[1][0] == "306.1 MiB"
+
+
+def test_a_topic_of_poison_alone_is_told_and_waited_for_no_longer(tmp_path, monkeypatch):
+    """As where its schema has changed: minutes are closed without it, and each message is kept aside once."""
+    monkeypatch.setattr(lane, "_ASIDE", 3)
+    jobs = {"read": {"every_s": 0.02}, "join": {"every_s": 0.05}}
+    path = written(tmp_path, wait_s=0, lateness_s=0, idle_s=0.5, jobs=jobs)
+    out, folder = tmp_path / "out", tmp_path / "land"
+    land(folder, "clicks", "0", [json.dumps(row(0))])
+    land(folder, "shows", "0", [json.dumps(row(second)) for second in (1, 61, 121)])
+    number = itertools.count()
+    with at_work(path, out) as said:
+
+        def poison() -> None:
+            each = next(number)
+            land(folder, "clicks", f"1{each:04d}", [json.dumps(row(200) | {"user_id": f"user {each}"})])
+
+        def alarmed() -> bool:
+            poison()
+            return any("ALARM: clicks/0 has no message that counts" in words for words in said)
+
+        wait(alarmed)
+        wait(lambda: poison() or len(closed(out)) == 2)
+        land(folder, "clicks", "2", [json.dumps(row(150))])
+        wait(lambda: "clicks/0 speaks again" in said)
+        land(folder, "shows", "1", [json.dumps(row(400))])
+    with at_work(path, out):
+        time.sleep(0.5)
+    kept = [json.loads(line) for file in (out / "poison").iterdir() for line in file.read_text().splitlines()]
+    users = [json.loads(each["message"])["user_id"] for each in kept]
+    assert len(users) == len({*users})
+    assert "user 0" in users
+    assert len(list((out / "poison").iterdir())) > 1
 
 
 def test_a_wait_that_is_too_short_for_a_label_is_told(tmp_path):
