@@ -2,7 +2,8 @@
 
     make serve; pip install 'ray[serve]==2.60.0'
     python -m benchmarks.serve RUN                        # p50 and p99 at 10, 50 and 200 requests a second
-    python -m benchmarks.serve RUN --soak 60              # a swap every minute: failed requests, memory
+    python -m benchmarks.serve RUN --soak 60 --rate 20    # a swap every minute: failed requests, memory
+    python -m benchmarks.serve TOWERS --items 20000       # requests for items, by so many connections at once
 
 Each request ranks 500 candidates of one user, another each time, made of the run's held-out rows. Requests are sent by
 the clock, whether the one before has been answered or not, from this process; each server is another, with one thread
@@ -10,6 +11,7 @@ that scores. The three ways take turns, a stretch of each at a time, and a reque
 """
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,15 +28,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from livetrain.modules.serving.loading import load
 from livetrain.trainers.export import publish
+from livetrain.trainers.export.deltas import publish_next
 from livetrain.trainers.export.export import export
 from livetrain.trainers.export.latency import CANDIDATES
 from livetrain.trainers.export.rows import golden_inputs, held_out_rows, one_user
+from livetrain.trainers.recall.build import Asked, build
+from livetrain.trainers.recall.origin import origin
 from livetrain.trainers.runtime import run_folder
 from tests.serve.client import client
+from tests.trainers.export.test_deltas import line
 
 ROOT = Path(__file__).parents[1]
 Send = Callable[[dict[str, np.ndarray]], Any]
@@ -72,19 +81,19 @@ def inside(folder: Path) -> Send:
 
 def outside(url: str) -> Send:
     """Return the call over the wire."""
-    ask = client.Client(url, 10.0)
+    ask = client.Client(url, 60.0)
     return lambda given: ask.infer("model", given)
 
 
 class Served:
-    """livetrain-serve over a folder of published versions, until the end of a `with`."""
+    """livetrain-serve over a folder of published versions, until the end of a `with`. about: more of the model."""
 
-    def __init__(self, program: Path, where: str, folder: Path) -> None:
+    def __init__(self, program: Path, where: str, folder: Path, **about: Any) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        content = {"port": port, "threads": 1, "deadline_ms": 5000, "queue": 1000}
-        content["models"] = {"model": {"published": where}}
+        content = {"port": port, "threads": 1, "deadline_ms": 60_000, "queue": 1000}
+        content["models"] = {"model": {"published": where, **about}}
         (folder / "serve.json").write_text(json.dumps(content))
         self.url = f"http://127.0.0.1:{port}"
         # A session of its own, as Ray's processes have: Linux shares a busy processor out by sessions.
@@ -107,10 +116,16 @@ class Served:
         self.process.terminate()
         self.process.wait()
 
-    def memory(self) -> float:
-        """Return the process's resident memory in MB."""
-        line = next(x for x in Path(f"/proc/{self.process.pid}/status").read_text().splitlines() if "VmRSS" in x)
-        return int(line.split()[1]) / 1024
+    def spent(self) -> float:
+        """Return the processor time that it has had, in seconds."""
+        words = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self) -> tuple[float, float]:
+        """Return the process's resident memory in MB, and how much of it is no file's."""
+        said = dict(line.split(":", 1) for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines())
+        resident, anonymous = (int(said[name].split()[0]) / 1024 for name in ("VmRSS", "RssAnon"))
+        return resident, anonymous
 
 
 def ray_serve(folder: Path, port: int) -> str:
@@ -220,32 +235,107 @@ def compare(run: Path, program: Path, rates: list[float], seconds: float, rounds
                     print(f"| {rate:g} | {name} | {len(found) + wrong} | {wrong} | {p50:.2f} | {p99:.2f} |", flush=True)
 
 
-def soak(run: Path, program: Path, minutes: float, rate: float, every: float) -> None:
-    """Send requests for a while, and publish the model anew again and again."""
+def soak(run: Path, program: Path, minutes: float, rate: float, every: float, deltas: int) -> None:
+    """Send requests for a while, as the run's model is trained on and published again and again."""
     given, begun = requests(run), time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(8) as pool:
-        where, versions = str(Path(folder) / "models"), 1
-        publish.publish(run / "export", where, "000001", 2)
+    recipe = run_folder.recipe_of(run)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ThreadPoolExecutor(8) as pool,
+        ThreadPoolExecutor(1) as other,
+        line(Path(folder) / "line", recipe) as training,
+    ):
+        where, versions = str(Path(folder) / "models"), 0
+
+        def publish_one() -> None:
+            nonlocal versions
+            training.go(1).save()
+            publish_next(training.run, where, f"{versions:06d}", 2, most=deltas, share=1e9, say=lambda _: None)
+            versions += 1
+
+        publish_one()
         with Served(program, where, Path(folder)) as served:
             send = outside(served.url)
-            print("| minute | requests | failed | p50 ms | p99 ms | version | RSS MB |\n" + "| --- " * 7 + "|")
+            print("| minute | requests | failed | p50 ms | p99 ms | fence | delta | RSS MB | without files |")
+            print("| --- " * 9 + "|")
             total = Counter()
             while time.monotonic() - begun < 60 * minutes:
-                versions += 1
-                swap = threading.Timer(every / 2, publish.publish, (run / "export", where, f"{versions:06d}", 2))
-                swap.start()
-                took, failed = stretch(send, given, rate, every, pool)
-                swap.join()
+                stretched = other.submit(stretch, send, given, rate, every, pool)
+                time.sleep(every / 2)
+                publish_one()
+                took, failed = stretched.result()
                 wrong = sum(failed.values())
                 total.update(requests=len(took) + wrong, failed=wrong)
                 p50, p99 = (1e3 * float(np.quantile(took, share)) for share in (0.5, 0.99)) if took else (0, 0)
+                now = send(given[0])
+                resident, anonymous = served.memory()
                 print(
                     f"| {(time.monotonic() - begun) / 60:.0f} | {len(took) + wrong} | {wrong} | {p50:.2f} | {p99:.2f} "
-                    f"| {send(given[0]).version} | {served.memory():.1f} |",
+                    f"| {now.fence} | {now.delta} | {resident:.1f} | {anonymous:.1f} |",
                     flush=True,
                 )
         requested = f"{total['requests']:,} requests, {total['failed']} failed, {versions - 1} swaps"
         print(f"{requested}; ended with {served.process.returncode}")
+
+
+def bare(url: str, requests: list[bytes], ends: float, took: list[float]) -> None:
+    """Send requests over a connection, one after the other, with as little work as may be."""
+    parts = urllib.parse.urlsplit(url)
+    with socket.create_connection((parts.hostname, parts.port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for request in itertools.cycle(requests):
+            begun = time.perf_counter()
+            if begun > ends:
+                return
+            connection.sendall(request)
+            answer = connection.recv(1 << 16)
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200"), answer
+            length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+            while len(body) < length:
+                body += connection.recv(1 << 16)
+            took.append(time.perf_counter() - begun)
+
+
+def together(run: Path, program: Path, items: int, seconds: float) -> None:
+    """Ask for items over more and more connections at once, each of which asks again as it is answered."""
+    recipe = run_folder.recipe_of(run)
+    with tempfile.TemporaryDirectory() as folder:
+        where, index, draw = str(Path(folder) / "models"), str(Path(folder) / "index"), np.random.default_rng(0)
+        publish.publish(run / "export", where, "1", 2)
+        names = json.loads((run / "export/signature.json").read_text())["towers"]
+        columns = {recipe.column(name): draw.integers(0, 2**62, items) for name in names["item"]}
+        pq.write_table(pa.table(columns), Path(folder) / "items.parquet")
+        build(origin(where, run.parent), index, Asked("exact", least=0.1, catalogue=f"{folder}/items.parquet"), print)
+        rows, asked = golden_inputs(held_out_rows(recipe, USERS)), []
+        for number in range(USERS):
+            once, _ = one_user(rows, names["user"], number)
+            parts = zip(("ids", "lengths", "dense"), once, strict=True)
+            given = {
+                f"{part}.{name}": v.numpy() for part, of in parts for name, v in of.items() if name in names["user"]
+            }
+            body, header = client.encode(given, parameters={"top": 100})
+            head = f"POST /retrieve HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(body)}\r\n"
+            asked.append(f"{head}Inference-Header-Content-Length: {header}\r\n\r\n".encode() + body)
+        with Served(program, where, Path(folder), kind="retrieve", index=index) as served:
+            print("| connections | answers/s | processor ms per answer | p50 ms | p99 ms |\n" + "| --- " * 5 + "|")
+            for connections in (1, 2, 4, 8, 16, 32):
+                took: list[float] = []
+                before, begun = served.spent(), time.perf_counter()
+                threads = [
+                    threading.Thread(
+                        target=bare, args=(served.url, asked[number:] + asked[:number], begun + seconds, took)
+                    )
+                    for number in range(connections)
+                ]
+                for each in threads:
+                    each.start()
+                for each in threads:
+                    each.join()
+                each_ms = 1e3 * (served.spent() - before) / len(took)
+                p50, p99 = (1e3 * float(np.quantile(took, share)) for share in (0.5, 0.99))
+                rate = len(took) / (time.perf_counter() - begun)
+                print(f"| {connections} | {rate:.0f} | {each_ms:.3f} | {p50:.1f} | {p99:.1f} |", flush=True)
 
 
 def main() -> None:
@@ -256,15 +346,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of each way at each rate")
     parser.add_argument("--rounds", type=int, default=4, help="stretches that these are parted into")
     parser.add_argument("--soak", type=float, default=0, help="minutes of requests with swaps, in place of the rates")
+    parser.add_argument("--items", type=int, default=0, help="of an exact index that is asked, in place of the rates")
     parser.add_argument("--rate", type=float, default=10, help="of --soak, requests a second")
     parser.add_argument("--every", type=float, default=60, help="of --soak, seconds between swaps")
+    parser.add_argument("--deltas", type=int, default=4, help="of --soak, swaps by a delta after each by a base")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if not (asked.run / "export/manifest.json").exists():
         export(asked.run)
     print(f"load average {os.getloadavg()[0]:.1f}, python {sys.version.split()[0]}, torch {torch.__version__}")
-    if asked.soak:
-        soak(asked.run, asked.program, asked.soak, asked.rate, asked.every)
+    if asked.items:
+        together(asked.run, asked.program, asked.items, asked.seconds)
+    elif asked.soak:
+        soak(asked.run, asked.program, asked.soak, asked.rate, asked.every, asked.deltas)
     else:
         compare(asked.run, asked.program, asked.rates, asked.seconds, asked.rounds)
 

@@ -45,7 +45,6 @@ def skew(
     Example: `livetrain skew logs/rank --samples data/live/date=2026-11-29 --recipe runs/din`
     """
     loaded("livetrain.trainers.online.skew")
-    from livetrain.trainers.online import request_log
     from livetrain.trainers.online.samples import asked, files_of
     from livetrain.trainers.online.skew import skew as compared
 
@@ -58,7 +57,7 @@ def skew(
             raise BadInput(f"--tolerance {each}: write FEATURE=NUMBER, as room_age=2") from None
     files = files_of(samples)
     how = asked(samples, files[0], within, tolerances)
-    found = compared(request_log.read(log), log, files, _recipe(recipe), how)
+    found = compared(log, files, _recipe(recipe), how)
     found["limit"] = limit
     table = Table(title=f"{found['joined']:,} of {found['samples']:,} samples were found in the log")
     for heading in ("feature", "rows", "differ", "largest", "how", "as"):
@@ -109,6 +108,7 @@ def explain(
     loaded("livetrain.trainers.online.explain")
     import pyarrow.compute as pc
 
+    from livetrain.trainers.export.fusion import weights_in
     from livetrain.trainers.export.prediction import Predictor, weights_of
     from livetrain.trainers.export.served import Served
     from livetrain.trainers.online import request_log
@@ -120,7 +120,8 @@ def explain(
     model = Predictor(weights_of(found.run)).model if found.version is None else Served(run).score
     others = request_log.read(request_log.holding(log, request))
     one = others.filter(pc.equal(others["request_id"], request)).slice(0, 1)
-    told = explained(one, others, found.recipe, model, item, candidate, background, log)
+    weights = weights_in(found.run, found.recipe)
+    told = explained(one, others, found.recipe, model, item, candidate, background, log, weights)
     content = {"request": told.request, "candidates": told.candidates, "candidate": told.candidate}
     if page is not None:
         from livetrain.trainers.online.page import page as made
@@ -137,6 +138,9 @@ def _show(content: dict[str, Any], top: int) -> None:
     say(f"request {request['request_id']} of model {request.get('model')} {request.get('version')}")
     for name, value in request["user"].items():
         say(f"  {name}: {_cut(value)}")
+    if (fusion := request["fusion"]) is not None:
+        numbers = "".join(f", {name} {value:g}" for name, value in fusion["weights"].items())
+        say(f"fused = {fusion['score']}{numbers}")
     rows = sorted(content["candidates"], key=lambda row: (row["place"] is None, row["place"]))
     headings = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(title=f"{len(rows)} candidates")

@@ -50,7 +50,6 @@ class Served {
         : where_(std::move(where)), files_(std::move(files)), beside_(std::move(beside)), deltas_(deltas) {
         const auto pointer = JsonReader(where_ / "current.json").value();
         begin(pointer);
-        follow(pointer);
     }
 
     // Takes in what was published since, and returns whether anything was. What cannot be taken in is an exception:
@@ -64,7 +63,7 @@ class Served {
         const auto number = state_.number;
         const bool goes_on = number <= deltas.size() && (number == 0 || deltas[number - 1].at("xxh64").text == state_.seal);
         if (anew || pointer.at("folder").text != state_.folder || !goes_on) begin(pointer);
-        follow(pointer);
+        else follow(pointer);
         return anew || before != std::make_pair(state_.folder, state_.number);
     }
 
@@ -114,10 +113,10 @@ class Served {
         work();
     }
 
+    // Takes in a base with all its deltas before anybody is served by it: by itself it may be older than what is served.
     void begin(const Json& pointer) {
         State next;
         next.folder = pointer.at("folder").text, next.version = pointer.at("version").text;
-        next.fence = fence_of(pointer, 0);
         next.base = next.newest = where_ / next.folder;
         asking(next.folder, [&] {
             checked(next.base, "");
@@ -141,50 +140,60 @@ class Served {
             }
         });
         if (beside_) next.beside = beside_(next);
+        catch_up(next, pointer, [](auto&& work) { work(); });
+        seen_ = next.fence = std::stoll(pointer.at("fence").text);
         alone([&] { std::swap(state_, next); });
     }
 
-    // Of the state after so many deltas: the pointer's where it names that state, else the one in the folder's name.
+    // Of the state after so many deltas, 1 or more: the pointer's where it names that state, else the one in the folder's name.
     int64_t fence_of(const Json& pointer, size_t number) const {
         const auto deltas = listed(pointer);
         if (number == deltas.size()) return std::stoll(pointer.at("fence").text);
-        const auto folder = (number == 0 ? pointer : deltas[number - 1]).at("folder").text;
+        const auto folder = deltas[number - 1].at("folder").text;
         return std::stoll(folder.substr(folder.rfind('.') + 1));
     }
 
     void follow(const Json& pointer) {
         seen_ = std::stoll(pointer.at("fence").text);
-        const auto deltas = listed(pointer);
-        while (state_.number < deltas.size()) {
-            const auto& next = deltas[state_.number];
-            const auto fence = fence_of(pointer, state_.number + 1);
-            asking(state_.folder, [&] { take(where_ / next.at("folder").text, next.at("xxh64").text, fence); });
-        }
-        alone([&] { state_.fence = seen_; });  // also of a pointer that names the same anew
+        const auto served = [&](auto&& work) { alone(work); };
+        catch_up(state_, pointer, served);
+        served([&] { state_.fence = seen_; });  // also of a pointer that names the same anew
     }
 
-    void take(const std::filesystem::path& folder, const std::string& seal, int64_t fence) {
+    // Takes in the deltas that a pointer lists beyond those of a state. change: does a work that changes it.
+    template <typename Do>
+    void catch_up(State& state, const Json& pointer, Do&& change) {
+        const auto deltas = listed(pointer);
+        while (state.number < deltas.size()) {
+            const auto& next = deltas[state.number];
+            const auto fence = fence_of(pointer, state.number + 1);
+            asking(state.folder, [&] { take(state, where_ / next.at("folder").text, next.at("xxh64").text, fence, change); });
+        }
+    }
+
+    template <typename Do>
+    void take(State& state, const std::filesystem::path& folder, const std::string& seal, int64_t fence, Do&& change) {
         const auto about = checked(folder, seal);
         const auto before = about.at("before").text;
-        if (about.at("base").text != state_.folder || about.at("number").text != std::to_string(state_.number + 1) ||
-            before != (state_.seal.empty() ? "null" : state_.seal))
+        if (about.at("base").text != state.folder || about.at("number").text != std::to_string(state.number + 1) ||
+            before != (state.seal.empty() ? "null" : state.seal))
             throw std::runtime_error(folder.string() + " does not follow on what is served; publish a new base");
         std::vector<Change> changed, back;
-        for (const auto& file : files_) changes(folder, file, changed);
+        for (const auto& file : files_) changes(state, folder, file, changed);
         const Golden golden(JsonReader(folder / "golden.json").value());
         const auto when = written(folder);  // before anything changes, as it may throw
         const torch::NoGradGuard guard;
         for (const auto& [target, rows, values] : changed)
             back.emplace_back(target, rows, rows.defined() ? target.index_select(0, rows) : target.clone());
-        alone([&] {
+        change([&] {
             try {
                 write(changed);
-                golden.prove(state_.files, 0);
+                golden.prove(state.files, 0);
             } catch (...) {
                 write(back);
                 throw;
             }
-            ++state_.number, state_.fence = fence, state_.newest = folder, state_.written = when, state_.seal = seal;
+            ++state.number, state.fence = fence, state.newest = folder, state.written = when, state.seal = seal;
         });
     }
 
@@ -196,13 +205,14 @@ class Served {
     }
 
     // Adds what is to be written where in one file, once all of it is known to fit.
-    void changes(const std::filesystem::path& folder, const std::string& file, std::vector<Change>& found) {
+    static void changes(const State& state, const std::filesystem::path& folder, const std::string& file,
+                        std::vector<Change>& found) {
         const auto index = JsonReader(folder / "delta.json").value();
         if (index.at("format").text != "1")
             throw std::runtime_error(folder.string() + " is of a newer format; take a newer program");
         const auto size = static_cast<int64_t>(std::filesystem::file_size(folder / "delta.bin"));
         const auto numbers = torch::from_file((folder / "delta.bin").string(), false, size, torch::kUInt8);
-        auto& module = state_.at(file).module();
+        auto& module = state.at(file).module();
         std::map<std::string, at::Tensor> own;
         for (const auto& each : module.named_parameters()) own[each.name] = each.value;
         for (const auto& each : module.named_buffers()) own[each.name] = each.value;

@@ -16,18 +16,26 @@
 
 namespace serve {
 
+class Index;
+
 // Which items are on the air: all but some, or only some. By keys: an item's id, or the xxh64 of one that is a string.
 struct Air {
-    std::unordered_set<int64_t> keys;
-    bool only = false;
+    static constexpr size_t KEPT = 100'000;
 
-    Air changed(const std::vector<int64_t>& on, const std::vector<int64_t>& off) const;
+    std::unordered_map<int64_t, int64_t> keys;  // and the number of the change that has told it
+    bool only = false;
+    int64_t changes = 0;
+
+    // What is off the air and not in the index may come with the next one; of more than KEPT such keys those that were
+    // told first are forgotten.
+    Air changed(const std::vector<int64_t>& on, const std::vector<int64_t>& off, const Index& index) const;
 };
 
 class Index {
   public:
     struct Found {
         std::vector<int64_t> items;  // the best first
+        std::vector<std::string> names;  // of items that are strings: these
         std::vector<float> scores;
     };
 
@@ -35,11 +43,18 @@ class Index {
     explicit Index(const std::filesystem::path& folder);
     ~Index();
 
-    // user: (width) or (K, width) of K interests, of which an item's product is the largest. air: all is found without.
-    Found search(const at::Tensor& user, int64_t count, const std::shared_ptr<const Air>& air,
-                 const std::vector<int64_t>& exclude);
+    struct Asked {
+        int64_t count = 0;  // of items
+        std::vector<int64_t> exclude;
+    };
+
+    // Of several users at once, as one multiplication of the items by all of them takes little longer than by one.
+    // users: (B, width), or (B, K, width) of K interests, of which an item's product is the largest; asked: of each user;
+    // air: all is found without.
+    std::vector<Found> search(const at::Tensor& users, const std::vector<Asked>& asked, const std::shared_ptr<const Air>& air);
 
     bool strings() const { return strings_; }
+    bool holds(int64_t key) const { return places_.count(key) > 0; }
     size_t items() const { return keys_.size(); }
     const std::string& model() const { return model_; }  // the xxh64 of the manifest of the export that made the vectors
 
@@ -48,8 +63,10 @@ class Index {
     struct Graph;  // of faiss
 
     std::shared_ptr<const Mask> mask_of(const std::shared_ptr<const Air>& air);
+    Found best(std::vector<std::pair<float, int64_t>> places, const Asked& asked) const;
 
     std::vector<int64_t> keys_;
+    std::vector<std::string> names_;  // of keys that are strings
     std::unordered_map<int64_t, int64_t> places_;
     bool strings_ = false;
     std::string model_;

@@ -64,6 +64,15 @@ class Metrics {
         times.all.add(seconds), times.now.add(seconds);
     }
 
+    // So many requests were answered together.
+    void joined(const std::string& model, size_t requests) {
+        const std::lock_guard lock(mutex_);
+        auto& counts = joined_[model];
+        size_t place = 0;
+        while (place < SIZES && requests > (size_t{1} << place)) ++place;
+        ++counts[place], counts.back() += requests;
+    }
+
     void write(std::ostream& out) {
         const std::lock_guard lock(mutex_);
         head(out, "requests_total", "counter", "Requests, by model and status of HTTP.");
@@ -80,6 +89,19 @@ class Metrics {
             out << name << "_bucket{model=\"" << model << "\",le=\"+Inf\"} " << times.all.count() << "\n"
                 << name << "_sum{model=\"" << model << "\"} " << times.all.sum() << "\n"
                 << name << "_count{model=\"" << model << "\"} " << times.all.count() << "\n";
+        }
+        head(out, "joined_requests", "histogram", "How many requests for items were answered together.");
+        for (const auto& [model, counts] : joined_) {
+            const auto name = "livetrain_joined_requests";
+            uint64_t so_far = 0;
+            for (size_t place = 0; place < SIZES; ++place) {
+                so_far += counts[place];
+                out << name << "_bucket{model=\"" << model << "\",le=\"" << (1 << place) << "\"} " << so_far << "\n";
+            }
+            so_far += counts[SIZES];
+            out << name << "_bucket{model=\"" << model << "\",le=\"+Inf\"} " << so_far << "\n"
+                << name << "_sum{model=\"" << model << "\"} " << counts.back() << "\n"
+                << name << "_count{model=\"" << model << "\"} " << so_far << "\n";
         }
         for (const auto& [name, share] : {std::pair("p50", .5), std::pair("p99", .99)}) {
             head(out, std::string("request_") + name + "_seconds", "gauge",
@@ -112,8 +134,11 @@ class Metrics {
         times.now = Histogram(), times.minute = minute;
     }
 
+    static constexpr size_t SIZES = 5;  // 1, 2, 4, 8, 16 requests, and above
+
     std::mutex mutex_;
     std::map<std::pair<std::string, int>, uint64_t> codes_;
+    std::map<std::string, std::array<uint64_t, SIZES + 2>> joined_;  // by size; the last: requests in all
     std::map<std::string, Times> times_;
 };
 

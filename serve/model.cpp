@@ -113,7 +113,8 @@ void Model::change_air(const nlohmann::json& change) {
     for (const auto& [key, value] : change.items())
         if (key != "on" && key != "off" && key != "only")
             throw wire::BadRequest(400, "'" + key.substr(0, 40) + "' is no part of a change; it has on and off, or only");
-    const bool strings = about()->index->strings();
+    const auto index = about()->index;
+    const bool strings = index->strings();
     const auto on = keys_of(change, "on", strings), off = keys_of(change, "off", strings);
     const std::unordered_set<int64_t> shown(on.begin(), on.end());
     for (const auto key : off)
@@ -121,8 +122,8 @@ void Model::change_air(const nlohmann::json& change) {
     if (change.contains("only") && change.size() > 1) throw wire::BadRequest(400, "only: give it without on and off");
     const auto only = keys_of(change, "only", strings);
     const std::lock_guard lock(mutex_);
-    if (change.contains("only")) air_ = std::make_shared<Air>(Air{{only.begin(), only.end()}, true});
-    else if (air_) air_ = std::make_shared<Air>(air_->changed(on, off));
+    if (change.contains("only")) air_ = std::make_shared<Air>(Air{{}, true, 0}.changed(only, {}, *index));
+    else if (air_) air_ = std::make_shared<Air>(air_->changed(on, off, *index));
     else throw wire::BadRequest(400, "only: must come first, as nothing is known yet of what is on the air");
 }
 
@@ -139,6 +140,7 @@ Model::Status Model::status() {
         status.age = std::chrono::duration<double>(std::chrono::system_clock::now() - state.written).count();
     });
     const std::lock_guard lock(mutex_);
+    status.off = air_ && !air_->only ? static_cast<int64_t>(air_->keys.size()) : 0;
     status.failed = failed_, status.waits = waits_, status.swaps = swaps_, status.failures = failures_;
     return status;
 }

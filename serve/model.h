@@ -59,6 +59,7 @@ class Model {
     struct Status {
         std::string version, failed, waits;  // why the last load failed; what is waited for
         int64_t fence = 0, delta = 0, swaps = 0, failures = 0;
+        int64_t off = 0;  // items that are known to be off the air, in the index or not
         double age = 0;  // seconds since what is served was written
     };
     Status status();

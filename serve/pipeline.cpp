@@ -50,6 +50,32 @@ wire::Request some(const wire::Request& request, const std::vector<int64_t>& cho
     return part;
 }
 
+// Requests of one user each, as rows.
+wire::Request joined(const std::vector<Pipeline::Asked>& asked) {
+    for (const auto& [request, rows] : asked)
+        if (rows != 1) throw wire::BadRequest(400, "a request for items is of one user; give each feature one row");
+    const auto& first = *asked.at(0).first;
+    if (asked.size() == 1) return first;
+    wire::Request all;
+    const auto join = [&](const Columns& of, Columns wire::Request::*part, Columns& into) {
+        for (const auto& column : of) {
+            std::vector<at::Tensor> parts;
+            for (const auto& [request, rows] : asked) parts.push_back((request->*part).at(column.key()));
+            into.insert(column.key(), at::cat(parts));
+        }
+    };
+    join(first.ids, &wire::Request::ids, all.ids);
+    join(first.dense, &wire::Request::dense, all.dense);
+    for (const auto& column : first.ids) {
+        const auto& name = column.key();
+        std::vector<at::Tensor> parts;  // what comes without lengths is one id
+        for (const auto& [request, rows] : asked)
+            parts.push_back(request->lengths.contains(name) ? request->lengths.at(name) : at::ones({1}, at::kLong));
+        all.lengths.insert(name, at::cat(parts));
+    }
+    return all;
+}
+
 // The name of the score that orders: the one that was named, the fused one, or else the only one; "" of none of these.
 std::string ordering(const std::vector<std::string>& scores, const std::string& by) {
     const auto has = [&](const std::string& name) { return std::count(scores.begin(), scores.end(), name) > 0; };
@@ -114,12 +140,13 @@ Pipeline::Pipeline(Models& models, const RankConfig& config)
     if (prerank_) check(*names->prerank, *prerank_);
 }
 
-std::shared_ptr<const Joint> Pipeline::joint() {
+std::shared_ptr<const Joint> Pipeline::joint(const std::vector<std::string>& ids) {
     const auto rank = model_.about(), prerank = prerank_ ? prerank_->about() : nullptr;
     const auto vectors = vectors_ ? vectors_->about() : nullptr;
     const std::lock_guard lock(mutex_);
-    if (joint_ && joint_->rank == rank && joint_->prerank == prerank && joint_->vectors == vectors) return joint_;
-    auto joint = std::make_shared<Joint>(Joint{rank, prerank, vectors, rank->signature, rank->reads});
+    if (joint_ && joint_->rank == rank && joint_->prerank == prerank && joint_->vectors == vectors && joint_->ids == ids)
+        return joint_;
+    auto joint = std::make_shared<Joint>(Joint{rank, prerank, vectors, rank->signature, rank->reads, ids});
     auto& signature = joint->signature;
     if (model_.config.kind == "retrieve") signature = signature.only(signature.towers.at("user"));
     if (prerank) {
@@ -136,12 +163,25 @@ std::shared_ptr<const Joint> Pipeline::joint() {
         signature = signature.with(vectors->signature.only(vectors->signature.towers.at("item")));
         joint->reads = joint->reads.with(vectors->reads);
     }
+    const auto known = joint->reads.features.size();
+    joint->reads = joint->reads.with(ids);
+    for (auto at = known; at < joint->reads.features.size(); ++at) {
+        wire::Feature id;
+        id.looked_up = true;
+        signature.features.emplace(joint->reads.features[at].name, id);
+    }
     return joint_ = joint;
 }
 
-std::optional<Outcome> Pipeline::answer(const wire::Request& request, int64_t rows, const Joint& joint) {
+std::optional<std::vector<Outcome>> Pipeline::answer(const std::vector<Asked>& asked, const Joint& joint) {
     const torch::NoGradGuard guard;
-    if (model_.config.kind == "retrieve") return retrieve(request, rows, joint);
+    if (joins()) return retrieve(asked, joint);
+    auto outcome = rank(*asked.at(0).first, asked[0].second, joint);
+    if (!outcome) return {};
+    return std::vector<Outcome>{std::move(*outcome)};
+}
+
+std::optional<Outcome> Pipeline::rank(const wire::Request& request, int64_t rows, const Joint& joint) {
     Outcome outcome;
     wire::Request kept = request;
     std::vector<int64_t> chosen(rows);
@@ -195,21 +235,27 @@ std::optional<Outcome> Pipeline::answer(const wire::Request& request, int64_t ro
     return outcome;
 }
 
-std::optional<Outcome> Pipeline::retrieve(const wire::Request& request, int64_t rows, const Joint& joint) {
-    if (rows != 1) throw wire::BadRequest(400, "a request for items is of one user; give each feature one row");
-    Outcome outcome;
-    at::Tensor user;
+std::optional<std::vector<Outcome>> Pipeline::retrieve(const std::vector<Asked>& asked, const Joint& joint) {
     const auto air = model_.air();
+    std::vector<Outcome> outcomes(asked.size());
+    const auto all = joined(asked);
+    at::Tensor users;
     const bool there = model_.use(joint.rank, [&](const Served::State& state) {
-        outcome.answer.model = model_.stamp(state);
-        user = state.at("user.pt").encode(request.ids, request.lengths, request.dense);
+        for (auto& outcome : outcomes) outcome.answer.model = model_.stamp(state);
+        users = state.at("user.pt").encode(all.ids, all.lengths, all.dense);
     });
     if (!there) return {};
-    const auto count = request.top > 0 ? request.top : model_.config.top;
-    const auto found = joint.rank->index->search(user[0], count, air, request.exclude);
-    outcome.answer.scores.emplace_back("score", torch::tensor(found.scores, torch::kFloat32));
-    outcome.answer.more.emplace_back("items", torch::tensor(found.items, torch::kInt64));
-    return outcome;
+    std::vector<Index::Asked> wanted;
+    for (const auto& [request, rows] : asked)
+        wanted.push_back({request->top > 0 ? request->top : model_.config.top, request->exclude});
+    const auto found = joint.rank->index->search(users, wanted, air);
+    for (size_t at = 0; at < found.size(); ++at) {
+        auto& answer = outcomes[at].answer;
+        answer.scores.emplace_back("score", torch::tensor(found[at].scores, torch::kFloat32));
+        answer.more.emplace_back("items", torch::tensor(found[at].items, torch::kInt64));
+        answer.names = found[at].names;
+    }
+    return outcomes;
 }
 
 // Returns the places of the candidates that go on to the ranker, rising.

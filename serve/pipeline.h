@@ -6,6 +6,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "model.h"
 
@@ -24,6 +26,7 @@ struct Joint {
     std::shared_ptr<const About> rank, prerank, vectors;
     wire::Signature signature;
     store::Reads reads;  // which columns these read
+    std::vector<std::string> ids;
 };
 
 class Pipeline {
@@ -32,15 +35,22 @@ class Pipeline {
     // not fit.
     Pipeline(Models& models, const RankConfig& config);
 
-    std::shared_ptr<const Joint> joint();
+    // ids: columns by whose ids the feature store goes, see Store::ids; a request may have them.
+    std::shared_ptr<const Joint> joint(const std::vector<std::string>& ids = {});
     const Model& model() const { return model_; }
 
-    // Answers, or returns nothing where a model was replaced since `joint`: then the request is to be read anew. rows:
-    // of the request, by wire::check.
-    std::optional<Outcome> answer(const wire::Request& request, int64_t rows, const Joint& joint);
+    // Of kind retrieve: requests of several users are answered together.
+    bool joins() const { return model_.config.kind == "retrieve"; }
+
+    // Answers a request, or where it joins any number of them; returns nothing where a model was replaced since `joint`:
+    // then they are to be read anew. rows: of each request, by wire::check. What one of several requests has wrong is
+    // an exception for all.
+    using Asked = std::pair<const wire::Request*, int64_t>;
+    std::optional<std::vector<Outcome>> answer(const std::vector<Asked>& asked, const Joint& joint);
 
   private:
-    std::optional<Outcome> retrieve(const wire::Request& request, int64_t rows, const Joint& joint);
+    std::optional<Outcome> rank(const wire::Request& request, int64_t rows, const Joint& joint);
+    std::optional<std::vector<Outcome>> retrieve(const std::vector<Asked>& asked, const Joint& joint);
     std::vector<int64_t> cut(const at::Tensor& scores, const wire::Request& request) const;
     at::Tensor rerank(const wire::Request& kept, int64_t rows, const Joint& joint, const at::Tensor& relevance);
 

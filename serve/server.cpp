@@ -11,6 +11,7 @@ namespace {
 
 constexpr size_t CONNECTIONS = 1024;
 constexpr int ATTEMPTS = 20;  // to read a request anew, as a model was replaced meanwhile
+constexpr size_t TOGETHER = 16;  // requests for items that are answered together
 const char* const HEADER = "Inference-Header-Content-Length";
 
 // A thread per connection: it waits for its client and for the queue, and computes nothing. Beyond so many, connections
@@ -81,6 +82,11 @@ httplib::Server::HandlerResponse before(const httplib::Request& asked, httplib::
     return Next::Unhandled;
 }
 
+// Says when to ask again, where that helps.
+void later(httplib::Response& response) {
+    if (response.status == 429 || response.status == 503) response.set_header("Retry-After", "1");
+}
+
 double memory() {
     std::ifstream file("/proc/self/statm");
     double size = 0, resident = 0;
@@ -91,19 +97,16 @@ double memory() {
 }  // namespace
 
 Server::Server(const Config& config)
-    : config_(config), queue_(config.threads, config.queue, std::chrono::milliseconds(config.deadline_ms)) {
+    : config_(config), queue_(config.threads, config.queue, std::chrono::milliseconds(config.deadline_ms), TOGETHER,
+                              [this](const auto& asked) { work(asked); }) {
     for (const auto& [name, about] : config.models) models_[name] = std::make_unique<Model>(name, about);
     for (const auto& [name, model] : models_) {
         RankConfig alone;
         alone.model = name;
-        pipelines_[name] = std::make_unique<Pipeline>(models_, alone);
+        pipelines_[name] = std::make_shared<Pipeline>(models_, alone);
     }
-    if (!config.rank.model.empty()) pipelines_["/rank"] = std::make_unique<Pipeline>(models_, config.rank);
-    if (!config.retrieve.empty()) {
-        RankConfig alone;
-        alone.model = config.retrieve;
-        pipelines_["/retrieve"] = std::make_unique<Pipeline>(models_, alone);
-    }
+    if (!config.rank.model.empty()) pipelines_["/rank"] = std::make_shared<Pipeline>(models_, config.rank);
+    if (!config.retrieve.empty()) pipelines_["/retrieve"] = pipelines_[config.retrieve];
     if (!config.store.empty()) store_ = std::make_unique<store::Store>(store::open(config.store));
     if (!config.log.path.empty()) {
         log_ = std::make_unique<RequestLog>(config.log);
@@ -200,84 +203,123 @@ void Server::route() {
     });
 }
 
-void Server::answer(Pipeline& pipeline, const std::string& name, const httplib::Request& asked,
+Server::Asked::Asked(Pipeline& pipeline, const httplib::Request& http)
+    : pipeline(pipeline), http(http), people(http.path[1] != 'v' && !http.has_header(HEADER)) {}
+
+void Server::answer(Pipeline& pipeline, const std::string& name, const httplib::Request& http,
                     httplib::Response& response) {
     const auto begun = std::chrono::steady_clock::now();
-    Said said;
-    const auto outcome = queue_.run([&] { said = work(pipeline, asked); });
+    Asked asked(pipeline, http);
+    const auto outcome = queue_.run(asked, pipeline.joins() ? &pipeline : nullptr);
+    using Outcome = Queue<Asked>::Outcome;
     if (stopping_) response.set_header("Connection", "close");
-    if (outcome == Queue::Outcome::full)
+    if (outcome == Outcome::full)
         return refuse(name, 429, "the queue is full; ask again later, or another server", response);
-    if (outcome != Queue::Outcome::done)
-        return refuse(name, 503, outcome == Queue::Outcome::late ? "no thread was free before the deadline"
-                                                                 : "the server stops; ask another one", response);
-    metrics_.add(name, said.status, std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count());
-    response.status = said.status;
-    if (said.reply.binary) response.set_header(HEADER, std::to_string(said.reply.header));
-    response.set_content(std::move(said.reply.body), said.reply.binary ? "application/octet-stream" : "application/json");
+    if (outcome != Outcome::done)
+        return refuse(name, 503, outcome == Outcome::late ? "no thread was free before the deadline"
+                                                          : "the server stops; ask another one", response);
+    metrics_.add(name, asked.status, std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count());
+    response.status = asked.status;
+    later(response);
+    if (asked.reply.binary) response.set_header(HEADER, std::to_string(asked.reply.header));
+    response.set_content(std::move(asked.reply.body), asked.reply.binary ? "application/octet-stream" : "application/json");
 }
 
-Server::Said Server::work(Pipeline& pipeline, const httplib::Request& asked) {
-    Said said;
-    try {
-        said.reply = once(pipeline, asked);
-        said.status = 200;
-        return said;
-    } catch (const wire::BadRequest& error) {
-        said.status = error.status;
-        said.reply.body = wire::error_json(error.what());
-        return said;
-    } catch (const std::exception& error) {
-        std::cerr << "500: " << ::said(error) << std::endl;
-    }
-    said.reply.body = wire::error_json("the model could not answer; the server's output says why");
-    return said;
-}
-
-wire::Reply Server::once(Pipeline& pipeline, const httplib::Request& asked) {
-    for (int attempt = 0; attempt < ATTEMPTS; ++attempt) {
-        const auto joint = pipeline.joint();
-        const bool people = asked.path[1] != 'v' && !asked.has_header(HEADER);
-        const auto header = wire::header_length(asked.get_header_value(HEADER), asked.body.size());
-        auto request = people ? wire::parse_json(asked.body, joint->signature, limits_)
-                              : wire::parse_binary(asked.body, header, joint->signature, limits_);
-        std::vector<std::string> stored;
-        std::string away;
+// Answers requests for one pipeline, each by itself or all together.
+void Server::work(const std::vector<Asked*>& asked) {
+    const auto fails = [](Asked& one, int status, const std::string& sentence) {
+        one.status = status;
+        one.reply = {wire::error_json(sentence), 0, false};
+    };
+    // Does a part of the work on a request, and says whether that went well.
+    const auto well = [&](Asked& one, auto&& part) {
         try {
-            if (store_) stored = store_->fill(request, joint->signature, joint->reads, request.time);
-        } catch (const store::Down& error) {
-            ++away_;
-            away = error.what();
-        }
-        int64_t rows = 0;
-        try {
-            rows = wire::check(request, joint->signature, limits_);
+            part();
+            return true;
         } catch (const wire::BadRequest& error) {
-            if (!away.empty())
-                throw wire::BadRequest(503, away + "; ask again, or send all features (" + error.what() + ")");
-            const auto column = store_ ? store_->needs(request, joint->signature, joint->reads) : "";
-            if (column.empty()) throw;
-            throw wire::BadRequest(error.status, std::string(error.what()) + "; the feature store fills in what depends " +
-                                                     "on '" + column + "' only where a request has it, as an id");
+            fails(one, error.status, error.what());
+        } catch (const std::exception& error) {
+            std::cerr << "500: " << ::said(error) << std::endl;
+            fails(one, 500, "the model could not answer; the server's output says why");
         }
-        const auto outcome = pipeline.answer(request, rows, *joint);
-        if (!outcome) continue;
-        if (log_ && !request.rows && pipeline.model().config.kind != "retrieve" && log_->wanted())
-            log(asked.path == "/rank" ? "rank" : pipeline.model().name, request, rows, joint->signature, *outcome, std::move(stored));
-        if (!people) return wire::answer_binary(request, outcome->answer);
-        return {wire::answer_json(request, outcome->answer), 0, false};
+        return false;
+    };
+    auto& pipeline = asked[0]->pipeline;
+    auto left = asked;
+    for (int attempt = 0; attempt < ATTEMPTS && !left.empty(); ++attempt) {
+        std::shared_ptr<const Joint> joint;
+        std::erase_if(left, [&](Asked* one) {
+            return !well(*one, [&] {
+                if (!joint) joint = pipeline.joint(store_ ? store_->ids() : std::vector<std::string>());
+                read(*one, *joint);
+            });
+        });
+        if (left.empty()) return;
+        std::vector<Pipeline::Asked> requests;
+        for (const auto* one : left) requests.emplace_back(&one->request, one->rows);
+        std::optional<std::vector<Outcome>> outcomes;
+        try {
+            outcomes = pipeline.answer(requests, *joint);
+        } catch (const std::exception&) {
+            if (left.size() == 1) {
+                well(*left[0], [] { throw; });
+                return;
+            }
+            for (auto* one : left) work({one});  // what is wrong with one is not the others' fault
+            return;
+        }
+        if (!outcomes) continue;
+        if (pipeline.joins()) metrics_.joined(pipeline.model().name, left.size());
+        for (size_t at = 0; at < left.size(); ++at)
+            well(*left[at], [&] { reply(*left[at], *joint, outcomes->at(at)); });
+        return;
     }
-    throw wire::BadRequest(503, "models were replaced again and again meanwhile; ask again");
+    for (auto* one : left) fails(*one, 503, "models were replaced again and again meanwhile; ask again");
 }
 
-void Server::log(const std::string& name, const wire::Request& request, int64_t rows,
-                 const wire::Signature& signature, const Outcome& outcome, std::vector<std::string> stored) {
+// Reads what a request has, and fills in the rest from the feature store.
+void Server::read(Asked& asked, const Joint& joint) {
+    const auto& body = asked.http.body;
+    const auto header = wire::header_length(asked.http.get_header_value(HEADER), body.size());
+    asked.request = asked.people ? wire::parse_json(body, joint.signature, limits_)
+                                 : wire::parse_binary(body, header, joint.signature, limits_);
+    std::string away;
+    try {
+        if (store_) asked.stored = store_->fill(asked.request, joint.signature, joint.reads, asked.request.time);
+    } catch (const store::Down& error) {
+        ++away_;
+        away = error.what();
+    }
+    try {
+        asked.rows = wire::check(asked.request, joint.signature, limits_);
+    } catch (const wire::BadRequest& error) {
+        if (!away.empty())
+            throw wire::BadRequest(503, away + "; ask again, or send all features (" + error.what() + ")");
+        const auto column = store_ ? store_->needs(asked.request, joint.signature, joint.reads) : "";
+        if (column.empty()) throw;
+        throw wire::BadRequest(error.status, std::string(error.what()) + "; the feature store fills in what depends " +
+                                                 "on '" + column + "' only where a request has it, as an id");
+    }
+    for (const auto& [name, feature] : joint.signature.features)
+        if (feature.looked_up) asked.request.ids.erase(name), asked.request.lengths.erase(name);
+}
+
+void Server::reply(Asked& asked, const Joint& joint, const Outcome& outcome) {
+    if (log_ && !asked.request.rows && !asked.pipeline.joins() && log_->wanted()) log(asked, joint.signature, outcome);
+    if (asked.people) asked.reply = {wire::answer_json(asked.request, outcome.answer), 0, false};
+    else asked.reply = wire::answer_binary(asked.request, outcome.answer);
+    asked.status = 200;
+}
+
+void Server::log(Asked& asked, const wire::Signature& signature, const Outcome& outcome) {
     Logged row;
-    row.stored = std::move(stored);
-    row.name = name;
-    row.signature = std::make_shared<const wire::Signature>(signature);  // alone: a log must not keep an old index
-    row.request = request;
-    row.rows = rows;
+    row.stored = std::move(asked.stored);
+    row.name = asked.http.path == "/rank" ? "rank" : asked.pipeline.model().name;
+    auto given = signature;  // alone: a log must not keep an old index
+    std::erase_if(given.features, [](const auto& each) { return each.second.looked_up; });
+    row.signature = std::make_shared<const wire::Signature>(std::move(given));
+    row.request = asked.request;
+    row.rows = asked.rows;
     row.model = outcome.answer.model;
     row.scores = outcome.answer.scores;
     row.order = outcome.order, row.prerank = outcome.prerank;
@@ -287,7 +329,7 @@ void Server::log(const std::string& name, const wire::Request& request, int64_t 
 void Server::refuse(const std::string& name, int status, const std::string& sentence, httplib::Response& response) {
     metrics_.add(name.empty() ? "none" : name, status, 0);
     response.status = status;
-    if (status == 429 || status == 503) response.set_header("Retry-After", "1");
+    later(response);
     response.set_content(wire::error_json(sentence), "application/json");
 }
 
@@ -326,6 +368,7 @@ void Server::metrics(httplib::Response& response) {
     each("swaps_total", "counter", "Bases and deltas taken in since the start.", [](const auto& of) { return of.swaps; });
     each("failed_loads_total", "counter", "Times that what is published could not be taken in.",
          [](const auto& of) { return of.failures; });
+    each("off_the_air", "gauge", "Items that it was told are off the air.", [](const auto& of) { return of.off; });
     if (store_) {
         Metrics::head(out, "store_away_total", "counter", "Requests for which the feature store did not answer.");
         out << "livetrain_store_away_total " << away_ << "\n";

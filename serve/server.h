@@ -28,17 +28,25 @@ class Server {
     void stop();
 
   private:
-    struct Said {  // of one request
+    struct Asked {  // a request, from its arrival to its answer
+        Asked(Pipeline& pipeline, const httplib::Request& http);
+
+        Pipeline& pipeline;
+        const httplib::Request& http;
+        const bool people;  // in JSON for people
+        wire::Request request;
+        int64_t rows = 0;
+        std::vector<std::string> stored;  // features that came from the store
         int status = 500;
         wire::Reply reply;
     };
 
     void route();
-    void answer(Pipeline& pipeline, const std::string& name, const httplib::Request& asked, httplib::Response& response);
-    Said work(Pipeline& pipeline, const httplib::Request& asked);
-    void log(const std::string& name, const wire::Request& request, int64_t rows, const wire::Signature& signature,
-             const Outcome& outcome, std::vector<std::string> stored);
-    wire::Reply once(Pipeline& pipeline, const httplib::Request& asked);
+    void answer(Pipeline& pipeline, const std::string& name, const httplib::Request& http, httplib::Response& response);
+    void work(const std::vector<Asked*>& asked);
+    void read(Asked& asked, const Joint& joint);
+    void reply(Asked& asked, const Joint& joint, const Outcome& outcome);
+    void log(Asked& asked, const wire::Signature& signature, const Outcome& outcome);
     void refuse(const std::string& name, int status, const std::string& sentence, httplib::Response& response);
     void health(httplib::Response& response);
     void metrics(httplib::Response& response);
@@ -47,12 +55,12 @@ class Server {
     const Config config_;
     const wire::Limits limits_;
     Models models_;
-    std::map<std::string, std::unique_ptr<Pipeline>> pipelines_;  // by model; and "rank" and "retrieve" under a slash
+    std::map<std::string, std::shared_ptr<Pipeline>> pipelines_;  // by model; and "rank" and "retrieve" under a slash
     Metrics metrics_;
     std::unique_ptr<store::Store> store_;  // null of none
     std::atomic<int64_t> away_{0};         // requests for which it did not answer
     std::unique_ptr<RequestLog> log_;  // null of none
-    Queue queue_;
+    Queue<Asked> queue_;
     httplib::Server http_;
     std::atomic<bool> stopping_{false};
     std::mutex mutex_;

@@ -84,8 +84,10 @@ Reads Reads::parsed(std::string_view signature) {
     Reads reads;
     for (const auto& [name, told] : whole.at("features").items()) {
         const auto columns = told.value("columns", json::array());
-        if (columns.size() != 1) continue;  // a cross, two times, or what has something beside its ids
-        Feature feature{name, told.at("type").get<std::string>(), columns[0].get<std::string>()};
+        const auto type = told.at("type").get<std::string>();
+        const bool two = columns.size() == 2 && (type == "age" || type == "bag");
+        if (columns.size() != 1 && !two) continue;  // a cross, or what has times or vectors beside its ids
+        Feature feature{name, type, columns[0].get<std::string>(), two ? columns[1].get<std::string>() : ""};
         feature.width = told.value("width", int64_t(1));
         if (told.contains("column_unit")) feature.ticks = UNITS.at(told.at("column_unit").get<std::string>());
         reads.features.push_back(std::move(feature));
@@ -98,6 +100,15 @@ Reads Reads::with(const Reads& other) const {
     for (const auto& feature : other.features) {
         const auto same = [&](const Feature& own) { return own.name == feature.name; };
         if (std::none_of(features.begin(), features.end(), same)) made.features.push_back(feature);
+    }
+    return made;
+}
+
+Reads Reads::with(const std::vector<std::string>& ids) const {
+    Reads made = *this;
+    for (const auto& column : ids) {
+        const auto taken = [&](const Feature& own) { return own.name == column || (own.type == "id" && own.column == column); };
+        if (std::none_of(features.begin(), features.end(), taken)) made.features.push_back({column, "id", column, ""});
     }
     return made;
 }
@@ -477,6 +488,28 @@ bool of_ids(const std::string& type) {
     return type == "id" || type == "sequence" || type == "bag" || type == "hour" || type == "weekday";
 }
 
+bool lacking(const wire::Request& request, const wire::Signature& signature, const std::string& name) {
+    const auto found = signature.features.find(name);
+    return found != signature.features.end() && !found->second.looked_up && !request.ids.contains(name) &&
+           !request.dense.contains(name);
+}
+
+// The seconds from one time to another.
+float between(int64_t since, int64_t until, int64_t ticks) {
+    if (since == NONE || until == NONE) return float(NOTHING);
+    const auto seconds = [&](int64_t time) { return time / ticks - (time % ticks < 0); };
+    const auto rest = [&](int64_t time) { return double(time - seconds(time) * ticks) / double(ticks); };
+    return float(double(seconds(until)) - double(seconds(since)) + (rest(until) - rest(since)));
+}
+
+// Adds the weights of a row's ids, 1 of those that have none; false where they are not one of each id.
+bool weigh(const Value& ids, const Value& weights, std::vector<float>& numbers) {
+    if (weights.listed && weights.reals.size() != ids.ids.size()) return false;
+    for (size_t at = 0; at < ids.ids.size(); ++at)
+        numbers.push_back(weights.listed && !std::isnan(weights.reals[at]) ? float(weights.reals[at]) : 1.0f);
+    return std::none_of(numbers.begin(), numbers.end(), [](float number) { return std::isinf(number); });
+}
+
 Words whole(const at::Tensor& tensor) {
     const auto plain = tensor.to(at::kLong).contiguous();
     return {plain.data_ptr<int64_t>(), plain.data_ptr<int64_t>() + plain.numel()};
@@ -521,12 +554,23 @@ std::shared_ptr<const Store::Generation> Store::generation() {
     return generation_ = std::move(made);
 }
 
+std::vector<std::string> Store::ids() {
+    std::shared_ptr<const Generation> known;
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        known = generation_;
+    }
+    try {
+        if (!known) known = generation();
+    } catch (const Down&) {
+        return {};
+    }
+    return {"user", known->text("item"), known->text("author")};
+}
+
 std::vector<std::string> Store::fill(wire::Request& request, const wire::Signature& signature, const Reads& reads,
                                      int64_t ms) {
-    const auto lacks = [&](const Reads::Feature& feature) {
-        return signature.features.count(feature.name) && !request.ids.contains(feature.name) &&
-               !request.dense.contains(feature.name);
-    };
+    const auto lacks = [&](const Reads::Feature& feature) { return lacking(request, signature, feature.name); };
     if (request.rows || std::none_of(reads.features.begin(), reads.features.end(), lacks)) return {};
     const auto now = generation();
     const auto user = given(request, reads, "user"), items = given(request, reads, now->text("item"));
@@ -537,13 +581,22 @@ std::vector<std::string> Store::fill(wire::Request& request, const wire::Signatu
                   std::move(authors));
     std::vector<std::string> filled;
     for (const auto& feature : reads.features) {
-        const bool ids = of_ids(feature.type);
-        if (!lacks(feature) || (!items && !moment.mine(feature.column))) continue;
+        const bool ids = of_ids(feature.type), two = !feature.other.empty();
+        const bool mine = moment.mine(feature.column) && (!two || moment.mine(feature.other));
+        if (!lacks(feature) || (!items && !mine)) continue;
         const auto column = moment.column(feature.column);
-        if (!column) continue;
+        const auto other = two ? moment.column(feature.other) : column;
+        if (!column || !other) continue;
+        const auto rows = mine ? 1 : items->size();
         Words values, lengths;
         std::vector<float> numbers;
-        for (const auto& value : *column) {
+        bool fits = true;
+        for (size_t row = 0; row < rows; ++row) {
+            const auto& value = column->size() == 1 ? column->front() : column->at(row);
+            const auto& second = other->size() == 1 ? other->front() : other->at(row);
+            if (feature.type == "age") numbers.push_back(between(value.whole, second.whole, feature.ticks));
+            if (feature.type == "age") continue;
+            if (two) fits = weigh(value, second, numbers) && fits;
             if (feature.type == "sequence" || feature.type == "bag") {
                 values.insert(values.end(), value.ids.begin(), value.ids.end());
                 lengths.push_back(int64_t(value.ids.size()));
@@ -560,9 +613,11 @@ std::vector<std::string> Store::fill(wire::Request& request, const wire::Signatu
                 numbers.push_back(value.whole != NONE ? float(value.whole) : float(value.real));
             }
         }
+        if (!fits) continue;
         if (ids) {
             request.ids.insert(feature.name, at::tensor(values, at::kLong));
             request.lengths.insert(feature.name, at::tensor(lengths, at::kLong));
+            if (two) request.dense.insert(feature.name, at::tensor(numbers, at::kFloat));
         } else {
             auto made = at::tensor(numbers, at::kFloat);
             request.dense.insert(feature.name, feature.width > 1 ? made.view({-1, feature.width}) : made);
@@ -574,10 +629,7 @@ std::vector<std::string> Store::fill(wire::Request& request, const wire::Signatu
 
 std::string Store::needs(const wire::Request& request, const wire::Signature& signature, const Reads& reads) const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto lacks = [&](const Reads::Feature& feature) {
-        return signature.features.count(feature.name) && !request.ids.contains(feature.name) &&
-               !request.dense.contains(feature.name);
-    };
+    const auto lacks = [&](const Reads::Feature& feature) { return lacking(request, signature, feature.name); };
     if (!generation_ || request.rows || std::none_of(reads.features.begin(), reads.features.end(), lacks)) return "";
     for (const auto& column : {std::string("user"), generation_->text("item"), generation_->text("author")})
         if (!given(request, reads, column)) return column;

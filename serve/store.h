@@ -44,11 +44,15 @@ class Reads {
     // Of models that answer one request together.
     Reads with(const Reads& other) const;
 
+    // And the ids of some columns, where no feature is one: a store goes by them.
+    Reads with(const std::vector<std::string>& ids) const;
+
     struct Feature {
         std::string name, type, column;
-        int64_t width = 1, ticks = 1;  // of a column of times: how many make a second
+        std::string other;  // a second column: until when an age counts, or the weights of a bag's ids; "" of none
+        int64_t width = 1, ticks = 1;  // of columns of times: how many make a second
     };
-    std::vector<Feature> features;  // that a store can fill: made of one column, with nothing beside their ids
+    std::vector<Feature> features;  // that a store can fill: not those made of others, nor ids with times or vectors
 };
 
 class Store {
@@ -61,6 +65,9 @@ class Store {
     // authors; what it brings stays as it is. ms: the moment, since 1970. Raises Down.
     std::vector<std::string> fill(wire::Request& request, const wire::Signature& signature, const Reads& reads,
                                   int64_t ms);
+
+    // The columns of the user's, the item's and the author's id; none before the store has answered.
+    std::vector<std::string> ids();
 
     // The column whose id a request would need for more of its features to be filled, after `fill`: the user's, the
     // item's or the author's. "" where nothing is lacking, or it has all three.

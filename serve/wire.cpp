@@ -520,7 +520,11 @@ Request parse_binary(std::string_view body, size_t header, const Signature& sign
     parameters(head, request);
     check_top(request, limits);
     const auto inputs = head.find("inputs");
-    if (inputs == head.end() || !inputs->is_array()) refuse("inputs: the list of tensors is missing");
+    if (inputs == head.end() || !inputs->is_array()) {
+        const bool people = head.contains("user") || head.contains("candidates") || head.contains("rows");
+        refuse(std::string("inputs: the list of tensors is missing") +
+               (people ? "; this address takes tensors, JSON with user and candidates goes to /rank or /retrieve" : ""));
+    }
     Budget budget(limits);
     std::set<std::string> seen;
     size_t place = 0;

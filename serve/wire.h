@@ -51,6 +51,7 @@ struct Feature {
     std::string beside;             // what lies beside each id: "weights", "vectors" or "times"; "" of nothing
     int64_t beside_width = 0;       // how many numbers that is; 0 where the signature is of an older export
     std::optional<bool> strings;    // whether its ids are hashes of strings, where that is known
+    bool looked_up = false;         // no model reads it: the feature store goes by it, where a request has it
 
     bool operator==(const Feature&) const = default;
 };
@@ -99,6 +100,7 @@ struct Answer {
     Stamp model;
     Named scores;  // by task
     Named more;    // as "order", (k) places of candidates, best first; "items" of /retrieve
+    std::vector<std::string> names;  // of items that are strings, in the place of their hashes for people
 };
 
 // What is sent: `header` bytes of JSON, then tensors.

@@ -85,6 +85,21 @@ void append(const Output& output, const at::Tensor& given, ordered& head, std::s
     head["outputs"].push_back(std::move(about));
 }
 
+void append(const Output& output, const std::vector<std::string>& texts, ordered& head, std::string& bytes) {
+    ordered about = {{"name", output.name}, {"datatype", "BYTES"}, {"shape", {texts.size()}}};
+    if (output.binary) {
+        const auto before = bytes.size();
+        for (const auto& each : texts) {
+            const auto size = static_cast<uint32_t>(each.size());
+            bytes.append(reinterpret_cast<const char*>(&size), sizeof size).append(each);
+        }
+        about["parameters"] = {{"binary_data_size", bytes.size() - before}};
+    } else {
+        about["data"] = texts;
+    }
+    head["outputs"].push_back(std::move(about));
+}
+
 std::string dumped(const ordered& content) { return content.dump(-1, ' ', false, ordered::error_handler_t::replace); }
 
 }  // namespace
@@ -93,6 +108,7 @@ int64_t check(const Request& request, const Signature& signature, const Limits& 
     int64_t rows = 1;
     std::string first, one;  // a feature with so many rows, and one with a single row
     for (const auto& [name, feature] : signature.features) {
+        if (feature.looked_up && !request.ids.contains(name)) continue;
         const auto found = feature.ids ? rows_of_ids(name, feature, request) : rows_of_numbers(name, feature, request);
         if (found > limits.rows)
             refuse("'" + name + "' has " + text(found) + " rows, and " + text(limits.rows) +
@@ -126,6 +142,11 @@ Reply answer_binary(const Request& request, const Answer& answer) {
         for (const auto& [name, values] : all) append({name, request.binary}, values, head, bytes);
     }
     for (const auto& output : request.outputs) {
+        if (output.name == "names" && !answer.names.empty()) {
+            append(output, answer.names, head, bytes);
+            binary = binary || output.binary;
+            continue;
+        }
         const auto found = std::find_if(all.begin(), all.end(), [&](const auto& each) { return each.first == output.name; });
         if (found == all.end()) {
             std::string names;
@@ -155,7 +176,8 @@ std::string answer_json(const Request& request, const Answer& answer) {
     };
     for (const auto& [name, values] : answer.scores) scores[name] = list(values);
     body["scores"] = std::move(scores);
-    for (const auto& [name, values] : answer.more) body[name] = list(values);
+    for (const auto& [name, values] : answer.more)
+        body[name] = name == "items" && !answer.names.empty() ? ordered(answer.names) : list(values);
     body["model"] = {{"name", answer.model.name},
                      {"version", answer.model.version},
                      {"fence", answer.model.fence},

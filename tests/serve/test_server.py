@@ -1,6 +1,8 @@
 """The server answers what Python does, byte for byte, with one model and with several behind one another."""
 
 import json
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,9 @@ import torch
 
 from livetrain import Index
 from livetrain.modules.serving.loading import load
+from livetrain.trainers.data.write.ids import string_id
 from livetrain.trainers.export.rows import golden_inputs, one_user
+from livetrain.trainers.runtime import manifest
 from tests.serve.client import client
 from tests.serve.live import running
 
@@ -149,8 +153,68 @@ def test_items_are_those_of_the_index_and_leave_the_air(program, published, tmp_
     with running(program, asked, tmp_path) as server:
         with pytest.raises(client.Busy):
             client.Client(server.url, 30.0).retrieve(person, 3)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{server.url}/retrieve", json.dumps({"user": person}).encode(), timeout=30)
+        assert (refused.value.code, refused.value.headers["Retry-After"]) == (503, "1")
         server.get("/v2/models/towers/air", {"only": best})
         assert client.Client(server.url, 30.0).retrieve(person, 3).other["items"].tolist() == best[:3]
+
+
+def test_items_that_are_strings_are_answered_as_such(program, published, tmp_path):
+    folder = next((published.folder / "indexes/towers").glob("*/index.json")).parent
+    about, keys = json.loads((folder / "index.json").read_text()), (folder / "keys.txt").read_text().split()
+    (folder / "index.json").write_text(json.dumps(about | {"key": about["key"] | {"type": "string"}}))
+    (folder / "keys.txt").write_text("".join(f"film {key} é\n" for key in keys))
+    (folder / "manifest.json").unlink()
+    manifest.commit(folder, {path.name: manifest.digest(path) for path in sorted(folder.iterdir())})
+    person = {"user": 7, "history": [3, 4], "rating": [5, 1], "rate": 2.0}
+    tensors = client.tensors(None, person, one=True)
+    with running(program, config(published), tmp_path) as server:
+        best = json.loads(server.get("/retrieve", {"user": person, "top": 6})[1])["items"]
+        assert len({*best}) == 6
+        assert {*best} <= {f"film {key} é" for key in keys}
+        hashes = [string_id(each) for each in best]
+        found = client.Client(server.url, 30.0).infer("towers", tensors)
+        assert found.other["items"][:6].tolist() == hashes
+        for binary in (True, False):
+            outputs = [{"name": "items"}, {"name": "names", "parameters": {"binary_data": binary}}]
+            inputs = [
+                {"name": name, "datatype": "FP32" if name.startswith("dense") else "INT64", "shape": list(each.shape)}
+                | {"data": each.tolist()}
+                for name, each in tensors.items()
+            ]
+            asked = {"parameters": {"top": 6}, "inputs": inputs, "outputs": outputs}
+            request = urllib.request.Request(f"{server.url}/v2/models/towers/infer", json.dumps(asked).encode())
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                body, length = answer.read(), answer.headers["Inference-Header-Content-Length"]
+            head = json.loads(body[: int(length)] if length else body)
+            items, names = head["outputs"]
+            assert (items["data"], names["datatype"], names["shape"]) == (hashes, "BYTES", [6])
+            if not binary:
+                assert names["data"] == best
+                continue
+            rest = body[int(length) :]
+            assert names["parameters"]["binary_data_size"] == len(rest)
+            for each in best:
+                size = int.from_bytes(rest[:4], "little")
+                assert rest[4 : 4 + size].decode() == each
+                rest = rest[4 + size :]
+        server.get("/v2/models/towers/air", {"off": best[:2]})
+        left = json.loads(server.get("/retrieve", {"user": person, "top": 3, "exclude": best[2:3]})[1])["items"]
+        assert left == best[3:6]
+
+
+def test_what_is_off_the_air_and_in_no_index_is_forgotten_in_the_end(program, published, tmp_path):
+    person = {"user": 7, "history": [3, 4], "rating": [5, 1], "rate": 2.0}
+    with running(program, config(published), tmp_path) as server:
+        ask = client.Client(server.url, 30.0)
+        best = ask.retrieve(person, 3).other["items"].tolist()
+        off = 'livetrain_off_the_air{model="towers"}'
+        server.get("/v2/models/towers/air", {"off": best[:1]})
+        for begin in range(0, 300_000, 60_000):
+            assert server.get("/v2/models/towers/air", {"off": list(range(begin, begin + 60_000))})[0] == 200
+            assert 50_000 < server.metric(off) <= 101_000
+            assert ask.retrieve(person, 2).other["items"].tolist() == best[1:]
 
 
 @pytest.mark.parametrize("kind", ["hnsw"])
@@ -183,6 +247,7 @@ def test_what_is_wrong_is_said(program, published, tmp_path):
             ("/v2/models/din/air", {"on": [1]}, 400, "retrieves nothing"),
             ("/nothing", {}, 404, "nothing here"),
             ("/retrieve", {"user": {"user": [1, 2]}}, 400, "'user'"),
+            ("/v2/models/din/infer", {"user": {"user": 1}}, 400, "JSON with user and candidates goes to /rank"),
         ):
             found, said = server.get(path, body)
             assert (found, word in json.loads(said)["error"]) == (status, True), said

@@ -1,5 +1,6 @@
 """The store in C++ fills what `Features` of Python does, of every feature, at every moment."""
 
+import dataclasses
 import json
 import subprocess
 import time
@@ -37,11 +38,16 @@ def everything() -> Recipe:
         elif how["is"] == "bags":
             features[name] = {"type": "bag", "table": "any"}
         elif how["is"] == "vectors":
-            features[name] = {"type": "vector", "width": 2 if name == "streamer_vector" else 128}
+            if name != "user_weights":
+                features[name] = {"type": "vector", "width": 2 if name == "streamer_vector" else 128}
         elif how["is"].startswith("list "):
             features[name] = {"type": "sequence", "table": "any", "max_length": 50}
         else:
             features[name] = {"type": "dense"}
+    features["old"] = {"type": "age", "column": "user_age", "unit": "ms"}
+    features["of"] = {"type": "age", "column": "streamer_age", "until": "live_name_id", "unit": "s"}
+    features["mixed"] = {"type": "age", "column": "user_age", "until": "streamer_age", "unit": "us"}
+    features["weighed"] = {"type": "bag", "table": "any", "column": "user_topics", "weights": "user_weights"}
     return Recipe.model_validate(
         {
             "name": "everything",
@@ -60,6 +66,7 @@ def signature(recipe: Recipe) -> dict:
         "features": {
             name: f.signature([0.0] * 128, [1.0] * 128)
             | {"columns": [*recipe.reads(name)]}
+            | ({"beside": carried[1]} if (carried := recipe.beside(name)) else {})
             | ({"column_unit": f.time_unit} if f.time_unit else {})
             for name, f in recipe.features.items()
         }
@@ -78,6 +85,18 @@ def asked_of(samples, draw) -> list[dict]:
     return [*requests, {"ms": requests[-1]["ms"], "ids": {"user": [777], "room": [1], "streamer": [101]}}]
 
 
+@pytest.fixture
+def _weights(monkeypatch):
+    """Let what is known of users have a weight of each of their topics, of some users."""
+    known = worlds.EVERYTHING.attributes["user"]
+    weights = "CASE id WHEN 1 THEN [0.5, NULL] WHEN 2 THEN NULL WHEN 3 THEN []::DOUBLE[] END"
+    select = f"SELECT *, {weights} AS user_weights FROM ({known.select})"
+    more = dataclasses.replace(known, vectors=("user_weights",), select=select)
+    attributes = worlds.EVERYTHING.attributes | {"user": more}
+    monkeypatch.setattr(worlds, "EVERYTHING", dataclasses.replace(worlds.EVERYTHING, attributes=attributes))
+
+
+@pytest.mark.usefixtures("_weights")
 @pytest.mark.parametrize("streamed", [True, False])
 def test_features_are_those_of_python(driver, tmp_path, streamed):
     """Of a night and a stream, and of a night alone."""
@@ -104,6 +123,7 @@ def test_features_are_those_of_python(driver, tmp_path, streamed):
         for name in ids:
             assert own["ids"][name] == ids[name].tolist(), name
             assert own["lengths"][name] == lengths[name].tolist(), name
+        assert own["dense"].keys() == dense.keys()
         for name in dense:
             values = np.array(own["dense"][name], np.float32)  # None is NaN
             np.testing.assert_allclose(values, dense[name].ravel().numpy(), rtol=1e-6, err_msg=name)

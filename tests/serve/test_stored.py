@@ -130,3 +130,35 @@ def test_a_request_without_an_id_that_the_store_goes_by_is_told_which(program, w
             assert f"fills in what depends on '{column}' only where a request has it" in text, text
         status, text = server.get("/rank", {"user": {"user": 1}, "candidates": {**ASKED["candidates"], "hour": "x"}})
         assert "fills in" not in text
+
+
+def test_a_model_that_reads_no_items_id_gets_what_the_store_knows_of_the_item(program, world, tmp_path):
+    folder, days, made = world
+    store = open_store(str(tmp_path / "store"), create=True)
+    worlds.filled(store, days[-1])
+    kept = {
+        part: {name: each for name, each in made.model_dump()[part].items() if name != "room"}
+        for part in ("features", "tables")
+    }
+    few = worlds.recipe(folder / "out", name="few", **kept)
+    launch.train(few, tmp_path / "runs")
+    publish.publish(tmp_path / "runs/few/export", str(tmp_path / "models"), "2026-11-30", 5)
+    config = {"models": {"din": {"published": str(tmp_path / "models")}}, "rank": {"model": "din", "by": "click"}}
+    config |= {"store": {"place": str(tmp_path / "store")}, "log": {"path": str(tmp_path / "log"), "share": 1}}
+    with running(program, config, tmp_path) as server:
+        status, text = server.get("/rank", {"user": {"user": 1}, "candidates": ASKED["candidates"]})
+        assert status == 200, text
+        lacking = {"user": {"user": 1}, "candidates": {"streamer": ASKED["candidates"]["streamer"]}}
+        status, refused = server.get("/rank", lacking)
+        assert status == 400
+        assert "fills in what depends on 'room' only where a request has it" in refused
+        table = logged(server, tmp_path / "log")
+    given = request_log.RequestLog(table.slice(0, 1), few, "log").inputs()
+    again = Features(store, few).row(1, ASKED["candidates"], table["time"][0].as_py())
+    for had, wanted in zip(given, again, strict=True):
+        assert had.keys() == wanted.keys()
+        for name in had:
+            np.testing.assert_allclose(had[name].numpy(), wanted[name].numpy(), rtol=1e-6, err_msg=name)
+    scores = torch.jit.load(tmp_path / "runs/few/export/model.pt").rank(*again)
+    for task in ("click", "like"):
+        np.testing.assert_allclose(json.loads(text)["scores"][task], scores[task].numpy(), atol=1e-6)

@@ -100,6 +100,38 @@ def test_twenty_versions_and_deltas_lose_no_request(program, tmp_path, changes):
             assert 0 <= server.health()["models"]["din"]["age_s"] < 600
 
 
+def test_a_base_is_not_served_before_the_deltas_that_are_listed(program, tmp_path):
+    """What a server first sees of a new base may have deltas already: without them it is older than what it serves."""
+    where, data = str(tmp_path / "models"), samples.write(tmp_path / "data", 400)
+    pointer = Path(where, "current.json")
+    with line(tmp_path / "run", samples.recipe(data)) as training:
+
+        def published(most: int) -> dict:
+            training.go(1).save()
+            return publish_next(training.run, where, "a", 3, most=most, share=1e9)
+
+        published(0)
+        published(1)
+        held, inputs = pointer.read_text(), golden_inputs(Served(where).golden)
+        published(0)
+        for _ in range(4):
+            last = published(9)
+        new, damaged = pointer.read_text(), Path(where, last["deltas"][2]["folder"], "delta.bin")
+        whole = damaged.read_bytes()
+        damaged.write_bytes(whole[:-1])
+        point(pointer, held)
+        with running(program, config(where), tmp_path) as server, Load(server.url, "din", tensors(inputs)) as load:
+            point(pointer, new)
+            assert "delta.bin is missing or damaged" in server.wait("din", failed=True)["failed"]
+            assert {state for state, _ in load.answers} == {(2, 1)}
+            damaged.write_bytes(whole)
+            server.wait("din", fence=last["fence"], delta=4, failed=False)
+            while load.answers[-1][0] != (last["fence"], 4) and not load.errors:
+                threading.Event().wait(0.01)
+        assert not load.errors
+        assert {state for state, _ in load.answers} == {(2, 1), (last["fence"], 4)}
+
+
 def broken(published, change: Callable[[Path], None], seal: bool = True) -> str:
     """Publish a copy of the model in which something was changed; return its folder."""
     pointer = publish.publish(published.folder / "runs/din/export", published.where("din"), "2026-12-01", 5)

@@ -5,7 +5,9 @@ import json
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,18 @@ from livetrain.trainers.runtime.place import Place, open_place
 log = logging.getLogger("livetrain")
 
 
+@dataclass
+class _State:
+    """A base, loaded, and the deltas that it has taken in."""
+
+    models: dict[str, torch.jit.ScriptModule]
+    signature: dict[str, Any]
+    golden: dict[str, Any]
+    pointer: dict[str, Any]
+    number: int = 0
+    sealed: str | None = None  # the xxh64 of the last delta's manifest
+
+
 class Served:
     """The model that a pointer names, ready to score, and brought up to date by `refresh`. For any number of threads.
 
@@ -36,7 +50,7 @@ class Served:
     Attributes:
         number: of the last delta that was taken in; 0 of the base alone.
         pointer: what is served, as the pointer said.
-        signature: of the base.
+        signature, golden: of the base.
 
     Raises:
         BadInput: nothing is published there, or its base is damaged, or a delta is that had to be read first.
@@ -50,10 +64,23 @@ class Served:
         if pointer is None:
             raise BadInput(f"{self._place.shown()}: nothing is published here; publish a model first")
         self._where = where
-        self.pointer, self.number = pointer, 0
-        self._sealed: str | None = None  # the xxh64 of the last delta's manifest
         self._begin(pointer)
-        self.refresh()
+
+    @property
+    def number(self) -> int:
+        return self._state.number
+
+    @property
+    def pointer(self) -> dict[str, Any]:
+        return self._state.pointer
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        return self._state.signature
+
+    @property
+    def golden(self) -> dict[str, Any]:
+        return self._state.golden
 
     def score(self, ids: dict[str, Tensor], lengths: dict[str, Tensor], dense: dict[str, Tensor]) -> dict[str, Tensor]:
         """Score rows, see `livetrain.modules.serving.scorer.Scorer.forward`."""
@@ -64,7 +91,7 @@ class Served:
     def use(self) -> Iterator[dict[str, torch.jit.ScriptModule]]:
         """Lend the loaded files, by name: inside, all of them are and stay of one state."""
         with self._gate.shared():
-            yield self._models
+            yield self._state.models
 
     def refresh(self) -> bool:
         """Take in what was published since; return whether anything was.
@@ -82,18 +109,12 @@ class Served:
                 return False
             before, listed = (self.pointer["folder"], self.number), pointer.get("deltas", [])
             seals = [None, *(each["xxh64"] for each in listed)]
-            goes_on = self.number < len(seals) and seals[self.number] == self._sealed
+            goes_on = self.number < len(seals) and seals[self.number] == self._state.sealed
             if pointer["folder"] != self.pointer["folder"] or not goes_on:
                 self._begin(pointer)
-            self.pointer = pointer
-            for each in listed[self.number :]:
-                try:
-                    with self._fetched(each["folder"], each["xxh64"], self._sealed) as (folder, content):
-                        self.take(folder, content)
-                except BadInput as error:
-                    self._ask(pointer["folder"], error)
-                    raise
-                self._sealed, self.number = each["xxh64"], each["number"]
+            else:
+                self._state.pointer = pointer
+                self._follow(self._state, self._gate.alone)
             return (self.pointer["folder"], self.number) != before
 
     def take(self, folder: Path, content: dict[str, Any]) -> None:
@@ -106,28 +127,50 @@ class Served:
         Raises:
             BadInput: it is of another version, or does not follow.
         """
-        if (content.get("base"), content.get("number")) != (self.pointer["folder"], self.number + 1):
+        self._take(self._state, folder, content, self._gate.alone)
+
+    def _follow(self, state: _State, alone: Callable[[], AbstractContextManager[None]]) -> None:
+        """Take in the deltas that a state's pointer lists beyond those that it has."""
+        for each in state.pointer.get("deltas", [])[state.number :]:
+            try:
+                with self._fetched(each["folder"], each["xxh64"], state.sealed) as (folder, content):
+                    self._take(state, folder, content, alone)
+            except BadInput as error:
+                self._ask(state.pointer["folder"], error)
+                raise
+            state.sealed, state.number = each["xxh64"], each["number"]
+
+    def _take(
+        self, state: _State, folder: Path, content: dict[str, Any], alone: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        if (content.get("base"), content.get("number")) != (state.pointer["folder"], state.number + 1):
             raise BadInput(
                 f"{folder}: this is delta {content.get('number')} of {content.get('base')}, and "
-                f"{self.number + 1} of {self.pointer['folder']} is due; copy it again, or load the base"
+                f"{state.number + 1} of {state.pointer['folder']} is due; copy it again, or load the base"
             )
         try:
             delta = deltas.Delta(folder)
-            changes = delta.changes({name: model.state_dict() for name, model in self._models.items()})
+            changes = delta.changes({name: model.state_dict() for name, model in state.models.items()})
         except (ValueError, KeyError, OSError, RuntimeError) as error:
             raise BadInput(f"{folder}: this delta cannot be taken in ({short(error)}); publish a new base") from error
-        with self._gate.alone():
+        with alone():
             deltas.apply(changes)
 
     def _begin(self, pointer: dict[str, Any]) -> None:
-        """Load the base that a pointer names, and let it be served; where it cannot be, ask for another."""
+        """Load the base that a pointer names, and let it be served with its deltas; else ask for another.
+
+        Without them it may be older than what is served.
+        """
         try:
-            self._load(pointer)
+            state = self._load(pointer)
         except BadInput as error:
             self._ask(pointer["folder"], error)
             raise
+        self._follow(state, contextlib.nullcontext)
+        with self._gate.alone():
+            self._state = state
 
-    def _load(self, pointer: dict[str, Any]) -> None:
+    def _load(self, pointer: dict[str, Any]) -> _State:
         with self._fetched(pointer["folder"], None, None) as (folder, content):
             there = [name for name in self._files if name in content["files"]]
             models = {name: torch.jit.load(str(folder / name)).eval() for name in there}
@@ -136,10 +179,8 @@ class Served:
                 tables = mapped.opened(folder, signature["stored"])
                 for model in models.values():
                     model.attach(tables)
-            self.golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
-        with self._gate.alone():
-            self._models, self.signature, self.pointer, self.number = models, signature, pointer, 0
-            self._sealed = None
+            golden = json.loads((folder / "golden.json").read_text(encoding="utf-8"))
+        return _State(models, signature, golden, pointer)
 
     @contextlib.contextmanager
     def _fetched(self, folder: str, seal: str | None, before: str | None) -> Iterator[tuple[Path, dict[str, Any]]]:

@@ -49,6 +49,7 @@ def explain(
     candidate: int | None = None,
     background: int = BACKGROUND,
     place: str = "the log",
+    weights: dict[str, float] | None = None,
 ) -> Explained:
     """Explain a request.
 
@@ -61,16 +62,12 @@ def explain(
         candidate: which, its best place where it comes twice; by default the one in the first place.
         background: how many logged candidates; 0 takes missing values in their place.
         place: where the log lies, for messages.
+        weights: of the fused score's formula, where the model answers one.
 
     Raises:
         BadInput: the log is of another model, or has no such candidate.
     """
     log = RequestLog(one, recipe, place)
-    if beside := [name for name in log.features if recipe.beside(name) is not None]:
-        raise BadInput(
-            f"features.{beside[0]}: its ids have numbers beside them, which a log of requests does not keep; such a "
-            "model cannot be explained from a log"
-        )
     named = _item(recipe, log, item)
     ids = log.by_candidate(named)
     items = [part.tolist()[0] if len(part) else None for part in _rows(ids)]
@@ -84,7 +81,7 @@ def explain(
             raise BadInput(f"--candidate {candidate}: is none of the request's {len(items)}; as {items[0]} is")
         named_so = [at for at, each in enumerate(items) if each == candidate]  # two channels may have brought it
         row = min(named_so, key=lambda at: places[at] or len(items) + 1)
-    values = {name: _plain(log.by_candidate(name).take(np.array([row]))) for name in log.features}
+    values = {name: _plain(log.by_candidate(name, np.array([row])), log.kind(name)) for name in log.features}
     every = RequestLog(others, recipe, place)
     groups = _groups(log, every, recipe)
     parts = _parts(log, row, every, groups, recipe, model, background)
@@ -97,8 +94,11 @@ def explain(
     request = {name: one[name][0].as_py() for name in ("request_id", "time", "model", "version", "fence", "delta")
                if name in one.column_names}  # fmt: skip
     request |= {
-        "user": {name: _plain(log.given(name)) for name in log.mine},
+        "user": {name: _plain(log.given(name), log.kind(name)) for name in log.mine},
         "stored": one["stored"][0].as_py() if "stored" in one.column_names else None,
+        "fusion": None
+        if recipe.fusion is None or weights is None
+        else {"score": recipe.fusion.score, "weights": weights},
         "largest difference from the logged scores": float(max(apart)) if apart else None,
     }
     return Explained(request, candidates, candidates[row] | {"features": features, **parts})
@@ -141,8 +141,10 @@ def _candidates(
     ]
 
 
-def _plain(given: Given) -> Any:
+def _plain(given: Given, kind: str | None) -> Any:
     values = [None if each != each else each for each in given.values.ravel().tolist()]
+    if kind is not None and given.beside is not None:
+        return {"ids": values, kind: given.beside.tolist()}
     return values[0] if given.counts is None and len(values) == 1 else values
 
 
@@ -150,6 +152,7 @@ def _scored(model: Any, rows: dict[str, Given]) -> dict[str, np.ndarray]:
     ids = {name: torch.tensor(part.values) for name, part in rows.items() if part.counts is not None}
     lengths = {name: torch.tensor(part.counts) for name, part in rows.items() if part.counts is not None}
     dense = {name: torch.tensor(part.values) for name, part in rows.items() if part.counts is None}
+    dense |= {name: torch.tensor(part.beside) for name, part in rows.items() if part.beside is not None}
     with torch.inference_mode():
         return {task: scores.numpy().astype(np.float64) for task, scores in model(ids, lengths, dense).items()}
 
@@ -166,8 +169,8 @@ def _parts(
     blocks = 1 + size + size * len(groups)
     rows: dict[str, Given] = {}
     for name in log.features:
-        own = log.by_candidate(name).take(np.array([row]))
-        taken = others.by_candidate(name).take(drawn) if background else _missing(own)
+        own = log.by_candidate(name, np.array([row]))
+        taken = others.by_candidate(name, drawn) if background else _missing(own)
         index = np.zeros(blocks, np.int64)
         index[1 : 1 + size] = 1 + np.arange(size)
         begin = 1 + size * (1 + next(place for place, group in enumerate(groups) if name in group))
@@ -197,8 +200,8 @@ def _groups(log: RequestLog, others: RequestLog, recipe: Recipe) -> list[list[st
     for name in log.features:
         key: Any = name
         if recipe.features[name].form == "sequence":
-            counts = [each.by_candidate(name).counts for each in (log, others)]
-            key = b"/".join(each.tobytes() for each in counts if each is not None)
+            counts = [each.given(name).counts for each in (log, others)]
+            key = name in log.mine, *(each.tobytes() for each in counts if each is not None)
         groups.setdefault(key, []).append(name)
     return list(groups.values())
 
@@ -206,14 +209,13 @@ def _groups(log: RequestLog, others: RequestLog, recipe: Recipe) -> list[list[st
 def _missing(own: Given) -> Given:
     if own.counts is None:
         return Given(np.full_like(own.values, np.nan))
-    return Given(own.values[:0], np.zeros(1, np.int64))
+    return Given(own.values[:0], np.zeros(1, np.int64), None if own.beside is None else own.beside[:0])
 
 
 def _joined(one: Given, other: Given) -> Given:
-    counts = None
-    if one.counts is not None and other.counts is not None:
-        counts = np.concatenate([one.counts, other.counts])
-    return Given(np.concatenate([one.values, other.values]), counts)
+    pairs = ((one.counts, other.counts), (one.beside, other.beside))
+    counts, beside = (None if a is None or b is None else np.concatenate([a, b]) for a, b in pairs)
+    return Given(np.concatenate([one.values, other.values]), counts, beside)
 
 
 def _log_odds(probability: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ is what the model is given.
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from livetrain.configs.schema import Evaluate, Recipe
 from livetrain.trainers.data.read.decode import Decoder
 from livetrain.trainers.data.write.history import Timeline
 from livetrain.trainers.data.write.ids import string_ids
+from livetrain.trainers.online import windows
 from livetrain.trainers.online.request_log import Given, RequestLog
 
 EXAMPLES = 3
@@ -67,12 +69,11 @@ class Asked:
     tolerance: dict[str, float] = field(default_factory=dict)
 
 
-def skew(table: pa.Table, place: str, files: list[Path], recipe: Recipe, asked: Asked) -> dict[str, Any]:
-    """Compare a log with samples.
+def skew(place: str, files: list[Path], recipe: Recipe, asked: Asked) -> dict[str, Any]:
+    """Compare a log with samples, a stretch of the log at a time.
 
     Args:
-        table: the requests, see `request_log.read`.
-        place: where they lie, for messages.
+        place: where the requests lie, a folder or a file.
         files: Parquet of the samples.
         recipe: whose features are compared.
         asked: how.
@@ -81,80 +82,153 @@ def skew(table: pa.Table, place: str, files: list[Path], recipe: Recipe, asked: 
         rows of samples, how many of them were found in the log, logged candidates, and per feature a `Difference`.
 
     Raises:
-        BadInput: a column is missing, or no feature is the user's or the item's id.
+        BadInput: there is no log, a column is missing, or no feature is the user's or the item's id.
     """
-    log = RequestLog(table, recipe, place)
+    log = windows.Log(place)
+    features = RequestLog(log.empty, recipe, place).features
     for name in asked.tolerance:
         if name not in recipe.features:
             raise BadInput(f"--tolerance {name}: the recipe has no such feature")
-    user, item = (_id(recipe, log, column) for column in (asked.user, asked.item))
-    moment = table["time"].to_numpy()[log.request]
-    key, codes = _coded(user, item)
-    timeline = Timeline(key, moment)
-    by_id = _by_id(table, log, item)
+    user, item = (_id_feature(recipe, features, column) for column in (asked.user, asked.item))
     bare = recipe.model_copy(
         update={"tasks": {}, "evaluate": Evaluate(), "data": recipe.data.model_copy(update={"negatives": None})}
     )
     decoder = Decoder(bare, groups=False)
-    found = {name: Difference() for name in log.features}
-    logged = {name: log.by_candidate(name) for name in log.features}
-    rows = joined = 0
-    wanted = list(dict.fromkeys([*decoder.columns, asked.user, asked.item, asked.time]))
-    for path in files:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if missing := [name for name in wanted if name not in names]:
-                raise BadInput(f"{path}: has no column '{missing[0]}', which the comparison needs")
-            columns = [*wanted, *(["request_id"] if "request_id" in names else [])]
-            for batch in file.iter_batches(_ROWS, columns=columns):
-                part = pa.Table.from_batches([batch])
-                users, items = (_whole(part[name]) for name in (asked.user, asked.item))
-                time = _ms(part[asked.time])
-                if "request_id" in names:
-                    pairs = zip(part["request_id"].to_pylist(), items.tolist(), strict=True)
-                    owner = np.array([by_id.get(pair, -1) for pair in pairs], np.int64)
-                else:
-                    owner = _latest(timeline, codes(users, items), time, moment, 1000 * asked.within_s)
-                there = np.flatnonzero(owner >= 0)
-                rows, joined = rows + len(part), joined + len(there)
-                if not len(there):
-                    continue
-                chosen = part.take(pa.array(there)).combine_chunks()
-                samples = _decoded(decoder, bare, chosen, str(path))
-                keys = {"user": users[there], "item": items[there], "time": time[there]}
-                for name, difference in found.items():
-                    limit = recipe.features[name].limit if recipe.features[name].carrier == "ids" else 0
-                    one, other = logged[name].take(owner[there]), samples[name]
-                    _compare(difference, one.newest(limit), other.newest(limit), asked.tolerance.get(name), keys)
+    found = {name: Difference() for name in features}
+    samples = _Samples(files, decoder, bare, asked)
+    logged, within = 0, 0 if samples.told else int(1000 * asked.within_s)
+    stretches = log.stretches(item)
+    for begin, end in reversed(stretches):  # the newest of an id that was given twice counts
+        part = RequestLog(log.read(begin - within, end), recipe, place)
+        known = _Known(part, user, item)
+        logged += int((known.moment >= begin).sum())
+        given = {name: part.given(name) for name in features}
+        last = (begin, end) == stretches[-1]
+        for owner, decoded, keys in samples.of(known, begin, None if last else end):
+            for name, difference in found.items():
+                limit = recipe.features[name].limit if recipe.features[name].carrier == "ids" else 0
+                rows = part.request[owner] if name in part.mine else owner
+                one, other = given[name].take(rows), decoded[name]
+                _compare(difference, one.newest(limit), other.newest(limit), asked.tolerance.get(name), keys)
     return {
-        "samples": rows,
-        "joined": joined,
-        "logged": len(moment),
+        "samples": samples.rows,
+        "joined": max((each.rows for each in found.values()), default=0),
+        "logged": logged,
         "features": {name: difference.told() for name, difference in found.items()},
     }
 
 
-def _id(recipe: Recipe, log: RequestLog, column: str) -> np.ndarray:
-    """Return the ids of a column of the samples as the log has them, by candidate, -1 where there is none."""
-    own = [n for n in log.features if recipe.columns(n) == (column,) and recipe.features[n].carrier == "ids"]
+class _Known:
+    """Which candidates some logged requests have.
+
+    Args:
+        log: of them.
+        user, item: features that are ids.
+
+    Attributes:
+        moment: (N,) of each candidate the time in ms.
+    """
+
+    def __init__(self, log: RequestLog, user: str, item: str) -> None:
+        self.moment = log.table["time"].to_numpy()[log.request]
+        users, items = (_ids(log.by_candidate(name)) for name in (user, item))
+        key, self._codes = _coded(users, items)
+        self._timeline = Timeline(key, self.moment)
+        names = log.table["request_id"].to_pylist()
+        pairs = zip(log.request.tolist(), items.tolist(), strict=True)
+        self._by_id = {(names[row], each): place for place, (row, each) in enumerate(pairs)}
+
+    def named(self, requests: list[str], items: np.ndarray) -> np.ndarray:
+        """Return the candidate of each request and item, -1 where there is none."""
+        pairs = zip(requests, items.tolist(), strict=True)
+        return np.array([self._by_id.get(pair, -1) for pair in pairs], np.int64)
+
+    def before(self, users: np.ndarray, items: np.ndarray, time: np.ndarray, within: float) -> np.ndarray:
+        """Return the candidate of each user and item, the newest within so many ms before a time, or -1."""
+        return _latest(self._timeline, self._codes(users, items), time, self.moment, within)
+
+
+class _Samples:
+    """Samples, by row groups.
+
+    Args:
+        files: Parquet.
+        decoder, recipe: which decode them.
+        asked: how they are found in a log.
+
+    Attributes:
+        rows: of all.
+        told: whether they tell the id of their request, by which they are found then.
+
+    Raises:
+        BadInput: a column is missing.
+    """
+
+    def __init__(self, files: list[Path], decoder: Decoder, recipe: Recipe, asked: Asked) -> None:
+        self._decoder, self._recipe, self._asked = decoder, recipe, asked
+        self._keys = [asked.user, asked.item, asked.time]
+        wanted = dict.fromkeys([*decoder.columns, *self._keys])
+        named = []
+        for path in files:
+            names = pq.read_schema(path).names
+            if missing := [name for name in wanted if name not in names]:
+                raise BadInput(f"{path}: has no column '{missing[0]}', which the comparison needs")
+            named.append("request_id" in names)
+        self.told = all(named)
+        self._groups = [*windows.groups(files, asked.time, _ms)]
+        self.rows = sum(group.rows for group in self._groups)
+        self._done = [np.zeros(group.rows if self.told else 0, bool) for group in self._groups]
+
+    def of(
+        self, known: _Known, begin: int, end: int | None
+    ) -> Iterator[tuple[np.ndarray, dict[str, Given], dict[str, np.ndarray]]]:
+        """Yield the samples of a stretch that are known: their candidates, what a model is given, and their keys."""
+        for group, done in zip(self._groups, self._done, strict=True):
+            if self.told or (group.last >= begin and (end is None or group.first < end)):
+                with pq.ParquetFile(group.path) as file:
+                    yield from self._in(file, group, done, known, begin, end)
+
+    def _in(
+        self, file: pq.ParquetFile, group: windows.Group, done: np.ndarray, known: _Known, begin: int, end: int | None
+    ) -> Iterator[tuple[np.ndarray, dict[str, Given], dict[str, np.ndarray]]]:
+        keys = file.read_row_group(group.number, [*dict.fromkeys(self._keys), *(["request_id"] if self.told else [])])
+        users, items = (_whole(keys[name]) for name in self._keys[:2])
+        time = _ms(keys[self._asked.time])
+        if self.told:
+            owner = np.where(done, -1, known.named(keys["request_id"].to_pylist(), items))
+            done |= owner >= 0
+        else:
+            owner = known.before(users, items, time, 1000 * self._asked.within_s)
+            owner[(time < begin) | (time >= (time.max() + 1 if end is None else end))] = -1
+        if not (owner >= 0).any():
+            return
+        at = 0
+        for batch in file.iter_batches(_ROWS, row_groups=[group.number], columns=self._decoder.columns):
+            there = np.flatnonzero(owner[at : at + len(batch)] >= 0)
+            own, at = there + at, at + len(batch)
+            if len(there):
+                chosen = pa.Table.from_batches([batch.take(pa.array(there))])
+                decoded = _decoded(self._decoder, self._recipe, chosen, str(group.path))
+                yield owner[own], decoded, {"user": users[own], "item": items[own], "time": time[own]}
+
+
+def _id_feature(recipe: Recipe, features: list[str], column: str) -> str:
+    """Return the feature that is the id in a column of the samples."""
+    own = [n for n in features if recipe.columns(n) == (column,) and recipe.features[n].carrier == "ids"]
     own = [name for name in own if not recipe.features[name].lists]
     if not own:
         raise BadInput(
             f"{recipe.name}: has no id feature of column '{column}', which finds samples in a log; name one that has"
         )
-    given = log.by_candidate(own[0])
+    return own[0]
+
+
+def _ids(given: Given) -> np.ndarray:
+    """Return the id of each row, -1 where there is none."""
     assert given.counts is not None
     out = np.full(len(given.counts), -1)
     out[given.counts > 0] = given.values
     return out
-
-
-def _by_id(table: pa.Table, log: RequestLog, item: np.ndarray) -> dict[tuple[str, int], int]:
-    names = table["request_id"].to_pylist()
-    return {
-        (names[row], each): place
-        for place, (row, each) in enumerate(zip(log.request.tolist(), item.tolist(), strict=True))
-    }
 
 
 def _coded(user: np.ndarray, item: np.ndarray):  # type: ignore[no-untyped-def]
@@ -204,23 +278,27 @@ def _decoded(decoder: Decoder, recipe: Recipe, table: pa.Table, where: str) -> d
     found = {name: Given(np.asarray(part)) for name, part in zip(numbers, columns.floats, strict=False)}
     for name, column in zip(decoder.keys, columns.ids, strict=False):
         values, counts = column.cut(0, len(table))
-        found[name] = Given(np.asarray(values), np.asarray(counts, np.int64))
+        beside = decoder.numbers(columns, name) if name in decoder.beside else None
+        found[name] = Given(np.asarray(values), np.asarray(counts, np.int64), beside)
     return found
 
 
 def _compare(found: Difference, one: Given, other: Given, tolerance: float | None, keys: dict[str, np.ndarray]) -> None:
     """Add what differs between the log (`one`) and the samples."""
     if one.counts is None or other.counts is None:
-        a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (one.values, other.values))
-        less, more = np.isnan(a) & ~np.isnan(b), ~np.isnan(a) & np.isnan(b)
-        apart = np.abs(np.nan_to_num(a) - np.nan_to_num(b))
-        wide = apart > (1e-6 * np.maximum(np.abs(b), 1) if tolerance is None else tolerance)
-        wide &= ~np.isnan(a) & ~np.isnan(b)
+        less, more, wide, apart = _numbers(one.values, other.values, tolerance)
         kind = np.select([less.any(1), more.any(1), wide.any(1)], [LESS, MORE, NUMBER], -1)
         found.largest = max(found.largest, float(apart[wide].max(initial=0.0)))
     else:
         kind = _lists(one, other, one.counts, other.counts)
         found.largest = max(found.largest, float(np.abs(one.counts - other.counts).max(initial=0)))
+        same = np.flatnonzero(kind < 0)
+        a, b = (each.take(same) for each in (one, other))
+        if a.beside is not None and b.beside is not None and len(a.beside):
+            *_, wide, apart = _numbers(a.beside, b.beside, tolerance)
+            row = np.repeat(same, one.counts[same])
+            kind[row[wide.any(1)]] = NUMBER
+            found.largest = max(found.largest, float(apart[wide].max(initial=0.0)))
     found.rows += len(kind)
     bad = np.flatnonzero(kind >= 0)
     found.differ += len(bad)
@@ -228,6 +306,18 @@ def _compare(found: Difference, one: Given, other: Given, tolerance: float | Non
     for row in bad[: EXAMPLES - len(found.examples)]:
         shown = {what: part.take(np.array([row])) for what, part in (("logged", one), ("sample", other))}
         found.examples.append({name: int(column[row]) for name, column in keys.items()} | _shown(shown))
+
+
+def _numbers(one: np.ndarray, other: np.ndarray, tolerance: float | None) -> tuple[np.ndarray, ...]:
+    """Compare numbers, (N,) or (N, w).
+
+    Returns:
+        (N, w) each: what is missing in the first alone, and in the second alone, what differs, and by how much.
+    """
+    a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (one, other))
+    apart = np.abs(np.nan_to_num(a) - np.nan_to_num(b))
+    wide = apart > (1e-6 * np.maximum(np.abs(b), 1) if tolerance is None else tolerance)
+    return np.isnan(a) & ~np.isnan(b), ~np.isnan(a) & np.isnan(b), wide & ~np.isnan(a) & ~np.isnan(b), apart
 
 
 def _lists(one: Given, other: Given, logged: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -255,5 +345,7 @@ def _shown(parts: dict[str, Given]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for what, part in parts.items():
         values = [None if each != each else each for each in part.values.ravel().tolist()]
+        if part.beside is not None:
+            values = [*zip(values, part.beside.tolist(), strict=True)]
         shown[what] = values[0] if part.counts is None and len(values) == 1 else values
     return shown

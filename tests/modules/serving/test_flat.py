@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.export import Dim, export
 
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.fusion import Fused
 from livetrain.modules.model import Model
 from livetrain.modules.serving import flat, proof
+from livetrain.modules.serving.cut import Cut
+from livetrain.modules.serving.rerank import DPP
 from livetrain.modules.serving.scorer import Encoder, Scorer
 from tests import twins
 
@@ -95,6 +98,20 @@ def test_towers_are_recorded_too(side):
     graph = flat.exported(tower, recipe, "forward").module(check_guards=False)
     with torch.no_grad():
         close(graph(*rows.call(flat.Columns(about).forward)), {"": rows.call(tower)})
+
+
+@pytest.mark.parametrize("module", [Cut(8, 2), Cut(8, 2, most=2), DPP(5, 0.7)], ids=["cut", "kinds", "dpp"])
+def test_what_cuts_and_what_orders_a_list_is_one_graph_too(module):
+    def given(number: int) -> tuple[torch.Tensor, ...]:
+        scores = torch.randn(1, number)
+        if isinstance(module, DPP):
+            return scores, torch.randn(1, number, 4)
+        return scores, torch.rand(1, number) < 0.2, torch.randint(-1, 4, (1, number))
+
+    graph = export(module, given(30), dynamic_shapes=tuple({1: Dim.AUTO} for _ in given(30))).module()
+    for number in (8, 9, 77):  # of fewer than there are places none is cut
+        asked = given(number)
+        assert torch.equal(graph(*asked), module(*asked))
 
 
 def columns() -> tuple[flat.Columns, proof._Rows]:

@@ -7,9 +7,11 @@ import torch
 
 from livetrain.configs.errors import BadInput
 from livetrain.configs.load import load_recipe
-from livetrain.modules.serving import flat
+from livetrain.modules.model import Model
+from livetrain.modules.serving import flat, proof
 from livetrain.modules.serving.compiled import Compiled, unfit
 from livetrain.modules.serving.loading import load
+from livetrain.modules.serving.scorer import Encoder
 from livetrain.trainers.export import compiled
 from livetrain.trainers.export.export import export, more
 from livetrain.trainers.export.parity import apart
@@ -86,6 +88,59 @@ def driven(folder: Path) -> list[str]:
     subprocess.run(build, check=True)
     found = subprocess.run([program, folder], capture_output=True, text=True, check=True)
     return found.stdout.splitlines()
+
+
+def compared(code, scorer, recipe, ways) -> None:
+    """Hold compiled code against the model itself: 6 rows, one of them alone, and candidates of each row's user."""
+    rows = proof._made_up(recipe, whole=False)
+    for way in ways:
+        calls = [rows] if way == "forward" else [rows.row(place, flat.once(recipe)) for place in range(6)]
+        for call in [*calls, rows.row(1), rows.row(0)]:
+            wanted, found = call.call(getattr(scorer, way)), call.call(getattr(code, way))
+            for task, scores in wanted.items():
+                torch.testing.assert_close(found[task], scores, rtol=1e-5, atol=1e-5)
+
+
+# What a server ranks with; tables of ids, and others quantised.
+RANKS = "dcnv2_dcnv2 rankmixer_simulated onetrans_simulated pepnet_simulated cgc_hstu_simulated hstu_simulated"
+RANKS += " farm_simulated twin_simulated stem_simulated mmoe_simulated din_simulated_ids sasrec_simulated fm_dcnv2"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "quantize"),
+    [*((name, "none") for name in RANKS.split()), ("dcnv2_dcnv2", "int8"), ("dcnv2_dcnv2", "float16")],
+)
+def test_kinds_that_rank_are_compiled_and_score_by_the_tensors_of_a_plain_model(name, quantize, tmp_path):
+    recipe = test_flat.small(name)
+    scorer = test_flat.built(recipe, quantize)
+    compiled.write(scorer, recipe, tmp_path / "model.pt2")
+    with torch.no_grad():  # no TorchScript is here: the code takes its tensors from any module that has them
+        compared(
+            Compiled(tmp_path / "model.pt2", flat.about(scorer, recipe), scorer), scorer, recipe, ["rank", "forward"]
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_towers_are_compiled(side, tmp_path):
+    recipe = test_flat.small("dssm_simulated")
+    tower = Encoder(Model(recipe).eval().requires_grad_(False), recipe, side).eval()
+    compiled.write(tower, recipe, tmp_path / "tower.pt2")
+    code, rows = Compiled(tmp_path / "tower.pt2", flat.about(tower, recipe), tower), proof._made_up(recipe, False)
+    with torch.no_grad():
+        torch.testing.assert_close(rows.call(code), rows.call(tower), rtol=1e-5, atol=1e-5)
+
+
+@needs_onnx
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in test_flat.TRAINED if not name.startswith("als")])
+def test_kinds_rank_in_onnx_runtime(name, tmp_path):
+    recipe = test_flat.small(name)
+    scorer = test_flat.built(recipe)
+    compiled.write_onnx(scorer, recipe, tmp_path / "model.onnx")
+    with torch.no_grad():
+        compared(compiled.Onnx(tmp_path / "model.onnx", flat.about(scorer, recipe)), scorer, recipe, ["rank"])
 
 
 @needs_onnx

@@ -649,6 +649,30 @@ def test_fences_rise_and_a_server_never_goes_back(published, tmp_path):
         publish_delta(training.go(1).save().run, where)
 
 
+def test_a_base_is_served_with_the_deltas_that_are_listed_or_not_at_all(published, monkeypatch):
+    training, where = published
+    served, take, seen = Served(where), Served._take, []
+
+    def looked(self: Served, *arguments: Any) -> None:
+        seen.append((self.pointer["folder"], self.number))
+        take(self, *arguments)
+
+    before = [(served.pointer["folder"], served.number)]
+    publish_next(training.go(1).save().run, where, "2026-12-01", 3, most=0)
+    pointer = publish_delta(training.go(1).save().run, where)
+    monkeypatch.setattr(Served, "_take", looked)
+    assert served.refresh()
+    assert seen == before
+    monkeypatch.undo()
+    assert_is_up_to_date(served, where)
+    publish_next(training.go(1).save().run, where, "2026-12-02", 3, most=0)
+    delta = Path(where) / publish_delta(training.go(1).save().run, where)["deltas"][0]["folder"]
+    (delta / "delta.bin").write_bytes((delta / "delta.bin").read_bytes()[:-1])
+    with pytest.raises(BadInput, match=r"delta.bin"):
+        served.refresh()
+    assert (served.pointer, served.number) == (pointer, 1)
+
+
 def test_of_two_publishers_one_succeeds(published, monkeypatch):
     training, where = published
     training.go(1).save()

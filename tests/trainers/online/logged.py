@@ -30,6 +30,9 @@ def write(
     decoder = Decoder(bare, groups=False)
     given = skew._decoded(decoder, bare, samples.combine_chunks(), "samples")
     features = {name: rows_of(part, recipe.features[name].lists) for name, part in given.items()}
+    for name, part in given.items():
+        if part.beside is not None:
+            features[f"{name}.weights"] = rows_of(Given(part.beside, part.counts), lists=True)
     number = len(samples)
     log: dict[str, Any] = {"request_id": [f"r{n}" for n in range(number)], "time": pa.array(time, pa.int64())}
     log |= {"model": ["din"] * number, "version": ["1"] * number, "fence": [3] * number, "stored": [["rate"]] * number}

@@ -1,12 +1,14 @@
 """What a feature adds: the known terms of a model that adds, and a rest where features work together."""
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from livetrain.cli import main as cli
 from livetrain.configs.errors import BadInput
@@ -89,6 +91,25 @@ def test_without_a_background_a_feature_is_missing(log):
     assert click["rest"] == pytest.approx(0, abs=1e-6)
 
 
+def test_what_lies_beside_ids_is_given_and_changes_with_them(log):
+    made, table = log
+
+    def weighed(ids, lengths, dense):
+        row = torch.repeat_interleave(torch.arange(len(lengths["tags"])), lengths["tags"])
+        sums = torch.zeros(len(lengths["tags"]), dtype=torch.float64).index_add_(0, row, dense["tags"].double())
+        return {"click": torch.sigmoid(sums / 10)}
+
+    found = explain(table.slice(4, 1), table, made, weighed, candidate=5, background=200).candidate
+    assert found["features"]["tags"] == {"ids": [1, 2], "weights": [0.625, 1.5]}
+    every = [sum(weights) for row in table["tags.weights"].to_pylist() for weights in row]
+    drawn = np.sort(np.random.default_rng(1).choice(360, 200, replace=False))
+    wanted = (0.625 + 1.5 - np.array(every)[drawn].mean()) / 10
+    assert found["tasks"]["click"]["parts"]["tags"] == pytest.approx(wanted, abs=1e-6)
+    assert explain(table.slice(4, 1), table, made, weighed, background=0).candidate["features"]["tags"]["ids"] == [1, 2]
+    given = request_log.RequestLog(table.slice(4, 1), made, "log").inputs()
+    assert given[2]["tags"].tolist() == [0.5, 1.5, 0.625, 1.5, 0.75, 1.5]
+
+
 def test_candidates_have_their_channels_scores_and_places(log):
     made, table = log
     found = explain(table.slice(4, 1), table, made, linear)
@@ -166,3 +187,30 @@ def test_the_command_explains_a_run_and_sees_another_version(small_run, tmp_path
     pq.write_table(table.drop_columns("request_id"), tmp_path / "log/date=2026-11-29/120000-host-0.parquet")
     with pytest.raises(BadInput, match="-host-0.parquet: has no column 'request_id', so it is no log of requests"):
         cli.app(command, standalone_mode=False)
+
+
+def test_a_fused_score_is_told_with_its_formula_and_what_features_add_to_it(small_run, tmp_path, capsys):
+    run = tmp_path / "runs/fused"
+    shutil.copytree(small_run, run, symlinks=True)
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    content |= {"fusion": {"score": "click ** a", "weights": {"a": [0, 2]}}}
+    content["evaluate"] = content.get("evaluate", {}) | {"group_by": "user"}
+    (run / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    found = weights_of(run)
+    step = run_folder.content(found.folder)["step"]
+    (run / "fusion.json").write_text(json.dumps({"score": "click ** a", "weights": {"a": 0.5}, "step": step}))
+    made = run_folder.recipe_of(run)
+    rows = pa.concat_tables(
+        pq.read_table(path) for path in sorted((small_run.parents[1] / "data/test").glob("*.parquet"))
+    ).slice(0, 40)
+    logged.write(tmp_path / "log", rows, list(range(40)), made, ["user", "history", "rating"])
+    command = ["explain", str(tmp_path / "log"), "--request", "r7", "--run", str(run)]
+    assert not cli.app([*command, "--json"], standalone_mode=False)
+    told = json.loads(capsys.readouterr().out)
+    assert told["request"]["fusion"] == {"score": "click ** a", "weights": {"a": 0.5}}
+    fused, click = (told["candidate"]["tasks"][name] for name in ("fused", "click"))
+    assert fused["score"] == pytest.approx(click["score"] ** 0.5, abs=1e-6)
+    assert fused["parts"].keys() == click["parts"].keys()
+    assert fused["value"] == pytest.approx(fused["base"] + sum(fused["parts"].values()) + fused["rest"])
+    assert not cli.app(command, standalone_mode=False)
+    assert "fused = click ** a, a 0.5" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import yaml
 from livetrain.cli import main as cli
 from livetrain.configs.errors import BadInput
 from livetrain.configs.schema import Recipe
+from livetrain.trainers.online import windows
 from tests.trainers.online import logged
 
 NOW = 1_790_000_000_000
@@ -28,7 +29,7 @@ def recipe(data) -> Recipe:
                 "room": {"type": "id", "table": "room"},
                 "kind": {"type": "id", "table": "tag"},
                 "seen": {"type": "sequence", "table": "room", "max_length": 4, "column": "history"},
-                "tags": {"type": "bag", "table": "tag"},
+                "tags": {"type": "bag", "table": "tag", "weights": "strength"},
                 "price": {"type": "dense", "missing_flag": True},
                 "title": {"type": "vector", "width": 3},
                 "hour": {"type": "hour", "table": "hour", "column": "timestamp", "unit": "ms"},
@@ -51,6 +52,7 @@ def samples(count: int = 120) -> pa.Table:
             "kind": [f"kind {n % 3}" if n % 5 else None for n in range(count)],
             "history": [draw.integers(0, 50, n % 7).tolist() for n in range(count)],
             "tags": pa.array([None if n % 11 == 0 else [n % 4, n % 4 + 1] for n in range(count)], pa.list_(pa.int64())),
+            "strength": pa.array([None if n % 11 == 0 else [n / 8, 1.5] for n in range(count)], pa.list_(pa.float32())),
             "price": pa.array([None if n % 6 == 0 else n / 7 for n in range(count)], pa.float64()),
             "title": [draw.normal(size=3).tolist() for _ in range(count)],
             "timestamp": NOW + 60_000 * np.arange(count),
@@ -117,8 +119,9 @@ def test_a_clean_log_has_none(clean, tmp_path, capsys):
         ("kind", first(lambda kind: 17), "other ids", 1),
         ("kind", first(lambda kind: None), "missing in the log", 1),
         ("tags", first(lambda tags: tags[::-1]), "another order", 0),
-        ("tags", first(lambda tags: [*tags, 9]), "more ids", 1),
+        ("tags.weights", first(lambda weights: [each + 0.5 for each in weights]), "another number", 0.5),
         ("seen", lambda seen: seen[1:], "fewer ids", 1),
+        ("seen", lambda seen: [7, *seen], "more ids", 1),
         ("seen", lambda seen: [each + 1 for each in seen], "other ids", 0),
         ("hour", lambda hour: hour + 3600, "other ids", 0),
         ("age", lambda age: age + 8 * 3600, "another number", 28_800),
@@ -128,6 +131,7 @@ def test_a_planted_skew_is_found_and_named(clean, tmp_path, name, change, kind, 
     folder, log = clean
     code, found = run(folder, spoilt(log, name, change, tmp_path / "log"), tmp_path)
     assert code == 3
+    name = name.removesuffix(".weights")
     assert [other for other, each in found["features"].items() if each["differ"]] == [name]
     each = found["features"][name]
     assert kind in each["kinds"]
@@ -188,6 +192,53 @@ def test_rows_are_found_by_user_item_and_time_or_by_the_request(clean, tmp_path)
     assert {name for name, each in found["features"].items() if each["differ"]} == {"hour", "age"}
 
 
+def test_a_log_in_stretches_has_the_same_findings(clean, tmp_path, monkeypatch):
+    folder, log = clean
+    wrong = first(lambda price: 2.0 if price is None else price + 0.25)
+    spoilt(log, "price", wrong, tmp_path / "log")
+    shuffled = pq.read_table(tmp_path / "log/part.parquet").take(np.random.default_rng(1).permutation(120))
+    (tmp_path / "log/part.parquet").unlink()
+    for number in range(3):  # as three servers write, and the samples in no order either
+        pq.write_table(shuffled.slice(40 * number, 40), tmp_path / f"log/{number}.parquet", row_group_size=13)
+    day = tmp_path / "data/date=2026-11-29"
+    for named in (False, True):
+        told = samples().append_column("request_id", pa.array([f"r{n}" for n in range(120)])) if named else samples()
+        day.mkdir(parents=True, exist_ok=True)
+        rows = told.take(np.random.default_rng(2).permutation(120))
+        pq.write_table(rows, day / "part-0.parquet", row_group_size=50)
+        found = []
+        for most, at_a_time in ((250_000, 256), (30, 7)):
+            monkeypatch.setattr(windows, "CANDIDATES", most)
+            monkeypatch.setattr(windows, "_REQUESTS", at_a_time)
+            assert len(windows.Log(str(tmp_path / "log")).stretches("room")) == (1 if most > 30 else 12)
+            command = ["skew", str(tmp_path / "log"), "--samples", str(day), "--recipe", str(folder / "skew.yaml")]
+            assert cli.app([*command, "--json", str(tmp_path / "s.json")], standalone_mode=False) == 3
+            found.append(json.loads((tmp_path / "s.json").read_text()))
+            for each in found[-1]["features"].values():
+                each.pop("examples")
+        assert found[0] == found[1]
+        assert (found[0]["joined"], found[0]["logged"]) == (120, 360)
+        assert found[0]["features"]["price"]["kinds"] == {"another number": 20, "missing in the samples": 20}
+
+
+def test_of_an_id_that_was_given_twice_the_newest_request_counts(clean, tmp_path, monkeypatch):
+    folder, log = clean
+    monkeypatch.setattr(windows, "CANDIDATES", 30)
+    later = spoilt(log, "price", first(lambda price: 99.0), tmp_path / "log")
+    rows = pq.read_table(later / "part.parquet").slice(0, 1)
+    at = rows.schema.get_field_index("time")
+    rows = rows.set_column(at, "time", pa.array([log["time"][-1].as_py() + 10_000]))
+    pq.write_table(pa.concat_tables([log, rows]), later / "part.parquet")
+    day = tmp_path / "data/date=2026-11-29"
+    day.mkdir(parents=True)
+    named = samples().append_column("request_id", pa.array([f"r{n}" for n in range(120)]))
+    pq.write_table(named, day / "part-0.parquet")
+    command = ["skew", str(later), "--samples", str(day), "--recipe", str(folder / "skew.yaml")]
+    assert cli.app([*command, "--json", str(tmp_path / "s.json")], standalone_mode=False) == 3
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert (found["joined"], found["features"]["price"]["differ"]) == (120, 1)
+
+
 def test_what_is_no_log_is_named(clean, tmp_path):
     folder, log = clean
     (tmp_path / "log").mkdir()
@@ -195,6 +246,10 @@ def test_what_is_no_log_is_named(clean, tmp_path):
         (lambda: (tmp_path / "log/p.parquet").write_text("x"), "is no log of requests"),
         (lambda: pq.write_table(log.drop_columns("time"), tmp_path / "log/p.parquet"), "has no column 'time'"),
         (lambda: pq.write_table(log.drop_columns("tags"), tmp_path / "log/p.parquet"), "has no feature 'tags'"),
+        (
+            lambda: pq.write_table(log.drop_columns("tags.weights"), tmp_path / "log/p.parquet"),
+            "no 'tags.weights', which",
+        ),
         (lambda: (tmp_path / "log/p.parquet").unlink(), "holds no log of requests"),
     ]:
         change()
