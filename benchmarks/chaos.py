@@ -13,39 +13,27 @@ next one, and writes the table when there are enough kills.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import random
 import shutil
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, count, cycle
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
-from matplotlib.image import imread
-
 import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
+from benchmarks import chaos_kills
+from benchmarks.chaos_inspect import Inspection
+from benchmarks.chaos_kills import VICTIMS, names, started, strike
 from livetrain.configs.load import dump_recipe
-from livetrain.trainers.export import publish
-from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.runtime import manifest, run_folder, runlog
-from livetrain.trainers.runtime.run_folder import find_checkpoint
 from livetrain.trainers.runtime.versions import versions
 from tests import samples
 
-ROOT = Path(__file__).parents[1]
-MARK = "LIVETRAIN_CHAOS"  # in the environment of every process of a story
 DAYS = [f"2022-05-0{day}" for day in range(1, 6)]
-VICTIMS = ("driver", "worker", "group")
 TRAINING = ("step", "checkpoint", "evaluation")
 PHASES = ("start", *TRAINING, "test", "report", "compare", "export", "measure", "replace", "publish")  # in their order
 OF = {  # command -> its phases
@@ -60,7 +48,7 @@ line, whole checkpoints, a report, an export that scores its golden rows and is 
 no half-made file left."""
 OFTEN = {"start": 1, "measure": 1, "step": 3, "checkpoint": 3, "publish": 3}  # how often a phase is drawn, otherwise 2
 WITH_WORKERS = (*TRAINING, "test")  # phases in which there are some
-LONGEST_S, GRACE_S = 300.0, 30.0  # of one attempt; for processes to end after their command
+LONGEST_S = 300.0  # of one attempt
 
 
 @dataclass(frozen=True)
@@ -188,72 +176,6 @@ class Attempt:
         return any(line.get("step", 0) >= step for line in self._lines())
 
 
-def names(folder: Path | str) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
-
-
-def started(words: list[str], log: Path, mark: Path) -> subprocess.Popen:
-    """Start `livetrain` with these words, its output behind what is in `log`, and all its processes marked."""
-    environment = {**os.environ, MARK: str(mark), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "livetrain", *words],
-            cwd=ROOT,
-            env=environment,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-
-
-def strike(driver: int, victim: str) -> str:
-    """Kill a driver, one of its workers, or all; return who was hit: where there is no worker the driver is."""
-    try:
-        one = psutil.Process(driver)
-        family = one.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return victim
-    workers = [each for each in family if "RayTrainWorker" in _title(each)]
-    if victim == "worker" and not workers:
-        victim = "driver"
-    for each in {"driver": [one], "worker": workers[-1:], "group": [one, *family]}[victim]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            each.kill()
-    return victim
-
-
-def left(folder: Path) -> list[str]:
-    """Return what a story has left: processes that were started with its mark and live, and half-made files."""
-    stop = time.monotonic() + GRACE_S
-    while (alive := list(_alive(folder))) and time.monotonic() < stop:
-        time.sleep(0.2)
-    failures = [f"processes are left: {[_title(one)[:60] for one in alive]}"] if alive else []
-    for one in alive:
-        one.kill()
-    endings = (".scratch", ".draft", ".part", ".old")
-    found = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.endswith(endings)]
-    return [*failures, *([f"left: {found[:5]}"] if found else [])]
-
-
-def _alive(folder: Path) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == str(folder) and process.status() != "zombie":
-                yield process
-        except psutil.Error:
-            continue
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
 @dataclass
 class Tale:
     """What became of a story; a line of WORK/stories.jsonl."""
@@ -315,89 +237,6 @@ def _follow(attempt: Attempt, kills: deque[Kill], tale: Tale) -> bool:
                     return True
         time.sleep(0.004)
     return False
-
-
-class Inspection:
-    """What must be right when a story is over, beside the run that nobody killed. `failures` says what is not."""
-
-    def __init__(self, story: Story, stage: Stage, golden: Stage) -> None:
-        self.stage, self.run, self.wanted = stage, stage.run(story.chain), golden.run(story.chain)
-        self.failures: list[str] = []
-        parts: list[Callable[[], None]] = [self.result, self.checkpoints, self.log, self.report, self.exported]
-        for part in [*parts, *([self.publication] if story.chain == "night" else []), self.leftovers]:
-            try:
-                part()
-            except Exception as error:
-                self.failures.append(f"{part.__name__}: {type(error).__name__}: {error}")
-
-    def check(self, right: bool, otherwise: str) -> None:
-        if not right:
-            self.failures.append(otherwise)
-
-    def result(self) -> None:
-        """result.json is whole and says what the other one says; sums over other numbers of ranks round otherwise."""
-        ours, theirs = (json.loads((run / "result.json").read_text()) for run in (self.run, self.wanted))
-        self.check(ours.keys() == theirs.keys(), "result.json has other keys")
-        self.check(ours["step"] == theirs["step"], f"the run ended at step {ours['step']}, not {theirs['step']}")
-        for key in ("test.click.auc", "valid.click.auc"):
-            self.check(abs(ours[key] - theirs[key]) < 0.01, f"{key} is {ours[key]:.4f}, not {theirs[key]:.4f}")
-
-    def checkpoints(self) -> None:
-        """Every checkpoint is committed and whole, and the best and the last are there."""
-        paths = sorted((self.run / "checkpoints").iterdir())
-        whole = run_folder.committed(self.run)
-        self.check(paths == whole, f"uncommitted: {[path.name for path in paths if path not in whole]}")
-        for path in whole:
-            damage = manifest.damage(path, manifest.read(path))
-            self.check(damage is None, str(damage))
-        for which in ("best", "last"):
-            find_checkpoint(self.run, which)
-
-    def log(self) -> None:
-        """Every step stands once, in order, with the samples of the other run; so do the evaluations, and one test."""
-        ours, theirs = (runlog.read(run) for run in (self.run, self.wanted))
-        for kind, keys in (("train", ("step", "samples")), ("eval", ("step", "split"))):
-            # Which checkpoint is the best, and so the step of the test line, may depend on how sums are rounded.
-            lines, wanted = (
-                [[line["step"] * (line.get("split") != "test"), line[keys[1]]] for line in log if line["kind"] == kind]
-                for log in (ours, theirs)
-            )
-            self.check(
-                lines == wanted, f"metrics.jsonl: {kind} lines are {len(lines)}, not the other run's {len(wanted)}"
-            )
-        tests = [line for line in ours if line.get("split") == "test"]
-        self.check(len(tests) == 1, f"metrics.jsonl has {len(tests)} test lines")
-
-    def report(self) -> None:
-        self.check(imread(self.run / "report.png").shape[1] == 1600, "report.png has another width")
-        self.check((self.run / "report.html").read_text().endswith("</html>\n"), "report.html is cut short")
-
-    def exported(self) -> None:
-        """The export is whole and scores its own rows as it says."""
-        self._whole(self.run / "export")
-
-    def _whole(self, folder: Path) -> None:
-        damage = manifest.damage(folder, manifest.read(folder))
-        self.check(damage is None, str(damage))
-        rows = json.loads((folder / "golden.json").read_text())
-        with torch.no_grad():
-            scores = torch.jit.load(str(folder / "model.pt")).eval()(*golden_inputs(rows))
-        for task, values in rows["scores"].items():
-            apart = (scores[task] - torch.tensor(values)).abs().max().item()
-            self.check(apart <= rows["tolerance"], f"{folder}: scores differ from golden.json by {apart}")
-
-    def publication(self) -> None:
-        """The pointer names the night, its folder is whole, and it is the night's export."""
-        pointer = publish.current(str(self.stage.published))
-        self.check(pointer["version"] == self.stage.day, f"the pointer names {pointer['version']}")
-        folder = self.stage.published / pointer["folder"]
-        self._whole(folder)
-        same = (folder / "model.pt").read_bytes() == (self.run / "export" / "model.pt").read_bytes()
-        self.check(same, "what is published is not the night's export")
-
-    def leftovers(self) -> None:
-        """No process lives, and nothing half-made lies about."""
-        self.failures += left(self.stage.folder)
 
 
 def prepare(work: Path) -> Stage:
@@ -507,30 +346,5 @@ def run(kills: int, seed: int, work: Path) -> list[Tale]:
     raise AssertionError
 
 
-def command(
-    description: str, name: str, run: Callable[[int, int, Path], list], table: Callable[[list, argparse.Namespace], str]
-) -> None:
-    """Play stories as the command line asks, write their table, and exit with 1 where one failed.
-
-    Args:
-        description: of the command.
-        name: of the page of results, `chaos_stream` for benchmarks/results/chaos_stream.md.
-        run: called with the kills, the seed and the folder of work, returns the tales, each with `failures`.
-        table: the page of the tales.
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=1)
-    work = Path(tempfile.gettempdir()) / f"livetrain-{name.replace('_', '-')}"
-    parser.add_argument("--work", type=Path, default=work)
-    parser.add_argument("--out", type=Path, default=Path(f"benchmarks/results/{name}.md"))
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    tales = run(given.kills, given.seed, given.work.resolve())
-    given.out.write_text(table(tales, given))
-    print(given.out.read_text())
-    sys.exit(any(tale.failures for tale in tales))
-
-
 if __name__ == "__main__":
-    command(__doc__, "chaos", run, table)
+    chaos_kills.command(__doc__, "chaos", run, table)

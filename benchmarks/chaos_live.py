@@ -19,7 +19,7 @@ from typing import Any
 
 import livetrain.cluster.stream.follow
 import livetrain.trainers.data.stream.lane  # noqa: F401  (what a forked program needs is imported before)
-from benchmarks import chaos
+from benchmarks import chaos_kills
 from livetrain.cli.main import main as livetrain_main
 from livetrain.cluster.stream.publishing import version_of
 from livetrain.configs.schema import Recipe
@@ -186,7 +186,7 @@ class Program:
         with log.open("ab") as file:
             file.write(f"\n--- {' '.join(words)}\n".encode())
         if workers:
-            self._started: Any = chaos.started(words, log, place.folder)
+            self._started: Any = chaos_kills.started(words, log, place.folder)
         else:
             self._started = forks().Process(target=program, args=(words, log))
             self._started.start()
@@ -197,7 +197,7 @@ class Program:
         return self._started.exitcode if isinstance(self._started, BaseProcess) else self._started.poll()
 
     def kill(self, victim: str) -> str:
-        hit = chaos.strike(self.pid, victim)
+        hit = chaos_kills.strike(self.pid, victim)
         if hit != "worker":
             self.wait()
         return hit
@@ -207,7 +207,7 @@ class Program:
         stop = time.monotonic() + LONGEST_S
         while (code := self.code()) is None:
             if time.monotonic() > stop:
-                chaos.strike(self.pid, "group")
+                chaos_kills.strike(self.pid, "group")
                 raise RuntimeError(f"{self.name} did not end in {LONGEST_S:.0f} s")
             time.sleep(0.02)
         return code
@@ -248,8 +248,8 @@ class Disk:
 
     def _folders(self) -> set[str]:
         """Return the folders of all bases and deltas, published or not."""
-        bases = {name for name in chaos.names(self.place.models) if name.startswith("20")}
-        below = ((base, each) for base in bases for each in chaos.names(self.place.models / base / "deltas"))
+        bases = {name for name in chaos_kills.names(self.place.models) if name.startswith("20")}
+        below = ((base, each) for base in bases for each in chaos_kills.names(self.place.models / base / "deltas"))
         return bases | {f"{base}/deltas/{each}" for base, each in below}
 
     @property

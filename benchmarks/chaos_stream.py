@@ -38,7 +38,7 @@ import torch
 import yaml
 
 import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
-from benchmarks import chaos, chaos_live
+from benchmarks import chaos_kills, chaos_live
 from benchmarks.chaos_live import BEGIN, FIRST, LASTS, SLOT, TABLES, Disk, Place, Program
 from livetrain.cluster import launch
 from livetrain.configs.event_spec import EventSpec
@@ -94,7 +94,8 @@ class Story:
         ray = number % 12 == 3
         for moment in draw.choices(list(MOMENTS), list(MOMENTS.values()), k=6 if ray else 10):
             delay = draw.uniform(0, LATEST_S[moment] * (5 if ray and moment == "any" else 1))
-            kills.append(Kill(moment, delay, draw.choice(chaos.VICTIMS) if ray else "driver", draw.random() < 0.3))
+            victim = draw.choice(chaos_kills.VICTIMS) if ray else "driver"
+            kills.append(Kill(moment, delay, victim, draw.random() < 0.3))
         return cls(number, kills, int(ray), draw.choice(LEADS))
 
 
@@ -294,7 +295,7 @@ class Inspection:
 
     def leftovers(self) -> None:
         """No process lives, and nothing half-made lies about."""
-        self.failures += chaos.left(self.place.folder)
+        self.failures += chaos_kills.left(self.place.folder)
 
 
 def prepare_place(place: Place, work: Path) -> None:
@@ -395,4 +396,4 @@ def run(kills: int, seed: int, work: Path) -> list[Tale]:
 
 
 if __name__ == "__main__":
-    chaos.command(__doc__, "chaos_stream", run, table)
+    chaos_kills.command(__doc__, "chaos_stream", run, table)

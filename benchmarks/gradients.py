@@ -16,6 +16,8 @@ ratios are of neighbouring rounds.
     rows      the same tables, and livetrain's PCGrad, scope rows
     naive     tables are ordinary parameters, a whole backward pass per task, and PCGrad on the vectors of all
               parameters, as in public implementations. It needs every table whole on every rank
+
+A kind's name is livetrain's combiner of that kind, scope trunk; --every compares all of them with the sum.
 """
 
 import argparse
@@ -57,6 +59,8 @@ SIDES = {
     "rows": {"kind": "pcgrad", "scope": "rows"},
     "naive": {},
 }
+EVERY = ("pcgrad", "upgrad", "cagrad", "mgda", "nash_mtl", "imtl_g", "aligned_mtl", "gradnorm", "famo", "uncertainty")
+SIDES |= {kind: {"kind": kind, "scope": "trunk"} for kind in EVERY}
 WHOLE = ("whole", "rows")  # sides whose tables every rank holds whole
 
 
@@ -257,16 +261,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--world", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=list(SIDES))
+    usual = [name for name in SIDES if name not in EVERY]
+    parser.add_argument("--sides", nargs="+", default=usual, choices=list(SIDES))
+    parser.add_argument(
+        "--every", action="store_true", help="instead of --sides, every kind of combiner beside the sum"
+    )
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--steps", type=int, default=3, help="a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--timeout", type=int, default=900, help="seconds for one number of ranks")
     given = parser.parse_args()
+    if given.every:
+        given.sides = ["sum", *EVERY]
     found = {world: measure(world, given) for world in given.world}
     print(f"Command: `python {' '.join(sys.argv)}`, {datetime.date.today()}, {os.cpu_count()} cores; {versions()}\n")
     pairs = [("trunk", "sum"), ("shared", "sum"), ("shared", "passes"), ("shared", "naive"), ("naive", "sum")]
     pairs += [("whole", "sum"), ("rows", "whole"), ("rows", "naive")]
+    pairs += [(kind, "sum") for kind in EVERY]
     pairs = [pair for pair in pairs if {*pair} <= {*given.sides}]
     print("| ranks | tasks | sum, ms | " + " | ".join(f"{a} / {b}" for a, b in pairs) + " |")
     print("| --- " * (3 + len(pairs)) + "|")

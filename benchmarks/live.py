@@ -5,7 +5,7 @@
     python benchmarks/live.py --minutes 6
 
 The evenings of all days of a simulated world happen now, all at once: each message lands in its topic a second after
-what it tells has happened. `livetrain stream` makes minutes of them (lateness 10 s, actions waited for 30 s),
+what it tells has happened. `livetrain stream` makes minutes of them (lateness 5 s, actions waited for 30 s),
 `livetrain follow --every 1m` learns and publishes each, and `livetrain watch` measures it; each is a process of its
 own. An event at the beginning of a minute waits the longest, one at its end the shortest.
 """
@@ -37,7 +37,7 @@ from livetrain.trainers.runtime.versions import versions
 DAY_MS, EVENING_MS = 86_400_000, 43_200_000  # from noon UTC, eight in the evening of the world
 SENT = {"long": lambda row: row["timestamp"] + 30_000, "watch": lambda row: row["timestamp"] + row["watch_live_time"]}
 LANDS_S = 1.0
-WAITS = {"wait_s: 120": "wait_s: 30\nlateness_s: 10", "idle_s: 180": "idle_s: 5"}
+WAITS = {"wait_s: 120": "wait_s: 30\nlateness_s: 5", "idle_s: 180": "idle_s: 5"}
 LEAD_S = 600  # that the processes may take to begin, the first base included; what comes after it counts
 
 
@@ -167,8 +167,8 @@ def page(given: argparse.Namespace, work: Path, published: dict[str, float]) -> 
 Two-core CPU VM (AMD EPYC), shared with other programs.
 
 From the first event of a minute, which waits the longest, to the pointer that names a model which has learned it:
-{told}, of {len(lines)} minutes. "closed" is from the minute's end to its manifest: lateness 10 s, actions waited for 30
-s, and the join. "measured" and "published" are from there.
+{told}, of {len(lines)} minutes. "closed" is from the minute's end to its manifest: lateness 5 s, actions waited for
+30 s, and the join. "measured" and "published" are from there.
 
 {head}
 {rule(head)}

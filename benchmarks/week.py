@@ -16,7 +16,6 @@ hash of equal memory. A way that is killed goes on from its newest checkpoint, a
 """
 
 import argparse
-import calendar
 import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +34,7 @@ from livetrain.cluster.stream import follow, following
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.metrics import binary
+from livetrain.trainers.data.read import minutes
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export import export
@@ -54,7 +54,6 @@ AGES = {  # of the room, s
     **{"1 to 4 h": (3600, 14_400), "above 4 h": (14_400, 1e12)},
 }
 EDGES = [0, 300, 600, 1200, 2400, 4800, 9600, 19_200, 38_400, 86_400]
-LAST = calendar.timegm((2025, 6, 7, 0, 0, 0))  # s; the last whole day, in UTC, as increments are
 DAYS = {"train": "2025-05-25..2025-05-30", "valid": "2025-05-31..2025-05-31", "test": "2025-06-01..2025-06-01"}
 COLUMNS = ["timestamp", "room_age", *TASKS]
 FEWEST = 3000  # rows of a point in the picture
@@ -66,11 +65,11 @@ INTRO = """# A week of simulated live streams through `livetrain follow`: {of}
 Made by `follow`, on a two-core CPU VM (AMD EPYC) that other work shared.
 
 A night learned six days. `livetrain stream` made minutes of the world's messages, late and double ones among them, and
-`livetrain follow` learned the week after the night from them: every 5 minutes, every hour, every day (`nightly`) or
+`livetrain follow` learned the days after the night from them: every 5 minutes, every hour, every day (`nightly`) or
 never. All ways learn the same rows once and differ only in when. A row is judged before it is learned, by weights that
 have learned all increments before its own; closing and publishing a minute, which takes two to three minutes, is not
 counted. "never" is the AUC of the night's weights over the week; the others say by how many 1e-4 theirs is higher,
-± the standard error by seven days.
+± the standard error by days. Days are those of UTC; the last one is learned and not shown.
 """
 
 
@@ -84,6 +83,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--runs", type=Path, default=Path("runs/week"))
+    parser.add_argument("--until", default="2025-06-07", help="report what happened before this day (UTC)")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/week.md"))
     parser.set_defaults(workers=0)
     given = parser.parse_args()
@@ -122,7 +122,7 @@ def followed(kind: str, way: str, given: argparse.Namespace) -> dict[str, np.nda
         (place / night.name).symlink_to(night)
     with unittest.mock.patch.object(following, "Line", kept(place / f"foretold-{kind}", learns=way != "never")):
         follow.follow(asked, place, str(place / f"models-{kind}"), WAYS[way], once=True)
-    return foretold(place / f"foretold-{kind}")
+    return foretold(place / f"foretold-{kind}", given.until)
 
 
 def kept(place: Path, learns: bool) -> type[Line]:
@@ -130,12 +130,13 @@ def kept(place: Path, learns: bool) -> type[Line]:
 
     class Kept(Line):
         def take(self, source: Source | None, end: int) -> Learned:
-            self.logits: list[np.ndarray] = []
+            self.scored: list[tuple[torch.Tensor, torch.Tensor]] = []
             found = super().take(source, end) if learns else self.judge(source, end)
             if source is not None:
                 rows = pa.concat_tables([pq.ParquetFile(path).read(COLUMNS) for path in source.groups.paths])
                 columns = {name: rows[name].cast(pa.float64()).to_numpy() for name in COLUMNS}
-                np.savez(place / f"{end}.npz", logits=np.concatenate(self.logits), **columns)
+                numbers, logits = (torch.cat(parts) for parts in zip(*self.scored, strict=True))
+                np.savez(place / f"{end}.npz", logits=logits[numbers.argsort()].numpy(), **columns)
             return found
 
         def judge(self, source: Source | None, end: int) -> Learned:
@@ -148,19 +149,20 @@ def kept(place: Path, learns: bool) -> type[Line]:
         def _scored(self, split: str, reader: Reader) -> Iterator[Output]:
             for output in super()._scored(split, reader):
                 assert output.logits is not None  # the module is in evaluation mode
-                self.logits.append(output.logits[output.batch.rows >= 0].numpy())  # in the rows' order
+                real = output.batch.rows >= 0
+                self.scored.append((output.batch.rows[real], output.logits[real]))
                 yield output
 
     return Kept
 
 
-def foretold(place: Path) -> dict[str, np.ndarray]:
-    """Return, of all rows up to LAST, `logits` (n, T) and the columns of COLUMNS; times in s since 1970."""
+def foretold(place: Path, until: str) -> dict[str, np.ndarray]:
+    """Return, of all rows before a day, `logits` (n, T) and the columns of COLUMNS; times in s since 1970."""
     parts = [dict(np.load(path)) for path in sorted(place.glob("*.npz"))]
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     found["timestamp"] /= 1000
-    order = np.argsort(found["timestamp"], kind="stable")
-    return {name: values[order][found["timestamp"][order] < LAST] for name, values in found.items()}
+    order, last = np.argsort(found["timestamp"], kind="stable"), minutes.started(f"{until}T00:00:00Z")
+    return {name: values[order][found["timestamp"][order] < last] for name, values in found.items()}
 
 
 def auc(found: dict[str, np.ndarray], task: str, rows: np.ndarray | slice = slice(None)) -> float:
@@ -177,14 +179,15 @@ def report(given: argparse.Namespace) -> None:
     for kind in given.kinds:
         for way in given.ways:
             place = given.runs / f"seed{given.seed}" / way.replace(" ", "-")
-            found.setdefault(kind, {})[way] = foretold(place / f"foretold-{kind}")
+            found.setdefault(kind, {})[way] = foretold(place / f"foretold-{kind}", given.until)
             if way != "never":
                 told.append(work(kind, way, place))
     head = "| ids | task | age of room | rows | never: AUC | " + " | ".join(given.ways[1:]) + " |"
     lines = [line(kind, task, age, ways) for kind, ways in found.items() for task in TASKS for age in AGES]
-    unbounded = [against(found, task, age) for task in TASKS for age in AGES] if len(found) > 1 else []
     text = [INTRO.format(made=made(versions(), given), of=given.recipe.stem), head, rule(head), *lines, ""]
-    text += [f"![by time and by age of room]({given.out.stem}.png)", "", AGAINST, rule(AGAINST), *unbounded, ""]
+    text += [f"![by time and by age of room]({given.out.stem}.png)", ""]
+    if len(found) > 1:
+        text += [AGAINST, rule(AGAINST), *(against(found, task, age) for task in TASKS for age in AGES), ""]
     text += [WORK, rule(WORK), *told, ""]
     given.out.write_text("\n".join(text))
     draw(found).savefig(given.out.with_suffix(".png"), dpi=60)
@@ -244,13 +247,13 @@ def draw(found: dict[str, dict[str, dict[str, np.ndarray]]]) -> Figure:
         panels.panel(ages, "more than never, by age of room", "minutes", "1e-4", 0.8)
         ages.set_xscale("log")
         since = (ways["never"]["timestamp"] - ways["never"]["timestamp"][0]) / DAY
-        halves, minutes = (since, np.arange(0, 8, 0.5), 1.0), (ways["never"]["room_age"], np.array(EDGES), 60.0)
+        halves, by_age = (since, np.arange(0, 8, 0.5), 1.0), (ways["never"]["room_age"], np.array(EDGES), 60.0)
         for place, way in enumerate(ways):
             style = panels.task_style(place)
             whole.plot(*curve(ways[way], None, *halves), label=way, **style)
             if way != "never":
                 over.plot(*curve(ways[way], ways["never"], *halves), label=way, **style)
-                ages.plot(*curve(ways[way], ways["never"], *minutes), label=way, **style)
+                ages.plot(*curve(ways[way], ways["never"], *by_age), label=way, **style)
         panels.legend_beside(whole)
         panels.legend_beside(ages)
     return figure

@@ -134,9 +134,9 @@ class File(io.RawIOBase):
         self._place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self.length}[whence]
         return self._place
 
-    def read(self, size: int | None = -1) -> bytes | bytearray:
+    def read(self, size: int | None = -1) -> bytes:
         left = max(0, self.length - self._place)
-        found = self.at(self._place, left if size is None or size < 0 else min(size, left))
+        found = bytes(self.at(self._place, left if size is None or size < 0 else min(size, left)))
         self._place += len(found)
         return found
 

@@ -94,8 +94,8 @@ def needs(recipe: Recipe, model: Model) -> list[Part]:
     for name, table in recipe.tables.items():
         weights, state = of_rows(recipe, name, table.rows, table.dim)
         size = copied = weights + state
-        if name in whole:  # on every worker, with its gradient
-            size, copied = workers * (size + of_gradients(recipe, weights)), workers * size
+        if name in whole:  # on every worker, with a gradient of its size
+            size, copied = workers * (size + weights), workers * size
         admitted = workers * of_admission(recipe, name, workers)
         size, copied = size + admitted, copied + admitted
         what = f"the table's {table.rows:,} rows of {table.dim} columns"
@@ -122,14 +122,6 @@ def needs(recipe: Recipe, model: Model) -> list[Part]:
 def of_rows(recipe: Recipe, name: str, rows: int, dim: int) -> tuple[int, int]:
     """Return the bytes of a part of a table, and of its optimizer's state."""
     return rows * dim * ELEMENT[recipe.tables[name].dtype], rows * table_optimizer(recipe, name).state_bytes(dim)
-
-
-def of_gradients(recipe: Recipe, weights: int) -> int:
-    """Return the bytes of the gradients of a table that every rank holds whole, whose weights take `weights` bytes.
-
-    They are one gradient of its size; where the tasks' are compared row by row, one of each task besides.
-    """
-    return weights * (1 + len(recipe.tasks) if recipe.gradients.scope == "rows" else 1)
 
 
 def of_admission(recipe: Recipe, name: str, world: int) -> int:
@@ -197,7 +189,7 @@ def besides(
     device = {
         "weights": weights,
         "optimizer state": state,
-        "gradients": of_gradients(recipe, weights) + 4 * numbers,
+        "gradients": weights + 4 * numbers,
         "dense part": dense,
         "activations": int(computed),
         "batches": int(_ON_DEVICE * read) if gpu else 0,

@@ -193,9 +193,9 @@ class Pieces(io.RawIOBase):
     def __init__(self, length: int) -> None:
         self._length, self._place = length, 0
         self._starts: list[int] = []
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
 
-    def add(self, start: int, part: bytes) -> None:
+    def add(self, start: int, part: bytes | bytearray) -> None:
         """Take the next piece, which begins behind those before it."""
         self._starts.append(start)
         self._parts.append(part)

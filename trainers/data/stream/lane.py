@@ -4,13 +4,9 @@ Everything else in a lane's folder follows from its newest manifest: what was re
 what was written and is not named by it is deleted. So a lane may be killed anywhere.
 """
 
-import contextlib
-import fcntl
-import json
-import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,6 +22,7 @@ from livetrain.trainers.data.store.minutes import Minutes
 from livetrain.trainers.data.stream.clock import FOREVER, Clock, Partition, Place
 from livetrain.trainers.data.stream.intake import Intake, Taken, connected
 from livetrain.trainers.data.stream.join import Joiner, Past
+from livetrain.trainers.data.stream.lane_folder import alone, described, difference, newest
 from livetrain.trainers.data.stream.sources.base import Source
 from livetrain.trainers.data.stream.sources.open import open_source
 from livetrain.trainers.data.write import layout
@@ -43,20 +40,6 @@ PART = "part-0.parquet"
 _STORE = "feature store"
 
 
-@contextlib.contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Keep other processes out of a lane's folder, and clear its work."""
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "_lock").open("w", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NotNow(f"{home}: another process makes this lane; wait until it ends") from None
-        shutil.rmtree(home / "work", ignore_errors=True)
-        (home / "work").mkdir()
-        yield
-
-
 def run_lane(loaded: LoadedStream, out: Path, lane: int, drain: bool, tell: Callable[[str], None]) -> None:
     """Close minutes until told to end, or, to `drain`, until all is closed that is there now.
 
@@ -72,29 +55,8 @@ def run_lane(loaded: LoadedStream, out: Path, lane: int, drain: bool, tell: Call
     """
     raw.check_path("--out", out.resolve())
     home = out.resolve() / "_lanes" / f"lane={lane}"
-    with _alone(home), connected(loaded, home / "work") as connection:
+    with alone(home), connected(loaded, home / "work") as connection:
         _Lane(loaded, out.resolve(), home, lane, connection, tell).run(drain)
-
-
-def newest(out: Path, lane: int) -> tuple[int, dict[str, Any]] | None:
-    """Return when the last minute that a lane has closed begins (s), and its manifest.
-
-    Raises:
-        BadInput: the manifest is damaged.
-    """
-    for day in sorted(out.glob("date=*"), reverse=True):
-        for moment in sorted(day.glob("time=*"), reverse=True):
-            folder = moment / f"lane={lane}"
-            if not (folder / manifest.MANIFEST).exists():
-                continue
-            content = manifest.read(folder)
-            if content is None or not content.keys() >= {"start", "end", "resume"}:
-                raise BadInput(
-                    f"{folder / manifest.MANIFEST}, the newest of the lane, is no manifest, and says where the stream "
-                    "goes on; restore it from a copy, or begin in a new folder"
-                )
-            return content["start"], content
-    return None
 
 
 class _Lane:
@@ -145,7 +107,7 @@ class _Lane:
         """Write stream.json, or compare the spec with it."""
         path = self._out / STREAM
         fixed = self._loaded.fixed()
-        if (told := _json(path)) is None:
+        if (told := described(self._out)) is None:
             self._joiner.learn(self._intake.read_files)
             schema = self._joiner.span(0, self._every).schema
             columns = {field.name: str(field.type) for field in schema}
@@ -155,7 +117,7 @@ class _Lane:
             return
         if told.get("version") != VERSION:
             raise BadInput(f"{self._out} was begun by another version, with other columns; name a new folder")
-        if key := _difference(told["spec"], fixed):
+        if key := difference(told["spec"], fixed):
             raise BadInput(
                 f"{self._loaded.where(key)}: {self._out} was begun with another; keep to it, or name a new folder"
             )
@@ -183,7 +145,7 @@ class _Lane:
         except BadInput as error:
             self._tell(f"the spec has changed and is not taken: {short(error)}")
             return False
-        if key := _difference(self._loaded.fixed(), found.fixed()):
+        if key := difference(self._loaded.fixed(), found.fixed()):
             self._tell(f"the spec has changed and is not taken: {key} is fixed; only jobs and idle_s may change")
         elif found.spec.sources != self._loaded.spec.sources:
             self._tell("the spec has changed and is not taken: sources change when the stream is started again")
@@ -442,17 +404,3 @@ class _Lane:
             f"watermark {name_of(watermark // 1000)}, {time.time() - watermark / 1000:,.0f} s ago"
             + (f"; since the last minute {waits}" if waits else "")
         )
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise BadInput(f"{path} cannot be read ({short(error)}); restore it") from None
-
-
-def _difference(one: dict[str, Any], other: dict[str, Any]) -> str | None:
-    """Return the first key in which two specs differ."""
-    return next((key for key in sorted({*one, *other}) if one.get(key) != other.get(key)), None)

@@ -115,7 +115,7 @@ class Combination:
         self._splits: dict[bool, _Split] = {}
         self._kept: dict[str, bool] = {}  # whether a feature's embeddings come from a replicated table
         self._everywhere = recipe.gradients.scope != "trunk"  # whether the cut is at the embeddings
-        self._rows = Rows(self.combiner, replicated) if recipe.gradients.scope == "rows" else None
+        self._rows = Rows(self.combiner, model, replicated) if recipe.gradients.scope == "rows" else None
         self._whole = model.dense.parts == 1  # whether the trunk is called once a step
         self._compiled: CompiledDense | None = None
         self._measured: Tensor | None = None  # the losses of the step, where they are asked for again
@@ -176,6 +176,8 @@ class Combination:
         """Let go of the graph."""
         self._embeddings, self._at_trunk, self._logits, self._regulariser = {}, None, [], None
         self._traced = [], None
+        if self._rows is not None:
+            self._rows.forget()
 
     @property
     def looks_again(self) -> bool:
@@ -440,6 +442,8 @@ class Combination:
             return None
         for dice in self._running:
             dice.seen = None  # by a pass that no backward pass followed
+        if self._rows is not None:
+            self._rows.begin()
         values, *rest = inputs
         self._embeddings = {name: (value, _leaf(value)) for name, value in values.items()}
         return {name: leaf for name, (_, leaf) in self._embeddings.items()}, *rest

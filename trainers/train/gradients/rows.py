@@ -6,16 +6,20 @@ whole, whose optimizers step after the backward pass; those of sharded tables mo
 recipe that asks for this says of every table that it is such a one (see configs.schema.fit): where a table lies must
 not change what is learned.
 
-With T tasks a table's gradient is computed, held and sent T times. A row that one task alone moves keeps that task's
+Of the rows that no rank looks up nothing is computed or sent. A row that one task alone moves keeps that task's
 gradient.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from livetrain.modules.gradients.combiner import Combiner
+from livetrain.modules.layers.distributed import Later
+from livetrain.modules.model import Model
 
 Weigh = Callable[[Tensor], Tensor]  # (n, T, T) float64 -> (n, T)
 
@@ -25,11 +29,32 @@ class Rows:
 
     Args:
         combiner: compares `by_rows`.
+        model: hooks on its tables keep what is looked up.
         tables: (rows, dim) each, whole on every rank.
     """
 
-    def __init__(self, combiner: Combiner, tables: list[nn.Parameter]) -> None:
-        self._combiner, self._tables = combiner, tables
+    def __init__(self, combiner: Combiner, model: Model, tables: list[nn.Parameter]) -> None:
+        self._combiner = combiner
+        known = {id(table) for table in tables}
+        found = [m for m in model.modules() if isinstance(m, nn.Embedding) and id(m.weight) in known]
+        self._tables = [embedding.weight for embedding in found]
+        self._coming: list[list[tuple[Tensor, Tensor]]] = [[] for _ in found]  # by table: ids (N,) and rows (N, dim)
+        self._looked = self._coming
+        for place, embedding in enumerate(found):
+            embedding.register_forward_hook(partial(self._keep, place), with_kwargs=True)
+
+    def _keep(self, place: int, embedding: nn.Module, args: tuple, kwargs: dict[str, Any], found: Tensor) -> None:
+        if embedding.training and torch.is_grad_enabled():
+            (ids,) = (*args, *kwargs.values())
+            self._coming[place].append((ids, found))
+
+    def begin(self) -> None:
+        """Take what was looked up since the last call for that of a step."""
+        self._looked, self._coming = self._coming, [[] for _ in self._tables]
+
+    def forget(self) -> None:
+        """Let go of what a step looked up."""
+        self._looked = [[] for _ in self._tables]
 
     def combine(
         self,
@@ -41,7 +66,7 @@ class Rows:
         """Set the gradient of every table. Collective. A GPU's step waits once per table, for the number of its rows.
 
         Args:
-            ends: what was looked up in the tables.
+            ends: the embeddings of features that come from the tables.
             starts: for each of those, its gradient by task and, if that lies there, of the regulariser.
             average: over ranks.
             step: steps before this one.
@@ -49,27 +74,43 @@ class Rows:
         Returns:
             (2,): the rows in which any two tasks' gradients pointed against each other, and all that several moved.
         """
-        tasks, ways = self._combiner.tasks, list(zip(*starts, strict=True))
-        found: list[Tensor] = []
-        for way, given in enumerate(ways):
-            keep = way + 1 < len(ways)
-            found += torch.autograd.grad(ends, self._tables, given, retain_graph=keep, materialize_grads=True)
-        found = average(found)
-        seen = torch.zeros(2, device=found[0].device)
-        for place, table in enumerate(self._tables):
-            each = found[place :: len(self._tables)]
-            table.grad, counts = combined(each[:tasks], lambda grams: self._combiner.of_rows(grams, step))
-            for more in each[tasks:]:  # of the regulariser, which no combiner weighs
-                table.grad += more
+        inputs = [found for looked in self._looked for _, found in looked]
+        ways = [
+            torch.autograd.grad(ends, inputs, list(way), retain_graph=True, materialize_grads=True)
+            for way in zip(*starts, strict=True)
+        ]
+        of_inputs = iter([torch.stack(each) for each in zip(*ways, strict=True)])  # (ways, N, dim) each
+        rows = self._rows()
+        summed = []
+        for table, looked, own in zip(self._tables, self._looked, rows, strict=True):
+            total = table.new_zeros(len(ways), len(own), table.shape[1])
+            for (ids, _), each in zip(looked, of_inputs, strict=False):
+                total.index_add_(1, torch.searchsorted(own, ids), each)
+            summed.append(total)
+        tasks, seen = self._combiner.tasks, summed[0].new_zeros(2)
+        for table, own, each in zip(self._tables, rows, average(summed), strict=True):
+            found, counts = combined(each[:tasks], lambda grams: self._combiner.of_rows(grams, step))
+            table.grad = torch.zeros_like(table)
+            table.grad[own] = found + each[tasks:].sum(0)  # the regulariser's, which no combiner weighs
             seen += counts
         return seen
 
+    def _rows(self) -> list[Tensor]:
+        """Return, by table, the rows (m,) that any rank looked up, in ascending order. Collective."""
+        sums = []
+        for table, looked in zip(self._tables, self._looked, strict=True):
+            marks = torch.zeros(len(table), device=table.device)
+            for ids, _ in looked:
+                marks[ids] = 1
+            sums.append(Later(marks))
+        return [each.total().nonzero().squeeze(1) for each in sums]
 
-def combined(gradients: Sequence[Tensor], weigh: Weigh) -> tuple[Tensor, Tensor]:
-    """Combine the tasks' gradients of a table, row by row.
+
+def combined(gradients: Tensor, weigh: Weigh) -> tuple[Tensor, Tensor]:
+    """Combine the tasks' gradients of a table's rows, row by row.
 
     Args:
-        gradients: (n, d) by task, summed over the global batch.
+        gradients: (T, n, d), summed over the global batch.
         weigh: the tasks' weights in each row, from the Gram matrix of the tasks' gradients there.
 
     Returns:
@@ -77,18 +118,14 @@ def combined(gradients: Sequence[Tensor], weigh: Weigh) -> tuple[Tensor, Tensor]
 
     Example: two tasks pull the first row apart; the second row is the second task's own.
         >>> from livetrain.modules.gradients.pcgrad import project
-        >>> first, second = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[-1.0, 1.0], [0.0, 3.0]])
-        >>> total, counts = combined([first, second], lambda grams: project(grams, torch.tensor([[0, 1], [1, 0]])))
+        >>> rows = torch.tensor([[[1.0, 0.0], [0.0, 0.0]], [[-1.0, 1.0], [0.0, 3.0]]])
+        >>> total, counts = combined(rows, lambda grams: project(grams, torch.tensor([[0, 1], [1, 0]])))
         >>> total.tolist(), counts.tolist()
         ([[0.5, 1.5], [0.0, 3.0]], [1.0, 1.0])
     """
-    total = gradients[0].clone()
-    for more in gradients[1:]:
-        total += more
-    moved = torch.stack([gradient.any(1) for gradient in gradients]).sum(0)
-    rows = (moved > 1).nonzero().squeeze(1)
-    each = torch.stack([gradient[rows] for gradient in gradients], 1).double()  # (m, T, d)
+    each = gradients.transpose(0, 1).double()  # (n, T, d)
     grams = each @ each.mT
-    total[rows] = (weigh(grams).unsqueeze(1) @ each).squeeze(1).to(total)
+    several = (grams.diagonal(dim1=1, dim2=2) > 0).sum(1) > 1
+    total = (weigh(grams).unsqueeze(1) @ each).squeeze(1).to(gradients)
     conflicts = (grams < 0).flatten(1).any(1)
-    return total, torch.stack([conflicts.sum(), torch.full_like(conflicts.sum(), len(rows))]).to(total)
+    return total, torch.stack([conflicts.sum(), several.sum()]).to(gradients)

@@ -8,6 +8,8 @@ import pytest
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.trainers.data.read import minutes
 from livetrain.trainers.data.read.files import open_filesystem
+from livetrain.trainers.data.read.increment import damage
+from livetrain.trainers.runtime import manifest, reach
 from tests import store
 
 BEGIN = 1_796_040_420  # 2026-11-30 12:07 UTC
@@ -77,3 +79,32 @@ def test_what_is_no_minute_is_told(tmp_path):
     (tmp_path / "stream.json").write_text("{")
     with pytest.raises(BadInput, match=r"stream.json cannot be read"):
         minutes.about(str(tmp_path))
+
+
+def test_short_answers_of_a_store_are_no_damage(monkeypatch):
+    """Manifests, and the parts that are compared with them, are asked for again; damage is found all the same."""
+    monkeypatch.setattr(reach, "_FIRST_S", 0.001)
+    network = store.Network(faults=("short",))
+    with store.served(network=network) as other:
+        uri = other.replace("/in/it", "/in/short")
+        filesystem, root = open_filesystem(uri)
+
+        def write(name: str, content: bytes) -> None:
+            with filesystem.open_output_stream(f"{root}/{name}") as file:
+                file.write(content)
+
+        write("stream.json", b'{"lanes": 1, "every_s": 60, "columns": {}}')
+        part = bytes(range(256)) * 10
+        for number in range(4):
+            folder = f"{minutes.folder_of(BEGIN + 60 * number)}/lane=0"
+            write(f"{folder}/part-0.parquet", part[: -1 if number == 3 else None])
+            files = {"part-0.parquet": manifest.digest_of([part])}
+            about = {"rows": 3, "end": BEGIN + 60 * number + 60, "watermark": 0.0, "counts": {}}
+            write(f"{folder}/manifest.json", json.dumps({"files": files, **about}).encode())
+        network.rate = 0.5
+        found = minutes.closed(uri)
+        assert [minute.start for minute in found] == [BEGIN + 60 * number for number in range(4)]
+        wrong = [damage(uri, minute) for minute in found]
+        assert wrong[:3] == [None] * 3
+        assert "is damaged: 2,559 bytes" in (wrong[3] or "")
+        assert network.counted["short"] > 3

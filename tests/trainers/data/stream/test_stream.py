@@ -16,6 +16,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.trainers.data.simulator import Settings, simulate
 from livetrain.trainers.data.sources.events import stage
 from livetrain.trainers.data.stream import join, lane
+from livetrain.trainers.data.stream.lane_folder import newest
 from livetrain.trainers.data.write.ids import string_ids
 from livetrain.trainers.runtime import manifest
 from tests.trainers.data.stream import logs
@@ -135,7 +136,7 @@ def test_what_is_said_of_a_room_counts_from_then_on_until_something_else_is(two_
     assert {"room"} in loaded
     assert loaded.count({"user", "room"}) == 6  # at each start, and for stream.json
     assert logs.samples(tmp_path / "out").equals(days)
-    past = lane.newest(tmp_path / "out", 0)[1]["resume"]["past"]
+    past = newest(tmp_path / "out", 0)[1]["resume"]["past"]
     assert len(past["tables"]["rooms"]) < 3
     assert len(list((tmp_path / "out/_lanes/lane=0/segments").glob("t-*"))) == len(past["tables"]["rooms"])
 
@@ -184,8 +185,8 @@ def test_a_kill_before_any_write_loses_and_doubles_nothing(two_days, tmp_path, m
     assert logs.parts(tmp_path / "killed") == wanted
     assert logs.counts(tmp_path / "killed") == counted
     lane_folder = tmp_path / "killed" / "_lanes" / "lane=0"
-    newest = lane.newest(tmp_path / "killed", 0)[1]["resume"]["past"]
-    assert len(list((lane_folder / "segments").iterdir())) == sum(bool(s[k]) for s in newest["segments"] for k in "ea")
+    last = newest(tmp_path / "killed", 0)[1]["resume"]["past"]
+    assert len(list((lane_folder / "segments").iterdir())) == sum(bool(s[k]) for s in last["segments"] for k in "ea")
 
 
 def test_a_kill_as_a_day_ends_loses_and_doubles_nothing(two_days, tmp_path, monkeypatch):
