@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from itertools import count, product
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -57,7 +57,7 @@ KILLS = 20  # of a story
 LEASE_S = 2  # for which a fill of Redis may be silent, in the place of two minutes
 REST_S = 2.0  # between two fills: servers believe the name of a night for a second
 PATIENCE_S = 20.0  # for a placed moment to come
-LONGEST_S = 120.0  # for a process to be up again
+LONGEST_S = 400.0  # for a process to be up again
 CLOSE = 1e-5
 USERS, ROOMS, STREAMERS = [1, 2, 3, 4, 777], [1, 2, 3, 99], [101, 102, 100, 999]
 HITS = {
@@ -142,7 +142,8 @@ def writer(folder: Path, place: str, work: Path) -> None:
 class Stage:
     """A story that is being played."""
 
-    def __init__(self, seed: int, number: int, work: Path) -> None:
+    def __init__(self, seed: int, number: int, work: Path, most: int) -> None:
+        self.most = min(KILLS, most)
         self.draw = random.Random(f"{seed}-{number}")
         self.tale = Tale(number, "Redis" if number % 2 else "folder")
         self.work, self.folder = work, work / f"story-{number:03d}"
@@ -176,7 +177,7 @@ class Stage:
                 each.start()
             try:
                 self._up()
-                for _ in range(KILLS):
+                for _ in range(self.most):
                     self._kill()
                 (self.folder / "enough").touch()
                 for name in ("publisher", "writer"):
@@ -299,6 +300,10 @@ class Stage:
 
     # What must be so
 
+    @cached_property
+    def wanted(self) -> "Wanted":
+        return Wanted(self)
+
     def check(self) -> None:
         tale, failures = self.tale, self.tale.failures
         answered = [each for each in self.answers if each.scores is not None]
@@ -310,7 +315,7 @@ class Stage:
             fences = [each.fence for each in sorted(answered, key=lambda each: each.began) if each.whole == whole]
             if fences != sorted(fences):
                 failures.append("an answer is of an older version than one before it")
-        wanted, stored = Wanted(self), Counter[str]()
+        wanted, stored = self.wanted, Counter[str]()
         by_state: dict[tuple[int, int], list[Answer]] = {}
         published = Counter[str]()
         for each in answered:
@@ -445,9 +450,9 @@ def prepare(work: Path) -> None:
     (work / "recipe.yaml").write_text(dump_recipe(worlds.recipe(work / "out")))
 
 
-def tell(seed: int, number: int, work: Path) -> Tale:
-    """Play a story; its folder stays where something was wrong."""
-    stage, began = Stage(seed, number, work), time.monotonic()
+def tell(seed: int, number: int, work: Path, most: int) -> Tale:
+    """Play a story of so many kills at most; its folder stays where something was wrong."""
+    stage, began = Stage(seed, number, work, most), time.monotonic()
     for part in (stage.play, stage.check):
         try:
             part()
@@ -499,9 +504,9 @@ def run(kills: int, seed: int, work: Path) -> list[Tale]:
     told = work / f"stories-{seed}.jsonl"
     tales = [Tale(**json.loads(line)) for line in told.read_text().splitlines()] if told.exists() else []
     for number in count(len(tales)):
-        if sum(len(tale.kills) for tale in tales) >= kills:
+        if (left := kills - sum(len(tale.kills) for tale in tales)) <= 0:
             break
-        tale = tell(seed, number, work)
+        tale = tell(seed, number, work, left)
         tales.append(tale)
         with told.open("a") as file:
             file.write(json.dumps(asdict(tale)) + "\n")

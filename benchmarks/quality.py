@@ -116,7 +116,7 @@ def scores(recipe: Recipe, run: Path, split: str = "test") -> dict[str, Scores]:
     found: dict[str, list[tuple[torch.Tensor, ...]]] = {task: [] for task in places}
     with torch.no_grad():
         for batch in reader.batches(0):
-            logits = model(batch.ids, batch.dense, None)
+            logits = model(batch.ids, batch.dense, None, batch.vectors, batch.requests)
             for task, place in places.items():
                 known = batch.weights > 0
                 if batch.sample_weights is not None:

@@ -301,7 +301,7 @@ void Server::read(Asked& asked, const Joint& joint) {
                                                  "on '" + column + "' only where a request has it, as an id");
     }
     for (const auto& [name, feature] : joint.signature.features)
-        if (feature.looked_up) asked.request.ids.erase(name), asked.request.lengths.erase(name);
+        if (feature.looked_up) (void)asked.request.ids.erase(name), (void)asked.request.lengths.erase(name);
 }
 
 void Server::reply(Asked& asked, const Joint& joint, const Outcome& outcome) {

@@ -2,16 +2,16 @@
 
 from typing import Literal
 
-from livetrain.configs.schema import ModelConfig, Task
+from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.factorisation import Factorisation
 from livetrain.modules.layers.fields import Fields
-from livetrain.modules.models.interactions import Interactions
+from livetrain.modules.models.interactions import Interactions, PenalisedConfig
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads, outputs
 
 
-class FMConfig(ModelConfig):
+class FMConfig(PenalisedConfig):
     """First-order weights and products of factors."""
 
     kind: Literal["fm"] = "fm"
@@ -34,4 +34,4 @@ class FM(Interactions):
 
     def __init__(self, config: FMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         fields = Fields(inputs, sum(outputs(tasks)))
-        super().__init__(fields, Factorisation(fields, len(inputs.dense)), Heads(tasks))
+        super().__init__(fields, Factorisation(fields, len(inputs.dense)), Heads(tasks), config.l2)

@@ -2,16 +2,16 @@
 
 from typing import Literal
 
-from livetrain.configs.schema import ModelConfig, Task
+from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers.fields import Fields
 from livetrain.modules.layers.kernel import Kernel
-from livetrain.modules.models.interactions import Interactions
+from livetrain.modules.models.interactions import Interactions, PenalisedConfig
 from livetrain.modules.models.registry import register_model
 from livetrain.modules.tasks.heads import Heads, outputs
 
 
-class KFMConfig(ModelConfig):
+class KFMConfig(PenalisedConfig):
     """First-order weights, and products of factors, with one learned matrix for each pair of fields."""
 
     kind: Literal["kfm"] = "kfm"
@@ -34,4 +34,4 @@ class KFM(Interactions):
 
     def __init__(self, config: KFMConfig, inputs: Inputs, tasks: dict[str, Task]) -> None:
         fields = Fields(inputs, sum(outputs(tasks)))
-        super().__init__(fields, Kernel(fields, len(inputs.dense)), Heads(tasks))
+        super().__init__(fields, Kernel(fields, len(inputs.dense)), Heads(tasks), config.l2)

@@ -12,13 +12,13 @@ mkdir -p "$build"
 "$python" -m tests.serve.vectors "$build/seeds"
 flags="-std=c++20 -O1 -g1 -fno-omit-frame-pointer -fno-sanitize-recover=undefined"
 flags="$flags -isystem $torch/include -isystem $torch/include/torch/csrc/api/include"
-for source in wire wire_check fuzz/wire fuzz/json; do
+for source in wire wire_check wire_people wire_signature fuzz/wire fuzz/json; do
     made=$build/$(echo $source | tr / _).o
     if [ -z "$(find serve -maxdepth 2 -name '*.h' -newer "$made" 2>&1)" ] && [ ! "serve/$source.cpp" -nt "$made" ]; then continue; fi
     clang++ $flags -fsanitize=fuzzer-no-link,address,undefined -c "serve/$source.cpp" -o "$made"
 done
 for each in wire json; do
-    clang++ -fsanitize=fuzzer,address,undefined "$build/wire.o" "$build/wire_check.o" "$build/fuzz_$each.o" \
+    clang++ -fsanitize=fuzzer,address,undefined "$build"/wire*.o "$build/fuzz_$each.o" \
         -o "$build/fuzz_$each" -L"$torch/lib" -ltorch -ltorch_cpu -lc10 -Wl,-rpath,"$torch/lib"
     mkdir -p "$build/corpus/$each"
     echo "fuzzing: $each, $seconds s"

@@ -17,7 +17,7 @@ def commands(path: Path) -> list[list[str]]:
     """Return the words of the commands that a recipe's first lines name, as ``# Data: livetrain data ...``."""
     head = re.match(r"(?:#.*\n)+", path.read_text(encoding="utf-8"))
     assert head, f"{path} begins with no comment"
-    named = re.findall(r"^#(?: Data:|  +) (livetrain data .+)$", head.group(), flags=re.MULTILINE)
+    named = re.findall(r"^#(?: Data:|  +) (livetrain (?:data|predict) .+)$", head.group(), flags=re.MULTILINE)
     assert "# Data: livetrain data " in head.group(), f"{path} does not say which command makes its data"
     return [shlex.split(line)[1:] for line in named]
 
@@ -35,4 +35,6 @@ def test_a_recipe_names_the_commands_that_make_its_data(path):
         made.append(str(given[next(option.name for option in command.params if "--out" in option.opts)]))
     assert made[-1] == load_recipe(path).data.path
     for earlier, words in zip(made[:-1], commands(path)[1:], strict=True):
-        assert any(word.startswith(f"{earlier}/") for word in words), "a command that reads what the one before wrote"
+        assert any(f"{word}/".startswith(f"{earlier}/") for word in words), (
+            "a command that reads what the one before wrote"
+        )

@@ -90,6 +90,9 @@ TERMS = {
         fm(state, "term.products", v, x) + tower(state, "term.deep.tower", torch.cat([*v, x]), 2)
     ),
 }
+TERMS["deepfm-kernel"] = lambda state, v, x: (
+    kfm({"term.weight": state["term.products.weight"]}, v, x) + tower(state, "term.deep.tower", torch.cat([*v, x]), 2)
+)
 
 
 def first_and_term(kind: str):
@@ -120,6 +123,7 @@ CASES = {
     "kfm": (first_and_term("kfm"), {"kind": "kfm"}, UNEQUAL),
     "wide_deep": (first_and_term("wide_deep"), {"kind": "wide_deep", **UNITS}, UNEQUAL),
     "deepfm": (first_and_term("deepfm"), {"kind": "deepfm", **UNITS}, EQUAL),
+    "deepfm-kernel": (first_and_term("deepfm-kernel"), {"kind": "deepfm", "products": "kernel", **UNITS}, UNEQUAL),
     "dcnv2": (dcnv2(rank=False, stacked=False), CROSS, UNEQUAL),
     "dcnv2-low-rank": (dcnv2(rank=True, stacked=False), {**CROSS, "rank": 3}, UNEQUAL),
     "dcnv2-stacked": (dcnv2(rank=False, stacked=True), {**CROSS, "structure": "stacked"}, UNEQUAL),

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 SERVE = ROOT / "serve"
 TORCH = Path(torch.__path__[0])
 CACHE = SERVE / "build-tests"
+WIRE = sorted(SERVE.glob("wire*.cpp"))
 
 
 def program(name: str, sources: Sequence[Path], flags: Sequence[str] = ()) -> Path:

@@ -25,7 +25,7 @@ def program():
     if None in libraries:
         pytest.skip("needs the Arrow and Parquet libraries of the pyarrow wheel")
     late = [f"-L{folder}", *(f"-l:{path.name}" for path in libraries), f"-Wl,-rpath,{folder}"]
-    sources = [built.SERVE / name for name in ("wire.cpp", "wire_check.cpp", "request_log.cpp")]
+    sources = [*built.WIRE, built.SERVE / "request_log.cpp"]
     here = Path(__file__).with_name("log_driver.cpp")
     return built.program("log_driver", [*sources, here], [f"-isystem{pa.get_include()}", *late])
 

@@ -20,7 +20,7 @@ CASES = json.loads((VECTORS / "cases.json").read_text(encoding="utf-8"))
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
     """Run tests/serve/wire_driver.cpp over requests; what became of each."""
-    sources = [built.SERVE / "wire.cpp", built.SERVE / "wire_check.cpp", Path(__file__).with_name("wire_driver.cpp")]
+    sources = [*built.WIRE, Path(__file__).with_name("wire_driver.cpp")]
     program = built.program("wire_driver", sources)
     folder = tmp_path_factory.mktemp("requests")
 

@@ -7,6 +7,7 @@ from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
 from livetrain.modules.models.lr import LR
 from livetrain.modules.models.registry import network
+from livetrain.modules.network import REGULARISER
 
 INPUTS = Inputs({"user": 4, "movie": 8}, {"seen": 8, "rated": 4, "genres": 4}, ["age", "price"], limits={"seen": 6})
 ONE_DIM = Inputs({"user": 8, "movie": 8}, {"seen": 8, "rated": 8, "genres": 8}, ["age", "price"])
@@ -46,6 +47,7 @@ KINDS = {
     "kfm": {"kind": "kfm"},
     "wide_deep": {"kind": "wide_deep"},
     "deepfm": {"kind": "deepfm"},
+    "deepfm-kernel": {"kind": "deepfm", "products": "kernel"},
     "deepfm-dice": {"kind": "deepfm", "activation": "dice"},
     "dcnv2": {"kind": "dcnv2"},
     "dcnv2-stacked": {"kind": "dcnv2", "structure": "stacked", "cross_layers": 3, "rank": 4, "activation": "dice"},
@@ -390,3 +392,18 @@ def test_what_does_not_fit_is_named(config, message):
 
 def test_a_trunk_may_be_its_name_alone():
     assert parse_model({**DIN, "kind": "cgc", "trunk": "rankmixer"}).trunk.tokens == 8
+
+
+@pytest.mark.parametrize("kind", ["fm", "kfm", "deepfm"])
+def test_rows_that_are_looked_up_are_held_small(kind):
+    """Each as often as it is looked up, rows of padding not, and only in training."""
+    inputs = Inputs({"user": 4, "movie": 4}, {"seen": 4}, [])
+    net = build({"kind": kind, "l2": 0.5}, inputs).train()
+    user, movie, seen = torch.randn(3, 4), torch.randn(3, 4), torch.randn(2, 4)
+    values = {"user": user, "movie": movie, "seen": seen}
+    lengths = {"user": torch.ones(3).long(), "movie": torch.ones(3).long(), "seen": torch.tensor([2, 0, 0])}
+    found = net(values, lengths, torch.zeros(3, 0), torch.tensor([1.0, 2.0, 0.0]))[REGULARISER]
+    wanted = user[:2].square().sum() + movie[:2].square().sum() + seen.mean(0).square().sum()
+    torch.testing.assert_close(found, 0.5 * wanted / 2)
+    assert REGULARISER not in net.eval()(values, lengths, torch.zeros(3, 0), None)
+    assert REGULARISER not in build({"kind": kind}, inputs).train()(values, lengths, torch.zeros(3, 0), None)

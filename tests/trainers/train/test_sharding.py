@@ -191,7 +191,7 @@ MODELS = {
     "pepnet": {"domain": ["rate"], "personal": ["user", "movie"], "gate_units": 8},
     "stem": {"expert_units": [16], "gate_units": [8]},
 }
-FACTORS = {"kfm": {}, "deepfm": {"units": [16]}}  # these want more columns than there are tasks
+FACTORS = {"kfm": {"l2": 0.01}, "deepfm": {"units": [16]}}  # these want more columns than there are tasks
 TASKS = {
     "click": {"label": "click", "negatives_kept": 0.3},
     "like": {"label": "like", "weight": 0.5, "unknown": True},
