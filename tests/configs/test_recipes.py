@@ -33,7 +33,7 @@ def test_a_recipe_names_the_commands_that_make_its_data(path):
             command, context = command.commands[name], typer.Context(command, info_name=name, parent=context)
         given = command.make_context(command.name, list(words), parent=context).params  # refuses unknown options
         made.append(str(given[next(option.name for option in command.params if "--out" in option.opts)]))
-    assert made[-1] == load_recipe(path).data.path
+    assert made[-1].partition("/date=")[0] == load_recipe(path).data.path  # perhaps its days, one by one
     for earlier, words in zip(made[:-1], commands(path)[1:], strict=True):
         assert any(f"{word}/".startswith(f"{earlier}/") for word in words), (
             "a command that reads what the one before wrote"
