@@ -155,7 +155,7 @@ class Owner:
         >>> bool(owner.take(torch.tensor([3]), torch.tensor([1]), time=0)[0] < 16)
         True
         >>> [part.tolist() for part in owner.changed()]
-        [[..., ...], [5, 3]]
+        [[0, 8], [5, 3]]
     """
 
     def __init__(

@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from livetrain.modules.layers.compiled import Library
+from livetrain.modules.layers.compiled import Apart, Library
 from livetrain.modules.layers.gpu import kernels
 from livetrain.modules.layers.gpu.launch import arithmetic, block
 
@@ -34,7 +34,7 @@ class Triton(Library):
     def __init__(self, device: str, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(device, dtype, towers=False)
 
-    def call(self, name: str, *arguments: int | float | Tensor | None) -> None:
+    def call(self, name: str, *arguments: int | float | Tensor | Apart | None) -> None:
         PASSES[name](*arguments)
 
 
