@@ -8,16 +8,20 @@
 
 namespace store {
 
-namespace {
-
-constexpr auto FRESH = std::chrono::seconds(1);
-
-}  // namespace
-
 struct Store::Generation {
+    std::string said;  // what it was made of
     std::string name;
     int64_t horizon;
     json plan;
+
+    // Of what the store says of itself, `meta`. Raises Down.
+    static std::shared_ptr<const Generation> of(const std::optional<std::string>& said) {
+        if (!said) throw Down("store: it was never filled; `livetrain store fill` does");
+        const auto meta = json::parse(*said, nullptr, false);
+        if (!meta.is_object() || meta.value("format", 0) != 1) throw Down("store: it is of another format; fill a new one");
+        return std::make_shared<Generation>(Generation{*said, meta.at("generation").get<std::string>(),
+                                                       meta.at("horizon").get<int64_t>(), meta.at("plan")});
+    }
 
     std::string text(const char* key) const { return plan.at(key).get<std::string>(); }
 };
@@ -112,56 +116,52 @@ Store::Store(std::unique_ptr<Place> place) : place_(std::move(place)) {}
 Store::~Store() = default;
 
 std::shared_ptr<const Store::Generation> Store::generation() {
-    const auto now = std::chrono::steady_clock::now();
     {
         const std::lock_guard<std::mutex> lock(mutex_);
-        if (generation_ && now - looked_ < FRESH) return generation_;
+        if (generation_) return generation_;
     }
-    const auto value = place_->get({"meta"})[0];
-    if (!value) throw Down("store: it was never filled; `livetrain store fill` does");
-    const auto meta = json::parse(*value, nullptr, false);
-    if (!meta.is_object() || meta.value("format", 0) != 1) throw Down("store: it is of another format; fill a new one");
-    auto made = std::make_shared<Generation>();
-    made->name = meta.at("generation").get<std::string>();
-    made->horizon = meta.at("horizon").get<int64_t>();
-    made->plan = meta.at("plan");
+    return learned(place_->get({"meta"})[0]);
+}
+
+std::shared_ptr<const Store::Generation> Store::learned(const std::optional<std::string>& said) {
+    auto made = Generation::of(said);
     const std::lock_guard<std::mutex> lock(mutex_);
-    looked_ = now;
     return generation_ = std::move(made);
 }
 
 std::vector<std::string> Store::ids() {
-    std::shared_ptr<const Generation> known;
-    {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        known = generation_;
-    }
     try {
-        if (!known) known = generation();
+        const auto known = generation();
+        return {"user", known->text("item"), known->text("author")};
     } catch (const Down&) {
         return {};
     }
-    return {"user", known->text("item"), known->text("author")};
 }
 
 std::vector<std::string> Store::fill(wire::Request& request, const wire::Signature& signature, const Reads& reads,
                                      int64_t ms) {
     const auto lacks = [&](const Reads::Feature& feature) { return lacking(request, signature, feature.name); };
     if (request.rows || std::none_of(reads.features.begin(), reads.features.end(), lacks)) return {};
-    const auto now = generation();
-    const auto user = given(request, reads, "user"), items = given(request, reads, now->text("item"));
-    if (!user || user->size() != 1 || (*user)[0] == NONE) return {};
-    auto authors = given(request, reads, now->text("author")).value_or(Words());
-    if (!items || authors.size() != items->size()) authors.clear();
-    Moment moment(*place_, now->name, now->horizon, now->plan, ms, (*user)[0], items.value_or(Words()),
-                  std::move(authors));
+    auto now = generation();
+    std::optional<Words> user, items;
+    std::optional<Moment> moment;
+    // A store that lost its content or was filled since then may have nothing under the name that is known.
+    for (;; now = learned(moment->meta())) {
+        user = given(request, reads, "user"), items = given(request, reads, now->text("item"));
+        if (!user || user->size() != 1 || (*user)[0] == NONE) return {};
+        auto authors = given(request, reads, now->text("author")).value_or(Words());
+        if (!items || authors.size() != items->size()) authors.clear();
+        moment.emplace(*place_, now->name, now->horizon, now->plan, ms, (*user)[0], items.value_or(Words()),
+                       std::move(authors));
+        if (moment->meta() == now->said) break;
+    }
     std::vector<std::string> filled;
     for (const auto& feature : reads.features) {
         const bool ids = of_ids(feature.type), two = !feature.other.empty();
-        const bool mine = moment.mine(feature.column) && (!two || moment.mine(feature.other));
+        const bool mine = moment->mine(feature.column) && (!two || moment->mine(feature.other));
         if (!lacks(feature) || (!items && !mine)) continue;
-        const auto column = moment.column(feature.column);
-        const auto other = two ? moment.column(feature.other) : column;
+        const auto column = moment->column(feature.column);
+        const auto other = two ? moment->column(feature.other) : column;
         if (!column || !other) continue;
         const auto rows = mine ? 1 : items->size();
         Words values, lengths;

@@ -6,7 +6,6 @@
 
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -76,11 +75,11 @@ class Store {
   private:
     struct Generation;
     std::shared_ptr<const Generation> generation();
+    std::shared_ptr<const Generation> learned(const std::optional<std::string>& said);
 
     std::unique_ptr<Place> place_;
     mutable std::mutex mutex_;
     std::shared_ptr<const Generation> generation_;
-    std::chrono::steady_clock::time_point looked_;
 };
 
 }  // namespace store

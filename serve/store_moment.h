@@ -70,6 +70,9 @@ class Moment {
         return made;
     }
 
+    // What the store said of itself in the moment in which the rest was read.
+    const std::optional<std::string>& meta() const { return meta_; }
+
     bool mine(const std::string& column) const {
         const auto& columns = plan_.at("columns");
         return columns.contains(column) && columns.at(column).at("user").get<bool>();
@@ -86,7 +89,7 @@ class Moment {
     }
 
     void read(Place& place) {
-        std::set<std::string> keys;
+        std::set<std::string> keys{"meta"};
         const auto want = [&](const std::string& kind, int64_t id) { keys.insert(kind + "/" + std::to_string(id)); };
         for (const auto& base : {base_, std::string("now/")}) {
             want(base + "events", user_);
@@ -108,7 +111,8 @@ class Moment {
         const std::vector<std::string> asked(keys.begin(), keys.end());
         auto values = place.get(asked);
         for (size_t i = 0; i < asked.size(); ++i) {
-            if (!values[i]) continue;
+            if (asked[i] == "meta") meta_ = std::move(values[i]);
+            if (asked[i] == "meta" || !values[i]) continue;
             Words words(values[i]->size() / sizeof(int64_t));
             std::memcpy(words.data(), values[i]->data(), words.size() * sizeof(int64_t));
             values_[asked[i]] = std::move(words);
@@ -381,6 +385,7 @@ class Moment {
     std::string base_;
     int64_t horizon_, ms_, user_;
     Words items_, authors_;
+    std::optional<std::string> meta_;
     std::unordered_map<std::string, Words> values_;
     std::vector<Event> events_;
     std::map<std::string, std::vector<Entry>> entries_;

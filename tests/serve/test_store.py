@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +167,6 @@ def test_a_store_that_is_away_says_so(driver, tmp_path, redis_server):  # noqa: 
         kill()
         assert "does not answer" in ask()["down"]
         start()
-        time.sleep(1.1)  # for which the name of a generation is believed
         assert "it was never filled" in ask()["down"]
         worlds.filled(store, days[-2])
         assert ask() == whole

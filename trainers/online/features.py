@@ -21,18 +21,17 @@ from livetrain.trainers.data.sources.events.day import ROOM_WINDOW_MS
 from livetrain.trainers.data.sources.events.known import EVENT_ORDER, Known, Options, entry_columns
 from livetrain.trainers.data.sources.events.model import CLICK, GIFT, LIKE, WATCH, Adapter, Attributes
 from livetrain.trainers.data.store import layout
-from livetrain.trainers.data.store.fill import read_meta
+from livetrain.trainers.data.store.fill import meta_of
 from livetrain.trainers.data.store.kv import Store
-from livetrain.trainers.data.store.layout import NOW, NULL
+from livetrain.trainers.data.store.layout import META, NOW, NULL
 from livetrain.trainers.data.write import layout as parquet
 from livetrain.trainers.export.prediction import chunks
 from livetrain.trainers.export.rows import Inputs, one_user
 
-_FRESH_S = 1.0  # for which the name of the generation is believed
-
 
 @dataclass(frozen=True)
 class _Generation:
+    said: bytes  # what it was made of
     name: str
     horizon: int
     adapter: Adapter
@@ -52,7 +51,7 @@ class Features:
     """
 
     def __init__(self, store: Store, recipe: Recipe | None = None):
-        self._store, self._at = store, 0.0
+        self._store = store
         self._made: _Generation | None = None
         self._decoder: Decoder | None = None
         if recipe is not None:
@@ -103,14 +102,10 @@ class Features:
 
         Args, Raises: as of `row`.
         """
-        now = self._generation()
-        adapter, moment = now.adapter, int(1000 * time.time()) if moment is None else moment
+        moment = int(1000 * time.time()) if moment is None else moment
         told = {**(given or {}), **candidates}
-        for name in (adapter.item, adapter.author):
-            if name not in candidates:
-                raise BadInput(f"request: '{name}' of each candidate is missing; only the request can tell it")
-        items, authors = (np.array([_id(v) for v in candidates[n]], np.int64) for n in (adapter.item, adapter.author))
-        found = _Found(self._store, now, user, items, authors)
+        now, items, authors, found = self._found(user, candidates)
+        adapter = now.adapter
         rows = self._rows(now, found, user, items, authors, moment, told)
         events = found.events(user)
         entries = {name: found.entries(name, user) for name in adapter.sequences}
@@ -134,16 +129,31 @@ class Features:
         mine = {name for name, how in now.columns.items() if how["user"] and name not in candidates} | set(given or {})
         return pa.table(columns), mine
 
-    def _generation(self) -> _Generation:
-        at = time.monotonic()
-        if self._made is None or at - self._at > _FRESH_S:
-            meta = read_meta(self._store)
-            if meta is None:
-                raise NotNow("--store: it was never filled; `livetrain store fill` does")
-            if self._made is None or self._made.name != meta["generation"]:
-                adapter, options = plan.of_plan(meta["plan"])
-                self._made = _Generation(meta["generation"], meta["horizon"], adapter, options, meta["plan"]["columns"])
-            self._at = at
+    def _found(
+        self, user: int, candidates: Mapping[str, list[Any]]
+    ) -> tuple[_Generation, np.ndarray, np.ndarray, "_Found"]:
+        """Return the generation, the candidates' items and authors, and what the store has of them and a user."""
+        now = self._made or self._learned(*self._store.get([META]))
+        while True:
+            for name in (now.adapter.item, now.adapter.author):
+                if name not in candidates:
+                    raise BadInput(f"request: '{name}' of each candidate is missing; only the request can tell it")
+            of = (candidates[name] for name in (now.adapter.item, now.adapter.author))
+            items, authors = (np.array([_id(value) for value in ids], np.int64) for ids in of)
+            found = _Found(self._store, now, user, items, authors)
+            if found.meta == now.said:
+                return now, items, authors, found
+            # It lost its content or was filled since then, and may have nothing under the name that is known.
+            now = self._learned(found.meta)
+
+    def _learned(self, said: bytes | None) -> _Generation:
+        """Return the generation that the store names."""
+        if said is None:
+            raise NotNow("--store: it was never filled; `livetrain store fill` does")
+        meta = meta_of(said)
+        adapter, options = plan.of_plan(meta["plan"])
+        columns = meta["plan"]["columns"]
+        self._made = _Generation(said, meta["generation"], meta["horizon"], adapter, options, columns)
         return self._made
 
     def _rows(
@@ -248,8 +258,9 @@ class _Found:
             keys += [f"{now.name}/statistics.{prefix}/{each}" for each in np.unique(ids[key])]
         if adapter.others:
             keys += [f"{now.name}/topics/{author}" for author in np.unique(authors)]
-        keys = list(dict.fromkeys(keys))
+        keys = list(dict.fromkeys([META, *keys]))
         self._values = dict(zip(keys, store.get(keys), strict=True))
+        self.meta = self._values[META]  # what the store said of itself in the moment in which the rest was read
         self._now = now
         self._parsed: dict[tuple[str, int], dict[str, Any] | None] = {}
 

@@ -275,7 +275,6 @@ def test_a_redis_holds_the_same_is_missed_in_one_sentence_and_filled_again(days,
     with pytest.raises(NotNow, match=r"redis://127.0.0.1:\d+/0: the feature store does not answer"):
         compare(features, samples, worlds.EVERYTHING)
     start()
-    time.sleep(1.1)  # for which the name of a generation is believed
     with pytest.raises(NotNow, match="it was never filled"):
         compare(features, samples, worlds.EVERYTHING)
     worlds.filled(shared, days[1])

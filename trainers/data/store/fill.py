@@ -124,8 +124,11 @@ def fill(store: Store, source: Path, keep_days: int, runs: Path, say: Callable[[
 def read_meta(store: Store) -> dict[str, Any] | None:
     """Return what a store says of itself, None where it was never filled."""
     (value,) = store.get([layout.META])
-    if value is None:
-        return None
+    return None if value is None else meta_of(value)
+
+
+def meta_of(value: bytes) -> dict[str, Any]:
+    """Return the content of a store's `meta`."""
     meta = json.loads(value)
     if meta["format"] != layout.FORMAT:
         raise BadInput(
