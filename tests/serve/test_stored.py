@@ -112,6 +112,8 @@ def test_without_its_store_a_server_refuses_what_lacks_features_and_answers_what
         assert status == 200, text
         assert server.metric("livetrain_store_away_total") == 1
         start()
+        status, text = server.get("/rank", few)
+        assert (status, "it was never filled" in text) == (503, True), text
         worlds.filled(store, days[-1])
         assert server.get("/rank", few)[0] == 200
 
