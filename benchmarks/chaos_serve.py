@@ -5,8 +5,8 @@
 
 In a story livetrain-serve answers two clients all the time: one sends whole rows, the other ids alone, whose features
 the store has. Meanwhile one process trains on and publishes a base or a delta after each step, and another fills the
-store with a night and tells it a day's events, again and again. Every other story's store is a Redis, the others' a
-folder. One of these processes is killed, at a random moment or as it writes, and started again.
+store with a night and tells it a day's events, again and again. Every other story's store is a folder, the others' a
+Redis. One of these processes is killed, at a random moment or as it writes, and started again.
 
 Then each answer must be, to 1e-5, what a published version says of that fence and delta, of features that the store had
 before or after it was told the day; each refusal must be one of those that docs/guide/server.md has; no later answer is
@@ -156,13 +156,13 @@ class Stage:
     def __init__(self, seed: int, number: int, work: Path, most: int) -> None:
         self.most = min(KILLS, most)
         self.draw = random.Random(f"{seed}-{number}")
-        self.tale = Tale(number, "Redis" if number % 2 else "folder")
+        self.tale = Tale(number, "folder" if number % 2 else "Redis")
         self.work, self.folder = work, work / f"story-{number:03d}"
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         shutil.copyfile(work / "recipe.yaml", self.folder / "recipe.yaml")
         self.ports = [_free_port(), _free_port()]
-        self.place = f"redis://127.0.0.1:{self.ports[1]}/0" if number % 2 else str(self.folder / "store")
+        self.place = str(self.folder / "store") if number % 2 else f"redis://127.0.0.1:{self.ports[1]}/0"
         self.models = str(self.folder / "models")
         self.url = f"http://127.0.0.1:{self.ports[0]}"
         self.answers: list[Answer] = []

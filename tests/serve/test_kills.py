@@ -11,7 +11,7 @@ def test_a_story_of_kills_ends_well_and_what_is_wrong_is_noticed(program, tmp_pa
     pytest.importorskip("lmdb")
     monkeypatch.setattr(chaos_serve, "PROGRAM", program)
     chaos_serve.prepare(tmp_path)
-    stage = chaos_serve.Stage(1, 0, tmp_path, 3)
+    stage = chaos_serve.Stage(1, 1, tmp_path, 3)
     stage.play()
     stage.check()
     assert stage.tale.failures == []
