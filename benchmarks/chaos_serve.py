@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import chaos
+from benchmarks import chaos, chaos_kills
 from benchmarks.chaos_live import forks
 from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.trainers.data.store import kv
@@ -51,7 +51,7 @@ from tests.serve.client import client
 from tests.trainers.export.test_deltas import line
 from tests.trainers.online import worlds
 
-PROGRAM = chaos.ROOT / "serve/build/livetrain-serve"
+PROGRAM = chaos_kills.ROOT / "serve/build/livetrain-serve"
 VICTIMS = {"server": 5, "publisher": 4, "writer": 3, "redis": 3}  # how often each is drawn
 KILLS = 20  # of a story
 LEASE_S = 2  # for which a fill of Redis may be silent, in the place of two minutes
