@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import chaos
+from benchmarks import chaos_kills
 from benchmarks.chaos_live import forks
 from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.trainers.data.store import kv
@@ -51,7 +51,7 @@ from tests.serve.client import client
 from tests.trainers.export.test_deltas import line
 from tests.trainers.online import worlds
 
-PROGRAM = chaos.ROOT / "serve/build/livetrain-serve"
+PROGRAM = chaos_kills.ROOT / "serve/build/livetrain-serve"
 VICTIMS = {"server": 5, "publisher": 4, "writer": 3, "redis": 3}  # how often each is drawn
 KILLS = 20  # of a story
 LEASE_S = 2  # for which a fill of Redis may be silent, in the place of two minutes
@@ -235,9 +235,9 @@ class Stage:
         pointer = publish.current(self.models) or {"versions": []}
         named = {each["folder"] for each in pointer["versions"]}
         named |= {delta["folder"] for each in pointer["versions"] for delta in each.get("deltas", ())}
-        bases = {name for name in chaos.names(self.models) if name[:1].isdigit()}
+        bases = {name for name in chaos_kills.names(self.models) if name[:1].isdigit()}
         newest = f"{max(bases, default='')}/deltas"
-        return bool((bases | {f"{newest}/{each}" for each in chaos.names(f"{self.models}/{newest}")}) - named)
+        return bool((bases | {f"{newest}/{each}" for each in chaos_kills.names(f"{self.models}/{newest}")}) - named)
 
     def _behind(self) -> bool:
         """Whether the server has not yet taken in what is published."""
@@ -516,4 +516,4 @@ def run(kills: int, seed: int, work: Path) -> list[Tale]:
 
 
 if __name__ == "__main__":
-    chaos.command(__doc__, "chaos_serve", run, table)
+    chaos_kills.command(__doc__, "chaos_serve", run, table)
