@@ -12,21 +12,16 @@ import argparse
 import datetime
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import torch
-from quality import processor
+from quality import processor, scored
 
 from livetrain.cluster import launch
 from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.metrics import binary
-from livetrain.trainers.data.read.reader import Reader
-from livetrain.trainers.data.read.source import Source
-from livetrain.trainers.export.export import plain_model
-from livetrain.trainers.runtime.run_folder import find_checkpoint
 from livetrain.trainers.runtime.versions import versions
 
 FEW = {"simulated": 5, "kuairand": 0}  # events
@@ -84,20 +79,17 @@ def measure(recipe: str, changes: list[str], seed: int, runs: Path, name: str) -
 
 def scores(recipe: Recipe, run: Path) -> Scores:
     """Return the test split's rows as the run's best checkpoint scores them."""
-    model = plain_model(recipe, find_checkpoint(run, "best"))
-    reader = Reader(Source.open(recipe, "test"), recipe, rank=0, world=1, shuffle=False, groups=True)
     sparse = next((f for f in SPARSE.values() if f in recipe.features), None)
     parts: dict[str, list[torch.Tensor]] = {}
-    with torch.no_grad(), closing(reader.batches(0)) as batches:
-        for batch in batches:
-            kept = batch.weights > 0
-            row = {"groups": batch.groups, "rows": batch.rows}
-            if sparse is not None:
-                row["events"] = batch.ids[sparse].lengths()
-            for number, (task, logits) in enumerate(model(batch.ids, batch.dense, None).items()):
-                row |= {f"{task}.logits": logits, f"{task}.labels": batch.labels[:, number]}
-            for key, value in row.items():
-                parts.setdefault(key, []).append(value[kept])
+    for batch, logits in scored(recipe, run):
+        kept = batch.weights > 0
+        row = {"groups": batch.groups, "rows": batch.rows}
+        if sparse is not None:
+            row["events"] = batch.lists(sparse).lengths()
+        for number, task in enumerate(recipe.tasks):
+            row |= {f"{task}.logits": logits[task], f"{task}.labels": batch.labels[:, number]}
+        for key, value in row.items():
+            parts.setdefault(key, []).append(value[kept])
     order = torch.cat(parts["rows"]).argsort().numpy()
     return {key: torch.cat(part).numpy()[order] for key, part in parts.items()}
 

@@ -120,6 +120,10 @@ def project_vectors(rows: list[Tensor], order: Tensor, inner) -> Tensor:
 class Passes(combine.Combination):
     """PCGrad at the cut, written down as in the paper: a pass per task, then vectors."""
 
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self._whole = False  # a pass goes from the logits to the embeddings, with no cut at the trunk's input
+
     def _several_passes(self, losses: Tensor) -> None:
         split, leaves = self._split(), [leaf for _, leaf in self._compared()]
         starts = torch.autograd.grad(losses.sum(), [leaf for _, leaf in self._logits])

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
+from livetrain.modules.features.carriers import Carried
 from livetrain.modules.model import Model
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
@@ -54,10 +55,14 @@ class Noise:
 
 
 def sampled(recipe: Recipe, count: int) -> list[Batch]:
-    """Return `count` batches of an epoch, a multiple of PLACES and of 2 BLOCK: as many from each of PLACES places."""
+    """Return `count` batches of an epoch, a multiple of PLACES and of 2 BLOCK: as many from each of PLACES places.
+
+    Rows of requests come with lists of their own, so that each has an embedding, and a gradient, of its own.
+    """
     reader = Reader(Source.open(recipe, "train"), recipe, rank=0, world=1, shuffle=True)
     starts = [reader.steps * place // PLACES for place in range(PLACES)]
-    return [batch for start in starts for batch in reader.batches(0, start, start + count // PLACES)]
+    widths = Carried(recipe.features).widths
+    return [batch.flat(widths) for start in starts for batch in reader.batches(0, start, start + count // PLACES)]
 
 
 def measured(model: Model, recipe: Recipe, batches: list[Batch]) -> Noise:
@@ -105,7 +110,7 @@ def measured(model: Model, recipe: Recipe, batches: list[Batch]) -> Noise:
 def _shared(model: Model, loss: Loss, batch: Batch) -> list[Tensor]:
     """Return the dense parameters that several tasks reach."""
     parameters = list(model.dense.parameters())
-    losses, _ = loss(model(batch.ids, batch.dense, batch.weights), batch)
+    losses, _ = loss(model(batch.ids, batch.dense, batch.weights, batch.vectors), batch)
     reached = [torch.autograd.grad(each, parameters, retain_graph=True, allow_unused=True) for each in losses]
     return [p for p, *found in zip(parameters, *reached, strict=True) if sum(g is not None for g in found) > 1]
 
@@ -119,7 +124,7 @@ def _by_task(model: Model, loss: Loss, batch: Batch, shared: list[Tensor]) -> tu
         return leaves, *inputs[1:]
 
     handle = model.dense.register_forward_pre_hook(cut)
-    losses, _ = loss(model(batch.ids, batch.dense, batch.weights), batch)
+    losses, _ = loss(model(batch.ids, batch.dense, batch.weights, batch.vectors), batch)
     handle.remove()
     inputs = [*shared, *leaves.values()]
     found = [torch.autograd.grad(each, inputs, retain_graph=True, materialize_grads=True) for each in losses]

@@ -13,7 +13,6 @@ import argparse
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,13 +23,20 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from quality import made, rule
 
 from livetrain.configs.load import load_recipe
 from livetrain.trainers.data.store.fill import KEEP_DAYS, fill, read_meta
 from livetrain.trainers.data.store.kv import Store, open_store
 from livetrain.trainers.online.features import Features
+from livetrain.trainers.runtime.versions import versions
 
 NOON = 12 * 3_600_000
+IDS = "| of each | ids | bytes |"
+HEAD = (
+    "| store | keys | keys/s | keys per processor s | MB of values | MB held | keys per request | ms | processor ms "
+    "| ms in the store |"
+)
 
 
 @contextmanager
@@ -92,6 +98,7 @@ def measured(place: str, size: Callable[[], int], options: argparse.Namespace) -
         found = fill(store, options.data, KEEP_DAYS, options.data.parent, lambda words: None)
         wall, own = time.perf_counter() - begin, time.process_time() - own
     keys, held = sum(found.keys.values()), sum(found.bytes.values())
+    print(f"\n{place}\n\n{IDS}\n{rule(IDS)}")
     for kind, count in found.keys.items():
         print(f"| {kind} | {count:,} | {found.bytes[kind] / count:,.0f} |")
     users, candidates = asked(options.data, options.requests, options.rooms)
@@ -119,7 +126,9 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--rooms", type=int, default=500)
+    parser.set_defaults(workers=0)
     options = parser.parse_args()
+    print(made(versions(), options))
     rows = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -132,12 +141,10 @@ def main() -> None:
             with redis(folder) as url:
                 used = lambda: int(Redis.from_url(url).info("memory")["used_memory"])  # noqa: E731
                 rows["Redis"] = measured(url, used, options)
-    print("\n| store | keys | keys/s | keys per processor s | MB of values | MB held | keys per request ", end="")
-    print("| ms | processor ms | ms in the store |")
-    print("|" + " --- |" * 10)
+    print(f"\n{HEAD}\n{rule(HEAD)}")
     for store, cells in rows.items():
         print("| " + " | ".join([store, *cells]) + " |")
-    print(f"\n{options.requests} requests of {options.rooms} rooms; python {sys.version.split()[0]}")
+    print(f"\n{options.requests} requests of {options.rooms} rooms")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import torch
 from livetrain.cluster import launch
 from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.configs.schema import Recipe
+from livetrain.modules.batch import Batch
 from livetrain.modules.metrics import binary
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
@@ -108,21 +111,28 @@ class Scores:
     rows: np.ndarray  # number of the row in the split: sorted files, row groups, rows
 
 
-def scores(recipe: Recipe, run: Path, split: str = "test") -> dict[str, Scores]:
-    """Return, by binary task, how a run's best checkpoint scores a split."""
+def scored(recipe: Recipe, run: Path, split: str = "test") -> Iterator[tuple[Batch, dict[str, torch.Tensor]]]:
+    """Yield a split's batches, of rows or requests, each with the logits (B,) by task of a run's best checkpoint."""
     model = plain_model(recipe, find_checkpoint(run, "best"))
     reader = Reader(Source.open(recipe, split), recipe, rank=0, world=1, shuffle=False, groups=True)
+    with closing(reader.batches(0)) as batches:
+        for batch in batches:
+            with torch.no_grad():
+                logits = model(batch.ids, batch.dense, None, batch.vectors, batch.requests)
+            yield batch, logits
+
+
+def scores(recipe: Recipe, run: Path, split: str = "test") -> dict[str, Scores]:
+    """Return, by binary task, how a run's best checkpoint scores a split."""
     places = {task: place for place, task in enumerate(recipe.tasks) if recipe.tasks[task].kind == "binary"}
     found: dict[str, list[tuple[torch.Tensor, ...]]] = {task: [] for task in places}
-    with torch.no_grad():
-        for batch in reader.batches(0):
-            logits = model(batch.ids, batch.dense, None, batch.vectors, batch.requests)
-            for task, place in places.items():
-                known = batch.weights > 0
-                if batch.sample_weights is not None:
-                    known &= batch.sample_weights[:, place] > 0
-                columns = (batch.labels[:, place], logits[task], batch.groups, batch.rows)
-                found[task].append(tuple(column[known] for column in columns))
+    for batch, logits in scored(recipe, run, split):
+        for task, place in places.items():
+            known = batch.weights > 0
+            if batch.sample_weights is not None:
+                known &= batch.sample_weights[:, place] > 0
+            columns = (batch.labels[:, place], logits[task], batch.groups, batch.rows)
+            found[task].append(tuple(column[known] for column in columns))
     joined = {task: [torch.cat(x).numpy() for x in zip(*parts, strict=True)] for task, parts in found.items()}
     return {task: Scores(*(x[np.argsort(parts[-1])] for x in parts)) for task, parts in joined.items()}
 

@@ -1,12 +1,13 @@
 """How much memory and time `livetrain skew` takes for logs of several sizes.
 
-    python benchmarks/skew.py 2000 20000        # requests of a day
+    python benchmarks/skew.py 2000 20000
 
 A log is made as a server writes it, a file per five minutes, of requests with 200 candidates; one candidate of each was
 shown, a second later, and is a sample. Each size is a `livetrain skew` of its own, whose peak of resident memory and
 processor time the system tells; above an import of the same modules alone, which comes first.
 """
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -16,9 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from quality import made, rule
+
+from livetrain.trainers.runtime.versions import versions
 
 CANDIDATES, EVENTS, NUMBERS, FILES = 200, 50, 10, 288
 DAY_MS, BEGIN = 86_400_000, 1_790_035_200_000
+HEAD = "| requests | candidates | MB of the log's files | peak MB above imports | processor s above |"
 DRY = "import livetrain.trainers.online.skew, livetrain.cli.main"
 
 
@@ -79,11 +84,14 @@ def ran(command: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("requests", type=int, nargs="+", help="of a day")
+    parser.set_defaults(workers=0)
+    given = parser.parse_args()
     dry = ran([sys.executable, "-c", DRY])
-    print(f"imports alone: {dry[0]:,.0f} MB, {dry[1]:.1f} processor s\n")
-    print("| requests | candidates | MB of the log's files | peak MB above imports | processor s above |")
-    print("| --- | --- | --- | --- | --- |")
-    for requests in map(int, sys.argv[1:]):
+    print(f"{made(versions(), given)}\n\nimports alone: {dry[0]:,.0f} MB, {dry[1]:.1f} processor s\n")
+    print(f"{HEAD}\n{rule(HEAD)}")
+    for requests in given.requests:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write(folder, requests)

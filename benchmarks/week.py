@@ -62,14 +62,15 @@ WORK = "| ids | way | increments | rows | rows/s | that raised an alarm | not pu
 INTRO = """# A week of simulated live streams through `livetrain follow`: {of}
 
 {made}
-Made by `follow`, on a two-core CPU VM (AMD EPYC) that other work shared.
+The runs are those of `python benchmarks/week.py follow`, on a two-core CPU VM (AMD EPYC), shared with other programs.
 
 A night learned six days. `livetrain stream` made minutes of the world's messages, late and double ones among them, and
 `livetrain follow` learned the days after the night from them: every 5 minutes, every hour, every day (`nightly`) or
 never. All ways learn the same rows once and differ only in when. A row is judged before it is learned, by weights that
 have learned all increments before its own; closing and publishing a minute, which takes two to three minutes, is not
 counted. "never" is the AUC of the night's weights over the week; the others say by how many 1e-4 theirs is higher,
-± the standard error by days. Days are those of UTC; the last one is learned and not shown.
+± the standard error by days. Days are those of UTC; the last one, which is not
+whole, is not shown, and `nightly` does not learn it.
 """
 
 

@@ -231,6 +231,15 @@ def test_all_tables_share_one_exchange_there_and_back(two_ranks):
     assert judging == {"all_to_all_single": 18}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, WAYS["all on every rank"]])
+def test_a_batch_that_is_looked_at_twice_is_counted_once(changes):
+    made_for = made(tasks__like={"label": "like"}, gradients={"kind": "famo"}, **changes)
+    with ranks.alone(cuda=False):
+        found = trained(made_for, 6)
+    assert [int(found[f"/ids/{table}/batches"]) for table in ("user", "movie")] == [6, 6]
+
+
 def grown(made_for: Recipe, path: Path) -> dict[str, torch.Tensor]:
     sharded = shard(made_for, CPU)
     warm_start.load(sharded, made_for, path)

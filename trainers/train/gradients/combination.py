@@ -12,10 +12,10 @@ Every step cuts at the embeddings, for what lies below waits for other ranks: th
 before, and their one sum over ranks is made while the tables' gradients travel and their rows move.
 
 - Scope `shared` compares at the embeddings: the Gram matrix covers every dense parameter that tasks share, and the
-  embeddings of the batch. From the trunk's input down the tasks' passes are one, batched by torch.func.vmap, so that
-  each sum over ranks on the way is made once for all tasks. The embeddings stand in for the rows of the tables, which
-  misses one case: two tasks that pull the same row apart through different samples conflict in that row, but at none
-  of the embeddings.
+  embeddings of the batch. On a GPU the tasks' passes from the trunk's input down are one, batched by torch.func.vmap,
+  so that each sum over ranks on the way is made once for all tasks. The embeddings stand in for the rows of the tables,
+  which misses one case: two tasks that pull the same row apart through different samples conflict in that row, but at
+  none of the embeddings.
 - Scope `rows` does the same, and compares in every row of the tables too, see trainers.train.gradients.rows.
 - Scope `trunk` compares at the input of the network's module `trunk`: the Gram matrix is that of the gradients there,
   and what lies below sees one backward pass, as in a plain sum.
@@ -120,7 +120,9 @@ class Combination:
         self._compiled: CompiledDense | None = None
         self._measured: Tensor | None = None  # the losses of the step, where they are asked for again
         self._traced: tuple[list[Tensor], tuple[Tensor, Tensor] | None] = [], None  # logits and cut, by no graph
-        self._batches: bool | None = None  # whether the tasks' passes can be one; None until that was tried
+        # Whether the tasks' passes can be one; None until that was tried. On a CPU they are not: what is as large as
+        # all tasks' histories comes from the system anew with every operation, which costs more than it saves.
+        self._batches: bool | None = None if device.type == "cuda" else False
         if len(self._tasks) > 1 and model.dense.network.trunk is not None:
             model.dense.network.trunk.register_forward_pre_hook(self._before_trunk)
         model.dense.register_forward_pre_hook(self._before_dense)
@@ -350,7 +352,7 @@ class Combination:
     def _batched(self, end: Tensor, starts: list[Tensor], inputs: list[Tensor]) -> list[list[Tensor | None]]:
         """Return the gradients of inputs, by task, from each task's gradient of what they make.
 
-        All tasks in one pass, where each operation of it can be batched; otherwise task after task.
+        On a GPU all tasks in one pass, where each operation of it can be batched; otherwise task after task.
         """
         if not end.requires_grad:
             return [[None] * len(inputs) for _ in starts]

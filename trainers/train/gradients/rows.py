@@ -6,8 +6,8 @@ whole, whose optimizers step after the backward pass; those of sharded tables mo
 recipe that asks for this says of every table that it is such a one (see configs.schema.fit): where a table lies must
 not change what is learned.
 
-Of the rows that no rank looks up nothing is computed or sent. A row that one task alone moves keeps that task's
-gradient.
+Of a row that no rank looks up nothing is sent but a mark, by which all ranks find the rows that any of them did. A row
+that one task alone moves keeps that task's gradient.
 """
 
 from collections.abc import Callable

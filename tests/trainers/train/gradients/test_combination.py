@@ -203,8 +203,11 @@ def train_reference(made_for: Recipe, combine: Callable) -> dict:
     }
 
 
-def train_sharded(made_for: Recipe) -> dict:
+def train_sharded(made_for: Recipe, batched: bool = False) -> dict:
+    """Train; `batched`: with the tasks' passes as one, as a GPU has them."""
     sharded = shard(made_for, CPU)
+    if batched:
+        sharded.pipeline.combination._batches = None
     rank, world = dist.get_rank(), dist.get_world_size()
     feed = iter([twins.part(batch, rank, world) for batch in batches(made_for)])
     sharded.module.train()
@@ -215,6 +218,8 @@ def train_sharded(made_for: Recipe) -> dict:
         sharded.pipeline.progress(feed)
         seen.append(sharded.pipeline.combination.monitor.read())
     sharded.check_pipelined()
+    if batched:
+        assert sharded.pipeline.combination._batches
     tables = {k.split(".")[-2]: v for k, v in sharded.model.state_dict().items() if k.startswith("tables.")}
     return {
         "tables": whole(tables),
@@ -253,7 +258,7 @@ def test_pcgrad_equals_torchjd_on_one_rank_and_on_two(two_ranks, changes, scope)
     assert wanted["conflict"] > 0.5  # or there would be nothing to project
     with ranks.alone(cuda=False):
         compare(train_sharded(made_for), wanted)
-    first, second = two_ranks.run(train_sharded, made_for)
+    first, second = two_ranks.run(train_sharded, made_for, scope == "shared")
     compare(first, wanted)
     assert all(torch.equal(first["dense"][k], second["dense"][k]) for k in first["dense"])
     conflicts = [step["grad.conflict"] for step in first["seen"]]
