@@ -27,7 +27,7 @@ static uint64_t sum(const Columns& columns) {
 static void answered(const wire::Request& request, int64_t rows) {
     auto scores = at::empty({rows}, at::kFloat);
     std::memset(scores.data_ptr(), 0, scores.nbytes());
-    const wire::Answer answer{{"din", "1", 1, 0}, {{"click", scores}}, {}};
+    const wire::Answer answer{{"din", "1", 1, 0}, {{"click", scores}}, {}, {}};
     const auto reply = wire::answer_binary(request, answer);
     if (reply.header > reply.body.size() || wire::answer_json(request, answer).empty()) std::abort();
 }

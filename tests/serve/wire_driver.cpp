@@ -40,7 +40,8 @@ static std::string hex(const std::string& bytes) {
 }
 
 static wire::Answer answered(const json& content, std::vector<std::vector<float>>& scores) {
-    wire::Answer answer{{"din", "20261130", 7, 2}, {}, {}};
+    wire::Answer answer;
+    answer.model = {"din", "20261130", 7, 2};
     for (const auto& [task, values] : content.items()) {
         scores.push_back(values.get<std::vector<float>>());
         auto made = at::Tensor(at::empty({static_cast<int64_t>(scores.back().size())}, at::kFloat));
