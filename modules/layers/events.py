@@ -1,5 +1,5 @@
 """What lies around the events of rows in training on a CPU, by the passes of events.cpp: linear layers on normalised
-input, and the filter by frequency. sequence.py, domain.py and frequency.py are the plain twins; attend.py has attention.
+input, and the frequency filter. sequence.py, domain.py and frequency.py are the plain twins; attend.py has attention.
 
 What is kept from forward to backward is each pass's input; what it normalises and filters is cheaper to compute again.
 """
