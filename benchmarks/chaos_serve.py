@@ -137,8 +137,7 @@ def writer(folder: Path, place: str, work: Path) -> None:
     for number in count():
         phase.write_text("resting")
         time.sleep(REST_S)
-        if (folder / "enough").exists() and number:
-            return
+        last = (folder / "enough").exists()  # a Redis that was killed just before is filled once more
         try:
             store = open_store(place, create=True)
             phase.write_text("filling")
@@ -148,6 +147,8 @@ def writer(folder: Path, place: str, work: Path) -> None:
             store.close()
         except kv.NotNow:
             continue  # Redis is away, or the lease of a fill that was killed still runs
+        if last:
+            return
 
 
 class Stage:
