@@ -136,7 +136,8 @@ class Redis : public Place {
     void asked(redisContext* connection, const char* word, const std::string& value) const {
         const Reply reply(
             static_cast<redisReply*>(redisCommand(connection, "%s %b", word, value.data(), value.size())), freed);
-        if (!reply || reply->type == REDIS_REPLY_ERROR) throw Down("store: " + host_ + " refuses " + word);
+        if (!reply) throw Down("store: " + host_ + " does not answer");
+        if (reply->type == REDIS_REPLY_ERROR) throw Down("store: " + host_ + " refuses " + word);
     }
 
     std::string host_, password_, database_;
