@@ -79,6 +79,8 @@ def main() -> None:
             while each is commands[0] and not (work / "live" / minutes.STREAM).exists():
                 time.sleep(0.1)
         published = happen(told, topics, start, given.minutes, work)
+        while not metrics_of(work, max(map(ended, published)) - EACH).exists():  # measured by then, too
+            time.sleep(0.1)
     given.out.write_text(page(given, work, published))
     print(given.out.read_text())
 
@@ -142,16 +144,26 @@ def happen(told: list[tuple[int, int, str, str]], topics: Path, start: int, coun
     return published
 
 
+def ended(version: str) -> int:
+    """Return when the minute ended up to which a version has learned, s."""
+    return calendar.timegm(time.strptime(version, "%Y-%m-%dT%H-%M-%SZ"))
+
+
+def metrics_of(work: Path, begin: int) -> Path:
+    """Return the file that `livetrain watch` writes of the minute that begins at a time."""
+    return work / "live" / "metrics" / f"{minutes.folder_of(begin)}.parquet"
+
+
 def page(given: argparse.Namespace, work: Path, published: dict[str, float]) -> str:
     """Return the results as a page."""
     head = "| minute | samples | closed | measured | published | from its first event | from its last |"
     lines, longest, shortest = [], [], []
-    seen = {calendar.timegm(time.strptime(name, "%Y-%m-%dT%H-%M-%SZ")): at for name, at in published.items()}
+    seen = {ended(name): at for name, at in published.items()}
     for end in range(min(seen) + EACH, max(seen) + 1, EACH):  # the first was the base
         out = min(at for until, at in seen.items() if until >= end)
         begin = end - EACH
         folder = work / "live" / minutes.folder_of(begin) / "lane=0"
-        metrics = work / "live" / "metrics" / f"{minutes.folder_of(begin)}.parquet"
+        metrics = metrics_of(work, begin)
         closed = (folder / "manifest.json").stat().st_mtime
         rows = pq.read_table(folder / "part-0.parquet", columns=["timestamp"], partitioning=None)
         times = rows["timestamp"].to_numpy()
