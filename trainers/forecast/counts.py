@@ -119,6 +119,7 @@ class _Taken:
                 model.tables[name] = _Elsewhere(collection)
         self.step, dense = Step(model, recipe).train(), [*model.dense.parameters()]
         self.combination = Combination(recipe, model, dense, replicated, torch.device("cpu"))
+        self.combination.batches = None  # as GPUs take the tasks' passes, of which a forecast is
         self.optimizers = [dense_optimizer(recipe).make(part) for part in (dense, replicated) if part]
         self.clip, self.dense = recipe.optimizers.dense.clip_norm, dense
 

@@ -75,7 +75,7 @@ def step(name: str) -> list[tuple[str, str, int]]:
     """Return the collectives of this rank's third step."""
     made_for = recipe(name)
     sharded = shard(made_for, torch.device("cpu"))
-    sharded.pipeline.combination._batches = None  # as on a GPU
+    sharded.pipeline.combination.batches = None  # as on a GPU
     feed = iter([twins.part(batch, dist.get_rank(), 2) for batch in twins.batches(made_for, STEPS + 2)])
     sharded.module.train()
     sharded.set_rates(1.0)

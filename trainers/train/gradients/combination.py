@@ -122,7 +122,7 @@ class Combination:
         self._traced: tuple[list[Tensor], tuple[Tensor, Tensor] | None] = [], None  # logits and cut, by no graph
         # Whether the tasks' passes can be one; None until that was tried. On a CPU they are not: what is as large as
         # all tasks' histories comes from the system anew with every operation, which costs more than it saves.
-        self._batches: bool | None = None if device.type == "cuda" else False
+        self.batches: bool | None = None if device.type == "cuda" else False
         if len(self._tasks) > 1 and model.dense.network.trunk is not None:
             model.dense.network.trunk.register_forward_pre_hook(self._before_trunk)
         model.dense.register_forward_pre_hook(self._before_dense)
@@ -360,19 +360,19 @@ class Combination:
         def back(start: Tensor, retain: bool, **unused: bool) -> tuple[Tensor, ...]:
             return torch.autograd.grad(end, inputs, start, retain_graph=retain, **unused)
 
-        if self._batches is not False:
+        if self.batches is not False:
             try:
-                once = torch.func.vmap(lambda start: back(start, self._batches is None, materialize_grads=True))
+                once = torch.func.vmap(lambda start: back(start, self.batches is None, materialize_grads=True))
                 with warnings.catch_warnings():  # of operators that vmap has to call task after task
                     warnings.filterwarnings("ignore", "There is a performance drop")
                     found = once(torch.stack(starts))
             except RuntimeError as error:
                 # What it could so far, it can. Memory that ran out did so on this rank alone, and others go on batched.
-                if self._batches or isinstance(error, torch.OutOfMemoryError):
+                if self.batches or isinstance(error, torch.OutOfMemoryError):
                     raise
-                self._batches = False
+                self.batches = False
             else:
-                self._batches = True
+                self.batches = True
                 return [[each[task] for each in found] for task in range(len(starts))]
         ways = [back(start, task + 1 < len(starts), allow_unused=True) for task, start in enumerate(starts)]
         return [list(way) for way in ways]

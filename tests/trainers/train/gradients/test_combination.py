@@ -207,7 +207,7 @@ def train_sharded(made_for: Recipe, batched: bool = False) -> dict:
     """Train; `batched`: with the tasks' passes as one, as a GPU has them."""
     sharded = shard(made_for, CPU)
     if batched:
-        sharded.pipeline.combination._batches = None
+        sharded.pipeline.combination.batches = None
     rank, world = dist.get_rank(), dist.get_world_size()
     feed = iter([twins.part(batch, rank, world) for batch in batches(made_for)])
     sharded.module.train()
@@ -219,7 +219,7 @@ def train_sharded(made_for: Recipe, batched: bool = False) -> dict:
         seen.append(sharded.pipeline.combination.monitor.read())
     sharded.check_pipelined()
     if batched:
-        assert sharded.pipeline.combination._batches
+        assert sharded.pipeline.combination.batches
     tables = {k.split(".")[-2]: v for k, v in sharded.model.state_dict().items() if k.startswith("tables.")}
     return {
         "tables": whole(tables),
