@@ -6,7 +6,7 @@ A story is a chain of commands on a small data set, each started again, with ano
 either train, evaluate, export, or one `nightly` behind an earlier, published night. On the way the driver, one worker,
 or the driver with everything it has started is killed, at random moments of the start, the steps, a checkpoint, an
 evaluation, the test, the report, the comparison with the published model, the export and the publication. Then all must
-be as if nobody had killed anything: see `Inspection`.
+be as if nobody had killed anything: see `OfRuns`.
 
 The stories are a function of --seed. Those that are done are in WORK/stories.jsonl: the same command goes on with the
 next one, and writes the table when there are enough kills.
@@ -26,7 +26,7 @@ from typing import Any
 
 import livetrain.modules.models  # noqa: F401  (registers the kinds that a recipe may name)
 from benchmarks import chaos_kills
-from benchmarks.chaos_inspect import Inspection
+from benchmarks.chaos_inspect import OfRuns
 from benchmarks.chaos_kills import VICTIMS, names, started, strike
 from livetrain.configs.load import dump_recipe
 from livetrain.trainers.runtime import manifest, run_folder, runlog
@@ -288,7 +288,7 @@ def tell(story: Story, work: Path, golden: Stage, most: int) -> Tale:
     if story.chain == "night":
         shutil.copytree(work / "before", stage.folder, dirs_exist_ok=True)
     tale = play(story, stage, most)
-    tale.failures += Inspection(story, stage, golden).failures
+    tale.failures += OfRuns(story, stage, golden).failures
     if not tale.failures:
         shutil.rmtree(stage.folder)
     return tale

@@ -1,14 +1,13 @@
 """What must be right when a story of kills is over."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.image import imread
 
-from benchmarks.chaos_kills import left
+from benchmarks.chaos_kills import Inspection, left
 from livetrain.trainers.export import publish
 from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.runtime import manifest, run_folder, runlog
@@ -18,22 +17,14 @@ if TYPE_CHECKING:
     from benchmarks.chaos import Stage, Story
 
 
-class Inspection:
-    """What must be right when a story is over, beside the run that nobody killed. `failures` says what is not."""
+class OfRuns(Inspection):
+    """Of a run, its checkpoints, log, report and export, and of a night what it published."""
 
     def __init__(self, story: "Story", stage: "Stage", golden: "Stage") -> None:
+        super().__init__()
         self.stage, self.run, self.wanted = stage, stage.run(story.chain), golden.run(story.chain)
-        self.failures: list[str] = []
-        parts: list[Callable[[], None]] = [self.result, self.checkpoints, self.log, self.report, self.exported]
-        for part in [*parts, *([self.publication] if story.chain == "night" else []), self.leftovers]:
-            try:
-                part()
-            except Exception as error:
-                self.failures.append(f"{part.__name__}: {type(error).__name__}: {error}")
-
-    def check(self, right: bool, otherwise: str) -> None:
-        if not right:
-            self.failures.append(otherwise)
+        published = [self.publication] if story.chain == "night" else []
+        self.go_through(self.result, self.checkpoints, self.log, self.report, self.exported, *published, self.leftovers)
 
     def result(self) -> None:
         """result.json is whole and says what the other one says; sums over other numbers of ranks round otherwise."""

@@ -40,6 +40,25 @@ def started(words: list[str], log: Path, mark: Path) -> subprocess.Popen:
         )
 
 
+class Inspection:
+    """What must be right when a story is over, beside one that nobody killed. `failures` says what is not."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    def go_through(self, *parts: Callable[[], None]) -> None:
+        """Look at each part; one that cannot be looked at is a failure, too."""
+        for part in parts:
+            try:
+                part()
+            except Exception as error:
+                self.failures.append(f"{part.__name__}: {type(error).__name__}: {error}")
+
+    def check(self, right: bool, otherwise: str) -> None:
+        if not right:
+            self.failures.append(otherwise)
+
+
 def strike(driver: int, victim: str) -> str:
     """Kill a driver, one of its workers, or all; return who was hit: where there is no worker the driver is."""
     try:

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import chaos_kills
+from benchmarks import chaos_kills, redis_server
 from benchmarks.chaos_live import forks
 from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.trainers.data.store import kv
@@ -214,8 +214,7 @@ class Stage:
                 command = [str(PROGRAM), str(self.folder / "serve.json")]
                 self._running[name] = subprocess.Popen(command, stderr=log)
             elif name == "redis":
-                command = ["redis-server", "--port", str(self.ports[1]), "--save", "", "--dir", str(self.folder)]
-                self._running[name] = subprocess.Popen(command, stdout=log)
+                self._running[name] = redis_server.start(self.ports[1], self.folder, log)
             else:
                 target, more = (publisher, ()) if name == "publisher" else (writer, (self.place, self.work))
                 self._running[name] = forks().Process(target=target, args=(self.folder, *more), daemon=True)

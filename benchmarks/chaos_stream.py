@@ -14,7 +14,7 @@ follower at moments that are drawn: at any, or placed. A placed kill waits until
 
 and strikes up to a fraction of a second later. What a kill hit is read from the disk when the process is dead, so the
 table says where kills were, not where they were meant. When a story's kills are used up both programs run to their end,
-and then all must be as if nobody had killed anything: see `Inspection`. Beside them a server takes in what is
+and then all must be as if nobody had killed anything: see `OfStreams`. Beside them a server takes in what is
 published. Every twelfth story follows with a worker under Ray, and kills the driver, the worker, or all.
 
 Stories are a function of --seed. Those that are done are in WORK/stories-SEED.jsonl: the same command goes on with the
@@ -211,21 +211,13 @@ class Stage:
             self._served = Served(str(self.place.models))
 
 
-class Inspection:
-    """What must be right when a story is over, beside the run that nobody killed. `failures` says what is not."""
+class OfStreams(chaos_kills.Inspection):
+    """Of a stream's minutes, what the follower holds and logged, and what is published."""
 
     def __init__(self, place: Place, golden: Place) -> None:
+        super().__init__()
         self.place, self.golden = place, golden
-        self.failures: list[str] = []
-        for part in (self.minutes, self.state, self.log, self.published, self.leftovers):
-            try:
-                part()
-            except Exception as error:
-                self.failures.append(f"{part.__name__}: {type(error).__name__}: {error}")
-
-    def check(self, right: bool, otherwise: str) -> None:
-        if not right:
-            self.failures.append(otherwise)
+        self.go_through(self.minutes, self.state, self.log, self.published, self.leftovers)
 
     def both(self, found: Callable[[Place], Any]) -> tuple[Any, Any]:
         return found(self.place), found(self.golden)
@@ -340,7 +332,7 @@ def tell(story: Story, work: Path, golden: Place) -> Tale:
         stage.play()
     except Exception as error:
         stage.tale.failures.append(f"{type(error).__name__}: {error}")
-    stage.tale.failures += Inspection(stage.place, golden).failures
+    stage.tale.failures += OfStreams(stage.place, golden).failures
     stage.tale.seconds = time.monotonic() - began
     if not stage.tale.failures:
         shutil.rmtree(stage.place.folder)

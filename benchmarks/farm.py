@@ -23,9 +23,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from itertools import cycle, islice
 from pathlib import Path
 
+import run_steps
 import torch
 
 from livetrain.configs.load import load_recipe
@@ -35,12 +35,9 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import compiled
 from livetrain.modules.layers.frequency import bins, low_pass
 from livetrain.modules.models.registry import network
-from livetrain.trainers.data.read.reader import Reader
-from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.runtime import ranks
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import compiled_layers
-from livetrain.trainers.train.sharding import shard
 
 LENGTHS = (50, 100, 200, 500, 1000)
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)  # of the rectangle of rows and longest row that is padding
@@ -146,13 +143,7 @@ def run_cost(data: str, steps: int) -> tuple[int, list[tuple[float, float]]]:
     with ranks.alone(cuda=False):
         for name in RECIPES[data]:
             recipe = load_recipe(Path(f"configs/recipes/{name}.yaml"), ["cluster.workers=0", "cluster.device=cpu"])
-            sharded = shard(recipe, torch.device("cpu"))
-            compiled_layers.enable(sharded.model, torch.device("cpu"))
-            sharded.module.train()
-            sharded.set_rates(0.1)
-            reader = Reader(Source.open(recipe, "train"), recipe, rank=0, world=1, shuffle=True)
-            feed = cycle(list(islice(reader.batches(0), 6)))
-            calls.append(lambda sharded=sharded, feed=feed: sharded.pipeline.progress(feed))
+            calls.append(run_steps.steps(recipe, 6))
             rows = recipe.data.batch_size
         return rows, [(timed(calls[0], 3), timed(calls[1], 3)) for _ in range(2 * steps)]
 

@@ -11,8 +11,6 @@ clock says; Redis has its own.
 
 import argparse
 import shutil
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import redis_server
 from quality import made, rule
 
 from livetrain.configs.load import load_recipe
@@ -42,18 +41,9 @@ HEAD = (
 @contextmanager
 def redis(folder: Path) -> Iterator[str]:
     """A redis-server that keeps nothing on disk; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    port = redis_server.free_port()
+    process = redis_server.start(port, folder)
     try:
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
         yield f"redis://127.0.0.1:{port}/0"
     finally:
         process.terminate()

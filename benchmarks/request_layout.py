@@ -16,7 +16,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 import pyarrow as pa  # noqa: E402
+import run_steps  # noqa: E402
 import torch  # noqa: E402
 
 from livetrain.configs.schema import Recipe  # noqa: E402
@@ -32,8 +32,6 @@ from livetrain.trainers.data.read.source import Source  # noqa: E402
 from livetrain.trainers.data.write import layout  # noqa: E402
 from livetrain.trainers.runtime import ranks  # noqa: E402
 from livetrain.trainers.runtime.versions import versions  # noqa: E402
-from livetrain.trainers.train import compiled_layers  # noqa: E402
-from livetrain.trainers.train.sharding import shard  # noqa: E402
 
 CANDIDATES = 8
 MODELS: dict[str, dict[str, Any]] = {
@@ -147,15 +145,10 @@ def steps(folder: Path, model: str, history: int, batch: int, count: int, rounds
     calls = {}
     for name in ("shuffled", "requests"):
         made_for = recipe(folder, name, model, history, batch)
-        sharded = shard(made_for, torch.device("cpu"))
-        compiled_layers.enable(sharded.model, torch.device("cpu"))
-        sharded.module.train()
-        sharded.set_rates(0.1)
-        reader = Reader(Source.open(made_for, "train"), made_for, rank=0, world=1, shuffle=True)
-        feed = cycle(list(islice(reader.batches(0), 4)))
+        step = run_steps.steps(made_for, 4)
 
-        def call(sharded: Any = sharded, feed: Any = feed) -> int:
-            return sum(int(sharded.pipeline.progress(feed).count) for _ in range(count))
+        def call(step: Any = step) -> int:
+            return sum(int(step().count) for _ in range(count))
 
         call()
         calls[name] = call

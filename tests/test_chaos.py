@@ -67,6 +67,6 @@ def leave_scratch(run: Path) -> None:
 def test_what_is_not_right_is_noticed(golden, tmp_path, spoil, said):
     story, stage = chaos.Story(2, "train", [], [0]), chaos.Stage(tmp_path, golden.recipe)
     shutil.copytree(golden.runs, stage.runs)
-    assert chaos.Inspection(story, stage, golden).failures == []
+    assert chaos.OfRuns(story, stage, golden).failures == []
     spoil(stage.run("train"))
-    assert any(said in failure for failure in chaos.Inspection(story, stage, golden).failures)
+    assert any(said in failure for failure in chaos.OfRuns(story, stage, golden).failures)

@@ -1,9 +1,7 @@
 """What `livetrain export --triton` writes, served by Triton itself."""
 
 import json
-import os
 import shutil
-import subprocess
 import time
 
 import numpy as np
@@ -15,7 +13,7 @@ from livetrain.cluster import launch
 from livetrain.modules.serving.loading import load
 from livetrain.trainers.export import triton
 from tests.serve import tritons, vectors
-from tests.serve.client import SOURCE, client
+from tests.serve.client import asked_in_go, client
 
 pytestmark = pytest.mark.slow
 
@@ -48,16 +46,7 @@ def test_both_clients_get_the_files_scores_of_triton_bit_for_bit(served, made):
     for name, answer in (("rank", ranked), ("rows", asked.rows("din", people["rows"]["rows"]))):
         assert answer.scores["click"].tobytes() == np.array(cases[name]["scores"]["click"], np.float32).tobytes()
     if go := shutil.which("go"):
-        environment = {"GOFLAGS": "-mod=mod", "GOPROXY": "off", "LIVETRAIN_VECTORS": str(place)}
-        done = subprocess.run(
-            [go, "test", "-count=1", "-run", "Vectors", "-v", "./..."],
-            cwd=SOURCE.parent / "go",
-            env=os.environ | environment | {"LIVETRAIN_SERVER": served.url},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "PASS: TestAServerGivesTheVectorsScores" in done.stdout, done.stdout + done.stderr
+        asked_in_go(go, served.url, place)
 
 
 def test_golden_rows_and_lists_without_ids_have_their_scores(served, made):

@@ -2,10 +2,8 @@
 
 import contextlib
 import json
-import os
 import shutil
 import socket
-import subprocess
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +13,7 @@ from livetrain.cluster import launch
 from livetrain.trainers.export import publish
 from livetrain.trainers.export.export import export
 from tests.serve import malformed, vectors
-from tests.serve.client import SOURCE, client
+from tests.serve.client import asked_in_go, client
 from tests.serve.live import running
 
 pytestmark = pytest.mark.slow
@@ -90,17 +88,7 @@ def test_go_and_python_get_the_scores_that_the_file_has_bit_for_bit(program, mad
         pytest.skip("needs Go 1.19 or newer")
     place = made / "vectors"
     with running(program, config(made), tmp_path) as server:
-        environment = {"GOFLAGS": "-mod=mod", "GOPROXY": "off", "LIVETRAIN_VECTORS": str(place)}
-        done = subprocess.run(
-            [go, "test", "-count=1", "-run", "Vectors", "-v", "./..."],
-            cwd=SOURCE.parent / "go",
-            env=os.environ | environment | {"LIVETRAIN_SERVER": server.url},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "PASS: TestAServerGivesTheVectorsScores" in done.stdout
+        asked_in_go(go, server.url, place)
         rows = json.loads((place / "rows.people.json").read_text())["rows"]
         found = client.Client(server.url, 60).rows("din", rows).scores["click"]
     cases = json.loads((place / "cases.json").read_text())

@@ -76,6 +76,6 @@ def leave_scratch(place: Place) -> None:
 def test_what_is_not_right_is_noticed(golden, tmp_path, spoil, said):
     place = Place(tmp_path / "story")
     shutil.copytree(golden.folder, place.folder, symlinks=True)
-    assert chaos_stream.Inspection(place, golden).failures == []
+    assert chaos_stream.OfStreams(place, golden).failures == []
     spoil(place)
-    assert any(said in failure for failure in chaos_stream.Inspection(place, golden).failures)
+    assert any(said in failure for failure in chaos_stream.OfStreams(place, golden).failures)

@@ -2,16 +2,16 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pytest
 
+from benchmarks.redis_server import free_port
+from benchmarks.redis_server import start as started_redis
 from livetrain.cli import main as cli
 from livetrain.configs.errors import BadInput, NotNow
 from livetrain.trainers.data.sources.events import plan
@@ -238,20 +238,11 @@ def redis_server(tmp_path):
     pytest.importorskip("redis")
     if shutil.which("redis-server") is None:
         pytest.skip("redis-server is not installed")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     started: list[subprocess.Popen] = []
 
     def start() -> str:
-        command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(tmp_path)]
-        started.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
-        for _ in range(200):
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                break
-            except OSError:
-                time.sleep(0.05)
+        started.append(started_redis(port, tmp_path))
         return f"redis://127.0.0.1:{port}/0"
 
     def kill() -> None:
