@@ -19,15 +19,13 @@ import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from functools import cache, cached_property
-from itertools import count, product
+from functools import cached_property
+from itertools import count
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ import numpy as np
 import torch
 
 from benchmarks import chaos_kills, redis_server
+from benchmarks.chaos_answers import ROOMS, STREAMERS, Answer, Wanted, states
 from benchmarks.chaos_live import forks
 from livetrain.configs.load import dump_recipe, load_recipe
 from livetrain.trainers.data.store import kv
@@ -45,7 +44,6 @@ from livetrain.trainers.export.deltas import publish_next
 from livetrain.trainers.export.rows import golden_inputs
 from livetrain.trainers.export.served import Served
 from livetrain.trainers.online import request_log
-from livetrain.trainers.online.features import Features
 from livetrain.trainers.runtime.versions import versions
 from tests.serve.client import client
 from tests.trainers.export.test_deltas import line
@@ -58,8 +56,7 @@ LEASE_S = 2  # for which a fill of Redis may be silent, in the place of two minu
 REST_S = 1.0  # between two fills
 PATIENCE_S = 20.0  # for a placed moment to come
 LONGEST_S = 400.0  # for a process to be up again
-CLOSE = 1e-5
-USERS, ROOMS, STREAMERS = [1, 2, 3, 4, 777], [1, 2, 3, 99], [101, 102, 100, 999]
+USERS = [1, 2, 3, 4, 777]
 HITS = {
     "server, otherwise": "the server",
     "server, taking in": "the server, as something newer was published than it had taken in",
@@ -86,21 +83,6 @@ ASKED = {  # of Tale.answers, how the page calls them
     "away": "refused, as the store was away or empty",
     "unreachable": "no connection",
 }
-
-
-@dataclass
-class Answer:
-    """What a client got: scores, or why there are none."""
-
-    whole: bool  # it had sent all features
-    began: float
-    ended: float
-    user: int = 0
-    id: str = ""
-    fence: int = 0
-    delta: int = 0
-    scores: np.ndarray | None = None
-    refused: str = ""
 
 
 @dataclass
@@ -162,7 +144,7 @@ class Stage:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         shutil.copyfile(work / "recipe.yaml", self.folder / "recipe.yaml")
-        self.ports = [_free_port(), _free_port()]
+        self.ports = [redis_server.free_port(), redis_server.free_port()]
         self.place = str(self.folder / "store") if number % 2 else f"redis://127.0.0.1:{self.ports[1]}/0"
         self.models = str(self.folder / "models")
         self.url = f"http://127.0.0.1:{self.ports[0]}"
@@ -361,80 +343,6 @@ class Stage:
                     failures.append(f"log: request {name} has other scores than were answered")
         self.tale.answers["logged"] = same
         return failures if same else ["log: no request that was answered is in it"]
-
-
-class Wanted:
-    """What may be answered: by a state of the model, of what the store had before or after it was told the day."""
-
-    def __init__(self, stage: Stage) -> None:
-        self._inputs = stage.inputs
-        days, recipe = sorted((stage.work / "out").glob("date=*")), load_recipe(stage.work / "recipe.yaml", [])
-        self._features = []
-        for told in (False, True):
-            store = open_store(str(stage.folder / f"known-{told}"), create=True)
-            worlds.filled(store, days[-2])
-            if told:
-                worlds.told(store, worlds.EVERYTHING, stage.work / "raw", days[-1], stage.folder / "known-work")
-            self._features.append(Features(store, recipe))
-        self._minute = cache(self._minute)
-
-    def of(self, served: Served, answer: Answer) -> str | None:
-        """Return of what an answer is: "whole" rows, of the "night" or what was "told" since; None of nothing."""
-        assert answer.scores is not None
-        if answer.whole:
-            return "whole" if _close(self._scores(served, self._inputs), answer.scores) else None
-        for minute in {int(answer.began // 60), int(answer.ended // 60)}:
-            # The user's events and each room's are told one after the other; a score is of one user and one room.
-            made = [self._scores(served, self._minute(answer.user, minute, *told)) for told in product((0, 1), (0, 1))]
-            for user, name in ((0, "night"), (1, "told")):
-                rooms = np.stack(made[2 * user : 2 * user + 2])
-                if (np.abs(rooms - answer.scores).max(1).min(0) <= CLOSE).all():
-                    return name
-        return None
-
-    def _minute(self, user: int, minute: int, told: int, room: int) -> Any:
-        """Return the features of a request in a minute: of the user, and of rooms, before or after they were told."""
-        made = [
-            features.row(user, {"room": ROOMS, "streamer": STREAMERS}, 60_000 * minute) for features in self._features
-        ]
-        made[told][2]["room_viewers"] = made[room][2]["room_viewers"]
-        return made[told]
-
-    def _scores(self, served: Served, inputs: Any) -> np.ndarray:
-        with torch.no_grad(), served.use() as models:
-            model = models["model.pt"]
-            found = model(*inputs) if inputs is self._inputs else model.rank(*inputs)
-        return np.stack([found[task].numpy() for task in ("click", "like")])
-
-
-def _close(wanted: np.ndarray, found: np.ndarray) -> bool:
-    return bool(np.allclose(wanted, found, atol=CLOSE, rtol=0))
-
-
-def states(folder: Path) -> Iterator[tuple[tuple[int, int], Served]]:
-    """Yield each state that was ever published, (fence, delta), loaded from its own files."""
-    pointer = publish.current(str(folder / "models"))
-    again = folder / "again"
-    for version in pointer["versions"] if pointer else ():
-        shutil.rmtree(again, ignore_errors=True)
-        again.mkdir()
-        (again / version["folder"]).symlink_to(folder / "models" / version["folder"])
-        deltas, served = version.get("deltas", []), None
-        for number in range(len(deltas) + 1):
-            fence = int([version, *deltas][number]["folder"].rpartition(".")[2])
-            entry = {**version, "deltas": deltas[:number]}
-            (again / "current.json").write_text(json.dumps({**entry, "fence": fence, "versions": [entry]}))
-            if served is None:
-                served = Served(str(again))
-            else:
-                served.refresh()
-            yield (fence, number), served
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def _tensors(inputs: Any) -> dict[str, np.ndarray]:

@@ -38,12 +38,9 @@ from quality_kuairand import HEAD, TEST, TRAIN, baselines, read
 from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.metrics import binary
-from livetrain.modules.model import Model
 from livetrain.trainers.data.read.files import split_files
-from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.runtime import runlog
 from livetrain.trainers.runtime.process import threads
-from livetrain.trainers.runtime.run_folder import committed
 from livetrain.trainers.runtime.versions import versions
 
 TASKS = {  # what is learned, of a recipe's tasks
@@ -502,55 +499,8 @@ The world and the settings are those of `combiners.md` but for ten times the use
 batches of 1,024 rows with twice the rates.
 "one task alone": the same network, which learns that task and no other.
 """
-    return [intro, head, rule(head), *lines, "", *_noise(bench.of(LARGER_SUM.name, "click")[0])]
-
-
-def _noise(run: Run) -> list[str]:
-    """Return what the gradients at the beginning, at the first checkpoint and at the end of a run are made of."""
-    size = 256  # rows, as `combiners` has them
-    recipe = load_recipe(run.folder / "config.yaml", [f"data.batch_size={size}"])
-    batches = noise.sampled(recipe, 160)
-    paths = committed(run.folder)
-    models = {path.name.lstrip("step-0"): plain_model(run.recipe, path) for path in (paths[0], paths[-1])}
-    begun = Model(run.recipe).eval()
-    begun.dense.normalise.load_state_dict(next(iter(models.values())).dense.normalise.state_dict())
-    found = {}
-    for step, model in {"0": begun, **models}.items():
-        model.dense.requires_grad_()
-        found[step] = noise.measured(model, recipe, batches)
-    pairs = list(combinations(range(len(run.recipe.tasks)), 2))
-    tasks = list(run.recipe.tasks)
-    named = [f"{tasks[i]}, {tasks[j]}" for i, j in pairs]
-    steps = list(found)
-    heads = [f"| step | {' | '.join(tasks)} |", f"| step | rows | {' | '.join(named)} |"]
-    heads += [f"| cosine of means | step | {' | '.join(named)} |", f"| rows of | step | {' | '.join(named)} |"]
-    lines = [f"Gradients of the sum's first seed, of {len(batches)} batches of {size} rows, ± error.", ""]
-    lines += ["The part of a batch's dense gradient that is no noise, |E g|² / E|g|²:", "", heads[0], rule(heads[0])]
-    lines += [f"| {step} | {' | '.join(f'{share:.1%}' for share in each.signal)} |" for step, each in found.items()]
-    lines += ["", "Share of batches whose dense gradients of two tasks conflict:", "", heads[1], rule(heads[1])]
-    for step, each in found.items():
-        for rows, grams in ((size, each.small), (size * noise.BLOCK, each.large)):
-            shares = " | ".join(f"{(grams[:, i, j] < 0).mean():.0%}" for i, j in pairs)
-            lines.append(f"| {step} | {rows:,} | {shares} |")
-    lines += ["", "Cosines of mean gradients, the noise taken out:", "", heads[2], rule(heads[2])]
-    for place in found[steps[0]].cosines:
-        for step in steps:
-            cosines, errors = found[step].cosines[place]
-            shown = " | ".join(f"{cosines[pair]:+.2f} ± {errors[pair]:.2f}" for pair in pairs)
-            lines.append(f"| {place} | {step} | {shown} |")
-    lines += ["", "Rows that both tasks move in both halves of the batches, and the share of them that conflict in the"]
-    lines += [
-        "second half: of those that conflict in the first, and of those that do not:",
-        "",
-        heads[3],
-        rule(heads[3]),
-    ]
-    for table in noise.TABLES:
-        for step in steps:
-            again = found[step].again[table]
-            shown = " | ".join("{:,}: {:.0%}, {:.0%}".format(*again[pair]) for pair in pairs)
-            lines.append(f"| {table} | {step} | {shown} |")
-    return [*lines, ""]
+    run = bench.of(LARGER_SUM.name, "click")[0]
+    return [intro, head, rule(head), *lines, "", *noise.page(run.recipe, run.folder)]
 
 
 def compared(bench: Bench, truth: Truth, task: str, plain: Variant, others: list[Variant]) -> list[str]:

@@ -13,17 +13,22 @@ batches or parts of the rows.
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import torch
+from quality import rule
 from torch import Tensor
 
+from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.features.carriers import Carried
 from livetrain.modules.model import Model
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
+from livetrain.trainers.export.export import plain_model
+from livetrain.trainers.runtime.run_folder import committed
 from livetrain.trainers.train.loss import Loss
 
 BLOCK = 10  # batches that make a larger one
@@ -169,3 +174,51 @@ def _again(halves: Tensor, pair: Pair) -> tuple[int, float, float]:
 
 def _share(found: Tensor) -> float:
     return float(found.double().mean()) if len(found) else float("nan")
+
+
+def page(asked: Recipe, run: Path) -> list[str]:
+    """Return what the gradients at the beginning, at the first checkpoint and at the end of a run are made of."""
+    size = 256  # rows, as `combiners` has them
+    recipe = load_recipe(run / "config.yaml", [f"data.batch_size={size}"])
+    batches = sampled(recipe, 160)
+    paths = committed(run)
+    models = {path.name.lstrip("step-0"): plain_model(asked, path) for path in (paths[0], paths[-1])}
+    begun = Model(asked).eval()
+    begun.dense.normalise.load_state_dict(next(iter(models.values())).dense.normalise.state_dict())
+    found = {}
+    for step, model in {"0": begun, **models}.items():
+        model.dense.requires_grad_()
+        found[step] = measured(model, recipe, batches)
+    pairs = list(combinations(range(len(asked.tasks)), 2))
+    tasks = list(asked.tasks)
+    named = [f"{tasks[i]}, {tasks[j]}" for i, j in pairs]
+    steps = list(found)
+    heads = [f"| step | {' | '.join(tasks)} |", f"| step | rows | {' | '.join(named)} |"]
+    heads += [f"| cosine of means | step | {' | '.join(named)} |", f"| rows of | step | {' | '.join(named)} |"]
+    lines = [f"Gradients of the sum's first seed, of {len(batches)} batches of {size} rows, ± error.", ""]
+    lines += ["The part of a batch's dense gradient that is no noise, |E g|² / E|g|²:", "", heads[0], rule(heads[0])]
+    lines += [f"| {step} | {' | '.join(f'{share:.1%}' for share in each.signal)} |" for step, each in found.items()]
+    lines += ["", "Share of batches whose dense gradients of two tasks conflict:", "", heads[1], rule(heads[1])]
+    for step, each in found.items():
+        for rows, grams in ((size, each.small), (size * BLOCK, each.large)):
+            shares = " | ".join(f"{(grams[:, i, j] < 0).mean():.0%}" for i, j in pairs)
+            lines.append(f"| {step} | {rows:,} | {shares} |")
+    lines += ["", "Cosines of mean gradients, the noise taken out:", "", heads[2], rule(heads[2])]
+    for place in found[steps[0]].cosines:
+        for step in steps:
+            cosines, errors = found[step].cosines[place]
+            shown = " | ".join(f"{cosines[pair]:+.2f} ± {errors[pair]:.2f}" for pair in pairs)
+            lines.append(f"| {place} | {step} | {shown} |")
+    lines += ["", "Rows that both tasks move in both halves of the batches, and the share of them that conflict in the"]
+    lines += [
+        "second half: of those that conflict in the first, and of those that do not:",
+        "",
+        heads[3],
+        rule(heads[3]),
+    ]
+    for table in TABLES:
+        for step in steps:
+            again = found[step].again[table]
+            shown = " | ".join("{:,}: {:.0%}, {:.0%}".format(*again[pair]) for pair in pairs)
+            lines.append(f"| {table} | {step} | {shown} |")
+    return [*lines, ""]
