@@ -173,8 +173,8 @@ KuaiRand-Pure with four tasks and the features of `base/kuairand_tasks.yaml`; `s
 `hstu` averages what was liked. Learned from 04-25..05-04 in one epoch; the checkpoint is the best on 05-05, and
 05-06..05-08 are looked at once. Mean ± deviation over seeds; "error": bootstrap deviation of the test AUC over rows and
 over whole users. Cost: the median processor time of a training step of 768 rows, tables and optimizers included;
-memory is all that a run's process held at most, of which the libraries take about 500. `gbdt` is fitted in one go and has
-no steps. Nothing was tuned: sizes are those that each recipe began with.
+memory is all that a run's process held at most, of which the libraries take about 500. `gbdt` is fitted in one go: it
+has no steps. Nothing was tuned: sizes are those that each recipe began with.
 """
 
 

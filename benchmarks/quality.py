@@ -120,7 +120,8 @@ def scored(recipe: Recipe, run: Path, split: str = "test") -> Iterator[tuple[Bat
     reader = Reader(Source.open(recipe, split), recipe, rank=0, world=1, shuffle=False, groups=True)
     with closing(reader.batches(0)) as batches:
         for batch in batches:
-            given = inputs_of(batch, recipe) if fitted else (batch.ids, batch.dense, None, batch.vectors, batch.requests)
+            plain = batch.ids, batch.dense, None, batch.vectors, batch.requests
+            given = inputs_of(batch, recipe) if fitted else plain
             with torch.no_grad():
                 logits = model(*given)
             yield batch, logits
