@@ -127,9 +127,9 @@ class Search(nn.Module):
     and the time since: each becomes one number, which beta_c weighs by head.
 
     Only what is found can teach the scores, so they must tell something before they have learned. Each head begins with
-    W_q = W_k of orthonormal rows (columns where m > d), and beta = 0: with a score of the embeddings' own inner product,
-    as ETA (2108.04468) searches. Where a candidate and the events share tables, in the same order, those that equal it
-    are then among the nearest, the newest of them first.
+    W_q = W_k of orthonormal rows (columns where m > d) and with beta = 0: its score is the inner product of candidate
+    and event, as far as m numbers hold it. Where both read the same tables in the same order, the events that equal the
+    candidate are then among the nearest, the newest of them first.
 
     Args:
         size: d, of the candidate and of an event.
