@@ -254,9 +254,9 @@ def rows(given: argparse.Namespace) -> list[str]:
     """Return the lines of the file on PCGrad in every row of tables, under full conflict."""
     head = SIMULATED_HEAD.replace("| valid AUC |", "| over the sum, x 1e-4 | valid AUC |")
     bench = Bench("simulated", given.data / "conflict-1", given)
-    bench.train([CGC, IN_ROWS, LONGER])
+    bench.train([CGC, IN_ROWS, *LONGER])
     truth = truth_of(bench, given.data / "world-1")
-    lines = [line for task in TASKS["simulated"] for line in compared(bench, truth, task, CGC, [IN_ROWS, LONGER])]
+    lines = [line for task in TASKS["simulated"] for line in compared(bench, truth, task, CGC, [IN_ROWS, *LONGER])]
     logged = [_logged(run.folder)["grad.conflict.rows"] for run in bench.of(IN_ROWS.name, "click")]
     intro = f"""# PCGrad in every row of the tables, under full conflict
 

@@ -109,8 +109,16 @@ IN_ROWS = Variant(
         *(f"tables.{name}.sharding=data_parallel" for name in TABLES),
     ),
 )
-# What longer steps of the tables do without any comparison: a row's combined gradient is longer than the sum.
-LONGER = Variant("cgc, sum, tables twice as fast", "cgc", (*CGC.changes, "optimizers.sparse.lr=0.04"))
+# What longer steps of the tables do without any comparison: a row's combined gradient is longer than the sum. And
+# PCGrad with them.
+LONGER = [
+    Variant("cgc, sum, tables twice as fast", "cgc", (*CGC.changes, "optimizers.sparse.lr=0.04")),
+    Variant("cgc, sum, tables four times as fast", "cgc", (*CGC.changes, "optimizers.sparse.lr=0.08")),
+    *(
+        Variant(f"{IN_ROWS.name}, tables {times} as fast", "cgc", (*IN_ROWS.changes, f"optimizers.sparse.lr={rate}"))
+        for times, rate in (("twice", 0.04), ("four times", 0.08))
+    ),
+]
 
 
 @dataclass
