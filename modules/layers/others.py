@@ -1,4 +1,7 @@
-"""Every row of a batch against the other rows of all ranks, in memory that is linear in them."""
+"""Every row of a batch against the other rows of all ranks, in memory that is linear in them.
+
+Where a run on a CPU has compiled passes, the sums of exponentials are those of others.cpp.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
