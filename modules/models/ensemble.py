@@ -27,7 +27,7 @@ class EnsembleConfig(ModelConfig):
     """How many networks, and which."""
 
     kind: Literal["ensemble"] = "ensemble"
-    members: Few = Field(4, description="networks, each with its part of every table's columns; their logits' mean counts")
+    members: Few = Field(4, description="networks, each with its part of every table's columns; their mean counts")
     of: Annotated[SerializeAsAny[ModelConfig], BeforeValidator(registry.MODELS.parse)] = Field(
         description="the members' kind and keys, as another recipe's model"
     )
@@ -92,9 +92,9 @@ class Ensemble(Network):
         own, build = replace(inputs, ids=ids, sequences=sequences), network(config.of.kind)
         self.members = nn.ModuleList(build(config.of, own, tasks) for _ in range(self.count))
         first = self.members[0]
-        if first.key is not None or first.towers is not None or first.takes_shared:
+        if first.key is not None or first.towers is not None or first.takes_shared or first.several:
             raise BadInput(
-                f"model.of.kind: '{config.of.kind}' compares ids or finds items, which no ensemble does; name a kind "
+                f"model.of.kind: '{config.of.kind}' finds items, compares ids or is an ensemble itself; name a kind "
                 "that scores a row by its features"
             )
         self.shares = first.shares

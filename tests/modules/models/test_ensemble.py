@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import parse_model
 from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
@@ -101,16 +100,20 @@ REFUSED = {
         r"model.members: the table of features.user has dim 8, .* among 3 members; use a dim of 6 or 9",
     ),
     "trees": ({"kind": "ensemble", "of": {"kind": "gbdt"}}, {}, r"model.of.kind: 'gbdt' is fitted"),
-    "no kind": ({"kind": "ensemble", "of": {"units": [4]}}, {}, r"kind is missing"),
     "rows of a group": (
         {"kind": "ensemble", "members": 2, "of": {"kind": "dnn"}},
         {"tasks": {"click": {"label": "click", "kind": "jrc", "group": "request"}}},
         r"tasks.click.kind: 'jrc' compares rows of a group, and 'ensemble' learns several",
     ),
     "towers": (
-        {"kind": "ensemble", "members": 2, "of": {"kind": "dssm", "user": ["user"], "item": ["movie"]}},
+        {"kind": "ensemble", "members": 2, "of": {"kind": "dssm", "key": "movie"}},
         {},
-        r"model.of.kind: 'dssm' compares ids or finds items",
+        r"model.of.kind: 'dssm' finds items, compares ids",
+    ),
+    "ensembles": (
+        {"kind": "ensemble", "members": 2, "of": {"kind": "ensemble", "members": 2, "of": {"kind": "dnn"}}},
+        {},
+        r"model.of.kind: 'ensemble' finds items, compares ids or is an ensemble itself",
     ),
 }
 
