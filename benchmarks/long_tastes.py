@@ -36,15 +36,15 @@ USERS = {"train": 3000, "valid": 300, "test": 1000}
 SEARCH = [{"query": ["topic"], "events": ["past"], "side": ["clicked"]}]
 TWIN = {"kind": "twin", "search": SEARCH, "heads": 2, "head_width": 16, "tower_units": [64]}
 DIN = {"kind": "din", "attention": SEARCH, "attention_units": [32], "units": [64]}
-CASES: dict[str, tuple[int, dict[str, Any], str]] = {  # newest events that are read, the model, and what it begins with
-    "din-50": (50, DIN, ""),
-    "din-200": (200, DIN, ""),
-    "din-1000": (1000, DIN, ""),
-    "twin-all-of-200": (200, TWIN | {"nearest": 200}, ""),
-    "twin-all-of-1000": (1000, TWIN | {"nearest": 1000}, ""),
-    "twin-50-of-1000": (1000, TWIN | {"nearest": 50}, ""),
-    "twin-50-of-10000": (10_000, TWIN | {"nearest": 50}, "twin-50-of-1000"),
-    "twin-500-of-10000": (10_000, TWIN | {"nearest": 500}, "twin-50-of-1000"),
+CASES: dict[str, tuple[int, dict[str, Any], int]] = {  # newest events that are read, the model, epochs
+    "din-50": (50, DIN, 3),
+    "din-200": (200, DIN, 3),
+    "din-1000": (1000, DIN, 3),
+    "twin-all-of-200": (200, TWIN | {"nearest": 200}, 3),
+    "twin-all-of-1000": (1000, TWIN | {"nearest": 1000}, 3),
+    "twin-50-of-1000": (1000, TWIN | {"nearest": 50}, 3),
+    "twin-50-of-10000": (10_000, TWIN | {"nearest": 50}, 1),
+    "twin-500-of-10000": (10_000, TWIN | {"nearest": 500}, 1),
 }
 HEAD = "| scored by | events read | seeds | test AUC | error, users | way |"
 
@@ -84,10 +84,9 @@ def counts(past: np.ndarray, clicked: np.ndarray, topic: np.ndarray) -> tuple[np
     return np.take_along_axis(np.array(shown), topic, 1), np.take_along_axis(np.array(liked), topic, 1)
 
 
-def recipe(name: str, data: Path, runs: Path, seed: int) -> dict[str, Any]:
-    """Return the recipe of a case: three epochs, or one that begins with what another case has learned."""
-    length, model, before = CASES[name]
-    train = {"epochs": 3} if not before else {"epochs": 1, "warm_start": {"run": str(runs / f"{before}-seed{seed}")}}
+def recipe(name: str, data: Path) -> dict[str, Any]:
+    """Return the recipe of a case."""
+    length, model, epochs = CASES[name]
     table = {"hash": "modulo", "dim": 16, "init_std": 0.3}  # of .01, attention begins so even that it learns nothing
     return {
         "data": {"path": str(data), "layout": "request", "candidates": CANDIDATES, "batch_size": 4}
@@ -105,19 +104,17 @@ def recipe(name: str, data: Path, runs: Path, seed: int) -> dict[str, Any]:
             "dense": {"kind": "adam", "lr": 3e-3},
             "schedule": {"decay": "linear"},
         },
-        "train": train | {"evaluate_every": 0.5},
+        "train": {"epochs": epochs, "evaluate_every": 0.5},
         "evaluate": {"group_by": "user"},
         "export": {"after_training": False},
     }
 
 
 def case(name: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
-    """Return what `measure` does of a case, after that of the case that it begins with."""
-    if CASES[name][2]:
-        case(CASES[name][2], seed, given)
-    path = given.runs / f"recipes-{seed}" / f"{name}.yaml"
+    """Return what `measure` does of a case."""
+    path = given.runs / "recipes" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dump_tree(recipe(name, given.data, given.runs, seed)))
+    path.write_text(dump_tree(recipe(name, given.data)))
     return measure(path, seed, given)
 
 

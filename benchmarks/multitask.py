@@ -22,184 +22,43 @@ read, not trained again. What stands in a file of results from "## Found" on is 
 
 import argparse
 import json
-from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
-import duckdb
 import noise
 import numpy as np
 import torch
-from quality import add_training, made, rule, scores, spread, trained
+from quality import add_training, made, rule
 from quality_kuairand import HEAD, TEST, TRAIN, baselines, read
+from truth import Truth
+from variants import (
+    ALONE,
+    CGC,
+    COMBINERS,
+    GRADNORM,
+    IN_ROWS,
+    LARGE_COMBINERS,
+    LARGE_SUM,
+    LARGER_PCGRAD,
+    LARGER_SUM,
+    LONGER,
+    MODELS,
+    PCGRAD,
+    TASKS,
+    Bench,
+    Variant,
+    row,
+)
 
-from livetrain.configs.load import load_recipe
-from livetrain.configs.schema import Recipe
-from livetrain.modules.metrics import binary
-from livetrain.trainers.data.read.files import split_files
 from livetrain.trainers.runtime import runlog
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.versions import versions
 
-TASKS = {  # what is learned, of a recipe's tasks
-    "kuairand": ("click", "long_view", "like", "profile_enter"),
-    "simulated": ("click", "effective_view", "like", "gift"),
-}
 STRENGTHS = (0, 0.5, 1)  # the worlds' --conflict; the interests behind click and like correlate with 1, 0 and -1
-# Less than half of the base recipes' history, and one evaluation per run: these runs are many.
-LENGTHS = {
-    "kuairand": ("video_id", "video_author", "video_action", "video_gap", "like_video", "like_author", "like_gap"),
-    "simulated": ("live_streamer", "live_category", "live_action", "live_gap"),
-}
 FOUND = "## Found"
 SIMULATED_HEAD = (
     "| model | task | seeds | test AUC | test GAUC | expected AUC | way to the oracle | valid AUC | best steps |"
 )
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What is trained: a recipe's kind of model, changes to it, and the only task that it learns, if it is cut."""
-
-    name: str
-    model: str
-    changes: tuple[str, ...] = ()
-    task: str | None = None
-
-    @property
-    def folder(self) -> str:
-        """Name of the folder of its runs."""
-        return "-".join(filter(None, (*self.name.replace(",", "").split(), self.task)))
-
-
-CGC = Variant("cgc, sum", "cgc", ("gradients.measure_every=5",))
-PCGRAD = Variant("cgc, pcgrad shared", "cgc", ("gradients={kind: pcgrad, scope: shared}",))
-# Ten times the default rate: at the default, a few hundred steps move the weights by less than a tenth.
-GRADNORM = Variant("cgc, gradnorm", "cgc", ("gradients={kind: gradnorm, scope: trunk, lr: 0.25}",))
-MODELS = [
-    *(Variant(kind, kind) for kind in ("shared_bottom", "esmm", "mmoe")),
-    CGC,
-    Variant("cgc, pcgrad trunk", "cgc", ("gradients={kind: pcgrad, scope: trunk}",)),
-    PCGRAD,
-    GRADNORM,
-    Variant("cgc, uncertainty", "cgc", ("gradients={kind: uncertainty, scope: trunk}",)),
-]
-
-
-# Every way to combine gradients, at the trunk's input, where measuring them costs least; and the same for noise: a mean
-# over steps, and batches eight times as large with the rates of larger batches.
-LARGE = ("data.batch_size=2048", "optimizers.rates_for_batch=256")
-AT_TRUNK = {
-    "pcgrad": "",
-    "pcgrad, mean over steps": "average: 0.99",
-    "upgrad": "",
-    "upgrad, mean over steps": "average: 0.99",
-    "cagrad": "",
-    "mgda": "",
-    "imtl_g": "",
-    "aligned_mtl": "",
-    "nash_mtl": "",
-    "gradnorm": "lr: 0.25",
-    "famo": "",
-    "uncertainty": "",
-}
-COMBINERS = [
-    Variant(f"cgc, {name}", "cgc", (f"gradients={{kind: {name.split(',')[0]}, scope: trunk, {keys}}}",))
-    for name, keys in AT_TRUNK.items()
-]
-LARGE_SUM = Variant("cgc, sum, 2048 rows", "cgc", (*CGC.changes, *LARGE))
-LARGE_COMBINERS = [
-    Variant(f"{variant.name}, 2048 rows", "cgc", (*variant.changes, *LARGE))
-    for variant in COMBINERS
-    if variant.name in ("cgc, pcgrad", "cgc, pcgrad, mean over steps", "cgc, upgrad")
-]
-
-
-# Ten times the users of `combiners`, tables of ten times the rows, and batches four times as large with the rates of
-# larger batches. Noise is measured at the sum's checkpoints. What a task reaches alone, with all of the network, bounds
-# what it may gain where the others no longer disturb it.
-LARGER = (
-    *("tables.user.rows=655360", "tables.streamer.rows=655360", "tables.room.rows=2621440"),
-    *("data.batch_size=1024", "optimizers.rates_for_batch=256"),
-)
-KEPT = ("gradients.measure_every=20", "train.checkpoint_every=560", "train.keep=4")
-LARGER_SUM = Variant("cgc, sum", "cgc", (*KEPT, *LARGER))
-(MEAN,) = (variant for variant in COMBINERS if variant.name == "cgc, pcgrad, mean over steps")
-LARGER_PCGRAD = Variant(MEAN.name, "cgc", (*MEAN.changes, *LARGER))
-ALONE = Variant("cgc, one task alone", "cgc", LARGER, "gift")
-
-# PCGrad in every row of tables, which then lie whole. The dense part sees a mean over steps, for from single batches it
-# loses.
-TABLES = ("user", "streamer", "room", "hour", "topic", "category", "action", "gap")
-IN_ROWS = Variant(
-    "cgc, pcgrad rows, mean over steps",
-    "cgc",
-    (
-        "gradients={kind: pcgrad, scope: rows, average: 0.99}",
-        *(f"tables.{name}.sharding=data_parallel" for name in TABLES),
-    ),
-)
-# What longer steps of the tables do without any comparison: a row's combined gradient is longer than the sum.
-LONGER = Variant("cgc, sum, tables twice as fast", "cgc", (*CGC.changes, "optimizers.sparse.lr=0.04"))
-
-
-@dataclass
-class Run:
-    """A finished run."""
-
-    recipe: Recipe
-    folder: Path
-
-    @cached_property
-    def result(self) -> dict[str, Any]:
-        """Its result.json."""
-        return json.loads((self.folder / "result.json").read_text())
-
-
-@dataclass
-class Bench:
-    """Where variants are trained: recipes <model>_<source>.yaml on the data of one folder.
-
-    Args:
-        source: kuairand or simulated.
-        data: folder of the prepared data.
-        given: the command line.
-    """
-
-    source: str
-    data: Path
-    given: argparse.Namespace
-    runs: dict[tuple[str, str | None], list[Run]] = field(default_factory=dict)  # (variant, its task) -> one per seed
-
-    def train(self, variants: list[Variant]) -> None:
-        """Train variants with every seed; one seed of all of them after the other."""
-        for seed in self.given.seeds:
-            for variant in variants:
-                recipe, folder = trained(self.path(variant.model), seed, self._given(variant))
-                run = Run(recipe, folder)
-                self.runs.setdefault((variant.name, variant.task), []).append(run)
-                found = [run.result[f"valid.{task}.auc"] for task in TASKS[self.source] if task in recipe.tasks]
-                print(self.data, variant.folder, seed, f"{run.result['wall_s']:.0f} s, valid AUC", *found, flush=True)
-
-    def path(self, model: str) -> Path:
-        """Return the recipe file of a kind of model."""
-        return Path(f"configs/recipes/{model}_{self.source}.yaml")
-
-    def _given(self, variant: Variant) -> argparse.Namespace:
-        changes = [f"data.path={self.data}", "train.evaluate_every=1", *self.given.set, *variant.changes]
-        changes += [f"features.{name}.max_length=20" for name in LENGTHS[self.source]]
-        known = load_recipe(self.path(variant.model)).tasks
-        learned = [variant.task] if variant.task else TASKS[self.source]
-        tasks = {name: known[name].model_dump(exclude_defaults=True) for name in learned}
-        changes.append(f"tasks={json.dumps(tasks)}")
-        runs = self.given.runs / self.data.name / variant.folder
-        return argparse.Namespace(**vars(self.given) | {"set": changes, "runs": runs})
-
-    def of(self, name: str, task: str) -> list[Run]:
-        """Return the runs that tell of a variant's task."""
-        return self.runs.get((name, task)) or self.runs[name, None]
 
 
 def main() -> None:
@@ -268,17 +127,6 @@ def names() -> list[str]:
     return ["single task", *(variant.name for variant in MODELS)]
 
 
-def row(name: str, task: str, runs: list[Run], more: list[str]) -> str:
-    """Return a variant's line for a task; `more` goes between the test figures and the validation's."""
-
-    def of(key: str) -> np.ndarray:
-        return np.array([run.result[key] for run in runs], dtype=float)  # nan: a split without a positive
-
-    cells = [name, task, len(runs), f"**{spread(of(f'test.{task}.auc'))}**", spread(of(f"test.{task}.gauc")), *more]
-    cells += [spread(of(f"valid.{task}.auc")), ", ".join(f"{step:,.0f}" for step in of("best_step"))]
-    return f"| {' | '.join(map(str, cells))} |"
-
-
 def gradients(bench: Bench, variants: list[Variant]) -> list[str]:
     """Return a table of what was measured of the tasks' gradients: cosines, conflicts, weights; means over steps."""
     tasks = list(bench.of(variants[0].name, "click")[0].recipe.tasks)
@@ -303,66 +151,6 @@ def _logged(folder: Path) -> dict[str, float]:
     steps = np.diff([0, *(line["step"] for line in found)])
     keys = [key for key in found[0] if key.startswith("grad.")]
     return {key: float(np.average([line[key] for line in found], weights=steps)) for key in keys}
-
-
-class Truth:
-    """The true probabilities of a simulated world's test rows.
-
-    Args:
-        world: what `livetrain data simulate` wrote.
-        recipe: names the samples made of it.
-    """
-
-    def __init__(self, world: Path, recipe: Recipe) -> None:
-        files = ", ".join(f"'{path}'" for path in split_files(recipe, "test")[2])
-        found = duckdb.sql(
-            f"SELECT t.* FROM read_parquet([{files}], file_row_number = true, filename = true,"
-            f" hive_partitioning = false) s JOIN read_parquet('{world}/truth/*/*.parquet', hive_partitioning = false) t"
-            " ON t.user_id = s.user AND t.live_id = s.room AND t.timestamp = s.timestamp"
-            " ORDER BY s.filename, s.file_row_number"
-        ).to_arrow_table()
-        self.name, self.rows = world.name, len(found)
-        self._found = found
-
-    def chance(self, task: str) -> np.ndarray:
-        """Return (n,) the probability of a label, in the order of the split's rows."""
-        return self._found[f"p_{task}"].to_numpy()
-
-    def label(self, task: str) -> np.ndarray:
-        """Return (n,) the label that came up."""
-        return self._found[task].to_numpy()
-
-    def expected_auc(self, task: str, score: np.ndarray) -> float:
-        """Return the AUC of scores (n,) with every row a positive to the extent of its label's probability.
-
-        That is the AUC's mean over other draws of the labels, near enough, and has none of their noise.
-        """
-        order = np.argsort(score, kind="stable")
-        chance = self.chance(task)[order]
-        return binary.auc_from_counts(chance, 1 - chance)
-
-    def of_run(self, run: Run) -> dict[str, float]:
-        """Return the expected AUC of a run's best checkpoint by binary task; kept beside the run."""
-        kept = run.folder / "expected.json"
-        if not kept.exists():
-            found = scores(run.recipe, run.folder)
-            if {len(each.logits) for each in found.values()} != {self.rows}:
-                raise SystemExit(f"{run.folder}: the world's truth/ and the run's test split do not have the same rows")
-            kept.write_text(json.dumps({task: self.expected_auc(task, each.logits) for task, each in found.items()}))
-        return json.loads(kept.read_text())
-
-    def row(self, name: str, task: str, runs: list[Run]) -> str:
-        """Return a variant's line for a task."""
-        expected = np.array([self.of_run(run)[task] for run in runs])
-        way = 100 * (expected - 0.5) / (self.expected_auc(task, self.chance(task)) - 0.5)
-        return row(name, task, runs, [spread(expected), f"**{way.mean():.1f} %**"])
-
-    def oracle(self, task: str) -> str:
-        """Return the line of the true probability itself."""
-        auc = binary.auc(self.label(task), self.chance(task))
-        gauc = binary.gauc(self.label(task), self.chance(task), self._found["user_id"].to_numpy())
-        best = self.expected_auc(task, self.chance(task))
-        return f"| the truth | {task} | - | {auc:.4f} | {gauc:.4f} | {best:.4f} | 100 % | - | - |"
 
 
 def simulated(given: argparse.Namespace) -> list[str]:
@@ -466,9 +254,9 @@ def rows(given: argparse.Namespace) -> list[str]:
     """Return the lines of the file on PCGrad in every row of tables, under full conflict."""
     head = SIMULATED_HEAD.replace("| valid AUC |", "| over the sum, x 1e-4 | valid AUC |")
     bench = Bench("simulated", given.data / "conflict-1", given)
-    bench.train([CGC, IN_ROWS, LONGER])
+    bench.train([CGC, IN_ROWS, *LONGER])
     truth = truth_of(bench, given.data / "world-1")
-    lines = [line for task in TASKS["simulated"] for line in compared(bench, truth, task, CGC, [IN_ROWS, LONGER])]
+    lines = [line for task in TASKS["simulated"] for line in compared(bench, truth, task, CGC, [IN_ROWS, *LONGER])]
     logged = [_logged(run.folder)["grad.conflict.rows"] for run in bench.of(IN_ROWS.name, "click")]
     intro = f"""# PCGrad in every row of the tables, under full conflict
 

@@ -28,4 +28,4 @@ class Bucket(Transform):
 
     def forward(self, values: Tensor) -> Tensor:
         """Args: values (B,). Returns: (B,) int64."""
-        return torch.where(values.isnan(), 0, torch.bucketize(values, self.bounds, right=True) + 1)
+        return torch.where(values.isnan(), 0, torch.bucketize(values.contiguous(), self.bounds, right=True) + 1)

@@ -126,6 +126,11 @@ class Search(nn.Module):
     of the product, and W_v behind the sum. s_c are what an event has and the candidate has not, such as what was done
     and the time since: each becomes one number, which beta_c weighs by head.
 
+    Only what is found can teach the scores, so they must tell something before they have learned. Each head begins with
+    W_q = W_k of orthonormal rows (columns where m > d) and with beta = 0: its score is the inner product of candidate
+    and event, as far as m numbers hold it. Where both read the same tables in the same order, the events that equal the
+    candidate are then among the nearest, the newest of them first.
+
     Args:
         size: d, of the candidate and of an event.
         side: sizes of s_c.
@@ -150,13 +155,13 @@ class Search(nn.Module):
     def __init__(self, size: int, side: list[int], heads: int, width: int, count: int) -> None:
         super().__init__()
         self.side, self.heads, self.head_width, self.count = list(side), heads, width, count
+        alike = torch.stack([nn.init.orthogonal_(torch.empty(width, size)) for _ in range(heads)])
         self.query = nn.Linear(size, heads * width, bias=False)
-        self.key = nn.Parameter(torch.empty(heads, width, size))
+        self.query.weight = nn.Parameter(alike.flatten(0, 1).clone())
+        self.key = nn.Parameter(alike)
         self.beside = nn.ParameterList([torch.randn(each) * each**-0.5 for each in side])
-        self.beta = nn.Parameter(torch.randn(len(side), heads) * 0.1)
-        self.value = nn.Parameter(torch.empty(heads, size + sum(side), width))
-        for parameter in (self.key, self.value):
-            nn.init.uniform_(parameter, -(size**-0.5), size**-0.5)
+        self.beta = nn.Parameter(torch.zeros(len(side), heads))
+        self.value = nn.Parameter(torch.empty(heads, size + sum(side), width).uniform_(-(size**-0.5), size**-0.5))
         self.width = heads * width
         self.out = nn.Linear(self.width, self.width, bias=False)
 

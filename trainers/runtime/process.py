@@ -1,6 +1,7 @@
 """How every livetrain process starts: before the heavy libraries are imported."""
 
 import codecs
+import ctypes
 import io
 import locale
 import logging
@@ -15,6 +16,11 @@ from livetrain.configs.errors import BadInput, shown
 # benchmarks/peers.py measures what it brings.
 # The locale of a worker may be another than the driver's.
 ENVIRONMENT = {"THP_MEM_ALLOC_ENABLE": "1", "PYTHONUTF8": "1"}
+# What glibc's malloc is told, by its names: to take arrays of up to 32 MiB, the most it can be told, from memory that
+# it keeps, and to give that back only where this much of it lies free. By itself it returns the memory of a step's
+# activations to the system at once, which then clears every page anew in the next step. benchmarks/allocator.py.
+ALLOCATOR = {"mmap_threshold": 32 << 20, "trim_threshold": 256 << 20}
+_MALLOPT = {"trim_threshold": -1, "top_pad": -2, "mmap_threshold": -3, "mmap_max": -4}  # as malloc.h numbers them
 _CHATTY = ("torchrec", "torch.fx", "torch.distributed", "ray.train", "ray.data", "fbgemm_gpu", "MethodLogger")
 _MOST_THREADS = 4096
 # A Unix socket's path has 107 bytes on Linux, and this is the longest that Ray puts below its folder's parent.
@@ -31,10 +37,10 @@ def in_utf8() -> None:
 
 
 def set_up() -> None:
-    """Set what PyTorch reads from the environment, and keep the libraries' chatter out of the output.
+    """Set what PyTorch reads from the environment, let freed memory be kept, and keep chatter out of the output.
 
-    Their errors still come through, and a variable that is set already stays. Output that the terminal's encoding lacks
-    is written as escapes.
+    The libraries' errors still come through, and a variable that is set already stays. Output that the terminal's
+    encoding lacks is written as escapes.
 
     Raises:
         BadInput: a variable holds what it cannot mean.
@@ -45,6 +51,7 @@ def set_up() -> None:
     threads()
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    keep_freed()
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     for kind in (FutureWarning, DeprecationWarning, UserWarning):
@@ -53,6 +60,21 @@ def set_up() -> None:
     # Raised in our modules, on the libraries' account.
     warnings.filterwarnings("ignore", message=".*deprecating ShardedTensor.*")
     warnings.filterwarnings("ignore", message=".*torch.jit.*deprecated.*")
+
+
+def keep_freed() -> None:
+    """Let malloc keep what a training step frees for the next one, as `ALLOCATOR` says.
+
+    Only glibc's has such settings, and another allocator that is preloaded does not ask for them. Where a user has made
+    one of them, by a variable MALLOC_..._ or by GLIBC_TUNABLES, all are left as they are.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if any(f"MALLOC_{name.upper()}_" in os.environ or f"glibc.malloc.{name}=" in tunables for name in _MALLOPT):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # neither musl nor macOS has it
+        for name, size in ALLOCATOR.items():
+            mallopt(_MALLOPT[name], size)
 
 
 def threads(otherwise: int = 1) -> int:

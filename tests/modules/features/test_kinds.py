@@ -6,9 +6,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from livetrain.configs.features.bucket import BucketFeature
 from livetrain.configs.schema import EmbeddedFeature, Feature, Recipe
 from livetrain.modules.features.carriers import split_numbers
-from livetrain.modules.features.registry import register_feature
+from livetrain.modules.features.registry import register_feature, transforms
 from livetrain.modules.features.transform import Transform
 from livetrain.modules.model import Model, set_statistics
 from livetrain.modules.serving.proof import prove
@@ -142,3 +143,15 @@ def test_kinds_that_cannot_be_are_refused():
         register_feature("test_linear", LogFeature)(torch.nn.Linear)
     with pytest.raises(ValidationError, match="features.time.table: there is no table 'nowhere'"):
         made(features__time={"type": "test_hour", "table": "nowhere"})
+
+
+def test_a_column_of_numbers_is_sorted_into_buckets_without_a_warning(recwarn):
+    """torch warns, once a process, of a column of a matrix, for it copies that anyway."""
+    bucket = transforms({"part": BucketFeature(type="bucket", bounds=[0.0, 2.0], table="part", column="rate")})["part"]
+    torch.set_warn_always(True)
+    try:
+        found = bucket(torch.tensor([[-1.0, 9.0], [0.0, 9.0], [3.0, 9.0], [torch.nan, 9.0]])[:, 0])
+    finally:
+        torch.set_warn_always(False)
+    assert found.tolist() == [1, 2, 3, 0]
+    assert not recwarn.list

@@ -51,6 +51,7 @@ def full(layer: Search, query, events, side, lengths, request):
 def made(lengths, rows, count, dtype=torch.float64):
     torch.manual_seed(1)
     layer = Search(6, [3, 2], heads=2, width=4, count=count).to(dtype)
+    torch.nn.init.normal_(layer.beta)  # as it may have learned
     lengths = torch.tensor(lengths)
     total = int(lengths.sum())
     given_ = [torch.randn(rows, 6), torch.randn(total, 6), torch.randn(total, 5)]
@@ -99,3 +100,18 @@ def test_scores_keep_their_precision_under_autocast():
         assert look.dtype == torch.float32
         found = best(layer._looks(query), torch.cat([events, side], 1), lengths, request, 7)
     assert (found == wanted).float().mean() > 0.9  # the candidates' side is rounded, and the products are not
+
+
+@pytest.mark.parametrize(("size", "width"), [(16, 16), (8, 16), (32, 16)])
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_before_it_learns_it_finds_the_events_that_equal_the_candidate(size, width, seed):
+    torch.manual_seed(seed)
+    items, actions = torch.randn(100, size) * 0.01, torch.randn(3, 4) * 0.01  # as tables begin
+    layer = Search(size, [4], heads=2, width=width, count=30)
+    past, done = torch.randint(100, (2000,)), torch.randint(3, (2000,))
+    events = torch.cat([items[past], actions[done]], 1)
+    found = best(layer._looks(items), events, torch.tensor([2000]), torch.zeros(100, dtype=torch.long), 30)
+    equal = past[found] == torch.arange(100).view(-1, 1, 1)  # (items, heads, 30)
+    there = past.bincount(minlength=100).clamp(max=30).unsqueeze(1)
+    assert (equal.sum(2) / there).mean() > 0.6
+    assert done[found].flatten().bincount().min() > 0.25 * found.numel()  # no action is preferred

@@ -5,6 +5,7 @@ from livetrain.configs.errors import BadInput
 from livetrain.configs.registry import MODELS, parse_model
 from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
+from livetrain.modules.layers.search import Search
 from livetrain.modules.models.lr import LR
 from livetrain.modules.models.registry import network
 from livetrain.modules.network import REGULARISER
@@ -192,6 +193,9 @@ def test_rows_of_weight_0_change_nothing_in_training(model, inputs):
 
 @pytest.mark.some(9)
 def test_every_input_and_parameter_has_a_gradient(model, inputs):
+    for part in model.modules():
+        if isinstance(part, Search):
+            torch.nn.init.normal_(part.beta)  # begins at 0, and what it is multiplied with learns from then on
     values, lengths, dense = collate(batch(inputs))
     values = {name: value.requires_grad_() for name, value in values.items()}
     dense.requires_grad_()

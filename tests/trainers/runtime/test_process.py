@@ -1,6 +1,7 @@
 """What a process takes from its surroundings: threads, folders for temporary files, the locale's encoding."""
 
 import ast
+import ctypes
 import os
 import subprocess
 import sys
@@ -54,6 +55,47 @@ def test_ray_gets_a_folder_for_its_sockets(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(BadInput, match="name one by RAY_TMPDIR"):
         process.ray_folder()
+
+
+REPEATED = """
+import resource
+from livetrain.trainers.runtime import process
+process.set_up()
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
+def use(pieces):  # of 16 MiB, written to and freed
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [b"x" * (16 << 20) for _ in range(pieces)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+start, first, again = resident(), use(4), [use(4) for _ in range(5)]
+use(24)
+print(first, sum(again), round(resident() - start))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="no glibc")
+@pytest.mark.parametrize(
+    ("set_by_a_user", "kept"),
+    [
+        ({}, True),
+        ({"MALLOC_ARENA_MAX": "2", "GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}, True),
+        ({"MALLOC_TRIM_THRESHOLD_": "1000000"}, False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.arena_max=2:glibc.malloc.trim_threshold=1000000"}, False),
+    ],
+)
+def test_freed_memory_is_kept_unless_a_user_says_otherwise(set_by_a_user, kept):
+    """Used again it costs no page faults, and no more than 256 MiB of it is kept."""
+    clean = {key: value for key, value in os.environ.items() if "MALLOC" not in key and key != "GLIBC_TUNABLES"}
+    done = subprocess.run([sys.executable, "-c", REPEATED], env=clean | set_by_a_user, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, again, resident = map(int, done.stdout.split())
+    assert (again < first / 10) if kept else (again > 4 * first)
+    assert resident < 280
+
+
+def test_a_c_library_without_settings_is_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    process.keep_freed()
 
 
 def test_every_seed_is_one_for_all_that_draw():
