@@ -36,6 +36,7 @@ from livetrain.modules.layers import compiled
 from livetrain.modules.layers.frequency import bins, low_pass
 from livetrain.modules.models.registry import network
 from livetrain.trainers.runtime import ranks
+from livetrain.trainers.runtime.process import set_up
 from livetrain.trainers.runtime.versions import versions
 from livetrain.trainers.train import compiled_layers
 
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["din"])
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/farm_speed.md"))
     given = parser.parse_args()
+    set_up()  # as a run's process is
     network = {way: [alone(pair_cost, length, way, given.steps) for length in PAIRED] for way in ("written", "passes")}
     pairs = beside_din(network, {data: alone(run_cost, data, given.steps) for data in RECIPES})
     if given.only:

@@ -87,7 +87,7 @@ def counts(past: np.ndarray, clicked: np.ndarray, topic: np.ndarray) -> tuple[np
 def recipe(name: str, data: Path) -> dict[str, Any]:
     """Return the recipe of a case."""
     length, model, epochs = CASES[name]
-    table = {"hash": "modulo", "dim": 16, "init_std": 0.3}  # of .01, attention begins so even that it learns nothing
+    table = {"hash": "modulo", "dim": 16, "init_std": 0.3}  # of .01, attention begins so even that it learns slowly
     return {
         "data": {"path": str(data), "layout": "request", "candidates": CANDIDATES, "batch_size": 4}
         | {"shards": 4, "shuffle_window": 300},

@@ -1,7 +1,8 @@
 """Calls the passes behind activation units, Dice and attention among events, where there is a library of them.
 
-There are two: fused.cpp and events.cpp compiled for a CPU, and for a GPU modules/layers/gpu/passes.py, which has those
-of fused.cpp. trainers.train.compiled_layers chooses. Without one PyTorch computes the same as it is written.
+There are two: fused.cpp, events.cpp and others.cpp compiled for a CPU, and for a GPU modules/layers/gpu/passes.py,
+which has those of fused.cpp. trainers.train.compiled_layers chooses. Without one PyTorch computes the same as it is
+written.
 """
 
 import contextlib
@@ -20,13 +21,13 @@ class Apart(NamedTuple):
 
 
 class Library:
-    """Passes by their names in fused.cpp and events.cpp, whoever computes them.
+    """Passes by their names in fused.cpp, events.cpp and others.cpp, whoever computes them.
 
     Args:
         device: type of the device whose tensors it reads.
         dtype: of these tensors. Under autocast the events and what is computed of each are narrower.
-        towers: whether it has the passes of layers that are not an activation unit's: those of events.cpp, and
-            linear_forward and _backward.
+        towers: whether it has the passes of layers that are not an activation unit's: those of events.cpp and
+            others.cpp, and linear_forward and _backward.
     """
 
     def __init__(self, device: str, dtype: torch.dtype, towers: bool) -> None:
@@ -38,7 +39,7 @@ class Library:
 
 
 class Native(Library):
-    """The compiled fused.cpp and events.cpp.
+    """The compiled fused.cpp, events.cpp and others.cpp.
 
     Args:
         path: the shared object.

@@ -1,4 +1,7 @@
-"""Every row of a batch against the other rows of all ranks, in memory that is linear in them."""
+"""Every row of a batch against the other rows of all ranks, in memory that is linear in them.
+
+Where a run on a CPU has compiled passes, the sums of exponentials are those of others.cpp.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from livetrain.modules.layers.compiled import Library
+from livetrain.modules.layers.events import passes_for
 
 CELLS = 2**22  # scores in memory at once: 16 MB of float32, or one per row where there are more rows
 NEVER = -1e30  # the log of a sum of nothing; its opposite is a logit with no loss
@@ -19,6 +25,7 @@ class _OfOthers:
     Args:
         name: of the operation.
         nothing: the sum of no score.
+        passes: whether a library has passes for it, those of others.cpp.
         add: a running sum (B,) and some scores (B, n), -inf where they do not count -> the sum with those.
         share: some scores, which it may overwrite, and the whole sum -> derivative of the sum by each of them.
     """
@@ -29,10 +36,11 @@ class _OfOthers:
         self,
         name: str,
         nothing: float,
+        passes: bool,
         add: Callable[[Tensor, Tensor], Tensor],
         share: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
-        self._nothing, self._add, self._share = nothing, add, share
+        self._nothing, self._passes, self._add, self._share = nothing, passes, add, share
         columns = "Tensor rows, Tensor columns, Tensor bias, Tensor mark, Tensor marks"
         self.library.define(f"{name}({columns}) -> Tensor")
         self.library.define(f"{name}_backward(Tensor gradient, {columns}, Tensor total) -> (Tensor, Tensor)")
@@ -50,6 +58,10 @@ class _OfOthers:
 
     def _forward(self, rows: Tensor, columns: Tensor, bias: Tensor, mark: Tensor, marks: Tensor) -> Tensor:
         total = rows.new_full([rows.size(0)], self._nothing)
+        library = self._library(rows)
+        if library is not None:
+            library.call("others_forward", *_read(rows, columns, bias, mark, marks), total)
+            return total
         for _, scores in _blocks(rows, columns, bias, mark, marks):
             total = self._add(total, scores)
         return total
@@ -58,15 +70,28 @@ class _OfOthers:
         self, gradient: Tensor, rows: Tensor, columns: Tensor, bias: Tensor, mark: Tensor, marks: Tensor, total: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the gradients of rows and columns; the scores are made again."""
-        of_rows, of_columns = torch.zeros_like(rows), torch.empty_like(columns)
+        of_rows, of_columns = rows.new_zeros(rows.shape), columns.new_empty(columns.shape)
+        library = self._library(rows)
+        if library is not None:
+            given = (*_read(rows, columns, bias, mark, marks), total, gradient.contiguous())
+            library.call("others_backward", *given, of_rows, of_columns)
+            return of_rows, of_columns
         for block, scores in _blocks(rows, columns, bias, mark, marks):
             shares = self._share(scores, total.unsqueeze(1)).mul_(gradient.unsqueeze(1))  # (B, n)
             of_rows.addmm_(shares, columns[block])
             torch.mm(shares.t(), rows, out=of_columns[block])
         return of_rows, of_columns
 
+    def _library(self, rows: Tensor) -> Library | None:
+        return passes_for(rows, rows.size(1)) if self._passes else None
+
     def _gradients(self, ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return *self._through(gradient, *ctx.saved_tensors), None, None, None
+
+
+def _read(rows: Tensor, columns: Tensor, *others: Tensor) -> tuple[int | Tensor, ...]:
+    """Return what passes read: sizes, and tensors as they want them."""
+    return len(rows), len(columns), rows.size(1), *(x.contiguous() for x in (rows, columns, *others))
 
 
 def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -76,12 +101,14 @@ def _keep(ctx: Any, inputs: tuple, output: Tensor) -> None:
 _LOGSUMEXP = _OfOthers(
     "logsumexp_of_others",
     NEVER,
+    True,
     lambda total, scores: torch.logaddexp(total, scores.logsumexp(1)),
     lambda scores, total: scores.sub_(total).exp_(),
 )
 _SOFTPLUS = _OfOthers(
     "softplus_of_others",
     0.0,
+    False,
     lambda total, scores: total + functional.softplus(scores).sum(1),
     lambda scores, _: scores.sigmoid_(),
 )

@@ -143,6 +143,61 @@ struct Sums {
   }
 };
 
+inline int64_t room(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
+// out (n, width) = A B, or out += A B: see `product_of`. Not inlined: all products of a file share the code of these two.
+[[gnu::noinline]] void multiply(int64_t n, int64_t inner, int64_t width, const T* a, int64_t row, int64_t step,
+                                const T* b, T* out) {
+  product_of(n, inner, width, a, row, step, b, [&](int64_t i, int64_t j, V v) { at(out + i * width + j) = v; });
+}
+[[gnu::noinline]] void multiply_add(int64_t n, int64_t inner, int64_t width, const T* a, int64_t row, int64_t step,
+                                    const T* b, T* out) {
+  product_of(n, inner, width, a, row, step, b, [&](int64_t i, int64_t j, V v) { at(out + i * width + j) += v; });
+}
+
+// The sum of term(j) over j < n, in as many sums as a vector has lanes: in order each would wait for the one before.
+template <typename Term>
+inline T over(int64_t n, const Term& term) {
+  T sums[LANES] = {};
+  int64_t j = 0;
+  for (; j + LANES <= n; j += LANES) {
+#pragma GCC ivdep
+    for (int64_t l = 0; l < LANES; ++l) sums[l] += term(j + l);
+  }
+  for (; j < n; ++j) sums[0] += term(j);
+  return total<LANES>(sums);
+}
+
+// The largest of n >= 1 numbers, likewise.
+inline T largest(int64_t n, const T* x) {
+  T most[LANES];
+  std::fill_n(most, LANES, x[0]);
+  int64_t j = 0;
+  for (; j + LANES <= n; j += LANES) {
+#pragma GCC ivdep
+    for (int64_t l = 0; l < LANES; ++l) most[l] = x[j + l] > most[l] ? x[j + l] : most[l];
+  }
+  for (; j < n; ++j) most[0] = x[j] > most[0] ? x[j] : most[0];
+  return *std::max_element(most, most + LANES);
+}
+
+// Some columns of n events that lie `step` numbers apart: `d` from `from`, times a factor, as (n, room(d)) ...
+inline void part_of(int64_t n, int64_t step, int64_t from, int64_t d, T factor, const T* x, Array& out) {
+  const int64_t D = room(d);
+  out.assign(n * D, T(0));
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t c = 0; c < d; ++c) out[i * D + c] = factor * x[i * step + from + c];
+  }
+}
+// ... and turned, as (d, room(n))
+inline void turned_part_of(int64_t n, int64_t step, int64_t from, int64_t d, const T* x, Array& out) {
+  const int64_t N = room(n);
+  out.assign(d * N, T(0));
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t c = 0; c < d; ++c) out[c * N + i] = x[i * step + from + c];
+  }
+}
+
 // Call work(thread, from, to) over [0, n) in as many parts as there are threads, this one included, but none of few.
 template <typename Work>
 void share(int64_t n, int64_t threads, const Work& work) {

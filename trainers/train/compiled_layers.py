@@ -15,7 +15,7 @@ from livetrain.trainers.runtime import compiler
 
 log = logging.getLogger("livetrain")
 
-SOURCES = [Path(fused.__file__).with_name(name) for name in ("fused.cpp", "events.cpp")]
+SOURCES = [Path(fused.__file__).with_name(name) for name in ("fused.cpp", "events.cpp", "others.cpp")]
 _REAL = {torch.float32: "float", torch.float64: "double"}
 
 

@@ -7,18 +7,21 @@ from torch.utils._pytree import tree_leaves
 from livetrain.configs.registry import parse_model
 from livetrain.configs.schema import Task
 from livetrain.modules.inputs import Inputs
-from livetrain.modules.layers import others
+from livetrain.modules.layers import compiled, others
 from livetrain.modules.layers.align import Align
 from livetrain.modules.layers.others import logsumexp_of_others, softplus_of_others
 from livetrain.modules.models.registry import network
+from livetrain.trainers.train import compiled_layers
 
 ROWS, COLUMNS, WIDTH = 6, 14, 3
 
 
-def batch(rows: int = ROWS, columns: int = COLUMNS, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
+def batch(
+    rows: int = ROWS, columns: int = COLUMNS, dtype: torch.dtype = torch.float64, width: int = WIDTH
+) -> tuple[torch.Tensor, ...]:
     """Row 0 has no other column, for all that count are of its mark; column 3 is left out."""
     generator = torch.Generator().manual_seed(0)
-    u, v = (4 * torch.randn(n, WIDTH, generator=generator, dtype=dtype) for n in (rows, columns))
+    u, v = (4 * torch.randn(n, width, generator=generator, dtype=dtype) for n in (rows, columns))
     bias = torch.randn(columns, generator=generator, dtype=dtype)
     marks = torch.randint(1, 4, (columns,), generator=generator)
     bias[3] = -torch.inf
@@ -66,6 +69,31 @@ def test_equals_the_whole_matrix_in_float32(monkeypatch):
     u, *rest = batch(64, 512, torch.float32)  # scores of up to 12, as cosines by a temperature of 0.1 have
     for found, wanted in zip(both(logsumexp_of_others, u / 16, *rest), both(plain, u / 16, *rest), strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_passes_equal_the_whole_matrix(monkeypatch, threads):
+    """Of several blocks of columns, tiles of rows and threads; a sum of nothing, and what is not a number."""
+    library, called = compiled_layers.library(torch.float64), []
+    call = library.call
+    monkeypatch.setattr(library, "call", lambda *given: (called.append(given[0]), call(*given)))
+    before = torch.get_num_threads()
+    with compiled.unused():
+        compiled.use(library)
+        try:
+            torch.set_num_threads(threads)
+            for rows, columns in ((110, 1100), (1, 1), (3, 530), (600, 40)):
+                u, v, bias, mark, marks = batch(rows, columns + 3, width=16)
+                for case in (marks, torch.where(marks == mark[0], marks, mark[0])):
+                    given = (u, v, bias, mark, case)
+                    for found, wanted in zip(both(logsumexp_of_others, *given), both(plain, *given), strict=True):
+                        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+                assert float(logsumexp_of_others(*given)[0]) == others.NEVER
+            u[0, 0] = torch.nan
+            assert logsumexp_of_others(u, v, bias, mark, marks)[:2].isnan().tolist() == [True, False]
+        finally:
+            torch.set_num_threads(before)
+    assert called.count("others_backward") == 8
 
 
 class Largest(TorchDispatchMode):
