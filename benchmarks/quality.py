@@ -32,6 +32,8 @@ from livetrain.modules.metrics import binary
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export.export import plain_model
+from livetrain.trainers.export.fitted import learned
+from livetrain.trainers.export.rows import inputs_of
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.run_folder import find_checkpoint
 
@@ -113,12 +115,15 @@ class Scores:
 
 def scored(recipe: Recipe, run: Path, split: str = "test") -> Iterator[tuple[Batch, dict[str, torch.Tensor]]]:
     """Yield a split's batches, of rows or requests, each with the logits (B,) by task of a run's best checkpoint."""
-    model = plain_model(recipe, find_checkpoint(run, "best"))
+    path, fitted = find_checkpoint(run, "best"), recipe.model.fitted
+    model: Any = learned(recipe, path).logits if fitted else plain_model(recipe, path)
     reader = Reader(Source.open(recipe, split), recipe, rank=0, world=1, shuffle=False, groups=True)
     with closing(reader.batches(0)) as batches:
         for batch in batches:
+            plain = batch.ids, batch.dense, None, batch.vectors, batch.requests
+            given = inputs_of(batch, recipe) if fitted else plain
             with torch.no_grad():
-                logits = model(batch.ids, batch.dense, None, batch.vectors, batch.requests)
+                logits = model(*given)
             yield batch, logits
 
 
