@@ -51,6 +51,7 @@ MODELS = {  # recipe, and the changes that make it another model
     "twin": ("twin", None),
     "onetrans": ("onetrans", None),
     "cgc over rankmixer": ("cgc_rankmixer", None),
+    "gbdt": ("cgc", "model={kind: gbdt}"),
 }
 FOUND = "## Found"
 STEPS = 12
@@ -108,10 +109,12 @@ def figures(name: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
 
 
 def cost(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Return the parameters of a model, and what its training steps cost."""
+    """Return the parameters of a model, and what its training steps cost; nothing of one that is fitted."""
     torch.set_num_threads(threads())
     changes = ["cluster.workers=0", *given.set, *([MODELS[name][1]] if MODELS[name][1] else [])]
     recipe = load_recipe(path_of(name), changes)
+    if recipe.model.fitted:
+        return {}
     dense = sum(p.numel() for p in Model(recipe, tables_device="meta").dense.parameters())
     tables = sum(table.rows * table.dim for table in recipe.tables.values())
     return {"dense": dense, "tables": tables, "rows_per_s": recipe.data.batch_size / step_time(recipe)}
@@ -139,7 +142,7 @@ def write(costs: dict[str, Any], found: dict[str, list[dict[str, Any]]], given: 
     lines = [COST, rule(COST)]
     for name, each in costs.items():
         peaks = [result["memory"]["host"] / 2**20 for result in found.get(name, [])]
-        cells = [name, *(f"{each[key]:,.0f}" for key in ("dense", "tables", "rows_per_s"))]
+        cells = [name, *(f"{each[key]:,.0f}" if each else "-" for key in ("dense", "tables", "rows_per_s"))]
         lines.append(f"| {' | '.join([*cells, f'{max(peaks):,.0f}' if peaks else '-'])} |")
     lines += ["", QUALITY, rule(QUALITY)]
     lines += [row(task, name, results) for task in TASKS for name, results in found.items()]
@@ -170,8 +173,8 @@ KuaiRand-Pure with four tasks and the features of `base/kuairand_tasks.yaml`; `s
 `hstu` averages what was liked. Learned from 04-25..05-04 in one epoch; the checkpoint is the best on 05-05, and
 05-06..05-08 are looked at once. Mean ± deviation over seeds; "error": bootstrap deviation of the test AUC over rows and
 over whole users. Cost: the median processor time of a training step of 768 rows, tables and optimizers included;
-memory is all that a run's process held at most, of which the libraries take about 500. Nothing was tuned: sizes are
-those that each recipe began with.
+memory is all that a run's process held at most, of which the libraries take about 500. `gbdt` is fitted in one go: it
+has no steps. Nothing was tuned: sizes are those that each recipe began with.
 """
 
 

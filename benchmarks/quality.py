@@ -25,13 +25,16 @@ import numpy as np
 import torch
 
 from livetrain.cluster import launch
-from livetrain.configs.load import dump_recipe, load_recipe
+from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.metrics import binary
 from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export.export import plain_model
+from livetrain.trainers.export.fitted import learned
+from livetrain.trainers.export.rows import inputs_of
+from livetrain.trainers.runtime import run_folder
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.run_folder import find_checkpoint
 
@@ -85,7 +88,7 @@ def trained(path: Path, seed: int, given: argparse.Namespace) -> tuple[Recipe, P
     recipe, run = load_recipe(path, changes), given.runs / name
     if not (run / "result.json").exists():
         launch.train(recipe, given.runs)
-    elif (run / "config.yaml").read_text() != dump_recipe(recipe):
+    elif run_folder.recipe_of(run) != recipe:
         sys.exit(f"{run}: this run was trained with another recipe; remove it, or give another --runs")
     return recipe, run
 
@@ -113,12 +116,15 @@ class Scores:
 
 def scored(recipe: Recipe, run: Path, split: str = "test") -> Iterator[tuple[Batch, dict[str, torch.Tensor]]]:
     """Yield a split's batches, of rows or requests, each with the logits (B,) by task of a run's best checkpoint."""
-    model = plain_model(recipe, find_checkpoint(run, "best"))
+    path, fitted = find_checkpoint(run, "best"), recipe.model.fitted
+    model: Any = learned(recipe, path).logits if fitted else plain_model(recipe, path)
     reader = Reader(Source.open(recipe, split), recipe, rank=0, world=1, shuffle=False, groups=True)
     with closing(reader.batches(0)) as batches:
         for batch in batches:
+            plain = batch.ids, batch.dense, None, batch.vectors, batch.requests
+            given = inputs_of(batch, recipe) if fitted else plain
             with torch.no_grad():
-                logits = model(batch.ids, batch.dense, None, batch.vectors, batch.requests)
+                logits = model(*given)
             yield batch, logits
 
 

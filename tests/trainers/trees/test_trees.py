@@ -18,10 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import OneHotEncoder
 
 from livetrain.cluster import launch
-from livetrain.cluster.nightly import night
 from livetrain.configs.errors import BadInput
-from livetrain.configs.load import load_recipe
-from livetrain.configs.schema import Recipe
 from livetrain.modules.fitted import fitted
 from livetrain.modules.serving.loading import load
 from livetrain.modules.trees.columns import Column
@@ -35,80 +32,12 @@ from livetrain.trainers.fitted.run import check_start
 from livetrain.trainers.runtime import run_folder, runlog
 from livetrain.trainers.trees import boost, encode
 from livetrain.trainers.trees.gbdt_lr import regression
-
-DAYS = {"train": ("2026-01-01", "2026-01-02", "2026-01-03"), "valid": ("2026-01-04",), "test": ("2026-01-05",)}
-ROWS = 600  # of a day
-
-
-def drawn(seed: int, rows: int) -> dict[str, Any]:
-    """Return rows whose clicks depend on a number, a category, an item, and on what the user had."""
-    draw = np.random.default_rng(seed)
-    item, city = draw.integers(0, 150, rows), draw.integers(0, 5, rows)
-    number = draw.normal(size=rows)
-    history = [draw.integers(0, 150, draw.integers(0, 6)).tolist() for _ in range(rows)]
-    for row in np.flatnonzero(draw.random(rows) < 0.3):
-        history[row].append(int(item[row]))
-    had = np.array([own in past for own, past in zip(item, history, strict=True)])
-    logit = np.sin(2 * number) + (city % 2) + np.cos(item) + 1.5 * had - 1.5
-    click = draw.random(rows) < 1 / (1 + np.exp(-logit))
-    number[draw.random(rows) < 0.1] = np.nan
-    like = np.where(draw.random(rows) < 0.2, None, (click & (draw.random(rows) < 0.4)).astype(object))
-    return {
-        "item": item,
-        "city": [None if one == 4 else f"city {one}" for one in city],
-        "number": pa.array(number, pa.float32(), from_pandas=True),
-        "history": history,
-        "user": draw.integers(0, 60, rows),
-        "seconds": np.exp(number.clip(-2, 2), where=~np.isnan(number), out=np.ones(rows)),
-        "click": click.astype(np.int8),
-        "like": pa.array([None if one is None else int(one) for one in like], pa.int8()),
-    }
+from tests.trainers.trees.days import DAYS, ROWS, launched, recipe, written
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("trees")
-    for seed, day in enumerate(day for days in DAYS.values() for day in days):
-        (folder / f"date={day}").mkdir()
-        pq.write_table(pa.table(drawn(seed, ROWS)), folder / f"date={day}" / "part-0.parquet", row_group_size=200)
-    return folder
-
-
-def recipe(data: Path, model: dict[str, Any] | None = None, **changes: Any) -> Recipe:
-    return load_recipe(
-        {
-            "data": {
-                "path": str(data),
-                "days": {split: f"{days[0]}..{days[-1]}" for split, days in DAYS.items()},
-                "batch_size": 192,
-                "shards": 12,
-            },
-            "features": {
-                "item": {"type": "id", "table": "item"},
-                "city": {"type": "id"},
-                "number": {"type": "dense"},
-                "part": {"type": "bucket", "column": "number", "bounds": [-1, 0, 1]},
-                "both": {"type": "cross", "of": ["city", "part"]},
-                "history": {"type": "sequence", "table": "item", "max_length": 4},
-            },
-            "tables": {"item": {"rows": 256, "dim": 4, "hash": "modulo"}},
-            "model": {"kind": "gbdt", "trees": 40, "leaves": 8, "leaf_rows": 10, **(model or {})},
-            "tasks": {
-                "click": {"label": "click"},
-                "like": {"label": "like", "unknown": True},
-                "seconds": {"label": "seconds", "kind": "regression"},
-            },
-            "evaluate": {"group_by": "user"},
-            "cluster": {"workers": 0, "device": "cpu"},
-            "export": {"parity_rows": 300},
-            **changes,
-        }
-    )
-
-
-def launched(settled: Recipe, runs: Path, name: str) -> Path:
-    launch.train(settled.model_copy(update={"name": name}), runs)
-    return runs / name
+    return written(tmp_path_factory.mktemp("trees"))
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +54,7 @@ def lr(data, tmp_path_factory) -> Path:
     return launched(settled, tmp_path_factory.mktemp("runs"), "lr")
 
 
-def matrix(settled: Recipe, split: str, folder: Path) -> tuple[np.ndarray, Any]:
+def matrix(settled: Any, split: str, folder: Path) -> tuple[np.ndarray, Any]:
     """Return a split's numbers as a run's model sees them, and its rows."""
     columns = encode.columns_of(settled, state_in(run_folder.checkpoint(folder, 1)))
     parts = list(passes(Source.open(settled, split), settled)())
@@ -326,21 +255,6 @@ def test_negatives_that_were_kept_shift_the_probability(data, lr):
     np.testing.assert_allclose(state["value.like"], again["value.like"])
 
 
-def test_a_night_goes_on_with_the_trees_of_the_night_before(data, tmp_path):
-    settled = recipe(data, {"more_trees": 15})
-    first = launched(settled, tmp_path, "first")
-    begun = settled.model_copy(update={"train": settled.train.model_copy(update={"warm_start": None})})
-    begun = load_recipe({**json.loads(begun.model_dump_json(exclude_none=True)), "train": {"warm_start": str(first)}})
-    second = launched(begun, tmp_path, "second")
-    old, new = (state_in(run_folder.checkpoint(folder, 1)) for folder in (first, second))
-    for task in settled.tasks:
-        count = len(old[f"roots.{task}"])
-        assert count <= len(new[f"roots.{task}"]) <= count + 15
-        nodes = len(old[f"feature.{task}"])
-        np.testing.assert_allclose(new[f"value.{task}"][:nodes], old[f"value.{task}"])
-        np.testing.assert_array_equal(new[f"threshold.{task}"][:nodes], old[f"threshold.{task}"])
-
-
 @pytest.mark.parametrize("like", [0, None], ids=["one class", "nothing known"])
 @pytest.mark.parametrize("kind", ["gbdt", "gbdt_lr"])
 def test_a_validation_day_that_judges_nothing_stops_no_trees(data, tmp_path, kind, like):
@@ -380,23 +294,3 @@ def test_what_trees_cannot_do_is_refused_in_a_sentence(data, tmp_path, changes, 
 
     with pytest.raises(BadInput, match=sentence):
         checked()
-
-
-def test_nights_publish_trees_and_go_on_with_them(data, tmp_path):
-    """Two nights, the second of which adds to the trees of the first."""
-    tree = recipe(data, {"more_trees": 5, "trees": 10}, tasks={"click": {"label": "click"}}, name="trees")
-    tree = tree.model_dump(mode="json", exclude_none=True)
-    learned_by, said = [], list[str]()
-    for train, valid, test in (("1..2026-01-02", 3, 4), ("1..2026-01-03", 4, 5)):
-        days = {"train": f"2026-01-0{train}", "valid": f"2026-01-0{valid}..2026-01-0{valid}"}
-        days["test"] = f"2026-01-0{test}..2026-01-0{test}"
-        tonight = load_recipe({**tree, "data": {**tree["data"], "days": days}})
-        place, day = str(tmp_path / "published"), f"2026-01-0{test}"
-        pointer = night(tonight, tmp_path / "runs", day, place, 1.0, 3, False, said.append)
-        assert pointer is not None
-        assert pointer["version"] == day
-        learned_by.append(state_in(run_folder.checkpoint(tmp_path / "runs" / f"trees-{day}", 1)))
-    first, second = learned_by
-    nodes = len(first["value.click"])
-    np.testing.assert_array_equal(second["value.click"][:nodes], first["value.click"])
-    assert len(first["roots.click"]) <= len(second["roots.click"]) <= len(first["roots.click"]) + 5
