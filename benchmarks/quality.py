@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from livetrain.cluster import launch
-from livetrain.configs.load import dump_recipe, load_recipe
+from livetrain.configs.load import load_recipe
 from livetrain.configs.schema import Recipe
 from livetrain.modules.batch import Batch
 from livetrain.modules.metrics import binary
@@ -34,6 +34,7 @@ from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export.export import plain_model
 from livetrain.trainers.export.fitted import learned
 from livetrain.trainers.export.rows import inputs_of
+from livetrain.trainers.runtime import run_folder
 from livetrain.trainers.runtime.process import threads
 from livetrain.trainers.runtime.run_folder import find_checkpoint
 
@@ -87,7 +88,7 @@ def trained(path: Path, seed: int, given: argparse.Namespace) -> tuple[Recipe, P
     recipe, run = load_recipe(path, changes), given.runs / name
     if not (run / "result.json").exists():
         launch.train(recipe, given.runs)
-    elif (run / "config.yaml").read_text() != dump_recipe(recipe):
+    elif run_folder.recipe_of(run) != recipe:
         sys.exit(f"{run}: this run was trained with another recipe; remove it, or give another --runs")
     return recipe, run
 

@@ -347,6 +347,12 @@ def _check(recipe: Recipe, net: Network) -> None:
                 f"tasks.{name}.kind: '{recipe.model.kind}' finds items and predicts no {kind.output}; "
                 "use kind: retrieval"
             )
+    for name, kind in kinds(recipe.tasks).items():
+        if kind.by_group and net.several:
+            raise BadInput(
+                f"tasks.{name}.kind: '{recipe.tasks[name].kind}' compares rows of a group, and '{recipe.model.kind}' "
+                "learns several answers of each row by itself; use kind: binary, or another model.kind"
+            )
     if recipe.data.negatives is not None and recipe.data.negatives.shared is not None and not net.takes_shared:
         raise BadInput(
             f"data.negatives.shared: are for models that find items, and '{recipe.model.kind}' takes none; give each "

@@ -46,6 +46,8 @@ class Network(nn.Module):
         takes_shared: class attribute. True: where the rows of a step share items (data.negatives.shared), `forward`
             finds these behind the rows: `dense`, and `lengths`, have B + n rows, `weights` has B, and so has the
             answer.
+        several: class attribute. True: in training it answers several logits of a row, see below, so no task may
+            compare rows of a group.
 
     A network that learns several targets of a row, as the next item of each event, answers in training a logit of each
     target, those of a row one after the other, and ``TARGETS -> (B,)``, how many each row has. Then the task's loss is
@@ -68,7 +70,7 @@ class Network(nn.Module):
         trunk: nn.Module | None
         towers: Any
 
-    shares = takes_shared = False
+    shares = takes_shared = several = False
     key = events = None
 
     def __init__(self) -> None:

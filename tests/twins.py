@@ -11,7 +11,7 @@ from livetrain.configs.schema import Recipe, SparseOptimizer
 from livetrain.modules.batch import Batch
 from livetrain.modules.layers.dice import RunningDice
 from livetrain.modules.model import Model
-from livetrain.modules.network import REGULARISER
+from livetrain.modules.network import REGULARISER, TARGETS
 from tests import slow_losses as losses_of
 
 
@@ -195,6 +195,7 @@ def train_plain(
         before(model, batch, [state, squares])
         model.zero_grad()
         logits = model(batch.ids, batch.dense, batch.weights, batch.vectors)
+        each = logits.get(TARGETS, torch.ones(len(batch.weights), dtype=torch.long))  # answers of each row
         loss = torch.zeros(())
         for number, (task, declared) in enumerate(made_for.tasks.items()):
             known = (batch.weights > 0) & ~batch.labels[:, number].isnan()
@@ -202,7 +203,8 @@ def train_plain(
                 known &= batch.labels[:, number] == 1
             share = torch.ones(len(known)) if batch.sample_weights is None else batch.sample_weights[:, number]
             groups = batch.task_groups[known, columns.index(grouped[task])] if task in grouped else None
-            own = losses_of.loss(declared, logits[task][known], batch.labels[known, number], share[known], groups)
+            known, labels, share = (one.repeat_interleave(each) for one in (known, batch.labels[:, number], share))
+            own = losses_of.loss(declared, logits[task][known], labels[known], share[known], groups)
             loss = loss + declared.weight * own
         losses.append(float(loss.detach()))
         loss = loss + logits.get(REGULARISER, 0.0)

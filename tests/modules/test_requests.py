@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from livetrain.modules.layers import compiled
 from livetrain.modules.model import Model
-from livetrain.modules.network import REGULARISER
+from livetrain.modules.network import REGULARISER, TARGETS
 from livetrain.modules.serving.proof import prove
 from livetrain.trainers.train import compiled_layers
 from tests import twins
@@ -74,6 +74,7 @@ CASES: dict[str, dict[str, Any]] = {
     "dnn, a cross": {"model": {"kind": "dnn", "units": [8]}, **CROSS},
     "dnn, vectors of events": {"model": {"kind": "dnn", "units": [8]}, **VECTORS},
     "kfm": {"model": {"kind": "kfm"}},
+    "ensemble": {"model": {"kind": "ensemble", "members": 2, "of": {"kind": "kfm", "l2": 0.1}}, **VECTORS},
     "lr, which knows no requests": {"model": {"kind": "lr"}},
     "lr in parts": {"model": {"kind": "lr"}, "train__accumulate": 3},
     "dssm": {
@@ -97,6 +98,8 @@ def learned(recipe, batch) -> tuple[dict[str, torch.Tensor], dict[str, torch.Ten
     model = Model(recipe)
     logits = model(batch.ids, batch.dense, batch.weights, batch.vectors, batch.requests)
     real = batch.weights > 0
+    if TARGETS in logits:
+        real = real.repeat_interleave(logits.pop(TARGETS))
     logits = {task: logit if task == REGULARISER else logit[real] for task, logit in logits.items()}
     loss = torch.stack([(logit * torch.linspace(-1, 2, logit.numel())).sum() for logit in logits.values()]).sum()
     loss.backward()

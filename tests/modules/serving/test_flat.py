@@ -21,6 +21,7 @@ RECIPES = Path(__file__).parents[3] / "configs/recipes"
 KINDS = {load_recipe(path).model.kind: path.stem for path in sorted(RECIPES.glob("*_simulated*.yaml"))[::-1]}
 KINDS |= {"table of ids": "din_simulated_ids", "crossed": "din_simulated_cross", "content": "dssm_simulated_content"}
 OTHERS = "ncf_dcnv2 fm_dcnv2 nfm_dcnv2 kfm_dcnv2 dcnv2_dcnv2 deepfm_dcnv2 wide_deep_dcnv2 hstu_toys sasrec_toys"
+OTHERS += " ensemble_dcnv2"
 KINDS |= {name: name for name in f"{OTHERS} esasrec_toys comirec_toys als_amusic neumf_amusic".split()}
 
 

@@ -21,6 +21,7 @@ MODELS = {
     "fm": {"model": {"kind": "fm"}, "tables__rating__dim": 8},
     "nfm": {"model": {"kind": "nfm", "units": [16]}, "tables__rating__dim": 8},
     "kfm": {"model": {"kind": "kfm"}},
+    "ensemble": {"model": {"kind": "ensemble", "members": 2, "of": {"kind": "kfm"}}},
     "wide_deep": {"model": {"kind": "wide_deep", "units": [16]}},
     "deepfm": {"model": {"kind": "deepfm", "units": [16]}, "tables__rating__dim": 8},
     "dcnv2": {"model": {"kind": "dcnv2", "units": [16], "rank": 4}},

@@ -191,7 +191,11 @@ MODELS = {
     "pepnet": {"domain": ["rate"], "personal": ["user", "movie"], "gate_units": 8},
     "stem": {"expert_units": [16], "gate_units": [8]},
 }
-FACTORS = {"kfm": {"l2": 0.01}, "deepfm": {"units": [16]}}  # these want more columns than there are tasks
+FACTORS = {  # these want more columns than there are tasks
+    "kfm": {"l2": 0.01},
+    "deepfm": {"units": [16]},
+    "ensemble": {"members": 2, "of": {"kind": "kfm", "l2": 0.01}},
+}
 TASKS = {
     "click": {"label": "click", "negatives_kept": 0.3},
     "like": {"label": "like", "weight": 0.5, "unknown": True},
@@ -201,9 +205,10 @@ TASKS = {
 
 
 def multi_task(kind: str) -> Recipe:
+    dim = 16 if kind in FACTORS else 20
+    dims = {f"tables__{table}__dim": dim for table in ("user", "movie", "rating") if kind in ("stem", *FACTORS)}
     if kind in FACTORS:
-        return twins.recipe(model={"kind": kind, **FACTORS[kind]}, tasks=TASKS, tables__rating__dim=8)
-    dims = {f"tables__{table}__dim": 20 for table in ("user", "movie", "rating") if kind == "stem"}
+        return twins.recipe(model={"kind": kind, **FACTORS[kind]}, tasks=TASKS, **dims)
     model = {
         key: value for key, value in BOTTOM.items() if kind not in ("hstu", "onetrans") or key != "attention_units"
     }
