@@ -81,16 +81,20 @@ class Ensemble(Network):
         dims = inputs.ids | {name: size - beside[name] for name, size in inputs.sequences.items()}
         for name, dim in dims.items():
             if dim % self.count:
+                below = dim - dim % self.count
+                near = f"{below} or {below + self.count}" if below else f"{self.count}"
                 raise BadInput(
                     f"model.members: the table of features.{name} has dim {dim}, which does not divide among "
-                    f"{self.count} members; use a dim of {dim // self.count * self.count or self.count} or "
-                    f"{(dim // self.count + 1) * self.count}"
+                    f"{self.count} members; use a dim of {near}"
                 )
         self.parts = {name: dim // self.count for name, dim in dims.items()}
         ids = {name: self.parts[name] for name in inputs.ids}
         sequences = {name: self.parts[name] + width for name, width in beside.items()}
         own, build = replace(inputs, ids=ids, sequences=sequences), network(config.of.kind)
-        self.members = nn.ModuleList(build(config.of, own, tasks) for _ in range(self.count))
+        try:
+            self.members = nn.ModuleList(build(config.of, own, tasks) for _ in range(self.count))
+        except BadInput as error:  # its keys and dims are the member's, and not the recipe's
+            raise BadInput(f"model.of, with 1/{self.count} of every table's dim: {error}") from None
         first = self.members[0]
         if first.key is not None or first.towers is not None or first.takes_shared or first.several:
             raise BadInput(

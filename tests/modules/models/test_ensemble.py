@@ -99,6 +99,20 @@ REFUSED = {
         {"tables__user__dim": 8},
         r"model.members: the table of features.user has dim 8, .* among 3 members; use a dim of 6 or 9",
     ),
+    "fewer columns than members": (
+        {"kind": "ensemble", "members": 16, "of": {"kind": "dnn"}},
+        {"tables__user__dim": 8},
+        r"dim 8, .* among 16 members; use a dim of 16$",
+    ),
+    "a wrong key of a member": (
+        {
+            "kind": "ensemble",
+            "members": 2,
+            "of": {"kind": "din", "attention": [{"query": ["mov"], "events": ["seen"]}]},
+        },
+        {},
+        r"^model\.of, with 1/2 of every table's dim: model.attention.0",
+    ),
     "trees": ({"kind": "ensemble", "of": {"kind": "gbdt"}}, {}, r"model.of.kind: 'gbdt' is fitted"),
     "rows of a group": (
         {"kind": "ensemble", "members": 2, "of": {"kind": "dnn"}},
