@@ -15,6 +15,7 @@ from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export.rows import inputs_of, some_rows
 
 PARTS = 16  # blocks of a split that is one partition
+_WINDOWS_GB = 0.1  # of rows that are read ahead at most: nothing is shuffled, so that more would be of no use
 
 
 def passes(source: Source, recipe: Recipe) -> Pass:
@@ -24,7 +25,8 @@ def passes(source: Source, recipe: Recipe) -> Pass:
         source: the split.
         recipe: the run.
     """
-    data = recipe.data.model_copy(update={"shards": 1})  # one stream: rows come as the files have them
+    # One stream: rows come as the files have them.
+    data = recipe.data.model_copy(update={"shards": 1, "shuffle_gb": min(recipe.data.shuffle_gb, _WINDOWS_GB)})
     ordered, ends = recipe.model_copy(update={"data": data}), _ends(source, recipe)
     widths = Carried(recipe.features).widths
 

@@ -16,14 +16,15 @@ from livetrain.cluster.sweep import tune
 from livetrain.configs.load import load_recipe
 from livetrain.modules.fitted import fitted
 from livetrain.modules.trees.columns import Column
+from livetrain.trainers.data.read.reader import Reader
 from livetrain.trainers.data.read.source import Source
 from livetrain.trainers.export.fitted import state_in
-from livetrain.trainers.fitted.rows import passes
+from livetrain.trainers.fitted import rows
 from livetrain.trainers.observe.compare import compared, draw, remarks
 from livetrain.trainers.runtime import run_folder
 from livetrain.trainers.trees import boost, encode
 from tests import pictures
-from tests.trainers.trees.days import launched, recipe, written
+from tests.trainers.trees.days import DAYS, ROWS, launched, recipe, written
 
 BRIEF = {"tasks": {"click": {"label": "click"}}, "export": {"after_training": False}}
 
@@ -103,7 +104,7 @@ def test_of_a_split_memory_holds_a_batch_and_no_numbers(data, tmp_path):
             nonlocal alive
             alive -= 1
 
-        def rows() -> Any:
+        def each() -> Any:
             nonlocal alive, most
             for batch in given():
                 for part in (batch.labels, batch.inputs[0]["item"]):
@@ -113,24 +114,40 @@ def test_of_a_split_memory_holds_a_batch_and_no_numbers(data, tmp_path):
                 read.append(len(batch.labels))
                 yield batch
 
-        return rows
+        return each
 
-    splits = [watched(passes(Source.open(settled, split), settled)) for split in ("train", "valid")]
+    splits = [watched(rows.passes(Source.open(settled, split), settled)) for split in ("train", "valid")]
     fitted(settled).fit(*splits, tmp_path)
     assert len(read) > 10
     assert most <= 6  # of the batch that was there, of the next, and of the last one of the split before
     numbers = np.memmap(tmp_path / "more.f32", np.float32, "w+", shape=(30_000, 64))
     numbers[:] = np.random.default_rng(0).normal(size=numbers.shape)
     labels = (numbers[:, :1] > numbers[:, 1:2]).astype(np.float32)
-    rows = encode.Encoded(numbers, labels, np.ones_like(labels), np.zeros(len(labels), np.int32))
+    encoded = encode.Encoded(numbers, labels, np.ones_like(labels), np.zeros(len(labels), np.int32))
     columns = [Column(f"c{at}", 0) for at in range(64)]
     tracemalloc.start()
     try:
-        grower = boost.Grower(settled.model, settled, columns, rows, rows, len(labels))
+        grower = boost.Grower(settled.model, settled, columns, encoded, encoded, len(labels))
         assert grower.grow(0, 3).num_trees()
         assert tracemalloc.get_traced_memory()[1] < numbers.nbytes / 4
     finally:
         tracemalloc.stop()
+
+
+def test_of_a_split_no_more_rows_are_read_ahead_than_the_windows_hold(data, monkeypatch):
+    """Where they are small; a split that the shuffle's memory holds would else be read whole."""
+    sizes, load = list[int](), Reader._load
+
+    def watched(self: Any, pieces: Any, epoch: int, shard: int, window: Any) -> Any:
+        sizes.append(window.stop - window.start)
+        return load(self, pieces, epoch, shard, window)
+
+    monkeypatch.setattr(Reader, "_load", watched)
+    monkeypatch.setattr(rows, "_WINDOWS_GB", 1e-6)
+    settled = recipe(data)
+    read = sum(len(each.labels) for each in rows.passes(Source.open(settled, "train"), settled)())
+    assert read == sum(sizes) == ROWS * len(DAYS["train"])
+    assert max(sizes) <= 2 * settled.data.batch_size
 
 
 @pytest.mark.slow  # starts Ray
