@@ -107,7 +107,7 @@ def _backward(
     library = compiled.library_for(q)
     if library is not None:
         found = [torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v)]
-        given = (*_read(q, k, v, asks, answers), out, lse, d_out.contiguous())
+        given = (*_read(q, k, v, asks, answers), lse, d_out.contiguous())
         library.call("attend_backward", *_sizes(q, asks, heads, causal), *given, *found)
         return found[0], found[1], found[2]
     one, two = _layouts(q, k, asks, answers, causal)

@@ -4,6 +4,8 @@
 // As in fused.cpp a pass takes CHUNK events, or a row, at a time; arrays are contiguous. Rows are never padded: offsets
 // (B + 1,) say where the events of each begin.
 
+#include <limits>
+
 #include "vectors.h"
 
 namespace {
@@ -59,6 +61,59 @@ struct LowPass {
     return low.data();
   }
 };
+
+constexpr int64_t QUERIES = 64;  // that look at a time, a multiple of a vector's lanes
+
+// Scores of keys [0, seen) by M queries, from the `first` on: those of keys behind a query become `to`.
+inline void hide(int64_t first, int64_t seen, int64_t M, T to, T* scores) {
+  for (int64_t j = first + 1; j < seen; ++j) std::fill_n(scores + j * M, j - first, to);
+}
+
+// scores (n, M) <- e^(scores - most), most (M,) and sums (M,) being the columns' largest and, then, their sums
+inline void exponentials(int64_t n, int64_t M, T* __restrict scores, T* __restrict most, T* __restrict sums) {
+  std::copy_n(scores, M, most);
+  std::fill_n(sums, M, T(0));
+  for (int64_t j = 1; j < n; ++j) {
+    const T* s = scores + j * M;
+#pragma GCC ivdep
+    for (int64_t l = 0; l < M; ++l) most[l] = s[l] > most[l] ? s[l] : most[l];
+  }
+  for (int64_t j = 0; j < n; ++j) {
+    T* __restrict s = scores + j * M;
+#pragma GCC ivdep
+    for (int64_t l = 0; l < M; ++l) {
+      s[l] = exponential(s[l] - most[l]);
+      sums[l] += s[l];
+    }
+  }
+}
+
+// p = e^(p - level) of scores p (n, M), and s = p (s - sum p s) of what their gradients come from, s (n, M). Keys from
+// the `first` on are hidden from the queries before them.
+inline void softmax_backward(int64_t first, int64_t n, int64_t M, const T* level, T* __restrict means, T* __restrict p,
+                             T* __restrict s) {
+  for (int64_t j = 0; j < n; ++j) {
+#pragma GCC ivdep
+    for (int64_t l = 0; l < M; ++l) p[j * M + l] = exponential(p[j * M + l] - level[l]);
+  }
+  hide(first, n, M, T(0), p);
+  std::fill_n(means, M, T(0));
+  for (int64_t j = 0; j < n; ++j) {
+#pragma GCC ivdep
+    for (int64_t l = 0; l < M; ++l) means[l] += p[j * M + l] * s[j * M + l];
+  }
+  for (int64_t j = 0; j < n; ++j) {
+#pragma GCC ivdep
+    for (int64_t l = 0; l < M; ++l) s[j * M + l] = p[j * M + l] * (s[j * M + l] - means[l]);
+  }
+}
+
+// out (d,) = factor x
+inline void put(int64_t d, T factor, const T* x, T* out) {
+  int64_t c = 0;
+  for (; c + LANES <= d; c += LANES) at(out + c) = factor * at(x + c);
+  for (; c < d; ++c) out[c] = factor * x[c];
+}
 
 }  // namespace
 
@@ -152,37 +207,34 @@ void layer_backward(int64_t N, int64_t k, int64_t K, int64_t H, int64_t relu, do
 // out (M, W) and lse (M, heads): for each row, W = heads d columns of q (M, W) look at those of k and v (N, W). `asks` and
 // `answers` are the rows' offsets in M and in N. Events of q, k and v lie to_q, to_k and to_v numbers apart. Rows without
 // keys are left as they are.
+//
+// A block of scores has a line for each key, and up to QUERIES across: so the largest of a query's scores, and their sum,
+// are found for a vector of queries at a time, and no vector is summed across.
 void attend_forward(int64_t B, int64_t heads, int64_t d, int64_t causal, const int64_t* asks, const int64_t* answers,
                     int64_t to_q, const T* q, int64_t to_k, const T* k, int64_t to_v, const T* v, T* out, T* lse,
                     int64_t threads) {
   const int64_t W = heads * d, D = room(d);
   share(B, threads, [&](int64_t, int64_t from, int64_t to) {
-    Array keys, values, asked, scores, made(CHUNK * D);
+    Array keys, values, asked, scores, made(QUERIES * D), most(QUERIES), sums(QUERIES);
     for (int64_t b = from; b < to; ++b) {
-      const int64_t m = asks[b + 1] - asks[b], n = answers[b + 1] - answers[b], N = room(n);
+      const int64_t m = asks[b + 1] - asks[b], n = answers[b + 1] - answers[b];
       if (m == 0 || n == 0) continue;
-      scores.resize(std::max<size_t>(scores.size(), CHUNK * N));
+      scores.resize(std::max<size_t>(scores.size(), n * QUERIES));
       for (int64_t h = 0; h < heads; ++h) {
-        turned_part_of(n, to_k, h * d, d, k + answers[b] * to_k, keys);
+        part_of(n, to_k, h * d, d, T(1), k + answers[b] * to_k, keys);
         part_of(n, to_v, h * d, d, T(1), v + answers[b] * to_v, values);
-        for (int64_t i = 0; i < m; i += CHUNK) {
-          const int64_t rows = std::min(CHUNK, m - i), first = asks[b] + i, seen = causal ? i + rows : n;
-          part_of(rows, to_q, h * d, d, T(1) / std::sqrt(T(d)), q + first * to_q, asked);
-          multiply(rows, d, N, asked.data(), D, 1, keys.data(), scores.data());
-          T sums[CHUNK];
+        for (int64_t i = 0; i < m; i += QUERIES) {
+          const int64_t rows = std::min(QUERIES, m - i), M = room(rows), first = asks[b] + i;
+          const int64_t seen = causal ? i + rows : n;
+          turned_part_of(rows, to_q, h * d, d, T(1) / std::sqrt(T(d)), q + first * to_q, asked);
+          multiply(seen, d, M, keys.data(), D, 1, asked.data(), scores.data());
+          if (causal) hide(i, seen, M, std::numeric_limits<T>::lowest(), scores.data());
+          exponentials(seen, M, scores.data(), most.data(), sums.data());
+          if (causal) hide(i, seen, M, T(0), scores.data());
+          multiply(rows, seen, D, scores.data(), 1, M, values.data(), made.data());
           for (int64_t r = 0; r < rows; ++r) {
-            T* __restrict s = scores.data() + r * N;
-            const int64_t own = causal ? i + r + 1 : n;
-            const T most = largest(own, s);
-            for (int64_t j = own; j < seen; ++j) s[j] = T(0);
-#pragma GCC ivdep
-            for (int64_t j = 0; j < own; ++j) s[j] = exponential(s[j] - most);
-            sums[r] = over(own, [&](int64_t j) { return s[j]; });
-            lse[(first + r) * heads + h] = most + std::log(sums[r]);
-          }
-          multiply(rows, seen, D, scores.data(), N, 1, values.data(), made.data());
-          for (int64_t r = 0; r < rows; ++r) {
-            for (int64_t c = 0; c < d; ++c) out[(first + r) * W + h * d + c] = made[r * D + c] / sums[r];
+            lse[(first + r) * heads + h] = most[r] + std::log(sums[r]);
+            put(d, T(1) / sums[r], made.data() + r * D, out + (first + r) * W + h * d);
           }
         }
       }
@@ -192,49 +244,42 @@ void attend_forward(int64_t B, int64_t heads, int64_t d, int64_t causal, const i
 
 // Back through it from d_out (M, W): d_q, d_k and d_v, zeros before.
 void attend_backward(int64_t B, int64_t heads, int64_t d, int64_t causal, const int64_t* asks, const int64_t* answers,
-                     int64_t to_q, const T* q, int64_t to_k, const T* k, int64_t to_v, const T* v, const T* out,
-                     const T* lse, const T* d_out, T* d_q, T* d_k, T* d_v, int64_t threads) {
+                     int64_t to_q, const T* q, int64_t to_k, const T* k, int64_t to_v, const T* v, const T* lse,
+                     const T* d_out, T* d_q, T* d_k, T* d_v, int64_t threads) {
   const int64_t W = heads * d, D = room(d);
   const T factor = T(1) / std::sqrt(T(d));
   share(B, threads, [&](int64_t, int64_t from, int64_t to) {
-    Array keys, turned_keys, turned_values, asked, given, scores, slopes, of_keys, of_values, made(CHUNK * D);
+    Array keys, values, asked, given, turned, scores, slopes, of_keys, of_values;
+    Array made(QUERIES * D), level(QUERIES), means(QUERIES);
     for (int64_t b = from; b < to; ++b) {
-      const int64_t m = asks[b + 1] - asks[b], n = answers[b + 1] - answers[b], N = room(n);
+      const int64_t m = asks[b + 1] - asks[b], n = answers[b + 1] - answers[b];
       if (m == 0 || n == 0) continue;
-      scores.resize(std::max<size_t>(scores.size(), CHUNK * N));
+      scores.resize(std::max<size_t>(scores.size(), n * QUERIES));
       slopes.resize(scores.size());
       for (int64_t h = 0; h < heads; ++h) {
-        const T* k_b = k + answers[b] * to_k;
-        part_of(n, to_k, h * d, d, factor, k_b, keys);
-        turned_part_of(n, to_k, h * d, d, k_b, turned_keys);
-        turned_part_of(n, to_v, h * d, d, v + answers[b] * to_v, turned_values);
+        part_of(n, to_k, h * d, d, T(1), k + answers[b] * to_k, keys);
+        part_of(n, to_v, h * d, d, T(1), v + answers[b] * to_v, values);
         of_keys.assign(n * D, T(0)), of_values.assign(n * D, T(0));
-        for (int64_t i = 0; i < m; i += CHUNK) {
-          const int64_t rows = std::min(CHUNK, m - i), first = asks[b] + i, seen = causal ? i + rows : n;
-          part_of(rows, to_q, h * d, d, factor, q + first * to_q, asked);
-          part_of(rows, W, h * d, d, T(1), d_out + first * W, given);
-          multiply(rows, d, N, asked.data(), D, 1, turned_keys.data(), scores.data());
-          multiply(rows, d, N, given.data(), D, 1, turned_values.data(), slopes.data());
-          for (int64_t r = 0; r < rows; ++r) {
-            T *__restrict p = scores.data() + r * N, *__restrict s = slopes.data() + r * N;
-            const int64_t own = causal ? i + r + 1 : n;
-            const T level = lse[(first + r) * heads + h], *o = out + (first + r) * W + h * d, *g = given.data() + r * D;
-            const T mean = over(d, [&](int64_t c) { return o[c] * g[c]; });
-            for (int64_t j = own; j < seen; ++j) p[j] = s[j] = T(0);
-#pragma GCC ivdep
-            for (int64_t j = 0; j < own; ++j) {
-              p[j] = exponential(p[j] - level);
-              s[j] = p[j] * (s[j] - mean);
-            }
-          }
-          multiply_add(seen, rows, D, scores.data(), 1, N, given.data(), of_values.data());
-          multiply_add(seen, rows, D, slopes.data(), 1, N, asked.data(), of_keys.data());
-          multiply(rows, seen, D, slopes.data(), N, 1, keys.data(), made.data());
-          for (int64_t r = 0; r < rows; ++r) std::copy_n(made.data() + r * D, d, d_q + (first + r) * W + h * d);
+        for (int64_t i = 0; i < m; i += QUERIES) {
+          const int64_t rows = std::min(QUERIES, m - i), M = room(rows), first = asks[b] + i;
+          const int64_t seen = causal ? i + rows : n;
+          const T *q_i = q + first * to_q, *d_out_i = d_out + first * W;
+          turned_part_of(rows, to_q, h * d, d, factor, q_i, turned);
+          multiply(seen, d, M, keys.data(), D, 1, turned.data(), scores.data());
+          turned_part_of(rows, W, h * d, d, T(1), d_out_i, turned);
+          multiply(seen, d, M, values.data(), D, 1, turned.data(), slopes.data());
+          for (int64_t r = 0; r < rows; ++r) level[r] = lse[(first + r) * heads + h];
+          softmax_backward(causal ? i : seen, seen, M, level.data(), means.data(), scores.data(), slopes.data());
+          part_of(rows, to_q, h * d, d, factor, q_i, asked);
+          part_of(rows, W, h * d, d, T(1), d_out_i, given);
+          multiply_add(seen, rows, D, scores.data(), M, 1, given.data(), of_values.data());
+          multiply_add(seen, rows, D, slopes.data(), M, 1, asked.data(), of_keys.data());
+          multiply(rows, seen, D, slopes.data(), 1, M, keys.data(), made.data());
+          for (int64_t r = 0; r < rows; ++r) put(d, factor, made.data() + r * D, d_q + (first + r) * W + h * d);
         }
         for (int64_t j = 0; j < n; ++j) {
-          std::copy_n(of_keys.data() + j * D, d, d_k + (answers[b] + j) * W + h * d);
-          std::copy_n(of_values.data() + j * D, d, d_v + (answers[b] + j) * W + h * d);
+          put(d, T(1), of_keys.data() + j * D, d_k + (answers[b] + j) * W + h * d);
+          put(d, T(1), of_values.data() + j * D, d_v + (answers[b] + j) * W + h * d);
         }
       }
     }

@@ -36,7 +36,7 @@ void others_forward(int64_t B, int64_t N, int64_t d, const T* rows, const T* col
     Array turned, scores(CHUNK * BLOCK);
     for (int64_t j = 0; j < N; j += BLOCK) {
       const int64_t columns_here = std::min(BLOCK, N - j);
-      turned_part_of(columns_here, d, 0, d, columns + j * d, turned);
+      turned_part_of(columns_here, d, 0, d, T(1), columns + j * d, turned);
       for (int64_t i = from; i < to; i += CHUNK) {
         const int64_t n = std::min(CHUNK, to - i);
         scores_of(n, columns_here, d, rows + i * d, turned.data(), bias + j, mark + i, marks + j, scores.data());
@@ -61,7 +61,7 @@ void others_backward(int64_t B, int64_t N, int64_t d, const T* rows, const T* co
     std::vector<Sums> sums(threads, Sums(columns_here * d));
     share(B, threads, [&](int64_t thread, int64_t from, int64_t to) {
       Array turned, scores(CHUNK * BLOCK);
-      turned_part_of(columns_here, d, 0, d, columns + j * d, turned);
+      turned_part_of(columns_here, d, 0, d, T(1), columns + j * d, turned);
       for (int64_t i = from; i < to; i += CHUNK) {
         const int64_t n = std::min(CHUNK, to - i);
         scores_of(n, columns_here, d, rows + i * d, turned.data(), bias + j, mark + i, marks + j, scores.data());

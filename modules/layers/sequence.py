@@ -198,10 +198,14 @@ class Cross(nn.Module):
         if library is None or self.dropout.p > 0:
             return self._as_written(values, asks, others, answers)
         attention = self.attention
-        q = events.layer(library, values, self.norm, [attention.query])
-        k, v = events.layer(library, others, self.other_norm, [attention.keys]).chunk(2, 1)
-        mixed = attend(q, k, v, asks.lengths, answers.lengths, attention.heads, False)
-        return events.layer(library, mixed, None, [attention.out], beside=values)
+        # Rows without events on either side see nothing, and W_o has no bias: only what sees or is seen is computed.
+        both = (asks.lengths > 0) & (answers.lengths > 0)
+        seeing = both.repeat_interleave(asks.lengths).nonzero()[:, 0]
+        seen = both.repeat_interleave(answers.lengths).nonzero()[:, 0]
+        q = events.layer(library, values.index_select(0, seeing), self.norm, [attention.query])
+        pairs = events.layer(library, others.index_select(0, seen), self.other_norm, [attention.keys])
+        mixed = attend(q, *pairs.chunk(2, 1), asks.lengths[both], answers.lengths[both], attention.heads, False)
+        return values.index_add(0, seeing, events.layer(library, mixed, None, [attention.out]))
 
 
 def newest(values: Tensor, lengths: Tensor) -> Tensor:

@@ -184,17 +184,21 @@ inline T largest(int64_t n, const T* x) {
 // Some columns of n events that lie `step` numbers apart: `d` from `from`, times a factor, as (n, room(d)) ...
 inline void part_of(int64_t n, int64_t step, int64_t from, int64_t d, T factor, const T* x, Array& out) {
   const int64_t D = room(d);
-  out.assign(n * D, T(0));
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t c = 0; c < d; ++c) out[i * D + c] = factor * x[i * step + from + c];
+  out.resize(n * D);
+  T* o = out.data();
+  for (x += from; n > 0; --n, x += step, o += D) {
+    int64_t c = 0;
+    for (; c + LANES <= d; c += LANES) at(o + c) = factor * at(x + c);
+    for (; c < D; ++c) o[c] = c < d ? factor * x[c] : T(0);
   }
 }
 // ... and turned, as (d, room(n))
-inline void turned_part_of(int64_t n, int64_t step, int64_t from, int64_t d, const T* x, Array& out) {
+inline void turned_part_of(int64_t n, int64_t step, int64_t from, int64_t d, T factor, const T* x, Array& out) {
   const int64_t N = room(n);
-  out.assign(d * N, T(0));
-  for (int64_t i = 0; i < n; ++i) {
-    for (int64_t c = 0; c < d; ++c) out[c * N + i] = x[i * step + from + c];
+  out.resize(d * N);
+  T* o = out.data();
+  for (int64_t c = 0; c < d; ++c, o += N) {
+    for (int64_t i = 0; i < N; ++i) o[i] = i < n ? factor * x[i * step + from + c] : T(0);
   }
 }
 
