@@ -16,6 +16,14 @@ class ModelConfig(Section):
     fitted: ClassVar[bool] = False  # in one go, and not trained by steps
     finds: ClassVar[bool] = False  # fitted, and finds items by an inverted table
 
+    @property
+    def jumps(self) -> bool:
+        """Whether a score jumps where two numbers that choose what is read differ by rounding alone, as a search does.
+
+        Of a file of such a model the worst row of each thousand may differ from the model by more than the tolerance.
+        """
+        return False
+
     def also_reads(self) -> list[tuple[str, str, str]]:
         """Return (column, kind, recipe key) of what the model is fitted on besides features and labels.
 

@@ -32,6 +32,10 @@ class EnsembleConfig(ModelConfig):
         description="the members' kind and keys, as another recipe's model"
     )
 
+    @property
+    def jumps(self) -> bool:
+        return self.of.jumps
+
     @field_validator("of")
     @classmethod
     def _is_trained(cls, of: ModelConfig) -> ModelConfig:

@@ -28,6 +28,10 @@ class TrunkedConfig(MultiTaskConfig):
         None, description="another model's blocks, which read the features: its kind, or its keys without the towers'"
     )
 
+    @property
+    def jumps(self) -> bool:
+        return isinstance(self.trunk, TWINKeys)
+
 
 def bottom_of(config: TrunkedConfig, inputs: Inputs) -> Reading:
     """Return what makes one vector of a row's features: `Bottom`, or the trunk that the config names.

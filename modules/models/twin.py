@@ -51,6 +51,10 @@ class TWINConfig(TWINKeys, MultiTaskConfig):
 
     kind: Literal["twin"] = "twin"
 
+    @property
+    def jumps(self) -> bool:
+        return True
+
 
 class _Long(nn.Module):
     """A `Search` with the names of the features it reads."""

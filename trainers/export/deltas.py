@@ -338,7 +338,7 @@ class _State:
         key = "tolerance" if self._quantize == "none" else f"tolerance_{self._quantize}"
         what = "on the golden rows a server's predictions differ from the model's"
         for task, score in scores.items():
-            check_close(what, apart(score, own[task]), key, self._recipe)
+            check_close(what, apart(score, own[task], self._recipe.model.jumps), key, self._recipe)
         return {**served.golden, "scores": {task: score.tolist() for task, score in scores.items()}}
 
     def _check_same(self, what: str, found: Tensor, wanted: Tensor) -> None:

@@ -69,7 +69,7 @@ def compared(
     key = "tolerance" if quantize == "none" else f"tolerance_{quantize}"
     if not rows:
         raise BadInput("export: the test split has no rows to prove the file on; nothing was exported: give it some")
-    worst = apart(found, wanted)
+    worst = apart(found, wanted, recipe.model.jumps)
     check_close(f"on {rows} held-out rows the file's predictions differ from the model's", worst, key, recipe)
     check_close("the file's rank differs from its forward", ranked, "tolerance", recipe)
     check_close("the towers' product differs from the file's score", product, "tolerance", recipe)
@@ -81,9 +81,18 @@ def compared(
     return {"rows": rows, "largest_difference": worst, "largest_difference_of_rank": ranked, **aucs}
 
 
-def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest difference of two predictions, relative to the second where that is above 1."""
-    return float(((one - other).abs() / other.abs().clamp(min=1)).max())
+def apart(one: torch.Tensor, other: torch.Tensor, jumps: bool = False) -> float:
+    """Return the largest difference of two predictions, relative to the second where that is above 1.
+
+    Args:
+        one: (..., n).
+        other: as many.
+        jumps: leave out the worst row of each thousand begun, as `ModelConfig.jumps` allows; never one that is NaN.
+    """
+    each = ((one - other).abs() / other.abs().clamp(min=1)).reshape(-1, one.size(-1)).amax(0)  # (n,)
+    if not jumps or each.isnan().any():
+        return float(each.max())
+    return float(each.sort()[0][max(len(each) - math.ceil(len(each) / 1000), 1) - 1])
 
 
 def check_close(what: str, difference: float, key: str, recipe: Recipe) -> None:
@@ -114,7 +123,7 @@ def rank_difference(scored: Any, batch: Batch, recipe: Recipe, ranks: Any = None
     longest = int(batch.ids[sequences[0]].lengths().argmax()) if sequences else 0
     given, repeated = one_user(inputs_of(batch, recipe), user or list(recipe.features)[:1], longest)
     scores = zip((ranks or scored).rank(*given).values(), scored(*repeated).values(), strict=True)
-    return max(apart(one, other) for one, other in scores)
+    return max(apart(one, other, recipe.model.jumps) for one, other in scores)
 
 
 def prove_rank(ranks: Any, scored: Any, recipe: Recipe) -> float:
