@@ -203,8 +203,8 @@ class Cross(nn.Module):
         seeing = both.repeat_interleave(asks.lengths).nonzero()[:, 0]
         seen = both.repeat_interleave(answers.lengths).nonzero()[:, 0]
         q = events.layer(library, values.index_select(0, seeing), self.norm, [attention.query])
-        pairs = events.layer(library, others.index_select(0, seen), self.other_norm, [attention.keys])
-        mixed = attend(q, *pairs.chunk(2, 1), asks.lengths[both], answers.lengths[both], attention.heads, False)
+        k, v = events.layer(library, others.index_select(0, seen), self.other_norm, [attention.keys]).chunk(2, 1)
+        mixed = attend(q, k, v, asks.lengths[both], answers.lengths[both], attention.heads, False)
         return values.index_add(0, seeing, events.layer(library, mixed, None, [attention.out]))
 
 
