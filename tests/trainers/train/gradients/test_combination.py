@@ -23,7 +23,7 @@ from livetrain.modules.inputs import Inputs
 from livetrain.modules.layers import jagged
 from livetrain.modules.model import Model
 from livetrain.modules.models.registry import register_model
-from livetrain.modules.network import REGULARISER, Network
+from livetrain.modules.network import REGULARISER, TARGETS, Network
 from livetrain.trainers.runtime import ranks, run_folder
 from livetrain.trainers.train.loop import Job
 from livetrain.trainers.train.sharding import shard
@@ -95,12 +95,14 @@ def gradients_by_task(model: Model, made_for: Recipe, batch: Batch):
         logits = model.dense(dict(zip(values, seen, strict=True)), lengths, numbers, batch.weights)
     names, parameters = zip(*model.dense.named_parameters(), strict=True)
     losses, at_cut, dense = [], [], []
+    answers = logits.get(TARGETS, torch.ones(len(batch.weights), dtype=torch.long))  # of each row
     for number, (task, declared) in enumerate(made_for.tasks.items()):
         known = (batch.weights > 0) & ~batch.labels[:, number].isnan()
         grouped = None if batch.task_groups is None else batch.task_groups[known, 0]
+        known, labels = (one.repeat_interleave(answers) for one in (known, batch.labels[:, number]))
         groups = grouped if task in made_for.groups() else None
         weights = torch.ones(int(known.sum()))
-        own = slow_losses.loss(declared, logits[task][known], batch.labels[known, number], weights, groups)
+        own = slow_losses.loss(declared, logits[task][known], labels[known], weights, groups)
         loss = declared.weight * own
         found = torch.autograd.grad(loss, [*seen, *parameters], retain_graph=True, allow_unused=True)
         losses.append(loss.detach())
@@ -276,11 +278,12 @@ MODELS = {
     "twin": {"kind": "twin", "search": ATTENTION["attention"], "nearest": 2, "tower_units": [4]},
     "onetrans": {"kind": "onetrans", "width": 8, "newest": 3, "tower_units": [4], "attention": ATTENTION["attention"]},
     "rankmixer": {"kind": "rankmixer", "tokens": 4, "width": 8, "tower_units": [4], **ATTENTION},
+    "ensemble": {"kind": "ensemble", "members": 2, "of": {"kind": "shared_bottom", "tower_units": [4], **ATTENTION}},
 }
 
 
 ALL = {f"{name}-{scope}": (name, scope) for name in MODELS for scope in ("shared", "trunk")}
-del ALL["din-trunk"]
+del ALL["din-trunk"], ALL["ensemble-trunk"]
 
 
 @pytest.mark.parametrize(("model", "scope"), often(ALL, ("din-shared", "esmm-trunk", "mmoe-shared", "ple-trunk")))
