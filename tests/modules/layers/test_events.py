@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -63,6 +63,8 @@ def test_a_block(heads, causal, rows):
 
 @settings(max_examples=10, deadline=None)
 @given(ROWS)
+@example([(3, 0), (0, 2)])  # no row has events on both sides
+@example([(0, 0), (0, 0)])
 def test_events_that_look_across(rows):
     torch.manual_seed(0)
     cross = sequence.Cross(32, 2, 0.0).double().train()
